@@ -1,0 +1,1 @@
+"""The work: specs, engine, supervisor and Celery tasks."""

@@ -1,0 +1,149 @@
+"""What the engine says while it works: one JSON object per line, from the child to its supervisor.
+
+The child writes events to standard output and takes requests (`{"stop": "cancel"}`) on standard input.
+A line that is too long or unknown is an error of its own, never a crash. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_LINE = 4 * 1024 * 1024
+
+
+class ProtocolError(Exception):
+    """The child said something that is no event."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First line: who works where. `versions` maps package to version; `threads` is the OpenMP count."""
+
+    pid: int
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the work stands. `phase` is one word: loading, tokenizing, training, validating, saving, scoring, reading…
+
+    `step` of `total` in the phase's own unit (optimizer steps while training); total 0 when unknown.
+    """
+
+    phase: str
+    step: int = 0
+    total: int = 0
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Values of one step of one arm, for example {"train/loss": 1.2, "train/tokens_per_second": 180.0}."""
+
+    arm: int
+    step: int
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A sentence for the people who watch the run."""
+
+    text: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder under the out dir (`path` is relative), with the SHA-256 of each file in it."""
+
+    arm: int
+    path: str
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArmEnd:
+    """An arm is over: `succeeded`, `failed` or `cancelled` at `step`. `summary` holds final metrics and costs."""
+
+    arm: int
+    outcome: str
+    step: int
+    code: str = ""
+    message: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job without arms found out: a census, an import report, or evaluation metrics."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The job is lost. `code` is a RunError's; `message` is for the person who asked."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Bye:
+    """Last line. `reason` is done, cancel, drain or failed."""
+
+    reason: str
+
+
+Event = Hello | Progress | Metrics | Message | Artifact | ArmEnd | Result | Failure | Bye
+Report = Callable[[Event], None]
+ShouldStop = Callable[[], str]  # "" to go on, else "cancel" or "drain"
+
+_TYPES: dict[str, type] = {
+    kind.__name__: kind for kind in (Hello, Progress, Metrics, Message, Artifact, ArmEnd, Result, Failure, Bye)
+}
+
+
+def to_line(event: Event) -> str:
+    """The event as one line of JSON, newline included. Not-a-number values become null."""
+    return json.dumps({"event": type(event).__name__, **_finite(dataclasses.asdict(event))}) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def from_line(line: str | bytes) -> Event:
+    """Parse one line; raises ProtocolError for anything that is not exactly one known event."""
+    if len(line) > MAX_LINE:
+        raise ProtocolError(f"a line of {len(line)} bytes")
+    try:
+        values = json.loads(line)
+        kind = _TYPES[values.pop("event")]
+        event: Event = kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"{error!r} in {line[:200]!r}") from error
+    return event
+
+
+def print_event(event: Event) -> None:
+    """The default reporter: one line on standard output."""
+    print(to_line(event), end="", flush=True)
+
+
+def never_stop() -> str:
+    """The default `should_stop`."""
+    return ""

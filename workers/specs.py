@@ -1,0 +1,256 @@
+"""What a job asks of the engine: frozen dataclasses, checked when they are made.
+
+A spec crosses the process boundary as JSON (`to_dict`, `from_dict`). Only the spec counts once a job is
+submitted: no form, row or setting is read again. Standard library only; knows nothing of rows or tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from workers.errors import SpecError
+
+SpecT = TypeVar("SpecT")
+
+# (lowest, highest) value that forms, the API and the specs accept, under PEFT's and HF Trainer's own names.
+LIMITS: dict[str, tuple[float, float]] = {
+    "r": (1, 512),
+    "lora_alpha": (1, 2048),
+    "lora_dropout": (0.0, 0.9),
+    "learning_rate": (1e-7, 0.1),
+    "warmup_ratio": (0.0, 0.5),
+    "weight_decay": (0.0, 1.0),
+    "max_grad_norm": (0.01, 100.0),
+    "max_steps": (1, 1_000_000),
+    "num_train_epochs": (0.01, 1000.0),
+    "per_device_train_batch_size": (1, 1024),
+    "gradient_accumulation_steps": (1, 1024),
+    "max_length": (16, 131_072),
+    "seed": (0, 2**32 - 1),
+}
+SCHEDULERS = ("cosine", "linear", "constant")
+DTYPES = ("auto", "float32", "bfloat16")
+SPLITS = ("train", "validation", "test")
+
+
+def _check_limit(name: str, value: float) -> None:
+    low, high = LIMITS[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise SpecError(name, f"`{name}` must be a number between {low:g} and {high:g}.")
+    if not low <= value <= high:
+        raise SpecError(name, f"`{name}` is {value:g}. It must lie between {low:g} and {high:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """How one arm learns. `lora_alpha` left out becomes 2r; a length left out becomes 100 steps."""
+
+    r: int = 16
+    lora_alpha: int | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_steps: int | None = None
+    num_train_epochs: float | None = None
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_length: int = 512
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise SpecError("max_steps", "Give `max_steps` or `num_train_epochs`, not both.")
+        # A frozen dataclass resolves its own defaults once, so that a stored spec has no open questions.
+        if self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", 2 * self.r)
+        if self.max_steps is None and self.num_train_epochs is None:
+            object.__setattr__(self, "max_steps", 100)
+        for name in LIMITS:
+            value = getattr(self, name)
+            if value is not None:
+                _check_limit(name, value)
+        for name in ("r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise SpecError(name, f"`{name}` must be a whole number.")
+        if self.lr_scheduler_type not in SCHEDULERS:
+            raise SpecError("lr_scheduler_type", f"`lr_scheduler_type` must be one of {', '.join(SCHEDULERS)}.")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one optimizer step: batch x accumulation."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def total_steps(self, train_rows: int) -> int:
+        """Optimizer steps of the whole run on `train_rows` rows; the last step of an epoch may be short."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.num_train_epochs is not None
+        return max(1, math.ceil(self.num_train_epochs * math.ceil(train_rows / self.rows_per_step)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSpec:
+    """A frozen pretrained model on local disk. `name` is its public name or hub id, never a path."""
+
+    path: str
+    name: str
+    revision: str | None = None
+    sha256: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A dataset version: `path` is a folder with train.parquet, validation.parquet and test.parquet.
+
+    Each file has the columns `row` (int64, number in the upload, from 1), `messages` (JSON text: a list of
+    {role, content, weight?}, null for plain text) and `text` (plain text, null for chats).
+    """
+
+    path: str
+    sha256: str
+    name: str = ""
+    version: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """PEFT's own arguments for one base model, and what they are expected to touch.
+
+    `modules` (number of adapted modules) and `trainable_parameters` come from the census; the engine
+    compares them with what PEFT really attached before it loads weights.
+    """
+
+    target_modules: tuple[str, ...]
+    target_parameters: tuple[str, ...] = ()
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    exclude_modules: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    modules: int
+    trainable_parameters: int
+
+    def __post_init__(self) -> None:
+        if not self.target_modules and not self.target_parameters:
+            raise SpecError("target_modules", "Choose at least one module to adapt.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One arm: base + data + target modules + hyper-parameters. Several arms of one call share a base."""
+
+    name: str
+    base: BaseSpec
+    data: DataSpec
+    target: TargetSpec
+    hyperparameters: Hyperparameters
+    preset: str = ""
+    validation_steps: int = 0  # 0: about ten times over the run
+    validation_rows: int = 64
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SpecError("dtype", f"`dtype` must be one of {', '.join(DTYPES)}.")
+        if self.validation_steps < 0 or self.validation_rows < 0:
+            raise SpecError("validation_steps", "`validation_steps` and `validation_rows` must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """Score the base model, and the adapter in `adapter` (a folder PEFT loads), on the same rows of a split."""
+
+    base: BaseSpec
+    data: DataSpec
+    adapter: str
+    split: str = "test"
+    max_rows: int = 200
+    max_length: int = 512
+    max_new_tokens: int = 256
+    seed: int = 42
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise SpecError("split", f"`split` must be one of {', '.join(SPLITS)}.")
+        if not 1 <= self.max_rows <= 10_000:
+            raise SpecError("max_rows", "`max_rows` must lie between 1 and 10,000.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSpec:
+    """Turn one uploaded file into canonical Parquet splits.
+
+    `tokenizer` is the model folder whose tokenizer and chat template render the preview.
+    """
+
+    upload: str
+    filename: str
+    tokenizer: str
+    prompt_column: str = ""
+    completion_column: str = ""
+    skip_bad_rows: bool = False
+    seed: int = 42
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSpec:
+    """Count a base model's modules: a local folder, or a hub id that is downloaded to `cache` first."""
+
+    path: str = ""
+    hub_id: str = ""
+    revision: str = ""
+    cache: str = ""
+
+
+SPEC_TYPES: dict[str, type] = {"train": TrainSpec, "evaluate": EvalSpec, "import": ImportSpec, "inspect": InspectSpec}
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """The spec as plain JSON values."""
+    plain = dataclasses.asdict(spec)
+    return typing.cast("dict[str, Any]", _jsonable(plain))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[SpecT], values: dict[str, Any]) -> SpecT:
+    """Rebuild a spec from JSON values. Unknown keys are refused with a SpecError that names them."""
+    assert dataclasses.is_dataclass(kind)
+    known = {item.name for item in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SpecError(unknown[0], f"Unknown setting `{unknown[0]}`.")
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            arguments[name] = from_dict(typing.cast("type[Any]", hint), value)
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            arguments[name] = tuple(value)
+        else:
+            arguments[name] = value
+        if isinstance(hint, types.UnionType) and float in typing.get_args(hint) and isinstance(value, int):
+            arguments[name] = float(value)
+    try:
+        return kind(**arguments)
+    except TypeError as missing:
+        raise SpecError("", f"The spec is incomplete: {missing}.") from missing
