@@ -1,0 +1,1 @@
+"""The web side of Graftworks: one Django app that is also the project package."""

@@ -1,0 +1,404 @@
+"""The queue row: one state machine, claimed by conditional UPDATE, fenced by its attempt number.
+
+The row is the truth and a Celery message only a wake-up. `Job.move` performs every change of state there
+is, and writes the JobEvent in the same transaction. Knows nothing of Celery, processes or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import IntegrityError, models, transaction
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.project import Project, ProjectQuerySet
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
+
+LEASE = timedelta(seconds=90)
+# Wait before the next attempt, by attempts in a row that completed no step.
+BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
+MAX_FRUITLESS = 3
+MAX_ATTEMPTS = 10
+
+
+class IllegalMove(Exception):
+    """The job is not in a state from which this event may happen, or another attempt has taken over."""
+
+
+def db_now(after: timedelta = timedelta()) -> models.expressions.Combinable:
+    """The database's own clock plus `after`: leases must not depend on a worker's clock."""
+    return models.ExpressionWrapper(Now() + after, output_field=models.DateTimeField()) if after else Now()
+
+
+class State(models.TextChoices):
+    """Where a job stands. The labels are the words people read, for kinds without a word of their own."""
+
+    QUEUED = "queued", _("Waiting")
+    STARTING = "starting", _("Starting")
+    RUNNING = "running", _("Running")
+    FINALIZING = "finalizing", _("Saving")
+    CANCELLING = "cancelling", _("Stopping")
+    INTERRUPTED = "interrupted", _("Interrupted, will continue by itself")
+    SUCCEEDED = "succeeded", _("Finished")
+    FAILED = "failed", _("Failed")
+    CANCELLED = "cancelled", _("Stopped")
+
+
+WAITING = (State.QUEUED, State.INTERRUPTED)
+LIVE = (State.STARTING, State.RUNNING, State.FINALIZING, State.CANCELLING)
+TERMINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+# event -> (states it may happen in, state it leads to). No other transition exists.
+MOVES: dict[str, tuple[tuple[State, ...], State]] = {
+    "claim": ((State.QUEUED,), State.STARTING),
+    "progress": ((State.STARTING,), State.RUNNING),
+    "work_done": ((State.RUNNING,), State.FINALIZING),
+    "succeed": ((State.FINALIZING,), State.SUCCEEDED),
+    "fail": ((State.STARTING, State.RUNNING, State.FINALIZING), State.FAILED),
+    "interrupt": ((State.STARTING, State.RUNNING, State.FINALIZING), State.INTERRUPTED),
+    "cancel_waiting": (WAITING, State.CANCELLED),
+    "cancel": ((State.STARTING, State.RUNNING, State.FINALIZING), State.CANCELLING),
+    "stopped": ((State.CANCELLING,), State.CANCELLED),
+    "requeue": ((State.INTERRUPTED,), State.QUEUED),
+    "give_up": ((State.INTERRUPTED,), State.FAILED),
+    "resume": ((State.FAILED, State.CANCELLED), State.QUEUED),
+}
+
+
+class JobQuerySet(ProjectQuerySet["Job"]):
+    """Jobs as the queue, the dispatcher and the pages ask for them."""
+
+    def submit(
+        self,
+        kind: Job.Kind,
+        spec: dict[str, Any],
+        *,
+        project: Project | None,
+        by: User | None,
+        idempotency_key: str = "",
+    ) -> Job:
+        """Queue a job: row, event and outbox entry in one transaction. Needs no broker."""
+        queue = Job.Queue.GPU if kind in (Job.Kind.TRAIN, Job.Kind.EVALUATE) else Job.Queue.CPU
+        with transaction.atomic():
+            job = self.create(
+                kind=kind,
+                spec=spec,
+                project=project,
+                created_by=by,
+                queue=queue,
+                idempotency_key=idempotency_key,
+            )
+            job.record("submit", State.QUEUED, State.QUEUED, actor=str(by or "system"))
+            Outbox.objects.create(job=job)
+        return job
+
+    def answered(self, project: Project, idempotency_key: str) -> Job | None:
+        """The job an earlier request with this Idempotency-Key made, if any."""
+        return self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
+
+    def waiting(self, queue: str) -> JobQuerySet:
+        """Claimable jobs of a queue in the order in which they will be claimed."""
+        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by("-priority", "pk")
+
+    def live(self) -> JobQuerySet:
+        """Jobs that a worker holds right now."""
+        return self.filter(state__in=LIVE)
+
+    def claim(self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float) -> Job | None:
+        """Take the best waiting job of `queue`, or None. Safe against any number of claimers."""
+        for candidate in self.waiting(queue)[:50]:
+            try:
+                candidate.move(
+                    "claim",
+                    actor=worker,
+                    attempt=models.F("attempt") + 1,
+                    fruitless=models.F("fruitless") + 1,
+                    worker=worker,
+                    slot=slot,
+                    host=host,
+                    pid=pid,
+                    pid_started=pid_started,
+                    child_pid=None,
+                    lease_until=db_now(LEASE),
+                    started_at=Now(),
+                    phase="",
+                    step=0,
+                    eta_seconds=None,
+                )
+            except IllegalMove:
+                continue  # another worker was quicker
+            except IntegrityError:
+                return None  # the slot is held by another live job
+            candidate.refresh_from_db()
+            return candidate
+        return None
+
+    def lost(self) -> JobQuerySet:
+        """Live jobs whose holder has not renewed its lease in time."""
+        return self.live().filter(lease_until__lt=db_now())
+
+    def due_again(self) -> JobQuerySet:
+        """Interrupted jobs whose back-off is over."""
+        return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
+
+    def unanswered(self, seconds: int = 30) -> JobQuerySet:
+        """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
+        overdue = db_now(timedelta(seconds=-seconds))
+        return self.filter(state=State.QUEUED, run_after__lte=overdue).exclude(outbox__sent_at__gt=overdue)
+
+
+class Job(models.Model):
+    """One piece of work for a worker process: import, inspect, train or evaluate."""
+
+    class Kind(models.TextChoices):
+        IMPORT = "import", _("Import")
+        INSPECT = "inspect", _("Inspect")
+        TRAIN = "train", _("Fine-tune")
+        EVALUATE = "evaluate", _("Evaluate")
+
+    class Queue(models.TextChoices):
+        GPU = "gpu", _("Training")
+        CPU = "cpu", _("Light work")
+
+    State = State
+
+    project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="jobs")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    queue = models.CharField(max_length=10, choices=Queue.choices)
+    state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
+    spec = models.JSONField()
+    priority = models.SmallIntegerField(default=0)
+    idempotency_key = models.CharField(max_length=200, blank=True)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="jobs")
+    created_at = models.DateTimeField(db_default=Now())
+    run_after = models.DateTimeField(db_default=Now())
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    # The fencing token: every write of a worker names the attempt it belongs to.
+    attempt = models.PositiveIntegerField(default=0)
+    fruitless = models.PositiveSmallIntegerField(default=0)  # attempts in a row without a completed step
+    lease_until = models.DateTimeField(null=True, blank=True)
+    worker = models.CharField(max_length=120, blank=True)
+    slot = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - NULLs do not collide, '' would
+    host = models.CharField(max_length=120, blank=True)
+    pid = models.PositiveIntegerField(null=True, blank=True)
+    pid_started = models.FloatField(null=True, blank=True)
+    child_pid = models.PositiveIntegerField(null=True, blank=True)
+    child_started = models.FloatField(null=True, blank=True)
+    # What the page shows while it works; the unit of step and total is the phase's own.
+    phase = models.CharField(max_length=20, blank=True)
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    eta_seconds = models.FloatField(null=True, blank=True)
+    error_code = models.CharField(max_length=40, blank=True)
+    error_message = models.TextField(blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        indexes = [
+            models.Index(fields=["queue", "state", "run_after"]),
+            models.Index(fields=["state", "lease_until"]),
+        ]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(state__in=State.values), name="job_state_known"),
+            models.CheckConstraint(
+                condition=~models.Q(state__in=[state.value for state in TERMINAL]) | models.Q(finished_at__isnull=False),
+                name="job_finished_has_an_end",
+            ),
+            models.UniqueConstraint(
+                fields=["slot"],
+                condition=models.Q(state__in=[state.value for state in LIVE]),
+                name="job_one_live_per_slot",
+            ),
+            models.UniqueConstraint(
+                fields=["project", "idempotency_key"],
+                condition=~models.Q(idempotency_key=""),
+                name="job_idempotency_key_once_per_project",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {self.pk}"
+
+    def move(self, event: str, *, actor: str = "system", reason: str = "", fenced: bool = False, **fields: Any) -> None:
+        """Perform one transition, with its JobEvent, or raise IllegalMove and change nothing.
+
+        `fenced` also demands that the row still belongs to this object's attempt; workers always set it.
+        """
+        sources, target = MOVES[event]
+        fields["state"] = target
+        if target in TERMINAL:
+            fields.update(finished_at=Now(), lease_until=None)
+        elif target in (State.QUEUED, State.INTERRUPTED):
+            fields.update(lease_until=None, finished_at=None)
+        with transaction.atomic():
+            row = Job.objects.filter(pk=self.pk, state__in=sources)
+            if fenced:
+                row = row.filter(attempt=self.attempt)
+            if event == "claim":
+                row = row.filter(run_after__lte=db_now())
+            source = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
+            # The row count is the lock: whoever sees 0 has lost the race and changes nothing.
+            if not row.update(**fields):
+                raise IllegalMove(f"{self} cannot {event} from {source}")
+            self.refresh_from_db(fields=["state", "attempt", "finished_at", "lease_until", "run_after"])
+            self.record(event, source, target, actor=actor, text=reason)
+            if target in (State.FAILED, State.CANCELLED):
+                self._end_open_arms(target, fields)
+            if target == State.QUEUED:
+                Outbox.objects.create(job=self)
+
+    def _end_open_arms(self, outcome: State, fields: dict[str, Any]) -> None:
+        """Arms that have no outcome of their own share the job's."""
+        self.training_runs.filter(outcome="").update(
+            outcome=outcome,
+            error_code=fields.get("error_code", ""),
+            error_message=fields.get("error_message", ""),
+        )
+
+    def record(
+        self, event: str, source: State, target: State, *, actor: str = "", text: str = "", level: str = "info"
+    ) -> None:
+        """Append one line to the job's history."""
+        seq = (self.events.aggregate(last=models.Max("seq"))["last"] or 0) + 1
+        JobEvent.objects.create(
+            job=self, seq=seq, attempt=self.attempt, event=event, from_state=source, to_state=target,
+            actor=actor, text=text, level=level,
+        )  # fmt: skip
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Append a sentence from the engine to the history; the state stays."""
+        with transaction.atomic():
+            # Touching the row first makes two writers of one history wait for each other.
+            Job.objects.filter(pk=self.pk).update(worker=models.F("worker"))
+            state = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
+            self.record("message", state, state, actor=self.worker, text=text, level=level)
+
+    def request_cancel(self, by: User | None = None) -> bool:
+        """Stop this job: at once while it waits, else its worker sees the flag. False if it had ended."""
+        for event in ("cancel_waiting", "cancel"):
+            try:
+                self.move(event, actor=str(by or "system"), reason="")
+            except IllegalMove:
+                continue
+            return True
+        self.refresh_from_db()
+        return self.state == State.CANCELLING
+
+    def renew(self) -> bool:
+        """Extend the lease; False means fenced: another attempt or an end has taken the job away."""
+        mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
+        return bool(mine.update(lease_until=db_now(LEASE)))
+
+    def advance(self, **fields: Any) -> bool:
+        """Update what pages show of this attempt's progress; False means fenced."""
+        return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))
+
+    def interrupt(self, reason: str, *, actor: str = "system", fenced: bool = True, blameless: bool = False) -> None:
+        """Give the attempt up without blaming the work; the dispatcher queues it again after a back-off."""
+        fruitless = 0 if blameless else self.fruitless
+        wait = BACK_OFF[min(max(fruitless - 1, 0), len(BACK_OFF) - 1)]
+        self.move(
+            "interrupt", actor=actor, reason=reason, fenced=fenced, fruitless=fruitless, run_after=db_now(wait), slot=None
+        )
+
+    def try_again(self) -> None:
+        """Queue an interrupted job again, or fail it when it never gets anywhere."""
+        if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:
+            message = _("The worker process ended %(times)d times without completing a step.") % {"times": self.attempt}
+            self.move("give_up", reason=str(message), error_code="worker_lost", error_message=str(message))
+        else:
+            self.move("requeue", reason=f"attempt {self.attempt + 1}")
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        """Why it failed, or None."""
+        if self.state != State.FAILED:
+            return None
+        return {"code": self.error_code or "internal_error", "message": self.error_message}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self.state in TERMINAL
+
+    @property
+    def percent(self) -> int:
+        """Whole percent of the present phase; 0 when its total is unknown."""
+        return min(100, 100 * self.step // self.total_steps) if self.total_steps else 0
+
+    def position(self) -> int | None:
+        """1 for the next job of its queue to start, None when it does not wait."""
+        if self.state != State.QUEUED:
+            return None
+        ahead = models.Q(priority__gt=self.priority) | models.Q(priority=self.priority, pk__lt=self.pk)
+        return Job.objects.filter(ahead, queue=self.queue, state=State.QUEUED).count() + 1
+
+
+class JobEvent(models.Model):
+    """One line of a job's history; appended, never changed."""
+
+    job = models.ForeignKey(Job, models.CASCADE, related_name="events")
+    seq = models.PositiveIntegerField()
+    attempt = models.PositiveIntegerField()
+    event = models.CharField(max_length=20)
+    from_state = models.CharField(max_length=12)
+    to_state = models.CharField(max_length=12)
+    actor = models.CharField(max_length=254, blank=True)
+    text = models.TextField(blank=True)
+    level = models.CharField(max_length=10, default="info")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["job", "seq"]
+        constraints = [models.UniqueConstraint(fields=["job", "seq"], name="job_event_seq_once")]
+
+    def __str__(self) -> str:
+        return f"{self.job_id}.{self.seq} {self.event}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Insert only."""
+        if self.pk:
+            raise TypeError("A JobEvent is never changed.")
+        super().save(*args, **kwargs)
+
+    @property
+    def is_message(self) -> bool:
+        """Whether this is a sentence from the engine rather than a change of state."""
+        return self.event == "message"
+
+
+class OutboxQuerySet(models.QuerySet["Outbox"]):
+    """Wake-ups that still have to reach the broker."""
+
+    def unsent(self) -> OutboxQuerySet:
+        """Oldest first."""
+        return self.filter(sent_at=None).select_related("job").order_by("pk")
+
+    def mark_sent(self, ids: Iterable[int]) -> None:
+        """The broker has these; sending one twice would be harmless."""
+        self.filter(pk__in=list(ids)).update(sent_at=Now())
+
+
+class Outbox(models.Model):
+    """A wake-up to publish, written in the transaction that queued the job."""
+
+    job = models.ForeignKey(Job, models.CASCADE, related_name="outbox")
+    created_at = models.DateTimeField(db_default=Now())
+    sent_at = models.DateTimeField(null=True, blank=True)
+
+    objects = OutboxQuerySet.as_manager()
+
+    class Meta:
+        indexes = [models.Index(fields=["sent_at"])]
+
+    def __str__(self) -> str:
+        return f"wake-up for job {self.job_id}"

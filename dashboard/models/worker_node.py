@@ -1,0 +1,67 @@
+"""What pages know of workers and the dispatcher: rows with heartbeats. No page asks the broker."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db import models
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.job import Job, db_now
+
+HEARTBEAT_SECONDS = 10
+SILENT_AFTER = timedelta(seconds=45)
+LEADER_LEASE = timedelta(seconds=30)
+
+
+class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
+    """Nodes by their heartbeat."""
+
+    def alive(self) -> WorkerNodeQuerySet:
+        """Nodes that were heard from lately."""
+        return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
+
+    def beat(self, name: str, **facts: object) -> None:
+        """Say that node `name` is there now; facts are the row's other fields."""
+        self.update_or_create(name=name, defaults={**facts, "heartbeat_at": Now()})
+
+    def lead(self, name: str) -> bool:
+        """Whether dispatcher `name` leads: takes the lead when it is free or its lease has run out."""
+        free = models.Q(leads_until=None) | models.Q(leads_until__lt=db_now())
+        if self.filter(kind=WorkerNode.Kind.DISPATCHER).exclude(free).exclude(name=name).exists():
+            return False
+        return bool(self.filter(name=name).update(leads_until=db_now(LEADER_LEASE)))
+
+
+class WorkerNode(models.Model):
+    """A Celery node or a dispatcher: where it runs, on which device, and when it was last heard from."""
+
+    class Kind(models.TextChoices):
+        WORKER = "worker", _("Worker")
+        DISPATCHER = "dispatcher", _("Dispatcher")
+
+    name = models.CharField(max_length=120, unique=True)
+    kind = models.CharField(max_length=12, choices=Kind.choices, default=Kind.WORKER)
+    queue = models.CharField(max_length=10, blank=True)
+    host = models.CharField(max_length=120)
+    pid = models.PositiveIntegerField()
+    device = models.CharField(max_length=120, blank=True)
+    memory_bytes = models.BigIntegerField(default=0)
+    started_at = models.DateTimeField(db_default=Now())
+    heartbeat_at = models.DateTimeField(db_default=Now())
+    stopped_at = models.DateTimeField(null=True, blank=True)
+    draining = models.BooleanField(default=False)
+    leads_until = models.DateTimeField(null=True, blank=True)
+
+    objects = WorkerNodeQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["kind", "name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def current_jobs(self) -> models.QuerySet[Job]:
+        """What this node works on now."""
+        return Job.objects.live().filter(worker=self.name)
