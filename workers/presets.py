@@ -59,7 +59,7 @@ OPTIONAL = ("mlp_gate", "linattn_in")
 class Group:
     """Layers of one kind and shape: `pattern` is their name with `*` for the layer number.
 
-    `kind` is linear, conv1d, embedding, conv or expert; `experts` counts the matrices in one expert parameter.
+    `kind` is linear, conv1d, embedding, conv or expert; `experts` is the matrices in one expert parameter.
     """
 
     pattern: str
@@ -322,9 +322,7 @@ def _notes(roles: Sequence[str], chosen: Sequence[Group], census: Census) -> lis
     notes = []
     for fused in ("attn_qkv", "attn_kv", "mlp_gate_up"):
         if any(group.role == fused for group in chosen):
-            notes.append(
-                f"This model holds {ROLES[fused]} in one layer, so all of them are adapted together."
-            )
+            notes.append(f"One layer does the work of several here: {ROLES[fused]} is adapted whole.")
     for role in roles:
         layers = {layer for group in chosen if group.role in _stand_ins(role) for layer in group.layers}
         if layers and len(layers) < census.num_layers:
