@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import environ
-from csp.constants import NONE, NONCE, SELF
+from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
@@ -21,9 +21,11 @@ env = environ.Env()
 # Files ---------------------------------------------------------------------------------------------------
 
 DATA_DIR = Path(env.str("DATA_DIR", default=str(BASE_DIR / ".graftworks"))).expanduser().resolve()
-BUNDLED_MODEL_DIR = Path(
-    env.str("BUNDLED_MODEL_DIR", default=str(BASE_DIR / ".cache" / "bundled" / "SmolLM2-135M-Instruct"))
-).expanduser().resolve()
+BUNDLED_MODEL_DIR = (
+    Path(env.str("BUNDLED_MODEL_DIR", default=str(BASE_DIR / ".cache" / "bundled" / "SmolLM2-135M-Instruct")))
+    .expanduser()
+    .resolve()
+)
 UPLOAD_DIR = DATA_DIR / "uploads"
 for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run"):
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -208,7 +210,9 @@ STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / ".cache" / "static"
 # Named folders, so that node_modules and lock files beside them are never published.
 STATICFILES_DIRS = [
-    (name, BASE_DIR / "static" / name) for name in ("css", "js", "img", "vendor") if (BASE_DIR / "static" / name).is_dir()
+    (name, BASE_DIR / "static" / name)
+    for name in ("css", "js", "img", "vendor")
+    if (BASE_DIR / "static" / name).is_dir()
 ]
 # `manage.py start` collects the files once and sets this; without it they are served as they lie.
 STATIC_MANIFEST = env.bool("STATIC_MANIFEST", default=False)

@@ -63,7 +63,9 @@ class ApiToken(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
-        constraints = [models.CheckConstraint(condition=models.Q(scope__in=["read", "write"]), name="token_scope_known")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(scope__in=["read", "write"]), name="token_scope_known")
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
@@ -114,7 +116,9 @@ class SetupCodeManager(models.Manager["SetupCode"]):
         """Whether `code` is the current one. Each try counts; after ten, a restart issues a new code."""
         counted = self.filter(tries__lt=SETUP_TRIES).update(tries=models.F("tries") + 1)
         current = self.first()
-        return bool(counted and current and hmac.compare_digest(current.digest, digest_of(code.strip().lower())))
+        return bool(
+            counted and current and hmac.compare_digest(current.digest, digest_of(code.strip().lower()))
+        )
 
 
 class SetupCode(models.Model):

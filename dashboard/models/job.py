@@ -100,17 +100,23 @@ class JobQuerySet(ProjectQuerySet["Job"]):
 
     def answered(self, project: Project, idempotency_key: str) -> Job | None:
         """The job an earlier request with this Idempotency-Key made, if any."""
-        return self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
+        return (
+            self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
+        )
 
     def waiting(self, queue: str) -> JobQuerySet:
         """Claimable jobs of a queue in the order in which they will be claimed."""
-        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by("-priority", "pk")
+        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by(
+            "-priority", "pk"
+        )
 
     def live(self) -> JobQuerySet:
         """Jobs that a worker holds right now."""
         return self.filter(state__in=LIVE)
 
-    def claim(self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float) -> Job | None:
+    def claim(
+        self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float
+    ) -> Job | None:
         """Take the best waiting job of `queue`, or None. Safe against any number of claimers."""
         for candidate in self.waiting(queue)[:50]:
             try:
@@ -166,8 +172,6 @@ class Job(models.Model):
         GPU = "gpu", _("Training")
         CPU = "cpu", _("Light work")
 
-    State = State
-
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="jobs")
     kind = models.CharField(max_length=10, choices=Kind.choices)
     queue = models.CharField(max_length=10, choices=Queue.choices)
@@ -175,7 +179,9 @@ class Job(models.Model):
     spec = models.JSONField()
     priority = models.SmallIntegerField(default=0)
     idempotency_key = models.CharField(max_length=200, blank=True)
-    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="jobs")
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="jobs"
+    )
     created_at = models.DateTimeField(db_default=Now())
     run_after = models.DateTimeField(db_default=Now())
     started_at = models.DateTimeField(null=True, blank=True)
@@ -210,7 +216,8 @@ class Job(models.Model):
         constraints = [
             models.CheckConstraint(condition=models.Q(state__in=State.values), name="job_state_known"),
             models.CheckConstraint(
-                condition=~models.Q(state__in=[state.value for state in TERMINAL]) | models.Q(finished_at__isnull=False),
+                condition=~models.Q(state__in=[state.value for state in TERMINAL])
+                | models.Q(finished_at__isnull=False),
                 name="job_finished_has_an_end",
             ),
             models.UniqueConstraint(
@@ -228,7 +235,9 @@ class Job(models.Model):
     def __str__(self) -> str:
         return f"{self.get_kind_display()} {self.pk}"
 
-    def move(self, event: str, *, actor: str = "system", reason: str = "", fenced: bool = False, **fields: Any) -> None:
+    def move(
+        self, event: str, *, actor: str = "system", reason: str = "", fenced: bool = False, **fields: Any
+    ) -> None:
         """Perform one transition, with its JobEvent, or raise IllegalMove and change nothing.
 
         `fenced` also demands that the row still belongs to this object's attempt; workers always set it.
@@ -265,7 +274,14 @@ class Job(models.Model):
         )
 
     def record(
-        self, event: str, source: State, target: State, *, actor: str = "", text: str = "", level: str = "info"
+        self,
+        event: str,
+        source: State,
+        target: State,
+        *,
+        actor: str = "",
+        text: str = "",
+        level: str = "info",
     ) -> None:
         """Append one line to the job's history."""
         seq = (self.events.aggregate(last=models.Max("seq"))["last"] or 0) + 1
@@ -302,18 +318,28 @@ class Job(models.Model):
         """Update what pages show of this attempt's progress; False means fenced."""
         return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))
 
-    def interrupt(self, reason: str, *, actor: str = "system", fenced: bool = True, blameless: bool = False) -> None:
+    def interrupt(
+        self, reason: str, *, actor: str = "system", fenced: bool = True, blameless: bool = False
+    ) -> None:
         """Give the attempt up without blaming the work; the dispatcher queues it again after a back-off."""
         fruitless = 0 if blameless else self.fruitless
         wait = BACK_OFF[min(max(fruitless - 1, 0), len(BACK_OFF) - 1)]
         self.move(
-            "interrupt", actor=actor, reason=reason, fenced=fenced, fruitless=fruitless, run_after=db_now(wait), slot=None
+            "interrupt",
+            actor=actor,
+            reason=reason,
+            fenced=fenced,
+            fruitless=fruitless,
+            run_after=db_now(wait),
+            slot=None,
         )
 
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
         if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:
-            message = _("The worker process ended %(times)d times without completing a step.") % {"times": self.attempt}
+            message = _("The worker process ended %(times)d times without completing a step.") % {
+                "times": self.attempt
+            }
             self.move("give_up", reason=str(message), error_code="worker_lost", error_message=str(message))
         else:
             self.move("requeue", reason=f"attempt {self.attempt + 1}")

@@ -1,4 +1,4 @@
-"""Metrics of a run: one row per (run, name), points in compact chunks, so that no page reads a row per point."""
+"""Metrics of a run: one row per (run, name), points in compact chunks: no page reads a row per point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MetricSeriesQuerySet(models.QuerySet["MetricSeries"]):
     """Writing is by run and name; reading goes through the row."""
 
     def append(self, run: TrainingRun, name: str, points: Sequence[Point]) -> None:
-        """Add points with rising steps; points from the first new step on replace older ones (a resumed run)."""
+        """Add points with rising steps; they replace older ones from their first step on (a resumed run)."""
         if not points:
             return
         with transaction.atomic():
@@ -100,7 +100,9 @@ class MetricChunk(models.Model):
 
     class Meta:
         ordering = ["series", "first_step"]
-        constraints = [models.UniqueConstraint(fields=["series", "first_step"], name="metric_chunk_starts_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["series", "first_step"], name="metric_chunk_starts_once")
+        ]
 
     def __str__(self) -> str:
         return f"{self.series} [{self.first_step}, {self.last_step}]"

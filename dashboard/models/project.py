@@ -8,9 +8,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from django.conf import settings
+from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
+from django.http import Http404
 from django.utils import timezone
 from django.utils.text import slugify
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 if TYPE_CHECKING:
@@ -33,6 +36,13 @@ class Role(models.TextChoices):
         return order[order.index(self) :]
 
 
+def refusal_for(role: Role) -> str:
+    """Who can do what the caller may not."""
+    if role == Role.MANAGER:
+        return gettext("Only a manager of this project can do this.")
+    return gettext("Only an editor or a manager of this project can do this.")
+
+
 class Caller(Protocol):
     """Whoever asks: a signed-in User or an ApiToken. Both know the projects they may act in."""
 
@@ -53,6 +63,20 @@ class ProjectQuerySet(models.QuerySet[RowT]):
     def managed_by(self, caller: Caller) -> ProjectQuerySet[RowT]:
         """Rows of projects that the caller manages."""
         return self.filter(project__in=caller.projects(Role.MANAGER))
+
+    def fetch(self, caller: Caller, pk: int, role: Role = Role.VIEWER) -> RowT:
+        """The row, for a caller with at least `role` in its project.
+
+        Http404 when the caller may not know that it exists; PermissionDenied when they may see it but the
+        role (or their token's scope) does not allow the act.
+        """
+        row = self.visible_to(caller).filter(pk=pk).first()
+        if row is None:
+            raise Http404
+        project_id = row.project_id  # type: ignore[attr-defined]
+        if role != Role.VIEWER and not caller.projects(role).filter(pk=project_id).exists():
+            raise PermissionDenied(refusal_for(role))
+        return row
 
 
 class SharedQuerySet(ProjectQuerySet[RowT]):
@@ -97,7 +121,9 @@ class Project(models.Model):
 
     def admit(self, user: User, role: Role) -> Membership:
         """Make `user` a member with `role`, or change the role they have."""
-        membership, _created = Membership.objects.update_or_create(project=self, user=user, defaults={"role": role})
+        membership, _created = Membership.objects.update_or_create(
+            project=self, user=user, defaults={"role": role}
+        )
         return membership
 
 
@@ -157,7 +183,9 @@ class Invitation(models.Model):
     objects = InvitationQuerySet.as_manager()
 
     class Meta:
-        constraints = [models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role_known")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(role__in=Role.values), name="invitation_role_known")
+        ]
 
     def __str__(self) -> str:
         return self.email

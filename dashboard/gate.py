@@ -1,0 +1,214 @@
+"""Who gets in: every route denies unless it is listed here, and no body is read past its limit.
+
+One gate stands before pages, API, event streams and admin alike. What a signed-in caller may do is decided
+by the QuerySets, not here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http.cookies import SimpleCookie
+from importlib import import_module
+from typing import Any
+
+from allauth.account.adapter import DefaultAccountAdapter
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth.views import redirect_to_login
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import redirect
+from django.utils.translation import gettext as _
+
+from dashboard.models import ApiToken, Project, Role, User
+
+# The only routes that answer without a session or a token.
+PUBLIC_ROUTES = frozenset(
+    {
+        "health",
+        "set-up",
+        "account_login",
+        "account_logout",
+        "account_reset_password",
+        "account_reset_password_done",
+        "account_reset_password_from_key",
+        "account_reset_password_from_key_done",
+        "invitation-accept",
+    }
+)
+# Routes that take a file and may therefore be longer than an ordinary request.
+UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")
+API_PREFIX = "/api/"
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class GateMiddleware:
+    """Denies every route to strangers unless listed; finds the caller's token and present project."""
+
+    sync_capable = True
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Attach `api_token` and `project` to the request, then go on."""
+        request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
+        request.project = present_project(request)  # type: ignore[attr-defined]
+        return self.get_response(request)
+
+    def process_view(
+        self, request: HttpRequest, _view: object, _args: object, _kwargs: object
+    ) -> HttpResponseBase | None:
+        """Let the request pass, or answer it here."""
+        match = request.resolver_match
+        if match and match.view_name in PUBLIC_ROUTES:
+            return None
+        if request.path.startswith(API_PREFIX):
+            return self._api_refusal(request)
+        if request.user.is_authenticated:
+            return None
+        if not User.objects.exists():
+            return redirect("set-up")
+        return redirect_to_login(request.get_full_path())
+
+    def _api_refusal(self, request: HttpRequest) -> HttpResponse | None:
+        """Calls need a token; the API's own documentation also opens for a signed-in person."""
+        reading_docs = request.resolver_match and request.resolver_match.url_name in (
+            "openapi-view",
+            "openapi-json",
+        )
+        if request.api_token or (reading_docs and request.user.is_authenticated):  # type: ignore[attr-defined]
+            return None
+        return api_error(401, "unauthorized", _("Send a valid API token: Authorization: Bearer gw_…"))
+
+
+def api_error(status: int, code: str, message: str, field: str | None = None) -> JsonResponse:
+    """The API's one shape of refusal."""
+    return JsonResponse({"error": {"code": code, "message": message, "field": field}}, status=status)
+
+
+def bearer_token(header: str) -> ApiToken | None:
+    """The working token in an Authorization header."""
+    kind, _space, secret = header.partition(" ")
+    return ApiToken.objects.authenticate(secret.strip()) if kind.lower() == "bearer" and secret else None
+
+
+def present_project(request: HttpRequest) -> Project | None:
+    """The project whose pages a signed-in person looks at: the one opened last, else their first."""
+    if not request.user.is_authenticated:
+        return None
+    mine = request.user.projects()
+    chosen = mine.filter(pk=request.session.get("project")).first()
+    return chosen or mine.first()
+
+
+def frame(request: HttpRequest) -> dict[str, Any]:
+    """What the frame around every page shows: the present project, the others, and one's role."""
+    project = getattr(request, "project", None)
+    if project is None:
+        return {"project": None, "projects": [], "role": None}
+    membership = project.memberships.filter(user=request.user).first()
+    role = Role(membership.role) if membership else None
+    return {
+        "project": project,
+        "projects": list(request.user.projects()),
+        "role": role,
+        "may_edit": role in Role.EDITOR.and_above(),
+        "may_manage": role in Role.MANAGER.and_above(),
+    }
+
+
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
+    """Sign-up is closed: people come by invitation or by the set-up code."""
+
+    def is_open_for_signup(self, _request: HttpRequest) -> bool:
+        """Never."""
+        return False
+
+
+class BodyLimit:
+    """ASGI wrapper: Django spools a whole body to disk before any view runs, so count it before that.
+
+    Ordinary routes take 1 MB. Upload routes take the configured size, and beyond 1 MB only from a caller
+    with a session or a token.
+    """
+
+    def __init__(self, inner: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a counted body, or refuse it."""
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        limit = settings.BODY_LIMIT_BYTES
+        announced = headers.get("content-length", "")
+        large = not announced.isdigit() and "transfer-encoding" in headers
+        large = large or (announced.isdigit() and int(announced) > limit)
+        if scope["path"].rstrip("/") in [path.rstrip("/") for path in UPLOAD_PATHS]:
+            if large and not await sync_to_async(_is_known)(headers):
+                await _refuse(scope, send, 401, "unauthorized", _("Sign in before you send a file."))
+                return
+            limit = settings.UPLOAD_LIMIT_BYTES
+        if announced.isdigit() and int(announced) > limit:
+            await _refuse(scope, send, 413, "too_large", _too_large(limit))
+            return
+        await self._forward(scope, receive, send, limit)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        received, exceeded, answered = 0, False, False
+
+        async def counted() -> Message:
+            nonlocal received, exceeded
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                exceeded = True
+                # To Django this is a caller who hung up: it drops what it has spooled.
+                return {"type": "http.disconnect"}
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        await self.inner(scope, counted, watched)
+        if exceeded and not answered:
+            await _refuse(scope, send, 413, "too_large", _too_large(limit))
+
+
+def _too_large(limit: int) -> str:
+    return _("This is larger than the limit of %(megabytes)d MB.") % {"megabytes": limit // 1024**2}
+
+
+def _is_known(headers: dict[str, str]) -> bool:
+    """Whether the caller has a working token or a signed-in session."""
+    if bearer_token(headers.get("authorization", "")):
+        return True
+    cookie = SimpleCookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
+    if cookie is None:
+        return False
+    store = import_module(settings.SESSION_ENGINE).SessionStore(cookie.value)
+    return "_auth_user_id" in store
+
+
+async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:
+    is_api = scope["path"].startswith(API_PREFIX)
+    body = api_error(status, code, message).content if is_api else json.dumps(message).encode()
+    headers: Iterable[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,42 @@
+"""The truth: rows, their rules and their behaviour. `from dashboard.models import Adapter`."""
+
+from dashboard.models.access import ApiToken, SetupCode
+from dashboard.models.adapter import Adapter
+from dashboard.models.base_model import BaseModel
+from dashboard.models.dataset import Dataset, DatasetVersion
+from dashboard.models.evaluation import Evaluation, EvaluationItem
+from dashboard.models.job import IllegalMove, Job, JobEvent, Outbox, State
+from dashboard.models.metric_series import MetricChunk, MetricSeries
+from dashboard.models.project import Caller, Invitation, Membership, Project, Role
+from dashboard.models.target_module_config import TargetModuleConfig
+from dashboard.models.training_run import TrainingRun, hyperparameters_from
+from dashboard.models.user import User
+from dashboard.models.worker_node import WorkerNode
+
+__all__ = [
+    "Adapter",
+    "ApiToken",
+    "BaseModel",
+    "Caller",
+    "Dataset",
+    "DatasetVersion",
+    "Evaluation",
+    "EvaluationItem",
+    "IllegalMove",
+    "Invitation",
+    "Job",
+    "JobEvent",
+    "Membership",
+    "MetricChunk",
+    "MetricSeries",
+    "Outbox",
+    "Project",
+    "Role",
+    "SetupCode",
+    "State",
+    "TargetModuleConfig",
+    "TrainingRun",
+    "User",
+    "WorkerNode",
+    "hyperparameters_from",
+]

@@ -1,0 +1,141 @@
+"""Adapters: the artifact people download. Only committed rows can be downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import models, transaction
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.base_model import BaseModel
+from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.training_run import TrainingRun
+
+WEIGHTS = "adapter_model.safetensors"
+# One fixed time in every archive, so that equal content gives equal bytes.
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class AdapterQuerySet(ProjectQuerySet["Adapter"]):
+    """Adapters with what lists and pages show."""
+
+    def with_facts(self) -> AdapterQuerySet:
+        """Everything a row of a list names, in one query."""
+        return self.select_related(
+            "base_model", "run__dataset_version__dataset", "run__target_module_config", "run__job", "project"
+        )
+
+    def publish(self, run: TrainingRun, folder: str, files: dict[str, str], size: int) -> Adapter:
+        """The row that makes a published folder an adapter; takes the run's name and the next version."""
+        with transaction.atomic():
+            # Touching the project makes two runs of one name take their numbers one after the other.
+            Project.objects.filter(pk=run.project_id).update(name=models.F("name"))
+            last = (
+                self.filter(project=run.project, name=run.name).aggregate(last=models.Max("version"))["last"]
+                or 0
+            )
+            return self.create(
+                project=run.project,
+                run=run,
+                name=run.name,
+                version=last + 1,
+                base_model=run.base_model,
+                folder=folder,
+                files=files,
+                sha256=files[WEIGHTS],
+                size_bytes=size,
+            )
+
+
+class Adapter(models.Model):
+    """A finished adapter: a folder that PEFT loads, named by the hash of its content."""
+
+    class Stage(models.TextChoices):
+        DRAFT = "draft", _("Draft")
+        APPROVED = "approved", _("Approved")
+        RETIRED = "retired", _("Retired")
+
+    project = models.ForeignKey(Project, models.CASCADE, related_name="adapters")
+    run = models.OneToOneField(TrainingRun, models.PROTECT, related_name="adapter")
+    name = models.CharField(_("name"), max_length=120)
+    version = models.PositiveIntegerField()
+    stage = models.CharField(max_length=10, choices=Stage.choices, default=Stage.DRAFT)
+    base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="adapters")
+    folder = models.CharField(max_length=64)  # below DATA_DIR/adapters
+    files = models.JSONField()  # name -> SHA-256
+    sha256 = models.CharField(max_length=64)  # of adapter_model.safetensors
+    size_bytes = models.BigIntegerField()  # of adapter_model.safetensors
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AdapterQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        constraints = [
+            models.UniqueConstraint(fields=["project", "name", "version"], name="adapter_version_once"),
+            models.CheckConstraint(
+                condition=models.Q(stage__in=["draft", "approved", "retired"]), name="adapter_stage_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name}:v{self.version}"
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("adapter-detail", args=[self.pk])
+
+    def path(self) -> Path:
+        """The folder that PEFT loads."""
+        return Path(settings.DATA_DIR) / "adapters" / self.folder
+
+    def archive_name(self) -> str:
+        """What the download is called."""
+        stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.name).strip(
+            "-."
+        )
+        return f"{stem or 'adapter'}-v{self.version}.zip"
+
+    def config(self) -> dict[str, Any]:
+        """PEFT's adapter_config.json."""
+        return dict(json.loads((self.path() / "adapter_config.json").read_text()))
+
+    def evaluation_report(self) -> list[dict[str, Any]]:
+        """The evaluations of its run that have ended, as eval.json holds them."""
+        return [evaluation.facts() for evaluation in self.run.evaluations.ended().order_by("pk")]
+
+    def archive(self) -> Path:
+        """The zip of today's content: the published folder, eval.json and SHA256SUMS. Made once per content.
+
+        Members are stored, not compressed, in sorted order and with a fixed time: equal content, equal bytes.
+        """
+        report = json.dumps(self.evaluation_report(), indent=2, sort_keys=True).encode() + b"\n"
+        sums = {**self.files, "eval.json": hashlib.sha256(report).hexdigest()}
+        listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+        target = (
+            Path(settings.DATA_DIR) / "archives" / f"{self.pk}-{hashlib.sha256(listing).hexdigest()[:32]}.zip"
+        )
+        if not target.exists():
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._write_archive(target, {"eval.json": report, "SHA256SUMS": listing})
+        return target
+
+    def _write_archive(self, target: Path, extra: dict[str, bytes]) -> None:
+        stem = self.archive_name().removesuffix(".zip")
+        aside = target.with_suffix(f".{id(self)}.part")
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted([*self.files, *extra]):
+                member = zipfile.ZipInfo(f"{stem}/{name}", ZIP_TIME)
+                member.external_attr = 0o644 << 16
+                content = extra[name] if name in extra else (self.path() / name).read_bytes()
+                archive.writestr(member, content)
+        aside.replace(target)
+        for older in target.parent.glob(f"{self.pk}-*.zip"):
+            if older != target:
+                older.unlink(missing_ok=True)

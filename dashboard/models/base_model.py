@@ -1,0 +1,146 @@
+"""Frozen pretrained models: the bundled one, folders the operator put in place, and hub repositories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models, transaction
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.job import Job, State
+from dashboard.models.project import Project, SharedQuerySet
+from workers.presets import Census
+from workers.specs import BaseSpec, InspectSpec, to_dict
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
+
+BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
+    """Base models by what can be done with them."""
+
+    def ready(self) -> BaseModelQuerySet:
+        """Inspected ones: their census is known, so runs can start."""
+        return self.filter(job__state=State.SUCCEEDED)
+
+    def ensure_bundled(self) -> BaseModel:
+        """The row of the bundled model; made when it is missing."""
+        row, _created = self.get_or_create(
+            source=BaseModel.Source.BUNDLED,
+            project=None,
+            defaults={"name": "SmolLM2 135M Instruct", "hub_id": BUNDLED_HUB_ID, "license": "apache-2.0"},
+        )
+        return row
+
+    def uninspected(self) -> BaseModelQuerySet:
+        """Models for which no inspect job was ever submitted: the bundled one on first start."""
+        return self.filter(job=None)
+
+
+class BaseModel(models.Model):
+    """A pretrained model that adapters are trained on. It is never changed."""
+
+    class Source(models.TextChoices):
+        BUNDLED = "bundled", _("Bundled")
+        FOLDER = "folder", _("Folder")
+        HUB = "hub", _("Hub")
+
+    project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="base_models")
+    source = models.CharField(max_length=10, choices=Source.choices)
+    name = models.CharField(_("name"), max_length=120)
+    hub_id = models.CharField(_("public name or hub id"), max_length=200)
+    revision = models.CharField(_("revision"), max_length=100, blank=True)
+    folder = models.CharField(max_length=255, blank=True)  # below DATA_DIR/models
+    path = models.CharField(max_length=1000, blank=True)  # where the inspect job found the files
+    sha256 = models.CharField(max_length=64, blank=True)
+    license = models.CharField(max_length=100, blank=True)
+    parameters = models.BigIntegerField(null=True, blank=True)
+    census = models.JSONField(null=True, blank=True)
+    job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="base_models")
+    added_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = BaseModelQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["source"], condition=models.Q(source="bundled"), name="base_model_bundled_once"
+            ),
+            models.UniqueConstraint(
+                fields=["project", "hub_id", "revision"], name="base_model_once_per_project"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("base-model-detail", args=[self.pk])
+
+    def inspect(self, by: User | None = None, *, idempotency_key: str = "") -> Job:
+        """Queue the inspect job that counts this model's modules."""
+        if self.source == self.Source.HUB:
+            spec = InspectSpec(
+                hub_id=self.hub_id, revision=self.revision, cache=str(settings.DATA_DIR / "hub")
+            )
+        else:
+            spec = InspectSpec(path=str(self.local_folder()))
+        with transaction.atomic():
+            self.job = Job.objects.submit(
+                Job.Kind.INSPECT, to_dict(spec), project=self.project, by=by, idempotency_key=idempotency_key
+            )
+            self.save()
+        return self.job
+
+    def local_folder(self) -> Path:
+        """Where the files of a bundled or operator's model lie."""
+        if self.source == self.Source.BUNDLED:
+            return Path(settings.BUNDLED_MODEL_DIR)
+        return Path(settings.DATA_DIR) / "models" / self.folder
+
+    def record_inspection(self, values: dict[str, Any]) -> None:
+        """Store what the inspect job found."""
+        self.census = values["census"]
+        self.path = values["path"]
+        self.sha256 = values["sha256"]
+        self.parameters = values["parameters"]
+        self.license = values.get("license") or self.license
+        if self.source == self.Source.HUB:
+            self.revision = values.get("revision") or self.revision
+        self.save(update_fields=["census", "path", "sha256", "parameters", "license", "revision"])
+
+    @property
+    def state(self) -> str:
+        """Its inspect job's state."""
+        return self.job.state if self.job else State.QUEUED
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether runs can start on it."""
+        return self.state == State.SUCCEEDED and self.census is not None
+
+    def counted(self) -> Census:
+        """The census as typed values. Call it on ready models only."""
+        if self.census is None:
+            raise ValueError("Inspect the base model first.")
+        return Census.from_dict(self.census)
+
+    def spec(self) -> BaseSpec:
+        """What the engine needs to load it. The bundled model has no hub revision: its hash stands for it."""
+        return BaseSpec(
+            path=self.path,
+            name=self.hub_id,
+            revision=self.revision or None,
+            sha256=self.sha256,
+            license=self.license,
+        )

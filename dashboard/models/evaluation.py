@@ -1,0 +1,141 @@
+"""Evaluations: base model or adapter, scored on the same held-out rows, item by item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.db import models, transaction
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.adapter import Adapter
+from dashboard.models.base_model import BaseModel
+from dashboard.models.dataset import DatasetVersion
+from dashboard.models.job import Job, State
+from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.training_run import TrainingRun
+from workers.specs import EvalSpec, to_dict
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
+
+
+class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
+    """Evaluations by run and state."""
+
+    def ended(self) -> EvaluationQuerySet:
+        """Those with results."""
+        return self.filter(job__state=State.SUCCEEDED)
+
+    def submit(self, adapter: Adapter, by: User | None) -> Job:
+        """Queue one job that scores base and adapter on the same test rows: two rows, one job."""
+        run = adapter.run
+        spec = EvalSpec(
+            base=run.base_model.spec(),
+            data=run.dataset_version.spec(),
+            adapter=str(adapter.path()),
+            max_length=run.hyperparameters["max_length"],
+            seed=run.hyperparameters["seed"],
+        )
+        with transaction.atomic():
+            job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=run.project, by=by)
+            for subject in Evaluation.Subject:
+                self.create(
+                    project=run.project,
+                    run=run,
+                    job=job,
+                    subject=subject,
+                    adapter=adapter if subject == Evaluation.Subject.ADAPTER else None,
+                    base_model=run.base_model,
+                    dataset_version=run.dataset_version,
+                    split=spec.split,
+                )
+        return job
+
+
+class Evaluation(models.Model):
+    """One subject on one split. Items are kept, so that two evaluations can be compared in pairs."""
+
+    class Subject(models.TextChoices):
+        BASE = "base", _("Base model")
+        ADAPTER = "adapter", _("Adapter")
+
+    project = models.ForeignKey(Project, models.CASCADE, related_name="evaluations")
+    run = models.ForeignKey(TrainingRun, models.CASCADE, related_name="evaluations")
+    job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="evaluations")
+    subject = models.CharField(max_length=10, choices=Subject.choices)
+    adapter = models.ForeignKey(Adapter, models.CASCADE, null=True, blank=True, related_name="evaluations")
+    base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="evaluations")
+    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluations")
+    split = models.CharField(max_length=12)
+    rows = models.PositiveIntegerField(null=True, blank=True)
+    metrics = models.JSONField(default=dict)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = EvaluationQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["pk"]
+
+    def __str__(self) -> str:
+        return f"{self.get_subject_display()} on {self.split} of {self.dataset_version}"
+
+    @property
+    def state(self) -> str:
+        """Its job's state."""
+        return self.job.state if self.job else State.QUEUED
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        """Why it failed, or None."""
+        return self.job.error if self.job else None
+
+    def record_result(self, rows: int, metrics: dict[str, Any], items: list[dict[str, Any]]) -> None:
+        """Store metrics and items; a repeated attempt replaces what an earlier one wrote."""
+        with transaction.atomic():
+            self.items.all().delete()
+            self.rows, self.metrics = rows, metrics
+            self.save(update_fields=["rows", "metrics"])
+            EvaluationItem.objects.bulk_create(
+                [
+                    EvaluationItem(
+                        evaluation=self,
+                        row=item["row"],
+                        prompt=item["prompt"],
+                        expected=item["expected"],
+                        output=item["output"],
+                        scores=item["scores"],
+                    )
+                    for item in items
+                ]
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What eval.json says of it."""
+        return {
+            "subject": self.subject,
+            "dataset": str(self.dataset_version),
+            "dataset_sha256": self.dataset_version.sha256,
+            "split": self.split,
+            "rows": self.rows,
+            "metrics": self.metrics,
+        }
+
+
+class EvaluationItem(models.Model):
+    """One held-out row: what was asked, what was expected, what came out, and its scores."""
+
+    evaluation = models.ForeignKey(Evaluation, models.CASCADE, related_name="items")
+    row = models.PositiveIntegerField()
+    prompt = models.TextField()
+    expected = models.TextField()
+    output = models.TextField()
+    scores = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["evaluation", "row"]
+        constraints = [
+            models.UniqueConstraint(fields=["evaluation", "row"], name="evaluation_item_once_per_row")
+        ]
+
+    def __str__(self) -> str:
+        return f"row {self.row} of evaluation {self.evaluation_id}"

@@ -1,0 +1,238 @@
+"""Training runs: one arm each, frozen into a TrainSpec when launched."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models, transaction
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.base_model import BaseModel
+from dashboard.models.dataset import DatasetVersion
+from dashboard.models.job import Job, State
+from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.target_module_config import TargetModuleConfig
+from workers.errors import SpecError
+from workers.forecast import adapter_bytes, adapter_params
+from workers.presets import target_spec
+from workers.specs import Hyperparameters, TrainSpec, to_dict
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
+
+
+class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
+    """Runs with what lists and pages show."""
+
+    def with_facts(self) -> TrainingRunQuerySet:
+        """Everything a row of a list names, in one query."""
+        return self.select_related(
+            "job",
+            "base_model",
+            "dataset_version__dataset",
+            "target_module_config",
+            "adapter",
+            "created_by",
+            "project",
+        )
+
+    def active(self) -> TrainingRunQuerySet:
+        """Runs that wait or work."""
+        return (
+            self.filter(outcome="")
+            .exclude(job=None)
+            .exclude(job__state__in=[State.SUCCEEDED, State.FAILED, State.CANCELLED])
+        )
+
+    def launch(
+        self,
+        *,
+        project: Project,
+        by: User | None,
+        name: str,
+        dataset_version: DatasetVersion,
+        base_model: BaseModel,
+        target_module_config: TargetModuleConfig,
+        hyperparameters: Hyperparameters,
+        idempotency_key: str = "",
+    ) -> TrainingRun:
+        """Freeze the choices into a spec and queue it: run, job and outbox in one transaction.
+
+        Raises SpecError with the form's field name when the pieces do not fit together.
+        """
+        run = TrainingRun(
+            project=project,
+            created_by=by,
+            name=name,
+            dataset_version=dataset_version,
+            base_model=base_model,
+            target_module_config=target_module_config,
+        )
+        run.freeze(hyperparameters)
+        with transaction.atomic():
+            run.job = Job.objects.submit(
+                Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
+            )
+            run.save()
+        return run
+
+
+class TrainingRun(models.Model):
+    """One arm: base + dataset version + target modules + hyper-parameters.
+
+    Shows its own outcome, else its job's state.
+    """
+
+    class Outcome(models.TextChoices):
+        SUCCEEDED = "succeeded", _("Finished")
+        FAILED = "failed", _("Failed")
+        CANCELLED = "cancelled", _("Stopped")
+        STOPPED_EARLY = "stopped_early", _("Stopped early, best kept")
+
+    project = models.ForeignKey(Project, models.CASCADE, related_name="training_runs")
+    name = models.CharField(_("name"), max_length=120)
+    base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
+    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="training_runs")
+    target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="training_runs")
+    spec = models.JSONField(default=dict)
+    forecast = models.JSONField(default=dict)
+    measured = models.JSONField(default=dict)
+    job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="training_runs")
+    outcome = models.CharField(max_length=14, choices=Outcome.choices, blank=True)
+    error_code = models.CharField(max_length=40, blank=True)
+    error_message = models.TextField(blank=True)
+    ended_step = models.PositiveIntegerField(null=True, blank=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TrainingRunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["project", "-id"])]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(outcome__in=["", "succeeded", "failed", "cancelled", "stopped_early"]),
+                name="training_run_outcome_known",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("training-run-detail", args=[self.pk])
+
+    def freeze(self, hyperparameters: Hyperparameters) -> None:
+        """Check that the pieces fit, and build the spec and the forecast from them."""
+        if not self.dataset_version.is_ready:
+            raise SpecError("dataset", "This dataset is not imported yet.")
+        if not self.base_model.is_ready:
+            raise SpecError("base_model", "This base model has not been inspected yet.")
+        census = self.base_model.counted()
+        if census.max_positions and hyperparameters.max_length > census.max_positions:
+            raise SpecError(
+                "max_length",
+                f"`max_length` is {hyperparameters.max_length}. "
+                f"{self.base_model} reads at most {census.max_positions} tokens.",
+            )
+        resolution = self.target_module_config.resolve(self.base_model)
+        if resolution.refusal:
+            raise SpecError("target_module_config", resolution.refusal)
+        spec = TrainSpec(
+            name=self.name,
+            base=self.base_model.spec(),
+            data=self.dataset_version.spec(),
+            target=target_spec(resolution, hyperparameters.r),
+            hyperparameters=hyperparameters,
+            preset=self.target_module_config.name,
+        )
+        self.spec = to_dict(spec)
+        self.forecast = {
+            "trainable_parameters": adapter_params(resolution.matched, hyperparameters.r),
+            "adapter_bytes": adapter_bytes(resolution.matched, hyperparameters.r),
+        }
+
+    @property
+    def state(self) -> str:
+        """Draft without a job, else its own outcome, else the job's state."""
+        return self.outcome or (self.job.state if self.job else "draft")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it by itself."""
+        return bool(self.outcome) or (self.job is not None and self.job.is_over)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The resolved settings, from the frozen spec."""
+        return dict(self.spec.get("hyperparameters", {}))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        settings_ = Hyperparameters(**self.hyperparameters)
+        return settings_.total_steps(self.dataset_version.splits.get("train", 0))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed so far."""
+        if self.ended_step is not None:
+            return self.ended_step
+        return self.job.step if self.job and self.job.phase == "training" else self.trained_step
+
+    @property
+    def trained_step(self) -> int:
+        """The last step that a metric was stored for."""
+        series = self.metric_series.filter(name="train/loss").first()
+        return series.last_step if series else 0
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        """Why it failed, or None."""
+        if self.state != State.FAILED:
+            return None
+        if self.error_code:
+            return {"code": self.error_code, "message": self.error_message}
+        return self.job.error if self.job else None
+
+    def settings_shown(self) -> dict[str, Any]:
+        """What a person chose, flat, for tables that compare runs."""
+        return {
+            "dataset": str(self.dataset_version),
+            "base_model": self.base_model.hub_id,
+            "target_modules": self.target_module_config.name,
+            **self.hyperparameters,
+        }
+
+    def end(
+        self,
+        outcome: str,
+        *,
+        step: int,
+        code: str = "",
+        message: str = "",
+        measured: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the outcome once; a second end of the same arm changes nothing."""
+        self.measured = measured or {}
+        changed = TrainingRun.objects.filter(pk=self.pk, outcome="").update(
+            outcome=outcome, ended_step=step, error_code=code, error_message=message, measured=self.measured
+        )
+        if changed:
+            self.refresh_from_db()
+
+
+def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
+    """Hyper-parameters from loose values; unknown names and values out of range raise SpecError."""
+    known = {field.name for field in dataclasses.fields(Hyperparameters)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")
+    return Hyperparameters(**{name: value for name, value in values.items() if value is not None})

@@ -1,0 +1,206 @@
+"""The same few people and things in every test: Mara manages, Ed edits, Vera views, Otto is elsewhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before Django reads its settings: tests never touch the data of a real installation.
+_data_dir = tempfile.TemporaryDirectory(prefix="graftworks-tests-")
+os.environ["DATA_DIR"] = _data_dir.name
+os.environ.setdefault("SECRET_KEY", "only-for-tests")
+os.environ["EMAIL_URL"] = "memorymail://"
+for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+from django.conf import settings  # noqa: E402
+
+from dashboard.models import (  # noqa: E402
+    ApiToken,
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    Job,
+    Project,
+    Role,
+    State,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
+from workers.specs import Hyperparameters  # noqa: E402
+
+PASSWORD = "correct-horse-battery"
+
+
+def make_user(email: str, project: Project | None = None, role: Role | None = None) -> User:
+    """A person with the tests' password, and perhaps a membership."""
+    user = User.objects.create_user(email, PASSWORD)
+    if project and role:
+        project.admit(user, role)
+    return user
+
+
+@pytest.fixture
+def project(db: None) -> Project:
+    """The project that most tests happen in."""
+    return Project.objects.named("Support")
+
+
+@pytest.fixture
+def other_project(db: None) -> Project:
+    """Somebody else's project."""
+    return Project.objects.named("Elsewhere")
+
+
+@pytest.fixture
+def mara(project: Project) -> User:
+    """Manages the project."""
+    return make_user("mara@example.org", project, Role.MANAGER)
+
+
+@pytest.fixture
+def ed(project: Project) -> User:
+    """Edits in the project."""
+    return make_user("ed@example.org", project, Role.EDITOR)
+
+
+@pytest.fixture
+def vera(project: Project) -> User:
+    """Views the project."""
+    return make_user("vera@example.org", project, Role.VIEWER)
+
+
+@pytest.fixture
+def otto(other_project: Project) -> User:
+    """Manages another project and belongs to no other."""
+    return make_user("otto@example.org", other_project, Role.MANAGER)
+
+
+@pytest.fixture
+def token(project: Project, ed: User) -> str:
+    """The secret of a read-and-write token of the project, owned by Ed."""
+    return ApiToken.issue(project, ed, "tests")[1]
+
+
+def tiny_census() -> dict[str, object]:
+    """A census as the inspect job writes it: two layers, 32 wide, Llama's names."""
+    from workers.presets import Census, Group
+
+    shapes = {
+        "self_attn.q_proj": ("attn_q", 32, 32),
+        "self_attn.k_proj": ("attn_k", 32, 16),
+        "self_attn.v_proj": ("attn_v", 32, 16),
+        "self_attn.o_proj": ("attn_out", 32, 32),
+        "mlp.gate_proj": ("mlp_gate", 32, 64),
+        "mlp.up_proj": ("mlp_up", 32, 64),
+        "mlp.down_proj": ("mlp_down", 64, 32),
+    }
+    groups = [
+        Group(f"model.layers.*.{name}", role, "decoder", "linear", (0, 1), d_in, d_out)
+        for name, (role, d_in, d_out) in shapes.items()
+    ]
+    head = Group("lm_head", "head", "decoder", "linear", (), 32, 512)
+    census = Census(
+        model_type="llama",
+        parameters=40_000,
+        hidden_size=32,
+        num_layers=2,
+        max_positions=512,
+        vocab_size=512,
+        groups=(*groups, head),
+        tied_embeddings=True,
+        has_chat_template=True,
+    )
+    return census.to_dict()
+
+
+def finish(job: Job, state: State = State.SUCCEEDED, **fields: object) -> Job:
+    """Lead a job to its end the way a worker would, without the work."""
+    job.move("claim", attempt=job.attempt + 1, worker="test@host")
+    job.move("progress")
+    if state == State.SUCCEEDED:
+        job.move("work_done")
+        job.move("succeed")
+    else:
+        job.move("fail", **(fields or {"error_code": "bad_data", "error_message": "Row 1 has no answer."}))
+    return job
+
+
+def make_base_model(
+    project: Project | None = None, name: str = "Tiny", hub_id: str = "example/tiny"
+) -> BaseModel:
+    """An inspected base model of two tiny layers."""
+    base = BaseModel.objects.create(
+        project=project, source=BaseModel.Source.FOLDER, folder="tiny", name=name, hub_id=hub_id
+    )
+    finish(base.inspect())
+    base.record_inspection(
+        {"census": tiny_census(), "path": str(base.local_folder()), "sha256": "ab" * 32, "parameters": 40_000}
+    )
+    return BaseModel.objects.get(pk=base.pk)
+
+
+def make_dataset(
+    project: Project, name: str = "Tickets", *, by: User | None = None, ready: bool = True
+) -> Dataset:
+    """A dataset whose first version is imported (or still waiting)."""
+    upload = Path(settings.UPLOAD_DIR) / f"{name}.jsonl".replace(" ", "-")
+    upload.write_text('{"prompt": "hello", "completion": "hi"}\n' * 20)
+    dataset = Dataset.objects.named(project, name, by)
+    version = dataset.add_version(upload, upload.name, by=by)
+    if ready and version.job:
+        finish(version.job)
+        version.record_import(
+            {
+                "sha256": "cd" * 32,
+                "rows": 20,
+                "splits": {"train": 16, "validation": 2, "test": 2},
+                "problems": [],
+                "shape": "prompt-completion",
+            }
+        )
+    return Dataset.objects.get(pk=dataset.pk)
+
+
+@pytest.fixture
+def base_model(project: Project) -> BaseModel:
+    """An inspected base model of the project."""
+    return make_base_model(project)
+
+
+@pytest.fixture
+def dataset(project: Project, ed: User) -> Dataset:
+    """An imported dataset of the project."""
+    return make_dataset(project, by=ed)
+
+
+def make_run(
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    *,
+    by: User | None = None,
+    name: str = "Triage",
+    **hyper: object,
+) -> TrainingRun:
+    """A queued run with the recommended preset."""
+    version = dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    return TrainingRun.objects.launch(
+        project=project,
+        by=by,
+        name=name,
+        dataset_version=version,
+        base_model=base_model,
+        target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
+        hyperparameters=Hyperparameters(**{"r": 4, "max_steps": 10, "max_length": 64, **hyper}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def run(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> TrainingRun:
+    """A queued run of the project, launched by Ed."""
+    return make_run(project, dataset, base_model, by=ed)
