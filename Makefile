@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer and make. Everything else is fetched into .venv, static/node_modules and .cache.
+
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none was found on PATH)) -I dashboard/machine.py
+VENV = .venv/bin/python
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help start test check clean
+help:
+	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
+	@echo "make test    every test, with a real broker, worker and browser"
+	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
+	@echo "make clean   remove what was installed and built; data stays"
+
+start:
+	@$(MACHINE) start
+	@exec $(VENV) manage.py start
+
+# Quick tests share the cores; the slow ones start browsers and training, so they run one by one.
+test:
+	@$(MACHINE) test
+	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && \
+	{ $(VENV) -m pytest -q -n 2 -m "not slow"; quick=$$?; $(VENV) -m pytest -q -m slow; exit $$((quick | $$?)); }
+
+check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
+check: export PUBLIC_URL = https://graftworks.example.org
+check: export DATA_DIR = .cache/check
+check:
+	@$(MACHINE) test
+	$(VENV) -m ruff format --check .
+	$(VENV) -m ruff check .
+	$(VENV) -m mypy
+	$(VENV) -m djlint templates --lint --check --quiet
+	.venv/bin/lint-imports
+	$(VENV) manage.py makemigrations --check --dry-run
+	$(VENV) manage.py check --deploy --fail-level WARNING
+
+clean:
+	rm -rf .venv .cache static/node_modules static/vendor .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
