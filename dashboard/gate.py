@@ -103,14 +103,14 @@ def present_project(request: HttpRequest) -> Project | None:
     if not request.user.is_authenticated:
         return None
     mine = request.user.projects()
-    chosen = mine.filter(pk=request.session.get("project")).first()
+    chosen = mine.filter(pk=request.session.get("project", 0)).first()
     return chosen or mine.first()
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:
     """What the frame around every page shows: the present project, the others, and one's role."""
     project = getattr(request, "project", None)
-    if project is None:
+    if project is None or not request.user.is_authenticated:
         return {"project": None, "projects": [], "role": None}
     membership = project.memberships.filter(user=request.user).first()
     role = Role(membership.role) if membership else None
