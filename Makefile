@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make. Everything else is fetched into .venv, static/node_modules and .cache.
+# The Python that the pins were resolved on comes first.
 
-PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none was found on PATH)) -I dashboard/machine.py
 VENV = .venv/bin/python

@@ -1,0 +1,192 @@
+"""Several programs run as one: prefixed output, restart of what dies, an orderly stop, no orphans.
+
+`Programs(...).run()` blocks until SIGINT or SIGTERM, or until a program cannot be kept alive. Each program
+leads its own session and gets a signal when this process dies. Knows nothing of what the programs do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from types import FrameType
+
+from honcho.colour import get_colours
+from honcho.printer import Message, Printer
+from honcho.process import Popen
+
+TIED = Path(__file__).with_name("tied.py")
+EXITS_ALLOWED = 5
+EXITS_WINDOW = 60.0
+LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to run. Programs stop in the order of `turn`; each turn has `grace` seconds before SIGKILL."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    turn: int = 0
+    grace: float = 10.0
+    orphan_signal: int = signal.SIGKILL
+
+
+class Child:
+    """One program's process, over all its restarts."""
+
+    def __init__(self, program: Program, colour: str) -> None:
+        self.program = program
+        self.colour = colour
+        self.process: subprocess.Popen[bytes] | None = None
+        self.swept = False
+        self.exits: list[float] = []
+        self.due = 0.0
+
+    def start(self, write: Callable[[Child, bytes], None]) -> None:
+        """Must be called in the main thread: the kernel ties the child to the thread that forks it."""
+        tied = [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), str(int(self.program.orphan_signal))]
+        self.swept = False
+        self.process = process = Popen(
+            [*tied, *self.program.command],
+            shell=False,
+            env=dict(self.program.environment),
+            stdin=subprocess.DEVNULL,
+        )
+        threading.Thread(target=self._forward, args=(process, write), daemon=True).start()
+
+    def _forward(self, process: subprocess.Popen[bytes], write: Callable[[Child, bytes], None]) -> None:
+        for line in process.stdout or ():
+            write(self, line)
+
+    def alive(self) -> bool:
+        """Whether the process runs. When it does not, what is left of its session goes too."""
+        if self.process is None:
+            return False
+        if self.process.poll() is None:
+            return True
+        if not self.swept:
+            self.swept = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return False
+
+    def terminate(self) -> None:
+        """SIGTERM to the leader alone: Celery's pool processes die at once of a signal to the group."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def schedule_restart(self, now: float) -> float | None:
+        """Seconds until the next start: 1, 2, 4 … 30 by exits in the last minute, None after too many."""
+        self.exits = [moment for moment in self.exits if now - moment < EXITS_WINDOW] + [now]
+        if len(self.exits) >= EXITS_ALLOWED:
+            return None
+        pause = min(LONGEST_PAUSE, 2.0 ** (len(self.exits) - 1))
+        self.due = now + pause
+        return pause
+
+
+class Programs:
+    """The set that runs together. The greeting is printed once, when `is_ready` first says yes."""
+
+    def __init__(self, programs: Sequence[Program], *, is_ready: Callable[[], bool], greeting: str) -> None:
+        colours = get_colours()
+        self.children = [Child(program, next(colours)) for program in programs]
+        self.printer = Printer(sys.stdout, width=max(len(program.name) for program in programs))
+        self.printing = threading.Lock()
+        self.is_ready = is_ready
+        self.greeting = greeting
+        self.stop_asked = 0.0
+        self.kill_asked = False
+
+    def run(self) -> int:
+        """Start all, keep them alive, stop all; 0 after a signal, 1 when a program kept dying."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask_stop)
+        try:
+            return self._watch()
+        finally:
+            self._stop()
+
+    def _ask_stop(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        # make passes a signal on that the terminal has sent us as well: one press, two signals.
+        if self.stop_asked and now - self.stop_asked > 1.0:
+            self.kill_asked = True
+        self.stop_asked = self.stop_asked or now
+
+    def _watch(self) -> int:
+        announced = False
+        for child in self.children:
+            child.start(self._write)
+        while not self.stop_asked:
+            for child in self.children:
+                if not child.alive() and not self._revive(child):
+                    return 1
+            if not announced and self.is_ready():
+                announced = True
+                self._print(self.greeting)
+            time.sleep(0.2)
+        return 0
+
+    def _revive(self, child: Child) -> bool:
+        """Restart a dead child when its pause is over; False when it died too often."""
+        now = time.monotonic()
+        if child.process is not None:
+            code, child.process = child.process.returncode, None
+            pause = child.schedule_restart(now)
+            if pause is None:
+                self._say(
+                    f"{child.program.name} ended {EXITS_ALLOWED} times within a minute. "
+                    "Its lines above say why. Stopping everything."
+                )
+                return False
+            self._say(f"{child.program.name} ended with code {code}, starting it again in {pause:.0f} s.")
+        elif now >= child.due:
+            child.start(self._write)
+        return True
+
+    def _stop(self) -> None:
+        ordered = sorted(self.children, key=lambda child: child.program.turn)
+        for _turn, group in groupby(ordered, key=lambda child: child.program.turn):
+            self._stop_turn(list(group))
+
+    def _stop_turn(self, children: list[Child]) -> None:
+        for child in children:
+            child.terminate()
+        began = time.monotonic()
+        while any(child.alive() for child in children):
+            for child in children:
+                if self.kill_asked or time.monotonic() - began > child.program.grace:
+                    child.kill()
+            time.sleep(0.05)
+
+    def _say(self, text: str) -> None:
+        self._print(Message("line", text, datetime.now(), "graftworks", None))
+
+    def _write(self, child: Child, line: bytes) -> None:
+        self._print(Message("line", line, datetime.now(), child.program.name, child.colour))
+
+    def _print(self, line: Message | str) -> None:
+        # A closed terminal must not stop the reading: a program blocks once its pipe is full.
+        with self.printing, suppress(OSError):
+            if isinstance(line, str):
+                print(line, flush=True)
+            else:
+                self.printer.write(line)
