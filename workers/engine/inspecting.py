@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, metadata_load, snapshot_download
-from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore[attr-defined]
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore[attr-defined]
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from yaml import YAMLError
 
@@ -78,6 +78,8 @@ def check_folder(folder: Path, *, allowed: Path) -> None:
             names.append(path.relative_to(folder).as_posix())
     check_names(names)
     _check_config(folder / "config.json")
+    if (folder / "tokenizer_config.json").exists():
+        _check_config(folder / "tokenizer_config.json")
     for template in folder.glob("*.jinja"):
         if template.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ModelError(f"The chat template {template.name} is larger than 64 kB. Use another model.")
@@ -141,18 +143,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _check_config(path: Path) -> None:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError("config.json is larger than 1 MB, which no model needs. Check the folder.")
+        raise ModelError(f"{path.name} is larger than 1 MB, which no model needs. Check the folder.")
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ModelError("config.json is not valid JSON. Copy the model again.") from error
+        raise ModelError(f"{path.name} is not valid JSON. Copy the model again.") from error
     if not isinstance(values, dict):
-        raise ModelError("config.json holds no settings. Copy the model again.")
+        raise ModelError(f"{path.name} holds no settings. Copy the model again.")
     for key in ("auto_map", "trust_remote_code"):
         if key in values:
             raise ModelError(
-                f"config.json asks for remote code (`{key}`), which Graftworks never runs. Choose a model of a "
-                "type that transformers supports itself."
+                f"{path.name} asks for remote code (`{key}`), which Graftworks never runs. Choose a model of "
+                "a type that transformers supports itself."
             )
 
 
