@@ -28,6 +28,7 @@ TIED = Path(__file__).with_name("tied.py")
 EXITS_ALLOWED = 5
 EXITS_WINDOW = 60.0
 LONGEST_PAUSE = 30.0
+OURSELVES = "graftworks"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Child:
         self.program = program
         self.colour = colour
         self.process: subprocess.Popen[bytes] | None = None
+        self.reader = threading.Thread()
         self.swept = False
         self.exits: list[float] = []
         self.due = 0.0
@@ -63,7 +65,8 @@ class Child:
             env=dict(self.program.environment),
             stdin=subprocess.DEVNULL,
         )
-        threading.Thread(target=self._forward, args=(process, write), daemon=True).start()
+        self.reader = threading.Thread(target=self._forward, args=(process, write), daemon=True)
+        self.reader.start()
 
     def _forward(self, process: subprocess.Popen[bytes], write: Callable[[Child, bytes], None]) -> None:
         for line in process.stdout or ():
@@ -107,8 +110,9 @@ class Programs:
 
     def __init__(self, programs: Sequence[Program], *, is_ready: Callable[[], bool], greeting: str) -> None:
         colours = get_colours()
+        names = [OURSELVES, *(program.name for program in programs)]
         self.children = [Child(program, next(colours)) for program in programs]
-        self.printer = Printer(sys.stdout, width=max(len(program.name) for program in programs))
+        self.printer = Printer(sys.stdout, width=max(len(name) for name in names))
         self.printing = threading.Lock()
         self.is_ready = is_ready
         self.greeting = greeting
@@ -176,9 +180,12 @@ class Programs:
                 if self.kill_asked or time.monotonic() - began > child.program.grace:
                     child.kill()
             time.sleep(0.05)
+        for child in children:
+            if child.reader.is_alive():
+                child.reader.join(timeout=1)
 
     def _say(self, text: str) -> None:
-        self._print(Message("line", text, datetime.now(), "graftworks", None))
+        self._print(Message("line", text, datetime.now(), OURSELVES, None))
 
     def _write(self, child: Child, line: bytes) -> None:
         self._print(Message("line", line, datetime.now(), child.program.name, child.colour))
