@@ -50,7 +50,7 @@ def _config(model_type: str) -> Any:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 1024,
         "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -62,7 +62,7 @@ def _config(model_type: str) -> Any:
             "n_embd": HIDDEN,
             "n_layer": LAYERS,
             "n_head": 4,
-            "n_positions": 256,
+            "n_positions": 1024,
             "bos_token_id": 1,
             "eos_token_id": 2,
         }

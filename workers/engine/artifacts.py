@@ -1,0 +1,199 @@
+"""Writes a finished adapter: a folder that PEFT loads as it is, complete or not there at all.
+
+Files are written aside, synced, and renamed once. The folder names the base by its public name; no path of
+this machine stands in any file. Knows nothing of publishing, of `eval.json` or of the zip's checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from workers.engine import lora, runtime
+from workers.events import Artifact
+from workers.specs import TrainSpec, to_dict
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+def save_arm(
+    model: Any, tokenizer: Any, spec: TrainSpec, out_dir: Path, index: int, summary: dict[str, Any]
+) -> Artifact:
+    """Save arm `index` under `out_dir/arm-<index>/adapter`; the answer lists each file's SHA-256."""
+    final = out_dir / f"arm-{index}" / "adapter"
+    aside = final.with_name(".saving")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    name = lora.arm_name(index)
+    model.save_pretrained(str(aside), selected_adapters=[name], save_embedding_layers=False)
+    folder = aside / name
+    _finish_config(folder / "adapter_config.json")
+    _save_tokenizer(tokenizer, spec, folder)
+    (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
+    (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o640)  # safetensors writes 0600, but the web process may be another user of the group
+        _sync(path)
+    folder.chmod(0o750)
+    _sync(folder)
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(aside)
+    files = {path.name: file_sha256(path) for path in sorted(final.iterdir())}
+    return Artifact(index, final.relative_to(out_dir).as_posix(), files)
+
+
+def adapter_bytes(out_dir: Path, artifact: Artifact) -> int:
+    """Size of the weights that people download."""
+    return (out_dir / artifact.path / "adapter_model.safetensors").stat().st_size
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _finish_config(path: Path) -> None:
+    """PEFT writes sets in random order; sorted, two equal runs give equal files."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("target_modules", "target_parameters", "exclude_modules"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    path.write_text(_to_json(config), encoding="utf-8")
+
+
+def _save_tokenizer(tokenizer: Any, spec: TrainSpec, folder: Path) -> None:
+    """The tokenizer as used in training, without what it remembers of the folder it came from."""
+    tokenizer.save_pretrained(str(folder))
+    for path in list(folder.iterdir()):
+        known = path.name in TOKENIZER_FILES or path.name.startswith("adapter_")
+        if not known:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    config = folder / "tokenizer_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    for key in ("name_or_path", "auto_map", "is_local", "local_files_only"):
+        values.pop(key, None)
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # the same class under the name that 4.x knows too
+        )
+    config.write_text(_to_json(values), encoding="utf-8")
+
+
+def run_record(spec: TrainSpec, summary: dict[str, Any]) -> dict[str, Any]:
+    """Everything needed to know where an adapter comes from. Folders on this machine are left out."""
+    settings = to_dict(spec)
+    for part in ("base", "data"):
+        settings[part].pop("path")
+    return {"format": 1, "spec": settings, "versions": runtime.versions(), "result": summary}
+
+
+def model_card(spec: TrainSpec, summary: dict[str, Any]) -> str:
+    """README.md: the hub's metadata block, then what was trained on what, how, and how to load it."""
+    from huggingface_hub.repocard_data import ModelCardData
+
+    data = ModelCardData(
+        base_model=spec.base.name,
+        library_name="peft",
+        license=spec.base.license or None,
+        pipeline_tag="text-generation",
+        tags=["lora", f"base_model:adapter:{spec.base.name}"],
+        base_model_relation="adapter",
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_card_text(spec, summary)}"
+
+
+def _card_text(spec: TrainSpec, summary: dict[str, Any]) -> str:
+    trained_on = f"{spec.data.name or 'dataset'}, version {spec.data.version}"
+    revision = f', revision="{spec.base.revision}"' if spec.base.revision else ""
+    return f"""# {spec.name}
+
+A LoRA adapter for `{spec.base.name}`, trained with Graftworks on {trained_on} \
+(content SHA-256 `{spec.data.sha256}`). Only the adapter's {summary["trainable_parameters"]:,} parameters \
+were trained; the base model is unchanged and is not part of this folder.
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{spec.base.name}"{revision})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+## Settings
+
+{_table(_settings(spec, summary))}
+
+## Results
+
+{_table(_results(summary))}
+
+Losses are mean cross-entropy in nats over the learned tokens: answers only, or all tokens of plain text. \
+`run.json` holds every setting, the versions of the libraries and the costs.
+"""
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    learn = spec.hyperparameters
+    modules = ", ".join(
+        f"`{name}`" for name in sorted((*spec.target.target_modules, *spec.target.target_parameters))
+    )
+    length = f"{learn.max_steps}" if learn.max_steps is not None else f"{summary['steps']}"
+    return [
+        ("target modules", f"{modules} ({spec.target.modules} in all)"),
+        ("r / lora_alpha / lora_dropout", f"{learn.r} / {learn.lora_alpha} / {learn.lora_dropout:g}"),
+        (
+            "learning rate",
+            f"{learn.learning_rate:g}, {learn.lr_scheduler_type}, warm-up {learn.warmup_ratio:.0%}",
+        ),
+        ("steps", length),
+        ("rows per step", f"{learn.rows_per_step}"),
+        ("max_length", f"{learn.max_length} tokens"),
+        ("seed", f"{learn.seed}"),
+        ("base model kept as", summary["dtype"]),
+    ]
+
+
+def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("training loss, last step", f"{summary['train_loss']:.4f}")]
+    if summary["validation_loss"] is not None:
+        rows.append(("validation loss, last step", f"{summary['validation_loss']:.4f}"))
+        best = f"{summary['best_validation_loss']:.4f} (step {summary['best_validation_step']})"
+        rows.append(("validation loss, best", best))
+    rows.append(("tokens read", f"{summary['tokens']:,}"))
+    rows.append(("training time", f"{summary['seconds']:.0f} s on {summary['device']}"))
+    return rows

@@ -1,0 +1,321 @@
+"""Canonical rows to token ids and labels, and the order in which a run sees them.
+
+Chat templates render only here, in the engine's own process. Knows nothing of models or of the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.engine.runtime import stop_if_asked
+from workers.errors import DataError
+from workers.events import Progress, Report, ShouldStop
+from workers.specs import DataSpec
+
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One canonical row: `messages`, or `text`."""
+
+    number: int
+    messages: list[dict[str, Any]] | None
+    text: str | None
+
+
+class Split:
+    """The rows of one split; JSON is read only for the rows that are asked for."""
+
+    def __init__(self, data: DataSpec, split: str) -> None:
+        import pyarrow.parquet as pq
+
+        try:
+            self._table = pq.read_table(
+                Path(data.path) / f"{split}.parquet", columns=["row", "messages", "text"], memory_map=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"The {split} rows of this dataset cannot be read. Import the file again."
+            ) from error
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, index: int) -> Row:
+        """Row `index` of the split, from 0."""
+        number, messages, text = (
+            self._table.column(name)[index].as_py() for name in ("row", "messages", "text")
+        )
+        return Row(number, json.loads(messages) if messages is not None else None, text)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the model reads it. `learn[i]`: token i is a target. `prompt_length` tokens come before the
+    last answer (0 for plain text); `stable` is False where the template allowed only the last answer.
+    """
+
+    row: int
+    ids: Ids
+    learn: Flags
+    prompt_length: int = 0
+    prompt: str = ""
+    answer: str = ""
+    stable: bool = True
+
+    @property
+    def labelled(self) -> int:
+        return int(self.learn.sum())
+
+    def cut(self, max_length: int) -> Example:
+        """The first `max_length` tokens."""
+        if len(self.ids) <= max_length:
+            return self
+        return self._part(slice(0, max_length), self.prompt_length)
+
+    def cut_left(self, max_length: int) -> Example:
+        """The last `max_length` tokens: the answer stays."""
+        gone = len(self.ids) - max_length
+        return self if gone <= 0 else self._part(slice(gone, None), max(0, self.prompt_length - gone))
+
+    def _part(self, part: slice, prompt_length: int) -> Example:
+        learn = self.learn[part].copy()
+        learn[:1] = False
+        return Example(self.row, self.ids[part], learn, prompt_length, self.prompt, self.answer, self.stable)
+
+
+def encode_rows(
+    tokenizer: Any, split: Split, wanted: Sequence[int], *, report: Report, should_stop: ShouldStop
+) -> dict[int, Example]:
+    """Examples of the wanted rows (positions in the split), uncut."""
+    done: dict[int, Example] = {}
+    for start in range(0, len(wanted), ROWS_AT_ONCE):
+        stop_if_asked(should_stop)
+        report(Progress("tokenizing", start, len(wanted)))
+        part = wanted[start : start + ROWS_AT_ONCE]
+        done.update(zip(part, encode(tokenizer, [split.row(index) for index in part]), strict=True))
+    report(Progress("tokenizing", len(wanted), len(wanted)))
+    return done
+
+
+def encode(tokenizer: Any, rows: Sequence[Row]) -> list[Example]:
+    """Token ids and labels of some rows. Each distinct text is tokenized once."""
+    plans = [_plan(tokenizer, row) for row in rows]
+    texts = sorted({text for plan in plans for text in plan.texts()})
+    tokens = dict(zip(texts, _tokenize(tokenizer, texts), strict=True))
+    return [plan.example(tokenizer, tokens) for plan in plans]
+
+
+def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return ids
+
+
+def _bos(tokenizer: Any) -> list[int]:
+    """The start token where this tokenizer puts one before plain text."""
+    first = tokenizer("")["input_ids"][:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
+
+
+@dataclass(frozen=True)
+class PiecePlan:
+    """A row without a template: pieces joined as they are, each learned or not, `answers` end with eos."""
+
+    row: Row
+    pieces: list[tuple[str, bool, bool]]  # text, learned, ends with eos
+
+    def texts(self) -> Iterator[str]:
+        return (text for text, _learned, _ends in self.pieces)
+
+    def example(self, tokenizer: Any, tokens: dict[str, list[int]]) -> Example:
+        ids = _bos(tokenizer)
+        learn, prompt_length = [False] * len(ids), 0
+        for text, learned, ends in self.pieces:
+            end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
+            if ends:
+                prompt_length = len(ids)
+            ids = ids + tokens[text] + end
+            learn += [learned] * (len(ids) - len(learn))
+        return _example(self.row, ids, learn, 0 if self.row.messages is None else prompt_length)
+
+
+@dataclass(frozen=True)
+class ChatPlan:
+    """A chat and its template: `turns` are (text before, text with the answer) per learned turn."""
+
+    row: Row
+    whole: str
+    turns: list[tuple[str, str]]
+    last: tuple[str, str] | None
+
+    def texts(self) -> Iterator[str]:
+        yield self.whole
+        for pair in (*self.turns, *([self.last] if self.last else [])):
+            yield from pair
+
+    def example(self, tokenizer: Any, tokens: dict[str, list[int]]) -> Example:
+        ids = tokens[self.whole]
+        spans = [(tokens[before], tokens[after]) for before, after in self.turns]
+        stable = all(_starts(ids, after) and _starts(after, before) for before, after in spans)
+        if not stable:
+            # Only the last answer surely reads the same alone and inside the whole chat.
+            spans = spans[-1:] if self.last is not None and self.turns[-1] == self.last else []
+        learn = [False] * len(ids)
+        for before, after in spans:
+            start, stop = _common(before, ids), _end_of_turn(tokenizer, ids, min(len(after), len(ids)))
+            learn[start:stop] = [True] * (stop - start)
+        prompt_length = _common(tokens[self.last[0]], ids) if self.last else 0
+        closes = learn[-1:] == [True] and ids[-1] not in tokenizer.all_special_ids
+        if closes and tokenizer.eos_token_id is not None:
+            # A template without an end mark would teach the model never to stop.
+            ids, learn = [*ids, tokenizer.eos_token_id], [*learn, True]
+        return _example(self.row, ids, learn, prompt_length, stable=stable)
+
+
+def _starts(whole: list[int], part: list[int]) -> bool:
+    return whole[: len(part)] == part
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """How many tokens both begin with."""
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))
+
+
+def _end_of_turn(tokenizer: Any, ids: list[int], stop: int) -> int:
+    """Leave out white space after the end mark: generation stops before it, so it is nothing to learn."""
+    end = stop
+    while end > 0 and ids[end - 1] not in tokenizer.all_special_ids:
+        if tokenizer.decode(ids[end - 1 : end]).strip():
+            return stop
+        end -= 1
+    return end or stop
+
+
+def _plan(tokenizer: Any, row: Row) -> PiecePlan | ChatPlan:
+    if row.messages is None:
+        return PiecePlan(row, [(row.text or "", True, True)])
+    if tokenizer.chat_template is None:
+        return PiecePlan(row, list(_pieces(row.messages)))
+    answers = [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
+    pairs = {place: _pair(tokenizer, row, place) for place in answers}
+    learned = [pairs[place] for place in answers if row.messages[place].get("weight", 1) != 0]
+    return ChatPlan(
+        row, _render(tokenizer, row, len(row.messages)), learned, pairs[answers[-1]] if answers else None
+    )
+
+
+def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
+    for message in messages:
+        if message["role"] == "assistant":
+            yield message["content"], message.get("weight", 1) != 0, True
+        else:
+            yield message["content"] + "\n", False, False
+
+
+def _pair(tokenizer: Any, row: Row, place: int) -> tuple[str, str]:
+    before = _render(tokenizer, row, place, ask=True) if place else ""
+    return before, _render(tokenizer, row, place + 1)
+
+
+def _render(tokenizer: Any, row: Row, count: int, *, ask: bool = False) -> str:
+    """The first `count` messages through the template; `ask` adds the opening of the answer."""
+    from jinja2.exceptions import TemplateError
+
+    messages = [{"role": item["role"], "content": item["content"]} for item in (row.messages or [])[:count]]
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    except TemplateError as error:
+        raise DataError(
+            f"Row {row.number} does not fit the base model's chat template: {str(error)[:200]}. "
+            "Change the roles in this row, or choose another base model."
+        ) from error
+    return text
+
+
+def _example(
+    row: Row, ids: list[int], learn: list[bool], prompt_length: int, *, stable: bool = True
+) -> Example:
+    flags = np.array(learn, dtype=np.bool_)
+    flags[:1] = False  # nothing stands before the first token to predict it from
+    prompt, answer = _words(row)
+    return Example(row.number, np.array(ids, dtype=np.int32), flags, prompt_length, prompt, answer, stable)
+
+
+def _words(row: Row) -> tuple[str, str]:
+    """(what was asked, the last answer) as people read them, without the system message."""
+    messages = row.messages or []
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        return "", row.text or ""
+    asked = [item["content"] for item in messages[: answers[-1]] if item["role"] in ("user", "assistant")]
+    return "\n\n".join(asked), messages[answers[-1]]["content"]
+
+
+# Order
+
+
+@functools.lru_cache(maxsize=16)
+def epoch_order(count: int, seed: int, epoch: int) -> Ids:
+    """A shuffle of range(count) that depends on nothing else, so any step can be found again."""
+    return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
+
+
+def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]:
+    """The rows of optimizer step `step` (from 1). The last step of an epoch may be short."""
+    epoch, place = divmod(step - 1, math.ceil(count / rows_per_step))
+    order = epoch_order(count, seed, epoch)
+    return [int(index) for index in order[place * rows_per_step : (place + 1) * rows_per_step]]
+
+
+# Batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`input_ids` [rows, longest], padded on the right. `where` [n]: flat positions whose next token is a
+    target; `targets` [n]: those tokens; `tokens`: real ones, without padding.
+    """
+
+    input_ids: Tensor
+    where: Tensor
+    targets: Tensor
+    tokens: int
+
+
+def collate(examples: Sequence[Example], device: torch.device) -> Batch:
+    """Padding is masked by length, never by id: on many models pad is the end-of-turn token."""
+    longest = max(len(example.ids) for example in examples)
+    ids = np.zeros((len(examples), longest), dtype=np.int64)
+    learn = np.zeros((len(examples), longest), dtype=np.bool_)
+    for place, example in enumerate(examples):
+        ids[place, : len(example.ids)] = example.ids
+        learn[place, : len(example.ids)] = example.learn
+    rows, columns = learn.nonzero()
+    return Batch(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(rows * longest + columns - 1).to(device),
+        torch.from_numpy(ids[rows, columns]).to(device),
+        sum(len(example.ids) for example in examples),
+    )
+
+
+def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Rows of like length together, so that little is padded."""
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,0 +1,249 @@
+"""Scores the base model and one adapter on the same held-out rows: `python -m workers.engine evaluate`.
+
+The base is the same loaded model with the adapter switched off. Every row's answers and scores go to
+`items.jsonl`, so that two evaluations can be compared in pairs. Knows nothing of verdicts or of pages.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import json
+import math
+import re
+import string
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workers.engine import runtime
+from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches
+from workers.engine.generate import greedy
+from workers.engine.loss import Scorer, make_scorer
+from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer
+from workers.engine.runtime import stop_if_asked
+from workers.errors import DataError, ModelError, TargetError
+from workers.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
+from workers.specs import EvalSpec
+
+ROWS_AT_ONCE = 16
+Scores = dict[str, float]
+
+
+def evaluate(
+    spec: EvalSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
+) -> dict[str, Any]:
+    """Loss and answers of base and adapter; writes `out_dir/items.jsonl` and reports a Result."""
+    check_folder(spec.base)
+    _check_adapter(Path(spec.adapter))
+    device = runtime.pick_device()
+    dtype = runtime.pick_dtype(spec.dtype, device)
+    torch.set_num_threads(runtime.thread_count())
+    tokenizer = load_tokenizer(spec.base)
+    examples = _draw(spec, tokenizer, report, should_stop)
+    stop_if_asked(should_stop)
+    report(Progress("loading"))
+    base = load_base(spec.base, dtype, device)
+    check_max_length(base, spec.base, spec.max_length)
+    scorer = make_scorer(base, base, collate(examples[:2], device))
+    model = _attach(base, spec)
+    scorer = Scorer(model, scorer.body and base.base_model, scorer.head)
+    stop_if_asked(should_stop)
+
+    differs = _differs(model, scorer, examples[0], device)
+    if not differs:
+        report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
+    chats = [example for example in examples if example.prompt_length]
+    work = _Progress(report, total=2 * (len(examples) + len(chats)))
+    items: list[dict[str, Any]] = []
+    values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "adapter_differs": differs}
+    for subject in ("base", "adapter"):
+        with model.disable_adapter() if subject == "base" else nullcontext():
+            losses = _losses(scorer, examples, device, should_stop, work)
+            answers = _answers(model, base, tokenizer, chats, spec, device, should_stop, work)
+        found = [_item(example, subject, losses, answers) for example in examples]
+        values[subject] = _summary(found, losses)
+        items += found
+    _write_items(out_dir / "items.jsonl", items)
+    values |= {"dtype": str(dtype).removeprefix("torch."), "device": runtime.device_name(device)}
+    report(Result(values))
+    return values
+
+
+class _Progress:
+    """Counts rows across both subjects and both passes."""
+
+    def __init__(self, report: Report, total: int) -> None:
+        self.report, self.total, self.done = report, total, 0
+
+    def __call__(self, rows: int) -> None:
+        self.done += rows
+        self.report(Progress("scoring", self.done, self.total))
+
+
+def _check_adapter(folder: Path) -> None:
+    # PEFT reads a pickle without a word when the safetensors file is missing.
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"The adapter's folder has no {name}, so it cannot be evaluated.", code="bad_adapter"
+            )
+
+
+def _attach(base: Any, spec: EvalSpec) -> Any:
+    from peft.peft_model import PeftModelForCausalLM
+
+    loader: Any = PeftModelForCausalLM
+    try:
+        return loader.from_pretrained(base, spec.adapter, is_trainable=False, local_files_only=True).eval()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise TargetError(f"This adapter does not fit {spec.base.name}.") from error
+
+
+def _draw(spec: EvalSpec, tokenizer: Any, report: Report, should_stop: ShouldStop) -> list[Example]:
+    """At most `max_rows` rows of the split, drawn by seed, in the split's order."""
+    split = Split(spec.data, spec.split)
+    drawn = sorted(int(row) for row in epoch_order(len(split), spec.seed, 0)[: spec.max_rows])
+    encoded = encode_rows(tokenizer, split, drawn, report=report, should_stop=should_stop)
+    examples = [example.cut_left(spec.max_length) for example in encoded.values()]
+    examples = [example for example in examples if example.labelled]
+    if not examples:
+        raise DataError(f"The {spec.split} split has no row with an answer, so there is nothing to score.")
+    return examples
+
+
+@torch.no_grad()
+def _differs(model: Any, scorer: Scorer, example: Example, device: torch.device) -> bool:
+    """Whether the adapter changes the outputs at all: one that fits nothing would silently serve the base."""
+    batch = collate([example], device)
+    with model.disable_adapter():
+        base = scorer.token_losses(batch)
+    return not torch.equal(base, scorer.token_losses(batch))
+
+
+@torch.no_grad()
+def _losses(
+    scorer: Scorer,
+    examples: list[Example],
+    device: torch.device,
+    should_stop: ShouldStop,
+    on_rows: Callable[[int], None],
+) -> dict[int, tuple[float, int]]:
+    """(summed loss, labelled tokens) per row number."""
+    found: dict[int, tuple[float, int]] = {}
+    for part in micro_batches(examples, ROWS_AT_ONCE):
+        stop_if_asked(should_stop)
+        losses = scorer.token_losses(collate(part, device)).double()
+        counts = [example.labelled for example in part]
+        for example, own in zip(part, torch.split(losses, counts), strict=True):
+            found[example.row] = (float(own.sum()), len(own))
+        on_rows(len(part))
+    return found
+
+
+def _answers(
+    model: Any,
+    base: Any,
+    tokenizer: Any,
+    chats: list[Example],
+    spec: EvalSpec,
+    device: torch.device,
+    should_stop: ShouldStop,
+    on_rows: Callable[[int], None],
+) -> dict[int, str]:
+    """What the model answers, per row number; at most a little more than the longest expected answer."""
+    if not chats:
+        return {}
+    longest = max(len(example.ids) - example.prompt_length for example in chats)
+    prompts = [example.ids[: example.prompt_length] for example in chats]
+    found = greedy(
+        model,
+        prompts,
+        max_new_tokens=min(spec.max_new_tokens, longest + max(8, longest // 4)),
+        end_ids=end_ids(base, tokenizer),
+        device=device,
+        should_stop=should_stop,
+        on_rows=on_rows,
+    )
+    texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+    return {example.row: text for example, text in zip(chats, texts, strict=True)}
+
+
+def _item(
+    example: Example, subject: str, losses: dict[int, tuple[float, int]], answers: dict[int, str]
+) -> dict[str, Any]:
+    total, tokens = losses[example.row]
+    output = answers.get(example.row, "")
+    scores = {"loss": total / tokens, "tokens": float(tokens)}
+    if example.row in answers:
+        scores |= text_scores(output, example.answer)
+    return {
+        "row": example.row,
+        "prompt": example.prompt,
+        "expected": example.answer,
+        "subject": subject,
+        "output": output,
+        "scores": scores,
+    }
+
+
+def _summary(items: list[dict[str, Any]], losses: dict[int, tuple[float, int]]) -> Scores:
+    """Loss is the mean over tokens; text scores are means over rows, from 0 to 1."""
+    loss = sum(total for total, _ in losses.values()) / sum(tokens for _, tokens in losses.values())
+    summary = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    scored = [item["scores"] for item in items if "exact_match" in item["scores"]]
+    for name in ("exact_match", "token_f1", "rouge_l", "chrf") if scored else ():
+        summary[name] = sum(scores[name] for scores in scored) / len(scored)
+    return summary
+
+
+def _write_items(path: Path, items: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        for item in items:
+            stream.write(json.dumps(item, ensure_ascii=False) + "\n")
+    path.chmod(0o640)
+
+
+# Text scores, each from 0 to 1
+
+
+def text_scores(output: str, expected: str) -> Scores:
+    """Every text score of one answer."""
+    return {
+        "exact_match": float(output.strip() == expected.strip()),
+        "token_f1": token_f1(output, expected),
+        "rouge_l": float(_rouge().score(expected, output)["rougeL"].fmeasure),
+        "chrf": float(_chrf().sentence_score(output, [expected]).score) / 100,
+    }
+
+
+def token_f1(output: str, expected: str) -> float:
+    """SQuAD's F1: words in lower case, without punctuation and articles, as a bag."""
+    found, wanted = _words(output), _words(expected)
+    if not found or not wanted:
+        return float(found == wanted)
+    common = sum((collections.Counter(found) & collections.Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
+
+
+def _words(text: str) -> list[str]:
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+@functools.cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
+
+
+@functools.cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()

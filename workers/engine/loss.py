@@ -1,0 +1,103 @@
+"""Cross-entropy at labelled positions only, so that logits of the other tokens are never computed.
+
+`LabelledLoss` forms the gradient in the forward pass, since the head is frozen: per chunk one GEMM for the
+logits and one for the gradient, and nothing of vocabulary size outlives its chunk. Knows no model by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.engine.data import Batch
+from workers.engine.model import plain_head
+
+CHUNK_ROWS = 256
+# Model types whose fast path the tests compare with the plain one; every other type proves itself first.
+PROVEN_TYPES = frozenset({"llama", "gpt2"})
+
+
+class LabelledLoss(torch.autograd.Function):
+    """sum of weights[i] * CE(hidden[i] @ head.T, targets[i]); hidden [n, d], head [V, d]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk: int
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            logits = (hidden[rows] @ head.T).float()
+            log_total = logits.logsumexp(-1)
+            picked = logits.gather(1, targets[rows, None])[:, 0]
+            total += ((log_total - picked) * weights[rows]).sum()
+            share = (logits - log_total[:, None]).exp_()
+            share[torch.arange(len(share), device=share.device), targets[rows]] -= 1
+            gradient[rows] = (share * weights[rows, None]).to(hidden.dtype) @ head
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0], None, None, None, None
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How losses are computed on one PEFT or plain model. `head` None means the plain path."""
+
+    model: Any
+    body: Any
+    head: nn.Linear | None
+
+    def training_loss(self, batch: Batch, labelled: int) -> Tensor:
+        """The batch's share of the step's mean loss: sum of CE / `labelled` tokens of the whole step."""
+        if self.head is None:
+            return self.token_losses(batch).sum() / labelled
+        weights = torch.full((len(batch.targets),), 1 / labelled, device=batch.targets.device)
+        apply: Any = LabelledLoss.apply
+        loss: Tensor = apply(self._hidden(batch), self.head.weight, batch.targets, weights, CHUNK_ROWS)
+        return loss
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of every labelled token, fp32, in the order of `batch.targets`."""
+        if self.head is None:
+            logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
+            return functional.cross_entropy(
+                logits.flatten(0, 1)[batch.where].float(), batch.targets, reduction="none"
+            )
+        hidden, head = self._hidden(batch), self.head.weight
+        parts = [
+            functional.cross_entropy((rows @ head.T).float(), targets, reduction="none")
+            for rows, targets in zip(
+                torch.split(hidden, CHUNK_ROWS), torch.split(batch.targets, CHUNK_ROWS), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        # No mask: padding stands on the right, where a causal model never looks from a real token.
+        states = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        picked: Tensor = states.flatten(0, 1)[batch.where]
+        return picked
+
+
+def make_scorer(model: Any, causal_lm: Any, first: Batch) -> Scorer:
+    """The fast path where the head allows it; on an unproven model type only if it equals the plain one."""
+    plain = Scorer(model, None, None)
+    head = plain_head(causal_lm)
+    if head is None:
+        return plain
+    fast = Scorer(model, causal_lm.base_model, head)
+    if causal_lm.config.model_type in PROVEN_TYPES:
+        return fast
+    with torch.no_grad():
+        expected, found = plain.token_losses(first), fast.token_losses(first)
+    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
+    return fast if torch.allclose(expected, found, rtol=tolerance, atol=tolerance) else plain

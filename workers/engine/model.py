@@ -1,0 +1,104 @@
+"""Loads a frozen base model and its tokenizer from a local folder: safetensors only, never remote code.
+
+Knows nothing of adapters. The folder comes from a spec; no name is ever looked up on a hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.errors import ModelError, RunError
+from workers.specs import BaseSpec
+
+# Settings by which a model changes its logits after the head; each needs the plain path.
+LOGIT_CHANGES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
+
+
+def check_folder(base: BaseSpec) -> None:
+    """Refuse a folder that has no safetensors, or that asks to run code of its own."""
+    folder = Path(base.path)
+    config = _read_json(folder / "config.json", base.name)
+    tokenizer = _read_json(folder / "tokenizer_config.json", base.name)
+    if "auto_map" in config or "auto_map" in tokenizer:
+        raise ModelError(
+            f"{base.name} brings program code of its own (`auto_map`). Graftworks does not run it. "
+            "Choose a model whose architecture transformers knows."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{base.name} has no weights in safetensors format. Convert them to safetensors; other formats "
+            "can hide program code and are not loaded."
+        )
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The folder of {name} has no readable {path.name}.") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path.name} of {name} is not a JSON object.")
+    return values
+
+
+def load_tokenizer(base: BaseSpec) -> Any:
+    """The base's tokenizer. `check_folder` comes first."""
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer of {base.name} cannot be read.") from error
+
+
+def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    try:
+        model = loader.from_pretrained(
+            base.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
+        ) from error
+    return model.to(device).requires_grad_(False).eval()
+
+
+def _first_line(error: Exception, base: BaseSpec) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return line.replace(base.path, base.name)  # people read the model's name, not where the server keeps it
+
+
+def check_max_length(model: Any, base: BaseSpec, max_length: int) -> None:
+    """Refuse lengths for which the model has no positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)  # recurrent models have no limit
+    if isinstance(positions, int) and max_length > positions:
+        raise RunError(
+            f"`max_length` is {max_length:,}, but {base.name} reads at most {positions:,} tokens. "
+            f"Set `max_length` to {positions:,} or less.",
+            code="max_length_too_long",
+        )
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The output head if logits are exactly `hidden @ weight.T`, else None."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    return None if changed else head
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's and the model's own end tokens."""
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
+    return sorted({token for token in ids if token is not None})
