@@ -39,7 +39,12 @@ app.conf.update(
     event_serializer="json",
     accept_content=["json"],
     broker_connection_retry_on_startup=True,
-    task_publish_retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2},
+    task_publish_retry_policy={
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0.2,
+        "interval_max": 0.2,
+    },
     worker_soft_shutdown_timeout=90,
     worker_send_task_events=False,
     task_default_queue="cpu",

@@ -334,6 +334,13 @@ class Job(models.Model):
             slot=None,
         )
 
+    def abandon(self, reason: str) -> None:
+        """Its holder is gone for certain: a job that was stopping has stopped, any other is interrupted."""
+        if self.state == State.CANCELLING:
+            self.move("stopped", reason=reason, fenced=True)
+        else:
+            self.interrupt(reason)
+
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
         if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:

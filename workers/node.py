@@ -1,0 +1,145 @@
+"""The life signs of a Celery node: its row, its heartbeat, and the flag that tells its pool to drain.
+
+Runs in the node's main process; the pool processes only read the flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from django.conf import settings
+from django.db import close_old_connections, connection
+from django.db.models.functions import Now
+
+from dashboard.models import IllegalMove, Job, WorkerNode
+from dashboard.models.worker_node import HEARTBEAT_SECONDS
+
+logger = logging.getLogger(__name__)
+_stop = threading.Event()
+
+
+def _flag(main_pid: int) -> Path:
+    return Path(settings.DATA_DIR) / "run" / f"draining-{main_pid}"
+
+
+def is_draining() -> bool:
+    """Whether the node of this pool process has been told to shut down."""
+    return _flag(os.getppid()).exists()
+
+
+def describe_device(queue: str) -> tuple[str, int]:
+    """Name and memory in bytes of what this node computes on."""
+    if queue == Job.Queue.GPU:
+        gpu = _first_gpu()
+        if gpu:
+            return gpu
+    cores = len(os.sched_getaffinity(0))
+    return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total
+
+
+def _first_gpu() -> tuple[str, int] | None:
+    """The GPU that this process may use, without touching CUDA."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if wanted.startswith("GPU-"):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(wanted)
+        elif wanted.isdigit():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(wanted))
+        else:
+            return None
+        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def begin(sender: Any, **_kwargs: object) -> None:
+    """Free what a dead predecessor on this host left behind, then keep the row's heart beating."""
+    name = str(sender.hostname)
+    queue = next(iter(sender.app.amqp.queues.consume_from), "")
+    release_abandoned_jobs(socket.gethostname())
+    device, memory = describe_device(queue)
+    facts = {
+        "kind": WorkerNode.Kind.WORKER,
+        "queue": queue,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": device,
+        "memory_bytes": memory,
+        "draining": False,
+        "stopped_at": None,
+        "started_at": Now(),
+    }
+    WorkerNode.objects.beat(name, **facts)
+    threading.Thread(target=_beat, args=(name,), daemon=True).start()
+
+
+def _beat(name: str) -> None:
+    while not _stop.wait(HEARTBEAT_SECONDS):
+        try:
+            close_old_connections()
+            WorkerNode.objects.filter(name=name).update(heartbeat_at=Now())
+        except Exception:
+            # The database may be away for a while; the next beat tells.
+            logger.warning("no heartbeat could be written", exc_info=True)
+    connection.close()
+
+
+def release_abandoned_jobs(host: str) -> int:
+    """Interrupt live jobs whose worker process on this host is gone; the number released."""
+    released = 0
+    for job in Job.objects.live().filter(host=host):
+        if is_same_process(job.pid, job.pid_started):
+            continue
+        if is_same_process(job.child_pid, job.child_started) and job.child_pid:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(job.child_pid).kill()
+        with contextlib.suppress(IllegalMove):
+            job.abandon("Its worker process is gone.")
+            released += 1
+    return released
+
+
+def is_same_process(pid: int | None, started: float | None) -> bool:
+    """Whether that very process still runs: a pid alone may have been given away again."""
+    if not pid or started is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        alive: bool = process.status() != psutil.STATUS_ZOMBIE
+        return alive and abs(float(process.create_time()) - started) < 1
+    except psutil.Error:
+        return False
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def drain(**_kwargs: object) -> None:
+    """Tell the pool processes: they end their children politely, and take no further job."""
+    flag = _flag(os.getpid())
+    flag.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flag.touch()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def end(sender: Any, **_kwargs: object) -> None:
+    """Leave the row with an end, and no flag behind."""
+    _stop.set()
+    _flag(os.getpid()).unlink(missing_ok=True)
+    WorkerNode.objects.filter(name=str(sender.hostname)).update(stopped_at=Now(), draining=False)

@@ -1,0 +1,98 @@
+"""The Celery side of the queue: a message wakes a worker, the worker claims the best job and supervises it.
+
+The payload is a job's id and nothing else, and even that is only a hint: the row decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+from celery import Task
+from django.conf import settings
+
+from dashboard.models import IllegalMove, Job
+from workers.celery import app
+from workers.errors import RunError
+from workers.node import is_draining
+from workers.recorders import RECORDERS
+from workers.supervisor import supervise
+
+logger = logging.getLogger(__name__)
+
+
+@app.task(name="workers.tasks.work", bind=True)  # type: ignore[untyped-decorator]
+def work(self: Task[[int], None], job_id: int) -> None:
+    """Claim the best job of this node's queue and see it to its end. `job_id`: whom the wake-up was for."""
+    queue = str((self.request.delivery_info or {}).get("routing_key"))
+    node = str(self.request.hostname)
+    if is_draining():
+        return
+    job = Job.objects.claim(
+        queue,
+        worker=node,
+        slot=node if queue == Job.Queue.GPU else None,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+    )
+    if job is None:
+        logger.info("woken for job %s, nothing to claim", job_id)
+        return
+    logger.info("%s: attempt %s begins", job, job.attempt)
+    with _drain_on_sigterm() as told_to_stop:
+        attempt(job, told_to_stop)
+    job.refresh_from_db()
+    logger.info("%s: %s", job, job.state)
+
+
+def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
+    """One attempt in a work folder of its own. The one place where any exception becomes a job's ending."""
+    out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
+    out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    try:
+        recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
+        supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
+    except Exception as error:
+        logger.exception("%s failed", job)
+        _fail(job, error)
+    finally:
+        shutil.rmtree(out_dir, ignore_errors=True)
+
+
+def _fail(job: Job, error: Exception) -> None:
+    code, message = "internal_error", "Graftworks could not finish this job because of a fault of its own."
+    if isinstance(error, RunError):
+        code, message = error.code, error.message
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code, message = "disk_full", "The disk is full, so the result could not be saved."
+    try:
+        job.move(
+            "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
+        )
+    except IllegalMove:
+        logger.warning("%s had ended or was taken over", job)
+
+
+@contextmanager
+def _drain_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Whoever signals the whole process group must not cut a run in the middle: SIGTERM means drain here."""
+    told: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(told)
+    finally:
+        signal.signal(signal.SIGTERM, before)
