@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
 from django.db import models, transaction
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
@@ -37,6 +40,19 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
         dataset, _created = self.get_or_create(project=project, name=name, defaults={"created_by": by})
         return dataset
 
+    def import_sample(self, project: Project, by: User | None) -> Dataset:
+        """The project's copy of the bundled sample, its import queued unless it is there or on its way."""
+        with transaction.atomic():
+            # Touching the project makes two clicks at once find one import, not start two.
+            Project.objects.filter(pk=project.pk).update(name=project.name)
+            dataset = self.named(project, SAMPLE_NAME, by)
+            newest = dataset.newest()
+            if newest is None or newest.state in (State.FAILED, State.CANCELLED):
+                upload = new_upload_path()
+                shutil.copyfile(SAMPLE_FILE, upload)
+                dataset.add_version(upload, SAMPLE_FILE.name, by=by)
+        return dataset
+
 
 class Dataset(models.Model):
     """A name under which a project keeps versions of its rows."""
@@ -62,6 +78,19 @@ class Dataset(models.Model):
     def get_absolute_url(self) -> str:
         """Its page."""
         return reverse("dataset-detail", args=[self.pk])
+
+    @staticmethod
+    def keep_upload(file: UploadedFile[Any]) -> Path:
+        """Move a received file to a random name under UPLOAD_DIR, where imports find it."""
+        path = new_upload_path()
+        if isinstance(file, TemporaryUploadedFile):
+            # Django spooled it on the same volume, so a rename spares a second copy of gigabytes.
+            shutil.move(file.temporary_file_path(), path)
+        else:
+            with path.open("xb") as target:
+                target.writelines(file.chunks())
+        path.chmod(0o640)
+        return path
 
     def newest(self) -> DatasetVersion | None:
         """The version uploaded last, whatever became of it."""
@@ -231,3 +260,8 @@ class DatasetVersion(models.Model):
         return DataSpec(
             path=str(self.folder()), sha256=self.sha256, name=self.dataset.name, version=self.version
         )
+
+
+def new_upload_path() -> Path:
+    """A name under UPLOAD_DIR that nobody can guess and nothing has."""
+    return Path(settings.UPLOAD_DIR) / secrets.token_hex(16)
