@@ -1,0 +1,245 @@
+"""What templates say the same way everywhere: navigation, states, numbers, times and form controls.
+
+Knows nothing of queries: everything arrives as a value.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.forms import BoundField
+from django.forms.boundfield import BoundWidget
+from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
+from django.urls import NoReverseMatch, reverse
+from django.utils import formats, timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from dashboard.models import Job, State
+
+register = template.Library()
+
+# Route, icon, label, and how the names of the routes that belong to it begin. One list per block of the nav.
+NAVIGATION = (
+    (
+        ("home", "home", gettext_lazy("Home"), ("home",)),
+        ("dataset-index", "database", gettext_lazy("Datasets"), ("dataset-",)),
+        (
+            "training-run-create",
+            "adjustments-horizontal",
+            gettext_lazy("Fine-tune"),
+            ("training-run-create", "training-run-presets"),
+        ),
+        ("training-run-index", "activity", gettext_lazy("Runs"), ("training-run-",)),
+        ("compare", "git-compare", gettext_lazy("Compare"), ("compare",)),
+        ("adapter-index", "puzzle", gettext_lazy("Adapters"), ("adapter-",)),
+    ),
+    (
+        ("queue-index", "server", gettext_lazy("Workers and queue"), ("queue-",)),
+        ("team-index", "users", gettext_lazy("Team"), ("team-", "membership-", "invitation-")),
+        (
+            "settings",
+            "settings",
+            gettext_lazy("Settings"),
+            ("settings", "token-", "base-model-", "account_change_password"),
+        ),
+    ),
+)
+
+# What a working job does, by its kind.
+RUNNING_WORDS = {
+    Job.Kind.IMPORT: gettext_lazy("Importing"),
+    Job.Kind.INSPECT: gettext_lazy("Inspecting"),
+    Job.Kind.TRAIN: gettext_lazy("Training"),
+    Job.Kind.EVALUATE: gettext_lazy("Evaluating"),
+}
+STATE_WORDS = {
+    **dict(State.choices),
+    "draft": gettext_lazy("Draft"),
+    "stopped_early": gettext_lazy("Stopped early, best kept"),
+}
+# State -> (tone of the colour, icon). Red is for failure alone.
+STATE_LOOKS = {
+    "draft": ("quiet", "pencil"),
+    "queued": ("quiet", "clock"),
+    "starting": ("busy", "loader"),
+    "running": ("busy", "player-play"),
+    "finalizing": ("busy", "device-floppy"),
+    "cancelling": ("warn", "player-stop"),
+    "interrupted": ("warn", "player-pause"),
+    "succeeded": ("good", "circle-check"),
+    "stopped_early": ("good", "circle-check"),
+    "failed": ("bad", "alert-triangle"),
+    "cancelled": ("quiet", "player-stop"),
+}
+
+
+@register.simple_tag(takes_context=True)
+def navigation(context: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The left navigation with the present page's item marked as active."""
+    match = getattr(context.get("request"), "resolver_match", None)
+    present = (match.view_name if match else "") or ""
+    groups, found = [], False
+    for block in NAVIGATION:
+        items = []
+        for route, icon, label, prefixes in block:
+            active = not found and present.startswith(prefixes)
+            found = found or active
+            try:
+                url = reverse(route)
+            except NoReverseMatch:
+                continue
+            items.append({"url": url, "icon": icon, "label": label, "active": active})
+        groups.append(items)
+    return groups
+
+
+@register.filter
+def state_word(state: str, kind: str = "") -> str:
+    """The word people read for a job's or run's state; `kind` says what running means."""
+    if state == State.RUNNING and kind in RUNNING_WORDS:
+        return str(RUNNING_WORDS[Job.Kind(kind)])
+    return str(STATE_WORDS.get(state, state))
+
+
+@register.filter
+def state_tone(state: str) -> str:
+    """quiet, busy, warn, good or bad."""
+    return STATE_LOOKS.get(state, ("quiet", ""))[0]
+
+
+@register.filter
+def state_icon(state: str) -> str:
+    """The icon beside the word."""
+    return STATE_LOOKS.get(state, ("", "circle-dashed"))[1]
+
+
+@register.filter
+def number(value: float | None) -> str:
+    """1,234 · 0.28 M · 134.5 M · 1.24 B; other fractions with three significant digits; – for nothing."""
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    size = abs(value)
+    for limit, unit, divisor in ((1e9, "B", 1e9), (1e5, "M", 1e6)):
+        if size >= limit:
+            scaled = value / divisor
+            return f"{formats.number_format(scaled, 2 if abs(scaled) < 10 else 1)} {unit}"
+    if isinstance(value, int) or size >= 1000:
+        return formats.number_format(round(value), 0, force_grouping=True)
+    return f"{value:.3g}"
+
+
+@register.filter
+def percent(share: float | None) -> str:
+    """A share between 0 and 1 in percent, with the digits it needs: 0.2054 -> 20.5 %, 0.0021 -> 0.21 %."""
+    if share is None:
+        return "–"
+    hundredths = 100 * share
+    digits = 2 if 0 < abs(hundredths) < 1 else 1
+    return f"{formats.number_format(hundredths, digits)} %"
+
+
+@register.filter
+def filesize(value: float | None) -> str:
+    """Bytes as people say them: 900 bytes, 1.1 MB. 1 MB is 1,000,000 bytes, as in the hub and on disks."""
+    if value is None:
+        return "–"
+    if value < 1000:
+        return ngettext("%(count)d byte", "%(count)d bytes", int(value)) % {"count": int(value)}
+    for unit, divisor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)):
+        if value < divisor * 1000 or unit == "TB":
+            break
+    return f"{formats.number_format(value / divisor, 0 if unit == 'kB' else 1)} {unit}"
+
+
+@register.filter
+def duration(value: float | timedelta | None) -> str:
+    """Seconds or a timedelta in words: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    if value is None:
+        return "–"
+    seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if seconds < 10:
+        return _("%(seconds)s s") % {"seconds": formats.number_format(seconds, 1 if seconds % 1 else 0)}
+    whole = round(seconds)
+    if whole < 60:
+        return _("%(seconds)d s") % {"seconds": whole}
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        if not rest:
+            return _("%(minutes)d min") % {"minutes": minutes}
+        return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
+    hours, minutes = divmod(minutes, 60)
+    return _("%(hours)d h %(minutes)d min") % {"hours": hours, "minutes": minutes}
+
+
+@register.filter
+def ago(moment: datetime | None) -> SafeString | str:
+    """A time relative to now, with the absolute one on hover and in print."""
+    if moment is None:
+        return "–"
+    local = timezone.localtime(moment)
+    absolute = local.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return format_html(
+        '<time datetime="{}" title="{}"><span class="d-print-none">{}</span>'
+        '<span class="d-none d-print-inline">{}</span></time>',
+        local.isoformat(),
+        absolute,
+        relative(moment - timezone.now()),
+        absolute,
+    )
+
+
+def relative(distance: timedelta) -> str:
+    """How far from now, in the largest unit that fits."""
+    seconds = abs(round(distance.total_seconds()))
+    ahead = distance > timedelta()
+    if seconds < 45:
+        return _("in a moment") if ahead else _("just now")
+    for limit, size, one, many in (
+        (3570, 60, "%(count)d minute", "%(count)d minutes"),
+        (86000, 3600, "%(count)d hour", "%(count)d hours"),
+        (2.6e6, 86400, "%(count)d day", "%(count)d days"),
+        (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
+        (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
+    ):
+        if seconds < limit:
+            break
+    count = max(1, round(seconds / size))
+    words = ngettext(one, many, count) % {"count": count}
+    return _("in %(time)s") % {"time": words} if ahead else _("%(time)s ago") % {"time": words}
+
+
+@register.filter
+def control_kind(field: BoundField) -> str:
+    """Which layout a form field needs: check, choices, select, file or input."""
+    widget = field.field.widget
+    for kind, classes in (
+        ("check", CheckboxInput),
+        ("choices", (RadioSelect, CheckboxSelectMultiple)),
+        ("select", Select),
+        ("file", FileInput),
+    ):
+        if isinstance(widget, classes):  # type: ignore[arg-type]
+            return kind
+    return "input"
+
+
+@register.filter
+def control(field: BoundField) -> SafeString:
+    """The field's widget with the classes of the look."""
+    css = {"check": "form-check-input", "select": "form-select"}.get(control_kind(field), "form-control")
+    own = field.field.widget.attrs.get("class", "")
+    wrong = "is-invalid" if field.errors else ""
+    return field.as_widget(attrs={"class": " ".join(part for part in (css, own, wrong) if part)})
+
+
+@register.filter
+def option_control(option: BoundWidget) -> SafeString:
+    """One radio button or check box of a group."""
+    option.data["attrs"]["class"] = "form-check-input"
+    return option.tag()

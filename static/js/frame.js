@@ -1,0 +1,118 @@
+// The frame around every page: theme button, menus, dialogs, notices, focus after a refused form, copy buttons.
+// Charts may listen for `graftworks:theme` on <html>. Knows nothing of single pages.
+
+const root = document.documentElement;
+const notices = document.getElementById("notices");
+
+export function notify(text, tone = "error") {
+  if ([...notices.children].some((notice) => notice.textContent === text)) return;
+  const notice = document.createElement("div");
+  notice.className = `notice notice-${tone}`;
+  notice.textContent = text;
+  notices.append(notice);
+  setTimeout(() => notice.remove(), 8000);
+}
+
+function themeButton(button) {
+  const order = ["auto", "light", "dark"];
+  const label = button.querySelector("[data-theme-label]");
+  const show = () => {
+    const text = button.dataset[root.dataset.themeChoice];
+    label.textContent = text;
+    button.title = text;
+  };
+  button.addEventListener("click", () => {
+    const next = order[(order.indexOf(root.dataset.themeChoice) + 1) % order.length];
+    try {
+      localStorage.setItem("graftworks-theme", next);
+    } catch {
+      // Without storage the choice cannot be kept; the page stays as it is.
+    }
+    root.dispatchEvent(new CustomEvent("graftworks:theme-choice"));
+  });
+  root.addEventListener("graftworks:theme", show);
+  show();
+}
+
+function closeMenus(except) {
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (menu !== except) menu.open = false;
+  }
+}
+
+function openDialog(button) {
+  const dialog = document.getElementById(button.getAttribute("commandfor"));
+  if (dialog && !dialog.open) dialog.showModal();
+}
+
+async function copyText(button) {
+  const source = document.getElementById(button.dataset.copy);
+  const text = source.value ?? source.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Clipboards need https or loopback; elsewhere the text is selected for the keyboard.
+    const range = document.createRange();
+    range.selectNodeContents(source);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    return;
+  }
+  const label = button.querySelector("[data-copy-label]");
+  const before = label.textContent;
+  label.textContent = button.dataset.copied;
+  setTimeout(() => (label.textContent = before), 2000);
+}
+
+function focusSummary(scope) {
+  scope.querySelector?.("[data-focus]")?.focus();
+}
+
+// One press sends a form once: the second of a double click finds it marked.
+function guardForm(event) {
+  const form = event.target;
+  if (form.method === "dialog" || event.submitter?.formMethod === "dialog") return;
+  if (form.dataset.sent) {
+    event.preventDefault();
+    return;
+  }
+  form.dataset.sent = "yes";
+  setTimeout(() => delete form.dataset.sent, 4000);
+}
+
+document.querySelectorAll("[data-theme-toggle]").forEach(themeButton);
+focusSummary(document);
+
+document.addEventListener("click", (event) => {
+  const menu = event.target.closest("details.menu");
+  closeMenus(menu);
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.copy) copyText(button);
+  if (button.dataset.toggle) {
+    const open = button.getAttribute("aria-expanded") !== "true";
+    button.setAttribute("aria-expanded", String(open));
+    document.getElementById(button.dataset.toggle).classList.toggle("is-open", open);
+  }
+  const invokes = button.getAttribute("command") === "show-modal";
+  if (invokes && !("commandForElement" in HTMLButtonElement.prototype)) openDialog(button);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  const menu = document.querySelector("details.menu[open]");
+  if (menu) {
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  }
+});
+document.addEventListener("submit", guardForm);
+window.addEventListener("pageshow", () => {
+  document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent);
+});
+
+document.body.addEventListener("htmx:afterSwap", (event) => focusSummary(event.detail.target));
+document.body.addEventListener("htmx:sendError", () => notify(notices.dataset.offline));
+document.body.addEventListener("htmx:responseError", (event) => {
+  const status = event.detail.xhr.status;
+  notify(status === 401 ? notices.dataset.expired : notices.dataset.refused);
+});
