@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import json
 import os
 import re
@@ -90,7 +91,9 @@ def _read_spec(source: str, stop: StopFlag) -> Any:
         except (OSError, ValueError) as error:
             raise SpecError("", f"The spec file cannot be read as JSON: {error}") from error
     _die_with_parent()
-    line = sys.stdin.buffer.readline()
+    # Unbuffered: a thread waiting inside a buffered reader would make the interpreter abort at its exit.
+    lines = io.FileIO(0, closefd=False)
+    line = lines.readline()
     try:
         envelope = json.loads(line)
     except ValueError as error:
@@ -99,7 +102,7 @@ def _read_spec(source: str, stop: StopFlag) -> Any:
         if envelope.get("parent", os.getppid()) != os.getppid():
             sys.exit(FAILED)  # the parent died before its death could be noticed
         envelope = envelope["spec"]
-    threading.Thread(target=_listen, args=(stop,), daemon=True).start()
+    threading.Thread(target=_listen, args=(lines, stop), daemon=True).start()
     return envelope
 
 
@@ -109,9 +112,9 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _listen(stop: StopFlag) -> None:
+def _listen(lines: io.FileIO, stop: StopFlag) -> None:
     """Take requests until the pipe closes; then nobody wants the result any more."""
-    for line in sys.stdin.buffer:
+    for line in lines:
         try:
             request = json.loads(line)
         except ValueError:
