@@ -91,6 +91,11 @@ class Adapter(models.Model):
         """Its page."""
         return reverse("adapter-detail", args=[self.pk])
 
+    def enter(self, stage: str) -> None:
+        """Change its stage: draft, approved or retired."""
+        self.stage = self.Stage(stage)
+        self.save(update_fields=["stage"])
+
     def path(self) -> Path:
         """The folder that PEFT loads."""
         return Path(settings.DATA_DIR) / "adapters" / self.folder

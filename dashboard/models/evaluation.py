@@ -121,6 +121,21 @@ class Evaluation(models.Model):
         }
 
 
+class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
+    """Items in pairs: what base and adapter answered on the same row."""
+
+    def pairs(self, run: TrainingRun) -> list[tuple[EvaluationItem, EvaluationItem]]:
+        """(base's item, adapter's item) of the newest ended evaluation of `run`, in the order of the rows."""
+        newest = {one.subject: one for one in run.evaluations.ended().order_by("pk")}
+        if len(newest) < len(Evaluation.Subject):
+            return []
+        base, adapter = (
+            {item.row: item for item in self.filter(evaluation=newest[subject])}
+            for subject in (Evaluation.Subject.BASE, Evaluation.Subject.ADAPTER)
+        )
+        return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
+
+
 class EvaluationItem(models.Model):
     """One held-out row: what was asked, what was expected, what came out, and its scores."""
 
@@ -131,6 +146,8 @@ class EvaluationItem(models.Model):
     output = models.TextField()
     scores = models.JSONField(default=dict)
 
+    objects = EvaluationItemQuerySet.as_manager()
+
     class Meta:
         ordering = ["evaluation", "row"]
         constraints = [
@@ -139,3 +156,8 @@ class EvaluationItem(models.Model):
 
     def __str__(self) -> str:
         return f"row {self.row} of evaluation {self.evaluation_id}"
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer equals the expected one."""
+        return bool(self.scores.get("exact_match"))

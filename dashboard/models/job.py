@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -25,6 +26,8 @@ LEASE = timedelta(seconds=90)
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
+# Pages read this much of a log per line they show.
+LOG_LINE_BYTES = 400
 
 
 class IllegalMove(Exception):
@@ -367,6 +370,17 @@ class Job(models.Model):
     def percent(self) -> int:
         """Whole percent of the present phase; 0 when its total is unknown."""
         return min(100, 100 * self.step // self.total_steps) if self.total_steps else 0
+
+    def log_tail(self, lines: int = 200) -> str:
+        """The last lines of its log; "" before its first attempt. Reads the file's end only."""
+        path = Path(settings.DATA_DIR) / "logs" / f"job-{self.pk}.log"
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - lines * LOG_LINE_BYTES))
+            text = file.read().decode(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
 
     def position(self) -> int | None:
         """1 for the next job of its queue to start, None when it does not wait."""

@@ -39,6 +39,18 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             "project",
         )
 
+    def with_scores(self) -> TrainingRunQuerySet:
+        """Evaluations and their jobs fetched in two queries, for `scores` and `is_settled`."""
+        return self.prefetch_related("evaluations__job")
+
+    def shown_as(self, group: str) -> TrainingRunQuerySet:
+        """Runs as lists filter them: `active`, `finished`, or an outcome."""
+        if group == "active":
+            return self.active()
+        if group == "finished":
+            return self.filter(outcome__in=["succeeded", "stopped_early"])
+        return self.filter(outcome=group)
+
     def active(self) -> TrainingRunQuerySet:
         """Runs that wait or work."""
         return (
@@ -201,6 +213,21 @@ class TrainingRun(models.Model):
         if self.error_code:
             return {"code": self.error_code, "message": self.error_message}
         return self.job.error if self.job else None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more will happen to it or to its evaluations."""
+        return self.is_over and all(
+            evaluation.job is None or evaluation.job.is_over for evaluation in self.evaluations.all()
+        )
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """The newest ended evaluation's metrics by subject, `base` and `adapter`."""
+        return {
+            evaluation.subject: evaluation.metrics
+            for evaluation in sorted(self.evaluations.all(), key=lambda evaluation: evaluation.pk)
+            if evaluation.state == State.SUCCEEDED
+        }
 
     def settings_shown(self) -> dict[str, Any]:
         """What a person chose, flat, for tables that compare runs."""
