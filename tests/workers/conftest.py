@@ -1,0 +1,115 @@
+"""Real children for real jobs: a tiny model on disk, and a way to run a queued job without a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from django.conf import settings
+
+from dashboard.models import BaseModel, Dataset, Job, Project, User
+from tests.conftest import finish
+from workers.events import Result, from_line
+from workers.specs import ImportSpec, InspectSpec, to_dict
+from workers.tasks import attempt
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's files, built once in a process of its own, so that tests stay free of torch."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    script = f"from pathlib import Path; from tests.tiny_model import build_tiny_model; build_tiny_model(Path({str(folder)!r}))"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=settings.BASE_DIR, timeout=120)
+    return folder
+
+
+def claim(queue: str) -> Job:
+    """Claim the next job the way a worker process does."""
+    job = Job.objects.claim(
+        queue,
+        worker=f"{queue}@test",
+        slot=f"{queue}@test" if queue == "gpu" else None,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+    )
+    assert job is not None, "nothing to claim"
+    return job
+
+
+@pytest.fixture
+def work_off() -> Callable[[str], Job]:
+    """Claim and run the next job of a queue in this process; its engine is a real child."""
+
+    def run_next(queue: str) -> Job:
+        job = claim(queue)
+        attempt(job, lambda: False)
+        job.refresh_from_db()
+        return job
+
+    return run_next
+
+
+def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:
+    """Run the engine's command line and return the values of its Result event."""
+    spec_file = out_dir.with_suffix(".json")
+    spec_file.write_text(json.dumps(to_dict(spec)))
+    command = [sys.executable, "-m", "workers.engine", kind, str(spec_file), str(out_dir)]
+    said = subprocess.run(
+        command, check=True, cwd=settings.BASE_DIR, timeout=120, capture_output=True, text=True
+    )
+    results = [event for line in said.stdout.splitlines() if isinstance(event := from_line(line), Result)]
+    return results[0].values
+
+
+@pytest.fixture(scope="session")
+def inspected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an inspect job finds in the tiny model, asked once."""
+    return engine_result(
+        "inspect", InspectSpec(path=str(tiny_folder)), tmp_path_factory.mktemp("inspect") / "out"
+    )
+
+
+@pytest.fixture(scope="session")
+def imported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Forty rows, imported once: the folder of splits and the report."""
+    folder = tmp_path_factory.mktemp("import")
+    upload = folder / "numbers.jsonl"
+    upload.write_text("\n".join(f'{{"prompt": "number {n}", "completion": "is {n % 7}"}}' for n in range(40)))
+    spec = ImportSpec(upload=str(upload), filename=upload.name, tokenizer=str(tiny_folder))
+    return folder / "out", engine_result("import", spec, folder / "out")
+
+
+@pytest.fixture
+def real_base(db: None, project: Project, inspected: dict[str, Any]) -> BaseModel:
+    """The tiny model as a base model of the project."""
+    base = BaseModel.objects.create(
+        project=project, source=BaseModel.Source.FOLDER, folder="tiny", name="Tiny", hub_id="example/tiny"
+    )
+    finish(base.inspect())
+    base.record_inspection(inspected)
+    return BaseModel.objects.get(pk=base.pk)
+
+
+@pytest.fixture
+def real_dataset(db: None, project: Project, ed: User, imported: tuple[Path, dict[str, Any]]) -> Dataset:
+    """Forty rows that answer a number with a smaller one."""
+    folder, report = imported
+    dataset = Dataset.objects.named(project, "Numbers", ed)
+    upload = Path(settings.UPLOAD_DIR) / "numbers.jsonl"
+    upload.touch()
+    version = dataset.add_version(upload, upload.name, by=ed)
+    assert version.job is not None
+    finish(version.job)
+    shutil.copytree(folder, Path(settings.DATA_DIR) / "datasets" / report["sha256"], dirs_exist_ok=True)
+    version.record_import(report)
+    return Dataset.objects.get(pk=dataset.pk)

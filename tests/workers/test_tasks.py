@@ -1,0 +1,183 @@
+"""Jobs run for real: a claimed row, a real engine child, and rows and folders at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    Evaluation,
+    Job,
+    MetricSeries,
+    Project,
+    State,
+    User,
+)
+from tests.conftest import make_run
+from tests.workers.conftest import claim
+from workers.tasks import attempt
+
+WorkOff = Callable[[str], Job]
+
+
+def test_an_upload_becomes_an_immutable_version(
+    project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
+    upload = Path(settings.UPLOAD_DIR) / "forty.jsonl"
+    upload.write_text("\n".join(f'{{"prompt": "number {n}", "completion": "is {n % 7}"}}' for n in range(40)))
+    version = Dataset.objects.named(project, "Forty", ed).add_version(upload, upload.name, by=ed)
+    assert work_off("cpu").state == State.SUCCEEDED
+    version.refresh_from_db()
+    assert (version.rows, sum(version.splits.values())) == (40, 40)
+    assert (version.folder() / "train.parquet").exists()
+    assert "number" in version.preview()[0]["text"]
+    with pytest.raises(ValueError, match="never changes"):
+        version.import_again(ed)
+
+
+def test_a_base_model_is_counted(project: Project, tiny_folder: Path, work_off: WorkOff) -> None:
+    shutil.copytree(tiny_folder, Path(settings.DATA_DIR) / "models" / "tiny", dirs_exist_ok=True)
+    base = BaseModel.objects.create(
+        project=project, source=BaseModel.Source.FOLDER, folder="tiny", name="Tiny", hub_id="example/tiny"
+    )
+    base.inspect()
+    assert work_off("cpu").state == State.SUCCEEDED
+    base.refresh_from_db()
+    assert base.is_ready
+    assert base.counted().num_layers == 2
+    assert len(base.sha256) == 64
+
+
+def test_a_run_ends_with_an_adapter_and_an_evaluation(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: WorkOff
+) -> None:
+    run = make_run(project, real_dataset, real_base, by=ed)
+    job = work_off("gpu")
+    run.refresh_from_db()
+    assert (job.state, run.state, run.step, run.total_steps) == (State.SUCCEEDED, "succeeded", 10, 10), (
+        job.error
+    )
+    adapter = Adapter.objects.get(run=run)
+    assert (str(adapter), adapter.size_bytes) == ("Triage:v1", run.forecast["adapter_bytes"])
+    losses = MetricSeries.objects.get(run=run, name="train/loss").points()
+    assert [step for step, _loss in losses] == list(range(1, 11))
+    assert MetricSeries.objects.filter(run=run, name="validation/loss").exists()
+    assert work_off("gpu").state == State.SUCCEEDED
+    base, tuned = Evaluation.objects.filter(run=run)
+    assert base.rows == tuned.rows == tuned.items.count()
+    assert {"loss", "perplexity", "exact_match", "token_f1"} <= set(tuned.metrics)
+    assert tuned.metrics["loss"] < base.metrics["loss"]
+
+
+def test_the_next_run_of_a_name_makes_version_2(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: WorkOff
+) -> None:
+    for _time in range(2):
+        make_run(project, real_dataset, real_base, by=ed, max_steps=1)
+        work_off("gpu")
+        Job.objects.filter(kind="evaluate").delete()
+    assert [adapter.version for adapter in Adapter.objects.order_by("pk")] == [1, 2]
+
+
+def test_a_bad_file_fails_with_its_rows(
+    project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
+    upload = Path(settings.UPLOAD_DIR) / "bad.jsonl"
+    upload.write_text('{"prompt": "a", "completion": "b"}\n' * 9 + '{"prompt": "only"}\n')
+    version = Dataset.objects.named(project, "Bad", ed).add_version(upload, upload.name, by=ed)
+    job = work_off("cpu")
+    version.refresh_from_db()
+    assert (job.state, job.error_code) == (State.FAILED, "bad_data")
+    assert [problem["row"] for problem in version.problems] == [10]
+
+
+def test_a_table_without_known_columns_asks_and_is_imported_again(
+    project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
+    upload = Path(settings.UPLOAD_DIR) / "table.csv"
+    upload.write_text("sentence,label\n" + "".join(f"number {n},{n % 3}\n" for n in range(12)))
+    version = Dataset.objects.named(project, "Table", ed).add_version(upload, upload.name, by=ed)
+    assert work_off("cpu").error_code == "columns_unclear"
+    version.refresh_from_db()
+    assert version.asks_for_columns
+    assert version.report["columns"] == ["sentence", "label"]
+    version.import_again(ed, prompt_column="sentence", completion_column="label")
+    assert work_off("cpu").state == State.SUCCEEDED
+    version.refresh_from_db()
+    assert (version.rows, version.version) == (12, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cancel_stops_a_running_child(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
+) -> None:
+    run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
+    job = claim("gpu")
+    seconds: list[float] = []
+
+    def stop_it() -> None:
+        for _try in range(300):
+            time.sleep(0.1)
+            if Job.objects.get(pk=job.pk).step > 0:
+                break
+        seconds.append(time.monotonic())
+        Job.objects.get(pk=job.pk).request_cancel(ed)
+
+    stopper = threading.Thread(target=stop_it)
+    stopper.start()
+    attempt(job, lambda: False)
+    ended = time.monotonic()
+    stopper.join()
+    run.refresh_from_db()
+    assert run.state == "cancelled"
+    assert ended - seconds[0] < 15
+    assert not Adapter.objects.filter(run=run).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_killed_child_interrupts_the_job_and_leaves_nothing(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
+) -> None:
+    run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
+    job = claim("gpu")
+
+    def kill_it() -> None:
+        for _try in range(300):
+            time.sleep(0.1)
+            child = Job.objects.get(pk=job.pk).child_pid
+            if child:
+                os.kill(child, signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    attempt(job, lambda: False)
+    killer.join()
+    job.refresh_from_db()
+    run.refresh_from_db()
+    assert (job.state, run.state) == (State.INTERRUPTED, "interrupted")
+    assert not list((Path(settings.DATA_DIR) / "work").glob("job-*"))
+
+
+def test_a_drain_gives_the_job_back(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
+) -> None:
+    make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
+    job = claim("gpu")
+    attempt(job, lambda: True)
+    job.refresh_from_db()
+    assert (job.state, job.fruitless) == (State.INTERRUPTED, 0)
