@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -34,6 +36,10 @@ class Role(models.TextChoices):
         """This role and all that may do more."""
         order = list(Role)
         return order[order.index(self) :]
+
+
+class LastManager(Exception):
+    """The act would leave a project without a manager, and nobody could then change its members."""
 
 
 def refusal_for(role: Role) -> str:
@@ -119,6 +125,11 @@ class Project(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def require(self, caller: Caller, role: Role) -> None:
+        """PermissionDenied, saying who may do it, unless the caller has at least `role` here."""
+        if not caller.projects(role).filter(pk=self.pk).exists():
+            raise PermissionDenied(refusal_for(role))
+
     def admit(self, user: User, role: Role) -> Membership:
         """Make `user` a member with `role`, or change the role they have."""
         membership, _created = Membership.objects.update_or_create(
@@ -154,6 +165,29 @@ class Membership(models.Model):
         """Whether the project would have no manager without this membership."""
         others = Membership.objects.filter(project=self.project, role=Role.MANAGER).exclude(pk=self.pk)
         return self.role == Role.MANAGER and not others.exists()
+
+    def change_role(self, role: Role) -> None:
+        """Give this member another role. Raises LastManager instead of losing the last one."""
+        with self._sole_change():
+            if role != Role.MANAGER and self.is_last_manager():
+                raise LastManager
+            self.role = role
+            self.save(update_fields=["role"])
+
+    def remove(self) -> None:
+        """Take this member out of the project. Raises LastManager instead of losing the last one."""
+        with self._sole_change():
+            if self.is_last_manager():
+                raise LastManager
+            self.delete()
+
+    @contextmanager
+    def _sole_change(self) -> Iterator[None]:
+        with transaction.atomic():
+            # Touching the project makes two managers who demote each other wait for one another.
+            Project.objects.filter(pk=self.project_id).update(name=models.F("name"))
+            self.refresh_from_db(fields=["role"])
+            yield
 
 
 class InvitationQuerySet(ProjectQuerySet["Invitation"]):
