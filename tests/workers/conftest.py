@@ -27,8 +27,8 @@ from workers.tasks import attempt
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's files, built once in a process of its own, so that tests stay free of torch."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    script = f"from pathlib import Path; from tests.tiny_model import build_tiny_model; build_tiny_model(Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=settings.BASE_DIR, timeout=120)
+    build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=settings.BASE_DIR, timeout=120)
     return folder
 
 

@@ -1,0 +1,44 @@
+"""The ground truth of the layers: what is really in memory, and what imports with the web blocked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_web_and_worker_processes_run_without_torch() -> None:
+    code = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
+import django
+django.setup()
+import dashboard.urls, dashboard.asgi, workers.tasks
+heavy = {"torch", "transformers", "peft", "tokenizers", "workers.engine"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_engine_runs_without_django_and_celery() -> None:
+    code = """
+import sys
+sys.modules["django"] = sys.modules["celery"] = sys.modules["dashboard"] = None
+import workers.engine.__main__, workers.engine.train, workers.engine.evaluate
+import workers.engine.importing, workers.engine.inspecting
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_imports_point_down_the_layers() -> None:
+    command = str(Path(sys.executable).parent / "lint-imports")
+    result = subprocess.run([command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout
