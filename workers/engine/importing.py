@@ -122,9 +122,8 @@ def _recognise(spec: ImportSpec, table: Table, out_dir: Path) -> tuple[Shape, Ta
         if spec.prompt_column or spec.completion_column:
             return shapes.mapped(columns, spec.prompt_column, spec.completion_column), table
         if not columns:
-            reason = first[0].problem if first else "The file has a header and nothing below it."
-            raise DataError(f"{spec.filename} has no rows that can be read. {reason}")
-        return shapes.recognise(columns), table
+            raise DataError(_nothing_read(spec.filename, first))
+        return _voted(first) or shapes.recognise(columns), table
     except ColumnsUnclear:
         shown = [{name: _shown(row.values.get(name)) for name in columns} for row in first if row.values][:5]
         _write_json(
@@ -141,10 +140,26 @@ def _recognise(spec: ImportSpec, table: Table, out_dir: Path) -> tuple[Shape, Ta
 
 
 def _columns(rows: list[Row]) -> tuple[str, ...]:
-    """The keys that at least half of the first rows have, in order; keys of single rows say nothing."""
-    counts = Counter(key for row in rows for key in row.values)
-    readable = sum(bool(row.values) for row in rows)
-    return tuple(key for key, count in counts.items() if 2 * count >= readable)
+    """All keys of the first rows, in the order of their appearance."""
+    return tuple(dict.fromkeys(key for row in rows for key in row.values))
+
+
+def _voted(rows: list[Row]) -> Shape | None:
+    """The shape that most of the first rows have, each judged by its own keys."""
+    votes: Counter[str] = Counter()
+    found = {}
+    for row in rows:
+        with contextlib.suppress(DataError):
+            shape = shapes.recognise(tuple(row.values))
+            votes[shape.name] += 1
+            found[shape.name] = shape
+    return found[votes.most_common(1)[0][0]] if votes else None
+
+
+def _nothing_read(filename: str, rows: list[Row]) -> str:
+    if not rows:
+        return f"{filename} has no rows. Choose a file with at least {MIN_ROWS}."
+    return f"No row of {filename} can be read. First: row {rows[0].number}. {rows[0].problem}"
 
 
 def _shown(value: Any) -> str:
@@ -181,7 +196,7 @@ def _spool(file: BinaryIO, number: int, value: Canonical) -> bytes:
 def _check(findings: Findings, spec: ImportSpec) -> None:
     total = findings.rows + findings.bad_rows
     if total == 0:
-        raise DataError(f"{spec.filename} has no rows. Choose a file with at least {MIN_ROWS}.")
+        raise DataError(_nothing_read(spec.filename, []))
     if findings.bad_rows and (not spec.skip_bad_rows or not findings.rows):
         first = findings.problems[0]
         advice = " Correct them, or import the good rows alone." if findings.rows else ""

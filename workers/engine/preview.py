@@ -97,7 +97,7 @@ def _bounded_encode(tokenizer: Any, row: Row) -> Example:
     except (TimeoutError, MemoryError, OverflowError) as error:
         raise ModelError(
             f"The base model's chat template needs more than {RENDER_SECONDS:g} s or "
-            f"{RENDER_BYTES / 1e6:.0f} MB for row {row.number}. Choose another base model, or shorten the row."
+            f"{RENDER_BYTES / 1e6:.0f} MB for row {row.number}. Choose another base model."
         ) from error
 
 

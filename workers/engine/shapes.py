@@ -1,7 +1,7 @@
 """What a row means: recognises the shape of a table and turns each row into chat messages or plain text.
 
 Canonical chats hold the roles system, user and assistant; `developer` becomes `system`, which every chat
-template knows. A row that does not fit raises `BadRow` with its column and a sentence. Knows nothing of files.
+template knows. A row that does not fit raises `BadRow` with its column and a sentence. Knows no files.
 """
 
 from __future__ import annotations
