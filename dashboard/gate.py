@@ -17,8 +17,10 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
+from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.middleware import HtmxDetails
 
 from dashboard.models import ApiToken, Project, Role, User
 
@@ -36,6 +38,10 @@ PUBLIC_ROUTES = frozenset(
         "invitation-accept",
     }
 )
+# Routes that make sense for a signed-in person who belongs to no project (yet).
+PROJECTLESS_ROUTES = frozenset(
+    {"home", "settings", "project-create", "account_change_password", "openapi-view", "openapi-json"}
+)
 # Routes that take a file and may therefore be longer than an ordinary request.
 UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")
 API_PREFIX = "/api/"
@@ -44,6 +50,15 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+class Request(HttpRequest):
+    """What views receive once the gate has let a signed-in person through."""
+
+    user: User
+    project: Project
+    htmx: HtmxDetails
+    api_token: ApiToken | None
 
 
 class GateMiddleware:
@@ -71,10 +86,18 @@ class GateMiddleware:
         if request.path.startswith(API_PREFIX):
             return self._api_refusal(request)
         if request.user.is_authenticated:
-            return None
+            return self._without_project(request)
         if not User.objects.exists():
             return redirect("set-up")
-        return redirect_to_login(request.get_full_path())
+        return to_sign_in(request)
+
+    def _without_project(self, request: HttpRequest) -> HttpResponse | None:
+        """Every other page shows a project's rows: say what is missing instead of showing nothing."""
+        match = request.resolver_match
+        name = match.view_name if match else ""
+        if request.project or name in PROJECTLESS_ROUTES or name.startswith("admin:"):  # type: ignore[attr-defined]
+            return None
+        return render(request, "projects/none.html", status=403)
 
     def _api_refusal(self, request: HttpRequest) -> HttpResponse | None:
         """Calls need a token; the API's own documentation also opens for a signed-in person."""
@@ -85,6 +108,14 @@ class GateMiddleware:
         if request.api_token or (reading_docs and request.user.is_authenticated):  # type: ignore[attr-defined]
             return None
         return api_error(401, "unauthorized", _("Send a valid API token: Authorization: Bearer gw_…"))
+
+
+def to_sign_in(request: HttpRequest) -> HttpResponse:
+    """Send a stranger to the sign-in page; a live region takes the whole page there, not itself."""
+    if request.htmx:  # type: ignore[attr-defined]
+        back = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
+        return HttpResponseClientRedirect(redirect_to_login(back).url)
+    return redirect_to_login(request.get_full_path())
 
 
 def api_error(status: int, code: str, message: str, field: str | None = None) -> JsonResponse:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from allauth.account import views as account
+from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.views.decorators.http import require_POST
+
+from dashboard.views import home, invitations, memberships, projects, settings, setup, team, tokens
 
 
 def health(_request: HttpRequest) -> HttpResponse:
@@ -12,5 +17,39 @@ def health(_request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("", home.index, name="home"),
+    path("running/", home.progress, name="home-progress"),
     path("healthz/", health, name="health"),
+    # Accounts
+    path("set-up/", setup.create, name="set-up"),
+    path("sign-in/", account.login, name="account_login"),
+    path("sign-out/", require_POST(account.logout), name="account_logout"),
+    path("account/password/", account.password_change, name="account_change_password"),
+    path("password-reset/", account.password_reset, name="account_reset_password"),
+    path("password-reset/sent/", account.password_reset_done, name="account_reset_password_done"),
+    path(
+        "password-reset/<str:uidb36>-<path:key>/",
+        account.password_reset_from_key,
+        name="account_reset_password_from_key",
+    ),
+    path(
+        "password-reset/changed/",
+        account.password_reset_from_key_done,
+        name="account_reset_password_from_key_done",
+    ),
+    # Projects and their people
+    path("projects/new/", projects.create, name="project-create"),
+    path("projects/open/", projects.open, name="project-open"),
+    path("team/", team.index, name="team-index"),
+    path("team/members/<int:pk>/role/", memberships.change, name="membership-change"),
+    path("team/members/<int:pk>/remove/", memberships.remove, name="membership-remove"),
+    path("team/invitations/", invitations.create, name="invitation-create"),
+    path("team/invitations/<int:pk>/revoke/", invitations.revoke, name="invitation-revoke"),
+    path("invitations/<str:secret>/", invitations.accept, name="invitation-accept"),
+    # Settings
+    path("settings/", settings.index, name="settings"),
+    path("settings/tokens/", tokens.index, name="token-index"),
+    path("settings/tokens/new/", tokens.create, name="token-create"),
+    path("settings/tokens/<int:pk>/revoke/", tokens.revoke, name="token-revoke"),
+    path("admin/", admin.site.urls),
 ]

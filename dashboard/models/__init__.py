@@ -7,7 +7,15 @@ from dashboard.models.dataset import Dataset, DatasetVersion
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job import IllegalMove, Job, JobEvent, Outbox, State
 from dashboard.models.metric_series import MetricChunk, MetricSeries
-from dashboard.models.project import Caller, Invitation, Membership, Project, Role
+from dashboard.models.project import (
+    Caller,
+    Invitation,
+    InvitationUsed,
+    LastManager,
+    Membership,
+    Project,
+    Role,
+)
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun, hyperparameters_from
 from dashboard.models.user import User
@@ -24,8 +32,10 @@ __all__ = [
     "EvaluationItem",
     "IllegalMove",
     "Invitation",
+    "InvitationUsed",
     "Job",
     "JobEvent",
+    "LastManager",
     "Membership",
     "MetricChunk",
     "MetricSeries",

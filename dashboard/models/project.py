@@ -42,6 +42,10 @@ class LastManager(Exception):
     """The act would leave a project without a manager, and nobody could then change its members."""
 
 
+class InvitationUsed(Exception):
+    """Somebody has joined by this invitation already."""
+
+
 def refusal_for(role: Role) -> str:
     """Who can do what the caller may not."""
     if role == Role.MANAGER:
@@ -239,11 +243,11 @@ class Invitation(models.Model):
         return invitation, secret
 
     def accept(self, user: User) -> Membership:
-        """Admit `user`; an invitation works once."""
+        """Admit `user`. An invitation works once: the second time raises InvitationUsed."""
         with transaction.atomic():
             taken = Invitation.objects.filter(pk=self.pk, accepted_at=None).update(accepted_at=timezone.now())
             if not taken:
-                raise ValueError("This invitation has been used already.")
+                raise InvitationUsed
             return self.project.admit(user, Role(self.role))
 
 

@@ -200,15 +200,18 @@ def relative(distance: timedelta) -> str:
     ahead = distance > timedelta()
     if seconds < 45:
         return _("in a moment") if ahead else _("just now")
-    for limit, size, one, many in (
-        (3570, 60, "%(count)d minute", "%(count)d minutes"),
-        (86000, 3600, "%(count)d hour", "%(count)d hours"),
-        (2.6e6, 86400, "%(count)d day", "%(count)d days"),
-        (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
-        (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
-    ):
-        if seconds < limit:
-            break
+    # The limits lie a little below the next unit: 59.6 minutes are an hour.
+    size, one, many = next(
+        unit
+        for limit, *unit in (
+            (3570, 60, "%(count)d minute", "%(count)d minutes"),
+            (86000, 3600, "%(count)d hour", "%(count)d hours"),
+            (2.6e6, 86400, "%(count)d day", "%(count)d days"),
+            (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
+            (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
+        )
+        if seconds < limit
+    )
     count = max(1, round(seconds / size))
     words = ngettext(one, many, count) % {"count": count}
     return _("in %(time)s") % {"time": words} if ahead else _("%(time)s ago") % {"time": words}

@@ -1,0 +1,37 @@
+"""Checks the name of a new project and the choice of the one to open."""
+
+from __future__ import annotations
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import Project, User
+
+
+def free_project_name(name: str) -> str:
+    """The name without outer spaces; refuses one that a project has, in any case."""
+    if Project.objects.filter(name__iexact=name).exists():
+        raise forms.ValidationError(_("A project of this name exists already. Choose another name."))
+    return name
+
+
+class ProjectForm(forms.Form):
+    """Names a new project."""
+
+    name = forms.CharField(
+        label=_("Project name"), max_length=100, help_text=_("For example the team or the product it is for.")
+    )
+
+    def clean_name(self) -> str:
+        """Names are unique in the installation."""
+        return free_project_name(self.cleaned_data["name"])
+
+
+class OpenForm(forms.Form):
+    """Which of one's own projects the pages show from now on."""
+
+    project = forms.ModelChoiceField(Project.objects.none())
+
+    def __init__(self, user: User, data: object = None) -> None:
+        super().__init__(data)  # type: ignore[arg-type]
+        self.fields["project"].queryset = user.projects()  # type: ignore[attr-defined]

@@ -1,0 +1,41 @@
+"""Checks invitations and role changes."""
+
+from __future__ import annotations
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import Membership, Project, Role
+
+
+class InvitationForm(forms.Form):
+    """Who is invited, and as what."""
+
+    email = forms.EmailField(label=_("E-mail address"), max_length=254)
+    role = forms.TypedChoiceField(
+        label=_("Role"),
+        choices=Role.choices,
+        coerce=Role,
+        initial=Role.EDITOR,
+        help_text=_(
+            "A viewer reads, compares and downloads. An editor also uploads, starts and stops runs. "
+            "A manager also decides who belongs to the project."
+        ),
+    )
+
+    def __init__(self, project: Project, data: object = None) -> None:
+        super().__init__(data)  # type: ignore[arg-type]
+        self.project = project
+
+    def clean_email(self) -> str:
+        """Lower case, and not somebody who is a member already."""
+        email = str(self.cleaned_data["email"]).lower()
+        if Membership.objects.filter(project=self.project, user__email=email).exists():
+            raise forms.ValidationError(_("This person belongs to the project already."))
+        return email
+
+
+class RoleForm(forms.Form):
+    """The new role of a member."""
+
+    role = forms.TypedChoiceField(label=_("Role"), choices=Role.choices, coerce=Role)

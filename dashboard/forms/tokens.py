@@ -1,0 +1,47 @@
+"""Checks a new API token: name, scope within one's role, and when it expires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import ApiToken
+
+LIFETIMES = (("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), ("", _("Never")))
+
+
+def days(value: str) -> int | None:
+    """None for a token that does not expire."""
+    return int(value) if value else None
+
+
+class TokenForm(forms.Form):
+    """A new token. Viewers are not offered the write scope: the token could never use it."""
+
+    name = forms.CharField(
+        label=_("Name"), max_length=100, help_text=_("What will use it, for example “nightly upload”.")
+    )
+    scope = forms.TypedChoiceField(
+        label=_("Scope"),
+        choices=ApiToken.Scope.choices,
+        coerce=ApiToken.Scope,
+        initial=ApiToken.Scope.READ,
+        help_text=_("Read is enough for watching runs and downloading adapters."),
+    )
+    lifetime = forms.TypedChoiceField(
+        label=_("Expires after"),
+        choices=LIFETIMES,
+        coerce=days,
+        empty_value=None,
+        required=False,
+        initial="90",
+    )
+
+    def __init__(self, *, may_write: bool, data: Any = None) -> None:
+        super().__init__(data)
+        if not may_write:
+            self.fields["scope"].choices = [  # type: ignore[attr-defined]
+                (ApiToken.Scope.READ.value, ApiToken.Scope.READ.label)
+            ]

@@ -1,0 +1,109 @@
+"""Home: the checklist until the first adapter, then what runs, what needs a person, and what came out."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.db import models
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from dashboard.gate import Request
+from dashboard.models import (
+    Adapter,
+    DatasetVersion,
+    Evaluation,
+    Job,
+    Project,
+    State,
+    TrainingRun,
+    WorkerNode,
+)
+
+SHOWN = 5
+# A failure older than this no longer asks for attention; its own page keeps it.
+ATTENTION = timedelta(days=14)
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The first page after sign-in."""
+    project: Project | None = request.project
+    if project is None:
+        return render(request, "projects/none.html")
+    context = {
+        "steps": steps(project),
+        "results": results(project),
+        "attention": attention(project),
+        **live(request),
+    }
+    return render(request, "home/index.html", context)
+
+
+@require_GET
+def progress(request: Request) -> HttpResponse:
+    """The live part alone."""
+    return render(request, "home/_running.html", live(request))
+
+
+def live(request: Request) -> dict[str, Any]:
+    """What runs now, what one waits for, and whether there is a worker to do it."""
+    runs = TrainingRun.objects.with_facts().filter(project=request.project).active()[:SHOWN]
+    waiting = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
+    return {
+        "running": runs,
+        "waiting": waiting.order_by("pk")[:SHOWN],
+        "idle_queue": waiting.exists()
+        and not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists(),
+    }
+
+
+def steps(project: Project) -> dict[str, Any] | None:
+    """How far the project is on the way to its first adapter; None once it has one."""
+    if Adapter.objects.filter(project=project).exists():
+        return None
+    ready = DatasetVersion.objects.filter(project=project).ready().select_related("dataset").first()
+    newest_run = TrainingRun.objects.filter(project=project).select_related("job").first()
+    return {
+        "importing": DatasetVersion.objects.filter(project=project).first(),
+        "dataset": ready.dataset if ready else None,
+        "run": newest_run,
+    }
+
+
+def attention(project: Project) -> dict[str, Any]:
+    """Failures of the last days that nothing newer has settled."""
+    since = timezone.now() - ATTENTION
+    failed_imports = DatasetVersion.objects.filter(
+        project=project, job__state=State.FAILED, created_at__gt=since
+    ).exclude(dataset__versions__version__gt=models.F("version"))
+    failed_runs = TrainingRun.objects.filter(project=project, created_at__gt=since).filter(
+        models.Q(outcome=State.FAILED) | models.Q(outcome="", job__state=State.FAILED)
+    )
+    return {
+        "imports": failed_imports.select_related("dataset", "job")[:SHOWN],
+        "runs": failed_runs.select_related("job")[:SHOWN],
+    }
+
+
+def results(project: Project) -> list[dict[str, Any]]:
+    """The newest adapters with what base and adapter scored on the same held-out rows."""
+    scored = models.Prefetch("run__evaluations", Evaluation.objects.ended())
+    adapters = Adapter.objects.with_facts().filter(project=project).prefetch_related(scored)[:SHOWN]
+    return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
+
+
+def scores(evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Exact match of base and adapter from the evaluations that have ended."""
+    newest = {evaluation.subject: evaluation for evaluation in evaluations}
+    base, tuned = newest.get(Evaluation.Subject.BASE), newest.get(Evaluation.Subject.ADAPTER)
+    if base is None or tuned is None:
+        return {}
+    return {
+        "base": base.metrics.get("exact_match"),
+        "tuned": tuned.metrics.get("exact_match"),
+        "rows": tuned.rows,
+    }
