@@ -77,6 +77,14 @@ STATE_LOOKS = {
     "failed": ("bad", "alert-triangle"),
     "cancelled": ("quiet", "player-stop"),
 }
+# Seconds below which a unit is used, its length, and its words. 59.6 minutes are an hour already.
+UNITS: tuple[tuple[float, float, str, str], ...] = (
+    (3570, 60, "%(count)d minute", "%(count)d minutes"),
+    (86000, 3600, "%(count)d hour", "%(count)d hours"),
+    (2.6e6, 86400, "%(count)d day", "%(count)d days"),
+    (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
+    (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
+)
 
 
 @register.simple_tag(takes_context=True)
@@ -122,7 +130,8 @@ def state_icon(state: str) -> str:
 @register.filter
 def number(value: float | None) -> str:
     """1,234 · 0.28 M · 134.5 M · 1.24 B; other fractions with three significant digits; – for nothing."""
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+    # A template passes '' for what is not there.
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     size = abs(value)
     for limit, unit, divisor in ((1e9, "B", 1e9), (1e5, "M", 1e6)):
@@ -200,18 +209,7 @@ def relative(distance: timedelta) -> str:
     ahead = distance > timedelta()
     if seconds < 45:
         return _("in a moment") if ahead else _("just now")
-    # The limits lie a little below the next unit: 59.6 minutes are an hour.
-    size, one, many = next(
-        unit
-        for limit, *unit in (
-            (3570, 60, "%(count)d minute", "%(count)d minutes"),
-            (86000, 3600, "%(count)d hour", "%(count)d hours"),
-            (2.6e6, 86400, "%(count)d day", "%(count)d days"),
-            (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
-            (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
-        )
-        if seconds < limit
-    )
+    size, one, many = next(unit[1:] for unit in UNITS if seconds < unit[0])
     count = max(1, round(seconds / size))
     words = ngettext(one, many, count) % {"count": count}
     return _("in %(time)s") % {"time": words} if ahead else _("%(time)s ago") % {"time": words}

@@ -22,7 +22,7 @@ def index(request: Request) -> HttpResponse:
 def show(request: Request, form: InvitationForm, status: int = 200, **more: Any) -> HttpResponse:
     """The page with this invitation form, as it is or with its errors."""
     members = Membership.objects.visible_to(request.user).filter(project=request.project)
-    invitations = Invitation.objects.managed_by(request.user).filter(project=request.project).open()
+    invitations = Invitation.objects.open().managed_by(request.user).filter(project=request.project)
     context = {
         "members": members.select_related("user").order_by("created_at", "pk"),
         "invitations": invitations.select_related("invited_by").order_by("-created_at"),
