@@ -97,7 +97,7 @@ def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:
 
 def activate(model: Any, name: str) -> None:
     """Let this arm alone act and learn."""
-    model.base_model.set_adapter(name)
+    model.set_adapter(name)
 
 
 def set_dropout(model: Any, on: bool) -> None:

@@ -58,6 +58,7 @@ def load_tokenizer(base: BaseSpec) -> Any:
 
 def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
     """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off."""
+    from safetensors import SafetensorError
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     loader: Any = AutoModelForCausalLM
@@ -65,7 +66,7 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
         model = loader.from_pretrained(
             base.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
         ) from error

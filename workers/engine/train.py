@@ -355,15 +355,17 @@ def _arithmetic(arm: Arm, base: Any, dtype: torch.dtype) -> str:
     per_epoch = math.ceil(len(arm.pool) / learn.rows_per_step)
     tokens = sum(len(example.ids) for example in arm.rows.values())
     labelled = sum(example.labelled for example in arm.rows.values())
-    frozen = sum(parameter.numel() for parameter in base.parameters() if not parameter.requires_grad)
+    frozen = sum(item.numel() for path, item in base.named_parameters() if "lora_" not in path)
     trainable = sum(parameter.numel() for parameter in arm.parameters)
-    return (
-        f"{arm.spec.name}: {len(arm.pool):,} rows to draw from. {arm.total:,} steps of "
-        f"{learn.rows_per_step:,} rows ({learn.per_device_train_batch_size} at a time, "
-        f"{learn.gradient_accumulation_steps} times) are {arm.total / per_epoch:.2f} epochs. The {len(arm.rows):,} rows read have {tokens:,} tokens, of "
-        f"which {labelled:,} ({labelled / tokens:.1%}) are learned. {trainable:,} parameters train; that is "
-        f"{trainable / frozen:.3%} of the {frozen:,} frozen ones, kept as {_dtype_name(dtype)}."
+    batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
+    sentences = (
+        f"{arm.spec.name}: {len(arm.pool):,} rows to draw from.",
+        f"{arm.total:,} steps of {learn.rows_per_step:,} rows ({batch}), {arm.total / per_epoch:.2f} epochs.",
+        f"The {len(arm.rows):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
+        f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
+        f"The frozen ones are kept as {_dtype_name(dtype)}.",
     )
+    return " ".join(sentences)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -1,0 +1,70 @@
+"""A tiny base, its data and specs, made once per session; every test trains for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, tiny_target, write_canonical
+from workers.events import Event, Metrics
+from workers.specs import BaseSpec, DataSpec, Hyperparameters, TrainSpec
+
+
+class Recorder(list[Event]):
+    """A reporter that keeps every event."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self if isinstance(event, kind)]
+
+    def series(self, name: str, arm: int = 0) -> list[float]:
+        """The values of one metric in the order of its steps."""
+        found = [event for event in self.of(Metrics) if event.arm == arm and name in event.values]
+        return [event.values[name] for event in found]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def base(tiny_folder: Path) -> BaseSpec:
+    return tiny_base(tiny_folder)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSpec:
+    return write_canonical(tmp_path / "data", colour_rows())
+
+
+@pytest.fixture
+def make_spec(base: BaseSpec, data: DataSpec) -> Callable[..., TrainSpec]:
+    """A small TrainSpec; keywords change the spec's fields or its hyper-parameters."""
+
+    def make(**changes: Any) -> TrainSpec:
+        fields = ("name", "base", "data", "target", "validation_steps", "validation_rows", "dtype")
+        outer = {name: changes.pop(name) for name in fields if name in changes}
+        learn = {"r": 4, "learning_rate": 1e-2, "max_steps": 6, "per_device_train_batch_size": 4} | changes
+        if "num_train_epochs" in learn:
+            learn.pop("max_steps")
+        defaults: dict[str, Any] = {
+            "name": "tiny",
+            "base": base,
+            "data": data,
+            "target": tiny_target(int(learn["r"])),
+            "dtype": "float32",
+        }
+        return TrainSpec(**(defaults | outer), hyperparameters=Hyperparameters(**learn))
+
+    return make
+
+
+@pytest.fixture
+def record() -> Recorder:
+    return Recorder()
