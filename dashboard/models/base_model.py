@@ -37,6 +37,36 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
         )
         return row
 
+    def add(
+        self,
+        *,
+        project: Project,
+        by: User | None,
+        source: BaseModel.Source,
+        name: str,
+        hub_id: str,
+        folder: str = "",
+        revision: str = "",
+        idempotency_key: str = "",
+    ) -> BaseModel:
+        """A new base model of the project, its inspect job queued in the same transaction.
+
+        `folder` is one of `model_folders()`; `hub_id` is then the public name that adapters will carry.
+        IntegrityError when the project has this name and revision already.
+        """
+        with transaction.atomic():
+            row = self.create(
+                project=project,
+                added_by=by,
+                source=source,
+                name=name,
+                hub_id=hub_id,
+                folder=folder,
+                revision=revision,
+            )
+            row.inspect(by, idempotency_key=idempotency_key)
+        return row
+
     def uninspected(self) -> BaseModelQuerySet:
         """Models for which no inspect job was ever submitted: the bundled one on first start."""
         return self.filter(job=None)
@@ -144,3 +174,20 @@ class BaseModel(models.Model):
             sha256=self.sha256,
             license=self.license,
         )
+
+
+def model_folders() -> list[str]:
+    """What the operator put under DATA_DIR/models: folders, and below each of them those with a config.json.
+
+    Links that lead out are left out: pages offer these names, and nothing else is ever opened.
+    """
+    root = (Path(settings.DATA_DIR) / "models").resolve()
+    found = [path for path in root.glob("*/") if not path.name.startswith(".")]
+    nested = [config.parent for path in found for config in path.glob("*/config.json")]
+    parents = {path.parent for path in nested}
+    offered = [path for path in found if path not in parents or (path / "config.json").exists()] + nested
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in offered
+        if path.is_dir() and path.resolve().is_relative_to(root) and path.resolve() != root
+    )

@@ -35,6 +35,10 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
             models.Prefetch("versions", DatasetVersion.objects.select_related("job").order_by("-version"))
         )
 
+    def with_use(self) -> DatasetQuerySet:
+        """How many runs used any version, as `run_count`."""
+        return self.annotate(run_count=models.Count("versions__training_runs", distinct=True))
+
     def named(self, project: Project, name: str, by: User | None) -> Dataset:
         """The project's dataset of that name; a new upload becomes its next version."""
         dataset, _created = self.get_or_create(project=project, name=name, defaults={"created_by": by})

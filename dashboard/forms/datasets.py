@@ -1,0 +1,142 @@
+"""What people may type about datasets: an upload, and the answer to an import's question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models import DatasetVersion
+
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+NAME_LENGTH = 120
+
+
+class UploadForm(forms.Form):
+    """A file with rows, and the name under which its project keeps them."""
+
+    file = forms.FileField(
+        label=_("File"),
+        allow_empty_file=True,  # refused below, in words that say what to do
+        widget=forms.ClearableFileInput(
+            attrs={"accept": ",".join([*EXTENSIONS, *(f"{ending}.gz" for ending in EXTENSIONS)])}
+        ),
+    )
+    name = forms.CharField(
+        label=_("Name"),
+        max_length=NAME_LENGTH,
+        required=False,
+        help_text=_(
+            "Left empty, the file's name is used. The name of an existing dataset adds its next version."
+        ),
+    )
+    prompt_column = forms.CharField(
+        label=_("Prompt column"),
+        max_length=200,
+        required=False,
+        help_text=_("The column the model reads. Leave it empty and the columns are recognised."),
+    )
+    completion_column = forms.CharField(
+        label=_("Answer column"),
+        max_length=200,
+        required=False,
+        help_text=_("The column the model learns to write."),
+    )
+    skip_bad_rows = forms.BooleanField(
+        label=_("Keep the good rows when some are bad"),
+        required=False,
+        help_text=_("Otherwise one bad row stops the import, and the report names every one of them."),
+    )
+
+    def clean_file(self) -> UploadedFile[Any]:
+        """A file with something in it, of a kind that the import reads, no larger than the limit."""
+        file: UploadedFile[Any] = self.cleaned_data["file"]
+        name = file.name or ""
+        if not _ending(name):
+            raise forms.ValidationError(
+                _("%(name)s cannot be imported. Choose a JSONL, JSON, CSV or Parquet file, or a .gz of one."),
+                params={"name": name[:80]},
+            )
+        if not file.size:
+            raise forms.ValidationError(
+                _("%(name)s is empty. Choose a file with rows in it."), params={"name": name[:80]}
+            )
+        if file.size > settings.UPLOAD_LIMIT_BYTES:
+            raise forms.ValidationError(
+                _("%(name)s is larger than the limit of %(megabytes)d MB."),
+                params={"name": name[:80], "megabytes": settings.UPLOAD_LIMIT_BYTES // 1024**2},
+            )
+        return file
+
+    def clean_name(self) -> str:
+        """One line, its spaces tidied."""
+        return " ".join(str(self.cleaned_data["name"]).split())
+
+    def clean(self) -> dict[str, Any]:
+        """A name from the file where none was typed; a mapping that can mean something."""
+        values: dict[str, Any] = super().clean() or self.cleaned_data
+        file = values.get("file")
+        if file and not values.get("name") and "name" not in self.errors:
+            values["name"] = name_from(file.name or "")
+        prompt, completion = values.get("prompt_column"), values.get("completion_column")
+        if prompt and not completion:
+            self.add_error("completion_column", _("Name the answer column too."))
+        if prompt and prompt == completion:
+            self.add_error("completion_column", _("Prompt and answer must be two different columns."))
+        return values
+
+
+class ColumnsForm(forms.Form):
+    """Which column is the prompt and which the answer: the question that a failed import asked."""
+
+    prompt_column = forms.ChoiceField(
+        label=_("Prompt: what the model reads"),
+        required=False,
+        help_text=_("Without a prompt column, the answer column is learned as plain text."),
+    )
+    completion_column = forms.ChoiceField(label=_("Answer: what the model learns to write"))
+    skip_bad_rows = forms.BooleanField(label=_("Keep the good rows when some are bad"), required=False)
+
+    def __init__(self, *args: Any, version: DatasetVersion, **kwargs: Any) -> None:
+        chosen = {
+            "prompt_column": version.prompt_column,
+            "completion_column": version.completion_column,
+            "skip_bad_rows": version.skip_bad_rows,
+        }
+        super().__init__(*args, **{"initial": chosen, **kwargs})
+        columns = [str(name) for name in version.report.get("columns", [])]
+        self._offer("prompt_column", columns, _("No prompt column"))
+        self._offer("completion_column", columns, _("Choose a column"))
+
+    def _offer(self, name: str, columns: Iterable[str], nothing: Any) -> None:
+        field = self.fields[name]
+        if isinstance(field, forms.ChoiceField):
+            field.choices = [("", nothing), *((column, column) for column in columns)]
+
+    def clean(self) -> dict[str, Any]:
+        """Two different columns."""
+        values: dict[str, Any] = super().clean() or self.cleaned_data
+        if values.get("prompt_column") and values["prompt_column"] == values.get("completion_column"):
+            self.add_error("completion_column", _("Prompt and answer must be two different columns."))
+        return values
+
+
+def name_from(filename: str) -> str:
+    """A dataset's name made from its file's: without ending, underscores as spaces."""
+    name = Path(filename).name
+    stem = name[: -len(_ending(name))] if _ending(name) else name
+    return re.sub(r"[\s_]+", " ", stem).strip()[:NAME_LENGTH] or "dataset"
+
+
+def _ending(filename: str) -> str:
+    """The known ending of a file name, with its `.gz`; "" for any other."""
+    lowered = filename.lower()
+    gz = ".gz" if lowered.endswith(".gz") else ""
+    plain = lowered.removesuffix(".gz")
+    return next((ending + gz for ending in EXTENSIONS if plain.endswith(ending)), "")
