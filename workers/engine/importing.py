@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy
+import numpy.typing
 import pyarrow
 import pyarrow.parquet
 
@@ -229,18 +230,23 @@ def assign_splits(keys: Hashes, validation_share: float, test_share: float) -> P
     _, inverse, counts = numpy.unique(keys, return_inverse=True, return_counts=True)
     groups = numpy.zeros(len(counts), dtype=numpy.uint8)
     for code, share in ((2, test_share), (1, validation_share)):
-        wanted = max(1, round(share * len(keys)))
+        free = numpy.flatnonzero(groups == 0)
         # Sorted by key is in random order, so taking the first that fit is drawing without a second seed.
-        for group in numpy.flatnonzero(groups == 0):
-            if counts[group] <= wanted and (groups == 0).sum() > code:
-                groups[group] = code
-                wanted -= counts[group]
-            if wanted == 0:
-                break
-        if not (groups == code).any():
-            free = numpy.flatnonzero(groups == 0)
-            groups[free[counts[free].argmin()]] = code
+        taken = _fitting(counts[free], max(1, round(share * len(keys))), most=len(free) - code)
+        groups[free[taken or [int(counts[free].argmin())]]] = code
     return groups[inverse]
+
+
+def _fitting(counts: numpy.typing.NDArray[numpy.int64], wanted: int, most: int) -> list[int]:
+    """Positions of the first groups that together have at most `wanted` rows, and are `most` at most."""
+    taken: list[int] = []
+    for position, count in enumerate(counts.tolist()):
+        if count <= wanted and len(taken) < most:
+            taken.append(position)
+            wanted -= count
+        if not wanted:
+            break
+    return taken
 
 
 def _write_splits(spool: Path, places: Places, out_dir: Path, report: Report, should_stop: ShouldStop) -> str:
