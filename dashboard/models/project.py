@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RowT = TypeVar("RowT", bound=models.Model, covariant=True)
 INVITATION_DAYS = 14
+PAGE = 25
 
 
 class Role(models.TextChoices):
@@ -87,6 +88,16 @@ class ProjectQuerySet(models.QuerySet[RowT]):
         if role != Role.VIEWER and not caller.projects(role).filter(pk=project_id).exists():
             raise PermissionDenied(refusal_for(role))
         return row
+
+    def page(self, cursor: str | None, size: int = PAGE) -> tuple[list[RowT], int | None]:
+        """The newest `size` rows older than row `cursor`, and the cursor of the page after them, if any.
+
+        Anything that is no row's number means the first page.
+        """
+        known = cursor and cursor.isdecimal() and len(cursor) < 19
+        older = self.filter(pk__lt=int(cursor or 0)) if known else self.all()
+        rows = list(older.order_by("-pk")[: size + 1])
+        return rows[:size], rows[size - 1].pk if len(rows) > size else None
 
 
 class SharedQuerySet(ProjectQuerySet[RowT]):
