@@ -133,7 +133,8 @@ def model_card(spec: TrainSpec, summary: dict[str, Any]) -> str:
 def _card_text(spec: TrainSpec, summary: dict[str, Any]) -> str:
     trained_on = f"{spec.data.name or 'dataset'}, version {spec.data.version}"
     revision = f', revision="{spec.base.revision}"' if spec.base.revision else ""
-    return f"""# {spec.name}
+    title = " ".join(spec.name.split())
+    return f"""# {title}
 
 A LoRA adapter for `{spec.base.name}`, trained with Graftworks on {trained_on} \
 (content SHA-256 `{spec.data.sha256}`). Only the adapter's {summary["trainable_parameters"]:,} parameters \

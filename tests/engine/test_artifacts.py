@@ -1,0 +1,143 @@
+"""The adapter's folder: PEFT loads it as it is, in a process that knows nothing of this product."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import Recorder
+from workers.engine import artifacts
+from workers.engine import train as train_module
+from workers.engine.train import train
+from workers.events import Artifact
+from workers.specs import TrainSpec
+
+MakeSpec = Callable[..., TrainSpec]
+RELOAD = """
+import sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base_folder, adapter, target = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+base = AutoModelForCausalLM.from_pretrained(base_folder)
+messages = [{"role": "user", "content": "Colour of 3?"}]
+ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
+                add_special_tokens=False, return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    plain = base(input_ids=ids).logits
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    torch.save({"ids": ids, "base": plain, "adapter": model(input_ids=ids).logits}, target)
+"""
+
+
+@pytest.fixture
+def folder(make_spec: MakeSpec, tmp_path: Path) -> Path:
+    train([make_spec(name="Colours")], tmp_path / "out", report=Recorder())
+    return tmp_path / "out/arm-0/adapter"
+
+
+def test_a_clean_process_gets_the_products_own_logits(
+    make_spec: MakeSpec, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    real = artifacts.save_arm
+
+    def keep(model: torch.nn.Module, *arguments: object) -> Artifact:
+        trained.append(model)
+        return real(model, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_module.artifacts, "save_arm", keep)
+    train([make_spec()], tmp_path / "out", report=Recorder())
+    arguments = [str(tiny_folder), str(tmp_path / "out/arm-0/adapter"), str(tmp_path / "logits.pt")]
+    subprocess.run([sys.executable, "-c", RELOAD, *arguments], check=True, timeout=120, capture_output=True)
+    found = torch.load(tmp_path / "logits.pt")
+    with torch.no_grad():
+        own = trained[0](input_ids=found["ids"]).logits
+    assert torch.allclose(found["adapter"], own, atol=1e-5)
+    assert (found["adapter"] - found["base"]).abs().max() > 1e-2
+
+
+def test_the_folder_holds_what_the_download_needs(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "run.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o640 for path in folder.iterdir())
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_no_file_names_a_folder_of_this_machine(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content, path.name
+        assert str(tiny_folder).encode() not in content, path.name
+
+
+def test_the_config_names_the_public_base(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "graftworks/tiny-llama"
+    assert config["inference_mode"] is True
+    assert config["target_modules"] == ["o_proj"]
+    assert (config["r"], config["lora_alpha"], config["task_type"]) == (4, 8, "CAUSAL_LM")
+
+
+def test_the_base_revision_is_kept(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec()
+    spec = dataclasses.replace(spec, base=dataclasses.replace(spec.base, revision="abc123"))
+    train([spec], tmp_path / "out", report=Recorder())
+    folder = tmp_path / "out/arm-0/adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["revision"] == "abc123"
+    assert 'revision="abc123"' in (folder / "README.md").read_text()
+
+
+def test_the_card_is_real(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "graftworks/tiny-llama"
+    assert card.data.library_name == "peft"
+    assert card.data.tags == ["lora", "base_model:adapter:graftworks/tiny-llama"]
+    assert card.data.license == "apache-2.0"
+    assert "# Colours" in card.text
+    assert "512 parameters" in card.text
+    for placeholder in ("More Information Needed", "TODO", "[", "None", "nan"):
+        assert placeholder not in card.text.replace('["', ""), placeholder
+
+
+def test_the_run_record_holds_settings_versions_and_result(folder: Path, make_spec: MakeSpec) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    assert record["spec"]["hyperparameters"]["seed"] == 42
+    assert record["spec"]["data"]["sha256"] == make_spec().data.sha256
+    assert record["versions"]["peft"]
+    assert record["result"]["train_loss"] > 0
+    assert record["result"]["dtype"] == "float32"
+
+
+def test_the_manifest_lists_every_file(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
+    train([make_spec()], tmp_path, report=record)
+    artifact = record.of(Artifact)[0]
+    folder = tmp_path / artifact.path
+    assert artifact.files == {path.name: artifacts.file_sha256(path) for path in folder.iterdir()}
+
+
+def test_an_awkward_name_does_not_break_the_card(make_spec: MakeSpec, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    train([make_spec(name='---\n"x": [y]: {z}')], tmp_path, report=Recorder())
+    card = ModelCard.load(tmp_path / "arm-0/adapter/README.md")
+    assert card.data.library_name == "peft"
+    assert '# --- "x": [y]: {z}' in card.text

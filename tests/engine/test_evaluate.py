@@ -1,0 +1,170 @@
+"""Scoring base and adapter on the same rows, with numbers that were worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import Recorder
+from tests.engine.test_train import everything
+from tests.tiny_model import chat, colour_rows, write_canonical
+from workers.engine.evaluate import evaluate, text_scores, token_f1
+from workers.engine.train import train
+from workers.errors import DataError, ModelError, Stopped
+from workers.events import Message, Progress, Result
+from workers.specs import BaseSpec, DataSpec, EvalSpec, TrainSpec
+
+MakeSpec = Callable[..., TrainSpec]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[BaseSpec, DataSpec, Path]:
+    """An adapter that knows four rows by heart."""
+    from tests.tiny_model import tiny_base
+    from workers.specs import Hyperparameters
+
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_canonical(folder / "data", colour_rows(4))
+    learn = Hyperparameters(
+        r=16, learning_rate=2e-2, max_steps=80, per_device_train_batch_size=4, lr_scheduler_type="linear"
+    )
+    base = tiny_base(tiny_folder)
+    spec = TrainSpec(
+        name="t", base=base, data=data, target=everything(16), hyperparameters=learn, dtype="float32"
+    )
+    train([spec], folder / "out", report=Recorder())
+    return base, data, folder / "out/arm-0/adapter"
+
+
+@pytest.fixture
+def make_eval(trained: tuple[BaseSpec, DataSpec, Path]) -> Callable[..., EvalSpec]:
+    base, data, adapter = trained
+    defaults: dict[str, Any] = {"base": base, "data": data, "adapter": str(adapter), "dtype": "float32"}
+    return lambda **changes: EvalSpec(**(defaults | changes))
+
+
+def test_what_was_learned_is_scored_as_right(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    record = Recorder()
+    values = evaluate(make_eval(), tmp_path, report=record)
+    assert values["adapter"]["exact_match"] == 1.0
+    assert values["base"]["exact_match"] == 0.0
+    assert values["adapter"]["loss"] < 0.2 < values["base"]["loss"]
+    assert values["adapter"]["perplexity"] == pytest.approx(math.exp(values["adapter"]["loss"]))
+    assert values["rows"] == 4
+    assert values["adapter_differs"] is True
+    assert record.of(Result)[0].values == values
+    assert record.of(Progress)[-1] == Progress("scoring", 16, 16)
+
+
+def test_every_item_is_kept_for_both(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [item["subject"] for item in items] == ["base"] * 4 + ["adapter"] * 4
+    assert items[0]["row"] == items[4]["row"]
+    assert items[4]["prompt"] == "Colour of 0?"
+    assert items[4]["expected"] == items[4]["output"] == "red"
+    total = sum(item["scores"]["loss"] * item["scores"]["tokens"] for item in items[4:])
+    tokens = sum(item["scores"]["tokens"] for item in items[4:])
+    assert values["adapter"]["loss"] == pytest.approx(total / tokens)
+
+
+def test_the_base_is_scored_as_if_there_were_no_adapter(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
+) -> None:
+    from workers.engine.data import Split, collate, encode
+    from workers.engine.loss import Scorer
+    from workers.engine.model import load_base, load_tokenizer
+    from workers.engine.runtime import pick_device, pick_dtype
+
+    base, data, _adapter = trained
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    model = load_base(base, pick_dtype("float32", pick_device()), pick_device())
+    split = Split(data, "test")
+    examples = encode(load_tokenizer(base), [split.row(index) for index in range(4)])
+    losses = Scorer(model, None, None).token_losses(collate(examples, pick_device()))
+    assert values["base"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_rows_are_drawn_by_seed(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "many", colour_rows(4), test=colour_rows(20))
+    drawn = []
+    for seed in (1, 1, 2):
+        evaluate(make_eval(data=data, max_rows=5, seed=seed), tmp_path / "out", report=Recorder())
+        lines = (tmp_path / "out/items.jsonl").read_text().splitlines()
+        drawn.append([json.loads(line)["row"] for line in lines[:5]])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_adapter_that_does_nothing_is_noticed(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder
+) -> None:
+    spec = make_spec(learning_rate=1e-7, max_steps=1)
+    train([spec], tmp_path / "out", report=Recorder())
+    folder = tmp_path / "out/arm-0/adapter"
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    silent = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
+    save_file(silent, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    asked = EvalSpec(base=spec.base, data=spec.data, adapter=str(folder), dtype="float32")
+    values = evaluate(asked, tmp_path / "scores", report=record)
+    assert values["adapter_differs"] is False
+    assert "changes nothing" in record.of(Message)[0].text
+    assert values["base"] == values["adapter"]
+
+
+def test_plain_text_has_loss_and_perplexity_only(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "text", ["Some plain text.", "More of it."])
+    values = evaluate(make_eval(data=data), tmp_path, report=Recorder())
+    assert set(values["adapter"]) == {"loss", "perplexity"}
+
+
+def test_a_long_prompt_is_cut_on_the_left(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "long", colour_rows(4), test=[chat("x" * 300 + " Colour of 0?", "red")])
+    values = evaluate(make_eval(data=data, max_length=48), tmp_path, report=Recorder())
+    assert values["rows"] == 1
+    assert math.isfinite(values["adapter"]["loss"])
+
+
+def test_a_split_without_answers_is_refused(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "none", colour_rows(4), test=[[{"role": "user", "content": "hello"}]])
+    with pytest.raises(DataError, match="no row with an answer"):
+        evaluate(make_eval(data=data), tmp_path, report=Recorder())
+
+
+def test_a_pickled_adapter_is_refused(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(make_eval().adapter, folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        evaluate(make_eval(adapter=str(folder)), tmp_path / "out", report=Recorder())
+
+
+def test_it_obeys_a_stop(make_eval: Callable[..., EvalSpec], tmp_path: Path, record: Recorder) -> None:
+    def should_stop() -> str:
+        return "cancel" if any(event.phase == "scoring" for event in record.of(Progress)) else ""
+
+    with pytest.raises(Stopped):
+        evaluate(make_eval(), tmp_path, report=record, should_stop=should_stop)
+    assert not (tmp_path / "items.jsonl").exists()
+
+
+def test_token_f1_follows_squad() -> None:
+    assert token_f1("The cat sat.", "a cat sat") == 1.0
+    assert token_f1("cat dog", "cat bird fish") == pytest.approx(2 * 1 / (2 + 3))
+    assert token_f1("", "cat") == 0.0
+    assert token_f1("", "") == 1.0
+
+
+def test_text_scores_of_a_near_miss() -> None:
+    scores = text_scores(" web page ", "web site")
+    assert scores["exact_match"] == 0.0
+    assert scores["token_f1"] == scores["rouge_l"] == pytest.approx(0.5)
+    assert 0.1 < scores["chrf"] < 0.8
+    assert text_scores(" web\n", "web") == {"exact_match": 1.0, "token_f1": 1.0, "rouge_l": 1.0, "chrf": 1.0}

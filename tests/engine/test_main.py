@@ -1,0 +1,242 @@
+"""The engine as a real process: its events, its exit status, and how it ends when it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import Recorder
+from workers.engine.__main__ import failure
+from workers.engine.train import train
+from workers.errors import Diverged, SpecError
+from workers.events import Artifact, Bye, Event, Failure, Hello, Metrics, Result, from_line, to_line
+from workers.specs import EvalSpec, TrainSpec, to_dict
+
+ROOT = Path(__file__).parents[2]
+MakeSpec = Callable[..., TrainSpec]
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the engine in its own session; whatever still runs afterwards is ended."""
+    children: list[subprocess.Popen[bytes]] = []
+    log = (tmp_path / "log").open("ab")
+
+    def run(*arguments: str, module: str = "workers.engine") -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        children.append(child)
+        return child
+
+    yield run
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.wait(timeout=10)
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+    log.close()
+
+
+def events(output: bytes) -> list[Event]:
+    return [from_line(line) for line in output.splitlines()]
+
+
+def send(child: subprocess.Popen[bytes], value: Any) -> None:
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(value).encode() + b"\n")
+    child.stdin.flush()
+
+
+def wait_for(child: subprocess.Popen[bytes], kind: type[Event]) -> Event:
+    assert child.stdout is not None
+    for line in child.stdout:
+        event = from_line(line)
+        if isinstance(event, kind):
+            return event
+    raise AssertionError(f"the engine ended before its first {kind.__name__}")
+
+
+def test_it_trains_and_then_evaluates(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec()
+    (tmp_path / "spec.json").write_text(json.dumps({"specs": [to_dict(spec)]}))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    told = events(child.communicate(timeout=120)[0])
+    assert child.returncode == 0
+    assert isinstance(told[0], Hello)
+    assert (told[0].pid, told[0].device, told[0].threads) == (child.pid, "cpu", 1)
+    assert set(told[0].versions) >= {"python", "torch", "transformers", "peft"}
+    assert told[-1] == Bye("done")
+    artifact = next(event for event in told if isinstance(event, Artifact))
+
+    asked = EvalSpec(
+        base=spec.base, data=spec.data, adapter=str(tmp_path / "out" / artifact.path), max_rows=2
+    )
+    (tmp_path / "eval.json").write_text(json.dumps(to_dict(asked)))
+    child = start("evaluate", str(tmp_path / "eval.json"), str(tmp_path / "scores"))
+    told = events(child.communicate(timeout=120)[0])
+    assert child.returncode == 0
+    assert next(event for event in told if isinstance(event, Result)).values["rows"] == 2
+    assert len((tmp_path / "scores/items.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_same_run_in_a_process_has_the_same_losses(
+    start: Start, make_spec: MakeSpec, tmp_path: Path, record: Recorder
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, {"parent": os.getpid(), "spec": to_dict(make_spec())})
+    told: list[Event] = []
+    assert child.stdout is not None
+    for line in child.stdout:  # the pipe stays open: its end would mean that this process died
+        told.append(from_line(line))
+    assert child.wait(timeout=30) == 0
+    train([make_spec()], tmp_path / "here", report=record)
+    losses = [
+        event.values["train/loss"]
+        for event in told
+        if isinstance(event, Metrics) and event.step > 0 and "train/loss" in event.values
+    ]
+    assert losses == pytest.approx(record.series("train/loss"), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"learning_rate": 1e9}, "learning_rate"),
+        ({"r": 0}, "`r` is 0"),
+        ({"colour": "red"}, "Unknown setting `colour`"),
+    ],
+)
+def test_a_bad_spec_fails_with_its_field(
+    start: Start, make_spec: MakeSpec, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    spec = to_dict(make_spec())
+    spec["hyperparameters"] |= values
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    failed, bye = events(child.communicate(timeout=60)[0])
+    assert child.returncode == 1
+    assert isinstance(failed, Failure)
+    assert failed.code == "bad_spec"
+    assert said in failed.message
+    assert bye == Bye("failed")
+
+
+def test_a_spec_that_is_no_json_fails(start: Start, tmp_path: Path) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    output, _ = child.communicate(b"hello\n", timeout=60)
+    assert child.returncode == 1
+    assert events(output)[0] == Failure("bad_spec", "The first line of standard input is not JSON.")
+
+
+def test_a_bad_model_fails_with_its_code(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = to_dict(make_spec())
+    spec["base"]["path"] = str(tmp_path / "nowhere")
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    told = events(child.communicate(timeout=60)[0])
+    assert child.returncode == 1
+    failed = told[-2]
+    assert isinstance(failed, Failure)
+    assert failed.code == "bad_model"
+    assert str(tmp_path) not in failed.message
+
+
+@pytest.mark.parametrize("reason", ["cancel", "drain"])
+def test_it_obeys_a_stop_line(start: Start, make_spec: MakeSpec, tmp_path: Path, reason: str) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, to_dict(make_spec(max_steps=1_000_000)))
+    wait_for(child, Metrics)
+    send(child, {"stop": reason})
+    assert wait_for(child, Bye) == Bye(reason)
+    assert child.wait(timeout=10) == 3
+
+
+def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, to_dict(make_spec(max_steps=1_000_000)))
+    wait_for(child, Metrics)
+    child.send_signal(signal.SIGTERM)
+    assert wait_for(child, Bye) == Bye("drain")
+    assert child.wait(timeout=10) == 3
+
+
+def test_it_dies_when_its_parent_closes_the_pipe(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, to_dict(make_spec(max_steps=1_000_000)))
+    wait_for(child, Metrics)
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_it_does_not_start_for_a_parent_that_is_gone(
+    start: Start, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, {"parent": os.getpid() + 1, "spec": to_dict(make_spec())})
+    assert child.wait(timeout=30) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stray_print_goes_to_the_log(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
+    code = (
+        "import sys, os; from workers.engine import __main__ as engine, runtime\n"
+        "runtime.prepare_environment = lambda offline: (print('stray'), os.write(1, b'raw'))\n"
+        f"sys.exit(engine.main(['train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == 0
+    assert events(done.stdout)[-1] == Bye("done")
+    assert b"stray" in done.stderr
+    assert b"raw" in done.stderr
+
+
+def test_it_runs_without_django_and_celery() -> None:
+    code = (
+        "import sys; sys.modules['django'] = sys.modules['celery'] = None\n"
+        "import workers.engine.__main__, workers.engine.train, workers.engine.evaluate\n"
+        "assert 'workers.tasks' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_entry_point_alone_imports_no_torch() -> None:
+    code = "import sys, workers.engine.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_each_kind_of_ending_has_its_own_code() -> None:
+    assert failure(SpecError("r", "`r` is 0.")) == Failure("bad_spec", "`r` is 0.")
+    assert failure(Diverged("The loss was no number.")) == Failure("diverged", "The loss was no number.")
+    memory = failure(
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 12345 bytes."
+        )
+    )
+    assert memory.code == "out_of_memory"
+    assert "12345 bytes" in memory.message
+    assert failure(MemoryError()).code == "out_of_memory"
+    assert failure(OSError(28, "No space left on device")).code == "disk_full"
+    hidden = failure(KeyError("/srv/secret"))
+    assert hidden.code == "internal_error"
+    assert "secret" not in hidden.message
+    assert from_line(to_line(hidden)) == hidden
