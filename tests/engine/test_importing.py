@@ -313,12 +313,13 @@ def bad(load: Importer, row: Any, good: list[dict[str, Any]] = ROWS) -> dict[str
         ({"prompt": ["a"], "completion": "b"}, "prompt", "must be an object with role"),
         ({"prompt": "a", "completion": "b", "tools": [{}]}, "tools", "uses tools"),
         ({"prompt": "a", "completion": "x" * 300_000}, "completion", "300 kB"),
-        ({"prompt": "a\0", "completion": "b"}, "completion", "NUL"),
-        ('{"prompt": "a", "completion": "\\ud800"}', "completion", "surrogate"),
+        ({"prompt": "a\0", "completion": "b"}, "", "NUL"),
+        ('{"prompt": "a", "completion": "\\ud800"}', "", "surrogate"),
         ('{"prompt": "a", "completion"', "", "not valid JSON"),
         ('{"prompt": NaN, "completion": "b"}', "", "NaN is no JSON value"),
         ('{"prompt": "a", "prompt": "c", "completion": "b"}', "", "stands twice"),
         ('{"prompt": ' + "9" * 5000 + ', "completion": "b"}', "", "Exceeds the limit"),
+        ('{"prompt": "a", "completion": "b", "\\ud800": 1}', "", "surrogate"),
         ("[1, 2]", "", "no JSON object"),
         ("[" * 10_000 + "]" * 10_000, "", "nested deeper than 50"),
         (
@@ -454,6 +455,17 @@ def test_a_gzip_bomb_stops_at_the_cap(load: Importer, monkeypatch: pytest.Monkey
     monkeypatch.setattr("workers.engine.reading.MAX_UNPACKED_BYTES", 2_000_000)
     with pytest.raises(DataError, match="unpacks to more than"):
         load(gzip.compress(b"\n" * 9_000_000), "rows.jsonl.gz")
+
+
+def test_a_parquet_column_of_broken_bytes_is_refused(load: Importer) -> None:
+    with pytest.raises(DataError, match="Export it again"):
+        load(parquet(ROWS).replace(b"completion", b"complet\xffon"), "rows.parquet")
+
+
+def test_a_row_of_a_json_array_that_breaks_a_rule_is_named(load: Importer) -> None:
+    content = json.dumps([*ROWS, {"prompt": "a\0", "completion": "b"}, ["no", "object"]])
+    values = load(content, "rows.json", skip_bad_rows=True)
+    assert [problem["row"] for problem in values["problems"]] == [41, 42]
 
 
 # Splits and hash

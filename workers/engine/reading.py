@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -200,6 +201,14 @@ def _parsed(number: int, position: int, line: bytes) -> Row:
     return _object_row(number, position, value)
 
 
+def _checked_row(number: int, position: int, value: Any) -> Row:
+    try:
+        check_value(value)
+    except ValueError as error:
+        return Row(number, position, problem=str(error))
+    return _object_row(number, position, value)
+
+
 def _object_row(number: int, position: int, value: Any) -> Row:
     if not isinstance(value, dict):
         return Row(
@@ -218,22 +227,36 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"This row is nested deeper than {MAX_NESTING} levels. Flatten it.") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"This row is not valid JSON ({error.msg}, character {error.pos + 1}).") from None
-    _check_nesting(value)
+    check_value(value)
     return value
 
 
-def _check_nesting(value: Any) -> None:
+def check_value(value: Any) -> None:
+    """Refuse deep nesting, and text that no database and no UTF-8 file can hold."""
     level = [value]
     for _ in range(MAX_NESTING):
-        level = [
-            item
-            for outer in level
-            if isinstance(outer, dict | list)
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-        ]
+        for item in level:
+            if isinstance(item, str):
+                _check_characters(item)
+        level = [inner for item in level for inner in _inside(item)]
         if not level:
             return
     raise ValueError(f"This row is nested deeper than {MAX_NESTING} levels. Flatten it.")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return itertools.chain(value.keys(), value.values())
+    return value if isinstance(value, list) else ()
+
+
+def _check_characters(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("This row holds a NUL character. Remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("This row holds half a character (a lone surrogate). Correct it.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -260,7 +283,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
         while text.peek() != "]":
             number += 1
             value = text.element(number)
-            yield _object_row(number, file.tell(), value)
+            yield _checked_row(number, file.tell(), value)
             if text.peek() == ",":
                 text.drop(1)
             elif text.peek() != "]":
@@ -330,7 +353,6 @@ class _Window:
                 value, end = _DECODER.raw_decode(self.buffer, self.at)
                 if end < len(self.buffer) or self.ended:
                     self.at = end
-                    _check_nesting(value)
                     return value
             except json.JSONDecodeError as error:
                 if self.ended:
@@ -470,10 +492,12 @@ def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[
 def _open_parquet(path: Path, filename: str) -> Table:
     try:
         file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        names = tuple(file.schema_arrow.names)
+        check_value(list(names))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{filename} is no complete Parquet file. Export it again.") from error
     meta = file.metadata
-    if len(file.schema_arrow.names) > MAX_COLUMNS or meta.num_columns > MAX_COLUMNS:
+    if len(names) > MAX_COLUMNS or meta.num_columns > MAX_COLUMNS:
         raise DataError(f"{filename} has {meta.num_columns} columns. At most 1,000 are read.")
     unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     allowed = max(HARMLESS_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size)
@@ -482,7 +506,7 @@ def _open_parquet(path: Path, filename: str) -> Table:
             f"{filename} unpacks to {unpacked / 1e6:,.0f} MB, more than {MAX_EXPANSION} times its size or "
             "4 GB. Split it into smaller files, or upload it as JSONL."
         )
-    return Table("parquet", tuple(file.schema_arrow.names), meta.num_rows, _parquet_rows(file, filename))
+    return Table("parquet", names, meta.num_rows, _parquet_rows(file, filename))
 
 
 def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str) -> Iterator[Row]:
@@ -491,6 +515,6 @@ def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str) -> Iterator[
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, use_threads=False):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(number, number, values)
+                yield _checked_row(number, number, values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{filename} cannot be read after row {number}. Export it again.") from error

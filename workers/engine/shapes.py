@@ -238,18 +238,11 @@ def _word(values: dict[str, Any], column: str) -> str:
 
 
 def _check_text(text: str, column: str) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise BadRow(
-            column, "This row holds half a character (a lone surrogate). Correct its encoding."
-        ) from None
+    size = len(text.encode())
     if size > MAX_FIELD_BYTES:
         raise BadRow(
             column, f"A text of this row has {size / 1000:,.0f} kB. At most 256 kB are read; split it."
         )
-    if "\0" in text:
-        raise BadRow(column, "This row holds a NUL character. Remove it.")
 
 
 def _kind(value: Any) -> str:
