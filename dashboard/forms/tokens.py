@@ -9,12 +9,12 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import ApiToken
 
-LIFETIMES = (("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), ("", _("Never")))
+LIFETIMES = (("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), ("never", _("Never")))
 
 
 def days(value: str) -> int | None:
     """None for a token that does not expire."""
-    return int(value) if value else None
+    return None if value == "never" else int(value)
 
 
 class TokenForm(forms.Form):
@@ -30,14 +30,7 @@ class TokenForm(forms.Form):
         initial=ApiToken.Scope.READ,
         help_text=_("Read is enough for watching runs and downloading adapters."),
     )
-    lifetime = forms.TypedChoiceField(
-        label=_("Expires after"),
-        choices=LIFETIMES,
-        coerce=days,
-        empty_value=None,
-        required=False,
-        initial="90",
-    )
+    lifetime = forms.TypedChoiceField(label=_("Expires after"), choices=LIFETIMES, coerce=days, initial="90")
 
     def __init__(self, *, may_write: bool, data: Any = None) -> None:
         super().__init__(data)
