@@ -435,9 +435,17 @@ def test_too_few_different_rows_are_refused(load: Importer) -> None:
 
 
 def test_a_parquet_file_that_unpacks_to_far_more_is_refused(load: Importer) -> None:
-    rows = [{"prompt": "x" * 200_000, "completion": "y" * 200_000 + str(number)} for number in range(400)]
-    with pytest.raises(DataError, match="more than 20 times its size"):
+    rows = [{"prompt": "x" * 200_000, "completion": "y" * 200_000 + str(number)} for number in range(200)]
+    with pytest.raises(DataError, match="over 20 times its size"):
         load(parquet(rows, compression="zstd", use_dictionary=False), "bomb.parquet")
+
+
+def test_a_parquet_file_of_one_value_repeated_is_stopped_while_it_unpacks(load: Importer) -> None:
+    rows = [{"prompt": "x" * 200_000, "completion": str(number)} for number in range(400)]
+    content = parquet(rows)
+    assert pyarrow.parquet.read_metadata(io.BytesIO(content)).row_group(0).total_byte_size < 1_000_000
+    with pytest.raises(DataError, match="over 20 times its size"):
+        load(content, "bomb.parquet")
 
 
 def test_parquet_lists_become_messages(load: Importer) -> None:

@@ -30,6 +30,7 @@ MAX_EXPANSION = 20
 # Short repetitive tables compress better than any bomb worth the name.
 HARMLESS_UNPACKED_BYTES = 64_000_000
 PARQUET_BATCH_ROWS = 256
+PARQUET_BATCH_BYTES = 512_000_000
 _BLOCK = 1 << 20
 _SAMPLE_BYTES = 64_000
 
@@ -500,19 +501,36 @@ def _open_parquet(path: Path, filename: str) -> Table:
     if len(names) > MAX_COLUMNS or meta.num_columns > MAX_COLUMNS:
         raise DataError(f"{filename} has {meta.num_columns} columns. At most 1,000 are read.")
     unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    allowed = max(HARMLESS_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size)
-    if unpacked > min(allowed, MAX_UNPACKED_BYTES):
-        raise DataError(
-            f"{filename} unpacks to {unpacked / 1e6:,.0f} MB, more than {MAX_EXPANSION} times its size or "
-            "4 GB. Split it into smaller files, or upload it as JSONL."
-        )
-    return Table("parquet", names, meta.num_rows, _parquet_rows(file, filename))
+    allowed = min(max(HARMLESS_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size), MAX_UNPACKED_BYTES)
+    if unpacked > allowed:
+        raise DataError(_too_much(filename, unpacked))
+    return Table("parquet", names, meta.num_rows, _parquet_rows(file, filename, allowed))
 
 
-def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str) -> Iterator[Row]:
-    number = 0
+def _batch_rows(meta: pyarrow.parquet.FileMetaData) -> int:
+    """A value can be as long as its column chunk and stand in every row, so long chunks mean few rows."""
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    longest = max(
+        (g.column(i).total_uncompressed_size for g in groups for i in range(meta.num_columns)), default=1
+    )
+    return max(1, min(PARQUET_BATCH_ROWS, PARQUET_BATCH_BYTES // max(1, longest)))
+
+
+def _too_much(filename: str, unpacked: int) -> str:
+    return (
+        f"{filename} unpacks to {unpacked / 1e6:,.0f} MB or more, over {MAX_EXPANSION} times its size or "
+        "4 GB. Split it into smaller files, or upload it as JSONL."
+    )
+
+
+def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str, allowed: int) -> Iterator[Row]:
+    number = unpacked = 0
     try:
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, use_threads=False):
+        for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False):
+            # The metadata counts a repeated value once, and may lie: what really comes out counts.
+            unpacked += batch.nbytes
+            if unpacked > allowed:
+                raise DataError(_too_much(filename, unpacked))
             for values in batch.to_pylist():
                 number += 1
                 yield _checked_row(number, number, values)
