@@ -219,7 +219,7 @@ STATIC_ROOT = BASE_DIR / ".cache" / "static"
 # Named folders, so that node_modules and lock files beside them are never published.
 STATICFILES_DIRS = [
     (name, BASE_DIR / "static" / name)
-    for name in ("css", "js", "img", "vendor")
+    for name in ("css", "js", "img", "examples", "vendor")
     if (BASE_DIR / "static" / name).is_dir()
 ]
 # `manage.py start` collects the files once and sets this; without it they are served as they lie.

@@ -8,7 +8,19 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 from django.views.decorators.http import require_POST
 
-from dashboard.views import home, invitations, memberships, projects, settings, setup, team, tokens
+from dashboard.views import (
+    base_models,
+    datasets,
+    home,
+    invitations,
+    memberships,
+    projects,
+    queue,
+    settings,
+    setup,
+    team,
+    tokens,
+)
 
 
 def health(_request: HttpRequest) -> HttpResponse:
@@ -46,6 +58,24 @@ urlpatterns = [
     path("team/invitations/", invitations.create, name="invitation-create"),
     path("team/invitations/<int:pk>/revoke/", invitations.revoke, name="invitation-revoke"),
     path("invitations/<str:secret>/", invitations.accept, name="invitation-accept"),
+    # Datasets
+    path("datasets/", datasets.index, name="dataset-index"),
+    path("datasets/new/", datasets.create, name="dataset-create"),
+    path("datasets/sample/", datasets.sample, name="dataset-sample"),
+    path("datasets/<int:pk>/", datasets.detail, name="dataset-detail"),
+    path("datasets/<int:pk>/progress/", datasets.progress, name="dataset-progress"),
+    path("datasets/<int:pk>/import-again/", datasets.import_again, name="dataset-import-again"),
+    path("datasets/<int:pk>/report/", datasets.report, name="dataset-report"),
+    # Base models
+    path("settings/base-models/", base_models.index, name="base-model-index"),
+    path("settings/base-models/new/", base_models.create, name="base-model-create"),
+    path("settings/base-models/<int:pk>/", base_models.detail, name="base-model-detail"),
+    path("settings/base-models/<int:pk>/progress/", base_models.progress, name="base-model-progress"),
+    path("settings/base-models/<int:pk>/inspect/", base_models.inspect, name="base-model-inspect"),
+    # Workers and queue
+    path("queue/", queue.index, name="queue-index"),
+    path("queue/board/", queue.board, name="queue-board"),
+    path("queue/<int:pk>/cancel/", queue.cancel, name="queue-cancel"),
     # Settings
     path("settings/", settings.index, name="settings"),
     path("settings/tokens/", tokens.index, name="token-index"),

@@ -1,0 +1,159 @@
+"""Base models: list, add a folder or a hub id, one model's census with what each preset means on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.db import IntegrityError, models
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django_htmx.http import HttpResponseClientRefresh
+
+from dashboard.forms.base_models import FolderForm, HubForm
+from dashboard.gate import Request
+from dashboard.models import BaseModel, Role, TargetModuleConfig
+from dashboard.models.base_model import model_folders
+from workers.errors import ADVICE, TargetError
+from workers.forecast import adapter_bytes, adapter_params
+from workers.presets import PRESET_SCOPES, RECOMMENDED_LABEL, RECOMMENDED_WHY, ROLES, Census
+
+SHOWN_RANK = 16
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The built-in model and the project's own ones, newest first."""
+    here = models.Q(project=None) | models.Q(project=request.project)
+    visible = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
+    base_models, following = visible.page(request.GET.get("cursor"))
+    return render(request, "base_models/index.html", {"base_models": base_models, "next": following})
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """Add a model from one of two forms: a folder that the operator put in place, or a hub id."""
+    request.project.require(request.user, Role.MANAGER)
+    source = request.POST.get("source", "")
+    folder_form = FolderForm(request.POST if source == "folder" else None, project=request.project)
+    hub_form = HubForm(request.POST if source == "hub" else None, project=request.project)
+    form = hub_form if source == "hub" else folder_form
+    if form.is_valid():
+        base_model = add(request, BaseModel.Source(source), form.cleaned_data)
+        if base_model:
+            return redirect(base_model)
+        form.add_error("hub_id", _("This project already has that base model."))
+    context = {
+        "folder_form": folder_form,
+        "hub_form": hub_form,
+        "bound": form if form.is_bound else None,
+        "folders": model_folders(),
+        "models_folder": settings.DATA_DIR / "models",
+    }
+    return render(request, "base_models/create.html", context, status=422 if request.POST else 200)
+
+
+def add(request: Request, source: BaseModel.Source, values: dict[str, Any]) -> BaseModel | None:
+    """The new row with its inspect job, or None when somebody else has just added the same model."""
+    name = values.get("name") or values["hub_id"].rpartition("/")[2]
+    try:
+        return BaseModel.objects.add(
+            project=request.project, by=request.user, source=source, **{**values, "name": name}
+        )
+    except IntegrityError:
+        return None
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """What the inspect job found, and what each preset means on this model."""
+    base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
+    census, outdated = counted(base_model)
+    context = {
+        "base_model": base_model,
+        "may_manage": request.user.projects(Role.MANAGER)
+        .filter(pk=base_model.project_id or request.project.pk)
+        .exists(),
+        "advice": ADVICE.get(base_model.job.error_code, "") if base_model.job else "",
+        "census": census,
+        "outdated": outdated,
+        "groups": coverage(census) if census else [],
+        "presets": preset_lines(base_model, census) if census else [],
+        "rank": SHOWN_RANK,
+        "recommended_label": RECOMMENDED_LABEL,
+        "recommended_why": RECOMMENDED_WHY,
+    }
+    return render(request, "base_models/detail.html", context)
+
+
+@require_GET
+def progress(request: Request, pk: int) -> HttpResponse:
+    """How far the inspection is; the whole page comes anew once it is over."""
+    base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
+    if base_model.job is None or base_model.job.is_over:
+        return HttpResponseClientRefresh()
+    return render(request, "base_models/_progress.html", {"base_model": base_model})
+
+
+@require_POST
+def inspect(request: Request, pk: int) -> HttpResponse:
+    """Look at the model's files once more: they may have been completed, or the way of counting changed."""
+    base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
+    # The built-in model belongs to nobody: whoever manages a project may have it counted again.
+    (base_model.project or request.project).require(request.user, Role.MANAGER)
+    if base_model.job and not base_model.job.is_over:
+        messages.info(request, _("%(name)s is being inspected already.") % {"name": base_model})
+    else:
+        base_model.inspect(request.user)
+    return redirect(base_model)
+
+
+def counted(base_model: BaseModel) -> tuple[Census | None, str]:
+    """The census, or None and, where another version counted it, the sentence that says so."""
+    if base_model.census is None:
+        return None, ""
+    try:
+        return base_model.counted(), ""
+    except TargetError as outdated:
+        return None, outdated.message
+
+
+def coverage(census: Census) -> list[dict[str, Any]]:
+    """The model's layers by role: how many modules, in how many layers, which shapes."""
+    lines = []
+    for role, label in ROLES.items():
+        groups = [group for group in census.groups if group.role == role]
+        if not groups:
+            continue
+        layers = {layer for group in groups for layer in group.layers if group.scope in PRESET_SCOPES}
+        lines.append(
+            {
+                "label": label,
+                "names": [group.pattern for group in groups],
+                "modules": sum(group.modules for group in groups),
+                "layers": len(layers),
+                "shapes": sorted({f"{group.d_in:,} → {group.d_out:,}" for group in groups}),
+            }
+        )
+    return lines
+
+
+def preset_lines(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
+    """Each built-in preset on this model at rank 16: modules, parameters, share, size, or its refusal."""
+    lines = []
+    for config in TargetModuleConfig.objects.filter(project=None):
+        found = config.resolve(base_model)
+        parameters = adapter_params(found.matched, SHOWN_RANK)
+        lines.append(
+            {
+                "config": config,
+                "found": found,
+                "parameters": parameters,
+                "share": parameters / census.parameters if census.parameters else 0,
+                "bytes": adapter_bytes(found.matched, SHOWN_RANK),
+            }
+        )
+    return lines

@@ -1,0 +1,184 @@
+"""Datasets: list, upload, the sample, a dataset's page with its check report, and importing again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.http import Http404, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.text import slugify
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django_htmx.http import HttpResponseClientRefresh
+
+from dashboard.forms.datasets import ColumnsForm, UploadForm
+from dashboard.gate import Request
+from dashboard.models import Dataset, DatasetVersion, Role, State, TrainingRun
+from workers.errors import ADVICE
+
+# Of a part of a row that is shown; rows may hold a megabyte.
+SHOWN_LETTERS = 1500
+RUNS_SHOWN = 10
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The project's datasets, newest first."""
+    mine = Dataset.objects.with_newest().with_use().visible_to(request.user).filter(project=request.project)
+    datasets, following = mine.page(request.GET.get("cursor"))
+    return render(request, "datasets/index.html", {"datasets": datasets, "next": following})
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """Take a file in, keep it, and queue its import: a new dataset, or the next version of a known one."""
+    request.project.require(request.user, Role.EDITOR)
+    if request.method == "POST":
+        form = UploadForm(request.POST, request.FILES)
+    else:
+        form = UploadForm(initial={"name": request.GET.get("name", "")[:120]})
+    if not form.is_valid():
+        context = {"form": form, "limit": settings.UPLOAD_LIMIT_BYTES}
+        return render(request, "datasets/create.html", context, status=422 if form.is_bound else 200)
+    values = form.cleaned_data
+    dataset = Dataset.objects.named(request.project, values["name"], request.user)
+    version = dataset.add_version(
+        Dataset.keep_upload(values["file"]),
+        values["file"].name,
+        by=request.user,
+        prompt_column=values["prompt_column"],
+        completion_column=values["completion_column"],
+        skip_bad_rows=values["skip_bad_rows"],
+    )
+    return redirect(version)
+
+
+@require_POST
+def sample(request: Request) -> HttpResponse:
+    """Import the bundled sample, or open it where it is there already."""
+    request.project.require(request.user, Role.EDITOR)
+    return redirect(Dataset.objects.import_sample(request.project, request.user))
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """A dataset at one version: what the import found, and what can be done next."""
+    dataset = Dataset.objects.fetch(request.user, pk)
+    version = version_of(dataset, request.GET.get("version"))
+    # Another answer about the columns can help an import that failed and knows its columns.
+    asks = version and version.state == State.FAILED and version.report.get("columns")
+    form = ColumnsForm(version=version) if version and asks else None
+    return render(request, "datasets/detail.html", detail_context(request, dataset, version, form))
+
+
+@require_GET
+def progress(request: Request, pk: int) -> HttpResponse:
+    """How far the import is; the whole page comes anew once it is over."""
+    dataset = Dataset.objects.fetch(request.user, pk)
+    version = version_of(dataset, request.GET.get("version"))
+    if version is None or version.job is None or version.job.is_over:
+        return HttpResponseClientRefresh()
+    return render(
+        request,
+        "datasets/_progress.html",
+        {"dataset": dataset, "version": version, "may_edit": may_edit(request, dataset)},
+    )
+
+
+@require_POST
+def import_again(request: Request, pk: int) -> HttpResponse:
+    """Import a failed version once more: with the chosen columns, or with its good rows only."""
+    dataset = Dataset.objects.fetch(request.user, pk, Role.EDITOR)
+    version = version_of(dataset, request.POST.get("version"))
+    if version is None or version.state != State.FAILED:
+        messages.warning(request, _("Only a failed import can be repeated. Upload the file again instead."))
+        return redirect(version or dataset)
+    answer = {"prompt_column": version.prompt_column, "completion_column": version.completion_column}
+    if "completion_column" in request.POST:
+        form = ColumnsForm(request.POST, version=version)
+        if not form.is_valid():
+            context = detail_context(request, dataset, version, form)
+            return render(request, "datasets/detail.html", context, status=422)
+        version.import_again(request.user, **form.cleaned_data)
+    else:
+        keep_good = "skip_bad_rows" in request.POST or version.skip_bad_rows
+        version.import_again(request.user, **answer, skip_bad_rows=keep_good)
+    return redirect(version)
+
+
+@require_GET
+def report(request: Request, pk: int) -> HttpResponse:
+    """The check report as a file."""
+    dataset = Dataset.objects.fetch(request.user, pk)
+    version = version_of(dataset, request.GET.get("version"))
+    if version is None or not version.report:
+        raise Http404
+    name = f"{slugify(dataset.name) or 'dataset'}-v{version.version}-report.json"
+    return HttpResponse(
+        json.dumps(version.report, ensure_ascii=False, indent=2),
+        content_type="application/json",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def version_of(dataset: Dataset, number: str | None) -> DatasetVersion | None:
+    """The version of that number, or the newest where none is named; Http404 for one that is not there."""
+    versions = dataset.versions.select_related("job", "created_by", "dataset")
+    if not number:
+        return versions.order_by("-version").first()
+    found = versions.filter(version=int(number)).first() if number.isdecimal() and len(number) < 9 else None
+    if found is None:
+        raise Http404
+    return found
+
+
+def may_edit(request: Request, dataset: Dataset) -> bool:
+    """Whether to offer what changes this dataset; its project need not be the one that is open."""
+    return request.user.projects(Role.EDITOR).filter(pk=dataset.project_id).exists()
+
+
+def detail_context(
+    request: Request, dataset: Dataset, version: DatasetVersion | None, form: ColumnsForm | None
+) -> dict[str, Any]:
+    """What a dataset's page shows of one version."""
+    found = version.report if version else {}
+    columns = found.get("columns", [])
+    runs = TrainingRun.objects.with_facts().visible_to(request.user).filter(dataset_version__dataset=dataset)
+    return {
+        "dataset": dataset,
+        "may_edit": may_edit(request, dataset),
+        "version": version,
+        "versions": dataset.versions.select_related("job").defer("report").order_by("-version"),
+        "form": form,
+        "advice": ADVICE.get(version.job.error_code, "") if version and version.job else "",
+        "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
+        "lengths": length_bars(found.get("token_lengths", {})),
+        "preview": [shortened(row) for row in version.preview()] if version else [],
+        "runs": runs[:RUNS_SHOWN],
+    }
+
+
+def shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the preview whose parts are short enough to read on a page."""
+    segments = [
+        {**part, "text": part["text"][:SHOWN_LETTERS], "more": max(0, len(part["text"]) - SHOWN_LETTERS)}
+        for part in row["segments"]
+    ]
+    return {**row, "segments": segments}
+
+
+def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows by length in tokens, from the shortest that occurs to the longest; bars in percent."""
+    counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return []
+    bars = []
+    for place in range(used[0], used[-1] + 1):
+        low = ends[place - 1] + 1 if place else 1
+        label = f"{low:,}–{ends[place]:,}" if ends[place] else f"{low:,}+"
+        bars.append({"label": label, "count": counts[place], "percent": 100 * counts[place] / max(counts)})
+    return bars
