@@ -77,6 +77,14 @@ def test_it_refuses_pickled_weights_alone(folder: Path, tmp_path: Path) -> None:
         inspect(folder, tmp_path)
 
 
+@pytest.mark.parametrize("keep", [4, 100, -1])
+def test_it_refuses_weights_that_are_cut_off(folder: Path, tmp_path: Path, keep: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        inspect(folder, tmp_path)
+
+
 @pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
 def test_it_refuses_a_config_that_asks_for_remote_code(folder: Path, tmp_path: Path, key: str) -> None:
     change_config(folder, **{key: {"AutoModelForCausalLM": "modeling.Evil"}})

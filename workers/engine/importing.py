@@ -170,6 +170,7 @@ def _shown(value: Any) -> str:
 
 def _first_pass(table: Table, shape: Shape, spool: Path, report: Report, should_stop: ShouldStop) -> Findings:
     findings = Findings(table, shape)
+    read = {*shape.columns, *shape.more}
     with spool.open("wb") as file:
         for count, row in enumerate(table.rows):
             if count % ROWS_PER_REPORT == 0:
@@ -181,7 +182,7 @@ def _first_pass(table: Table, shape: Shape, spool: Path, report: Report, should_
                 findings.add_problem(row, problem)
                 continue
             findings.rows += 1
-            findings.unused.update(key for key in row.values if key not in shape.columns and key != "input")
+            findings.unused.update(row.values.keys() - read)
             findings.hashes += _spool(file, row.number, value)
     report(Progress("reading", table.total, table.total))
     return findings

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore[attr-defined]
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from yaml import YAMLError
 
@@ -45,6 +46,7 @@ def run(
     """Report what `spec` names, or raise a ModelError whose sentence says what to do."""
     folder, revision = _fetch(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
     check_folder(folder, allowed=Path(spec.cache) if spec.hub_id else folder)
+    check_weights(folder)
     config = census.read_config(folder)
     tokenizer = _read_tokenizer(folder)
     report(Progress("counting"))
@@ -102,6 +104,16 @@ def check_names(names: list[str]) -> None:
             f"This model has {found}. Graftworks reads safetensors files only, as other formats can run code "
             "when they are opened. Convert the model to safetensors first."
         )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse weight files whose header does not fit them: cut off, overlapping, or something else."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path.name} is damaged or incomplete. Copy the model again.") from error
 
 
 def fingerprint(folder: Path, *, report: Report, should_stop: ShouldStop) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from workers.engine.reading import MAX_FIELD_BYTES, Row, parse_json
@@ -51,15 +52,14 @@ class BadRow(Exception):
         self.message = message
 
 
+@dataclass(frozen=True)
 class Shape:
-    """One known shape: its name in reports, the columns that it reads, and how it reads a row."""
+    """One known shape: its name in reports, the columns it needs, how it reads a row, what more it reads."""
 
-    def __init__(
-        self, name: str, columns: Sequence[str], read: Callable[[dict[str, Any]], Canonical]
-    ) -> None:
-        self.name = name
-        self.columns = tuple(columns)
-        self.read = read
+    name: str
+    columns: tuple[str, ...]
+    read: Callable[[dict[str, Any]], Canonical]
+    more: tuple[str, ...] = ()
 
 
 def recognise(columns: Sequence[str]) -> Shape:
@@ -156,7 +156,7 @@ SHAPES = (
     Shape("messages", ("messages",), _chat),
     Shape("sharegpt", ("conversations",), _sharegpt),
     Shape("prompt_completion", ("prompt", "completion"), _prompt_completion),
-    Shape("instruction", ("instruction", "output"), _instruction),
+    Shape("instruction", ("instruction", "output"), _instruction, more=("input",)),
 )
 
 
