@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from tests.tiny_model import build_tiny_model, chat, tiny_base
-from workers.engine.data import Batch, Row, collate, encode
-from workers.engine.loss import LabelledLoss, Scorer, make_scorer
+from workers.engine.data import Batch, Row, collate, encode, shared_prefix
+from workers.engine.loss import PREFIX_TYPES, LabelledLoss, Scorer, make_scorer
 from workers.engine.model import load_base, load_tokenizer, plain_head
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_a_model_that_changes_its_logits_takes_the_plain_path(tmp_path: Path) ->
 def test_an_unproven_model_whose_paths_differ_takes_the_plain_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = load(tmp_path / "m", "qwen2")
+    model, batch = load(tmp_path / "m", "mistral")
     real = type(model).forward
 
     def doubled(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -82,3 +82,35 @@ def test_an_unproven_model_whose_paths_differ_takes_the_plain_path(
 
     monkeypatch.setattr(type(model), "forward", doubled)
     assert make_scorer(model, model, batch).head is None
+
+
+@pytest.mark.parametrize("model_type", sorted(PREFIX_TYPES))
+def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, model_type: str) -> None:
+    base = tiny_base(build_tiny_model(tmp_path / "m", model_type=model_type))
+    model = load_base(base, torch.float32, CPU)
+    system = {"role": "system", "content": "Name the colour of what you are told."}
+    chats = [chat("Sky", "blue"), chat("A ripe tomato", "red"), chat("Skin", "it depends")]
+    examples = encode(load_tokenizer(base), [Row(1, [system, *messages], None) for messages in chats])
+    whole, parted = collate(examples, CPU), collate(examples, CPU, share=True)
+    assert parted.prefix.shape[1] > 40
+    assert parted.tokens == whole.tokens
+    scorer = make_scorer(model, model, whole)
+    assert scorer.shares
+    layers = [
+        item.requires_grad_(True) for name, item in model.named_parameters() if ".0." in name or ".1." in name
+    ]
+    gradients = []
+    for batch in (whole, parted):
+        loss = scorer.training_loss(batch, len(batch.targets))
+        gradients.append(torch.cat([item.flatten() for item in torch.autograd.grad(loss, layers)]))
+    assert torch.allclose(scorer.token_losses(parted), scorer.token_losses(whole), atol=1e-5)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_a_prefix_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:
+    base = tiny_base(build_tiny_model(tmp_path / "m"))
+    examples = encode(
+        load_tokenizer(base), [Row(1, chat("Same", "one"), None), Row(2, chat("Same", "two"), None)]
+    )
+    assert shared_prefix(examples) == examples[0].prompt_length - 1
+    assert shared_prefix(examples[:1]) == 0

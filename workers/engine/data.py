@@ -25,6 +25,8 @@ from workers.specs import DataSpec
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 ROWS_AT_ONCE = 256
+# Below this a second pass through the model costs more than it saves.
+SHORTEST_PREFIX = 8
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,8 @@ class Split:
         import pyarrow.parquet as pq
 
         try:
-            self._table = pq.read_table(
-                Path(data.path) / f"{split}.parquet", columns=["row", "messages", "text"], memory_map=True
-            )
+            with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
+                self._table = file.read(columns=["row", "messages", "text"])
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"The {split} rows of this dataset cannot be read. Import the file again."
@@ -288,31 +289,46 @@ def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]
 
 @dataclass(frozen=True)
 class Batch:
-    """`input_ids` [rows, longest], padded on the right. `where` [n]: flat positions whose next token is a
-    target; `targets` [n]: those tokens; `tokens`: real ones, without padding.
+    """`prefix` [1, p]: tokens with which every row begins (p may be 0); `input_ids` [rows, longest]: the rest,
+    right-padded. `where` [n]: flat positions in `input_ids` whose next token is a target;
+    `targets` [n]: those tokens; `tokens`: real ones of all rows, without padding.
     """
 
+    prefix: Tensor
     input_ids: Tensor
     where: Tensor
     targets: Tensor
     tokens: int
 
 
-def collate(examples: Sequence[Example], device: torch.device) -> Batch:
+def collate(examples: Sequence[Example], device: torch.device, *, share: bool = False) -> Batch:
     """Padding is masked by length, never by id: on many models pad is the end-of-turn token."""
-    longest = max(len(example.ids) for example in examples)
+    begin = shared_prefix(examples) if share else 0
+    longest = max(len(example.ids) for example in examples) - begin
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     learn = np.zeros((len(examples), longest), dtype=np.bool_)
     for place, example in enumerate(examples):
-        ids[place, : len(example.ids)] = example.ids
-        learn[place, : len(example.ids)] = example.learn
+        ids[place, : len(example.ids) - begin] = example.ids[begin:]
+        learn[place, : len(example.ids) - begin] = example.learn[begin:]
     rows, columns = learn.nonzero()
     return Batch(
+        torch.from_numpy(examples[0].ids[None, :begin].astype(np.int64)).to(device),
         torch.from_numpy(ids).to(device),
         torch.from_numpy(rows * longest + columns - 1).to(device),
         torch.from_numpy(ids[rows, columns]).to(device),
         sum(len(example.ids) for example in examples),
     )
+
+
+def shared_prefix(examples: Sequence[Example]) -> int:
+    """How many tokens all rows begin with, ending before the first token that predicts a target."""
+    first = examples[0].ids
+    ends = [int(item.learn.argmax()) - 1 if item.labelled else len(item.ids) - 1 for item in examples]
+    limit = max(0, min(ends))
+    for example in examples[1:]:
+        differ = np.flatnonzero(first[:limit] != example.ids[:limit])
+        limit = int(differ[0]) if len(differ) else limit
+    return limit if len(examples) > 1 and limit >= SHORTEST_PREFIX else 0
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:

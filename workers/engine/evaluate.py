@@ -50,7 +50,7 @@ def evaluate(
     check_max_length(base, spec.base, spec.max_length)
     scorer = make_scorer(base, base, collate(examples[:2], device))
     model = _attach(base, spec)
-    scorer = Scorer(model, scorer.body and base.base_model, scorer.head)
+    scorer = Scorer(model, scorer.body, scorer.head, scorer.shares)
     stop_if_asked(should_stop)
 
     differs = _differs(model, scorer, examples[0], device)
@@ -136,7 +136,7 @@ def _losses(
     found: dict[int, tuple[float, int]] = {}
     for part in micro_batches(examples, ROWS_AT_ONCE):
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(part, device)).double()
+        losses = scorer.token_losses(collate(part, device, share=scorer.shares)).double()
         counts = [example.labelled for example in part]
         for example, own in zip(part, torch.split(losses, counts), strict=True):
             found[example.row] = (float(own.sum()), len(own))

@@ -18,7 +18,9 @@ from workers.engine.model import plain_head
 
 CHUNK_ROWS = 256
 # Model types whose fast path the tests compare with the plain one; every other type proves itself first.
-PROVEN_TYPES = frozenset({"llama", "gpt2"})
+PROVEN_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox", "opt"})
+# Model types on which a shared prefix was seen to give the same losses and gradients. Others go without.
+PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
 
 
 class LabelledLoss(torch.autograd.Function):
@@ -50,11 +52,15 @@ class LabelledLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Scorer:
-    """How losses are computed on one PEFT or plain model. `head` None means the plain path."""
+    """How losses are computed on one PEFT or plain model. `head` None means the plain path.
+
+    `shares`: rows that begin with the same tokens may compute them once, exactly as if each did so alone.
+    """
 
     model: Any
     body: Any
     head: nn.Linear | None
+    shares: bool = False
 
     def training_loss(self, batch: Batch, labelled: int) -> Tensor:
         """The batch's share of the step's mean loss: sum of CE / `labelled` tokens of the whole step."""
@@ -68,6 +74,7 @@ class Scorer:
     def token_losses(self, batch: Batch) -> Tensor:
         """Cross-entropy of every labelled token, fp32, in the order of `batch.targets`."""
         if self.head is None:
+            assert not batch.prefix.shape[1], "the plain path takes whole rows"
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
             return functional.cross_entropy(
                 logits.flatten(0, 1)[batch.where].float(), batch.targets, reduction="none"
@@ -83,7 +90,15 @@ class Scorer:
 
     def _hidden(self, batch: Batch) -> Tensor:
         # No mask: padding stands on the right, where a causal model never looks from a real token.
-        states = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        if batch.prefix.shape[1]:
+            # The cache keeps its graph, so the rows' gradients flow back through the one prefix, summed.
+            past = self.body(input_ids=batch.prefix, use_cache=True).past_key_values
+            past.batch_repeat_interleave(len(batch.input_ids))
+            states = self.body(
+                input_ids=batch.input_ids, past_key_values=past, use_cache=True
+            ).last_hidden_state
+        else:
+            states = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         picked: Tensor = states.flatten(0, 1)[batch.where]
         return picked
 
@@ -94,7 +109,7 @@ def make_scorer(model: Any, causal_lm: Any, first: Batch) -> Scorer:
     head = plain_head(causal_lm)
     if head is None:
         return plain
-    fast = Scorer(model, causal_lm.base_model, head)
+    fast = Scorer(model, causal_lm.base_model, head, causal_lm.config.model_type in PREFIX_TYPES)
     if causal_lm.config.model_type in PROVEN_TYPES:
         return fast
     with torch.no_grad():

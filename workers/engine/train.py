@@ -144,11 +144,15 @@ def train(
                     labelled = sum(example.labelled for batch in batches for example in batch)
                     rate = learning_rate(arm.spec.hyperparameters, step, arm.total)
                     loss_sum, tokens = 0.0, 0
-                    lora.set_dropout(model, arm.spec.hyperparameters.lora_dropout > 0)
+                    drops = arm.spec.hyperparameters.lora_dropout > 0
+                    shares = (
+                        scorer.shares and not drops
+                    )  # each row draws its own dropout, so it shares nothing
+                    lora.set_dropout(model, drops)
                     torch.set_rng_state(arm.random_state)
                     for examples in batches:
                         stop_if_asked(should_stop)
-                        batch = collate(examples, device)
+                        batch = collate(examples, device, share=shares)
                         loss: Any = scorer.training_loss(batch, labelled)
                         loss.backward()
                         loss_sum += float(loss.detach())
@@ -232,7 +236,7 @@ def validation_loss(scorer: Scorer, arm: Arm, device: torch.device, should_stop:
     total, tokens = 0.0, 0
     for examples in micro_batches(arm.validation, arm.spec.hyperparameters.per_device_train_batch_size):
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(examples, device))
+        losses = scorer.token_losses(collate(examples, device, share=scorer.shares))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
     return total / tokens
 
