@@ -130,9 +130,9 @@ def nodes(running: list[Line]) -> list[dict[str, Any]]:
 def trouble(something_waits: bool) -> dict[str, bool]:
     """Which parts of the machinery are silent, for the banner."""
     alive = WorkerNode.objects.alive()
-    overdue = Outbox.objects.unsent().filter(created_at__lt=timezone.now() - UNSENT_AFTER)
+    waits = Outbox.objects.unsent().filter(job__state=State.QUEUED)
     return {
-        "unsent": overdue.exclude(job__state__in=[State.CANCELLED, State.FAILED]).exists(),
+        "unsent": waits.filter(created_at__lt=timezone.now() - UNSENT_AFTER).exists(),
         "no_worker": not alive.filter(kind=WorkerNode.Kind.WORKER).exists(),
         "no_dispatcher": not alive.filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
         "something_waits": something_waits,

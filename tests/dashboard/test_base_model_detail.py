@@ -1,0 +1,92 @@
+"""A base model's page: facts, the census by role, every preset on this model; and the list they stand in."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, State, User
+from tests.conftest import finish, make_base_model
+
+
+def page_of(client: Client, base_model: BaseModel) -> str:
+    return client.get(reverse("base-model-detail", args=[base_model.pk])).content.decode()
+
+
+def test_it_resolves_all_six_presets(client: Client, vera: User, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    response = client.get(reverse("base-model-detail", args=[base_model.pk]))
+    lines = {line["config"].slug: line for line in response.context["presets"]}
+    assert list(lines) == ["efficient", "balanced", "query_value", "attention", "mlp", "quality"]
+    # Two o_proj modules of 32 -> 32: 16 * (32 + 32) each.
+    assert lines["efficient"]["parameters"] == 2048
+    assert "2 of 2 layers, 2 modules" in response.content.decode()
+
+
+def test_it_counts_layers_by_role(client: Client, vera: User, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    page = page_of(client, base_model)
+    assert "model.layers.*.self_attn.o_proj" in page
+    assert "attention output" in page
+
+
+def test_a_preset_without_a_match_says_so(client: Client, vera: User, base_model: BaseModel) -> None:
+    census = base_model.census
+    assert census
+    census["groups"] = [group for group in census["groups"] if group["role"] != "attn_out"]
+    base_model.save()
+    client.force_login(vera)
+    assert "no layer that Graftworks knows as attention output" in page_of(client, base_model)
+
+
+def test_a_census_of_another_version_asks_for_a_new_one(
+    client: Client, vera: User, base_model: BaseModel
+) -> None:
+    base_model.census = {"version": 0}
+    base_model.save()
+    client.force_login(vera)
+    assert "Inspect it again" in page_of(client, base_model)
+
+
+def test_a_failure_shows_its_cause(client: Client, mara: User, base_model: BaseModel) -> None:
+    job = base_model.inspect()
+    finish(job, State.FAILED, error_code="bad_model", error_message="This model has only weights.bin.")
+    client.force_login(mara)
+    page = page_of(client, base_model)
+    assert "This model has only weights.bin." in page
+    assert reverse("base-model-inspect", args=[base_model.pk]) in page
+
+
+def test_the_bundled_model_is_there_before_its_inspection(client: Client, vera: User) -> None:
+    bundled = BaseModel.objects.ensure_bundled()
+    client.force_login(vera)
+    assert "has not been inspected yet" in page_of(client, bundled)
+
+
+def test_the_list_shows_the_shared_and_the_projects_own(client: Client, vera: User, otto: User) -> None:
+    BaseModel.objects.ensure_bundled()
+    make_base_model(vera.projects().get(), "Ours", "a/ours")
+    make_base_model(otto.projects().get(), "Theirs", "a/theirs")
+    client.force_login(vera)
+    page = client.get(reverse("base-model-index")).content.decode()
+    assert "SmolLM2 135M Instruct" in page
+    assert "Ours" in page
+    assert "Theirs" not in page
+    assert reverse("base-model-create") not in page
+
+
+@pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
+def test_it_hides_the_model_from_an_outsider(
+    client: Client, otto: User, base_model: BaseModel, route: str
+) -> None:
+    client.force_login(otto)
+    assert client.get(reverse(route, args=[base_model.pk])).status_code == 404
+
+
+def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    address = reverse("base-model-progress", args=[base_model.pk])
+    assert client.get(address)["HX-Refresh"] == "true"
+    base_model.inspect()
+    assert "Place 1 in the queue" in client.get(address).content.decode()

@@ -1,0 +1,137 @@
+"""Uploading a dataset: what is taken in, what is refused at once, and who may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from dashboard.models import Dataset, DatasetVersion, Job, Outbox, User
+from tests.conftest import make_dataset
+
+ROWS = b'{"prompt": "hello", "completion": "hi"}\n' * 5
+
+
+def send(client: Client, content: bytes = ROWS, filename: str = "my_tickets.jsonl", **fields: str) -> object:
+    return client.post(reverse("dataset-create"), {"file": SimpleUploadedFile(filename, content), **fields})
+
+
+def test_it_queues_the_import_of_an_upload(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    response = send(client, name="Tickets")
+    version = DatasetVersion.objects.get()
+    assert response.url == version.get_absolute_url()  # type: ignore[attr-defined]
+    assert (version.dataset.name, version.version, version.state) == ("Tickets", 1, "queued")
+    assert Outbox.objects.filter(job=version.job).exists()
+
+
+def test_it_keeps_the_file_under_a_name_nobody_chose(client: Client, ed: User, settings: Settings) -> None:
+    client.force_login(ed)
+    send(client, filename="../../evil.jsonl")
+    version = DatasetVersion.objects.get()
+    kept = Path(settings.UPLOAD_DIR) / version.upload
+    assert kept.read_bytes() == ROWS
+    assert "evil" not in version.upload
+    assert version.filename == "evil.jsonl"
+
+
+def test_it_takes_the_name_from_the_file(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    send(client, filename="my_tickets.JSONL.gz")
+    assert Dataset.objects.get().name == "my tickets"
+
+
+def test_the_same_name_makes_the_next_version(client: Client, ed: User, dataset: Dataset) -> None:
+    client.force_login(ed)
+    send(client, name=f"  {dataset.name} ")
+    assert list(dataset.versions.values_list("version", flat=True)) == [2, 1]
+
+
+def test_it_passes_columns_and_the_wish_for_good_rows_on(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    send(client, prompt_column="question", completion_column="reply", skip_bad_rows="on")
+    spec = Job.objects.get().spec
+    assert (spec["prompt_column"], spec["completion_column"], spec["skip_bad_rows"]) == (
+        "question",
+        "reply",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("filename", "content", "words"),
+    [
+        ("tickets.jsonl", b"", "is empty"),
+        ("tickets.zip", b"PK", "cannot be imported"),
+        ("tickets.xlsx", b"PK", "cannot be imported"),
+        ("tickets", ROWS, "cannot be imported"),
+        ("tickets.tar.gz", ROWS, "cannot be imported"),
+    ],
+)
+def test_it_refuses_what_no_import_could_read(
+    client: Client, ed: User, filename: str, content: bytes, words: str
+) -> None:
+    client.force_login(ed)
+    response = send(client, content, filename, name="Kept name")
+    assert response.status_code == 422  # type: ignore[attr-defined]
+    assert words in response.content.decode()  # type: ignore[attr-defined]
+    assert "Kept name" in response.content.decode()  # type: ignore[attr-defined]
+    assert not Dataset.objects.exists()
+
+
+def test_it_refuses_a_file_over_the_limit(client: Client, ed: User, settings: Settings) -> None:
+    settings.UPLOAD_LIMIT_BYTES = 100
+    client.force_login(ed)
+    response = send(client)
+    assert "larger than the limit" in response.content.decode()  # type: ignore[attr-defined]
+    assert not Dataset.objects.exists()
+
+
+def test_it_asks_for_a_file(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert client.post(reverse("dataset-create"), {"name": "Nothing"}).status_code == 422
+
+
+@pytest.mark.parametrize("fields", [{"prompt_column": "a"}, {"prompt_column": "a", "completion_column": "a"}])
+def test_it_refuses_a_mapping_that_means_nothing(client: Client, ed: User, fields: dict[str, str]) -> None:
+    client.force_login(ed)
+    assert send(client, **fields).status_code == 422  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["x" * 121, "a\x00b"])
+def test_it_refuses_a_name_that_cannot_be_kept(client: Client, ed: User, name: str) -> None:
+    client.force_login(ed)
+    assert send(client, name=name).status_code == 422  # type: ignore[attr-defined]
+
+
+def test_it_leaves_no_file_behind_when_it_refuses(client: Client, ed: User, settings: Settings) -> None:
+    client.force_login(ed)
+    before = set(Path(settings.UPLOAD_DIR).iterdir())
+    send(client, filename="tickets.zip")
+    assert set(Path(settings.UPLOAD_DIR).iterdir()) == before
+
+
+def test_it_offers_the_name_of_the_dataset_one_comes_from(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert 'value="Tickets"' in client.get(reverse("dataset-create"), {"name": "Tickets"}).content.decode()
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User) -> None:
+    client.force_login(vera)
+    assert client.get(reverse("dataset-create")).status_code == 403
+    assert send(client).status_code == 403  # type: ignore[attr-defined]
+    assert not Dataset.objects.exists()
+
+
+def test_another_projects_name_is_not_taken(
+    client: Client, ed: User, otto: User, other_project: object
+) -> None:
+    theirs = make_dataset(other_project, "Secret", by=otto)  # type: ignore[arg-type]
+    client.force_login(ed)
+    send(client, name="Secret")
+    assert theirs.versions.count() == 1
+    assert Dataset.objects.get(project=ed.projects().get()).name == "Secret"

@@ -1,0 +1,175 @@
+"""A dataset's page: the check report, the preview, the cause of a failure and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Dataset, DatasetVersion, Project, State, TrainingRun, User
+from dashboard.views.datasets import length_bars
+from tests.conftest import finish, make_dataset
+
+
+def failed(project: Project, by: User, code: str, report: dict[str, Any]) -> DatasetVersion:
+    version = make_dataset(project, "Broken", by=by, ready=False).newest()
+    assert version
+    assert version.job
+    version.record_problems(report)
+    finish(version.job, State.FAILED, error_code=code, error_message="2 of 5 rows cannot be used.")
+    return version
+
+
+def bad_rows(project: Project, by: User) -> DatasetVersion:
+    problem = {"row": 4, "column": "completion", "message": "The answer is empty. <b>"}
+    found = {
+        "rows": 3,
+        "bad_rows": 2,
+        "total_rows": 5,
+        "problems": [problem],
+        "problem_count": 2,
+        "columns": ["a", "b"],
+    }
+    return failed(project, by, "bad_data", found)
+
+
+def page_of(client: Client, dataset: Dataset, **query: str) -> str:
+    return client.get(reverse("dataset-detail", args=[dataset.pk]), query).content.decode()
+
+
+def test_it_shows_splits_versions_and_the_next_step(client: Client, ed: User, dataset: Dataset) -> None:
+    client.force_login(ed)
+    page = page_of(client, dataset)
+    assert f"{reverse('training-run-create')}?dataset={dataset.pk}" in page
+    for words in ("prompt-completion", "Training rows", "Version 1", "Finished"):
+        assert words in page
+
+
+def test_it_marks_what_the_model_learns(client: Client, ed: User, dataset: Dataset) -> None:
+    version = dataset.newest_ready()
+    assert version
+    segments = [{"text": "<|user|>hello", "learned": False}, {"text": "hi", "learned": True}]
+    version.folder().mkdir(parents=True, exist_ok=True)
+    preview = version.folder() / "preview.json"
+    preview.write_text(json.dumps([{"row": 1, "text": "", "segments": segments, "tokens": 7}]))
+    client.force_login(ed)
+    page = page_of(client, dataset)
+    preview.unlink()
+    assert '&lt;|user|&gt;hello<mark class="learned">hi</mark>' in page
+
+
+def test_it_names_the_runs_that_use_it(client: Client, vera: User, run: TrainingRun) -> None:
+    client.force_login(vera)
+    assert run.name in page_of(client, run.dataset_version.dataset)
+
+
+def test_it_follows_a_running_import(client: Client, ed: User, project: Project) -> None:
+    dataset = make_dataset(project, "Waiting", by=ed, ready=False)
+    client.force_login(ed)
+    page = page_of(client, dataset)
+    assert "every 2s" in page
+    assert "Place 1 in the queue" in page
+
+
+def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, project: Project) -> None:
+    version = bad_rows(project, ed)
+    client.force_login(ed)
+    page = page_of(client, version.dataset)
+    for words in (
+        "2 of 5 rows cannot be used.",
+        "Import the 3 good rows only",
+        "The answer is empty. &lt;b&gt;",
+    ):
+        assert words in page
+
+
+def test_unclear_columns_become_a_question(client: Client, ed: User, project: Project) -> None:
+    found = {"columns": ["sentence", "label"], "first_rows": [{"sentence": "So good", "label": "1"}]}
+    version = failed(project, ed, "columns_unclear", found)
+    client.force_login(ed)
+    page = page_of(client, version.dataset)
+    for words in ("Which column is what?", "So good", '<option value="label">label</option>'):
+        assert words in page
+
+
+def test_a_viewer_sees_the_question_but_no_form(
+    client: Client, ed: User, vera: User, project: Project
+) -> None:
+    version = failed(project, ed, "columns_unclear", {"columns": ["a", "b"], "first_rows": []})
+    client.force_login(vera)
+    page = page_of(client, version.dataset)
+    assert reverse("dataset-import-again", args=[version.dataset_id]) not in page
+    assert "Editors and managers" in page
+
+
+def test_a_failure_without_a_report_still_has_a_page(client: Client, ed: User, project: Project) -> None:
+    version = failed(project, ed, "worker_lost", {})
+    client.force_login(ed)
+    assert "Import again" in page_of(client, version.dataset)
+
+
+def test_it_opens_an_older_version(client: Client, ed: User, dataset: Dataset, project: Project) -> None:
+    make_dataset(project, dataset.name, by=ed, ready=False)
+    client.force_login(ed)
+    assert client.get(reverse("dataset-detail", args=[dataset.pk])).context["version"].version == 2
+    assert (
+        client.get(reverse("dataset-detail", args=[dataset.pk]) + "?version=1").context["version"].version
+        == 1
+    )
+
+
+@pytest.mark.parametrize("number", ["7", "x", "-1", "9" * 30])
+def test_a_version_that_is_not_there_is_not_found(
+    client: Client, ed: User, dataset: Dataset, number: str
+) -> None:
+    client.force_login(ed)
+    assert client.get(reverse("dataset-detail", args=[dataset.pk]), {"version": number}).status_code == 404
+
+
+@pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress", "dataset-report"])
+def test_it_hides_the_dataset_from_an_outsider(
+    client: Client, otto: User, dataset: Dataset, route: str
+) -> None:
+    client.force_login(otto)
+    assert client.get(reverse(route, args=[dataset.pk])).status_code == 404
+
+
+def test_progress_brings_the_whole_page_once_the_import_is_over(
+    client: Client, vera: User, dataset: Dataset
+) -> None:
+    client.force_login(vera)
+    assert client.get(reverse("dataset-progress", args=[dataset.pk]))["HX-Refresh"] == "true"
+
+
+def test_progress_shows_a_running_import(client: Client, vera: User, ed: User, project: Project) -> None:
+    dataset = make_dataset(project, "Waiting", by=ed, ready=False)
+    version = dataset.newest()
+    assert version
+    assert version.job
+    version.job.move("claim", attempt=1)
+    version.job.move("progress")
+    version.job.advance(phase="reading", step=30, total_steps=100)
+    client.force_login(vera)
+    page = client.get(reverse("dataset-progress", args=[dataset.pk])).content.decode()
+    assert "Reading and checking every row" in page
+    assert "30 %" in page
+
+
+def test_the_report_is_a_file(client: Client, vera: User, dataset: Dataset) -> None:
+    client.force_login(vera)
+    response = client.get(reverse("dataset-report", args=[dataset.pk]))
+    assert response["Content-Disposition"] == 'attachment; filename="tickets-v1-report.json"'
+    assert json.loads(response.content)["rows"] == 20
+
+
+def test_length_bars_span_what_occurs() -> None:
+    bars = length_bars({"histogram": {"up_to": [16, 32, 64, None], "rows": [0, 4, 0, 2]}})
+    assert [(bar["label"], bar["count"], bar["percent"]) for bar in bars] == [
+        ("17–32", 4, 100),
+        ("33–64", 0, 0),
+        ("65+", 2, 50),
+    ]
+    assert length_bars({"rows": 0}) == []

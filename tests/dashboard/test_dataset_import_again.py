@@ -1,0 +1,81 @@
+"""Importing a failed upload once more: the answer about its columns, or its good rows only."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Dataset, DatasetVersion, Project, State, User
+from tests.conftest import finish, make_dataset
+
+
+@pytest.fixture
+def unclear(project: Project, ed: User) -> DatasetVersion:
+    """A version whose import asked which column is what."""
+    version = make_dataset(project, "Reviews", by=ed, ready=False).newest()
+    assert version
+    assert version.job
+    version.record_problems({"columns": ["sentence", "label"], "first_rows": []})
+    finish(version.job, State.FAILED, error_code="columns_unclear", error_message="Which column?")
+    return version
+
+
+def answer(client: Client, version: DatasetVersion, **fields: str) -> object:
+    address = reverse("dataset-import-again", args=[version.dataset_id])
+    return client.post(address, {"version": version.version, **fields})
+
+
+def test_the_answer_queues_the_import_again(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    client.force_login(ed)
+    answer(client, unclear, prompt_column="sentence", completion_column="label")
+    again = DatasetVersion.objects.get()
+    assert again.job
+    assert again.state == "queued"
+    assert (again.job.spec["prompt_column"], again.job.spec["completion_column"]) == ("sentence", "label")
+    assert again.job.spec["upload"].endswith(unclear.upload)
+
+
+def test_good_rows_only_keeps_the_columns(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    DatasetVersion.objects.update(prompt_column="sentence", completion_column="label")
+    client.force_login(ed)
+    answer(client, unclear, skip_bad_rows="on")
+    again = DatasetVersion.objects.get()
+    assert again.job
+    assert again.job.spec["skip_bad_rows"] is True
+    assert again.job.spec["completion_column"] == "label"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_column": "sentence", "completion_column": ""},
+        {"prompt_column": "sentence", "completion_column": "sentence"},
+        {"prompt_column": "sentence", "completion_column": "no such column"},
+    ],
+)
+def test_it_refuses_an_answer_that_cannot_work(
+    client: Client, ed: User, unclear: DatasetVersion, fields: dict[str, str]
+) -> None:
+    client.force_login(ed)
+    assert answer(client, unclear, **fields).status_code == 422  # type: ignore[attr-defined]
+    assert DatasetVersion.objects.get().state == State.FAILED
+
+
+def test_an_imported_version_never_changes(client: Client, ed: User, dataset: Dataset) -> None:
+    version = dataset.newest_ready()
+    assert version
+    client.force_login(ed)
+    response = answer(client, version, skip_bad_rows="on")
+    assert response.url == version.get_absolute_url()  # type: ignore[attr-defined]
+    assert DatasetVersion.objects.get().state == State.SUCCEEDED
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, unclear: DatasetVersion) -> None:
+    client.force_login(vera)
+    assert answer(client, unclear, skip_bad_rows="on").status_code == 403  # type: ignore[attr-defined]
+
+
+def test_it_hides_the_dataset_from_an_outsider(client: Client, otto: User, unclear: DatasetVersion) -> None:
+    client.force_login(otto)
+    assert answer(client, unclear, skip_bad_rows="on").status_code == 404  # type: ignore[attr-defined]

@@ -1,0 +1,56 @@
+"""Stopping a job from the queue."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Job, TrainingRun, User
+
+
+def stop(client: Client, run: TrainingRun, back: str = "") -> object:
+    return client.post(reverse("queue-cancel", args=[run.job_id]), {"next": back})
+
+
+def test_a_waiting_job_leaves_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    assert stop(client, run).url == reverse("queue-index")  # type: ignore[attr-defined]
+    assert Job.objects.get(pk=run.job_id).state == "cancelled"
+
+
+def test_a_running_job_is_asked_to_stop(client: Client, ed: User, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", attempt=1)
+    client.force_login(ed)
+    stop(client, run)
+    assert Job.objects.get(pk=run.job_id).state == "cancelling"
+
+
+def test_a_job_that_has_ended_stays_as_it_ended(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    stop(client, run)
+    page = client.post(reverse("queue-cancel", args=[run.job_id]), follow=True).content.decode()
+    assert "had already ended" in page
+
+
+def test_it_goes_back_to_where_one_came_from(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    assert stop(client, run, "/datasets/1/").url == "/datasets/1/"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("back", ["https://evil.example.org/", "//evil.example.org", "javascript:alert(1)"])
+def test_it_never_leads_away_from_the_site(client: Client, ed: User, run: TrainingRun, back: str) -> None:
+    client.force_login(ed)
+    assert stop(client, run, back).url == reverse("queue-index")  # type: ignore[attr-defined]
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, run: TrainingRun) -> None:
+    client.force_login(vera)
+    assert stop(client, run).status_code == 403  # type: ignore[attr-defined]
+    assert Job.objects.get(pk=run.job_id).state == "queued"
+
+
+def test_it_hides_the_job_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:
+    client.force_login(otto)
+    assert stop(client, run).status_code == 404  # type: ignore[attr-defined]

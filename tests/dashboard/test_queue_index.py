@@ -1,0 +1,133 @@
+"""Workers and queue: who is there, what runs and waits, and what only members of a project may read."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from dashboard.models import Dataset, Job, Outbox, Project, TrainingRun, User, WorkerNode
+from tests.conftest import make_dataset, make_run
+
+
+def add_node(name: str, kind: str = "worker", queue: str = "gpu", silent: int = 0) -> WorkerNode:
+    """A node that was last heard of `silent` seconds ago."""
+    node = WorkerNode.objects.create(
+        name=name, kind=kind, queue=queue, host="box", pid=1, device="CPU, 2 cores"
+    )
+    WorkerNode.objects.filter(pk=node.pk).update(heartbeat_at=timezone.now() - timedelta(seconds=silent))
+    return node
+
+
+def board(client: Client) -> str:
+    return client.get(reverse("queue-board")).content.decode()
+
+
+def test_it_shows_who_waits_in_which_place(client: Client, vera: User, run: TrainingRun) -> None:
+    make_run(run.project, run.dataset_version.dataset, run.base_model, by=run.created_by, name="Later")
+    client.force_login(vera)
+    lines = client.get(reverse("queue-index")).context["queued"]
+    assert [(line.title, line.position) for line in lines] == [("Triage", 1), ("Later", 2)]
+
+
+def test_each_queue_has_its_own_places(client: Client, vera: User, run: TrainingRun) -> None:
+    make_dataset(run.project, "Fresh", ready=False)
+    client.force_login(vera)
+    lines = client.get(reverse("queue-index")).context["queued"]
+    assert [(line.job.queue, line.position) for line in lines] == [("gpu", 1), ("cpu", 1)]
+
+
+def test_it_agrees_with_the_jobs_own_position(client: Client, vera: User, run: TrainingRun) -> None:
+    later = make_run(run.project, run.dataset_version.dataset, run.base_model, name="Urgent")
+    Job.objects.filter(pk=later.job_id).update(priority=5)
+    client.force_login(vera)
+    lines = client.get(reverse("queue-index")).context["queued"]
+    assert [line.position for line in lines] == [Job.objects.get(pk=line.job.pk).position() for line in lines]
+    assert lines[0].title == "Urgent"
+
+
+def test_it_shows_a_worker_and_its_job(client: Client, vera: User, run: TrainingRun) -> None:
+    add_node("gpu0@box")
+    assert run.job
+    run.job.move("claim", attempt=1, worker="gpu0@box")
+    run.job.move("progress")
+    run.job.advance(phase="training", step=3, total_steps=10)
+    client.force_login(vera)
+    page = board(client)
+    for words in ("gpu0@box", "CPU, 2 cores", "Alive", "Training", "30 %", run.get_absolute_url()):
+        assert words in page
+
+
+def test_it_names_nothing_of_another_project(
+    client: Client, vera: User, other_project: Project, otto: User
+) -> None:
+    make_dataset(other_project, "Secret plans", by=otto, ready=False)
+    client.force_login(vera)
+    page = board(client)
+    assert "Another project&#x27;s job" in page
+    for secret in ("Secret plans", "Elsewhere", "otto@example.org"):
+        assert secret not in page
+
+
+def test_only_those_who_work_there_may_stop(client: Client, vera: User, ed: User, run: TrainingRun) -> None:
+    address = reverse("queue-cancel", args=[run.job_id])
+    client.force_login(vera)
+    assert address not in board(client)
+    client.force_login(ed)
+    assert address in board(client)
+
+
+def test_silent_machinery_is_said_in_words(client: Client, vera: User, run: TrainingRun) -> None:
+    add_node("gpu0@box", silent=60)
+    client.force_login(vera)
+    page = board(client)
+    for words in ("Silent", "No worker answers", "Queue unavailable, your job is saved"):
+        assert words in page
+
+
+def test_unsent_wake_ups_are_said_in_words(client: Client, vera: User, run: TrainingRun) -> None:
+    add_node("gpu0@box")
+    add_node("dispatch@box", kind="dispatcher", queue="")
+    client.force_login(vera)
+    assert "Queue unavailable" not in board(client)
+    Outbox.objects.filter(job=run.job).update(created_at=timezone.now() - timedelta(seconds=40))
+    page = board(client)
+    assert "Queue unavailable, your job is saved" in page
+    assert "The broker" in page
+    assert "No worker answers" not in page
+
+
+def test_a_stopped_job_raises_no_alarm(client: Client, vera: User, run: TrainingRun) -> None:
+    add_node("gpu0@box")
+    add_node("dispatch@box", kind="dispatcher", queue="")
+    Outbox.objects.update(created_at=timezone.now() - timedelta(seconds=40))
+    assert run.job
+    run.job.request_cancel()
+    client.force_login(vera)
+    assert "Queue unavailable" not in board(client)
+
+
+def test_a_node_that_said_good_bye_is_gone(client: Client, vera: User) -> None:
+    node = add_node("old@box")
+    WorkerNode.objects.filter(pk=node.pk).update(stopped_at=timezone.now())
+    client.force_login(vera)
+    assert "old@box" not in board(client)
+
+
+def test_more_jobs_need_no_more_queries(
+    client: Client, ed: User, dataset: Dataset, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(20):
+        make_dataset(dataset.project, f"Set {number}", by=ed, ready=False)
+    client.force_login(ed)
+    with django_assert_max_num_queries(28):
+        board(client)
+
+
+@pytest.mark.parametrize("route", ["queue-index", "queue-board"])
+def test_strangers_sign_in_first(client: Client, vera: User, route: str) -> None:
+    assert client.get(reverse(route)).status_code == 302
