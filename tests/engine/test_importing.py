@@ -123,6 +123,15 @@ def test_the_splits_hold_canonical_rows_with_their_numbers(load: Importer) -> No
     assert [str(field.type) for field in schema] == ["int64", "string", "string"]
 
 
+def test_the_sample_dataset_is_sound(load: Importer) -> None:
+    sample = Path("dashboard/samples/support_messages.jsonl")
+    content = (Path(__file__).parents[2] / sample).read_bytes()
+    values = load(content, sample.name)
+    assert values["rows"] == values["total_rows"] >= 640
+    assert values["duplicates"] == 0
+    assert len(content) < 300_000
+
+
 def test_a_folder_holds_results_alone(load: Importer) -> None:
     load(gzip.compress(lines(*ROWS).encode()), "rows.jsonl.gz")
     names = {path.name for path in load.out.iterdir()}
