@@ -289,9 +289,11 @@ def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]
 
 @dataclass(frozen=True)
 class Batch:
-    """`prefix` [1, p]: tokens with which every row begins (p may be 0); `input_ids` [rows, longest]: the rest,
-    right-padded. `where` [n]: flat positions in `input_ids` whose next token is a target;
-    `targets` [n]: those tokens; `tokens`: real ones of all rows, without padding.
+    """Rows as one model call takes them.
+
+    `prefix` [1, p]: tokens with which every row begins, p may be 0. `input_ids` [rows, longest]: the rest,
+    padded on the right. `where` [n]: flat positions in `input_ids` whose next token is a target.
+    `targets` [n]: those tokens. `tokens`: real ones of all rows, without padding.
     """
 
     prefix: Tensor

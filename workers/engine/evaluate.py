@@ -63,7 +63,7 @@ def evaluate(
     for subject in ("base", "adapter"):
         with model.disable_adapter() if subject == "base" else nullcontext():
             losses = _losses(scorer, examples, device, should_stop, work)
-            answers = _answers(model, base, tokenizer, chats, spec, device, should_stop, work)
+            answers = _answers(scorer, base, tokenizer, chats, spec, device, should_stop, work)
         found = [_item(example, subject, losses, answers) for example in examples]
         values[subject] = _summary(found, losses)
         items += found
@@ -145,7 +145,7 @@ def _losses(
 
 
 def _answers(
-    model: Any,
+    scorer: Scorer,
     base: Any,
     tokenizer: Any,
     chats: list[Example],
@@ -160,11 +160,12 @@ def _answers(
     longest = max(len(example.ids) - example.prompt_length for example in chats)
     prompts = [example.ids[: example.prompt_length] for example in chats]
     found = greedy(
-        model,
+        scorer.model,
         prompts,
         max_new_tokens=min(spec.max_new_tokens, longest + max(8, longest // 4)),
         end_ids=end_ids(base, tokenizer),
         device=device,
+        share=scorer.shares,
         should_stop=should_stop,
         on_rows=on_rows,
     )
