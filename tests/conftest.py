@@ -9,13 +9,17 @@ from pathlib import Path
 # Before Django reads its settings: tests never touch the data of a real installation.
 _data_dir = tempfile.TemporaryDirectory(prefix="graftworks-tests-")
 os.environ["DATA_DIR"] = _data_dir.name
+os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
 os.environ.setdefault("SECRET_KEY", "only-for-tests")
 os.environ["EMAIL_URL"] = "memorymail://"
 for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
     os.environ.pop(_name, None)
 
+import django  # noqa: E402
 import pytest  # noqa: E402
 from django.conf import settings  # noqa: E402
+
+django.setup()
 
 from dashboard.models import (  # noqa: E402
     ApiToken,
