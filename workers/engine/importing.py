@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 
 from workers.engine import reading, shapes
-from workers.engine.reading import Row, Table
+from workers.engine.rows import Row, Table
 from workers.engine.runtime import stop_if_asked
 from workers.engine.shapes import BadRow, Canonical, Shape
 from workers.errors import ColumnsUnclear, DataError

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workers.engine.reading import MAX_FIELD_BYTES, Row, parse_json
+from workers.engine.json_rows import parse_json
+from workers.engine.rows import MAX_FIELD_BYTES, Row
 from workers.errors import ColumnsUnclear, DataError
 
 Message = dict[str, Any]

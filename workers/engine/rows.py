@@ -1,0 +1,98 @@
+"""Rows on their way from a file to their meaning: numbered, within limits, and free of text no file can hold.
+
+Knows no format.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+MAX_LINE_BYTES = 1_000_000
+MAX_FIELD_BYTES = 256_000
+MAX_COLUMNS = 1_000
+MAX_NESTING = 50
+MAX_UNPACKED_BYTES = 4_000_000_000
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the upload, numbered from 1. `position`: how far into the table (bytes or rows) it ends."""
+
+    number: int
+    position: int
+    values: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open upload. `columns` is empty where each row brings its own; `total` has the unit of positions."""
+
+    format: str
+    columns: tuple[str, ...]
+    total: int
+    rows: Iterator[Row]
+
+
+def checked_row(number: int, position: int, value: Any) -> Row:
+    try:
+        check_value(value)
+    except ValueError as error:
+        return Row(number, position, problem=str(error))
+    return object_row(number, position, value)
+
+
+def object_row(number: int, position: int, value: Any) -> Row:
+    if not isinstance(value, dict):
+        return Row(
+            number, position, problem='This row is no JSON object. Write it as {"column": "value", …}.'
+        )
+    if len(value) > MAX_COLUMNS:
+        return Row(number, position, problem=f"This row has {len(value)} columns. At most 1,000 are read.")
+    return Row(number, position, value)
+
+
+def check_value(value: Any) -> None:
+    """Refuse deep nesting, and text that no database and no UTF-8 file can hold."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        for item in level:
+            if isinstance(item, str):
+                _check_characters(item)
+        level = [inner for item in level for inner in _inside(item)]
+        if not level:
+            return
+    raise ValueError(f"This row is nested deeper than {MAX_NESTING} levels. Flatten it.")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return itertools.chain(value.keys(), value.values())
+    return value if isinstance(value, list) else ()
+
+
+def _check_characters(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("This row holds a NUL character. Remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("This row holds half a character (a lone surrogate). Correct it.") from None
+
+
+def text_lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Lines without a byte order mark; None for one above the limit, which is skipped without keeping it."""
+    first = True
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = file.readline(BLOCK_BYTES)
+            yield None
+        else:
+            yield line.removeprefix(b"\xef\xbb\xbf") if first else line
+        first = False
