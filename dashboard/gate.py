@@ -31,6 +31,7 @@ PUBLIC_ROUTES = frozenset(
         "set-up",
         "account_login",
         "account_logout",
+        "account_inactive",
         "account_reset_password",
         "account_reset_password_done",
         "account_reset_password_from_key",

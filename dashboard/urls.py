@@ -5,7 +5,7 @@ from __future__ import annotations
 from allauth.account import views as account
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
+from django.urls import path, re_path
 from django.views.decorators.http import require_POST
 
 from dashboard.views import (
@@ -36,11 +36,13 @@ urlpatterns = [
     path("set-up/", setup.create, name="set-up"),
     path("sign-in/", account.login, name="account_login"),
     path("sign-out/", require_POST(account.logout), name="account_logout"),
+    path("sign-in/closed/", account.account_inactive, name="account_inactive"),
     path("account/password/", account.password_change, name="account_change_password"),
     path("password-reset/", account.password_reset, name="account_reset_password"),
     path("password-reset/sent/", account.password_reset_done, name="account_reset_password_done"),
-    path(
-        "password-reset/<str:uidb36>-<path:key>/",
+    # The key has hyphens of its own, so the first part must not be greedy about them.
+    re_path(
+        r"^password-reset/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
         account.password_reset_from_key,
         name="account_reset_password_from_key",
     ),

@@ -1,0 +1,16 @@
+"""The settings page: links that lead somewhere."""
+
+from __future__ import annotations
+
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import User
+
+
+def test_it_leads_to_tokens_models_password_and_the_api(client: Client, vera: User) -> None:
+    client.force_login(vera)
+    text = client.get(reverse("settings")).content.decode()
+    for route in ("token-index", "base-model-index", "account_change_password"):
+        assert f'href="{reverse(route)}"' in text
+    assert 'href="/api/v1/docs"' in text
