@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
 import django  # noqa: E402
 import pytest  # noqa: E402
 from django.conf import settings  # noqa: E402
+from django.contrib.auth.hashers import make_password  # noqa: E402
 
 django.setup()
 
@@ -39,9 +41,15 @@ from workers.specs import Hyperparameters  # noqa: E402
 PASSWORD = "correct-horse-battery"
 
 
+@functools.cache
+def hashed_password() -> str:
+    """Hashed once: hashing is slow on purpose, and most tests only need somebody who exists."""
+    return make_password(PASSWORD)
+
+
 def make_user(email: str, project: Project | None = None, role: Role | None = None) -> User:
     """A person with the tests' password, and perhaps a membership."""
-    user = User.objects.create_user(email, PASSWORD)
+    user = User.objects.create(email=email, password=hashed_password())
     if project and role:
         project.admit(user, role)
     return user
