@@ -23,7 +23,7 @@ from workers.engine import runtime
 from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches
 from workers.engine.generate import greedy
 from workers.engine.loss import Scorer, make_scorer
-from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer
+from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer, watch
 from workers.engine.runtime import stop_if_asked
 from workers.errors import DataError, ModelError, TargetError
 from workers.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
@@ -48,6 +48,7 @@ def evaluate(
     report(Progress("loading"))
     base = load_base(spec.base, dtype, device)
     check_max_length(base, spec.base, spec.max_length)
+    watch(base, lambda: stop_if_asked(should_stop))
     scorer = make_scorer(base, base, collate(examples[:2], device))
     model = _attach(base, spec)
     scorer = Scorer(model, scorer.body, scorer.head, scorer.shares)

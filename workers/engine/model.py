@@ -6,6 +6,7 @@ Knows nothing of adapters. The folder comes from a spec; no name is ever looked 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,22 @@ def check_max_length(model: Any, base: BaseSpec, max_length: int) -> None:
             f"Set `max_length` to {positions:,} or less.",
             code="max_length_too_long",
         )
+
+
+def watch(model: Any, check: Callable[[], None]) -> None:
+    """Call `check` at each block, forwards and backwards: one large batch may outlast a cancel's patience."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = max(lists, key=len, default=())
+
+    def before(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        check()
+        states = inputs[0] if inputs else None
+        if isinstance(states, torch.Tensor) and states.requires_grad:
+            hook: Any = states.register_hook
+            hook(lambda _gradient: check())
+
+    for block in blocks:
+        block.register_forward_pre_hook(before)
 
 
 def plain_head(model: Any) -> nn.Linear | None:

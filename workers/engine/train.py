@@ -19,7 +19,7 @@ from torch import nn
 from workers.engine import artifacts, lora, runtime
 from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.loss import Scorer, make_scorer
-from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer
+from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
 from workers.engine.runtime import stop_if_asked
 from workers.errors import DataError, Diverged, RunError, Stopped
 from workers.events import (
@@ -106,7 +106,7 @@ def train(
     base = load_base(first.base, dtype, device)
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)
-    stop_if_asked(should_stop)
+    watch(base, lambda: stop_if_asked(should_stop))
 
     # --- Attach: PEFT's modules, counted; one AdamW per arm on fp32 adapter weights ----------------------
     model = lora.attach(base, specs)
@@ -151,7 +151,6 @@ def train(
                     lora.set_dropout(model, drops)
                     torch.set_rng_state(arm.random_state)
                     for examples in batches:
-                        stop_if_asked(should_stop)
                         batch = collate(examples, device, share=shares)
                         loss: Any = scorer.training_loss(batch, labelled)
                         loss.backward()
