@@ -185,8 +185,9 @@ class BodyLimit:
         announced = headers.get("content-length", "")
         large = not announced.isdigit() and "transfer-encoding" in headers
         large = large or (announced.isdigit() and int(announced) > limit)
-        if scope["path"].rstrip("/") in [path.rstrip("/") for path in UPLOAD_PATHS]:
-            if large and not await sync_to_async(_is_known)(headers):
+        # A body that was announced as small, or not at all, is held to the ordinary limit here as well.
+        if large and scope["path"].rstrip("/") in [path.rstrip("/") for path in UPLOAD_PATHS]:
+            if not await sync_to_async(_is_known)(headers):
                 await _refuse(scope, send, 401, "unauthorized", _("Sign in before you send a file."))
                 return
             limit = settings.UPLOAD_LIMIT_BYTES

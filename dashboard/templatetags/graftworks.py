@@ -127,6 +127,11 @@ def state_icon(state: str) -> str:
     return STATE_LOOKS.get(state, ("", "circle-dashed"))[1]
 
 
+def rounded(value: float, digits: int) -> str:
+    """In the reader's notation. Django's own function cuts digits off instead of rounding."""
+    return formats.number_format(round(value, digits), digits, force_grouping=True)
+
+
 @register.filter
 def number(value: float | None) -> str:
     """1,234 · 0.28 M · 134.5 M · 1.24 B; other fractions with three significant digits; – for nothing."""
@@ -137,9 +142,9 @@ def number(value: float | None) -> str:
     for limit, unit, divisor in ((1e9, "B", 1e9), (1e5, "M", 1e6)):
         if size >= limit:
             scaled = value / divisor
-            return f"{formats.number_format(scaled, 2 if abs(scaled) < 10 else 1)} {unit}"
+            return f"{rounded(scaled, 2 if abs(scaled) < 10 else 1)} {unit}"
     if isinstance(value, int) or size >= 1000:
-        return formats.number_format(round(value), 0, force_grouping=True)
+        return rounded(value, 0)
     return f"{value:.3g}"
 
 
@@ -150,7 +155,7 @@ def percent(share: float | None) -> str:
         return "–"
     hundredths = 100 * share
     digits = 2 if 0 < abs(hundredths) < 1 else 1
-    return f"{formats.number_format(hundredths, digits)} %"
+    return f"{rounded(hundredths, digits)} %"
 
 
 @register.filter
@@ -163,7 +168,7 @@ def filesize(value: float | None) -> str:
     for unit, divisor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)):
         if value < divisor * 1000 or unit == "TB":
             break
-    return f"{formats.number_format(value / divisor, 0 if unit == 'kB' else 1)} {unit}"
+    return f"{rounded(value / divisor, 0 if unit == 'kB' else 1)} {unit}"
 
 
 @register.filter
@@ -173,7 +178,7 @@ def duration(value: float | timedelta | None) -> str:
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
     if seconds < 10:
-        return _("%(seconds)s s") % {"seconds": formats.number_format(seconds, 1 if seconds % 1 else 0)}
+        return _("%(seconds)s s") % {"seconds": rounded(seconds, 1 if seconds % 1 else 0)}
     whole = round(seconds)
     if whole < 60:
         return _("%(seconds)d s") % {"seconds": whole}

@@ -1,0 +1,161 @@
+"""How templates say states, numbers, sizes and times."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django import forms
+from django.template import Context, Template
+from django.utils import timezone
+
+from dashboard.models import State
+from dashboard.templatetags.graftworks import (
+    STATE_LOOKS,
+    duration,
+    filesize,
+    number,
+    percent,
+    relative,
+    state_word,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"),
+        ("", "–"),
+        (float("nan"), "–"),
+        (0, "0"),
+        (1234, "1,234"),
+        (276_480, "0.28 M"),
+        (134_515_008, "134.5 M"),
+        (1_240_000_000, "1.24 B"),
+        (0.60417, "0.604"),
+        (1234.56, "1,235"),
+    ],
+)
+def test_a_number_has_sensible_digits(value: float | None, words: str) -> None:
+    assert number(value) == words
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(None, "–"), (0.0, "0.0 %"), (0.2054, "20.5 %"), (0.0021, "0.21 %"), (1.0, "100.0 %")],
+)
+def test_a_share_is_shown_in_percent(share: float | None, words: str) -> None:
+    assert percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (None, "–"),
+        (1, "1 byte"),
+        (900, "900 bytes"),
+        (1500, "2 kB"),
+        (1_110_000, "1.1 MB"),
+        (2.5e9, "2.5 GB"),
+    ],
+)
+def test_a_size_has_its_unit(size: float | None, words: str) -> None:
+    assert filesize(size) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, "–"),
+        (0.42, "0.4 s"),
+        (3, "3 s"),
+        (59.6, "1 min"),
+        (185, "3 min 5 s"),
+        (7800, "2 h 10 min"),
+        (timedelta(minutes=2), "2 min"),
+    ],
+)
+def test_a_duration_is_read_at_a_glance(seconds: float | timedelta | None, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-10, "just now"),
+        (10, "in a moment"),
+        (-60, "1 minute ago"),
+        (-7200, "2 hours ago"),
+        (-86400, "1 day ago"),
+        (14 * 86400, "in 14 days"),
+        (-400 * 86400, "1 year ago"),
+    ],
+)
+def test_a_time_is_relative(seconds: float, words: str) -> None:
+    assert relative(timedelta(seconds=seconds)) == words
+
+
+def test_the_absolute_time_is_on_hover_and_in_print() -> None:
+    moment = timezone.now() - timedelta(hours=2)
+    text = Template("{% load graftworks %}{{ moment|ago }}").render(Context({"moment": moment}))
+    assert f'title="{moment:%Y-%m-%d %H:%M:%S} UTC"' in text
+    assert "2 hours ago" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "word"),
+    [
+        ("queued", "", "Waiting"),
+        ("running", "train", "Training"),
+        ("running", "evaluate", "Evaluating"),
+        ("running", "import", "Importing"),
+        ("running", "", "Running"),
+        ("finalizing", "train", "Saving"),
+        ("cancelled", "train", "Stopped"),
+        ("stopped_early", "train", "Stopped early, best kept"),
+        ("draft", "", "Draft"),
+    ],
+)
+def test_a_state_has_its_word(state: str, kind: str, word: str) -> None:
+    assert state_word(state, kind) == word
+
+
+def test_every_state_has_a_look_and_only_failure_is_red() -> None:
+    assert {*State.values, "draft", "stopped_early"} == set(STATE_LOOKS)
+    assert [state for state, (tone, _icon) in STATE_LOOKS.items() if tone == "bad"] == ["failed"]
+
+
+class Everything(forms.Form):
+    """One field of each layout."""
+
+    name = forms.CharField(label="Name", help_text="Any.")
+    note = forms.CharField(required=False)
+    kind = forms.ChoiceField(choices=[("a", "A")], widget=forms.RadioSelect)
+    sure = forms.BooleanField(label="Sure")
+    one = forms.ChoiceField(choices=[("a", "A")])
+    file = forms.FileField()
+
+
+def test_a_field_says_label_help_and_error_to_everybody() -> None:
+    form = Everything({"name": "", "kind": "x"})
+    text = str(form["name"].as_field_group())
+    assert '<label class="form-label" for="id_name">Name</label>' in text
+    assert 'aria-describedby="id_name_helptext id_name_error"' in text
+    assert 'aria-invalid="true"' in text
+    assert 'id="id_name_error"' in text
+    assert "is-invalid" in text
+
+
+def test_each_kind_of_field_has_its_control() -> None:
+    form = Everything()
+    assert "(optional)" in str(form["note"].as_field_group())
+    assert "<legend" in str(form["kind"].as_field_group())
+    assert 'type="radio"' in str(form["kind"].as_field_group())
+    assert "form-check-input" in str(form["sure"].as_field_group())
+    assert "form-select" in str(form["one"].as_field_group())
+    assert 'type="file"' in str(form["file"].as_field_group())
+
+
+def test_what_people_typed_is_text() -> None:
+    form = Everything({"name": "<script>alert(1)</script>"})
+    assert "<script>" not in str(form["name"].as_field_group())
