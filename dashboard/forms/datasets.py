@@ -10,6 +10,7 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
+from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import DatasetVersion
@@ -69,8 +70,8 @@ class UploadForm(forms.Form):
             )
         if file.size > settings.UPLOAD_LIMIT_BYTES:
             raise forms.ValidationError(
-                _("%(name)s is larger than the limit of %(megabytes)d MB."),
-                params={"name": name[:80], "megabytes": settings.UPLOAD_LIMIT_BYTES // 1024**2},
+                _("%(name)s is larger than the limit of %(limit)s."),
+                params={"name": name[:80], "limit": filesizeformat(settings.UPLOAD_LIMIT_BYTES)},
             )
         return file
 

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 SAMPLE_FILE = Path(__file__).parent.parent / "samples" / "support_messages.jsonl"
 SAMPLE_NAME = "Support messages (example)"
+# The engine's names of shapes in words.
+SHAPES = {
+    "messages": _("Chat"),
+    "sharegpt": _("Chat (ShareGPT)"),
+    "prompt_completion": _("Prompt and completion"),
+    "instruction": _("Instruction and output"),
+    "columns": _("Chosen columns"),
+    "text": _("Plain text"),
+}
 
 
 class DatasetQuerySet(ProjectQuerySet["Dataset"]):
@@ -239,6 +248,12 @@ class DatasetVersion(models.Model):
     def is_ready(self) -> bool:
         """Whether a run can use it."""
         return self.state == State.SUCCEEDED
+
+    @property
+    def shape(self) -> str:
+        """What its rows were recognised as, in words; "" while nobody knows."""
+        found = str(self.report.get("shape", ""))
+        return str(SHAPES.get(found, found))
 
     @property
     def problems(self) -> list[dict[str, Any]]:

@@ -39,7 +39,10 @@ def create(request: Request) -> HttpResponse:
     request.project.require(request.user, Role.MANAGER)
     source = request.POST.get("source", "")
     folder_form = FolderForm(request.POST if source == "folder" else None, project=request.project)
-    hub_form = HubForm(request.POST if source == "hub" else None, project=request.project)
+    # Both forms have a field of one name, and labels find their fields by id.
+    hub_form = HubForm(
+        request.POST if source == "hub" else None, project=request.project, auto_id="id_hub_%s"
+    )
     form = hub_form if source == "hub" else folder_form
     if form.is_valid():
         base_model = add(request, BaseModel.Source(source), form.cleaned_data)
