@@ -171,7 +171,7 @@ def make_dataset(
                 "rows": 20,
                 "splits": {"train": 16, "validation": 2, "test": 2},
                 "problems": [],
-                "shape": "prompt-completion",
+                "shape": "prompt_completion",
             }
         )
     return Dataset.objects.get(pk=dataset.pk)

@@ -44,7 +44,7 @@ def test_it_shows_splits_versions_and_the_next_step(client: Client, ed: User, da
     client.force_login(ed)
     page = page_of(client, dataset)
     assert f"{reverse('training-run-create')}?dataset={dataset.pk}" in page
-    for words in ("prompt-completion", "Training rows", "Version 1", "Finished"):
+    for words in ("Prompt and completion", "Training rows", "Version 1", "Finished"):
         assert words in page
 
 

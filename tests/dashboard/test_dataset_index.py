@@ -14,7 +14,7 @@ from tests.conftest import make_dataset
 def test_it_shows_rows_shape_state_and_use(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
     page = client.get(reverse("dataset-index")).content.decode()
-    for words in ("Tickets", "Finished", "prompt-completion", "1 run", ">20<"):
+    for words in ("Tickets", "Finished", "Prompt and completion", "1 run", ">20<"):
         assert words in page
 
 
