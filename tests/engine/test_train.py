@@ -273,6 +273,14 @@ def test_a_dataset_without_validation_rows_trains_and_says_so(
     assert ends[0].summary["validation_loss"] is None
 
 
+def test_a_bfloat16_base_trains_to_the_same_held_out_loss(make_spec: MakeSpec, tmp_path: Path) -> None:
+    full, half = Recorder(), Recorder()
+    train([make_spec()], tmp_path / "a", report=full)
+    ends = train([make_spec(dtype="bfloat16")], tmp_path / "b", report=half)
+    assert ends[0].summary["dtype"] == "bfloat16"
+    assert half.series("validation/loss")[-1] == pytest.approx(full.series("validation/loss")[-1], rel=0.02)
+
+
 def test_plain_text_trains(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
     data = write_canonical(tmp_path / "text", ["Some plain text.", "Some more of it.", "And the end."])
     train([make_spec(data=data)], tmp_path / "out", report=record)
