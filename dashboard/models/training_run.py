@@ -141,6 +141,11 @@ class TrainingRun(models.Model):
         """Its page."""
         return reverse("training-run-detail", args=[self.pk])
 
+    @staticmethod
+    def default_name(version: DatasetVersion, config: TargetModuleConfig) -> str:
+        """What a run is called when nobody named it."""
+        return f"{version.dataset.name} {config.name}"[:120]
+
     def freeze(self, hyperparameters: Hyperparameters) -> None:
         """Check that the pieces fit, and build the spec and the forecast from them."""
         if not self.dataset_version.is_ready:

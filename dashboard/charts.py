@@ -1,0 +1,155 @@
+"""Numbers for pictures: curves thinned on the server, and the cursor that says what a page has already.
+
+Pure functions from rows to plain values; what they look like is the scripts' business. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from dashboard.models import MetricSeries, TrainingRun
+from dashboard.models.metric_series import Point
+
+POINTS_SHOWN = 1000
+# The curves of a run's page; the place in this tuple is the place in a cursor.
+CURVES = ("train/loss", "validation/loss")
+# Colours that a run can have on charts; the scripts hold the values, for light and dark.
+COLOURS = 5
+_CURSOR = re.compile(r"(\d{1,9})\.(-1|\d{1,10})\.(-1|\d{1,10})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """What a page has of a run: the attempt, and the last step of each curve (-1: none)."""
+
+    attempt: int = 0
+    steps: tuple[int, ...] = (-1,) * len(CURVES)
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """From a request; whatever cannot be read means that the page has nothing."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            return cls()
+        attempt, *steps = (int(part) for part in match.groups())
+        return cls(attempt, tuple(steps))
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in (self.attempt, *self.steps))
+
+
+def thin(points: Sequence[Point], limit: int = POINTS_SHOWN) -> list[Point]:
+    """At most `limit` points: first, last, and the lowest and highest of equal stretches between them.
+
+    The same points give the same picture, and no peak is lost.
+    """
+    if len(points) <= limit:
+        return list(points)
+    inner = points[1:-1]
+    buckets = max(1, (limit - 2) // 2)
+    kept = [points[0]]
+    for bucket in range(buckets):
+        part = inner[bucket * len(inner) // buckets : (bucket + 1) * len(inner) // buckets]
+        low, high = min(part, key=_height), max(part, key=_height)
+        kept += sorted({low, high})
+    return [*kept, points[-1]]
+
+
+def _height(point: Point) -> float:
+    return point[1] if math.isfinite(point[1]) else math.inf
+
+
+def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
+    """Points that came after `cursor`, and the cursor after them.
+
+    `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
+    """
+    attempt = run.job.attempt if run.job else 0
+    replace = cursor.attempt != attempt or cursor == Cursor(attempt)
+    known = Cursor(attempt) if replace else cursor
+    stored = {series.name: series for series in run.metric_series.filter(name__in=CURVES)}
+    curves: dict[str, list[Point]] = {}
+    steps = []
+    for name, since in zip(CURVES, known.steps, strict=True):
+        series = stored.get(name)
+        fresh = series.points(since) if series and series.last_step > since else []
+        curves[name] = thin(fresh)
+        steps.append(fresh[-1][0] if fresh else since)
+    after = Cursor(attempt, tuple(steps))
+    return {"cursor": str(after), "replace": replace, "curves": jsonable(curves)}, after
+
+
+def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float | None]]]:
+    """JSON has no infinity: a gap stands for it."""
+    return {
+        name: [(step, value if math.isfinite(value) else None) for step, value in points]
+        for name, points in curves.items()
+    }
+
+
+def finding(series: MetricSeries | None) -> str:
+    """The chart's title: what the loss did, as a sentence."""
+    points = series.points() if series and series.count > 1 else []
+    if len(points) < 2:
+        return _("Loss by step")
+    # Means of the two ends, as single steps jump.
+    window = max(1, len(points) // 10)
+    first, last = _mean(points[:window]), _mean(points[-window:])
+    values = {"first": f"{first:.3g}", "last": f"{last:.3g}"}
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return _("Training loss stopped being a number")
+    if last < first * 0.98:
+        return _("Training loss fell from %(first)s to %(last)s") % values
+    if last > first * 1.02:
+        return _("Training loss rose from %(first)s to %(last)s") % values
+    return _("Training loss stayed near %(last)s") % values
+
+
+def _mean(points: Sequence[Point]) -> float:
+    return sum(value for _step, value in points) / len(points)
+
+
+def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
+    """A colour and a dash for each run: its own colour wherever free, so that it keeps it on all pages."""
+    taken: dict[int, dict[str, int]] = {}
+    for run_id in run_ids:
+        used = {(look["colour"], look["dash"]) for look in taken.values()}
+        dash = len(taken) // COLOURS
+        order = [(run_id + shift) % COLOURS for shift in range(COLOURS)]
+        free = next((colour for colour in order if (colour, dash) not in used), order[0])
+        taken[run_id] = {"colour": free, "dash": dash}
+    return taken
+
+
+def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
+    """One curve of several runs on one chart."""
+    looks = colours(run.pk for run in runs)
+    stored = {series.run_id: series for series in MetricSeries.objects.filter(run__in=runs, name=name)}
+    return {
+        "name": name,
+        "series": [
+            {
+                "label": run.name,
+                "points": jsonable({name: thin(stored[run.pk].points())})[name],
+                "smooth": name == "train/loss",
+                **looks[run.pk],
+            }
+            for run in runs
+            if run.pk in stored
+        ],
+    }
+
+
+def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int, list[float | None]]]:
+    """The chart's twin: (step, value of each curve) at some `rows` steps spread over all, ends included."""
+    by_step = [dict(points) for points in curves.values()]
+    steps = sorted({step for known in by_step for step in known})
+    if len(steps) > rows:
+        steps = [steps[round(place * (len(steps) - 1) / (rows - 1))] for place in range(rows)]
+    return [(step, [known.get(step) for known in by_step]) for step in steps]
