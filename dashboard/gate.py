@@ -41,7 +41,15 @@ PUBLIC_ROUTES = frozenset(
 )
 # Routes that make sense for a signed-in person who belongs to no project (yet).
 PROJECTLESS_ROUTES = frozenset(
-    {"home", "settings", "project-create", "account_change_password", "openapi-view", "openapi-json"}
+    {
+        "home",
+        "settings",
+        "project-create",
+        "account_change_password",
+        "account_set_password",
+        "openapi-view",
+        "openapi-json",
+    }
 )
 # Routes that take a file and may therefore be longer than an ordinary request.
 UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")

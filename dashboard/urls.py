@@ -38,6 +38,7 @@ urlpatterns = [
     path("sign-out/", require_POST(account.logout), name="account_logout"),
     path("sign-in/closed/", account.account_inactive, name="account_inactive"),
     path("account/password/", account.password_change, name="account_change_password"),
+    path("account/password/first/", account.password_set, name="account_set_password"),
     path("password-reset/", account.password_reset, name="account_reset_password"),
     path("password-reset/sent/", account.password_reset_done, name="account_reset_password_done"),
     # The key has hyphens of its own, so the first part must not be greedy about them.
