@@ -153,3 +153,17 @@ def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int,
     if len(steps) > rows:
         steps = [steps[round(place * (len(steps) - 1) / (rows - 1))] for place in range(rows)]
     return [(step, [known.get(step) for known in by_step]) for step in steps]
+
+
+def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows by length in tokens, from the shortest that occurs to the longest; bars in percent."""
+    counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return []
+    bars = []
+    for place in range(used[0], used[-1] + 1):
+        low = ends[place - 1] + 1 if place else 1
+        label = f"{low:,}–{ends[place]:,}" if ends[place] else f"{low:,}+"
+        bars.append({"label": label, "count": counts[place], "percent": 100 * counts[place] / max(counts)})
+    return bars

@@ -17,6 +17,7 @@ from dashboard.models import DatasetVersion
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 NAME_LENGTH = 120
+COLUMN_LENGTH = 200
 
 
 class UploadForm(forms.Form):
@@ -39,13 +40,13 @@ class UploadForm(forms.Form):
     )
     prompt_column = forms.CharField(
         label=_("Prompt column"),
-        max_length=200,
+        max_length=COLUMN_LENGTH,
         required=False,
         help_text=_("The column the model reads. Leave it empty and the columns are recognised."),
     )
     completion_column = forms.CharField(
         label=_("Answer column"),
-        max_length=200,
+        max_length=COLUMN_LENGTH,
         required=False,
         help_text=_("The column the model learns to write."),
     )
@@ -111,7 +112,8 @@ class ColumnsForm(forms.Form):
             "skip_bad_rows": version.skip_bad_rows,
         }
         super().__init__(*args, **{"initial": chosen, **kwargs})
-        columns = [str(name) for name in version.report.get("columns", [])]
+        # Longer names could not be stored, and nobody could tell them apart in a list.
+        columns = [name for name in version.report.get("columns", []) if len(name) <= COLUMN_LENGTH]
         self._offer("prompt_column", columns, _("No prompt column"))
         self._offer("completion_column", columns, _("Choose a column"))
 

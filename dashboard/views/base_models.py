@@ -15,13 +15,14 @@ from django_htmx.http import HttpResponseClientRefresh
 
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
-from dashboard.models import BaseModel, Role, TargetModuleConfig
+from dashboard.models import BaseModel, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
-from workers.errors import ADVICE, TargetError
+from workers.errors import ADVICE, ModelError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
 from workers.presets import PRESET_SCOPES, RECOMMENDED_LABEL, RECOMMENDED_WHY, ROLES, Census
 
 SHOWN_RANK = 16
+LOG_LINES = 50
 
 
 @require_GET
@@ -80,7 +81,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "may_manage": request.user.projects(Role.MANAGER)
         .filter(pk=base_model.project_id or request.project.pk)
         .exists(),
-        "advice": ADVICE.get(base_model.job.error_code, "") if base_model.job else "",
+        **cause(base_model),
         "census": census,
         "outdated": outdated,
         "groups": coverage(census) if census else [],
@@ -112,6 +113,15 @@ def inspect(request: Request, pk: int) -> HttpResponse:
     else:
         base_model.inspect(request.user)
     return redirect(base_model)
+
+
+def cause(base_model: BaseModel) -> dict[str, str]:
+    """What helps after a failure: advice, and the log's end where the files themselves are not at fault."""
+    job = base_model.job
+    if job is None or job.state != State.FAILED:
+        return {}
+    log = "" if job.error_code == ModelError.code else job.log_tail(LOG_LINES)
+    return {"advice": ADVICE.get(job.error_code, ""), "log": log}
 
 
 def counted(base_model: BaseModel) -> tuple[Census | None, str]:

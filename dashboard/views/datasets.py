@@ -14,14 +14,16 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRefresh
 
+from dashboard.charts import length_bars
 from dashboard.forms.datasets import ColumnsForm, UploadForm
 from dashboard.gate import Request
 from dashboard.models import Dataset, DatasetVersion, Role, State, TrainingRun
-from workers.errors import ADVICE
+from workers.errors import ADVICE, ColumnsUnclear, DataError
 
 # Of a part of a row that is shown; rows may hold a megabyte.
 SHOWN_LETTERS = 1500
 RUNS_SHOWN = 10
+LOG_LINES = 50
 
 
 @require_GET
@@ -153,12 +155,21 @@ def detail_context(
         "version": version,
         "versions": dataset.versions.select_related("job").defer("report").order_by("-version"),
         "form": form,
-        "advice": ADVICE.get(version.job.error_code, "") if version and version.job else "",
+        **cause(version),
         "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
         "lengths": length_bars(found.get("token_lengths", {})),
         "preview": [shortened(row) for row in version.preview()] if version else [],
         "runs": runs[:RUNS_SHOWN],
     }
+
+
+def cause(version: DatasetVersion | None) -> dict[str, str]:
+    """What helps after a failure: advice, and the log's end where the rows themselves are not at fault."""
+    job = version.job if version else None
+    if job is None or job.state != State.FAILED:
+        return {}
+    about_rows = job.error_code in (DataError.code, ColumnsUnclear.code)
+    return {"advice": ADVICE.get(job.error_code, ""), "log": "" if about_rows else job.log_tail(LOG_LINES)}
 
 
 def shortened(row: dict[str, Any]) -> dict[str, Any]:
@@ -168,17 +179,3 @@ def shortened(row: dict[str, Any]) -> dict[str, Any]:
         for part in row["segments"]
     ]
     return {**row, "segments": segments}
-
-
-def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows by length in tokens, from the shortest that occurs to the longest; bars in percent."""
-    counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
-    used = [place for place, count in enumerate(counts) if count]
-    if not used:
-        return []
-    bars = []
-    for place in range(used[0], used[-1] + 1):
-        low = ends[place - 1] + 1 if place else 1
-        label = f"{low:,}–{ends[place]:,}" if ends[place] else f"{low:,}+"
-        bars.append({"label": label, "count": counts[place], "percent": 100 * counts[place] / max(counts)})
-    return bars

@@ -99,7 +99,7 @@ def test_it_asks_for_a_file(client: Client, ed: User) -> None:
 @pytest.mark.parametrize("fields", [{"prompt_column": "a"}, {"prompt_column": "a", "completion_column": "a"}])
 def test_it_refuses_a_mapping_that_means_nothing(client: Client, ed: User, fields: dict[str, str]) -> None:
     client.force_login(ed)
-    assert send(client, **fields).status_code == 422  # type: ignore[attr-defined]
+    assert send(client, ROWS, **fields).status_code == 422  # type: ignore[arg-type, attr-defined]
 
 
 @pytest.mark.parametrize("name", ["x" * 121, "a\x00b"])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.urls import reverse
 
+from dashboard.charts import length_bars
 from dashboard.models import Dataset, DatasetVersion, Project, State, TrainingRun, User
-from dashboard.views.datasets import length_bars
 from tests.conftest import finish, make_dataset
 
 
@@ -107,8 +109,13 @@ def test_a_viewer_sees_the_question_but_no_form(
 
 def test_a_failure_without_a_report_still_has_a_page(client: Client, ed: User, project: Project) -> None:
     version = failed(project, ed, "worker_lost", {})
+    log = Path(settings.DATA_DIR) / "logs" / f"job-{version.job_id}.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("Killed by the kernel <oom>\n")
     client.force_login(ed)
-    assert "Import again" in page_of(client, version.dataset)
+    page = page_of(client, version.dataset)
+    assert "Import again" in page
+    assert "Killed by the kernel &lt;oom&gt;" in page
 
 
 def test_it_opens_an_older_version(client: Client, ed: User, dataset: Dataset, project: Project) -> None:

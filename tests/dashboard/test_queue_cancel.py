@@ -16,7 +16,7 @@ def stop(client: Client, run: TrainingRun, back: str = "") -> object:
 def test_a_waiting_job_leaves_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
     client.force_login(ed)
     assert stop(client, run).url == reverse("queue-index")  # type: ignore[attr-defined]
-    assert Job.objects.get(pk=run.job_id).state == "cancelled"
+    assert Job.objects.get(training_runs=run).state == "cancelled"
 
 
 def test_a_running_job_is_asked_to_stop(client: Client, ed: User, run: TrainingRun) -> None:
@@ -24,7 +24,7 @@ def test_a_running_job_is_asked_to_stop(client: Client, ed: User, run: TrainingR
     run.job.move("claim", attempt=1)
     client.force_login(ed)
     stop(client, run)
-    assert Job.objects.get(pk=run.job_id).state == "cancelling"
+    assert Job.objects.get(training_runs=run).state == "cancelling"
 
 
 def test_a_job_that_has_ended_stays_as_it_ended(client: Client, ed: User, run: TrainingRun) -> None:
@@ -48,7 +48,7 @@ def test_it_never_leads_away_from_the_site(client: Client, ed: User, run: Traini
 def test_it_refuses_a_viewer(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
     assert stop(client, run).status_code == 403  # type: ignore[attr-defined]
-    assert Job.objects.get(pk=run.job_id).state == "queued"
+    assert Job.objects.get(training_runs=run).state == "queued"
 
 
 def test_it_hides_the_job_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:

@@ -43,7 +43,7 @@ def test_each_queue_has_its_own_places(client: Client, vera: User, run: Training
 
 def test_it_agrees_with_the_jobs_own_position(client: Client, vera: User, run: TrainingRun) -> None:
     later = make_run(run.project, run.dataset_version.dataset, run.base_model, name="Urgent")
-    Job.objects.filter(pk=later.job_id).update(priority=5)
+    Job.objects.filter(training_runs=later).update(priority=5)
     client.force_login(vera)
     lines = client.get(reverse("queue-index")).context["queued"]
     assert [line.position for line in lines] == [Job.objects.get(pk=line.job.pk).position() for line in lines]
