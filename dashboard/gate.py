@@ -47,8 +47,6 @@ PROJECTLESS_ROUTES = frozenset(
         "project-create",
         "account_change_password",
         "account_set_password",
-        "openapi-view",
-        "openapi-json",
     }
 )
 # Routes that take a file and may therefore be longer than an ordinary request.
@@ -110,10 +108,7 @@ class GateMiddleware:
 
     def _api_refusal(self, request: HttpRequest) -> HttpResponse | None:
         """Calls need a token; the API's own documentation also opens for a signed-in person."""
-        reading_docs = request.resolver_match and request.resolver_match.url_name in (
-            "openapi-view",
-            "openapi-json",
-        )
+        reading_docs = request.resolver_match and request.resolver_match.url_name in ()
         if request.api_token or (reading_docs and request.user.is_authenticated):  # type: ignore[attr-defined]
             return None
         return api_error(401, "unauthorized", _("Send a valid API token: Authorization: Bearer gw_…"))

@@ -1,0 +1,155 @@
+"""Home: the way to the first adapter, then what runs, what needs a person, and what came out."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from pytest_django.fixtures import DjangoAssertNumQueries
+
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    Evaluation,
+    Job,
+    Project,
+    State,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
+from tests.conftest import finish, make_dataset, make_run
+
+
+def page(client: Client, user: User) -> str:
+    """What `user` sees."""
+    client.force_login(user)
+    return client.get("/").content.decode()
+
+
+def publish(run: TrainingRun) -> Adapter:
+    """The adapter of a finished run."""
+    if run.job and not run.job.is_over:
+        finish(run.job)
+    run.end("succeeded", step=10)
+    return Adapter.objects.publish(run, f"{run.pk}", {"adapter_model.safetensors": "ab" * 32}, 1_110_000)
+
+
+def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
+    """Both evaluations of an adapter, ended."""
+    job = Evaluation.objects.submit(adapter, None)
+    finish(job)
+    for evaluation in adapter.run.evaluations.all():
+        score = base if evaluation.subject == "base" else tuned
+        evaluation.record_result(200, {"exact_match": score}, [])
+
+
+def test_a_new_project_starts_with_the_sample_one_click_away(client: Client, ed: User) -> None:
+    text = page(client, ed)
+    assert "Your first adapter, in three steps" in text
+    assert 'action="/datasets/sample/"' in text
+    assert "Upload your own" in text
+
+
+def test_a_viewer_is_told_who_can_start(client: Client, vera: User) -> None:
+    text = page(client, vera)
+    assert "/datasets/sample/" not in text
+    assert "Editors and managers of this project can upload" in text
+
+
+def test_with_a_dataset_the_next_step_is_the_fine_tune(client: Client, ed: User, dataset: Dataset) -> None:
+    text = page(client, ed)
+    assert "Fine-tune with this" in text
+    assert f"?dataset={dataset.pk}" in text
+    assert "Use the sample" not in text
+
+
+def test_a_running_run_shows_its_progress(client: Client, ed: User, run: TrainingRun) -> None:
+    job = Job.objects.get(pk=run.job_id)
+    job.move("claim", worker="test@host", attempt=1)
+    job.move("progress")
+    Job.objects.filter(pk=job.pk).update(step=3, total_steps=10, eta_seconds=125)
+    text = page(client, ed)
+    assert "Running now" in text
+    assert 'value="30"' in text
+    assert "2 min 5 s left" in text
+
+
+def test_a_waiting_run_shows_its_place(client: Client, ed: User, run: TrainingRun) -> None:
+    assert "place 1" in page(client, ed)
+
+
+def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
+    assert "no worker answers" in page(client, ed)
+    WorkerNode.objects.beat("gpu@host", kind=WorkerNode.Kind.WORKER, host="host", pid=1)
+    assert "no worker answers" not in page(client, ed)
+
+
+def test_a_failed_run_needs_attention_and_says_why(client: Client, ed: User, run: TrainingRun) -> None:
+    assert run.job
+    finish(run.job, State.FAILED, error_code="bad_data", error_message="Row 7 has no answer.")
+    text = page(client, ed)
+    assert "Needs attention" in text
+    assert "Row 7 has no answer." in text
+
+
+def test_a_failed_import_needs_attention_until_a_newer_upload(
+    client: Client, ed: User, project: Project
+) -> None:
+    dataset = make_dataset(project, "Tickets", by=ed, ready=False)
+    version = dataset.newest()
+    assert version
+    assert version.job
+    finish(version.job, State.FAILED, error_code="bad_data", error_message="The file has no rows.")
+    assert "The file has no rows." in page(client, ed)
+    make_dataset(project, "Tickets", by=ed)
+    assert "The file has no rows." not in page(client, ed)
+
+
+def test_a_result_is_one_sentence_with_both_scores(client: Client, ed: User, run: TrainingRun) -> None:
+    evaluate(publish(run), 0.0, 0.6)
+    text = " ".join(page(client, ed).split())
+    assert "Exact match 0.0 % with the base model, 60.0 % with the adapter, on 200 held-out rows." in text
+    assert "in three steps" not in text
+
+
+def test_an_adapter_without_scores_says_so(client: Client, ed: User, run: TrainingRun) -> None:
+    publish(run)
+    assert "Not evaluated yet." in page(client, ed)
+
+
+def test_nothing_of_another_project_is_shown(client: Client, otto: User, run: TrainingRun) -> None:
+    publish(run)
+    assert "Triage" not in page(client, otto)
+
+
+def test_a_name_is_shown_as_text(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    make_run(project, dataset, base_model, by=ed, name="<img src=x onerror=alert(1)>")
+    assert "<img src=x" not in page(client, ed)
+
+
+def test_the_live_part_alone_has_no_frame(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    text = client.get("/running/").content.decode()
+    assert "Triage" in text
+    assert "<html" not in text
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_more_rows_cost_no_more_queries(
+    client: Client,
+    ed: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    django_assert_max_num_queries: DjangoAssertNumQueries,
+    count: int,
+) -> None:
+    for number in range(count):
+        make_run(project, dataset, base_model, by=ed, name=f"Run {number}")
+        evaluate(publish(make_run(project, dataset, base_model, by=ed, name=f"Done {number}")), 0.1, 0.5)
+    client.force_login(ed)
+    with django_assert_max_num_queries(32):
+        client.get("/")
