@@ -173,7 +173,7 @@ class BodyLimit:
     with a session or a token.
     """
 
-    def __init__(self, inner: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, inner: Callable[[Any, Any, Any], Awaitable[None]]) -> None:
         self.inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
