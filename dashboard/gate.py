@@ -108,7 +108,8 @@ class GateMiddleware:
 
     def _api_refusal(self, request: HttpRequest) -> HttpResponse | None:
         """Calls need a token; the API's own documentation also opens for a signed-in person."""
-        reading_docs = request.resolver_match and request.resolver_match.url_name in ()
+        match = request.resolver_match
+        reading_docs = match and match.url_name in ("openapi-view", "openapi-json")
         if request.api_token or (reading_docs and request.user.is_authenticated):  # type: ignore[attr-defined]
             return None
         return api_error(401, "unauthorized", _("Send a valid API token: Authorization: Bearer gw_…"))
@@ -119,7 +120,8 @@ def to_sign_in(request: HttpRequest) -> HttpResponse:
     if request.htmx:  # type: ignore[attr-defined]
         back = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
         return HttpResponseClientRedirect(redirect_to_login(back).url)
-    return redirect_to_login(request.get_full_path())
+    # Nobody can go back to a form that was being sent: its address answers nothing but the sending.
+    return redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "/")
 
 
 def api_error(status: int, code: str, message: str, field: str | None = None) -> JsonResponse:

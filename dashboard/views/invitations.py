@@ -31,10 +31,12 @@ log = logging.getLogger(__name__)
 
 
 @never_cache
-@require_POST
+@require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
     """Invite somebody: the link is shown once, and sent when e-mail is set up."""
     request.project.require(request.user, Role.MANAGER)
+    if request.method == "GET":
+        return redirect("team-index")
     form = InvitationForm(request.project, request.POST)
     if not form.is_valid():
         return team.show(request, form, status=422)

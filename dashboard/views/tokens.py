@@ -10,7 +10,7 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from dashboard.forms.tokens import TokenForm
 from dashboard.gate import Request
@@ -24,9 +24,11 @@ def index(request: Request) -> HttpResponse:
 
 
 @never_cache
-@require_POST
+@require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
     """A new token. Its secret is in this answer and nowhere else."""
+    if request.method == "GET":
+        return redirect("token-index")
     form = TokenForm(may_write=may_write(request), data=request.POST)
     if not form.is_valid():
         return show(request, form, status=422)

@@ -27,6 +27,11 @@ def test_a_stranger_is_sent_to_the_sign_in_and_back(client: Client, mara: User) 
     assert answer.headers["Location"] == f"{reverse('account_login')}?next=/team/"
 
 
+def test_after_a_form_that_came_too_late_one_starts_at_home(client: Client, mara: User) -> None:
+    answer = client.post(reverse("project-open"), {"project": 1})
+    assert answer.headers["Location"] == f"{reverse('account_login')}?next=/"
+
+
 def test_a_live_region_takes_the_whole_page_to_the_sign_in(client: Client, mara: User) -> None:
     headers = {"HX-Request": "true", "HX-Current-URL": "http://testserver/team/"}
     answer = client.get(reverse("home-progress"), headers=headers)

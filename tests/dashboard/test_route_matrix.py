@@ -84,6 +84,7 @@ RULES: dict[tuple[str, str], str] = {
     ("team-index", "GET"): PAGE,
     ("membership-change", "POST"): MANAGE,
     ("membership-remove", "POST"): MANAGE,
+    ("invitation-create", "GET"): DECIDE,
     ("invitation-create", "POST"): DECIDE,
     ("invitation-revoke", "POST"): MANAGE,
     ("invitation-accept", "GET"): "+------",
@@ -104,6 +105,28 @@ RULES: dict[tuple[str, str], str] = {
     ("base-model-detail", "GET"): READ,
     ("base-model-progress", "GET"): READ,
     ("base-model-inspect", "POST"): MANAGE,
+    # Training runs
+    ("training-run-create", "GET"): CREATE,
+    ("training-run-create", "POST"): CREATE,
+    ("training-run-presets", "GET"): PAGE,
+    ("training-run-forecast", "GET"): PAGE,
+    ("training-run-index", "GET"): PAGE,
+    ("training-run-detail", "GET"): READ,
+    ("training-run-progress", "GET"): READ,
+    ("training-run-samples", "GET"): READ,
+    ("training-run-log", "GET"): READ,
+    ("training-run-cancel", "POST"): EDIT,
+    ("training-run-stream", "GET"): READ,
+    ("training-run-metrics", "GET"): READ,
+    ("training-run-metrics-csv", "GET"): READ,
+    # Compare. Runs are chosen by query parameters: foreign ones are left out, which its own tests hold.
+    ("compare", "GET"): PAGE,
+    ("compare-csv", "GET"): PAGE,
+    # Adapters
+    ("adapter-index", "GET"): PAGE,
+    ("adapter-detail", "GET"): READ,
+    ("adapter-stage", "POST"): MANAGE,
+    ("adapter-download", "GET"): READ,
     # Workers and queue
     ("queue-index", "GET"): PAGE,
     ("queue-board", "GET"): PAGE,
@@ -111,6 +134,7 @@ RULES: dict[tuple[str, str], str] = {
     # Settings
     ("settings", "GET"): SIGNED_IN,
     ("token-index", "GET"): PAGE,
+    ("token-create", "GET"): PAGE,
     ("token-create", "POST"): PAGE,
     ("token-revoke", "POST"): OWN_TOKEN,
 }

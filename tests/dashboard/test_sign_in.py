@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from django.conf import settings
 from django.core import mail
 from django.core.cache import cache
 from django.test import Client
@@ -31,6 +32,18 @@ def test_it_opens_home(client: Client, mara: User) -> None:
     answer = client.post(URL, {"login": "Mara@Example.org", "password": PASSWORD})
     assert answer.headers["Location"] == reverse("home")
     assert client.session["_auth_user_id"] == str(mara.pk)
+
+
+def test_it_starts_a_new_session_that_scripts_cannot_read(client: Client, mara: User) -> None:
+    client.get(URL)
+    client.session["visitor"] = "yes"
+    client.session.save()
+    before = client.session.session_key
+    client.post(URL, {"login": mara.email, "password": PASSWORD})
+    cookie = client.cookies[settings.SESSION_COOKIE_NAME]
+    assert cookie.value != before
+    assert cookie["httponly"]
+    assert cookie["samesite"] == "Lax"
 
 
 def test_it_goes_on_to_the_page_one_came_for(client: Client, mara: User) -> None:

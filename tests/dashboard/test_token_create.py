@@ -77,3 +77,8 @@ def test_owner_and_project_are_not_taken_from_the_form(
     client.post(URL, {**NEW, "user": str(mara.pk), "project": str(other_project.pk)})
     token = ApiToken.objects.get()
     assert (token.user, token.project) == (ed, project)
+
+
+def test_its_address_leads_back_to_the_list(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert client.get(URL).headers["Location"] == "/settings/tokens/"
