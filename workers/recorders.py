@@ -75,6 +75,7 @@ class ImportRecorder:
         with transaction.atomic():
             finish_job(self.job)
             version.record_import({key: value for key, value in self.report.items() if key != "path"})
+        version.forget_upload()
 
     def fail(self, code: str) -> None:
         """The page shows which rows were bad, or which columns there are to choose from."""

@@ -71,7 +71,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=settings.BASE_DIR,
-            env=child_environment(kind),
+            env=child_environment(kind, out_dir),
             start_new_session=True,
             umask=0o027,
         )
@@ -129,14 +129,14 @@ class Child:
                     pipe.close()
 
 
-def child_environment(kind: str) -> dict[str, str]:
+def child_environment(kind: str, out_dir: Path) -> dict[str, str]:
     """What the child may know: where to find programs and models, and how many threads to use."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
     environment |= {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", ""),
-        "TMPDIR": str(settings.UPLOAD_DIR),
+        "TMPDIR": str(out_dir),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # A thread that spins at a barrier takes the core from the web process.

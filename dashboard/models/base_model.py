@@ -25,8 +25,8 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
     """Base models by what can be done with them."""
 
     def ready(self) -> BaseModelQuerySet:
-        """Inspected ones: their census is known, so runs can start."""
-        return self.filter(job__state=State.SUCCEEDED)
+        """Inspected ones: their census is known, so runs can start, also while they are counted again."""
+        return self.filter(census__isnull=False).exclude(job__state__in=[State.FAILED, State.CANCELLED])
 
     def ensure_bundled(self) -> BaseModel:
         """The row of the bundled model; made when it is missing."""
@@ -118,7 +118,7 @@ class BaseModel(models.Model):
         return reverse("base-model-detail", args=[self.pk])
 
     def inspect(self, by: User | None = None, *, idempotency_key: str = "") -> Job:
-        """Queue the inspect job that counts this model's modules."""
+        """Queue the inspect job that counts this model's modules; one that is under way is kept."""
         if self.source == self.Source.HUB:
             spec = InspectSpec(
                 hub_id=self.hub_id, revision=self.revision, cache=str(settings.DATA_DIR / "hub")
@@ -126,6 +126,11 @@ class BaseModel(models.Model):
         else:
             spec = InspectSpec(path=str(self.local_folder()))
         with transaction.atomic():
+            # Two people may ask at once: the second sees the first one's job.
+            under_way = BaseModel.objects.select_for_update().get(pk=self.pk).job
+            if under_way is not None and not under_way.is_over:
+                self.job = under_way
+                return under_way
             self.job = Job.objects.submit(
                 Job.Kind.INSPECT, to_dict(spec), project=self.project, by=by, idempotency_key=idempotency_key
             )
@@ -156,8 +161,8 @@ class BaseModel(models.Model):
 
     @property
     def is_ready(self) -> bool:
-        """Whether runs can start on it."""
-        return self.state == State.SUCCEEDED and self.census is not None
+        """Whether runs can start on it: counted once, and not found wanting since."""
+        return self.census is not None and self.state not in (State.FAILED, State.CANCELLED)
 
     def counted(self) -> Census:
         """The census as typed values. Call it on ready models only."""

@@ -219,11 +219,13 @@ class DatasetVersion(models.Model):
         skip_bad_rows: bool = False,
     ) -> Job:
         """Answer the question that a failed import asked, and import the same upload once more."""
-        if self.state != State.FAILED:
-            raise ValueError("Only a failed import can be repeated: an imported version never changes.")
-        self.prompt_column, self.completion_column = prompt_column, completion_column
-        self.skip_bad_rows = skip_bad_rows
         with transaction.atomic():
+            # Two people may answer at once: the second finds an import that has not failed.
+            self.job = DatasetVersion.objects.select_for_update().get(pk=self.pk).job
+            if self.state != State.FAILED:
+                raise ValueError("Only a failed import can be repeated: an imported version never changes.")
+            self.prompt_column, self.completion_column = prompt_column, completion_column
+            self.skip_bad_rows = skip_bad_rows
             return self.submit_import(by)
 
     def record_import(self, report: dict[str, Any]) -> None:
@@ -264,6 +266,10 @@ class DatasetVersion(models.Model):
     def asks_for_columns(self) -> bool:
         """Whether the import failed with the question which column is what."""
         return bool(self.job and self.state == State.FAILED and self.job.error_code == "columns_unclear")
+
+    def forget_upload(self) -> None:
+        """Delete the raw upload: the imported rows say all that it said."""
+        (Path(settings.UPLOAD_DIR) / self.upload).unlink(missing_ok=True)
 
     def folder(self) -> Path:
         """Where its splits lie. Equal content shares a folder."""
