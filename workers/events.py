@@ -31,7 +31,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the work stands. `phase` is one word: loading, tokenizing, training, validating, saving, scoring, reading…
+    """Where the work stands. `phase` is one word: loading, tokenizing, training, validating, scoring…
 
     `step` of `total` in the phase's own unit (optimizer steps while training); total 0 when unknown.
     """
@@ -70,7 +70,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArmEnd:
-    """An arm is over: `succeeded`, `failed` or `cancelled` at `step`. `summary` holds final metrics and costs."""
+    """An arm is over at `step`: `succeeded`, `failed` or `cancelled`. `summary`: final metrics and costs."""
 
     arm: int
     outcome: str

@@ -102,8 +102,8 @@ class Hyperparameters:
         """Optimizer steps of the whole run on `train_rows` rows; the last step of an epoch may be short."""
         if self.max_steps is not None:
             return self.max_steps
-        assert self.num_train_epochs is not None
-        return max(1, math.ceil(self.num_train_epochs * math.ceil(train_rows / self.rows_per_step)))
+        epochs = self.num_train_epochs or 0.0
+        return max(1, math.ceil(epochs * math.ceil(train_rows / self.rows_per_step)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class TargetSpec:
     """PEFT's own arguments for one base model, and what they are expected to touch.
 
     `modules` (number of adapted modules) and `trainable_parameters` come from the census; the engine
-    compares them with what PEFT really attached before it loads weights.
+    compares them with what PEFT really attached before the first step.
     """
 
     target_modules: tuple[str, ...]
@@ -178,7 +178,7 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """Score the base model, and the adapter in `adapter` (a folder PEFT loads), on the same rows of a split."""
+    """Score base and adapter (a folder PEFT loads) on the same rows of a split."""
 
     base: BaseSpec
     data: DataSpec
@@ -249,8 +249,7 @@ def _jsonable(value: Any) -> Any:
 
 def from_dict(kind: type[SpecT], values: dict[str, Any]) -> SpecT:
     """Rebuild a spec from JSON values. Unknown keys are refused with a SpecError that names them."""
-    assert dataclasses.is_dataclass(kind)
-    known = {item.name for item in dataclasses.fields(kind)}
+    known = {item.name for item in dataclasses.fields(typing.cast("Any", kind))}
     unknown = sorted(set(values) - known)
     if unknown:
         raise SpecError(unknown[0], f"Unknown setting `{unknown[0]}`.")

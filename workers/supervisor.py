@@ -38,6 +38,7 @@ from workers.events import (
 )
 from workers.recorders import Recorder
 
+ENGINE = (sys.executable, "-m", "workers.engine")
 RENEW_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 GRACE_SECONDS = {"cancel": 20.0, "drain": 45.0}
@@ -66,7 +67,7 @@ class Child:
     def start(cls, kind: str, spec: dict[str, object], out_dir: Path, log: IO[bytes]) -> Child:
         """Execute `python -m workers.engine` in its own session and hand it the spec."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.engine", kind, "-", str(out_dir)],
+            [*ENGINE, kind, "-", str(out_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

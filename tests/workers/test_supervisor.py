@@ -1,0 +1,91 @@
+"""What the parent makes of a child that misbehaves, and what a child may know.
+
+The children here are scripts: a garbage line, a deaf process or a sudden death cannot be asked of the engine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from dashboard.models import Job, JobEvent, Project, State, User
+from tests.workers.conftest import claim
+from workers import supervisor
+from workers.tasks import attempt
+
+HELLO = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2}\', flush=True)\n'
+
+
+@pytest.fixture
+def job(db: None, project: Project) -> Job:
+    Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
+    return claim("cpu")
+
+
+def play(script: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Run one attempt whose engine is this script."""
+    path = tmp_path / "child.py"
+    path.write_text("import os, signal, sys, time\nsys.stdin.readline()\n" + script)
+    monkeypatch.setattr(supervisor, "ENGINE", (sys.executable, str(path)))
+    attempt(job, lambda: False)
+    return Job.objects.get(pk=job.pk)
+
+
+def test_it_gives_no_secret_to_the_child(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "EMAIL_URL", "HF_TOKEN"):
+        monkeypatch.setenv(name, "canary-7341")
+    script = 'open(sys.argv[-1] + "/../environment", "w").write(repr(dict(os.environ)) + repr(sys.argv))\n'
+    play(script, job, tmp_path, monkeypatch)
+    seen = (Path(settings.DATA_DIR) / "work" / "environment").read_text()
+    assert "canary-7341" not in seen
+    assert "OMP_NUM_THREADS" in seen
+
+
+def test_it_survives_a_garbage_line_and_says_so(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = 'print(\'{"event": "Failure", "code": "bad_model", "message": "No weights."}\')\n'
+    ended = play(HELLO + 'print("Segmentation fault?")\n' + failure, job, tmp_path, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": "No weights."}
+    assert JobEvent.objects.filter(job=job, level="warning", text__contains="could not be read").exists()
+
+
+def test_it_interrupts_a_job_whose_child_dies_without_a_word(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(HELLO + "os.kill(os.getpid(), signal.SIGSEGV)\n", job, tmp_path, monkeypatch)
+    assert ended.state == State.INTERRUPTED
+
+
+def test_it_kills_a_deaf_child_after_its_grace(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ed: User
+) -> None:
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "cancel", 1.0)
+    job.request_cancel(ed)
+    began = time.monotonic()
+    script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
+    ended = play(script, job, tmp_path, monkeypatch)
+    assert ended.state == State.CANCELLED
+    assert time.monotonic() - began < 20
+
+
+def test_it_writes_nothing_once_another_attempt_has_the_job(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Job.objects.filter(pk=job.pk).update(attempt=2)
+    began = time.monotonic()
+    ended = play(HELLO + "time.sleep(60)\n", job, tmp_path, monkeypatch)
+    assert (ended.state, ended.attempt, ended.phase) == (State.STARTING, 2, "")
+    assert time.monotonic() - began < 20
+
+
+def test_it_refuses_a_result_that_is_no_result(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(HELLO + 'print(\'{"event": "Bye", "reason": "done"}\')\n', job, tmp_path, monkeypatch)
+    assert ended.error is not None
+    assert ended.error["code"] == "internal_error"
