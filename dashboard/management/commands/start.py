@@ -37,6 +37,10 @@ FREE_BYTES = 1024**3
 SOCKET_LENGTH = 100
 # A worker gives its training process 60 s to write a checkpoint.
 DRAIN_SECONDS = 120.0
+# An open event stream never ends by itself. Django decides which proxy to believe (TRUSTED_PROXY_COUNT).
+WEB_OPTIONS = ["--timeout-graceful-shutdown=5", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
+# Nodes learn of each other from the database, so they need not talk through the broker.
+NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
 
 
 class Command(BaseCommand):
@@ -106,16 +110,17 @@ def check_disk(folder: Path) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Refuse in one sentence what the web server would refuse in a traceback."""
+    if not 1 <= port <= 65535:
+        raise CommandError(f"{port} is no port. PORT must be a number between 1 and 65535.")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _name, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = (
-            "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used ({error})"
-        )
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "is in use" if taken else f"cannot be used ({error.strerror})"
         raise CommandError(
             f"Port {port} on {host} {reason}. Choose another one, for example: make start PORT={port + 1}"
         ) from error
@@ -177,12 +182,10 @@ def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
     environment = {**os.environ, "STATIC_MANIFEST": "1", "PYTHONUNBUFFERED": "1"}
     if broker:
         environment["BROKER_SOCKET"] = str(broker)
-    web = ["-m", "uvicorn", "dashboard.asgi:application", "--host", host, "--port", str(port)]
-    # Django itself decides which proxy to believe (TRUSTED_PROXY_COUNT).
-    web += ["--timeout-graceful-shutdown", "5", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
+    web = [sys.executable, "-m", "uvicorn", "dashboard.asgi:application", "--host", host, "--port", str(port)]
     programs = [broker_program(broker)] if broker else []
     programs += [
-        Program("web", [sys.executable, *web], environment),
+        Program("web", [*web, *WEB_OPTIONS], environment),
         Program("dispatch", [sys.executable, "manage.py", "dispatch"], environment, turn=1),
         node("cpu", "cpu", 2, environment),
     ]
@@ -204,19 +207,8 @@ def broker_program(path: Path) -> Program:
 
 def node(name: str, queue: str, processes: int, environment: dict[str, str]) -> Program:
     """A Celery node on one queue."""
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "workers.celery",
-        "worker",
-        "-P",
-        "prefork",
-        "--loglevel",
-        "INFO",
-    ]
-    command += ["-c", str(processes), "-Q", queue, "-n", f"{name}@%h", "--without-gossip", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery", "worker", *NODE_OPTIONS]
+    command += ["-c", str(processes), "-Q", queue, "-n", f"{name}@%h"]
     return Program(name, command, environment, grace=DRAIN_SECONDS)
 
 
@@ -238,7 +230,7 @@ def answers(host: str, port: int) -> bool:
     target = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104
     connection = http.client.HTTPConnection(target, port, timeout=2)
     try:
-        connection.request("HEAD", "/")
+        connection.request("GET", "/healthz/")
         return connection.getresponse().status < 500
     except OSError:
         return False
