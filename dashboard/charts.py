@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from dashboard.models import MetricSeries, TrainingRun
 from dashboard.models.metric_series import Point
@@ -71,9 +72,14 @@ def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
     `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
     """
     attempt = run.job.attempt if run.job else 0
-    replace = cursor.attempt != attempt or cursor == Cursor(attempt)
-    known = Cursor(attempt) if replace else cursor
     stored = {series.name: series for series in run.metric_series.filter(name__in=CURVES)}
+    # A repeated attempt overwrites a curve from its first step on.
+    shrunk = any(
+        name in stored and stored[name].last_step < since
+        for name, since in zip(CURVES, cursor.steps, strict=True)
+    )
+    replace = shrunk or cursor.attempt != attempt or cursor == Cursor(attempt)
+    known = Cursor(attempt) if replace else cursor
     curves: dict[str, list[Point]] = {}
     steps = []
     for name, since in zip(CURVES, known.steps, strict=True):
@@ -167,3 +173,50 @@ def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
         label = f"{low:,}–{ends[place]:,}" if ends[place] else f"{low:,}+"
         bars.append({"label": label, "count": counts[place], "percent": 100 * counts[place] / max(counts)})
     return bars
+
+
+# name -> (label, whether it is a share from 0 to 1, whether more is better)
+SCORES = {
+    "exact_match": (gettext_lazy("Exact match"), True, True),
+    "token_f1": (gettext_lazy("Token F1"), True, True),
+    "rouge_l": (gettext_lazy("ROUGE-L"), True, True),
+    "chrf": (gettext_lazy("chrF"), True, True),
+    "loss": (gettext_lazy("Loss"), False, False),
+    "perplexity": (gettext_lazy("Perplexity"), False, False),
+}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of base and adapter on the same rows. `better`: did the adapter move it the good way."""
+
+    name: str
+    label: str
+    is_share: bool
+    base: float | None
+    adapter: float | None
+
+    @property
+    def difference(self) -> str:
+        """With its sign; shares in percentage points."""
+        if self.base is None or self.adapter is None:
+            return "–"
+        gap = self.adapter - self.base
+        return _("%(gap)s points") % {"gap": f"{100 * gap:+.1f}"} if self.is_share else f"{gap:+.3g}"
+
+    @property
+    def better(self) -> bool | None:
+        """None where nothing changed or something is missing."""
+        if self.base is None or self.adapter is None or self.base == self.adapter:
+            return None
+        return (self.adapter > self.base) == SCORES[self.name][2]
+
+
+def score_rows(scores: dict[str, dict[str, Any]]) -> list[ScoreRow]:
+    """The known metrics that at least one side has, in the order that people read them."""
+    base, adapter = scores.get("base", {}), scores.get("adapter", {})
+    return [
+        ScoreRow(name, str(label), is_share, base.get(name), adapter.get(name))
+        for name, (label, is_share, _more) in SCORES.items()
+        if base.get(name) is not None or adapter.get(name) is not None
+    ]

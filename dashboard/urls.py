@@ -8,18 +8,23 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
 from django.views.decorators.http import require_POST
 
+from dashboard import api
 from dashboard.views import (
+    adapters,
     base_models,
+    compare,
     datasets,
     home,
     invitations,
     memberships,
+    metric_series,
     projects,
     queue,
     settings,
     setup,
     team,
     tokens,
+    training_runs,
 )
 
 
@@ -75,6 +80,27 @@ urlpatterns = [
     path("settings/base-models/<int:pk>/", base_models.detail, name="base-model-detail"),
     path("settings/base-models/<int:pk>/progress/", base_models.progress, name="base-model-progress"),
     path("settings/base-models/<int:pk>/inspect/", base_models.inspect, name="base-model-inspect"),
+    # Training runs
+    path("fine-tune/", training_runs.create, name="training-run-create"),
+    path("fine-tune/presets/", training_runs.presets, name="training-run-presets"),
+    path("fine-tune/forecast/", training_runs.forecast, name="training-run-forecast"),
+    path("runs/", training_runs.index, name="training-run-index"),
+    path("runs/<int:pk>/", training_runs.detail, name="training-run-detail"),
+    path("runs/<int:pk>/progress/", training_runs.progress, name="training-run-progress"),
+    path("runs/<int:pk>/samples/", training_runs.samples, name="training-run-samples"),
+    path("runs/<int:pk>/log/", training_runs.log, name="training-run-log"),
+    path("runs/<int:pk>/cancel/", training_runs.cancel, name="training-run-cancel"),
+    path("runs/<int:pk>/stream/", metric_series.stream, name="training-run-stream"),
+    path("runs/<int:pk>/metrics/", metric_series.metrics, name="training-run-metrics"),
+    path("runs/<int:pk>/metrics.csv", metric_series.metrics_csv, name="training-run-metrics-csv"),
+    # Compare
+    path("compare/", compare.index, name="compare"),
+    path("compare/compare.csv", compare.export, name="compare-csv"),
+    # Adapters
+    path("adapters/", adapters.index, name="adapter-index"),
+    path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),
+    path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),
+    path("adapters/<int:pk>/download/", adapters.download, name="adapter-download"),
     # Workers and queue
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),
@@ -85,4 +111,6 @@ urlpatterns = [
     path("settings/tokens/new/", tokens.create, name="token-create"),
     path("settings/tokens/<int:pk>/revoke/", tokens.revoke, name="token-revoke"),
     path("admin/", admin.site.urls),
+    # /api/v1/
+    path("api/v1/", api.routes()),
 ]

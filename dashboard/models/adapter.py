@@ -100,6 +100,18 @@ class Adapter(models.Model):
         """The folder that PEFT loads."""
         return Path(settings.DATA_DIR) / "adapters" / self.folder
 
+    def usage(self) -> str:
+        """A Python snippet that loads the unpacked download."""
+        folder = self.archive_name().removesuffix(".zip")
+        revision = f', revision="{self.base_model.revision}"' if self.base_model.revision else ""
+        return (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained("{self.base_model.hub_id}"{revision})\n'
+            f'model = PeftModel.from_pretrained(base, "{folder}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        )
+
     def archive_name(self) -> str:
         """What the download is called."""
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.name).strip(

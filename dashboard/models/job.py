@@ -30,6 +30,23 @@ MAX_ATTEMPTS = 10
 LOG_LINE_BYTES = 400
 
 
+EVENT_WORDS = {
+    "submit": _("Waiting in the queue"),
+    "claim": _("A worker took it"),
+    "progress": _("The work began"),
+    "work_done": _("The work is done, the result is being saved"),
+    "succeed": _("Finished"),
+    "fail": _("Failed"),
+    "interrupt": _("Interrupted, will continue by itself"),
+    "cancel_waiting": _("Stopped before it began"),
+    "cancel": _("Asked to stop"),
+    "stopped": _("Stopped"),
+    "requeue": _("Waiting again"),
+    "give_up": _("Given up"),
+    "resume": _("Waiting again"),
+}
+
+
 class IllegalMove(Exception):
     """The job is not in a state from which this event may happen, or another attempt has taken over."""
 
@@ -416,6 +433,14 @@ class JobEvent(models.Model):
         if self.pk:
             raise TypeError("A JobEvent is never changed.")
         super().save(*args, **kwargs)
+
+    @property
+    def words(self) -> str:
+        """What happened, as a sentence for people who watch the work."""
+        if self.is_message:
+            return self.text
+        words = str(EVENT_WORDS.get(self.event, self.event))
+        return f"{words}: {self.text}" if self.text else words
 
     @property
     def is_message(self) -> bool:

@@ -59,6 +59,11 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             .exclude(job__state__in=[State.SUCCEEDED, State.FAILED, State.CANCELLED])
         )
 
+    def launched_with(self, project: Project, idempotency_key: str) -> TrainingRun | None:
+        """The run that an earlier request with this key started, if any."""
+        job = Job.objects.answered(project, idempotency_key)
+        return self.filter(job=job).first() if job else None
+
     def launch(
         self,
         *,
@@ -207,8 +212,9 @@ class TrainingRun(models.Model):
     @property
     def trained_step(self) -> int:
         """The last step that a metric was stored for."""
-        series = self.metric_series.filter(name="train/loss").first()
-        return series.last_step if series else 0
+        # Looked for here, so that a prefetched list is used; a run has about ten curves.
+        losses = (one.last_step for one in self.metric_series.all() if one.name == "train/loss")
+        return next(losses, 0)
 
     @property
     def error(self) -> dict[str, str] | None:

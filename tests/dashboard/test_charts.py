@@ -68,6 +68,14 @@ def test_it_starts_over_when_another_attempt_began(run: TrainingRun) -> None:
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 10)
 
 
+def test_it_starts_over_when_a_curve_was_cut(run: TrainingRun) -> None:
+    series(run, LOSSES[:10])
+    _first, cursor = news(run, Cursor())
+    MetricSeries.objects.append(run, "train/loss", LOSSES[:2])
+    again, _cursor = news(run, cursor)
+    assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 2)
+
+
 def test_it_shows_a_gap_for_what_is_no_number(run: TrainingRun) -> None:
     series(run, [(1, 1.0), (2, math.inf)])
     assert news(run, Cursor())[0]["curves"]["train/loss"] == [(1, 1.0), (2, None)]

@@ -1,0 +1,68 @@
+"""Adapters: the list, an adapter's page, its stage, and the download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse, HttpResponseBase
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_POST, require_safe
+
+from dashboard import charts
+from dashboard.downloads import ranged_file
+from dashboard.forms.adapters import StageForm
+from dashboard.gate import Request
+from dashboard.models import Adapter, Role
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The project's adapters, newest first; ?stage= filters."""
+    adapters = Adapter.objects.with_facts().visible_to(request.user).filter(project=request.project)
+    adapters = adapters.prefetch_related("run__evaluations__job")
+    stage = request.GET.get("stage", "")
+    if stage in Adapter.Stage.values:
+        adapters = adapters.filter(stage=stage)
+    page, following = adapters.page(request.GET.get("cursor"))
+    context = {"adapters": page, "next": following, "stage": stage, "stages": Adapter.Stage.choices}
+    return render(request, "adapters/index.html", context)
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """Facts, lineage, files, evaluation and how to load it."""
+    adapter = Adapter.objects.with_facts().prefetch_related("run__evaluations__job").fetch(request.user, pk)
+    versions = Adapter.objects.filter(project=adapter.project, name=adapter.name).order_by("-version")
+    context: dict[str, Any] = {
+        "adapter": adapter,
+        "run": adapter.run,
+        "versions": versions,
+        "score_rows": charts.score_rows(adapter.run.scores()),
+        "settled": adapter.run.is_settled,
+        "form": StageForm(initial={"stage": adapter.stage}),
+        "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),
+    }
+    return render(request, "adapters/detail.html", context)
+
+
+@require_POST
+def stage(request: Request, pk: int) -> HttpResponse:
+    """Approve or retire an adapter, or make it a draft again; for managers."""
+    adapter = Adapter.objects.fetch(request.user, pk, Role.MANAGER)
+    form = StageForm(request.POST)
+    if form.is_valid():
+        adapter.enter(form.cleaned_data["stage"])
+        text = _("%(adapter)s is now: %(stage)s.")
+        messages.success(request, text % {"adapter": adapter, "stage": adapter.get_stage_display()})
+    else:
+        messages.error(request, _("There is no such stage. Choose draft, approved or retired."))
+    return redirect(adapter)
+
+
+@require_safe
+def download(request: Request, pk: int) -> HttpResponseBase:
+    """The adapter as one zip, resumable."""
+    adapter = Adapter.objects.fetch(request.user, pk)
+    return ranged_file(request, adapter.archive(), adapter.archive_name())

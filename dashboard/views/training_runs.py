@@ -1,0 +1,352 @@
+"""Training runs: the fine-tune form with its live plan, the list, and a run's page with its live region."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.paginator import Paginator
+from django.db import IntegrityError
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from dashboard import charts
+from dashboard.forms.training_runs import (
+    SAMPLE_LEARNING_RATE,
+    Plan,
+    TrainingRunForm,
+    defaults,
+    differences,
+    initial_for,
+    initial_from,
+    is_sample,
+    plan,
+    preset_cards,
+)
+from dashboard.gate import Request
+from dashboard.models import (
+    Dataset,
+    EvaluationItem,
+    Job,
+    JobEvent,
+    Role,
+    State,
+    TargetModuleConfig,
+    TrainingRun,
+    WorkerNode,
+)
+from workers.errors import ADVICE, SpecError
+from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
+from workers.specs import Hyperparameters
+
+SAMPLES_PER_PAGE = 10
+EVENTS_SHOWN = 200
+GROUPS = {
+    "active": gettext_lazy("Waiting or working"),
+    "finished": gettext_lazy("Finished"),
+    "failed": gettext_lazy("Failed"),
+    "cancelled": gettext_lazy("Stopped"),
+}
+STAGES = ("waiting", "starting", "training", "saving", "evaluating", "finished")
+
+
+# The form
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """The fine-tune form. A double click starts one run, as both requests carry the same key."""
+    request.project.require(request.user, Role.EDITOR)
+    if request.method == "POST":
+        form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
+        run = launched(request, form)
+        if run is not None:
+            return redirect(run)
+        return render(request, "training_runs/create.html", form_context(form, form), status=422)
+    form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
+    choose_defaults(form)
+    return render(request, "training_runs/create.html", form_context(form, drafted(request, form)))
+
+
+@require_GET
+def presets(request: Request) -> HttpResponse:
+    """The preset cards for the base model and rank in the form, keeping the choice."""
+    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "training_runs/_presets.html", plan_context(form))
+
+
+@require_GET
+def forecast(request: Request) -> HttpResponse:
+    """What the form as it stands would start: size, steps, what differs, and what is missing."""
+    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "training_runs/_forecast.html", plan_context(form))
+
+
+def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
+    """The run that the form asks for, or None with the form saying why not."""
+    if not form.is_valid():
+        return None
+    values = form.cleaned_data
+    key = f"form:{values['idempotency_key']}" if values["idempotency_key"] else ""
+    try:
+        return TrainingRun.objects.launched_with(request.project, key) or TrainingRun.objects.launch(
+            project=request.project,
+            by=request.user,
+            name=values["name"],
+            dataset_version=values["dataset_version"],
+            base_model=values["base_model"],
+            target_module_config=values["target_module_config"],
+            hyperparameters=values["hyperparameters"],
+            idempotency_key=key,
+        )
+    except SpecError as error:
+        form.refuse(error)
+    except IntegrityError:
+        # The other request of a double click was quicker by a moment.
+        return TrainingRun.objects.launched_with(request.project, key)
+    return None
+
+
+def prefilled(request: Request) -> dict[str, Any]:
+    """What the link that led here brings: ?clone=RUN, or ?dataset=ID and ?base_model=ID."""
+    asked = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
+    numbers = {name: int(text) for name, text in asked.items() if text.isdecimal() and len(text) < 19}
+    if "clone" in numbers:
+        return initial_from(TrainingRun.objects.fetch(request.user, numbers["clone"]))
+    initial: dict[str, Any] = {}
+    if "dataset" in numbers:
+        initial = initial_for(Dataset.objects.fetch(request.user, numbers["dataset"]).newest_ready())
+    if "base_model" in numbers:
+        initial["base_model"] = numbers["base_model"]
+    return initial
+
+
+def choose_defaults(form: TrainingRunForm) -> None:
+    """Preselect the bundled model, the recommended preset, and a dataset where there is only one."""
+    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
+    recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
+    form.initial.setdefault("target_module_config", recommended.values_list("pk", flat=True).first())
+    ready = list(form.versions[:2])
+    if len(ready) == 1 and "dataset_version" not in form.initial:
+        form.initial.update(initial_for(ready[0]))
+
+
+def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
+    """The form as if it had been sent the way it is prefilled, to reckon with."""
+    data = {name: "" if value is None else value for name, value in form.initial.items()}
+    draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
+    draft.full_clean()
+    return draft
+
+
+def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
+    """The form's page: fields from `form`, numbers from `draft`."""
+    expert = ("r", "lora_alpha", "lora_dropout", "learning_rate", "lr_scheduler_type", "warmup_ratio")
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
+    sample = [version.pk for version in form.versions if is_sample(version)]
+    return {
+        "form": form,
+        "adapter_fields": [form[name] for name in expert],
+        "batch_fields": [form[name] for name in batch],
+        "has_datasets": form.versions.exists(),
+        "expert_open": any(name in form.errors for name in (*expert, *batch)),
+        "suggestions": {
+            "samples": sample,
+            "sampleRate": SAMPLE_LEARNING_RATE,
+            "usualRate": Hyperparameters().learning_rate,
+            "defaults": defaults(),
+        },
+        **plan_context(draft),
+    }
+
+
+def plan_context(form: TrainingRunForm) -> dict[str, Any]:
+    """What both live regions of the form show."""
+    found: Plan = plan(form)
+    cards = []
+    if found.base_model:
+        cards = preset_cards(list(form.configs), found.base_model, found.hyperparameters.r)
+    return {
+        "plan": found,
+        "cards": cards,
+        "rank": found.hyperparameters.r,
+        "recommended_label": RECOMMENDED_LABEL,
+        "recommended_why": RECOMMENDED_WHY,
+    }
+
+
+# The list
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The project's runs, newest first, by state and by words of the name."""
+    runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
+    group, words = request.GET.get("state", ""), request.GET.get("q", "").strip()[:120]
+    if group in GROUPS:
+        runs = runs.shown_as(group)
+    if words:
+        runs = runs.filter(name__icontains=words)
+    page, following = runs.visible_to(request.user).page(request.GET.get("cursor"))
+    context = {"runs": page, "next": following, "groups": GROUPS, "group": group, "words": words}
+    return render(request, "training_runs/index.html", context)
+
+
+# A run's page
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """A run: live while it works, its failure or result first when it is over."""
+    run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
+    context = {
+        **progress_context(run),
+        **samples_context(request, run),
+        "may_edit": request.user.projects(Role.EDITOR).filter(pk=run.project_id).exists(),
+        "score_rows": charts.score_rows(run.scores()),
+        "settings": settings_of(run),
+        "learn": Hyperparameters(**run.hyperparameters),
+        "log": run.job.log_tail() if run.job else "",
+        "table": curve_table(run),
+        "finding": charts.finding(run.metric_series.filter(name="train/loss").first()),
+        "look": charts.colours([run.pk])[run.pk],
+        "advice": ADVICE.get((run.error or {}).get("code", ""), ""),
+    }
+    return render(request, "training_runs/detail.html", context)
+
+
+@require_GET
+def progress(request: Request, pk: int) -> HttpResponse:
+    """The live region alone; ?part=cell is the short form of lists."""
+    run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
+    if request.GET.get("part") == "cell":
+        return render(request, "training_runs/_cell.html", {"run": run})
+    return render(request, "training_runs/_progress.html", progress_context(run))
+
+
+@require_POST
+def cancel(request: Request, pk: int) -> HttpResponse:
+    """Stop a run, whether it waits or works; a run that had ended stays as it is."""
+    run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
+    if run.job:
+        run.job.request_cancel(request.user)
+    return redirect(run)
+
+
+@require_GET
+def log(request: Request, pk: int) -> HttpResponse:
+    """The end of the run's log as plain text."""
+    run = TrainingRun.objects.select_related("job").fetch(request.user, pk)
+    text = run.job.log_tail() if run.job else ""
+    return HttpResponse(text, content_type="text/plain; charset=utf-8")
+
+
+@require_GET
+def samples(request: Request, pk: int) -> HttpResponse:
+    """One page of answers side by side."""
+    run = TrainingRun.objects.fetch(request.user, pk)
+    return render(request, "training_runs/_samples.html", samples_context(request, run))
+
+
+def progress_context(run: TrainingRun) -> dict[str, Any]:
+    """What the live region shows; everything comes from the database."""
+    evaluation = next((one.job for one in run.evaluations.all() if one.job), None)
+    working = evaluation if run.is_over and evaluation and not evaluation.is_over else run.job
+    jobs = [job.pk for job in (run.job, evaluation) if job]
+    events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
+    node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
+    return {
+        "run": run,
+        "working": working,
+        "evaluation": evaluation,
+        "stages": stages(run, evaluation),
+        "position": working.position() if working else None,
+        "no_worker": bool(working and working.state == State.QUEUED and not worker_is_there()),
+        "eta": eta_range(working),
+        "events": events,
+        "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
+        "device": run.measured.get("device") or (node.device if node else ""),
+    }
+
+
+def worker_is_there() -> bool:
+    """Whether anything could take the run up."""
+    return WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists()
+
+
+def eta_range(job: Job | None) -> tuple[float, float] | None:
+    """Seconds left, from and to: speed changes over a run, so one number would be a promise."""
+    if job is None or job.state != State.RUNNING or job.eta_seconds is None:
+        return None
+    return job.eta_seconds * 0.9, job.eta_seconds * 1.25 + 2
+
+
+def stages(run: TrainingRun, evaluation: Job | None) -> list[dict[str, Any]]:
+    """The steps of a run in words, each done, current or still to come; a stop or failure ends the row."""
+    words = (_("Waiting"), _("Starting"), _("Training"), _("Saving"), _("Evaluating"), _("Finished"))
+    reached = STAGES.index(stage_of(run, evaluation))
+    broken = run.state in (State.FAILED, State.CANCELLED)
+    finished = STAGES[reached] == "finished"
+    return [
+        {
+            "word": word,
+            "is_done": place < reached or finished,
+            "is_current": place == reached and not finished and not broken,
+            "is_broken": broken and place == reached,
+        }
+        for place, word in enumerate(words)
+    ]
+
+
+def stage_of(run: TrainingRun, evaluation: Job | None) -> str:
+    """The step that the run is in, or in which it ended."""
+    if run.state in (State.FAILED, State.CANCELLED):
+        return "training" if run.trained_step else "starting" if run.job and run.job.attempt else "waiting"
+    if run.is_over:
+        return "evaluating" if evaluation and not evaluation.is_over else "finished"
+    if run.state == State.RUNNING and run.job:
+        return (
+            "saving"
+            if run.job.phase == "saving"
+            else "training"
+            if run.job.phase == "training"
+            else "starting"
+        )
+    known = {State.STARTING: "starting", State.FINALIZING: "saving", State.CANCELLING: "training"}
+    return known.get(State(run.state), "waiting") if run.job else "waiting"
+
+
+def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
+    """Pairs of answers, filtered by ?samples= and paged by ?page=."""
+    pairs = EvaluationItem.objects.pairs(run)
+    groups = {
+        "all": pairs,
+        "changed": [(base, adapter) for base, adapter in pairs if base.output != adapter.output],
+        "wrong": [(base, adapter) for base, adapter in pairs if not adapter.is_right],
+    }
+    chosen = request.GET.get("samples", "all")
+    chosen = chosen if chosen in groups else "all"
+    page = Paginator(groups[chosen], SAMPLES_PER_PAGE).get_page(request.GET.get("page"))
+    counts = {name: len(group) for name, group in groups.items()}
+    return {"run": run, "page": page, "chosen": chosen, "counts": counts}
+
+
+def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
+    """Every setting with its default where it differs."""
+    learn = Hyperparameters(**run.hyperparameters)
+    changed = {name: default for name, _value, default in differences(learn)}
+    return [
+        {"name": name, "value": value, "default": changed.get(name)}
+        for name, value in run.hyperparameters.items()
+        if value is not None
+    ]
+
+
+def curve_table(run: TrainingRun) -> list[tuple[int, list[float | None]]]:
+    """The twin of the chart."""
+    stored = {series.name: series for series in run.metric_series.filter(name__in=charts.CURVES)}
+    return charts.table({name: stored[name].points() if name in stored else [] for name in charts.CURVES})

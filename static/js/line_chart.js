@@ -1,0 +1,139 @@
+// Line charts over steps, on Chart.js: colours of the house, direct labels at line ends, dark mode, PNG.
+// Data arrives as series {label, points: [[x, y], …], colour, dash, smooth, base}; knows nothing of runs.
+
+/* global Chart */
+
+const root = document.documentElement;
+// Okabe and Ito's colours, by contrast on the ground.
+const LIGHT = ["#0072B2", "#D55E00", "#007a58", "#B0578D", "#1a1a1a"];
+const DARK = ["#56B4E9", "#E69F00", "#2fc79a", "#E39AC6", "#f2f2f2"];
+const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
+const BASE = { light: "#6b7280", dark: "#a3abb8" };
+const SMOOTH_FROM = 40;
+const charts = new Map();
+
+const isDark = () => root.dataset.bsTheme === "dark";
+const colourOf = (series) =>
+  series.base ? BASE[isDark() ? "dark" : "light"] : (isDark() ? DARK : LIGHT)[(series.colour ?? 0) % LIGHT.length];
+
+function smoothed(points) {
+  let mean = 0;
+  let weight = 0;
+  return points.map(([x, y]) => {
+    if (y === null) return { x, y };
+    mean = mean * 0.9 + y * 0.1;
+    weight = weight * 0.9 + 0.1;
+    return { x, y: mean / weight };
+  });
+}
+
+function datasets(all) {
+  return all.flatMap((series) => {
+    const colour = colourOf(series);
+    const raw = series.points.map(([x, y]) => ({ x, y }));
+    const calm = series.smooth && raw.length >= SMOOTH_FROM;
+    const line = {
+      label: series.label,
+      data: calm ? smoothed(series.points) : raw,
+      borderColor: colour,
+      backgroundColor: colour,
+      borderDash: series.base ? [4, 4] : DASHES[(series.dash ?? 0) % DASHES.length],
+      borderWidth: 2,
+      pointRadius: !series.base && raw.length <= 15 ? 3 : 0,
+      endLabel: series.label,
+    };
+    if (!calm) return [line];
+    return [line, { label: series.label, data: raw, borderColor: `${colour}55`, borderWidth: 1, pointRadius: 0, endLabel: "" }];
+  });
+}
+
+// Names stand at the ends of their lines, moved apart where they would cover each other.
+const endLabels = {
+  id: "endLabels",
+  afterDatasetsDraw(chart) {
+    const { ctx, chartArea } = chart;
+    const labels = chart.data.datasets
+      .map((set, place) => ({ set, last: chart.getDatasetMeta(place).data.at(-1) }))
+      .filter(({ set, last }) => set.endLabel && last)
+      .map(({ set, last }) => ({ text: set.endLabel, colour: set.borderColor, x: last.x, y: last.y }))
+      .sort((one, other) => one.y - other.y);
+    ctx.save();
+    ctx.font = `500 12px ${getComputedStyle(document.body).fontFamily}`;
+    ctx.textBaseline = "middle";
+    let floor = chartArea.top;
+    for (const label of labels) {
+      const y = Math.max(label.y, floor + 7);
+      ctx.fillStyle = label.colour;
+      ctx.fillText(label.text, chartArea.right + 6, y, 124);
+      floor = y + 7;
+    }
+    ctx.restore();
+  },
+};
+
+function options(element) {
+  const ink = getComputedStyle(document.body).getPropertyValue("color");
+  const grid = isDark() ? "#ffffff1f" : "#0000001a";
+  const axis = (title) => ({ type: "linear", title: { display: true, text: title, color: ink }, grid: { color: grid }, ticks: { color: ink } });
+  return {
+    animation: false,
+    maintainAspectRatio: false,
+    normalized: true,
+    parsing: false,
+    interaction: { mode: "nearest", axis: "x", intersect: false },
+    layout: { padding: { right: 130 } },
+    plugins: {
+      legend: { display: false },
+      tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => `${element.dataset.x} ${items[0]?.parsed.x ?? ""}` } },
+    },
+    scales: { x: { ...axis(element.dataset.x), ticks: { color: ink, precision: 0 } }, y: axis(element.dataset.y) },
+  };
+}
+
+export function draw(element, series) {
+  const known = charts.get(element);
+  if (known) {
+    known.series = series;
+    known.chart.data.datasets = datasets(series);
+    known.chart.update("none");
+    return;
+  }
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", element.dataset.label);
+  element.replaceChildren(canvas);
+  const chart = new Chart(canvas, { type: "line", data: { datasets: datasets(series) }, options: options(element), plugins: [endLabels] });
+  charts.set(element, { chart, series });
+}
+
+function savePng(button) {
+  const element = document.getElementById(button.dataset.png);
+  const canvas = element?.querySelector("canvas");
+  if (!canvas) return;
+  const sheet = document.createElement("canvas");
+  sheet.width = canvas.width;
+  sheet.height = canvas.height;
+  const ctx = sheet.getContext("2d");
+  ctx.fillStyle = isDark() ? "#182433" : "#ffffff";
+  ctx.fillRect(0, 0, sheet.width, sheet.height);
+  ctx.drawImage(canvas, 0, 0);
+  sheet.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = button.dataset.filename;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-png]");
+  if (button) savePng(button);
+});
+root.addEventListener("graftworks:theme", () => {
+  for (const [element, { chart, series }] of charts) {
+    chart.options = options(element);
+    chart.data.datasets = datasets(series);
+    chart.update("none");
+  }
+});

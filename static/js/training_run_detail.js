@@ -1,0 +1,106 @@
+// A run's page: draws its curves, follows it live, and renews the parts that the server renders.
+
+import { draw } from "./line_chart.js";
+import { follow } from "./live_stream.js";
+
+const POINTS_KEPT = 2000;
+const ANNOUNCE_MILLISECONDS = 10000;
+const region = document.getElementById("run-progress");
+const chart = document.getElementById("loss-chart");
+const announcement = document.getElementById("run-announcement");
+const curves = { "train/loss": [], "validation/loss": [] };
+let state = region.querySelector("[data-state]").dataset.state;
+let announced = 0;
+let logged = 0;
+
+function show() {
+  const [train, validation] = [curves["train/loss"], curves["validation/loss"]];
+  if (!train.length && !validation.length) {
+    chart.replaceChildren(Object.assign(document.createElement("p"), { className: "chart-empty", textContent: chart.dataset.empty }));
+    return;
+  }
+  const colour = Number(chart.dataset.colour);
+  const series = [{ label: chart.dataset.train, points: train, colour, dash: 0, smooth: true }];
+  if (validation.length) series.push({ label: chart.dataset.validation, points: validation, colour: colour + 1, dash: 1 });
+  // Before the first step the adapter changes nothing, so that loss is the base model's.
+  const ends = train.at(-1)?.[0];
+  if (validation[0]?.[0] === 0 && ends) {
+    series.push({ label: chart.dataset.base, points: [[0, validation[0][1]], [ends, validation[0][1]]], base: true });
+  }
+  draw(chart, series);
+}
+
+function take({ replace, curves: fresh }) {
+  for (const [name, points] of Object.entries(fresh ?? {})) {
+    curves[name] = replace ? points : [...curves[name], ...points];
+  }
+  show();
+  if (curves["train/loss"].length > POINTS_KEPT) load();
+}
+
+async function load() {
+  const answer = await fetch(region.dataset.metrics, { headers: { Accept: "application/json" } });
+  const facts = await answer.json();
+  take({ ...facts, replace: true });
+  return facts;
+}
+
+function announce() {
+  const percent = region.querySelector("[data-percent]").dataset.percent;
+  if (!percent || Date.now() - announced < ANNOUNCE_MILLISECONDS) return;
+  announced = Date.now();
+  announcement.textContent = announcement.dataset.template.replace("%(percent)s", percent);
+}
+
+async function renewProgress() {
+  const open = region.querySelector("details.events")?.open;
+  const answer = await fetch(region.dataset.url);
+  if (!answer.ok || answer.redirected) return;
+  const text = await answer.text();
+  region.replaceChildren(...new DOMParser().parseFromString(text, "text/html").body.childNodes);
+  if (open) region.querySelector("details.events").open = true;
+  announce();
+  const now = region.querySelector("[data-state]").dataset.state;
+  if (now !== state) {
+    state = now;
+    renewPage();
+  }
+  if (document.getElementById("run-log").open && Date.now() - logged > 4000) renewLog();
+}
+
+// The other parts change only with the state; an open dialog or table is left as it is.
+async function renewPage() {
+  const answer = await fetch(location.href);
+  if (!answer.ok || answer.redirected) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of document.querySelectorAll("[data-refresh]")) {
+    const fresh = page.getElementById(part.id);
+    if (!fresh || part.contains(document.activeElement)) continue;
+    part.replaceChildren(...fresh.childNodes);
+    window.htmx?.process(part);
+  }
+}
+
+async function renewLog() {
+  logged = Date.now();
+  const answer = await fetch(region.dataset.log);
+  if (answer.ok && !answer.redirected) document.querySelector("[data-log-text]").textContent = await answer.text();
+}
+
+document.getElementById("run-log").addEventListener("toggle", (event) => event.target.open && renewLog());
+
+show();
+const facts = await load();
+if (!facts.over) {
+  follow({
+    streamUrl: region.dataset.stream,
+    pollUrl: region.dataset.metrics,
+    cursor: facts.cursor,
+    onPoints: take,
+    onProgress: renewProgress,
+    onEnd: async () => {
+      await renewProgress();
+      await renewPage();
+    },
+  });
+}
