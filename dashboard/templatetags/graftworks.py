@@ -133,7 +133,7 @@ def rounded(value: float, digits: int) -> str:
 
 
 @register.filter
-def number(value: float | None) -> str:
+def number(value: float | str | None) -> str:
     """1,234 · 0.28 M · 134.5 M · 1.24 B; other fractions with three significant digits; – for nothing."""
     # A template passes '' for what is not there.
     if not isinstance(value, int | float) or not math.isfinite(value):
@@ -149,9 +149,9 @@ def number(value: float | None) -> str:
 
 
 @register.filter
-def percent(share: float | None) -> str:
+def percent(share: float | str | None) -> str:
     """A share between 0 and 1 in percent, with the digits it needs: 0.2054 -> 20.5 %, 0.0021 -> 0.21 %."""
-    if share is None:
+    if share is None or isinstance(share, str):
         return "–"
     hundredths = 100 * share
     digits = 2 if 0 < abs(hundredths) < 1 else 1
@@ -159,9 +159,9 @@ def percent(share: float | None) -> str:
 
 
 @register.filter
-def filesize(value: float | None) -> str:
+def filesize(value: float | str | None) -> str:
     """Bytes as people say them: 900 bytes, 1.1 MB. 1 MB is 1,000,000 bytes, as in the hub and on disks."""
-    if value is None:
+    if value is None or isinstance(value, str):
         return "–"
     if value < 1000:
         return ngettext("%(count)d byte", "%(count)d bytes", int(value)) % {"count": int(value)}
@@ -172,9 +172,9 @@ def filesize(value: float | None) -> str:
 
 
 @register.filter
-def duration(value: float | timedelta | None) -> str:
+def duration(value: float | timedelta | str | None) -> str:
     """Seconds or a timedelta in words: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
-    if value is None:
+    if value is None or isinstance(value, str):
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
     if seconds < 10:
