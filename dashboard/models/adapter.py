@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from dashboard.models.training_run import TrainingRun
 WEIGHTS = "adapter_model.safetensors"
 # One fixed time in every archive, so that equal content gives equal bytes.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+COPY_BYTES = 1024 * 1024
 
 
 class AdapterQuerySet(ProjectQuerySet["Adapter"]):
@@ -145,14 +148,25 @@ class Adapter(models.Model):
 
     def _write_archive(self, target: Path, extra: dict[str, bytes]) -> None:
         stem = self.archive_name().removesuffix(".zip")
-        aside = target.with_suffix(f".{id(self)}.part")
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted([*self.files, *extra]):
-                member = zipfile.ZipInfo(f"{stem}/{name}", ZIP_TIME)
-                member.external_attr = 0o644 << 16
-                content = extra[name] if name in extra else (self.path() / name).read_bytes()
-                archive.writestr(member, content)
-        aside.replace(target)
+        # Two requests may write the same content at once: each in a folder of its own, the last rename wins.
+        with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+            with zipfile.ZipFile(Path(aside) / target.name, "w", zipfile.ZIP_STORED) as archive:
+                for name in sorted([*self.files, *extra]):
+                    _store(archive, f"{stem}/{name}", extra.get(name, self.path() / name))
+            (Path(aside) / target.name).replace(target)
         for older in target.parent.glob(f"{self.pk}-*.zip"):
             if older != target:
                 older.unlink(missing_ok=True)
+
+
+def _store(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
+    """One member, read in pieces: weights may be larger than the memory that a web process has."""
+    member = zipfile.ZipInfo(name, ZIP_TIME)
+    member.external_attr = 0o644 << 16
+    if isinstance(content, bytes):
+        archive.writestr(member, content)
+        return
+    # Known before the first byte, the size decides whether the member needs the 64-bit format.
+    member.file_size = content.stat().st_size
+    with content.open("rb") as source, archive.open(member, "w") as sink:
+        shutil.copyfileobj(source, sink, COPY_BYTES)

@@ -34,6 +34,11 @@ def index(request: Request) -> HttpResponse:
 def detail(request: Request, pk: int) -> HttpResponse:
     """Facts, lineage, files, evaluation and how to load it."""
     adapter = Adapter.objects.with_facts().prefetch_related("run__evaluations__job").fetch(request.user, pk)
+    return page_of(request, adapter)
+
+
+def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpResponse:
+    """An adapter's page, also below the reason why something could not be done."""
     versions = Adapter.objects.filter(project=adapter.project, name=adapter.name).order_by("-version")
     context: dict[str, Any] = {
         "adapter": adapter,
@@ -44,7 +49,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "form": StageForm(initial={"stage": adapter.stage}),
         "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),
     }
-    return render(request, "adapters/detail.html", context)
+    return render(request, "adapters/detail.html", context, status=status)
 
 
 @require_POST
@@ -65,4 +70,12 @@ def stage(request: Request, pk: int) -> HttpResponse:
 def download(request: Request, pk: int) -> HttpResponseBase:
     """The adapter as one zip, resumable."""
     adapter = Adapter.objects.fetch(request.user, pk)
-    return ranged_file(request, adapter.archive(), adapter.archive_name())
+    try:
+        return ranged_file(request, adapter.archive(), adapter.archive_name())
+    except FileNotFoundError:
+        messages.error(
+            request,
+            _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
+            % {"adapter": adapter},
+        )
+        return page_of(request, adapter, status=404)

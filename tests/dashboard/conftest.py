@@ -1,0 +1,63 @@
+"""What the pages of finished work need: an adapter with real files, and evaluations that have ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from dashboard.models import Adapter, Evaluation, MetricSeries, TrainingRun
+from tests.conftest import finish
+
+FILES = {
+    "README.md": b"# Triage\n",
+    "adapter_config.json": json.dumps({"base_model_name_or_path": "example/tiny", "r": 4}).encode(),
+    "adapter_model.safetensors": bytes(range(256)) * 16,
+    "run.json": b'{"format": 1}\n',
+    "tokenizer.json": b"{}\n",
+}
+
+
+def succeed(run: TrainingRun, **measured: object) -> TrainingRun:
+    """A run that trained to its end, with curves and its cost, without the work."""
+    if run.job and not run.job.is_over:
+        finish(run.job)
+    MetricSeries.objects.append(run, "train/loss", [(step, 3.0 / step) for step in range(1, 11)])
+    MetricSeries.objects.append(run, "validation/loss", [(5, 1.25), (10, 0.75)])
+    run.end(
+        "succeeded", step=10, measured={"wall_seconds": 65.0, "peak_memory_bytes": 700_000_000, **measured}
+    )
+    return run
+
+
+def publish(run: TrainingRun, contents: dict[str, bytes] | None = None) -> Adapter:
+    """The adapter of a finished run, with a folder of small files that match their checksums."""
+    contents = FILES if contents is None else contents
+    folder = hashlib.sha256(repr((run.pk, sorted(contents.items()))).encode()).hexdigest()
+    path = Path(settings.DATA_DIR) / "adapters" / folder
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return Adapter.objects.publish(succeed(run), folder, digests, len(contents["adapter_model.safetensors"]))
+
+
+def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
+    """Both evaluations of an adapter, ended with these exact matches."""
+    finish(Evaluation.objects.submit(adapter, None))
+    for evaluation in adapter.run.evaluations.filter(metrics={}):
+        is_base = evaluation.subject == Evaluation.Subject.BASE
+        metrics = {"exact_match": base, "loss": 2.5} if is_base else {"exact_match": tuned, "loss": 0.5}
+        evaluation.record_result(200, metrics, [])
+
+
+@pytest.fixture
+def adapter(run: TrainingRun) -> Adapter:
+    """The published adapter of Ed's run, never downloaded so far."""
+    # Rolled back, the adapters of all tests have the same number, and so have their archives.
+    shutil.rmtree(Path(settings.DATA_DIR) / "archives", ignore_errors=True)
+    return publish(run)
