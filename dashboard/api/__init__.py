@@ -1,0 +1,91 @@
+"""The API below /api/v1: what the pages do, for programs. One module per object, one function per verb.
+
+Tokens, paces, paging and refusals are the same everywhere. Its description, OpenAPI 3.1, is at
+/api/v1/openapi.json and /api/v1/docs. Knows nothing of Celery, the engine or templates.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, re_path
+from django.views.decorators.csrf import csrf_exempt
+from ninja import NinjaAPI
+from ninja.operation import Operation
+
+from dashboard.api import (
+    adapters,
+    base_models,
+    datasets,
+    jobs,
+    me,
+    refusals,
+    target_module_configs,
+    training_runs,
+    workers,
+)
+from dashboard.api.access import Pace, Token
+
+
+class Api(NinjaAPI):
+    """Names operations and routes after object and verb, as the pages are: `training-run-create`."""
+
+    def get_openapi_operation_id(self, operation: Operation) -> str:
+        """Object and verb."""
+        module, verb = operation.view_func.__module__, operation.view_func.__name__
+        noun = module.rpartition(".")[2].removesuffix("s")
+        return f"{noun}_{verb}".replace("_", "-")
+
+    def get_operation_url_name(self, operation: Operation, router: Any) -> str:
+        """One name per address: creating shares the address of the list."""
+        return self.get_openapi_operation_id(operation).replace("-create", "-index")
+
+
+api = Api(
+    title="Graftworks API",
+    version="1",
+    description=(
+        "Fine-tune LoRA adapters. Send a token of your project with every call: "
+        "`Authorization: Bearer gw_…`. "
+        "Whatever starts work answers 202 with the object; look at it again until its `state` is final. "
+        "A POST with an `Idempotency-Key` header can be repeated safely."
+    ),
+    urls_namespace="api",
+    auth=Token(),
+    throttle=[Pace(reads=True), Pace(reads=False)],
+)
+refusals.install(api)
+api.add_router("/me", me.router, tags=["Token"])
+api.add_router("/base-models", base_models.router, tags=["Base models"])
+api.add_router("/target-module-configs", target_module_configs.router, tags=["Target modules"])
+api.add_router("/datasets", datasets.router, tags=["Datasets"])
+api.add_router("/runs", training_runs.router, tags=["Runs"])
+api.add_router("/adapters", adapters.router, tags=["Adapters"])
+api.add_router("/jobs", jobs.router, tags=["Queue"])
+api.add_router("/workers", workers.router, tags=["Queue"])
+
+
+def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """The view, with the framework's own "method not allowed" said as every other refusal is."""
+
+    @functools.wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        return refusals.method_not_allowed(response) if response.status_code == 405 else response
+
+    return answer
+
+
+def routes() -> tuple[list[Any], str, str]:
+    """All routes of the API with their namespace; any other address below it is refused as a call."""
+    patterns, application, namespace = api.urls
+    for pattern in patterns:
+        if isinstance(pattern, URLPattern):
+            # The bare address exists for the framework to find its own root, and says nothing.
+            root = pattern.name == "api-root"
+            pattern.callback = csrf_exempt(refusals.missing) if root else in_one_shape(pattern.callback)
+    missing = re_path("", csrf_exempt(refusals.missing), name="missing")
+    return [*patterns, missing], application, namespace

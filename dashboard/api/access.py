@@ -1,0 +1,134 @@
+"""Who calls, how often, and whether this very call was answered before.
+
+The gate has already refused calls without a working token; what a token may see, the QuerySets decide.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+from django.conf import settings
+from django.core.cache import cache
+from django.core.exceptions import PermissionDenied
+from django.db import IntegrityError
+from django.http import HttpRequest
+from django.utils.translation import gettext as _
+from ninja.security import HttpBearer
+from ninja.throttling import BaseThrottle
+
+from dashboard.api.refusals import invalid
+from dashboard.models import ApiToken, Job, Role
+from dashboard.models.project import digest_of, refusal_for
+
+READS = ("GET", "HEAD")
+WINDOW_SECONDS = 60.0
+REMEMBERED_SECONDS = 24 * 3600
+
+
+class Call(HttpRequest):
+    """What an API function receives."""
+
+    api_token: ApiToken | None
+    auth: ApiToken
+
+
+class Token(HttpBearer):
+    """A working token. Whatever is no read needs `role` in its project, before the body is looked at."""
+
+    def __init__(self, role: Role = Role.EDITOR) -> None:
+        super().__init__()
+        self.role = role
+
+    def authenticate(self, request: HttpRequest, token: str) -> ApiToken | None:
+        """The token that the gate found."""
+        found: ApiToken | None = request.api_token  # type: ignore[attr-defined]
+        if found and request.method not in READS:
+            self._require_role(
+                found, names_an_object=bool(request.resolver_match and request.resolver_match.kwargs)
+            )
+        return found
+
+    def _require_role(self, token: ApiToken, *, names_an_object: bool) -> None:
+        if token.projects(self.role).exists():
+            return
+        if token.scope == ApiToken.Scope.READ:
+            raise PermissionDenied(_("This token may only read. Create one that may also write."))
+        # An owner who has left the project learns of no object in it: the fetch answers 404.
+        if token.projects().exists() or not names_an_object:
+            raise PermissionDenied(refusal_for(self.role))
+
+
+class Pace(BaseThrottle):
+    """At most so many reads, or so many writes, per token in any 60 seconds.
+
+    Counted in this process's memory, so that neither the broker nor the database is asked.
+    """
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.lock = threading.Lock()
+        self.calls: dict[str, deque[float]] = defaultdict(deque)
+        self.waiting = threading.local()
+
+    def allow_request(self, request: HttpRequest) -> bool:
+        """Whether there is room; if so, the call is counted."""
+        if (request.method in READS) != self.reads:
+            return True
+        limit = settings.API_READS_PER_MINUTE if self.reads else settings.API_WRITES_PER_MINUTE
+        now = time.monotonic()
+        with self.lock:
+            calls = self.calls[request.auth.digest]  # type: ignore[attr-defined]
+            while calls and calls[0] <= now - WINDOW_SECONDS:
+                calls.popleft()
+            if len(calls) < limit:
+                calls.append(now)
+                return True
+            self.waiting.seconds = calls[0] + WINDOW_SECONDS - now if calls else WINDOW_SECONDS
+            return False
+
+    def wait(self) -> float:
+        """Seconds until the call that this thread has just refused would be let in."""
+        return max(1.0, self.waiting.seconds)
+
+
+def idempotency_key(request: HttpRequest) -> str:
+    """The Idempotency-Key header, or ""."""
+    key = request.headers.get("Idempotency-Key", "").strip()
+    if len(key) > 200 or not key.isascii() or not (key.isprintable() or not key):
+        raise invalid("Idempotency-Key", _("`Idempotency-Key` takes up to 200 printable ASCII characters."))
+    return key
+
+
+def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
+    """The job that an earlier call with this Idempotency-Key started, else that of `start(key)`."""
+    key, project = idempotency_key(request), request.auth.project
+    job = Job.objects.answered(project, key)
+    if job is None:
+        try:
+            return start(key)
+        except IntegrityError:
+            # The same call may have arrived twice at one moment; any other cause is not ours to hide.
+            job = Job.objects.answered(project, key)
+            if job is None:
+                raise
+    if job.kind != kind:
+        raise invalid(
+            "Idempotency-Key", _("This `Idempotency-Key` was used for something else. Choose a new one.")
+        )
+    return job
+
+
+def first_time(request: Call, act: str) -> bool:
+    """Whether no call with this Idempotency-Key has done `act` in the last day; remembers that one has now.
+
+    For acts that start no job of their own.
+    """
+    key = idempotency_key(request)
+    if not key:
+        return True
+    return bool(
+        cache.add(f"api:{request.auth.project_id}:{digest_of(f'{act} {key}')}", True, REMEMBERED_SECONDS)
+    )

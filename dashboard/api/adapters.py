@@ -1,0 +1,87 @@
+"""Adapters: list, look, approve or retire, download."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from django.http import HttpResponseBase
+from django.utils.translation import gettext as _
+from ninja import Router, Schema
+from ninja.pagination import paginate
+from pydantic import ConfigDict
+
+from dashboard.api.access import Call, Token
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, invalid
+from dashboard.downloads import ranged_file
+from dashboard.models import Adapter, Role
+
+router = Router()
+ZIP = {"responses": {200: {"description": "The zip", "content": {"application/zip": {}}}}}
+
+
+class AdapterOut(Schema):
+    """A finished adapter. `bytes` and `sha256` are those of `adapter_model.safetensors`."""
+
+    id: int
+    name: str
+    version: int
+    stage: str
+    run: int
+    base_model: int
+    bytes: int
+    sha256: str
+
+
+class StageIn(Schema):
+    """The stage it shall have; it must be given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Optional here only so that somebody else's adapter is 404 before its body is looked at.
+    stage: Literal["draft", "approved", "retired"] | None = None
+
+
+def shown(adapter: Adapter) -> AdapterOut:
+    """The object as every answer has it."""
+    return AdapterOut(
+        id=adapter.pk,
+        name=adapter.name,
+        version=adapter.version,
+        stage=adapter.stage,
+        run=adapter.run_id,
+        base_model=adapter.base_model_id,
+        bytes=adapter.size_bytes,
+        sha256=adapter.sha256,
+    )
+
+
+@router.get("", response={200: list[AdapterOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """The project's adapters."""
+    return Rows(Adapter.objects.visible_to(request.auth), shown)
+
+
+@router.get("/{int:pk}", response={200: AdapterOut, **READING})
+def detail(request: Call, pk: int) -> AdapterOut:
+    """One adapter."""
+    return shown(Adapter.objects.fetch(request.auth, pk))
+
+
+@router.post("/{int:pk}/stage", auth=Token(Role.MANAGER), response={200: AdapterOut, **WRITING})
+def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
+    """Approve it, retire it, or make it a draft again."""
+    adapter = Adapter.objects.fetch(request.auth, pk, Role.MANAGER)
+    if payload.stage is None:
+        raise invalid("stage", _("`stage` must be draft, approved or retired."))
+    adapter.enter(payload.stage)
+    return shown(adapter)
+
+
+@router.api_operation(["HEAD"], "/{int:pk}/download", include_in_schema=False)
+@router.get("/{int:pk}/download", response=READING, openapi_extra=ZIP)
+def download(request: Call, pk: int) -> HttpResponseBase:
+    """The adapter as one zip that PEFT loads when unpacked; answers Range requests."""
+    adapter = Adapter.objects.fetch(request.auth, pk)
+    return ranged_file(request, adapter.archive(), adapter.archive_name())

@@ -1,0 +1,196 @@
+"""The API's one shape of "no": {"error": {code, message, field}}, whatever went wrong and where."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.exceptions import (
+    PermissionDenied,
+    RequestDataTooBig,
+    SuspiciousOperation,
+    TooManyFieldsSent,
+    TooManyFilesSent,
+)
+from django.core.signals import got_request_exception
+from django.db import IntegrityError
+from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
+from django.utils.translation import gettext as _
+from ninja import NinjaAPI, Schema
+from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
+
+from dashboard.gate import api_error
+from workers.errors import SpecError, TargetError
+from workers.specs import Hyperparameters
+
+log = logging.getLogger(__name__)
+HYPERPARAMETERS = frozenset(Hyperparameters.__dataclass_fields__)
+
+
+class Problem(Schema):
+    """What was refused, why, and where in the request."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class Refused(Schema):
+    """Every answer with a status of 400 or above."""
+
+    error: Problem
+
+
+READING = {frozenset({401, 403, 404, 409, 422, 429}): Refused}
+WRITING = {frozenset({401, 403, 404, 409, 413, 422, 429}): Refused}
+
+
+class Refusal(Exception):
+    """Ends a call with this status and this one problem."""
+
+    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.field = status, code, message, field
+
+
+def invalid(field: str | None, message: str) -> Refusal:
+    """A value that cannot be used."""
+    return Refusal(422, "invalid", message, field)
+
+
+def unknown(field: str, noun: str) -> Refusal:
+    """An id or slug in a body or query that stands for nothing the caller may see."""
+    return Refusal(404, "not_found", _("There is no such %(noun)s in this project.") % {"noun": noun}, field)
+
+
+def refuse_others(given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse the first name that is not known."""
+    for name in given:
+        if name not in known:
+            raise invalid(name, _("There is no `%(name)s` here.") % {"name": name[:100]})
+
+
+def install(api: NinjaAPI) -> None:
+    """Answer every exception of an API call in the one shape."""
+    api.add_exception_handler(
+        Refusal, lambda request, no: api_error(no.status, no.code, no.message, no.field)
+    )
+    api.add_exception_handler(ValidationError, _invalid)
+    api.add_exception_handler(SpecError, _spec)
+    api.add_exception_handler(TargetError, _target)
+    api.add_exception_handler(Http404, _not_found)
+    api.add_exception_handler(PermissionDenied, _forbidden)
+    api.add_exception_handler(AuthenticationError, _unauthorized)
+    api.add_exception_handler(Throttled, _throttled)
+    api.add_exception_handler(HttpError, _unreadable)
+    api.add_exception_handler(IntegrityError, _conflict)
+    api.add_exception_handler(SuspiciousOperation, _unreadable)
+    api.add_exception_handler(MultiPartParserError, _unreadable)
+    api.add_exception_handler(UnreadablePostError, _unreadable)
+    for kind in (RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent):
+        api.add_exception_handler(kind, _too_large)
+    api.add_exception_handler(Exception, _our_fault)
+
+
+def missing(_request: HttpRequest) -> HttpResponse:
+    """Below /api/v1/ every address that is no route."""
+    return api_error(404, "not_found", _("There is nothing at this address. The API is described at docs."))
+
+
+def method_not_allowed(response: HttpResponse) -> HttpResponse:
+    """The right address with a method that it does not have."""
+    message = _("This address answers to %(methods)s.") % {"methods": response.headers["Allow"]}
+    answer = api_error(405, "method_not_allowed", message)
+    answer.headers["Allow"] = response.headers["Allow"]
+    return answer
+
+
+def _invalid(_request: HttpRequest, error: ValidationError) -> HttpResponse:
+    first = error.errors[0]
+    source, *path = first["loc"]
+    # A body's path begins with the name of our own parameter, which no caller knows.
+    field = ".".join(str(part) for part in (path[1:] if source == "body" else path))
+    return api_error(422, "invalid", _sentence(first, field), field or None)
+
+
+def _sentence(error: dict[str, Any], field: str) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    name = {"field": field or _("The body"), **context}
+    if kind == "missing":
+        return _("`%(field)s` is missing.") % name if field else _("Send a JSON object.")
+    if kind == "extra_forbidden":
+        return _("There is no `%(field)s` here.") % name
+    if kind == "value_error":
+        return str(context.get("error", error["msg"]))
+    if kind.startswith("int_"):
+        return _("`%(field)s` must be a whole number.") % name
+    if kind.startswith(("float_", "finite_")):
+        return _("`%(field)s` must be a number.") % name
+    if kind.startswith("bool_"):
+        return _("`%(field)s` must be true or false.") % name
+    if kind == "string_too_long":
+        return _("`%(field)s` is longer than %(max_length)s letters.") % name
+    if kind == "string_too_short":
+        return _("`%(field)s` must not be empty.") % name
+    if kind.startswith("string_"):
+        return _("`%(field)s` must be text.") % name
+    if kind == "greater_than_equal":
+        return _("`%(field)s` must be at least %(ge)s.") % name
+    if kind == "less_than_equal":
+        return _("`%(field)s` must be at most %(le)s.") % name
+    if kind in ("literal_error", "enum"):
+        return _("`%(field)s` must be %(expected)s.") % name
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return _("`%(field)s` must be a JSON object.") % name if field else _("Send a JSON object.")
+    return f"`{field}`: {error['msg']}."
+
+
+def _spec(_request: HttpRequest, error: SpecError) -> HttpResponse:
+    field = "target_module_config" if error.field == "target_modules" else error.field
+    if field in ("dataset", "base_model"):
+        return api_error(409, "not_ready", error.message, field)
+    name = f"hyperparameters.{field}" if field in HYPERPARAMETERS else field
+    return api_error(422, "invalid", error.message, name or None)
+
+
+def _target(_request: HttpRequest, error: TargetError) -> HttpResponse:
+    # Only a census of another version raises this before a run starts.
+    return api_error(409, "not_ready", error.message, "base_model")
+
+
+def _not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
+    return api_error(404, "not_found", _("There is no such object in this project."))
+
+
+def _forbidden(_request: HttpRequest, error: PermissionDenied) -> HttpResponse:
+    return api_error(403, "forbidden", str(error) or _("You may not do this."))
+
+
+def _unauthorized(_request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
+    return api_error(401, "unauthorized", _("Send a valid API token: Authorization: Bearer gw_…"))
+
+
+def _throttled(_request: HttpRequest, _error: Throttled) -> HttpResponse:
+    message = _("This token has made its calls for this minute. Wait as long as Retry-After says.")
+    return api_error(429, "too_many_requests", message)
+
+
+def _too_large(_request: HttpRequest, _error: Exception) -> HttpResponse:
+    return api_error(413, "too_large", _("The request is larger than this address takes."))
+
+
+def _unreadable(_request: HttpRequest, _error: Exception) -> HttpResponse:
+    return api_error(422, "unreadable", _("The body cannot be read. Send what the documentation describes."))
+
+
+def _conflict(_request: HttpRequest, error: IntegrityError) -> HttpResponse:
+    log.warning("An API call met a database constraint: %s", error)
+    return api_error(409, "conflict", _("Another request has just changed this. Look again, then repeat."))
+
+
+def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("An API call failed", exc_info=error)
+    got_request_exception.send(sender=NinjaAPI, request=request)
+    return api_error(500, "internal_error", _("This is a fault in Graftworks. Its log names the cause."))

@@ -1,0 +1,377 @@
+"""Training runs: start, list, look, stop; their curves, evaluations, samples, events and log."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, cast
+
+from django.http import Http404
+from django.utils.translation import gettext as _
+from ninja import Query, Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
+
+from dashboard.api import datasets, jobs
+from dashboard.api.access import Call, once
+from dashboard.api.base_models import inspected
+from dashboard.api.failures import Failure
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, Refusal, invalid, refuse_others, unknown
+from dashboard.api.target_module_configs import chosen_base_model
+from dashboard.models import (
+    Adapter,
+    DatasetVersion,
+    Evaluation,
+    EvaluationItem,
+    Job,
+    JobEvent,
+    Role,
+    TargetModuleConfig,
+    TrainingRun,
+    hyperparameters_from,
+)
+
+router = Router()
+# Curves that a run may have; before their first point they are empty.
+METRICS = (
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "validation/loss",
+    "system/memory_bytes",
+)
+LOG_LINES = 1000
+
+
+def id_or_slug(value: Any) -> int | str:
+    """A config by number or by slug, and nothing that merely resembles one."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise ValueError(_("`target_module_config` must be an id or a preset's slug."))
+    return value
+
+
+IdOrSlug = Annotated[
+    Any,
+    BeforeValidator(id_or_slug),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "examples": ["efficient"]}),
+]
+
+
+class HyperparametersIn(Schema):
+    """How the run learns. What is left out has the form's default; limits are those of the form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    r: StrictInt | None = None
+    lora_alpha: StrictInt | None = None
+    lora_dropout: StrictFloat | None = None
+    use_rslora: StrictBool | None = None
+    learning_rate: StrictFloat | None = None
+    lr_scheduler_type: StrictStr | None = None
+    warmup_ratio: StrictFloat | None = None
+    weight_decay: StrictFloat | None = None
+    max_grad_norm: StrictFloat | None = None
+    max_steps: StrictInt | None = None
+    num_train_epochs: StrictFloat | None = None
+    per_device_train_batch_size: StrictInt | None = None
+    gradient_accumulation_steps: StrictInt | None = None
+    max_length: StrictInt | None = None
+    seed: StrictInt | None = None
+
+
+class RunIn(Schema):
+    """A run to start: ids, or a preset's slug. The newest imported version of the dataset is used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[StrictStr, Field(max_length=120)] = ""
+    dataset: StrictInt
+    base_model: StrictInt | None = None
+    target_module_config: IdOrSlug
+    hyperparameters: HyperparametersIn | None = None
+
+
+class Forecast(Schema):
+    """Reckoned before the start."""
+
+    trainable_parameters: int
+    adapter_bytes: int
+
+
+class AdapterRef(Schema):
+    """The adapter that a run has made."""
+
+    id: int
+    name: str
+    version: int
+
+
+class RunOut(Schema):
+    """A run. `hyperparameters` are resolved: nothing in them is left open."""
+
+    id: int
+    name: str
+    state: str
+    dataset: int
+    base_model: int
+    target_module_config: int
+    hyperparameters: dict[str, Any]
+    step: int
+    total_steps: int
+    forecast: Forecast
+    adapter: AdapterRef | None
+    error: Failure | None
+
+
+class MetricsOut(Schema):
+    """One curve: [step, value] in rising order."""
+
+    name: str
+    points: list[tuple[int, float | None]]
+
+
+class MetricSeriesOut(Schema):
+    """What is known of a curve without reading its points."""
+
+    name: str
+    count: int
+    last_step: int
+    last: float | None
+    low: float | None
+    high: float | None
+
+
+class EvaluationOut(Schema):
+    """Base model or adapter, scored on held-out rows."""
+
+    id: int
+    subject: str
+    split: str
+    rows: int | None
+    state: str
+    metrics: dict[str, Any]
+    error: Failure | None
+
+
+class SampleOut(Schema):
+    """A held-out row: what was asked and expected, and what base model and adapter answered."""
+
+    row: int
+    prompt: str
+    expected: str
+    base: str
+    adapter: str
+    base_scores: dict[str, Any]
+    adapter_scores: dict[str, Any]
+
+
+class LogOut(Schema):
+    """The end of the log of the run's job."""
+
+    text: str
+
+
+def shown(run: TrainingRun) -> dict[str, Any]:
+    """The object as every answer has it."""
+    return {
+        "id": run.pk,
+        "name": run.name,
+        "state": run.state,
+        "dataset": run.dataset_version.dataset_id,
+        "base_model": run.base_model_id,
+        "target_module_config": run.target_module_config_id,
+        "hyperparameters": run.hyperparameters,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "forecast": run.forecast,
+        "adapter": adapter_of(run),
+        "error": run.error,
+    }
+
+
+def adapter_of(run: TrainingRun) -> dict[str, Any] | None:
+    """The adapter it has made, or None."""
+    try:
+        return {"id": run.adapter.pk, "name": run.adapter.name, "version": run.adapter.version}
+    except Adapter.DoesNotExist:
+        return None
+
+
+def evaluation_shown(evaluation: Evaluation) -> dict[str, Any]:
+    """The object as the list has it."""
+    return {
+        "id": evaluation.pk,
+        "subject": evaluation.subject,
+        "split": evaluation.split,
+        "rows": evaluation.rows,
+        "state": evaluation.state,
+        "metrics": evaluation.metrics,
+        "error": evaluation.error,
+    }
+
+
+def with_facts() -> Any:
+    """Runs with everything that `shown` needs, in a fixed number of queries."""
+    return TrainingRun.objects.with_facts().prefetch_related("metric_series")
+
+
+@router.get("", response={200: list[RunOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """The project's runs."""
+    return Rows(with_facts().visible_to(request.auth), shown)
+
+
+@router.get("/{int:pk}", response={200: RunOut, **READING})
+def detail(request: Call, pk: int) -> dict[str, Any]:
+    """One run."""
+    return shown(with_facts().fetch(request.auth, pk))
+
+
+@router.post("", response={202: RunOut, **WRITING})
+def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
+    """Queue a fine-tune; it needs no broker and returns at once."""
+    job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
+    return Status(202, shown(with_facts().get(job=job)))
+
+
+def launch(request: Call, payload: RunIn, key: str) -> Job:
+    """The job of the new run. Every id is looked up among what the caller may see."""
+    version = newest_version(request, payload.dataset)
+    base_model = inspected(chosen_base_model(request, payload.base_model))
+    config = config_of(request, payload.target_module_config)
+    values = payload.hyperparameters.dict() if payload.hyperparameters else {}
+    run = TrainingRun.objects.launch(
+        project=request.auth.project,
+        by=request.auth.user,
+        name=run_name(payload.name) or TrainingRun.default_name(version, config),
+        dataset_version=version,
+        base_model=base_model,
+        target_module_config=config,
+        hyperparameters=hyperparameters_from(values),
+        idempotency_key=key,
+    )
+    return cast("Job", run.job)
+
+
+def newest_version(request: Call, pk: int) -> DatasetVersion:
+    """The version of this dataset that a run would use."""
+    try:
+        version = datasets.fetch(request, pk).newest_ready()
+    except Http404 as error:
+        raise unknown("dataset", _("dataset")) from error
+    if version is None:
+        message = _("No version of this dataset is imported yet. Look at its state first.")
+        raise Refusal(409, "not_ready", message, "dataset")
+    return version
+
+
+def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
+    """The config of that id, also as text, or the built-in preset of that slug."""
+    visible = TargetModuleConfig.objects.visible_to(request.auth)
+    by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal())
+    found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=wanted, project=None)
+    config = found.first()
+    if config is None:
+        raise unknown("target_module_config", _("choice of target modules"))
+    return config
+
+
+def run_name(name: str) -> str:
+    """One line with its spaces tidied."""
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
+        raise invalid("name", _("`name` must be one line of plain text."))
+    return " ".join(name.split())
+
+
+@router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
+def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
+    """Stop it: at once while it waits, within seconds while it trains."""
+    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    if run.job is None or (run.is_over and not run.job.is_over):
+        raise Refusal(409, "already_ended", _("There is nothing to stop: %(state)s.") % {"state": run.state})
+    jobs.stop(request, run.job)
+    return Status(202, detail(request, pk))
+
+
+@router.get("/{int:pk}/metrics", response={200: MetricsOut, **READING})
+def metrics(request: Call, pk: int, name: str, since: int = -1) -> dict[str, Any]:
+    """One curve, or its points after step `since`. `train/loss` has a point for each step."""
+    refuse_others(list(request.GET), ["name", "since"])
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    series = run.metric_series.filter(name=name).first()
+    if series is None and name not in METRICS:
+        message = _("There is no metric of that name. Known: %(names)s.")
+        raise invalid("name", message % {"names": ", ".join(METRICS)})
+    points = series.points(since) if series else []
+    return {"name": name, "points": [(step, finite(value)) for step, value in points]}
+
+
+@router.get("/{int:pk}/metric-series", response={200: list[MetricSeriesOut], **READING})
+@paginate(Newest)
+def metric_series(request: Call, pk: int) -> Rows:
+    """Which curves there are, with their last, lowest and highest value."""
+    rows = TrainingRun.objects.fetch(request.auth, pk).metric_series.all()
+    return Rows(rows, lambda one: {key: getattr(one, key) for key in MetricSeriesOut.model_fields})
+
+
+@router.get("/{int:pk}/evaluations", response={200: list[EvaluationOut], **READING})
+@paginate(Newest)
+def evaluations(request: Call, pk: int) -> Rows:
+    """How base model and adapter did on the same held-out rows."""
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    return Rows(run.evaluations.select_related("job"), evaluation_shown)
+
+
+@router.get("/{int:pk}/samples", response={200: list[SampleOut], **READING})
+@paginate(Newest)
+def samples(request: Call, pk: int) -> Rows:
+    """Held-out rows side by side: expected, base model, adapter."""
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    pairs = {adapter.pk: base for base, adapter in EvaluationItem.objects.pairs(run)}
+    return Rows(
+        EvaluationItem.objects.filter(pk__in=list(pairs)), lambda item: pair_shown(pairs[item.pk], item)
+    )
+
+
+def pair_shown(base: EvaluationItem, adapter: EvaluationItem) -> dict[str, Any]:
+    """Two answers to one row."""
+    return {
+        "row": adapter.row,
+        "prompt": adapter.prompt,
+        "expected": adapter.expected,
+        "base": base.output,
+        "adapter": adapter.output,
+        "base_scores": base.scores,
+        "adapter_scores": adapter.scores,
+    }
+
+
+@router.get("/{int:pk}/events", response={200: list[jobs.JobEventOut], **READING})
+@paginate(Newest)
+def events(request: Call, pk: int) -> Rows:
+    """What happened to it, in words."""
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    return Rows(JobEvent.objects.filter(job=run.job_id), jobs.event_facts)
+
+
+@router.get("/{int:pk}/log", response={200: LogOut, **READING})
+def log(request: Call, pk: int, lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 200) -> dict[str, str]:
+    """The last lines of its log, for looking into a failure."""
+    job = TrainingRun.objects.select_related("job").fetch(request.auth, pk).job
+    return {"text": job.log_tail(lines) if job else ""}
+
+
+def finite(value: float) -> float | None:
+    """JSON has no word for what is not a number."""
+    return value if math.isfinite(value) else None
