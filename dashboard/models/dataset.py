@@ -217,6 +217,7 @@ class DatasetVersion(models.Model):
         prompt_column: str = "",
         completion_column: str = "",
         skip_bad_rows: bool = False,
+        idempotency_key: str = "",
     ) -> Job:
         """Answer the question that a failed import asked, and import the same upload once more."""
         with transaction.atomic():
@@ -226,7 +227,7 @@ class DatasetVersion(models.Model):
                 raise ValueError("Only a failed import can be repeated: an imported version never changes.")
             self.prompt_column, self.completion_column = prompt_column, completion_column
             self.skip_bad_rows = skip_bad_rows
-            return self.submit_import(by)
+            return self.submit_import(by, idempotency_key=idempotency_key)
 
     def record_import(self, report: dict[str, Any]) -> None:
         """Store what the import job found; `folder()` holds the splits from now on."""
