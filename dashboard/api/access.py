@@ -91,7 +91,7 @@ class Pace(BaseThrottle):
 
     def wait(self) -> float:
         """Seconds until the call that this thread has just refused would be let in."""
-        return max(1.0, self.waiting.seconds)
+        return float(max(1.0, self.waiting.seconds))
 
 
 def idempotency_key(request: HttpRequest) -> str:

@@ -13,7 +13,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once
-from dashboard.api.failures import Failure
+from dashboard.api.failures import Failure, failure_of
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.forms.base_models import FolderForm, HubForm
@@ -97,7 +97,7 @@ def shown(base_model: BaseModel) -> BaseModelOut:
         revision=base_model.revision or None,
         parameters=base_model.parameters,
         state=base_model.state,
-        error=base_model.job.error if base_model.job else None,
+        error=failure_of(base_model.job),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.core.exceptions import (
@@ -74,24 +74,8 @@ def refuse_others(given: Sequence[str], known: Sequence[str]) -> None:
 
 def install(api: NinjaAPI) -> None:
     """Answer every exception of an API call in the one shape."""
-    api.add_exception_handler(
-        Refusal, lambda request, no: api_error(no.status, no.code, no.message, no.field)
-    )
-    api.add_exception_handler(ValidationError, _invalid)
-    api.add_exception_handler(SpecError, _spec)
-    api.add_exception_handler(TargetError, _target)
-    api.add_exception_handler(Http404, _not_found)
-    api.add_exception_handler(PermissionDenied, _forbidden)
-    api.add_exception_handler(AuthenticationError, _unauthorized)
-    api.add_exception_handler(Throttled, _throttled)
-    api.add_exception_handler(HttpError, _unreadable)
-    api.add_exception_handler(IntegrityError, _conflict)
-    api.add_exception_handler(SuspiciousOperation, _unreadable)
-    api.add_exception_handler(MultiPartParserError, _unreadable)
-    api.add_exception_handler(UnreadablePostError, _unreadable)
-    for kind in (RequestDataTooBig, TooManyFieldsSent, TooManyFilesSent):
-        api.add_exception_handler(kind, _too_large)
-    api.add_exception_handler(Exception, _our_fault)
+    for kind, handler in HANDLERS.items():
+        api.add_exception_handler(kind, handler)
 
 
 def missing(_request: HttpRequest) -> HttpResponse:
@@ -194,3 +178,29 @@ def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
     log.error("An API call failed", exc_info=error)
     got_request_exception.send(sender=NinjaAPI, request=request)
     return api_error(500, "internal_error", _("This is a fault in Graftworks. Its log names the cause."))
+
+
+def _refused(_request: HttpRequest, refusal: Refusal) -> HttpResponse:
+    return api_error(refusal.status, refusal.code, refusal.message, refusal.field)
+
+
+# The nearest ancestor of an exception decides.
+HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
+    Refusal: _refused,
+    ValidationError: _invalid,
+    SpecError: _spec,
+    TargetError: _target,
+    Http404: _not_found,
+    PermissionDenied: _forbidden,
+    AuthenticationError: _unauthorized,
+    Throttled: _throttled,
+    HttpError: _unreadable,
+    IntegrityError: _conflict,
+    RequestDataTooBig: _too_large,
+    TooManyFieldsSent: _too_large,
+    TooManyFilesSent: _too_large,
+    SuspiciousOperation: _unreadable,
+    MultiPartParserError: _unreadable,
+    UnreadablePostError: _unreadable,
+    Exception: _our_fault,
+}
