@@ -13,7 +13,7 @@ from django import template
 from django.forms import BoundField
 from django.forms.boundfield import BoundWidget
 from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -98,11 +98,7 @@ def navigation(context: dict[str, Any]) -> list[list[dict[str, Any]]]:
         for route, icon, label, prefixes in block:
             active = not found and present.startswith(prefixes)
             found = found or active
-            try:
-                url = reverse(route)
-            except NoReverseMatch:
-                continue
-            items.append({"url": url, "icon": icon, "label": label, "active": active})
+            items.append({"url": reverse(route), "icon": icon, "label": label, "active": active})
         groups.append(items)
     return groups
 
