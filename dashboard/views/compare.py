@@ -62,14 +62,14 @@ def export(request: Request) -> HttpResponse:
 def chosen(request: Request) -> list[TrainingRun]:
     """The runs asked for, in that order; 404 when one of them is not there for this person."""
     parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
-    wanted = list(dict.fromkeys(part for part in parts if part))
-    if not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in wanted):
+    if not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in parts if part):
         raise Http404
+    wanted = list(dict.fromkeys(int(part) for part in parts if part))
     runs = TrainingRun.objects.with_facts().with_scores().visible_to(request.user)
-    found = {run.pk: run for run in runs.filter(pk__in=[int(part) for part in wanted])}
-    if len(found) < len({int(part) for part in wanted}):
+    found = {run.pk: run for run in runs.filter(pk__in=wanted)}
+    if len(found) < len(wanted):
         raise Http404
-    return [found[int(part)] for part in wanted]
+    return [found[pk] for pk in wanted]
 
 
 def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:

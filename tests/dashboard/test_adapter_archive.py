@@ -28,9 +28,8 @@ def test_it_holds_the_folder_the_evaluations_and_the_sums(adapter: Adapter) -> N
 
 def test_its_sums_are_those_of_every_other_file(adapter: Adapter) -> None:
     found = members(adapter.archive())
-    listed = dict(
-        reversed(line.split("  ")) for line in found.pop("Triage-v1/SHA256SUMS").decode().splitlines()
-    )
+    lines = found.pop("Triage-v1/SHA256SUMS").decode().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
     assert listed == {
         name.removeprefix("Triage-v1/"): hashlib.sha256(content).hexdigest()
         for name, content in found.items()

@@ -1,0 +1,43 @@
+"""The stage of an adapter: managers approve and retire."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Adapter, User
+
+
+def change(client: Client, user: User, adapter: Adapter, stage: str) -> tuple[int, str]:
+    client.force_login(user)
+    response = client.post(reverse("adapter-stage", args=[adapter.pk]), {"stage": stage}, follow=True)
+    return response.status_code, response.content.decode()
+
+
+@pytest.mark.parametrize("stage", ["approved", "retired", "draft"])
+def test_a_manager_changes_it(client: Client, mara: User, adapter: Adapter, stage: str) -> None:
+    _status, text = change(client, mara, adapter, stage)
+    adapter.refresh_from_db()
+    assert adapter.stage == stage
+    assert f"Triage:v1 is now: {adapter.get_stage_display()}." in text
+
+
+@pytest.mark.parametrize("stage", ["", "shipped", "approved\x00", "x" * 5000])
+def test_it_refuses_a_stage_that_does_not_exist(
+    client: Client, mara: User, adapter: Adapter, stage: str
+) -> None:
+    _status, text = change(client, mara, adapter, stage)
+    adapter.refresh_from_db()
+    assert adapter.stage == "draft"
+    assert "Choose draft, approved or retired." in text
+
+
+def test_it_refuses_an_editor(client: Client, ed: User, adapter: Adapter) -> None:
+    status, _text = change(client, ed, adapter, "approved")
+    adapter.refresh_from_db()
+    assert (status, adapter.stage) == (403, "draft")
+
+
+def test_it_hides_the_adapter_from_an_outsider(client: Client, otto: User, adapter: Adapter) -> None:
+    assert change(client, otto, adapter, "approved")[0] == 404

@@ -1,0 +1,46 @@
+"""Everything about the compared runs as one table for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Adapter, BaseModel, Dataset, Project, TrainingRun, User
+from tests.conftest import make_run
+from tests.dashboard.conftest import evaluate
+
+
+def rows(client: Client, user: User, run: TrainingRun) -> list[dict[str, str]]:
+    client.force_login(user)
+    response = client.get(f"{reverse('compare-csv')}?runs={run.pk}")
+    assert response["Content-Disposition"] == 'attachment; filename="compare.csv"'
+    return list(csv.DictReader(io.StringIO(response.content.decode())))
+
+
+def test_it_holds_settings_results_cost_and_every_point(client: Client, vera: User, adapter: Adapter) -> None:
+    evaluate(adapter, 0.0, 0.61)
+    found = {
+        (row["kind"], row["measure"], row["step"]): row["value"] for row in rows(client, vera, adapter.run)
+    }
+    assert found["setting", "learning_rate", ""] == "0.0002"
+    assert found["base", "exact_match", ""] == "0.0"
+    assert found["adapter", "exact_match", ""] == "0.61"
+    assert found["cost", "wall_seconds", ""] == "65.0"
+    assert found["forecast", "adapter_bytes", ""] == str(adapter.run.forecast["adapter_bytes"])
+    assert found["curve", "validation/loss", "10"] == "0.75"
+    assert len([key for key in found if key[:2] == ("curve", "train/loss")]) == 10
+
+
+def test_no_name_can_act_as_a_formula(
+    client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed, name="=1+1")
+    assert {row["name"] for row in rows(client, vera, run)} == {"'=1+1"}
+
+
+def test_it_hides_the_run_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:
+    client.force_login(otto)
+    assert client.get(f"{reverse('compare-csv')}?runs={run.pk}").status_code == 404
