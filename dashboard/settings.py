@@ -215,7 +215,8 @@ LANGUAGES = [("en", _("English"))]
 TIME_ZONE = env.str("TIME_ZONE", default="UTC")
 USE_TZ = True
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / ".cache" / "static"
+# One for each data folder: a second installation of this checkout must not change a running one.
+STATIC_ROOT = DATA_DIR / "static"
 # Named folders, so that node_modules and lock files beside them are never published.
 STATICFILES_DIRS = [
     (name, BASE_DIR / "static" / name)
