@@ -16,6 +16,7 @@ from dashboard.api.access import Call, Token, once
 from dashboard.api.failures import Failure, failure_of
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.texts import Name
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.forms.training_runs import preset_cards
 from dashboard.models import BaseModel, Job, Role, TargetModuleConfig
@@ -44,7 +45,7 @@ class BaseModelIn(Schema):
 
     hub_id: str
     folder: str = ""
-    name: str = ""
+    name: Name = ""
     revision: str = ""
 
 

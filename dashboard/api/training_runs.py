@@ -12,7 +12,6 @@ from ninja.pagination import paginate
 from pydantic import (
     BeforeValidator,
     ConfigDict,
-    Field,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -27,6 +26,7 @@ from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid, refuse_others, unknown
 from dashboard.api.target_module_configs import chosen_base_model
+from dashboard.api.texts import Name
 from dashboard.models import (
     Adapter,
     DatasetVersion,
@@ -94,7 +94,7 @@ class RunIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[StrictStr, Field(max_length=120)] = ""
+    name: Name = ""
     dataset: StrictInt
     base_model: StrictInt | None = None
     target_module_config: IdOrSlug
@@ -254,7 +254,7 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
     run = TrainingRun.objects.launch(
         project=request.auth.project,
         by=request.auth.user,
-        name=run_name(payload.name) or TrainingRun.default_name(version, config),
+        name=payload.name or TrainingRun.default_name(version, config),
         dataset_version=version,
         base_model=base_model,
         target_module_config=config,
@@ -285,13 +285,6 @@ def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
     if config is None:
         raise unknown("target_module_config", _("choice of target modules"))
     return config
-
-
-def run_name(name: str) -> str:
-    """One line with its spaces tidied."""
-    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
-        raise invalid("name", _("`name` must be one line of plain text."))
-    return " ".join(name.split())
 
 
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
