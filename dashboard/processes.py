@@ -28,6 +28,7 @@ TIED = Path(__file__).with_name("tied.py")
 EXITS_ALLOWED = 5
 EXITS_WINDOW = 60.0
 LONGEST_PAUSE = 30.0
+PROBE_SECONDS = 0.5
 OURSELVES = "graftworks"
 
 
@@ -136,16 +137,19 @@ class Programs:
         self.stop_asked = self.stop_asked or now
 
     def _watch(self) -> int:
-        announced = False
+        announced, probe_at = False, 0.0
         for child in self.children:
             child.start(self._write)
         while not self.stop_asked:
             for child in self.children:
                 if not child.alive() and not self._revive(child):
                     return 1
-            if not announced and self.is_ready():
-                announced = True
-                self._print(self.greeting)
+            # Not at every round: a program that answers with an error writes about each probe.
+            if not announced and time.monotonic() >= probe_at:
+                probe_at = time.monotonic() + PROBE_SECONDS
+                announced = self.is_ready()
+                if announced:
+                    self._print(self.greeting)
             time.sleep(0.2)
         return 0
 
