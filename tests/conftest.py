@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,6 +97,15 @@ def otto(other_project: Project) -> User:
 def token(project: Project, ed: User) -> str:
     """The secret of a read-and-write token of the project, owned by Ed."""
     return ApiToken.issue(project, ed, "tests")[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's files, built once in a process of its own, so that tests stay free of torch."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=settings.BASE_DIR, timeout=120)
+    return folder
 
 
 def tiny_census() -> dict[str, object]:

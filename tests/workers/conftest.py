@@ -28,15 +28,6 @@ from workers.specs import ImportSpec, InspectSpec, to_dict
 from workers.tasks import attempt
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's files, built once in a process of its own, so that tests stay free of torch."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=settings.BASE_DIR, timeout=120)
-    return folder
-
-
 def claim(queue: str) -> Job:
     """Claim the next job the way a worker process does."""
     job = Job.objects.claim(

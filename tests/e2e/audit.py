@@ -1,0 +1,73 @@
+"""What is wrong with a page in the browser: axe-core's findings, console errors, sideways scrolling.
+
+Knows nothing of pytest or of what the page is about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from playwright.sync_api import ConsoleMessage, Page
+
+AXE = Path(settings.BASE_DIR) / "static" / "node_modules" / "axe-core" / "axe.min.js"
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+DESKTOP, PHONE = (1280, 900), (390, 844)
+# Name a folder here to keep pictures of what was audited.
+SHOTS = os.environ.get("SCREENSHOTS", "")
+
+
+@contextmanager
+def complaints(page: Page) -> Iterator[list[str]]:
+    """What the browser's console complains of meanwhile: errors, exceptions, broken policy."""
+    found: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" or "Content Security Policy" in message.text:
+            found.append(f"console: {message.text}")
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: found.append(f"exception: {error}"))
+    yield found
+
+
+def faults(page: Page, name: str) -> list[str]:
+    """Serious faults of the page as it stands, in both themes at both widths."""
+    found = []
+    # By the debugging protocol, because the page's own policy forbids foreign scripts.
+    protocol = page.context.new_cdp_session(page)
+    protocol.send("Runtime.evaluate", {"expression": AXE.read_text()})
+    for (width, height), theme in product((DESKTOP, PHONE), ("light", "dark")):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+        look = f"{theme}, {width} px"
+        found += [f"{look}: {fault}" for fault in axe(protocol)]
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        if wide > 0:
+            found.append(f"{look}: scrolls sideways by {wide} px")
+        if SHOTS:
+            page.screenshot(path=Path(SHOTS) / f"{name}-{width}-{theme}.png", full_page=True)
+    protocol.detach()
+    return found
+
+
+def axe(protocol: Any) -> list[str]:
+    """Serious and critical findings, with the elements that they are about."""
+    options = json.dumps({"runOnly": TAGS, "resultTypes": ["violations"]})
+    answer = protocol.send(
+        "Runtime.evaluate",
+        {"expression": f"axe.run(document, {options})", "awaitPromise": True, "returnByValue": True},
+    )
+    assert "exceptionDetails" not in answer, answer
+    return [
+        f"{finding['id']} ({finding['impact']}): {node['html'][:160]} {node['failureSummary']}"
+        for finding in answer["result"]["value"]["violations"]
+        if finding["impact"] in ("serious", "critical")
+        for node in finding["nodes"][:4]
+    ]
