@@ -16,14 +16,12 @@ const isDark = () => root.dataset.bsTheme === "dark";
 const colourOf = (series) =>
   series.base ? BASE[isDark() ? "dark" : "light"] : (isDark() ? DARK : LIGHT)[(series.colour ?? 0) % LIGHT.length];
 
+// A centred mean: unlike a trailing one it does not lag behind the points.
 function smoothed(points) {
-  let mean = 0;
-  let weight = 0;
-  return points.map(([x, y]) => {
-    if (y === null) return { x, y };
-    mean = mean * 0.9 + y * 0.1;
-    weight = weight * 0.9 + 0.1;
-    return { x, y: mean / weight };
+  const reach = Math.max(1, Math.round(points.length / 40));
+  return points.map(([x], place) => {
+    const near = points.slice(Math.max(0, place - reach), place + reach + 1).map(([, y]) => y).filter((y) => y !== null);
+    return { x, y: near.length ? near.reduce((sum, y) => sum + y, 0) / near.length : null };
   });
 }
 
@@ -62,10 +60,11 @@ const endLabels = {
     ctx.textBaseline = "middle";
     let floor = chartArea.top;
     for (const label of labels) {
-      const y = Math.max(label.y, floor + 7);
+      const early = label.x < chartArea.right - 60;
+      const y = early ? label.y : Math.max(label.y, floor + 7);
       ctx.fillStyle = label.colour;
-      ctx.fillText(label.text, chartArea.right + 6, y, 124);
-      floor = y + 7;
+      ctx.fillText(label.text, label.x + 6, y, 124);
+      if (!early) floor = y + 7;
     }
     ctx.restore();
   },

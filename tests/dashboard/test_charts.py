@@ -63,7 +63,7 @@ def test_it_brings_only_what_is_new(run: TrainingRun) -> None:
 def test_it_starts_over_when_another_attempt_began(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
     _first, cursor = news(run, Cursor())
-    Job.objects.filter(pk=run.job_id).update(attempt=1)
+    Job.objects.filter(pk=run.job_id or 0).update(attempt=1)
     again, _cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 10)
 

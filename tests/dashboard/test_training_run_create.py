@@ -1,0 +1,227 @@
+"""The fine-tune form: what it starts, what it refuses, and that nothing typed is lost."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    Job,
+    Outbox,
+    Project,
+    State,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
+from dashboard.models.dataset import SAMPLE_NAME
+from tests.conftest import make_base_model, make_dataset, make_run
+
+URL = reverse("training-run-create")
+
+
+def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[str, Any]:
+    """The form as a browser sends it, with some fields changed."""
+    version = dataset.newest_ready()
+    config = TargetModuleConfig.objects.get(slug="efficient")
+    values = {
+        "name": "Triage",
+        "dataset_version": version.pk if version else "",
+        "base_model": base_model.pk,
+        "target_module_config": config.pk,
+        "length": "steps",
+        "max_steps": "10",
+        "num_train_epochs": "3",
+        "r": "4",
+        "lora_alpha": "",
+        "lora_dropout": "0",
+        "learning_rate": "0.0002",
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": "0.05",
+        "per_device_train_batch_size": "4",
+        "gradient_accumulation_steps": "2",
+        "max_length": "64",
+        "seed": "42",
+        "idempotency_key": str(uuid.uuid4()),
+    }
+    return {**values, **changes}
+
+
+Send = Callable[..., Any]
+
+
+@pytest.fixture
+def send(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> Send:
+    """Ed sends the form with some fields changed."""
+    client.force_login(ed)
+    return lambda **changes: client.post(URL, entered(dataset, base_model, **changes))
+
+
+def test_it_starts_a_run_and_opens_its_page(send: Send) -> None:
+    answer = send()
+    run = TrainingRun.objects.get()
+    assert answer["Location"] == run.get_absolute_url()
+    assert (run.name, run.state, run.hyperparameters["lora_alpha"]) == ("Triage", State.QUEUED, 8)
+    assert Outbox.objects.filter(job=run.job).count() == 1
+
+
+def test_it_starts_one_run_for_a_double_click(send: Send) -> None:
+    key = str(uuid.uuid4())
+    first, second = send(idempotency_key=key), send(idempotency_key=key)
+    assert first["Location"] == second["Location"]
+    assert TrainingRun.objects.count() == 1
+
+
+def test_it_starts_two_runs_for_two_forms(send: Send) -> None:
+    send()
+    send()
+    assert TrainingRun.objects.count() == 2
+
+
+def test_it_names_a_nameless_run(send: Send) -> None:
+    send(name="")
+    assert TrainingRun.objects.get().name == "Tickets Efficient"
+
+
+def test_it_counts_passes_when_asked_to(send: Send) -> None:
+    send(length="epochs", num_train_epochs="2", max_steps="")
+    run = TrainingRun.objects.get()
+    assert (run.hyperparameters["num_train_epochs"], run.hyperparameters["max_steps"]) == (2.0, None)
+    assert run.total_steps == 4  # 16 training rows, 8 per step, twice
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", "0"), ("r", "-4"), ("r", "513"), ("r", "4.5"), ("r", "four"), ("r", ""),
+        ("learning_rate", "1e9"), ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", "0"),
+        ("lora_alpha", "0"), ("lora_dropout", "1"), ("warmup_ratio", "0.9"), ("lr_scheduler_type", "magic"),
+        ("max_steps", "0"), ("max_steps", ""), ("max_steps", "9" * 40), ("length", "forever"),
+        ("per_device_train_batch_size", "0"), ("gradient_accumulation_steps", "x"), ("seed", "-1"),
+        ("max_length", "8"), ("max_length", "131072"), ("name", "x" * 121), ("name", "a\0b"),
+        ("dataset_version", ""), ("dataset_version", "987654"), ("dataset_version", "abc"),
+        ("base_model", "987654"), ("target_module_config", "987654"), ("target_module_config", ""),
+        ("idempotency_key", "not a key"),
+    ],
+)  # fmt: skip
+def test_it_refuses_bad_input_beside_its_field(send: Send, field: str, value: str) -> None:
+    answer = send(**{field: value})
+    assert answer.status_code == 422
+    assert answer.context["form"].errors[field]
+    assert TrainingRun.objects.count() == Job.objects.filter(kind="train").count() == 0
+
+
+def test_it_says_the_limits_of_a_number(send: Send) -> None:
+    assert b"Enter a number from 0.0000001 to 0.1." in send(learning_rate="1e9").content
+    assert b"Enter a whole number from 1 to 512." in send(r="0").content
+
+
+def test_it_keeps_what_was_typed(send: Send) -> None:
+    answer = send(name="My own name", seed="7", r="0")
+    assert b'value="My own name"' in answer.content
+    assert answer.context["form"]["seed"].value() == "7"
+
+
+def test_it_names_the_reading_limit_of_the_model(send: Send) -> None:
+    assert "reads at most 512 tokens" in str(send(max_length="1024").context["form"].errors["max_length"])
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, dataset: Dataset, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    assert client.get(URL).status_code == 403
+    assert client.post(URL, entered(dataset, base_model)).status_code == 403
+    assert TrainingRun.objects.count() == 0
+
+
+def test_it_takes_nothing_from_another_project(send: Send, other_project: Project) -> None:
+    foreign = make_dataset(other_project, "Secret")
+    model = make_base_model(other_project, "Theirs", "example/theirs")
+    version = foreign.newest_ready()
+    answer = send(dataset_version=version.pk if version else 0, base_model=model.pk)
+    assert set(answer.context["form"].errors) == {"dataset_version", "base_model"}
+
+
+def test_it_takes_no_dataset_that_is_not_ready(send: Send, project: Project) -> None:
+    waiting = make_dataset(project, "Waiting", ready=False).newest()
+    assert "dataset_version" in send(dataset_version=waiting.pk if waiting else 0).context["form"].errors
+
+
+def test_it_prefills_the_dataset_of_the_link(client: Client, ed: User, project: Project) -> None:
+    make_base_model(project)
+    chosen, _other = make_dataset(project, "One"), make_dataset(project, "Two")
+    client.force_login(ed)
+    form = client.get(URL, {"dataset": chosen.pk}).context["form"]
+    version = chosen.newest_ready()
+    assert form.initial["dataset_version"] == (version.pk if version else 0)
+
+
+def test_it_prefills_the_settings_of_an_earlier_run(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    form = client.get(URL, {"clone": run.pk}).context["form"]
+    assert (form.initial["r"], form.initial["max_steps"], form.initial["lora_alpha"]) == (4, 10, None)
+
+
+def test_it_prefills_nothing_of_another_project(
+    client: Client, otto: User, run: TrainingRun, dataset: Dataset
+) -> None:
+    client.force_login(otto)
+    assert client.get(URL, {"clone": run.pk}).status_code == 404
+    assert client.get(URL, {"dataset": dataset.pk}).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "9" * 30, "", "٣"])
+def test_it_survives_a_broken_link(client: Client, ed: User, project: Project, text: str) -> None:
+    client.force_login(ed)
+    assert client.get(URL, {"clone": text, "dataset": text, "base_model": text}).status_code in (200, 404)
+
+
+def test_it_gives_the_sample_its_own_learning_rate(project: Project, dataset: Dataset) -> None:
+    sample = make_dataset(project, SAMPLE_NAME).newest_ready()
+    assert initial_for(sample)["learning_rate"] == SAMPLE_LEARNING_RATE
+    assert "learning_rate" not in initial_for(dataset.newest_ready())
+
+
+def test_it_preselects_the_recommended_preset_and_the_bundled_model(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    answer = client.get(URL)
+    assert answer.context["plan"].card.config.slug == "efficient"
+    assert b"Recommended default: smallest adapter." in answer.content
+    assert b"Start fine-tune" in answer.content
+
+
+def test_its_button_names_what_is_missing(client: Client, ed: User, project: Project) -> None:
+    make_base_model(project)
+    make_dataset(project, "One")
+    make_dataset(project, "Two")
+    client.force_login(ed)
+    answer = client.get(URL)
+    assert answer.context["plan"].missing == "Choose a dataset"
+    assert b"Start fine-tune" not in answer.content
+
+
+def test_it_offers_the_sample_where_there_is_no_dataset(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert reverse("dataset-sample").encode() in client.get(URL).content
+
+
+def test_it_shows_a_name_as_text(client: Client, ed: User, project: Project, base_model: BaseModel) -> None:
+    make_dataset(project, "<img src=x onerror=alert(1)>")
+    client.force_login(ed)
+    assert b"<img src=x" not in client.get(URL).content
+
+
+def test_a_clone_of_a_run_without_its_dataset_still_opens(client: Client, ed: User, run: TrainingRun) -> None:
+    make_run(run.project, run.dataset_version.dataset, run.base_model, name="Again")
+    Job.objects.filter(pk=run.dataset_version.job_id or 0).update(state=State.FAILED)
+    client.force_login(ed)
+    assert client.get(URL, {"clone": run.pk}).status_code == 200
