@@ -14,6 +14,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, re_path
 from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
+from ninja.openapi.schema import OpenAPISchema
 from ninja.operation import Operation
 
 from dashboard.api import (
@@ -28,6 +29,15 @@ from dashboard.api import (
     workers,
 )
 from dashboard.api.access import Pace, Token
+from dashboard.api.reference import Reference
+
+KEY_HEADER = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "required": False,
+    "schema": {"type": "string", "maxLength": 200},
+    "description": "A call repeated with the same key gets the first one's answer and starts nothing.",
+}
 
 
 class Api(NinjaAPI):
@@ -43,6 +53,14 @@ class Api(NinjaAPI):
         """One name per address: creating shares the address of the list."""
         return self.get_openapi_operation_id(operation).replace("-create", "-index")
 
+    def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
+        """The description, with the header that every POST honours."""
+        document = super().get_openapi_schema(**options)
+        for methods in document["paths"].values():
+            if "post" in methods:
+                methods["post"]["parameters"].append(KEY_HEADER)
+        return document
+
 
 api = Api(
     title="Graftworks API",
@@ -53,6 +71,7 @@ api = Api(
         "Whatever starts work answers 202 with the object; look at it again until its `state` is final. "
         "A POST with an `Idempotency-Key` header can be repeated safely."
     ),
+    docs=Reference(),
     urls_namespace="api",
     auth=Token(),
     throttle=[Pace(reads=True), Pace(reads=False)],

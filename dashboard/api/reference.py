@@ -1,0 +1,128 @@
+"""The API's own documentation as one of our pages: what openapi.json says, in tables.
+
+No script and nothing from elsewhere, so that it reads in every theme, on a phone and without the internet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.translation import gettext as _
+from ninja import NinjaAPI
+from ninja.openapi.docs import DocsBase
+
+SCHEMAS = "#/components/schemas/"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter, or a value in a body or an answer."""
+
+    name: str
+    kind: str
+    required: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """One operation."""
+
+    method: str
+    path: str
+    text: str
+    parameters: list[Entry]
+    body: list[Entry]
+    status: str
+    answer: list[Entry]
+
+
+class Reference(DocsBase):
+    """Renders the page."""
+
+    def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
+        """All operations, by group."""
+        document = api.get_openapi_schema(path_params=kwargs)
+        context = {
+            "groups": groups(document),
+            "openapi_url": self.get_openapi_url(api, kwargs),
+            "root": request.build_absolute_uri(api.get_root_path(kwargs)),
+        }
+        return render(request, "api/docs.html", context)
+
+
+def groups(document: dict[str, Any]) -> dict[str, list[Section]]:
+    """Operations by their tag, in the order of the document."""
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    found: dict[str, list[Section]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            found.setdefault(operation["tags"][0], []).append(section(method, path, operation, schemas))
+    return found
+
+
+def section(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Section:
+    """One operation with its tables."""
+    parameters = [Entry(one["name"], kind(one["schema"]), one["required"]) for one in operation["parameters"]]
+    status, answer = next(
+        ((str(code), found) for code, found in operation["responses"].items() if int(code) < 300), ("", {})
+    )
+    return Section(
+        method=method.upper(),
+        path=path,
+        text=operation.get("description", ""),
+        parameters=parameters,
+        body=list(entries(content(operation.get("requestBody", {})), schemas)),
+        status=status,
+        answer=list(entries(content(answer), schemas)),
+    )
+
+
+def content(part: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a body or an answer, whatever its media type."""
+    for media in part.get("content", {}).values():
+        return dict(media.get("schema", {}))
+    return {}
+
+
+def entries(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -> Iterator[Entry]:
+    """Every value of an object, those of inner objects with dotted names."""
+    schema = resolved(schema, schemas)
+    required = schema.get("required", [])
+    for name, inner in schema.get("properties", {}).items():
+        yield Entry(prefix + name, kind(inner), name in required)
+        many = "[]" if "items" in inner else ""
+        yield from entries(inner.get("items", inner), schemas, f"{prefix}{name}{many}.")
+
+
+def resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """The schema itself behind a reference or an "or null"."""
+    for choice in schema.get("anyOf", []):
+        if "$ref" in choice:
+            schema = choice
+    name = str(schema.get("$ref", "")).removeprefix(SCHEMAS)
+    return dict(schemas[name]) if name else schema
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """What a value may be, in words."""
+    if "anyOf" in schema:
+        return _(" or ").join(kind(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(str(value) for value in schema["enum"])
+    if "items" in schema:
+        return _("list of %(kind)s") % {"kind": kind(schema["items"])}
+    if "$ref" in schema or schema.get("type") == "object":
+        return _("object")
+    words = {
+        "integer": _("whole number"),
+        "number": _("number"),
+        "boolean": _("true or false"),
+        "null": "null",
+        "array": _("list"),
+    }
+    formats = {"binary": _("file"), "date-time": _("time")}
+    return formats.get(schema.get("format", "")) or words.get(schema.get("type", ""), _("text"))
