@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -141,7 +142,8 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
         "name": name,
         "series": [
             {
-                "label": run.name,
+                # Names repeat and may be long; the number tells them apart and must stay visible.
+                "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
                 "points": jsonable({name: thin(stored[run.pk].points())})[name],
                 "smooth": name == "train/loss",
                 **looks[run.pk],

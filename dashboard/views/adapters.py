@@ -45,6 +45,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "run": adapter.run,
         "versions": versions,
         "score_rows": charts.score_rows(adapter.run.scores()),
+        "failure": next((one.error for one in adapter.run.evaluations.all() if one.error), None),
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),

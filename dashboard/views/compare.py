@@ -8,18 +8,26 @@ from typing import Any
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
 from dashboard import charts
 from dashboard.downloads import csv_file
+from dashboard.forms.training_runs import TrainingRunForm, plain
 from dashboard.gate import Request
-from dashboard.models import MetricSeries, TrainingRun
+from dashboard.models import MetricSeries, State, TrainingRun
 
 RUNS_OFFERED = 100
-RUNS_COMPARED = 30
-# Of a run's measured values, those that are its cost: name -> unit of the CSV.
-COSTS = {"wall_seconds": "s", "tokens_per_second": "1/s", "peak_memory_bytes": "bytes"}
+# Settings that the form does not ask for.
+LABELS = {
+    "dataset": gettext_lazy("Dataset"),
+    "target_modules": gettext_lazy("What is trained"),
+    "use_rslora": gettext_lazy("Effect scaled by the root of the rank"),
+    "weight_decay": gettext_lazy("Pull towards zero (weight decay)"),
+    "max_grad_norm": gettext_lazy("Largest step (gradient clipping)"),
+}
+# Of a run's measured values, those that are its cost.
+COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 @require_GET
@@ -43,10 +51,9 @@ def index(request: Request) -> HttpResponse:
         "losses": loss_table(runs),
         "curves": curves,
         "has_curves": any(curve["series"] for curve in curves.values()),
-        "sentence": sentence(runs),
+        "told": exact_matches(runs),
         "warnings": warnings(runs),
         "query": ",".join(str(run.pk) for run in runs),
-        "crowded": len(runs) > RUNS_COMPARED,
     }
     return render(request, "compare/index.html", context)
 
@@ -78,9 +85,20 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for values in shown for name in values))
     rows = []
     for name in names:
-        values = [values.get(name) for values in shown]
-        rows.append({"name": name, "values": values, "differs": len({str(value) for value in values}) > 1})
+        values = [worded(values.get(name)) for values in shown]
+        field = TrainingRunForm.base_fields.get(name)
+        label = field.label if field else LABELS.get(name, "")
+        rows.append({"name": name, "label": label, "values": values, "differs": len(set(values)) > 1})
     return rows
+
+
+def worded(value: Any) -> str:
+    """A setting as people write it: 0.00002 rather than 2e-05, yes rather than True."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    return plain(value) if isinstance(value, int | float) else str(value)
 
 
 def score_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
@@ -110,22 +128,15 @@ def table_of(curve: dict[str, Any]) -> list[tuple[int, list[float | None]]]:
     return charts.table({str(place): one["points"] for place, one in enumerate(curve["series"])})
 
 
-def sentence(runs: Sequence[TrainingRun]) -> str:
-    """What was measured, in words, without ranking anything."""
-    scored = [(run, run.scores()) for run in runs]
-    told = [
-        _("%(run)s: %(base)s → %(adapter)s")
-        % {
-            "run": run.name,
-            "base": f"{scores['base']['exact_match']:.0%}",
-            "adapter": f"{scores['adapter']['exact_match']:.0%}",
-        }
-        for run, scores in scored
-        if "exact_match" in scores.get("base", {}) and "exact_match" in scores.get("adapter", {})
-    ]
-    if not told:
-        return _("None of these runs has been evaluated yet.")
-    return _("Exact match on held-out rows, base model → adapter. %(runs)s.") % {"runs": "; ".join(told)}
+def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
+    """What the page says in words first: each run's exact match before and after, and on how many rows."""
+    told = []
+    for run in runs:
+        row = next((row for row in charts.score_rows(run.scores()) if row.name == "exact_match"), None)
+        if row and row.base is not None and row.adapter is not None:
+            ended = [one for one in run.evaluations.all() if one.state == State.SUCCEEDED]
+            told.append({"run": run, "row": row, "rows": ended[-1].rows})
+    return told
 
 
 def warnings(runs: Sequence[TrainingRun]) -> list[str]:

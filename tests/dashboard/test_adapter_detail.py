@@ -5,8 +5,8 @@ from __future__ import annotations
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, BaseModel, Dataset, Project, User
-from tests.conftest import make_run
+from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Project, State, User
+from tests.conftest import finish, make_run
 from tests.dashboard.conftest import evaluate, publish
 
 
@@ -43,6 +43,14 @@ def test_it_shows_base_and_adapter_with_their_difference(
     text = page(client, vera, adapter)
     assert "+61.0 points" in text
     assert "One seed" in text
+
+
+def test_it_says_that_the_evaluation_failed(client: Client, vera: User, adapter: Adapter) -> None:
+    job = Evaluation.objects.submit(adapter, None)
+    finish(job, State.FAILED, error_code="crashed", error_message="The worker lost its memory.")
+    text = page(client, vera, adapter)
+    assert "The evaluation failed" in text
+    assert "The worker lost its memory." in text
 
 
 def test_it_leads_to_the_other_versions(

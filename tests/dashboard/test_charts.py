@@ -100,7 +100,7 @@ def test_it_gives_a_run_its_own_colour_and_no_colour_twice() -> None:
 def test_it_compares_only_runs_with_points(run: TrainingRun) -> None:
     assert comparison([run], "train/loss")["series"] == []
     series(run, LOSSES)
-    assert [one["label"] for one in comparison([run], "train/loss")["series"]] == [run.name]
+    assert [one["label"] for one in comparison([run], "train/loss")["series"]] == [f"{run.name} #{run.pk}"]
 
 
 def test_it_spreads_the_table_over_all_steps() -> None:

@@ -47,7 +47,8 @@ def curves(text: str, number: int) -> list[dict[str, object]]:
 
 def test_it_lays_the_curves_over_each_other(client: Client, vera: User, pair: list[Adapter]) -> None:
     calm, bold = curves(page(client, vera, *runs_of(pair)), 1)
-    assert (calm["label"], bold["label"]) == ("Calm", "Bold")
+    first, second = runs_of(pair)
+    assert (calm["label"], bold["label"]) == (f"Calm #{first.pk}", f"Bold #{second.pk}")
     assert calm["points"] == [[step, pytest.approx(3.0 / step)] for step in range(1, 11)]
     assert (calm["colour"], calm["dash"]) != (bold["colour"], bold["dash"])
 
@@ -80,7 +81,10 @@ def test_it_says_what_was_measured_and_names_no_winner(
     evaluate(pair[0], 0.0, 0.42)
     evaluate(pair[1], 0.0, 0.61)
     text = page(client, vera, *runs_of(pair))
-    assert "Calm: 0% → 42%; Bold: 0% → 61%" in text
+    assert re.findall(r"(0\.0 %) → <strong>([\d.]+ %)</strong> <span[^>]*>on 200 rows", text) == [
+        ("0.0 %", "42.0 %"),
+        ("0.0 %", "61.0 %"),
+    ]
     assert "indicative only" in text
     assert not re.search(r"\b(winner|better than|best)\b", text, re.I)
 
@@ -101,6 +105,21 @@ def test_it_warns_of_different_data(
 ) -> None:
     other = make_run(project, make_dataset(project, "Mails", by=ed), base_model, by=ed)
     assert "different dataset versions" in page(client, vera, run, other)
+
+
+def test_settings_are_named_in_words_first(client: Client, vera: User, run: TrainingRun) -> None:
+    text = page(client, vera, run)
+    assert re.search(r"How strongly to learn \(learning rate\) <code>learning_rate</code>", text)
+    assert re.search(r"<td>0.0002</td>", text)
+
+
+def test_runs_of_one_name_are_told_apart(
+    client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    name = "Routing of incoming messages by team"
+    runs = [publish(make_run(project, dataset, base_model, by=ed, name=name)).run for _time in range(2)]
+    labels = [one["label"] for one in curves(page(client, vera, *runs), 1)]
+    assert labels == [f"Routing of inco… #{run.pk}" for run in runs]
 
 
 def test_a_run_that_waits_can_be_compared(client: Client, vera: User, run: TrainingRun) -> None:
