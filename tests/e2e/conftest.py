@@ -7,6 +7,7 @@ The fixtures end with this package, because Playwright's event loop would keep D
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -53,7 +54,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def keep_evidence(item: pytest.Item) -> None:
     """Screenshot, HTML and the log's end, under test-results/."""
-    folder = RESULTS / item.name
+    folder = RESULTS / re.sub(r"\W+", "-", item.name)
     folder.mkdir(parents=True, exist_ok=True)
     fixtures = getattr(item, "funcargs", {})
     for name, page in fixtures.items():
