@@ -298,7 +298,9 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
 
 
 @router.get("/{int:pk}/metrics", response={200: MetricsOut, **READING})
-def metrics(request: Call, pk: int, name: str, since: int = -1) -> dict[str, Any]:
+def metrics(
+    request: Call, pk: int, name: str, since: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1
+) -> dict[str, Any]:
     """One curve, or its points after step `since`. `train/loss` has a point for each step."""
     refuse_others(list(request.GET), ["name", "since"])
     run = TrainingRun.objects.fetch(request.auth, pk)

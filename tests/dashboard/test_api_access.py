@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
-from dashboard.models import ApiToken, Project, User
+from dashboard.models import ApiToken, Job, Project, User
+from dashboard.models.job import JobQuerySet
+from dashboard.models.project import ProjectQuerySet
 
 ME = "/api/v1/me"
 
@@ -158,3 +161,30 @@ def test_a_signed_in_person_may_read_the_documentation(client: Client, ed: User)
 
 def test_a_program_may_read_the_documentation_too(api: Client) -> None:
     assert api.get(reverse("api:openapi-view")).status_code == 200
+
+
+def test_two_equal_calls_at_one_moment_start_one_job(
+    api: Client, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call looks before the first has written, and meets the constraint."""
+    body = {"file": SimpleUploadedFile("rows.jsonl", b'{"text": "x"}\n'), "name": "Tickets"}
+    first = api.post("/api/v1/datasets", body, headers={"Idempotency-Key": "k"})
+    looks = iter([None, Job.objects.get()])
+    monkeypatch.setattr(JobQuerySet, "answered", lambda *_args: next(looks))
+    body["file"].seek(0)  # type: ignore[attr-defined]
+    second = api.post("/api/v1/datasets", body, headers={"Idempotency-Key": "k"})
+    assert (second.status_code, second.json()) == (202, first.json())
+    assert Job.objects.count() == 1
+
+
+def test_a_fault_of_ours_is_said_in_the_same_shape(
+    token: str, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(ProjectQuerySet, "visible_to", broken)
+    client = Client(raise_request_exception=False, headers={"Authorization": f"Bearer {token}"})
+    error = refusal(client.get("/api/v1/runs"), 500)
+    assert error["code"] == "internal_error"
+    assert "secret" not in error["message"]

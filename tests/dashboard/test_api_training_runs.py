@@ -366,7 +366,16 @@ def test_a_known_curve_is_empty_before_its_first_point(api: Client, run: Trainin
     assert api.get(f"{RUNS}/{run.pk}/metrics?name=validation/loss").json()["points"] == []
 
 
-@pytest.mark.parametrize("query", ["", "?name=train/fun", "?name=train/loss&since=x", "?name=train/loss&x=1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?name=train/fun",
+        "?name=train/loss&since=x",
+        "?name=train/loss&since=99999999999999999999",
+        "?name=train/loss&x=1",
+    ],
+)
 def test_it_refuses_a_curve_that_can_never_be(api: Client, run: TrainingRun, query: str) -> None:
     refusal(api.get(f"{RUNS}/{run.pk}/metrics{query}"), 422)
 
