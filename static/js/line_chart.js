@@ -11,6 +11,8 @@ const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const BASE = { light: "#6b7280", dark: "#a3abb8" };
 const SMOOTH_FROM = 40;
 const charts = new Map();
+// Room for names at line ends; a phone has less of it.
+const room = (width) => Math.min(130, width * 0.24);
 
 const isDark = () => root.dataset.bsTheme === "dark";
 const colourOf = (series) =>
@@ -63,7 +65,7 @@ const endLabels = {
       const early = label.x < chartArea.right - 60;
       const y = early ? label.y : Math.max(label.y, floor + 7);
       ctx.fillStyle = label.colour;
-      ctx.fillText(label.text, label.x + 6, y, 124);
+      ctx.fillText(label.text, label.x + 6, y, room(chart.width) - 6);
       if (!early) floor = y + 7;
     }
     ctx.restore();
@@ -80,7 +82,7 @@ function options(element) {
     normalized: true,
     parsing: false,
     interaction: { mode: "nearest", axis: "x", intersect: false },
-    layout: { padding: { right: 130 } },
+    layout: { padding: (context) => ({ right: room(context.chart.width) }) },
     plugins: {
       legend: { display: false },
       tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => `${element.dataset.x} ${items[0]?.parsed.x ?? ""}` } },
