@@ -55,6 +55,11 @@ def test_two_of_the_same_content_are_equal_bytes(adapter: Adapter) -> None:
     assert adapter.archive().read_bytes() == content
 
 
+def test_no_clock_is_in_it(adapter: Adapter) -> None:
+    with zipfile.ZipFile(adapter.archive()) as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_a_made_archive_is_used_again(adapter: Adapter) -> None:
     made = adapter.archive().stat()
     assert adapter.archive().stat().st_mtime_ns == made.st_mtime_ns
