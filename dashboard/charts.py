@@ -204,7 +204,9 @@ class ScoreRow:
         if self.base is None or self.adapter is None:
             return "–"
         gap = self.adapter - self.base
-        return _("%(gap)s points") % {"gap": f"{100 * gap:+.1f}"} if self.is_share else f"{gap:+.3g}"
+        if self.is_share:
+            return _("%(gap)s points") % {"gap": f"{100 * gap:+.1f}"}
+        return f"{gap:+,.0f}" if abs(gap) >= 100 else f"{gap:+.3g}"
 
     @property
     def better(self) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.core.paginator import Paginator
@@ -282,7 +283,10 @@ def eta_range(job: Job | None) -> tuple[float, float] | None:
     """Seconds left, from and to: speed changes over a run, so one number would be a promise."""
     if job is None or job.state != State.RUNNING or job.eta_seconds is None:
         return None
-    return job.eta_seconds * 0.9, job.eta_seconds * 1.25 + 2
+    # An estimate in seconds of minutes would promise what it cannot keep.
+    unit = 60 if job.eta_seconds >= 120 else 10 if job.eta_seconds >= 20 else 1
+    low, high = job.eta_seconds * 0.9, job.eta_seconds * 1.25 + 2
+    return unit * math.floor(low / unit), unit * math.ceil(high / unit)
 
 
 def stages(run: TrainingRun, evaluation: Job | None) -> list[dict[str, Any]]:
