@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, invalid
+from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.downloads import ranged_file
 from dashboard.models import Adapter, Role
 
@@ -84,4 +84,8 @@ def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
 def download(request: Call, pk: int) -> HttpResponseBase:
     """The adapter as one zip that PEFT loads when unpacked; answers Range requests."""
     adapter = Adapter.objects.fetch(request.auth, pk)
-    return ranged_file(request, adapter.archive(), adapter.archive_name())
+    try:
+        return ranged_file(request, adapter.archive(), adapter.archive_name())
+    except FileNotFoundError as error:
+        message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
+        raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,10 @@ def read(answer: Any, status: int) -> bytes:
         return b"".join([piece async for piece in answer.streaming_content])
 
     return asyncio.run(collect())
+
+
+def test_it_says_that_the_files_are_gone(api: Client, adapter: Adapter) -> None:
+    shutil.rmtree(adapter.path())
+    answer = api.get(f"{ADAPTERS}/{adapter.pk}/download")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "files_missing"
