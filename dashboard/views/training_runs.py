@@ -50,6 +50,14 @@ GROUPS = {
     "failed": gettext_lazy("Failed"),
     "cancelled": gettext_lazy("Stopped"),
 }
+# What the engine calls its phases, in words.
+PHASES = {
+    "loading": gettext_lazy("loading the base model"),
+    "tokenizing": gettext_lazy("reading the rows"),
+    "training": gettext_lazy("learning"),
+    "saving": gettext_lazy("saving the adapter"),
+    "scoring": gettext_lazy("scoring answers"),
+}
 STAGES = ("waiting", "starting", "training", "saving", "evaluating", "finished")
 
 
@@ -264,6 +272,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "run": run,
         "working": working,
         "evaluation": evaluation,
+        "phase": PHASES.get(working.phase, working.phase) if working else "",
         "stages": stages(run, evaluation),
         "position": working.position() if working else None,
         "no_worker": bool(working and working.state == State.QUEUED and not worker_is_there()),

@@ -44,6 +44,15 @@ def test_it_shows_step_percent_and_time_left_as_a_range(client: Client, vera: Us
     assert 'aria-current="step"' in page
 
 
+def test_it_says_in_words_what_happens_before_the_first_step(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    run.job.move("progress", phase="loading")
+    assert "loading the base model" in page_of(client, vera, run)
+
+
 def test_it_promises_no_time_when_nothing_runs(run: TrainingRun) -> None:
     assert eta_range(run.job) is None
     assert eta_range(None) is None
