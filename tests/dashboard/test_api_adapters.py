@@ -99,6 +99,7 @@ def read(answer: Any, status: int) -> bytes:
 
 def test_it_says_that_the_files_are_gone(api: Client, adapter: Adapter) -> None:
     shutil.rmtree(adapter.path())
+    shutil.rmtree(Path(settings.DATA_DIR) / "archives", ignore_errors=True)
     answer = api.get(f"{ADAPTERS}/{adapter.pk}/download")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "files_missing"
