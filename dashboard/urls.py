@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from allauth.account import views as account
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
-from django.views.decorators.http import require_POST
 
 from dashboard import api
 from dashboard.views import (
+    accounts,
     adapters,
     base_models,
     compare,
@@ -39,22 +38,22 @@ urlpatterns = [
     path("healthz/", health, name="health"),
     # Accounts
     path("set-up/", setup.create, name="set-up"),
-    path("sign-in/", account.login, name="account_login"),
-    path("sign-out/", require_POST(account.logout), name="account_logout"),
-    path("sign-in/closed/", account.account_inactive, name="account_inactive"),
-    path("account/password/", account.password_change, name="account_change_password"),
-    path("account/password/first/", account.password_set, name="account_set_password"),
-    path("password-reset/", account.password_reset, name="account_reset_password"),
-    path("password-reset/sent/", account.password_reset_done, name="account_reset_password_done"),
+    path("sign-in/", accounts.login, name="account_login"),
+    path("sign-out/", accounts.logout, name="account_logout"),
+    path("sign-in/closed/", accounts.inactive, name="account_inactive"),
+    path("account/password/", accounts.password_change, name="account_change_password"),
+    path("account/password/first/", accounts.password_set, name="account_set_password"),
+    path("password-reset/", accounts.password_reset, name="account_reset_password"),
+    path("password-reset/sent/", accounts.password_reset_done, name="account_reset_password_done"),
     # The key has hyphens of its own, so the first part must not be greedy about them.
     re_path(
         r"^password-reset/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        account.password_reset_from_key,
+        accounts.password_reset_from_key,
         name="account_reset_password_from_key",
     ),
     path(
         "password-reset/changed/",
-        account.password_reset_from_key_done,
+        accounts.password_reset_from_key_done,
         name="account_reset_password_from_key_done",
     ),
     # Projects and their people
