@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
@@ -16,7 +17,22 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.translation import gettext_lazy as _
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
+
+
+class Environment(environ.Env):  # type: ignore[misc]
+    """Says which variable cannot be read, instead of what Python thinks of its value."""
+
+    def get_value(self, var: str, *args: Any, **kwargs: Any) -> Any:
+        """The variable's value, or ImproperlyConfigured with its name."""
+        try:
+            return super().get_value(var, *args, **kwargs)
+        except ValueError as error:
+            raise ImproperlyConfigured(
+                f"{var} is set to {os.environ.get(var)!r}, which cannot be read."
+            ) from error
+
+
+env = Environment()
 
 # Files ---------------------------------------------------------------------------------------------------
 
@@ -27,8 +43,13 @@ BUNDLED_MODEL_DIR = (
     .resolve()
 )
 UPLOAD_DIR = DATA_DIR / "uploads"
-for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run"):
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+try:
+    for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+except OSError as error:
+    raise ImproperlyConfigured(
+        f"DATA_DIR {DATA_DIR} cannot be made ({error.strerror}). Set DATA_DIR to a folder that you may write to."
+    ) from error
 # Django spools request bodies to TMPDIR before any view runs; a small tmpfs there would fill up.
 os.environ.setdefault("TMPDIR", str(UPLOAD_DIR))
 FILE_UPLOAD_TEMP_DIR = str(UPLOAD_DIR)

@@ -14,6 +14,7 @@ from dashboard.api.access import Call, Token
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.downloads import ranged_file
+from dashboard.gate import api_error
 from dashboard.models import Adapter, Role
 
 router = Router()
@@ -85,7 +86,14 @@ def download(request: Call, pk: int) -> HttpResponseBase:
     """The adapter as one zip that PEFT loads when unpacked; answers Range requests."""
     adapter = Adapter.objects.fetch(request.auth, pk)
     try:
-        return ranged_file(request, adapter.archive(), adapter.archive_name())
+        answer = ranged_file(request, adapter.archive(), adapter.archive_name())
     except FileNotFoundError as error:
         message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
         raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error
+    if answer.status_code != 416:
+        return answer
+    refused = api_error(
+        416, "range_not_satisfiable", _("Ask for one range inside the file, or for all of it.")
+    )
+    refused["Content-Range"] = answer["Content-Range"]
+    return refused

@@ -17,8 +17,9 @@ from dashboard.api.base_models import refuse_errors
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid, refuse_others
+from dashboard.api.texts import Column
 from dashboard.forms.datasets import UploadForm
-from dashboard.models import Dataset, DatasetVersion, Job, Role, State
+from dashboard.models import Dataset, DatasetVersion, ImportKept, Job, Role, State
 
 router = Router()
 UPLOAD_FIELDS = ("file", "name", "prompt_column", "completion_column", "skip_bad_rows")
@@ -68,8 +69,8 @@ class ImportAgainIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt_column: str | None = None
-    completion_column: str | None = None
+    prompt_column: Column | None = None
+    completion_column: Column | None = None
     skip_bad_rows: bool | None = None
 
 
@@ -234,13 +235,16 @@ def repeat(request: Call, version: DatasetVersion | None, answer: ImportAgainIn,
     if prompt and prompt == completion:
         raise invalid("completion_column", _("Prompt and answer must be two different columns."))
     skip = version.skip_bad_rows if answer.skip_bad_rows is None else answer.skip_bad_rows
-    return version.import_again(
-        request.auth.user,
-        prompt_column=prompt,
-        completion_column=completion,
-        skip_bad_rows=skip,
-        idempotency_key=key,
-    )
+    try:
+        return version.import_again(
+            request.auth.user,
+            prompt_column=prompt,
+            completion_column=completion,
+            skip_bad_rows=skip,
+            idempotency_key=key,
+        )
+    except ImportKept as error:
+        raise Refusal(409, "not_ready", str(error)) from error
 
 
 def chosen_column(version: DatasetVersion, field: str, column: str | None, before: str) -> str:

@@ -80,7 +80,9 @@ def install(api: NinjaAPI) -> None:
 
 def missing(_request: HttpRequest) -> HttpResponse:
     """Below /api/v1/ every address that is no route."""
-    return api_error(404, "not_found", _("There is nothing at this address. The API is described at docs."))
+    return api_error(
+        404, "not_found", _("There is nothing at this address. The API is described at /api/v1/docs.")
+    )
 
 
 def method_not_allowed(response: HttpResponse) -> HttpResponse:

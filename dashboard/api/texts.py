@@ -1,4 +1,4 @@
-"""Short texts that people will read: one line, no control letters, spaces tidied."""
+"""What texts in a body may hold: names that people will read, and columns as a file calls them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Annotated
 
 from django.utils.translation import gettext as _
 from pydantic import AfterValidator, Field, StrictStr
+
+from dashboard.forms.datasets import COLUMN_LENGTH
 
 
 def one_line(text: str) -> str:
@@ -15,4 +17,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def storable(text: str) -> str:
+    """The text as it is; refused where no database can keep it, though JSON can write it."""
+    if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+        raise ValueError(_("This holds a character that no column has. Remove it."))
+    return text
+
+
+Column = Annotated[StrictStr, Field(max_length=COLUMN_LENGTH), AfterValidator(storable)]
 Name = Annotated[StrictStr, Field(max_length=120), AfterValidator(one_line)]

@@ -280,8 +280,10 @@ def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
     """The config of that id, also as text, or the built-in preset of that slug."""
     visible = TargetModuleConfig.objects.visible_to(request.auth)
     by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal())
-    found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=wanted, project=None)
-    config = found.first()
+    # No slug holds what cannot be printed, and the database may be unable to look for it.
+    slug = wanted if str(wanted).isprintable() else None
+    found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=slug, project=None)
+    config = found.first() if by_id or slug else None
     if config is None:
         raise unknown("target_module_config", _("choice of target modules"))
     return config

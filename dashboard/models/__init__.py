@@ -3,7 +3,7 @@
 from dashboard.models.access import ApiToken, SetupCode
 from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
-from dashboard.models.dataset import Dataset, DatasetVersion
+from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job import IllegalMove, Job, JobEvent, Outbox, State
 from dashboard.models.metric_series import MetricChunk, MetricSeries
@@ -31,6 +31,7 @@ __all__ = [
     "Evaluation",
     "EvaluationItem",
     "IllegalMove",
+    "ImportKept",
     "Invitation",
     "InvitationUsed",
     "Job",

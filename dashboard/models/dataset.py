@@ -149,6 +149,10 @@ class Dataset(models.Model):
         return version
 
 
+class ImportKept(ValueError):
+    """The version is imported, or its import is under way: it cannot be imported again."""
+
+
 class DatasetVersionQuerySet(ProjectQuerySet["DatasetVersion"]):
     """Versions by what can be done with them."""
 
@@ -224,7 +228,7 @@ class DatasetVersion(models.Model):
             # Two people may answer at once: the second finds an import that has not failed.
             self.job = DatasetVersion.objects.select_for_update().get(pk=self.pk).job
             if self.state != State.FAILED:
-                raise ValueError("Only a failed import can be repeated: an imported version never changes.")
+                raise ImportKept("Only a failed import can be repeated: an imported version never changes.")
             self.prompt_column, self.completion_column = prompt_column, completion_column
             self.skip_bad_rows = skip_bad_rows
             return self.submit_import(by, idempotency_key=idempotency_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -17,7 +18,7 @@ from django_htmx.http import HttpResponseClientRefresh
 from dashboard.charts import length_bars
 from dashboard.forms.datasets import ColumnsForm, UploadForm
 from dashboard.gate import Request
-from dashboard.models import Dataset, DatasetVersion, Role, State, TrainingRun
+from dashboard.models import Dataset, DatasetVersion, ImportKept, Role, State, TrainingRun
 from workers.errors import ADVICE, ColumnsUnclear, DataError
 
 # Of a part of a row that is shown; rows may hold a megabyte.
@@ -98,16 +99,21 @@ def import_again(request: Request, pk: int) -> HttpResponse:
     if version is None or version.state != State.FAILED:
         messages.warning(request, _("Only a failed import can be repeated. Upload the file again instead."))
         return redirect(version or dataset)
-    answer = {"prompt_column": version.prompt_column, "completion_column": version.completion_column}
+    answer: dict[str, Any] = {
+        "prompt_column": version.prompt_column,
+        "completion_column": version.completion_column,
+    }
     if "completion_column" in request.POST:
         form = ColumnsForm(request.POST, version=version)
         if not form.is_valid():
             context = detail_context(request, dataset, version, form)
             return render(request, "datasets/detail.html", context, status=422)
-        version.import_again(request.user, **form.cleaned_data)
+        answer = form.cleaned_data
     else:
-        keep_good = "skip_bad_rows" in request.POST or version.skip_bad_rows
-        version.import_again(request.user, **answer, skip_bad_rows=keep_good)
+        answer["skip_bad_rows"] = "skip_bad_rows" in request.POST or version.skip_bad_rows
+    # Somebody else may have answered in this very moment: then their import is the one to look at.
+    with contextlib.suppress(ImportKept):
+        version.import_again(request.user, **answer)
     return redirect(version)
 
 

@@ -103,3 +103,10 @@ def test_it_says_that_the_files_are_gone(api: Client, adapter: Adapter) -> None:
     answer = api.get(f"{ADAPTERS}/{adapter.pk}/download")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "files_missing"
+
+
+def test_it_refuses_a_range_outside_the_file_in_the_api_s_own_shape(api: Client, adapter: Adapter) -> None:
+    answer = api.get(f"{ADAPTERS}/{adapter.pk}/download", headers={"Range": "bytes=99999999-"})
+    assert answer.status_code == 416
+    assert answer.json()["error"]["code"] == "range_not_satisfiable"
+    assert answer["Content-Range"].startswith("bytes */")

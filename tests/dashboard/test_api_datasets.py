@@ -233,6 +233,7 @@ def test_it_imports_the_good_rows_only(api: Client, project: Project) -> None:
         ({"prompt_column": "z", "completion_column": "a"}, "prompt_column"),
         ({"prompt_column": "a", "completion_column": "a"}, "completion_column"),
         ({"prompt_column": 5}, "prompt_column"),
+        ({"prompt_column": "x" * 201}, "prompt_column"),
         ({"rows": 5}, "rows"),
     ],
 )
@@ -242,6 +243,15 @@ def test_it_refuses_columns_that_are_not_there(
     dataset = make_dataset(project, ready=False)
     fail(dataset.newest(), "columns_unclear", columns=["q", "a"], problems=[])  # type: ignore[arg-type]
     assert refusal(again(api, dataset, **answer), 422)["field"] == field
+
+
+@pytest.mark.parametrize("column", ["\ud800", "a\0b"])
+def test_it_refuses_columns_that_cannot_be_stored(api: Client, project: Project, column: str) -> None:
+    dataset = make_dataset(project, ready=False)
+    # This import failed before it knew the columns, so there is no list to choose from.
+    fail(dataset.newest(), problems=[])  # type: ignore[arg-type]
+    answer = again(api, dataset, prompt_column=column, completion_column="a")
+    assert refusal(answer, 422)["field"] == "prompt_column"
 
 
 def test_an_imported_version_never_changes(api: Client, dataset: Dataset) -> None:

@@ -418,3 +418,8 @@ def test_someone_who_has_left_the_project_sees_nothing(run: TrainingRun, project
     gone.memberships.all().delete()
     assert api.get(RUNS).json()["data"] == []
     refusal(api.get(f"{RUNS}/{run.pk}"), 404)
+
+
+def test_it_looks_for_no_slug_that_cannot_be_written(api: Client, body: dict[str, Any]) -> None:
+    answer = post(api, {**body, "target_module_config": "\ud800"})
+    assert refusal(answer, 404)["field"] == "target_module_config"
