@@ -84,6 +84,9 @@ def installation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "DATA_DIR": str(folder / "data"),
         "BUNDLED_MODEL_DIR": str(tiny_folder),
         "OMP_NUM_THREADS": "1",
+        # All tests share one token.
+        "API_READS_PER_MINUTE": "100000",
+        "API_WRITES_PER_MINUTE": "100000",
     }
     running = launch(environment, folder / "start.log")
     try:

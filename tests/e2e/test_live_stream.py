@@ -1,0 +1,126 @@
+"""A run's page while it trains: points arrive, and reload, second tab and a killed web lose none."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.e2e.installation import POINTS, Api, Installation, Person, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def long_run(api: Api, dataset: int) -> Iterator[int]:
+    """A run that trains through all tests of this file."""
+    hyper = {"max_steps": 20_000, "max_length": 128, "per_device_train_batch_size": 1}
+    asked = {
+        "name": "Long",
+        "dataset": dataset,
+        "target_module_config": "efficient",
+        "hyperparameters": hyper,
+    }
+    run = api.post("/runs", asked)["id"]
+    until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step", seconds=90)
+    yield run
+    api.call("POST", f"/runs/{run}/cancel")
+
+
+def points_of(page: Page) -> int:
+    return int(page.evaluate(POINTS))
+
+
+def read_stream(
+    installation: Installation, person: Person, run: int, since: str, wanted: int
+) -> list[dict[str, str]]:
+    """The next events of the stream, each as its fields."""
+    stored = json.loads(person.session.read_text())["cookies"]
+    cookies = "; ".join(f"{one['name']}={one['value']}" for one in stored)
+    request = urllib.request.Request(f"{installation.url}/runs/{run}/stream/", headers={"Cookie": cookies})
+    if since:
+        request.add_header("Last-Event-ID", since)
+    events: list[dict[str, str]] = []
+    with urllib.request.urlopen(request, timeout=30) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        block: dict[str, str] = {}
+        while len(events) < wanted:
+            line = stream.readline().decode().rstrip("\n")
+            if line:
+                name, _colon, value = line.partition(": ")
+                block[name] = value
+            elif block.get("event"):
+                events.append(block)
+            block = block if line else {}
+    return events
+
+
+def test_the_stream_brings_each_point_once(installation: Installation, mara: Person, long_run: int) -> None:
+    first = read_stream(installation, mara, long_run, "", 4)
+    later = read_stream(installation, mara, long_run, first[-1]["id"], 4)
+    steps = [
+        point[0]
+        for event in (*first, *later)
+        if event["event"] == "points"
+        for point in json.loads(event["data"])["curves"].get("train/loss", [])
+    ]
+    assert len(steps) > 2
+    assert steps == sorted(set(steps)), "a step came twice or out of order"
+
+
+def test_points_arrive_without_a_reload(page: Page, long_run: int) -> None:
+    page.goto(f"/runs/{long_run}/")
+    page.evaluate("window.loadedOnce = true")
+    until(lambda: points_of(page) > 0, "the first points")
+    before = points_of(page)
+    until(lambda: points_of(page) > before, "more points")
+    assert page.evaluate("window.loadedOnce")
+    expect(page.locator(".run-state")).to_contain_text("Training")
+
+
+def test_a_reload_and_a_second_tab_show_the_whole_curve(
+    context: BrowserContext, page: Page, long_run: int
+) -> None:
+    page.goto(f"/runs/{long_run}/")
+    until(lambda: points_of(page) > 0, "the first points")
+    before = points_of(page)
+    page.reload()
+    until(lambda: points_of(page) >= before, "the points from before the reload")
+    second = context.new_page()
+    second.goto(f"/runs/{long_run}/")
+    until(lambda: points_of(second) >= before, "the same points in the second tab")
+    growing = points_of(page)
+    until(lambda: points_of(page) > growing, "more points in the first tab")
+
+
+def test_a_killed_web_program_comes_back_and_so_does_the_page(
+    installation: Installation, api: Api, page: Page, long_run: int
+) -> None:
+    page.goto(f"/runs/{long_run}/")
+    until(lambda: points_of(page) > 0, "the first points")
+    page.evaluate("window.loadedOnce = true")
+    children = psutil.Process(installation.process.pid).children(recursive=True)
+    web = next(child for child in children if "uvicorn" in child.cmdline())
+    web.kill()
+    before = points_of(page)
+    # Two numbers more than one batch that may have been on its way.
+    until(lambda: points_of(page) > before + 1, "points after the restart", seconds=40)
+    assert page.evaluate("window.loadedOnce"), "the page had to be loaded anew"
+    assert api.get(f"/runs/{long_run}")["state"] == "running"
+
+
+def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, long_run: int) -> None:
+    page.goto(f"/runs/{long_run}/")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Let it go on")).to_be_focused()
+    dialog.get_by_role("button", name="Let it go on").click()
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop the run").click()
+    expect(page.locator("[data-state=cancelled]")).to_be_attached(timeout=15_000)
+    expect(page.locator(".run-state")).to_contain_text("Stopped")
