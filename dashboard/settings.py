@@ -43,12 +43,14 @@ BUNDLED_MODEL_DIR = (
     .resolve()
 )
 UPLOAD_DIR = DATA_DIR / "uploads"
+# One for each data folder: a second installation of this checkout must not change a running one.
+STATIC_ROOT = DATA_DIR / "static"
 try:
-    for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run"):
+    for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run", STATIC_ROOT):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 except OSError as error:
     raise ImproperlyConfigured(
-        f"DATA_DIR {DATA_DIR} cannot be made ({error.strerror}). Set DATA_DIR to a folder that you may write to."
+        f"DATA_DIR {DATA_DIR} cannot be made ({error.strerror}). Set it to a folder that you may write to."
     ) from error
 # Django spools request bodies to TMPDIR before any view runs; a small tmpfs there would fill up.
 os.environ.setdefault("TMPDIR", str(UPLOAD_DIR))
@@ -236,8 +238,6 @@ LANGUAGES = [("en", _("English"))]
 TIME_ZONE = env.str("TIME_ZONE", default="UTC")
 USE_TZ = True
 STATIC_URL = "/static/"
-# One for each data folder: a second installation of this checkout must not change a running one.
-STATIC_ROOT = DATA_DIR / "static"
 # Named folders, so that node_modules and lock files beside them are never published.
 STATICFILES_DIRS = [
     (name, BASE_DIR / "static" / name)

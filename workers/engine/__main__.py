@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         values = _read_spec(asked.spec, stop)
         specs = _parse(asked.kind, values)
+        # What libraries will change in their next versions concerns nobody who reads the job's log.
+        warnings.simplefilter("ignore", FutureWarning)
         runtime.prepare_environment(offline=asked.kind != "inspect")
         report(_hello(asked.kind))
         asked.out_dir.mkdir(parents=True, exist_ok=True)
