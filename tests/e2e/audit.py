@@ -1,4 +1,4 @@
-"""What is wrong with a page in the browser: axe-core's findings, console errors, sideways scrolling.
+"""What is wrong with a page in the browser: axe-core, console errors, sideways scrolling, dead forms.
 
 Knows nothing of pytest or of what the page is about.
 """
@@ -19,6 +19,10 @@ from playwright.sync_api import ConsoleMessage, Page
 AXE = Path(settings.BASE_DIR) / "static" / "node_modules" / "axe-core" / "axe.min.js"
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 DESKTOP, PHONE = (1280, 900), (390, 844)
+# Forms that the server will refuse, as they carry no proof that they are ours.
+UNGUARDED_FORMS = """() => [...document.querySelectorAll("form[method=post]")]
+  .filter((form) => !form.querySelector("input[name=csrfmiddlewaretoken]"))
+  .map((form) => form.action)"""
 # Name a folder here to keep pictures of what was audited.
 SHOTS = os.environ.get("SCREENSHOTS", "")
 
@@ -39,7 +43,7 @@ def complaints(page: Page) -> Iterator[list[str]]:
 
 def faults(page: Page, name: str) -> list[str]:
     """Serious faults of the page as it stands, in both themes at both widths."""
-    found = []
+    found = [f"form without its token: {action}" for action in page.evaluate(UNGUARDED_FORMS)]
     # By the debugging protocol, because the page's own policy forbids foreign scripts.
     protocol = page.context.new_cdp_session(page)
     protocol.send("Runtime.evaluate", {"expression": AXE.read_text()})
