@@ -18,7 +18,7 @@ from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.texts import Name
 from dashboard.forms.base_models import FolderForm, HubForm
-from dashboard.forms.training_runs import preset_cards
+from dashboard.forms.plan import preset_cards
 from dashboard.models import BaseModel, Job, Role, TargetModuleConfig
 from workers.specs import LIMITS
 

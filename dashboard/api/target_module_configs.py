@@ -9,7 +9,7 @@ from dashboard.api.access import Call
 from dashboard.api.base_models import Rank, fetch, inspected
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, unknown
-from dashboard.forms.training_runs import preset_cards
+from dashboard.forms.plan import preset_cards
 from dashboard.models import BaseModel, TargetModuleConfig
 
 # No postponed annotations here: below `paginate` the framework could not resolve `Rank` by its name.

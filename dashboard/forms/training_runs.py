@@ -1,14 +1,11 @@
 """The fine-tune form: what to learn, on which model, where the adapter sits, how long, and expert settings.
 
-Parses and checks; launching is the view's. Also reckons what the choices mean while they are being made.
+Parses and checks; launching is the view's, and what the choices mean is `dashboard.forms.plan`'s.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django import forms
@@ -19,9 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, TrainingRun
 from dashboard.models.dataset import SAMPLE_NAME
-from workers.errors import SpecError, TargetError
-from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import RECOMMENDED, Resolution
+from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
 
 DEFAULTS = Hyperparameters()
@@ -333,108 +328,3 @@ def initial_from(run: TrainingRun) -> dict[str, Any]:
 def is_sample(version: DatasetVersion) -> bool:
     """Whether the rows are the ones that came with the product."""
     return version.dataset.name == SAMPLE_NAME
-
-
-@dataclass(frozen=True)
-class PresetCard:
-    """One choice of target modules, reckoned on one base model at one rank."""
-
-    config: TargetModuleConfig
-    resolution: Resolution
-    trainable_parameters: int
-    adapter_bytes: int
-    share: float
-
-    @property
-    def is_recommended(self) -> bool:
-        """Whether it carries the badge."""
-        return self.config.slug == RECOMMENDED
-
-
-def preset_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel, r: int) -> list[PresetCard]:
-    """What each choice means on this model. A census of another version refuses all of them."""
-    return [_card(config, base_model, r) for config in configs]
-
-
-def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCard:
-    try:
-        resolution = config.resolve(base_model)
-    except TargetError as error:
-        resolution = Resolution(refusal=error.message)
-    parameters = adapter_params(resolution.matched, r)
-    return PresetCard(
-        config=config,
-        resolution=resolution,
-        trainable_parameters=parameters,
-        adapter_bytes=adapter_bytes(resolution.matched, r),
-        share=parameters / base_model.parameters if base_model.parameters else 0.0,
-    )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the form as it stands would start, and what it still lacks."""
-
-    hyperparameters: Hyperparameters
-    version: DatasetVersion | None
-    base_model: BaseModel | None
-    card: PresetCard | None
-    differences: tuple[tuple[str, str, str], ...]
-
-    @property
-    def total_steps(self) -> int | None:
-        """Steps of the run; None while they depend on a dataset that is not chosen."""
-        if self.version is None and self.hyperparameters.max_steps is None:
-            return None
-        return self.hyperparameters.total_steps(self.train_rows)
-
-    @property
-    def train_rows(self) -> int:
-        """Rows that are learned from."""
-        return int(self.version.splits.get("train", 0)) if self.version else 0
-
-    @property
-    def passes(self) -> float | None:
-        """How often each row is seen."""
-        if not self.train_rows or self.total_steps is None:
-            return None
-        return self.total_steps * self.hyperparameters.rows_per_step / self.train_rows
-
-    @property
-    def missing(self) -> str:
-        """What the primary button asks for; "" when the run can start."""
-        if self.base_model is None:
-            return _("Choose a base model")
-        if self.version is None:
-            return _("Choose a dataset")
-        if self.card is None or self.card.resolution.refusal:
-            return _("Choose what to train")
-        return ""
-
-
-def plan(form: TrainingRunForm) -> Plan:
-    """The plan of a form whose fields have been cleaned, valid or not."""
-    values = form.cleaned_data
-    try:
-        learn = form.hyperparameters()
-    except SpecError:
-        learn = DEFAULTS
-    base_model, config = values.get("base_model"), values.get("target_module_config")
-    return Plan(
-        hyperparameters=learn,
-        version=values.get("dataset_version"),
-        base_model=base_model,
-        card=_card(config, base_model, learn.r) if base_model and config else None,
-        differences=tuple(differences(learn)),
-    )
-
-
-def differences(learn: Hyperparameters) -> list[tuple[str, str, str]]:
-    """(name, value, default) of every setting that is not its default; alpha's default follows the rank."""
-    usual = dataclasses.replace(DEFAULTS, lora_alpha=2 * learn.r)
-    found = []
-    for field in dataclasses.fields(Hyperparameters):
-        value, default = getattr(learn, field.name), getattr(usual, field.name)
-        if value != default and value is not None:
-            found.append((field.name, str(value), str(default if default is not None else "–")))
-    return found

@@ -8,24 +8,16 @@ from typing import Any
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 from django.views.decorators.http import require_GET
 
 from dashboard import charts
 from dashboard.downloads import csv_file
-from dashboard.forms.training_runs import TrainingRunForm, plain
+from dashboard.forms.plan import label_of, worded
 from dashboard.gate import Request
 from dashboard.models import MetricSeries, State, TrainingRun
 
 RUNS_OFFERED = 100
-# Settings that the form does not ask for.
-LABELS = {
-    "dataset": gettext_lazy("Dataset"),
-    "target_modules": gettext_lazy("What is trained"),
-    "use_rslora": gettext_lazy("Effect scaled by the root of the rank"),
-    "weight_decay": gettext_lazy("Pull towards zero (weight decay)"),
-    "max_grad_norm": gettext_lazy("Largest step (gradient clipping)"),
-}
 # Of a run's measured values, those that are its cost.
 COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
@@ -86,19 +78,10 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         values = [worded(values.get(name)) for values in shown]
-        field = TrainingRunForm.base_fields.get(name)
-        label = field.label if field else LABELS.get(name, "")
-        rows.append({"name": name, "label": label, "values": values, "differs": len(set(values)) > 1})
+        rows.append(
+            {"name": name, "label": label_of(name), "values": values, "differs": len(set(values)) > 1}
+        )
     return rows
-
-
-def worded(value: Any) -> str:
-    """A setting as people write it: 0.00002 rather than 2e-05, yes rather than True."""
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return _("yes") if value else _("no")
-    return plain(value) if isinstance(value, int | float) else str(value)
 
 
 def score_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:

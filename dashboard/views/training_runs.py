@@ -14,17 +14,14 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from dashboard import charts
+from dashboard.forms.plan import Plan, differences, label_of, plan, preset_cards, worded
 from dashboard.forms.training_runs import (
     SAMPLE_LEARNING_RATE,
-    Plan,
     TrainingRunForm,
     defaults,
-    differences,
     initial_for,
     initial_from,
     is_sample,
-    plan,
-    preset_cards,
 )
 from dashboard.gate import Request
 from dashboard.models import (
@@ -353,7 +350,7 @@ def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
     learn = Hyperparameters(**run.hyperparameters)
     changed = {name: default for name, _value, default in differences(learn)}
     return [
-        {"name": name, "value": value, "default": changed.get(name)}
+        {"name": name, "label": label_of(name), "value": worded(value), "default": changed.get(name)}
         for name, value in run.hyperparameters.items()
         if value is not None
     ]
