@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 from django.test import Client
 from django.urls import reverse
+from pytest_django.fixtures import SettingsWrapper
 
 from dashboard.models import BaseModel, Job, User
 from dashboard.models.base_model import model_folders
@@ -20,16 +18,16 @@ HUB = {"source": "hub", "hub_id": "Qwen/Qwen3-0.6B", "revision": ""}
 
 
 @pytest.fixture
-def models_folder() -> Iterator[Path]:
+def models_folder(settings: SettingsWrapper, tmp_path: Path) -> Path:
     """DATA_DIR/models with one model in it, a nested one, and a link that leads out."""
-    root = Path(settings.DATA_DIR) / "models"
+    settings.DATA_DIR = tmp_path
+    root = tmp_path / "models"
     for name in ("qwen", "org/small"):
         (root / name).mkdir(parents=True)
         (root / name / "config.json").write_text("{}")
     (root / "escape").symlink_to("/usr")
     (root / ".hidden").mkdir()
-    yield root
-    shutil.rmtree(root)
+    return root
 
 
 @pytest.mark.usefixtures("models_folder")
