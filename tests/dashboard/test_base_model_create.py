@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.urls import reverse
-from pytest_django.fixtures import SettingsWrapper
 
 from dashboard.models import BaseModel, Job, User
 from dashboard.models.base_model import model_folders
@@ -18,9 +18,9 @@ HUB = {"source": "hub", "hub_id": "Qwen/Qwen3-0.6B", "revision": ""}
 
 
 @pytest.fixture
-def models_folder(settings: SettingsWrapper, tmp_path: Path) -> Path:
+def models_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """DATA_DIR/models with one model in it, a nested one, and a link that leads out."""
-    settings.DATA_DIR = tmp_path
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
     root = tmp_path / "models"
     for name in ("qwen", "org/small"):
         (root / name).mkdir(parents=True)
