@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import PASSWORD
+from tests.e2e.audit import complaints, faults
 from tests.e2e.installation import POINTS, Installation, until
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,16 @@ def test_the_first_visit_asks_for_the_code_and_refuses_a_wrong_one(visitor: Page
     fill_set_up(visitor, "not-the-code")
     expect(visitor.get_by_role("alert")).to_contain_text("This is not the code")
     expect(visitor.get_by_label("E-mail address")).to_have_value("mara@example.org")
+
+
+def test_the_set_up_page_is_accessible_and_quiet(visitor: Page) -> None:
+    # A tab of its own: the audit changes theme and size.
+    page = visitor.context.new_page()
+    with complaints(page) as complained:
+        page.goto("/set-up/")
+        assert faults(page, "set-up") == []
+    assert complained == []
+    page.close()
 
 
 def test_the_code_makes_the_first_account_and_works_once(visitor: Page, installation: Installation) -> None:
