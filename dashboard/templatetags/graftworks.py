@@ -15,7 +15,7 @@ from django.forms.boundfield import BoundWidget
 from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
 from django.urls import reverse
 from django.utils import formats, timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -165,6 +165,16 @@ def filesize(value: float | str | None) -> str:
         if value < divisor * 1000 or unit == "TB":
             break
     return f"{rounded(value / divisor, 0 if unit == 'kB' else 1)} {unit}"
+
+
+@register.filter
+def prose(text: str | None) -> SafeString:
+    """A sentence of the product in which `names` are set as code. Everything is escaped first."""
+    pieces = str(text or "").split("`")
+    if len(pieces) % 2 == 0:  # an odd mark is somebody's own text
+        return format_html("{}", text)
+    marked = (("<code>{}</code>" if place % 2 else "{}", piece) for place, piece in enumerate(pieces))
+    return format_html_join("", "{}", ((format_html(shape, piece),) for shape, piece in marked))
 
 
 @register.filter

@@ -16,6 +16,7 @@ from dashboard.templatetags.graftworks import (
     filesize,
     number,
     percent,
+    prose,
     relative,
     state_word,
 )
@@ -159,3 +160,10 @@ def test_each_kind_of_field_has_its_control() -> None:
 def test_what_people_typed_is_text() -> None:
     form = Everything({"name": "<script>alert(1)</script>"})
     assert "<script>" not in str(form["name"].as_field_group())
+
+
+def test_a_sentence_shows_names_as_code_and_nothing_else_as_markup() -> None:
+    assert prose("`max_length` is 9.") == "<code>max_length</code> is 9."
+    assert prose("`<b>` <i>") == "<code>&lt;b&gt;</code> &lt;i&gt;"
+    assert prose("one ` mark <b>") == "one ` mark &lt;b&gt;"
+    assert prose(None) == ""
