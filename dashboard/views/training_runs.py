@@ -276,7 +276,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "eta": eta_range(working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
-        "device": run.measured.get("device") or (node.device if node else ""),
+        "device": node.device if node else run.measured.get("device", ""),
     }
 
 
