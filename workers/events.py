@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_LINE = 4 * 1024 * 1024
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ProtocolError(Exception):
@@ -127,15 +129,26 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def storable(value: Any) -> Any:
+    """JSON values without the characters that no database takes: NUL and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
+
+
 def from_line(line: str | bytes) -> Event:
     """Parse one line; raises ProtocolError for anything that is not exactly one known event."""
     if len(line) > MAX_LINE:
         raise ProtocolError(f"a line of {len(line)} bytes")
     try:
-        values = json.loads(line)
+        values = storable(json.loads(line))
         kind = _TYPES[values.pop("event")]
         event: Event = kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"{error!r} in {line[:200]!r}") from error
     return event
 

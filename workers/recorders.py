@@ -20,7 +20,7 @@ from django.db import transaction
 from dashboard.models import Adapter, BaseModel, DatasetVersion, Evaluation, Job, MetricSeries, TrainingRun
 from dashboard.models.adapter import WEIGHTS
 from workers.errors import RunError
-from workers.events import ArmEnd, Artifact, Event, Metrics, Result
+from workers.events import ArmEnd, Artifact, Event, Metrics, Result, storable
 
 SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
 
@@ -135,10 +135,12 @@ class TrainRecorder:
 
     def flush(self) -> None:
         """Write the batched points, one transaction for all curves."""
-        if not self.points or not self.job.renew():
-            return
         points, self.points = self.points, {}
+        if not points:
+            return
         with transaction.atomic():
+            if not self.job.renew():
+                return
             for (arm, name), values in points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
 
@@ -147,7 +149,11 @@ class TrainRecorder:
         if end.outcome == TrainingRun.Outcome.SUCCEEDED:
             self._publish(run, self.artifacts[end.arm], end)
         elif end.outcome == TrainingRun.Outcome.FAILED:
-            run.end(end.outcome, step=end.step, code=end.code, message=end.message, measured=end.summary)
+            with transaction.atomic():
+                if self.job.may_commit():
+                    run.end(
+                        end.outcome, step=end.step, code=end.code, message=end.message, measured=end.summary
+                    )
 
     def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
@@ -157,7 +163,7 @@ class TrainRecorder:
         size = (folder / WEIGHTS).stat().st_size
         publish_folder(folder, Path(settings.DATA_DIR) / "adapters" / content)
         with transaction.atomic():
-            if not self.job.renew():
+            if not self.job.may_commit():
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=end.summary)
@@ -203,9 +209,11 @@ class EvaluateRecorder:
         items: dict[str, list[dict[str, Any]]] = {}
         path = self.out_dir / "items.jsonl"
         if path.exists():
-            for line in path.read_text().splitlines():
-                item = json.loads(line)
-                items.setdefault(item["subject"], []).append(item)
+            # Line by line from the file: str.splitlines also cuts at separators inside of a text.
+            with path.open(encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    item = storable(json.loads(line, parse_constant=_no_number))
+                    items.setdefault(item["subject"], []).append(item)
         with transaction.atomic():
             finish_job(self.job)
             for evaluation in self.job.evaluations.all():
@@ -222,6 +230,10 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
     Job.Kind.TRAIN: TrainRecorder,
     Job.Kind.EVALUATE: EvaluateRecorder,
 }
+
+
+def _no_number(_name: str) -> None:
+    """Databases refuse NaN and Infinity in JSON."""
 
 
 def publish_folder(source: Path, target: Path) -> None:

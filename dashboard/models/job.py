@@ -334,6 +334,13 @@ class Job(models.Model):
         mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
         return bool(mine.update(lease_until=db_now(LEASE)))
 
+    def may_commit(self) -> bool:
+        """Whether this attempt may still write a result. Inside a transaction that stays so until its end."""
+        # The update locks the row: neither a cancel nor another attempt can come between it and the commit.
+        open_ones = [state for state in LIVE if state != State.CANCELLING]
+        mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=open_ones)
+        return bool(mine.update(lease_until=db_now(LEASE)))
+
     def advance(self, **fields: Any) -> bool:
         """Update what pages show of this attempt's progress; False means fenced."""
         return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))

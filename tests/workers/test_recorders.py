@@ -1,0 +1,93 @@
+"""What recorders write, and what they refuse to write for an attempt that has lost its job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun, User
+from tests.workers.conftest import claim
+from workers.events import ArmEnd, Artifact, Metrics, Result
+from workers.recorders import EvaluateRecorder, TrainRecorder
+from workers.tasks import attempt
+
+SUCCEEDED = ArmEnd(arm=0, outcome="succeeded", step=10, summary={"train_loss": 1.0})
+DIVERGED = ArmEnd(arm=0, outcome="failed", step=3, code="diverged", message="The loss was no number.")
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    job = claim("gpu")
+    job.move("progress")
+    return job
+
+
+def make_artifact(folder: Path) -> Artifact:
+    """A finished adapter of one tensor, as the engine leaves it in its out dir."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + b"\0\0\0\0"
+    (folder / "arm-0").mkdir(parents=True)
+    (folder / "arm-0" / "adapter_model.safetensors").write_bytes(weights)
+    return Artifact(0, "arm-0", {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()})
+
+
+def test_a_cancel_that_came_first_wins_over_the_adapter(
+    job: Job, run: TrainingRun, tmp_path: Path, ed: User
+) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    Job.objects.get(pk=job.pk).request_cancel(ed)
+    recorder.record(SUCCEEDED)
+    run.refresh_from_db()
+    assert (run.outcome, Adapter.objects.count(), Evaluation.objects.count()) == ("", 0, 0)
+
+
+def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    Job.objects.filter(pk=job.pk).update(attempt=2)
+    recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
+    recorder.record(DIVERGED)
+    run.refresh_from_db()
+    assert (run.outcome, MetricSeries.objects.count()) == ("", 0)
+
+
+def test_an_arm_that_has_ended_is_not_trained_again(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(SUCCEEDED)
+    job.interrupt("The worker died after the commit.")
+    Job.objects.filter(pk=job.pk).update(state=State.QUEUED, run_after="2026-01-01T00:00Z", priority=9)
+    again = claim("gpu")
+    attempt(again, lambda: False)
+    again.refresh_from_db()
+    assert (again.pk, again.state, again.child_pid) == (job.pk, State.SUCCEEDED, None)
+    assert Adapter.objects.get().run == run
+
+
+def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
+    job: Job, run: TrainingRun, tmp_path: Path
+) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(SUCCEEDED)
+    recorder.finish()
+    scoring = claim("gpu")
+    scoring.move("progress")
+    item = {
+        "row": 1,
+        "prompt": "a\u2028b\x85c\x00d",
+        "expected": "e",
+        "output": "",
+        "scores": {"loss": float("nan")},
+    }
+    lines = [json.dumps({**item, "subject": subject}, ensure_ascii=False) for subject in ("base", "adapter")]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    evaluated = EvaluateRecorder(scoring, tmp_path)
+    evaluated.record(Result({"rows": 1, "base": {"loss": 1.0}, "adapter": {"loss": 0.5}}))
+    evaluated.finish()
+    for evaluation in Evaluation.objects.all():
+        kept = evaluation.items.get()
+        assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
