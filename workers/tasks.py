@@ -61,12 +61,22 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
     try:
         recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
-        supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
+        if _is_trained(job):
+            job.move("progress", actor=job.worker, fenced=True)
+            recorder.finish()
+        else:
+            supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
     except Exception as error:
         logger.exception("%s failed", job)
         _fail(job, error)
     finally:
         shutil.rmtree(out_dir, ignore_errors=True)
+
+
+def _is_trained(job: Job) -> bool:
+    """Whether an earlier attempt ended every arm, and died before it could end the job."""
+    outcomes = list(job.training_runs.values_list("outcome", flat=True))
+    return bool(outcomes) and all(outcomes)
 
 
 def _fail(job: Job, error: Exception) -> None:
