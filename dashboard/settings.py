@@ -194,7 +194,14 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 # Sign-in limits must work while the broker is down, and must count across processes.
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "cache",
+        # A full cache drops live entries, the counted tries of sign-in among them: the default is 300.
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    }
+}
 
 # The broker's address; unset means the embedded Valkey on a private socket.
 REDIS_URL = env.str("REDIS_URL", default="")

@@ -79,6 +79,15 @@ def test_the_sixth_try_is_refused_even_with_the_right_password(client: Client, m
     assert "_auth_user_id" not in client.session
 
 
+def test_the_tries_stay_counted_while_the_cache_fills_up(client: Client, mara: User) -> None:
+    for _try in range(5):
+        sign_in(client, mara.email, "wrong-password")
+    for number in range(400):
+        cache.set(f"api:{number}", True, 3600)
+    sign_in(client, mara.email, PASSWORD)
+    assert "_auth_user_id" not in client.session
+
+
 def test_a_forged_address_header_gains_no_further_tries(client: Client, mara: User) -> None:
     for number in range(5):
         client.post(
