@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from http.cookies import SimpleCookie
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +15,7 @@ from allauth.account.adapter import DefaultAccountAdapter
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, parse_cookie
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
@@ -232,10 +231,11 @@ def _is_known(headers: dict[str, str]) -> bool:
     """Whether the caller has a working token or a signed-in session."""
     if bearer_token(headers.get("authorization", "")):
         return True
-    cookie = SimpleCookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
-    if cookie is None:
+    # Read as Django reads it: the standard library drops all cookies when another product's looks odd.
+    key = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
+    if key is None:
         return False
-    store = import_module(settings.SESSION_ENGINE).SessionStore(cookie.value)
+    store = import_module(settings.SESSION_ENGINE).SessionStore(key)
     return "_auth_user_id" in store
 
 

@@ -129,6 +129,11 @@ def test_a_signed_in_caller_may_send_a_file(session: str) -> None:
     assert caller.status not in (401, 413)
 
 
+def test_the_odd_cookie_of_another_product_hides_no_session(session: str) -> None:
+    cookie = f'other={{"a": "b c"}}; {session}'
+    assert post(UPLOAD_PATHS[0], 2 * MB, cookie=cookie, content_length=str(2 * MB)).status != 401
+
+
 def test_a_file_past_the_configured_cap_is_refused(session: str, settings: Any, spooled: None) -> None:
     settings.UPLOAD_LIMIT_BYTES = 2 * MB
     caller = post(UPLOAD_PATHS[0], 5 * MB, cookie=session, content_length=str(5 * MB))
