@@ -56,7 +56,9 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     else:
         messages.warning(request, _("%(job)s had already ended.") % {"job": job})
     back = request.POST.get("next", "")
-    return redirect(back if url_has_allowed_host_and_scheme(back, allowed_hosts=None) else "queue-index")
+    # Without its slash it would be looked up as the name of a route.
+    is_ours = back.startswith("/") and url_has_allowed_host_and_scheme(back, allowed_hosts=None)
+    return redirect(back if is_ours else "queue-index")
 
 
 def board_context(request: Request) -> dict[str, Any]:

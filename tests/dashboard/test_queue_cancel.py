@@ -39,7 +39,9 @@ def test_it_goes_back_to_where_one_came_from(client: Client, ed: User, run: Trai
     assert stop(client, run, "/datasets/1/").url == "/datasets/1/"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("back", ["https://evil.example.org/", "//evil.example.org", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "back", ["https://evil.example.org/", "//evil.example.org", "javascript:alert(1)", "nowhere"]
+)
 def test_it_never_leads_away_from_the_site(client: Client, ed: User, run: TrainingRun, back: str) -> None:
     client.force_login(ed)
     assert stop(client, run, back).url == reverse("queue-index")  # type: ignore[attr-defined]
