@@ -279,7 +279,7 @@ def newest_version(request: Call, pk: int) -> DatasetVersion:
 def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
     """The config of that id, also as text, or the built-in preset of that slug."""
     visible = TargetModuleConfig.objects.visible_to(request.auth)
-    by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal())
+    by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal() and len(wanted) < 19)
     # No slug holds what cannot be printed, and the database may be unable to look for it.
     slug = wanted if str(wanted).isprintable() else None
     found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=slug, project=None)

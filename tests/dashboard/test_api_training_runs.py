@@ -191,6 +191,7 @@ def test_it_refuses_not_a_number(api: Client, body: dict[str, Any]) -> None:
         ("target_module_config", 999_999),
         ("target_module_config", "a\0b"),
         ("target_module_config", "9" * 40),
+        ("target_module_config", "9" * 5000),
     ],
 )
 def test_it_knows_no_such_object(api: Client, body: dict[str, Any], field: str, value: Any) -> None:
