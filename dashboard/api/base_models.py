@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from dashboard.api.access import Call, Token, once
 from dashboard.api.failures import Failure, failure_of
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.refusals import READING, WRITING, Refusal, invalid, unknown
 from dashboard.api.texts import Name
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.forms.plan import preset_cards
@@ -139,7 +139,12 @@ def detail(request: Call, pk: int) -> BaseModelOut:
 def create(request: Call, payload: BaseModelIn) -> Status[BaseModelOut]:
     """Add a folder that the operator put below DATA_DIR/models, or a hub id; an inspect job counts it."""
     job = once(request, Job.Kind.INSPECT, lambda key: add(request, payload, key))
-    return Status(202, shown(BaseModel.objects.select_related("job").get(job=job)))
+    # Inspected again since, the model has another job.
+    mine = visible(request).filter(project=request.auth.project)
+    found = mine.filter(job=job).first() or mine.filter(hub_id=payload.hub_id).order_by("-pk").first()
+    if found is None:
+        raise unknown("hub_id", _("base model"))
+    return Status(202, shown(found))
 
 
 def add(request: Call, payload: BaseModelIn, key: str) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 from django.db import IntegrityError
@@ -162,7 +163,9 @@ def create(
     form = UploadForm({**texts, **({"skip_bad_rows": "on"} if skip_bad_rows else {})}, request.FILES)
     refuse_errors(form)
     job = once(request, Job.Kind.IMPORT, lambda key: add(request, form.cleaned_data, key))
-    return Status(202, shown(fetch(request, job.dataset_versions.get().dataset_id)))
+    # Imported again since, the version has another job; its file is still the one that the call brought.
+    version = DatasetVersion.objects.get(upload=Path(job.spec["upload"]).name)
+    return Status(202, shown(fetch(request, version.dataset_id)))
 
 
 def add(request: Call, values: dict[str, Any], key: str) -> Job:

@@ -99,6 +99,18 @@ def test_it_adds_a_hub_model_once_per_key(deciding: Client) -> None:
     assert Job.objects.filter(kind="inspect").count() == 1
 
 
+def test_a_repeated_key_still_answers_after_another_inspection(deciding: Client, mara: User) -> None:
+    key = {"Idempotency-Key": "k"}
+    first = post(deciding, {"hub_id": "example/tiny"}, **key).json()
+    base_model = BaseModel.objects.get(pk=first["id"])
+    assert base_model.job
+    finish(base_model.job, State.FAILED, error_code="model_error", error_message="The hub does not answer.")
+    BaseModel.objects.get(pk=base_model.pk).inspect(mara)
+    answer = post(deciding, {"hub_id": "example/tiny"}, **key)
+    assert (answer.status_code, answer.json()["id"]) == (202, first["id"])
+    assert BaseModel.objects.filter(hub_id="example/tiny").count() == 1
+
+
 def test_it_adds_a_folder_of_the_operator(deciding: Client, folder: str) -> None:
     body = {"folder": folder, "name": "Mine", "hub_id": "example/mine"}
     answer = post(deciding, body)

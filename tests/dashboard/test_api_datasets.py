@@ -130,6 +130,15 @@ def test_a_repeated_key_imports_once(api: Client, settings: Settings) -> None:
     assert kept_uploads(settings) == before + 1
 
 
+def test_a_repeated_key_still_answers_after_another_import(api: Client, ed: User) -> None:
+    first = upload(api, {"Idempotency-Key": "once"}).json()
+    fail(DatasetVersion.objects.get())
+    DatasetVersion.objects.get().import_again(ed)
+    answer = upload(api, {"Idempotency-Key": "once"})
+    assert (answer.status_code, answer.json()["id"]) == (202, first["id"])
+    assert DatasetVersion.objects.count() == 1
+
+
 def test_a_viewer_uploads_nothing(project: Project, vera: User) -> None:
     api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
     refusal(upload(api), 403)
