@@ -194,6 +194,8 @@ class Membership(models.Model):
         with self._sole_change():
             if self.is_last_manager():
                 raise LastManager
+            # An invitation that was never used would let them in again.
+            Invitation.objects.open().filter(project=self.project, email=self.user.email).delete()
             self.delete()
 
     @contextmanager
@@ -254,11 +256,14 @@ class Invitation(models.Model):
         return invitation, secret
 
     def accept(self, user: User) -> Membership:
-        """Admit `user`. An invitation works once: the second time raises InvitationUsed."""
+        """Admit `user`, or raise their role: it never lowers one. Used before, it raises InvitationUsed."""
         with transaction.atomic():
             taken = Invitation.objects.filter(pk=self.pk, accepted_at=None).update(accepted_at=timezone.now())
             if not taken:
                 raise InvitationUsed
+            member = self.project.memberships.filter(user=user).first()
+            if member and member.role in Role(self.role).and_above():
+                return member
             return self.project.admit(user, Role(self.role))
 
 

@@ -103,3 +103,10 @@ def test_it_is_for_the_invited_address_alone(client: Client, url: str, otto: Use
     assert client.get(url).status_code == 403
     assert client.post(url).status_code == 403
     assert Membership.objects.filter(user=otto).count() == 1
+
+
+def test_an_invitation_raises_a_role_and_never_lowers_one(project: Project, mara: User, vera: User) -> None:
+    for user in (mara, vera):
+        Invitation.issue(project, user.email, Role.EDITOR, mara)[0].accept(user)
+    assert Membership.objects.get(user=mara).role == Role.MANAGER
+    assert Membership.objects.get(user=vera).role == Role.EDITOR

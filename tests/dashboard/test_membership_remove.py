@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import ApiToken, Membership, Project, User
+from dashboard.models import ApiToken, Invitation, Membership, Project, Role, User
 
 
 def url_of(user: User) -> str:
@@ -26,6 +26,17 @@ def test_their_token_stops_working_for_the_project(
     client.force_login(mara)
     client.post(url_of(ed))
     assert not token.projects().exists()
+
+
+def test_an_invitation_that_they_never_used_lets_them_in_no_more(
+    client: Client, mara: User, ed: User, project: Project, other_project: Project
+) -> None:
+    _theirs, secret = Invitation.issue(project, ed.email, Role.MANAGER, mara)
+    _elsewhere, kept = Invitation.issue(other_project, ed.email, Role.VIEWER, mara)
+    client.force_login(mara)
+    client.post(url_of(ed))
+    assert Invitation.objects.with_secret(secret) is None
+    assert Invitation.objects.with_secret(kept)
 
 
 def test_the_last_manager_cannot_be_removed(client: Client, mara: User, ed: User) -> None:
