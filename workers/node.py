@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from celery.signals import worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 from django.conf import settings
 from django.db import close_old_connections, connection
 from django.db.models.functions import Now
@@ -67,6 +67,12 @@ def _first_gpu() -> tuple[str, int] | None:
         return None
     finally:
         pynvml.nvmlShutdown()
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def forget_drain(**_kwargs: object) -> None:
+    """A node that was killed while it drained left a flag; in a container the next one has the same pid."""
+    _flag(os.getpid()).unlink(missing_ok=True)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
