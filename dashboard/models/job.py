@@ -176,7 +176,10 @@ class JobQuerySet(ProjectQuerySet["Job"]):
     def unanswered(self, seconds: int = 30) -> JobQuerySet:
         """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
         overdue = db_now(timedelta(seconds=-seconds))
-        return self.filter(state=State.QUEUED, run_after__lte=overdue).exclude(outbox__sent_at__gt=overdue)
+        on_its_way = Outbox.objects.filter(job=models.OuterRef("pk")).filter(
+            models.Q(sent_at=None) | models.Q(sent_at__gt=overdue)
+        )
+        return self.filter(~models.Exists(on_its_way), state=State.QUEUED, run_after__lte=overdue)
 
 
 class Job(models.Model):
@@ -349,6 +352,8 @@ class Job(models.Model):
         self, reason: str, *, actor: str = "system", fenced: bool = True, blameless: bool = False
     ) -> None:
         """Give the attempt up without blaming the work; the dispatcher queues it again after a back-off."""
+        # A step since the claim has set the row's count back, and this object does not know it.
+        self.refresh_from_db(fields=["fruitless"])
         fruitless = 0 if blameless else self.fruitless
         wait = BACK_OFF[min(max(fruitless - 1, 0), len(BACK_OFF) - 1)]
         self.move(

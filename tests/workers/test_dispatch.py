@@ -7,9 +7,11 @@ import json
 import os
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError
 from redis import Redis
 
 from dashboard.management.commands.dispatch import Dispatcher, clear_leftovers
@@ -97,6 +99,44 @@ def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project)
     WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
     dispatcher.tick(may_expire=True)
     assert job.outbox.filter(sent_at=None).count() == 1
+
+
+def test_it_does_not_pile_up_wake_ups_that_cannot_go_out(dispatcher: Dispatcher, project: Project) -> None:
+    job = submit(project)
+    Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    for _round in range(2):
+        dispatcher.tick(may_expire=True)
+    assert job.outbox.count() == 1
+
+
+def test_it_expires_nothing_right_after_the_database_was_away(
+    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    clock = [1000.0]
+    monkeypatch.setattr("dashboard.management.commands.dispatch.time.monotonic", lambda: clock[0])
+    dispatcher.last_beat = clock[0]
+    with monkeypatch.context() as outage:
+        outage.setattr(WorkerNode.objects, "filter", Mock(side_effect=OperationalError("gone")))
+        for _second in range(100):
+            clock[0] += 1
+            with pytest.raises(OperationalError):
+                dispatcher.beat()
+    dispatcher.beat()
+    job.refresh_from_db()
+    assert job.state == State.STARTING
+
+
+def test_it_goes_on_when_a_job_is_cancelled_under_its_hands(
+    dispatcher: Dispatcher, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(project)
+    stale = Job.objects.filter(pk=job.pk)
+    monkeypatch.setattr(type(stale), "due_again", lambda _self: stale)
+    dispatcher.beat()
+    assert dispatcher.last_tick > 0
 
 
 def test_it_has_the_bundled_model_inspected_at_first_start(

@@ -5,6 +5,7 @@ Two may run; one leads. The only program that publishes to the broker.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -78,14 +79,16 @@ class Dispatcher:
         """Each second: publish, and queue again what is due. Each 15 s: the slower round."""
         now = time.monotonic()
         if self.last_beat and now - self.last_beat > 2 * TICK_SECONDS:
-            # This process was asleep, and perhaps the whole machine: holders get a full lease to report back.
+            # This process, the machine or the database was away: holders get a full lease to report back.
             self.expire_from = now + LEASE.total_seconds()
-        self.last_beat = now
         WorkerNode.objects.filter(name=self.name).update(heartbeat_at=Now())
+        # Only now: while the database was away, nobody could renew a lease either.
+        self.last_beat = now
         if not WorkerNode.objects.lead(self.name):
             return
         for job in Job.objects.due_again()[:BATCH]:
-            job.try_again()
+            with contextlib.suppress(IllegalMove):  # somebody has cancelled it in between
+                job.try_again()
         self.publish()
         if now - self.last_tick >= TICK_SECONDS:
             self.last_tick = now
