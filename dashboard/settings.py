@@ -5,7 +5,9 @@ All names read here are listed in README's Configuration; a test holds the two t
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -271,10 +273,23 @@ ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
 
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Refused requests are logged with their address, and these addresses are keys themselves."""
+    if isinstance(record.args, tuple):
+        key = re.compile(r"^/(invitations|password-reset)/[^/]+")
+        record.args = tuple(key.sub(r"/\1/…", one) if isinstance(one, str) else one for one in record.args)
+    return True
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {"without_secrets": {"()": lambda: _without_secrets}},
     "formatters": {"plain": {"format": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "loggers": {
+        name: {"filters": ["without_secrets"]} for name in ("django.request", "django.security.csrf")
+    },
     "root": {"handlers": ["console"], "level": "INFO"},
 }

@@ -51,6 +51,13 @@ def test_it_names_what_is_wrong(client: Client, url: str, change: dict[str, str]
     assert not User.objects.filter(email="nia@example.org").exists()
 
 
+def test_a_refused_try_puts_no_working_link_into_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    for client in (Client(), Client(enforce_csrf_checks=True)):
+        client.post(url, {**NEWCOMER, "password": "short"})
+    assert caplog.text.count("/invitations/…/") == 2
+    assert url not in caplog.text
+
+
 def test_a_link_works_once(client: Client, url: str) -> None:
     client.post(url, NEWCOMER)
     client.logout()
