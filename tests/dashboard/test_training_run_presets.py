@@ -26,6 +26,15 @@ def test_it_lists_the_presets_in_their_order(client: Client, ed: User, base_mode
     assert slugs == ["efficient", "balanced", "query_value", "attention", "mlp", "quality"]
 
 
+def test_it_says_what_each_choice_matches_and_costs(client: Client, ed: User, base_model: BaseModel) -> None:
+    client.force_login(ed)
+    page = " ".join(client.get(URL, {"base_model": base_model.pk, "r": 4}).content.decode().split())
+    # Query and value of two layers: r * 2 * (32 + 32 + 32 + 16).
+    assert "<strong>4</strong> modules in 2 of 2 layers" in page
+    assert "<strong>896</strong> trainable" in page
+    assert page.count("</strong> adapter") == 6
+
+
 def test_it_keeps_the_choice(client: Client, ed: User, base_model: BaseModel) -> None:
     client.force_login(ed)
     mlp = TargetModuleConfig.objects.get(slug="mlp")
