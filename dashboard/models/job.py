@@ -220,10 +220,10 @@ class Job(models.Model):
     pid_started = models.FloatField(null=True, blank=True)
     child_pid = models.PositiveIntegerField(null=True, blank=True)
     child_started = models.FloatField(null=True, blank=True)
-    # What the page shows while it works; the unit of step and total is the phase's own.
+    # What the page shows while it works; the unit of step and total is the phase's own, bytes for example.
     phase = models.CharField(max_length=20, blank=True)
-    step = models.PositiveIntegerField(default=0)
-    total_steps = models.PositiveIntegerField(default=0)
+    step = models.PositiveBigIntegerField(default=0)
+    total_steps = models.PositiveBigIntegerField(default=0)
     eta_seconds = models.FloatField(null=True, blank=True)
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
