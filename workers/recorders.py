@@ -6,6 +6,7 @@ of processes and nothing of tensors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,8 +81,10 @@ class ImportRecorder:
     def fail(self, code: str) -> None:
         """The page shows which rows were bad, or which columns there are to choose from."""
         path = self.out_dir / "report.json"
-        if path.exists():
-            self._version().record_problems(json.loads(path.read_text()))
+        # On a full disk there may be no report, or half of one.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            report = storable(json.loads(path.read_text(encoding="utf-8")))
+            self._version().record_problems(report)
 
     def _version(self) -> DatasetVersion:
         return DatasetVersion.objects.get(job=self.job)

@@ -22,6 +22,7 @@ from typing import IO
 
 import psutil
 from django.conf import settings
+from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, State
 from dashboard.models.job import LIVE
@@ -41,6 +42,8 @@ from workers.recorders import Recorder
 ENGINE = (sys.executable, "-m", "workers.engine")
 RENEW_SECONDS = 10.0
 LOOK_SECONDS = 1.0
+# How long the last lines of a dead child may take; a process that it left behind can hold the pipe open.
+LAST_WORDS_SECONDS = 5.0
 GRACE_SECONDS = {"cancel": 20.0, "drain": 45.0}
 # Only these reach the child; broker, database and secret key stay with the parent.
 PASSED_ON = (
@@ -233,17 +236,19 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
 
 
 def _watch(attempt: Attempt, child: Child) -> None:
-    """Read lines until the child closes its output, or overstays its time to stop."""
-    last_look = last_renewal = time.monotonic()
+    """Read lines until the child closes its output or is gone, or overstays its time to stop."""
+    last_look = last_renewal = last_seen = time.monotonic()
     while True:
+        now = time.monotonic()
+        if child.process.poll() is None or not child.lines.empty():
+            last_seen = now
         with contextlib.suppress(queue.Empty):
-            line = child.lines.get(timeout=0.2)
+            line = None if now - last_seen > LAST_WORDS_SECONDS else child.lines.get(timeout=0.2)
             if line is None:
                 attempt.recorder.flush()
                 attempt.write_progress()
                 return
             attempt.take(line)
-        now = time.monotonic()
         if now - last_renewal >= RENEW_SECONDS:
             last_renewal = now
             if not attempt.job.renew():
@@ -252,6 +257,7 @@ def _watch(attempt: Attempt, child: Child) -> None:
             last_look = now
             attempt.look(child)
         if child.stop_asked and now - child.stop_asked > GRACE_SECONDS[attempt.stop_reason]:
+            child.kill()
             return
 
 
@@ -263,11 +269,12 @@ def _end(attempt: Attempt, status: int) -> None:
         if job.state == State.CANCELLING:
             job.move("stopped", actor=worker, fenced=True)
         elif attempt.failure:
-            attempt.recorder.fail(attempt.failure.code)
             code, message = attempt.failure.code, attempt.failure.message
-            job.move(
-                "fail", actor=worker, reason=message, fenced=True, error_code=code, error_message=message
-            )
+            with transaction.atomic():
+                attempt.recorder.fail(code)
+                job.move(
+                    "fail", actor=worker, reason=message, fenced=True, error_code=code, error_message=message
+                )
         elif attempt.farewell == "done" and status == 0:
             if job.state == State.STARTING:
                 job.move("progress", actor=worker, fenced=True)

@@ -19,6 +19,7 @@ from types import FrameType
 import psutil
 from celery import Task
 from django.conf import settings
+from django.db import InterfaceError, OperationalError, close_old_connections
 
 from dashboard.models import IllegalMove, Job
 from workers.celery import app
@@ -58,14 +59,19 @@ def work(self: Task[[int], None], job_id: int) -> None:
 def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     """One attempt in a work folder of its own. The one place where any exception becomes a job's ending."""
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
-    out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
     try:
+        out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
         if _is_trained(job):
             job.move("progress", actor=job.worker, fenced=True)
             recorder.finish()
         else:
             supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
+    except (InterfaceError, OperationalError):
+        # Not the work's fault. Where not even this can be written, the lease runs out.
+        logger.exception("%s lost the database", job)
+        close_old_connections()
+        _give_back(job, "The database could not be reached.")
     except Exception as error:
         logger.exception("%s failed", job)
         _fail(job, error)
@@ -89,6 +95,15 @@ def _fail(job: Job, error: Exception) -> None:
         job.move(
             "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
         )
+    except IllegalMove:
+        _give_back(job, message)
+
+
+def _give_back(job: Job, reason: str) -> None:
+    """A job that was stopping has stopped, any other may be tried again."""
+    job.refresh_from_db(fields=["state"])
+    try:
+        job.abandon(reason)
     except IllegalMove:
         logger.warning("%s had ended or was taken over", job)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError
 
 from dashboard.models import Job, JobEvent, Project, State, User
 from tests.workers.conftest import claim
@@ -70,7 +72,53 @@ def test_it_kills_a_deaf_child_after_its_grace(
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
     ended = play(script, job, tmp_path, monkeypatch)
     assert ended.state == State.CANCELLED
+    assert time.monotonic() - began < 8
+
+
+def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LAST_WORDS_SECONDS", 1.0)
+    began = time.monotonic()
+    ended = play(HELLO + "if not os.fork():\n    time.sleep(60)\n", job, tmp_path, monkeypatch)
+    assert ended.state == State.INTERRUPTED
     assert time.monotonic() - began < 20
+
+
+def test_it_survives_a_line_nested_without_end(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play('print("[" * 200_000, flush=True)\nos._exit(7)\n', job, tmp_path, monkeypatch)
+    assert ended.state == State.INTERRUPTED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_gives_a_job_back_when_the_database_goes_away(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as outage:
+        outage.setattr(Job, "advance", Mock(side_effect=OperationalError("server closed the connection")))
+        ended = play(HELLO + "time.sleep(60)\n", job, tmp_path, outage)
+    assert ended.state == State.INTERRUPTED
+
+
+def test_it_stops_at_once_when_the_work_fails_while_stopping(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ed: User
+) -> None:
+    job.request_cancel(ed)
+    monkeypatch.setattr(supervisor, "ENGINE", ("/nonexistent/python",))
+    attempt(job, lambda: False)
+    assert Job.objects.get(pk=job.pk).state == State.CANCELLED
+
+
+def test_it_keeps_numbers_of_bytes_that_32_bits_do_not_hold(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = '{"event": "Progress", "phase": "hashing", "step": 5000000000, "total": 16000000000}'
+    ended = play(f"print('{line}', flush=True)\n", job, tmp_path, monkeypatch)
+    field = Job._meta.get_field("step")
+    assert (ended.step, ended.percent) == (5_000_000_000, 31)
+    assert field.get_internal_type() == "PositiveBigIntegerField", "PostgreSQL would refuse it"
 
 
 def test_it_writes_nothing_once_another_attempt_has_the_job(
