@@ -35,7 +35,7 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
-from workers.errors import ADVICE, SpecError
+from workers.errors import ADVICE, SpecError, TargetError
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
 
@@ -111,6 +111,8 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
         )
     except SpecError as error:
         form.refuse(error)
+    except TargetError as error:
+        form.add_error("base_model", error.message)
     except IntegrityError:
         # The other request of a double click was quicker by a moment.
         return TrainingRun.objects.launched_with(request.project, key)
