@@ -194,7 +194,8 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
 def index(request: Request) -> HttpResponse:
     """The project's runs, newest first, by state and by words of the name."""
     runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
-    group, words = request.GET.get("state", ""), request.GET.get("q", "").strip()[:120]
+    # PostgreSQL refuses to look for a NUL, and no name has one.
+    group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
     if group in GROUPS:
         runs = runs.shown_as(group)
     if words:
