@@ -23,7 +23,7 @@ from django.db import close_old_connections
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
-from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, WorkerNode
+from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
 from dashboard.models.job import LEASE
 from workers.celery import app
 
@@ -146,7 +146,7 @@ def wake(job: Job) -> None:
 
 
 def clear_leftovers() -> None:
-    """Remove work folders of attempts that are over, and uploads that never became a version."""
+    """Remove work folders of attempts that are over, and uploads that no import will read any more."""
     live = {f"job-{pk}-{attempt}" for pk, attempt in Job.objects.live().values_list("pk", "attempt")}
     for folder in (Path(settings.DATA_DIR) / "work").glob("job-*"):
         if folder.name not in live and _age(folder) > LEASE:
@@ -154,9 +154,9 @@ def clear_leftovers() -> None:
     old = [
         path for path in Path(settings.UPLOAD_DIR).iterdir() if path.is_file() and _age(path) > UPLOAD_KEPT
     ]
-    known = set(
-        DatasetVersion.objects.filter(upload__in=[path.name for path in old]).values_list("upload", flat=True)
-    )
+    # A failed import may be asked for again; after a success or a stop nobody reads the upload.
+    read_again = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
+    known = set(read_again.filter(upload__in=[path.name for path in old]).values_list("upload", flat=True))
     for path in old:
         if path.name not in known:
             path.unlink(missing_ok=True)
