@@ -376,7 +376,7 @@ class Job(models.Model):
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
         if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:
-            message = _("The worker process ended %(times)d times without completing a step.") % {
+            message = _("The work was interrupted %(times)d times and never came to its end.") % {
                 "times": self.attempt
             }
             self.move("give_up", reason=str(message), error_code="worker_lost", error_message=str(message))
