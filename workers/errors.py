@@ -64,6 +64,12 @@ class OutOfMemory(RunError):
     code = "out_of_memory"
 
 
+class CheckpointMismatch(RunError):
+    """The checkpoint belongs to other settings, another dataset or another base model."""
+
+    code = "checkpoint_mismatch"
+
+
 class Stopped(Exception):
     """Somebody asked the engine to stop. `reason` is `cancel` or `drain`; it is no failure."""
 
@@ -80,6 +86,7 @@ ADVICE: dict[str, str] = {
     "diverged": "Use a lower learning rate, for example a third of this one, and start again.",
     "out_of_memory": "Use a smaller batch with more accumulation, or a shorter maximum length.",
     "disk_full": "Free some disk space where the data folder lies, then start again.",
+    "checkpoint_mismatch": "Start a new run with the same settings; it begins at step 0.",
     "worker_lost": "Look at the worker's log. If the machine is healthy, start again.",
     "publish_failed": "Look at the log below, then start again.",
     "bad_spec": "Change the setting that the message names, then start again.",

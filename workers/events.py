@@ -71,6 +71,15 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint after `step`. `path` is its name in the checkpoint folder."""
+
+    step: int
+    path: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
 class ArmEnd:
     """An arm is over at `step`: `succeeded`, `failed` or `cancelled`. `summary`: final metrics and costs."""
 
@@ -104,13 +113,13 @@ class Bye:
     reason: str
 
 
-Event = Hello | Progress | Metrics | Message | Artifact | ArmEnd | Result | Failure | Bye
+Event = Hello | Progress | Metrics | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else "cancel" or "drain"
 
 _TYPES: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Hello, Progress, Metrics, Message, Artifact, ArmEnd, Result, Failure, Bye)
+    for kind in (Hello, Progress, Metrics, Message, Artifact, Checkpoint, ArmEnd, Result, Failure, Bye)
 }
 
 
