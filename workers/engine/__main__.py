@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("kind", choices=sorted(SPEC_TYPES))
     parser.add_argument("spec", help="file with the spec as JSON, or - for standard input")
     parser.add_argument("out_dir", type=Path)
+    parser.add_argument(
+        "--checkpoints", type=Path, help="where a training keeps its checkpoints; OUT_DIR/checkpoints"
+    )
     asked = parser.parse_args(arguments)
     stop, report = StopFlag(), _event_reporter()
     signal.signal(signal.SIGTERM, lambda *_: stop.ask("drain"))
@@ -63,7 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
         runtime.prepare_environment(offline=asked.kind != "inspect")
         report(_hello(asked.kind))
         asked.out_dir.mkdir(parents=True, exist_ok=True)
-        _run(asked.kind, specs, asked.out_dir, report, stop)
+        if asked.kind == "train":
+            kept_in = asked.checkpoints or asked.out_dir / "checkpoints"
+            _train(specs, asked.out_dir, kept_in, report, stop)
+        else:
+            _run(asked.kind, specs, asked.out_dir, report, stop)
     except Stopped as stopped:
         report(Bye(stopped.reason))
         return STOPPED
@@ -148,14 +155,26 @@ def _hello(kind: str) -> Hello:
     return Hello(os.getpid(), device, runtime.versions(), runtime.thread_count())
 
 
+def _train(
+    specs: list[TrainSpec], out_dir: Path, kept_in: Path, report: Report, should_stop: ShouldStop
+) -> None:
+    """Continue from the newest checkpoint that is whole, or begin."""
+    from workers.engine import checkpoints
+    from workers.engine.train import train
+
+    train(
+        specs,
+        out_dir,
+        report=report,
+        should_stop=should_stop,
+        resume_from=checkpoints.newest(kept_in, report),
+        checkpoint_dir=kept_in,
+    )
+
+
 def _run(kind: str, specs: list[Any], out_dir: Path, report: Report, should_stop: ShouldStop) -> None:
     """Import only what this kind of job needs: start-up time is part of every job."""
-    if kind == "train":
-        from workers.engine.train import train
-
-        trained: list[TrainSpec] = specs
-        train(trained, out_dir, report=report, should_stop=should_stop)
-    elif kind == "evaluate":
+    if kind == "evaluate":
         from workers.engine.evaluate import evaluate
 
         scored: EvalSpec = specs[0]

@@ -47,12 +47,12 @@ def save_arm(
     (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
     for path in sorted(folder.iterdir()):
         path.chmod(0o640)  # safetensors writes 0600, but the web process may be another user of the group
-        _sync(path)
+        sync(path)
     folder.chmod(0o750)
-    _sync(folder)
+    sync(folder)
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(aside)
     files = {path.name: file_sha256(path) for path in sorted(final.iterdir())}
     return Artifact(index, final.relative_to(out_dir).as_posix(), files)
@@ -68,7 +68,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

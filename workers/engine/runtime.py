@@ -78,6 +78,23 @@ def pick_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def random_state(device: torch.device) -> torch.Tensor:
+    """State of the generator that dropout on this device draws from, uint8 on the CPU."""
+    import torch
+
+    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """The counterpart of `random_state`."""
+    import torch
+
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state, device)
+
+
 def device_name(device: torch.device) -> str:
     """`cpu`, or `cuda` with the card's name."""
     import torch

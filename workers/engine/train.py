@@ -1,7 +1,8 @@
 """Trains arms on one frozen base: `python -m workers.engine train spec.json out/`.
 
 One spec is one arm; a single run is a study with one arm. Arms take turns inside each optimizer step and
-share the base, the rows and the process, but neither seed, order, schedule nor fate. Knows nothing of queues.
+share the base, the rows and the process, but neither seed, order, schedule nor fate. A run that was cut off
+continues from its checkpoint as if nothing had happened. Knows nothing of queues.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.engine import artifacts, lora, runtime
+from workers.engine import artifacts, checkpoints, lora, runtime
 from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
@@ -51,7 +52,8 @@ class Arm:
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     random_state: Any = None
-    step: int = 0
+    step: int = 0  # completed optimizer steps
+    validated: int = -1  # the last step whose held-out loss is known
     tokens: int = 0
     seconds: float = 0.0
     train_loss: float = math.nan
@@ -68,10 +70,14 @@ class Arm:
     def validate_every(self) -> int:
         return self.spec.validation_steps or max(1, round(self.total / VALIDATIONS_PER_RUN))
 
-    def step_examples(self) -> Iterator[list[Example]]:
-        """The micro-batches of the arm's current step, rows of like length together."""
+    @property
+    def is_training(self) -> bool:
+        return self.error is None and self.step < self.total
+
+    def step_examples(self, step: int) -> Iterator[list[Example]]:
+        """The micro-batches of optimizer step `step`, rows of like length together."""
         learn = self.spec.hyperparameters
-        order = step_rows(len(self.pool), learn.rows_per_step, learn.seed, self.step)
+        order = step_rows(len(self.pool), learn.rows_per_step, learn.seed, step)
         rows = [self.rows[self.pool[index]] for index in order]
         yield from micro_batches(rows, learn.per_device_train_batch_size)
 
@@ -83,19 +89,21 @@ def train(
     report: Report = print_event,
     should_stop: ShouldStop = never_stop,
     resume_from: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_seconds: float = checkpoints.SECONDS,
 ) -> list[ArmEnd]:
-    """Train every spec and write `out_dir/arm-<i>/adapter`. Raises only when no arm came through."""
-    if resume_from is not None:
-        raise RunError(
-            "This version cannot continue from a checkpoint. Start the run again.", code="no_resume"
-        )
+    """Train every spec and write `out_dir/arm-<i>/adapter`. Raises only when no arm came through.
+
+    `resume_from` is one checkpoint; new ones go below `checkpoint_dir`, none without it.
+    """
+    kept = checkpoints.load(resume_from) if resume_from else None
     first = _check_shared(specs)
     started = time.monotonic()
 
     # --- Load: tokenizer and rows before weights, so that bad data is told early -------------------------
     check_folder(first.base)
     device = runtime.pick_device()
-    dtype = runtime.pick_dtype(first.dtype, device)
+    dtype = kept.dtype if kept else runtime.pick_dtype(first.dtype, device)
     torch.set_num_threads(runtime.thread_count())
     torch.manual_seed(first.hyperparameters.seed)
     report(Progress("tokenizing"))
@@ -107,6 +115,8 @@ def train(
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)
     watch(base, lambda: stop_if_asked(should_stop))
+    origin = checkpoints.origin(specs, arms, base)
+    keeper = checkpoints.Keeper(checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started)
 
     # --- Attach: PEFT's modules, counted; one AdamW per arm on fp32 adapter weights ----------------------
     model = lora.attach(base, specs)
@@ -118,29 +128,35 @@ def train(
             arm.parameters, lr=learn.learning_rate, weight_decay=learn.weight_decay
         )
         torch.manual_seed(learn.seed)
-        arm.random_state = torch.get_rng_state()
+        arm.random_state = runtime.random_state(device)
     scorer = make_scorer(model, base, collate(list(arms[0].rows.values())[:2], device))
     for arm in arms:
         report(Message(_arithmetic(arm, base, dtype)))
+    if kept:
+        checkpoints.restore(kept, keeper, arms)
 
     # --- Loop ------------------------------------------------------------------------------------------
     steps = max(arm.total for arm in arms)
+    begin = min((arm.step for arm in arms if arm.is_training), default=steps)
     loop_started = told = time.monotonic()
-    ends: list[ArmEnd] = []
-    report(Progress("training", 0, steps))
+    ends = [_end(arm, "failed", report, error=arm.error) for arm in arms if arm.error]
+    if kept:
+        report(Message(f"Continues from step {begin:,}."))
+    report(Progress("training", begin, steps))
     try:
-        for step in range(steps + 1):
+        for step in range(begin, steps + 1):
+            validated = False
             for arm in arms:
-                if arm.error is not None or step > arm.total:
+                if arm.error is not None or not arm.step <= step <= arm.total:
                     continue
                 turn_started = time.monotonic()
                 if len(arms) > 1:
                     lora.activate(model, arm.name)
 
                 # One optimizer step: each micro-batch adds its share of the mean over the step's labels.
-                if step:
-                    arm.step = step
-                    batches = list(arm.step_examples())
+                # A resumed arm may have this step behind it already, and only its held-out loss to come.
+                if step > arm.step:
+                    batches = list(arm.step_examples(step))
                     labelled = sum(example.labelled for batch in batches for example in batch)
                     rate = learning_rate(arm.spec.hyperparameters, step, arm.total)
                     loss_sum, tokens = 0.0, 0
@@ -149,18 +165,19 @@ def train(
                         scorer.shares and not drops
                     )  # each row draws its own dropout, so it shares nothing
                     lora.set_dropout(model, drops)
-                    torch.set_rng_state(arm.random_state)
+                    runtime.set_random_state(arm.random_state, device)
                     for examples in batches:
                         batch = collate(examples, device, share=shares)
                         loss: Any = scorer.training_loss(batch, labelled)
                         loss.backward()
                         loss_sum += float(loss.detach())
                         tokens += batch.tokens
-                    arm.random_state = torch.get_rng_state()
+                    drawn = runtime.random_state(device)
                     norm = float(
                         nn.utils.clip_grad_norm_(arm.parameters, arm.spec.hyperparameters.max_grad_norm)
                     )
                     if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+                        arm.step = step
                         arm.error = _diverged(arm, step, loss_sum, norm)
                         ends.append(_end(arm, "failed", report, error=arm.error))
                         arm.optimizer.zero_grad()
@@ -169,6 +186,7 @@ def train(
                         group["lr"] = rate
                     arm.optimizer.step()
                     arm.optimizer.zero_grad()
+                    arm.step, arm.random_state = step, drawn
                     seconds = time.monotonic() - turn_started
                     arm.tokens, arm.seconds, arm.train_loss = (
                         arm.tokens + tokens,
@@ -182,23 +200,29 @@ def train(
                         "train/tokens_per_second": tokens / max(seconds, 1e-9),
                         "system/memory_bytes": float(runtime.peak_memory_bytes(device)),
                     }
-                    report(Metrics(arm.index, step, values))
+                    keeper.tell(Metrics(arm.index, step, values))
 
                 # Held-out loss before the first step, on schedule, and after the last.
-                if arm.validation and (step % arm.validate_every == 0 or step == arm.total):
+                is_due = step % arm.validate_every == 0 or step == arm.total
+                if arm.validation and is_due and arm.validated < step:
                     lora.set_dropout(model, False)
                     arm.validation_loss = validation_loss(scorer, arm, device, should_stop)
                     if arm.best_validation_loss is None or arm.validation_loss < arm.best_validation_loss:
                         arm.best_validation_loss, arm.best_step = arm.validation_loss, step
-                    report(Metrics(arm.index, step, {"validation/loss": arm.validation_loss}))
+                    arm.validated, validated = step, True
+                    keeper.tell(Metrics(arm.index, step, {"validation/loss": arm.validation_loss}))
 
+            if validated or step == steps or keeper.is_due:
+                keeper.write(arms)
             now = time.monotonic()
-            if step and (now - told >= PROGRESS_SECONDS or step == steps):
+            if step > begin and (now - told >= PROGRESS_SECONDS or step == steps):
                 told = now
-                left = (now - loop_started) / step * (steps - step)
+                left = (now - loop_started) / (step - begin) * (steps - step)
                 report(Progress("training", step, steps, round(left, 1)))
     except Stopped as stop:
-        if stop.reason == "cancel":
+        if stop.reason == "drain":
+            keeper.write(arms)
+        else:
             for arm in arms:
                 if arm.error is None:
                     _end(arm, "cancelled", report)
@@ -208,7 +232,7 @@ def train(
     report(Progress("saving"))
     for arm in arms:
         if arm.error is None:
-            summary = _summary(arm, dtype, device) | {"wall_seconds": time.monotonic() - started}
+            summary = _summary(arm, dtype, device) | {"wall_seconds": time.monotonic() - keeper.began}
             artifact = artifacts.save_arm(model, tokenizer, arm.spec, out_dir, arm.index, summary)
             report(artifact)
             summary["adapter_bytes"] = artifacts.adapter_bytes(out_dir, artifact)

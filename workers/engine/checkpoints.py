@@ -1,0 +1,302 @@
+"""Checkpoints of a run: one folder for all live arms, whole or not there, safetensors and JSON only.
+
+A folder is written aside and synced, its manifest with every file's SHA-256 comes last, one rename gives it
+its name. Knows nothing of jobs or attempts: whoever starts the engine says where checkpoints lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from workers.engine import lora
+from workers.engine.artifacts import file_sha256, sync
+from workers.errors import CheckpointMismatch, RunError
+from workers.events import Checkpoint, Message, Metrics, Report
+from workers.specs import TrainSpec, to_dict
+
+if TYPE_CHECKING:
+    from workers.engine.train import Arm
+
+FORMAT = 1
+SECONDS = 180.0
+KEPT = 2
+# Metrics that the parent may not have stored yet when everything died: said again by whoever continues.
+POINTS = 1000
+WEIGHT_SAMPLES = 256
+MANIFEST, STATE = "manifest.json", "state.json"
+OTHER = {"settings": "other settings", "dataset": "another dataset", "base": "another base model"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Adam's moments are stored beside each parameter; the schedule's and the data's position follow from `step`.
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+COUNTERS = (
+    "step",
+    "validated",
+    "tokens",
+    "seconds",
+    "train_loss",
+    "validation_loss",
+    "best_validation_loss",
+    "best_step",
+)
+
+
+class Damaged(RunError):
+    """A folder that is no complete checkpoint."""
+
+    code = "checkpoint_damaged"
+
+    def __init__(self) -> None:
+        super().__init__("This checkpoint is damaged, so the run cannot continue from it. Take another one.")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint whose hashes have been verified."""
+
+    folder: Path
+    origin: dict[str, str]
+    state: dict[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's number format: `auto` might choose another one this time."""
+        return DTYPES[self.state["dtype"]]
+
+
+@dataclass
+class Keeper:
+    """Writes a run's checkpoints, and knows when the next one is due. Without a folder it does nothing."""
+
+    folder: Path | None
+    every_seconds: float
+    report: Report
+    origin: dict[str, str]
+    dtype: torch.dtype
+    device: torch.device
+    began: float  # of the run on this process's monotonic clock, earlier attempts counted in
+    written: float = field(default_factory=time.monotonic)
+    recent: deque[Metrics] = field(default_factory=lambda: deque(maxlen=POINTS))
+
+    def tell(self, metrics: Metrics) -> None:
+        """Report values, and remember them for the next checkpoint."""
+        self.recent.append(metrics)
+        self.report(metrics)
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self.written >= self.every_seconds
+
+    def write(self, arms: Sequence[Arm]) -> None:
+        """Write what the live arms need to go on; a full disk costs the checkpoint, not the run."""
+        live = [arm for arm in arms if arm.error is None]
+        if self.folder is None or not any(arm.step for arm in live):
+            return
+        step = max(arm.step for arm in live)
+        aside = self.folder / f".writing-{os.getpid()}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            self._fill(aside, arms, step)
+            final = self.folder / f"{_next_number(self.folder):06d}"
+            aside.rename(final)
+            sync(self.folder)
+            _forget_all_but(self.folder, KEPT)
+            self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            self.report(
+                Message(
+                    f"The checkpoint of step {step:,} could not be written: {reason}. The training goes on; "
+                    "if it is interrupted now, it continues from the checkpoint before.",
+                    "warning",
+                )
+            )
+        self.written = time.monotonic()
+
+    def _fill(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
+        state = {
+            "step": step,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "wall_seconds": time.monotonic() - self.began,
+            "python_random": random.getstate(),
+            "recent": [[point.arm, point.step, point.values] for point in self.recent],
+            "arms": [_arm_state(arm) for arm in arms],
+        }
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        for arm in arms:
+            if arm.error is None:
+                save_file(_tensors(arm), folder / _file_name(arm))
+        names = sorted(path.name for path in folder.iterdir())
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "origin": self.origin,
+            "files": {name: file_sha256(folder / name) for name in names},
+        }
+        for name in names:
+            sync(folder / name)
+        (folder / MANIFEST).write_text(_to_json(manifest | {"seal": _seal(manifest)}), encoding="utf-8")
+        sync(folder / MANIFEST)
+        sync(folder)
+
+
+def newest(folder: Path, report: Report) -> Path | None:
+    """The newest checkpoint that is whole, or None. Damaged ones are removed, and that is said."""
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    damaged = False
+    for path in _folders(folder):
+        try:
+            load(path)
+        except Damaged:
+            damaged = True
+            report(Message("The newest checkpoint is damaged, so the one before it is tried.", "warning"))
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            return path
+    if damaged:
+        report(Message("No checkpoint is whole, so the run starts again from step 0.", "warning"))
+    return None
+
+
+def load(folder: Path) -> Kept:
+    """Read and verify one checkpoint; raises Damaged unless every file is as its manifest says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, str] = manifest["files"]
+        seal = manifest.pop("seal")
+        # A name with a folder in it would lead out of the checkpoint.
+        safe = all(Path(name).name == name for name in files)
+        whole = safe and manifest["format"] == FORMAT and seal == _seal(manifest)
+        if not whole or any(file_sha256(folder / name) != digest for name, digest in files.items()):
+            raise Damaged
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return Kept(folder, dict(manifest["origin"]), dict(state))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged from error
+
+
+def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[str, str]:
+    """Hashes of what must not change between attempts. Where things lie on this machine may.
+
+    `data` covers the tokens that the arms draw, `base` a sample of every weight, so that a dataset or a
+    model changed in place is noticed too.
+    """
+    first = specs[0]
+    settings = [to_dict(spec) for spec in specs]
+    for values in settings:
+        values.pop("base")
+        values.pop("data")
+    data = hashlib.sha256(first.data.sha256.encode())
+    for arm in arms:
+        for place in sorted(arm.rows):
+            data.update(place.to_bytes(8, "little"))
+            data.update(arm.rows[place].ids.tobytes() + arm.rows[place].learn.tobytes())
+        for example in arm.validation:
+            data.update(example.ids.tobytes() + example.learn.tobytes())
+    weights = hashlib.sha256(json.dumps([first.base.name, first.base.revision, first.base.sha256]).encode())
+    for path, weight in base.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, math.ceil(len(flat) / WEIGHT_SAMPLES))].float().cpu()
+        weights.update(path.encode() + sample.numpy().tobytes())
+    return {
+        "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "dataset": data.hexdigest(),
+        "base": weights.hexdigest(),
+    }
+
+
+def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
+    """Put the arms where the checkpoint left them; refuses a checkpoint of another run."""
+    changed = [OTHER[name] for name, digest in keeper.origin.items() if kept.origin.get(name) != digest]
+    if changed:
+        raise CheckpointMismatch(
+            f"The checkpoint was made with {' and '.join(changed)} than this run has, so "
+            "it cannot be continued. Start a new run, or put back what was changed."
+        )
+    same_device = kept.state["device"] == keeper.device.type
+    for arm, values in zip(arms, kept.state["arms"], strict=True):
+        for name in COUNTERS:
+            setattr(arm, name, values[name])
+        if values["error"] is not None:
+            arm.error = RunError(values["error"]["message"], code=values["error"]["code"])
+        else:
+            _restore_tensors(arm, load_file(kept.folder / _file_name(arm)), with_random=same_device)
+    version, numbers, gauss = kept.state["python_random"]
+    random.setstate((version, tuple(numbers), gauss))
+    keeper.began -= kept.state["wall_seconds"]
+    for arm_index, step, measured in kept.state["recent"]:
+        keeper.tell(Metrics(arm_index, step, measured))
+
+
+def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random: bool) -> None:
+    if with_random:  # the generators of two kinds of device do not understand each other's state
+        arm.random_state = tensors["random_state"]
+    with torch.no_grad():
+        for number, parameter in enumerate(arm.parameters):
+            parameter.copy_(tensors[f"{number}.weight"])
+            # AdamW keeps its count of steps on the CPU, and its moments beside the weight.
+            found = {name: tensors[key] for name in MOMENTS if (key := f"{number}.{name}") in tensors}
+            if found:
+                arm.optimizer.state[parameter] = {
+                    name: value if name == "step" else value.to(parameter.device)
+                    for name, value in found.items()
+                }
+
+
+def _tensors(arm: Arm) -> dict[str, torch.Tensor]:
+    tensors = {"random_state": arm.random_state}
+    for number, parameter in enumerate(arm.parameters):
+        tensors[f"{number}.weight"] = parameter.detach().contiguous()
+        moments = arm.optimizer.state.get(parameter, {})
+        tensors |= {f"{number}.{name}": moments[name].contiguous() for name in MOMENTS if name in moments}
+    return tensors
+
+
+def _arm_state(arm: Arm) -> dict[str, Any]:
+    error = None if arm.error is None else {"code": arm.error.code, "message": arm.error.message}
+    return {name: getattr(arm, name) for name in COUNTERS} | {"error": error}
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """A hash of the manifest itself: a flipped bit there must not read as another run's checkpoint."""
+    return hashlib.sha256(_to_json(manifest).encode()).hexdigest()
+
+
+def _file_name(arm: Arm) -> str:
+    return f"{lora.arm_name(arm.index)}.safetensors"
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The checkpoints, newest first."""
+    return sorted((path for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
+
+
+def _next_number(folder: Path) -> int:
+    return max((int(path.name) for path in _folders(folder)), default=0) + 1
+
+
+def _forget_all_but(folder: Path, count: int) -> None:
+    for path in _folders(folder)[count:]:
+        shutil.rmtree(path, ignore_errors=True)
