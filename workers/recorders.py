@@ -21,7 +21,7 @@ from django.db import IntegrityError, transaction
 from dashboard.models import Adapter, BaseModel, DatasetVersion, Evaluation, Job, MetricSeries, TrainingRun
 from dashboard.models.adapter import WEIGHTS
 from workers.errors import ModelError, RunError
-from workers.events import ArmEnd, Artifact, Event, Metrics, Result, storable
+from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
 
 SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
 
@@ -139,6 +139,8 @@ class TrainRecorder:
                     self.points.setdefault((event.arm, name), []).append((event.step, value))
         elif isinstance(event, Artifact):
             self.artifacts[event.arm] = event
+        elif isinstance(event, Checkpoint):
+            self.flush()
         elif isinstance(event, ArmEnd):
             self.flush()
             self._end_arm(event)

@@ -67,22 +67,22 @@ class Child:
     stop_asked: float = 0.0
 
     @classmethod
-    def start(cls, kind: str, spec: dict[str, object], out_dir: Path, log: IO[bytes]) -> Child:
+    def start(cls, job: Job, out_dir: Path, log: IO[bytes]) -> Child:
         """Execute `python -m workers.engine` in its own session and hand it the spec."""
         process = subprocess.Popen(
-            [*ENGINE, kind, "-", str(out_dir)],
+            [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=settings.BASE_DIR,
-            env=child_environment(kind, out_dir),
+            env=child_environment(job.kind, out_dir),
             start_new_session=True,
             umask=0o027,
         )
         child = cls(process)
         child._yield_to_the_web()
         threading.Thread(target=child._read, daemon=True).start()
-        child.tell({"parent": os.getpid(), "spec": spec})
+        child.tell({"parent": os.getpid(), "spec": job.spec})
         return child
 
     def _yield_to_the_web(self) -> None:
@@ -166,6 +166,7 @@ class Attempt:
     farewell: str = ""
     stop_reason: str = ""
     progress: Progress | None = None
+    began_at: int | None = None  # the step from which a training continues
     has_stepped: bool = False
 
     def take(self, event: Event | ProtocolError) -> None:
@@ -177,6 +178,8 @@ class Attempt:
             self.job.advance(child_pid=event.pid, child_started=started)
         elif isinstance(event, Progress):
             self.progress = event
+            if event.phase == "training" and self.began_at is None:
+                self.began_at = event.step
             if self.job.state == State.STARTING:
                 # A cancel that came first wins; it is seen at the next look.
                 with contextlib.suppress(IllegalMove):
@@ -211,7 +214,8 @@ class Attempt:
         # A training job's bar counts optimizer steps only; validation and saving just name themselves.
         if self.job.kind != Job.Kind.TRAIN or progress.phase == "training":
             fields |= {"step": progress.step, "total_steps": progress.total}
-            if progress.step and not self.has_stepped:
+            # Steps of earlier attempts do not count: a run that dies right after each start must end.
+            if progress.step > (self.began_at or 0) and not self.has_stepped:
                 self.has_stepped = True
                 fields["fruitless"] = 0
         if not self.job.advance(**fields):
@@ -225,7 +229,7 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
     """
     attempt = Attempt(job, recorder, draining)
     with _log(job) as log:
-        child = Child.start(job.kind, job.spec, out_dir, log)
+        child = Child.start(job, out_dir, log)
         try:
             _watch(attempt, child)
             _end(attempt, child.leave())

@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -61,6 +61,9 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
     try:
         out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if job.attempt == 1:
+            # A database that was set up anew counts from 1 again beside folders of the old one.
+            shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
         recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
         if _is_trained(job):
             job.move("progress", actor=job.worker, fenced=True)
@@ -77,6 +80,15 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
         _fail(job, error)
     finally:
         shutil.rmtree(out_dir, ignore_errors=True)
+        _forget_checkpoints(job)
+
+
+def _forget_checkpoints(job: Job) -> None:
+    """A job that has ended needs none. What this misses, the dispatcher clears."""
+    with suppress(InterfaceError, OperationalError, Job.DoesNotExist):
+        job.refresh_from_db(fields=["state"])
+        if job.is_over:
+            shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
 
 
 def _is_trained(job: Job) -> bool:

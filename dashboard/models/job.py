@@ -400,6 +400,10 @@ class Job(models.Model):
         """Whole percent of the present phase; 0 when its total is unknown."""
         return min(100, 100 * self.step // self.total_steps) if self.total_steps else 0
 
+    def checkpoint_folder(self) -> Path:
+        """Where a training keeps its checkpoints, whichever attempt wrote them."""
+        return Path(settings.DATA_DIR) / "checkpoints" / f"job-{self.pk}"
+
     def log_tail(self, lines: int = 200) -> str:
         """The last lines of its log; "" before its first attempt. Reads the file's end only."""
         path = Path(settings.DATA_DIR) / "logs" / f"job-{self.pk}.log"

@@ -149,6 +149,18 @@ def test_it_has_the_bundled_model_inspected_at_first_start(
     assert Job.objects.filter(kind="inspect").count() == 1
 
 
+def test_it_keeps_the_checkpoints_of_jobs_that_may_go_on(run: TrainingRun, project: Project) -> None:
+    job, ended = claim("gpu"), submit(project)
+    job.interrupt("The worker died.")
+    ended.request_cancel()
+    folders = [one.checkpoint_folder() for one in (job, ended)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder, (0, 0))
+    clear_leftovers()
+    assert [folder.exists() for folder in folders] == [True, False]
+
+
 def test_it_clears_what_dead_attempts_left_behind(project: Project) -> None:
     leftover = Path(settings.DATA_DIR) / "work" / "job-999-1"
     leftover.mkdir(parents=True)

@@ -24,7 +24,7 @@ from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
 from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
-from dashboard.models.job import LEASE
+from dashboard.models.job import LEASE, TERMINAL
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -146,10 +146,15 @@ def wake(job: Job) -> None:
 
 
 def clear_leftovers() -> None:
-    """Remove work folders of attempts that are over, and uploads that no import will read any more."""
+    """Remove what nobody reads any more: work folders, checkpoints and uploads of what has ended."""
     live = {f"job-{pk}-{attempt}" for pk, attempt in Job.objects.live().values_list("pk", "attempt")}
     for folder in (Path(settings.DATA_DIR) / "work").glob("job-*"):
         if folder.name not in live and _age(folder) > LEASE:
+            shutil.rmtree(folder, ignore_errors=True)
+    # An interrupted job is not live, but its next attempt continues from its checkpoint.
+    unfinished = {f"job-{pk}" for pk in Job.objects.exclude(state__in=TERMINAL).values_list("pk", flat=True)}
+    for folder in (Path(settings.DATA_DIR) / "checkpoints").glob("job-*"):
+        if folder.name not in unfinished and _age(folder) > LEASE:
             shutil.rmtree(folder, ignore_errors=True)
     old = [
         path for path in Path(settings.UPLOAD_DIR).iterdir() if path.is_file() and _age(path) > UPLOAD_KEPT
