@@ -17,7 +17,19 @@ from tests.engine.conftest import Recorder
 from workers.engine.__main__ import failure
 from workers.engine.train import train
 from workers.errors import Diverged, SpecError
-from workers.events import Artifact, Bye, Event, Failure, Hello, Metrics, Result, from_line, to_line
+from workers.events import (
+    Artifact,
+    Bye,
+    Checkpoint,
+    Event,
+    Failure,
+    Hello,
+    Message,
+    Metrics,
+    Result,
+    from_line,
+    to_line,
+)
 from workers.specs import EvalSpec, TrainSpec, to_dict
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +126,21 @@ def test_the_same_run_in_a_process_has_the_same_losses(
         if isinstance(event, Metrics) and event.step > 0 and "train/loss" in event.values
     ]
     assert losses == pytest.approx(record.series("train/loss"), rel=1e-6)
+
+
+def test_the_same_command_continues_a_killed_run(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(max_steps=60, validation_steps=2)
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(spec)))
+    command = ("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    child = start(*command)
+    wait_for(child, Checkpoint)
+    child.kill()
+    child = start(*command)
+    told = events(child.communicate(timeout=120)[0])
+    assert child.returncode == 0
+    (begin,) = (event for event in told if isinstance(event, Message) and event.text.startswith("Continues"))
+    assert begin.text != "Continues from step 60."
+    assert (tmp_path / "out/arm-0/adapter/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
