@@ -173,6 +173,8 @@ def test_a_finished_run_only_saves_again(one: list[TrainSpec], tmp_path: Path, r
     run_on(one, tmp_path, record)
     assert "Continues from step 12." in [event.text for event in record.of(Message)]
     assert all(torch.equal(value, before[name]) for name, value in tensors(tmp_path).items())
+    validations = [event.step for event in record.of(Metrics) if "validation/loss" in event.values]
+    assert validations == [0, 3, 6, 9, 12], "told again, not measured again"
 
 
 def test_it_writes_after_each_validation_and_keeps_two(
