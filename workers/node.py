@@ -101,7 +101,7 @@ def _beat(name: str) -> None:
     while not _stop.wait(HEARTBEAT_SECONDS):
         try:
             close_old_connections()
-            WorkerNode.objects.filter(name=name).update(heartbeat_at=Now())
+            WorkerNode.objects.pulse(name)
         except Exception:
             # The database may be away for a while; the next beat tells.
             logger.warning("no heartbeat could be written", exc_info=True)
