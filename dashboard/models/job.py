@@ -26,6 +26,8 @@ LEASE = timedelta(seconds=90)
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
+# A dispatcher that reaches the broker sends a wake-up within seconds.
+UNSENT_AFTER = timedelta(seconds=30)
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
 
@@ -466,6 +468,10 @@ class OutboxQuerySet(models.QuerySet["Outbox"]):
     def unsent(self) -> OutboxQuerySet:
         """Oldest first."""
         return self.filter(sent_at=None).select_related("job").order_by("pk")
+
+    def overdue(self) -> OutboxQuerySet:
+        """Wake-ups of waiting jobs that should have gone out long ago."""
+        return self.filter(sent_at=None, job__state=State.QUEUED, created_at__lt=db_now(-UNSENT_AFTER))
 
     def mark_sent(self, ids: Iterable[int]) -> None:
         """The broker has these; sending one twice would be harmless."""
