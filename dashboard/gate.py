@@ -43,6 +43,7 @@ PROJECTLESS_ROUTES = frozenset(
     {
         "home",
         "settings",
+        "health-index",
         "project-create",
         "account_change_password",
         "account_set_password",
