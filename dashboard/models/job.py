@@ -277,7 +277,9 @@ class Job(models.Model):
                 row = row.filter(attempt=self.attempt)
             if event == "claim":
                 row = row.filter(run_after__lte=db_now())
-            source = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
+            # Locked, so that the history names the state that this move really left.
+            states = Job.objects.select_for_update().values_list("state", flat=True)
+            source = State(states.get(pk=self.pk))
             # The row count is the lock: whoever sees 0 has lost the race and changes nothing.
             if not row.update(**fields):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
