@@ -325,7 +325,8 @@ class Job(models.Model):
 
     def request_cancel(self, by: User | None = None) -> bool:
         """Stop this job: at once while it waits, else its worker sees the flag. False if it had ended."""
-        for event in ("cancel_waiting", "cancel"):
+        # Twice: between the two a worker may claim the job, or the dispatcher take it from one.
+        for event in ("cancel_waiting", "cancel") * 2:
             try:
                 self.move(event, actor=str(by or "system"), reason="")
             except IllegalMove:
