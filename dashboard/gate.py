@@ -241,7 +241,7 @@ def _is_known(headers: dict[str, str]) -> bool:
     if key is None:
         return False
     store = import_module(settings.SESSION_ENGINE).SessionStore(key)
-    return "_auth_user_id" in store
+    return User.objects.filter(pk=store.get("_auth_user_id"), is_active=True).exists()
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:
