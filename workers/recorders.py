@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 from dashboard.models import Adapter, BaseModel, DatasetVersion, Evaluation, Job, MetricSeries, TrainingRun
 from dashboard.models.adapter import WEIGHTS
-from workers.errors import RunError
+from workers.errors import ModelError, RunError
 from workers.events import ArmEnd, Artifact, Event, Metrics, Result, storable
 
 SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
@@ -107,9 +107,16 @@ class InspectRecorder:
 
     def finish(self) -> None:
         """Commit the census."""
-        with transaction.atomic():
-            finish_job(self.job)
-            BaseModel.objects.get(job=self.job).record_inspection(self.found)
+        base_model = BaseModel.objects.get(job=self.job)
+        try:
+            with transaction.atomic():
+                finish_job(self.job)
+                base_model.record_inspection(self.found)
+        except IntegrityError as error:
+            # Only now is it known which commit a branch or "newest" stands for.
+            raise ModelError(
+                f"This project has {base_model.hub_id} at this revision already. Use that base model."
+            ) from error
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""
@@ -160,6 +167,8 @@ class TrainRecorder:
 
     def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
+        if not self.job.may_commit():
+            return
         folder = self.out_dir / artifact.path
         check_adapter(folder, artifact.files)
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()

@@ -306,7 +306,8 @@ def metrics(
     """One curve, or its points after step `since`. `train/loss` has a point for each step."""
     refuse_others(list(request.GET), ["name", "since"])
     run = TrainingRun.objects.fetch(request.auth, pk)
-    series = run.metric_series.filter(name=name).first()
+    # No curve's name holds what cannot be printed, and the database may be unable to look for it.
+    series = run.metric_series.filter(name=name).first() if name.isprintable() else None
     if series is None and name not in METRICS:
         message = _("There is no metric of that name. Known: %(names)s.")
         raise invalid("name", message % {"names": ", ".join(METRICS)})

@@ -149,7 +149,7 @@ class BaseModel(models.Model):
         self.path = values["path"]
         self.sha256 = values["sha256"]
         self.parameters = values["parameters"]
-        self.license = values.get("license") or self.license
+        self.license = (values.get("license") or self.license)[:100]
         if self.source == self.Source.HUB:
             self.revision = values.get("revision") or self.revision
         self.save(update_fields=["census", "path", "sha256", "parameters", "license", "revision"])

@@ -279,7 +279,9 @@ class Job(models.Model):
                 row = row.filter(attempt=self.attempt)
             if event == "claim":
                 row = row.filter(run_after__lte=db_now())
-            source = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
+            # Locked, so that the history names the state that this move really left.
+            states = Job.objects.select_for_update().values_list("state", flat=True)
+            source = State(states.get(pk=self.pk))
             # The row count is the lock: whoever sees 0 has lost the race and changes nothing.
             if not row.update(**fields):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
@@ -325,7 +327,8 @@ class Job(models.Model):
 
     def request_cancel(self, by: User | None = None) -> bool:
         """Stop this job: at once while it waits, else its worker sees the flag. False if it had ended."""
-        for event in ("cancel_waiting", "cancel"):
+        # Twice: between the two a worker may claim the job, or the dispatcher take it from one.
+        for event in ("cancel_waiting", "cancel") * 2:
             try:
                 self.move(event, actor=str(by or "system"), reason="")
             except IllegalMove:
@@ -378,7 +381,7 @@ class Job(models.Model):
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
         if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:
-            message = _("The worker process ended %(times)d times without completing a step.") % {
+            message = _("The work was interrupted %(times)d times and never came to its end.") % {
                 "times": self.attempt
             }
             self.move("give_up", reason=str(message), error_code="worker_lost", error_message=str(message))

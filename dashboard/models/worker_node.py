@@ -38,15 +38,14 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """The dispatcher that leads, if it is alive."""
         return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
 
-    def pulse(self, name: str) -> None:
+    def pulse(self, name: str, **facts: object) -> None:
         """Node `name` is still there; also notes how far its clock is ahead of the database's."""
         asked = time.time()
         theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
         took = time.time() - asked
-        facts: dict[str, object] = {"heartbeat_at": Now()}
         if theirs and 0 <= took < ANSWER_SECONDS:
             facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
-        self.filter(name=name).update(**facts)
+        self.filter(name=name).update(**facts, heartbeat_at=Now())
 
     def beat(self, name: str, **facts: object) -> None:
         """Say that node `name` is there now; facts are the row's other fields."""

@@ -35,7 +35,7 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
-from workers.errors import ADVICE, SpecError
+from workers.errors import ADVICE, SpecError, TargetError
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
 
@@ -111,6 +111,8 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
         )
     except SpecError as error:
         form.refuse(error)
+    except TargetError as error:
+        form.add_error("base_model", error.message)
     except IntegrityError:
         # The other request of a double click was quicker by a moment.
         return TrainingRun.objects.launched_with(request.project, key)
@@ -192,7 +194,8 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
 def index(request: Request) -> HttpResponse:
     """The project's runs, newest first, by state and by words of the name."""
     runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
-    group, words = request.GET.get("state", ""), request.GET.get("q", "").strip()[:120]
+    # PostgreSQL refuses to look for a NUL, and no name has one.
+    group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
     if group in GROUPS:
         runs = runs.shown_as(group)
     if words:

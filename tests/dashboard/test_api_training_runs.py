@@ -372,6 +372,7 @@ def test_a_known_curve_is_empty_before_its_first_point(api: Client, run: Trainin
     [
         "",
         "?name=train/fun",
+        "?name=train%00loss",
         "?name=train/loss&since=x",
         "?name=train/loss&since=99999999999999999999",
         "?name=train/loss&x=1",

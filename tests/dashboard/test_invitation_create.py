@@ -8,6 +8,7 @@ from smtplib import SMTPException
 import pytest
 from django.core import mail
 from django.test import Client
+from pytest_django import Settings
 
 from dashboard.models import Invitation, Role, User
 
@@ -50,6 +51,16 @@ def test_a_mail_server_that_fails_is_said(
     answer = client.post(URL, {"email": "new@example.org", "role": "viewer"})
     assert b"could not be sent" in answer.content
     assert link_in(answer.content.decode())
+
+
+def test_without_a_mail_server_the_link_is_on_the_page_alone(
+    client: Client, mara: User, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+    client.force_login(mara)
+    answer = client.post(URL, {"email": "new@example.org", "role": "viewer"})
+    assert b"could not be sent" in answer.content
+    assert link_in(answer.content.decode()) not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,13 @@ def test_it_names_the_reading_limit_of_the_model(send: Send) -> None:
     assert "reads at most 512 tokens" in str(send(max_length="1024").context["form"].errors["max_length"])
 
 
+def test_it_refuses_a_model_counted_by_another_version(send: Send, base_model: BaseModel) -> None:
+    BaseModel.objects.filter(pk=base_model.pk).update(census={**(base_model.census or {}), "version": 0})
+    answer = send()
+    assert answer.status_code == 422
+    assert "Inspect it again" in str(answer.context["form"].errors["base_model"])
+
+
 def test_it_refuses_a_viewer(client: Client, vera: User, dataset: Dataset, base_model: BaseModel) -> None:
     client.force_login(vera)
     assert client.get(URL).status_code == 403

@@ -236,6 +236,9 @@ def test_each_kind_of_ending_has_its_own_code() -> None:
     assert "12345 bytes" in memory.message
     assert failure(MemoryError()).code == "out_of_memory"
     assert failure(OSError(28, "No space left on device")).code == "disk_full"
+    assert failure(OSError(122, "Disk quota exceeded")).code == "disk_full"
+    rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert failure(rust).code == "disk_full", "safetensors writes without Python's errors"
     hidden = failure(KeyError("/srv/secret"))
     assert hidden.code == "internal_error"
     assert "secret" not in hidden.message

@@ -15,7 +15,7 @@ from django.db import OperationalError
 from redis import Redis
 
 from dashboard.management.commands.dispatch import Dispatcher, clear_leftovers
-from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
+from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.job import db_now
 from tests.workers.conftest import claim
 
@@ -70,6 +70,18 @@ def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: 
     dispatcher.beat()
     job.refresh_from_db()
     assert job.state == State.QUEUED
+
+
+def test_it_spares_a_job_whose_holder_came_back_in_time(
+    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    found = Job.objects.lost().get()
+    job.renew()
+    dispatcher.recover(found)
+    job.refresh_from_db()
+    assert job.state == State.STARTING
 
 
 def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: TrainingRun, ed: User) -> None:
@@ -159,3 +171,15 @@ def test_it_clears_what_dead_attempts_left_behind(project: Project) -> None:
     clear_leftovers()
     assert not leftover.exists()
     assert not stray.exists()
+
+
+def test_it_clears_uploads_that_nothing_will_read_again(project: Project, ed: User) -> None:
+    uploads = {}
+    for name, state in (("stopped", State.CANCELLED), ("imported", State.SUCCEEDED), ("asked", State.FAILED)):
+        uploads[name] = Path(settings.UPLOAD_DIR) / name
+        uploads[name].touch()
+        version = Dataset.objects.named(project, name, ed).add_version(uploads[name], name, by=ed)
+        Job.objects.filter(dataset_versions=version).update(state=state, finished_at=db_now())
+        os.utime(uploads[name], (0, 0))
+    clear_leftovers()
+    assert [name for name, path in uploads.items() if path.exists()] == ["asked"]

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun, User
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Evaluation,
+    Job,
+    MetricSeries,
+    Project,
+    State,
+    TrainingRun,
+    User,
+)
 from tests.workers.conftest import claim
+from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Metrics, Result
-from workers.recorders import EvaluateRecorder, TrainRecorder
+from workers.recorders import EvaluateRecorder, InspectRecorder, TrainRecorder
 from workers.tasks import attempt
 
 SUCCEEDED = ArmEnd(arm=0, outcome="succeeded", step=10, summary={"train_loss": 1.0})
@@ -43,6 +54,7 @@ def test_a_cancel_that_came_first_wins_over_the_adapter(
     recorder.record(SUCCEEDED)
     run.refresh_from_db()
     assert (run.outcome, Adapter.objects.count(), Evaluation.objects.count()) == ("", 0, 0)
+    assert (tmp_path / "arm-0").exists(), "what nobody will ever read is not published"
 
 
 def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
@@ -91,3 +103,21 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
     for evaluation in Evaluation.objects.all():
         kept = evaluation.items.get()
         assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
+
+
+def test_a_model_that_the_project_has_already_is_refused_in_words(project: Project, tmp_path: Path) -> None:
+    found = {"census": {}, "path": "/models/x", "sha256": "ab" * 32, "parameters": 1, "revision": "c0ffee"}
+    found["license"] = "see the file " * 20
+    for _time in range(2):
+        hub = BaseModel.Source.HUB
+        BaseModel.objects.add(project=project, by=None, source=hub, name="Tiny", hub_id="example/tiny")
+        job = claim("cpu")
+        job.move("progress")
+        recorder = InspectRecorder(job, tmp_path)
+        recorder.record(Result(found))
+        if BaseModel.objects.filter(revision="c0ffee").exists():
+            with pytest.raises(ModelError, match="already"):
+                recorder.finish()
+        else:
+            recorder.finish()
+    assert len(BaseModel.objects.get(revision="c0ffee").license) == 100, "PostgreSQL refuses more"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import io
 import json
 import os
@@ -179,9 +180,16 @@ def failure(error: Exception) -> Failure:
         return Failure(error.code, error.message)
     if isinstance(error, MemoryError) or _is_torch_memory(error):
         return Failure(OutOfMemory.code, _memory_sentence(error))
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+    if _is_full_disk(error):
         return Failure("disk_full", "The disk is full, so the result could not be written.")
     return Failure("internal_error", f"The engine stopped with an unexpected {type(error).__name__}.")
+
+
+def _is_full_disk(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # safetensors writes in Rust, whose errors carry the number in their text alone.
+    told = any(f"(os error {number})" in str(error) for number in full)
+    return told or (isinstance(error, OSError) and error.errno in full)
 
 
 def _is_torch_memory(error: Exception) -> bool:

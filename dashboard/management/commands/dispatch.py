@@ -19,11 +19,11 @@ from types import FrameType
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import close_old_connections
+from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
-from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, WorkerNode
+from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
 from dashboard.models.job import LEASE
 from workers.celery import app
 
@@ -116,14 +116,18 @@ class Dispatcher:
                 base_model.inspect()
         if may_expire:
             for job in Job.objects.lost():
-                self._recover(job)
+                self.recover(job)
         self._wake_again()
         clear_leftovers()
 
-    def _recover(self, job: Job) -> None:
+    def recover(self, job: Job) -> None:
+        """Take a job from a holder that is still silent now that the row is locked."""
         try:
-            job.abandon("Its worker was not heard from in time.")
-        except IllegalMove:
+            with transaction.atomic():
+                Job.objects.lost().select_for_update().get(pk=job.pk).abandon(
+                    "Its worker was not heard from in time."
+                )
+        except (IllegalMove, Job.DoesNotExist):
             return
         logger.warning("%s was lost and will be queued again", job)
 
@@ -146,7 +150,7 @@ def wake(job: Job) -> None:
 
 
 def clear_leftovers() -> None:
-    """Remove work folders of attempts that are over, and uploads that never became a version."""
+    """Remove work folders of attempts that are over, and uploads that no import will read any more."""
     live = {f"job-{pk}-{attempt}" for pk, attempt in Job.objects.live().values_list("pk", "attempt")}
     for folder in (Path(settings.DATA_DIR) / "work").glob("job-*"):
         if folder.name not in live and _age(folder) > LEASE:
@@ -154,9 +158,9 @@ def clear_leftovers() -> None:
     old = [
         path for path in Path(settings.UPLOAD_DIR).iterdir() if path.is_file() and _age(path) > UPLOAD_KEPT
     ]
-    known = set(
-        DatasetVersion.objects.filter(upload__in=[path.name for path in old]).values_list("upload", flat=True)
-    )
+    # A failed import may be asked for again; after a success or a stop nobody reads the upload.
+    read_again = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
+    known = set(read_again.filter(upload__in=[path.name for path in old]).values_list("upload", flat=True))
     for path in old:
         if path.name not in known:
             path.unlink(missing_ok=True)
