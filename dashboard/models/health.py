@@ -138,19 +138,28 @@ def worker(queue: Job.Queue) -> Finding:
     check = f"worker-{queue}"
     title = _("Training worker") if queue == Job.Queue.GPU else _("Worker for light jobs")
     nodes = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue=queue)
-    alive, silent = nodes.alive().count(), list(nodes.silent().values_list("name", flat=True))
+    taking, draining = nodes.alive().filter(draining=False).count(), nodes.alive().filter(draining=True)
+    silent = list(nodes.silent().values_list("name", flat=True))
     quiet = _("Silent without a good-bye: %(names)s.") % {"names": listed(silent)} if silent else ""
-    processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
-    command = start(f"celery -A workers.celery worker -P prefork {processes}")
-    if not alive:
-        text = _("No worker takes jobs of this kind, so they wait.")
-        mend = _("Start Graftworks or this worker. If it runs, look at its log: it says why it cannot work.")
-        return Finding(check, title, Level.PROBLEM, f"{text} {quiet}".strip(), mend, command)
-    text = ngettext("%(count)d worker answers.", "%(count)d workers answer.", alive) % {"count": alive}
-    if silent:
+    if taking:
+        text = ngettext("%(count)d worker answers.", "%(count)d workers answer.", taking) % {"count": taking}
+        if not silent:
+            return Finding(check, title, Level.OK, text)
+        level = Level.WARNING
         mend = _("Start it again. One that was removed for good is forgotten a day after its last sign.")
-        return Finding(check, title, Level.WARNING, f"{text} {quiet}", mend, command)
-    return Finding(check, title, Level.OK, text)
+    elif draining.exists():
+        level, text = Level.WARNING, _("The worker shuts down: it saves its work and takes no new job.")
+        mend = _("Once it has ended, start it again.")
+    else:
+        level, text = Level.PROBLEM, _("No worker takes jobs of this kind, so they wait.")
+        mend = _("Start Graftworks or this worker. If it runs, look at its log: it says why it cannot work.")
+    return Finding(check, title, level, f"{text} {quiet}".strip(), mend, start(worker_command(queue)))
+
+
+def worker_command(queue: Job.Queue) -> str:
+    """What starts one worker alone."""
+    processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
+    return f"celery -A workers.celery worker -P prefork {processes}"
 
 
 def listed(names: list[str]) -> str:

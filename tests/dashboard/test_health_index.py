@@ -97,6 +97,14 @@ def test_one_silent_worker_of_two_is_a_warning(sound: None) -> None:
     assert found("worker-gpu").level == Level.OK, "one that was removed for good is forgotten"
 
 
+def test_a_worker_that_shuts_down_is_a_warning(sound: None) -> None:
+    change("gpu0@box", draining=True)
+    assert found("worker-gpu").level == Level.WARNING
+    assert "takes no new job" in found("worker-gpu").text
+    change("gpu0@box", draining=False)
+    assert found("worker-gpu").level == Level.OK
+
+
 def test_a_dead_dispatcher_is_a_problem(sound: None) -> None:
     change("dispatch@box", heartbeat_at=db_now(-AGO))
     assert found("dispatcher").level == Level.PROBLEM
