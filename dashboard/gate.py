@@ -43,6 +43,7 @@ PROJECTLESS_ROUTES = frozenset(
     {
         "home",
         "settings",
+        "health-index",
         "project-create",
         "account_change_password",
         "account_set_password",
@@ -78,6 +79,8 @@ class GateMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Attach `api_token` and `project` to the request, then go on."""
+        # A body may name any codec of Python's for itself, and some cannot read a form.
+        request.encoding = settings.DEFAULT_CHARSET
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = present_project(request)  # type: ignore[attr-defined]
         return self.get_response(request)
@@ -117,7 +120,10 @@ class GateMiddleware:
 def to_sign_in(request: HttpRequest) -> HttpResponse:
     """Send a stranger to the sign-in page; a live region takes the whole page there, not itself."""
     if request.htmx:  # type: ignore[attr-defined]
-        back = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
+        try:
+            back = request.htmx.current_url_abs_path or "/"  # type: ignore[attr-defined]
+        except ValueError:  # the header holds no address
+            back = "/"
         return HttpResponseClientRedirect(redirect_to_login(back).url)
     # Nobody can go back to a form that was being sent: its address answers nothing but the sending.
     return redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "/")
@@ -236,7 +242,7 @@ def _is_known(headers: dict[str, str]) -> bool:
     if key is None:
         return False
     store = import_module(settings.SESSION_ENGINE).SessionStore(key)
-    return "_auth_user_id" in store
+    return User.objects.filter(pk=store.get("_auth_user_id"), is_active=True).exists()
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:

@@ -13,6 +13,7 @@ from dashboard.views import (
     base_models,
     compare,
     datasets,
+    health,
     home,
     invitations,
     memberships,
@@ -27,7 +28,7 @@ from dashboard.views import (
 )
 
 
-def health(_request: HttpRequest) -> HttpResponse:
+def alive(_request: HttpRequest) -> HttpResponse:
     """Whether the web process answers; public, for launchers and proxies."""
     return HttpResponse("ok", content_type="text/plain")
 
@@ -35,7 +36,7 @@ def health(_request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("", home.index, name="home"),
     path("running/", home.progress, name="home-progress"),
-    path("healthz/", health, name="health"),
+    path("healthz/", alive, name="health"),
     # Accounts
     path("set-up/", setup.create, name="set-up"),
     path("sign-in/", accounts.login, name="account_login"),
@@ -106,6 +107,7 @@ urlpatterns = [
     path("queue/<int:pk>/cancel/", queue.cancel, name="queue-cancel"),
     # Settings
     path("settings/", settings.index, name="settings"),
+    path("settings/health/", health.index, name="health-index"),
     path("settings/tokens/", tokens.index, name="token-index"),
     path("settings/tokens/new/", tokens.create, name="token-create"),
     path("settings/tokens/<int:pk>/revoke/", tokens.revoke, name="token-revoke"),

@@ -101,11 +101,17 @@ def _beat(name: str) -> None:
     while not _stop.wait(HEARTBEAT_SECONDS):
         try:
             close_old_connections()
-            WorkerNode.objects.filter(name=name).update(heartbeat_at=Now())
+            sign_life(name)
         except Exception:
             # The database may be away for a while; the next beat tells.
             logger.warning("no heartbeat could be written", exc_info=True)
     connection.close()
+
+
+def sign_life(name: str) -> None:
+    """One heartbeat of this node; its row also says whether it drains."""
+    draining = _flag(os.getpid()).exists()
+    WorkerNode.objects.pulse(name, draining=draining)
 
 
 def release_abandoned_jobs(host: str) -> int:

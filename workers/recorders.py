@@ -169,6 +169,8 @@ class TrainRecorder:
 
     def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
+        if not self.job.may_commit():
+            return
         folder = self.out_dir / artifact.path
         check_adapter(folder, artifact.files)
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()

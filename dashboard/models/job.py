@@ -26,6 +26,8 @@ LEASE = timedelta(seconds=90)
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
+# A dispatcher that reaches the broker sends a wake-up within seconds.
+UNSENT_AFTER = timedelta(seconds=30)
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
 
@@ -277,7 +279,9 @@ class Job(models.Model):
                 row = row.filter(attempt=self.attempt)
             if event == "claim":
                 row = row.filter(run_after__lte=db_now())
-            source = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
+            # Locked, so that the history names the state that this move really left.
+            states = Job.objects.select_for_update().values_list("state", flat=True)
+            source = State(states.get(pk=self.pk))
             # The row count is the lock: whoever sees 0 has lost the race and changes nothing.
             if not row.update(**fields):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
@@ -323,7 +327,8 @@ class Job(models.Model):
 
     def request_cancel(self, by: User | None = None) -> bool:
         """Stop this job: at once while it waits, else its worker sees the flag. False if it had ended."""
-        for event in ("cancel_waiting", "cancel"):
+        # Twice: between the two a worker may claim the job, or the dispatcher take it from one.
+        for event in ("cancel_waiting", "cancel") * 2:
             try:
                 self.move(event, actor=str(by or "system"), reason="")
             except IllegalMove:
@@ -470,6 +475,10 @@ class OutboxQuerySet(models.QuerySet["Outbox"]):
     def unsent(self) -> OutboxQuerySet:
         """Oldest first."""
         return self.filter(sent_at=None).select_related("job").order_by("pk")
+
+    def overdue(self) -> OutboxQuerySet:
+        """Wake-ups of waiting jobs that should have gone out long ago."""
+        return self.filter(sent_at=None, job__state=State.QUEUED, created_at__lt=db_now(-UNSENT_AFTER))
 
     def mark_sent(self, ids: Iterable[int]) -> None:
         """The broker has these; sending one twice would be harmless."""

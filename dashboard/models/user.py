@@ -47,5 +47,10 @@ class User(AbstractUser):
         return self.get_full_name() or self.email
 
     def projects(self, role: Role = Role.VIEWER) -> models.QuerySet[Project]:
-        """The projects where this person has at least `role`."""
-        return Project.objects.filter(memberships__user=self, memberships__role__in=role.and_above())
+        """The projects where this person has at least `role`; none once the account is retired."""
+        return Project.objects.filter(
+            memberships__user=self,
+            # Asked of the database: an open stream holds the person as they were when it began.
+            memberships__user__is_active=True,
+            memberships__role__in=role.and_above(),
+        )

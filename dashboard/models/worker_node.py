@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 from django.db import models
@@ -13,6 +14,9 @@ from dashboard.models.job import Job, db_now
 HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)
 LEADER_LEASE = timedelta(seconds=30)
+FORGOTTEN_AFTER = timedelta(hours=24)
+# A slower answer of the database says nothing about its clock.
+ANSWER_SECONDS = 1.0
 
 
 class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
@@ -21,6 +25,27 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     def alive(self) -> WorkerNodeQuerySet:
         """Nodes that were heard from lately."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
+
+    def silent(self) -> WorkerNodeQuerySet:
+        """Nodes that were heard from in the last day, said no good-bye and are not alive."""
+        return self.filter(
+            heartbeat_at__lte=db_now(-SILENT_AFTER),
+            heartbeat_at__gt=db_now(-FORGOTTEN_AFTER),
+            stopped_at=None,
+        )
+
+    def leading(self) -> WorkerNodeQuerySet:
+        """The dispatcher that leads, if it is alive."""
+        return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
+
+    def pulse(self, name: str, **facts: object) -> None:
+        """Node `name` is still there; also notes how far its clock is ahead of the database's."""
+        asked = time.time()
+        theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
+        took = time.time() - asked
+        if theirs and 0 <= took < ANSWER_SECONDS:
+            facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
+        self.filter(name=name).update(**facts, heartbeat_at=Now())
 
     def beat(self, name: str, **facts: object) -> None:
         """Say that node `name` is there now; facts are the row's other fields."""
@@ -53,6 +78,7 @@ class WorkerNode(models.Model):
     stopped_at = models.DateTimeField(null=True, blank=True)
     draining = models.BooleanField(default=False)
     leads_until = models.DateTimeField(null=True, blank=True)
+    clock_ahead = models.FloatField(null=True, blank=True)  # seconds, against the database's clock
 
     objects = WorkerNodeQuerySet.as_manager()
 

@@ -46,7 +46,7 @@ NAVIGATION = (
             "settings",
             "settings",
             gettext_lazy("Settings"),
-            ("settings", "token-", "base-model-", "account_change_password"),
+            ("settings", "health-", "token-", "base-model-", "account_change_password"),
         ),
     ),
 )

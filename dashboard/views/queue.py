@@ -18,7 +18,6 @@ from django.views.decorators.http import require_GET, require_POST
 from dashboard.gate import Request
 from dashboard.models import DatasetVersion, Evaluation, Job, Outbox, Role, State, TrainingRun, WorkerNode
 
-UNSENT_AFTER = timedelta(seconds=30)
 GONE_AFTER = timedelta(hours=24)
 SHOWN = 100
 
@@ -132,9 +131,8 @@ def nodes(running: list[Line]) -> list[dict[str, Any]]:
 def trouble(something_waits: bool) -> dict[str, bool]:
     """Which parts of the machinery are silent, for the banner."""
     alive = WorkerNode.objects.alive()
-    waits = Outbox.objects.unsent().filter(job__state=State.QUEUED)
     return {
-        "unsent": waits.filter(created_at__lt=timezone.now() - UNSENT_AFTER).exists(),
+        "unsent": Outbox.objects.overdue().exists(),
         "no_worker": not alive.filter(kind=WorkerNode.Kind.WORKER).exists(),
         "no_dispatcher": not alive.filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
         "something_waits": something_waits,

@@ -117,6 +117,11 @@ def test_a_made_up_session_or_token_opens_nothing(transactional_db: None, spoole
     assert post(UPLOAD_PATHS[1], 100 * MB, authorization="Bearer gw_made-up", **size).status == 401
 
 
+def test_the_session_of_a_retired_account_opens_nothing(session: str, ed: User, spooled: None) -> None:
+    User.objects.filter(pk=ed.pk).update(is_active=False)
+    assert post(UPLOAD_PATHS[0], 5 * MB, cookie=session, content_length=str(5 * MB)).status == 401
+
+
 def test_a_signed_in_caller_is_held_to_the_ordinary_limit_elsewhere(session: str, spooled: None) -> None:
     caller = post("/team/invitations/", 5 * MB, cookie=session, content_length=str(5 * MB))
     assert caller.status == 413

@@ -38,6 +38,19 @@ def test_a_live_region_takes_the_whole_page_to_the_sign_in(client: Client, mara:
     assert answer.headers["HX-Redirect"] == f"{reverse('account_login')}?next=/team/"
 
 
+def test_a_live_region_on_no_page_at_all_leads_to_the_sign_in(client: Client, mara: User) -> None:
+    headers = {"HX-Request": "true", "HX-Current-URL": "http://[nowhere"}
+    answer = client.get(reverse("home-progress"), headers=headers)
+    assert answer.headers["HX-Redirect"] == f"{reverse('account_login')}?next=/"
+
+
+@pytest.mark.parametrize("codec", ["base64", "idna", "rot13"])
+def test_a_form_is_read_as_utf_8_whatever_it_calls_itself(client: Client, mara: User, codec: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="login"\r\n\r\nx\xff\r\n--b--\r\n'
+    kind = f"multipart/form-data; boundary=b; charset={codec}"
+    assert client.generic("POST", "/sign-in/", body, content_type=kind).status_code == 422
+
+
 def test_health_answers_everybody(client: Client, db: None) -> None:
     assert client.get(reverse("health")).content == b"ok"
 

@@ -46,6 +46,7 @@ READ = "?+++0+-"
 EDIT = "?-++0--"
 MANAGE = "?--+0--"
 SITE = "?-----+"
+KEEPERS = "?--++++"  # managers, in their own open project, and superusers
 OWN_TOKEN = "?0++00-"  # Ed's: Ed and the project's managers
 # The API, by token: no token 401, Otto's and Mixed's tokens are of their own projects.
 API_LIST = "?++++++"
@@ -133,6 +134,7 @@ RULES: dict[tuple[str, str], str] = {
     ("queue-cancel", "POST"): EDIT,
     # Settings
     ("settings", "GET"): SIGNED_IN,
+    ("health-index", "GET"): KEEPERS,
     ("token-index", "GET"): PAGE,
     ("token-create", "GET"): PAGE,
     ("token-create", "POST"): PAGE,

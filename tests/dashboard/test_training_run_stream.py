@@ -130,6 +130,12 @@ def test_it_ends_when_the_reader_leaves_the_project(
     assert len(asyncio.run(follow())) <= 2
 
 
+def test_it_ends_when_the_readers_account_is_retired(vera: User, run: TrainingRun) -> None:
+    assert metric_series.look(vera, run.pk, Cursor())
+    User.objects.filter(pk=vera.pk).update(is_active=False)
+    assert metric_series.look(vera, run.pk, Cursor()) is None
+
+
 def test_it_hides_the_run_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:
     client.force_login(otto)
     assert client.get(reverse("training-run-stream", args=[run.pk])).status_code == 404

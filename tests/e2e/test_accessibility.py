@@ -40,6 +40,7 @@ PAGES = {
     "adapter-detail": "/adapters/{adapter}/",
     "queue-index": "/queue/",
     "settings": "/settings/",
+    "health-index": "/settings/health/",
     "token-index": "/settings/tokens/",
     "API documentation": "/api/v1/docs",
 }

@@ -72,6 +72,18 @@ def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: 
     assert job.state == State.QUEUED
 
 
+def test_it_spares_a_job_whose_holder_came_back_in_time(
+    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    found = Job.objects.lost().get()
+    job.renew()
+    dispatcher.recover(found)
+    job.refresh_from_db()
+    assert job.state == State.STARTING
+
+
 def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
     job.request_cancel(ed)

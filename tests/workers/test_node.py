@@ -10,6 +10,7 @@ import pytest
 from celery.signals import worker_init
 from django.conf import settings
 
+from dashboard.models import WorkerNode
 from workers import node
 
 
@@ -27,3 +28,12 @@ def test_it_does_not_drain_because_a_killed_node_with_its_pid_did(flag: Path) ->
     assert not flag.exists()
     node.drain()
     assert flag.exists()
+
+
+def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
+    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1)
+    node.sign_life("gpu0@host")
+    assert not WorkerNode.objects.get().draining
+    flag.touch()
+    node.sign_life("gpu0@host")
+    assert WorkerNode.objects.get().draining

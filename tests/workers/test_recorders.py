@@ -54,6 +54,7 @@ def test_a_cancel_that_came_first_wins_over_the_adapter(
     recorder.record(SUCCEEDED)
     run.refresh_from_db()
     assert (run.outcome, Adapter.objects.count(), Evaluation.objects.count()) == ("", 0, 0)
+    assert (tmp_path / "arm-0").exists(), "what nobody will ever read is not published"
 
 
 def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:

@@ -119,9 +119,12 @@ def test_points_that_a_dead_parent_never_stored_are_told_again(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_drained_training_continues_at_the_step_it_had_reached(run: TrainingRun) -> None:
+def test_a_drained_training_continues_at_the_step_it_had_reached(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)  # this run is over within a few seconds
     job = claim("gpu")
-    attempt(job, lambda: Job.objects.get(pk=job.pk).step > 0)
+    attempt(job, lambda: bool(checkpoints_of(job)))
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
     reached = max(curve(run))
@@ -131,7 +134,10 @@ def test_a_drained_training_continues_at_the_step_it_had_reached(run: TrainingRu
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_stopped_training_keeps_no_checkpoint(run: TrainingRun, ed: User) -> None:
+def test_a_stopped_training_keeps_no_checkpoint(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
     job = claim("gpu")
 
     def stop_it() -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from django.db import close_old_connections
+from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
@@ -116,14 +116,18 @@ class Dispatcher:
                 base_model.inspect()
         if may_expire:
             for job in Job.objects.lost():
-                self._recover(job)
+                self.recover(job)
         self._wake_again()
         clear_leftovers()
 
-    def _recover(self, job: Job) -> None:
+    def recover(self, job: Job) -> None:
+        """Take a job from a holder that is still silent now that the row is locked."""
         try:
-            job.abandon("Its worker was not heard from in time.")
-        except IllegalMove:
+            with transaction.atomic():
+                Job.objects.lost().select_for_update().get(pk=job.pk).abandon(
+                    "Its worker was not heard from in time."
+                )
+        except (IllegalMove, Job.DoesNotExist):
             return
         logger.warning("%s was lost and will be queued again", job)
 
