@@ -21,10 +21,13 @@ from dashboard.api import (
     adapters,
     base_models,
     datasets,
+    invitations,
     jobs,
     me,
+    memberships,
     refusals,
     target_module_configs,
+    tokens,
     training_runs,
     workers,
 )
@@ -85,6 +88,9 @@ api.add_router("/runs", training_runs.router, tags=["Runs"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])
 api.add_router("/jobs", jobs.router, tags=["Queue"])
 api.add_router("/workers", workers.router, tags=["Queue"])
+api.add_router("/members", memberships.router, tags=["Team"])
+api.add_router("/invitations", invitations.router, tags=["Team"])
+api.add_router("/tokens", tokens.router, tags=["Team"])
 
 
 def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:

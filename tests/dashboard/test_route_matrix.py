@@ -178,6 +178,15 @@ RULES: dict[tuple[str, str], str] = {
     ("api:job-events", "GET"): API_READ,
     ("api:job-cancel", "POST"): API_EDIT,
     ("api:worker-index", "GET"): API_LIST,
+    ("api:membership-index", "GET"): API_LIST,
+    ("api:membership-change", "POST"): API_MANAGE,
+    ("api:membership-remove", "DELETE"): API_MANAGE,
+    ("api:invitation-index", "GET"): API_LIST,
+    ("api:invitation-index", "POST"): API_DECIDE,
+    ("api:invitation-revoke", "DELETE"): API_MANAGE,
+    ("api:token-index", "GET"): API_LIST,
+    ("api:token-index", "POST"): API_CREATE,
+    ("api:token-revoke", "DELETE"): API_EDIT,
 }
 # What stands in the query where an answer depends on it.
 QUERIES = {

@@ -1,0 +1,75 @@
+"""Invitations: list the open ones, write one, take one back. Only managers see and write them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from ninja import Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import ConfigDict
+
+from dashboard.api.access import Call, Token
+from dashboard.api.base_models import refuse_errors
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, Refusal
+from dashboard.forms.team import InvitationForm
+from dashboard.models import Invitation, Role
+
+router = Router()
+
+
+class InvitationIn(Schema):
+    """Who is invited, and as what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    email: str
+    role: Role = Role.EDITOR
+
+
+class InvitationOut(Schema):
+    """An invitation that waits for an answer."""
+
+    id: int
+    email: str
+    role: str
+    created_at: datetime
+    expires_at: datetime
+
+
+class NewInvitationOut(InvitationOut):
+    """A new invitation with its link, which is in this answer and nowhere else. No letter is sent."""
+
+    link: str
+
+
+@router.get("", response={200: list[InvitationOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """Open invitations; empty for whoever does not manage the project."""
+    return Rows(Invitation.objects.open().managed_by(request.auth), InvitationOut.from_orm)
+
+
+@router.post("", auth=Token(Role.MANAGER), response={201: NewInvitationOut, **WRITING})
+def create(request: Call, payload: InvitationIn) -> Status[NewInvitationOut]:
+    """Invite somebody. Pass the link on yourself; it works once."""
+    form = InvitationForm(request.auth.project, {"email": payload.email, "role": payload.role.value})
+    refuse_errors(form)
+    invitation, secret = Invitation.issue(
+        request.auth.project, form.cleaned_data["email"], form.cleaned_data["role"], request.auth.user
+    )
+    link = request.build_absolute_uri(reverse("invitation-accept", args=[secret]))
+    facts = InvitationOut.from_orm(invitation).dict()
+    return Status(201, NewInvitationOut(**facts, link=link))
+
+
+@router.delete("/{int:pk}", auth=Token(Role.MANAGER), response={204: None, **WRITING})
+def revoke(request: Call, pk: int) -> Status[None]:
+    """Take an open invitation back; its link stops working."""
+    invitation = Invitation.objects.fetch(request.auth, pk, Role.MANAGER)
+    if invitation.accepted_at:
+        raise Refusal(409, "already_ended", _("This person has joined already."))
+    invitation.delete()
+    return Status(204, None)

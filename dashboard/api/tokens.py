@@ -1,0 +1,95 @@
+"""API tokens: list, make, revoke. A token never makes one that may more, or lives longer, than itself."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from ninja import Field, Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import AfterValidator, ConfigDict, StrictInt, StrictStr
+
+from dashboard.api.access import Call
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.texts import one_line
+from dashboard.models import ApiToken, Role
+from dashboard.models.project import ProjectQuerySet
+
+router = Router()
+TokenName = Annotated[StrictStr, Field(min_length=1, max_length=100), AfterValidator(one_line)]
+Days = Annotated[StrictInt, Field(ge=1, le=3650)]
+
+
+class TokenIn(Schema):
+    """A token to make. Without `days` it does not expire."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: TokenName
+    scope: ApiToken.Scope = ApiToken.Scope.READ
+    days: Days | None = None
+
+
+class TokenOut(Schema):
+    """A token, without its secret."""
+
+    id: int
+    name: str
+    prefix: str
+    scope: str
+    email: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewTokenOut(TokenOut):
+    """A new token with its secret, which is in this answer and nowhere else."""
+
+    secret: str
+
+
+def facts(token: ApiToken) -> dict[str, Any]:
+    """The object as every answer has it."""
+    names = ("name", "prefix", "scope", "created_at", "expires_at", "last_used_at")
+    return {"id": token.pk, "email": token.user.email, **{name: getattr(token, name) for name in names}}
+
+
+def seen_by(caller: ApiToken) -> ProjectQuerySet[ApiToken]:
+    """The owner's own working tokens of the project, and all of them for its managers."""
+    mine = Q(user=caller.user) | Q(project__in=caller.projects(Role.MANAGER))
+    return ApiToken.objects.visible_to(caller).filter(mine, revoked_at=None).select_related("user")
+
+
+@router.get("", response={200: list[TokenOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """One's own tokens of the project; managers see everybody's."""
+    return Rows(seen_by(request.auth), facts)
+
+
+@router.post("", response={201: NewTokenOut, **WRITING})
+def create(request: Call, payload: TokenIn) -> Status[NewTokenOut]:
+    """A new token of the same owner and project."""
+    mine = request.auth.expires_at
+    ends = timezone.now() + timedelta(days=payload.days) if payload.days else None
+    if mine and (ends is None or ends > mine):
+        raise invalid("days", _("A token cannot make one that works longer than itself."))
+    token, secret = ApiToken.issue(
+        request.auth.project, request.auth.user, payload.name, scope=payload.scope, days=payload.days
+    )
+    return Status(201, NewTokenOut(**facts(token), secret=secret))
+
+
+@router.delete("/{int:pk}", response={204: None, **WRITING})
+def revoke(request: Call, pk: int) -> Status[None]:
+    """Stop a token at once and for good: one's own, or any of a project that one manages."""
+    token = seen_by(request.auth).filter(pk=pk).first()
+    if token is None:
+        raise Refusal(404, "not_found", _("There is no such object in this project."))
+    token.revoke()
+    return Status(204, None)
