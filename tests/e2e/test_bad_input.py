@@ -113,6 +113,8 @@ def test_no_endpoint_fails_over_junk(api: Api, finished_run: int) -> None:
     for path, methods in described["paths"].items():
         places = {re.sub(r"{\w+}", number, path.removeprefix("/api/v1")) for number in ("1", "999999", "x")}
         for method, place in product(methods, places):
+            if method == "delete" and "/1" in place:
+                continue  # it would work, and take away the very token that asks
             for query, junk in ATTEMPTS[method == "get"]:
                 answer = api.call(method.upper(), place + query, junk)
                 if answer.status >= 500:
