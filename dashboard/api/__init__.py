@@ -39,7 +39,10 @@ KEY_HEADER = {
     "name": "Idempotency-Key",
     "required": False,
     "schema": {"type": "string", "maxLength": 200},
-    "description": "A call repeated with the same key gets the first one's answer and starts nothing.",
+    "description": (
+        "A call repeated with the same key gets the first one's answer and starts nothing; "
+        "409 where that answer held a secret, which is not kept."
+    ),
 }
 
 

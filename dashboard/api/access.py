@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from ninja.security import HttpBearer
 from ninja.throttling import BaseThrottle
 
-from dashboard.api.refusals import invalid
+from dashboard.api.refusals import Refusal, invalid
 from dashboard.models import ApiToken, Job, Role
 from dashboard.models.project import digest_of, refusal_for
 
@@ -132,3 +132,12 @@ def first_time(request: Call, act: str) -> bool:
     return bool(
         cache.add(f"api:{request.auth.project_id}:{digest_of(f'{act} {key}')}", True, REMEMBERED_SECONDS)
     )
+
+
+def once_only(request: Call, act: str) -> None:
+    """Refuse a call repeated with its Idempotency-Key where the first answer held a secret we do not keep."""
+    if not first_time(request, act):
+        message = _(
+            "A call with this `Idempotency-Key` has done this already; its secret was in that answer."
+        )
+        raise Refusal(409, "already_done", message, "Idempotency-Key")

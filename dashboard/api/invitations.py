@@ -10,7 +10,7 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict
 
-from dashboard.api.access import Call, Token
+from dashboard.api.access import Call, Token, once_only
 from dashboard.api.base_models import refuse_errors
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal
@@ -57,6 +57,7 @@ def create(request: Call, payload: InvitationIn) -> Status[NewInvitationOut]:
     """Invite somebody. Pass the link on yourself; it works once."""
     form = InvitationForm(request.auth.project, {"email": payload.email, "role": payload.role.value})
     refuse_errors(form)
+    once_only(request, "invitation-create")
     invitation, secret = Invitation.issue(
         request.auth.project, form.cleaned_data["email"], form.cleaned_data["role"], request.auth.user
     )

@@ -12,7 +12,7 @@ from ninja import Field, Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import AfterValidator, ConfigDict, StrictInt, StrictStr
 
-from dashboard.api.access import Call
+from dashboard.api.access import Call, once_only
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.texts import one_line
@@ -79,6 +79,7 @@ def create(request: Call, payload: TokenIn) -> Status[NewTokenOut]:
     ends = timezone.now() + timedelta(days=payload.days) if payload.days else None
     if mine and (ends is None or ends > mine):
         raise invalid("days", _("A token cannot make one that works longer than itself."))
+    once_only(request, "token-create")
     token, secret = ApiToken.issue(
         request.auth.project, request.auth.user, payload.name, scope=payload.scope, days=payload.days
     )

@@ -108,3 +108,15 @@ def test_it_leaves_other_people_s_tokens_alone(project: Project, ed: User, mara:
     editor = caller(project, ed)
     assert editor.delete(f"/api/v1/tokens/{theirs.pk}").status_code == 404
     assert [one["email"] for one in editor.get("/api/v1/tokens").json()["data"]] == ["ed@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("address", "body"),
+    [("/api/v1/tokens", {"name": "nightly"}), ("/api/v1/invitations", {"email": "new@example.org"})],
+)
+def test_a_repeated_key_makes_nothing_twice(manager: Client, address: str, body: dict[str, str]) -> None:
+    headers = {"Idempotency-Key": "once-7"}
+    assert manager.post(address, body, content_type=JSON, headers=headers).status_code == 201
+    before = len(manager.get(address).json()["data"])
+    assert manager.post(address, body, content_type=JSON, headers=headers).status_code == 409
+    assert len(manager.get(address).json()["data"]) == before
