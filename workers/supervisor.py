@@ -25,7 +25,7 @@ from django.conf import settings
 from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, State
-from dashboard.models.job import LIVE
+from dashboard.models.job_state import LIVE
 from workers.events import (
     MAX_LINE,
     Bye,

@@ -5,8 +5,11 @@ from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
 from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.job import IllegalMove, Job, JobEvent, Outbox, State
+from dashboard.models.job import Job
+from dashboard.models.job_event import JobEvent
+from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.metric_series import MetricChunk, MetricSeries
+from dashboard.models.outbox import Outbox
 from dashboard.models.project import (
     Caller,
     Invitation,

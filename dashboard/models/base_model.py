@@ -10,7 +10,8 @@ from django.db import models, transaction
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.job import Job, State
+from dashboard.models.job import Job
+from dashboard.models.job_state import State
 from dashboard.models.project import Project, SharedQuerySet
 from workers.presets import Census
 from workers.specs import BaseSpec, InspectSpec, to_dict

@@ -15,7 +15,8 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.job import Job, State
+from dashboard.models.job import Job
+from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
 from workers.specs import DataSpec, ImportSpec, to_dict
 

@@ -10,7 +10,8 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.job import Job, State
+from dashboard.models.job import Job
+from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.training_run import TrainingRun
 from workers.specs import EvalSpec, to_dict

@@ -19,7 +19,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.job import Job, Outbox, State, db_now
+from dashboard.models.job import Job
+from dashboard.models.job_state import State, db_now
+from dashboard.models.outbox import Outbox
 from dashboard.models.worker_node import WorkerNode
 
 LOW_BYTES = 2 * 1024**3

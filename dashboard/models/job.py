@@ -6,7 +6,6 @@ is, and writes the JobEvent in the same transaction. Knows nothing of Celery, pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,9 @@ from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from dashboard.models.job_event import JobEvent
+from dashboard.models.job_state import LIVE, MOVES, TERMINAL, IllegalMove, State, db_now
+from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
 
 if TYPE_CHECKING:
@@ -26,71 +28,8 @@ LEASE = timedelta(seconds=90)
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
-# A dispatcher that reaches the broker sends a wake-up within seconds.
-UNSENT_AFTER = timedelta(seconds=30)
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
-
-
-EVENT_WORDS = {
-    "submit": _("Waiting in the queue"),
-    "claim": _("A worker took it"),
-    "progress": _("The work began"),
-    "work_done": _("The work is done, the result is being saved"),
-    "succeed": _("Finished"),
-    "fail": _("Failed"),
-    "interrupt": _("Interrupted, will continue by itself"),
-    "cancel_waiting": _("Stopped before it began"),
-    "cancel": _("Asked to stop"),
-    "stopped": _("Stopped"),
-    "requeue": _("Waiting again"),
-    "give_up": _("Given up"),
-    "resume": _("Waiting again"),
-}
-
-
-class IllegalMove(Exception):
-    """The job is not in a state from which this event may happen, or another attempt has taken over."""
-
-
-def db_now(after: timedelta = timedelta()) -> models.expressions.Combinable:
-    """The database's own clock plus `after`: leases must not depend on a worker's clock."""
-    return models.ExpressionWrapper(Now() + after, output_field=models.DateTimeField()) if after else Now()
-
-
-class State(models.TextChoices):
-    """Where a job stands. The labels are the words people read, for kinds without a word of their own."""
-
-    QUEUED = "queued", _("Waiting")
-    STARTING = "starting", _("Starting")
-    RUNNING = "running", _("Running")
-    FINALIZING = "finalizing", _("Saving")
-    CANCELLING = "cancelling", _("Stopping")
-    INTERRUPTED = "interrupted", _("Interrupted, will continue by itself")
-    SUCCEEDED = "succeeded", _("Finished")
-    FAILED = "failed", _("Failed")
-    CANCELLED = "cancelled", _("Stopped")
-
-
-WAITING = (State.QUEUED, State.INTERRUPTED)
-LIVE = (State.STARTING, State.RUNNING, State.FINALIZING, State.CANCELLING)
-TERMINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-
-# event -> (states it may happen in, state it leads to). No other transition exists.
-MOVES: dict[str, tuple[tuple[State, ...], State]] = {
-    "claim": ((State.QUEUED,), State.STARTING),
-    "progress": ((State.STARTING,), State.RUNNING),
-    "work_done": ((State.RUNNING,), State.FINALIZING),
-    "succeed": ((State.FINALIZING,), State.SUCCEEDED),
-    "fail": ((State.STARTING, State.RUNNING, State.FINALIZING), State.FAILED),
-    "interrupt": ((State.STARTING, State.RUNNING, State.FINALIZING), State.INTERRUPTED),
-    "cancel_waiting": (WAITING, State.CANCELLED),
-    "cancel": ((State.STARTING, State.RUNNING, State.FINALIZING), State.CANCELLING),
-    "stopped": ((State.CANCELLING,), State.CANCELLED),
-    "requeue": ((State.INTERRUPTED,), State.QUEUED),
-    "give_up": ((State.INTERRUPTED,), State.FAILED),
-    "resume": ((State.FAILED, State.CANCELLED), State.QUEUED),
-}
 
 
 class JobQuerySet(ProjectQuerySet["Job"]):
@@ -426,76 +365,3 @@ class Job(models.Model):
             return None
         ahead = models.Q(priority__gt=self.priority) | models.Q(priority=self.priority, pk__lt=self.pk)
         return Job.objects.filter(ahead, queue=self.queue, state=State.QUEUED).count() + 1
-
-
-class JobEvent(models.Model):
-    """One line of a job's history; appended, never changed."""
-
-    job = models.ForeignKey(Job, models.CASCADE, related_name="events")
-    seq = models.PositiveIntegerField()
-    attempt = models.PositiveIntegerField()
-    event = models.CharField(max_length=20)
-    from_state = models.CharField(max_length=12)
-    to_state = models.CharField(max_length=12)
-    actor = models.CharField(max_length=254, blank=True)
-    text = models.TextField(blank=True)
-    level = models.CharField(max_length=10, default="info")
-    created_at = models.DateTimeField(db_default=Now())
-
-    class Meta:
-        ordering = ["job", "seq"]
-        constraints = [models.UniqueConstraint(fields=["job", "seq"], name="job_event_seq_once")]
-
-    def __str__(self) -> str:
-        return f"{self.job_id}.{self.seq} {self.event}"
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """Insert only."""
-        if self.pk:
-            raise TypeError("A JobEvent is never changed.")
-        super().save(*args, **kwargs)
-
-    @property
-    def words(self) -> str:
-        """What happened, as a sentence for people who watch the work."""
-        if self.is_message:
-            return self.text
-        words = str(EVENT_WORDS.get(self.event, self.event))
-        return f"{words}: {self.text}" if self.text else words
-
-    @property
-    def is_message(self) -> bool:
-        """Whether this is a sentence from the engine rather than a change of state."""
-        return self.event == "message"
-
-
-class OutboxQuerySet(models.QuerySet["Outbox"]):
-    """Wake-ups that still have to reach the broker."""
-
-    def unsent(self) -> OutboxQuerySet:
-        """Oldest first."""
-        return self.filter(sent_at=None).select_related("job").order_by("pk")
-
-    def overdue(self) -> OutboxQuerySet:
-        """Wake-ups of waiting jobs that should have gone out long ago."""
-        return self.filter(sent_at=None, job__state=State.QUEUED, created_at__lt=db_now(-UNSENT_AFTER))
-
-    def mark_sent(self, ids: Iterable[int]) -> None:
-        """The broker has these; sending one twice would be harmless."""
-        self.filter(pk__in=list(ids)).update(sent_at=Now())
-
-
-class Outbox(models.Model):
-    """A wake-up to publish, written in the transaction that queued the job."""
-
-    job = models.ForeignKey(Job, models.CASCADE, related_name="outbox")
-    created_at = models.DateTimeField(db_default=Now())
-    sent_at = models.DateTimeField(null=True, blank=True)
-
-    objects = OutboxQuerySet.as_manager()
-
-    class Meta:
-        indexes = [models.Index(fields=["sent_at"])]
-
-    def __str__(self) -> str:
-        return f"wake-up for job {self.job_id}"

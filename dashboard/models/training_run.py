@@ -12,7 +12,8 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.job import Job, State
+from dashboard.models.job import Job
+from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError

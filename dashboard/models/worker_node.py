@@ -9,7 +9,8 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.job import Job, db_now
+from dashboard.models.job import Job
+from dashboard.models.job_state import db_now
 
 HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)

@@ -20,7 +20,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.health import Finding, Level, database, findings, summary
-from dashboard.models.job import db_now
+from dashboard.models.job_state import db_now
 from tests.conftest import finish, make_base_model, make_user, tiny_census
 
 GIB = 1024**3

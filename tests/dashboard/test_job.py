@@ -6,7 +6,7 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from dashboard.models import IllegalMove, Job, JobEvent, Outbox, Project, State, TrainingRun, User
-from dashboard.models.job import MOVES, TERMINAL
+from dashboard.models.job_state import MOVES, TERMINAL
 
 
 def submit(project: Project, kind: Job.Kind = Job.Kind.IMPORT) -> Job:

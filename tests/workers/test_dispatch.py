@@ -16,7 +16,7 @@ from redis import Redis
 
 from dashboard.management.commands.dispatch import Dispatcher, clear_leftovers
 from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
-from dashboard.models.job import db_now
+from dashboard.models.job_state import db_now
 from tests.workers.conftest import claim
 
 AGO = timedelta(minutes=10)

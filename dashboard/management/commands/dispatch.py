@@ -24,7 +24,8 @@ from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
 
 from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
-from dashboard.models.job import LEASE, TERMINAL
+from dashboard.models.job import LEASE
+from dashboard.models.job_state import TERMINAL
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
