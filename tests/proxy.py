@@ -1,0 +1,136 @@
+"""A TCP proxy on loopback that breaks on request: slow, silent, cut off or gone. For broker and PostgreSQL.
+
+    with Proxy("127.0.0.1:5432") as proxy:      # or the path of a Unix socket
+        connect(port=proxy.port)
+        proxy.black_hole()                      # accepts, and nothing passes any more
+        proxy.heal()
+
+Knows nothing of what it carries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any
+
+CHUNK = 65_536
+AT_ONCE = struct.pack("ii", 1, 0)  # closing with SO_LINGER 0 sends a reset
+
+
+class Proxy:
+    """Carries every connection to `upstream`; its methods may be called from any thread."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = upstream
+        self.port = 0
+        self.seconds = 0.0
+        self.accepted = 0
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.server: asyncio.Server | None = None
+        self.loop = asyncio.new_event_loop()
+        self.passing = asyncio.Event()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Proxy:
+        self.thread.start()
+        self.heal()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.refuse()
+        self._do(self._finish)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(timeout=5)
+        self.loop.close()
+
+    def heal(self) -> None:
+        """Everything passes again, what a black hole held included: TCP would have sent it again."""
+        self._do(self._heal)
+
+    def delay(self, seconds: float) -> None:
+        """Each piece arrives this much later."""
+        self.seconds = seconds
+
+    def black_hole(self) -> None:
+        """Connections stay open, and new ones are taken, but nothing passes in either direction."""
+        self.loop.call_soon_threadsafe(self.passing.clear)
+
+    def reset(self) -> None:
+        """Cut off every connection there is; new ones are carried."""
+        self._do(self._cut)
+
+    def refuse(self) -> None:
+        """Nobody listens any more, and every connection is cut off."""
+        self._do(self._close)
+
+    def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        asyncio.run_coroutine_threadsafe(work(), self.loop).result(timeout=10)
+
+    async def _heal(self) -> None:
+        self.seconds = 0.0
+        self.passing.set()
+        if self.server is None:
+            self.server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+            self.port = self.server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+        await self._cut()
+
+    async def _cut(self) -> None:
+        for writer in list(self.writers):
+            peer = writer.get_extra_info("socket")
+            if peer.family == socket.AF_INET:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+            writer.transport.abort()
+
+    async def _finish(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.writers.add(writer)
+        try:
+            # Within the black hole nothing reaches the other side, not even the connection.
+            await self.passing.wait()
+            there, back = await self._connect()
+        except OSError:
+            writer.transport.abort()
+            self.writers.discard(writer)
+            return
+        self.writers.add(back)
+        try:
+            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        finally:
+            for end in (writer, back):
+                self.writers.discard(end)
+                end.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.upstream.startswith("/"):
+            return await asyncio.open_unix_connection(self.upstream)
+        host, port = self.upstream.rsplit(":", 1)
+        return await asyncio.open_connection(host, int(port))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(CHUNK):
+                if self.seconds:
+                    await asyncio.sleep(self.seconds)
+                await self.passing.wait()
+                writer.write(piece)
+                await writer.drain()
+            writer.write_eof()

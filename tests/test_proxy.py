@@ -1,0 +1,80 @@
+"""The proxy that other tests break connections with."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.proxy import Proxy
+
+
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Proxy(f"127.0.0.1:{server.server_address[1]}") as made:
+            yield made
+        server.shutdown()
+
+
+def call(proxy: Proxy) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", proxy.port), timeout=1)
+
+
+def say(line: socket.socket) -> bytes:
+    line.sendall(b"hello\n")
+    return line.recv(100)
+
+
+def test_it_carries_both_directions(proxy: Proxy) -> None:
+    with call(proxy) as line:
+        assert say(line) == b"hello\n"
+
+
+def test_it_holds_everything_until_it_is_healed(proxy: Proxy) -> None:
+    with call(proxy) as line:
+        say(line)
+        proxy.black_hole()
+        with pytest.raises(TimeoutError):
+            say(line)
+        with call(proxy) as late, pytest.raises(TimeoutError):
+            say(late)
+        proxy.heal()
+        assert line.recv(100) == b"hello\n"
+
+
+def test_it_cuts_connections_and_takes_new_ones(proxy: Proxy) -> None:
+    with call(proxy) as line:
+        say(line)
+        proxy.reset()
+        with pytest.raises(ConnectionResetError):
+            say(line)
+    with call(proxy) as line:
+        assert say(line) == b"hello\n"
+
+
+def test_it_refuses_and_comes_back_on_the_same_port(proxy: Proxy) -> None:
+    proxy.refuse()
+    with pytest.raises(ConnectionRefusedError):
+        call(proxy)
+    proxy.heal()
+    with call(proxy) as line:
+        assert say(line) == b"hello\n"
+
+
+def test_it_is_slow_on_request(proxy: Proxy) -> None:
+    with call(proxy) as line:
+        proxy.delay(2)
+        with pytest.raises(TimeoutError):
+            say(line)
