@@ -18,11 +18,13 @@ start:
 	@$(MACHINE) start
 	@exec $(VENV) manage.py start
 
-# Quick tests share the cores; the slow ones start browsers and training, so they run one by one.
+# Quick tests share the cores; the slow ones start browsers and training, so they run one by one. What has to do
+# with jobs runs a second time, on PostgreSQL and Debian's Valkey, where they are installed.
 test:
 	@$(MACHINE) test
 	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && \
-	{ $(VENV) -m pytest -q -n 2 -m "not slow"; quick=$$?; $(VENV) -m pytest -q -m slow; exit $$((quick | $$?)); }
+	{ $(VENV) -m pytest -q -n 2 -m "not slow"; quick=$$?; $(VENV) -m pytest -q -m slow; slow=$$?; \
+	$(VENV) -m tests.servers $(VENV) -m pytest -q -n 2 -m jobs; exit $$((quick | slow | $$?)); }
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org

