@@ -84,10 +84,10 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
 
 
 def _forget_checkpoints(job: Job) -> None:
-    """A job that has ended needs none. What this misses, the dispatcher clears."""
+    """Nobody continues a job that ended well or was discarded. What this misses, the dispatcher clears."""
     with suppress(InterfaceError, OperationalError, Job.DoesNotExist):
-        job.refresh_from_db(fields=["state"])
-        if job.is_over:
+        job.refresh_from_db(fields=["state", "keep"])
+        if not job.keeps_checkpoint:
             shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
 
 

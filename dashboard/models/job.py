@@ -15,12 +15,14 @@ from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from dashboard.models import checkpoint
 from dashboard.models.job_event import JobEvent
-from dashboard.models.job_state import LIVE, MOVES, TERMINAL, IllegalMove, State, db_now
+from dashboard.models.job_state import LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
 
 if TYPE_CHECKING:
+    from dashboard.models.training_run import TrainingRun
     from dashboard.models.user import User
 
 LEASE = timedelta(seconds=90)
@@ -30,6 +32,7 @@ MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
+ACTOR_LETTERS = 254
 
 
 class JobQuerySet(ProjectQuerySet["Job"]):
@@ -114,6 +117,14 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Interrupted jobs whose back-off is over."""
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
+    def keeping_checkpoint(self) -> JobQuerySet:
+        """Jobs whose checkpoints a later attempt may still need; `Job.keeps_checkpoint` for many."""
+        return self.filter(
+            ~models.Q(state__in=TERMINAL)
+            | models.Q(state=State.FAILED)
+            | models.Q(state=State.CANCELLED, keep=Job.Keep.CHECKPOINT)
+        )
+
     def unanswered(self, seconds: int = 30) -> JobQuerySet:
         """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
         overdue = db_now(timedelta(seconds=-seconds))
@@ -135,6 +146,13 @@ class Job(models.Model):
     class Queue(models.TextChoices):
         GPU = "gpu", _("Training")
         CPU = "cpu", _("Light work")
+
+    class Keep(models.TextChoices):
+        """What stays of a training that a person stops."""
+
+        NOTHING = "", _("Nothing")
+        ADAPTER = "adapter", _("The best so far, as an adapter")
+        CHECKPOINT = "checkpoint", _("The checkpoint, to resume later")
 
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="jobs")
     kind = models.CharField(max_length=10, choices=Kind.choices)
@@ -168,6 +186,7 @@ class Job(models.Model):
     eta_seconds = models.FloatField(null=True, blank=True)
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
+    keep = models.CharField(max_length=10, choices=Keep.choices, blank=True)
 
     objects = JobQuerySet.as_manager()
 
@@ -179,6 +198,9 @@ class Job(models.Model):
         ]
         constraints = [
             models.CheckConstraint(condition=models.Q(state__in=State.values), name="job_state_known"),
+            models.CheckConstraint(
+                condition=models.Q(keep__in=["", "adapter", "checkpoint"]), name="job_keep_known"
+            ),
             models.CheckConstraint(
                 condition=~models.Q(state__in=[state.value for state in TERMINAL])
                 | models.Q(finished_at__isnull=False),
@@ -253,7 +275,7 @@ class Job(models.Model):
         seq = (self.events.aggregate(last=models.Max("seq"))["last"] or 0) + 1
         JobEvent.objects.create(
             job=self, seq=seq, attempt=self.attempt, event=event, from_state=source, to_state=target,
-            actor=actor, text=text, level=level,
+            actor=actor[:ACTOR_LETTERS], text=text, level=level,
         )  # fmt: skip
 
     def say(self, text: str, level: str = "info") -> None:
@@ -264,17 +286,129 @@ class Job(models.Model):
             state = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
             self.record("message", state, state, actor=self.worker, text=text, level=level)
 
-    def request_cancel(self, by: User | None = None) -> bool:
-        """Stop this job: at once while it waits, else its worker sees the flag. False if it had ended."""
+    def request_cancel(self, by: User | None = None, keep: str = "") -> bool:
+        """Stop this job: at once while it waits, else its worker sees the flag. `keep`: what of it stays.
+
+        False if it had ended, or is being stopped already with less kept than asked for now.
+        """
+        keep = keep if self.kind == Job.Kind.TRAIN else Job.Keep.NOTHING
+        if keep == Job.Keep.ADAPTER:
+            asked = self._finish_early(by)
+            if asked is not None:
+                return asked
+            keep = Job.Keep.NOTHING  # nothing is learned yet, so there is nothing to keep
         # Twice: between the two a worker may claim the job, or the dispatcher take it from one.
         for event in ("cancel_waiting", "cancel") * 2:
             try:
-                self.move(event, actor=str(by or "system"), reason="")
+                self.move(event, actor=str(by or "system"), reason=self._words_of(keep), keep=keep)
             except IllegalMove:
                 continue
+            self.keep = keep
             return True
         self.refresh_from_db()
+        if self.state == State.CANCELLING and keep != self.keep:
+            return not keep and self._discard_after_all(by)
         return self.state == State.CANCELLING
+
+    def _finish_early(self, by: User | None) -> bool | None:
+        """Ask for an end with the best so far published. None where no step is done yet: cancel instead."""
+        with transaction.atomic():
+            row = Job.objects.select_for_update().get(pk=self.pk)
+            if row.is_over or row.state == State.CANCELLING:
+                return False
+            if row.state == State.FINALIZING or row.keep == Job.Keep.ADAPTER:
+                return True
+            # What a lost attempt did beyond its last checkpoint is lost with it.
+            if row.checkpoint_step() is None and (row.state in WAITING or not row.step):
+                return None
+            asked = {"keep": Job.Keep.ADAPTER, "run_after": Now()}
+            Job.objects.filter(pk=self.pk).update(**asked)
+            self.record("finish", State(row.state), State(row.state), actor=str(by or "system"))
+        self.refresh_from_db(fields=["state", "keep", "run_after"])
+        return True
+
+    def _discard_after_all(self, by: User | None) -> bool:
+        with transaction.atomic():
+            stopping = Job.objects.filter(pk=self.pk, state=State.CANCELLING)
+            if not stopping.update(keep=Job.Keep.NOTHING):
+                return False
+            self.keep = Job.Keep.NOTHING
+            self.record("discard", State.CANCELLING, State.CANCELLING, actor=str(by or "system"))
+        return True
+
+    def _words_of(self, keep: str) -> str:
+        """What stays, for the history of a training that is being stopped."""
+        if self.kind != Job.Kind.TRAIN:
+            return ""
+        if keep == Job.Keep.CHECKPOINT:
+            return str(_("what it has learned is kept, to resume later"))
+        return str(_("what it has learned is discarded"))
+
+    def stop_wanted(self) -> str | None:
+        """What its worker is asked for: "" to go on, "cancel", "park" or "finish"; None means fenced."""
+        held = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
+        state, keep = held.values_list("state", "keep").first() or (None, "")
+        if state is None:
+            return None
+        if state == State.CANCELLING:
+            return "park" if keep == Job.Keep.CHECKPOINT else "cancel"
+        return "finish" if keep == Job.Keep.ADAPTER else ""
+
+    def resume_refusal(self) -> str:
+        """Why a person cannot continue it now, or ""."""
+        if self.kind != Job.Kind.TRAIN:
+            return str(_("Only a training can be resumed. Start this work again instead."))
+        if self.state == State.SUCCEEDED:
+            return str(_("It has finished, so there is nothing left to resume."))
+        if not self.is_over:
+            return str(_("It waits or works already, so there is nothing to resume."))
+        if not self._arms_to_resume().exists():
+            return str(_("It diverged and would do so again. Start a new run with a lower learning rate."))
+        if not self.keeps_checkpoint or self.checkpoint_step() is None:
+            return str(_("It has no checkpoint to resume from. Start it again with the same settings."))
+        return ""
+
+    def resume(self, by: User | None = None) -> None:
+        """Queue an ended training again, from its checkpoint; IllegalMove says in words why not."""
+        refusal = self.resume_refusal()
+        if refusal:
+            raise IllegalMove(refusal)
+        try:
+            with transaction.atomic():
+                self.move(
+                    "resume",
+                    actor=str(by or "system"),
+                    keep=Job.Keep.NOTHING,
+                    fruitless=0,
+                    run_after=Now(),
+                    phase="",
+                    eta_seconds=None,
+                    error_code="",
+                    error_message="",
+                )
+                self._arms_to_resume().update(
+                    outcome="", error_code="", error_message="", ended_step=None, measured={}
+                )
+        except IllegalMove as overtaken:
+            self.refresh_from_db()
+            raise IllegalMove(self.resume_refusal()) from overtaken
+        self.refresh_from_db()
+
+    def _arms_to_resume(self) -> models.QuerySet[TrainingRun]:
+        """Arms that were stopped or fell with the job. One that diverged would diverge again."""
+        return self.training_runs.filter(outcome__in=[State.CANCELLED, State.FAILED]).exclude(
+            error_code="diverged"
+        )
+
+    @property
+    def keeps_checkpoint(self) -> bool:
+        """Whether a later attempt may need its checkpoints. Whoever deletes them asks here."""
+        kept = self.state == State.CANCELLED and self.keep == Job.Keep.CHECKPOINT
+        return not self.is_over or self.state == State.FAILED or kept
+
+    def checkpoint_step(self) -> int | None:
+        """Completed steps in its newest checkpoint; None without one."""
+        return checkpoint.newest_step(self.checkpoint_folder())
 
     def renew(self) -> bool:
         """Extend the lease; False means fenced: another attempt or an end has taken the job away."""

@@ -16,13 +16,24 @@ EVENT_WORDS = {
     "succeed": _("Finished"),
     "fail": _("Failed"),
     "interrupt": _("Interrupted, will continue by itself"),
-    "cancel_waiting": _("Stopped before it began"),
+    "cancel_waiting": _("Stopped while it waited"),
     "cancel": _("Asked to stop"),
     "stopped": _("Stopped"),
     "requeue": _("Waiting again"),
     "give_up": _("Given up"),
-    "resume": _("Waiting again"),
+    "resume": _("Waiting again, to continue"),
+    "finish": _("Asked to stop and to keep the best so far"),
+    "discard": _("Asked to keep nothing after all"),
 }
+# What people did, with their name before it.
+DEED_WORDS = {
+    "cancel_waiting": _("%(actor)s stopped it while it waited"),
+    "cancel": _("%(actor)s asked to stop"),
+    "finish": _("%(actor)s asked to stop and to keep the best so far"),
+    "discard": _("%(actor)s asked to keep nothing after all"),
+    "resume": _("%(actor)s asked to continue"),
+}
+NOBODY = ("", "system")
 
 
 class JobEvent(models.Model):
@@ -58,6 +69,8 @@ class JobEvent(models.Model):
         if self.is_message:
             return self.text
         words = str(EVENT_WORDS.get(self.event, self.event))
+        if self.event in DEED_WORDS and self.actor not in NOBODY:
+            words = str(DEED_WORDS[self.event]) % {"actor": self.actor}
         return f"{words}: {self.text}" if self.text else words
 
     @property

@@ -25,7 +25,6 @@ from kombu.exceptions import OperationalError
 
 from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
 from dashboard.models.job import LEASE
-from dashboard.models.job_state import TERMINAL
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
@@ -156,10 +155,10 @@ def clear_leftovers() -> None:
     for folder in (Path(settings.DATA_DIR) / "work").glob("job-*"):
         if folder.name not in live and _age(folder) > LEASE:
             shutil.rmtree(folder, ignore_errors=True)
-    # An interrupted job is not live, but its next attempt continues from its checkpoint.
-    unfinished = {f"job-{pk}" for pk in Job.objects.exclude(state__in=TERMINAL).values_list("pk", flat=True)}
+    # A job that is not live may still be continued from its checkpoint.
+    kept = {f"job-{pk}" for pk in Job.objects.keeping_checkpoint().values_list("pk", flat=True)}
     for folder in (Path(settings.DATA_DIR) / "checkpoints").glob("job-*"):
-        if folder.name not in unfinished and _age(folder) > LEASE:
+        if folder.name not in kept and _age(folder) > LEASE:
             shutil.rmtree(folder, ignore_errors=True)
     old = [
         path for path in Path(settings.UPLOAD_DIR).iterdir() if path.is_file() and _age(path) > UPLOAD_KEPT
