@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from dashboard.models import Adapter, Evaluation, MetricSeries, TrainingRun
+from dashboard.models import Adapter, Evaluation, Job, MetricSeries, TrainingRun
 from tests.conftest import finish
 
 FILES = {
@@ -53,6 +53,15 @@ def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
         is_base = evaluation.subject == Evaluation.Subject.BASE
         metrics = {"exact_match": base, "loss": 2.5} if is_base else {"exact_match": tuned, "loss": 0.5}
         evaluation.record_result(200, metrics, [])
+
+
+def make_checkpoint(job: Job, step: int, number: int = 1) -> Path:
+    """What the web needs of a checkpoint: a manifest that names the step and files that are there."""
+    folder = job.checkpoint_folder() / f"{number:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"step": step, "files": {"state.json": "00"}}))
+    return folder
 
 
 @pytest.fixture

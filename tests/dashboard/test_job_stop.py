@@ -1,0 +1,210 @@
+"""Stopping a training with something kept, and continuing it: what the row says, and what nobody may undo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from dashboard.models import IllegalMove, Job, Outbox, State, TrainingRun, User
+from tests.conftest import finish
+from tests.dashboard.conftest import make_checkpoint
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Iterator[Job]:
+    assert run.job is not None
+    # The database counts anew for each test, the data folder does not.
+    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+    yield run.job
+    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+
+
+@pytest.fixture
+def training(job: Job) -> Job:
+    """A job whose worker has trained five steps."""
+    job.move("claim", attempt=1, worker="w@host")
+    job.move("progress")
+    job.advance(step=5)
+    return job
+
+
+def words(job: Job) -> str:
+    event = job.events.last()
+    assert event is not None
+    return event.words
+
+
+def test_it_goes_on_until_somebody_wants_a_stop(training: Job) -> None:
+    assert training.stop_wanted() == ""
+
+
+def test_it_finishes_early_to_keep_the_best(training: Job, ed: User) -> None:
+    assert training.request_cancel(ed, keep="adapter")
+    assert (training.state, training.stop_wanted()) == (State.RUNNING, "finish")
+    assert words(training) == "ed@example.org asked to stop and to keep the best so far"
+
+
+def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
+    assert training.request_cancel(ed, keep="adapter")
+    assert training.request_cancel(ed, keep="adapter")
+    assert training.events.filter(event="finish").count() == 1
+
+
+def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
+    assert training.request_cancel(ed, keep="checkpoint")
+    assert (training.state, training.stop_wanted()) == (State.CANCELLING, "park")
+    assert words(training) == "ed@example.org asked to stop: what it has learned is kept, to resume later"
+    training.move("stopped", fenced=True)
+    assert training.keeps_checkpoint
+
+
+def test_it_discards_without_a_word_about_keeping(training: Job, ed: User) -> None:
+    assert training.request_cancel(ed)
+    assert training.stop_wanted() == "cancel"
+    training.move("stopped", fenced=True)
+    assert not training.keeps_checkpoint
+
+
+def test_a_plain_cancel_overrides_an_end_that_keeps_the_best(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="adapter")
+    assert training.request_cancel(ed)
+    assert (training.keep, training.stop_wanted()) == ("", "cancel")
+
+
+def test_a_checkpoint_on_its_way_can_still_be_discarded(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    assert training.request_cancel(ed)
+    assert training.stop_wanted() == "cancel"
+    training.refresh_from_db()
+    assert not training.keep
+
+
+@pytest.mark.parametrize("keep", ["adapter", "checkpoint"])
+def test_what_is_being_discarded_cannot_be_kept_any_more(training: Job, ed: User, keep: str) -> None:
+    training.request_cancel(ed)
+    assert not training.request_cancel(ed, keep=keep)
+    assert training.stop_wanted() == "cancel"
+
+
+def test_an_attempt_that_was_replaced_is_fenced(training: Job) -> None:
+    stale = Job.objects.get(pk=training.pk)
+    Job.objects.filter(pk=training.pk).update(attempt=2)
+    assert stale.stop_wanted() is None
+
+
+def test_keeping_the_best_of_nothing_is_a_plain_cancel(job: Job, ed: User) -> None:
+    assert job.request_cancel(ed, keep="adapter")
+    assert (job.state, job.keep) == (State.CANCELLED, "")
+
+
+def test_a_waiting_job_with_a_checkpoint_finishes_at_its_next_attempt(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=3)
+    training.interrupt("the worker died")
+    assert training.request_cancel(ed, keep="adapter")
+    assert (training.state, training.keep) == (State.INTERRUPTED, "adapter")
+    training.try_again()
+    claimed = Job.objects.claim("gpu", worker="w", slot="s", host="h", pid=1, pid_started=1.0)
+    assert claimed is not None
+    assert claimed.stop_wanted() == "finish"
+
+
+def test_a_waiting_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=3)
+    training.interrupt("the worker died")
+    assert training.request_cancel(ed, keep="checkpoint")
+    assert (training.state, training.keeps_checkpoint) == (State.CANCELLED, True)
+
+
+def test_only_a_training_keeps_anything(run: TrainingRun, ed: User) -> None:
+    other = Job.objects.submit(Job.Kind.IMPORT, {}, project=run.project, by=ed)
+    other.move("claim", attempt=1)
+    assert other.request_cancel(ed, keep="checkpoint")
+    assert (other.state, other.keep, words(other)) == (State.CANCELLING, "", "ed@example.org asked to stop")
+
+
+def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingRun, ed: User) -> None:
+    make_checkpoint(training, step=4)
+    training.request_cancel(ed, keep="checkpoint")
+    training.move("stopped", fenced=True)
+    Outbox.objects.all().delete()
+    training.resume(ed)
+    run.refresh_from_db()
+    assert (training.state, training.keep, training.fruitless, run.state) == (State.QUEUED, "", 0, "queued")
+    assert Outbox.objects.filter(job=training).exists()
+    assert words(training) == "ed@example.org asked to continue"
+
+
+def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -> None:
+    make_checkpoint(training, step=4)
+    training.move("fail", error_code="disk_full", error_message="The disk is full.")
+    training.resume(ed)
+    run.refresh_from_db()
+    assert (training.error, run.error, run.error_code) == (None, None, "")
+
+
+def test_it_refuses_to_resume_what_works(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=4)
+    with pytest.raises(IllegalMove, match="works already"):
+        training.resume(ed)
+
+
+def test_it_refuses_to_resume_what_has_finished(job: Job, ed: User) -> None:
+    finish(job)
+    with pytest.raises(IllegalMove, match="finished"):
+        job.resume(ed)
+
+
+def test_it_refuses_to_resume_without_a_checkpoint(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    training.move("stopped", fenced=True)
+    with pytest.raises(IllegalMove, match="no checkpoint"):
+        training.resume(ed)
+
+
+def test_it_refuses_to_resume_what_was_discarded(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=4)
+    training.request_cancel(ed)
+    training.move("stopped", fenced=True)
+    with pytest.raises(IllegalMove, match="no checkpoint"):
+        training.resume(ed)
+
+
+def test_it_refuses_to_resume_what_diverged(training: Job, run: TrainingRun, ed: User) -> None:
+    make_checkpoint(training, step=4)
+    run.end("failed", step=5, code="diverged", message="The loss was no number.")
+    training.move("fail", error_code="diverged", error_message="The loss was no number.")
+    with pytest.raises(IllegalMove, match="diverged"):
+        training.resume(ed)
+
+
+def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, ed: User) -> None:
+    second = TrainingRun.objects.get(pk=run.pk)
+    second.pk = None
+    second.save()
+    run.end("failed", step=2, code="diverged", message="The loss was no number.")
+    make_checkpoint(training, step=4)
+    training.request_cancel(ed, keep="checkpoint")
+    training.move("stopped", fenced=True)
+    training.resume(ed)
+    assert [arm.outcome for arm in training.training_runs.order_by("pk")] == ["failed", ""]
+
+
+def test_a_damaged_checkpoint_does_not_count(training: Job) -> None:
+    make_checkpoint(training, step=3, number=1)
+    newest = make_checkpoint(training, step=6, number=2)
+    assert training.checkpoint_step() == 6
+    (newest / "state.json").unlink()
+    assert training.checkpoint_step() == 3
+    (newest / "manifest.json").write_text(json.dumps([1]))
+    assert training.checkpoint_step() == 3
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("keep", list(Job.Keep))
+def test_one_job_and_many_agree_on_whose_checkpoints_are_kept(job: Job, state: State, keep: str) -> None:
+    Job.objects.filter(pk=job.pk).update(state=state, keep=keep, finished_at="2026-01-01T00:00Z")
+    job.refresh_from_db()
+    assert job.keeps_checkpoint == Job.objects.keeping_checkpoint().filter(pk=job.pk).exists()
