@@ -532,6 +532,25 @@ def test_the_preview_shows_what_the_model_reads_and_learns(load: Importer) -> No
     assert sum(values["token_lengths"]["histogram"]["rows"]) == 40
 
 
+def test_the_report_says_how_long_rows_are_and_where_their_answers_end(load: Importer) -> None:
+    lengths = load(lines(*ROWS))["token_lengths"]
+    preview = json.loads((load.out / "preview.json").read_text())
+    assert len(lengths["quantiles"]) == len(lengths["answer_ends"]) == 101
+    assert lengths["quantiles"][-1] == lengths["max"]
+    # The template writes a line break after the end mark, which nobody learns.
+    assert lengths["answer_ends"][-1] == lengths["max"] - 1
+    assert lengths["learned_mean"] == pytest.approx(
+        sum(row["learned_tokens"] for row in preview) / 20, rel=0.2
+    )
+
+
+def test_the_report_counts_the_tokens_that_all_rows_begin_with(load: Importer) -> None:
+    alike = [{"prompt": f"Name the colour of number {i}", "completion": f"shade {i}"} for i in range(40)]
+    together = load(lines(*alike))["token_lengths"]["shared_prefix"]
+    alike[7]["prompt"] = "Another question"
+    assert 0 < load(lines(*alike))["token_lengths"]["shared_prefix"] < together
+
+
 def test_a_template_that_never_ends_is_stopped(load: Importer, tmp_path: Path) -> None:
     folder = build_tiny_model(tmp_path / "slow")
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"

@@ -31,18 +31,42 @@ RENDER_SECONDS = 2.0
 RENDER_BYTES = 512_000_000
 # Upper ends of the histogram's bins, in tokens; the last bin is open.
 HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+# Shares of the rows for which forecasts get a length: 0, 1, ... 100 percent.
+QUANTILES = numpy.linspace(0, 1, 101)
 
 
 @dataclass
 class Preview:
-    """`rows` for the page, `lengths` of measured rows in tokens, `warnings` about rows that do not render."""
+    """`rows` for the page, `warnings` about rows that do not render, and of every measured row: `lengths` in
+    tokens, `ends` (where its last learned token ends) and `learned`. `begin`: tokens that all rows share.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    learned: list[int] = field(default_factory=list)
+    begin: data.Ids | None = None
     warnings: list[str] = field(default_factory=list)
 
+    def measure(self, example: Example) -> None:
+        """Count one row."""
+        self.lengths.append(len(example.ids))
+        self.ends.append(len(example.ids) - int(example.learn[::-1].argmax()) if example.labelled else 0)
+        self.learned.append(example.labelled)
+        first = int(example.learn.argmax()) if example.labelled else len(example.ids)
+        begin = example.ids[: max(0, first - 1)]  # a target's own predecessor is never shared
+        if self.begin is not None:
+            both = min(len(begin), len(self.begin))
+            differ = numpy.flatnonzero(begin[:both] != self.begin[:both])
+            begin = begin[: int(differ[0]) if len(differ) else both]
+        self.begin = begin
+
     def token_lengths(self) -> dict[str, Any]:
-        """Median, 95th percentile, maximum and a histogram; counts of the measured rows."""
+        """Median, 95th percentile, maximum and a histogram; counts of the measured rows.
+
+        For forecasts also the `quantiles` of the lengths and of where answers end, the mean of learned tokens
+        and how many tokens all rows begin with.
+        """
         if not self.lengths:
             return {"rows": 0}
         lengths = numpy.array(self.lengths)
@@ -55,7 +79,15 @@ class Preview:
             "p95": int(numpy.percentile(lengths, 95)),
             "max": int(lengths.max()),
             "histogram": {"up_to": [*HISTOGRAM_EDGES, None], "rows": [int(count) for count in counts]},
+            "quantiles": _quantiles(self.lengths),
+            "answer_ends": _quantiles(self.ends),
+            "learned_mean": round(sum(self.learned) / len(self.learned), 1),
+            "shared_prefix": 0 if self.begin is None else len(self.begin),
         }
+
+
+def _quantiles(counts: list[int]) -> list[int]:
+    return [int(value) for value in numpy.quantile(counts, QUANTILES, method="closest_observation")]
 
 
 def render(folder: str, rows: Iterable[Row], should_stop: ShouldStop) -> Preview:
@@ -70,7 +102,7 @@ def render(folder: str, rows: Iterable[Row], should_stop: ShouldStop) -> Preview
             if len(preview.warnings) < 3:
                 preview.warnings.append(problem.message)
             continue
-        preview.lengths.append(len(example.ids))
+        preview.measure(example)
         if len(preview.rows) < PREVIEW_ROWS:
             preview.rows.append(_page_row(tokenizer, example))
     return preview
