@@ -171,6 +171,8 @@ class Job(models.Model):
     # The fencing token: every write of a worker names the attempt it belongs to.
     attempt = models.PositiveIntegerField(default=0)
     fruitless = models.PositiveSmallIntegerField(default=0)  # attempts in a row without a completed step
+    excused = models.PositiveIntegerField(default=0)  # attempts that count for nothing, such as a drained one
+    suspicion = models.CharField(max_length=40, blank=True)  # of what the last attempt seems to have died
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=120, blank=True)
     slot = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - NULLs do not collide, '' would
@@ -380,6 +382,9 @@ class Job(models.Model):
                     actor=str(by or "system"),
                     keep=Job.Keep.NOTHING,
                     fruitless=0,
+                    # Somebody has looked at it: what happened before counts no more.
+                    excused=models.F("attempt"),
+                    suspicion="",
                     run_after=Now(),
                     phase="",
                     eta_seconds=None,
@@ -427,9 +432,18 @@ class Job(models.Model):
         return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))
 
     def interrupt(
-        self, reason: str, *, actor: str = "system", fenced: bool = True, blameless: bool = False
+        self,
+        reason: str,
+        *,
+        actor: str = "system",
+        fenced: bool = True,
+        blameless: bool = False,
+        suspicion: str = "",
     ) -> None:
-        """Give the attempt up without blaming the work; the dispatcher queues it again after a back-off."""
+        """Give the attempt up; the dispatcher queues it again after a back-off.
+
+        A `blameless` attempt counts for nothing, `suspicion` is the code of what it may have died of.
+        """
         # A step since the claim has set the row's count back, and this object does not know it.
         self.refresh_from_db(fields=["fruitless"])
         fruitless = 0 if blameless else self.fruitless
@@ -440,6 +454,8 @@ class Job(models.Model):
             reason=reason,
             fenced=fenced,
             fruitless=fruitless,
+            excused=models.F("excused") + int(blameless),
+            suspicion=suspicion,
             run_after=db_now(wait),
             slot=None,
         )
@@ -453,7 +469,7 @@ class Job(models.Model):
 
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
-        if self.fruitless >= MAX_FRUITLESS or self.attempt >= MAX_ATTEMPTS:
+        if self.fruitless >= MAX_FRUITLESS or self.attempt - self.excused >= MAX_ATTEMPTS:
             message = _("The work was interrupted %(times)d times and never came to its end.") % {
                 "times": self.attempt
             }
