@@ -147,14 +147,15 @@ class TrainRecorder:
 
     def flush(self) -> None:
         """Write the batched points, one transaction for all curves."""
-        points, self.points = self.points, {}
-        if not points:
+        if not self.points:
             return
         with transaction.atomic():
             if not self.job.renew():
                 return
-            for (arm, name), values in points.items():
+            for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
+        # Only now: while the database is away, they wait for the next flush.
+        self.points = {}
 
     def _end_arm(self, end: ArmEnd) -> None:
         run = self.arms[end.arm]
@@ -172,10 +173,11 @@ class TrainRecorder:
         if not self.job.may_commit():
             return
         folder = self.out_dir / artifact.path
-        check_adapter(folder, artifact.files)
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
-        size = (folder / WEIGHTS).stat().st_size
-        publish_folder(folder, Path(settings.DATA_DIR) / "adapters" / content)
+        published = Path(settings.DATA_DIR) / "adapters" / content
+        check_adapter(folder if folder.exists() else published, artifact.files)
+        publish_folder(folder, published)
+        size = (published / WEIGHTS).stat().st_size
         with transaction.atomic():
             if not self.job.may_commit():
                 return
@@ -251,7 +253,12 @@ def _no_number(_name: str) -> None:
 
 
 def publish_folder(source: Path, target: Path) -> None:
-    """Make `source` durable, then give it its content's name by one rename. Equal content is kept once."""
+    """Make `source` durable, then give it its content's name by one rename. Equal content is kept once.
+
+    Repeated after a commit that failed, it finds the folder in its place and changes nothing.
+    """
+    if not source.exists() and target.is_dir():
+        return
     target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     for path in [*source.rglob("*"), source]:
         descriptor = os.open(path, os.O_RDONLY)
