@@ -98,6 +98,16 @@ class Hyperparameters:
         """Rows in one optimizer step: batch x accumulation."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    def with_smaller_batch(self) -> Hyperparameters | None:
+        """As many rows per step from at most half the batch and more accumulation; None where that is all."""
+        rows, limit = self.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1])
+        for batch in range(self.per_device_train_batch_size // 2, 0, -1):
+            if rows % batch == 0 and rows // batch <= limit:
+                return dataclasses.replace(
+                    self, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch
+                )
+        return None
+
     def total_steps(self, train_rows: int) -> int:
         """Optimizer steps of the whole run on `train_rows` rows; the last step of an epoch may be short."""
         if self.max_steps is not None:

@@ -118,7 +118,7 @@ class TrainingRun(models.Model):
     spec = models.JSONField(default=dict)
     forecast = models.JSONField(default=dict)
     measured = models.JSONField(default=dict)
-    # What was changed without being asked, each {"reason": code, "attempt": n, "changes": {name: [old, new]}}.
+    # What was changed unasked: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
     adjustments = models.JSONField(default=list)
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="training_runs")
     outcome = models.CharField(max_length=14, choices=Outcome.choices, blank=True)
