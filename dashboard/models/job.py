@@ -6,7 +6,9 @@ is, and writes the JobEvent in the same transaction. Knows nothing of Celery, pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
+from dashboard.models.worker_node import WorkerNode
 
 if TYPE_CHECKING:
     from dashboard.models.training_run import TrainingRun
@@ -30,9 +34,13 @@ LEASE = timedelta(seconds=90)
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
+# A claimer that loses a race tries the next one; with this many it has lost to a whole installation.
+CANDIDATES = 50
+TURNS_REMEMBERED = timedelta(hours=24)
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
 ACTOR_LETTERS = 254
+DIVERGED = _("It diverged and would do so again. Start a new run with a lower learning rate.")
 
 
 class JobQuerySet(ProjectQuerySet["Job"]):
@@ -69,10 +77,28 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         )
 
     def waiting(self, queue: str) -> JobQuerySet:
-        """Claimable jobs of a queue in the order in which they will be claimed."""
-        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by(
-            "-priority", "pk"
-        )
+        """Claimable jobs of a queue, in no order."""
+        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
+
+    def in_turn(self, queue: str, slots: int | None = None) -> Iterator[int]:
+        """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
+
+        A claimer asks who is next now (`slots` None); pages ask who comes when so many jobs work at once.
+        """
+        facts = ("pk", "priority", "project", "created_by", "place", "own_place")
+        waiting = [Waiting(*row) for row in self.waiting(queue).values_list(*facts)]
+        if not waiting:
+            return iter(())
+        at_work = self.live().filter(queue=queue).order_by("started_at", "pk")
+        holders: list[Owner] = list(at_work.values_list("project", "created_by"))
+        turns = Turns.after(holders, self.last_turns(queue))
+        return in_turn(waiting, holders, turns, slots)
+
+    def last_turns(self, queue: str) -> dict[Owner, float]:
+        """When each person's last job in a project started, as far as it was in the last day."""
+        lately = self.filter(queue=queue, started_at__gt=db_now(-TURNS_REMEMBERED)).order_by()
+        starts = lately.values_list("project", "created_by").annotate(last=models.Max("started_at"))
+        return {(project, person): last.timestamp() for project, person, last in starts}
 
     def live(self) -> JobQuerySet:
         """Jobs that a worker holds right now."""
@@ -81,8 +107,13 @@ class JobQuerySet(ProjectQuerySet["Job"]):
     def claim(
         self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float
     ) -> Job | None:
-        """Take the best waiting job of `queue`, or None. Safe against any number of claimers."""
-        for candidate in self.waiting(queue)[:50]:
+        """Take the job of `queue` whose turn it is, or None. Safe against any number of claimers."""
+        if WorkerNode.objects.filter(name=worker).exclude(paused_at=None).exists():
+            return None
+        for pk in islice(self.in_turn(queue), CANDIDATES):
+            candidate = self.filter(pk=pk).first()
+            if candidate is None:
+                continue  # deleted with its project
             try:
                 candidate.move(
                     "claim",
@@ -143,6 +174,11 @@ class Job(models.Model):
         TRAIN = "train", _("Fine-tune")
         EVALUATE = "evaluate", _("Evaluate")
 
+    class Priority(models.IntegerChoices):
+        HIGH = 1, _("High")
+        NORMAL = 0, _("Normal")
+        LOW = -1, _("Low")
+
     class Queue(models.TextChoices):
         GPU = "gpu", _("Training")
         CPU = "cpu", _("Light work")
@@ -159,7 +195,10 @@ class Job(models.Model):
     queue = models.CharField(max_length=10, choices=Queue.choices)
     state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
     spec = models.JSONField()
-    priority = models.SmallIntegerField(default=0)
+    priority = models.SmallIntegerField(choices=Priority.choices, default=Priority.NORMAL)
+    # Set by a manager, among the jobs of the project; and by the person, among their own jobs.
+    place = models.PositiveIntegerField(null=True, blank=True)
+    own_place = models.PositiveBigIntegerField(null=True, blank=True)
     idempotency_key = models.CharField(max_length=200, blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="jobs"
@@ -196,6 +235,8 @@ class Job(models.Model):
         ordering = ["-pk"]
         indexes = [
             models.Index(fields=["queue", "state", "run_after"]),
+            models.Index(fields=["queue", "started_at"]),
+            models.Index(fields=["kind", "state", "finished_at"]),
             models.Index(fields=["state", "lease_until"]),
         ]
         constraints = [
@@ -365,7 +406,7 @@ class Job(models.Model):
         if not self.is_over:
             return str(_("It waits or works already, so there is nothing to resume."))
         if not self._arms_to_resume().exists():
-            return str(_("It diverged and would do so again. Start a new run with a lower learning rate."))
+            return str(DIVERGED)
         if not self.keeps_checkpoint or self.checkpoint_step() is None:
             return str(_("It has no checkpoint to resume from. Start it again with the same settings."))
         return ""
@@ -513,5 +554,5 @@ class Job(models.Model):
         """1 for the next job of its queue to start, None when it does not wait."""
         if self.state != State.QUEUED:
             return None
-        ahead = models.Q(priority__gt=self.priority) | models.Q(priority=self.priority, pk__lt=self.pk)
-        return Job.objects.filter(ahead, queue=self.queue, state=State.QUEUED).count() + 1
+        line = list(Job.objects.in_turn(self.queue, WorkerNode.objects.slots(self.queue)))
+        return line.index(self.pk) + 1 if self.pk in line else None

@@ -9,7 +9,6 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.job import Job
 from dashboard.models.job_state import db_now
 
 HEARTBEAT_SECONDS = 10
@@ -26,6 +25,15 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     def alive(self) -> WorkerNodeQuerySet:
         """Nodes that were heard from lately."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
+
+    def taking(self) -> WorkerNodeQuerySet:
+        """Workers that claim jobs: there, not shutting down, not paused."""
+        return self.alive().filter(kind=WorkerNode.Kind.WORKER, draining=False, paused_at=None)
+
+    def slots(self, queue: str) -> int:
+        """How many jobs of a queue can be worked on at once."""
+        total = self.taking().filter(queue=queue).aggregate(total=models.Sum("processes"))["total"]
+        return int(total or 0)
 
     def silent(self) -> WorkerNodeQuerySet:
         """Nodes that were heard from in the last day, said no good-bye and are not alive."""
@@ -78,6 +86,9 @@ class WorkerNode(models.Model):
     heartbeat_at = models.DateTimeField(db_default=Now())
     stopped_at = models.DateTimeField(null=True, blank=True)
     draining = models.BooleanField(default=False)
+    processes = models.PositiveSmallIntegerField(default=1)  # how many jobs it works on at once
+    paused_at = models.DateTimeField(null=True, blank=True)
+    paused_by = models.CharField(max_length=254, blank=True)
     leads_until = models.DateTimeField(null=True, blank=True)
     clock_ahead = models.FloatField(null=True, blank=True)  # seconds, against the database's clock
 
@@ -89,6 +100,13 @@ class WorkerNode(models.Model):
     def __str__(self) -> str:
         return self.name
 
-    def current_jobs(self) -> models.QuerySet[Job]:
-        """What this node works on now."""
-        return Job.objects.live().filter(worker=self.name)
+    def pause(self, by: object) -> None:
+        """It ends what it has and takes nothing more, also after a restart, until somebody resumes it."""
+        free = WorkerNode.objects.filter(pk=self.pk, paused_at=None)
+        free.update(paused_at=Now(), paused_by=str(by)[:254])
+        self.refresh_from_db()
+
+    def resume(self) -> None:
+        """It takes jobs again."""
+        WorkerNode.objects.filter(pk=self.pk).update(paused_at=None, paused_by="")
+        self.refresh_from_db()
