@@ -16,6 +16,8 @@ from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
 from ninja.operation import Operation
+from ninja.parser import Parser
+from ninja.types import DictStrAny
 
 from dashboard.api import (
     adapters,
@@ -44,6 +46,17 @@ KEY_HEADER = {
         "409 where that answer held a secret, which is not kept."
     ),
 }
+
+
+class Bodies(Parser):
+    """JSON bodies. A form without fields, as clients send where there is nothing to say, is no body."""
+
+    def parse_body(self, request: HttpRequest) -> DictStrAny:
+        """The value that was sent."""
+        is_form = request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
+        if is_form and not request.POST and not request.FILES:
+            return {}
+        return super().parse_body(request)
 
 
 class Api(NinjaAPI):
@@ -78,6 +91,7 @@ api = Api(
         "A POST with an `Idempotency-Key` header can be repeated safely."
     ),
     docs=Reference(),
+    parser=Bodies(),
     urls_namespace="api",
     auth=Token(),
     throttle=[Pace(reads=True), Pace(reads=False)],

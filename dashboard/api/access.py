@@ -126,12 +126,19 @@ def first_time(request: Call, act: str) -> bool:
 
     For acts that start no job of their own.
     """
+    name = _memory_of(request, act)
+    return not name or bool(cache.add(name, True, REMEMBERED_SECONDS))
+
+
+def done_before(request: Call, act: str) -> bool:
+    """Whether a call with this Idempotency-Key has done `act` in the last day. Remembers nothing."""
+    name = _memory_of(request, act)
+    return bool(name) and cache.get(name) is not None
+
+
+def _memory_of(request: Call, act: str) -> str:
     key = idempotency_key(request)
-    if not key:
-        return True
-    return bool(
-        cache.add(f"api:{request.auth.project_id}:{digest_of(f'{act} {key}')}", True, REMEMBERED_SECONDS)
-    )
+    return f"api:{request.auth.project_id}:{digest_of(f'{act} {key}')}" if key else ""
 
 
 def once_only(request: Call, act: str) -> None:

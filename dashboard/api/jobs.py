@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 
-from dashboard.api.access import Call, first_time
+from dashboard.api.access import Call, done_before, first_time
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal
@@ -136,9 +136,16 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
     return Status(202, detail(request, pk))
 
 
-def stop(request: Call, job: Job) -> None:
+def stop(request: Call, job: Job, keep: str = "") -> None:
     """Ask the job to stop. One that has ended is refused, unless this very call has stopped it before."""
-    stopped, fresh = job.request_cancel(request.auth.user), first_time(request, f"cancel {job.pk}")
-    if not stopped and fresh:
-        message = _("It has already ended: %(state)s.") % {"state": job.state}
-        raise Refusal(409, "already_ended", message)
+    act = f"cancel {job.pk}"
+    if job.request_cancel(request.auth.user, keep):
+        first_time(request, act)
+        return
+    if done_before(request, act):
+        return
+    if job.state == State.CANCELLING:
+        message = _("It is being stopped already, and less of it is kept than you ask for.")
+        raise Refusal(409, "already_stopping", message, "keep")
+    message = _("It has already ended: %(state)s.") % {"state": job.state}
+    raise Refusal(409, "already_ended", message)

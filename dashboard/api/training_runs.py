@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from django.http import Http404
 from django.utils.translation import gettext as _
@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from dashboard.api import datasets, jobs
-from dashboard.api.access import Call, once
+from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
@@ -32,6 +32,7 @@ from dashboard.models import (
     DatasetVersion,
     Evaluation,
     EvaluationItem,
+    IllegalMove,
     Job,
     JobEvent,
     Role,
@@ -101,6 +102,14 @@ class RunIn(Schema):
     hyperparameters: HyperparametersIn | None = None
 
 
+class CancelIn(Schema):
+    """What stays of the run: `adapter` the best so far, `checkpoint` what resuming needs; else nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep: Literal["adapter", "checkpoint"] | None = None
+
+
 class Forecast(Schema):
     """Reckoned before the start."""
 
@@ -117,7 +126,8 @@ class AdapterRef(Schema):
 
 
 class RunOut(Schema):
-    """A run. `hyperparameters` are resolved: nothing in them is left open."""
+    """A run. `hyperparameters` are resolved: nothing in them is left open. `resumable_from`: the step from
+    which it could be resumed, or null. `adjustments`: what was changed after memory ran out."""
 
     id: int
     name: str
@@ -131,6 +141,8 @@ class RunOut(Schema):
     forecast: Forecast
     adapter: AdapterRef | None
     error: Failure | None
+    resumable_from: int | None
+    adjustments: list[dict[str, Any]]
 
 
 class MetricsOut(Schema):
@@ -196,6 +208,8 @@ def shown(run: TrainingRun) -> dict[str, Any]:
         "forecast": run.forecast,
         "adapter": adapter_of(run),
         "error": run.error,
+        "resumable_from": run.resumable_from,
+        "adjustments": run.adjustments,
     }
 
 
@@ -290,12 +304,27 @@ def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
 
 
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
-def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
-    """Stop it: at once while it waits, within seconds while it trains."""
+def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[dict[str, Any]]:
+    """Stop it: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves the
+    best so far and ends as `stopped_early`; before its first step there is nothing to keep."""
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     if run.job is None or (run.is_over and not run.job.is_over):
         raise Refusal(409, "already_ended", _("There is nothing to stop: %(state)s.") % {"state": run.state})
-    jobs.stop(request, run.job)
+    jobs.stop(request, run.job, (payload and payload.keep) or "")
+    return Status(202, detail(request, pk))
+
+
+@router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
+def resume(request: Call, pk: int) -> Status[dict[str, Any]]:
+    """Continue a run that failed, or was stopped with its checkpoint kept, where the checkpoint left it."""
+    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    act = f"resume {pk}"
+    try:
+        run.resume(request.auth.user)
+        first_time(request, act)
+    except IllegalMove as refusal:
+        if not done_before(request, act):
+            raise Refusal(409, "not_resumable", str(refusal)) from refusal
     return Status(202, detail(request, pk))
 
 

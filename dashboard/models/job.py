@@ -100,6 +100,12 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         starts = lately.values_list("project", "created_by").annotate(last=models.Max("started_at"))
         return {(project, person): last.timestamp() for project, person, last in starts}
 
+    def idle_slots(self, queue: str) -> int:
+        """How many more jobs of a queue could be worked on now."""
+        takers = WorkerNode.objects.taking().filter(queue=queue)
+        busy = self.live().filter(worker__in=takers.values("name"), queue=queue).count()
+        return max(0, WorkerNode.objects.slots(queue) - busy)
+
     def live(self) -> JobQuerySet:
         """Jobs that a worker holds right now."""
         return self.filter(state__in=LIVE)

@@ -12,8 +12,8 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.job import Job
-from dashboard.models.job_state import State
+from dashboard.models.job import DIVERGED, Job
+from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
@@ -227,6 +227,26 @@ class TrainingRun(models.Model):
         if self.error_code:
             return {"code": self.error_code, "message": self.error_message}
         return self.job.error if self.job else None
+
+    @property
+    def resumable_from(self) -> int | None:
+        """Completed steps from which it could be resumed; None when it cannot."""
+        ended = (
+            self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED) and self.error_code != "diverged"
+        )
+        # Asked of the disk, so only where the rows alone do not say no.
+        may = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
+        return self.job.checkpoint_step() if may and self.job else None
+
+    def resume(self, by: User | None = None) -> None:
+        """Continue it, and what was stopped with it, from the checkpoint; IllegalMove says why not."""
+        if self.job is None:
+            raise IllegalMove(_("It has not been started, so there is nothing to resume."))
+        if self.outcome in (self.Outcome.SUCCEEDED, self.Outcome.STOPPED_EARLY):
+            raise IllegalMove(_("It has finished, so there is nothing left to resume."))
+        if self.error_code == "diverged":
+            raise IllegalMove(DIVERGED)
+        self.job.resume(by)
 
     @property
     def is_settled(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import finish, make_base_model, make_dataset, make_run, make_user
+from tests.dashboard.conftest import make_checkpoint
 
 RUNS = "/api/v1/runs"
 RUN_KEYS = {
@@ -40,12 +44,27 @@ RUN_KEYS = {
     "forecast",
     "adapter",
     "error",
+    "resumable_from",
+    "adjustments",
 }
 
 
 @pytest.fixture
 def api(token: str) -> Client:
     return Client(headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+def training(run: TrainingRun) -> Iterator[TrainingRun]:
+    """A run that a worker has trained for five steps."""
+    assert run.job
+    # The database counts anew for each test, the data folder does not.
+    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+    run.job.move("claim", attempt=1, worker="w")
+    run.job.move("progress")
+    run.job.advance(step=5)
+    yield run
+    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
 
 
 @pytest.fixture
@@ -92,6 +111,7 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert run["forecast"]["adapter_bytes"] > 4 * run["forecast"]["trainable_parameters"]
     assert run["adapter"] is None
     assert run["error"] is None
+    assert (run["resumable_from"], run["adjustments"]) == (None, [])
 
 
 def test_it_takes_the_bundled_model_and_defaults_where_left_out(
@@ -315,6 +335,7 @@ def test_it_hides_a_foreign_run(run: TrainingRun, other_project: Project, otto: 
     ):
         refusal(api.get(f"{RUNS}/{run.pk}{path}"), 404)
     refusal(api.post(f"{RUNS}/{run.pk}/cancel"), 404)
+    refusal(api.post(f"{RUNS}/{run.pk}/resume"), 404)
 
 
 def test_it_stops_a_waiting_run_at_once(api: Client, run: TrainingRun) -> None:
@@ -342,6 +363,108 @@ def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: Traini
         answer = api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "stop"})
         assert answer.status_code == 202
     refusal(api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "other"}), 409)
+
+
+def stop(api: Client, run: TrainingRun, body: object = None) -> Any:
+    text = body if isinstance(body, str) else json.dumps(body)
+    return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json")
+
+
+@pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
+def test_it_keeps_nothing_where_nothing_is_said(api: Client, training: TrainingRun, body: object) -> None:
+    assert stop(api, training, body).status_code == 202
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
+
+
+def test_it_stops_and_keeps_the_best(api: Client, training: TrainingRun) -> None:
+    for _time in range(2):
+        answer = stop(api, training, {"keep": "adapter"})
+        assert (answer.status_code, answer.json()["state"]) == (202, "running")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "finish"
+
+
+def test_it_stops_and_keeps_the_checkpoint(api: Client, training: TrainingRun) -> None:
+    answer = stop(api, training, {"keep": "checkpoint"})
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"keep": "best"}, "keep"),
+        ({"keep": ""}, "keep"),
+        ({"keep": True}, "keep"),
+        ({"keep": ["adapter"]}, "keep"),
+        ({"kept": "adapter"}, "kept"),
+        ([], None),
+        ("adapter", None),
+        ("{", None),
+    ],
+)
+def test_it_refuses_to_keep_anything_else(
+    api: Client, training: TrainingRun, body: object, field: str | None
+) -> None:
+    problem = refusal(stop(api, training, body), 422)
+    assert problem["field"] == field
+    assert problem["message"].endswith(".")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
+
+
+def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training: TrainingRun) -> None:
+    stop(api, training)
+    problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
+    assert problem["code"] == "already_stopping"
+
+
+def parked(run: TrainingRun) -> TrainingRun:
+    """Stopped with its checkpoint of step 4 kept."""
+    assert run.job
+    make_checkpoint(run.job, step=4)
+    run.job.request_cancel(keep="checkpoint")
+    run.job.move("stopped")
+    return run
+
+
+def test_it_resumes_where_the_checkpoint_left_it(api: Client, training: TrainingRun) -> None:
+    parked(training)
+    address = f"{RUNS}/{training.pk}"
+    assert api.get(address).json()["resumable_from"] == 4
+    answer = api.post(f"{address}/resume")
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+    assert answer.json() == api.get(address).json()
+    assert answer.json()["resumable_from"] is None
+
+
+def test_a_repeated_resume_with_its_key_is_answered_again(api: Client, training: TrainingRun) -> None:
+    parked(training)
+    address = f"{RUNS}/{training.pk}/resume"
+    for _time in range(2):
+        assert api.post(address, headers={"Idempotency-Key": "go on"}).status_code == 202
+    refusal(api.post(address, headers={"Idempotency-Key": "other"}), 409)
+    assert Outbox.objects.filter(job=training.job_id).count() == 2
+
+
+def test_a_refused_resume_is_refused_again_with_its_key(api: Client, run: TrainingRun) -> None:
+    for _time in range(2):
+        answer = api.post(f"{RUNS}/{run.pk}/resume", headers={"Idempotency-Key": "go on"})
+        assert refusal(answer, 409)["code"] == "not_resumable"
+
+
+def test_it_says_why_it_cannot_resume(api: Client, training: TrainingRun) -> None:
+    address = f"{RUNS}/{training.pk}/resume"
+    assert "works already" in refusal(api.post(address), 409)["message"]
+    assert training.job
+    training.job.request_cancel()
+    training.job.move("stopped")
+    assert "no checkpoint" in refusal(api.post(address), 409)["message"]
+
+
+def test_a_viewer_resumes_nothing(training: TrainingRun, project: Project, vera: User) -> None:
+    parked(training)
+    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
+    refusal(api.post(f"{RUNS}/{training.pk}/resume"), 403)
+    assert TrainingRun.objects.get().state == State.CANCELLED
 
 
 def test_a_failed_run_says_why(api: Client, run: TrainingRun) -> None:

@@ -163,6 +163,7 @@ RULES: dict[tuple[str, str], str] = {
     ("api:training-run-index", "POST"): API_CREATE,
     ("api:training-run-detail", "GET"): API_READ,
     ("api:training-run-cancel", "POST"): API_EDIT,
+    ("api:training-run-resume", "POST"): API_EDIT,
     ("api:training-run-metrics", "GET"): API_READ,
     ("api:training-run-metric-series", "GET"): API_READ,
     ("api:training-run-evaluations", "GET"): API_READ,
