@@ -36,17 +36,17 @@ def is_draining() -> bool:
     return _flag(os.getppid()).exists()
 
 
-def describe_device(queue: str) -> tuple[str, int]:
-    """Name and memory in bytes of what this node computes on."""
+def describe_device(queue: str) -> tuple[str, int, int | None]:
+    """Name and memory in bytes of what this node computes on, and the GPU's number on this machine."""
     if queue == Job.Queue.GPU:
         gpu = _first_gpu()
         if gpu:
             return gpu
     cores = len(os.sched_getaffinity(0))
-    return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total
+    return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None
 
 
-def _first_gpu() -> tuple[str, int] | None:
+def _first_gpu() -> tuple[str, int, int] | None:
     """The GPU that this process may use, without touching CUDA."""
     import pynvml
 
@@ -62,7 +62,8 @@ def _first_gpu() -> tuple[str, int] | None:
             handle = pynvml.nvmlDeviceGetHandleByIndex(int(wanted))
         else:
             return None
-        return str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return str(pynvml.nvmlDeviceGetName(handle)), memory, int(pynvml.nvmlDeviceGetIndex(handle))
     except pynvml.NVMLError:
         return None
     finally:
@@ -81,7 +82,7 @@ def begin(sender: Any, **_kwargs: object) -> None:
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     release_abandoned_jobs(socket.gethostname())
-    device, memory = describe_device(queue)
+    device, memory, gpu = describe_device(queue)
     facts = {
         "kind": WorkerNode.Kind.WORKER,
         "queue": queue,
@@ -89,6 +90,8 @@ def begin(sender: Any, **_kwargs: object) -> None:
         "pid": os.getpid(),
         "device": device,
         "memory_bytes": memory,
+        "gpu": gpu,
+        "processes": sender.controller.concurrency,
         "draining": False,
         "stopped_at": None,
         "started_at": Now(),

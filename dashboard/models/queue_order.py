@@ -1,7 +1,7 @@
 """Whose turn it is: priority, then fair turns between projects, then between the people of a project.
 
 A turn goes to whoever holds the fewest workers, and among equals to whoever was served longest ago, so
-nobody's many jobs hold up another's one. Arithmetic over numbers; knows nothing of rows, workers or the database.
+nobody's many jobs hold up another's one. Arithmetic over numbers; knows nothing of rows or the database.
 """
 
 from __future__ import annotations

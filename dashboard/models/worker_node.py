@@ -47,6 +47,10 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """The dispatcher that leads, if it is alive."""
         return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
 
+    def with_wrong_clock(self, seconds: float) -> WorkerNodeQuerySet:
+        """Nodes whose clock is off by more than `seconds`."""
+        return self.filter(models.Q(clock_ahead__gt=seconds) | models.Q(clock_ahead__lt=-seconds))
+
     def pulse(self, name: str, **facts: object) -> None:
         """Node `name` is still there; also notes how far its clock is ahead of the database's."""
         asked = time.time()
@@ -82,6 +86,7 @@ class WorkerNode(models.Model):
     pid = models.PositiveIntegerField()
     device = models.CharField(max_length=120, blank=True)
     memory_bytes = models.BigIntegerField(default=0)
+    gpu = models.PositiveSmallIntegerField(null=True, blank=True)  # its number on that machine
     started_at = models.DateTimeField(db_default=Now())
     heartbeat_at = models.DateTimeField(db_default=Now())
     stopped_at = models.DateTimeField(null=True, blank=True)
@@ -91,6 +96,9 @@ class WorkerNode(models.Model):
     paused_by = models.CharField(max_length=254, blank=True)
     leads_until = models.DateTimeField(null=True, blank=True)
     clock_ahead = models.FloatField(null=True, blank=True)  # seconds, against the database's clock
+    # What a dispatcher knows of its surroundings, so that pages need not ask.
+    broker_silent_since = models.DateTimeField(null=True, blank=True)
+    free_bytes = models.BigIntegerField(null=True, blank=True)
 
     objects = WorkerNodeQuerySet.as_manager()
 

@@ -14,10 +14,9 @@ from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
 ANN, BOB, CAT = (1, 11), (1, 12), (2, 13)
 
 
-def jobs(owner: Owner, count: int, first: int = 1, **facts: int) -> list[Waiting]:
+def jobs(owner: Owner, count: int, first: int = 1, priority: int = 0) -> list[Waiting]:
     """So many jobs of one person, numbered by age."""
-    shape = {"priority": 0, "place": None, "own_place": None, **facts}
-    return [Waiting(pk, project=owner[0], person=owner[1], **shape) for pk in range(first, first + count)]
+    return [Waiting(pk, priority, *owner, None, None) for pk in range(first, first + count)]
 
 
 def order(

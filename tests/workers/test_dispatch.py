@@ -195,3 +195,29 @@ def test_it_clears_uploads_that_nothing_will_read_again(project: Project, ed: Us
         os.utime(uploads[name], (0, 0))
     clear_leftovers()
     assert [name for name, path in uploads.items() if path.exists()] == ["asked"]
+
+
+def make_nodes(*names: str) -> None:
+    for name in names:
+        WorkerNode.objects.beat(name, queue="cpu", host="host", pid=1)
+
+
+def test_an_idle_worker_is_woken_past_a_paused_one(dispatcher: Dispatcher, project: Project) -> None:
+    make_nodes("paused@host", "idle@host")
+    WorkerNode.objects.get(name="paused@host").pause(by="Mara")
+    job = submit(project)
+    Outbox.objects.mark_sent(job.outbox.values_list("pk", flat=True))
+    dispatcher.wake_past_paused()
+    dispatcher.wake_past_paused()
+    assert job.outbox.filter(sent_at=None).count() == 1
+
+
+def test_it_sends_no_wake_up_where_all_workers_are_paused(dispatcher: Dispatcher, project: Project) -> None:
+    make_nodes("paused@host")
+    WorkerNode.objects.get(name="paused@host").pause(by="Mara")
+    job = submit(project)
+    Outbox.objects.update(sent_at=db_now(-AGO))
+    Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
+    dispatcher.wake_past_paused()
+    dispatcher.tick(may_expire=True)
+    assert not job.outbox.filter(sent_at=None).exists()

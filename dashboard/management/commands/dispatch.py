@@ -89,6 +89,7 @@ class Dispatcher:
         for job in Job.objects.due_again()[:BATCH]:
             with contextlib.suppress(IllegalMove):  # somebody has cancelled it in between
                 job.try_again()
+        self.wake_past_paused()
         self.publish()
         if now - self.last_tick >= TICK_SECONDS:
             self.last_tick = now
@@ -134,9 +135,18 @@ class Dispatcher:
     def _wake_again(self) -> None:
         """A wake-up may have been lost on its way; only idle nodes need another one."""
         for queue in Job.Queue:
-            busy = Job.objects.live().filter(queue=queue).count()
-            nodes = WorkerNode.objects.alive().filter(queue=queue).count()
-            for job in Job.objects.unanswered().filter(queue=queue)[: max(0, nodes - busy)]:
+            for job in Job.objects.unanswered().filter(queue=queue)[: Job.objects.idle_slots(queue)]:
+                Outbox.objects.create(job=job)
+
+    def wake_past_paused(self) -> None:
+        """A paused node swallows wake-ups, so its idle neighbours get one a second until they work."""
+        paused = WorkerNode.objects.alive().exclude(paused_at=None)
+        queues = set(paused.values_list("queue", flat=True))
+        # While the broker is away they would pile up.
+        if not queues or Outbox.objects.unsent().exists():
+            return
+        for queue in queues:
+            for job in Job.objects.waiting(queue).order_by("pk")[: Job.objects.idle_slots(queue)]:
                 Outbox.objects.create(job=job)
 
     def leave(self) -> None:
