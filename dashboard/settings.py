@@ -269,6 +269,12 @@ STORAGES = {
 
 # OpenMP threads of a training process; 0 leaves one core to the web.
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
+# How long checkpoints of ended runs can be resumed from, and how long logs are kept and may grow.
+KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
+KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
+LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
+# Space that is held back for database and logs, and freed when the disk is full; 0 holds nothing back.
+BALLAST_BYTES = env.int("BALLAST_BYTES", default=256 * 1024**2)
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)

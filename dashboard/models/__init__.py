@@ -5,6 +5,7 @@ from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
 from dashboard.models.evaluation import Evaluation, EvaluationItem
+from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import IllegalMove, State
@@ -19,6 +20,8 @@ from dashboard.models.project import (
     Project,
     Role,
 )
+from dashboard.models.publication import Publication
+from dashboard.models.storage import CleanUp, StorageUse
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun, hyperparameters_from
 from dashboard.models.user import User
@@ -29,12 +32,14 @@ __all__ = [
     "ApiToken",
     "BaseModel",
     "Caller",
+    "CleanUp",
     "Dataset",
     "DatasetVersion",
     "Evaluation",
     "EvaluationItem",
     "IllegalMove",
     "ImportKept",
+    "Installation",
     "Invitation",
     "InvitationUsed",
     "Job",
@@ -45,9 +50,11 @@ __all__ = [
     "MetricSeries",
     "Outbox",
     "Project",
+    "Publication",
     "Role",
     "SetupCode",
     "State",
+    "StorageUse",
     "TargetModuleConfig",
     "TrainingRun",
     "User",

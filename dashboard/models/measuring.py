@@ -1,0 +1,185 @@
+"""Measures what takes the space, in small steps, and leaves the sizes as StorageUse rows.
+
+`measure()` yields after each thing it looked at. Only the dispatcher runs it: a disk may be large or slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from dashboard.models.adapter import Adapter
+from dashboard.models.ballast import NAME as BALLAST
+from dashboard.models.data_folder import batches, entries, is_plain_folder, job_number, size
+from dashboard.models.dataset import DatasetVersion
+from dashboard.models.evaluation import Evaluation
+from dashboard.models.job import Job
+from dashboard.models.publication import Publication
+from dashboard.models.storage import StorageUse
+from dashboard.models.training_run import TrainingRun
+
+Kind = StorageUse.Kind
+BIGGEST = 5
+# The folders whose content belongs to jobs, by the names of their entries.
+OF_JOBS = (Kind.CHECKPOINTS, Kind.WORK, Kind.LOGS)
+# Looked at one by one; everything else in the data folder counts as other files.
+KNOWN = {Kind.UPLOADS, Kind.DATASETS, Kind.ADAPTERS, Kind.ARCHIVES, *OF_JOBS, "models", "hub", BALLAST}
+
+
+class Tally:
+    """Sums by kind and project; None stands for the whole installation."""
+
+    def __init__(self) -> None:
+        self.uses = {(kind, 0): StorageUse(kind=kind) for kind in Kind}
+
+    def add(
+        self, kind: Kind, size: int, owners: Iterable[tuple[int | None, str, str]], *, removable: bool = False
+    ) -> None:
+        """Count one thing once for all, and once for each project that owns it: (project, title, address)."""
+        by_project = {project: (title, address) for project, title, address in owners}
+        for project in {None, *by_project}:
+            use = self.uses.setdefault((kind, project or 0), StorageUse(kind=kind, project_id=project))
+            use.bytes += size
+            use.count += 1
+            use.removable_bytes += size if removable else 0
+            use.removable_count += 1 if removable else 0
+            # Whoever looks after the installation need not be able to read what a project works on.
+            if project is not None:
+                use.biggest.append([*by_project[project], size])
+                use.biggest = sorted(use.biggest, key=lambda one: -one[2])[:BIGGEST]
+
+    def unknown(self, kind: Kind) -> None:
+        """One more thing that no row names."""
+        self.uses[kind, 0].unknown_count += 1
+
+    def store(self) -> None:
+        """Put these sizes in the place of the last ones."""
+        with transaction.atomic():
+            StorageUse.objects.all().delete()
+            StorageUse.objects.bulk_create(self.uses.values())
+
+
+def measure() -> Iterator[None]:
+    """One round over the data folder."""
+    tally = Tally()
+    for kind in OF_JOBS:
+        yield from of_jobs(tally, kind)
+    for part in (adapters, datasets, uploads, archives, installation):
+        yield from part(tally)
+    tally.store()
+
+
+def of_jobs(tally: Tally, kind: Kind) -> Iterator[None]:
+    """Checkpoints, work folders and logs: by the job whose number they carry."""
+    for batch in batches(entries(kind, "job-")):
+        jobs = Job.objects.in_bulk([job_number(path) for path in batch])
+        titles = subjects(jobs)
+        for path in batch:
+            job = jobs.get(job_number(path))
+            owners = [(job.project_id, *titles.get(job.pk, (str(job), "")))] if job else []
+            kept = kind == Kind.CHECKPOINTS and job is not None and job.is_over
+            tally.add(kind, size(path), owners, removable=kept)
+            yield
+
+
+def subjects(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """What jobs work for, by their numbers: name and address."""
+    numbers = list(jobs)
+    found: dict[int, tuple[str, str]] = {}
+    for run in TrainingRun.objects.filter(job__in=numbers).order_by("-pk"):
+        found[run.job_id or 0] = (run.name, run.get_absolute_url())
+    for version in DatasetVersion.objects.filter(job__in=numbers).select_related("dataset").defer("report"):
+        found[version.job_id or 0] = (str(version), version.get_absolute_url())
+    for evaluation in Evaluation.objects.filter(job__in=numbers).select_related("run"):
+        found[evaluation.job_id or 0] = (evaluation.run.name, evaluation.run.get_absolute_url())
+    return found
+
+
+def adapters(tally: Tally) -> Iterator[None]:
+    """Published adapters, by the rows that name the folder."""
+    for batch in batches(entries(Kind.ADAPTERS)):
+        rows = Adapter.objects.filter(folder__in=[path.name for path in batch])
+        begun = published(Publication.Kind.ADAPTER, batch)
+        for path in batch:
+            owners = [
+                (row.project_id, str(row), row.get_absolute_url()) for row in rows if row.folder == path.name
+            ]
+            tally.add(Kind.ADAPTERS, size(path), owners)
+            if not owners and path.name not in begun:
+                tally.unknown(Kind.ADAPTERS)
+            yield
+
+
+def datasets(tally: Tally) -> Iterator[None]:
+    """Imported datasets, by the versions that name the folder."""
+    for batch in batches(entries(Kind.DATASETS)):
+        names = [path.name for path in batch]
+        rows = DatasetVersion.objects.filter(sha256__in=names).select_related("dataset").defer("report")
+        begun = published(Publication.Kind.DATASET, batch)
+        for path in batch:
+            owners = [
+                (row.project_id, str(row), row.get_absolute_url()) for row in rows if row.sha256 == path.name
+            ]
+            tally.add(Kind.DATASETS, size(path), owners)
+            if not owners and path.name not in begun:
+                tally.unknown(Kind.DATASETS)
+            yield
+
+
+def published(kind: Publication.Kind, batch: list[Path]) -> set[str]:
+    """Which of these folders this database has published, or was about to."""
+    begun = Publication.objects.filter(kind=kind, folder__in=[path.name for path in batch])
+    return set(begun.values_list("folder", flat=True))
+
+
+def uploads(tally: Tally) -> Iterator[None]:
+    """Raw files that wait for their import, or for an answer to its question."""
+    for batch in batches(entries(Kind.UPLOADS)):
+        names = [path.name for path in batch]
+        rows = DatasetVersion.objects.filter(upload__in=names).select_related("dataset").defer("report")
+        for path in batch:
+            owners = [
+                (row.project_id, row.filename, row.get_absolute_url())
+                for row in rows
+                if row.upload == path.name
+            ]
+            tally.add(Kind.UPLOADS, size(path), owners)
+            yield
+
+
+def archives(tally: Tally) -> Iterator[None]:
+    """Zips that were made for downloads."""
+    for batch in batches(entries(Kind.ARCHIVES)):
+        numbers = {path: path.name.partition("-")[0] for path in batch}
+        rows = Adapter.objects.in_bulk([int(number) for number in numbers.values() if number.isdecimal()])
+        for path in batch:
+            row = rows.get(int(numbers[path])) if numbers[path].isdecimal() else None
+            owners = [(row.project_id, row.archive_name(), row.get_absolute_url())] if row else []
+            tally.add(Kind.ARCHIVES, size(path), owners, removable=bool(owners))
+            yield
+
+
+def installation(tally: Tally) -> Iterator[None]:
+    """What belongs to no project: base models, the database, the reserve and the rest."""
+    folder = Path(settings.DATA_DIR)
+    for path in [*entries("models"), *entries("hub"), Path(settings.BUNDLED_MODEL_DIR)]:
+        if path.exists():
+            tally.add(Kind.MODELS, size(path), [])
+        yield
+    if (folder / BALLAST).exists():
+        tally.add(Kind.BALLAST, size(folder / BALLAST), [])
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_database_size(current_database())")
+            tally.add(Kind.DATABASE, cursor.fetchone()[0], [])
+    database = Path(settings.DATABASES["default"]["NAME"]).name
+    for path in entries("."):
+        is_file = not is_plain_folder(path)
+        if path.name.startswith(database) and is_file and connection.vendor == "sqlite":
+            tally.add(Kind.DATABASE, size(path), [])
+        elif path.name not in KNOWN:
+            tally.add(Kind.OTHER, size(path), [])
+        yield
