@@ -188,11 +188,16 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
-    """Score base and adapter (a folder PEFT loads) on the same rows of a split."""
+    """Score the base and adapters on the same rows of a split.
+
+    `adapters`: name of each subject -> a folder that PEFT loads. `with_base` False spares the base a second
+    scoring where another job has its scores on these rows already.
+    """
 
     base: BaseSpec
     data: DataSpec
-    adapter: str
+    adapters: dict[str, str]
+    with_base: bool = True
     split: str = "test"
     max_rows: int = 200
     max_length: int = 512
@@ -201,6 +206,8 @@ class EvalSpec:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        if not self.adapters or "base" in self.adapters:
+            raise SpecError("adapters", "`adapters` must name at least one adapter, and none of them `base`.")
         if self.split not in SPLITS:
             raise SpecError("split", f"`split` must be one of {', '.join(SPLITS)}.")
         if not 1 <= self.max_rows <= 10_000:

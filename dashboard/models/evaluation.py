@@ -33,7 +33,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         spec = EvalSpec(
             base=run.base_model.spec(),
             data=run.dataset_version.spec(),
-            adapter=str(adapter.path()),
+            adapters={Evaluation.Subject.ADAPTER.value: str(adapter.path())},
             max_length=run.hyperparameters["max_length"],
             seed=run.hyperparameters["seed"],
         )

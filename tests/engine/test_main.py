@@ -99,7 +99,10 @@ def test_it_trains_and_then_evaluates(start: Start, make_spec: MakeSpec, tmp_pat
     artifact = next(event for event in told if isinstance(event, Artifact))
 
     asked = EvalSpec(
-        base=spec.base, data=spec.data, adapter=str(tmp_path / "out" / artifact.path), max_rows=2
+        base=spec.base,
+        data=spec.data,
+        adapters={"adapter": str(tmp_path / "out" / artifact.path)},
+        max_rows=2,
     )
     (tmp_path / "eval.json").write_text(json.dumps(to_dict(asked)))
     child = start("evaluate", str(tmp_path / "eval.json"), str(tmp_path / "scores"))

@@ -1,17 +1,13 @@
-"""Scores the base model and one adapter on the same held-out rows: `python -m workers.engine evaluate`.
+"""Scores the base model and adapters on the same held-out rows: `python -m workers.engine evaluate`.
 
-The base is the same loaded model with the adapter switched off. Every row's answers and scores go to
+The base is the same loaded model with the adapters switched off. Every row's answers and scores go to
 `items.jsonl`, so that two evaluations can be compared in pairs. Knows nothing of verdicts or of pages.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
 import json
 import math
-import re
-import string
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,30 +16,45 @@ from typing import Any
 import torch
 
 from workers.engine import runtime
-from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches
+from workers.engine.data import (
+    Example,
+    Row,
+    Split,
+    collate,
+    encode,
+    encode_rows,
+    epoch_order,
+    micro_batches,
+)
 from workers.engine.generate import greedy
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer, watch
 from workers.engine.runtime import stop_if_asked
+from workers.engine.scores import Scores, answer_kind, text_scores
 from workers.errors import DataError, ModelError, TargetError
 from workers.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.specs import EvalSpec
 
 ROWS_AT_ONCE = 16
-Scores = dict[str, float]
+BASE = "base"
+# A fixed text that no dataset holds: what an adapter costs elsewhere.
+GENERAL_TEXT = Path(__file__).with_name("general_text.txt")
+GENERAL_LENGTH = 256
 
 
 def evaluate(
     spec: EvalSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
 ) -> dict[str, Any]:
-    """Loss and answers of base and adapter; writes `out_dir/items.jsonl` and reports a Result."""
+    """Loss and answers of every subject; writes `out_dir/items.jsonl` and reports a Result."""
     check_folder(spec.base)
-    _check_adapter(Path(spec.adapter))
+    for folder in spec.adapters.values():
+        _check_adapter(Path(folder))
     device = runtime.pick_device()
     dtype = runtime.pick_dtype(spec.dtype, device)
     torch.set_num_threads(runtime.thread_count())
     tokenizer = load_tokenizer(spec.base)
     examples = _draw(spec, tokenizer, report, should_stop)
+    general = _general(tokenizer)
     stop_if_asked(should_stop)
     report(Progress("loading"))
     base = load_base(spec.base, dtype, device)
@@ -54,19 +65,23 @@ def evaluate(
     scorer = Scorer(model, scorer.body, scorer.head, scorer.shares)
     stop_if_asked(should_stop)
 
-    differs = _differs(model, scorer, examples[0], device)
-    if not differs:
-        report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
     chats = [example for example in examples if example.prompt_length]
-    work = _Progress(report, total=2 * (len(examples) + len(chats)))
+    kind = answer_kind([example.answer for example in chats])
+    subjects = [BASE, *spec.adapters] if spec.with_base else [*spec.adapters]
+    work = _Progress(report, total=len(subjects) * (len(examples) + len(chats)))
     items: list[dict[str, Any]] = []
-    values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "adapter_differs": differs}
-    for subject in ("base", "adapter"):
-        with model.disable_adapter() if subject == "base" else nullcontext():
+    values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "answers": kind}
+    for subject in subjects:
+        if subject != BASE:
+            model.set_adapter(subject)
+            if not _differs(model, scorer, examples[0], device):
+                report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
+        with model.disable_adapter() if subject == BASE else nullcontext():
             losses = _losses(scorer, examples, device, should_stop, work)
             answers = _answers(scorer, base, tokenizer, chats, spec, device, should_stop, work)
-        found = [_item(example, subject, losses, answers) for example in examples]
-        values[subject] = _summary(found, losses)
+            elsewhere = _losses(scorer, general, device, should_stop, lambda _rows: None)
+        found = [_item(example, subject, losses, answers, kind) for example in examples]
+        values[subject] = _summary(found, losses) | {"general_loss": _mean_loss(elsewhere)}
         items += found
     _write_items(out_dir / "items.jsonl", items)
     values |= {"dtype": str(dtype).removeprefix("torch."), "device": runtime.device_name(device)}
@@ -98,10 +113,21 @@ def _attach(base: Any, spec: EvalSpec) -> Any:
     from peft.peft_model import PeftModelForCausalLM
 
     loader: Any = PeftModelForCausalLM
+    (first, folder), *others = spec.adapters.items()
     try:
-        return loader.from_pretrained(base, spec.adapter, is_trainable=False, local_files_only=True).eval()
+        model = loader.from_pretrained(base, folder, first, is_trainable=False, local_files_only=True)
+        for name, folder in others:
+            model.load_adapter(folder, name, is_trainable=False, local_files_only=True)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise TargetError(f"This adapter does not fit {spec.base.name}.") from error
+        raise TargetError(f"An adapter does not fit {spec.base.name}.") from error
+    return model.eval()
+
+
+def _general(tokenizer: Any) -> list[Example]:
+    """The fixed general text, one example per paragraph, every token a target."""
+    paragraphs = GENERAL_TEXT.read_text(encoding="utf-8").split("\n\n")
+    rows = [Row(number, None, text) for number, text in enumerate(paragraphs, 1)]
+    return [example.cut(GENERAL_LENGTH) for example in encode(tokenizer, rows)]
 
 
 def _draw(spec: EvalSpec, tokenizer: Any, report: Report, should_stop: ShouldStop) -> list[Example]:
@@ -175,13 +201,17 @@ def _answers(
 
 
 def _item(
-    example: Example, subject: str, losses: dict[int, tuple[float, int]], answers: dict[int, str]
+    example: Example,
+    subject: str,
+    losses: dict[int, tuple[float, int]],
+    answers: dict[int, str],
+    kind: str,
 ) -> dict[str, Any]:
     total, tokens = losses[example.row]
     output = answers.get(example.row, "")
     scores = {"loss": total / tokens, "tokens": float(tokens)}
     if example.row in answers:
-        scores |= text_scores(output, example.answer)
+        scores |= text_scores(output, example.answer, kind)
     return {
         "row": example.row,
         "prompt": example.prompt,
@@ -194,12 +224,17 @@ def _item(
 
 def _summary(items: list[dict[str, Any]], losses: dict[int, tuple[float, int]]) -> Scores:
     """Loss is the mean over tokens; text scores are means over rows, from 0 to 1."""
-    loss = sum(total for total, _ in losses.values()) / sum(tokens for _, tokens in losses.values())
+    loss = _mean_loss(losses)
     summary = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
     scored = [item["scores"] for item in items if "exact_match" in item["scores"]]
-    for name in ("exact_match", "token_f1", "rouge_l", "chrf") if scored else ():
-        summary[name] = sum(scores[name] for scores in scored) / len(scored)
+    for name in scored[0] if scored else ():
+        if name not in ("loss", "tokens"):
+            summary[name] = sum(scores[name] for scores in scored) / len(scored)
     return summary
+
+
+def _mean_loss(losses: dict[int, tuple[float, int]]) -> float:
+    return sum(total for total, _ in losses.values()) / sum(tokens for _, tokens in losses.values())
 
 
 def _write_items(path: Path, items: list[dict[str, Any]]) -> None:
@@ -208,44 +243,3 @@ def _write_items(path: Path, items: list[dict[str, Any]]) -> None:
         for item in items:
             stream.write(json.dumps(item, ensure_ascii=False) + "\n")
     path.chmod(0o640)
-
-
-# Text scores, each from 0 to 1
-
-
-def text_scores(output: str, expected: str) -> Scores:
-    """Every text score of one answer."""
-    return {
-        "exact_match": float(output.strip() == expected.strip()),
-        "token_f1": token_f1(output, expected),
-        "rouge_l": float(_rouge().score(expected, output)["rougeL"].fmeasure),
-        "chrf": float(_chrf().sentence_score(output, [expected]).score) / 100,
-    }
-
-
-def token_f1(output: str, expected: str) -> float:
-    """SQuAD's F1: words in lower case, without punctuation and articles, as a bag."""
-    found, wanted = _words(output), _words(expected)
-    if not found or not wanted:
-        return float(found == wanted)
-    common = sum((collections.Counter(found) & collections.Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted))
-
-
-def _words(text: str) -> list[str]:
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-
-@functools.cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"])
-
-
-@functools.cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
