@@ -1,0 +1,227 @@
+"""Memory and time of a run before it starts, by arithmetic over a census and the run's load.
+
+The sums describe this engine: the head runs at learned positions only, and nothing is computed twice. What
+hardware and libraries add is learned by `workers.calibration` from runs that have ended. Standard library
+only; bytes, seconds and floating-point operations, no rows and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from workers.presets import Census, Group
+from workers.workload import Load
+
+# Changes whenever a formula does: runs forecast by other sums teach these nothing.
+FORMULA = 1
+CHUNK_ROWS = 256  # learned positions whose logits exist at one time
+PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
+GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
+STATE_BYTES = 16  # per trainable parameter: weight, gradient and AdamW's two moments, all fp32
+KEPT_CHECKPOINTS = 3  # two newest and the best
+CHECKPOINT_BYTES = 12  # per trainable parameter: weight and two moments
+DISK_BYTES_PER_SECOND = 200e6
+# Attention reaches this part of a matrix product's speed: softmax and short rows.
+ATTENTION_SPEED = 0.35
+# So do the narrow products of an adapter.
+ADAPTER_SPEED = 0.5
+CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
+START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
+# Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
+CPU_OPERATIONS = {4: 6e10, 2: 5e10}
+GPU_OPERATIONS = (
+    ("H200", 4e14),
+    ("H100", 4e14),
+    ("A100", 1.4e14),
+    ("L40", 1.2e14),
+    ("4090", 8e13),
+    ("", 3e13),
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the sums need of a base model and of the layers that an adapter sits on."""
+
+    parameters: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    body: int  # linear parameters that every token meets, without the head
+    attention: int  # width of the queries
+    keys: int  # width of the keys
+    mlp: int  # width of the MLP, all that a token meets
+    gated: bool
+    lowest: int  # the first layer that is adapted
+    adapted: tuple[Group, ...]
+    trainable: int
+    rank: int
+
+    @property
+    def share(self) -> float:
+        """The part of the layers that gradients pass through: nothing below the lowest adapted one."""
+        return (self.layers - self.lowest) / self.layers if self.layers else 1.0
+
+
+ACTIVE_EXPERTS = 8  # of a mixture of experts each token meets a few; families choose 2 to 10
+
+
+def shape(census: Census, adapted: Iterable[Group], r: int, trainable: int) -> Shape:
+    """From the census of the base model and the groups that an adapter touches at rank `r`."""
+    chosen = tuple(adapted)
+    inner = [group for group in census.groups if "*" in group.pattern and group.kind != "embedding"]
+    widths = {role: _width(inner, role) for role in ("attn_q", "attn_k", "attn_out", "attn_qkv", "mlp_down")}
+    attention = widths["attn_out"][0] or widths["attn_q"][1] or census.hidden_size
+    keys = widths["attn_k"][1] or max(0, widths["attn_qkv"][1] - attention) // 2 or attention
+    downs = [group for group in inner if group.role in ("mlp_down", "expert_down")]
+    per_layer = sum(
+        group.modules * _active(group) * min(_sides(group)) for group in downs if group.kind == "expert"
+    )
+    mlp = widths["mlp_down"][0] or per_layer // max(1, census.num_layers) or 4 * census.hidden_size
+    return Shape(
+        parameters=census.parameters,
+        hidden=census.hidden_size,
+        layers=census.num_layers,
+        vocabulary=census.vocab_size,
+        body=sum(group.modules * _active(group) * group.d_in * group.d_out for group in inner),
+        attention=attention,
+        keys=keys,
+        mlp=mlp,
+        gated=any(group.role in ("mlp_gate", "mlp_gate_up", "expert_gate_up") for group in inner),
+        lowest=min((layer for group in chosen for layer in group.layers), default=0),
+        adapted=chosen,
+        trainable=trainable,
+        rank=r,
+    )
+
+
+def _active(group: Group) -> int:
+    return min(group.experts, ACTIVE_EXPERTS)
+
+
+def _sides(group: Group) -> tuple[int, int]:
+    return group.d_in, group.d_out
+
+
+def _width(groups: Iterable[Group], role: str) -> tuple[int, int]:
+    """The largest (d_in, d_out) among the layers of one role."""
+    return max(((group.d_in, group.d_out) for group in groups if group.role == role), default=(0, 0))
+
+
+# Memory
+
+
+def memory(sizes: Shape, load: Load, dtype_bytes: int, *, drops: bool, on_cuda: bool) -> dict[str, float]:
+    """Peak bytes by part; their sum is the peak.
+
+    Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
+    8h for two norms in fp32; queries, keys, values and attention's answer; three widths of the MLP.
+    """
+    base = sizes.parameters * dtype_bytes
+    tokens = load.rows * (load.longest - load.prefix) + load.prefix
+    kept = sizes.layers - sizes.lowest
+    layer = 8 * sizes.hidden + dtype_bytes * (
+        2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp
+    )
+    activations = tokens * (kept * layer + _adapter_inputs(sizes, dtype_bytes, drops=drops))
+    if load.prefix:
+        # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
+        wide = 2 * sizes.attention * load.longest - 2 * sizes.keys * (load.longest - load.prefix)
+        activations += kept * load.rows * dtype_bytes * max(0.0, wide)
+    rows = min(CHUNK_ROWS, load.rows * max(1.0, load.learned / max(1, load.rows * load.batches)))
+    logits = rows * sizes.vocabulary * (8 + (0 if dtype_bytes == 4 else dtype_bytes))
+    return {
+        "process": GPU_PROCESS_BYTES if on_cuda else PROCESS_BYTES,
+        "base": base,
+        "adapter": STATE_BYTES * sizes.trainable,
+        # One layer's gradients live beside what is kept.
+        "activations": activations + tokens * layer,
+        "logits": logits,
+    }
+
+
+def _mlp_widths(sizes: Shape) -> int:
+    return 3 if sizes.gated else 2
+
+
+def _adapter_inputs(sizes: Shape, dtype_bytes: int, *, drops: bool) -> float:
+    """Bytes per token that the adapted modules keep besides what their layers keep anyway."""
+    inner = 4 * sizes.rank * sum(group.modules * _active(group) for group in sizes.adapted)
+    if drops:  # every module has a dropped copy of its own, and the mask
+        return inner + 8 * sum(group.modules * group.d_in for group in sizes.adapted)
+    if dtype_bytes == 2:  # PEFT casts each module's input to fp32
+        return inner + 4 * sum(group.modules * group.d_in for group in sizes.adapted)
+    shared: dict[tuple[str, int], int] = {}
+    for group in sizes.adapted:
+        family = _input_of(group.role)
+        if family != "attention's answer":
+            for layer in group.layers:
+                shared[family, layer] = 4 * group.d_in
+    return inner + sum(shared.values())
+
+
+def _input_of(role: str) -> str:
+    """Modules that read the same tensor keep it once; attention keeps its own answer anyway."""
+    if role in ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_kv"):
+        return "attention"
+    if role in ("mlp_gate", "mlp_up", "mlp_gate_up"):
+        return "mlp"
+    return "attention's answer" if role == "attn_out" else role
+
+
+# Time
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of the parts of a run; `total` is what a person waits for once it has started."""
+
+    training: float
+    validation: float
+    start: float
+    saving: float
+
+    @property
+    def total(self) -> float:
+        """From loading to the saved adapter."""
+        return self.training + self.validation + self.start + self.saving
+
+
+def operations(sizes: Shape, load: Load) -> tuple[float, float]:
+    """(of one training step, of all validations). LoRA needs 4N + 6P per token, the head its learned ones."""
+    per_token = sizes.body * (2 + 2 * sizes.share) + 6 * sizes.trainable / ADAPTER_SPEED
+    width = 4 * sizes.layers * sizes.attention / ATTENTION_SPEED  # per token and token looked at, forwards
+    head = sizes.vocabulary * sizes.hidden
+    step = load.computed * per_token + load.attended * width * (1 + 2 * sizes.share) + load.learned * 4 * head
+    held_out = (
+        load.validated * (2 * sizes.body + 2 * sizes.trainable / ADAPTER_SPEED)
+        + load.validation_attended * width
+    )
+    return step, held_out + load.validation_learned * 2 * head
+
+
+def seconds(sizes: Shape, load: Load, per_second: float, *, on_cuda: bool) -> Seconds:
+    """At `per_second` operations; the calls of every layer cost their own time, whatever their size."""
+    device = "cuda" if on_cuda else "cpu"
+    step, held_out = operations(sizes, load)
+    calls = load.batches * (sizes.layers + sum(group.modules for group in sizes.adapted) / 4)
+    writes = min(load.validations, load.steps) + 1
+    return Seconds(
+        training=load.steps * (step / per_second + calls * CALL_SECONDS[device]),
+        validation=held_out / per_second,
+        start=START_SECONDS[device] + sizes.parameters * 4 / 1e9,
+        saving=1.0 + writes * (0.05 + CHECKPOINT_BYTES * sizes.trainable / DISK_BYTES_PER_SECOND),
+    )
+
+
+def operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
+    """A first guess for a device nobody has trained on yet."""
+    if device.lower().startswith("cpu"):
+        return threads * CPU_OPERATIONS[dtype_bytes]
+    return next(speed for word, speed in GPU_OPERATIONS if word in device)
+
+
+def disk_bytes(trainable: int, adapter: int) -> int:
+    """The most that a run writes: its checkpoints beside each other, and the adapter."""
+    return KEPT_CHECKPOINTS * CHECKPOINT_BYTES * trainable + adapter
