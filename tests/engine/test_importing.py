@@ -587,3 +587,18 @@ def test_it_stops_when_asked(load: Importer, tmp_path: Path) -> None:
     spec = ImportSpec(upload=str(upload), filename="rows.jsonl", tokenizer="")
     with pytest.raises(Stopped, match="cancel"):
         importing.run(spec, tmp_path / "out", report=lambda event: None, should_stop=lambda: "cancel")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"prompt": f"Mail {n}", "completion": "spam" if n % 2 else "ham"} for n in range(20)], "label"),
+        ([{"prompt": f"Mail {n}", "completion": json.dumps({"team": n})} for n in range(20)], "json"),
+        ([{"prompt": f"Mail {n}", "completion": f"A story about {n}."} for n in range(20)], "text"),
+        ([{"text": f"Some prose, number {n}."} for n in range(20)], "none"),
+    ],
+)
+def test_it_tells_which_kind_of_answer_the_rows_have(
+    load: Importer, rows: list[dict[str, str]], kind: str
+) -> None:
+    assert load(lines(*rows), "mails.jsonl")["answers"] == kind

@@ -25,6 +25,7 @@ import pyarrow.parquet
 from workers.engine import reading, shapes
 from workers.engine.rows import Row, Table
 from workers.engine.runtime import stop_if_asked
+from workers.engine.scores import answer_kind
 from workers.engine.shapes import BadRow, Canonical, Shape
 from workers.errors import ColumnsUnclear, DataError
 from workers.events import Progress, Report, Result, ShouldStop, never_stop, print_event
@@ -58,6 +59,14 @@ class Findings:
     problems: list[dict[str, Any]] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
     hashes: bytearray = field(default_factory=bytearray)
+    answers: list[str] = field(default_factory=list)
+
+    def add_answer(self, value: Canonical) -> None:
+        """Keep the first rows' last answers; they tell which scores fit. Plain text has none."""
+        if isinstance(value, list) and len(self.answers) < MEASURED_ROWS:
+            last = value[-1]
+            if last.get("role") == "assistant" and isinstance(last.get("content"), str):
+                self.answers.append(last["content"])
 
     def add_problem(self, row: Row, problem: BadRow) -> None:
         self.bad_rows += 1
@@ -101,6 +110,7 @@ def run(
         values["sha256"] = _write_splits(spool, places, out_dir, report, should_stop)
         rendered = _render(spec.tokenizer, spool, findings.rows, should_stop)
         values["token_lengths"] = rendered.token_lengths()
+        values["answers"] = answer_kind(findings.answers) if findings.answers else "none"
         values["warnings"] += rendered.warnings
         _write_json(out_dir / "preview.json", rendered.rows)
         _write_json(out_dir / "report.json", values)
@@ -183,6 +193,7 @@ def _first_pass(table: Table, shape: Shape, spool: Path, report: Report, should_
                 continue
             findings.rows += 1
             findings.unused.update(row.values.keys() - read)
+            findings.add_answer(value)
             findings.hashes += _spool(file, row.number, value)
     report(Progress("reading", table.total, table.total))
     return findings
