@@ -90,6 +90,7 @@ urlpatterns = [
     path("runs/<int:pk>/samples/", training_runs.samples, name="training-run-samples"),
     path("runs/<int:pk>/log/", training_runs.log, name="training-run-log"),
     path("runs/<int:pk>/cancel/", training_runs.cancel, name="training-run-cancel"),
+    path("runs/<int:pk>/resume/", training_runs.resume, name="training-run-resume"),
     path("runs/<int:pk>/stream/", metric_series.stream, name="training-run-stream"),
     path("runs/<int:pk>/metrics/", metric_series.metrics, name="training-run-metrics"),
     path("runs/<int:pk>/metrics.csv", metric_series.metrics_csv, name="training-run-metrics-csv"),

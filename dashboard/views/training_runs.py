@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db import IntegrityError
 from django.http import HttpResponse
@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard import charts
 from dashboard.forms.plan import Plan, differences, label_of, plan, preset_cards, worded
+from dashboard.forms.retry import changes, overrides, retries
 from dashboard.forms.training_runs import (
     SAMPLE_LEARNING_RATE,
     TrainingRunForm,
@@ -27,6 +28,7 @@ from dashboard.gate import Request
 from dashboard.models import (
     Dataset,
     EvaluationItem,
+    IllegalMove,
     Job,
     JobEvent,
     Role,
@@ -35,6 +37,7 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
+from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from workers.errors import ADVICE, SpecError, TargetError
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
@@ -47,15 +50,6 @@ GROUPS = {
     "failed": gettext_lazy("Failed"),
     "cancelled": gettext_lazy("Stopped"),
 }
-# What the engine calls its phases, in words.
-PHASES = {
-    "loading": gettext_lazy("loading the base model"),
-    "tokenizing": gettext_lazy("reading the rows"),
-    "training": gettext_lazy("learning"),
-    "saving": gettext_lazy("saving the adapter"),
-    "scoring": gettext_lazy("scoring answers"),
-}
-STAGES = ("waiting", "starting", "training", "saving", "evaluating", "finished")
 
 
 # The form
@@ -73,7 +67,8 @@ def create(request: Request) -> HttpResponse:
         return render(request, "training_runs/create.html", form_context(form, form), status=422)
     form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
     choose_defaults(form)
-    return render(request, "training_runs/create.html", form_context(form, drafted(request, form)))
+    context = {**form_context(form, drafted(request, form)), **changed_context(request)}
+    return render(request, "training_runs/create.html", context)
 
 
 @require_GET
@@ -120,17 +115,32 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
 
 
 def prefilled(request: Request) -> dict[str, Any]:
-    """What the link that led here brings: ?clone=RUN, or ?dataset=ID and ?base_model=ID."""
-    asked = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
-    numbers = {name: int(text) for name, text in asked.items() if text.isdecimal() and len(text) < 19}
+    """What the link brings: ?clone=RUN with changed settings, or ?dataset=ID and ?base_model=ID."""
+    numbers = asked(request)
     if "clone" in numbers:
-        return initial_from(TrainingRun.objects.fetch(request.user, numbers["clone"]))
+        run = TrainingRun.objects.fetch(request.user, numbers["clone"])
+        return {**initial_from(run), **overrides(request.GET)}
     initial: dict[str, Any] = {}
     if "dataset" in numbers:
         initial = initial_for(Dataset.objects.fetch(request.user, numbers["dataset"]).newest_ready())
     if "base_model" in numbers:
         initial["base_model"] = numbers["base_model"]
     return initial
+
+
+def asked(request: Request) -> dict[str, int]:
+    """The rows that the link names; what is no number names none."""
+    texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
+    return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
+
+
+def changed_context(request: Request) -> dict[str, Any]:
+    """The earlier run that the form was filled in from, and what the link changed in its settings."""
+    pk = asked(request).get("clone")
+    if pk is None:
+        return {}
+    source = TrainingRun.objects.fetch(request.user, pk)
+    return {"source": source, "changes": changes(source, overrides(request.GET))}
 
 
 def choose_defaults(form: TrainingRunForm) -> None:
@@ -224,6 +234,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "finding": charts.finding(run.metric_series.filter(name="train/loss").first()),
         "look": charts.colours([run.pk])[run.pk],
         "advice": ADVICE.get((run.error or {}).get("code", ""), ""),
+        "retries": retries(run),
+        **stop_context(run),
     }
     return render(request, "training_runs/detail.html", context)
 
@@ -237,13 +249,39 @@ def progress(request: Request, pk: int) -> HttpResponse:
     return render(request, "training_runs/_progress.html", progress_context(run))
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 def cancel(request: Request, pk: int) -> HttpResponse:
-    """Stop a run, whether it waits or works; a run that had ended stays as it is."""
-    run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
-    if run.job:
-        run.job.request_cancel(request.user)
+    """Ask what shall stay of a run, and stop it. The question is a page of its own where no dialog opens."""
+    run = TrainingRun.objects.with_facts().fetch(request.user, pk, Role.EDITOR)
+    keep = request.POST.get("keep", "")
+    if request.method == "GET" or keep not in Job.Keep.values:
+        status = 200 if request.method == "GET" else 422
+        return render(request, "training_runs/cancel.html", {"run": run, **stop_context(run)}, status=status)
+    if run.job and not run.job.request_cancel(request.user, keep):
+        messages.warning(request, _("It had ended already, or less of it is kept than you asked for."))
     return redirect(run)
+
+
+@require_POST
+def resume(request: Request, pk: int) -> HttpResponse:
+    """Continue a run from its checkpoint, or say why that is not possible."""
+    run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
+    try:
+        run.resume(request.user)
+    except IllegalMove as refusal:
+        messages.warning(request, str(refusal))
+    return redirect(run)
+
+
+def stop_context(run: TrainingRun) -> dict[str, Any]:
+    """What the question before a stop needs to know, and what an ended run still offers."""
+    waits = run.state in (State.QUEUED, State.INTERRUPTED)
+    return {
+        "can_stop": not run.is_over and run.job is not None and run.state != State.CANCELLING,
+        # A run that works may have learned something by the time the question is answered.
+        "can_keep": not waits or (run.job is not None and run.job.checkpoint_step() is not None),
+        "resumable_from": run.resumable_from,
+    }
 
 
 @require_GET
@@ -275,6 +313,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "phase": PHASES.get(working.phase, working.phase) if working else "",
         "stages": stages(run, evaluation),
         "position": working.position() if working else None,
+        "stopping": stopping_words(run),
         "no_worker": bool(working and working.state == State.QUEUED and not worker_is_there()),
         "eta": eta_range(working),
         "events": events,
@@ -286,51 +325,6 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
 def worker_is_there() -> bool:
     """Whether anything could take the run up."""
     return WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists()
-
-
-def eta_range(job: Job | None) -> tuple[float, float] | None:
-    """Seconds left, from and to: speed changes over a run, so one number would be a promise."""
-    if job is None or job.state != State.RUNNING or job.eta_seconds is None:
-        return None
-    # An estimate in seconds of minutes would promise what it cannot keep.
-    unit = 60 if job.eta_seconds >= 120 else 10 if job.eta_seconds >= 20 else 1
-    low, high = job.eta_seconds * 0.9, job.eta_seconds * 1.25 + 2
-    return unit * math.floor(low / unit), unit * math.ceil(high / unit)
-
-
-def stages(run: TrainingRun, evaluation: Job | None) -> list[dict[str, Any]]:
-    """The steps of a run in words, each done, current or still to come; a stop or failure ends the row."""
-    words = (_("Waiting"), _("Starting"), _("Training"), _("Saving"), _("Evaluating"), _("Finished"))
-    reached = STAGES.index(stage_of(run, evaluation))
-    broken = run.state in (State.FAILED, State.CANCELLED)
-    finished = STAGES[reached] == "finished"
-    return [
-        {
-            "word": word,
-            "is_done": place < reached or finished,
-            "is_current": place == reached and not finished and not broken,
-            "is_broken": broken and place == reached,
-        }
-        for place, word in enumerate(words)
-    ]
-
-
-def stage_of(run: TrainingRun, evaluation: Job | None) -> str:
-    """The step that the run is in, or in which it ended."""
-    if run.state in (State.FAILED, State.CANCELLED):
-        return "training" if run.trained_step else "starting" if run.job and run.job.attempt else "waiting"
-    if run.is_over:
-        return "evaluating" if evaluation and not evaluation.is_over else "finished"
-    if run.state == State.RUNNING and run.job:
-        return (
-            "saving"
-            if run.job.phase == "saving"
-            else "training"
-            if run.job.phase == "training"
-            else "starting"
-        )
-    known = {State.STARTING: "starting", State.FINALIZING: "saving", State.CANCELLING: "training"}
-    return known.get(State(run.state), "waiting") if run.job else "waiting"
 
 
 def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:

@@ -83,9 +83,19 @@ function guardForm(event) {
 document.querySelectorAll("[data-theme-toggle]").forEach(themeButton);
 focusSummary(document);
 
+// A link to a question of its own page opens the same question as a dialog, where this page has it.
+function askHere(event) {
+  const link = event.target.closest("a[data-dialog]");
+  const dialog = link && document.getElementById(link.dataset.dialog);
+  if (!dialog || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  if (!dialog.open) dialog.showModal();
+}
+
 document.addEventListener("click", (event) => {
   const menu = event.target.closest("details.menu");
   closeMenus(menu);
+  askHere(event);
   const button = event.target.closest("button");
   if (!button) return;
   if (button.dataset.copy) copyText(button);

@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Evaluation, MetricSeries, State, TrainingRun, User
-from dashboard.views.training_runs import eta_range
+from dashboard.stages import eta_range
 from tests.conftest import finish
 from tests.dashboard.conftest import evaluate, publish
 

@@ -1,0 +1,103 @@
+"""What to change before a training that failed or was stopped is tried again, and what a link has changed.
+
+A proposal is a link to the fine-tune form that names the earlier run and each changed setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.urls import reverse
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+
+from dashboard.forms.plan import label_of, worded
+from dashboard.forms.training_runs import EXPERT, TrainingRunForm, initial_from
+from dashboard.models import TrainingRun
+from workers.specs import LIMITS, Hyperparameters
+
+# Failures that other settings cannot mend, or that shorter rows would make worse.
+NOT_MENDED = ("bad_data", "labels_cut_off", "bad_model", "target_modules_mismatch", "bad_spec", "disk_full")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """One proposal: what it is called, what it costs, and the settings that change."""
+
+    run: TrainingRun
+    label: str
+    effect: str
+    learn: Hyperparameters
+
+    @property
+    def changes(self) -> list[tuple[str, str, str]]:
+        """(name in words, before, after) of every setting that changes."""
+        return changes(self.run, self._values())
+
+    @property
+    def url(self) -> str:
+        """The form with the run's settings and these changes."""
+        query = urlencode({"clone": self.run.pk, **self._values()})
+        return f"{reverse('training-run-create')}?{query}"
+
+    def _values(self) -> dict[str, Any]:
+        new, old = dataclasses.asdict(self.learn), self.run.hyperparameters
+        return {name: new[name] for name in EXPERT if new[name] != old.get(name)}
+
+
+def retries(run: TrainingRun) -> list[Retry]:
+    """Proposals for a run that has failed or was stopped, the most fitting first."""
+    if run.state not in (TrainingRun.Outcome.FAILED, TrainingRun.Outcome.CANCELLED):
+        return []
+    code, learn = (run.error or {}).get("code", ""), Hyperparameters(**run.hyperparameters)
+    if code in NOT_MENDED:
+        return []
+    if code == "diverged":
+        return [_lower_rate(run, learn)]
+    return [retry for retry in (_smaller_batch(run, learn), _shorter_rows(run, learn)) if retry]
+
+
+def _lower_rate(run: TrainingRun, learn: Hyperparameters) -> Retry:
+    rate = max(float(f"{learn.learning_rate / 3:.1g}"), LIMITS["learning_rate"][0])
+    effect = _("It learns more slowly and more steadily; more steps may be needed.")
+    return Retry(run, _("A lower learning rate"), effect, dataclasses.replace(learn, learning_rate=rate))
+
+
+def _smaller_batch(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
+    smaller = learn.with_smaller_batch()
+    effect = _("Needs less memory and learns the same, perhaps more slowly.")
+    return Retry(run, _("Fewer rows at once"), effect, smaller) if smaller else None
+
+
+def _shorter_rows(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
+    length = learn.max_length // 2
+    if length < LIMITS["max_length"][0]:
+        return None
+    effect = _("Needs less memory and time. Longer rows lose their end; the form says how many.")
+    return Retry(run, _("Shorter rows"), effect, dataclasses.replace(learn, max_length=length))
+
+
+def overrides(query: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that a link changes, as far as the form would take them."""
+    found: dict[str, Any] = {}
+    for name in EXPERT:
+        if name in query:
+            try:
+                found[name] = TrainingRunForm.base_fields[name].clean(query[name])
+            except ValidationError:
+                continue
+    return found
+
+
+def changes(run: TrainingRun, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name in words, before, after) of each of these values that differs from the run's."""
+    old = initial_from(run)
+    return [
+        (label_of(name), worded(old[name]), worded(value))
+        for name, value in values.items()
+        if value != old[name]
+    ]
