@@ -18,6 +18,8 @@ os.environ["DATA_DIR"] = _data_dir.name
 os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
 os.environ.setdefault("SECRET_KEY", "only-for-tests")
 os.environ["EMAIL_URL"] = "memorymail://"
+# A dispatcher under test would put 256 MB on the disk.
+os.environ["BALLAST_BYTES"] = "0"
 for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
     os.environ.pop(_name, None)
 # Set by `python -m tests.servers`: PostgreSQL, and a broker on a port for whichever test starts one.
@@ -140,7 +142,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_census() -> dict[str, object]:
     """A census as the inspect job writes it: two layers, 32 wide, Llama's names."""
-    from workers.presets import Census, Group
+    from workers.census import Census, Group
 
     shapes = {
         "self_attn.q_proj": ("attn_q", 32, 32),

@@ -39,14 +39,15 @@ def drop_when_full() -> bool:
     return True
 
 
+def has_room() -> bool:
+    """Whether the disk has plenty of room for it."""
+    return shutil.disk_usage(settings.DATA_DIR).free >= PLENTY * settings.BALLAST_BYTES + FULL_BYTES
+
+
 def restore() -> bool:
     """Make it if there is none and the disk has plenty of room; whether that was done."""
     wanted = settings.BALLAST_BYTES
-    if (
-        not wanted
-        or is_in_place()
-        or shutil.disk_usage(settings.DATA_DIR).free < PLENTY * wanted + FULL_BYTES
-    ):
+    if not wanted or is_in_place() or not has_room():
         return False
     aside = path().with_name(f".{NAME}")
     try:

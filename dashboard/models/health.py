@@ -18,15 +18,17 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from dashboard.models import ballast
+from dashboard.models.alarm import LOW_BYTES, SKEW_SECONDS
 from dashboard.models.base_model import BaseModel
+from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_state import State, db_now
 from dashboard.models.outbox import Outbox
+from dashboard.models.storage import StorageUse
 from dashboard.models.worker_node import WorkerNode
 
-LOW_BYTES = 2 * 1024**3
 FULL_BYTES = 1024**3
-SKEW_SECONDS = 5.0
 STUCK_AFTER = timedelta(seconds=120)
 NAMED = 5
 
@@ -53,11 +55,12 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything that was looked at, the worst first."""
-    found = [tables(), disk()]
+    found = [tables(), disk(), reserve()]
     # Rows can only be read from tables that are there.
     if found[0].level == Level.OK:
         found += [worker(queue) for queue in Job.Queue]
         found += [dispatcher(), wake_ups(), stuck_jobs(), clocks(), bundled_model(), database()]
+        found += [paused_workers(), data_folder(), unknown_folders()]
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
 
@@ -135,6 +138,32 @@ def disk() -> Finding:
     )
 
 
+def reserve() -> Finding:
+    """The file that is dropped when the disk is full, so that the database can still be written to."""
+    title, megabytes = _("Reserve on the disk"), settings.BALLAST_BYTES // 1024**2
+    if not settings.BALLAST_BYTES:
+        return Finding("reserve", title, Level.OK, _("None is kept, because BALLAST_BYTES is 0."))
+    if ballast.is_in_place():
+        text = _("%(megabytes)d MB are held back for the database and logs.") % {"megabytes": megabytes}
+        return Finding("reserve", title, Level.OK, text)
+    if ballast.has_room():
+        return Finding("reserve", title, Level.OK, _("There is room for it: the dispatcher makes it soon."))
+    return Finding(
+        "reserve",
+        title,
+        Level.WARNING,
+        _(
+            "The %(megabytes)d MB that are held back for database and logs are not there: the disk has too "
+            "little room, or was full and they were freed."
+        )
+        % {"megabytes": megabytes},
+        _(
+            "Free some space: Settings, Storage says what is safe to remove. "
+            "The reserve then comes back by itself."
+        ),
+    )
+
+
 def worker(queue: Job.Queue) -> Finding:
     """Whether somebody takes the jobs of a queue, and everybody who did is still there."""
     check = f"worker-{queue}"
@@ -156,6 +185,20 @@ def worker(queue: Job.Queue) -> Finding:
         level, text = Level.PROBLEM, _("No worker takes jobs of this kind, so they wait.")
         mend = _("Start Graftworks or this worker. If it runs, look at its log: it says why it cannot work.")
     return Finding(check, title, level, f"{text} {quiet}".strip(), mend, start(worker_command(queue)))
+
+
+def paused_workers() -> Finding:
+    """A pause is easily forgotten."""
+    paused = list(WorkerNode.objects.alive().exclude(paused_at=None).values_list("name", flat=True))
+    if not paused:
+        return Finding("paused", _("Paused workers"), Level.OK, _("No worker is paused."))
+    return Finding(
+        "paused",
+        _("Paused workers"),
+        Level.WARNING,
+        _("They take no new job: %(names)s.") % {"names": listed(paused)},
+        _("Open Workers and queue and choose Resume, when they are to work again."),
+    )
 
 
 def worker_command(queue: Job.Queue) -> str:
@@ -188,6 +231,16 @@ def dispatcher() -> Finding:
 def wake_ups() -> Finding:
     """Whether what the outbox holds goes out: if not, the broker cannot be reached."""
     late = Outbox.objects.overdue().count()
+    leader = WorkerNode.objects.leading().first()
+    if leader and leader.broker_silent_since:
+        return Finding(
+            "wake-ups",
+            _("Wake-ups for workers"),
+            Level.PROBLEM,
+            _("The broker (Valkey or Redis) does not answer the dispatcher. No job is lost: they wait."),
+            _("Start the broker, or correct REDIS_URL. This asks the broker itself:"),
+            manage("doctor"),
+        )
     if not late:
         return Finding("wake-ups", _("Wake-ups for workers"), Level.OK, _("No wake-up waits to be sent."))
     text = ngettext(
@@ -195,7 +248,7 @@ def wake_ups() -> Finding:
         "%(count)d wake-ups have waited for more than 30 s.",
         late,
     ) % {"count": late}
-    if WorkerNode.objects.leading().exists():
+    if leader:
         cause = _("The dispatcher cannot reach the broker (Valkey or Redis). No job is lost.")
         mend = _("Start the broker, or correct REDIS_URL. This asks the broker itself:")
     else:
@@ -225,7 +278,7 @@ def stuck_jobs() -> Finding:
 def clocks() -> Finding:
     """Whether the workers' clocks agree with the database's."""
     compared = WorkerNode.objects.alive().exclude(clock_ahead=None)
-    wrong = compared.filter(models.Q(clock_ahead__gt=SKEW_SECONDS) | models.Q(clock_ahead__lt=-SKEW_SECONDS))
+    wrong = compared.with_wrong_clock(SKEW_SECONDS)
     said = [ahead(node.name, node.clock_ahead or 0.0) for node in wrong]
     if said:
         return Finding(
@@ -276,6 +329,45 @@ def bundled_model() -> Finding:
         Level.WARNING,
         _("It has not been inspected yet, so no run can start on it."),
         _("The dispatcher asks for it and a worker for light jobs does it, within a minute when both run."),
+    )
+
+
+def data_folder() -> Finding:
+    """A database that does not belong to its folder knows none of the files there."""
+    title = _("Data folder")
+    if Installation.objects.is_at_home():
+        return Finding("data-folder", title, Level.OK, _("It belongs to this database."))
+    return Finding(
+        "data-folder",
+        title,
+        Level.PROBLEM,
+        _("It belongs to another database, so old files are not cleared: this database knows none of them."),
+        _(
+            "Set DATABASE_URL or DATA_DIR to the pair that belongs together. Only if the old files are not "
+            "needed any more, delete the file installation-id in the data folder: leftovers are then cleared."
+        ),
+    )
+
+
+def unknown_folders() -> Finding:
+    """Adapters and datasets on the disk that no row names and that this database did not publish."""
+    title = _("Folders without an owner")
+    uses = list(StorageUse.objects.filter(project=None, unknown_count__gt=0))
+    if not uses:
+        return Finding(
+            "unknown-folders", title, Level.OK, _("Each adapter and dataset on the disk is known.")
+        )
+    names = [f"{use.kind}/{name}" for use in uses for name, _address, _bytes in use.biggest]
+    return Finding(
+        "unknown-folders",
+        title,
+        Level.WARNING,
+        _("The database knows nothing of %(count)d, so they are kept and listed nowhere: %(names)s.")
+        % {"count": sum(use.unknown_count for use in uses), "names": listed(names)},
+        _(
+            "They may come from a database that was put back from an older copy. Keep them if you may need "
+            "them, else delete them in the data folder."
+        ),
     )
 
 

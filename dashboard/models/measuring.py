@@ -51,9 +51,11 @@ class Tally:
                 use.biggest.append([*by_project[project], size])
                 use.biggest = sorted(use.biggest, key=lambda one: -one[2])[:BIGGEST]
 
-    def unknown(self, kind: Kind) -> None:
-        """One more thing that no row names."""
-        self.uses[kind, 0].unknown_count += 1
+    def unknown(self, kind: Kind, path: Path, size: int) -> None:
+        """One more folder that no row names; its name says nothing about anybody."""
+        use = self.uses[kind, 0]
+        use.unknown_count += 1
+        use.biggest = sorted([*use.biggest, [path.name, "", size]], key=lambda one: -one[2])[:BIGGEST]
 
     def store(self) -> None:
         """Put these sizes in the place of the last ones."""
@@ -107,9 +109,10 @@ def adapters(tally: Tally) -> Iterator[None]:
             owners = [
                 (row.project_id, str(row), row.get_absolute_url()) for row in rows if row.folder == path.name
             ]
-            tally.add(Kind.ADAPTERS, size(path), owners)
+            taken = size(path)
+            tally.add(Kind.ADAPTERS, taken, owners)
             if not owners and path.name not in begun:
-                tally.unknown(Kind.ADAPTERS)
+                tally.unknown(Kind.ADAPTERS, path, taken)
             yield
 
 
@@ -123,9 +126,10 @@ def datasets(tally: Tally) -> Iterator[None]:
             owners = [
                 (row.project_id, str(row), row.get_absolute_url()) for row in rows if row.sha256 == path.name
             ]
-            tally.add(Kind.DATASETS, size(path), owners)
+            taken = size(path)
+            tally.add(Kind.DATASETS, taken, owners)
             if not owners and path.name not in begun:
-                tally.unknown(Kind.DATASETS)
+                tally.unknown(Kind.DATASETS, path, taken)
             yield
 
 

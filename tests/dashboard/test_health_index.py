@@ -18,13 +18,24 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
+from dashboard.models import (
+    BaseModel,
+    Job,
+    Outbox,
+    Project,
+    State,
+    StorageUse,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
 from dashboard.models.health import Finding, Level, database, findings, summary
 from dashboard.models.job_state import db_now
 from tests.conftest import finish, make_base_model, make_user, tiny_census
 
 GIB = 1024**3
 AGO = timedelta(minutes=10)
+MARK = Path(settings.DATA_DIR) / "installation-id"
 
 
 def found(check: str) -> Finding:
@@ -44,6 +55,7 @@ def sound(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         WorkerNode.objects.beat(name, queue=queue, host="box", pid=1, clock_ahead=0.1)
     WorkerNode.objects.beat("dispatch@box", kind="dispatcher", host="box", pid=1)
     assert WorkerNode.objects.lead("dispatch@box")
+    MARK.unlink(missing_ok=True)
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tmp_path)
     (tmp_path / "config.json").write_text("{}")
     bundled = BaseModel.objects.ensure_bundled()
@@ -134,6 +146,54 @@ def test_wake_ups_that_stay_unsent_are_a_problem(sound: None, run: TrainingRun) 
     assert found("wake-ups").level == Level.OK
 
 
+def test_a_broker_that_does_not_answer_the_dispatcher_is_a_problem(sound: None) -> None:
+    change("dispatch@box", broker_silent_since=db_now())
+    finding = found("wake-ups")
+    assert finding.level == Level.PROBLEM
+    assert "does not answer the dispatcher. No job is lost" in finding.text
+    change("dispatch@box", broker_silent_since=None)
+    assert found("wake-ups").level == Level.OK
+
+
+def test_a_paused_worker_is_a_warning(sound: None) -> None:
+    WorkerNode.objects.get(name="gpu0@box").pause(by="Mara")
+    assert found("paused").level == Level.WARNING
+    assert "gpu0@box" in found("paused").text
+    WorkerNode.objects.get(name="gpu0@box").resume()
+    assert found("paused").level == Level.OK
+
+
+def test_a_reserve_that_had_to_be_freed_is_a_warning(sound: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "BALLAST_BYTES", 256 * 1024**2)
+    assert found("reserve").level == Level.OK, "there is room for it, so the dispatcher makes it"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=GIB // 2))
+    assert found("reserve").level == Level.WARNING
+    assert "Settings, Storage" in found("reserve").mend
+    ballast = Path(settings.DATA_DIR) / "ballast"
+    ballast.touch()
+    assert found("reserve").level == Level.OK
+    ballast.unlink()
+    monkeypatch.setattr(settings, "BALLAST_BYTES", 0)
+    assert "BALLAST_BYTES is 0" in found("reserve").text
+
+
+def test_a_data_folder_of_another_database_is_a_problem(sound: None) -> None:
+    MARK.write_text("another database wrote this\n")
+    assert found("data-folder").level == Level.PROBLEM
+    assert "delete the file installation-id" in found("data-folder").mend
+    MARK.unlink()
+    assert found("data-folder").level == Level.OK
+
+
+def test_folders_that_no_row_knows_are_a_warning(sound: None) -> None:
+    StorageUse.objects.create(kind="adapters", unknown_count=1, biggest=[["ee" * 32, "", 5]])
+    finding = found("unknown-folders")
+    assert finding.level == Level.WARNING
+    assert f"adapters/{'ee' * 32}" in finding.text
+    StorageUse.objects.all().delete()
+    assert found("unknown-folders").level == Level.OK
+
+
 def test_without_a_dispatcher_the_broker_is_not_blamed(sound: None, run: TrainingRun) -> None:
     change("dispatch@box", stopped_at=db_now())
     Outbox.objects.update(created_at=db_now(-AGO))
@@ -176,7 +236,9 @@ def test_missing_migrations_are_a_problem_that_comes_first(sound: None) -> None:
     assert (finding.check, finding.level) == ("tables", Level.PROBLEM)
     assert finding.text.startswith("1 migration is missing")
     assert finding.command.endswith("manage.py migrate")
-    assert {one.check for one in findings()} == {"tables", "disk"}, "rows are not read from old tables"
+    assert {one.check for one in findings()} == {"tables", "disk", "reserve"}, (
+        "rows are not read from old tables"
+    )
     recorder.record_applied("dashboard", newest)
     assert found("tables").level == Level.OK
 
@@ -288,7 +350,7 @@ def test_the_page_opens_without_a_broker_and_with_few_queries(
 ) -> None:
     assert not settings.BROKER_SOCKET.exists()
     client.force_login(mara)
-    with django_assert_max_num_queries(28):
+    with django_assert_max_num_queries(32):
         assert client.get(reverse("health-index")).status_code == 200
 
 

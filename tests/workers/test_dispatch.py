@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import time
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import Mock
@@ -14,8 +14,8 @@ from django.conf import settings
 from django.db import OperationalError
 from redis import Redis
 
-from dashboard.management.commands.dispatch import Dispatcher, clear_leftovers
-from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
+from dashboard.management.commands.dispatch import Dispatcher
+from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.job_state import db_now
 from tests.workers.conftest import claim
 
@@ -24,7 +24,12 @@ AGO = timedelta(minutes=10)
 
 @pytest.fixture
 def dispatcher(db: None) -> Dispatcher:
-    return Dispatcher()
+    """One that leads and has no slow work to do."""
+    dispatcher = Dispatcher()
+    dispatcher.register()
+    dispatcher.leads = True
+    dispatcher.chores_began = time.monotonic()
+    return dispatcher
 
 
 def submit(project: Project) -> Job:
@@ -43,7 +48,24 @@ def test_it_keeps_wake_ups_while_the_broker_is_away(dispatcher: Dispatcher, proj
     job = submit(project)
     assert dispatcher.publish() == 0
     assert Outbox.objects.unsent().get().job == job
-    assert dispatcher.broker_quiet_until > 0
+    since = WorkerNode.objects.get(name=dispatcher.name).broker_silent_since
+    assert since, "pages can say so without asking the broker"
+    dispatcher.ask_broker_from = 0
+    dispatcher.publish()
+    assert WorkerNode.objects.get(name=dispatcher.name).broker_silent_since == since
+
+
+def test_it_notes_that_the_broker_is_back(dispatcher: Dispatcher, project: Project, broker: Redis) -> None:
+    WorkerNode.objects.filter(name=dispatcher.name).update(broker_silent_since=db_now(-AGO))
+    dispatcher.publish()
+    assert WorkerNode.objects.get(name=dispatcher.name).broker_silent_since is None
+
+
+def test_one_that_does_not_lead_publishes_nothing(dispatcher: Dispatcher, project: Project) -> None:
+    submit(project)
+    dispatcher.leads = False
+    assert dispatcher.publish() == 0
+    assert Outbox.objects.unsent().count() == 1
 
 
 def test_only_one_of_two_leads(dispatcher: Dispatcher) -> None:
@@ -106,10 +128,10 @@ def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project)
     job = submit(project)
     Outbox.objects.update(sent_at=db_now(-AGO))
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
-    dispatcher.tick(may_expire=True)
+    dispatcher.wake_again()
     assert not job.outbox.filter(sent_at=None).exists(), "no node is there to be woken"
     WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
-    dispatcher.tick(may_expire=True)
+    dispatcher.wake_again()
     assert job.outbox.filter(sent_at=None).count() == 1
 
 
@@ -118,7 +140,7 @@ def test_it_does_not_pile_up_wake_ups_that_cannot_go_out(dispatcher: Dispatcher,
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
     WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
     for _round in range(2):
-        dispatcher.tick(may_expire=True)
+        dispatcher.wake_again()
     assert job.outbox.count() == 1
 
 
@@ -161,42 +183,6 @@ def test_it_has_the_bundled_model_inspected_at_first_start(
     assert Job.objects.filter(kind="inspect").count() == 1
 
 
-def test_it_keeps_the_checkpoints_of_jobs_that_may_go_on(run: TrainingRun, project: Project) -> None:
-    job, ended = claim("gpu"), submit(project)
-    job.interrupt("The worker died.")
-    ended.request_cancel()
-    folders = [one.checkpoint_folder() for one in (job, ended)]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder, (0, 0))
-    clear_leftovers()
-    assert [folder.exists() for folder in folders] == [True, False]
-
-
-def test_it_clears_what_dead_attempts_left_behind(project: Project) -> None:
-    leftover = Path(settings.DATA_DIR) / "work" / "job-999-1"
-    leftover.mkdir(parents=True)
-    stray = Path(settings.UPLOAD_DIR) / "stray.upload"
-    stray.touch()
-    for path in (leftover, stray):
-        os.utime(path, (0, 0))
-    clear_leftovers()
-    assert not leftover.exists()
-    assert not stray.exists()
-
-
-def test_it_clears_uploads_that_nothing_will_read_again(project: Project, ed: User) -> None:
-    uploads = {}
-    for name, state in (("stopped", State.CANCELLED), ("imported", State.SUCCEEDED), ("asked", State.FAILED)):
-        uploads[name] = Path(settings.UPLOAD_DIR) / name
-        uploads[name].touch()
-        version = Dataset.objects.named(project, name, ed).add_version(uploads[name], name, by=ed)
-        Job.objects.filter(dataset_versions=version).update(state=state, finished_at=db_now())
-        os.utime(uploads[name], (0, 0))
-    clear_leftovers()
-    assert [name for name, path in uploads.items() if path.exists()] == ["asked"]
-
-
 def make_nodes(*names: str) -> None:
     for name in names:
         WorkerNode.objects.beat(name, queue="cpu", host="host", pid=1)
@@ -219,5 +205,5 @@ def test_it_sends_no_wake_up_where_all_workers_are_paused(dispatcher: Dispatcher
     Outbox.objects.update(sent_at=db_now(-AGO))
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
     dispatcher.wake_past_paused()
-    dispatcher.tick(may_expire=True)
+    dispatcher.wake_again()
     assert not job.outbox.filter(sent_at=None).exists()

@@ -1,6 +1,7 @@
 """`manage.py dispatch`: the loop that wakes workers, queues interrupted jobs again and expires lost leases.
 
-Two may run; one leads. The only program that publishes to the broker.
+Two may run; one leads. The only program that publishes to the broker, from a thread of its own: a broker that
+takes a call and stays silent must hold up nothing else. What ages out is `dashboard.models.retention`'s.
 """
 
 from __future__ import annotations
@@ -13,26 +14,34 @@ import signal
 import socket
 import threading
 import time
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 
+import psutil
 from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
-from dashboard.models import BaseModel, DatasetVersion, IllegalMove, Job, Outbox, State, WorkerNode
+from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, WorkerNode, ballast
 from dashboard.models.job import LEASE
+from dashboard.models.measuring import measure
+from dashboard.models.retention import sweep
 from workers.celery import app
 
 logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 TICK_SECONDS = 15.0
+WAKE_SECONDS = 3.0
 BROKER_RETRY_SECONDS = 5.0
+BROKER_ASK_SECONDS = 10.0
 BATCH = 100
-UPLOAD_KEPT = timedelta(hours=24)
+# The slow work is done in portions, so that a large or slow disk never holds up the queue.
+CHORES_SECONDS = 60.0
+MEASURE_SECONDS = 300.0
+PORTION_SECONDS = 0.2
 
 
 class Command(BaseCommand):
@@ -41,7 +50,7 @@ class Command(BaseCommand):
     help = "Publish wake-ups for waiting jobs, and recover jobs whose worker has died."
 
     def handle(self, *_args: object, **_options: object) -> None:
-        """Beat once a second; a failing beat is logged and the next one tried."""
+        """Beat once a second, and publish beside it, until SIGTERM or SIGINT."""
         stop = threading.Event()
 
         def note(_number: int, _frame: FrameType | None) -> None:
@@ -50,76 +59,118 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, note)
         signal.signal(signal.SIGINT, note)
         dispatcher = Dispatcher()
-        while not stop.is_set():
-            try:
-                dispatcher.beat()
-            except Exception:
-                logger.exception("the dispatcher could not do its round")
-                close_old_connections()
-            stop.wait(BEAT_SECONDS)
+        threading.Thread(target=repeat, args=(dispatcher.publish, stop), daemon=True).start()
+        repeat(dispatcher.beat, stop)
         dispatcher.leave()
+
+
+def repeat(duty: Callable[[], object], stop: threading.Event) -> None:
+    """Do it once a second; a round that fails is logged and the next one tried."""
+    while not stop.is_set():
+        try:
+            duty()
+        except Exception:
+            logger.exception("the dispatcher could not do its round")
+            close_old_connections()
+        stop.wait(BEAT_SECONDS)
 
 
 class Dispatcher:
     """One dispatcher's rounds. Holds no state that a restart would miss."""
 
     def __init__(self) -> None:
-        self.name = f"dispatcher-{os.getpid()}@{socket.gethostname()}"
-        self.last_tick = self.last_beat = 0.0
-        self.expire_from = self.broker_quiet_until = 0.0
-        WorkerNode.objects.beat(
-            self.name,
-            kind=WorkerNode.Kind.DISPATCHER,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            stopped_at=None,
-        )
+        self.host = socket.gethostname()
+        self.name = f"dispatcher-{os.getpid()}@{self.host}"
+        self.leads = self.broker_silent = False
+        self.last_tick = self.last_beat = self.last_wake = 0.0
+        self.expire_from = self.ask_broker_from = 0.0
+        self.chores: Iterator[None] | None = None
+        self.chores_began = -CHORES_SECONDS
+        self.measure_due = 0.0
+
+    def register(self) -> None:
+        """Say that it is there. A predecessor on this machine that was killed leads no longer."""
+        node = {
+            "kind": WorkerNode.Kind.DISPATCHER,
+            "host": self.host,
+            "pid": os.getpid(),
+            "started_at": Now(),
+        }
+        WorkerNode.objects.beat(self.name, **node)
+        others = WorkerNode.objects.filter(kind=WorkerNode.Kind.DISPATCHER, host=self.host, stopped_at=None)
+        for other in others.exclude(name=self.name):
+            if not psutil.pid_exists(other.pid):
+                others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
     def beat(self) -> None:
-        """Each second: publish, and queue again what is due. Each 15 s: the slower round."""
+        """Each second: lead, and queue again what is due. Each 15 s the tick, and the rest in portions."""
+        # First, because a database on a full disk cannot be written to.
+        ballast.drop_when_full()
         now = time.monotonic()
         if self.last_beat and now - self.last_beat > 2 * TICK_SECONDS:
             # This process, the machine or the database was away: holders get a full lease to report back.
             self.expire_from = now + LEASE.total_seconds()
-        WorkerNode.objects.filter(name=self.name).update(heartbeat_at=Now())
+        if not WorkerNode.objects.filter(name=self.name).update(heartbeat_at=Now(), stopped_at=None):
+            self.register()
         # Only now: while the database was away, nobody could renew a lease either.
         self.last_beat = now
-        if not WorkerNode.objects.lead(self.name):
+        self.leads = WorkerNode.objects.lead(self.name)
+        if not self.leads:
             return
         for job in Job.objects.due_again()[:BATCH]:
             with contextlib.suppress(IllegalMove):  # somebody has cancelled it in between
                 job.try_again()
         self.wake_past_paused()
-        self.publish()
+        if now - self.last_wake >= WAKE_SECONDS:
+            self.last_wake = now
+            self.wake_again()
         if now - self.last_tick >= TICK_SECONDS:
             self.last_tick = now
             self.tick(may_expire=now >= self.expire_from)
+        self.do_chores()
 
     def publish(self) -> int:
-        """Send the wake-ups that wait in the outbox; how many went out."""
-        if time.monotonic() < self.broker_quiet_until:
+        """Send the wake-ups that wait in the outbox; how many went out. Notes whether the broker answers."""
+        entries = list(Outbox.objects.unsent()[:BATCH]) if self.leads else []
+        now = time.monotonic()
+        if now < self.ask_broker_from and (self.broker_silent or not entries):
             return 0
         sent: list[int] = []
         try:
-            for entry in Outbox.objects.unsent()[:BATCH]:
+            for entry in entries:
                 wake(entry.job)
                 sent.append(entry.pk)
-        except (OperationalError, OSError) as error:
-            self.broker_quiet_until = time.monotonic() + BROKER_RETRY_SECONDS
-            logger.warning("the broker cannot be reached, %s waits: %s", entry, error)
+            if not entries:
+                ask_broker()
+        except (OperationalError, RedisError, OSError) as error:
+            logger.warning(
+                "the broker cannot be reached, %s wake-ups wait: %s", len(entries) - len(sent), error
+            )
+            self._note_broker(silent=True)
+        else:
+            self._note_broker(silent=False)
         Outbox.objects.mark_sent(sent)
         return len(sent)
 
+    def _note_broker(self, *, silent: bool) -> None:
+        self.broker_silent = silent
+        self.ask_broker_from = time.monotonic() + (BROKER_RETRY_SECONDS if silent else BROKER_ASK_SECONDS)
+        mine = WorkerNode.objects.filter(name=self.name)
+        if silent:
+            mine.filter(broker_silent_since=None).update(broker_silent_since=Now())
+        else:
+            mine.exclude(broker_silent_since=None).update(broker_silent_since=None)
+
     def tick(self, *, may_expire: bool) -> None:
-        """Inspect new built-in models, recover lost jobs, wake workers again, clear leftovers."""
+        """Note disk and clock, inspect new built-in models, recover lost jobs."""
+        WorkerNode.objects.pulse(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
+        ballast.restore()
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
                 base_model.inspect()
         if may_expire:
             for job in Job.objects.lost():
                 self.recover(job)
-        self._wake_again()
-        clear_leftovers()
 
     def recover(self, job: Job) -> None:
         """Take a job from a holder that is still silent now that the row is locked."""
@@ -132,7 +183,7 @@ class Dispatcher:
             return
         logger.warning("%s was lost and will be queued again", job)
 
-    def _wake_again(self) -> None:
+    def wake_again(self) -> None:
         """A wake-up may have been lost on its way; only idle nodes need another one."""
         for queue in Job.Queue:
             for job in Job.objects.unanswered().filter(queue=queue)[: Job.objects.idle_slots(queue)]:
@@ -146,8 +197,30 @@ class Dispatcher:
         if not queues or Outbox.objects.unsent().exists():
             return
         for queue in queues:
-            for job in Job.objects.waiting(queue).order_by("pk")[: Job.objects.idle_slots(queue)]:
-                Outbox.objects.create(job=job)
+            Job.objects.wake_idle(queue)
+
+    def do_chores(self) -> None:
+        """A portion of the slow work: clear what has aged out or was asked to go, and measure the rest."""
+        now = time.monotonic()
+        if self.chores is None:
+            rested = now - self.chores_began
+            if rested < WAKE_SECONDS or (rested < CHORES_SECONDS and not CleanUp.objects.open().exists()):
+                return
+            self.chores_began = now
+            self.chores = self._chores()
+        for _step in self.chores:
+            if time.monotonic() - now > PORTION_SECONDS:
+                return
+        self.chores = None
+
+    def _chores(self) -> Iterator[None]:
+        yield from sweep()
+        wishes = list(CleanUp.objects.open())
+        for wish in wishes:
+            yield from wish.carry_out()
+        if wishes or time.monotonic() >= self.measure_due:
+            self.measure_due = time.monotonic() + MEASURE_SECONDS
+            yield from measure()
 
     def leave(self) -> None:
         """Free the lead at once, so that another dispatcher need not wait for the lease."""
@@ -159,30 +232,7 @@ def wake(job: Job) -> None:
     app.send_task("workers.tasks.work", args=[job.pk], queue=job.queue)
 
 
-def clear_leftovers() -> None:
-    """Remove what nobody reads any more: work folders, checkpoints and uploads of what has ended."""
-    live = {f"job-{pk}-{attempt}" for pk, attempt in Job.objects.live().values_list("pk", "attempt")}
-    for folder in (Path(settings.DATA_DIR) / "work").glob("job-*"):
-        if folder.name not in live and _age(folder) > LEASE:
-            shutil.rmtree(folder, ignore_errors=True)
-    # A job that is not live may still be continued from its checkpoint.
-    kept = {f"job-{pk}" for pk in Job.objects.keeping_checkpoint().values_list("pk", flat=True)}
-    for folder in (Path(settings.DATA_DIR) / "checkpoints").glob("job-*"):
-        if folder.name not in kept and _age(folder) > LEASE:
-            shutil.rmtree(folder, ignore_errors=True)
-    old = [
-        path for path in Path(settings.UPLOAD_DIR).iterdir() if path.is_file() and _age(path) > UPLOAD_KEPT
-    ]
-    # A failed import may be asked for again; after a success or a stop nobody reads the upload.
-    read_again = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
-    known = set(read_again.filter(upload__in=[path.name for path in old]).values_list("upload", flat=True))
-    for path in old:
-        if path.name not in known:
-            path.unlink(missing_ok=True)
-
-
-def _age(path: Path) -> timedelta:
-    try:
-        return timedelta(seconds=max(0.0, time.time() - path.stat().st_mtime))
-    except FileNotFoundError:
-        return timedelta()
+def ask_broker() -> None:
+    """One real ping; an error when there is no answer within the socket's time limit."""
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        channel.client.ping()  # type: ignore[attr-defined]

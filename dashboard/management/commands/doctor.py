@@ -15,9 +15,9 @@ from django.core.management.base import BaseCommand
 from django.utils.translation import gettext as _
 from redis.exceptions import RedisError
 
+from dashboard.management.commands.dispatch import ask_broker
 from dashboard.management.commands.start import SOCKET_LENGTH
 from dashboard.models.health import Finding, Level, findings, start, summary
-from workers.celery import app
 
 
 class Command(BaseCommand):
@@ -51,8 +51,7 @@ def broker() -> Finding:
         mend = _("Nothing needs to be done. To have the broker asked, choose a shorter DATA_DIR.")
         return Finding(check, title, Level.WARNING, text, mend)
     try:
-        with app.connection_for_write() as connection, connection.channel() as channel:
-            channel.client.ping()  # type: ignore[attr-defined]
+        ask_broker()
     except (RedisError, OSError) as error:
         return Finding(
             check,
