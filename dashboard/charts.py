@@ -23,6 +23,8 @@ POINTS_SHOWN = 1000
 CURVES = ("train/loss", "validation/loss")
 # Colours that a run can have on charts; the scripts hold the values, for light and dark.
 COLOURS = 5
+# Phases in which an attempt has told no points yet; "" until its engine has said a word.
+BEFORE_TRAINING = ("", "tokenizing", "loading")
 _CURSOR = re.compile(r"(\d{1,9})\.(-1|\d{1,10})\.(-1|\d{1,10})", re.ASCII)
 
 
@@ -72,7 +74,7 @@ def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
 
     `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
     """
-    attempt = run.job.attempt if run.job else 0
+    attempt = attempt_shown(run, cursor)
     stored = {series.name: series for series in run.metric_series.filter(name__in=CURVES)}
     # A repeated attempt overwrites a curve from its first step on.
     shrunk = any(
@@ -90,6 +92,18 @@ def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
         steps.append(fresh[-1][0] if fresh else since)
     after = Cursor(attempt, tuple(steps))
     return {"cursor": str(after), "replace": replace, "curves": jsonable(curves)}, after
+
+
+def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
+    """The attempt whose points the page is about to have.
+
+    Until a new attempt trains, the stored points are the earlier one's; only then are those cut away that a
+    checkpoint has superseded, and the page starts over.
+    """
+    if run.job is None:
+        return 0
+    is_before_training = not run.job.is_over and run.job.phase in BEFORE_TRAINING
+    return cursor.attempt if cursor.attempt and is_before_training else run.job.attempt
 
 
 def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float | None]]]:

@@ -63,9 +63,24 @@ def test_it_brings_only_what_is_new(run: TrainingRun) -> None:
 def test_it_starts_over_when_another_attempt_began(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
     _first, cursor = news(run, Cursor())
-    Job.objects.filter(pk=run.job_id or 0).update(attempt=1)
+    Job.objects.filter(pk=run.job_id or 0).update(attempt=1, phase="training")
     again, _cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 10)
+
+
+def test_it_drops_what_a_resumed_attempt_has_superseded(run: TrainingRun) -> None:
+    job = Job.objects.filter(pk=run.job_id or 0)
+    job.update(attempt=1, phase="training")
+    series(run, LOSSES[:10])
+    _first, cursor = news(TrainingRun.objects.get(pk=run.pk), Cursor())
+    job.update(attempt=2, phase="loading")
+    waiting, cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
+    # From the checkpoint of step 5 on, and past the last old point before the page looks again.
+    MetricSeries.objects.append(run, "train/loss", [(step, 9.0) for step in range(6, 13)])
+    job.update(phase="training")
+    again, _cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
+    assert (waiting["replace"], again["replace"]) == (False, True)
+    assert [value for _step, value in again["curves"]["train/loss"]][5:] == [9.0] * 7
 
 
 def test_it_starts_over_when_a_curve_was_cut(run: TrainingRun) -> None:
