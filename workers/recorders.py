@@ -18,7 +18,16 @@ from typing import Any, Protocol
 from django.conf import settings
 from django.db import IntegrityError, transaction
 
-from dashboard.models import Adapter, BaseModel, DatasetVersion, Evaluation, Job, MetricSeries, TrainingRun
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    DatasetVersion,
+    Evaluation,
+    Job,
+    MetricSeries,
+    Publication,
+    TrainingRun,
+)
 from dashboard.models.adapter import WEIGHTS
 from workers.errors import ModelError, RunError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
@@ -72,6 +81,7 @@ class ImportRecorder:
     def finish(self) -> None:
         """Publish the splits under their content hash, then commit the version."""
         version = self._version()
+        Publication.objects.begin(Publication.Kind.DATASET, self.report["sha256"])
         publish_folder(self.out_dir, Path(settings.DATA_DIR) / "datasets" / self.report["sha256"])
         with transaction.atomic():
             finish_job(self.job)
@@ -175,6 +185,7 @@ class TrainRecorder:
         folder = self.out_dir / artifact.path
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
         published = Path(settings.DATA_DIR) / "adapters" / content
+        Publication.objects.begin(Publication.Kind.ADAPTER, content)
         check_adapter(folder if folder.exists() else published, artifact.files)
         publish_folder(folder, published)
         size = (published / WEIGHTS).stat().st_size
