@@ -194,7 +194,8 @@ class TrainRecorder:
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=end.summary)
-            Evaluation.objects.submit(adapter, self.job.created_by)
+            if run.study_arm_id is None:  # a study has its adapters scored together
+                Evaluation.objects.submit(adapter, self.job.created_by)
 
     def finish(self) -> None:
         """The job succeeded if any arm did; otherwise it shares the first arm's failure."""
@@ -243,9 +244,9 @@ class EvaluateRecorder:
                     items.setdefault(item["subject"], []).append(item)
         with transaction.atomic():
             finish_job(self.job)
-            for evaluation in self.job.evaluations.all():
-                metrics = self.found[evaluation.subject]
-                evaluation.record_result(self.found["rows"], metrics, items.get(evaluation.subject, []))
+            for evaluation in self.job.evaluations.select_related("run"):
+                metrics = self.found[evaluation.key]
+                evaluation.record_result(self.found["rows"], metrics, items.get(evaluation.key, []))
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""

@@ -3,6 +3,7 @@
 from dashboard.models.access import ApiToken, SetupCode
 from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
+from dashboard.models.calibration import Calibration
 from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.installation import Installation
@@ -22,6 +23,8 @@ from dashboard.models.project import (
 )
 from dashboard.models.publication import Publication
 from dashboard.models.storage import CleanUp, StorageUse
+from dashboard.models.study import Study, StudyArm
+from dashboard.models.study_plan import ArmPlan
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun, hyperparameters_from
 from dashboard.models.user import User
@@ -30,7 +33,9 @@ from dashboard.models.worker_node import WorkerNode
 __all__ = [
     "Adapter",
     "ApiToken",
+    "ArmPlan",
     "BaseModel",
+    "Calibration",
     "Caller",
     "CleanUp",
     "Dataset",
@@ -55,6 +60,8 @@ __all__ = [
     "SetupCode",
     "State",
     "StorageUse",
+    "Study",
+    "StudyArm",
     "TargetModuleConfig",
     "TrainingRun",
     "User",

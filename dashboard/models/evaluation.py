@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models, transaction
@@ -17,6 +18,7 @@ from dashboard.models.training_run import TrainingRun
 from workers.specs import EvalSpec, to_dict
 
 if TYPE_CHECKING:
+    from dashboard.models.study import Study
     from dashboard.models.user import User
 
 
@@ -33,7 +35,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         spec = EvalSpec(
             base=run.base_model.spec(),
             data=run.dataset_version.spec(),
-            adapters={Evaluation.Subject.ADAPTER.value: str(adapter.path())},
+            adapters={subject_of(run): str(adapter.path())},
             max_length=run.hyperparameters["max_length"],
             seed=run.hyperparameters["seed"],
         )
@@ -51,6 +53,46 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
                     split=spec.split,
                 )
         return job
+
+    def submit_for_study(
+        self, adapters: Sequence[Adapter], *, by: User | None, max_rows: int, with_base: bool
+    ) -> Job:
+        """Queue one job that scores the adapters of a study's arms on the same rows, perhaps the base too."""
+        first = adapters[0].run
+        spec = EvalSpec(
+            base=first.base_model.spec(),
+            data=first.dataset_version.spec(),
+            adapters={subject_of(adapter.run): str(adapter.path()) for adapter in adapters},
+            with_base=with_base,
+            max_rows=max_rows,
+            max_length=first.hyperparameters["max_length"],
+        )
+        with transaction.atomic():
+            job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=first.project, by=by)
+            subjects = [(adapter.run, adapter) for adapter in adapters]
+            for run, adapter in [(first, None)] * with_base + subjects:
+                self.create(
+                    project=run.project,
+                    run=run,
+                    job=job,
+                    subject=Evaluation.Subject.ADAPTER if adapter else Evaluation.Subject.BASE,
+                    adapter=adapter,
+                    base_model=run.base_model,
+                    dataset_version=run.dataset_version,
+                    split=spec.split,
+                )
+        return job
+
+    def of_base(self, study: Study) -> EvaluationQuerySet:
+        """The base model's evaluation within a study, unless it came to nothing."""
+        return self.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE).exclude(
+            job__state__in=[State.FAILED, State.CANCELLED]
+        )
+
+
+def subject_of(run: TrainingRun) -> str:
+    """What the engine calls the adapter of a run among those it scores."""
+    return f"run-{run.pk}"
 
 
 class Evaluation(models.Model):
@@ -89,6 +131,11 @@ class Evaluation(models.Model):
     def error(self) -> dict[str, str] | None:
         """Why it failed, or None."""
         return self.job.error if self.job else None
+
+    @property
+    def key(self) -> str:
+        """Its name in the engine's result."""
+        return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_of(self.run)
 
     def record_result(self, rows: int, metrics: dict[str, Any], items: list[dict[str, Any]]) -> None:
         """Store metrics and items; a repeated attempt replaces what an earlier one wrote."""

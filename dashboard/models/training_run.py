@@ -18,7 +18,7 @@ from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
 from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import target_spec
+from workers.targets import target_spec
 from workers.specs import Hyperparameters, TrainSpec, to_dict
 
 if TYPE_CHECKING:
@@ -115,6 +115,11 @@ class TrainingRun(models.Model):
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="training_runs")
     target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="training_runs")
+    # The arm of a study that it belongs to; a rung where it only looks for that arm's learning rate.
+    study_arm = models.ForeignKey(
+        "dashboard.StudyArm", models.SET_NULL, null=True, blank=True, related_name="runs"
+    )
+    rung = models.PositiveSmallIntegerField(null=True, blank=True)
     spec = models.JSONField(default=dict)
     forecast = models.JSONField(default=dict)
     measured = models.JSONField(default=dict)
@@ -174,7 +179,7 @@ class TrainingRun(models.Model):
             name=self.name,
             base=self.base_model.spec(),
             data=self.dataset_version.spec(),
-            target=target_spec(resolution, hyperparameters.r),
+            target=target_spec(resolution, hyperparameters),
             hyperparameters=hyperparameters,
             preset=self.target_module_config.name,
         )
@@ -198,6 +203,11 @@ class TrainingRun(models.Model):
     def hyperparameters(self) -> dict[str, Any]:
         """The resolved settings, from the frozen spec."""
         return dict(self.spec.get("hyperparameters", {}))
+
+    @property
+    def seed(self) -> int:
+        """What its order of rows and its adapter's first values are drawn with."""
+        return int(self.hyperparameters.get("seed", 0))
 
     @property
     def total_steps(self) -> int:

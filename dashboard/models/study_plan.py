@@ -1,0 +1,162 @@
+"""The plan of a study: what may be compared, at which budget, and by which metric. Makes no row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.models.base_model import BaseModel
+from dashboard.models.dataset import DatasetVersion
+from dashboard.models.target_module_config import TargetModuleConfig
+from workers.errors import SpecError
+from workers.forecast import adapter_params
+from workers.presets import PRESETS, resolve
+from workers.specs import Hyperparameters
+
+DEFAULT_SEEDS = (1, 2, 3)
+DEFAULT_MARGIN = 0.02
+MOST_ARMS, MOST_SEEDS, MOST_RATES = 12, 20, 8
+TEST_ROWS = 200
+# Equal budgets are anchored on all linear layers at this rank: anchored on the smallest set, large sets would
+# need ranks below 2, which cannot be rounded fairly.
+ANCHOR_RANK = 8
+BUDGET_TOLERANCE = 0.05
+# Unit interval and higher is better, except for the losses.
+METRICS = {
+    "exact_match": gettext_lazy("Exact match"),
+    "accuracy": gettext_lazy("Right label"),
+    "contains": gettext_lazy("Answer contained"),
+    "token_f1": gettext_lazy("Word overlap (token F1)"),
+    "rouge_l": gettext_lazy("Longest common part (ROUGE-L)"),
+    "chrf": gettext_lazy("Letter overlap (chrF)"),
+    "json_valid": gettext_lazy("Valid JSON"),
+    "field_f1": gettext_lazy("Right fields (field F1)"),
+    "loss": gettext_lazy("Loss on answers"),
+}
+LOWER_IS_BETTER = ("loss",)
+# What an import report says of the answers -> what to compare first.
+METRIC_OF_ANSWERS = {"label": "exact_match", "json": "field_f1", "text": "token_f1", "none": "loss"}
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """One arm before it has a row."""
+
+    name: str
+    config: TargetModuleConfig
+    hyperparameters: Hyperparameters
+
+
+def halvings(rates: int) -> int:
+    """Rungs of the search: each keeps the better half until one rate is left."""
+    return math.ceil(math.log2(rates)) if rates else 0
+
+
+def default_metric(version: DatasetVersion) -> str:
+    """What fits the dataset's answers."""
+    return METRIC_OF_ANSWERS.get(str(version.report.get("answers", "")), "token_f1")
+
+
+def chosen_reference(arms: Sequence[ArmPlan], name: str) -> str:
+    """The reference arm; never "the highest", which could only be picked afterwards."""
+    names = [arm.name for arm in arms]
+    if not name:
+        if "quality" in names:
+            return "quality"
+        raise SpecError("reference", _("Say which arm the others are compared with: `reference`."))
+    if name not in names:
+        raise SpecError(
+            "reference",
+            _("`%(name)s` is no arm of this study. Choose one of: %(names)s.")
+            % {"name": name[:100], "names": ", ".join(names)},
+        )
+    return name
+
+
+def check_plan(
+    arms: Sequence[ArmPlan], seeds: Sequence[int], rates: Sequence[float], margin: float, metric: str
+) -> None:
+    """Refuse what cannot be compared."""
+    names = [arm.name for arm in arms]
+    if not 2 <= len(arms) <= MOST_ARMS:
+        raise SpecError("arms", _("A study compares 2 to %(most)d arms.") % {"most": MOST_ARMS})
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise SpecError(
+            "arms", _("Two arms are called `%(name)s`. Give each a name.") % {"name": twice[:100]}
+        )
+    if "base" in names:
+        raise SpecError("arms", _("`base` is the untrained model's own name. Call this arm otherwise."))
+    first = arms[0].hyperparameters
+    for arm in arms:
+        learn = arm.hyperparameters
+        # What must be equal so that only the modules, or what the arm names, make the difference.
+        same = [
+            (one.rows_per_step, one.max_length, one.max_steps, one.num_train_epochs) for one in (first, learn)
+        ]
+        if same[0] != same[1]:
+            raise SpecError(
+                "arms",
+                _(
+                    "Arm `%(name)s` differs from the first in length, batch or maximum length. "
+                    "These must be equal."
+                )
+                % {"name": arm.name[:100]},
+            )
+    check_seeds(seeds)
+    if len(rates) > MOST_RATES or len(set(rates)) < len(rates):
+        raise SpecError(
+            "learning_rates", _("Name up to %(most)d different learning rates.") % {"most": MOST_RATES}
+        )
+    for rate in rates:
+        dataclasses.replace(first, learning_rate=rate)  # raises where the rate is out of range
+    if not math.isfinite(margin) or margin < 0:
+        raise SpecError("margin", _("`margin` must not be negative."))
+    if metric and metric not in METRICS:
+        raise SpecError("metric", _("`metric` must be one of: %(names)s.") % {"names": ", ".join(METRICS)})
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse too many seeds, and the same one twice."""
+    if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise SpecError("seeds", _("Name 1 to %(most)d different seeds.") % {"most": MOST_SEEDS})
+    for seed in seeds:
+        Hyperparameters(seed=seed)
+
+
+def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[ArmPlan]:
+    """The arms with ranks that give each about as many parameters as all linear layers at rank 8.
+
+    r = max(1, round(B / parameters per rank)), B = 8 x parameters per rank of all linear layers; an arm more
+    than 5 % off B is refused, because the comparison would not be one of equal budgets.
+    """
+    census = base_model.counted()
+    whole = ANCHOR_RANK * adapter_params(resolve(PRESETS["quality"].roles, census).matched, 1)
+    planned = []
+    for arm in arms:
+        per_rank = adapter_params(arm.config.resolve(base_model).matched, 1)
+        r = max(1, round(whole / per_rank)) if per_rank else 1
+        if abs(r * per_rank / whole - 1) > BUDGET_TOLERANCE:
+            raise SpecError(
+                "budget",
+                _(
+                    "No rank gives arm `%(name)s` the same number of parameters within 5 %%. "
+                    "Choose equal rank."
+                )
+                % {"name": arm.name[:100]},
+            )
+        learn = dataclasses.replace(arm.hyperparameters, r=r, lora_alpha=2 * r)
+        planned.append(dataclasses.replace(arm, hyperparameters=learn))
+    return planned
+
+
+def with_rate(arms: Sequence[ArmPlan], rate: float) -> list[ArmPlan]:
+    """The arms with one learning rate, where there is nothing to choose from."""
+    return [
+        dataclasses.replace(arm, hyperparameters=dataclasses.replace(arm.hyperparameters, learning_rate=rate))
+        for arm in arms
+    ]

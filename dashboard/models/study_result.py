@@ -1,0 +1,145 @@
+"""The numbers of a study's verdict, from the scores of its items; no word of them is written here.
+
+`result_of` reads rows and computes; everything it returns is plain JSON and can be recomputed from the
+study's export with numpy alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dashboard.models.evaluation import Evaluation, EvaluationItem
+from dashboard.models.job_state import State
+from workers import verdicts
+
+if TYPE_CHECKING:
+    from dashboard.models.study import Study, StudyArm
+
+# arm -> seed -> row -> score
+Scores = dict[str, dict[int, dict[int, float]]]
+
+
+def result_of(study: Study) -> dict[str, Any]:
+    """Base, arms and comparisons with their intervals; `{"arms": []}` when nothing came through.
+
+    Higher is better everywhere but in the arms' own means, which keep the metric's unit.
+    """
+    scores, base = scores_of(study)
+    present = {name: seeds for name, seeds in scores.items() if seeds}
+    rows = _common_rows(present, base)
+    if not present or not rows:
+        return {"arms": []}
+    sign = -1.0 if study.lower_is_better else 1.0
+    result: dict[str, Any] = {
+        "metric": study.metric,
+        "items": len(rows),
+        "base": _estimate(_matrix([base], rows)) if base else None,
+        "arms": [
+            {
+                "name": name,
+                "seeds": sorted(seeds),
+                "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
+                "metric": _estimate(_matrix([seeds[seed] for seed in sorted(seeds)], rows)),
+            }
+            for name, seeds in present.items()
+        ],
+    }
+    result["comparisons"] = _comparisons(study, present, base, rows, sign)
+    return result
+
+
+def scores_of(study: Study) -> tuple[Scores, dict[int, float]]:
+    """The metric's value of every item: by arm and seed, and of the base model."""
+    ended = Evaluation.objects.filter(
+        run__study_arm__study=study, run__rung=None, job__state=State.SUCCEEDED
+    ).select_related("run__study_arm")
+    scores: Scores = {arm.name: {} for arm in study.arms.all()}
+    base: dict[int, float] = {}
+    for evaluation in ended.order_by("pk"):
+        values = {
+            row: float(found[study.metric])
+            for row, found in EvaluationItem.objects.filter(evaluation=evaluation).values_list(
+                "row", "scores"
+            )
+            if study.metric in found
+        }
+        if evaluation.subject == Evaluation.Subject.BASE:
+            base = values
+        elif values and evaluation.run.study_arm:
+            scores[evaluation.run.study_arm.name][evaluation.run.seed] = values
+    return scores, base
+
+
+def _common_rows(scores: Scores, base: dict[int, float]) -> list[int]:
+    """Rows that everybody was scored on, so that every pair compares the same items."""
+    sets = [set(values) for seeds in scores.values() for values in seeds.values()]
+    sets += [set(base)] if base else []
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def _matrix(values: list[dict[int, float]], rows: list[int]) -> verdicts.Scores:
+    """Scores as [seeds, items]."""
+    return np.array([[one[row] for row in rows] for one in values], dtype=np.float64)
+
+
+def _estimate(scores: verdicts.Scores) -> dict[str, float]:
+    found = verdicts.estimate(scores)
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _comparisons(
+    study: Study, scores: Scores, base: dict[int, float], rows: list[int], sign: float
+) -> list[dict[str, Any]]:
+    """Every arm against the reference on the seeds that both have, p-values adjusted over the arms."""
+    reference = scores.get(study.reference)
+    if not reference:
+        return []
+    found = []
+    for name, seeds in scores.items():
+        shared = sorted(seeds.keys() & reference.keys())
+        if name == study.reference or not shared:
+            continue
+        arm = sign * _matrix([seeds[seed] for seed in shared], rows)
+        other = sign * _matrix([reference[seed] for seed in shared], rows)
+        compared = verdicts.compare(arm, other)
+        kept = verdicts.kept_gain(arm, other, sign * _matrix([base], rows)) if base else None
+        found.append((name, shared, compared, kept))
+    adjusted = verdicts.holm([compared.p for _name, _shared, compared, _kept in found])
+    return [
+        {
+            "arm": name,
+            "reference": study.reference,
+            "difference": compared.difference,
+            "low": compared.low,
+            "high": compared.high,
+            "p": compared.p,
+            "p_adjusted": p,
+            "outcome": verdicts.outcome(compared, p, study.margin),
+            "seeds": shared,
+            "seeds_disagree": compared.seeds_disagree,
+            "seeds_needed": verdicts.seeds_needed(compared, study.margin),
+            "kept": {"mean": kept.mean, "low": kept.low, "high": kept.high} if kept else None,
+        }
+        for (name, shared, compared, kept), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def costs_of(arm: StudyArm) -> dict[str, Any]:
+    """What an arm costs: parameters and bytes of its adapter, mean seconds and peak memory of its runs."""
+    runs = arm.final_runs()
+    if not runs:
+        return dict.fromkeys(("trainable_parameters", "adapter_bytes", "seconds", "peak_memory_bytes"))
+    sizes = [run.adapter.size_bytes for run in runs if hasattr(run, "adapter")]
+    return {
+        "trainable_parameters": runs[0].forecast.get("trainable_parameters"),
+        "adapter_bytes": sizes[0] if sizes else runs[0].forecast.get("adapter_bytes"),
+        "seconds": _mean(run.measured.get("seconds") for run in runs),
+        "peak_memory_bytes": _mean(run.measured.get("peak_memory_bytes") for run in runs),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return sum(known) / len(known) if known else None
