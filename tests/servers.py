@@ -2,7 +2,7 @@
 
     python -m tests.servers python -m pytest -q -m jobs
 
-The command finds it in TEST_DATABASE_URL, and the tests then use Debian's Valkey or Redis as well, in place of
+The command finds it in TEST_DATABASE_URL, and the tests then use Debian's Valkey or Redis as well, instead of
 the embedded one. Servers listen on loopback, on ports and in folders of their own, and die with this process.
 A machine without the programs runs nothing and says so; where CI is set, that is an error.
 """

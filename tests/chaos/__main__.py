@@ -1,0 +1,107 @@
+"""A kill storm on a real installation: `python -m tests.chaos --jobs 500 --kills 200 --pauses 20 --seed 1`.
+
+Starts `manage.py start` on loopback in a folder of its own, submits short trainings of a tiny model over the
+API, kills and pauses the installation's own processes by a schedule made from the seed, waits until all is
+quiet, and then compares what was acknowledged with what is there. Prints a table; the exit status is 1 when
+anything was lost, made twice, left over or moved where no move leads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def options() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--jobs", type=int, default=500, help="trainings to submit")
+    parser.add_argument("--kills", type=int, default=200, help="processes to kill with SIGKILL")
+    parser.add_argument("--pauses", type=int, default=20, help="processes to stop and continue")
+    parser.add_argument("--pause-seconds", type=float, default=120.0, help="how long each pause lasts")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same schedule")
+    parser.add_argument("--minutes", type=float, default=600.0, help="give up after this long")
+    parser.add_argument("--database-url", help="an empty PostgreSQL database; SQLite when left out")
+    parser.add_argument("--keep", action="store_true", help="keep the data folder and say where it is")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Prepare the environment before Django reads it, then run."""
+    asked = options()
+    folder = Path(tempfile.mkdtemp(prefix="graftworks-chaos-", dir="/tmp"))
+    try:
+        os.environ.update(environment(folder, asked.database_url))
+        build_tiny_model(folder / "tiny")
+        import django
+
+        django.setup()
+        from tests.chaos.run import run
+
+        with server_broker(folder) as broker:
+            return run(asked, folder, broker)
+    finally:
+        if asked.keep:
+            print(f"The data lies in {folder}.")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(folder: Path, database_url: str | None) -> dict[str, str]:
+    """What the installation and this process share. Two device names make two training nodes."""
+    from tests.servers import free_port
+
+    for name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST", "SECRET_KEY"):
+        os.environ.pop(name, None)
+    shared = {
+        "DJANGO_SETTINGS_MODULE": "dashboard.settings",
+        "HOME": str(folder),
+        "PORT": str(free_port()),
+        "DATA_DIR": str(folder / "data"),
+        "BUNDLED_MODEL_DIR": str(folder / "tiny"),
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "OMP_NUM_THREADS": "1",
+        "ENGINE_THREADS": "1",
+        "API_READS_PER_MINUTE": "1000000",
+        "API_WRITES_PER_MINUTE": "1000000",
+        "EMAIL_URL": "memorymail://",
+    }
+    if database_url:
+        shared |= {"DATABASE_URL": database_url, "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    return shared
+
+
+def build_tiny_model(folder: Path) -> None:
+    """In a process of its own, so that this one stays free of torch."""
+    build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=ROOT, timeout=300)
+
+
+@contextlib.contextmanager
+def server_broker(folder: Path) -> Iterator[object]:
+    """Debian's broker beside PostgreSQL, which `manage.py start` then does not run itself; else None."""
+    from django.conf import settings
+
+    from tests.chaos.stage import ServerBroker
+
+    if not settings.REDIS_URL:
+        yield None
+        return
+    broker = ServerBroker(folder / "broker", settings.REDIS_URL)
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

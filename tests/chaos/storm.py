@@ -1,0 +1,142 @@
+"""The blows: which process is killed or paused, and when. The same seed makes the same schedule.
+
+A blow is due when a share of the jobs has ended, so that the storm rests while nothing gets on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+
+from dashboard.models import Job
+from tests.chaos.stage import Stage
+
+KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dispatcher": 5}
+PAUSED = {"pool": 60, "trainer": 15, "worker": 15, "dispatcher": 10}
+# `manage.py start` stops everything when a program ends five times in a minute.
+SAME_PROGRAM_SECONDS = 20.0
+NOBODY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, order=True)
+class Blow:
+    """`seconds` 0 is a kill, else a pause of that length."""
+
+    due: float
+    wait: float
+    role: str
+    pick: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A blow that found somebody; `held`: the live jobs that it took a process from, with their attempt."""
+
+    at: float
+    role: str
+    pid: int
+    seconds: float
+    held: tuple[tuple[int, int], ...]
+
+
+def schedule(seed: int, kills: int, pauses: int, pause_seconds: float) -> list[Blow]:
+    """All blows, in the order in which they fall."""
+    dice = random.Random(seed)
+    blows = []
+    for number, shares, seconds in ((kills, KILLED, 0.0), (pauses, PAUSED, pause_seconds)):
+        for place in range(number):
+            (role,) = dice.choices(list(shares), weights=list(shares.values()))
+            due = 0.95 * (place + dice.random()) / max(1, number)
+            blows.append(Blow(due, dice.uniform(0, 8), role, dice.random(), seconds))
+    return sorted(blows)
+
+
+@dataclass
+class Storm:
+    """Carries the schedule out until it is through or told to stop."""
+
+    stage: Stage
+    blows: list[Blow]
+    share_ended: Callable[[], float]
+    hits: list[Hit] = field(default_factory=list)
+    missed: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+    pausing: list[threading.Thread] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Blow after blow."""
+        for blow in self.blows:
+            while self.share_ended() < blow.due:
+                if self.over.wait(0.3):
+                    return
+            self.over.wait(blow.wait)
+            self._carry_out(blow)
+        for thread in self.pausing:
+            thread.join()
+
+    def _carry_out(self, blow: Blow) -> None:
+        deadline = time.monotonic() + NOBODY_SECONDS
+        while not self.over.is_set():
+            alone = blow.role in ("trainer", "pool")
+            found = [one for one in self.stage.processes(blow.role) if alone or self._may(one)]
+            if found and self._hit(blow, found[int(blow.pick * len(found))]):
+                return
+            if time.monotonic() > deadline:
+                self.missed += 1
+                return
+            self.over.wait(0.1)
+
+    def _may(self, process: psutil.Process) -> bool:
+        program = self._program(process)
+        return time.monotonic() - self.last.get(program, -1000.0) > SAME_PROGRAM_SECONDS
+
+    def _program(self, process: psutil.Process) -> str:
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            return command[command.index("-n") + 1] if "-n" in command else " ".join(command[:4])
+        return str(process.pid)
+
+    def _hit(self, blow: Blow, process: psutil.Process) -> bool:
+        program, held = self._program(process), self._held(blow.role, process)
+        if blow.seconds and any(thread.is_alive() for thread in self.pausing):
+            return False
+        try:
+            process.send_signal(signal.SIGSTOP if blow.seconds else signal.SIGKILL)
+        except psutil.Error:
+            return False
+        self.hits.append(Hit(time.time(), blow.role, process.pid, blow.seconds, held))
+        if blow.role not in ("trainer", "pool") and not blow.seconds:
+            self.last[program] = time.monotonic()
+        if blow.seconds:
+            self.pausing.append(threading.Thread(target=self._continue, args=(process, blow.seconds)))
+            self.pausing[-1].start()
+        elif blow.role == "broker" and self.stage.broker:
+            self.over.wait(2.0)
+            self.stage.broker.restart()
+        return True
+
+    def _held(self, role: str, process: psutil.Process) -> tuple[tuple[int, int], ...]:
+        """The live jobs of that process."""
+        with contextlib.suppress(psutil.Error):
+            pids = [process.pid] + [child.pid for child in process.children(recursive=True)]
+            if role == "trainer":
+                pids.append(process.ppid())
+            if role in ("worker", "pool", "trainer"):
+                return tuple(Job.objects.live().filter(pid__in=pids).values_list("pk", "attempt"))
+        return ()
+
+    def _continue(self, process: psutil.Process, seconds: float) -> None:
+        self.over.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            if process.is_running():
+                os.kill(process.pid, signal.SIGCONT)

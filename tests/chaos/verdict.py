@@ -1,0 +1,140 @@
+"""What the storm left: every acknowledged job against its row, its history, its curve and its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from django.conf import settings
+
+from dashboard.models import Adapter, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
+from dashboard.models.job_state import MOVES, TERMINAL
+from tests.chaos.storm import Hit
+from tests.chaos.work import Asked
+from workers.errors import RunError
+from workers.recorders import check_adapter
+
+KEPT = ("succeeded", "stopped_early")
+
+
+def wrong_ends(asked: list[Asked]) -> list[str]:
+    """Acknowledged jobs that are missing or did not end as they should."""
+    found = []
+    for one in asked:
+        jobs = list(Job.objects.filter(idempotency_key=one.key))
+        if not one.runs:
+            continue
+        if len(jobs) != 1:
+            found.append(f"{one.key}: {len(jobs)} jobs")
+            continue
+        for run in TrainingRun.objects.filter(job=jobs[0]):
+            if run.state not in one.right:
+                why = f"{run.error}, stop {one.keep!r}"
+                found.append(f"{one.key}: job {jobs[0].pk} {run.state}, right is {sorted(one.right)} ({why})")
+        if jobs[0].training_runs.count() != len(one.runs):
+            found.append(f"{one.key}: {jobs[0].training_runs.count()} runs instead of {len(one.runs)}")
+    others = Job.objects.exclude(state__in=TERMINAL)
+    return found + [f"job {job.pk} ({job.kind}) is {job.state}" for job in others]
+
+
+def illegal_moves() -> list[str]:
+    """Every history walked against the table of moves."""
+    found = []
+    for job in Job.objects.all():
+        state, attempt, last = None, 0, 0
+        for event in JobEvent.objects.filter(job=job).order_by("seq"):
+            where = f"job {job.pk} event {event.seq} ({event.event})"
+            if event.seq != last + 1:
+                found.append(f"{where}: follows {last}")
+            last = event.seq
+            if event.attempt < attempt:
+                found.append(f"{where}: written by attempt {event.attempt} after {attempt} had begun")
+            if event.event == "claim" and event.attempt != attempt + 1:
+                found.append(f"{where}: claimed as attempt {event.attempt} after {attempt}")
+            attempt = max(attempt, event.attempt)
+            if event.event in MOVES:
+                sources, target = MOVES[event.event]
+                if event.from_state != state or state not in sources or event.to_state != target:
+                    found.append(f"{where}: {state} -> {event.from_state} -> {event.to_state}")
+                state = State(event.to_state)
+            elif event.event == "submit":
+                state = State.QUEUED
+        if state != job.state or attempt != job.attempt:
+            found.append(f"job {job.pk}: history ends {state}/{attempt}, row says {job.state}/{job.attempt}")
+    return found
+
+
+def adapter_faults() -> list[str]:
+    """Runs without their one adapter, adapters without their whole files."""
+    found = []
+    counts = Counter(Adapter.objects.values_list("run_id", flat=True))
+    for run in TrainingRun.objects.exclude(job=None):
+        wanted = 1 if run.outcome in KEPT else 0
+        if counts[run.pk] != wanted:
+            found.append(f"run {run.pk} ({run.outcome}) has {counts[run.pk]} adapters")
+    for adapter in Adapter.objects.all():
+        try:
+            check_adapter(adapter.path(), adapter.files)
+        except (OSError, RunError) as error:
+            found.append(f"adapter {adapter.pk}: {error}")
+    return found
+
+
+def curve_faults() -> list[str]:
+    """A run that ended has each of its steps exactly once in its curve."""
+    found = []
+    for run in TrainingRun.objects.filter(outcome__in=KEPT):
+        series = MetricSeries.objects.filter(run=run, name="train/loss").first()
+        steps = [int(step) for step, _loss in series.points()] if series else []
+        last = run.ended_step if run.outcome == "stopped_early" else run.total_steps
+        if steps[:last] != list(range(1, (last or 0) + 1)):
+            missing = sorted(set(range(1, (last or 0) + 1)) - set(steps))[:5]
+            found.append(f"run {run.pk}: {len(steps)} points for {last} steps, missing {missing}")
+    return found
+
+
+def leftovers() -> list[str]:
+    """Temporary folders and checkpoints that nobody will read again."""
+    data = Path(settings.DATA_DIR)
+    left = [str(path.relative_to(data)) for path in (data / "work").glob("*")]
+    for folder in (data / "checkpoints").glob("job-*"):
+        job = Job.objects.filter(pk=int(folder.name.removeprefix("job-"))).first()
+        if job is None or not job.keeps_checkpoint:
+            left.append(str(folder.relative_to(data)))
+    return left
+
+
+def unadopted() -> list[str]:
+    """Published folders without a row: harmless, and removed after a day."""
+    known = set(Adapter.objects.values_list("folder", flat=True))
+    return [path.name for path in (Path(settings.DATA_DIR) / "adapters").glob("*") if path.name not in known]
+
+
+def unsent() -> list[str]:
+    """Wake-ups that the dispatcher still holds for jobs that wait."""
+    return [f"wake-up {entry.pk}" for entry in Outbox.objects.filter(sent_at=None, job__state="queued")]
+
+
+def recoveries(hits: list[Hit], role: str, *, paused: bool = False) -> list[float]:
+    """Seconds from each kill (or pause) of a process of that role to the same job training again."""
+    found = []
+    for hit in hits:
+        if hit.role != role or bool(hit.seconds) != paused:
+            continue
+        for job, attempt in hit.held:
+            again = JobEvent.objects.filter(
+                job=job, attempt=attempt + 1, event="message", text__contains="rows to draw from"
+            ).first()
+            if again:
+                found.append(again.created_at.timestamp() - hit.at)
+    return found
+
+
+def stop_times() -> list[float]:
+    """Seconds from each request to stop a working job to its end."""
+    seconds = []
+    for asked in JobEvent.objects.filter(event="cancel"):
+        ended = JobEvent.objects.filter(job=asked.job_id, event="stopped", seq__gt=asked.seq).first()
+        if ended:
+            seconds.append((ended.created_at - asked.created_at).total_seconds())
+    return seconds
