@@ -1,0 +1,123 @@
+"""What a finished run has measured beside what was reckoned for it, kept to correct later forecasts.
+
+The numbers belong to the installation: a device is as fast for one project as for another. A row says nothing
+about data or people, and stays when its run is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from django.db import models
+from django.db.models.functions import Now
+
+from dashboard.models.base_model import BaseModel
+from workers.calibration import MEMORY, START, TIME, Correction, Observation, Prior, correction, within
+from workers.estimates import FORMULA
+
+if TYPE_CHECKING:
+    from dashboard.models.forecast import Reckoned
+
+# Older runs say little about a machine that may have changed since.
+REMEMBERED = 200
+RECORD = 20
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far the last forecasts were off, as shares that nine of ten did not exceed."""
+
+    count: int
+    memory: float
+    seconds: float
+
+
+class CalibrationQuerySet(models.QuerySet["Calibration"]):
+    """Measurements by what they teach."""
+
+    def usable(self) -> list[Calibration]:
+        """The newest ones that were reckoned by today's formulas."""
+        return list(self.filter(formula=FORMULA).order_by("-pk")[:REMEMBERED])
+
+    def errors(self) -> Errors | None:
+        """The record of the last forecasts that people were shown; None before the first."""
+        shown = self.filter(expected_seconds__gt=0, expected_memory_bytes__gt=0)
+        rows = list(shown.order_by("-pk")[:RECORD])
+        memory = within([row.memory_bytes / row.expected_memory_bytes for row in rows])
+        seconds = within([row.seconds / row.expected_seconds for row in rows])
+        return Errors(len(rows), memory, seconds) if memory is not None and seconds is not None else None
+
+
+class Calibration(models.Model):
+    """One finished run: reckoned by formula, told to people, and measured."""
+
+    run = models.OneToOneField(
+        "dashboard.TrainingRun", models.SET_NULL, null=True, blank=True, related_name="calibration"
+    )
+    base_model = models.ForeignKey(BaseModel, models.CASCADE, related_name="+")
+    device = models.CharField(max_length=120)
+    dtype = models.CharField(max_length=20)
+    setting = models.CharField(max_length=60)
+    formula = models.PositiveSmallIntegerField()
+    reckoned_memory_bytes = models.BigIntegerField()
+    reckoned_training_seconds = models.FloatField()
+    reckoned_validation_seconds = models.FloatField()
+    reckoned_other_seconds = models.FloatField()
+    expected_memory_bytes = models.BigIntegerField(default=0)  # as the run's page said; 0: nothing was said
+    expected_seconds = models.FloatField(default=0)
+    memory_bytes = models.BigIntegerField()
+    training_seconds = models.FloatField()
+    seconds = models.FloatField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    objects = CalibrationQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.setting}"
+
+    @property
+    def memory_ratio(self) -> float:
+        """Measured / reckoned peak."""
+        return self.memory_bytes / max(1, self.reckoned_memory_bytes)
+
+    @property
+    def speed_ratio(self) -> float:
+        """Measured / reckoned seconds of the training steps."""
+        return self.training_seconds / max(self.reckoned_training_seconds, 1e-9)
+
+    @property
+    def other_ratio(self) -> float:
+        """Measured / reckoned seconds of loading and saving."""
+        rest = self.seconds - self.training_seconds - self.reckoned_validation_seconds * self.speed_ratio
+        return max(rest, 0.2) / max(self.reckoned_other_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What finished runs say about one more: factors on memory, on its steps and on all around them."""
+
+    memory: Correction
+    speed: Correction
+    other: Correction
+
+    @classmethod
+    def learned(cls, rows: Sequence[Calibration], reckoned: Reckoned) -> Corrections:
+        """From these runs, for a run that is reckoned like this."""
+        place = (reckoned.device, str(reckoned.base_model_id), reckoned.setting)
+
+        same = [row for row in rows if row.dtype == reckoned.dtype]
+
+        def learn(prior: Prior, ratio: Callable[[Calibration], float]) -> Correction:
+            seen = [Observation(row.device, str(row.base_model_id), row.setting, ratio(row)) for row in same]
+            return correction(seen, *place, prior)
+
+        return cls(
+            memory=learn(MEMORY, lambda row: row.memory_ratio),
+            speed=learn(TIME, lambda row: row.speed_ratio),
+            other=learn(START, lambda row: row.other_ratio),
+        )
