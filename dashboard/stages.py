@@ -28,14 +28,15 @@ def stages(run: TrainingRun, evaluation: Job | None) -> list[dict[str, Any]]:
     """The steps of a run in words, each done, current or still to come; a stop or failure ends the row."""
     words = (_("Waiting"), _("Starting"), _("Training"), _("Saving"), _("Evaluating"), _("Finished"))
     reached = STAGES.index(stage_of(run, evaluation))
-    broken = run.state in (State.FAILED, State.CANCELLED)
+    ended = run.state if run.state in (State.FAILED, State.CANCELLED) else ""
     finished = STAGES[reached] == "finished"
     return [
         {
             "word": word,
             "is_done": place < reached or finished,
-            "is_current": place == reached and not finished and not broken,
-            "is_broken": broken and place == reached,
+            "is_current": place == reached and not finished and not ended,
+            "is_broken": ended == State.FAILED and place == reached,
+            "is_stopped": ended == State.CANCELLED and place == reached,
         }
         for place, word in enumerate(words)
     ]
@@ -61,7 +62,7 @@ def stage_of(run: TrainingRun, evaluation: Job | None) -> str:
 
 def eta_range(job: Job | None) -> tuple[float, float] | None:
     """Seconds left, from and to: speed changes over a run, so one number would be a promise."""
-    if job is None or job.state != State.RUNNING or job.eta_seconds is None:
+    if job is None or job.state != State.RUNNING or job.eta_seconds is None or job.stop_is_asked:
         return None
     # An estimate in seconds of minutes would promise what it cannot keep.
     unit = 60 if job.eta_seconds >= 120 else 10 if job.eta_seconds >= 20 else 1

@@ -403,6 +403,12 @@ class Job(models.Model):
             return "park" if keep == Job.Keep.CHECKPOINT else "cancel"
         return "finish" if keep == Job.Keep.ADAPTER else ""
 
+    @property
+    def stop_is_asked(self) -> bool:
+        """Whether somebody wants it to end before its last step; it may wait, work or be stopping already."""
+        early = self.keep == Job.Keep.ADAPTER and not self.is_over
+        return early or self.state == State.CANCELLING
+
     def resume_refusal(self) -> str:
         """Why a person cannot continue it now, or ""."""
         if self.kind != Job.Kind.TRAIN:

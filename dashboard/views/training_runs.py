@@ -235,6 +235,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "look": charts.colours([run.pk])[run.pk],
         "advice": ADVICE.get((run.error or {}).get("code", ""), ""),
         "retries": retries(run),
+        # The same settings would fail the same way.
+        "retry_first": (run.error or {}).get("code") in ("out_of_memory", "diverged"),
         **stop_context(run),
     }
     return render(request, "training_runs/detail.html", context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,14 @@ def make_checkpoint(job: Job, step: int, number: int = 1) -> Path:
     (folder / "state.json").write_text("{}")
     (folder / "manifest.json").write_text(json.dumps({"step": step, "files": {"state.json": "00"}}))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Databases count jobs anew for each test, so none may find checkpoint or log of another one's."""
+    yield
+    for name in ("checkpoints", "logs"):
+        shutil.rmtree(Path(settings.DATA_DIR) / name, ignore_errors=True)
 
 
 @pytest.fixture

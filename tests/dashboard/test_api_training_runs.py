@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -55,16 +53,13 @@ def api(token: str) -> Client:
 
 
 @pytest.fixture
-def training(run: TrainingRun) -> Iterator[TrainingRun]:
+def training(run: TrainingRun) -> TrainingRun:
     """A run that a worker has trained for five steps."""
     assert run.job
-    # The database counts anew for each test, the data folder does not.
-    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
     run.job.move("claim", attempt=1, worker="w")
     run.job.move("progress")
     run.job.advance(step=5)
-    yield run
-    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+    return run
 
 
 @pytest.fixture

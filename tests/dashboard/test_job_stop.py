@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,12 +12,9 @@ from tests.dashboard.conftest import make_checkpoint
 
 
 @pytest.fixture
-def job(run: TrainingRun) -> Iterator[Job]:
+def job(run: TrainingRun) -> Job:
     assert run.job is not None
-    # The database counts anew for each test, the data folder does not.
-    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
-    yield run.job
-    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+    return run.job
 
 
 @pytest.fixture

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import MetricSeries, TrainingRun, User
+from dashboard.models import Job, MetricSeries, TrainingRun, User
+from tests.dashboard.conftest import make_checkpoint
+
+
+def piece_of(client: Client, user: User, run: TrainingRun) -> str:
+    client.force_login(user)
+    return client.get(reverse("training-run-progress", args=[run.pk])).content.decode()
 
 
 def test_it_is_a_piece_and_not_a_page(client: Client, vera: User, run: TrainingRun) -> None:
@@ -29,6 +36,49 @@ def test_it_shows_the_last_values(client: Client, vera: User, run: TrainingRun) 
     page = client.get(reverse("training-run-progress", args=[run.pk])).content.decode()
     assert "188" in page
     assert "1.5 GB" in page
+
+
+def training(run: TrainingRun) -> Job:
+    """The run's job after five of ten steps."""
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    run.job.move("progress", phase="training", step=5, total_steps=10, eta_seconds=60.0)
+    return run.job
+
+
+@pytest.mark.parametrize(
+    ("keep", "state", "words"),
+    [
+        ("", "cancelling", "What it has learned is discarded."),
+        ("checkpoint", "cancelling", "saves where it stands and stops"),
+        ("adapter", "running", "it trains no further, and the best so far is saved as an adapter"),
+    ],
+)
+def test_it_says_what_a_stop_will_leave(
+    client: Client, vera: User, run: TrainingRun, keep: str, state: str, words: str
+) -> None:
+    training(run).request_cancel(keep=keep)
+    piece = piece_of(client, vera, run)
+    assert words in piece
+    assert f'data-state="{state}"' in piece
+    assert "left" not in piece
+
+
+def test_an_interrupted_run_says_that_it_will_only_save(client: Client, vera: User, run: TrainingRun) -> None:
+    job = training(run)
+    make_checkpoint(job, step=4)
+    job.interrupt("The worker died.")
+    job.request_cancel(keep="adapter")
+    piece = piece_of(client, vera, run)
+    assert "Interrupted, will continue by itself" in piece
+    assert "As soon as a worker takes it up, the best so far is saved as an adapter" in piece
+
+
+def test_red_is_for_failures_alone(client: Client, vera: User, run: TrainingRun) -> None:
+    job = training(run)
+    job.request_cancel()
+    job.move("stopped")
+    assert "is-broken" not in piece_of(client, vera, run)
 
 
 def test_it_hides_the_run_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:

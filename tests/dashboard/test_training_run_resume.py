@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 
 import pytest
 from django.test import Client
@@ -15,7 +14,7 @@ from tests.dashboard.conftest import make_checkpoint
 
 
 @pytest.fixture
-def parked(run: TrainingRun) -> Iterator[TrainingRun]:
+def parked(run: TrainingRun) -> TrainingRun:
     """Stopped after five steps with the checkpoint of step 4 kept."""
     assert run.job is not None
     run.job.move("claim", attempt=1)
@@ -24,8 +23,7 @@ def parked(run: TrainingRun) -> Iterator[TrainingRun]:
     make_checkpoint(run.job, step=4)
     run.job.request_cancel(keep="checkpoint")
     run.job.move("stopped")
-    yield run
-    shutil.rmtree(run.job.checkpoint_folder(), ignore_errors=True)
+    return run
 
 
 def resume(client: Client, user: User, run: TrainingRun) -> int:
