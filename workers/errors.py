@@ -6,6 +6,12 @@ that a stranger should not read. Knows nothing of rows, HTTP or tensors.
 
 from __future__ import annotations
 
+import errno
+
+# Full, over the quota, or beyond the size that one file may have; then: the device itself failed.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+BROKEN = (errno.EIO, errno.EROFS)
+
 
 class SpecError(ValueError):
     """A value in a spec is outside its limits. `field` is PEFT's or the form's own name of it."""
@@ -64,6 +70,34 @@ class OutOfMemory(RunError):
     code = "out_of_memory"
 
 
+class DiskFull(RunError):
+    """What must be kept could not be written, although it was tried twice."""
+
+    code = "disk_full"
+
+
+def disk_error(error: BaseException) -> DiskFull | None:
+    """What to tell people when the disk is the reason for this error, else None."""
+    if isinstance(error, DiskFull):
+        return error
+    if is_full(error):
+        return DiskFull("The disk is full, so the result could not be written.")
+    if _is_one_of(error, BROKEN):
+        return DiskFull("The disk could not be written. Look at its health, then start again.")
+    return None
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether room on the disk would have helped."""
+    return _is_one_of(error, FULL)
+
+
+def _is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    # safetensors writes in Rust, whose errors carry the number in their text alone.
+    told = any(f"(os error {number})" in str(error) for number in numbers)
+    return told or (isinstance(error, OSError) and error.errno in numbers)
+
+
 class CheckpointMismatch(RunError):
     """The checkpoint belongs to other settings, another dataset or another base model."""
 
@@ -71,7 +105,7 @@ class CheckpointMismatch(RunError):
 
 
 class Stopped(Exception):
-    """Somebody asked the engine to stop. `reason` is `cancel` or `drain`; it is no failure."""
+    """Somebody asked the engine to stop. `reason` is one of `events.STOPS`; it is no failure."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

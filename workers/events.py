@@ -1,6 +1,7 @@
 """What the engine says while it works: one JSON object per line, from the child to its supervisor.
 
-The child writes events to standard output and takes requests (`{"stop": "cancel"}`) on standard input.
+The child writes events to standard output and takes requests (`{"stop": reason}`, see `STOPS`) on standard
+input.
 A line that is too long or unknown is an error of its own, never a crash. Standard library only.
 """
 
@@ -14,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_LINE = 4 * 1024 * 1024
+# Why a child may be asked to stop, the strongest last. `drain`: write a checkpoint, somebody goes on later.
+# `finish`: publish the best of each arm that still trains. `park`: write a checkpoint, the job ends.
+# `cancel`: write nothing.
+STOPS = ("drain", "finish", "park", "cancel")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -81,7 +86,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ArmEnd:
-    """An arm is over at `step`: `succeeded`, `failed` or `cancelled`. `summary`: final metrics and costs."""
+    """An arm is over at `step`: `succeeded`, `stopped_early`, `failed` or `cancelled`.
+
+    `summary`: final metrics and costs; `published_step` is the step whose weights the adapter holds.
+    """
 
     arm: int
     outcome: str
@@ -108,14 +116,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Bye:
-    """Last line. `reason` is done, cancel, drain or failed."""
+    """Last line. `reason` is done, failed, or what the child was stopped for: cancel, park or drain."""
 
     reason: str
 
 
 Event = Hello | Progress | Metrics | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
 Report = Callable[[Event], None]
-ShouldStop = Callable[[], str]  # "" to go on, else "cancel" or "drain"
+ShouldStop = Callable[[], str]  # "" to go on, else one of STOPS
 
 _TYPES: dict[str, type] = {
     kind.__name__: kind
@@ -125,16 +133,17 @@ _TYPES: dict[str, type] = {
 
 def to_line(event: Event) -> str:
     """The event as one line of JSON, newline included. Not-a-number values become null."""
-    return json.dumps({"event": type(event).__name__, **_finite(dataclasses.asdict(event))}) + "\n"
+    return json.dumps({"event": type(event).__name__, **finite(dataclasses.asdict(event))}) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON values with null where a number is none: JSON knows neither NaN nor Infinity."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

@@ -91,11 +91,12 @@ def point(name: str) -> None:
     asked = os.environ.get(ASKED)
     if not asked:
         return
-    for fault in _planned(asked, os.environ.get(ONCE, "")):
-        if fault.name == name:
-            fault.passed += 1
-            if fault.only in (0, fault.passed) and _is_first(fault):
-                _strike(fault)
+    here = [fault for fault in _planned(asked, os.environ.get(ONCE, "")) if fault.name == name]
+    for fault in here:  # all of them count, also when the first one raises
+        fault.passed += 1
+    for fault in here:
+        if fault.only in (0, fault.passed) and _is_first(fault):
+            _strike(fault)
 
 
 def parse(asked: str) -> list[Fault]:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
+from workers import faults
 from workers.engine import checkpoints, loss
 from workers.engine.train import train
-from workers.errors import CheckpointMismatch, RunError, Stopped
+from workers.errors import CheckpointMismatch, DiskFull, RunError, Stopped
 from workers.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
 from workers.specs import TrainSpec
 
@@ -325,22 +326,82 @@ def test_a_damaged_checkpoint_named_by_hand_is_refused(
         train(one, tmp_path / "out", report=Recorder(), resume_from=cut_off)
 
 
-def test_a_disk_that_is_full_costs_the_checkpoint_and_not_the_run(
+def test_a_write_that_fails_once_is_done_again(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = checkpoints.save_file, [0]
-
-    def save(*arguments: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 2:
-            raise OSError(28, "No space left on device")
-        real(*arguments)
-
-    monkeypatch.setattr(checkpoints, "save_file", save)
+    monkeypatch.setenv(faults.ASKED, "checkpoint.write_arm=ENOSPC@2")
     run_on(one, tmp_path, record)
-    assert [event.step for event in record.of(Checkpoint)] == [3, 9, 12]
-    assert any("step 6 could not be written: No space left" in event.text for event in record.of(Message))
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert [event.step for event in record.of(Checkpoint)] == [3, 6, 9, 12]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(faults.ASKED, "checkpoint.write_arm=ENOSPC@3;checkpoint.write_arm=ENOSPC@4")
+    with pytest.raises(DiskFull, match="The disk is full"):
+        run_on(one, tmp_path, record)
+    assert [event.step for event in record.of(Checkpoint)] == [3, 6]
+    # The older one made room for the second try.
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000002"]
+    monkeypatch.delenv(faults.ASKED)
+    (end,) = run_on(one, tmp_path, record)
+    assert "Continues from step 6." in [event.text for event in record.of(Message)]
+    assert end.outcome == "succeeded"
+
+
+def test_a_drain_on_a_full_disk_continues_from_the_checkpoint_before(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(faults.ASKED, "checkpoint.rename=ENOSPC@2;checkpoint.rename=ENOSPC@3")
+    with pytest.raises(Stopped):
+        run_on(
+            one,
+            tmp_path,
+            record,
+            should_stop=lambda: "drain" if len(record.series("train/loss")) == 5 else "",
+        )
+    assert [event.step for event in record.of(Checkpoint)] == [3]
+    assert "No checkpoint could be written before the stop" in record.of(Message)[-1].text
+
+
+def test_a_disk_with_too_little_room_is_refused_with_both_numbers(
+    one: list[TrainSpec], tmp_path: Path
+) -> None:
+    with pytest.raises(DiskFull, match=r"needs [\d,.]+ GB .* only [\d,.]+ GB are free") as caught:
+        train(one, tmp_path / "out", report=Recorder(), disk_reserve=10**18)
+    assert "1,000,000,000.00 GB to spare" in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_micro_batch_may_shrink_between_attempts(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    plain = replace(one[0], hyperparameters=replace(one[0].hyperparameters, lora_dropout=0.0))
+    whole, fuse, cut = Recorder(), Fuse(7), tmp_path / "cut"
+    train([plain], tmp_path / "whole", report=whole)
+    with pytest.raises(Killed):
+        run_on([plain], cut, fuse)
+    learn = replace(plain.hyperparameters, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    run_on([replace(plain, hyperparameters=learn)], cut, record)
+    assert "Continues from step 6." in [event.text for event in record.of(Message)]
+    assert curves(fuse, record)[0, "train/loss"] == pytest.approx(curves(whole)[0, "train/loss"], rel=1e-4)
+    smaller = replace(learn, gradient_accumulation_steps=1)
+    kept = max((cut / "checkpoints").iterdir())
+    assert "other settings" in refused(replace(one[0], hyperparameters=smaller), tmp_path / "other", kept), (
+        "fewer rows in a step are another run"
+    )
+
+
+def test_the_latest_damaged_checkpoint_stays_to_be_looked_at(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    run_on(one, tmp_path, Recorder())
+    kept = tmp_path / "checkpoints"
+    for name in ("000004", "000003"):
+        (kept / name / "state.json").write_text("{")
+        checkpoints.newest(kept, record)
+    assert [path.name for path in kept.iterdir()] == ["damaged-000003"]
 
 
 def test_it_reads_no_pickle(one: list[TrainSpec], cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:

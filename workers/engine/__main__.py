@@ -1,7 +1,8 @@
 """`python -m workers.engine {train|evaluate|import|inspect} SPEC.json OUT_DIR`: one job in one process.
 
-SPEC `-` reads the first line of standard input: `{"parent": pid, "spec": {...}}` or the plain spec. Later
-lines are requests, `{"stop": "cancel"|"drain"}`; the end of the input means that the parent died, and so does
+SPEC `-` reads the first line of standard input: the plain spec, or `{"parent": pid, "spec": {...},
+"ended": [arms]}`, where `ended` names the arms that have their outcome already. Later lines are requests,
+`{"stop": reason}` with one of `events.STOPS`; the end of the input means that the parent died, and so does
 this process. Events go to standard output as JSON lines, everything else to standard error.
 Exit status: 0 done, 1 failed (a Failure event says why), 3 stopped.
 """
@@ -10,39 +11,62 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import errno
 import io
 import json
+import math
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workers.engine import runtime
-from workers.errors import OutOfMemory, RunError, SpecError, Stopped
-from workers.events import Bye, Event, Failure, Hello, Report, ShouldStop, to_line
-from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, TrainSpec, from_dict
+from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error
+from workers.events import STOPS, Bye, Event, Failure, Hello, Report, ShouldStop, to_line
+from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict
 
 PR_SET_PDEATHSIG = 1
 DONE, FAILED, STOPPED = 0, 1, 3
+# The line that says why comes with the signal, and may be read a little later.
+LINE_SECONDS = 0.5
+RESERVE = "GRAFTWORKS_DISK_RESERVE_BYTES"
 
 
 class StopFlag:
-    """Why to stop, once somebody asked. A cancel outranks a drain."""
+    """Why to stop, once somebody asked; the strongest reason wins. A signal alone means a drain."""
 
-    reason = ""
+    def __init__(self) -> None:
+        self.reason = ""
+        self.signalled = math.inf
 
     def ask(self, reason: str) -> None:
-        if reason in ("cancel", "drain") and self.reason != "cancel":
+        if reason in STOPS and (not self.reason or STOPS.index(reason) > STOPS.index(self.reason)):
             self.reason = reason
 
+    def signal(self) -> None:
+        self.signalled = min(self.signalled, time.monotonic())
+
     def __call__(self) -> str:
+        if not self.reason and time.monotonic() - self.signalled >= LINE_SECONDS:
+            return "drain"
         return self.reason
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line and the first line of the input ask for."""
+
+    kind: str
+    specs: list[Any]
+    ended: list[int]
+    out_dir: Path
+    checkpoints: Path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,23 +78,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoints", type=Path, help="where a training keeps its checkpoints; OUT_DIR/checkpoints"
     )
-    asked = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     stop, report = StopFlag(), _event_reporter()
-    signal.signal(signal.SIGTERM, lambda *_: stop.ask("drain"))
+    signal.signal(signal.SIGTERM, lambda *_: stop.signal())
     signal.signal(signal.SIGINT, lambda *_: stop.ask("cancel"))
     try:
-        values = _read_spec(asked.spec, stop)
-        specs = _parse(asked.kind, values)
+        values, ended = _read_spec(given.spec, stop)
+        specs = _parse(given.kind, values)
+        kept_in = given.checkpoints or given.out_dir / "checkpoints"
+        asked = Asked(given.kind, specs, _check_ended(ended, len(specs)), given.out_dir, kept_in)
         # What libraries will change in their next versions concerns nobody who reads the job's log.
         warnings.simplefilter("ignore", FutureWarning)
         runtime.prepare_environment(offline=asked.kind != "inspect")
         report(_hello(asked.kind))
         asked.out_dir.mkdir(parents=True, exist_ok=True)
-        if asked.kind == "train":
-            kept_in = asked.checkpoints or asked.out_dir / "checkpoints"
-            _train(specs, asked.out_dir, kept_in, report, stop)
-        else:
-            _run(asked.kind, specs, asked.out_dir, report, stop)
+        _run(asked, report, stop)
     except Stopped as stopped:
         report(Bye(stopped.reason))
         return STOPPED
@@ -95,10 +117,11 @@ def _event_reporter() -> Report:
     return report
 
 
-def _read_spec(source: str, stop: StopFlag) -> Any:
+def _read_spec(source: str, stop: StopFlag) -> tuple[Any, Any]:
+    """The spec, and the arms that have ended."""
     if source != "-":
         try:
-            return json.loads(Path(source).read_text(encoding="utf-8"))
+            return json.loads(Path(source).read_text(encoding="utf-8")), []
         except (OSError, ValueError) as error:
             raise SpecError("", f"The spec file cannot be read as JSON: {error}") from error
     _die_with_parent()
@@ -109,12 +132,19 @@ def _read_spec(source: str, stop: StopFlag) -> Any:
         envelope = json.loads(line)
     except ValueError as error:
         raise SpecError("", "The first line of standard input is not JSON.") from error
+    values, ended = envelope, []
     if isinstance(envelope, dict) and "spec" in envelope:
         if envelope.get("parent", os.getppid()) != os.getppid():
             sys.exit(FAILED)  # the parent died before its death could be noticed
-        envelope = envelope["spec"]
+        values, ended = envelope["spec"], envelope.get("ended", [])
     threading.Thread(target=_listen, args=(lines, stop), daemon=True).start()
-    return envelope
+    return values, ended
+
+
+def _check_ended(ended: Any, arms: int) -> list[int]:
+    if not isinstance(ended, list) or not all(index in range(arms) for index in ended):
+        raise SpecError("ended", f"`ended` must be a list of arms from 0 to {arms - 1}.")
+    return ended
 
 
 def _die_with_parent() -> None:
@@ -155,40 +185,42 @@ def _hello(kind: str) -> Hello:
     return Hello(os.getpid(), device, runtime.versions(), runtime.thread_count())
 
 
-def _train(
-    specs: list[TrainSpec], out_dir: Path, kept_in: Path, report: Report, should_stop: ShouldStop
-) -> None:
+def _run(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
+    """Import only what this kind of job needs: start-up time is part of every job."""
+    if asked.kind == "train":
+        _train(asked, report, should_stop)
+    elif asked.kind == "evaluate":
+        from workers.engine.evaluate import evaluate
+
+        scored: EvalSpec = asked.specs[0]
+        evaluate(scored, asked.out_dir, report=report, should_stop=should_stop)
+    elif asked.kind == "import":
+        from workers.engine import importing
+
+        imported: ImportSpec = asked.specs[0]
+        importing.run(imported, asked.out_dir, report=report, should_stop=should_stop)
+    else:
+        from workers.engine import inspecting
+
+        inspected: InspectSpec = asked.specs[0]
+        inspecting.run(inspected, asked.out_dir, report=report, should_stop=should_stop)
+
+
+def _train(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
     """Continue from the newest checkpoint that is whole, or begin."""
     from workers.engine import checkpoints
     from workers.engine.train import train
 
     train(
-        specs,
-        out_dir,
+        asked.specs,
+        asked.out_dir,
         report=report,
         should_stop=should_stop,
-        resume_from=checkpoints.newest(kept_in, report),
-        checkpoint_dir=kept_in,
+        resume_from=checkpoints.newest(asked.checkpoints, report),
+        checkpoint_dir=asked.checkpoints,
+        ended=asked.ended,
+        disk_reserve=int(os.environ.get(RESERVE) or checkpoints.RESERVE),
     )
-
-
-def _run(kind: str, specs: list[Any], out_dir: Path, report: Report, should_stop: ShouldStop) -> None:
-    """Import only what this kind of job needs: start-up time is part of every job."""
-    if kind == "evaluate":
-        from workers.engine.evaluate import evaluate
-
-        scored: EvalSpec = specs[0]
-        evaluate(scored, out_dir, report=report, should_stop=should_stop)
-    elif kind == "import":
-        from workers.engine import importing
-
-        imported: ImportSpec = specs[0]
-        importing.run(imported, out_dir, report=report, should_stop=should_stop)
-    else:
-        from workers.engine import inspecting
-
-        inspected: InspectSpec = specs[0]
-        inspecting.run(inspected, out_dir, report=report, should_stop=should_stop)
 
 
 def failure(error: Exception) -> Failure:
@@ -199,16 +231,9 @@ def failure(error: Exception) -> Failure:
         return Failure(error.code, error.message)
     if isinstance(error, MemoryError) or _is_torch_memory(error):
         return Failure(OutOfMemory.code, _memory_sentence(error))
-    if _is_full_disk(error):
-        return Failure("disk_full", "The disk is full, so the result could not be written.")
+    if full := disk_error(error):
+        return Failure(full.code, full.message)
     return Failure("internal_error", f"The engine stopped with an unexpected {type(error).__name__}.")
-
-
-def _is_full_disk(error: Exception) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    # safetensors writes in Rust, whose errors carry the number in their text alone.
-    told = any(f"(os error {number})" in str(error) for number in full)
-    return told or (isinstance(error, OSError) and error.errno in full)
 
 
 def _is_torch_memory(error: Exception) -> bool:

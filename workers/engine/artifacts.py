@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from workers import faults
 from workers.engine import lora, runtime
-from workers.events import Artifact
+from workers.errors import Diverged, RunError, disk_error
+from workers.events import Artifact, finite
 from workers.specs import TrainSpec, to_dict
 
+WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,34 +39,88 @@ TOKENIZER_FILES = (
 def save_arm(
     model: Any, tokenizer: Any, spec: TrainSpec, out_dir: Path, index: int, summary: dict[str, Any]
 ) -> Artifact:
-    """Save arm `index` under `out_dir/arm-<index>/adapter`; the answer lists each file's SHA-256."""
+    """Save arm `index` under `out_dir/arm-<index>/adapter`; the answer lists each file's SHA-256.
+
+    A disk that refuses is asked once more, after what was written has been removed.
+    """
     final = out_dir / f"arm-{index}" / "adapter"
     aside = final.with_name(".saving")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    name = lora.arm_name(index)
-    model.save_pretrained(str(aside), selected_adapters=[name], save_embedding_layers=False)
-    folder = aside / name
-    _finish_config(folder / "adapter_config.json")
-    _save_tokenizer(tokenizer, spec, folder)
-    (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
-    (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
-    for path in sorted(folder.iterdir()):
-        path.chmod(0o640)  # safetensors writes 0600, but the web process may be another user of the group
-        sync(path)
-    folder.chmod(0o750)
-    sync(folder)
-    shutil.rmtree(final, ignore_errors=True)
-    folder.rename(final)
-    sync(final.parent)
-    shutil.rmtree(aside)
+    for is_last in (False, True):
+        try:
+            _write_arm(model, tokenizer, spec, aside, final, summary)
+            break
+        except (OSError, SafetensorError) as error:
+            if is_last:
+                raise disk_error(error) or error from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     files = {path.name: file_sha256(path) for path in sorted(final.iterdir())}
     return Artifact(index, final.relative_to(out_dir).as_posix(), files)
 
 
+def _write_arm(
+    model: Any, tokenizer: Any, spec: TrainSpec, aside: Path, final: Path, summary: dict[str, Any]
+) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    faults.point("save.make_folder")
+    aside.mkdir(parents=True)
+    name = lora.arm_name(int(final.parent.name.removeprefix("arm-")))
+    faults.point("save.write_weights")
+    model.save_pretrained(str(aside), selected_adapters=[name], save_embedding_layers=False)
+    faults.point("save.after_weights")
+    folder = aside / name
+    faults.point("save.write_config")
+    _finish_config(folder / "adapter_config.json")
+    faults.point("save.write_tokenizer")
+    _save_tokenizer(tokenizer, spec, folder)
+    faults.point("save.write_card")
+    (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
+    faults.point("save.write_record")
+    (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
+    for path in sorted(folder.iterdir()):
+        path.chmod(0o640)  # safetensors writes 0600, but the web process may be another user of the group
+        faults.point("save.sync_file")
+        sync(path)
+    folder.chmod(0o750)
+    faults.point("save.sync_folder")
+    sync(folder)
+    faults.point("save.before_check")
+    check_saved(folder, model, name)
+    shutil.rmtree(final, ignore_errors=True)
+    faults.point("save.rename")
+    folder.rename(final)
+    faults.point("save.after_rename")
+    faults.point("save.sync_parent")
+    sync(final.parent)
+
+
+def check_saved(folder: Path, model: Any, name: str) -> None:
+    """Open the saved file again: the tensors that the model has, each of them finite, as the config says."""
+    from peft.utils.save_and_load import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    found = load_file(folder / WEIGHTS)
+    if {key: value.shape for key, value in found.items()} != {
+        key: value.shape for key, value in expected.items()
+    }:
+        raise RunError("The saved adapter holds other tensors than the model has.", code="publish_failed")
+    if not all(bool(value.isfinite().all()) for value in found.values()):
+        raise Diverged(
+            "The adapter's weights are no finite numbers, so it is not published. "
+            "Use a lower `learning_rate`, for example a third of this one."
+        )
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    ranks = {config["r"], *config["rank_pattern"].values()}
+    sizes = {value.shape[0] for key, value in found.items() if ".lora_A." in key}
+    # Where all experts of a layer share one tensor, it has r rows for each.
+    if not all(any(size % rank == 0 for rank in ranks) for size in sizes):
+        raise RunError("The saved adapter has another r than its config says.", code="publish_failed")
+
+
 def adapter_bytes(out_dir: Path, artifact: Artifact) -> int:
     """Size of the weights that people download."""
-    return (out_dir / artifact.path / "adapter_model.safetensors").stat().st_size
+    return (out_dir / artifact.path / WEIGHTS).stat().st_size
 
 
 def file_sha256(path: Path) -> str:
@@ -78,7 +138,8 @@ def sync(path: Path) -> None:
 
 
 def _to_json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    plain = finite(values)
+    return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finish_config(path: Path) -> None:
@@ -191,9 +252,15 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
 
 
 def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("training loss, last step", f"{summary['train_loss']:.4f}")]
+    rows = []
+    if summary["published_step"] != summary["steps"]:
+        rows.append(("weights of", f"step {summary['published_step']} of {summary['steps']} trained"))
+    if math.isfinite(summary["train_loss"]):
+        rows.append(("training loss, last step", f"{summary['train_loss']:.4f}"))
     if summary["validation_loss"] is not None:
-        rows.append(("validation loss, last step", f"{summary['validation_loss']:.4f}"))
+        last = "last step" if summary["published_step"] == summary["steps"] else "of these weights"
+        rows.append((f"validation loss, {last}", f"{summary['validation_loss']:.4f}"))
+    if summary["best_validation_loss"] is not None:
         best = f"{summary['best_validation_loss']:.4f} (step {summary['best_validation_step']})"
         rows.append(("validation loss, best", best))
     rows.append(("tokens read", f"{summary['tokens']:,}"))

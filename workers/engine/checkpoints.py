@@ -1,11 +1,13 @@
 """Checkpoints of a run: one folder for all live arms, whole or not there, safetensors and JSON only.
 
 A folder is written aside and synced, its manifest with every file's SHA-256 comes last, one rename gives it
-its name. Knows nothing of jobs or attempts: whoever starts the engine says where checkpoints lie.
+its name. Each holds the best weights of each arm too, so whoever has one folder has all there is to keep.
+Knows nothing of jobs or attempts: whoever starts the engine says where checkpoints lie.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,22 +25,28 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from workers import faults
 from workers.engine import lora
 from workers.engine.artifacts import file_sha256, sync
-from workers.errors import CheckpointMismatch, RunError
+from workers.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
 from workers.events import Checkpoint, Message, Metrics, Report
 from workers.specs import TrainSpec, to_dict
 
 if TYPE_CHECKING:
-    from workers.engine.train import Arm
+    from workers.engine.arms import Arm
 
-FORMAT = 1
+FORMAT = 2
 SECONDS = 180.0
 KEPT = 2
 # Metrics that the parent may not have stored yet when everything died: said again by whoever continues.
 POINTS = 1000
 WEIGHT_SAMPLES = 256
+# fp32: the weight, Adam's two moments and the weight at its best.
+BYTES_PER_PARAMETER = 16
+# Bytes that stay free for the database, the logs and the other programs.
+RESERVE = 2 * 10**9
 MANIFEST, STATE = "manifest.json", "state.json"
+WRITING, GONE, DAMAGED = ".writing-", ".gone-", "damaged-"
 OTHER = {"settings": "other settings", "dataset": "another dataset", "base": "another base model"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Adam's moments are stored beside each parameter; the schedule's and the data's position follow from `step`.
@@ -52,6 +60,8 @@ COUNTERS = (
     "validation_loss",
     "best_validation_loss",
     "best_step",
+    "kept_step",
+    "kept_loss",
 )
 
 
@@ -102,23 +112,34 @@ class Keeper:
         return time.monotonic() - self.written >= self.every_seconds
 
     def write(self, arms: Sequence[Arm]) -> None:
-        """Write what the live arms need to go on; a full disk costs the checkpoint, not the run."""
+        """Write what the arms need to go on. What fails is tried once more, then a full disk raises."""
         live = [arm for arm in arms if arm.error is None]
         if self.folder is None or not any(arm.step for arm in live):
             return
         step = max(arm.step for arm in live)
-        aside = self.folder / f".writing-{os.getpid()}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            self._fill(aside, arms, step)
-            final = self.folder / f"{_next_number(self.folder):06d}"
-            aside.rename(final)
-            sync(self.folder)
-            _forget_all_but(self.folder, KEPT)
-            self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
+            self._write(self.folder, arms, step)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            if is_full(error):
+                _forget_all_but(self.folder, 1)  # the newest is whole, and the room of the other is needed
+            self._write_again(self.folder, arms, step)
+        self.written = time.monotonic()
+
+    def write_last(self, arms: Sequence[Arm]) -> None:
+        """Write before a stop; without it, whoever continues takes the checkpoint before."""
+        try:
+            self.write(arms)
+        except DiskFull as error:
+            self.report(
+                Message(f"No checkpoint could be written before the stop. {error.message}", "warning")
+            )
+
+    def _write_again(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
+        try:
+            self._write(folder, arms, step)
+        except (OSError, SafetensorError) as error:
+            if full := disk_error(error):
+                raise full from error
             reason = getattr(error, "strerror", None) or type(error).__name__
             self.report(
                 Message(
@@ -127,7 +148,25 @@ class Keeper:
                     "warning",
                 )
             )
-        self.written = time.monotonic()
+
+    def _write(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
+        aside = folder / f"{WRITING}{os.getpid()}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            faults.point("checkpoint.make_folder")
+            aside.mkdir(parents=True)
+            self._fill(aside, arms, step)
+            final = folder / f"{_next_number(folder):06d}"
+            faults.point("checkpoint.rename")
+            aside.rename(final)
+            faults.point("checkpoint.after_rename")
+            faults.point("checkpoint.sync_parent")
+            sync(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        _forget_all_but(folder, KEPT)
+        faults.point("checkpoint.before_report")
+        self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
 
     def _fill(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
         state = {
@@ -139,10 +178,13 @@ class Keeper:
             "recent": [[point.arm, point.step, point.values] for point in self.recent],
             "arms": [_arm_state(arm) for arm in arms],
         }
+        faults.point("checkpoint.write_state")
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         for arm in arms:
             if arm.error is None:
+                faults.point("checkpoint.write_arm")
                 save_file(_tensors(arm), folder / _file_name(arm))
+                faults.point("checkpoint.after_arm")
         names = sorted(path.name for path in folder.iterdir())
         manifest = {
             "format": FORMAT,
@@ -151,16 +193,43 @@ class Keeper:
             "files": {name: file_sha256(folder / name) for name in names},
         }
         for name in names:
+            faults.point("checkpoint.sync_file")
             sync(folder / name)
+        faults.point("checkpoint.write_manifest")
         (folder / MANIFEST).write_text(_to_json(manifest | {"seal": _seal(manifest)}), encoding="utf-8")
+        faults.point("checkpoint.after_manifest")
+        faults.point("checkpoint.sync_manifest")
         sync(folder / MANIFEST)
+        faults.point("checkpoint.sync_folder")
         sync(folder)
 
 
+def check_room(folder: Path, specs: Sequence[TrainSpec], reserve: int) -> None:
+    """Refuse a run whose checkpoints would fill the disk: two are kept while a third is written."""
+    needed = 3 * BYTES_PER_PARAMETER * sum(spec.target.trainable_parameters for spec in specs)
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    # What an earlier attempt has written is room that this one need not find.
+    kept = sum(path.stat().st_size for path in folder.glob("[0-9]*/*"))
+    if free < max(0, needed - kept) + reserve:
+        raise DiskFull(
+            f"This run needs {_gigabytes(needed + reserve)} of disk space, {_gigabytes(needed)} for its "
+            f"checkpoints and {_gigabytes(reserve)} to spare, and only {_gigabytes(free)} are free. "
+            "Free some space, then start again."
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 10**9:,.2f} GB"
+
+
 def newest(folder: Path, report: Report) -> Path | None:
-    """The newest checkpoint that is whole, or None. Damaged ones are removed, and that is said."""
-    for unfinished in folder.glob(".writing-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """The newest checkpoint that is whole, or None. Damaged ones are put aside, and that is said."""
+    for prefix in (WRITING, GONE):
+        for unfinished in folder.glob(f"{prefix}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     damaged = False
     for path in _folders(folder):
         try:
@@ -168,12 +237,20 @@ def newest(folder: Path, report: Report) -> Path | None:
         except Damaged:
             damaged = True
             report(Message("The newest checkpoint is damaged, so the one before it is tried.", "warning"))
-            shutil.rmtree(path, ignore_errors=True)
+            _quarantine(path)
         else:
             return path
     if damaged:
         report(Message("No checkpoint is whole, so the run starts again from step 0.", "warning"))
     return None
+
+
+def _quarantine(path: Path) -> None:
+    """Put a damaged checkpoint where nobody continues from it; the latest one stays for whoever looks."""
+    for earlier in path.parent.glob(f"{DAMAGED}*"):
+        shutil.rmtree(earlier, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.rename(path.with_name(f"{DAMAGED}{path.name}"))
 
 
 def load(folder: Path) -> Kept:
@@ -194,16 +271,21 @@ def load(folder: Path) -> Kept:
 
 
 def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[str, str]:
-    """Hashes of what must not change between attempts. Where things lie on this machine may.
+    """Hashes of what must not change between attempts. Where things lie on this machine may, and so may how
+    a step's rows are split into micro-batches: after running out of memory they become smaller.
 
     `data` covers the tokens that the arms draw, `base` a sample of every weight, so that a dataset or a
     model changed in place is noticed too.
     """
     first = specs[0]
     settings = [to_dict(spec) for spec in specs]
-    for values in settings:
+    for spec, values in zip(specs, settings, strict=True):
         values.pop("base")
         values.pop("data")
+        learn = values["hyperparameters"]
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
+            learn.pop(name, None)
+        learn["rows_per_step"] = spec.hyperparameters.rows_per_step
     data = hashlib.sha256(first.data.sha256.encode())
     for arm in arms:
         for place in sorted(arm.rows):
@@ -224,7 +306,10 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
 
 
 def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
-    """Put the arms where the checkpoint left them; refuses a checkpoint of another run."""
+    """Put the arms where the checkpoint left them; refuses a checkpoint of another run.
+
+    Of arms that have ended nothing is told again, but what is kept of them stays in the next checkpoints.
+    """
     changed = [OTHER[name] for name, digest in keeper.origin.items() if kept.origin.get(name) != digest]
     if changed:
         raise CheckpointMismatch(
@@ -242,8 +327,10 @@ def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
     version, numbers, gauss = kept.state["python_random"]
     random.setstate((version, tuple(numbers), gauss))
     keeper.began -= kept.state["wall_seconds"]
+    over = {arm.index for arm in arms if arm.is_over}
     for arm_index, step, measured in kept.state["recent"]:
-        keeper.tell(Metrics(arm_index, step, measured))
+        if arm_index not in over:
+            keeper.tell(Metrics(arm_index, step, measured))
 
 
 def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random: bool) -> None:
@@ -259,6 +346,10 @@ def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random:
                     name: value if name == "step" else value.to(parameter.device)
                     for name, value in found.items()
                 }
+    if arm.kept_step == arm.step:
+        arm.keep_weights()
+    elif arm.kept_step:
+        arm.kept = [tensors[f"{number}.kept"] for number in range(len(arm.parameters))]
 
 
 def _tensors(arm: Arm) -> dict[str, torch.Tensor]:
@@ -267,6 +358,8 @@ def _tensors(arm: Arm) -> dict[str, torch.Tensor]:
         tensors[f"{number}.weight"] = parameter.detach().contiguous()
         moments = arm.optimizer.state.get(parameter, {})
         tensors |= {f"{number}.{name}": moments[name].contiguous() for name in MOMENTS if name in moments}
+    if arm.kept_step != arm.step:  # else they are the weights above
+        tensors |= {f"{number}.kept": weight for number, weight in enumerate(arm.kept)}
     return tensors
 
 
@@ -298,5 +391,10 @@ def _next_number(folder: Path) -> int:
 
 
 def _forget_all_but(folder: Path, count: int) -> None:
+    """Renamed first: a folder that is half removed must not look like a damaged checkpoint."""
     for path in _folders(folder)[count:]:
-        shutil.rmtree(path, ignore_errors=True)
+        gone = path.with_name(f"{GONE}{path.name}")
+        with contextlib.suppress(OSError):
+            path.rename(gone)
+            faults.point("checkpoint.while_forgetting")
+        shutil.rmtree(gone, ignore_errors=True)

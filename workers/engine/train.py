@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from workers import faults
+from workers.engine import arms as arms_of
 from workers.engine import artifacts, checkpoints, lora, runtime
-from workers.engine.data import Example, Split, collate, encode_rows, epoch_order, micro_batches, step_rows
+from workers.engine.arms import Arm
+from workers.engine.data import collate, micro_batches
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
 from workers.engine.runtime import stop_if_asked
-from workers.errors import DataError, Diverged, RunError, Stopped
+from workers.errors import DiskFull, RunError, Stopped
 from workers.events import (
     ArmEnd,
     Message,
@@ -36,50 +39,69 @@ from workers.events import (
 from workers.specs import Hyperparameters, TrainSpec
 
 PROGRESS_SECONDS = 0.5
-VALIDATIONS_PER_RUN = 10
 
 
 @dataclass
-class Arm:
-    """One adapter on its way: its spec, its rows and everything that must survive a checkpoint."""
+class Asked:
+    """Why to stop. To finish means nothing before the arms stand where an earlier attempt left them."""
 
-    index: int
-    spec: TrainSpec
-    rows: dict[int, Example]  # by position in the split: those that the arm draws
-    pool: Sequence[int]  # positions that can be drawn
-    validation: list[Example]
-    total: int
-    parameters: list[nn.Parameter] = field(default_factory=list)
-    optimizer: Any = None
-    random_state: Any = None
-    step: int = 0  # completed optimizer steps
-    validated: int = -1  # the last step whose held-out loss is known
-    tokens: int = 0
-    seconds: float = 0.0
-    train_loss: float = math.nan
-    validation_loss: float | None = None
-    best_validation_loss: float | None = None
-    best_step: int = 0
-    error: RunError | None = None
+    should_stop: ShouldStop
+    is_resumed: bool
+    stands: bool = False
 
-    @property
-    def name(self) -> str:
-        return lora.arm_name(self.index)
+    def __call__(self) -> str:
+        reason = self.should_stop()
+        if reason != "finish" or self.stands:
+            return reason
+        return "" if self.is_resumed else "cancel"
 
-    @property
-    def validate_every(self) -> int:
-        return self.spec.validation_steps or max(1, round(self.total / VALIDATIONS_PER_RUN))
 
-    @property
-    def is_training(self) -> bool:
-        return self.error is None and self.step < self.total
+@dataclass
+class Saver:
+    """Ends arms: saves the adapter where there is one, and tells the outcome."""
 
-    def step_examples(self, step: int) -> Iterator[list[Example]]:
-        """The micro-batches of optimizer step `step`, rows of like length together."""
-        learn = self.spec.hyperparameters
-        order = step_rows(len(self.pool), learn.rows_per_step, learn.seed, step)
-        rows = [self.rows[self.pool[index]] for index in order]
-        yield from micro_batches(rows, learn.per_device_train_batch_size)
+    model: Any
+    tokenizer: Any
+    out_dir: Path
+    report: Report
+    keeper: checkpoints.Keeper
+    ends: list[ArmEnd] = field(default_factory=list)
+
+    def save(self, arm: Arm, outcome: str) -> None:
+        """Save the arm's present weights; when they are no adapter to publish, this arm alone fails."""
+        keeper = self.keeper
+        summary = arms_of.summary_of(arm, keeper.dtype, keeper.device)
+        summary["wall_seconds"] = time.monotonic() - keeper.began
+        if outcome == "stopped_early":
+            summary["published_step"] = arm.take_best_weights()
+            summary["validation_loss"] = arm.kept_loss
+        try:
+            artifact = artifacts.save_arm(
+                self.model, self.tokenizer, arm.spec, self.out_dir, arm.index, summary
+            )
+        except DiskFull:
+            raise
+        except RunError as error:
+            arm.error = error
+            self.fail(arm)
+            return
+        faults.point("save.before_report")
+        self.report(artifact)
+        faults.point("save.before_end")
+        summary["adapter_bytes"] = artifacts.adapter_bytes(self.out_dir, artifact)
+        self.ends.append(arms_of.end(arm, outcome, self.report, summary=summary))
+
+    def fail(self, arm: Arm) -> None:
+        """Tell that an arm is lost."""
+        self.ends.append(arms_of.end(arm, "failed", self.report, error=arm.error))
+
+    def stop(self, arms: Sequence[Arm], reason: str) -> None:
+        """End every live arm for a stop after which nobody continues."""
+        for arm in arms:
+            if arm.is_live and reason == "finish" and arm.step:
+                self.save(arm, "succeeded" if arm.is_done else "stopped_early")
+            elif arm.is_live:
+                self.ends.append(arms_of.end(arm, "cancelled", self.report))
 
 
 def train(
@@ -91,14 +113,19 @@ def train(
     resume_from: Path | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_seconds: float = checkpoints.SECONDS,
+    ended: Collection[int] = (),
+    disk_reserve: int = checkpoints.RESERVE,
 ) -> list[ArmEnd]:
     """Train every spec and write `out_dir/arm-<i>/adapter`. Raises only when no arm came through.
 
-    `resume_from` is one checkpoint; new ones go below `checkpoint_dir`, none without it.
+    `resume_from` is one checkpoint; new ones go below `checkpoint_dir`, none without it. `ended`: arms that
+    have their outcome from an earlier attempt and are neither trained nor told of again.
     """
     kept = checkpoints.load(resume_from) if resume_from else None
-    first = _check_shared(specs)
+    first = arms_of.check_shared(specs)
+    checkpoints.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
     started = time.monotonic()
+    asked = Asked(should_stop, is_resumed=kept is not None)
 
     # --- Load: tokenizer and rows before weights, so that bad data is told early -------------------------
     check_folder(first.base)
@@ -108,13 +135,15 @@ def train(
     torch.manual_seed(first.hyperparameters.seed)
     report(Progress("tokenizing"))
     tokenizer = load_tokenizer(first.base)
-    arms = _prepare_arms(specs, tokenizer, report, should_stop)
-    stop_if_asked(should_stop)
+    arms = arms_of.prepare(specs, tokenizer, report, asked)
+    for index in ended:
+        arms[index].is_over = True
+    stop_if_asked(asked)
     report(Progress("loading"))
     base = load_base(first.base, dtype, device)
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)
-    watch(base, lambda: stop_if_asked(should_stop))
+    watch(base, lambda: stop_if_asked(asked))
     origin = checkpoints.origin(specs, arms, base)
     keeper = checkpoints.Keeper(checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started)
 
@@ -131,23 +160,29 @@ def train(
         arm.random_state = runtime.random_state(device)
     scorer = make_scorer(model, base, collate(list(arms[0].rows.values())[:2], device))
     for arm in arms:
-        report(Message(_arithmetic(arm, base, dtype)))
+        if arm.is_live:
+            report(Message(arms_of.arithmetic(arm, base, dtype)))
     if kept:
         checkpoints.restore(kept, keeper, arms)
+    asked.stands = True
 
     # --- Loop ------------------------------------------------------------------------------------------
-    steps = max(arm.total for arm in arms)
-    begin = min((arm.step for arm in arms if arm.is_training), default=steps)
+    saver = Saver(model, tokenizer, out_dir, report, keeper)
+    steps = max((arm.total for arm in arms if arm.is_live), default=0)
+    begin = min((arm.step for arm in arms if arm.is_live and not arm.is_done), default=steps)
     loop_started = told = time.monotonic()
-    ends = [_end(arm, "failed", report, error=arm.error) for arm in arms if arm.error]
+    for arm in arms:
+        if arm.error and not arm.is_over:
+            saver.fail(arm)
     if kept:
         report(Message(f"Continues from step {begin:,}."))
     report(Progress("training", begin, steps))
     try:
         for step in range(begin, steps + 1):
+            stop_if_asked(asked)
             validated = False
             for arm in arms:
-                if arm.error is not None or not arm.step <= step <= arm.total:
+                if not (arm.is_live and arm.step <= step <= arm.total):
                     continue
                 turn_started = time.monotonic()
                 if len(arms) > 1:
@@ -178,8 +213,8 @@ def train(
                     )
                     if not (math.isfinite(loss_sum) and math.isfinite(norm)):
                         arm.step = step
-                        arm.error = _diverged(arm, step, loss_sum, norm)
-                        ends.append(_end(arm, "failed", report, error=arm.error))
+                        arm.error = arms_of.diverged(arm, step, loss_sum, norm)
+                        saver.fail(arm)
                         arm.optimizer.zero_grad()
                         continue
                     for group in arm.optimizer.param_groups:
@@ -201,46 +236,43 @@ def train(
                         "system/memory_bytes": float(runtime.peak_memory_bytes(device)),
                     }
                     keeper.tell(Metrics(arm.index, step, values))
+                    faults.point("train.after_step")
 
-                # Held-out loss before the first step, on schedule, and after the last.
-                is_due = step % arm.validate_every == 0 or step == arm.total
-                if arm.validation and is_due and arm.validated < step:
+                if arm.is_due(step):
                     lora.set_dropout(model, False)
-                    arm.validation_loss = validation_loss(scorer, arm, device, should_stop)
-                    if arm.best_validation_loss is None or arm.validation_loss < arm.best_validation_loss:
-                        arm.best_validation_loss, arm.best_step = arm.validation_loss, step
-                    arm.validated, validated = step, True
-                    keeper.tell(Metrics(arm.index, step, {"validation/loss": arm.validation_loss}))
+                    held_out = validation_loss(scorer, arm, device, asked)
+                    arm.note_validation(held_out)
+                    validated = True
+                    keeper.tell(Metrics(arm.index, step, {"validation/loss": held_out}))
+                    faults.point("train.after_validation")
 
-            if validated or step == steps or keeper.is_due:
+            done = [arm for arm in arms if arm.is_done]
+            # Before an adapter is saved its weights are safe: whoever dies now only saves again.
+            if validated or done or keeper.is_due:
                 keeper.write(arms)
             now = time.monotonic()
             if step > begin and (now - told >= PROGRESS_SECONDS or step == steps):
                 told = now
                 left = (now - loop_started) / (step - begin) * (steps - step)
                 report(Progress("training", step, steps, round(left, 1)))
+            if done and not any(arm.is_live and not arm.is_done for arm in arms):
+                report(Progress("saving"))
+            for arm in done:
+                saver.save(arm, "succeeded")
     except Stopped as stop:
-        if stop.reason == "drain":
-            keeper.write(arms)
-        else:
-            for arm in arms:
-                if arm.error is None:
-                    _end(arm, "cancelled", report)
-        raise
+        if stop.reason in ("drain", "park"):
+            keeper.write_last(arms)
+            raise
+        saver.stop(arms, stop.reason)
+        if stop.reason == "cancel":
+            raise
+        if not ended and not any(end.outcome in ("succeeded", "stopped_early") for end in saver.ends):
+            raise Stopped("cancel") from stop
 
-    # --- Save ------------------------------------------------------------------------------------------
-    report(Progress("saving"))
-    for arm in arms:
-        if arm.error is None:
-            summary = _summary(arm, dtype, device) | {"wall_seconds": time.monotonic() - keeper.began}
-            artifact = artifacts.save_arm(model, tokenizer, arm.spec, out_dir, arm.index, summary)
-            report(artifact)
-            summary["adapter_bytes"] = artifacts.adapter_bytes(out_dir, artifact)
-            ends.append(_end(arm, "succeeded", report, summary=summary))
     failed = [arm.error for arm in arms if arm.error is not None]
     if len(failed) == len(arms):
         raise failed[0]
-    return sorted(ends, key=lambda end: end.arm)
+    return sorted(saver.ends, key=lambda end: end.arm)
 
 
 def learning_rate(learn: Hyperparameters, step: int, total: int) -> float:
@@ -262,183 +294,3 @@ def validation_loss(scorer: Scorer, arm: Arm, device: torch.device, should_stop:
         losses = scorer.token_losses(collate(examples, device, share=scorer.shares))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
     return total / tokens
-
-
-# Before the loop
-
-
-def _check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
-    if not specs:
-        raise RunError("There is nothing to train: the list of specs is empty.")
-    first = specs[0]
-    for spec in specs:
-        if (spec.base, spec.data, spec.dtype) != (first.base, first.data, first.dtype):
-            raise RunError(
-                "Arms of one call must share the base model, the dataset version and the number format."
-            )
-    return first
-
-
-def _prepare_arms(
-    specs: Sequence[TrainSpec], tokenizer: Any, report: Report, should_stop: ShouldStop
-) -> list[Arm]:
-    """Tokenize the rows that the arms will draw, and no others; cut them; tell what was cut."""
-    train_split, validation_split = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
-    if not len(train_split):
-        raise DataError("The training split of this dataset has no rows. Upload more rows.")
-    whole: dict[int, Example] = {}
-    held_out: dict[int, Example] = {}
-
-    def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
-        missing = [index for index in wanted if index not in known]
-        known.update(encode_rows(tokenizer, split, missing, report=report, should_stop=should_stop))
-
-    arms = []
-    for index, spec in enumerate(specs):
-        learn = spec.hyperparameters
-        needed = _rows_needed(learn, len(train_split))
-        read(train_split, whole, needed)
-        rows = {place: whole[place].cut(learn.max_length) for place in needed}
-        pool: Sequence[int] = range(len(train_split))
-        if not all(example.labelled for example in rows.values()):
-            # Rows with nothing to learn leave the draw, so the draw must know every row first.
-            read(train_split, whole, pool)
-            rows = {place: whole[place].cut(learn.max_length) for place in pool}
-            pool = [place for place in pool if rows[place].labelled]
-            if not pool:
-                raise _nothing_to_learn(list(whole.values()), learn.max_length)
-        _tell_cuts([whole[place] for place in rows], learn.max_length, report)
-        drawn = sorted(
-            int(place) for place in epoch_order(len(validation_split), 0, 0)[: spec.validation_rows]
-        )
-        read(validation_split, held_out, drawn)
-        validation = [held_out[place].cut(learn.max_length) for place in drawn]
-        validation = [example for example in validation if example.labelled]
-        if not validation:
-            report(
-                Message(
-                    "No held-out row has an answer to learn from, so there is no validation loss.", "warning"
-                )
-            )
-        arms.append(Arm(index, spec, rows, pool, validation, learn.total_steps(len(pool))))
-    return arms
-
-
-def _rows_needed(learn: Hyperparameters, count: int) -> list[int]:
-    """Positions of the rows that an arm draws in all its steps, sorted."""
-    steps = min(learn.total_steps(count), math.ceil(count / learn.rows_per_step))
-    if steps * learn.rows_per_step >= count:
-        return list(range(count))
-    orders = (step_rows(count, learn.rows_per_step, learn.seed, step) for step in range(1, steps + 1))
-    return sorted(row for order in orders for row in order)
-
-
-def _nothing_to_learn(examples: list[Example], max_length: int) -> DataError:
-    answered = [example for example in examples if example.labelled]
-    if not answered:
-        return DataError(
-            f"None of the {len(examples):,} training rows has an answer to learn from. Each chat needs an "
-            "assistant message whose weight is not 0."
-        )
-    shortest = min(int(example.learn.argmax()) for example in answered)
-    longest = max(len(example.ids) for example in answered)
-    return DataError(
-        f"`max_length` {max_length:,} cuts off the answer of all {len(examples):,} training rows: "
-        f"the shortest prompt alone has {shortest:,} tokens. Set `max_length` to at least {shortest + 1:,}; "
-        f"{longest:,} keeps every row whole.",
-        code="labels_cut_off",
-    )
-
-
-def _tell_cuts(examples: list[Example], max_length: int, report: Report) -> None:
-    long = [example for example in examples if len(example.ids) > max_length]
-    lost = sum(example.labelled > 0 and not example.cut(max_length).labelled for example in examples)
-    silent = sum(not example.labelled for example in examples)
-    unstable = sum(not example.stable for example in examples)
-    if long:
-        report(
-            Message(
-                f"{len(long):,} of {len(examples):,} rows are longer than `max_length` {max_length:,} and "
-                f"were cut; {lost:,} of them lost their whole answer and are left out. The longest has "
-                f"{max(len(example.ids) for example in long):,} tokens.",
-                "warning",
-            )
-        )
-    if silent:
-        report(Message(f"{silent:,} rows have no answer to learn from and are left out.", "warning"))
-    if unstable:
-        report(
-            Message(
-                f"In {unstable:,} rows only the last answer is learned: this model's chat template writes "
-                "earlier answers differently once the chat goes on.",
-                "warning",
-            )
-        )
-
-
-def _arithmetic(arm: Arm, base: Any, dtype: torch.dtype) -> str:
-    """The sums of the run, in words, before it starts."""
-    learn = arm.spec.hyperparameters
-    per_epoch = math.ceil(len(arm.pool) / learn.rows_per_step)
-    tokens = sum(len(example.ids) for example in arm.rows.values())
-    labelled = sum(example.labelled for example in arm.rows.values())
-    frozen = sum(item.numel() for path, item in base.named_parameters() if "lora_" not in path)
-    trainable = sum(parameter.numel() for parameter in arm.parameters)
-    batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
-    sentences = (
-        f"{arm.spec.name}: {len(arm.pool):,} rows to draw from.",
-        f"{arm.total:,} steps of {learn.rows_per_step:,} rows ({batch}), {arm.total / per_epoch:.2f} epochs.",
-        f"The {len(arm.rows):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
-        f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
-        f"The frozen ones are kept as {_dtype_name(dtype)}.",
-    )
-    return " ".join(sentences)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# After the loop
-
-
-def _diverged(arm: Arm, step: int, loss: float, norm: float) -> Diverged:
-    what = "loss" if not math.isfinite(loss) else "gradient norm"
-    rate = arm.spec.hyperparameters.learning_rate
-    return Diverged(
-        f"The {what} was no finite number in step {step:,} of {arm.total:,} (loss {loss:g}, gradient norm "
-        f"{norm:g}), so {arm.spec.name} was stopped. Use a lower `learning_rate` than {rate:g}, for example "
-        f"{rate / 3:.1g}."
-    )
-
-
-def _end(
-    arm: Arm,
-    outcome: str,
-    report: Report,
-    *,
-    error: RunError | None = None,
-    summary: dict[str, Any] | None = None,
-) -> ArmEnd:
-    code, message = (error.code, error.message) if error else ("", "")
-    end = ArmEnd(arm.index, outcome, arm.step, code, message, summary or {})
-    report(end)
-    return end
-
-
-def _summary(arm: Arm, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    return {
-        "train_loss": arm.train_loss,
-        "validation_loss": arm.validation_loss,
-        "best_validation_loss": arm.best_validation_loss,
-        "best_validation_step": arm.best_step,
-        "steps": arm.step,
-        "seconds": arm.seconds,
-        "tokens": arm.tokens,
-        "tokens_per_second": arm.tokens / max(arm.seconds, 1e-9),
-        "peak_memory_bytes": runtime.peak_memory_bytes(device),
-        "trainable_parameters": sum(parameter.numel() for parameter in arm.parameters),
-        "dtype": _dtype_name(dtype),
-        "device": runtime.device_name(device),
-        "threads": runtime.thread_count(),
-    }
