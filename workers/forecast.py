@@ -6,21 +6,19 @@ Standard library only; knows nothing of rows or tensors. Measured values replace
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from workers.presets import Group
+from workers.census import Matched
 
-# PEFT stores the wrapped model's names below its own two levels.
-_PREFIX = "base_model.model."
 _DTYPES = {4: "F32", 2: "BF16"}
 
 
-def adapter_params(groups: Iterable[Group], r: int) -> int:
+def adapter_params(matched: Iterable[Matched], r: int) -> int:
     """Trainable parameters: r * (d_in + d_out) per module (LoRA, arXiv 2106.09685, section 4)."""
-    return r * sum(group.params_per_rank for group in groups)
+    return sum(one.params(r) for one in matched)
 
 
-def adapter_bytes(groups: Iterable[Group], r: int, dtype_bytes: int = 4) -> int:
+def adapter_bytes(matched: Iterable[Matched], r: int, dtype_bytes: int = 4) -> int:
     """Size of `adapter_model.safetensors`: 8 bytes of length, a JSON header padded to 8, then the tensors.
 
     Layout from the safetensors format description: tensors of one dtype lie in the order of their names, and
@@ -29,16 +27,9 @@ def adapter_bytes(groups: Iterable[Group], r: int, dtype_bytes: int = 4) -> int:
     dtype = _DTYPES[dtype_bytes]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in sorted(_tensors(groups, r)):
+    for name, shape in sorted(tensor for one in matched for tensor in one.tensors(r)):
         start, end = end, end + shape[0] * shape[1] * dtype_bytes
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")).encode())
     padded = -(-length // 8) * 8
     return 8 + padded + end
-
-
-def _tensors(groups: Iterable[Group], r: int) -> Iterator[tuple[str, list[int]]]:
-    for group in groups:
-        for name in group.names():
-            yield f"{_PREFIX}{name}.lora_A.weight", [r * group.experts, group.d_in]
-            yield f"{_PREFIX}{name}.lora_B.weight", [group.d_out, r * group.experts]

@@ -146,13 +146,15 @@ class TargetSpec:
     """PEFT's own arguments for one base model, and what they are expected to touch.
 
     `modules` (number of adapted modules) and `trainable_parameters` come from the census; the engine
-    compares them with what PEFT really attached before the first step.
+    compares them with what PEFT really attached before the first step. Where no list of names can say it,
+    `target_regex` is PEFT's one string of `target_modules`, and the list only reads well.
     """
 
     target_modules: tuple[str, ...]
+    target_regex: str = ""
     target_parameters: tuple[str, ...] = ()
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
     exclude_modules: tuple[str, ...] = ()
     layers_to_transform: tuple[int, ...] = ()
     modules: int
@@ -180,6 +182,12 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise SpecError("dtype", f"`dtype` must be one of {', '.join(DTYPES)}.")
+        if self.target.target_parameters and self.hyperparameters.lora_dropout:
+            raise SpecError(
+                "lora_dropout",
+                "`lora_dropout` must be 0 here: PEFT cannot drop the inputs of experts. Set it to 0, or choose "
+                "a preset without MLP layers.",
+            )
         if self.validation_steps < 0 or self.validation_rows < 0:
             raise SpecError(
                 "validation_steps", "`validation_steps` and `validation_rows` must not be negative."

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, SharedQuerySet
-from workers.presets import Census
+from workers.census import Census
 from workers.specs import BaseSpec, InspectSpec, to_dict
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.project import Project, SharedQuerySet
-from workers.presets import PRESETS, RECOMMENDED, Resolution, resolve
+from workers.presets import PRESETS, RECOMMENDED, resolve
+from workers.targets import Resolution
 
 
 class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):

@@ -17,9 +17,10 @@ from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
+from workers.census import PRESET_SCOPES, ROLES, Census
 from workers.errors import ADVICE, ModelError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import PRESET_SCOPES, RECOMMENDED_LABEL, RECOMMENDED_WHY, ROLES, Census
+from workers.presets import RECOMMENDED_LABEL, RECOMMENDED_WHY
 
 SHOWN_RANK = 16
 LOG_LINES = 50

@@ -12,10 +12,11 @@ import pytest
 from huggingface_hub import ModelInfo
 
 from tests.tiny_model import build_tiny_model
+from workers.census import Census
 from workers.engine import inspecting
 from workers.errors import ModelError, Stopped
 from workers.events import Event, Result
-from workers.presets import PRESETS, Census, resolve
+from workers.presets import PRESETS, resolve
 from workers.specs import InspectSpec
 
 

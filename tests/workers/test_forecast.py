@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from workers.census import Group, Matched, whole
 from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import Group
 
 # (layers, hidden, heads, key-value heads, head size, MLP width), and parameters per rank for each of SETS.
 SHAPES = {
@@ -17,7 +17,7 @@ SHAPES = {
 SETS = ("o", "q v", "o down", "q k v o gate up down")
 
 
-def groups(shape: tuple[int, ...], names: str) -> list[Group]:
+def groups(shape: tuple[int, ...], names: str) -> tuple[Matched, ...]:
     layers, h, nh, nkv, d, f = shape
     sizes = {
         "q": (h, nh * d),
@@ -28,10 +28,10 @@ def groups(shape: tuple[int, ...], names: str) -> list[Group]:
         "up": (h, f),
         "down": (f, h),
     }
-    return [
+    return whole(
         Group(f"model.layers.*.{name}_proj", name, "decoder", "linear", tuple(range(layers)), *sizes[name])
         for name in names.split()
-    ]
+    )
 
 
 @pytest.mark.parametrize("model", SHAPES)

@@ -7,8 +7,12 @@ import json
 
 import pytest
 
+from workers.census import Census, Group
 from workers.errors import SpecError, TargetError
-from workers.presets import PRESETS, Census, Group, Resolution, matches, preset, resolve, target_spec
+from workers.matching import attached, matches
+from workers.presets import PRESETS, preset, resolve
+from workers.specs import Hyperparameters
+from workers.targets import Resolution, target_spec
 
 LAYERS = tuple(range(4))
 LLAMA = {
@@ -59,7 +63,7 @@ def test_efficient_adapts_attention_output_alone() -> None:
     resolution = on_llama("efficient")
     assert resolution.target_modules == ("o_proj",)
     assert resolution.sentence == "4 of 4 layers, 4 modules"
-    assert resolution.params_per_rank == 4 * (64 + 64)
+    assert resolution.params(1) == 4 * (64 + 64)
 
 
 def test_quality_adapts_every_layer_but_the_head() -> None:
@@ -96,23 +100,68 @@ def test_a_missing_role_is_refused_with_a_preset_that_works() -> None:
     assert "Choose Efficient instead" in refusal
 
 
-def test_layers_without_the_role_are_named() -> None:
+def test_layers_without_the_role_are_named_and_to_be_confirmed() -> None:
     some = dataclasses.replace(group("self_attn.o_proj", "attn_out"), layers=(1, 3))
     resolution = resolve(["attn_out"], census({}, some))
     assert resolution.sentence == "2 of 4 layers, 2 modules"
-    assert resolution.notes == ("Attention output exists in 2 of 4 layers.",)
+    assert resolution.confirmations == (
+        "Attention output exists in 2 of 4 layers (1, 3); the other layers stay without.",
+    )
 
 
-def test_experts_are_refused_for_the_mlp_and_left_alone_by_attention() -> None:
+def test_roles_that_the_same_layers_lack_share_a_sentence() -> None:
+    names = ("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v")
+    some = [dataclasses.replace(group(f"self_attn.{name}", role), layers=(0, 1, 3)) for name, role in names]
+    resolution = resolve(["attn_q", "attn_k", "attn_v"], census({}, *some))
+    assert resolution.confirmations == (
+        "Query, key and value exist in 3 of 4 layers (0-1, 3); the other layers stay without.",
+    )
+
+
+def test_experts_are_reached_by_their_tensors_and_share_the_rank() -> None:
     experts = group("mlp.experts.down_proj", "expert_down", kind="expert", scope="routed_expert", experts=8)
     attention = {"self_attn.o_proj": LLAMA["self_attn.o_proj"]}
-    assert "experts" in resolve(PRESETS["balanced"].roles, census(attention, experts)).refusal
-    assert resolve(PRESETS["efficient"].roles, census(attention, experts)).target_modules == ("o_proj",)
+    resolution = resolve(PRESETS["balanced"].roles, census(attention, experts))
+    arguments = resolution.arguments(16, 32)
+    assert arguments.target_parameters == ("mlp.experts.down_proj",)
+    assert arguments.rank_pattern == {"experts.down_proj": 2}
+    assert arguments.alpha_pattern == {"experts.down_proj": 4}
+    assert resolution.shares(16, 32) == ("8 experts share r 16: each gets r 2 and lora_alpha 4.",)
+    assert resolution.params(16) == 16 * 4 * 128 + 2 * 8 * 4 * 128
+    assert resolve(PRESETS["efficient"].roles, census(attention, experts)).target_parameters == ()
 
 
-def test_a_vision_tower_of_the_same_name_is_refused() -> None:
+def test_more_experts_than_rank_get_one_each() -> None:
+    experts = group("mlp.experts.down_proj", "expert_down", kind="expert", scope="routed_expert", experts=64)
+    resolution = resolve(["mlp_down"], census({}, experts))
+    assert resolution.arguments(16, 32).alpha_pattern == {"experts.down_proj": 2}
+    assert resolution.params(16) == 64 * 4 * 128
+
+
+def test_names_that_peft_rewrites_are_given_as_tensors() -> None:
+    names = {"mlp.down_proj": ("mlp_down", 64, 64), "self_attn.o_proj": ("attn_out", 64, 64)}
+    counted = dataclasses.replace(census(names), rewrites={"down_proj": "down_proj", "gate": "gate.weight"})
+    resolution = resolve(PRESETS["balanced"].roles, counted)
+    assert resolution.target_modules == ("o_proj",)
+    assert resolution.target_parameters == ("mlp.down_proj.weight",)
+
+
+def test_a_vision_tower_of_the_same_name_is_left_out_by_a_regex() -> None:
     tower = Group("vision.layers.*.self_attn.q_proj", "attn_q", "vision", "linear", LAYERS, 64, 64)
-    assert "does not target it yet" in resolve(["attn_q"], census(LLAMA, tower)).refusal
+    counted = census(LLAMA, tower)
+    resolution = resolve(["attn_q", "attn_v"], counted)
+    assert resolution.target_regex == r"model\.layers\.\d+\.(self_attn\.q_proj|self_attn\.v_proj)"
+    reached = attached(resolution.arguments(8, 16), counted, 8)
+    assert len(reached) == 8
+    assert not [name for name in reached if name.startswith("vision")]
+
+
+def test_a_vision_tower_is_taken_away_by_name_where_peft_reads_no_regex() -> None:
+    tower = Group("vision.layers.*.self_attn.q_proj", "attn_q", "vision", "linear", (0, 1), 64, 64)
+    counted = dataclasses.replace(census(LLAMA, tower), rewrites={"gate": "gate.weight"})
+    resolution = resolve(["attn_q"], counted)
+    assert resolution.target_modules == ("q_proj",)
+    assert resolution.exclude_modules == tuple(f"vision.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
 
 
 def test_what_peft_attached_otherwise_stays_refused() -> None:
@@ -145,14 +194,19 @@ def test_matching_follows_whole_names_only() -> None:
 
 
 def test_a_target_spec_carries_what_the_engine_must_find() -> None:
-    spec = target_spec(on_llama("efficient"), r=8)
+    spec = target_spec(on_llama("efficient"), Hyperparameters(r=8))
     assert spec.target_modules == ("o_proj",)
     assert (spec.modules, spec.trainable_parameters) == (4, 8 * 4 * 128)
 
 
 def test_a_refused_resolution_makes_no_target_spec() -> None:
     with pytest.raises(TargetError, match="mixture"):
-        target_spec(Resolution(refusal="A mixture of experts."), r=8)
+        target_spec(Resolution(refusal="A mixture of experts."), Hyperparameters(r=8))
+
+
+def test_coverage_size_and_share_are_one_line() -> None:
+    words = on_llama("efficient").words(r=8, frozen=1_000_000, file_bytes=1_100_000)
+    assert words == "4 of 4 layers, 0.00 M parameters (0.41 %), 1.1 MB"
 
 
 def test_a_census_survives_json() -> None:

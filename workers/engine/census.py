@@ -15,50 +15,87 @@ from pathlib import Path
 import peft
 import torch
 import transformers
+from peft import LoraConfig
+from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-defined]
+    _MODEL_TO_CONVERSION_PATTERN,
+    _MOE_TARGET_MODULE_MAPPING,
+)
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
+from workers.census import Census, Group
+from workers.engine.lora import attach_one
+from workers.engine.model import auto_class
 from workers.errors import ModelError
-from workers.presets import PRESETS, Census, Group, resolve
+from workers.presets import PRESETS, resolve
+from workers.targets import Resolution
 
 logger = logging.getLogger(__name__)
 
-# First match wins; each pattern is searched at the end of the name, numbers left out. Attention stands before
-# MLP because `c_proj` and `dense` mean either, by their parent alone.
+# First match wins; each pattern is searched at the end of the name, numbers left out. Parts that steer come
+# first, then attention before MLP, because `c_proj` and `dense` mean either, by their parent alone.
 _ATTENTION = (
-    r"(attn|attention|self_attention|self_attn|crossattention|encoder_attn|SelfAttention|EncDecAttention)"
+    r"(attn|attention|self_attention|self_attn|cross_attn|crossattention|encoder_attn|SelfAttention"
+    r"|EncDecAttention|multi_head_attention|mixer|temporal_block)"
 )
+_LINEAR_ATTENTION = r"(linear_attn|linear_attention|mlstm_layer)"
+_RECURRENT = r"(mamba|mixer|ssm|conv|short_conv)\.(in_proj|out_proj|x_proj|dt_proj)"
 ROLE_PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"(linear_attn|linear_attention)\.(in_proj_qkvz?|in_proj_z)", "linattn_in"),
-    (r"(linear_attn|linear_attention)\.out_proj", "linattn_out"),
-    (r"(in_proj_ba|in_proj_a|in_proj_b|shared_expert_gate)", "gate_other"),
-    (r"(mamba|mixer|ssm|conv|short_conv)\.(in_proj|out_proj|x_proj|dt_proj)", "other"),
-    (r"(q_proj|q_a_proj|q_b_proj|q_lin|query|wq)", "attn_q"),
-    (r"(k_proj|k_lin|key|wk)", "attn_k"),
-    (r"(v_proj|v_lin|value|wv)", "attn_v"),
+    (r"(indexer|compressor|router_mlp|\w*layernorm\.mlp|visual_projection)\.[\w.]+", "other"),
+    (
+        r"(router|router\.(gate|layer|classifier))|(block_sparse_moe|mlp|moe|feed_forward|mixer)\.gate",
+        "router",
+    ),
+    (r"mlp\.gate\.\w+", "router"),
+    (_ATTENTION + r"\.(gate_proj|q_gate_proj|output_gate|[gb]_proj|g_[ab]_proj)", "gate_other"),
+    (r"shared_expert_gate|in_proj_ba|in_proj_a|in_proj_b|forget_gate\.\w+", "gate_other"),
+    (_LINEAR_ATTENTION + r"\.([abg]_proj|\w+_preact)", "gate_other"),
+    (_LINEAR_ATTENTION + r"\.(in_proj_qkvz?|in_proj_z|[qkv]_proj|[qkv])", "linattn_in"),
+    (_LINEAR_ATTENTION + r"\.(out_proj|o_proj)", "linattn_out"),
+    (_RECURRENT, "other"),
+    (r"self_attention\.experts\.input_linear", "attn_q"),
+    (r"self_attention\.experts\.output_linear", "attn_out"),
+    (r"feed_forward\.key", "mlp_up"),
+    (r"feed_forward\.value", "mlp_down"),
+    (r"(q_proj|q_a_proj|q_b_proj|q_lin|query|query_proj|project_q|[wW]q)", "attn_q"),
+    (r"(k_proj|k_lin|key|key_proj|project_k|[wW]k)", "attn_k"),
+    (r"(v_proj|v_proj_current|v_proj_delayed|v_lin|value|value_proj|project_v|[wW]v)", "attn_v"),
     (r"(qkv_proj|c_attn|query_key_value|Wqkv)", "attn_qkv"),
-    (r"(kv_a_proj_with_mqa|kv_b_proj)", "attn_kv"),
+    (r"kv_a_proj_with_mqa|kv_b_proj|" + _ATTENTION + r"\.kv_proj", "attn_kv"),
     (_ATTENTION + r"\.q", "attn_q"),
     (_ATTENTION + r"\.k", "attn_k"),
     (_ATTENTION + r"\.v", "attn_v"),
-    (r"o_proj|" + _ATTENTION + r"\.(output\.dense|out_proj|c_proj|dense|out_lin|o)", "attn_out"),
-    (r"(block_sparse_moe|mlp|moe|feed_forward)\.(gate|router|router\.layer)", "router"),
-    (r"gate_up_proj|shared_mlp\.input_linear", "mlp_gate_up"),
-    (r"gate_proj|(feed_forward|mlp)\.w1|wi_0", "mlp_gate"),
-    (r"up_proj|fc1|c_fc|fc_in|dense_h_to_4h|lin1|wi|wi_1|(feed_forward|mlp)\.w3", "mlp_up"),
     (
-        r"down_proj|fc2|fc_out|dense_4h_to_h|lin2|wo|(feed_forward|mlp)\.w2|mlp\.c_proj"
-        r"|shared_mlp\.output_linear",
+        r"o_proj|o_a_proj|o_b_proj|out_lin|attention_out|"
+        + _ATTENTION
+        + r"\.(output\.dense|output|out_proj|c_proj|dense|o|Wo)",
+        "attn_out",
+    ),
+    (r"gate_up_proj|shared_mlp\.input_linear|mlp\.Wi", "mlp_gate_up"),
+    (r"gate_proj|(feed_forward|mlp)\.w1|wi_0|w_in\.w_0|proj_up_gate", "mlp_gate"),
+    (
+        r"up_proj|fc1|c_fc|fc_in|dense_h_to_4h|lin1|wi|wi_1|(feed_forward|mlp)\.w3|intermediate\.dense"
+        r"|w_in\.w_1|proj_up|feed_forward\.intermediate",
+        "mlp_up",
+    ),
+    (
+        r"down_proj|fc2|fc_out|dense_4h_to_h|lin2|wo|(feed_forward|mlp)\.w2|mlp\.c_proj|mlp\.Wo"
+        r"|shared_mlp\.output_linear|output\.dense|ffn\.w_out|proj_down|feed_forward\.output",
         "mlp_down",
     ),
 )
 SCOPE_PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"(^|\.)(vision\w*|visual|image\w*|audio\w*)\.", "vision"),
-    (r"(^|\.)(multi_modal_projector|projector|connector)(\.|$)", "projector"),
+    (
+        r"(^|\.)(multi_modal_projector|projector|connector|aligner|visual_projection|embed_(vision|audio))(\.|$)",
+        "projector",
+    ),
+    (r"(^|\.)(vision\w*|visual|image\w*|audio\w*|speech\w*)(\.|$)", "vision"),
+    (r"(^|\.)(patcher|cls|pooler|lm_head)(\.|$)", "other"),
     (r"\.shared_experts?\.", "shared_expert"),
     (r"\.experts\.", "routed_expert"),
-    (r"\.(encoder_attn|crossattention|EncDecAttention)\.", "cross"),
+    (r"\.(encoder_attn|crossattention|cross_attn|EncDecAttention)\.", "cross"),
     (r"(^|\.)encoder\.", "encoder"),
 )
 
@@ -76,27 +113,40 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 def count(config: PreTrainedConfig, *, has_chat_template: bool) -> Census:
     """Groups of layers with their roles, and for each preset whether PEFT attaches what was promised."""
-    model = _on_meta(config)
-    text = config.get_text_config()
-    census = Census(
-        model_type=config.model_type,
+    census = listed(build(config), has_chat_template=has_chat_template)
+    census.refused.update(_refused(census, config))
+    return census
+
+
+def listed(model: PreTrainedModel, *, has_chat_template: bool = False) -> Census:
+    """What one model holds, without asking PEFT."""
+    text = model.config.get_text_config()
+    return Census(
+        model_type=model.config.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        hidden_size=text.hidden_size,
-        num_layers=text.num_hidden_layers,
-        # Models with relative positions have no such limit: 0 says so.
+        # Not every type states all of these, and models with relative positions have no limit: 0 says so.
+        hidden_size=getattr(text, "hidden_size", None) or 0,
+        num_layers=getattr(text, "num_hidden_layers", None) or 0,
         max_positions=getattr(text, "max_position_embeddings", None) or 0,
-        vocab_size=text.vocab_size,
+        vocab_size=getattr(text, "vocab_size", None) or 0,
         groups=tuple(groups(model)),
-        tied_embeddings=bool(text.tie_word_embeddings),
+        tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         has_chat_template=has_chat_template,
         versions={
             "peft": peft.__version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
         },
+        rewrites=rewrites(model.config.model_type),
     )
-    census.refused.update(_refused(census, config))
-    return census
+
+
+def rewrites(model_type: str) -> dict[str, str]:
+    """Names of experts that PEFT turns into other ones on this type of model, old to new."""
+    if get_checkpoint_conversion_mapping(model_type) is None:  # type: ignore[no-untyped-call]
+        return {}
+    kin = _MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
+    return dict(_MOE_TARGET_MODULE_MAPPING.get(kin, {}))
 
 
 def groups(model: PreTrainedModel) -> list[Group]:
@@ -123,12 +173,11 @@ def groups(model: PreTrainedModel) -> list[Group]:
     ]
 
 
-def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model on the meta device, as the engine would load it."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
-            )
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         message = f"A model of type {config.model_type} cannot be built as a causal language model"
         raise ModelError(f"{message}: {_first_line(error)}") from error
@@ -147,10 +196,21 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, str, int, int, int, b
             yield name, "embedding", module.num_embeddings, module.embedding_dim, 1, False
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             yield name, "conv", module.in_channels, module.out_channels, 1, module.bias is not None
-    for name, parameter in model.named_parameters():
-        # Routed experts are one [experts, ., .] tensor per layer, no modules.
-        if parameter.dim() == 3 and ".experts." in name:
-            yield name, "expert", parameter.shape[1], parameter.shape[2], parameter.shape[0], False
+        else:
+            yield from _tensors(name, module)
+
+
+def _tensors(owner: str, module: nn.Module) -> Iterator[tuple[str, str, int, int, int, bool]]:
+    """Tensors that stand alone: routed experts are one [experts, ., .] each, and many routers a matrix."""
+    for name, tensor in module.named_parameters(recurse=False):
+        full = f"{owner}.{name}"
+        if tensor.dim() == 3 and "Experts" in type(module).__name__:
+            # PEFT reads [experts, d_out, d_in], unless the module says that it keeps them transposed.
+            count, first, second = tensor.shape
+            d_in, d_out = (first, second) if getattr(module, "is_transposed", False) else (second, first)
+            yield full, "expert", d_in, d_out, count, False
+        elif tensor.dim() == 2 and name == "weight" and _role(full, "parameter") == "router":
+            yield full, "parameter", tensor.shape[1], tensor.shape[0], 1, False
 
 
 def _pattern(name: str) -> tuple[str, int]:
@@ -165,9 +225,10 @@ def _pattern(name: str) -> tuple[str, int]:
 def _role(pattern: str, kind: str) -> str:
     if kind in ("embedding", "conv"):
         return kind
-    if kind == "expert":
-        return "expert_down" if "down" in pattern else "expert_gate_up"
     name = ".".join(segment for segment in pattern.split(".") if segment != "*" and not segment.isdigit())
+    name = name.removesuffix(".weight").removesuffix(".linear")
+    if kind == "expert" and not name.startswith("self_attention.") and ".self_attention." not in name:
+        return "expert_down" if re.search(r"\.(down_proj|output_linear|w2)$", name) else "expert_gate_up"
     for expression, role in ROLE_PATTERNS:
         if re.search(rf"(^|\.)({expression})$", name):
             return role
@@ -175,11 +236,11 @@ def _role(pattern: str, kind: str) -> str:
 
 
 def _scope(pattern: str, kind: str) -> str:
-    if kind == "expert":
-        return "routed_expert"
     for expression, scope in SCOPE_PATTERNS:
         if re.search(expression, pattern):
             return scope
+    if kind == "expert":
+        return "routed_expert"
     return "decoder" if "*" in pattern else "other"
 
 
@@ -188,24 +249,30 @@ def _refused(census: Census, config: PreTrainedConfig) -> dict[str, str]:
     refused = {}
     for preset in PRESETS.values():
         resolution = resolve(preset.roles, census)
-        if resolution.refusal:
-            continue
-        promised = sorted(name for group in resolution.matched for name in group.names())
-        problem = _attach_problem(config, list(resolution.target_modules), promised)
+        problem = "" if resolution.refusal else attach_problem(build(config), resolution)
         if problem:
-            refused[" ".join(resolution.target_modules)] = problem
+            refused[resolution.key] = problem
     return refused
 
 
-def _attach_problem(config: PreTrainedConfig, target_modules: list[str], promised: list[str]) -> str:
-    lora = peft.LoraConfig(r=1, target_modules=target_modules, task_type="CAUSAL_LM", bias="none")
+def attach_problem(model: PreTrainedModel, resolution: Resolution, r: int = 64) -> str:
+    """What PEFT does otherwise than the resolution says; "" if nothing. The empty model is changed by it."""
+    arguments = resolution.arguments(r, 2 * r)
     try:
-        attached = peft.get_peft_model(_on_meta(config), lora).targeted_module_names
+        with torch.device("meta"):
+            attached = attach_one(
+                model, LoraConfig(r=r, lora_alpha=2 * r, bias="none", **arguments.to_dict())
+            )
     except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         return f"PEFT cannot attach an adapter to these layers: {_first_line(error)}"
-    if sorted(attached) != promised:
-        logger.warning("promised %s, attached %s", promised, sorted(attached))
-        return f"PEFT attaches to {len(attached)} layers here where {len(promised)} were meant."
+    found = [*attached.targeted_module_names, *attached.targeted_parameter_names]
+    promised = resolution.names()
+    if sorted(found) != sorted(promised):
+        logger.warning("promised %s, attached %s", sorted(promised), sorted(found))
+        return f"PEFT attaches to {len(found)} layers here where {len(promised)} were meant."
+    trainable = sum(item.numel() for item in attached.parameters() if item.requires_grad)
+    if trainable != resolution.params(r):
+        return f"PEFT makes {trainable:,} parameters here where {resolution.params(r):,} were counted."
     return ""
 
 

@@ -5,6 +5,7 @@ PEFT owns parameters, initial values, names and the file format. Knows nothing o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,18 +23,18 @@ def arm_name(index: int) -> str:
 
 def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
     """One PEFT model that carries every arm; each arm's first values depend on its own seed alone."""
-    from peft.mapping_func import get_peft_model
-
+    if len(specs) > 1 and any(spec.target.target_parameters for spec in specs):
+        raise TargetError(
+            "An adapter on experts trains alone, because PEFT keeps one set of experts per model. Start each "
+            "as a run of its own."
+        )
     model: Any = None
     for index, spec in enumerate(specs):
         config = _config(spec)
         with torch.random.fork_rng():
             torch.manual_seed(spec.hyperparameters.seed)
             try:
-                if model is None:
-                    model = get_peft_model(base, config, adapter_name=arm_name(index))
-                else:
-                    model.add_adapter(arm_name(index), config)
+                model = attach_one(base if model is None else model, config, arm_name(index))
             except ValueError as error:
                 raise TargetError(
                     f"The target modules fit nothing in {spec.base.name}: {_short(error)}"
@@ -44,6 +45,19 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
         attached.revision = spec.base.revision
         _check_count(model, index, spec)
     return model.eval()
+
+
+def attach_one(model: Any, config: Any, name: str = "default") -> Any:
+    """The PEFT model with one adapter more. PEFT warns that ranks of experts are ignored; they are not."""
+    from peft.mapping_func import get_peft_model
+    from peft.peft_model import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            return model
+        return get_peft_model(model, config, adapter_name=name)
 
 
 def _config(spec: TrainSpec) -> Any:
@@ -58,7 +72,7 @@ def _config(spec: TrainSpec) -> Any:
         lora_dropout=learn.lora_dropout,
         use_rslora=learn.use_rslora,
         bias="none",
-        target_modules=sorted(target.target_modules),
+        target_modules=target.target_regex or sorted(target.target_modules),
         target_parameters=sorted(target.target_parameters) or None,
         rank_pattern=dict(target.rank_pattern),
         alpha_pattern=dict(target.alpha_pattern),

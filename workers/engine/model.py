@@ -60,10 +60,11 @@ def load_tokenizer(base: BaseSpec) -> Any:
 def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
     """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off."""
     from safetensors import SafetensorError
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import AutoConfig
 
-    loader: Any = AutoModelForCausalLM
     try:
+        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+        loader = auto_class(config)
         model = loader.from_pretrained(
             base.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
@@ -72,6 +73,17 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
             f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
         ) from error
     return model.to(device).requires_grad_(False).eval()
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that builds and loads this type: a language model, with its tower if any."""
+    from transformers.models.auto import modeling_auto
+
+    text_only = type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    with_images = type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if with_images and not text_only:
+        return modeling_auto.AutoModelForImageTextToText
+    return modeling_auto.AutoModelForCausalLM
 
 
 def _first_line(error: Exception, base: BaseSpec) -> str:

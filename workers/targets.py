@@ -1,0 +1,567 @@
+"""From chosen layers to PEFT's arguments, in the shortest form that reaches them and nothing else.
+
+`aim` takes groups and layers; `explain` takes names as people write them for PEFT, says what they reach and
+which ones reach nothing. Every answer is checked against PEFT's own rules before it is given. Standard
+library only: knows no rows and no tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, Matched, spans, stand_ins
+from workers.errors import TargetError
+from workers.matching import Arguments, NotConvertible, any_matches, attached, matches
+from workers.specs import Hyperparameters, TargetSpec
+
+NEAR_NAMES = 3
+MAX_ENTRIES = 100
+# What a name may consist of. Anything else is a pattern, and patterns of people are not run in a web process.
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+_FUSED = ("attn_qkv", "attn_kv", "mlp_gate_up")
+# What no preset adapts, wherever it stands.
+_UNUSUAL_ROLES = ("router", "gate_other", "head", "embedding", "other")
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A name that reaches nothing, and the names of this model that look most like it."""
+
+    entry: str
+    near: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The mistake in words."""
+        return f"`{self.entry}` matches no layer of this model. Near names: {_listed(self.near)}."
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a choice means on one model. With a `refusal` nothing else counts: such a run is not started.
+
+    `target_modules` reads as people know it; where `target_regex` is set, PEFT is given that instead.
+    `notes` are facts to show; `confirmations` are sentences that a person has to accept before the run.
+    """
+
+    target_modules: tuple[str, ...] = ()
+    target_regex: str = ""
+    target_parameters: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    matched: tuple[Matched, ...] = ()
+    layers_total: int = 0
+    notes: tuple[str, ...] = ()
+    confirmations: tuple[str, ...] = ()
+    unmatched: tuple[Unmatched, ...] = ()
+    refusal: str = ""
+
+    @property
+    def modules(self) -> int:
+        """How many modules and tensors get an adapter."""
+        return sum(one.modules for one in self.matched)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that get at least one adapter."""
+        return tuple(sorted({layer for one in self.matched for layer in one.layers}))
+
+    @property
+    def layers_matched(self) -> int:
+        """How many layers get at least one adapter."""
+        return len(self.layers)
+
+    @property
+    def sentence(self) -> str:
+        """Coverage in words: "30 of 30 layers, 30 modules"."""
+        return f"{self.layers_matched} of {self.layers_total} layers, {self.modules} modules"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The roles really adapted, in the words of the forms, each once."""
+        return tuple(dict.fromkeys(ROLES[one.role] for one in self.matched))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether PEFT has to adapt tensors instead of modules: then lora_dropout must be 0."""
+        return any(one.as_parameter for one in self.matched)
+
+    @property
+    def key(self) -> str:
+        """The arguments as one line, by which a census remembers what PEFT refused."""
+        modules = [self.target_regex] if self.target_regex else sorted(self.target_modules)
+        layers = [f"layers={spans(self.layers_to_transform)}"] if self.layers_to_transform else []
+        return " ".join([*modules, *sorted(self.target_parameters), *layers])
+
+    def names(self) -> list[str]:
+        """Full names of the modules and tensors that get an adapter, as PEFT reports them."""
+        return [
+            one.group.parameter_name(name) if one.as_parameter else name
+            for one in self.matched
+            for name in one.names()
+        ]
+
+    def params(self, r: int) -> int:
+        """Trainable parameters in a run of rank `r`."""
+        return sum(one.params(r) for one in self.matched)
+
+    def words(self, r: int, frozen: int, file_bytes: int) -> str:
+        """What is adapted, in one line: "30 of 30 layers, 0.28 M parameters (0.2 %), 1.1 MB"."""
+        count = self.params(r)
+        share = f"{100 * count / frozen:.2g} %" if frozen else "share unknown"
+        return (
+            f"{self.layers_matched} of {self.layers_total} layers, {count / 1e6:,.2f} M parameters "
+            f"({share}), {file_bytes / 1e6:,.1f} MB"
+        )
+
+    def shares(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> tuple[str, ...]:
+        """What one expert gets of the run's rank, in words; empty without experts."""
+        found = dict.fromkeys(
+            (one.group.experts, one.rank(r), one.alpha(r, lora_alpha, use_rslora=use_rslora))
+            for one in self.matched
+            if one.group.experts > 1
+        )
+        return tuple(
+            f"{experts} experts share r {r}: each gets r {rank} and lora_alpha {alpha:g}."
+            for experts, rank, alpha in found
+        )
+
+    def arguments(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> Arguments:
+        """PEFT's arguments in a run of rank `r`."""
+        ranks: dict[str, int] = {}
+        alphas: dict[str, float] = {}
+        for one in self.matched:
+            if one.rank(r) != r:
+                ranks[_pattern_key(one, self.matched)] = one.rank(r)
+            alpha = one.alpha(r, lora_alpha, use_rslora=use_rslora)
+            if alpha != lora_alpha:
+                alphas[_pattern_key(one, self.matched)] = alpha
+        return Arguments(
+            target_modules=self.target_modules,
+            target_regex=self.target_regex,
+            target_parameters=self.target_parameters,
+            exclude_modules=self.exclude_modules,
+            layers_to_transform=self.layers_to_transform,
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+        )
+
+
+def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
+    """The engine's order for this resolution in this run, with what it must find attached."""
+    if resolution.refusal:
+        raise TargetError(resolution.refusal)
+    # Left out, lora_alpha has become 2r when the hyper-parameters were made.
+    found = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
+    return TargetSpec(
+        target_modules=found.target_modules,
+        target_regex=found.target_regex,
+        target_parameters=found.target_parameters,
+        rank_pattern=found.rank_pattern,
+        alpha_pattern=found.alpha_pattern,
+        exclude_modules=found.exclude_modules,
+        layers_to_transform=found.layers_to_transform,
+        modules=resolution.modules,
+        trainable_parameters=resolution.params(learn.r),
+    )
+
+
+def aim(chosen: Sequence[Matched], census: Census) -> Resolution:
+    """PEFT's arguments for exactly these groups and layers; a refusal if PEFT cannot be told so."""
+    if not any(one.modules for one in chosen):
+        return Resolution(layers_total=census.num_layers, refusal="Choose at least one layer to adapt.")
+    conv = next((one for one in chosen if one.group.kind == "conv"), None)
+    if conv:
+        return Resolution(
+            layers_total=census.num_layers,
+            refusal=f"`{conv.pattern}` is a convolution. Graftworks adapts linear layers, so leave it out.",
+        )
+    placed = _nested(chosen, census)
+    modules = [one for one in placed if not one.as_parameter]
+    layers = _common_layers(modules, census)
+    target_modules = _entries([one.group for one in modules], census)
+    excluded: tuple[str, ...] = ()
+    regex = ""
+    if target_modules is None or layers is None:
+        target_modules = tuple(sorted({one.pattern.rpartition(".")[2] for one in modules}))
+        if census.rewrites:
+            # Here PEFT reduces a regex to last names, so the list says all of them and takes the rest away.
+            wanted = {name for one in modules for name in one.names()}
+            named = {
+                name
+                for group in census.groups
+                if not group.is_parameter
+                for name in group.names()
+                if any_matches(target_modules, name)
+            }
+            excluded = tuple(sorted(named - wanted))
+        else:
+            regex = _regex(modules, census)
+    resolution = Resolution(
+        target_modules=target_modules,
+        target_regex=regex,
+        target_parameters=_parameter_entries([one for one in placed if one.as_parameter], census),
+        exclude_modules=excluded,
+        layers_to_transform=() if regex or excluded else layers or (),
+        matched=placed,
+        layers_total=census.num_layers,
+    )
+    return _checked(resolution, census)
+
+
+def pick(
+    patterns: Iterable[str],
+    census: Census,
+    *,
+    layers: Sequence[int] = (),
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
+) -> Resolution:
+    """What groups ticked by their patterns mean, in all layers or in some, with ranks of their own."""
+    wanted = set(patterns)
+    unknown = sorted(wanted - {group.pattern for group in census.groups})
+    if unknown:
+        missing = tuple(Unmatched(pattern, near(pattern, census)) for pattern in unknown)
+        return _unmatched(missing, census)
+    chosen = [
+        Matched(
+            group,
+            tuple(layer for layer in group.layers if not layers or layer in layers),
+            r=(ranks or {}).get(group.pattern, 0),
+            lora_alpha=(alphas or {}).get(group.pattern, 0),
+        )
+        for group in census.groups
+        if group.pattern in wanted
+    ]
+    return with_warnings(aim([one for one in chosen if one.modules], census), census, layers=layers)
+
+
+def explain(
+    entries: Sequence[str],
+    census: Census,
+    *,
+    layers: Sequence[int] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+) -> Resolution:
+    """What names written for PEFT reach on this model, and which of them reach nothing.
+
+    The names may be ends of names, whole names, or the older ones of today's fused experts. Where PEFT alone
+    would do something else in silence, the answer still adapts what the names say, and a note tells it.
+    """
+    problem = _entry_problem([*entries, *(rank_pattern or {}), *(alpha_pattern or {})], layers, census)
+    if problem:
+        return Resolution(layers_total=census.num_layers, refusal=problem)
+    hits: dict[Group, set[int]] = {}
+    missing = []
+    for entry in entries:
+        reached = _reached(entry, census)
+        if not reached:
+            missing.append(Unmatched(entry, near(entry, census)))
+        for group, found in reached.items():
+            hits.setdefault(group, set()).update(found)
+    for entry in [*(rank_pattern or {}), *(alpha_pattern or {})]:
+        if not set(_reached(entry, census)) & set(hits):
+            missing.append(Unmatched(entry, near(entry, census, hits)))
+    if missing:
+        return _unmatched(tuple(missing), census)
+    chosen = []
+    for group in census.groups:
+        if group in hits:
+            kept = tuple(at for at in group.layers if at in hits[group] and (not layers or at in layers))
+            ranks = [
+                value for entry, value in (rank_pattern or {}).items() if group in _reached(entry, census)
+            ]
+            alphas = [
+                value for entry, value in (alpha_pattern or {}).items() if group in _reached(entry, census)
+            ]
+            chosen.append(Matched(group, kept, r=(ranks or [0])[0], lora_alpha=(alphas or [0])[0]))
+    answer = aim([one for one in chosen if one.modules and (one.layers or not layers)], census)
+    answer = with_warnings(answer, census, layers=layers)
+    notes = (*answer.notes, *_peft_alone(entries, layers, answer, census))
+    return dataclasses.replace(answer, notes=notes)
+
+
+def with_warnings(
+    resolution: Resolution, census: Census, *, roles: Sequence[str] = (), layers: Sequence[int] = ()
+) -> Resolution:
+    """The same with what people should know, and with what they have to accept, before they start.
+
+    `roles` are what was asked for, where that was not the layers themselves; `layers` those that were chosen.
+    """
+    if resolution.refusal:
+        return resolution
+    confirmations = [
+        f"This also adapts `{one.pattern}` "
+        f"({SCOPES[one.group.scope] if _is_apart(one) else ROLES[one.role]}), as no preset does."
+        for one in resolution.matched
+        if _is_apart(one) or one.role in _UNUSUAL_ROLES
+    ]
+    confirmations += _gaps(roles or [one.role for one in resolution.matched], resolution, layers)
+    return dataclasses.replace(
+        resolution, notes=tuple(_notes(resolution)), confirmations=tuple(confirmations)
+    )
+
+
+def _notes(resolution: Resolution) -> list[str]:
+    notes = [
+        f"One layer does the work of several here: {ROLES[fused]} is adapted whole."
+        for fused in _FUSED
+        if any(one.role == fused for one in resolution.matched)
+    ]
+    if any(one.group.experts > 1 for one in resolution.matched):
+        notes.append("The experts of a layer share the rank, with at least 1 for each.")
+    if resolution.has_experts:
+        notes.append("Dropout must be 0 here, as PEFT cannot drop the inputs of experts.")
+    return notes
+
+
+def _is_apart(one: Matched) -> bool:
+    return one.group.scope not in PRESET_SCOPES and one.role not in ("head", "embedding")
+
+
+def _gaps(roles: Sequence[str], resolution: Resolution, layers: Sequence[int]) -> list[str]:
+    """One sentence for all roles that the same layers lack."""
+    asked = set(layers) or set(range(resolution.layers_total))
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for role in dict.fromkeys(roles):
+        # A gate and what linear attention reads are absent from layers that are complete without them.
+        if role in ("linattn_in", "mlp_gate", *_UNUSUAL_ROLES):
+            continue
+        # Linear attention has no query, key and value of their own; what it reads stands for them.
+        counted = (*stand_ins(role), *(["linattn_in"] if role.startswith("attn_") else []))
+        found = {layer for one in resolution.matched if one.role in counted for layer in one.layers}
+        if found and not found >= asked:
+            missing.setdefault(tuple(sorted(found)), []).append(ROLES[role])
+    return [
+        f"{_sentence_start(labels)} in {len(found)} of {resolution.layers_total} layers ({spans(found)}); "
+        "the other layers stay without."
+        for found, labels in missing.items()
+    ]
+
+
+def _sentence_start(labels: Sequence[str]) -> str:
+    joined = " and ".join(part for part in (", ".join(labels[:-1]), labels[-1]) if part)
+    return f"{joined[:1].upper()}{joined[1:]} {'exists' if len(labels) == 1 else 'exist'}"
+
+
+def near(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
+    """Names of this model that look most like `entry`, with as many segments as it has."""
+    depth = min(3, entry.count(".") + 1)
+    names = {".".join(_tail(group)[-depth:]) for group in groups or census.groups if group.kind != "conv"}
+    return tuple(difflib.get_close_matches(entry, sorted(names), n=NEAR_NAMES, cutoff=0.0))
+
+
+def _unmatched(missing: tuple[Unmatched, ...], census: Census) -> Resolution:
+    refusal = " ".join(one.sentence for one in missing)
+    return Resolution(layers_total=census.num_layers, unmatched=missing, refusal=refusal)
+
+
+def _entry_problem(entries: Sequence[str], layers: Sequence[int], census: Census) -> str:
+    if not entries:
+        return "Name at least one layer to adapt."
+    if len(entries) > MAX_ENTRIES:
+        return f"{len(entries)} names are too many. Give at most {MAX_ENTRIES}: ends of names stand for all."
+    strange = next((entry for entry in entries if not _NAME.fullmatch(entry)), None)
+    if strange is not None:
+        return f"`{strange[:200]}` is no plain name. Write the end of a layer's name, such as `o_proj`."
+    outside = sorted(set(layers) - set(range(census.num_layers)))
+    if outside:
+        return f"Layer {outside[0]} does not exist: this model has layers 0 to {census.num_layers - 1}."
+    return ""
+
+
+def _reached(entry: str, census: Census) -> dict[Group, set[int]]:
+    """The layers of each group that a name reaches, by today's names and by those that PEFT rewrites."""
+    found: dict[Group, set[int]] = {}
+    last = entry.rpartition(".")[2]
+    for group in census.groups:
+        spelled = [entry]
+        if group.is_parameter and census.rewrites.get(last):
+            spelled.append(entry[: len(entry) - len(last)] + census.rewrites[last])
+        for layer, name in zip(group.layers or (-1,), group.names(), strict=True):
+            if any(matches(one, key) for one in spelled for key in {name, group.parameter_name(name)}):
+                found.setdefault(group, set()).add(layer)
+    return found
+
+
+def _peft_alone(
+    entries: Sequence[str], layers: Sequence[int], answer: Resolution, census: Census
+) -> list[str]:
+    """A note where PEFT, given the names as they stand, would adapt other layers."""
+    if answer.refusal:
+        return []
+    raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
+    promised = sum(one.modules for one in answer.matched)
+    try:
+        alone = set(attached(raw, census, 1))
+    except NotConvertible:
+        return [
+            "PEFT itself refuses these names on this model; Graftworks sends it others with that meaning."
+        ]
+    if alone == set(answer.names()):
+        return []
+    return [
+        f"Given to PEFT as they stand, these names would adapt {len(alone)} modules, not the {promised} that "
+        "they name here; Graftworks sends it exact ones."
+    ]
+
+
+def _checked(resolution: Resolution, census: Census) -> Resolution:
+    """The resolution, if PEFT's rules reach what was meant at the ranks that were meant."""
+    r = 64
+    meant = {
+        one.group.parameter_name(name) if one.as_parameter else name: one.rank(r)
+        for one in resolution.matched
+        for name in one.names()
+    }
+    try:
+        reached = attached(resolution.arguments(r, 2 * r), census, r)
+    except NotConvertible:
+        reached = {}
+    if reached == meant:
+        return dataclasses.replace(resolution, refusal=census.refused.get(resolution.key, ""))
+    return dataclasses.replace(
+        resolution,
+        refusal=f"PEFT cannot be told to adapt exactly these layers: it would take {len(reached)} modules "
+        f"where {len(meant)} are meant.",
+    )
+
+
+def _nested(chosen: Sequence[Matched], census: Census) -> tuple[Matched, ...]:
+    """The same, each knowing whether PEFT is given its tensor, and how deep it lies in its module."""
+    rewritten = tuple(census.rewrites)
+    placed = [
+        dataclasses.replace(
+            one, as_parameter=one.group.is_parameter or any_matches(rewritten, one.group.pattern)
+        )
+        for one in chosen
+    ]
+    nested = []
+    for position, one in enumerate(placed):
+        module = one.pattern.rpartition(".")[0]
+        later = [
+            other
+            for other in placed[position + 1 :]
+            if other.group.is_parameter and other.pattern.rpartition(".")[0] == module
+        ]
+        depth = len(later) if one.group.is_parameter else 0
+        nested.append(dataclasses.replace(one, depth=depth))
+    return tuple(nested)
+
+
+def _common_layers(modules: Sequence[Matched], census: Census) -> tuple[int, ...] | None:
+    """Layers to name once for all modules: () for all of them, None where one list cannot say it."""
+    whole = {group.pattern: set[int]() for group in census.groups}
+    for group in census.groups:
+        whole[group.pattern] |= set(group.layers)
+    taken = {one.pattern: set[int]() for one in modules}
+    for one in modules:
+        taken[one.pattern] |= set(one.layers)
+    if all(layers == whole[pattern] for pattern, layers in taken.items()):
+        return ()
+    union = set().union(*taken.values())
+    same = all("*" in pattern and layers == whole[pattern] & union for pattern, layers in taken.items())
+    return tuple(sorted(union)) if same else None
+
+
+def _entries(chosen: Sequence[Group], census: Census) -> tuple[str, ...] | None:
+    """The shortest ends of names that reach these modules and no others; None if no list can say it.
+
+    A last segment that also begins another group's name (`dense`, `dense_4h_to_h`) gets its parent's name
+    too: PEFT would match it rightly, but people and serving flags read it wrongly.
+    """
+    modules = [group for group in census.groups if not group.is_parameter]
+    outside = [group for group in modules if group not in chosen]
+    entries = set()
+    for group in chosen:
+        kin = [other for other in modules if (other.role, other.scope) != (group.role, group.scope)]
+        entry = _entry(group, kin, outside) or _entry(group, [], outside)
+        if not entry:
+            return None
+        entries.add(entry)
+    return tuple(sorted(entry for entry in entries if not any_matches(entries - {entry}, entry)))
+
+
+def _entry(group: Group, kin: Sequence[Group], outside: Sequence[Group]) -> str:
+    tail = _tail(group)
+    misleading = any(_tail(other)[-1].startswith(f"{tail[-1]}_") for other in kin)
+    shortest = 2 if misleading or group.scope == "shared_expert" else 1
+    for length in range(min(shortest, len(tail)), len(tail) + 1):
+        entry = ".".join(tail[-length:])
+        if not any(matches(entry, other.pattern) for other in (*kin, *outside)):
+            return entry
+    return ""
+
+
+def _tail(group: Group) -> list[str]:
+    """The segments after the layer number, which are the same in every layer."""
+    segments = group.pattern.split(".")
+    return segments[segments.index("*") + 1 :] if "*" in segments[:-1] else segments
+
+
+def _parameter_entries(chosen: Sequence[Matched], census: Census) -> tuple[str, ...]:
+    """Names of tensors: an end that no other tensor has, or every whole name where layers are left out."""
+    chosen_groups = [one.group for one in chosen]
+    outside = [group for group in census.groups if group not in chosen_groups and group.kind != "conv"]
+    entries: set[str] = set()
+    for one in chosen:
+        pattern = one.group.parameter_name(one.pattern)
+        tail = pattern.split(".")
+        tail = tail[tail.index("*") + 1 :] if "*" in tail else tail
+        entry = ".".join(tail[-3:])
+        if one.layers != one.group.layers or any(
+            matches(entry, other.parameter_name(other.pattern)) for other in outside
+        ):
+            entries.update(one.group.parameter_name(name) for name in one.names())
+        else:
+            entries.add(entry)
+    return tuple(sorted(entries))
+
+
+def _regex(chosen: Sequence[Matched], census: Census) -> str:
+    """One pattern for names in a part of the model, or in layers that differ between the groups."""
+    whole: dict[str, set[int]] = {}
+    for group in census.groups:
+        whole.setdefault(group.pattern, set()).update(group.layers)
+    taken: dict[str, set[int]] = {}
+    for one in chosen:
+        taken.setdefault(one.pattern, set()).update(one.layers)
+    heads: dict[str, list[str]] = {}
+    for pattern, layers in taken.items():
+        head, star, tail = pattern.partition("*")
+        number = r"\d+" if layers == whole[pattern] else f"({'|'.join(map(str, sorted(layers)))})"
+        dot = r"\." if tail.startswith(".") else ""
+        heads.setdefault(re.escape(head) + (number if star else "") + dot, []).append(
+            re.escape(tail.removeprefix("."))
+        )
+    parts = [
+        head + (f"({'|'.join(sorted(tails))})" if len(tails) > 1 else tails[0])
+        for head, tails in heads.items()
+    ]
+    return parts[0] if len(parts) == 1 else f"({'|'.join(parts)})"
+
+
+def _pattern_key(one: Matched, matched: Sequence[Matched]) -> str:
+    """A key for PEFT's patterns that fits no other adapted group, so that the order of keys is free."""
+    name = one.group.parameter_name(one.pattern) if one.as_parameter else one.pattern
+    others = [
+        other.group.parameter_name(other.pattern) if other.as_parameter else other.pattern
+        for other in matched
+        if (other.r, other.lora_alpha, other.group.experts) != (one.r, one.lora_alpha, one.group.experts)
+    ]
+    tail = name.split(".")
+    tail = tail[tail.index("*") + 1 :] if "*" in tail else tail
+    for length in range(min(2, len(tail)), len(tail) + 1):
+        key = ".".join(tail[-length:])
+        if not any(matches(key, other) for other in others):
+            return key
+    return re.escape(name).replace(r"\*", r"\d+")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
