@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from dashboard.models import ApiToken, Project, Role, User
+from dashboard.models.alarm import alarms
 
 # The only routes that answer without a session or a token.
 PUBLIC_ROUTES = frozenset(
@@ -44,6 +46,8 @@ PROJECTLESS_ROUTES = frozenset(
         "home",
         "settings",
         "health-index",
+        "storage-index",
+        "storage-clean-up",
         "project-create",
         "account_change_password",
         "account_set_password",
@@ -150,13 +154,19 @@ def present_project(request: HttpRequest) -> Project | None:
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:
-    """What the frame around every page shows: the present project, the others, and one's role."""
+    """What the frame around every page shows: the present project, one's role, and what is wrong now."""
     project = getattr(request, "project", None)
-    if project is None or not request.user.is_authenticated:
+    if not request.user.is_authenticated:
         return {"project": None, "projects": [], "role": None}
-    membership = project.memberships.filter(user=request.user).first()
+    membership = project.memberships.filter(user=request.user).first() if project else None
     role = Role(membership.role) if membership else None
+    keeper = request.user.is_superuser or role in Role.MANAGER.and_above()
+    # Asked only by templates that have the frame: a live region has none.
+    around = {"keeper": keeper, "alarms": partial(alarms, keeper=keeper)}
+    if project is None:
+        return {"project": None, "projects": [], "role": None, **around}
     return {
+        **around,
         "project": project,
         "projects": list(request.user.projects()),
         "role": role,

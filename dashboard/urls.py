@@ -22,6 +22,7 @@ from dashboard.views import (
     queue,
     settings,
     setup,
+    storage,
     team,
     tokens,
     training_runs,
@@ -109,6 +110,8 @@ urlpatterns = [
     # Settings
     path("settings/", settings.index, name="settings"),
     path("settings/health/", health.index, name="health-index"),
+    path("settings/storage/", storage.index, name="storage-index"),
+    path("settings/storage/clean-up/", storage.clean_up, name="storage-clean-up"),
     path("settings/tokens/", tokens.index, name="token-index"),
     path("settings/tokens/new/", tokens.create, name="token-create"),
     path("settings/tokens/<int:pk>/revoke/", tokens.revoke, name="token-revoke"),

@@ -55,6 +55,15 @@ def age(path: Path) -> timedelta:
         return timedelta()
 
 
+def unused(path: Path) -> timedelta:
+    """Since it was last written, or last marked as read."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return timedelta()
+    return timedelta(seconds=max(0.0, time.time() - max(about.st_mtime, about.st_atime)))
+
+
 def is_plain_folder(path: Path) -> bool:
     """Whether it is a folder and no link to one."""
     return path.is_dir() and not path.is_symlink()

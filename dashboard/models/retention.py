@@ -29,6 +29,7 @@ from dashboard.models.data_folder import (
     job_number,
     set_aside,
     size,
+    unused,
 )
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.installation import Installation
@@ -189,7 +190,7 @@ def uploads() -> Iterator[None]:
 def archives() -> Iterator[None]:
     """Zips for downloads: made again when somebody asks."""
     for path in entries("archives"):
-        if age(path) > ARCHIVE_KEPT:
+        if unused(path) > ARCHIVE_KEPT:
             erase(path)
         yield
 

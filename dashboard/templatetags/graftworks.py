@@ -46,7 +46,7 @@ NAVIGATION = (
             "settings",
             "settings",
             gettext_lazy("Settings"),
-            ("settings", "health-", "token-", "base-model-", "account_change_password"),
+            ("settings", "health-", "storage-", "token-", "base-model-", "account_change_password"),
         ),
     ),
 )

@@ -137,6 +137,8 @@ RULES: dict[tuple[str, str], str] = {
     # Settings
     ("settings", "GET"): SIGNED_IN,
     ("health-index", "GET"): KEEPERS,
+    ("storage-index", "GET"): KEEPERS,
+    ("storage-clean-up", "POST"): KEEPERS,
     ("token-index", "GET"): PAGE,
     ("token-create", "GET"): PAGE,
     ("token-create", "POST"): PAGE,

@@ -41,6 +41,7 @@ PAGES = {
     "queue-index": "/queue/",
     "settings": "/settings/",
     "health-index": "/settings/health/",
+    "storage-index": "/settings/storage/",
     "token-index": "/settings/tokens/",
     "API documentation": "/api/v1/docs",
 }
@@ -62,7 +63,7 @@ NOT_HERE = {
     *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-cancel"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
-    *("token-create", "token-revoke"),
+    *("token-create", "token-revoke", "storage-clean-up"),
 }
 
 
