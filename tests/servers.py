@@ -84,6 +84,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def broker(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Debian's Valkey or Redis on that port, without any data."""
+    folder.mkdir(exist_ok=True)
     serve = [broker_program(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
     with _running(_as(None, serve), folder, port, signal.SIGTERM) as process:
         yield process
