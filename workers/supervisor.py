@@ -1,181 +1,128 @@
-"""The parent side of one attempt: starts the engine child, reads its lines, renews its lease, stops it.
+"""The parent side of one attempt: writes down what the engine says, keeps the lease, passes on stops.
 
-All writes to the database are the parent's and carry the attempt as fence. The child gets its spec through
-a pipe and an environment without secrets. Knows nothing of tensors: it executes the engine, never imports it.
+All writes to the database are the parent's and carry the attempt as fence. While the database is away the
+child works on, its lines wait in order, and whatever is written must bear being written twice. Knows nothing
+of tensors: it executes the engine, never imports it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import queue
+import logging
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import psutil
 from django.conf import settings
 from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, State
-from dashboard.models.job_state import LIVE
-from workers.events import (
-    MAX_LINE,
-    Bye,
-    Event,
-    Failure,
-    Hello,
-    Message,
-    Progress,
-    ProtocolError,
-    from_line,
-)
+from dashboard.models.adjustments import use_smaller_batches
+from workers import slots
+from workers.child import Child, started_at
+from workers.errors import OutOfMemory
+from workers.events import Bye, Failure, Hello, Message, Progress, ProtocolError, from_line
+from workers.outage import Database
 from workers.recorders import Recorder
 
-ENGINE = (sys.executable, "-m", "workers.engine")
+logger = logging.getLogger(__name__)
+
 RENEW_SECONDS = 10.0
 LOOK_SECONDS = 1.0
-# How long the last lines of a dead child may take; a process that it left behind can hold the pipe open.
-LAST_WORDS_SECONDS = 5.0
-GRACE_SECONDS = {"cancel": 20.0, "drain": 45.0}
-# Only these reach the child; broker, database and secret key stay with the parent.
-PASSED_ON = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE",
-    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY",
-)  # fmt: skip
+WAIT_SECONDS = 0.2
+# A longer turn than this means that this process was stopped, or the machine slept.
+PAUSE_SECONDS = 60.0
+# Why a child is asked to stop, the stronger reason last; and how long it may take.
+GRACE_SECONDS = {"drain": 45.0, "finish": 45.0, "park": 20.0, "cancel": 20.0}
+RANK = ("", *GRACE_SECONDS)
+# After so long without a database the work is put aside.
+OUTAGE_SECONDS = 15 * 60.0
+# No progress for so long, or for so many times the usual, is worth a warning; for twice as long, an end.
+STALL_SECONDS = 15 * 60.0
+STALL_PACES = 10
+SUSPECTED = "oom_suspected"
+PUT_ASIDE = {
+    "drain": "The worker is shutting down.",
+    "finish": "It could not stop in time, and does so at its next start.",
+}
 
 
 class Fenced(Exception):
     """Another attempt or an end has taken the job away: write nothing more."""
 
 
-@dataclass(slots=True)
-class Child:
-    """A running engine process, its queue of parsed lines, and its log."""
-
-    process: subprocess.Popen[bytes]
-    lines: queue.Queue[Event | ProtocolError | None] = field(
-        default_factory=lambda: queue.Queue(maxsize=10_000)
-    )
-    stop_asked: float = 0.0
-
-    @classmethod
-    def start(cls, job: Job, out_dir: Path, log: IO[bytes]) -> Child:
-        """Execute `python -m workers.engine` in its own session and hand it the spec."""
-        process = subprocess.Popen(
-            [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=settings.BASE_DIR,
-            env=child_environment(job.kind, out_dir),
-            start_new_session=True,
-            umask=0o027,
-        )
-        child = cls(process)
-        child._yield_to_the_web()
-        threading.Thread(target=child._read, daemon=True).start()
-        child.tell({"parent": os.getpid(), "spec": job.spec})
-        return child
-
-    def _yield_to_the_web(self) -> None:
-        """Lower its priority, and make it the first victim when memory runs out."""
-        with contextlib.suppress(OSError, psutil.Error):
-            psutil.Process(self.process.pid).nice(5)
-            Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("500")
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None  # noqa: S101 - opened above
-        while line := self.process.stdout.readline(MAX_LINE + 1):
-            try:
-                self.lines.put(from_line(line))
-            except ProtocolError as error:
-                self.lines.put(error)
-        self.lines.put(None)
-
-    def tell(self, message: dict[str, object]) -> None:
-        """Send one line; a child that is gone already will be noticed by its exit."""
-        assert self.process.stdin is not None  # noqa: S101 - opened above
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def ask_to_stop(self, reason: str) -> None:
-        """The line carries the reason, the signal wakes a child that is not reading."""
-        self.stop_asked = time.monotonic()
-        self.tell({"stop": reason})
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-
-    def leave(self) -> int:
-        """Wait for the exit of a child that has closed its output; one that lingers is killed."""
-        try:
-            return self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self.process.wait()
-
-    def kill(self) -> None:
-        """End the child and whatever it has started, and wait for it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-
-def child_environment(kind: str, out_dir: Path) -> dict[str, str]:
-    """What the child may know: where to find programs and models, and how many threads to use."""
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
-    environment |= {
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", ""),
-        "TMPDIR": str(out_dir),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        # A thread that spins at a barrier takes the core from the web process.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    }
-    if kind in (Job.Kind.TRAIN, Job.Kind.EVALUATE):
-        environment["HF_HUB_OFFLINE"] = "1"
-    return environment
+class DatabaseLost(Exception):
+    """The database stayed away for too long: nothing more can be written, and the lease runs out."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """What one attempt has seen so far."""
+    """What one attempt has seen so far, and what of it still has to be written."""
 
     job: Job
     recorder: Recorder
     draining: Callable[[], bool]
+    database: Database = field(default_factory=Database)
+    renewed: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)
     failure: Failure | None = None
     farewell: str = ""
     stop_reason: str = ""
+    wanted: str = ""  # what the row asks for
+    is_lost: bool = False  # the database, for too long
+    is_stalled: bool = False
+    is_warned: bool = False
     progress: Progress | None = None
     began_at: int | None = None  # the step from which a training continues
     has_stepped: bool = False
 
-    def take(self, event: Event | ProtocolError) -> None:
+    def write_down(self, child: Child) -> None:
+        """Take what the child has said, keep the lease, and see what the row asks for. Bears repetition."""
+        if self.database.since:
+            self._come_back()
+        began = time.monotonic()
+        # No longer than a look's time at once, however much an outage has left to write.
+        while (line := child.lines.first()) and time.monotonic() - began < LOOK_SECONDS:
+            self.take(line)
+            child.lines.drop()
+        now = time.monotonic()
+        if now - self.renewed >= RENEW_SECONDS:
+            self._renew()
+        if now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            self.flush()
+            wanted = self.job.stop_wanted()
+            if wanted is None:
+                raise Fenced
+            self.wanted = wanted
+
+    def _come_back(self) -> None:
+        """The lease may have run out meanwhile, and a move that was not committed has left a wrong state."""
+        self._renew()
+        self.job.refresh_from_db(fields=["state"])
+
+    def _renew(self) -> None:
+        if not self.job.renew():
+            raise Fenced
+        self.renewed = time.monotonic()
+
+    def flush(self) -> None:
+        """Write the batched metrics and the newest progress."""
+        self.recorder.flush()
+        self.write_progress()
+
+    def take(self, line: bytes) -> None:
         """Note one line of the child."""
-        if isinstance(event, ProtocolError):
-            self.job.say(f"The engine sent a line that could not be read: {event}", level="warning")
-        elif isinstance(event, Hello):
-            started = _process_started(event.pid)
-            self.job.advance(child_pid=event.pid, child_started=started)
+        try:
+            event = from_line(line)
+        except ProtocolError as error:
+            self.job.say(f"The engine sent a line that could not be read: {error}", level="warning")
+            return
+        if isinstance(event, Hello):
+            self.job.advance(child_pid=event.pid, child_started=started_at(event.pid))
         elif isinstance(event, Progress):
             self.progress = event
             if event.phase == "training" and self.began_at is None:
@@ -193,33 +140,56 @@ class Attempt:
         else:
             self.recorder.record(event)
 
-    def look(self, child: Child) -> None:
-        """Once a second: write progress and metrics, and see whether somebody wants a stop."""
-        self.recorder.flush()
-        self.write_progress()
-        held = Job.objects.filter(pk=self.job.pk, attempt=self.job.attempt, state__in=LIVE)
-        state = held.values_list("state", flat=True).first()
-        if state is None:
-            raise Fenced
-        wanted = "cancel" if state == State.CANCELLING else "drain" if self.draining() else ""
-        if wanted and not child.stop_asked:
-            self.stop_reason = wanted
-            child.ask_to_stop(wanted)
-
     def write_progress(self) -> None:
-        if self.progress is None:
+        progress = self.progress
+        if progress is None:
             return
-        progress, self.progress = self.progress, None
         fields: dict[str, object] = {"phase": progress.phase, "eta_seconds": progress.eta_seconds}
+        has_stepped = self.has_stepped
         # A training job's bar counts optimizer steps only; validation and saving just name themselves.
         if self.job.kind != Job.Kind.TRAIN or progress.phase == "training":
             fields |= {"step": progress.step, "total_steps": progress.total}
             # Steps of earlier attempts do not count: a run that dies right after each start must end.
-            if progress.step > (self.began_at or 0) and not self.has_stepped:
-                self.has_stepped = True
-                fields["fruitless"] = 0
+            if progress.step > (self.began_at or 0) and not has_stepped:
+                has_stepped = True
+                fields |= {"fruitless": 0, "suspicion": ""}
         if not self.job.advance(**fields):
             raise Fenced
+        self.progress, self.has_stepped = None, has_stepped
+
+    def stop_where_wanted(self, child: Child) -> None:
+        """Ask the child to stop for the strongest reason there is; needs no database."""
+        self.is_lost = self.is_lost or self.database.seconds_away > OUTAGE_SECONDS
+        wanted = max(self.wanted, "drain" if self.is_lost or self.draining() else "", key=RANK.index)
+        if RANK.index(wanted) > RANK.index(self.stop_reason):
+            self.stop_reason = wanted
+            child.ask_to_stop(wanted)
+
+    def has_overstayed(self, child: Child) -> bool:
+        """Whether the time to stop is over, for the child and for what is still to be written."""
+        return bool(self.stop_reason) and (
+            time.monotonic() - child.stop_asked > GRACE_SECONDS[self.stop_reason]
+        )
+
+    def watch_progress(self, child: Child) -> None:
+        """Warn about a child that stands still, then end it. One that was asked to stop has its own time."""
+        if self.stop_reason or child.has_ended:
+            return
+        limit = max(STALL_SECONDS, STALL_PACES * child.pace)
+        silent = time.monotonic() - child.progress_at
+        if silent > 2 * limit:
+            self.is_stalled = True
+            child.kill()
+        elif silent <= limit:
+            self.is_warned = False
+        elif not self.is_warned:
+            self.is_warned = self.database.try_to(
+                lambda: self.job.say(
+                    f"There was no progress for {limit / 60:.0f} minutes. After {2 * limit / 60:.0f} minutes "
+                    "this attempt is ended and the work is tried again.",
+                    level="warning",
+                )
+            )
 
 
 def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[], bool]) -> None:
@@ -228,44 +198,70 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
     The parent-death signal of the child is tied to the thread that started it.
     """
     attempt = Attempt(job, recorder, draining)
-    with _log(job) as log:
+    with _log(job) as log, _slot(job) as occupy:
         child = Child.start(job, out_dir, log)
         try:
+            occupy(child.process.pid)
             _watch(attempt, child)
-            _end(attempt, child.leave())
+            status = child.leave()
+            _write(attempt, child, lambda: _end(attempt, child, status))
         except Fenced:
             log.write(b"This attempt was taken over or ended elsewhere; nothing more is written.\n")
+        except DatabaseLost:
+            log.write(b"The database was away for too long; this attempt ends, its checkpoints stay.\n")
+            logger.warning("%s is left to its lease: the database is away", job)
         finally:
             child.kill()
 
 
 def _watch(attempt: Attempt, child: Child) -> None:
-    """Read lines until the child closes its output or is gone, or overstays its time to stop."""
-    last_look = last_renewal = last_seen = time.monotonic()
+    """Until the child has ended and its lines are written, or it overstays its time to stop."""
+    last_turn = time.monotonic()
     while True:
-        now = time.monotonic()
-        if child.process.poll() is None or not child.lines.empty():
-            last_seen = now
-        with contextlib.suppress(queue.Empty):
-            line = None if now - last_seen > LAST_WORDS_SECONDS else child.lines.get(timeout=0.2)
-            if line is None:
-                attempt.recorder.flush()
-                attempt.write_progress()
-                return
-            attempt.take(line)
-        if now - last_renewal >= RENEW_SECONDS:
-            last_renewal = now
-            if not attempt.job.renew():
-                raise Fenced
-        if now - last_look >= LOOK_SECONDS:
-            last_look = now
-            attempt.look(child)
-        if child.stop_asked and now - child.stop_asked > GRACE_SECONDS[attempt.stop_reason]:
+        if attempt.database.since:
+            time.sleep(WAIT_SECONDS)
+        else:
+            child.lines.wait(WAIT_SECONDS)
+        if time.monotonic() - last_turn > PAUSE_SECONDS:
+            child.progress_at = time.monotonic()
+        last_turn = time.monotonic()
+        # Asked before the writing, so that nothing is said between the two.
+        has_ended = child.has_ended
+        attempt.database.try_to(lambda: attempt.write_down(child))
+        attempt.stop_where_wanted(child)
+        attempt.watch_progress(child)
+        if has_ended and child.lines.first() is None:
+            _write(attempt, child, attempt.flush)
+            return
+        if has_ended:
+            _give_up_where_lost(attempt, child)
+        elif attempt.has_overstayed(child):
             child.kill()
             return
 
 
-def _end(attempt: Attempt, status: int) -> None:
+def _give_up_where_lost(attempt: Attempt, child: Child) -> None:
+    """Nobody waits for the database longer than the work itself may."""
+    is_too_long = attempt.is_lost or attempt.has_overstayed(child)
+    if attempt.database.since and is_too_long:
+        raise DatabaseLost
+
+
+def _write(attempt: Attempt, child: Child, write: Callable[[], None]) -> None:
+    """Write, waiting for the database where it is away; the child has ended."""
+
+    def write_as_holder() -> None:
+        if attempt.database.since:
+            attempt._come_back()
+        write()
+
+    while not attempt.database.try_to(write_as_holder):
+        attempt.stop_where_wanted(child)
+        _give_up_where_lost(attempt, child)
+        time.sleep(WAIT_SECONDS)
+
+
+def _end(attempt: Attempt, child: Child, status: int) -> None:
     """Write the one ending that fits what was seen. A cancel that came before the commit wins."""
     job, worker = attempt.job, attempt.job.worker
     try:
@@ -273,20 +269,23 @@ def _end(attempt: Attempt, status: int) -> None:
         if job.state == State.CANCELLING:
             job.move("stopped", actor=worker, fenced=True)
         elif attempt.failure:
-            code, message = attempt.failure.code, attempt.failure.message
-            with transaction.atomic():
-                attempt.recorder.fail(code)
-                job.move(
-                    "fail", actor=worker, reason=message, fenced=True, error_code=code, error_message=message
-                )
+            _fail(attempt, attempt.failure)
         elif attempt.farewell == "done" and status == 0:
             if job.state == State.STARTING:
                 job.move("progress", actor=worker, fenced=True)
             attempt.recorder.finish()
-        elif attempt.stop_reason == "drain":
-            job.interrupt("The worker is shutting down.", actor=worker, blameless=True)
+        elif attempt.is_stalled:
+            job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
+        elif attempt.stop_reason:
+            reason = PUT_ASIDE.get(attempt.stop_reason, "It was asked to stop.")
+            if attempt.is_lost:
+                reason = f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes."
+            job.interrupt(reason, actor=worker, blameless=True)
+        elif status == -signal.SIGKILL and not child.was_killed:
+            _suspect_memory(attempt)
         else:
-            job.interrupt(_sudden_end(status), actor=worker)
+            reason = f"The engine ended without a word (exit status {status})."
+            job.interrupt(reason, actor=worker)
     except IllegalMove as overtaken:
         job.refresh_from_db(fields=["state"])
         if job.state != State.CANCELLING:
@@ -294,16 +293,54 @@ def _end(attempt: Attempt, status: int) -> None:
         job.move("stopped", actor=worker, fenced=True)
 
 
-def _sudden_end(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "The engine was killed, perhaps for lack of memory."
-    return f"The engine ended without a word (exit status {status})."
+def _fail(attempt: Attempt, failure: Failure) -> None:
+    """The engine said why it cannot go on. Too little memory is tried once more, with a smaller batch."""
+    job, code, message = attempt.job, failure.code, failure.message
+    with transaction.atomic():
+        attempt.recorder.fail(code)
+        if code == OutOfMemory.code and job.kind == Job.Kind.TRAIN:
+            change = use_smaller_batches(job, code)
+            if change:
+                job.interrupt(f"{message} {change}", actor=job.worker, blameless=True)
+                return
+        job.move(
+            "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
+        )
 
 
-def _process_started(pid: int) -> float | None:
-    with contextlib.suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
-    return None
+def _suspect_memory(attempt: Attempt) -> None:
+    """Nobody here has killed the engine, so the machine may have, for lack of memory."""
+    job = attempt.job
+    if job.suspicion != SUSPECTED or attempt.has_stepped:
+        reason = "The engine was killed, perhaps for lack of memory."
+        job.interrupt(reason, actor=job.worker, suspicion=SUSPECTED)
+        return
+    message = "The engine was killed twice before it got on, most likely for lack of memory."
+    with transaction.atomic():
+        attempt.recorder.fail(OutOfMemory.code)
+        job.move(
+            "fail",
+            actor=job.worker,
+            reason=message,
+            fenced=True,
+            error_code=OutOfMemory.code,
+            error_message=message,
+        )
+
+
+@contextlib.contextmanager
+def _slot(job: Job) -> Iterator[Callable[[int], None]]:
+    """The job's device, free of an earlier attempt's process; what it yields notes whose it is now."""
+    if job.slot is None:
+        yield lambda _pid: None
+        return
+    slot = job.slot
+    if pid := slots.vacate(slot):
+        job.say(f"Ended process {pid}, which an earlier attempt had left on this device.", level="warning")
+    try:
+        yield lambda pid: slots.occupy(slot, pid)
+    finally:
+        slots.leave(slot)
 
 
 @contextlib.contextmanager

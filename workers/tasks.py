@@ -19,13 +19,14 @@ from types import FrameType
 import psutil
 from celery import Task
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections
 
 from dashboard.models import IllegalMove, Job
 from workers.celery import app
 from workers.errors import RunError
 from workers.node import is_draining
+from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
+from workers.slots import Occupied
 from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def work(self: Task[[int], None], job_id: int) -> None:
     logger.info("%s: attempt %s begins", job, job.attempt)
     with _drain_on_sigterm() as told_to_stop:
         attempt(job, told_to_stop)
-    job.refresh_from_db()
+    with suppress(*AWAY, Job.DoesNotExist):
+        job.refresh_from_db()
     logger.info("%s: %s", job, job.state)
 
 
@@ -70,22 +72,35 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
             recorder.finish()
         else:
             supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
-    except (InterfaceError, OperationalError):
-        # Not the work's fault. Where not even this can be written, the lease runs out.
+    except AWAY:
+        # Not the work's fault.
         logger.exception("%s lost the database", job)
-        close_old_connections()
-        _give_back(job, "The database could not be reached.")
+        hang_up()
+        _leave(lambda: _give_back(job, "The database could not be reached."))
+    except Occupied as error:
+        occupied = str(error)
+        _leave(lambda: _give_back(job, occupied))
     except Exception as error:
         logger.exception("%s failed", job)
-        _fail(job, error)
+        failure = error
+        _leave(lambda: _fail(job, failure))
     finally:
         shutil.rmtree(out_dir, ignore_errors=True)
         _forget_checkpoints(job)
 
 
+def _leave(write: Callable[[], None]) -> None:
+    """Write an ending. Where not even this can be written, the lease runs out."""
+    try:
+        write()
+    except AWAY:
+        logger.warning("no ending could be written: the database is away")
+        hang_up()
+
+
 def _forget_checkpoints(job: Job) -> None:
     """Nobody continues a job that ended well or was discarded. What this misses, the dispatcher clears."""
-    with suppress(InterfaceError, OperationalError, Job.DoesNotExist):
+    with suppress(*AWAY, Job.DoesNotExist):
         job.refresh_from_db(fields=["state", "keep"])
         if not job.keeps_checkpoint:
             shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError
 
 from dashboard.models import Job, JobEvent, Project, State, User
 from tests.workers.conftest import claim
-from workers import supervisor
+from workers import child, supervisor
 from workers.tasks import attempt
 
 HELLO = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2}\', flush=True)\n'
@@ -32,7 +30,7 @@ def play(script: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Run one attempt whose engine is this script."""
     path = tmp_path / "child.py"
     path.write_text("import os, signal, sys, time\nsys.stdin.readline()\n" + script)
-    monkeypatch.setattr(supervisor, "ENGINE", (sys.executable, str(path)))
+    monkeypatch.setattr(child, "ENGINE", (sys.executable, str(path)))
     attempt(job, lambda: False)
     return Job.objects.get(pk=job.pk)
 
@@ -78,7 +76,7 @@ def test_it_kills_a_deaf_child_after_its_grace(
 def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LAST_WORDS_SECONDS", 1.0)
+    monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 1.0)
     began = time.monotonic()
     ended = play(HELLO + "if not os.fork():\n    time.sleep(60)\n", job, tmp_path, monkeypatch)
     assert ended.state == State.INTERRUPTED
@@ -92,21 +90,11 @@ def test_it_survives_a_line_nested_without_end(
     assert ended.state == State.INTERRUPTED
 
 
-@pytest.mark.django_db(transaction=True)
-def test_it_gives_a_job_back_when_the_database_goes_away(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as outage:
-        outage.setattr(Job, "advance", Mock(side_effect=OperationalError("server closed the connection")))
-        ended = play(HELLO + "time.sleep(60)\n", job, tmp_path, outage)
-    assert ended.state == State.INTERRUPTED
-
-
 def test_it_stops_at_once_when_the_work_fails_while_stopping(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ed: User
 ) -> None:
     job.request_cancel(ed)
-    monkeypatch.setattr(supervisor, "ENGINE", ("/nonexistent/python",))
+    monkeypatch.setattr(child, "ENGINE", ("/nonexistent/python",))
     attempt(job, lambda: False)
     assert Job.objects.get(pk=job.pk).state == State.CANCELLED
 
