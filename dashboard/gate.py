@@ -53,6 +53,8 @@ PROJECTLESS_ROUTES = frozenset(
         "account_set_password",
     }
 )
+# Routes of the installation as a whole, which a superuser needs in or out of a project.
+SUPERUSER_ROUTES = frozenset({"queue-index", "queue-board", "worker-pause", "worker-resume"})
 # Routes that take a file and may therefore be longer than an ordinary request.
 UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")
 API_PREFIX = "/api/"
@@ -109,6 +111,8 @@ class GateMiddleware:
         match = request.resolver_match
         name = match.view_name if match else ""
         if request.project or name in PROJECTLESS_ROUTES or name.startswith("admin:"):  # type: ignore[attr-defined]
+            return None
+        if request.user.is_superuser and name in SUPERUSER_ROUTES:  # type: ignore[union-attr]
             return None
         return render(request, "projects/none.html", status=403)
 

@@ -26,6 +26,7 @@ from dashboard.views import (
     team,
     tokens,
     training_runs,
+    workers,
 )
 
 
@@ -107,6 +108,10 @@ urlpatterns = [
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),
     path("queue/<int:pk>/cancel/", queue.cancel, name="queue-cancel"),
+    path("queue/<int:pk>/move/", queue.move, name="queue-move"),
+    path("queue/<int:pk>/priority/", queue.prioritise, name="queue-prioritise"),
+    path("queue/workers/<int:pk>/pause/", workers.pause, name="worker-pause"),
+    path("queue/workers/<int:pk>/resume/", workers.resume, name="worker-resume"),
     # Settings
     path("settings/", settings.index, name="settings"),
     path("settings/health/", health.index, name="health-index"),

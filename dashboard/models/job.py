@@ -80,13 +80,15 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Claimable jobs of a queue, in no order."""
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
-    def in_turn(self, queue: str, slots: int | None = None) -> Iterator[int]:
+    def in_turn(self, queue: str, slots: int | None = None, also: Waiting | None = None) -> Iterator[int]:
         """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
 
-        A claimer asks who is next now (`slots` None); pages ask who comes when so many jobs work at once.
+        A claimer asks who is next now (`slots` None); pages ask who comes when so many jobs work at once,
+        and when `also` would come, which is no row yet.
         """
         facts = ("pk", "priority", "project", "created_by", "place", "own_place")
         waiting = [Waiting(*row) for row in self.waiting(queue).values_list(*facts)]
+        waiting += [also] if also else []
         if not waiting:
             return iter(())
         at_work = self.live().filter(queue=queue).order_by("started_at", "pk")
@@ -105,6 +107,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         takers = WorkerNode.objects.taking().filter(queue=queue)
         busy = self.live().filter(worker__in=takers.values("name"), queue=queue).count()
         return max(0, WorkerNode.objects.slots(queue) - busy)
+
+    def wake_idle(self, queue: str) -> None:
+        """Write a wake-up for as many waiting jobs of a queue as could be worked on besides."""
+        for job in self.waiting(queue).order_by("pk")[: self.idle_slots(queue)]:
+            Outbox.objects.create(job=job)
 
     def live(self) -> JobQuerySet:
         """Jobs that a worker holds right now."""

@@ -24,6 +24,8 @@ EVENT_WORDS = {
     "resume": _("Waiting again, to continue"),
     "finish": _("Asked to stop and to keep the best so far"),
     "discard": _("Asked to keep nothing after all"),
+    "move": _("Moved in the queue"),
+    "prioritise": _("Priority changed"),
 }
 # What people did, with their name before it.
 DEED_WORDS = {
@@ -32,6 +34,8 @@ DEED_WORDS = {
     "finish": _("%(actor)s asked to stop and to keep the best so far"),
     "discard": _("%(actor)s asked to keep nothing after all"),
     "resume": _("%(actor)s asked to continue"),
+    "move": _("%(actor)s moved it in the queue"),
+    "prioritise": _("%(actor)s changed its priority"),
 }
 NOBODY = ("", "system")
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.job_state import db_now
+from dashboard.models.project import Caller, Project, Role
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
 
 HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)
-LEADER_LEASE = timedelta(seconds=30)
+LEADER_LEASE = timedelta(seconds=20)
 FORGOTTEN_AFTER = timedelta(hours=24)
+ONLY_KEEPERS = _("Only a superuser, or a manager of all projects, can pause a worker.")
 # A slower answer of the database says nothing about its clock.
 ANSWER_SECONDS = 1.0
 
@@ -34,6 +40,13 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """How many jobs of a queue can be worked on at once."""
         total = self.taking().filter(queue=queue).aggregate(total=models.Sum("processes"))["total"]
         return int(total or 0)
+
+    def may_be_paused_by(self, user: User, caller: Caller) -> bool:
+        """Workers serve everybody: superusers, and whoever manages all projects."""
+        if not caller.projects(Role.EDITOR).exists() and caller is not user:
+            return False  # a token that only reads
+        foreign = Project.objects.exclude(pk__in=caller.projects(Role.MANAGER))
+        return user.is_superuser or not foreign.exists()
 
     def silent(self) -> WorkerNodeQuerySet:
         """Nodes that were heard from in the last day, said no good-bye and are not alive."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+from typing import Any
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import ApiToken, Job, Project, TrainingRun, User, WorkerNode
-from tests.conftest import make_dataset
+from dashboard.models import ApiToken, Job, Project, Role, TrainingRun, User, WorkerNode
+from tests.conftest import make_dataset, make_run
 
 JOBS = "/api/v1/jobs"
 
@@ -21,6 +25,7 @@ def test_it_shows_a_job_with_its_place_and_what_it_is_for(api: Client, run: Trai
     job = api.get(f"{JOBS}/{run.job_id}").json()
     assert (job["kind"], job["state"], job["queue"], job["position"]) == ("train", "queued", "gpu", 1)
     assert (job["run"], job["dataset"], job["base_model"]) == (run.pk, None, None)
+    assert (job["priority"], job["starts_at"]) == ("normal", None)
     assert job["created_at"].endswith("Z")
     assert job["error"] is None
 
@@ -44,7 +49,7 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
     for number in range(rows):
         make_dataset(project, f"Set {number}", ready=False)
     api.get(JOBS)
-    with django_assert_num_queries(6):
+    with django_assert_num_queries(12):
         assert len(api.get(f"{JOBS}?limit=200").json()["data"]) == rows
 
 
@@ -76,3 +81,77 @@ def test_it_lists_the_workers(api: Client) -> None:
     WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
     worker = api.get("/api/v1/workers").json()["data"][0]
     assert (worker["name"], worker["alive"], worker["device"]) == ("gpu@host", True, None)
+
+
+def test_it_tells_when_a_waiting_job_starts(api: Client, run: TrainingRun) -> None:
+    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    job = api.get(f"{JOBS}/{run.job_id}").json()
+    listed = api.get(f"{JOBS}?state=queued").json()["data"][0]
+    assert job["starts_at"] == listed["starts_at"]
+    assert timezone.now() - datetime.fromisoformat(job["starts_at"]) < timedelta(minutes=1)
+
+
+def as_manager(project: Project, mara: User) -> Client:
+    return Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, mara, 'x')[1]}"})
+
+
+def change(client: Client, pk: int | None, **body: object) -> tuple[int, dict[str, Any]]:
+    answer = client.patch(f"{JOBS}/{pk}", body, content_type="application/json")
+    return answer.status_code, answer.json()
+
+
+def test_a_manager_changes_the_priority(project: Project, mara: User, run: TrainingRun) -> None:
+    status, job = change(as_manager(project, mara), run.job_id, priority="high")
+    assert (status, job["priority"], job["position"]) == (200, "high", 1)
+    assert change(as_manager(project, mara), run.job_id, priority="best")[0] == 422
+
+
+def test_an_editor_changes_no_priority(api: Client, run: TrainingRun) -> None:
+    assert change(api, run.job_id, priority="high")[0] == 403
+
+
+def test_what_has_started_has_no_priority_to_change(project: Project, mara: User, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", attempt=1)
+    status, body = change(as_manager(project, mara), run.job_id, priority="low")
+    assert (status, body["error"]["code"]) == (409, "not_waiting")
+
+
+def post(client: Client, address: str, **body: object) -> tuple[int, dict[str, Any]]:
+    answer = client.post(address, body, content_type="application/json")
+    return answer.status_code, answer.json()
+
+
+def test_it_moves_a_job_before_another(api: Client, run: TrainingRun) -> None:
+    later = make_run(run.project, run.dataset_version.dataset, run.base_model, by=run.created_by)
+    status, job = post(api, f"{JOBS}/{later.job_id}/move", before=run.job_id)
+    assert (status, job["position"]) == (200, 1)
+    status, job = post(api, f"{JOBS}/{later.job_id}/move", after=run.job_id)
+    assert (status, job["position"]) == (200, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({}, 422), ({"before": 1, "after": 1}, 422), ({"before": "1"}, 422), ({"before": 2**62}, 409)],
+)
+def test_it_refuses_a_place_that_is_none(
+    api: Client, run: TrainingRun, body: dict[str, object], status: int
+) -> None:
+    assert post(api, f"{JOBS}/{run.job_id}/move", **body)[0] == status
+
+
+def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara: User) -> None:
+    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    pk = WorkerNode.objects.get().pk
+    api = as_manager(project, mara)
+    assert post(api, f"/api/v1/workers/{pk}/pause")[1]["paused"] is True
+    assert post(api, f"/api/v1/workers/{pk}/resume")[1]["paused"] is False
+
+
+def test_a_token_that_only_reads_pauses_nothing(project: Project) -> None:
+    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    root = User.objects.create_superuser("root@example.org")
+    project.admit(root, Role.MANAGER)
+    reading = ApiToken.issue(project, root, "x", scope=ApiToken.Scope.READ)[1]
+    api = Client(headers={"Authorization": f"Bearer {reading}"})
+    assert post(api, f"/api/v1/workers/{WorkerNode.objects.get().pk}/pause")[0] == 403

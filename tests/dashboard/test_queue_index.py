@@ -118,14 +118,86 @@ def test_a_node_that_said_good_bye_is_gone(client: Client, vera: User) -> None:
     assert "old@box" not in board(client)
 
 
+@pytest.mark.parametrize("jobs", [10, 1000])
 def test_more_jobs_need_no_more_queries(
-    client: Client, ed: User, dataset: Dataset, django_assert_max_num_queries: DjangoAssertNumQueries
+    client: Client, mara: User, run: TrainingRun, jobs: int, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
-    for number in range(20):
-        make_dataset(dataset.project, f"Set {number}", by=ed, ready=False)
-    client.force_login(ed)
-    with django_assert_max_num_queries(28):
+    add_node("gpu0@box")
+    people = [mara, run.created_by, None]
+    Job.objects.bulk_create(
+        Job(kind="train", queue="gpu", spec={}, project=run.project, created_by=people[number % 3])
+        for number in range(jobs)
+    )
+    client.force_login(mara)
+    board(client)
+    with django_assert_num_queries(37):
         board(client)
+
+
+def test_it_shows_the_first_jobs_and_ones_own(
+    client: Client, vera: User, run: TrainingRun, mara: User
+) -> None:
+    Job.objects.bulk_create(
+        Job(kind="train", queue="gpu", spec={}, project=run.project, created_by=mara) for _number in range(60)
+    )
+    Job.objects.bulk_create(
+        Job(kind="train", queue="gpu", spec={}, project=run.project, created_by=vera, priority=-1)
+        for _number in range(2)
+    )
+    client.force_login(vera)
+    page = client.get(reverse("queue-index"))
+    assert [line.position for line in page.context["queued"]] == [*range(1, 51), 62, 63]
+    assert "and 11 more" in page.content.decode()
+
+
+def test_it_shows_when_a_job_starts(client: Client, vera: User, run: TrainingRun) -> None:
+    client.force_login(vera)
+    assert "unknown yet" in board(client)
+    add_node("gpu0@box")
+    assert "in a moment" in board(client)
+
+
+def test_first_names_are_shown_in_ones_own_projects(client: Client, vera: User, run: TrainingRun) -> None:
+    User.objects.filter(email="ed@example.org").update(first_name="Edda")
+    client.force_login(vera)
+    assert "Edda" in board(client)
+
+
+def test_only_a_manager_sees_how_to_change_priority(
+    client: Client, mara: User, ed: User, run: TrainingRun
+) -> None:
+    address = reverse("queue-prioritise", args=[run.job_id])
+    client.force_login(ed)
+    assert address not in board(client)
+    client.force_login(mara)
+    assert address in board(client)
+
+
+def test_buttons_lead_only_to_places_that_one_may_give(
+    client: Client, mara: User, ed: User, run: TrainingRun
+) -> None:
+    hers = make_run(run.project, run.dataset_version.dataset, run.base_model, by=mara, name="Hers")
+    mine = make_run(run.project, run.dataset_version.dataset, run.base_model, by=ed, name="Mine")
+    expected = {
+        ed: [(None, mine.job_id), (None, None), (run.job_id, None)],
+        mara: [(None, hers.job_id), (run.job_id, mine.job_id), (hers.job_id, None)],
+    }
+    for person, neighbours in expected.items():
+        client.force_login(person)
+        lines = client.get(reverse("queue-index")).context["queued"]
+        assert [(line.before, line.after) for line in lines] == neighbours
+
+
+def test_it_tells_what_ended_in_the_last_day(
+    client: Client, vera: User, dataset: Dataset, other_project: Project
+) -> None:
+    make_dataset(other_project, "Secret plans")
+    old = make_dataset(dataset.project, "Old", by=vera)
+    Job.objects.filter(dataset_versions__dataset=old).update(finished_at=timezone.now() - timedelta(days=2))
+    client.force_login(vera)
+    titles = [line.title for line in client.get(reverse("queue-index")).context["ended"]]
+    assert any("Tickets" in title for title in titles)
+    assert not [title for title in titles if "Old" in title or "Secret" in title]
 
 
 @pytest.mark.parametrize("route", ["queue-index", "queue-board"])
