@@ -30,6 +30,7 @@ from dashboard.models import (
     Role,
     TrainingRun,
     User,
+    WorkerNode,
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
 
@@ -56,6 +57,7 @@ API_EDIT = "?-++000"
 API_DECIDE = "?--+++-"
 API_MANAGE = "?--+000"
 API_MISSING = "?000000"
+API_NOBODY = "?------"  # a token is of one project, and here are three; its own test lets somebody in
 
 RULES: dict[tuple[str, str], str] = {
     ("home", "GET"): SIGNED_IN,
@@ -131,9 +133,13 @@ RULES: dict[tuple[str, str], str] = {
     ("adapter-stage", "POST"): MANAGE,
     ("adapter-download", "GET"): READ,
     # Workers and queue
-    ("queue-index", "GET"): PAGE,
-    ("queue-board", "GET"): PAGE,
+    ("queue-index", "GET"): SIGNED_IN,
+    ("queue-board", "GET"): SIGNED_IN,
     ("queue-cancel", "POST"): EDIT,
+    ("queue-move", "POST"): EDIT,
+    ("queue-prioritise", "POST"): MANAGE,
+    ("worker-pause", "POST"): SITE,
+    ("worker-resume", "POST"): SITE,
     # Settings
     ("settings", "GET"): SIGNED_IN,
     ("health-index", "GET"): KEEPERS,
@@ -180,9 +186,13 @@ RULES: dict[tuple[str, str], str] = {
     ("api:adapter-download", "GET"): API_READ,
     ("api:job-index", "GET"): API_LIST,
     ("api:job-detail", "GET"): API_READ,
+    ("api:job-detail", "PATCH"): API_MANAGE,
     ("api:job-events", "GET"): API_READ,
     ("api:job-cancel", "POST"): API_EDIT,
+    ("api:job-move", "POST"): API_EDIT,
     ("api:worker-index", "GET"): API_LIST,
+    ("api:worker-pause", "POST"): API_NOBODY,
+    ("api:worker-resume", "POST"): API_NOBODY,
     ("api:membership-index", "GET"): API_LIST,
     ("api:membership-change", "POST"): API_MANAGE,
     ("api:membership-remove", "DELETE"): API_MANAGE,
@@ -208,6 +218,7 @@ OBJECTS = {
     "invitation": "invitation",
     "token": "token",
     "queue": "job",
+    "worker": "worker",
     "evaluation": "run",
     "job": "job",
     "run": "run",
@@ -235,6 +246,7 @@ def world(project: Project, other_project: Project, mara: User, ed: User, vera: 
     base_model = make_base_model(project)
     dataset = make_dataset(project, by=ed)
     run = make_run(project, dataset, base_model, by=ed)
+    node = WorkerNode.objects.create(name="gpu0@host", queue="gpu", host="host", pid=1)
     invitation, secret = Invitation.issue(project, "new@example.org", Role.VIEWER, mara)
     homes = {vera: project, ed: project, mara: project, otto: other_project, mixed: theirs, root: project}
     issued = {user: ApiToken.issue(home, user, "matrix")[1] for user, home in homes.items()}
@@ -248,6 +260,7 @@ def world(project: Project, other_project: Project, mara: User, ed: User, vera: 
         "invitation": invitation.pk,
         "token": ApiToken.objects.get(user=ed).pk,
         "job": run.job_id or 0,
+        "worker": node.pk,
     }
     secrets = {name: issued[user] for name, user in people.items() if user}
     return World(people, secrets, rows, secret, project)
