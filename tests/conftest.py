@@ -54,7 +54,7 @@ PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|queue|api_jobs|worker|health_index|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|recorders|resume|node|doctor|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
+    r"|recorders|publish|resume|node|doctor|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
 )
 
 

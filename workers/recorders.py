@@ -1,7 +1,6 @@
 """What each kind of job leaves behind: engine events become rows and published folders, under the fence.
 
-A folder is published by one rename to a name made from its content; only then comes its row. Knows nothing
-of processes and nothing of tensors.
+A folder is published first, and only then comes its row. Knows nothing of processes and nothing of tensors.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,10 +26,12 @@ from dashboard.models import (
     TrainingRun,
 )
 from dashboard.models.adapter import WEIGHTS
-from workers.errors import ModelError, RunError
+from workers import faults
+from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
+from workers.publishing import PublishError, publish_adapter, publish_folder
 
-SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
+HAS_ADAPTER = (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY)
 
 
 class Recorder(Protocol):
@@ -49,12 +48,6 @@ class Recorder(Protocol):
 
     def fail(self, code: str) -> None:
         """The job is about to fail: keep what its page needs."""
-
-
-class PublishError(RunError):
-    """What the engine wrote is not what it reported."""
-
-    code = "publish_failed"
 
 
 def finish_job(job: Job) -> None:
@@ -164,31 +157,41 @@ class TrainRecorder:
                 return
             for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
+            faults.point("metrics.before_commit")
+        faults.point("metrics.after_commit")
         # Only now: while the database is away, they wait for the next flush.
         self.points = {}
 
     def _end_arm(self, end: ArmEnd) -> None:
+        """Write how an arm ended, once: after an outage the same line may come again."""
         run = self.arms[end.arm]
-        if end.outcome == TrainingRun.Outcome.SUCCEEDED:
-            self._publish(run, self.artifacts[end.arm], end)
-        elif end.outcome == TrainingRun.Outcome.FAILED:
-            with transaction.atomic():
-                if self.job.may_commit():
-                    run.end(
-                        end.outcome, step=end.step, code=end.code, message=end.message, measured=end.summary
-                    )
+        run.refresh_from_db(fields=["outcome"])
+        if run.outcome:
+            return
+        if end.outcome in HAS_ADAPTER:
+            try:
+                self._publish(run, self.artifacts[end.arm], end)
+            except PublishError as error:
+                # The others train on; the checkpoint stays, so that this arm can be resumed.
+                self._write_end(run, ArmEnd(end.arm, "failed", end.step, error.code, error.message))
+        else:
+            self._write_end(run, end)
+
+    def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
+        with transaction.atomic():
+            if self.job.may_commit():
+                run.end(end.outcome, step=end.step, code=end.code, message=end.message, measured=end.summary)
 
     def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
         if not self.job.may_commit():
             return
-        folder = self.out_dir / artifact.path
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
-        published = Path(settings.DATA_DIR) / "adapters" / content
         Publication.objects.begin(Publication.Kind.ADAPTER, content)
-        check_adapter(folder if folder.exists() else published, artifact.files)
-        publish_folder(folder, published)
+        published = Path(settings.DATA_DIR) / "adapters" / content
+        publish_adapter(self.out_dir / artifact.path, published, artifact.files)
         size = (published / WEIGHTS).stat().st_size
+        faults.point("publish.before_commit")
         with transaction.atomic():
             if not self.job.may_commit():
                 return
@@ -196,14 +199,18 @@ class TrainRecorder:
             run.end(end.outcome, step=end.step, measured=end.summary)
             if run.study_arm_id is None:  # a study has its adapters scored together
                 Evaluation.objects.submit(adapter, self.job.created_by)
+            faults.point("publish.inside_commit")
+        faults.point("publish.after_commit")
 
     def finish(self) -> None:
         """The job succeeded if any arm did; otherwise it shares the first arm's failure."""
+        faults.point("publish.before_finish")
         for run in self.arms:
             run.refresh_from_db()
-        if any(run.outcome == TrainingRun.Outcome.SUCCEEDED for run in self.arms):
+        if any(run.outcome in HAS_ADAPTER for run in self.arms):
             with transaction.atomic():
                 finish_job(self.job)
+            faults.point("publish.after_finish")
             return
         failed = next((run for run in self.arms if run.error_code), None)
         code = failed.error_code if failed else "internal_error"
@@ -262,62 +269,3 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
 
 def _no_number(_name: str) -> None:
     """Databases refuse NaN and Infinity in JSON."""
-
-
-def publish_folder(source: Path, target: Path) -> None:
-    """Make `source` durable, then give it its content's name by one rename. Equal content is kept once.
-
-    Repeated after a commit that failed, it finds the folder in its place and changes nothing.
-    """
-    if not source.exists() and target.is_dir():
-        return
-    target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    for path in [*source.rglob("*"), source]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(source)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_adapter(folder: Path, files: dict[str, str]) -> None:
-    """What lies in the folder must be exactly what was reported, and the weights a plain safetensors file."""
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    if present != set(files) or WEIGHTS not in files:
-        raise PublishError(
-            f"The adapter folder holds other files than reported: {sorted(present ^ set(files))}."
-        )
-    for name, digest in files.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise PublishError(f"The file {name} changed between writing and publishing.")
-    check_safetensors(folder / WEIGHTS)
-
-
-def check_safetensors(path: Path) -> None:
-    """The header is JSON whose tensors fill the file without a gap: 8 bytes of length, header, data."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(size - 8, SAFETENSORS_HEADER_LIMIT):
-            raise PublishError("The adapter's weights have a broken header.")
-        header = json.loads(file.read(length))
-    spans = sorted(tuple(item["data_offsets"]) for name, item in header.items() if name != "__metadata__")
-    end = 0
-    for start, stop in spans:
-        if start != end or stop < start:
-            raise PublishError("The adapter's weights have a broken header.")
-        end = stop
-    if not spans or 8 + length + end != size:
-        raise PublishError("The adapter's weights are incomplete.")

@@ -12,7 +12,7 @@ from dashboard.models.job_state import MOVES, TERMINAL
 from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
 from workers.errors import RunError
-from workers.recorders import check_adapter
+from workers.publishing import check_adapter
 
 KEPT = ("succeeded", "stopped_early")
 

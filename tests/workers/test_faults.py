@@ -87,3 +87,9 @@ def test_a_wish_that_cannot_be_read_is_refused(ask: pytest.MonkeyPatch, text: st
 def test_a_point_that_is_not_listed_is_refused() -> None:
     with pytest.raises(AssertionError, match="nowhere"):
         faults.point("nowhere")
+
+
+def test_every_listed_point_stands_in_the_code() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "workers").rglob("*.py") if path.name != "faults.py")
+    used = set(re.findall(r'faults\.point\("([\w.]+)"\)', code))
+    assert used == faults.POINTS

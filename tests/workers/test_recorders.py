@@ -57,6 +57,48 @@ def test_a_cancel_that_came_first_wins_over_the_adapter(
     assert (tmp_path / "arm-0").exists(), "what nobody will ever read is not published"
 
 
+def test_the_best_of_a_run_that_was_stopped_is_published_and_scored(
+    job: Job, run: TrainingRun, tmp_path: Path
+) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(ArmEnd(arm=0, outcome="stopped_early", step=7, summary={"published_step": 4}))
+    recorder.finish()
+    run.refresh_from_db()
+    job.refresh_from_db()
+    assert (run.outcome, run.ended_step, job.state) == ("stopped_early", 7, State.SUCCEEDED)
+    assert Adapter.objects.get().run == run
+    assert Evaluation.objects.count() == 2
+
+
+def test_a_line_that_comes_twice_is_written_once(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(SUCCEEDED)
+    recorder.record(SUCCEEDED)
+    recorder.record(DIVERGED)
+    run.refresh_from_db()
+    assert (run.outcome, Adapter.objects.count()) == ("succeeded", 1)
+
+
+def test_an_adapter_that_is_not_as_reported_costs_its_arm_alone(
+    job: Job, run: TrainingRun, tmp_path: Path
+) -> None:
+    recorder = TrainRecorder(job, tmp_path)
+    artifact = make_artifact(tmp_path)
+    recorder.record(artifact)
+    with (tmp_path / artifact.path / "adapter_model.safetensors").open("ab") as file:
+        file.write(b"x")
+    recorder.record(SUCCEEDED)
+    run.refresh_from_db()
+    job.refresh_from_db()
+    assert (run.outcome, run.error_code, job.state) == ("failed", "publish_failed", State.RUNNING)
+    assert not Adapter.objects.exists()
+    recorder.finish()
+    job.refresh_from_db()
+    assert (job.state, job.error_code) == (State.FAILED, "publish_failed")
+
+
 def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     Job.objects.filter(pk=job.pk).update(attempt=2)
@@ -95,10 +137,11 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
         "output": "",
         "scores": {"loss": float("nan")},
     }
-    lines = [json.dumps({**item, "subject": subject}, ensure_ascii=False) for subject in ("base", "adapter")]
+    subjects = [evaluation.key for evaluation in scoring.evaluations.all()]
+    lines = [json.dumps({**item, "subject": subject}, ensure_ascii=False) for subject in subjects]
     (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     evaluated = EvaluateRecorder(scoring, tmp_path)
-    evaluated.record(Result({"rows": 1, "base": {"loss": 1.0}, "adapter": {"loss": 0.5}}))
+    evaluated.record(Result({"rows": 1} | {subject: {"loss": 1.0} for subject in subjects}))
     evaluated.finish()
     for evaluation in Evaluation.objects.all():
         kept = evaluation.items.get()

@@ -1,0 +1,176 @@
+"""A worker that dies or finds the disk full while it publishes leaves a complete adapter or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connections
+
+from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun
+from tests.workers.conftest import claim
+from tests.workers.test_recorders import SUCCEEDED, make_artifact
+from workers import faults, publishing
+from workers.errors import DiskFull
+from workers.events import Metrics
+from workers.publishing import PublishError, check_adapter, publish_adapter
+from workers.recorders import TrainRecorder
+from workers.tasks import attempt
+
+POINTS = sorted(name for name in faults.POINTS if name.startswith(("publish.", "metrics.")))
+WRITES = [name for name in faults.WRITES if name.startswith("publish.")]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    job = claim("gpu")
+    job.move("progress")
+    return job
+
+
+def in_another_process(work: Callable[[], None]) -> int:
+    """The exit status of a process that did `work` on this database, negative where a signal ended it."""
+    connections.close_all()
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tell(job: Job, folder: Path) -> None:
+    """What the supervisor passes on when the engine has done its work, and the job's end."""
+    recorder = TrainRecorder(job, folder)
+    recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
+    recorder.record(make_artifact(folder))
+    recorder.record(SUCCEEDED)
+    recorder.finish()
+
+
+def go_on(job: Job, folder: Path) -> None:
+    """The next attempt: the engine saves again what it had saved, unless that arm has ended."""
+    job.refresh_from_db()
+    if job.is_over:
+        return
+    job.abandon("Its worker was not heard from in time.")
+    Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z", priority=9)
+    Job.objects.get(pk=job.pk).try_again()
+    again = claim("gpu")
+    assert again.pk == job.pk
+    if TrainingRun.objects.filter(job=job, outcome="").exists():
+        again.move("progress")
+        tell(again, folder)
+    else:
+        attempt(again, lambda: False)
+    job.refresh_from_db()
+
+
+def published() -> list[Path]:
+    folder = Path(settings.DATA_DIR) / "adapters"
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def assert_each_is_complete() -> None:
+    """A folder's name is made from the hashes of its files."""
+    for folder in published():
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        assert folder.name == hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.fixture
+def empty_shelf() -> None:
+    """No adapter of an earlier test: equal content has one folder."""
+    for folder in published():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("name", POINTS)
+def test_a_worker_that_dies_anywhere_while_it_publishes_leaves_one_adapter_in_the_end(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as doomed:
+        doomed.setenv(faults.ASKED, f"{name}=kill")
+        assert in_another_process(lambda: tell(job, tmp_path / "first")) == -signal.SIGKILL
+    assert_each_is_complete()
+    assert Adapter.objects.count() == TrainingRun.objects.exclude(outcome="").count()
+    go_on(job, tmp_path / "second")
+    run.refresh_from_db()
+    assert (job.state, run.outcome) == (State.SUCCEEDED, "succeeded")
+    adapter = Adapter.objects.get()
+    check_adapter(adapter.path(), adapter.files)
+    assert published() == [adapter.path()]
+    assert Evaluation.objects.count() == 2
+    assert MetricSeries.objects.get(name="train/loss").points() == [(1, 2.0)]
+
+
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_disk_that_refuses_once_is_asked_again(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
+    monkeypatch.setenv(faults.ASKED, f"{name}={error}@1")
+    tell(job, tmp_path)
+    assert job.state == State.SUCCEEDED
+    check_adapter(Adapter.objects.get().path(), Adapter.objects.get().files)
+
+
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EFBIG"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_disk_that_goes_on_refusing_leaves_a_complete_folder_or_none(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
+    monkeypatch.setenv(faults.ASKED, f"{name}={error}")
+    with pytest.raises(DiskFull, match="could not be written"):
+        tell(job, tmp_path / "first")
+    assert not Adapter.objects.exists()
+    assert_each_is_complete()
+    monkeypatch.delenv(faults.ASKED)
+    go_on(job, tmp_path / "second")
+    assert job.state == State.SUCCEEDED
+    assert published() == [Adapter.objects.get().path()]
+
+
+def test_a_refusal_that_no_room_would_mend_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
+    monkeypatch.setenv(faults.ASKED, "publish.rename=EACCES")
+    artifact = make_artifact(tmp_path)
+    with pytest.raises(PublishError, match="Permission denied"):
+        publish_adapter(tmp_path / artifact.path, tmp_path / "shelf/one", artifact.files)
+
+
+def test_whole_content_takes_the_place_of_damaged_content(tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        artifact = make_artifact(tmp_path / place)
+        publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
+        check_adapter(tmp_path / "shelf/one", artifact.files)
+        (tmp_path / "shelf/one" / WEIGHTS).write_bytes(b"damaged")
+
+
+def test_equal_content_is_kept_once(tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        artifact = make_artifact(tmp_path / place)
+        publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
+        assert not (tmp_path / place / artifact.path).exists()
+    assert [path.name for path in (tmp_path / "shelf").iterdir()] == ["one"]

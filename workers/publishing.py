@@ -1,0 +1,119 @@
+"""Gives a finished folder its place: checked, made durable, and renamed once to a name made from its content.
+
+Whoever reads there finds a complete folder or none. Each step bears repetition. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from dashboard.models.adapter import WEIGHTS
+from workers import faults
+from workers.errors import RunError, disk_error
+
+TRIES = 3
+RETRY_SECONDS = 0.5
+SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
+IS_THERE = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+class PublishError(RunError):
+    """What the engine wrote is not what it reported, or could not be put in its place."""
+
+    code = "publish_failed"
+
+
+def publish_adapter(source: Path, target: Path, files: dict[str, str]) -> None:
+    """Publish a folder of exactly these files; a disk that refuses is asked three times."""
+    for left in reversed(range(TRIES)):
+        try:
+            faults.point("publish.before_check")
+            if source.exists():
+                check_adapter(source, files)
+                _clear_damaged(target, files)
+            publish_folder(source, target)
+            check_adapter(target, files)
+            return
+        except OSError as error:
+            if not left:
+                reason = error.strerror or type(error).__name__
+                failure = PublishError(f"The adapter could not be put in its place: {reason}.")
+                raise disk_error(error) or failure from error
+            time.sleep(RETRY_SECONDS)
+
+
+def _clear_damaged(target: Path, files: dict[str, str]) -> None:
+    """Whole content under the same name is about to take the place of what can no longer be read."""
+    if target.is_dir():
+        try:
+            check_adapter(target, files)
+        except (PublishError, OSError):
+            shutil.rmtree(target)
+
+
+def publish_folder(source: Path, target: Path) -> None:
+    """Make `source` durable, then give it its content's name by one rename. Equal content is kept once.
+
+    Repeated after a commit that failed, it finds the folder in its place and changes nothing.
+    """
+    target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if source.exists() or not target.is_dir():
+        for path in [*source.rglob("*"), source]:
+            faults.point("publish.sync_file")
+            _sync(path)
+        faults.point("publish.rename")
+        try:
+            source.rename(target)
+        except OSError as error:
+            if error.errno not in IS_THERE:
+                raise
+            shutil.rmtree(source)
+        faults.point("publish.after_rename")
+    faults.point("publish.sync_parent")
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_adapter(folder: Path, files: dict[str, str]) -> None:
+    """What lies in the folder must be exactly what was reported, and the weights a plain safetensors file."""
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if present != set(files) or WEIGHTS not in files:
+        raise PublishError(
+            f"The adapter folder holds other files than reported: {sorted(present ^ set(files))}."
+        )
+    for name, digest in files.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise PublishError(f"The file {name} changed between writing and publishing.")
+    check_safetensors(folder / WEIGHTS)
+
+
+def check_safetensors(path: Path) -> None:
+    """The header is JSON whose tensors fill the file without a gap: 8 bytes of length, header, data."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size - 8, SAFETENSORS_HEADER_LIMIT):
+            raise PublishError("The adapter's weights have a broken header.")
+        header = json.loads(file.read(length))
+    spans = sorted(tuple(item["data_offsets"]) for name, item in header.items() if name != "__metadata__")
+    end = 0
+    for start, stop in spans:
+        if start != end or stop < start:
+            raise PublishError("The adapter's weights have a broken header.")
+        end = stop
+    if not spans or 8 + length + end != size:
+        raise PublishError("The adapter's weights are incomplete.")
