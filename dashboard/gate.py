@@ -16,6 +16,7 @@ from allauth.account.adapter import DefaultAccountAdapter
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, parse_cookie
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
@@ -211,7 +212,12 @@ class BodyLimit:
         large = large or (announced.isdigit() and int(announced) > limit)
         # A body that was announced as small, or not at all, is held to the ordinary limit here as well.
         if large and scope["path"].rstrip("/") in [path.rstrip("/") for path in UPLOAD_PATHS]:
-            if not await sync_to_async(_is_known)(headers):
+            try:
+                is_known = await sync_to_async(_is_known)(headers)
+            except (InterfaceError, OperationalError):
+                await _refuse(scope, send, 503, "unavailable", _("The database cannot be reached just now."))
+                return
+            if not is_known:
                 await _refuse(scope, send, 401, "unauthorized", _("Sign in before you send a file."))
                 return
             limit = settings.UPLOAD_LIMIT_BYTES
@@ -266,6 +272,7 @@ async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        *([(b"retry-after", b"10")] if status == 503 else []),
         (b"x-content-type-options", b"nosniff"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

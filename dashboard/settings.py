@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import environ
 from csp.constants import NONCE, NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -195,6 +196,15 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    # A server that is gone is noticed in seconds: by whoever connects, and by whoever waits for an answer.
+    DATABASES["default"]["OPTIONS"] = {
+        "connect_timeout": 2,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        **DATABASES["default"].get("OPTIONS", {}),
+    }
 # Sign-in limits must work while the broker is down, and must count across processes.
 CACHES = {
     "default": {
@@ -288,14 +298,25 @@ def _without_secrets(record: logging.LogRecord) -> bool:
     return True
 
 
+def _without_outage(record: logging.LogRecord) -> bool:
+    """While the database is away every request says so; one line each is enough."""
+    if record.exc_info and isinstance(record.exc_info[1], OperationalError | InterfaceError):
+        record.exc_info = None
+    return True
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {"without_secrets": {"()": lambda: _without_secrets}},
+    "filters": {
+        "without_secrets": {"()": lambda: _without_secrets},
+        "without_outage": {"()": lambda: _without_outage},
+    },
     "formatters": {"plain": {"format": "%(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
     "loggers": {
-        name: {"filters": ["without_secrets"]} for name in ("django.request", "django.security.csrf")
+        name: {"filters": ["without_secrets", "without_outage"]}
+        for name in ("django.request", "django.security.csrf")
     },
     "root": {"handlers": ["console"], "level": "INFO"},
 }

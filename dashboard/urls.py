@@ -30,6 +30,9 @@ from dashboard.views import (
 )
 
 
+handler500 = "dashboard.outage.server_error"
+
+
 def alive(_request: HttpRequest) -> HttpResponse:
     """Whether the web process answers; public, for launchers and proxies."""
     return HttpResponse("ok", content_type="text/plain")

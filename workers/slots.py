@@ -55,7 +55,7 @@ def vacate(slot: str) -> int | None:
     if alive:
         raise Occupied(f"The earlier process {process.pid} on {slot} cannot be ended.")
     leave(slot)
-    return process.pid
+    return int(process.pid)
 
 
 def _occupant(slot: str) -> psutil.Process | None:

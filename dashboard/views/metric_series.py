@@ -22,9 +22,11 @@ from dashboard.charts import Cursor, news
 from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import JobEvent, TrainingRun, User
+from dashboard.outage import AWAY
 
 LOOK_SECONDS = 1.0
 PING_SECONDS = 15.0
+AWAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,16 @@ async def events(user: User, pk: int, cursor: Cursor) -> AsyncIterator[str]:
     looks = sync_to_async(look_alone, thread_sensitive=False)
     sign, quiet = "", 0.0
     yield "retry: 2000\n\n"
-    while (found := await looks(user, pk, cursor)) is not None:
+    while True:
+        try:
+            found = await looks(user, pk, cursor)
+        except AWAY:
+            # A reader who comes back would be refused, and then not come again.
+            yield ": the database is away\n\n"
+            await asyncio.sleep(AWAY_SECONDS)
+            continue
+        if found is None:
+            return
         told = []
         if any(found.points["curves"].values()) or found.cursor != cursor:
             told.append(event("points", found.points, found.cursor))
