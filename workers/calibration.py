@@ -28,7 +28,7 @@ class Prior:
 
 
 MEMORY = Prior(device=0.25, model=0.1, setting=0.05, noise=0.05)
-TIME = Prior(device=0.9, model=0.25, setting=0.15, noise=0.12)
+TIME = Prior(device=0.7, model=0.25, setting=0.15, noise=0.12)
 START = Prior(device=0.7, model=0.3, setting=0.0, noise=0.3)
 
 

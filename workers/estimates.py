@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from workers.presets import Census, Group
+from workers.census import Census, Group, Matched
 from workers.workload import Load
 
 # Changes whenever a formula does: runs forecast by other sums teach these nothing.
@@ -18,6 +18,8 @@ FORMULA = 1
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
+# What a process holds in its allocator's holes once it has trained on rows of many lengths.
+HOLES = {"cpu": 1.35, "cuda": 1.05}
 STATE_BYTES = 16  # per trainable parameter: weight, gradient and AdamW's two moments, all fp32
 KEPT_CHECKPOINTS = 3  # two newest and the best
 CHECKPOINT_BYTES = 12  # per trainable parameter: weight and two moments
@@ -29,7 +31,7 @@ ADAPTER_SPEED = 0.5
 CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
-CPU_OPERATIONS = {4: 6e10, 2: 5e10}
+CPU_OPERATIONS = {4: 8e10, 2: 6e10}
 GPU_OPERATIONS = (
     ("H200", 4e14),
     ("H100", 4e14),
@@ -54,7 +56,7 @@ class Shape:
     mlp: int  # width of the MLP, all that a token meets
     gated: bool
     lowest: int  # the first layer that is adapted
-    adapted: tuple[Group, ...]
+    adapted: tuple[Matched, ...]
     trainable: int
     rank: int
 
@@ -67,8 +69,8 @@ class Shape:
 ACTIVE_EXPERTS = 8  # of a mixture of experts each token meets a few; families choose 2 to 10
 
 
-def shape(census: Census, adapted: Iterable[Group], r: int, trainable: int) -> Shape:
-    """From the census of the base model and the groups that an adapter touches at rank `r`."""
+def shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) -> Shape:
+    """From the census of the base model and the layers that get an adapter, in a run of rank `r`."""
     chosen = tuple(adapted)
     inner = [group for group in census.groups if "*" in group.pattern and group.kind != "embedding"]
     widths = {role: _width(inner, role) for role in ("attn_q", "attn_k", "attn_out", "attn_qkv", "mlp_down")}
@@ -89,7 +91,7 @@ def shape(census: Census, adapted: Iterable[Group], r: int, trainable: int) -> S
         keys=keys,
         mlp=mlp,
         gated=any(group.role in ("mlp_gate", "mlp_gate_up", "expert_gate_up") for group in inner),
-        lowest=min((layer for group in chosen for layer in group.layers), default=0),
+        lowest=min((layer for one in chosen for layer in one.layers), default=0),
         adapted=chosen,
         trainable=trainable,
         rank=r,
@@ -136,7 +138,7 @@ def memory(sizes: Shape, load: Load, dtype_bytes: int, *, drops: bool, on_cuda: 
         "base": base,
         "adapter": STATE_BYTES * sizes.trainable,
         # One layer's gradients live beside what is kept.
-        "activations": activations + tokens * layer,
+        "activations": (activations + tokens * layer) * HOLES["cuda" if on_cuda else "cpu"],
         "logits": logits,
     }
 
@@ -147,17 +149,17 @@ def _mlp_widths(sizes: Shape) -> int:
 
 def _adapter_inputs(sizes: Shape, dtype_bytes: int, *, drops: bool) -> float:
     """Bytes per token that the adapted modules keep besides what their layers keep anyway."""
-    inner = 4 * sizes.rank * sum(group.modules * _active(group) for group in sizes.adapted)
+    inner = 4 * sum(one.rank(sizes.rank) * one.modules * _active(one.group) for one in sizes.adapted)
     if drops:  # every module has a dropped copy of its own, and the mask
-        return inner + 8 * sum(group.modules * group.d_in for group in sizes.adapted)
+        return inner + 8 * sum(one.modules * one.group.d_in for one in sizes.adapted)
     if dtype_bytes == 2:  # PEFT casts each module's input to fp32
-        return inner + 4 * sum(group.modules * group.d_in for group in sizes.adapted)
+        return inner + 4 * sum(one.modules * one.group.d_in for one in sizes.adapted)
     shared: dict[tuple[str, int], int] = {}
-    for group in sizes.adapted:
-        family = _input_of(group.role)
+    for one in sizes.adapted:
+        family = _input_of(one.role)
         if family != "attention's answer":
-            for layer in group.layers:
-                shared[family, layer] = 4 * group.d_in
+            for layer in one.layers:
+                shared[family, layer] = 4 * one.group.d_in
     return inner + sum(shared.values())
 
 
@@ -205,7 +207,7 @@ def seconds(sizes: Shape, load: Load, per_second: float, *, on_cuda: bool) -> Se
     """At `per_second` operations; the calls of every layer cost their own time, whatever their size."""
     device = "cuda" if on_cuda else "cpu"
     step, held_out = operations(sizes, load)
-    calls = load.batches * (sizes.layers + sum(group.modules for group in sizes.adapted) / 4)
+    calls = load.batches * (sizes.layers + sum(one.modules for one in sizes.adapted) / 4)
     writes = min(load.validations, load.steps) + 1
     return Seconds(
         training=load.steps * (step / per_second + calls * CALL_SECONDS[device]),

@@ -23,6 +23,7 @@ from dashboard.api import (
     adapters,
     base_models,
     datasets,
+    forecast,
     invitations,
     jobs,
     me,
@@ -102,6 +103,7 @@ api.add_router("/base-models", base_models.router, tags=["Base models"])
 api.add_router("/target-module-configs", target_module_configs.router, tags=["Target modules"])
 api.add_router("/datasets", datasets.router, tags=["Datasets"])
 api.add_router("/runs", training_runs.router, tags=["Runs"])
+api.add_router("/forecast", forecast.router, tags=["Runs"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])
 api.add_router("/jobs", jobs.router, tags=["Queue"])
 api.add_router("/workers", workers.router, tags=["Queue"])

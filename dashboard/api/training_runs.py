@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
 from django.http import Http404
@@ -110,11 +111,35 @@ class CancelIn(Schema):
     keep: Literal["adapter", "checkpoint"] | None = None
 
 
+class Range(Schema):
+    """A number that is not known exactly: nine of ten runs should lie between `low` and `high`."""
+
+    expected: float
+    low: float
+    high: float
+
+
+class BytesRange(Schema):
+    """The same for bytes."""
+
+    expected: int
+    low: int
+    high: int
+
+
 class Forecast(Schema):
-    """Reckoned before the start."""
+    """Reckoned before the start, for the quickest device on which the run fits.
+
+    `rows_cut`: about how many training rows have an answer that `max_length` cuts; null where that is not
+    known. `starts_at`: when it would probably begin; null where there is nothing to go by.
+    """
 
     trainable_parameters: int
     adapter_bytes: int
+    peak_memory_bytes: BytesRange | None = None
+    seconds: Range | None = None
+    rows_cut: int | None = None
+    starts_at: datetime | None = None
 
 
 class AdapterRef(Schema):

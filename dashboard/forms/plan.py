@@ -13,12 +13,18 @@ from typing import Any
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from dashboard.forms.fitting import Edit, edits, smallest_of
 from dashboard.forms.training_runs import DEFAULTS, TrainingRunForm, plain
-from dashboard.models import BaseModel, DatasetVersion, TargetModuleConfig
+from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
+from dashboard.models.calibration import Errors
+from dashboard.models.forecast import Forecast, Reckoner
+from dashboard.models.job import Job
+from dashboard.models.queue import Start, start_of_next
 from workers.errors import SpecError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import RECOMMENDED, Resolution
+from workers.presets import RECOMMENDED
 from workers.specs import Hyperparameters
+from workers.targets import Resolution
 
 # Settings that the form does not ask for.
 LABELS = {
@@ -75,6 +81,10 @@ class Plan:
     base_model: BaseModel | None
     card: PresetCard | None
     differences: tuple[tuple[str, str, str], ...]
+    forecast: Forecast | None = None
+    edits: tuple[Edit, ...] = ()
+    errors: Errors | None = None
+    start: Start | None = None
 
     @property
     def total_steps(self) -> int | None:
@@ -115,12 +125,30 @@ def plan(form: TrainingRunForm) -> Plan:
     except SpecError:
         learn = DEFAULTS
     base_model, config = values.get("base_model"), values.get("target_module_config")
-    return Plan(
+    found = Plan(
         hyperparameters=learn,
         version=values.get("dataset_version"),
         base_model=base_model,
         card=_card(config, base_model, learn.r) if base_model and config else None,
         differences=tuple(differences(learn)),
+    )
+    return _reckoned(form, found)
+
+
+def _reckoned(form: TrainingRunForm, found: Plan) -> Plan:
+    """The plan with memory, time and start, as far as it says what would run."""
+    if found.base_model is None or found.card is None or found.card.resolution.refusal:
+        return found
+    reckoner = Reckoner.of(found.base_model, found.version)
+    resolution, learn = found.card.resolution, found.hyperparameters
+    start = start_of_next(Job.Queue.GPU, form.project, form.by)
+    smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
+    return dataclasses.replace(
+        found,
+        forecast=reckoner.forecast(resolution, learn, start.at if start else None),
+        edits=tuple(edits(reckoner, resolution, learn, smallest)),
+        errors=Calibration.objects.errors(),
+        start=start,
     )
 
 

@@ -14,7 +14,15 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, TrainingRun
+from dashboard.models import (
+    BaseModel,
+    Caller,
+    DatasetVersion,
+    Project,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
 from dashboard.models.dataset import SAMPLE_NAME
 from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
@@ -235,6 +243,8 @@ class TrainingRunForm(forms.Form):
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
     ) -> None:
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
+        self.project = project
+        self.by = caller if isinstance(caller, User) else None
         here = Q(project=None) | Q(project=project)
         self.versions = (
             DatasetVersion.objects.visible_to(caller)

@@ -12,14 +12,15 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
+from dashboard.models.forecast import Reckoner, note
 from dashboard.models.job import DIVERGED, Job
 from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.queue import start_of_next
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
-from workers.forecast import adapter_bytes, adapter_params
-from workers.targets import target_spec
 from workers.specs import Hyperparameters, TrainSpec, to_dict
+from workers.targets import target_spec
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
@@ -184,10 +185,9 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
-        self.forecast = {
-            "trainable_parameters": adapter_params(resolution.matched, hyperparameters.r),
-            "adapter_bytes": adapter_bytes(resolution.matched, hyperparameters.r),
-        }
+        start = start_of_next(Job.Queue.GPU, self.project, self.created_by)
+        reckoner = Reckoner.of(self.base_model, self.dataset_version)
+        self.forecast = reckoner.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
 
     @property
     def state(self) -> str:
@@ -298,6 +298,8 @@ class TrainingRun(models.Model):
         )
         if changed:
             self.refresh_from_db()
+        if changed and outcome == self.Outcome.SUCCEEDED:
+            note(self)
 
 
 def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:

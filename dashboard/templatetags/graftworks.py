@@ -198,6 +198,21 @@ def duration(value: float | timedelta | str | None) -> str:
 
 
 @register.filter
+def about(value: float | str | None) -> str:
+    """Seconds as roughly as a forecast knows them: 40 s, 7 min, 25 min, 3 h, 2 days."""
+    if value is None or isinstance(value, str):
+        return "–"
+    if value < 10:
+        return _("%(seconds)d s") % {"seconds": max(1, round(value))}
+    units = ((60, 5), (20 * 60, 60), (100 * 60, 300), (48 * 3600, 3600), (math.inf, 86400))
+    unit = next(unit for limit, unit in units if value < limit)
+    whole = max(1, round(value / unit)) * unit
+    if whole >= 48 * 3600:
+        return ngettext("%(count)d day", "%(count)d days", whole // 86400) % {"count": whole // 86400}
+    return _("%(hours)d h") % {"hours": whole // 3600} if whole % 3600 == 0 else duration(whole)
+
+
+@register.filter
 def ago(moment: datetime | None) -> SafeString | str:
     """A time relative to now, with the absolute one on hover and in print."""
     if moment is None:

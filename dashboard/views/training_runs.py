@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from dashboard import charts
+from dashboard.forms.comparison import compared
 from dashboard.forms.plan import Plan, differences, label_of, plan, preset_cards, worded
 from dashboard.forms.retry import changes, overrides, retries
 from dashboard.forms.training_runs import (
@@ -235,6 +236,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "look": charts.colours([run.pk])[run.pk],
         "advice": ADVICE.get((run.error or {}).get("code", ""), ""),
         "retries": retries(run),
+        "compared": compared(run),
         # The same settings would fail the same way.
         "retry_first": (run.error or {}).get("code") in ("out_of_memory", "diverged"),
         **stop_context(run),

@@ -1,4 +1,4 @@
-// The fine-tune form: the learning rate that a dataset suggests, and back to the defaults.
+// The fine-tune form: the learning rate that a dataset suggests, ways to make a run fit, back to the defaults.
 
 const form = document.getElementById("fine-tune");
 
@@ -18,6 +18,16 @@ if (form) {
     const usual = known.defaults;
     for (const field of expert.querySelectorAll("input, select")) field.value = usual[field.name] ?? "";
     rate.value = last = suggested();
+    form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+  // Ways to make the run fit: each button carries the fields that it changes.
+  form.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-set]");
+    if (!button) return;
+    for (const [name, value] of Object.entries(JSON.parse(button.dataset.set))) {
+      form.elements[name].value = value;
+    }
+    expert.open = true;
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });
   // A number typed into a length chooses that length.

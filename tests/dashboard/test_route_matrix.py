@@ -180,6 +180,7 @@ RULES: dict[tuple[str, str], str] = {
     ("api:training-run-samples", "GET"): API_READ,
     ("api:training-run-events", "GET"): API_READ,
     ("api:training-run-log", "GET"): API_READ,
+    ("api:forecast-index", "POST"): API_CREATE,
     ("api:adapter-index", "GET"): API_LIST,
     ("api:adapter-detail", "GET"): API_READ,
     ("api:adapter-stage", "POST"): API_MANAGE,

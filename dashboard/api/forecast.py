@@ -1,0 +1,29 @@
+"""What a run would need and how long it would take, without starting it."""
+
+from ninja import Router
+
+from dashboard.api.access import Call
+from dashboard.api.base_models import inspected
+from dashboard.api.refusals import WRITING
+from dashboard.api.target_module_configs import chosen_base_model
+from dashboard.api.training_runs import Forecast, RunIn, config_of, newest_version
+from dashboard.models import TrainingRun, hyperparameters_from
+
+router = Router()
+
+
+@router.post("", response={200: Forecast, **WRITING})
+def create(request: Call, payload: RunIn) -> dict[str, object]:
+    """The forecast of the run that the same body would start. Nothing is started or kept."""
+    config = config_of(request, payload.target_module_config)
+    run = TrainingRun(
+        project=request.auth.project,
+        created_by=request.auth.user,
+        name=payload.name or "-",
+        dataset_version=newest_version(request, payload.dataset),
+        base_model=inspected(chosen_base_model(request, payload.base_model)),
+        target_module_config=config,
+    )
+    run.freeze(hyperparameters_from(payload.hyperparameters.dict() if payload.hyperparameters else {}))
+    found: dict[str, object] = run.forecast
+    return found

@@ -1,0 +1,316 @@
+"""What a run will need and how long it will take on each device: formulas corrected by finished runs.
+
+One answer for the form, the launch and the API. Knows nothing of pages; reads rows of nodes and calibrations,
+and what a dataset's import has measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from dashboard.models.base_model import BaseModel
+from dashboard.models.calibration import Calibration, Corrections
+from dashboard.models.worker_node import WorkerNode
+from workers import estimates
+from workers.census import Census
+from workers.errors import TargetError
+from workers.estimates import Seconds, Shape
+from workers.forecast import adapter_bytes, adapter_params
+from workers.specs import Hyperparameters
+from workers.targets import Resolution
+from workers.workload import PREFIX_TYPES, Load, RowLengths, load_of
+
+if TYPE_CHECKING:
+    from dashboard.models.dataset import DatasetVersion
+    from dashboard.models.training_run import TrainingRun
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+NO_DEVICE = "CPU"
+# What others keep of a device's memory: the system and the web on a CPU, the driver on a card.
+RESERVED = {"cpu": 1_500_000_000, "cuda": 900_000_000}
+Range = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """One run on one device by formula alone."""
+
+    device: str
+    dtype: str
+    base_model_id: int
+    setting: str
+    memory_bytes: float
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One run on one device, corrected. `memory_bytes` is the device's own; 0 where nobody knows it."""
+
+    device: str
+    memory_bytes: int
+    usable_bytes: int
+    peak_memory_bytes: Range
+    seconds: Range
+    is_rough: bool
+
+    @property
+    def bar(self) -> dict[str, float]:
+        """Percent of the device that it expects to fill, and that it may."""
+        whole = self.memory_bytes or 1
+        return {name: min(100.0, 100 * value / whole) for name, value in self.peak_memory_bytes.items()}
+
+    @property
+    def fit(self) -> str:
+        """`fits`, `tight` or `too_large`; "" for a device of unknown size."""
+        if not self.memory_bytes:
+            return ""
+        if self.peak_memory_bytes["high"] <= self.usable_bytes:
+            return "fits"
+        return "tight" if self.peak_memory_bytes["expected"] <= self.usable_bytes else "too_large"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Everything that can be said before the start."""
+
+    trainable_parameters: int
+    adapter_bytes: int
+    half_adapter_bytes: int
+    disk_bytes: int
+    tokens: int
+    rows_cut: int | None
+    rows_lost: int | None
+    train_rows: int
+    outlooks: tuple[Outlook, ...] = field(default=())
+    starts_at: datetime | None = None
+
+    @property
+    def main(self) -> Outlook:
+        """The device that the numbers of one line stand for."""
+        return main(self.outlooks)
+
+    @property
+    def cut_share(self) -> float | None:
+        """The part of the training rows whose answer would be cut."""
+        return None if self.rows_cut is None or not self.train_rows else self.rows_cut / self.train_rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a run keeps and the API answers."""
+        main = self.main
+        return {
+            "trainable_parameters": self.trainable_parameters,
+            "adapter_bytes": self.adapter_bytes,
+            "peak_memory_bytes": {name: round(value) for name, value in main.peak_memory_bytes.items()},
+            "seconds": {name: round(value, 1) for name, value in main.seconds.items()},
+            "rows_cut": self.rows_cut,
+            "starts_at": self.starts_at.isoformat() if self.starts_at else None,
+        }
+
+
+def main(outlooks: tuple[Outlook, ...]) -> Outlook:
+    """The quickest device on which the run fits, else the one with the most memory."""
+    fitting = [one for one in outlooks if one.fit != "too_large"]
+    if fitting:
+        return min(fitting, key=lambda one: one.seconds["expected"])
+    return max(outlooks, key=lambda one: one.memory_bytes)
+
+
+@dataclass(frozen=True)
+class Reckoner:
+    """Forecasts of runs on one base model and dataset; asks the database once, then only reckons."""
+
+    base_model: BaseModel
+    version: DatasetVersion | None
+    nodes: tuple[tuple[str, int], ...]
+    calibrations: list[Calibration]
+
+    @classmethod
+    def of(cls, base_model: BaseModel, version: DatasetVersion | None) -> Reckoner:
+        """With the devices that train now, else the one that trained last."""
+        rows = Calibration.objects.usable()
+        nodes = tuple(
+            WorkerNode.objects.alive()
+            .filter(kind=WorkerNode.Kind.WORKER, queue="gpu")
+            .exclude(device="")
+            .values_list("device", "memory_bytes")
+            .distinct()
+        )
+        last = rows[0].device if rows else NO_DEVICE
+        return cls(base_model, version, nodes or ((last, 0),), rows)
+
+    def forecast(
+        self, resolution: Resolution, learn: Hyperparameters, starts_at: datetime | None = None
+    ) -> Forecast:
+        """The whole forecast of one run. The resolution must not be a refusal."""
+        sizes = self.sizes(resolution, learn)
+        rows = self.rows(learn)
+        kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
+        load = self.load(kept, learn)
+        weights = adapter_bytes(resolution.matched, learn.r)
+        cut = self.cut(learn.max_length)
+        return Forecast(
+            trainable_parameters=sizes.trainable,
+            adapter_bytes=weights,
+            half_adapter_bytes=adapter_bytes(resolution.matched, learn.r, dtype_bytes=2),
+            disk_bytes=estimates.disk_bytes(sizes.trainable, weights),
+            tokens=round(load.seen),
+            rows_cut=cut,
+            rows_lost=None if cut is None else min(cut, rows.rows - kept.rows),
+            train_rows=rows.rows if self.version else 0,
+            outlooks=self.outlooks(sizes, load, learn),
+            starts_at=starts_at,
+        )
+
+    def fits(self, resolution: Resolution, learn: Hyperparameters) -> Outlook:
+        """How the run would do on the device that suits it; the rest of its forecast is left out."""
+        rows = self.rows(learn)
+        kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
+        return main(self.outlooks(self.sizes(resolution, learn), self.load(kept, learn), learn))
+
+    def cut(self, max_length: int) -> int | None:
+        """Training rows whose answer would be cut at that length; None where lengths are not known."""
+        if self.version is None or not self._lengths():
+            return None
+        rows = RowLengths.from_report(self._lengths(), int(self.version.splits.get("train", 0)))
+        return round(rows.rows * rows.cut(max_length)) if rows else None
+
+    def outlooks(self, sizes: Shape, load: Load, learn: Hyperparameters) -> tuple[Outlook, ...]:
+        """One run on every device."""
+        return tuple(self.outlook(name, memory, sizes, load, learn) for name, memory in self.nodes)
+
+    def outlook(
+        self, device: str, memory_bytes: int, sizes: Shape, load: Load, learn: Hyperparameters
+    ) -> Outlook:
+        """One run on one device."""
+        reckoned = self.reckon(device, self.dtype_on(device), threads_of(device), sizes, load, learn)
+        found = Corrections.learned(self.calibrations, reckoned)
+        parts = reckoned.seconds
+        steps = found.speed.span(parts.training + parts.validation)
+        other = found.other.span(parts.start + parts.saving)
+        reserved = RESERVED[kind_of(device)]
+        return Outlook(
+            device=device,
+            memory_bytes=memory_bytes,
+            usable_bytes=max(0, memory_bytes - reserved),
+            peak_memory_bytes=found.memory.span(reckoned.memory_bytes),
+            seconds={name: steps[name] + other[name] for name in steps},
+            is_rough=found.speed.is_rough or found.memory.is_rough,
+        )
+
+    def reckon(
+        self, device: str, dtype: str, threads: int, sizes: Shape, load: Load, learn: Hyperparameters
+    ) -> Reckoned:
+        """By formula alone."""
+        width = DTYPE_BYTES.get(dtype, 4)
+        on_cuda = kind_of(device) == "cuda"
+        parts = estimates.memory(sizes, load, width, drops=learn.lora_dropout > 0, on_cuda=on_cuda)
+        speed = estimates.operations_per_second(device, threads, width)
+        modules = sum(one.modules for one in sizes.adapted)
+        return Reckoned(
+            device=device,
+            dtype=dtype,
+            base_model_id=self.base_model.pk,
+            setting=f"{modules} modules" + (", dropout" if learn.lora_dropout else ""),
+            memory_bytes=sum(parts.values()),
+            seconds=estimates.seconds(sizes, load, speed, on_cuda=on_cuda),
+        )
+
+    def sizes(self, resolution: Resolution, learn: Hyperparameters) -> Shape:
+        """The base model's numbers with this adapter on it."""
+        trainable = adapter_params(resolution.matched, learn.r)
+        return estimates.shape(self.census, resolution.matched, learn.r, trainable)
+
+    @functools.cached_property
+    def census(self) -> Census:
+        """The base model's, read once."""
+        return self.base_model.counted()
+
+    def rows(self, learn: Hyperparameters) -> RowLengths:
+        """The dataset's rows; without one, or without measured lengths, all as long as may be."""
+        train_rows = int(self.version.splits.get("train", 0)) if self.version else 0
+        found = RowLengths.from_report(self._lengths(), train_rows)
+        return found or full_rows(max(1, train_rows or learn.rows_per_step), learn.max_length)
+
+    def load(self, kept: RowLengths, learn: Hyperparameters) -> Load:
+        """What the run computes."""
+        shares = self.census.model_type in PREFIX_TYPES
+        held_out = int(self.version.splits.get("validation", 0)) if self.version else 0
+        return load_of(kept, learn, shares=shares, validation_rows=held_out)
+
+    def dtype_on(self, device: str) -> str:
+        """The number format that the engine chose there last; before the first run, the usual one."""
+        usual = "bfloat16" if kind_of(device) == "cuda" else "float32"
+        return next((row.dtype for row in self.calibrations if row.device == device), usual)
+
+    def _lengths(self) -> dict[str, Any]:
+        return dict(self.version.report.get("token_lengths") or {}) if self.version else {}
+
+
+def full_rows(rows: int, max_length: int) -> RowLengths:
+    """Rows that all fill the maximum length, a quarter of it learned."""
+    length = float(max_length)
+    return RowLengths(rows, (length, length), (length, length), max(1.0, length / 4))
+
+
+def kind_of(device: str) -> str:
+    """`cpu` or `cuda`."""
+    return "cpu" if device.lower().startswith("cpu") else "cuda"
+
+
+def threads_of(device: str) -> int:
+    """Threads that the engine takes on a node that calls itself "CPU, 8 cores"."""
+    cores = re.search(r"(\d+) core", device)
+    return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
+
+
+def note(run: TrainingRun) -> Calibration | None:
+    """Keep what a run measured beside what is reckoned for it; None for a run that teaches nothing.
+
+    A run of several attempts or arms, or with settings changed on its way, has no clear time of its own.
+    """
+    measured, job = run.measured, run.job
+    needed = ("peak_memory_bytes", "seconds", "wall_seconds", "dtype", "device")
+    if job is None or job.attempt > 1 or run.adjustments or job.training_runs.count() > 1:
+        return None
+    if not all(measured.get(name) for name in needed):
+        return None
+    node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
+    device = node.device if node else str(measured["device"])
+    learn = Hyperparameters(**run.hyperparameters)
+    reckoner = Reckoner(run.base_model, run.dataset_version, ((device, 0),), [])
+    try:
+        sizes = reckoner.sizes(run.target_module_config.resolve(run.base_model), learn)
+    except TargetError:
+        return None  # counted by another version since
+    kept = reckoner.rows(learn).kept(learn.max_length)
+    if kept is None:
+        return None
+    threads = int(measured.get("threads") or threads_of(device))
+    load = reckoner.load(kept, learn)
+    reckoned = reckoner.reckon(device, str(measured["dtype"]), threads, sizes, load, learn)
+    parts = reckoned.seconds
+    told = run.forecast
+    return Calibration.objects.create(
+        run=run,
+        base_model=run.base_model,
+        device=device[:120],
+        dtype=reckoned.dtype,
+        setting=reckoned.setting,
+        formula=estimates.FORMULA,
+        reckoned_memory_bytes=round(reckoned.memory_bytes),
+        reckoned_training_seconds=parts.training,
+        reckoned_validation_seconds=parts.validation,
+        reckoned_other_seconds=parts.start + parts.saving,
+        expected_memory_bytes=told.get("peak_memory_bytes", {}).get("expected", 0),
+        expected_seconds=told.get("seconds", {}).get("expected", 0),
+        memory_bytes=int(measured["peak_memory_bytes"]),
+        training_seconds=float(measured["seconds"]),
+        seconds=float(measured["wall_seconds"]),
+    )

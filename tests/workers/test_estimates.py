@@ -1,0 +1,134 @@
+"""Bytes and seconds against worked numbers: among them a Llama layer counted with hooks on saved tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from workers import estimates
+from workers.census import Census, Group, Matched
+from workers.estimates import Shape, memory, operations, seconds, shape
+from workers.workload import Load
+
+# h 512, f 1792, 8 heads and 2 key-value heads of 64: the layer whose bytes were counted.
+WIDTHS = {
+    "q": ("attn_q", 512, 512),
+    "k": ("attn_k", 512, 128),
+    "v": ("attn_v", 512, 128),
+    "o": ("attn_out", 512, 512),
+    "gate": ("mlp_gate", 512, 1792),
+    "up": ("mlp_up", 512, 1792),
+    "down": ("mlp_down", 1792, 512),
+}
+# Bytes per token and layer: bf16 base with fp32 adapters, fp32 with fp32, bf16 with dropout; r 16.
+COUNTED = {
+    "o": (19_560, 30_824, 21_608),
+    "q v": (21_672, 32_936, 25_768),
+    "q k v o": (25_896, 33_064, 34_088),
+    "gate up down": (28_904, 40_168, 40_168),
+    "q k v o gate up down": (37_352, 42_472, 56_808),
+}
+
+
+def group(name: str, layers: int = 1) -> Group:
+    role, d_in, d_out = WIDTHS[name]
+    return Group(f"model.layers.*.{name}_proj", role, "decoder", "linear", tuple(range(layers)), d_in, d_out)
+
+
+def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> Shape:
+    census = Census(
+        model_type="llama",
+        parameters=100_000_000,
+        hidden_size=512,
+        num_layers=layers,
+        max_positions=4096,
+        vocab_size=32_000,
+        groups=tuple(group(name, layers) for name in WIDTHS),
+    )
+    adapted = [Matched(group(name, layers), tuple(range(lowest, layers))) for name in names.split()]
+    return shape(census, adapted, r, sum(one.params(r) for one in adapted))
+
+
+ONE_TOKEN = Load(
+    steps=10, batches=1, rows=1, longest=1.0, prefix=0, computed=1.0, attended=0.0, learned=0.0, seen=10.0,
+    validated=0.0, validation_attended=0.0, validation_learned=0.0, validations=0,
+)  # fmt: skip
+
+
+def kept(names: str, dtype_bytes: int, *, drops: bool = False) -> float:
+    """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
+    of = sizes(names)
+    found = memory(of, ONE_TOKEN, dtype_bytes, drops=drops, on_cuda=True)["activations"]
+    layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
+    return found / estimates.HOLES["cuda"] - layer
+
+
+@pytest.mark.parametrize("names", COUNTED)
+def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
+    half, whole, dropped = COUNTED[names]
+    # A layer's scores of attention, 4 bytes per head and 8 more, are left out of the sums.
+    assert kept(names, 2) == pytest.approx(half, rel=0.005)
+    assert kept(names, 4) == pytest.approx(whole, rel=0.005)
+    assert kept(names, 2, drops=True) == pytest.approx(dropped, rel=0.005)
+
+
+def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
+    of = sizes("o")
+    found = memory(of, ONE_TOKEN, 4, drops=False, on_cuda=False)
+    assert (found["base"], found["adapter"]) == (400_000_000, 16 * 16 * 1024)
+    assert memory(of, ONE_TOKEN, 2, drops=False, on_cuda=False)["base"] == 200_000_000
+
+
+def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
+    low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
+    many = dataclasses.replace(ONE_TOKEN, longest=1000.0)
+    whole = memory(low, many, 4, drops=False, on_cuda=True)["activations"]
+    assert memory(high, many, 4, drops=False, on_cuda=True)["activations"] == pytest.approx(
+        whole * 3 / 9, rel=0.01
+    )
+    assert high.share == 0.25
+
+
+def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
+    few = dataclasses.replace(ONE_TOKEN, learned=10.0)
+    many = dataclasses.replace(ONE_TOKEN, learned=10_000.0)
+    found = [memory(sizes("o"), load, 4, drops=False, on_cuda=True)["logits"] for load in (few, many)]
+    assert found == [10 * 32_000 * 8, 256 * 32_000 * 8]
+
+
+def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() -> None:
+    of = sizes("q k v o gate up down")
+    step, held_out = operations(of, ONE_TOKEN)
+    assert of.body == 512 * (512 + 128 + 128 + 512) + 3 * 512 * 1792
+    assert step == pytest.approx(4 * of.body + 6 * of.trainable / estimates.ADAPTER_SPEED)
+    assert held_out == 0
+
+
+def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
+    load = dataclasses.replace(ONE_TOKEN, computed=2000.0)
+    whole, upper = (operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
+    every = operations(sizes("q k v o gate up down", layers=8), load)[0]
+    assert upper / whole == pytest.approx(2.5 / 4, rel=0.01)
+    assert every / whole < 1.15
+
+
+def test_time_has_the_parts_that_a_person_waits_for() -> None:
+    load = dataclasses.replace(ONE_TOKEN, computed=2000.0, validated=500.0, validations=11)
+    found = seconds(sizes("o"), load, 1e10, on_cuda=False)
+    slow = seconds(sizes("o"), load, 5e9, on_cuda=False)
+    assert found.total == pytest.approx(found.training + found.validation + found.start + found.saving)
+    assert slow.validation == pytest.approx(2 * found.validation)
+    assert slow.start == found.start
+
+
+def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
+    guess = estimates.operations_per_second
+    assert (
+        guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
+    )
+    assert guess("CPU, 8 cores (x86_64)", 7, 4) == 7 * guess("cpu", 1, 4)
+
+
+def test_the_disk_holds_three_checkpoints_and_the_adapter() -> None:
+    assert estimates.disk_bytes(1000, 4000) == 3 * 12 * 1000 + 4000
