@@ -1,16 +1,14 @@
 """From chosen layers to PEFT's arguments, in the shortest form that reaches them and nothing else.
 
-`aim` takes groups and layers; `explain` takes names as people write them for PEFT, says what they reach and
-which ones reach nothing. Every answer is checked against PEFT's own rules before it is given. Standard
-library only: knows no rows and no tensors.
+Every answer is checked against PEFT's own rules before it is given. Standard library only: knows no presets,
+no rows and no tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, Matched, spans, stand_ins
@@ -18,10 +16,6 @@ from workers.errors import TargetError
 from workers.matching import Arguments, NotConvertible, any_matches, attached, matches
 from workers.specs import Hyperparameters, TargetSpec
 
-NEAR_NAMES = 3
-MAX_ENTRIES = 100
-# What a name may consist of. Anything else is a pattern, and patterns of people are not run in a web process.
-_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 _FUSED = ("attn_qkv", "attn_kv", "mlp_gate_up")
 # What no preset adapts, wherever it stands.
 _UNUSUAL_ROLES = ("router", "gate_other", "head", "embedding", "other")
@@ -37,7 +31,8 @@ class Unmatched:
     @property
     def sentence(self) -> str:
         """The mistake in words."""
-        return f"`{self.entry}` matches no layer of this model. Near names: {_listed(self.near)}."
+        names = ", ".join(f"`{name}`" for name in self.near)
+        return f"`{self.entry}` matches no layer of this model. Near names: {names}."
 
 
 @dataclass(frozen=True)
@@ -213,79 +208,6 @@ def aim(chosen: Sequence[Matched], census: Census) -> Resolution:
     return _checked(resolution, census)
 
 
-def pick(
-    patterns: Iterable[str],
-    census: Census,
-    *,
-    layers: Sequence[int] = (),
-    ranks: Mapping[str, int] | None = None,
-    alphas: Mapping[str, float] | None = None,
-) -> Resolution:
-    """What groups ticked by their patterns mean, in all layers or in some, with ranks of their own."""
-    wanted = set(patterns)
-    unknown = sorted(wanted - {group.pattern for group in census.groups})
-    if unknown:
-        missing = tuple(Unmatched(pattern, near(pattern, census)) for pattern in unknown)
-        return _unmatched(missing, census)
-    chosen = [
-        Matched(
-            group,
-            tuple(layer for layer in group.layers if not layers or layer in layers),
-            r=(ranks or {}).get(group.pattern, 0),
-            lora_alpha=(alphas or {}).get(group.pattern, 0),
-        )
-        for group in census.groups
-        if group.pattern in wanted
-    ]
-    return with_warnings(aim([one for one in chosen if one.modules], census), census, layers=layers)
-
-
-def explain(
-    entries: Sequence[str],
-    census: Census,
-    *,
-    layers: Sequence[int] = (),
-    rank_pattern: Mapping[str, int] | None = None,
-    alpha_pattern: Mapping[str, float] | None = None,
-) -> Resolution:
-    """What names written for PEFT reach on this model, and which of them reach nothing.
-
-    The names may be ends of names, whole names, or the older ones of today's fused experts. Where PEFT alone
-    would do something else in silence, the answer still adapts what the names say, and a note tells it.
-    """
-    problem = _entry_problem([*entries, *(rank_pattern or {}), *(alpha_pattern or {})], layers, census)
-    if problem:
-        return Resolution(layers_total=census.num_layers, refusal=problem)
-    hits: dict[Group, set[int]] = {}
-    missing = []
-    for entry in entries:
-        reached = _reached(entry, census)
-        if not reached:
-            missing.append(Unmatched(entry, near(entry, census)))
-        for group, found in reached.items():
-            hits.setdefault(group, set()).update(found)
-    for entry in [*(rank_pattern or {}), *(alpha_pattern or {})]:
-        if not set(_reached(entry, census)) & set(hits):
-            missing.append(Unmatched(entry, near(entry, census, hits)))
-    if missing:
-        return _unmatched(tuple(missing), census)
-    chosen = []
-    for group in census.groups:
-        if group in hits:
-            kept = tuple(at for at in group.layers if at in hits[group] and (not layers or at in layers))
-            ranks = [
-                value for entry, value in (rank_pattern or {}).items() if group in _reached(entry, census)
-            ]
-            alphas = [
-                value for entry, value in (alpha_pattern or {}).items() if group in _reached(entry, census)
-            ]
-            chosen.append(Matched(group, kept, r=(ranks or [0])[0], lora_alpha=(alphas or [0])[0]))
-    answer = aim([one for one in chosen if one.modules and (one.layers or not layers)], census)
-    answer = with_warnings(answer, census, layers=layers)
-    notes = (*answer.notes, *_peft_alone(entries, layers, answer, census))
-    return dataclasses.replace(answer, notes=notes)
-
-
 def with_warnings(
     resolution: Resolution, census: Census, *, roles: Sequence[str] = (), layers: Sequence[int] = ()
 ) -> Resolution:
@@ -347,68 +269,6 @@ def _gaps(roles: Sequence[str], resolution: Resolution, layers: Sequence[int]) -
 def _sentence_start(labels: Sequence[str]) -> str:
     joined = " and ".join(part for part in (", ".join(labels[:-1]), labels[-1]) if part)
     return f"{joined[:1].upper()}{joined[1:]} {'exists' if len(labels) == 1 else 'exist'}"
-
-
-def near(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
-    """Names of this model that look most like `entry`, with as many segments as it has."""
-    depth = min(3, entry.count(".") + 1)
-    names = {".".join(_tail(group)[-depth:]) for group in groups or census.groups if group.kind != "conv"}
-    return tuple(difflib.get_close_matches(entry, sorted(names), n=NEAR_NAMES, cutoff=0.0))
-
-
-def _unmatched(missing: tuple[Unmatched, ...], census: Census) -> Resolution:
-    refusal = " ".join(one.sentence for one in missing)
-    return Resolution(layers_total=census.num_layers, unmatched=missing, refusal=refusal)
-
-
-def _entry_problem(entries: Sequence[str], layers: Sequence[int], census: Census) -> str:
-    if not entries:
-        return "Name at least one layer to adapt."
-    if len(entries) > MAX_ENTRIES:
-        return f"{len(entries)} names are too many. Give at most {MAX_ENTRIES}: ends of names stand for all."
-    strange = next((entry for entry in entries if not _NAME.fullmatch(entry)), None)
-    if strange is not None:
-        return f"`{strange[:200]}` is no plain name. Write the end of a layer's name, such as `o_proj`."
-    outside = sorted(set(layers) - set(range(census.num_layers)))
-    if outside:
-        return f"Layer {outside[0]} does not exist: this model has layers 0 to {census.num_layers - 1}."
-    return ""
-
-
-def _reached(entry: str, census: Census) -> dict[Group, set[int]]:
-    """The layers of each group that a name reaches, by today's names and by those that PEFT rewrites."""
-    found: dict[Group, set[int]] = {}
-    last = entry.rpartition(".")[2]
-    for group in census.groups:
-        spelled = [entry]
-        if group.is_parameter and census.rewrites.get(last):
-            spelled.append(entry[: len(entry) - len(last)] + census.rewrites[last])
-        for layer, name in zip(group.layers or (-1,), group.names(), strict=True):
-            if any(matches(one, key) for one in spelled for key in {name, group.parameter_name(name)}):
-                found.setdefault(group, set()).add(layer)
-    return found
-
-
-def _peft_alone(
-    entries: Sequence[str], layers: Sequence[int], answer: Resolution, census: Census
-) -> list[str]:
-    """A note where PEFT, given the names as they stand, would adapt other layers."""
-    if answer.refusal:
-        return []
-    raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
-    promised = sum(one.modules for one in answer.matched)
-    try:
-        alone = set(attached(raw, census, 1))
-    except NotConvertible:
-        return [
-            "PEFT itself refuses these names on this model; Graftworks sends it others with that meaning."
-        ]
-    if alone == set(answer.names()):
-        return []
-    return [
-        f"Given to PEFT as they stand, these names would adapt {len(alone)} modules, not the {promised} that "
-        "they name here; Graftworks sends it exact ones."
-    ]
 
 
 def _checked(resolution: Resolution, census: Census) -> Resolution:
@@ -479,7 +339,7 @@ def _entries(chosen: Sequence[Group], census: Census) -> tuple[str, ...] | None:
     outside = [group for group in modules if group not in chosen]
     entries = set()
     for group in chosen:
-        kin = [other for other in modules if (other.role, other.scope) != (group.role, group.scope)]
+        kin = [other for other in modules if _kind_of(other) != _kind_of(group)]
         entry = _entry(group, kin, outside) or _entry(group, [], outside)
         if not entry:
             return None
@@ -487,9 +347,14 @@ def _entries(chosen: Sequence[Group], census: Census) -> tuple[str, ...] | None:
     return tuple(sorted(entry for entry in entries if not any_matches(entries - {entry}, entry)))
 
 
+def _kind_of(group: Group) -> tuple[str, str]:
+    """Encoder and decoder layers of a role go by one name; those of experts or towers do not."""
+    return group.role, "layers" if group.scope in ("decoder", "encoder", "cross") else group.scope
+
+
 def _entry(group: Group, kin: Sequence[Group], outside: Sequence[Group]) -> str:
-    tail = _tail(group)
-    misleading = any(_tail(other)[-1].startswith(f"{tail[-1]}_") for other in kin)
+    tail = tail_of(group)
+    misleading = any(tail_of(other)[-1].startswith(f"{tail[-1]}_") for other in kin)
     shortest = 2 if misleading or group.scope == "shared_expert" else 1
     for length in range(min(shortest, len(tail)), len(tail) + 1):
         entry = ".".join(tail[-length:])
@@ -498,7 +363,7 @@ def _entry(group: Group, kin: Sequence[Group], outside: Sequence[Group]) -> str:
     return ""
 
 
-def _tail(group: Group) -> list[str]:
+def tail_of(group: Group) -> list[str]:
     """The segments after the layer number, which are the same in every layer."""
     segments = group.pattern.split(".")
     return segments[segments.index("*") + 1 :] if "*" in segments[:-1] else segments
@@ -561,7 +426,3 @@ def _pattern_key(one: Matched, matched: Sequence[Matched]) -> str:
         if not any(matches(key, other) for other in others):
             return key
     return re.escape(name).replace(r"\*", r"\d+")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

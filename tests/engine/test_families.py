@@ -14,14 +14,30 @@ import torch
 from peft import LoraConfig
 
 from tests.engine.families import FAMILIES
+from workers.census import PRESET_SCOPES, Census
 from workers.engine import census
 from workers.engine.lora import attach_one
 from workers.forecast import adapter_bytes, adapter_params
-from workers.matching import attached
+from workers.matching import Arguments, NotConvertible, attached
 from workers.presets import PRESETS, resolve
+from workers.selections import explain
 
 RANK = 16
 ALPHA = 32
+ADAPTED = {
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_qkv",
+    "attn_kv",
+    "attn_out",
+    "mlp_gate",
+    "mlp_up",
+    "mlp_gate_up",
+    "mlp_down",
+    "expert_gate_up",
+    "expert_down",
+}
 
 
 def meant_names(family: str, slug: str) -> list[str]:
@@ -57,6 +73,46 @@ def test_every_preset_attaches_exactly_what_is_meant_on(family: str) -> None:
         whole = {name: torch.zeros(item.shape) for name, item in saved.items()}
         size = len(safetensors.torch.save(whole, metadata={"format": "pt"}))
         assert adapter_bytes(resolution.matched, RANK) == size, slug
+
+
+def peft_attaches(family: str, arguments: Arguments) -> tuple[list[str], int]:
+    """(names, parameters) of what PEFT adapts; nothing where it refuses the names."""
+    with torch.device("meta"):
+        config = LoraConfig(r=RANK, lora_alpha=ALPHA, bias="none", **arguments.to_dict())
+        try:
+            model = attach_one(FAMILIES[family].build(family), config)
+        except ValueError:
+            return [], 0
+    names = sorted([*model.targeted_module_names, *model.targeted_parameter_names])
+    return names, sum(item.numel() for item in model.parameters() if item.requires_grad)
+
+
+def promised(arguments: Arguments, counted: Census) -> tuple[list[str], int]:
+    """The same by the rules in plain Python."""
+    try:
+        ranks = attached(arguments, counted, RANK)
+    except NotConvertible:
+        return [], 0
+    groups = {name: group for group in counted.groups for name in group.names()}
+    sizes = 0
+    for name, rank in ranks.items():
+        group = groups.get(name) or groups[name.removesuffix(".weight")]
+        sizes += rank * group.experts * (group.d_in + group.d_out)
+    return sorted(ranks), sizes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rules_in_plain_python_equal_peft_on(family: str) -> None:
+    counted = census.listed(FAMILIES[family].build(family))
+    reached = [group for group in counted.groups if group.scope in PRESET_SCOPES and group.role in ADAPTED]
+    leaves = sorted({group.pattern.split(".")[-1] for group in reached})
+    for entries, layers in ((leaves, ()), ([leaves[0], "typo"], (0,)), (leaves[-3:], (0, 1))):
+        raw = Arguments(target_modules=tuple(entries), layers_to_transform=layers)
+        assert promised(raw, counted) == peft_attaches(family, raw), (entries, layers)
+    half = explain(leaves, counted, layers=range(counted.num_layers // 2, counted.num_layers))
+    assert not half.refusal
+    found = peft_attaches(family, half.arguments(RANK, ALPHA))
+    assert found == (sorted(half.names()), half.params(RANK))
 
 
 def test_the_table_has_thirty_families_and_more() -> None:
