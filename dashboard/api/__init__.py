@@ -29,6 +29,7 @@ from dashboard.api import (
     me,
     memberships,
     refusals,
+    studies,
     target_module_configs,
     tokens,
     training_runs,
@@ -66,7 +67,8 @@ class Api(NinjaAPI):
     def get_openapi_operation_id(self, operation: Operation) -> str:
         """Object and verb."""
         module, verb = operation.view_func.__module__, operation.view_func.__name__
-        noun = module.rpartition(".")[2].removesuffix("s")
+        plural = module.rpartition(".")[2]
+        noun = f"{plural.removesuffix('ies')}y" if plural.endswith("ies") else plural.removesuffix("s")
         return f"{noun}_{verb}".replace("_", "-")
 
     def get_operation_url_name(self, operation: Operation, router: Any) -> str:
@@ -104,6 +106,7 @@ api.add_router("/target-module-configs", target_module_configs.router, tags=["Ta
 api.add_router("/datasets", datasets.router, tags=["Datasets"])
 api.add_router("/runs", training_runs.router, tags=["Runs"])
 api.add_router("/forecast", forecast.router, tags=["Runs"])
+api.add_router("/studies", studies.router, tags=["Studies"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])
 api.add_router("/jobs", jobs.router, tags=["Queue"])
 api.add_router("/workers", workers.router, tags=["Queue"])

@@ -349,7 +349,7 @@ class Study(models.Model):
         """Train every arm with more seeds and judge anew; what is done is used again."""
         fresh = [seed for seed in seeds if seed not in self.seeds]
         if not fresh:
-            raise SpecError("seeds", _("The study has these seeds already. Name others."))
+            raise SpecError("seeds", _("Name seeds that the study does not have yet."))
         check_seeds([*self.seeds, *fresh])
         with transaction.atomic():
             locked = Study.objects.select_for_update().get(pk=self.pk)

@@ -33,6 +33,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
+from tests.dashboard.studies import make_study
 
 # Callers. Otto manages another project; Mixed views Support but has a project of their own open, which they
 # manage; Root is superuser without any membership.
@@ -181,6 +182,12 @@ RULES: dict[tuple[str, str], str] = {
     ("api:training-run-events", "GET"): API_READ,
     ("api:training-run-log", "GET"): API_READ,
     ("api:forecast-index", "POST"): API_CREATE,
+    ("api:study-index", "GET"): API_LIST,
+    ("api:study-index", "POST"): API_CREATE,
+    ("api:study-detail", "GET"): API_READ,
+    ("api:study-export", "GET"): API_READ,
+    ("api:study-cancel", "POST"): API_EDIT,
+    ("api:study-seeds", "POST"): API_EDIT,
     ("api:adapter-index", "GET"): API_LIST,
     ("api:adapter-detail", "GET"): API_READ,
     ("api:adapter-stage", "POST"): API_MANAGE,
@@ -223,6 +230,7 @@ OBJECTS = {
     "evaluation": "run",
     "job": "job",
     "run": "run",
+    "study": "study",
 }
 
 
@@ -262,6 +270,7 @@ def world(project: Project, other_project: Project, mara: User, ed: User, vera: 
         "token": ApiToken.objects.get(user=ed).pk,
         "job": run.job_id or 0,
         "worker": node.pk,
+        "study": make_study(project, dataset, base_model, by=ed).pk,
     }
     secrets = {name: issued[user] for name, user in people.items() if user}
     return World(people, secrets, rows, secret, project)

@@ -1,0 +1,291 @@
+"""Studies: plan, list, look, stop, add seeds; and every score behind the verdict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from django.utils.translation import gettext as _
+from ninja import Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+
+from dashboard.api.access import Call, done_before, first_time, once
+from dashboard.api.base_models import inspected
+from dashboard.api.failures import Failure
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.target_module_configs import chosen_base_model
+from dashboard.api.texts import Name
+from dashboard.api.training_runs import HyperparametersIn, IdOrSlug, config_of, newest_version
+from dashboard.models import ArmPlan, Job, Role, State, Study, TargetModuleConfig, hyperparameters_from
+from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
+from dashboard.models.study_result import costs_of, scores_of
+from dashboard.models.study_words import sentence
+from workers.errors import SpecError
+
+router = Router()
+MOST_ROWS = 10_000
+
+
+class ArmIn(Schema):
+    """One arm. Its name defaults to the slug of its config."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = ""
+    target_module_config: IdOrSlug
+    hyperparameters: HyperparametersIn | None = None
+
+
+class StudyIn(Schema):
+    """A study to start. Without `learning_rates` each arm keeps its own rate.
+
+    `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = ""
+    dataset: StrictInt
+    base_model: StrictInt | None = None
+    arms: list[ArmIn]
+    seeds: list[StrictInt] = Field(default_factory=lambda: list(DEFAULT_SEEDS))
+    budget: Literal["equal-rank", "equal-parameters"] = "equal-rank"
+    metric: StrictStr = ""
+    reference: Name = ""
+    margin: Annotated[StrictFloat, Field(ge=0)] = DEFAULT_MARGIN
+    learning_rates: list[StrictFloat] = []
+    test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
+
+
+class SeedsIn(Schema):
+    """Seeds to add."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seeds: list[StrictInt] = []
+
+
+class Estimate(Schema):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ArmOut(Schema):
+    """An arm: what it costs and how it did. Costs are means over its runs."""
+
+    name: str
+    target_module_config: int
+    learning_rate: float | None
+    trainable_parameters: int | None
+    adapter_bytes: int | None
+    seconds: float | None
+    peak_memory_bytes: float | None
+    runs: list[int]
+    error: Failure | None
+    metric: Estimate | None
+
+
+class BaseOut(Schema):
+    """The base model without an adapter."""
+
+    metric: Estimate | None
+
+
+class ComparisonOut(Schema):
+    """Arm minus reference, positive when the arm is better."""
+
+    arm: str
+    reference: str
+    difference: float
+    low: float
+    high: float
+    p_adjusted: float
+    outcome: str
+
+
+class StudyOut(Schema):
+    """A study. `verdict` is the sentence, null before the end."""
+
+    id: int
+    name: str
+    state: str
+    dataset: int
+    base_model: int
+    budget: str
+    metric: str
+    reference: str
+    margin: float
+    seeds: list[int]
+    arms: list[ArmOut]
+    base: BaseOut
+    comparisons: list[ComparisonOut]
+    verdict: str | None
+    error: Failure | None
+
+
+class ScoreOut(Schema):
+    """One item's score. The base model is arm `base`, with no seed."""
+
+    arm: str
+    seed: int | None
+    item: int
+    value: float
+
+
+class ExportOut(Schema):
+    """Everything that the verdict was computed from."""
+
+    study: StudyOut
+    settings: list[dict[str, Any]]
+    scores: list[ScoreOut]
+
+
+def shown(study: Study) -> dict[str, Any]:
+    """The object as every answer has it."""
+    metrics = {arm["name"]: arm["metric"] for arm in study.result.get("arms", [])}
+    return {
+        "id": study.pk,
+        "name": study.name,
+        "state": study.state,
+        "dataset": study.dataset_version.dataset_id,
+        "base_model": study.base_model_id,
+        "budget": study.budget,
+        "metric": study.metric,
+        "reference": study.reference,
+        "margin": study.margin,
+        "seeds": study.seeds,
+        "arms": [
+            {
+                "name": arm.name,
+                "target_module_config": arm.target_module_config_id,
+                "learning_rate": arm.learning_rate or arm.hyperparameters.get("learning_rate"),
+                **costs_of(arm),
+                "runs": [run.pk for run in arm.final_runs()],
+                "error": arm.error,
+                "metric": metrics.get(arm.name),
+            }
+            for arm in study.arms.all()
+        ],
+        "base": {"metric": study.result.get("base")},
+        "comparisons": study.result.get("comparisons", []),
+        "verdict": sentence(study) or None if study.is_over else None,
+        "error": study.error,
+    }
+
+
+@router.get("", response={200: list[StudyOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """The project's studies."""
+    return Rows(Study.objects.with_facts().visible_to(request.auth), shown)
+
+
+@router.get("/{int:pk}", response={200: StudyOut, **READING})
+def detail(request: Call, pk: int) -> dict[str, Any]:
+    """One study."""
+    return shown(Study.objects.with_facts().fetch(request.auth, pk))
+
+
+@router.post("", response={202: StudyOut, **WRITING})
+def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
+    """Queue a study: its arms train together, one job for each seed."""
+    job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
+    study = Study.objects.with_facts().of_job(job).first()
+    if study is None:
+        message = _("This `Idempotency-Key` was used for something else. Choose a new one.")
+        raise invalid("Idempotency-Key", message)
+    return Status(202, shown(study))
+
+
+def launch(request: Call, payload: StudyIn, key: str) -> Job:
+    """The first job of the new study. Every id is looked up among what the caller may see."""
+    version = newest_version(request, payload.dataset)
+    base_model = inspected(chosen_base_model(request, payload.base_model))
+    study = Study.objects.launch(
+        project=request.auth.project,
+        by=request.auth.user,
+        name=payload.name or _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]},
+        dataset_version=version,
+        base_model=base_model,
+        arms=[plan_of(request, arm, number) for number, arm in enumerate(payload.arms)],
+        seeds=payload.seeds,
+        budget=payload.budget,
+        metric=payload.metric,
+        reference=payload.reference,
+        margin=payload.margin,
+        learning_rates=payload.learning_rates,
+        test_rows=payload.test_rows,
+        idempotency_key=key,
+    )
+    return cast("Job", study.jobs().order_by("pk").first())
+
+
+def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
+    """An arm with its config and resolved settings."""
+    config: TargetModuleConfig = config_of(request, arm.target_module_config)
+    values = arm.hyperparameters.dict() if arm.hyperparameters else {}
+    name = arm.name or config.slug or config.name
+    if not name:
+        raise invalid(f"arms.{number}.name", _("Give this arm a name."))
+    try:
+        return ArmPlan(name, config, hyperparameters_from(values))
+    except SpecError as error:
+        raise invalid(f"arms.{number}.hyperparameters.{error.field}", error.message) from error
+
+
+@router.post("/{int:pk}/cancel", response={202: StudyOut, **WRITING})
+def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
+    """Stop every job of it; runs that have finished keep their adapters."""
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+    stopped, fresh = study.request_cancel(request.auth.user), first_time(request, f"cancel study {pk}")
+    if not stopped and fresh:
+        raise Refusal(409, "already_ended", _("It has already ended: %(state)s.") % {"state": study.state})
+    return Status(202, detail(request, pk))
+
+
+@router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
+def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
+    """Train every arm with more seeds; what is done is used again, and the verdict is computed anew."""
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+    if study.state not in (State.SUCCEEDED, State.RUNNING, State.QUEUED):
+        message = _("Seeds can be added to a study that runs or has finished. This one: %(state)s.")
+        raise Refusal(409, "not_extendable", message % {"state": study.state})
+    act = f"seeds {pk}"
+    if not done_before(request, act):
+        study.add_seeds(payload.seeds)
+        first_time(request, act)
+    return Status(202, detail(request, pk))
+
+
+@router.get("/{int:pk}/export", response={200: ExportOut, **READING})
+def export(request: Call, pk: int) -> dict[str, Any]:
+    """Settings and every score: enough to compute each number of the verdict again."""
+    study = Study.objects.with_facts().fetch(request.auth, pk)
+    scores, base = scores_of(study)
+    rows = [{"arm": "base", "seed": None, "item": item, "value": value} for item, value in base.items()]
+    rows += [
+        {"arm": arm, "seed": seed, "item": item, "value": value}
+        for arm, by_seed in scores.items()
+        for seed, values in by_seed.items()
+        for item, value in values.items()
+    ]
+    settings = [
+        {"arm": arm.name, "seed": run.seed, "run": run.pk, "spec": public_spec(run.spec)}
+        for arm in study.arms.all()
+        for run in arm.final_runs()
+    ]
+    return {"study": shown(study), "settings": settings, "scores": rows}
+
+
+def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A run's frozen settings without folders of this installation."""
+    return {
+        name: {key: item for key, item in value.items() if key != "path"}
+        if name in ("base", "data")
+        else value
+        for name, value in spec.items()
+    }

@@ -1,0 +1,200 @@
+"""Studies over the API: what is refused, what is shown, and every number recomputed from the export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from django.test import Client
+
+from dashboard.models import ApiToken, BaseModel, Dataset, Project, Study, User
+from tests.dashboard.studies import Table, conclude, make_study
+
+STUDIES = "/api/v1/studies"
+HEAD = {"content_type": "application/json"}
+
+
+@pytest.fixture
+def api(token: str) -> Client:
+    return Client(headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+def body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
+    learn = {"r": 4, "max_steps": 10, "max_length": 64}
+    return {
+        "name": "Placement",
+        "dataset": dataset.pk,
+        "base_model": base_model.pk,
+        "arms": [
+            {"target_module_config": "efficient", "hyperparameters": learn},
+            {"target_module_config": "quality", "hyperparameters": learn},
+        ],
+        "seeds": [1, 2],
+        "budget": "equal-rank",
+        "metric": "exact_match",
+    }
+
+
+def worked_example() -> Table:
+    """Twenty items, two arms, two seeds: right or wrong as they were written down by hand."""
+    return {
+        "base": {0: [1, 0, 0, 0, 0] * 4},
+        "efficient": {1: [1, 1, 1, 0, 0] * 4, 2: [1, 1, 0, 0, 1] * 4},
+        "quality": {1: [1, 1, 1, 1, 0] * 4, 2: [1, 1, 1, 0, 0] * 4},
+    }
+
+
+def refused(answer: Any, status: int, field: str | None = None) -> str:
+    assert answer.status_code == status, answer.content
+    error = answer.json()["error"]
+    assert error["field"] == field
+    return str(error["message"])
+
+
+def test_it_queues_one_job_per_seed(api: Client, body: dict[str, Any]) -> None:
+    answer = api.post(STUDIES, body, **HEAD)
+    assert answer.status_code == 202
+    study = answer.json()
+    assert (study["state"], study["reference"], study["verdict"]) == ("queued", "quality", None)
+    assert [arm["name"] for arm in study["arms"]] == ["efficient", "quality"], "a name defaults to the slug"
+    assert [len(arm["runs"]) for arm in study["arms"]] == [2, 2]
+    assert study["arms"][0]["trainable_parameters"] < study["arms"][1]["trainable_parameters"]
+    assert study["base"] == {"metric": None}
+    assert api.get(f"{STUDIES}/{study['id']}").json() == study
+    assert api.get(STUDIES).json()["data"] == [study]
+
+
+def test_a_repeated_call_with_its_key_makes_one_study(api: Client, body: dict[str, Any]) -> None:
+    first, second = (api.post(STUDIES, body, headers={"Idempotency-Key": "k"}, **HEAD) for _ in range(2))
+    assert first.json()["id"] == second.json()["id"]
+    assert Study.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"arms": []}, "arms"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": [-1]}, "hyperparameters.seed"),
+        ({"metric": "beauty"}, "metric"),
+        ({"reference": "nobody"}, "reference"),
+        ({"margin": -0.1}, "margin"),
+        ({"budget": "equal-luck"}, "budget"),
+        ({"learning_rates": [1e-3, 1e-3]}, "learning_rates"),
+        ({"learning_rates": [1e-3, 7.0]}, "hyperparameters.learning_rate"),
+        ({"test_rows": 0}, "test_rows"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_it_refuses_a_plan_that_cannot_be_judged(
+    api: Client, body: dict[str, Any], changes: dict[str, Any], field: str
+) -> None:
+    assert refused(api.post(STUDIES, body | changes, **HEAD), 422, field)
+    assert Study.objects.count() == 0
+
+
+def test_it_says_which_arm_has_a_wrong_setting(api: Client, body: dict[str, Any]) -> None:
+    body["arms"][1]["hyperparameters"] = {"r": 0}
+    assert "`r`" in refused(api.post(STUDIES, body, **HEAD), 422, "arms.1.hyperparameters.r")
+
+
+def test_it_refuses_arms_that_differ_in_length(api: Client, body: dict[str, Any]) -> None:
+    body["arms"][1]["hyperparameters"] = {"r": 4, "max_steps": 20, "max_length": 64}
+    assert "quality" in refused(api.post(STUDIES, body, **HEAD), 422, "arms")
+
+
+def test_two_arms_of_one_preset_need_names(api: Client, body: dict[str, Any]) -> None:
+    body["arms"].append(body["arms"][0])
+    assert "efficient" in refused(api.post(STUDIES, body, **HEAD), 422, "arms")
+
+
+def test_a_reference_is_required_where_quality_is_no_arm(api: Client, body: dict[str, Any]) -> None:
+    body["arms"][1]["target_module_config"] = "mlp"
+    assert refused(api.post(STUDIES, body, **HEAD), 422, "reference")
+    assert api.post(STUDIES, body | {"reference": "mlp"}, **HEAD).status_code == 202
+
+
+def test_equal_parameters_changes_the_ranks(api: Client, body: dict[str, Any]) -> None:
+    study = api.post(STUDIES, body | {"budget": "equal-parameters"}, **HEAD).json()
+    small, large = (arm["trainable_parameters"] for arm in study["arms"])
+    assert abs(small / large - 1) < 0.05
+
+
+def test_every_number_can_be_recomputed_from_the_export(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    found = api.get(f"{STUDIES}/{study.pk}/export").json()
+    assert len(found["scores"]) == 20 + 2 * 2 * 20
+    scores: dict[tuple[str, int | None], np.ndarray[Any, Any]] = {}
+    for arm, seed in {(one["arm"], one["seed"]) for one in found["scores"]}:
+        rows = sorted(
+            (one["item"], one["value"]) for one in found["scores"] if (one["arm"], one["seed"]) == (arm, seed)
+        )
+        scores[arm, seed] = np.array([value for _item, value in rows], dtype=np.float64)
+    shown = found["study"]
+    means = {arm["name"]: arm["metric"]["mean"] for arm in shown["arms"]}
+    for arm in ("efficient", "quality"):
+        assert means[arm] == pytest.approx(np.mean([scores[arm, 1], scores[arm, 2]]))
+    assert shown["base"]["metric"]["mean"] == pytest.approx(scores["base", None].mean()) == 0.2
+    (comparison,) = shown["comparisons"]
+
+    # The bootstrap by hand, from its description: 10,000 draws of items and seeds, seed 0, paired.
+    differences = np.array([scores["efficient", seed] - scores["quality", seed] for seed in (1, 2)])
+    random = np.random.default_rng(0)
+    items = random.multinomial(20, np.full(20, 1 / 20), size=10_000) / 20
+    seeds = random.multinomial(2, np.full(2, 1 / 2), size=10_000) / 2
+    deviations = (items @ differences.T * seeds).sum(axis=1) - differences.mean()
+    item_variance = (items @ differences.mean(axis=0)).var()
+    seed_variance = differences.mean(axis=1).var(ddof=1) / 2
+    freedom = (item_variance + seed_variance) ** 2 / (item_variance**2 / 19 + seed_variance**2 / 1)
+    from scipy.stats import norm, t
+
+    widen = np.sqrt(item_variance + seed_variance) / deviations.std()
+    widen *= t.ppf(0.975, freedom) / norm.ppf(0.975)
+    low, high = differences.mean() + widen * np.quantile(deviations, [0.025, 0.975])
+    assert comparison["difference"] == pytest.approx(differences.mean()) == -0.1
+    assert (comparison["low"], comparison["high"]) == pytest.approx((low, high))
+    assert comparison["outcome"] == "indicative_only"
+    assert shown["verdict"].startswith("Indicative only, with 2 seeds")
+
+
+def test_the_export_names_no_path_of_the_installation(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model)
+    text = api.get(f"{STUDIES}/{study.pk}/export").content.decode()
+    assert "/tmp" not in text  # noqa: S108 - looked for, not used
+    assert '"path"' not in text
+
+
+def test_it_stops_every_job(api: Client, project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    study = make_study(project, dataset, base_model)
+    answer = api.post(f"{STUDIES}/{study.pk}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    assert set(study.jobs().values_list("state", flat=True)) == {"cancelled"}
+    assert "cancelled" in refused(api.post(f"{STUDIES}/{study.pk}/cancel"), 409)
+
+
+def test_it_adds_seeds_to_a_finished_study(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    answer = api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [3]}, **HEAD)
+    assert (answer.status_code, answer.json()["state"], answer.json()["seeds"]) == (202, "running", [1, 2, 3])
+    assert answer.json()["verdict"] is None
+    assert refused(api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [3]}, **HEAD), 422, "seeds")
+
+
+def test_another_project_sees_nothing_of_it(
+    project: Project, other_project: Project, otto: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model)
+    theirs = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'o')[1]}"})
+    for path in ("", "/export"):
+        refused(theirs.get(f"{STUDIES}/{study.pk}{path}"), 404)
+    for path in ("/cancel", "/seeds"):
+        refused(theirs.post(f"{STUDIES}/{study.pk}{path}", {"seeds": [9]}, **HEAD), 404)
