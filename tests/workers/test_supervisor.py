@@ -5,7 +5,6 @@ The children here are scripts: a garbage line, a deaf process or a sudden death 
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from django.conf import settings
 
 from dashboard.models import Job, JobEvent, Project, State, User
-from tests.workers.conftest import claim
+from tests.workers.conftest import claim, play
 from workers import child, supervisor
 from workers.tasks import attempt
 
@@ -26,72 +25,57 @@ def job(db: None, project: Project) -> Job:
     return claim("cpu")
 
 
-def play(script: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """Run one attempt whose engine is this script."""
-    path = tmp_path / "child.py"
-    path.write_text("import os, signal, sys, time\nsys.stdin.readline()\n" + script)
-    monkeypatch.setattr(child, "ENGINE", (sys.executable, str(path)))
-    attempt(job, lambda: False)
-    return Job.objects.get(pk=job.pk)
-
-
-def test_it_gives_no_secret_to_the_child(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_gives_no_secret_to_the_child(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "EMAIL_URL", "HF_TOKEN"):
         monkeypatch.setenv(name, "canary-7341")
     script = 'open(sys.argv[-1] + "/../environment", "w").write(repr(dict(os.environ)) + repr(sys.argv))\n'
-    play(script, job, tmp_path, monkeypatch)
+    play(script, job, monkeypatch)
     seen = (Path(settings.DATA_DIR) / "work" / "environment").read_text()
     assert "canary-7341" not in seen
     assert "OMP_NUM_THREADS" in seen
 
 
-def test_it_survives_a_garbage_line_and_says_so(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_survives_a_garbage_line_and_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = 'print(\'{"event": "Failure", "code": "bad_model", "message": "No weights."}\')\n'
-    ended = play(HELLO + 'print("Segmentation fault?")\n' + failure, job, tmp_path, monkeypatch)
+    ended = play(HELLO + 'print("Segmentation fault?")\n' + failure, job, monkeypatch)
     assert ended.error == {"code": "bad_model", "message": "No weights."}
     assert JobEvent.objects.filter(job=job, level="warning", text__contains="could not be read").exists()
 
 
 def test_it_interrupts_a_job_whose_child_dies_without_a_word(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(HELLO + "os.kill(os.getpid(), signal.SIGSEGV)\n", job, tmp_path, monkeypatch)
+    ended = play(HELLO + "os.kill(os.getpid(), signal.SIGSEGV)\n", job, monkeypatch)
     assert ended.state == State.INTERRUPTED
 
 
-def test_it_kills_a_deaf_child_after_its_grace(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ed: User
-) -> None:
+def test_it_kills_a_deaf_child_after_its_grace(job: Job, monkeypatch: pytest.MonkeyPatch, ed: User) -> None:
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "cancel", 1.0)
     job.request_cancel(ed)
     began = time.monotonic()
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
-    ended = play(script, job, tmp_path, monkeypatch)
+    ended = play(script, job, monkeypatch)
     assert ended.state == State.CANCELLED
     assert time.monotonic() - began < 8
 
 
 def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 1.0)
     began = time.monotonic()
-    ended = play(HELLO + "if not os.fork():\n    time.sleep(60)\n", job, tmp_path, monkeypatch)
+    ended = play(HELLO + "if not os.fork():\n    time.sleep(60)\n", job, monkeypatch)
     assert ended.state == State.INTERRUPTED
     assert time.monotonic() - began < 20
 
 
-def test_it_survives_a_line_nested_without_end(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = play('print("[" * 200_000, flush=True)\nos._exit(7)\n', job, tmp_path, monkeypatch)
+def test_it_survives_a_line_nested_without_end(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = play('print("[" * 200_000, flush=True)\nos._exit(7)\n', job, monkeypatch)
     assert ended.state == State.INTERRUPTED
 
 
 def test_it_stops_at_once_when_the_work_fails_while_stopping(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ed: User
+    job: Job, monkeypatch: pytest.MonkeyPatch, ed: User
 ) -> None:
     job.request_cancel(ed)
     monkeypatch.setattr(child, "ENGINE", ("/nonexistent/python",))
@@ -100,28 +84,26 @@ def test_it_stops_at_once_when_the_work_fails_while_stopping(
 
 
 def test_it_keeps_numbers_of_bytes_that_32_bits_do_not_hold(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = '{"event": "Progress", "phase": "hashing", "step": 5000000000, "total": 16000000000}'
-    ended = play(f"print('{line}', flush=True)\n", job, tmp_path, monkeypatch)
+    ended = play(f"print('{line}', flush=True)\n", job, monkeypatch)
     field = Job._meta.get_field("step")
     assert (ended.step, ended.percent) == (5_000_000_000, 31)
     assert field.get_internal_type() == "PositiveBigIntegerField", "PostgreSQL would refuse it"
 
 
 def test_it_writes_nothing_once_another_attempt_has_the_job(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Job.objects.filter(pk=job.pk).update(attempt=2)
     began = time.monotonic()
-    ended = play(HELLO + "time.sleep(60)\n", job, tmp_path, monkeypatch)
+    ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch)
     assert (ended.state, ended.attempt, ended.phase) == (State.STARTING, 2, "")
     assert time.monotonic() - began < 20
 
 
-def test_it_refuses_a_result_that_is_no_result(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = play(HELLO + 'print(\'{"event": "Bye", "reason": "done"}\')\n', job, tmp_path, monkeypatch)
+def test_it_refuses_a_result_that_is_no_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = play(HELLO + 'print(\'{"event": "Bye", "reason": "done"}\')\n', job, monkeypatch)
     assert ended.error is not None
     assert ended.error["code"] == "internal_error"
