@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dashboard.models.worker_node import HEARTBEAT_SECONDS
 
 logger = logging.getLogger(__name__)
 _stop = threading.Event()
+# A pool process that was killed holds its job until somebody looks.
+WATCH_SECONDS = 2.0
 
 
 def _flag(main_pid: int) -> Path:
@@ -101,10 +104,14 @@ def begin(sender: Any, **_kwargs: object) -> None:
 
 
 def _beat(name: str) -> None:
-    while not _stop.wait(HEARTBEAT_SECONDS):
+    signed = time.monotonic()
+    while not _stop.wait(WATCH_SECONDS):
         try:
             close_old_connections()
-            sign_life(name)
+            release_abandoned_jobs(socket.gethostname(), worker=name)
+            if time.monotonic() - signed >= HEARTBEAT_SECONDS:
+                signed = time.monotonic()
+                sign_life(name)
         except Exception:
             # The database may be away for a while; the next beat tells.
             logger.warning("no heartbeat could be written", exc_info=True)
@@ -117,10 +124,11 @@ def sign_life(name: str) -> None:
     WorkerNode.objects.pulse(name, draining=draining)
 
 
-def release_abandoned_jobs(host: str) -> int:
-    """Interrupt live jobs whose worker process on this host is gone; the number released."""
+def release_abandoned_jobs(host: str, *, worker: str = "") -> int:
+    """Interrupt live jobs whose process on this host (of this worker, if named) is gone; how many."""
     released = 0
-    for job in Job.objects.live().filter(host=host):
+    mine = Job.objects.live().filter(host=host)
+    for job in mine.filter(worker=worker) if worker else mine:
         if is_same_process(job.pid, job.pid_started):
             continue
         if is_same_process(job.child_pid, job.child_started) and job.child_pid:
