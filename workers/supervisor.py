@@ -278,7 +278,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
         elif (attempt.stop_reason, attempt.farewell) == ("finish", "cancel"):
             # Asked to keep the best before there was any: what remains is a stop.
             reason = "Nothing had been learned yet, so there is nothing to keep."
-            job.move("cancel", actor=worker, reason=reason, fenced=True, keep=Job.Keep.NOTHING)
+            job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
             job.move("stopped", actor=worker, fenced=True)
         elif attempt.is_stalled:
             job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
