@@ -6,7 +6,7 @@ Read from the rows of workers and dispatcher in one query. The whole story is on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
@@ -34,12 +34,18 @@ def alarms(*, keeper: bool) -> list[Alarm]:
     """What to say now: everybody hears of the queue, managers and superusers also of disk and clocks."""
     nodes = list(WorkerNode.objects.annotate(seen_at=Now()))
     alive = [
-        node for node in nodes if node.stopped_at is None and node.seen_at - node.heartbeat_at < SILENT_AFTER
+        node for node in nodes if node.stopped_at is None and now(node) - node.heartbeat_at < SILENT_AFTER
     ]
     found = queue_alarms(nodes, alive)
     if keeper:
         found += disk_alarms(alive) + clock_alarms(alive)
     return found
+
+
+def now(node: WorkerNode) -> datetime:
+    """The database's clock, when it was asked."""
+    moment: datetime = node.seen_at  # type: ignore[attr-defined]
+    return moment
 
 
 def queue_alarms(nodes: list[WorkerNode], alive: list[WorkerNode]) -> list[Alarm]:
@@ -55,9 +61,8 @@ def queue_alarms(nodes: list[WorkerNode], alive: list[WorkerNode]) -> list[Alarm
 
 def is_unheard(dispatcher: WorkerNode) -> bool:
     """Whether the broker has not answered this leader for a while."""
-    since, leads_until = dispatcher.broker_silent_since, dispatcher.leads_until
-    now = dispatcher.seen_at  # type: ignore[attr-defined]
-    return bool(since and leads_until and leads_until > now and now - since > BROKER_PATIENCE)
+    since, leads_until, seen = dispatcher.broker_silent_since, dispatcher.leads_until, now(dispatcher)
+    return bool(since and leads_until and leads_until > seen and seen - since > BROKER_PATIENCE)
 
 
 def disk_alarms(alive: list[WorkerNode]) -> list[Alarm]:

@@ -41,7 +41,8 @@ def drop_when_full() -> bool:
 
 def has_room() -> bool:
     """Whether the disk has plenty of room for it."""
-    return shutil.disk_usage(settings.DATA_DIR).free >= PLENTY * settings.BALLAST_BYTES + FULL_BYTES
+    wanted: int = PLENTY * settings.BALLAST_BYTES + FULL_BYTES
+    return shutil.disk_usage(settings.DATA_DIR).free >= wanted
 
 
 def restore() -> bool:
