@@ -53,7 +53,7 @@ def retries(run: TrainingRun) -> list[Retry]:
     """Proposals for a run that has failed or was stopped, the most fitting first."""
     if run.state not in (TrainingRun.Outcome.FAILED, TrainingRun.Outcome.CANCELLED):
         return []
-    code, learn = (run.error or {}).get("code", ""), Hyperparameters(**run.hyperparameters)
+    code, learn = (run.error or {}).get("code", ""), Hyperparameters(**run.trained_with)
     if code in NOT_MENDED:
         return []
     if code == "diverged":

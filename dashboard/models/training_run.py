@@ -210,6 +210,12 @@ class TrainingRun(models.Model):
         return int(self.hyperparameters.get("seed", 0))
 
     @property
+    def trained_with(self) -> dict[str, Any]:
+        """The settings that its newest attempt used: what was chosen, and what was adjusted since."""
+        changes = [change for one in self.adjustments for change in one["changes"].items()]
+        return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         settings_ = Hyperparameters(**self.hyperparameters)

@@ -9,6 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Evaluation, MetricSeries, State, TrainingRun, User
+from dashboard.models.adjustments import use_smaller_batches
 from dashboard.stages import eta_range
 from tests.conftest import finish
 from tests.dashboard.conftest import evaluate, publish
@@ -118,6 +119,24 @@ def test_it_offers_stop_and_clone_to_editors_only(
 def test_it_offers_no_stop_when_it_is_over(client: Client, ed: User, run: TrainingRun) -> None:
     publish(run)
     assert reverse("training-run-cancel", args=[run.pk]) not in page_of(client, ed, run)
+
+
+def test_it_says_which_weights_an_early_end_has_kept(client: Client, vera: User, run: TrainingRun) -> None:
+    publish(run)
+    TrainingRun.objects.filter(pk=run.pk).update(
+        outcome="stopped_early", ended_step=6, measured={"published_step": 4}
+    )
+    page = page_of(client, vera, run)
+    assert "It ended early, after step 6 of 10." in page
+    assert "The adapter holds the weights of step 4" in page
+
+
+def test_it_says_what_was_changed_after_memory_ran_out(client: Client, vera: User, run: TrainingRun) -> None:
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    use_smaller_batches(run.job, "out_of_memory")
+    page = page_of(client, vera, run)
+    assert "Memory ran out in attempt 1, so it went on with 4 × 2 rows per step instead" in page
 
 
 def test_it_has_the_curves_as_a_table(client: Client, vera: User, run: TrainingRun) -> None:

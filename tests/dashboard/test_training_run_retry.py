@@ -10,6 +10,7 @@ from django.urls import reverse
 
 from dashboard.forms.retry import overrides, retries
 from dashboard.models import BaseModel, Dataset, Project, State, TrainingRun, User
+from dashboard.models.adjustments import use_smaller_batches
 from tests.conftest import finish, make_run
 
 
@@ -29,6 +30,15 @@ def test_it_proposes_to_need_less_memory(run: TrainingRun) -> None:
         "Fewer rows at once": [("8", "4"), ("1", "2")],
         "Shorter rows": [("64", "32")],
     }
+
+
+def test_it_goes_on_from_what_was_tried_already(run: TrainingRun) -> None:
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    use_smaller_batches(run.job, "out_of_memory")
+    run.job.move("fail", error_code="out_of_memory", error_message="Not enough memory.")
+    found = proposals(TrainingRun.objects.get())
+    assert found["Fewer rows at once"] == [("8", "2"), ("1", "4")]
 
 
 def test_it_proposes_a_lower_rate_after_divergence(run: TrainingRun) -> None:
