@@ -31,7 +31,7 @@ ADAPTER_SPEED = 0.5
 CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
-CPU_OPERATIONS = {4: 8e10, 2: 6e10}
+CPU_OPERATIONS = {4: 8e10, 2: 1e11}
 GPU_OPERATIONS = (
     ("H200", 4e14),
     ("H100", 4e14),

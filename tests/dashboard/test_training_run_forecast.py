@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Dataset, User
+from dashboard.models import BaseModel, Calibration, Dataset, DatasetVersion, TrainingRun, User, WorkerNode
 from tests.dashboard.test_training_run_create import entered
+from workers.estimates import FORMULA
 
 URL = reverse("training-run-forecast")
 
@@ -67,3 +71,88 @@ def test_it_reckons_with_half_typed_values(
 def test_it_answers_without_any_field(client: Client, ed: User) -> None:
     client.force_login(ed)
     assert client.get(URL).status_code == 200
+
+
+# Memory and time
+
+
+@pytest.fixture
+def node(db: None) -> WorkerNode:
+    """A node with eight gigabytes."""
+    return WorkerNode.objects.create(
+        name="gpu0@here", queue="gpu", host="here", pid=1, device="CPU, 2 cores", memory_bytes=8_000_000_000
+    )
+
+
+def test_it_says_what_each_device_would_need(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
+) -> None:
+    page = ask(client, ed, dataset, base_model).content.decode()
+    assert "CPU, 2 cores" in page
+    assert "of 8.0 GB" in page
+    assert "fits" in page
+    assert "rough" in page
+
+
+def test_it_offers_edits_where_memory_is_short(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
+) -> None:
+    WorkerNode.objects.update(memory_bytes=2_000_000_000)
+    wide = {"per_device_train_batch_size": "512", "max_length": "512"}
+    page = ask(client, ed, dataset, base_model, **wide)
+    plan = page.context["plan"]
+    assert plan.forecast.main.fit == "too_large"
+    assert "Make it fit" in page.content.decode()
+    for edit in plan.edits:
+        assert edit.outlook.peak_memory_bytes["expected"] < plan.forecast.main.peak_memory_bytes["expected"]
+
+
+def test_an_edit_does_what_it_promises(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
+) -> None:
+    WorkerNode.objects.update(memory_bytes=2_400_000_000)
+    DatasetVersion.objects.update(splits={"train": 4000, "validation": 2, "test": 2})
+    wide = {"per_device_train_batch_size": "512", "max_length": "512", "gradient_accumulation_steps": "1"}
+    edits = ask(client, ed, dataset, base_model, **wide).context["plan"].edits
+    assert any(edit.is_enough for edit in edits)
+    for edit in edits:
+        again = ask(client, ed, dataset, base_model, **{**wide, **edit.values}).context["plan"]
+        assert again.forecast.main.peak_memory_bytes == edit.outlook.peak_memory_bytes
+        assert again.hyperparameters.rows_per_step == 512
+        assert (again.forecast.main.fit == "fits") == edit.is_enough
+
+
+def test_it_shows_its_own_record(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, run: TrainingRun
+) -> None:
+    assert "Predicted by formulas alone" in ask(client, ed, dataset, base_model).content.decode()
+    for off in (0.9, 1.05):
+        Calibration.objects.create(
+            base_model=base_model, device="CPU", dtype="float32", setting="2 modules", formula=FORMULA,
+            reckoned_memory_bytes=10**9, reckoned_training_seconds=10, reckoned_validation_seconds=0,
+            reckoned_other_seconds=5, expected_memory_bytes=10**9, expected_seconds=20,
+            memory_bytes=round(off * 10**9), training_seconds=10, seconds=off * 20,
+        )  # fmt: skip
+    page = ask(client, ed, dataset, base_model).content.decode()
+    assert "The last 2 forecasts: memory within ±10.0 %, time within ±10.0 % for nine of ten." in page
+
+
+def test_a_run_on_a_dataset_without_measured_lengths_is_forecast_too(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    page = ask(client, ed, dataset, base_model).content.decode()
+    assert "Answers cut" in page
+    assert "unknown" in page
+
+
+def test_it_needs_no_more_queries_for_edits_than_without(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
+) -> None:
+    counts = []
+    for memory in (8_000_000_000, 8_000_000_000, 2_000_000_000):
+        WorkerNode.objects.update(memory_bytes=memory)
+        with CaptureQueriesContext(connection) as queries:
+            ask(client, ed, dataset, base_model, per_device_train_batch_size="512", max_length="512")
+        counts.append(len(queries))
+    # The first one also signs in.
+    assert counts[1] == counts[2]
