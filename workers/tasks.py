@@ -5,7 +5,6 @@ The payload is a job's id and nothing else, and even that is only a hint: the ro
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from django.conf import settings
 
 from dashboard.models import IllegalMove, Job
 from workers.celery import app
-from workers.errors import RunError
+from workers.errors import RunError, disk_error
 from workers.node import is_draining
 from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
@@ -116,8 +115,8 @@ def _fail(job: Job, error: Exception) -> None:
     code, message = "internal_error", "Graftworks could not finish this job because of a fault of its own."
     if isinstance(error, RunError):
         code, message = error.code, error.message
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        code, message = "disk_full", "The disk is full, so the result could not be saved."
+    elif full := disk_error(error):
+        code, message = full.code, full.message
     try:
         job.move(
             "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
