@@ -7,10 +7,11 @@ MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none
 VENV = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help start test check clean
+.PHONY: help start test check chaos clean
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
 	@echo "make test    every test, with a real broker, worker and browser"
+	@echo "make chaos   hours of kill -9 while trainings run, on SQLite and PostgreSQL (STORM)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
@@ -25,6 +26,18 @@ test:
 	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && \
 	{ $(VENV) -m pytest -q -n 2 -m "not slow"; quick=$$?; $(VENV) -m pytest -q -m slow; slow=$$?; \
 	$(VENV) -m tests.servers $(VENV) -m pytest -q -n 2 -m jobs; exit $$((quick | slow | $$?)); }
+
+# Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
+STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
+chaos: export CHAOS_SEQUENCES = 2000
+chaos: export CHAOS_CLAIMERS = 32
+chaos: export CHAOS_CLAIMED = 1000
+chaos:
+	@$(MACHINE) test
+	$(VENV) -m tests.chaos $(STORM)
+	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(STORM)
+	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
+	$(VENV) -m tests.servers $(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org

@@ -39,16 +39,26 @@ class Missing(Exception):
 def main(command: list[str]) -> int:
     """The command's exit status."""
     signal.signal(signal.SIGTERM, _end)
-    try:
-        with tempfile.TemporaryDirectory(prefix="graftworks-servers-", dir="/tmp") as name:
-            Path(name).chmod(0o755)
-            broker_program()
-            with postgresql(Path(name) / "postgresql") as url:
-                environment = {**os.environ, "TEST_DATABASE_URL": url}
-                return subprocess.run(command, env=environment, check=False).returncode
-    except Missing as missing:
+    if missing := what_is_missing():
         print(f"Not run on PostgreSQL: {missing}", file=sys.stderr)
         return 1 if os.environ.get("CI") else 0
+    with tempfile.TemporaryDirectory(prefix="graftworks-servers-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        with postgresql(Path(name) / "postgresql") as url:
+            environment = {**os.environ, "TEST_DATABASE_URL": url}
+            return subprocess.run(command, env=environment, check=False).returncode
+
+
+def what_is_missing() -> str:
+    """Why the servers cannot be started here, or ""."""
+    try:
+        _newest_postgresql()
+        broker_program()
+        if os.getuid() == 0:
+            _account()
+    except Missing as missing:
+        return str(missing)
+    return ""
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -120,12 +130,16 @@ def _other_account(folder: Path) -> tuple[int, int] | None:
     """Root hands the folder to PostgreSQL's account; anybody else runs the server as themselves."""
     if os.getuid():
         return None
-    try:
-        account = pwd.getpwnam(ACCOUNT)
-    except KeyError as error:
-        raise Missing(f"PostgreSQL does not run as root, and there is no account {ACCOUNT}.") from error
+    account = _account()
     os.chown(folder, account.pw_uid, account.pw_gid)
     return account.pw_uid, account.pw_gid
+
+
+def _account() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(ACCOUNT)
+    except KeyError as error:
+        raise Missing(f"PostgreSQL does not run as root, and there is no account {ACCOUNT}.") from error
 
 
 def _as(user: tuple[int, int] | None, command: list[str], orphaned: int = signal.SIGTERM) -> list[str]:

@@ -30,7 +30,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--pause-seconds", type=float, default=120.0, help="how long each pause lasts")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same schedule")
     parser.add_argument("--minutes", type=float, default=600.0, help="give up after this long")
-    parser.add_argument("--database-url", help="an empty PostgreSQL database; SQLite when left out")
+    parser.add_argument(
+        "--database-url",
+        default=os.environ.get("TEST_DATABASE_URL"),
+        help="an empty PostgreSQL database, as `python -m tests.servers` names one; SQLite when left out",
+    )
     parser.add_argument("--keep", action="store_true", help="keep the data folder and say where it is")
     return parser.parse_args()
 

@@ -29,7 +29,7 @@ from dashboard.models.job_state import LIVE, MOVES, TERMINAL, WAITING
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.recorders import finish_job
 
-SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", "150"))
+SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", "60"))
 # Two training nodes with a slot each, one node for light work.
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)

@@ -1,0 +1,25 @@
+"""The kill storm in short; `make chaos` is the long one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--jobs", "20", "--kills", "10", "--pauses", "1", "--pause-seconds", "20", "--minutes", "10")
+
+
+@pytest.mark.slow
+def test_a_short_storm_loses_nothing_and_makes_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """On PostgreSQL and Debian's broker where they are installed, as the other tests use SQLite."""
+    beside = [] if servers.what_is_missing() else [sys.executable, "-m", "tests.servers"]
+    command = [*beside, sys.executable, "-m", "tests.chaos", *SHORT, "--seed", "7"]
+    stormed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    with capsys.disabled():
+        print(stormed.stdout)
+    assert stormed.returncode == 0, stormed.stdout[-6000:] + stormed.stderr[-3000:]
