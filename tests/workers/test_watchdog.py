@@ -1,0 +1,119 @@
+"""A child that stands still is ended, and so is what an earlier attempt has left on a device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from django.conf import settings
+
+from dashboard.models import Job, JobEvent, State, TrainingRun
+from tests.workers.conftest import claim, play
+from workers import slots, supervisor
+from workers.child import Child
+from workers.recorders import TrainRecorder
+from workers.spool import Spool
+
+STUCK = """
+tell("Hello", pid=os.getpid(), device="cpu")
+tell("Progress", phase="training", step=0, total=9)
+tell("Progress", phase="training", step=1, total=9)
+time.sleep(60)
+"""
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    return claim("gpu")
+
+
+def test_a_child_that_stands_still_is_ended_after_a_warning(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
+    ended = play(STUCK, job, monkeypatch)
+    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "")
+    warning = JobEvent.objects.get(job=job, level="warning").text
+    assert warning.startswith("There was no progress for")
+    assert "stood still" in JobEvent.objects.get(job=job, event="interrupt").text
+    assert not psutil.Process().children()
+
+
+def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None:
+    watched = Child(subprocess.Popen(SLEEP, start_new_session=True), Spool(tmp_path))
+    attempt = supervisor.Attempt(job, TrainRecorder(job, tmp_path), lambda: False)
+    watched._paces.extend([100.0, 110.0, 5.0])
+    watched.progress_at -= 1900
+    attempt.watch_progress(watched)
+    assert (attempt.is_warned, attempt.is_stalled) == (True, False)
+    watched.progress_at -= 200
+    attempt.watch_progress(watched)
+    assert attempt.is_stalled
+    assert watched.leave() < 0
+
+
+def test_it_ends_what_an_earlier_attempt_left_on_the_device(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = subprocess.Popen(SLEEP, start_new_session=True)
+    slots.occupy("gpu@test", left.pid)
+    play("sys.exit(1)\n", job, monkeypatch)
+    assert not psutil.pid_exists(left.pid)
+    left.wait()
+    assert JobEvent.objects.filter(job=job, text__contains=f"Ended process {left.pid}").exists()
+    assert slots.vacate("gpu@test") is None
+
+
+def test_it_spares_a_process_that_only_has_the_same_number() -> None:
+    other = subprocess.Popen(SLEEP, start_new_session=True)
+    slots.occupy("gpu@test", other.pid)
+    note = Path(settings.DATA_DIR) / "run" / "slot-gpu@test.json"
+    known = json.loads(note.read_text())
+    for changed in ({"boot": "another start of the machine"}, {"began": known["began"] - 60}):
+        note.write_text(json.dumps({**known, **changed}))
+        assert slots.vacate("gpu@test") is None
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_its_child_is_the_first_victim_and_leaves_no_memory_dump(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+import resource
+time.sleep(0.5)
+seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
+tell("Failure", code="bad_model", message=json.dumps(seen))
+"""
+    ended = play(script, job, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": '["500", 0]'}
+
+
+def test_its_child_learns_which_arms_have_ended_and_which_faults_to_play(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = TrainingRun.objects.get(pk=run.pk)
+    second.pk, second.outcome = None, "failed"
+    second.save(force_insert=True)
+    monkeypatch.setenv("GRAFTWORKS_FAULTS", "nowhere=kill")
+    said = 'json.dumps([asked["ended"], os.environ.get("GRAFTWORKS_FAULTS")])'
+    ended = play(f'tell("Failure", code="bad_model", message={said})\n', job, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": '[[1], "nowhere=kill"]'}
+
+
+def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    obedient = 'tell("Bye", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + obedient
+    for number in range(1, 12):
+        ended = play(script, job, monkeypatch, lambda: True)
+        assert (ended.state, ended.attempt, ended.excused) == (State.INTERRUPTED, number, number)
+        ended.try_again()
+        Job.objects.filter(pk=job.pk).update(run_after=ended.created_at)
+        job = claim("gpu")
+    assert job.attempt == 12
