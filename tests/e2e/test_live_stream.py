@@ -115,12 +115,24 @@ def test_a_killed_web_program_comes_back_and_so_does_the_page(
 
 def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, long_run: int) -> None:
     page.goto(f"/runs/{long_run}/")
-    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("link", name="Stop", exact=True).click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("button", name="Let it go on")).to_be_focused()
     dialog.get_by_role("button", name="Let it go on").click()
     expect(dialog).to_be_hidden()
-    page.get_by_role("button", name="Stop", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Stop the run").click()
-    expect(page.locator("[data-state=cancelled]")).to_be_attached(timeout=15_000)
+    page.get_by_role("link", name="Stop", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep the checkpoint").click()
+    expect(page.locator("[data-state=cancelled]")).to_be_attached(timeout=20_000)
     expect(page.locator(".run-state")).to_contain_text("Stopped")
+    expect(page.get_by_role("button", name="Resume from step")).to_be_visible()
+
+
+def test_a_stopped_run_is_resumed_and_its_best_kept(page: Page, api: Api, long_run: int) -> None:
+    before = api.get(f"/runs/{long_run}")["resumable_from"]
+    page.goto(f"/runs/{long_run}/")
+    page.get_by_role("button", name="Resume from step").click()
+    until(lambda: api.get(f"/runs/{long_run}")["step"] > before, "a step after the checkpoint", seconds=90)
+    page.get_by_role("link", name="Stop", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep the best so far").click()
+    expect(page.locator("[data-state=stopped_early]")).to_be_attached(timeout=30_000)
+    expect(page.get_by_role("link", name="Download adapter")).to_be_visible()
