@@ -451,6 +451,9 @@ class Job(models.Model):
                     error_code="",
                     error_message="",
                 )
+                # Only under the row's lock it is sure that nobody clears them.
+                if self.checkpoint_step() is None:
+                    raise IllegalMove("its checkpoints were cleared")
                 self._arms_to_resume().update(
                     outcome="", error_code="", error_message="", ended_step=None, measured={}
                 )

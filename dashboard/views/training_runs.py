@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.db import IntegrityError
@@ -285,6 +286,7 @@ def stop_context(run: TrainingRun) -> dict[str, Any]:
         # A run that works may have learned something by the time the question is answered.
         "can_keep": not waits or (run.job is not None and run.job.checkpoint_step() is not None),
         "resumable_from": run.resumable_from,
+        "kept_days": settings.KEEP_CHECKPOINTS_DAYS,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -138,6 +139,25 @@ def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -
     training.resume(ed)
     run.refresh_from_db()
     assert (training.error, run.error, run.error_code) == (None, None, "")
+
+
+def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
+    training: Job, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(training, step=4)
+    training.move("fail", error_code="disk_full", error_message="The disk is full.")
+    move = Job.move
+
+    def cleared_first(self: Job, event: str, **fields: object) -> None:
+        shutil.rmtree(self.checkpoint_folder())
+        move(self, event, **fields)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Job, "move", cleared_first)
+    with pytest.raises(IllegalMove, match="no checkpoint"):
+        training.resume(ed)
+    training.refresh_from_db()
+    assert training.state == State.FAILED
+    assert not training.events.filter(event="resume").exists()
 
 
 def test_it_refuses_to_resume_what_works(training: Job, ed: User) -> None:
