@@ -64,6 +64,7 @@ class Hyperparameters:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     max_length: int = 512
+    gradient_checkpointing: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from workers.engine.arms import Arm
 from workers.engine.data import collate, micro_batches
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
+from workers.engine.recompute import set_recompute
 from workers.engine.runtime import stop_if_asked
 from workers.errors import DiskFull, RunError, Stopped
 from workers.events import (
@@ -196,10 +197,11 @@ def train(
                     rate = learning_rate(arm.spec.hyperparameters, step, arm.total)
                     loss_sum, tokens = 0.0, 0
                     drops = arm.spec.hyperparameters.lora_dropout > 0
-                    shares = (
-                        scorer.shares and not drops
-                    )  # each row draws its own dropout, so it shares nothing
+                    # Each row draws its own dropout, and a layer that is computed twice fills no cache.
+                    again = arm.spec.hyperparameters.gradient_checkpointing
+                    shares = scorer.shares and not drops and not again
                     lora.set_dropout(model, drops)
+                    set_recompute(model, again)
                     runtime.set_random_state(arm.random_state, device)
                     for examples in batches:
                         batch = collate(examples, device, share=shares)
@@ -240,6 +242,7 @@ def train(
 
                 if arm.is_due(step):
                     lora.set_dropout(model, False)
+                    set_recompute(model, False)
                     held_out = validation_loss(scorer, arm, device, asked)
                     arm.note_validation(held_out)
                     validated = True
