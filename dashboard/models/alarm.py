@@ -71,7 +71,7 @@ def disk_alarms(alive: list[WorkerNode]) -> list[Alarm]:
     if free >= LOW_BYTES:
         return []
     text = _("The disk is nearly full: %(free).1f GB are free. Runs fail when it is full.")
-    return [Alarm("disk", text % {"free": free / 1024**3}, "storage-index", _("See what takes the space"))]
+    return [Alarm("disk", text % {"free": free / 10**9}, "storage-index", _("See what takes the space"))]
 
 
 def clock_alarms(alive: list[WorkerNode]) -> list[Alarm]:

@@ -140,7 +140,7 @@ def disk() -> Finding:
 
 def reserve() -> Finding:
     """The file that is dropped when the disk is full, so that the database can still be written to."""
-    title, megabytes = _("Reserve on the disk"), settings.BALLAST_BYTES // 1024**2
+    title, megabytes = _("Reserve on the disk"), settings.BALLAST_BYTES // 10**6
     if not settings.BALLAST_BYTES:
         return Finding("reserve", title, Level.OK, _("None is kept, because BALLAST_BYTES is 0."))
     if ballast.is_in_place():
@@ -358,15 +358,20 @@ def unknown_folders() -> Finding:
             "unknown-folders", title, Level.OK, _("Each adapter and dataset on the disk is known.")
         )
     names = [f"{use.kind}/{name}" for use in uses for name, _address, _bytes in use.biggest]
+    count = sum(use.unknown_count for use in uses)
     return Finding(
         "unknown-folders",
         title,
         Level.WARNING,
-        _("The database knows nothing of %(count)d, so they are kept and listed nowhere: %(names)s.")
-        % {"count": sum(use.unknown_count for use in uses), "names": listed(names)},
+        ngettext(
+            "%(count)d folder is in no row of the database, so it is kept and shown nowhere: %(names)s.",
+            "%(count)d folders are in no row of the database, so they are kept and shown nowhere: %(names)s.",
+            count,
+        )
+        % {"count": count, "names": listed(names)},
         _(
-            "They may come from a database that was put back from an older copy. Keep them if you may need "
-            "them, else delete them in the data folder."
+            "Such folders come from another database, or from this one before an older copy was put back. "
+            "Keep them if you may need them, else delete them in the data folder."
         ),
     )
 

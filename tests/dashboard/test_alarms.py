@@ -72,7 +72,7 @@ def test_a_disk_that_is_nearly_full_is_said_to_keepers() -> None:
     change(free_bytes=2 * 1024**3 - 1)
     assert checks(keeper=False) == []
     (alarm,) = alarms(keeper=True)
-    assert alarm.text.startswith("The disk is nearly full: 2.0 GB are free.")
+    assert alarm.text.startswith("The disk is nearly full: 2.1 GB are free.")
     assert alarm.route == "storage-index"
 
 

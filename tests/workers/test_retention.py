@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
@@ -29,6 +30,8 @@ from dashboard.models.job_state import db_now
 from dashboard.models.retention import LOG_GAP, sweep
 from tests.conftest import make_dataset
 from tests.workers.conftest import claim
+from tests.workers.test_recorders import SUCCEEDED, make_artifact
+from workers.recorders import TrainRecorder
 
 DAY = timedelta(days=1)
 MARK = Path(settings.DATA_DIR) / "installation-id"
@@ -305,3 +308,35 @@ def test_it_goes_in_portions(project: Project, ed: User) -> None:
             )
         )
     assert set(range(1, 20)) <= set(gone), "one folder for each step"
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_crash_between_rename_and_row_leaves_no_orphan_for_good(
+    run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    job = claim("gpu")
+    job.move("progress")
+    with monkeypatch.context() as crash:
+        crash.setattr(Adapter.objects, "publish", Mock(side_effect=SystemExit))
+        with pytest.raises(SystemExit):
+            end_arm(job, tmp_path / "first")
+    publication = Publication.objects.get()
+    assert publication.path().is_dir()
+    assert not Adapter.objects.exists()
+    clear()
+    assert publication.path().is_dir(), "the next attempt may come yet"
+    if again:
+        end_arm(job, tmp_path / "second")
+    Publication.objects.update(begun_at=db_now(-2 * DAY))
+    os.utime(publication.path(), (0, 0))
+    clear()
+    assert publication.path().is_dir() == again
+    assert [adapter.path() for adapter in Adapter.objects.all()] == [publication.path()] * again
+
+
+def end_arm(job: Job, folder: Path) -> None:
+    """What a recorder hears when an arm has reached its last step."""
+    folder.mkdir()
+    recorder = TrainRecorder(job, folder)
+    recorder.record(make_artifact(folder))
+    recorder.record(SUCCEEDED)
