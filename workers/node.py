@@ -12,6 +12,7 @@ import platform
 import socket
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from django.db.models.functions import Now
 
 from dashboard.models import IllegalMove, Job, WorkerNode
 from dashboard.models.worker_node import HEARTBEAT_SECONDS
+from workers.outage import hang_up
 
 logger = logging.getLogger(__name__)
 _stop = threading.Event()
 # A pool process that was killed holds its job until somebody looks.
 WATCH_SECONDS = 2.0
+# A query that has not come back for so long hangs.
+SILENT_SECONDS = 60.0
 
 
 def _flag(main_pid: int) -> Path:
@@ -84,44 +88,89 @@ def begin(sender: Any, **_kwargs: object) -> None:
     """Free what a dead predecessor on this host left behind, then keep the row's heart beating."""
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
-    release_abandoned_jobs(socket.gethostname())
     device, memory, gpu = describe_device(queue)
-    facts = {
-        "kind": WorkerNode.Kind.WORKER,
-        "queue": queue,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "device": device,
-        "memory_bytes": memory,
-        "gpu": gpu,
-        "processes": sender.controller.concurrency,
-        "draining": False,
-        "stopped_at": None,
-        "started_at": Now(),
-    }
-    WorkerNode.objects.beat(name, **facts)
-    threading.Thread(target=_beat, args=(name,), daemon=True).start()
+    life = Life(
+        name,
+        {
+            "kind": WorkerNode.Kind.WORKER,
+            "queue": queue,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": device,
+            "memory_bytes": memory,
+            "gpu": gpu,
+            "processes": sender.controller.concurrency,
+            "stopped_at": None,
+            "started_at": Now(),
+        },
+    )
+    # Once before the first message: a slot that a dead process holds would make this node miss its wake-up.
+    life.look()
+    threading.Thread(target=life.go_on, daemon=True).start()
+    threading.Thread(target=life.guard, daemon=True).start()
 
 
-def _beat(name: str) -> None:
-    signed = time.monotonic()
-    while not _stop.wait(WATCH_SECONDS):
+@dataclass
+class Life:
+    """The node's row: written as soon as the database answers, then kept fresh."""
+
+    name: str
+    facts: dict[str, Any]
+    signed: float = 0.0  # when the row was last written; 0 while there is none
+    looked: float = field(default_factory=time.monotonic)
+
+    def go_on(self) -> None:
+        """Look after the node until it ends."""
+        while not _stop.wait(WATCH_SECONDS):
+            self.look()
+        connection.close()
+
+    def look(self) -> None:
+        """Take jobs from dead processes, and write a heartbeat when it is time."""
         try:
             close_old_connections()
-            release_abandoned_jobs(socket.gethostname(), worker=name)
-            if time.monotonic() - signed >= HEARTBEAT_SECONDS:
-                signed = time.monotonic()
-                sign_life(name)
+            if not self.signed:
+                release_abandoned_jobs(socket.gethostname())
+                WorkerNode.objects.beat(self.name, **self.facts, draining=is_told_to_drain())
+                self.signed = time.monotonic()
+            else:
+                release_abandoned_jobs(socket.gethostname(), worker=self.name)
+                if time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
+                    self.signed = time.monotonic() if sign_life(self.name) else 0.0
         except Exception:
-            # The database may be away for a while; the next beat tells.
+            # The database may be away for a while; the next look tells.
             logger.warning("no heartbeat could be written", exc_info=True)
-    connection.close()
+            hang_up()
+        self.looked = time.monotonic()
+
+    def guard(self) -> None:
+        """End a node that hangs and works on nothing; whoever keeps it alive starts it again."""
+        suspected = False
+        while not _stop.wait(WATCH_SECONDS):
+            is_silent = time.monotonic() - self.looked > SILENT_SECONDS and not is_working()
+            if is_silent and suspected:
+                logger.error("%s has not come through to the database, so it starts again", self.name)
+                os._exit(1)
+            # Once is no proof: a machine that slept has silent nodes when it wakes.
+            suspected = is_silent
 
 
-def sign_life(name: str) -> None:
-    """One heartbeat of this node; its row also says whether it drains."""
-    draining = _flag(os.getpid()).exists()
-    WorkerNode.objects.pulse(name, draining=draining)
+def is_working() -> bool:
+    """Whether a process of this node's pool has started an engine that still runs."""
+    try:
+        return any(process.children() for process in psutil.Process().children())
+    except psutil.Error:
+        return True
+
+
+def sign_life(name: str) -> bool:
+    """One heartbeat of this node; its row also says whether it drains. False where the row is gone."""
+    return WorkerNode.objects.pulse(name, draining=is_told_to_drain())
+
+
+def is_told_to_drain() -> bool:
+    """Whether this node, whose main process this is, has been told to shut down."""
+    return _flag(os.getpid()).exists()
 
 
 def release_abandoned_jobs(host: str, *, worker: str = "") -> int:

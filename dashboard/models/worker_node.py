@@ -64,14 +64,14 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Nodes whose clock is off by more than `seconds`."""
         return self.filter(models.Q(clock_ahead__gt=seconds) | models.Q(clock_ahead__lt=-seconds))
 
-    def pulse(self, name: str, **facts: object) -> None:
-        """Node `name` is still there; also notes how far its clock is ahead of the database's."""
+    def pulse(self, name: str, **facts: object) -> bool:
+        """Node `name` is still there, with its clock so far ahead of the database's; False without a row."""
         asked = time.time()
         theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
         took = time.time() - asked
         if theirs and 0 <= took < ANSWER_SECONDS:
             facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
-        self.filter(name=name).update(**facts, heartbeat_at=Now())
+        return bool(self.filter(name=name).update(**facts, heartbeat_at=Now()))
 
     def beat(self, name: str, **facts: object) -> None:
         """Say that node `name` is there now; facts are the row's other fields."""
