@@ -24,17 +24,23 @@ HIDDEN = 32
 LAYERS = 2
 
 
-def build_tiny_model(folder: Path, *, chat_template: bool = True, model_type: str = "llama") -> Path:
+def build_tiny_model(
+    folder: Path, *, chat_template: bool = True, model_type: str = "llama", **sizes: Any
+) -> Path:
     """Save a random 2-layer, 32-wide model with its tokenizer in `folder` and return it.
+
+    `sizes` are settings that the type needs besides the usual ones, or instead of them.
 
     The same call gives the same weights, bit for bit. As on the bundled model, pad is the end-of-turn token.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from workers.engine.model import auto_class
+
+    config = _config(model_type, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = AutoModelForCausalLM.from_config(_config(model_type))
+        model = auto_class(config).from_config(config)
         # The pad row starts as zeros, and pad is the end token: no adapter could make this model stop.
         with torch.no_grad():
             model.get_input_embeddings().weight[2].normal_(std=0.4)
@@ -43,7 +49,7 @@ def build_tiny_model(folder: Path, *, chat_template: bool = True, model_type: st
     return folder
 
 
-def _config(model_type: str) -> Any:
+def _config(model_type: str, changes: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     sizes: dict[str, Any] = {
@@ -72,7 +78,7 @@ def _config(model_type: str) -> Any:
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
-    return AutoConfig.for_model(model_type, **sizes)
+    return AutoConfig.for_model(model_type, **(sizes | changes))
 
 
 def _save_tokenizer(folder: Path, *, chat_template: bool) -> None:

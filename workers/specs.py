@@ -160,6 +160,7 @@ class TargetSpec:
     layers_to_transform: tuple[int, ...] = ()
     modules: int
     trainable_parameters: int
+    names_sha256: str = ""  # of the sorted names of all that is adapted, a line each; not compared when empty
 
     def __post_init__(self) -> None:
         if not self.target_modules and not self.target_parameters:
@@ -186,8 +187,8 @@ class TrainSpec:
         if self.target.target_parameters and self.hyperparameters.lora_dropout:
             raise SpecError(
                 "lora_dropout",
-                "`lora_dropout` must be 0 here: PEFT cannot drop the inputs of experts. Set it to 0, or choose "
-                "a preset without MLP layers.",
+                "`lora_dropout` must be 0 here: PEFT cannot drop the inputs of experts. Set it to 0, or "
+                "choose a preset without MLP layers.",
             )
         if self.validation_steps < 0 or self.validation_rows < 0:
             raise SpecError(

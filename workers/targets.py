@@ -7,8 +7,9 @@ no rows and no tensors.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, Matched, spans, stand_ins
@@ -162,7 +163,13 @@ def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
         layers_to_transform=found.layers_to_transform,
         modules=resolution.modules,
         trainable_parameters=resolution.params(learn.r),
+        names_sha256=names_sha256(resolution.names()),
     )
+
+
+def names_sha256(names: Iterable[str]) -> str:
+    """What a run must find attached, name by name, in one short value."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def aim(chosen: Sequence[Matched], census: Census) -> Resolution:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from workers.engine import census
+from workers.engine.model import build
 
 USUAL = {
     "hidden_size": 32,
@@ -87,7 +87,7 @@ class Family:
     def build(self, model_type: str) -> PreTrainedModel:
         """A new model on the meta device."""
         if self.auto is None:
-            return census.build(self.config(model_type))
+            return build(self.config(model_type))
         with torch.device("meta"):
             model: PreTrainedModel = self.auto.from_config(self.config(model_type))
         return model

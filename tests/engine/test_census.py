@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.engine.families import FAMILIES, USUAL
 from workers.census import Census
 from workers.engine import census
+from workers.engine.model import build
 from workers.errors import ModelError
 from workers.forecast import adapter_bytes, adapter_params
 from workers.presets import PRESETS, resolve
@@ -44,20 +45,20 @@ def test_the_head_and_embeddings_belong_to_no_preset() -> None:
 
 def test_arguments_that_spill_are_seen() -> None:
     config = AutoConfig.for_model("gpt2", **FAMILIES["gpt2"].sizes)
-    right = resolve(PRESETS["efficient"].roles, census.listed(census.build(config)))
-    assert census.attach_problem(census.build(config), right) == ""
+    right = resolve(PRESETS["efficient"].roles, census.listed(build(config)))
+    assert census.attach_problem(build(config), right) == ""
     wrong = dataclasses.replace(right, target_modules=("c_proj",))
-    problem = census.attach_problem(census.build(config), wrong)
+    problem = census.attach_problem(build(config), wrong)
     assert problem == "PEFT attaches to 6 layers here where 3 were meant."
 
 
 def test_a_rank_that_peft_reads_otherwise_is_seen() -> None:
     config = AutoConfig.for_model("mixtral", **FAMILIES["mixtral"].sizes)
-    right = resolve(PRESETS["mlp"].roles, census.listed(census.build(config)))
+    right = resolve(PRESETS["mlp"].roles, census.listed(build(config)))
     wrong = dataclasses.replace(
         right, matched=tuple(dataclasses.replace(one, r=3) for one in right.matched[:1])
     )
-    assert "were meant" in census.attach_problem(census.build(config), wrong)
+    assert "were meant" in census.attach_problem(build(config), wrong)
 
 
 def test_a_model_that_is_no_language_model_is_refused() -> None:

@@ -1,8 +1,7 @@
 """Counts a base model's layers on the meta device: no weights, no remote code, well under a second.
 
 Roles come from names, as every family spells them its own way; PEFT then attaches each preset to the same
-empty model, and what it really touched must equal what `workers.presets` promised. Knows no rows and no files
-but `config.json`.
+empty model, and what it really touched must equal what `workers.presets` promised. Knows no files.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import peft
 import torch
@@ -21,14 +19,13 @@ from peft.utils.transformers_weight_conversion import (  # type: ignore[attr-def
     _MOE_TARGET_MODULE_MAPPING,
 )
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from workers.census import Census, Group
 from workers.engine.lora import attach_one
-from workers.engine.model import auto_class
-from workers.errors import ModelError
+from workers.engine.model import build
 from workers.presets import PRESETS, resolve
 from workers.targets import Resolution
 
@@ -100,17 +97,6 @@ SCOPE_PATTERNS: tuple[tuple[str, str], ...] = (
 )
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The folder's `config.json`, for a model type that this version of transformers knows itself."""
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"config.json cannot be used: {_first_line(error)}") from error
-    return config
-
-
 def count(config: PreTrainedConfig, *, has_chat_template: bool) -> Census:
     """Groups of layers with their roles, and for each preset whether PEFT attaches what was promised."""
     census = listed(build(config), has_chat_template=has_chat_template)
@@ -171,17 +157,6 @@ def groups(model: PreTrainedModel) -> list[Group]:
         )
         for (pattern, kind, d_in, d_out, experts, bias), layers in found.items()
     ]
-
-
-def build(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model on the meta device, as the engine would load it."""
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        message = f"A model of type {config.model_type} cannot be built as a causal language model"
-        raise ModelError(f"{message}: {_first_line(error)}") from error
-    return model
 
 
 def _layers(model: PreTrainedModel) -> Iterator[tuple[str, str, int, int, int, bool]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from workers.engine import runtime
+from workers.engine import lora, runtime
 from workers.engine.data import (
     Example,
     Row,
@@ -115,9 +115,10 @@ def _attach(base: Any, spec: EvalSpec) -> Any:
     loader: Any = PeftModelForCausalLM
     (first, folder), *others = spec.adapters.items()
     try:
-        model = loader.from_pretrained(base, folder, first, is_trainable=False, local_files_only=True)
-        for name, folder in others:
-            model.load_adapter(folder, name, is_trainable=False, local_files_only=True)
+        with lora.quiet():
+            model = loader.from_pretrained(base, folder, first, is_trainable=False, local_files_only=True)
+            for name, folder in others:
+                model.load_adapter(folder, name, is_trainable=False, local_files_only=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise TargetError(f"An adapter does not fit {spec.base.name}.") from error
     return model.eval()

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from workers.engine import census
+from workers.engine.model import read_config
 from workers.errors import ModelError, Stopped
 from workers.events import Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.specs import InspectSpec
@@ -47,7 +48,7 @@ def run(
     folder, revision = _fetch(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
     check_folder(folder, allowed=Path(spec.cache) if spec.hub_id else folder)
     check_weights(folder)
-    config = census.read_config(folder)
+    config = read_config(folder)
     tokenizer = _read_tokenizer(folder)
     report(Progress("counting"))
     counted = census.count(config, has_chat_template=bool(tokenizer.chat_template))

@@ -6,14 +6,18 @@ PEFT owns parameters, initial values, names and the file format. Knows nothing o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from workers.engine.model import build, read_config
 from workers.errors import TargetError
 from workers.specs import TrainSpec
+from workers.targets import names_sha256
 
 
 def arm_name(index: int) -> str:
@@ -47,17 +51,31 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
     return model.eval()
 
 
+def rehearse(specs: Sequence[TrainSpec]) -> None:
+    """Attach every arm to an empty copy of the base, so that a mismatch is told before weights are loaded."""
+    empty = build(read_config(Path(specs[0].base.path)))
+    with torch.device("meta"):
+        attach(empty, specs)
+
+
 def attach_one(model: Any, config: Any, name: str = "default") -> Any:
-    """The PEFT model with one adapter more. PEFT warns that ranks of experts are ignored; they are not."""
+    """The PEFT model with one adapter more."""
     from peft.mapping_func import get_peft_model
     from peft.peft_model import PeftModel
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+    with quiet():
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)
             return model
         return get_peft_model(model, config, adapter_name=name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without PEFT's warning that the ranks of experts are ignored: they are not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        yield
 
 
 def _config(spec: TrainSpec) -> Any:
@@ -82,22 +100,31 @@ def _config(spec: TrainSpec) -> Any:
 
 
 def _check_count(model: Any, index: int, spec: TrainSpec) -> None:
-    modules, parameters = count_attached(model, arm_name(index))
+    names = attached_names(model, arm_name(index))
+    parameters = sum(parameter.numel() for parameter in arm_parameters(model, arm_name(index)))
     promised = spec.target
-    if (modules, parameters) != (promised.modules, promised.trainable_parameters):
+    if (len(names), parameters) != (promised.modules, promised.trainable_parameters):
         raise TargetError(
-            f"{spec.base.name} took {modules:,} adapted modules with {parameters:,} parameters, but "
+            f"{spec.base.name} took {len(names):,} adapted modules with {parameters:,} parameters, but "
             f"{promised.modules:,} modules with {promised.trainable_parameters:,} parameters were promised."
+        )
+    if promised.names_sha256 and promised.names_sha256 != names_sha256(names):
+        raise TargetError(
+            f"{spec.base.name} took an adapter on other modules than promised, for example {names[0]}."
         )
 
 
-def count_attached(model: Any, name: str) -> tuple[int, int]:
-    """(modules, parameters) that really carry the adapter."""
-    from peft.tuners.lora.layer import LoraLayer
+def attached_names(model: Any, name: str) -> list[str]:
+    """Sorted names of the modules, and of the tensors of experts, that really carry the adapter."""
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    modules = sum(name in layer.lora_A or name in layer.lora_embedding_A for layer in layers)
-    return modules, sum(parameter.numel() for parameter in arm_parameters(model, name))
+    found = []
+    for path, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer) and (name in layer.lora_A or name in layer.lora_embedding_A):
+            # Adapters on several tensors of one module are wrapped around each other.
+            module = path.replace(".base_layer", "")
+            found.append(f"{module}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module)
+    return sorted(found)
 
 
 def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:

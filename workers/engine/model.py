@@ -1,4 +1,4 @@
-"""Loads a frozen base model and its tokenizer from a local folder: safetensors only, never remote code.
+"""Builds and loads a frozen base model and its tokenizer from a folder: safetensors only, no remote code.
 
 Knows nothing of adapters. The folder comes from a spec; no name is ever looked up on a hub.
 """
@@ -47,6 +47,42 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     return values
 
 
+def read_config(folder: Path) -> Any:
+    """The folder's `config.json`, for a model type that this version of transformers knows itself."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"config.json cannot be used: {_reason(error)}") from error
+
+
+def auto_class(config: Any) -> Any:
+    """The transformers class that builds and loads this type: a language model, with its tower if any."""
+    from transformers.models.auto import modeling_auto
+
+    text_only = type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    with_images = type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if with_images and not text_only:
+        return modeling_auto.AutoModelForImageTextToText
+    return modeling_auto.AutoModelForCausalLM
+
+
+def build(config: Any) -> Any:
+    """The model on the meta device, without weights, as `load_base` would load it."""
+    try:
+        with torch.device("meta"):
+            return auto_class(config).from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        message = f"A model of type {config.model_type} cannot be built as a causal language model"
+        raise ModelError(f"{message}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def load_tokenizer(base: BaseSpec) -> Any:
     """The base's tokenizer. `check_folder` comes first."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer
@@ -73,17 +109,6 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
             f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
         ) from error
     return model.to(device).requires_grad_(False).eval()
-
-
-def auto_class(config: Any) -> Any:
-    """The transformers class that builds and loads this type: a language model, with its tower if any."""
-    from transformers.models.auto import modeling_auto
-
-    text_only = type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    with_images = type(config) in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if with_images and not text_only:
-        return modeling_auto.AutoModelForImageTextToText
-    return modeling_auto.AutoModelForCausalLM
 
 
 def _first_line(error: Exception, base: BaseSpec) -> str:

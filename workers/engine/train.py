@@ -141,6 +141,7 @@ def train(
         arms[index].is_over = True
     stop_if_asked(asked)
     report(Progress("loading"))
+    lora.rehearse(specs)
     base = load_base(first.base, dtype, device)
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)

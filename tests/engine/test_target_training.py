@@ -1,0 +1,201 @@
+"""Every preset, and choices of one's own, trained for real: the file loads in PEFT and gives equal logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.engine.conftest import Recorder
+from tests.engine.families import COMPRESSED, LINEAR_THEN_FULL, VISION
+from tests.tiny_model import build_tiny_model, tiny_base, tiny_target
+from workers.census import Census
+from workers.engine import artifacts, census
+from workers.engine.model import load_base, read_config
+from workers.engine.train import train
+from workers.errors import RunError, SpecError, TargetError
+from workers.events import Artifact
+from workers.forecast import adapter_bytes
+from workers.presets import PRESETS, resolve
+from workers.selections import Selection
+from workers.specs import Hyperparameters, TargetSpec, TrainSpec
+from workers.targets import Resolution, names_sha256, target_spec
+
+MakeSpec = Callable[..., TrainSpec]
+RANK = 8
+O_PROJ = [f"model.layers.{layer}.self_attn.o_proj" for layer in (0, 1)]
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+TEXT = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": {},
+    "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 8},
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 8},
+    "deepseek_v3": {
+        **EXPERTS,
+        **COMPRESSED,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+    },
+    "qwen3_5_text": {"num_hidden_layers": 4, "layer_types": LINEAR_THEN_FULL, "head_dim": 8},
+    "llava": {
+        "text_config": {"model_type": "llama", **TEXT},
+        "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **VISION},
+    },
+    "gemma3": {"text_config": TEXT, "vision_config": VISION, "mm_tokens_per_image": 4},
+}
+TRAINED = [
+    *(("llama", slug) for slug in PRESETS),
+    ("gpt2", "efficient"),
+    ("mixtral", "quality"),
+    ("gpt_oss", "balanced"),
+    ("qwen3_moe", "mlp"),
+    ("deepseek_v3", "quality"),
+    pytest.param("qwen3_5_text", "attention", marks=pytest.mark.slow),  # without its kernels, 9 s
+    ("gemma3", "query_value"),
+    ("llava", "query_value"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny model of a type, built when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(model_type: str) -> Path:
+        path = root / model_type
+        return path if path.exists() else build_tiny_model(path, model_type=model_type, **MODELS[model_type])
+
+    return folder
+
+
+@pytest.fixture
+def trained(
+    folders: Callable[[str], Path], make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Train for three steps; logits of the base, of the model that was saved, and of the file in PEFT."""
+    models: list[torch.nn.Module] = []
+    real = artifacts.save_arm
+
+    def keep(model: torch.nn.Module, *arguments: Any) -> Artifact:
+        models.append(model)
+        return real(model, *arguments)
+
+    monkeypatch.setattr(artifacts, "save_arm", keep)
+
+    def run(model_type: str, target: TargetSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        base = tiny_base(folders(model_type))
+        spec = make_spec(base=base, target=target, r=RANK, max_steps=3, learning_rate=5e-2)
+        train([spec], tmp_path / "out", report=Recorder())
+        ids = torch.arange(3, 43).reshape(2, 20)
+        plain = load_base(base, torch.float32, torch.device("cpu"))
+        with torch.no_grad():
+            before = plain(input_ids=ids).logits
+            again = PeftModel.from_pretrained(plain, tmp_path / "out/arm-0/adapter").eval()
+            return before, models[-1](input_ids=ids).logits, again(input_ids=ids).logits
+
+    return run
+
+
+def counted(folder: Path) -> Census:
+    return census.count(read_config(folder), has_chat_template=True)
+
+
+def order(resolution: Resolution) -> TargetSpec:
+    return target_spec(resolution, Hyperparameters(r=RANK))
+
+
+@pytest.mark.parametrize(("model_type", "slug"), TRAINED)
+def test_a_preset_trains_and_loads_in_peft_with_equal_logits(
+    model_type: str,
+    slug: str,
+    folders: Callable[[str], Path],
+    trained: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    resolution = resolve(PRESETS[slug].roles, counted(folders(model_type)))
+    before, own, again = trained(model_type, order(resolution))
+    assert torch.allclose(own, again, atol=1e-5)
+    assert (own - before).abs().max() > 1e-3
+    saved = tmp_path / "out/arm-0/adapter/adapter_model.safetensors"
+    assert saved.stat().st_size == adapter_bytes(resolution.matched, RANK)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "selection"),
+    [
+        ("llama", Selection(("o_proj", "down_proj"), layers="top_half", rank_pattern={"down_proj": 2})),
+        ("llama", Selection(("q_proj", "o_proj"), rank_pattern={"o_proj": 4}, alpha_pattern={"q_proj": 32})),
+        ("mixtral", Selection(("o_proj", "down_proj"), layers_to_transform=(1,))),
+        ("gemma3", Selection(("o_proj",), layers_to_transform=(0,))),
+    ],
+)
+def test_layers_and_ranks_of_ones_own_train_and_load_too(
+    model_type: str,
+    selection: Selection,
+    folders: Callable[[str], Path],
+    trained: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    resolution = selection.resolve(counted(folders(model_type)))
+    before, own, again = trained(model_type, order(resolution))
+    assert torch.allclose(own, again, atol=1e-5)
+    assert (own - before).abs().max() > 1e-3
+    saved = tmp_path / "out/arm-0/adapter/adapter_model.safetensors"
+    assert saved.stat().st_size == adapter_bytes(resolution.matched, RANK)
+
+
+def test_experts_refuse_dropout_before_anything_is_loaded(
+    folders: Callable[[str], Path], make_spec: MakeSpec
+) -> None:
+    target = order(resolve(PRESETS["mlp"].roles, counted(folders("mixtral"))))
+    with pytest.raises(SpecError, match="`lora_dropout` must be 0") as caught:
+        make_spec(target=target, r=RANK, lora_dropout=0.1)
+    assert caught.value.field == "lora_dropout"
+
+
+def test_experts_train_alone(folders: Callable[[str], Path], make_spec: MakeSpec, tmp_path: Path) -> None:
+    target = order(resolve(PRESETS["mlp"].roles, counted(folders("mixtral"))))
+    specs = [
+        make_spec(base=tiny_base(folders("mixtral")), target=target, r=RANK, seed=seed) for seed in (1, 2)
+    ]
+    with pytest.raises(TargetError, match="trains alone"):
+        train(specs, tmp_path / "out", report=Recorder())
+
+
+def test_other_layers_than_promised_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+    target = TargetSpec(target_modules=("o_proj", "typo"), modules=4, trainable_parameters=2048)
+    with pytest.raises(RunError, match="were promised"):
+        train([make_spec(target=target)], tmp_path / "out", report=Recorder())
+
+
+def test_a_mismatch_is_told_before_weights_are_loaded(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("workers.engine.train.load_base", load)
+    target = tiny_target(4)  # q_proj is as large as o_proj, so that only the names differ
+    other = dataclasses.replace(target, target_modules=("q_proj",), names_sha256=names_sha256(O_PROJ))
+    with pytest.raises(TargetError, match=r"other modules than promised, for example model\.layers\.0"):
+        train([make_spec(target=other)], tmp_path / "out", report=Recorder())
