@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 from dashboard.forms.plan import label_of, worded
 from dashboard.forms.training_runs import EXPERT, TrainingRunForm, initial_from
 from dashboard.models import TrainingRun
+from dashboard.models.forecast import Reckoner
 from workers.specs import LIMITS, Hyperparameters
 
 # Failures that other settings cannot mend, or that shorter rows would make worse.
@@ -77,7 +78,16 @@ def _shorter_rows(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
     length = learn.max_length // 2
     if length < LIMITS["max_length"][0]:
         return None
-    effect = _("Needs less memory and time. Longer rows lose their end; the form says how many.")
+    cut = Reckoner(run.base_model, run.dataset_version, (), []).cut(length)
+    rows = run.dataset_version.splits.get("train", 0)
+    if cut is None or not rows:
+        effect = _("Needs less memory and time. Longer rows lose their end.")
+    elif cut:
+        share = max(1, round(100 * cut / rows))
+        effect = _("Needs less memory and time. About %(share)d %% of the answers lose their end.")
+        effect %= {"share": share}
+    else:
+        effect = _("Needs less memory and time, and no answer is cut.")
     return Retry(run, _("Shorter rows"), effect, dataclasses.replace(learn, max_length=length))
 
 

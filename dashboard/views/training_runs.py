@@ -142,7 +142,9 @@ def changed_context(request: Request) -> dict[str, Any]:
     if pk is None:
         return {}
     source = TrainingRun.objects.fetch(request.user, pk)
-    return {"source": source, "changes": changes(source, overrides(request.GET))}
+    changed = changes(source, overrides(request.GET))
+    # What changed is to be seen where it can be changed again.
+    return {"source": source, "changes": changed} | ({"expert_open": True} if changed else {})
 
 
 def choose_defaults(form: TrainingRunForm) -> None:

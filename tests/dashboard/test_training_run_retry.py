@@ -57,6 +57,18 @@ def test_a_stopped_run_has_proposals_and_a_working_one_has_none(run: TrainingRun
     assert len(proposals(TrainingRun.objects.get())) == 2
 
 
+@pytest.mark.parametrize(
+    ("longest", "words"), [(30, "no answer is cut"), (60, "About 44 % of the answers lose their end.")]
+)
+def test_shorter_rows_say_how_many_answers_they_cut(run: TrainingRun, longest: int, words: str) -> None:
+    version = run.dataset_version
+    lengths = {"rows": 16, "quantiles": [longest * place / 100 for place in range(101)]}
+    version.report = {**version.report, "token_lengths": lengths}
+    version.save()
+    shorter = retries(failed(run, "out_of_memory"))[1]
+    assert words in shorter.effect
+
+
 def test_it_proposes_no_smaller_batch_than_one_row(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
