@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, SharedQuerySet
-from workers.census import Census
+from workers.census import CENSUS_VERSION, Census
 from workers.specs import BaseSpec, InspectSpec, to_dict
 
 if TYPE_CHECKING:
@@ -72,6 +74,18 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
         """Models for which no inspect job was ever submitted: the bundled one on first start."""
         return self.filter(job=None)
 
+    def outdated(self, since: datetime) -> BaseModelQuerySet:
+        """Models counted by another version of this program, or before `since` by other libraries.
+
+        Looked at once per start at most: a worker with other libraries than these would never come to an end.
+        """
+        counted = self.filter(census__isnull=False, job__state=State.SUCCEEDED)
+        other = models.Q()
+        for name in ("peft", "transformers"):
+            other |= ~models.Q(**{f"census__versions__{name}": version(name)})
+        ours = models.Q(census__version=CENSUS_VERSION)
+        return counted.filter(~ours | (models.Q(job__finished_at__lt=since) & other))
+
 
 class BaseModel(models.Model):
     """A pretrained model that adapters are trained on. It is never changed."""
@@ -126,6 +140,15 @@ class BaseModel(models.Model):
             )
         else:
             spec = InspectSpec(path=str(self.local_folder()))
+        return self._submit_inspection(spec, by, idempotency_key)
+
+    def recount(self) -> Job:
+        """Queue an inspection of the files at hand: nothing is downloaded again."""
+        cache = str(settings.DATA_DIR / "hub") if self.source == self.Source.HUB else ""
+        spec = InspectSpec(path=self.path, revision=self.revision, cache=cache)
+        return self._submit_inspection(spec, None, "")
+
+    def _submit_inspection(self, spec: InspectSpec, by: User | None, idempotency_key: str) -> Job:
         with transaction.atomic():
             # Two people may ask at once: the second sees the first one's job.
             under_way = BaseModel.objects.select_for_update().get(pk=self.pk).job

@@ -6,17 +6,20 @@ import base64
 import json
 import time
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
 from django.db import OperationalError
+from django.utils import timezone
 from redis import Redis
 
 from dashboard.management.commands.dispatch import Dispatcher
 from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.job_state import db_now
+from tests.conftest import finish, make_base_model
 from tests.workers.conftest import claim
 
 AGO = timedelta(minutes=10)
@@ -181,6 +184,59 @@ def test_it_has_the_bundled_model_inspected_at_first_start(
         dispatcher.tick(may_expire=True)
     assert BaseModel.objects.get(source="bundled").job is not None
     assert Job.objects.filter(kind="inspect").count() == 1
+
+
+@pytest.fixture
+def counted(project: Project, tmp_path: Path) -> BaseModel:
+    """A base model whose files are at hand, counted by these libraries."""
+    base_model = make_base_model(project)
+    census = base_model.census or {}
+    census["versions"] = {name: version(name) for name in ("peft", "transformers")}
+    BaseModel.objects.filter(pk=base_model.pk).update(census=census, path=str(tmp_path))
+    base_model.refresh_from_db()
+    return base_model
+
+
+def inspections(base_model: BaseModel) -> int:
+    return Job.objects.filter(kind="inspect", project=base_model.project).count()
+
+
+def test_a_model_counted_by_these_libraries_is_left_alone(dispatcher: Dispatcher, counted: BaseModel) -> None:
+    before = inspections(counted)
+    dispatcher.tick(may_expire=True)
+    assert inspections(counted) == before
+
+
+def test_a_model_counted_by_another_version_is_counted_again_once(
+    dispatcher: Dispatcher, counted: BaseModel
+) -> None:
+    before = inspections(counted)
+    BaseModel.objects.filter(pk=counted.pk).update(census={**(counted.census or {}), "version": 1})
+    for _round in range(2):
+        dispatcher.tick(may_expire=True)
+    assert inspections(counted) == before + 1
+    assert BaseModel.objects.get(pk=counted.pk).job.spec["path"] == counted.path
+
+
+def test_a_model_counted_by_other_libraries_is_counted_again_once_per_start(
+    dispatcher: Dispatcher, counted: BaseModel
+) -> None:
+    before = inspections(counted)
+    census = {**(counted.census or {}), "versions": {"peft": "0.1", "transformers": "4.0"}}
+    BaseModel.objects.filter(pk=counted.pk).update(census=census)
+    dispatcher.began = timezone.now()
+    dispatcher.tick(may_expire=True)
+    assert inspections(counted) == before + 1
+    finish(BaseModel.objects.get(pk=counted.pk).job)  # by a worker that has those libraries still
+    dispatcher.tick(may_expire=True)
+    assert inspections(counted) == before + 1
+
+
+def test_a_model_whose_files_are_gone_is_left_as_it_is(dispatcher: Dispatcher, counted: BaseModel) -> None:
+    before = inspections(counted)
+    BaseModel.objects.filter(pk=counted.pk).update(census={"version": 1}, path="/nowhere")
+    dispatcher.tick(may_expire=True)
+    assert inspections(counted) == before
 
 
 def make_nodes(*names: str) -> None:

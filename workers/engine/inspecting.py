@@ -6,9 +6,11 @@ is run: pickled weights, Python files and configs that ask for remote code are r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.errors import HTTPError as ConnectionFailed  # type: ignore[attr-defined]
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from yaml import YAMLError
@@ -38,6 +41,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf", "
 MAX_CONFIG_BYTES = 1_000_000
 MAX_TEMPLATE_BYTES = 64_000
 HUB_TIMEOUT_SECONDS = 10.0
+ARRIVING_SECONDS = 2.0
 _BLOCK = 1 << 20
 
 
@@ -46,7 +50,7 @@ def run(
 ) -> None:
     """Report what `spec` names, or raise a ModelError whose sentence says what to do."""
     folder, revision = _fetch(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
-    check_folder(folder, allowed=Path(spec.cache) if spec.hub_id else folder)
+    check_folder(folder, allowed=Path(spec.cache) if spec.cache else folder)
     check_weights(folder)
     config = read_config(folder)
     tokenizer = _read_tokenizer(folder)
@@ -187,10 +191,11 @@ def _fetch(spec: InspectSpec, report: Report) -> tuple[Path, str]:
         )
         commit = str(info.sha)
         check_names([item.rfilename for item in info.siblings or []])
-        report(Progress("downloading", 0, _download_bytes(info)))
-        folder = snapshot_download(
-            spec.hub_id, revision=commit, cache_dir=spec.cache, allow_patterns=list(WANTED_FILES)
-        )
+        cached = Path(spec.cache) / repo_folder_name(repo_id=spec.hub_id, repo_type="model")
+        with told_while_arriving(cached, _download_bytes(info), report):
+            folder = snapshot_download(
+                spec.hub_id, revision=commit, cache_dir=spec.cache, allow_patterns=list(WANTED_FILES)
+            )
     except GatedRepoError as error:
         raise ModelError(f"{spec.hub_id} asks for its licence to be accepted on the hub first.") from error
     except RevisionNotFoundError as error:
@@ -205,6 +210,40 @@ def _fetch(spec: InspectSpec, report: Report) -> tuple[Path, str]:
             "model's folder under DATA_DIR/models instead, or try again online."
         ) from error
     return Path(folder), commit
+
+
+@contextlib.contextmanager
+def told_while_arriving(folder: Path, total: int, report: Report) -> Iterator[None]:
+    """Report the bytes below `folder` as they grow: a silent download would look like a standstill."""
+    over = threading.Event()
+
+    def watch() -> None:
+        known = -1
+        while True:
+            size = min(_size(folder), total)
+            if size != known:
+                known = size
+                report(Progress("downloading", size, total))
+            if over.wait(ARRIVING_SECONDS):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below it; links lead to files that are counted anyway."""
+    total = 0
+    for path in folder.rglob("*"):
+        # Files that are complete change their name.
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total
 
 
 def _download_bytes(info: ModelInfo) -> int:

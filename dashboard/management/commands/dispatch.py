@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -22,6 +23,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import close_old_connections, transaction
 from django.db.models.functions import Now
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -82,6 +84,7 @@ class Dispatcher:
         self.host = socket.gethostname()
         self.name = f"dispatcher-{os.getpid()}@{self.host}"
         self.leads = self.broker_silent = False
+        self.began = timezone.now()
         self.last_tick = self.last_beat = self.last_wake = 0.0
         self.expire_from = self.ask_broker_from = 0.0
         self.chores: Iterator[None] | None = None
@@ -162,12 +165,15 @@ class Dispatcher:
             mine.exclude(broker_silent_since=None).update(broker_silent_since=None)
 
     def tick(self, *, may_expire: bool) -> None:
-        """Note disk and clock, inspect new built-in models, recover lost jobs."""
+        """Note disk and clock, inspect models that are new or counted otherwise, recover lost jobs."""
         WorkerNode.objects.pulse(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         ballast.restore()
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
                 base_model.inspect()
+        for base_model in BaseModel.objects.outdated(self.began):
+            if Path(base_model.path).is_dir():
+                base_model.recount()
         if may_expire:
             for job in Job.objects.lost():
                 self.recover(job)
