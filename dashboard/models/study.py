@@ -42,7 +42,7 @@ from dashboard.models.study_plan import (
 )
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun
-from workers.errors import SpecError
+from workers.errors import SpecError, TargetError
 from workers.specs import Hyperparameters
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
                     target_module_config=plan.config,
                     hyperparameters=dataclasses.asdict(plan.hyperparameters),
                 )
-            study.advance(idempotency_key=idempotency_key)
+            study._queue_next(idempotency_key)
         return study
 
 
@@ -153,6 +153,7 @@ class Study(models.Model):
     )
     created_at = models.DateTimeField(auto_now_add=True)
     cancelled_at = models.DateTimeField(null=True, blank=True)
+    stop_reason = models.TextField(blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
     objects = StudyQuerySet.as_manager()
@@ -190,7 +191,7 @@ class Study(models.Model):
         """queued, running, cancelling, succeeded, failed or cancelled: derived from its jobs."""
         if self.finished_at:
             if self.cancelled_at and not self.result.get("comparisons"):
-                return State.CANCELLED
+                return State.FAILED if self.stop_reason else State.CANCELLED
             return State.SUCCEEDED if self.result.get("arms") else State.FAILED
         jobs = self.jobs()
         if self.cancelled_at or jobs.filter(state=State.CANCELLING).exists():
@@ -208,6 +209,8 @@ class Study(models.Model):
         """Why not one arm came through, or None."""
         if self.state != State.FAILED:
             return None
+        if self.stop_reason:
+            return {"code": "plan_outdated", "message": self.stop_reason}
         first = next((arm.error for arm in self.arms.all() if arm.error), None)
         return first or {"code": "no_result", "message": _("No arm of this study came to a result.")}
 
@@ -222,18 +225,25 @@ class Study(models.Model):
 
     # What happens next
 
-    def advance(self, *, idempotency_key: str = "") -> None:
+    def advance(self) -> None:
         """Queue whatever the jobs that have ended allow; conclude when nothing is left. Idempotent."""
-        with transaction.atomic():
-            # One at a time: two callers would queue the same seed twice.
-            Study.objects.select_for_update().get(pk=self.pk)
-            self.refresh_from_db(fields=["cancelled_at", "finished_at", "seeds", "result"])
-            if not self.cancelled_at:
-                self._queue_next(idempotency_key)
-            if not self.jobs().exclude(state__in=TERMINAL).exists():
-                self._conclude()
+        try:
+            with transaction.atomic():
+                # One at a time: two callers would queue the same seed twice.
+                Study.objects.select_for_update().get(pk=self.pk)
+                self.refresh_from_db(fields=["cancelled_at", "finished_at", "seeds", "result"])
+                if not self.cancelled_at:
+                    self._queue_next()
+        except (SpecError, TargetError) as changed:
+            # The base model or a config has changed since the launch: what is done is judged, no more.
+            self.request_cancel(reason=changed.message)
+        if self.finished_at is None and not self._works():
+            self._conclude()
 
-    def _queue_next(self, idempotency_key: str) -> None:
+    def _works(self) -> bool:
+        return self.jobs().exclude(state__in=TERMINAL).exists()
+
+    def _queue_next(self, idempotency_key: str = "") -> None:
         if self._searches(idempotency_key):
             return
         arms = [arm for arm in self.arms.all() if not arm.is_lost]
@@ -324,22 +334,25 @@ class Study(models.Model):
         """Write the numbers of the verdict and the end."""
         from dashboard.models.study_result import result_of
 
-        self.result = result_of(self)
-        self.finished_at = Now()
-        self.save(update_fields=["result", "finished_at"])
-        self.refresh_from_db(fields=["finished_at"])
+        # Outside of the lock: the draws take a second, and a second caller would find the same.
+        found = result_of(self)
+        with transaction.atomic():
+            Study.objects.select_for_update().get(pk=self.pk)
+            if not self._works():
+                Study.objects.filter(pk=self.pk, finished_at=None).update(result=found, finished_at=Now())
+        self.refresh_from_db(fields=["result", "finished_at"])
 
     @property
     def train_rows(self) -> int:
         """Rows that each run learns from."""
         return int(self.dataset_version.splits.get("train", 0))
 
-    def request_cancel(self, by: User | None = None) -> bool:
+    def request_cancel(self, by: User | None = None, *, reason: str = "") -> bool:
         """Stop every job of it; runs that have finished keep their adapters. False if it had ended."""
         if self.finished_at:
             return False
-        Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now())
-        self.refresh_from_db(fields=["cancelled_at"])
+        Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
+        self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
         for job in self.jobs().exclude(state__in=TERMINAL):
             job.request_cancel(by)
         self.advance()
@@ -354,9 +367,9 @@ class Study(models.Model):
         with transaction.atomic():
             locked = Study.objects.select_for_update().get(pk=self.pk)
             self.seeds = [*locked.seeds, *fresh]
-            self.finished_at = self.cancelled_at = None
-            self.save(update_fields=["seeds", "finished_at", "cancelled_at"])
-            self.advance()
+            self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+            self.save(update_fields=["seeds", "finished_at", "cancelled_at", "stop_reason"])
+            self._queue_next()
 
 
 class StudyArm(models.Model):

@@ -27,7 +27,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, WorkerNode, ballast
+from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode, ballast
 from dashboard.models.job import LEASE
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
@@ -177,6 +177,8 @@ class Dispatcher:
         if may_expire:
             for job in Job.objects.lost():
                 self.recover(job)
+        for study in Study.objects.unfinished():
+            study.advance()
 
     def recover(self, job: Job) -> None:
         """Take a job from a holder that is still silent now that the row is locked."""
