@@ -1,0 +1,88 @@
+"""One life of a training in a process of its own, which may be killed at any point.
+
+It is forked from a server that has imported torch already, so that a hundred deaths take minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import peft  # noqa: F401 - imported once, by the server
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+from tests.engine.conftest import Recorder
+from workers import faults
+from workers.engine import checkpoints
+from workers.engine.train import train
+from workers.errors import DiskFull
+from workers.events import ArmEnd, Event, from_line, to_line
+from workers.specs import TrainSpec
+
+FULL = 28
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__])
+
+
+class Story:
+    """A run over all its lives: each attempt has an out dir of its own, the checkpoints are the job's."""
+
+    def __init__(self, specs: Sequence[TrainSpec], folder: Path) -> None:
+        self.specs, self.folder, self.lives = specs, folder, 0
+        self.events = Recorder()
+
+    @property
+    def out(self) -> Path:
+        return self.folder / f"attempt-{self.lives}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def live(self, asked: str = "", *, limit: int = 0) -> int:
+        """One attempt with these faults; the exit status of its process, negative where it was killed."""
+        ended = {event.arm for event in self.events.of(ArmEnd)}
+        self.lives += 1
+        told = self.folder / "events"
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_bytes(b"")
+        options = (list(self.specs), self.out, self.checkpoints, told, asked, sorted(ended), limit)
+        process = _SERVER.Process(target=_live, args=options)
+        process.start()
+        process.join(120)
+        # A line that was cut off by the kill is one that nobody has read.
+        self.events.extend(from_line(line) for line in told.read_bytes().split(b"\n")[:-1])
+        status = process.exitcode
+        assert status is not None, "it did not end"
+        process.close()
+        return status
+
+    def end(self, arm: int) -> ArmEnd:
+        (only,) = [event for event in self.events.of(ArmEnd) if event.arm == arm]
+        return only
+
+
+def _live(
+    specs: list[TrainSpec], out: Path, kept: Path, told: Path, asked: str, ended: list[int], limit: int
+) -> None:
+    os.environ |= {"OMP_NUM_THREADS": "1", faults.ASKED: asked}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with told.open("a") as lines:
+
+        def report(event: Event) -> None:
+            if not limit:
+                lines.write(to_line(event))
+                lines.flush()
+
+        with contextlib.suppress(DiskFull):
+            resume = checkpoints.newest(kept, report)
+            train(specs, out, report=report, resume_from=resume, checkpoint_dir=kept, ended=ended)
+            return
+    sys.exit(FULL)
