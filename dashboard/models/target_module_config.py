@@ -1,14 +1,24 @@
-"""Named choices of where an adapter sits. The built-in presets mirror `workers.presets`."""
+"""Named choices of where an adapter sits. The built-in presets mirror `workers.presets`.
+
+A project's own choice is never changed: a new version of its name is a new row, and runs keep theirs.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.project import Project, SharedQuerySet
 from workers.presets import PRESETS, RECOMMENDED, resolve
+from workers.selections import Selection
 from workers.targets import Resolution
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
 
 
 class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
@@ -28,9 +38,43 @@ class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
                 },
             )
 
+    def current(self) -> TargetModuleConfigQuerySet:
+        """Without those that a newer version has replaced."""
+        newer = TargetModuleConfig.objects.filter(
+            project=models.OuterRef("project"),
+            name=models.OuterRef("name"),
+            version__gt=models.OuterRef("version"),
+        )
+        return self.exclude(models.Exists(newer.filter(project__isnull=False)))
+
+    def compose(
+        self,
+        *,
+        project: Project,
+        by: User | None,
+        name: str,
+        selection: Selection,
+        description: str = "",
+        evidence: str = "",
+    ) -> TargetModuleConfig:
+        """A choice of the project's own; under a name that it has already, the next version of that one.
+
+        IntegrityError when somebody else takes the version at the same moment.
+        """
+        newest = self.filter(project=project, name=name).aggregate(version=models.Max("version"))["version"]
+        return self.create(
+            project=project,
+            made_by=by,
+            name=name,
+            selection=selection.to_dict(),
+            description=description,
+            evidence=evidence,
+            version=(newest or 0) + 1,
+        )
+
 
 class TargetModuleConfig(models.Model):
-    """A set of roles that an adapter is attached to; resolved per base model from its census."""
+    """What an adapter is attached to, by role or by names of layers; resolved per base model."""
 
     project = models.ForeignKey(
         Project, models.CASCADE, null=True, blank=True, related_name="target_module_configs"
@@ -39,6 +83,12 @@ class TargetModuleConfig(models.Model):
     name = models.CharField(_("name"), max_length=120)
     description = models.TextField(_("description"), blank=True)
     roles = models.JSONField(default=list)
+    selection = models.JSONField(null=True, blank=True)  # of names, instead of roles
+    evidence = models.TextField(_("evidence"), blank=True)
+    version = models.PositiveIntegerField(default=1)
+    made_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     position = models.PositiveSmallIntegerField(default=100)
 
     objects = TargetModuleConfigQuerySet.as_manager()
@@ -48,7 +98,10 @@ class TargetModuleConfig(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["slug"], condition=models.Q(project=None), name="target_module_config_preset_once"
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["project", "name", "version"], name="target_module_config_version_once"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -61,4 +114,6 @@ class TargetModuleConfig(models.Model):
 
     def resolve(self, base_model: BaseModel) -> Resolution:
         """What it means on this base model, from the census alone."""
+        if self.selection is not None:
+            return Selection.from_dict(self.selection).resolve(base_model.counted())
         return resolve(self.roles, base_model.counted())

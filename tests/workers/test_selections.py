@@ -1,0 +1,110 @@
+"""Names and ticked groups on hand-written censuses; the families are attached in tests/engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.workers.test_presets import GPT2, LAYERS, LLAMA, census, group
+from workers.census import Group
+from workers.selections import explain, near, pick
+
+O_PROJ = "model.layers.*.self_attn.o_proj"
+DOWN = "model.layers.*.mlp.down_proj"
+
+
+def test_layers_are_named_once_where_all_names_share_them() -> None:
+    resolution = explain(["o_proj", "down_proj"], census(LLAMA), layers=(2, 3))
+    assert resolution.target_modules == ("down_proj", "o_proj")
+    assert resolution.layers_to_transform == (2, 3)
+    assert resolution.sentence == "2 of 4 layers, 4 modules"
+    assert resolution.confirmations == (), "who chose the layers knows that the others stay without"
+
+
+def test_layers_that_differ_are_written_as_a_regex() -> None:
+    resolution = explain(["layers.0.self_attn.o_proj", "down_proj"], census(LLAMA))
+    assert resolution.target_regex == (
+        r"(model\.layers\.(0)\.self_attn\.o_proj|model\.layers\.\d+\.mlp\.down_proj)"
+    )
+    assert resolution.modules == 5
+
+
+def test_a_typo_beside_a_real_name_is_told_with_near_ones() -> None:
+    resolution = explain(["o_proj", "dwon_proj"], census(LLAMA))
+    assert resolution.unmatched[0].entry == "dwon_proj"
+    assert resolution.unmatched[0].near[0] == "down_proj"
+    assert "`dwon_proj` matches no layer of this model. Near names: `down_proj`" in resolution.refusal
+
+
+def test_near_names_have_as_many_segments_as_the_entry() -> None:
+    assert near("mlp.c_porj", census(GPT2))[0] == "mlp.c_proj"
+    assert "." not in near("c_porj", census(GPT2))[0]
+
+
+def test_ranks_and_alphas_of_ones_own_reach_one_group_each() -> None:
+    resolution = explain(
+        ["o_proj", "q_proj"], census(LLAMA), rank_pattern={"o_proj": 4}, alpha_pattern={"q_proj": 64}
+    )
+    arguments = resolution.arguments(16, 32)
+    assert arguments.rank_pattern == {"self_attn.o_proj": 4}
+    assert arguments.alpha_pattern == {"self_attn.o_proj": 8, "self_attn.q_proj": 64}
+    assert resolution.params(16) == 4 * (4 * 128 + 16 * 128)
+
+
+def test_a_pattern_for_what_is_not_adapted_is_told() -> None:
+    resolution = explain(["o_proj"], census(LLAMA), rank_pattern={"down_proj": 4})
+    assert resolution.unmatched[0].entry == "down_proj"
+    assert resolution.unmatched[0].near == ("o_proj",)
+
+
+def test_the_head_and_other_unusual_parts_have_to_be_confirmed() -> None:
+    assert explain(["lm_head"], census(LLAMA)).confirmations == (
+        "This also adapts `lm_head` (output head), as no preset does.",
+    )
+
+
+def test_a_name_that_no_chosen_layer_has_is_refused() -> None:
+    some = Group("model.layers.*.linear_attn.out_proj", "linattn_out", "decoder", "linear", (0, 1), 64, 64)
+    refusal = explain(["out_proj"], census(LLAMA, some), layers=(3,)).refusal
+    assert refusal == "`out_proj` exists in none of the chosen layers (3)."
+
+
+def test_a_layer_that_does_not_exist_is_refused() -> None:
+    assert "layers 0 to 3" in explain(["o_proj"], census(LLAMA), layers=(4,)).refusal
+
+
+@pytest.mark.parametrize("entry", [".*o_proj", "o proj", "", "x" * 201, "(a+)+$"])
+def test_patterns_and_nonsense_are_refused_unread(entry: str) -> None:
+    assert "is no plain name" in explain([entry], census(LLAMA)).refusal
+
+
+def test_all_linear_is_refused_with_what_to_choose() -> None:
+    assert "Choose the preset Quality" in explain(["all-linear"], census(LLAMA)).refusal
+
+
+def test_no_name_and_too_many_are_refused() -> None:
+    assert explain([], census(LLAMA)).refusal == "Name at least one layer to adapt."
+    assert "too many names" in explain(["o_proj"] * 101, census(LLAMA)).refusal
+
+
+def test_a_convolution_is_refused() -> None:
+    conv = group("conv.conv", "conv", kind="conv")
+    assert "is a convolution" in explain(["conv.conv"], census(LLAMA, conv)).refusal
+
+
+def test_ticked_groups_get_their_own_ranks_and_layers() -> None:
+    resolution = pick([O_PROJ, DOWN], census(LLAMA), layers=(3,), ranks={DOWN: 2})
+    assert resolution.layers_to_transform == (3,)
+    assert resolution.params(8) == 8 * 128 + 2 * 224
+
+
+def test_a_ticked_group_that_is_not_there_is_told() -> None:
+    assert pick(["model.layers.*.nothing"], census(LLAMA)).unmatched
+
+
+def test_experts_of_some_layers_are_named_one_by_one() -> None:
+    experts = group("mlp.experts.down_proj", "expert_down", kind="expert", scope="routed_expert", experts=8)
+    resolution = explain(["down_proj"], census({}, experts), layers=(1, 3))
+    assert resolution.target_parameters == tuple(
+        f"model.layers.{layer}.mlp.experts.down_proj" for layer in (1, 3)
+    )
+    assert LAYERS == (0, 1, 2, 3)
