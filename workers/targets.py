@@ -82,6 +82,11 @@ class Resolution:
         return tuple(dict.fromkeys(ROLES[one.role] for one in self.matched))
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """The names that say what is adapted: of modules, then of tensors."""
+        return (*self.target_modules, *self.target_parameters)
+
+    @property
     def has_experts(self) -> bool:
         """Whether PEFT has to adapt tensors instead of modules: then lora_dropout must be 0."""
         return any(one.as_parameter for one in self.matched)

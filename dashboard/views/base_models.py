@@ -17,7 +17,7 @@ from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
-from workers.census import PRESET_SCOPES, ROLES, Census
+from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import ADVICE, ModelError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
 from workers.presets import RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -138,14 +138,18 @@ def counted(base_model: BaseModel) -> tuple[Census | None, str]:
 def coverage(census: Census) -> list[dict[str, Any]]:
     """The model's layers by role: how many modules, in how many layers, which shapes."""
     lines = []
-    for role, label in ROLES.items():
-        groups = [group for group in census.groups if group.role == role]
-        if not groups:
-            continue
+    found: dict[tuple[str, str], list[Group]] = {}
+    for role in ROLES:
+        for group in census.groups:
+            # A tower's layers are no layers of the language model, whatever their names.
+            apart = group.scope if group.scope in ("vision", "projector") else ""
+            if group.role == role:
+                found.setdefault((role, apart), []).append(group)
+    for (role, apart), groups in found.items():
         layers = {layer for group in groups for layer in group.layers if group.scope in PRESET_SCOPES}
         lines.append(
             {
-                "label": label,
+                "label": f"{ROLES[role]} ({SCOPES[apart]})" if apart else ROLES[role],
                 "names": [group.pattern for group in groups],
                 "modules": sum(group.modules for group in groups),
                 "layers": len(layers),
@@ -168,6 +172,7 @@ def preset_lines(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
                 "parameters": parameters,
                 "share": parameters / census.parameters if census.parameters else 0,
                 "bytes": adapter_bytes(found.matched, SHOWN_RANK),
+                "shares": found.shares(SHOWN_RANK, 2 * SHOWN_RANK),
             }
         )
     return lines

@@ -90,3 +90,26 @@ def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, b
     assert client.get(address)["HX-Refresh"] == "true"
     base_model.inspect()
     assert "Place 1 in the queue" in client.get(address).content.decode()
+
+
+def test_experts_and_towers_are_shown_for_what_they_are(
+    client: Client, vera: User, base_model: BaseModel
+) -> None:
+    census = base_model.census
+    assert census
+    groups = [group for group in census["groups"] if not group["pattern"].endswith("down_proj")]
+    experts = {"role": "expert_down", "scope": "routed_expert", "kind": "expert", "layers": [1], "experts": 4}
+    tower = {"role": "attn_q", "scope": "vision", "kind": "linear", "layers": [0]}
+    size = {"d_in": 64, "d_out": 32}
+    census["groups"] = [
+        *groups,
+        {"pattern": "model.layers.*.mlp.experts.down_proj", **experts, **size},
+        {"pattern": "vision.layers.*.self_attn.query", **tower, **size},
+    ]
+    base_model.save()
+    client.force_login(vera)
+    page = page_of(client, base_model)
+    assert "mlp.experts.down_proj" in page
+    assert "4 experts share r 16: each gets r 4 and lora_alpha 8." in page
+    assert "MLP down exists in 1 of 2 layers (1); the other layers stay without." in page
+    assert "query (image or audio tower)" in page
