@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
@@ -88,6 +89,7 @@ class HyperparametersIn(Schema):
     per_device_train_batch_size: StrictInt | None = None
     gradient_accumulation_steps: StrictInt | None = None
     max_length: StrictInt | None = None
+    gradient_checkpointing: StrictBool | None = None
     seed: StrictInt | None = None
 
 
@@ -152,7 +154,8 @@ class AdapterRef(Schema):
 
 class RunOut(Schema):
     """A run. `hyperparameters` are resolved: nothing in them is left open. `resumable_from`: the step from
-    which it could be resumed, or null. `adjustments`: what was changed after memory ran out."""
+    which it could be resumed, or null. `adjustments`: what was changed after memory ran out. `starts_at`:
+    when a waiting run probably starts; null when it does not wait or there is nothing to go by."""
 
     id: int
     name: str
@@ -161,6 +164,7 @@ class RunOut(Schema):
     base_model: int
     target_module_config: int
     hyperparameters: dict[str, Any]
+    starts_at: datetime | None
     step: int
     total_steps: int
     forecast: Forecast
@@ -218,8 +222,10 @@ class LogOut(Schema):
     text: str
 
 
-def shown(run: TrainingRun) -> dict[str, Any]:
-    """The object as every answer has it."""
+def shown(
+    run: TrainingRun, starts_at: Callable[[Job | None], datetime | None] | None = None
+) -> dict[str, Any]:
+    """The object as every answer has it; a list asks for all starts at once."""
     return {
         "id": run.pk,
         "name": run.name,
@@ -228,6 +234,7 @@ def shown(run: TrainingRun) -> dict[str, Any]:
         "base_model": run.base_model_id,
         "target_module_config": run.target_module_config_id,
         "hyperparameters": run.hyperparameters,
+        "starts_at": (starts_at or jobs.expected_starts())(None if run.outcome else run.job),
         "step": run.step,
         "total_steps": run.total_steps,
         "forecast": run.forecast,
@@ -268,7 +275,8 @@ def with_facts() -> Any:
 @paginate(Newest)
 def index(request: Call) -> Rows:
     """The project's runs."""
-    return Rows(with_facts().visible_to(request.auth), shown)
+    starts_at = jobs.expected_starts()
+    return Rows(with_facts().visible_to(request.auth), lambda run: shown(run, starts_at))
 
 
 @router.get("/{int:pk}", response={200: RunOut, **READING})

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
 from django.utils import timezone
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 
 from dashboard.models.job import Job
@@ -52,25 +53,31 @@ class Start:
 
     @property
     def words(self) -> str:
-        """In about 20 min (between 10 min and 40 min)."""
+        """In about 20 min."""
         if self.high < 60:
             return _("in a moment")
-        low, expected, high = (about(seconds) for seconds in (self.low, self.expected, self.high))
-        if low == high:
-            return _("in about %(time)s") % {"time": expected}
-        facts = {"time": expected, "low": low, "high": high}
-        return _("in about %(time)s (between %(low)s and %(high)s)") % facts
+        return _("in about %(time)s") % {"time": about(self.expected)}
+
+    @property
+    def span(self) -> str:
+        """Between 10 and 40 min; "" where that says no more than the words."""
+        low, high = about(self.low), about(self.high)
+        if self.high < 60 or low == high:
+            return ""
+        (first, _space, unit), (_last, _space, other) = low.partition(" "), high.partition(" ")
+        return _("between %(low)s and %(high)s") % {"low": first if unit == other else low, "high": high}
 
 
 def about(seconds: float) -> str:
-    """A time as roughly as it is known."""
+    """A time as roughly as it is known, as a number and a unit."""
     minutes = seconds / 60
     if minutes < 20:
         return _("%(count)d min") % {"count": round(minutes)}
-    if minutes < 100:
+    if minutes < 90:
         return _("%(count)d min") % {"count": 5 * round(minutes / 5)}
     if minutes < 48 * 60:
-        return _("%(count)d h") % {"count": round(minutes / 60)}
+        hours = round(minutes / 30) / 2 if minutes < 600 else round(minutes / 60)
+        return _("%(count)s h") % {"count": number_format(hours, 0 if hours == int(hours) else 1)}
     return _("%(count)d days") % {"count": round(minutes / 1440)}
 
 

@@ -39,6 +39,7 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
+from dashboard.models.queue import Outlook
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from workers.errors import ADVICE, SpecError, TargetError
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -168,7 +169,13 @@ def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
     """The form's page: fields from `form`, numbers from `draft`."""
     expert = ("r", "lora_alpha", "lora_dropout", "learning_rate", "lr_scheduler_type", "warmup_ratio")
-    batch = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
+    batch = (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "gradient_checkpointing",
+        "seed",
+    )
     sample = [version.pk for version in form.versions if is_sample(version)]
     return {
         "form": form,
@@ -314,13 +321,15 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
+    outlook = Outlook.read([working.queue]) if working and working.state == State.QUEUED else None
     return {
         "run": run,
         "working": working,
         "evaluation": evaluation,
         "phase": PHASES.get(working.phase, working.phase) if working else "",
         "stages": stages(run, evaluation),
-        "position": working.position() if working else None,
+        "position": outlook.places.get(working.pk) if working and outlook else None,
+        "start": outlook.starts.get(working.pk) if working and outlook else None,
         "stopping": stopping_words(run),
         "no_worker": bool(working and working.state == State.QUEUED and not worker_is_there()),
         "eta": eta_range(working),

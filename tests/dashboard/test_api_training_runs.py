@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import (
@@ -24,6 +26,7 @@ from dashboard.models import (
     TargetModuleConfig,
     TrainingRun,
     User,
+    WorkerNode,
 )
 from tests.conftest import finish, make_base_model, make_dataset, make_run, make_user
 from tests.dashboard.conftest import make_checkpoint
@@ -44,6 +47,7 @@ RUN_KEYS = {
     "error",
     "resumable_from",
     "adjustments",
+    "starts_at",
 }
 
 
@@ -106,7 +110,13 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert run["forecast"]["adapter_bytes"] > 4 * run["forecast"]["trainable_parameters"]
     assert run["adapter"] is None
     assert run["error"] is None
-    assert (run["resumable_from"], run["adjustments"]) == (None, [])
+    assert (run["resumable_from"], run["adjustments"], run["starts_at"]) == (None, [], None)
+
+
+def test_it_tells_when_a_waiting_run_starts(api: Client, body: dict[str, Any]) -> None:
+    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    run = post(api, body).json()
+    assert timezone.now() - datetime.fromisoformat(run["starts_at"]) < timedelta(minutes=1)
 
 
 def test_it_takes_the_bundled_model_and_defaults_where_left_out(
@@ -313,7 +323,7 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
             make_run(project, dataset, base_model, name=f"{number}"), "train/loss", [(1, 2.0)]
         )
     api.get(RUNS)
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(9):
         assert len(api.get(f"{RUNS}?limit=200").json()["data"]) == rows
 
 

@@ -8,10 +8,10 @@ from django.conf import settings
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Evaluation, MetricSeries, State, TrainingRun, User
+from dashboard.models import Evaluation, MetricSeries, State, TrainingRun, User, WorkerNode
 from dashboard.models.adjustments import use_smaller_batches
 from dashboard.stages import eta_range
-from tests.conftest import finish
+from tests.conftest import finish, make_run
 from tests.dashboard.conftest import evaluate, publish
 
 
@@ -34,6 +34,14 @@ def test_it_says_that_it_waits_and_where(client: Client, vera: User, run: Traini
     assert "Waiting" in page
     assert "number 1 in the queue" in page
     assert "No worker is running. The run is saved and starts when one does." in page
+
+
+def test_it_says_when_it_starts(client: Client, vera: User, run: TrainingRun) -> None:
+    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1)
+    assert "starts in a moment" in page_of(client, vera, run)
+    run.project.jobs.filter(training_runs=run).update(priority=-1)
+    make_run(run.project, run.dataset_version.dataset, run.base_model, name="Ahead")
+    assert "start unknown yet" in page_of(client, vera, run)
 
 
 def test_it_shows_step_percent_and_time_left_as_a_range(client: Client, vera: User, run: TrainingRun) -> None:
