@@ -19,7 +19,7 @@ import psutil
 from celery import Task
 from django.conf import settings
 
-from dashboard.models import IllegalMove, Job
+from dashboard.models import IllegalMove, Job, Study
 from workers.celery import app
 from workers.errors import RunError, disk_error
 from workers.node import is_draining
@@ -36,9 +36,27 @@ def work(self: Task[[int], None], job_id: int) -> None:
     """Claim the best job of this node's queue and see it to its end. `job_id`: whom the wake-up was for."""
     queue = str((self.request.delivery_info or {}).get("routing_key"))
     node = str(self.request.hostname)
+    job = _claim(queue, node)
+    if job is None:
+        logger.info("woken for job %s, nothing to claim", job_id)
+    # One wake-up is enough for all that waits: the broker may have lost the others.
+    while job:
+        logger.info("%s: attempt %s begins", job, job.attempt)
+        with _drain_on_sigterm() as told_to_stop:
+            attempt(job, told_to_stop)
+            stop = told_to_stop()
+        with suppress(*AWAY, Job.DoesNotExist):
+            job.refresh_from_db()
+        logger.info("%s: %s", job, job.state)
+        hang_up()
+        job = None if stop else _claim(queue, node)
+
+
+def _claim(queue: str, node: str) -> Job | None:
+    """The job whose turn it is; none for a node that shuts down."""
     if is_draining():
-        return
-    job = Job.objects.claim(
+        return None
+    return Job.objects.claim(
         queue,
         worker=node,
         slot=node if queue == Job.Queue.GPU else None,
@@ -46,15 +64,6 @@ def work(self: Task[[int], None], job_id: int) -> None:
         pid=os.getpid(),
         pid_started=psutil.Process().create_time(),
     )
-    if job is None:
-        logger.info("woken for job %s, nothing to claim", job_id)
-        return
-    logger.info("%s: attempt %s begins", job, job.attempt)
-    with _drain_on_sigterm() as told_to_stop:
-        attempt(job, told_to_stop)
-    with suppress(*AWAY, Job.DoesNotExist):
-        job.refresh_from_db()
-    logger.info("%s: %s", job, job.state)
 
 
 def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
@@ -86,6 +95,7 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     finally:
         shutil.rmtree(out_dir, ignore_errors=True)
         _forget_checkpoints(job)
+        _move_study_on(job)
 
 
 def _leave(write: Callable[[], None]) -> None:
@@ -103,6 +113,13 @@ def _forget_checkpoints(job: Job) -> None:
         job.refresh_from_db(fields=["state", "keep"])
         if not job.keeps_checkpoint:
             shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
+
+
+def _move_study_on(job: Job) -> None:
+    """What a study does next follows from its ended jobs. What this misses, the dispatcher does."""
+    with suppress(*AWAY):
+        for study in Study.objects.of_job(job):
+            study.advance()
 
 
 def _is_trained(job: Job) -> bool:
