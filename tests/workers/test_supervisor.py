@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from dashboard.models import Job, JobEvent, Project, State, User
+from dashboard.models import Job, JobEvent, Project, State, TrainingRun, User
 from tests.workers.conftest import claim, play
 from workers import child, supervisor
 from workers.tasks import attempt
@@ -107,3 +107,40 @@ def test_it_refuses_a_result_that_is_no_result(job: Job, monkeypatch: pytest.Mon
     ended = play(HELLO + 'print(\'{"event": "Bye", "reason": "done"}\')\n', job, monkeypatch)
     assert ended.error is not None
     assert ended.error["code"] == "internal_error"
+
+
+HEARS = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+tell("Progress", phase="training", step=1, total=9)
+heard = []
+while len(heard) < %d:
+    heard.append(json.loads(sys.stdin.readline())["stop"])
+tell("Failure", code="bad_model", message=" ".join(heard))
+tell("Bye", reason=heard[-1])
+"""
+
+
+def test_a_stronger_wish_follows_a_weaker_one(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, wishes = claim("gpu"), iter(["", "finish", "finish", "park", "finish", "cancel"])
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(Job, "stop_wanted", lambda _job: next(wishes, "cancel"))
+    ended = play(HEARS % 4, waiting, monkeypatch, lambda: True)
+    assert ended.error_message == "drain finish park cancel"
+
+
+def test_a_person_who_keeps_the_best_is_passed_on(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = claim("gpu")
+    Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
+    assert play(HEARS % 1, waiting, monkeypatch).error_message == "finish"
+
+
+def test_a_child_that_cannot_finish_in_time_may_do_so_later(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = claim("gpu")
+    Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.5)
+    ended = play(HEARS % 2, waiting, monkeypatch)
+    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
