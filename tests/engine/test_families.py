@@ -106,7 +106,9 @@ def test_the_rules_in_plain_python_equal_peft_on(family: str) -> None:
     counted = census.listed(FAMILIES[family].build(family))
     reached = [group for group in counted.groups if group.scope in PRESET_SCOPES and group.role in ADAPTED]
     leaves = sorted({group.pattern.split(".")[-1] for group in reached})
-    for entries, layers in ((leaves, ()), ([leaves[0], "typo"], (0,)), (leaves[-3:], (0, 1))):
+    # Whole last names, half of one beside a valid one, and names with their parents.
+    halves, parents = [leaves[0], leaves[-1][1:]], [".".join(g.pattern.split(".")[-2:]) for g in reached]
+    for entries, layers in ((leaves, ()), (halves, (0,)), (parents, (0, 1))):
         raw = Arguments(target_modules=tuple(entries), layers_to_transform=layers)
         assert promised(raw, counted) == peft_attaches(family, raw), (entries, layers)
     half = explain(leaves, counted, layers=range(counted.num_layers // 2, counted.num_layers))
