@@ -26,8 +26,9 @@ CHECKPOINT_BYTES = 12  # per trainable parameter: weight and two moments
 DISK_BYTES_PER_SECOND = 200e6
 # Attention reaches this part of a matrix product's speed: softmax and short rows.
 ATTENTION_SPEED = 0.35
-# So do the narrow products of an adapter.
+# So do the narrow products of an adapter; and forward passes alone are quicker than the average of a step.
 ADAPTER_SPEED = 0.5
+FORWARD_SPEED = 1.25
 CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
@@ -114,31 +115,47 @@ def _width(groups: Iterable[Group], role: str) -> tuple[int, int]:
 # Memory
 
 
-def memory(sizes: Shape, load: Load, dtype_bytes: int, *, drops: bool, on_cuda: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class How:
+    """In which way a run is computed: bytes per number of the base, dropout, layers computed twice."""
+
+    dtype_bytes: int = 4
+    on_cuda: bool = False
+    drops: bool = False
+    recomputes: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return "cuda" if self.on_cuda else "cpu"
+
+
+def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
     """Peak bytes by part; their sum is the peak.
 
     Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
     8h for two norms in fp32; queries, keys, values and attention's answer; three widths of the MLP.
     """
-    base = sizes.parameters * dtype_bytes
+    width = how.dtype_bytes
     tokens = load.rows * (load.longest - load.prefix) + load.prefix
     kept = sizes.layers - sizes.lowest
-    layer = 8 * sizes.hidden + dtype_bytes * (
-        2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp
-    )
-    activations = tokens * (kept * layer + _adapter_inputs(sizes, dtype_bytes, drops=drops))
+    layer = 8 * sizes.hidden + width * (2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp)
+    inputs = _adapter_inputs(sizes, width, drops=how.drops)
+    activations = tokens * (kept * layer + inputs)
     if load.prefix:
         # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
         wide = 2 * sizes.attention * load.longest - 2 * sizes.keys * (load.longest - load.prefix)
-        activations += kept * load.rows * dtype_bytes * max(0.0, wide)
+        activations += kept * load.rows * width * max(0.0, wide)
+    if how.recomputes:  # each layer keeps its input, and one at a time all that it computes again
+        activations = tokens * (kept * width * sizes.hidden + layer + inputs / max(1, kept))
     rows = min(CHUNK_ROWS, load.rows * max(1.0, load.learned / max(1, load.rows * load.batches)))
-    logits = rows * sizes.vocabulary * (8 + (0 if dtype_bytes == 4 else dtype_bytes))
+    logits = rows * sizes.vocabulary * (8 + (0 if width == 4 else width))
     return {
-        "process": GPU_PROCESS_BYTES if on_cuda else PROCESS_BYTES,
-        "base": base,
+        "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
+        "base": sizes.parameters * width,
         "adapter": STATE_BYTES * sizes.trainable,
         # One layer's gradients live beside what is kept.
-        "activations": (activations + tokens * layer) * HOLES["cuda" if on_cuda else "cpu"],
+        "activations": (activations + tokens * layer) * HOLES[how.kind],
         "logits": logits,
     }
 
@@ -190,29 +207,30 @@ class Seconds:
         return self.training + self.validation + self.start + self.saving
 
 
-def operations(sizes: Shape, load: Load) -> tuple[float, float]:
-    """(of one training step, of all validations). LoRA needs 4N + 6P per token, the head its learned ones."""
-    per_token = sizes.body * (2 + 2 * sizes.share) + 6 * sizes.trainable / ADAPTER_SPEED
+def operations(sizes: Shape, load: Load, *, recomputes: bool = False) -> tuple[float, float]:
+    """(of one training step, of all validations). LoRA needs 4N + 6P per token, the head its learned ones.
+
+    Layers that are computed again need another 2N; those below the lowest adapted one never are.
+    """
+    passes = 2 + 2 * sizes.share * (2 if recomputes else 1)
+    per_token = sizes.body * passes + 6 * sizes.trainable / ADAPTER_SPEED
     width = 4 * sizes.layers * sizes.attention / ATTENTION_SPEED  # per token and token looked at, forwards
     head = sizes.vocabulary * sizes.hidden
-    step = load.computed * per_token + load.attended * width * (1 + 2 * sizes.share) + load.learned * 4 * head
-    held_out = (
-        load.validated * (2 * sizes.body + 2 * sizes.trainable / ADAPTER_SPEED)
-        + load.validation_attended * width
-    )
-    return step, held_out + load.validation_learned * 2 * head
+    step = load.computed * per_token + load.learned * 4 * head
+    step += load.attended * width * (passes - 1)
+    held_out = load.validated * (2 * sizes.body + 2 * sizes.trainable / ADAPTER_SPEED)
+    return step, held_out + load.validation_attended * width + load.validation_learned * 2 * head
 
 
-def seconds(sizes: Shape, load: Load, per_second: float, *, on_cuda: bool) -> Seconds:
+def seconds(sizes: Shape, load: Load, per_second: float, how: How) -> Seconds:
     """At `per_second` operations; the calls of every layer cost their own time, whatever their size."""
-    device = "cuda" if on_cuda else "cpu"
-    step, held_out = operations(sizes, load)
+    step, held_out = operations(sizes, load, recomputes=how.recomputes)
     calls = load.batches * (sizes.layers + sum(one.modules for one in sizes.adapted) / 4)
     writes = min(load.validations, load.steps) + 1
     return Seconds(
-        training=load.steps * (step / per_second + calls * CALL_SECONDS[device]),
-        validation=held_out / per_second,
-        start=START_SECONDS[device] + sizes.parameters * 4 / 1e9,
+        training=load.steps * (step / per_second + calls * CALL_SECONDS[how.kind]),
+        validation=held_out / per_second / FORWARD_SPEED,
+        start=START_SECONDS[how.kind] + sizes.parameters * 4 / 1e9,
         saving=1.0 + writes * (0.05 + CHECKPOINT_BYTES * sizes.trainable / DISK_BYTES_PER_SECOND),
     )
 

@@ -46,8 +46,10 @@ class Retry:
         return f"{reverse('training-run-create')}?{query}"
 
     def _values(self) -> dict[str, Any]:
-        new, old = dataclasses.asdict(self.learn), self.run.hyperparameters
-        return {name: new[name] for name in EXPERT if new[name] != old.get(name)}
+        # Settings that came later are not in the run's own list.
+        old = dataclasses.asdict(Hyperparameters(**self.run.hyperparameters))
+        new = dataclasses.asdict(self.learn)
+        return {name: new[name] for name in EXPERT if new[name] != old[name]}
 
 
 def retries(run: TrainingRun) -> list[Retry]:
@@ -59,7 +61,8 @@ def retries(run: TrainingRun) -> list[Retry]:
         return []
     if code == "diverged":
         return [_lower_rate(run, learn)]
-    return [retry for retry in (_smaller_batch(run, learn), _shorter_rows(run, learn)) if retry]
+    proposals = (_smaller_batch(run, learn), _layers_twice(run, learn), _shorter_rows(run, learn))
+    return [retry for retry in proposals if retry]
 
 
 def _lower_rate(run: TrainingRun, learn: Hyperparameters) -> Retry:
@@ -72,6 +75,15 @@ def _smaller_batch(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
     smaller = learn.with_smaller_batch()
     effect = _("Needs less memory and learns the same, perhaps more slowly.")
     return Retry(run, _("Fewer rows at once"), effect, smaller) if smaller else None
+
+
+def _layers_twice(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
+    if learn.gradient_checkpointing:
+        return None
+    effect = _("Needs far less memory and learns the same; each step takes about a third longer.")
+    return Retry(
+        run, _("Layers computed twice"), effect, dataclasses.replace(learn, gradient_checkpointing=True)
+    )
 
 
 def _shorter_rows(run: TrainingRun, learn: Hyperparameters) -> Retry | None:

@@ -94,7 +94,8 @@ class Calibration(models.Model):
     def other_ratio(self) -> float:
         """Measured / reckoned seconds of loading and saving."""
         rest = self.seconds - self.training_seconds - self.reckoned_validation_seconds * self.speed_ratio
-        return max(rest, 0.2) / max(self.reckoned_other_seconds, 1e-9)
+        # What is left of a long run is mostly the error of its larger parts.
+        return min(max(rest / max(self.reckoned_other_seconds, 1e-9), 0.25), 4.0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dashboard.models.worker_node import WorkerNode
 from workers import estimates
 from workers.census import Census
 from workers.errors import TargetError
-from workers.estimates import Seconds, Shape
+from workers.estimates import How, Seconds, Shape
 from workers.forecast import adapter_bytes, adapter_params
 from workers.specs import Hyperparameters
 from workers.targets import Resolution
@@ -208,18 +208,22 @@ class Reckoner:
         self, device: str, dtype: str, threads: int, sizes: Shape, load: Load, learn: Hyperparameters
     ) -> Reckoned:
         """By formula alone."""
-        width = DTYPE_BYTES.get(dtype, 4)
-        on_cuda = kind_of(device) == "cuda"
-        parts = estimates.memory(sizes, load, width, drops=learn.lora_dropout > 0, on_cuda=on_cuda)
-        speed = estimates.operations_per_second(device, threads, width)
+        how = How(
+            dtype_bytes=DTYPE_BYTES.get(dtype, 4),
+            on_cuda=kind_of(device) == "cuda",
+            drops=learn.lora_dropout > 0,
+            recomputes=learn.gradient_checkpointing,
+        )
+        parts = estimates.memory(sizes, load, how)
+        speed = estimates.operations_per_second(device, threads, how.dtype_bytes)
         modules = sum(one.modules for one in sizes.adapted)
         return Reckoned(
             device=device,
             dtype=dtype,
             base_model_id=self.base_model.pk,
-            setting=f"{modules} modules" + (", dropout" if learn.lora_dropout else ""),
+            setting=setting_of(modules, learn),
             memory_bytes=sum(parts.values()),
-            seconds=estimates.seconds(sizes, load, speed, on_cuda=on_cuda),
+            seconds=estimates.seconds(sizes, load, speed, how),
         )
 
     def sizes(self, resolution: Resolution, learn: Hyperparameters) -> Shape:
@@ -240,7 +244,7 @@ class Reckoner:
 
     def load(self, kept: RowLengths, learn: Hyperparameters) -> Load:
         """What the run computes."""
-        shares = self.census.model_type in PREFIX_TYPES
+        shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
         held_out = int(self.version.splits.get("validation", 0)) if self.version else 0
         return load_of(kept, learn, shares=shares, validation_rows=held_out)
 
@@ -257,6 +261,14 @@ def full_rows(rows: int, max_length: int) -> RowLengths:
     """Rows that all fill the maximum length, a quarter of it learned."""
     length = float(max_length)
     return RowLengths(rows, (length, length), (length, length), max(1.0, length / 4))
+
+
+def setting_of(modules: int, learn: Hyperparameters) -> str:
+    """What sets a run apart beyond its size: how many modules, and what is kept or done twice for them."""
+    ways = [f"{modules} modules"]
+    ways += ["dropout"] if learn.lora_dropout else []
+    ways += ["computed twice"] if learn.gradient_checkpointing else []
+    return ", ".join(ways)
 
 
 def kind_of(device: str) -> str:

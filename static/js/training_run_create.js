@@ -1,6 +1,7 @@
 // The fine-tune form: the learning rate that a dataset suggests, ways to make a run fit, back to the defaults.
 
 const form = document.getElementById("fine-tune");
+const fill = (field, value) => (field.type === "checkbox" ? (field.checked = Boolean(value)) : (field.value = value ?? ""));
 
 if (form) {
   const known = JSON.parse(document.getElementById("suggestions").textContent);
@@ -16,7 +17,7 @@ if (form) {
   });
   form.querySelector("[data-reset]").addEventListener("click", () => {
     const usual = known.defaults;
-    for (const field of expert.querySelectorAll("input, select")) field.value = usual[field.name] ?? "";
+    for (const field of expert.querySelectorAll("input, select")) fill(field, usual[field.name]);
     rate.value = last = suggested();
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });
@@ -25,7 +26,7 @@ if (form) {
     const button = event.target.closest("[data-set]");
     if (!button) return;
     for (const [name, value] of Object.entries(JSON.parse(button.dataset.set))) {
-      form.elements[name].value = value;
+      fill(form.elements[name], value);
     }
     expert.open = true;
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));

@@ -156,3 +156,15 @@ def test_it_needs_no_more_queries_for_edits_than_without(
         counts.append(len(queries))
     # The first one also signs in.
     assert counts[1] == counts[2]
+
+
+def test_computing_layers_twice_is_one_of_the_edits(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, node: WorkerNode
+) -> None:
+    WorkerNode.objects.update(memory_bytes=2_000_000_000)
+    wide = {"per_device_train_batch_size": "512", "max_length": "512"}
+    edits = ask(client, ed, dataset, base_model, **wide).context["plan"].edits
+    assert any(edit.values == {"gradient_checkpointing": True} for edit in edits)
+    again = ask(client, ed, dataset, base_model, **wide, gradient_checkpointing="on").context["plan"]
+    assert not any("gradient_checkpointing" in edit.values for edit in again.edits)
+    assert ("gradient_checkpointing", "yes", "no") in again.differences

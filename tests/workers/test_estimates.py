@@ -8,7 +8,7 @@ import pytest
 
 from workers import estimates
 from workers.census import Census, Group, Matched
-from workers.estimates import Shape, memory, operations, seconds, shape
+from workers.estimates import How, Shape, memory, operations, seconds, shape
 from workers.workload import Load
 
 # h 512, f 1792, 8 heads and 2 key-value heads of 64: the layer whose bytes were counted.
@@ -59,7 +59,7 @@ ONE_TOKEN = Load(
 def kept(names: str, dtype_bytes: int, *, drops: bool = False) -> float:
     """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
     of = sizes(names)
-    found = memory(of, ONE_TOKEN, dtype_bytes, drops=drops, on_cuda=True)["activations"]
+    found = memory(of, ONE_TOKEN, How(dtype_bytes, on_cuda=True, drops=drops))["activations"]
     layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
     return found / estimates.HOLES["cuda"] - layer
 
@@ -73,27 +73,37 @@ def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
     assert kept(names, 2, drops=True) == pytest.approx(dropped, rel=0.005)
 
 
+def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
+    of = sizes("q k v o gate up down", layers=8)
+    many = dataclasses.replace(ONE_TOKEN, longest=1000.0, computed=1000.0)
+    again = How(2, on_cuda=True, recomputes=True)
+    kept_twice = memory(of, many, again)["activations"] / estimates.HOLES["cuda"]
+    layer = 8 * 512 + 2 * (2 * (512 + 128) + 3 * 1792)
+    # 2h bytes per token and layer, one layer in full and the gradients of one.
+    assert kept_twice == pytest.approx(1000 * (8 * 2 * 512 + 37_352 + layer), rel=0.01)
+    once, twice = (operations(of, many, recomputes=on)[0] for on in (False, True))
+    assert twice - once == pytest.approx(2 * of.body * 1000)
+
+
 def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
     of = sizes("o")
-    found = memory(of, ONE_TOKEN, 4, drops=False, on_cuda=False)
+    found = memory(of, ONE_TOKEN, How())
     assert (found["base"], found["adapter"]) == (400_000_000, 16 * 16 * 1024)
-    assert memory(of, ONE_TOKEN, 2, drops=False, on_cuda=False)["base"] == 200_000_000
+    assert memory(of, ONE_TOKEN, How(2))["base"] == 200_000_000
 
 
 def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
     low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
     many = dataclasses.replace(ONE_TOKEN, longest=1000.0)
-    whole = memory(low, many, 4, drops=False, on_cuda=True)["activations"]
-    assert memory(high, many, 4, drops=False, on_cuda=True)["activations"] == pytest.approx(
-        whole * 3 / 9, rel=0.01
-    )
+    whole = memory(low, many, How(on_cuda=True))["activations"]
+    assert memory(high, many, How(on_cuda=True))["activations"] == pytest.approx(whole * 3 / 9, rel=0.01)
     assert high.share == 0.25
 
 
 def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
     few = dataclasses.replace(ONE_TOKEN, learned=10.0)
     many = dataclasses.replace(ONE_TOKEN, learned=10_000.0)
-    found = [memory(sizes("o"), load, 4, drops=False, on_cuda=True)["logits"] for load in (few, many)]
+    found = [memory(sizes("o"), load, How(on_cuda=True))["logits"] for load in (few, many)]
     assert found == [10 * 32_000 * 8, 256 * 32_000 * 8]
 
 
@@ -115,8 +125,8 @@ def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
 
 def test_time_has_the_parts_that_a_person_waits_for() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed=2000.0, validated=500.0, validations=11)
-    found = seconds(sizes("o"), load, 1e10, on_cuda=False)
-    slow = seconds(sizes("o"), load, 5e9, on_cuda=False)
+    found = seconds(sizes("o"), load, 1e10, How())
+    slow = seconds(sizes("o"), load, 5e9, How())
     assert found.total == pytest.approx(found.training + found.validation + found.start + found.saving)
     assert slow.validation == pytest.approx(2 * found.validation)
     assert slow.start == found.start

@@ -19,9 +19,10 @@ def set_recompute(model: Any, on: bool) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    # Not reentrant: the lowest layers need no gradient for their inputs.
+    again: Any = functools.partial(checkpoint, use_reentrant=False)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing = on
             layer.training = on
-            # Not reentrant: the lowest layers need no gradient for their inputs.
-            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = again
