@@ -168,7 +168,8 @@ class TrainRecorder:
         run.refresh_from_db(fields=["outcome"])
         if run.outcome:
             return
-        if end.outcome in HAS_ADAPTER:
+        # A run that only looks for a learning rate leaves its losses; its short adapter is for nobody.
+        if end.outcome in HAS_ADAPTER and run.rung is None:
             try:
                 self._publish(run, self.artifacts[end.arm], end)
             except PublishError as error:
@@ -197,7 +198,8 @@ class TrainRecorder:
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=end.summary)
-            if run.study_arm_id is None:  # a study has its adapters scored together
+            # A study has the adapters of all its arms scored together.
+            if run.study_arm_id is None:
                 Evaluation.objects.submit(adapter, self.job.created_by)
             faults.point("publish.inside_commit")
         faults.point("publish.after_commit")

@@ -317,3 +317,23 @@ def test_events_survive_the_wire(make_spec: MakeSpec, tmp_path: Path, record: Re
     train([make_spec(max_steps=1)], tmp_path, report=record)
     events: list[Event] = [from_line(to_line(event)) for event in record]
     assert events == list(record)
+
+
+def test_each_arm_is_told_the_memory_of_its_own_turns(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder
+) -> None:
+    """An arm that holds a large block while it works raises its own figure, not its neighbour's."""
+    import workers.engine.runtime as runtime
+
+    size = 64 * 1024**2
+    peaks = []
+    for held in (0, size):
+        runtime.forget_peak_memory(torch.device("cpu"))
+        block = torch.ones(held // 4)
+        peaks.append(runtime.peak_memory_bytes(torch.device("cpu")))
+        del block
+    assert peaks[1] - peaks[0] > size // 2
+    runtime.forget_peak_memory(torch.device("cpu"))
+    assert runtime.peak_memory_bytes(torch.device("cpu")) < peaks[1] - size // 2
+    ends = train([make_spec(), make_spec()], tmp_path / "out", report=record)
+    assert all(0 < end.summary["peak_memory_bytes"] < 2 * peaks[1] for end in ends)

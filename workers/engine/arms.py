@@ -42,6 +42,7 @@ class Arm:
     kept_loss: float | None = None
     tokens: int = 0
     seconds: float = 0.0
+    peak_memory_bytes: int = 0  # in its own turns, where several arms share the process
     train_loss: float = math.nan
     validation_loss: float | None = None
     best_validation_loss: float | None = None
@@ -271,7 +272,7 @@ def summary_of(arm: Arm, dtype: torch.dtype, device: torch.device) -> dict[str, 
         "seconds": arm.seconds,
         "tokens": arm.tokens,
         "tokens_per_second": arm.tokens / max(arm.seconds, 1e-9),
-        "peak_memory_bytes": runtime.peak_memory_bytes(device),
+        "peak_memory_bytes": arm.peak_memory_bytes or runtime.peak_memory_bytes(device),
         "trainable_parameters": sum(parameter.numel() for parameter in arm.parameters),
         "dtype": dtype_name(dtype),
         "device": runtime.device_name(device),

@@ -56,6 +56,7 @@ COUNTERS = (
     "validated",
     "tokens",
     "seconds",
+    "peak_memory_bytes",
     "train_loss",
     "validation_loss",
     "best_validation_loss",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -125,6 +126,18 @@ def _gemm_seconds(dtype: torch.dtype) -> float:
         left @ right
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now; where the system cannot, it goes on counting from the start."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        # Linux's own way to set a process's resident peak back to what it holds now (proc(5)).
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: torch.device | None = None) -> int:

@@ -189,6 +189,7 @@ def train(
                 turn_started = time.monotonic()
                 if len(arms) > 1:
                     lora.activate(model, arm.name)
+                    runtime.forget_peak_memory(device)
 
                 # One optimizer step: each micro-batch adds its share of the mean over the step's labels.
                 # A resumed arm may have this step behind it already, and only its held-out loss to come.
@@ -231,12 +232,15 @@ def train(
                         arm.seconds + seconds,
                         loss_sum,
                     )
+                    peak = runtime.peak_memory_bytes(device)
+                    if len(arms) > 1:
+                        arm.peak_memory_bytes = max(arm.peak_memory_bytes, peak)
                     values = {
                         "train/loss": loss_sum,
                         "train/learning_rate": rate,
                         "train/grad_norm": norm,
                         "train/tokens_per_second": tokens / max(seconds, 1e-9),
-                        "system/memory_bytes": float(runtime.peak_memory_bytes(device)),
+                        "system/memory_bytes": float(peak),
                     }
                     keeper.tell(Metrics(arm.index, step, values))
                     faults.point("train.after_step")
