@@ -56,3 +56,14 @@ def test_it_refuses_a_viewer(client: Client, vera: User, run: TrainingRun) -> No
 def test_it_hides_the_job_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:
     client.force_login(otto)
     assert stop(client, run).status_code == 404  # type: ignore[attr-defined]
+
+
+def test_it_says_that_a_training_loses_what_it_has_learned(
+    client: Client, ed: User, run: TrainingRun
+) -> None:
+    client.force_login(ed)
+    assert "It leaves the queue and will not start." in client.get(reverse("queue-board")).content.decode()
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    board = client.get(reverse("queue-board")).content.decode()
+    assert "What it has learned so far is dropped. To keep it, stop it on its own page." in board
