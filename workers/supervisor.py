@@ -198,7 +198,7 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
     The parent-death signal of the child is tied to the thread that started it.
     """
     attempt = Attempt(job, recorder, draining)
-    with _log(job) as log, _slot(job) as occupy:
+    with _log(job) as log, _slot(job) as occupy, attempt.database.watched():
         child = Child.start(job, out_dir, log)
         try:
             occupy(child.process.pid)

@@ -13,6 +13,7 @@ from django.db import connection
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, MetricSeries, State, TrainingRun
 from tests.conftest import make_run
+from tests.proxy import Proxy
 from tests.workers.conftest import cast, claim, play
 from tests.workers.outages import Switch, breakable, later
 from workers import outage, supervisor
@@ -65,6 +66,26 @@ def test_no_point_is_missing_after_an_outage(
     ended = play(STEADY, job, monkeypatch)
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
     assert losses(run) == list(range(1, 101))
+
+
+def test_a_server_that_is_silent_holds_nothing_up(
+    job: Job, run: TrainingRun, database: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("A file cannot be silent.")
+    monkeypatch.setattr(outage, "ANSWER_SECONDS", 0.5)
+    with Proxy(f"127.0.0.1:{connection.settings_dict['PORT']}") as proxy:
+        connection.close()
+        connection.settings_dict["PORT"] = proxy.port
+        # Silent until the child has long ended: only a cut connection lets the worker notice the drain.
+        later(1.0, proxy.black_hole)
+        monkeypatch.setitem(supervisor.GRACE_SECONDS, "drain", 1.0)
+        began = time.monotonic()
+        cast(UNTIL_STOPPED, job, monkeypatch)
+        attempt(job, lambda: time.monotonic() - began > 3)
+        proxy.heal()
+        connection.close()
+    assert (Path(settings.DATA_DIR) / "work" / "stopped").read_text() == "drain"
 
 
 def test_it_outlasts_an_outage_at_the_very_end(
