@@ -161,8 +161,18 @@ def test_it_forecasts_each_preset_on_a_model(api: Client, base_model: BaseModel)
     lines = {line["slug"]: line for line in page["data"]}
     assert set(lines) == SLUGS
     efficient = lines["efficient"]
-    assert set(efficient) == {"id", "slug", "name", "trainable_parameters", "adapter_bytes"}
     assert efficient["trainable_parameters"] == 8 * 2 * (32 + 32)
+    assert efficient["resolved"] == {"target_modules": ["o_proj"]}
+    assert efficient["matched"] == [
+        {
+            "group": "model.layers.*.self_attn.o_proj",
+            "role": "attn_out",
+            "layers": [0, 1],
+            "d_in": 32,
+            "d_out": 32,
+        }
+    ]
+    assert efficient["warnings"] == []
     matched = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model).matched
     assert efficient["adapter_bytes"] == adapter_bytes(matched, 8)
 
@@ -173,6 +183,8 @@ def test_a_custom_config_has_no_slug_and_may_not_fit(
     TargetModuleConfig.objects.create(project=project, name="Router", roles=["router"])
     newest = api.get(f"{CONFIGS}?base_model={base_model.pk}").json()["data"][0]
     assert (newest["slug"], newest["name"], newest["adapter_bytes"]) == (None, "Router", None)
+    assert (newest["resolved"], newest["matched"]) == (None, [])
+    assert "no layer that Graftworks knows as router" in newest["warnings"][0]
 
 
 def test_it_forecasts_on_the_bundled_model_where_none_is_named(api: Client, base_model: BaseModel) -> None:
