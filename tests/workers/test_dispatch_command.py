@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -15,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.db import connection
 from django.utils import timezone
 
 from dashboard.models import Job, Outbox, Project, State, TrainingRun, WorkerNode
 from dashboard.models.job_state import db_now
+from tests.conftest import shared_environment
 from tests.workers.conftest import claim
 
-pytestmark = [pytest.mark.slow, pytest.mark.jobs, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 SECONDS = 60
 
 
@@ -37,14 +36,10 @@ def until(holds: Callable[[], object], what: str) -> None:
 @contextmanager
 def dispatching(broker: str) -> Iterator[subprocess.Popen[bytes]]:
     """The command, on this test's database."""
-    name = connection.settings_dict["NAME"]
-    address = f"sqlite:///{name}"
-    if connection.vendor == "postgresql":
-        address = os.environ["TEST_DATABASE_URL"].rpartition("/")[0] + f"/{name}"
     process = subprocess.Popen(
         [sys.executable, "manage.py", "dispatch"],
         cwd=settings.BASE_DIR,
-        env={**os.environ, "DATABASE_URL": address, "REDIS_URL": broker},
+        env={**shared_environment(), "REDIS_URL": broker},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -70,6 +65,15 @@ def leader() -> WorkerNode | None:
     return WorkerNode.objects.leading().first()
 
 
+def longest_silence(seconds: float) -> timedelta:
+    """The longest time without a life sign of the only dispatcher, watched for so long."""
+    longest, began = timedelta(), time.monotonic()
+    while time.monotonic() - began < seconds:
+        longest = max(longest, timezone.now() - WorkerNode.objects.get().heartbeat_at)
+        time.sleep(0.25)
+    return longest
+
+
 def test_a_silent_broker_holds_up_nothing_else(run: TrainingRun, project: Project) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-timedelta(minutes=10)))
@@ -79,11 +83,8 @@ def test_a_silent_broker_holds_up_nothing_else(run: TrainingRun, project: Projec
         stack.enter_context(dispatching(f"redis://127.0.0.1:{silent.getsockname()[1]}/0"))
         until(lambda: Job.objects.get(pk=job.pk).state == State.QUEUED, "the lost job waits again")
         until(lambda: leader() and leader().broker_silent_since, "the silence is noted")  # type: ignore[union-attr]
-        oldest, began = timedelta(), time.monotonic()
-        while time.monotonic() - began < 8:
-            oldest = max(oldest, timezone.now() - WorkerNode.objects.get().heartbeat_at)
-            time.sleep(0.5)
-    assert oldest < timedelta(seconds=15), "its own life signs and its lead go on"
+        # Each try to publish takes 5 s, every 10 s. A busy machine may stall it once, not three times.
+        assert any(longest_silence(12) < timedelta(seconds=4.5) for _try in range(3)), "its life signs go on"
     assert not Outbox.objects.exclude(sent_at=None).exists()
     assert Outbox.objects.unsent().count() >= 2, "nothing is lost"
 

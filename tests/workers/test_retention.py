@@ -258,6 +258,7 @@ def test_links_are_neither_followed_nor_deleted(db: None, tmp_path: Path) -> Non
     (Path(settings.DATA_DIR) / "work").mkdir(exist_ok=True)
     link = Path(settings.DATA_DIR) / "work" / "job-998-1"
     link.symlink_to(precious)
+    os.utime(link, (0, 0), follow_symlinks=False)
     inside = make("work", "job-997-1")
     (inside / "link").symlink_to(precious)
     os.utime(inside, (0, 0))
