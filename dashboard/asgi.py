@@ -9,6 +9,13 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
 django_application = get_asgi_application()
 
+from django.db import connection  # noqa: E402
+
 from dashboard.gate import BodyLimit  # noqa: E402
+
+# Nobody looks at a page for 20 s; a worker waits that long and writes. One dict serves all threads.
+SQLITE_LOCK_SECONDS = 5
+if connection.vendor == "sqlite":
+    connection.settings_dict["OPTIONS"]["timeout"] = SQLITE_LOCK_SECONDS
 
 application = BodyLimit(django_application)
