@@ -76,7 +76,7 @@ def shown(config: TargetModuleConfig, base_model: BaseModel, r: int) -> TargetMo
 def index(request: Call, base_model: int | None = None, r: Rank = 16) -> Rows:
     """All choices with their forecast on `base_model` (the built-in one where left out) at rank `r`."""
     model = inspected(chosen_base_model(request, base_model))
-    configs = TargetModuleConfig.objects.visible_to(request.auth).current()
+    configs = TargetModuleConfig.objects.current().visible_to(request.auth)
     return Rows(configs, lambda config: shown(config, model, r))
 
 
