@@ -34,6 +34,7 @@ PAGES = {
     "training-run-detail": "/runs/{run}/",
     "training-run-detail, failed": "/runs/{failed_run}/",
     "training-run-detail, stopped": "/runs/{stopped_run}/",
+    "training-run-cancel, too late": "/runs/{stopped_run}/cancel/",
     "compare": "/compare/?runs={run}&runs={stopped_run}",
     "compare, nothing chosen": "/compare/",
     "adapter-index": "/adapters/",
@@ -60,10 +61,11 @@ NOT_HERE = {
     *("home-progress", "dataset-progress", "base-model-progress", "queue-board", "project-open"),
     *("training-run-presets", "training-run-forecast", "training-run-progress", "training-run-samples"),
     *("training-run-log", "training-run-stream", "training-run-metrics", "training-run-metrics-csv"),
-    *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-cancel"),
+    *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-resume"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("token-create", "token-revoke", "storage-clean-up"),
+    *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),
 }
 
 
@@ -92,7 +94,7 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
     odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()
     # Stopped in the midst of its curves.
     until(lambda: api.get(f"/runs/{long}")["step"] > 20, "twenty steps")
-    api.post(f"/runs/{long}/cancel")
+    api.post(f"/runs/{long}/cancel", {"keep": "checkpoint"})
     assert api.wait(f"/runs/{long}")["state"] == "cancelled"
     assert api.wait(f"/runs/{cut}")["state"] == "failed"
     for name, found in (("Bad rows", bad), ("Odd columns", odd)):

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from tests.e2e.audit import faults
 from tests.e2e.installation import POINTS, Api, Installation, Person, until
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,7 @@ def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, lo
     page.get_by_role("link", name="Stop", exact=True).click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("button", name="Let it go on")).to_be_focused()
+    assert faults(page, "stop-run") == []
     dialog.get_by_role("button", name="Let it go on").click()
     expect(dialog).to_be_hidden()
     page.get_by_role("link", name="Stop", exact=True).click()
