@@ -30,7 +30,6 @@ class Proxy:
         self.upstream = upstream
         self.port = 0
         self.seconds = 0.0
-        self.accepted = 0
         self.writers: set[asyncio.StreamWriter] = set()
         self.server: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
@@ -101,23 +100,19 @@ class Proxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
+        ends = [writer]
         self.writers.add(writer)
-        try:
+        # Cancelled at the end of the proxy, about which Python's streams would complain.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             # Within the black hole nothing reaches the other side, not even the connection.
             await self.passing.wait()
             there, back = await self._connect()
-        except OSError:
-            writer.transport.abort()
-            self.writers.discard(writer)
-            return
-        self.writers.add(back)
-        try:
+            ends.append(back)
+            self.writers.add(back)
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
-        finally:
-            for end in (writer, back):
-                self.writers.discard(end)
-                end.transport.abort()
+        for end in ends:
+            self.writers.discard(end)
+            end.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.upstream.startswith("/"):

@@ -17,6 +17,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=200, help="processes to kill with SIGKILL")
     parser.add_argument("--pauses", type=int, default=20, help="processes to stop and continue")
     parser.add_argument("--pause-seconds", type=float, default=120.0, help="how long each pause lasts")
+    parser.add_argument("--outages", type=int, default=0, help="how often PostgreSQL goes away")
+    parser.add_argument("--outage-seconds", type=float, default=60.0, help="how long each time")
+    parser.add_argument("--silences", type=int, default=0, help="how often Debian's broker stops answering")
+    parser.add_argument("--silence-seconds", type=float, default=300.0, help="how long each time")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same schedule")
     parser.add_argument("--minutes", type=float, default=600.0, help="give up after this long")
     parser.add_argument(
@@ -36,7 +43,10 @@ def options() -> argparse.Namespace:
         help="an empty PostgreSQL database, as `python -m tests.servers` names one; SQLite when left out",
     )
     parser.add_argument("--keep", action="store_true", help="keep the data folder and say where it is")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if (asked.outages or asked.silences) and not asked.database_url:
+        parser.error("only servers have lines that can be broken: run it under `python -m tests.servers`")
+    return asked
 
 
 def main() -> int:
@@ -51,8 +61,8 @@ def main() -> int:
         django.setup()
         from tests.chaos.run import run
 
-        with server_broker(folder) as broker:
-            return run(asked, folder, broker)
+        with server_broker(folder) as broker, lines() as proxies:
+            return run(asked, folder, broker, proxies)
     finally:
         if asked.keep:
             print(f"The data lies in {folder}.")
@@ -88,6 +98,18 @@ def build_tiny_model(folder: Path) -> None:
     """In a process of its own, so that this one stays free of torch."""
     build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=ROOT, timeout=300)
+
+
+@contextlib.contextmanager
+def lines() -> Iterator[dict[str, Proxy]]:
+    """How the installation reaches its servers: over lines that can be broken. This process goes straight."""
+    addresses = {name: urlsplit(os.environ.get(name, "")) for name in ("DATABASE_URL", "REDIS_URL")}
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(Proxy(f"{address.hostname}:{address.port}"))
+            for name, address in addresses.items()
+            if address.port
+        }
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from tests.chaos.storm import Storm, schedule
 from tests.chaos.watch import Watch
 from tests.chaos.work import Work
 from tests.e2e.installation import Api
+from tests.proxy import Proxy
 
 QUIET_SECONDS = 200
 SHOWN = 20
@@ -41,16 +42,15 @@ class Ending:
     status: int = 0
 
 
-def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None) -> int:
+def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> int:
     """The exit status: 0 when the verdict is clean."""
     began = time.monotonic()
-    stage = Stage(folder, broker)
+    stage = Stage(folder, broker, lines)
     try:
         api = Api(stage.installation.url, token(stage))
         work = Work(api, make_dataset(api), asked.jobs, asked.seed)
         watch = Watch(stage)
-        blows = schedule(asked.seed, asked.kills, asked.pauses, asked.pause_seconds)
-        storm = Storm(stage, blows, lambda: watch.ended / max(1, asked.jobs))
+        storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs))
         threads = [threading.Thread(target=each.run) for each in (watch, storm)]
         threads.append(threading.Thread(target=work.submit_all))
         for thread in threads:
@@ -154,6 +154,10 @@ def facts(asked: argparse.Namespace, work: Work, storm: Storm, ending: Ending) -
                 "supervisor paused to training elsewhere", verdict.recoveries(storm.hits, "pool", paused=True)
             ),
             figures("asked to stop to stopped", verdict.stop_times()),
+            figures("submitting", [seconds for _at, seconds in work.submitted], places=3),
+            figures(
+                "submitting while the broker was silent", verdict.during(storm.hits, work.submitted), places=3
+            ),
         ]
     )
 
@@ -187,13 +191,13 @@ def judge(found: dict[str, list[str]]) -> int:
     return int(any(found.values()))
 
 
-def figures(name: str, seconds: list[float]) -> str:
+def figures(name: str, seconds: list[float], places: int = 1) -> str:
     """Count, median, p95 and longest, in words."""
     if not seconds:
         return f"{name}: none measured."
     p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
-    middle, longest = statistics.median(seconds), max(seconds)
-    return f"{name}: {len(seconds)} times, median {middle:.1f} s, p95 {p95:.1f} s, longest {longest:.1f} s."
+    numbers = (("median", statistics.median(seconds)), ("p95", p95), ("longest", max(seconds)))
+    return f"{name}: {len(seconds)} times, " + ", ".join(f"{word} {n:.{places}f} s" for word, n in numbers)
 
 
 def _words(counts: Counter[str]) -> str:

@@ -17,6 +17,7 @@ import psutil
 
 from tests import servers
 from tests.e2e.installation import Installation, launch
+from tests.proxy import Proxy
 
 ROLES = ("worker", "pool", "trainer", "broker", "web", "dispatcher")
 STOP_SECONDS = 180
@@ -43,9 +44,13 @@ class ServerBroker:
 class Stage:
     """A running installation seen as processes."""
 
-    def __init__(self, folder: Path, broker: ServerBroker | None) -> None:
-        self.folder, self.broker = folder, broker
-        self.installation: Installation = launch(dict(os.environ), folder / "start.log")
+    def __init__(self, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> None:
+        self.folder, self.broker, self.lines = folder, broker, lines
+        environment = dict(os.environ)
+        for name, proxy in lines.items():
+            straight = urlsplit(environment[name])
+            environment[name] = environment[name].replace(f":{straight.port}/", f":{proxy.port}/")
+        self.installation: Installation = launch(environment, folder / "start.log")
         self.launcher = psutil.Process(self.installation.process.pid)
 
     def family(self) -> list[psutil.Process]:

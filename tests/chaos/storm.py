@@ -5,6 +5,7 @@ A blow is due when a share of the jobs has ended, so that the storm rests while 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import random
@@ -21,6 +22,8 @@ from tests.chaos.stage import Stage
 
 KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dispatcher": 5}
 PAUSED = {"pool": 60, "trainer": 15, "worker": 15, "dispatcher": 10}
+# Not processes but the lines to the servers.
+LINES = ("DATABASE_URL", "REDIS_URL")
 # `manage.py start` stops everything when a program ends five times in a minute.
 SAME_PROGRAM_SECONDS = 20.0
 NOBODY_SECONDS = 60.0
@@ -28,7 +31,7 @@ NOBODY_SECONDS = 60.0
 
 @dataclass(frozen=True, order=True)
 class Blow:
-    """`seconds` 0 is a kill, else a pause of that length."""
+    """`seconds` 0 is a kill, else a pause, or for a line its break, of that length."""
 
     due: float
     wait: float
@@ -48,11 +51,16 @@ class Hit:
     held: tuple[tuple[int, int], ...]
 
 
-def schedule(seed: int, kills: int, pauses: int, pause_seconds: float) -> list[Blow]:
+def schedule(asked: argparse.Namespace) -> list[Blow]:
     """All blows, in the order in which they fall."""
-    dice = random.Random(seed)
+    dice = random.Random(asked.seed)
     blows = []
-    for number, shares, seconds in ((kills, KILLED, 0.0), (pauses, PAUSED, pause_seconds)):
+    for number, shares, seconds in (
+        (asked.kills, KILLED, 0.0),
+        (asked.pauses, PAUSED, asked.pause_seconds),
+        (asked.outages, {"DATABASE_URL": 1}, asked.outage_seconds),
+        (asked.silences, {"REDIS_URL": 1}, asked.silence_seconds),
+    ):
         for place in range(number):
             (role,) = dice.choices(list(shares), weights=list(shares.values()))
             due = 0.95 * (place + dice.random()) / max(1, number)
@@ -85,6 +93,9 @@ class Storm:
             thread.join()
 
     def _carry_out(self, blow: Blow) -> None:
+        if blow.role in LINES:
+            self._break(blow)
+            return
         deadline = time.monotonic() + NOBODY_SECONDS
         while not self.over.is_set():
             alone = blow.role in ("trainer", "pool")
@@ -95,6 +106,17 @@ class Storm:
                 self.missed += 1
                 return
             self.over.wait(0.1)
+
+    def _break(self, blow: Blow) -> None:
+        """One line at a time: silent, or for half of the outages of a database refused."""
+        line = self.stage.lines[blow.role]
+        self.hits.append(Hit(time.time(), blow.role, 0, blow.seconds, ()))
+        if blow.role == "DATABASE_URL" and blow.pick < 0.5:
+            line.refuse()
+        else:
+            line.black_hole()
+        self.over.wait(blow.seconds)
+        line.heal()
 
     def _may(self, process: psutil.Process) -> bool:
         program = self._program(process)

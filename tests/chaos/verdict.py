@@ -130,6 +130,12 @@ def recoveries(hits: list[Hit], role: str, *, paused: bool = False) -> list[floa
     return found
 
 
+def during(hits: list[Hit], submitted: list[tuple[float, float]]) -> list[float]:
+    """How long those submits took that fell into a silence of the broker."""
+    silent = [(hit.at, hit.at + hit.seconds) for hit in hits if hit.role == "REDIS_URL"]
+    return [seconds for at, seconds in submitted if any(begin <= at <= end for begin, end in silent)]
+
+
 def stop_times() -> list[float]:
     """Seconds from each request to stop a working job to its end."""
     seconds = []

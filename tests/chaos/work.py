@@ -47,6 +47,7 @@ class Work:
     seed: int
     asked: list[Asked] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+    submitted: list[tuple[float, float]] = field(default_factory=list)  # when, and how many seconds it took
     over: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
 
@@ -140,9 +141,12 @@ class Work:
         """The answer to a request, however often the web server dies in between."""
         headers = {"Idempotency_Key": key} if key else {}
         while True:
+            asked = time.time()
             try:
                 answer = self.api.call(method, path, payload, **headers)
                 if answer.status not in BUSY:
+                    if key:
+                        self.submitted.append((asked, time.time() - asked))
                     return answer
                 if answer.status == 500:
                     self.complaints.append(f"{method} {path}: 500")

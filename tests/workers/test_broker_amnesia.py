@@ -5,19 +5,15 @@ The children are scripts, as a hundred imports of torch would take many minutes;
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 from redis import Redis
 
 from dashboard.models import BaseModel, Job, JobEvent, Outbox, Project, State
-from tests.conftest import shared_environment, tiny_census
+from tests.conftest import tiny_census
+from tests.workers.programs import running, until
 from workers.events import Bye, Progress, Result, to_line
 
 JOBS = 100
@@ -29,28 +25,6 @@ child.ENGINE = (sys.executable, sys.argv[1])
 app.worker_main(["worker", "--pool=prefork", "-c", "2", "-Q", "cpu", "-n", "cpu@%h",
                  "--without-gossip", "--without-mingle", "--loglevel=WARNING"])
 """
-
-
-@contextmanager
-def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of this installation on the test's database and broker, killed afterwards."""
-    process = subprocess.Popen([sys.executable, *command], env=shared_environment(), cwd=settings.BASE_DIR)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.2)
 
 
 @pytest.mark.slow

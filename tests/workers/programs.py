@@ -1,0 +1,38 @@
+"""Programs of the installation, run for real on the database and the broker of the present test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from django.conf import settings
+
+from tests.conftest import shared_environment
+
+
+@contextmanager
+def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One program, ended afterwards. `environment` comes on top of what tests share."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env=shared_environment() | environment, cwd=settings.BASE_DIR
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait for it; a timeout says what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.2)
