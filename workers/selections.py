@@ -18,7 +18,8 @@ from workers.census import ROLES, Census, Group, Matched, spans, stand_ins
 from workers.errors import SpecError
 from workers.matching import Arguments, NotConvertible, attached, matches
 from workers.specs import LIMITS
-from workers.targets import Resolution, Unmatched, aim, tail_of, with_warnings
+from workers.spelling import tail_of
+from workers.targets import Resolution, Unmatched, aim, with_warnings
 
 NEAR_NAMES = 3
 MAX_ENTRIES = 100
