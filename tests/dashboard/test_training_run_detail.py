@@ -88,15 +88,14 @@ def test_it_shows_a_failure_with_cause_advice_and_log(client: Client, ed: User, 
     assert "Try again with these settings" in page
 
 
-def test_it_shows_what_was_measured_beside_what_was_predicted(
-    client: Client, vera: User, run: TrainingRun
-) -> None:
+def test_it_shows_the_scores_and_the_adapter(client: Client, vera: User, run: TrainingRun) -> None:
     evaluate(publish(run), 0.0, 0.6)
     page = page_of(client, vera, run)
     assert "+60.0 points" in page
     assert "One seed: indicative only." in page
     assert "Download adapter" in page
-    assert f"predicted {run.forecast['trainable_parameters']:,}" in page
+    assert "Triage:v1" in page
+    assert page.count("Predicted and measured") <= 1
 
 
 def test_it_says_when_only_the_evaluation_failed(client: Client, vera: User, run: TrainingRun) -> None:
