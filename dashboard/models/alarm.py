@@ -17,7 +17,7 @@ from dashboard.models.worker_node import SILENT_AFTER, WorkerNode
 LOW_BYTES = 2 * 1024**3
 SKEW_SECONDS = 5.0
 # A broker that is started again is back sooner.
-BROKER_PATIENCE = timedelta(seconds=10)
+BROKER_PATIENCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_nothing_is_said_before_the_first_dispatcher_has_come() -> None:
 
 
 def test_a_silent_broker_is_said_to_everybody() -> None:
-    change(broker_silent_since=db_now(-timedelta(seconds=5)))
+    change(broker_silent_since=db_now(-timedelta(seconds=2)))
     assert checks() == [], "one that is started again is back by then"
     change(broker_silent_since=db_now(-AGO))
     assert checks(keeper=False) == ["queue"]

@@ -38,7 +38,7 @@ BEAT_SECONDS = 1.0
 TICK_SECONDS = 15.0
 WAKE_SECONDS = 3.0
 BROKER_RETRY_SECONDS = 5.0
-BROKER_ASK_SECONDS = 10.0
+BROKER_ASK_SECONDS = 5.0
 BATCH = 100
 # The slow work is done in portions, so that a large or slow disk never holds up the queue.
 CHORES_SECONDS = 60.0
