@@ -84,10 +84,10 @@ def presets(request: Request) -> HttpResponse:
 
 @require_GET
 def forecast(request: Request) -> HttpResponse:
-    """What the form as it stands would start: size, steps, what differs, and what is missing."""
+    """What the form as it stands would start: memory, time, size, what differs, what is missing."""
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "training_runs/_forecast.html", plan_context(form))
+    return render(request, "training_runs/_forecast.html", {"plan": plan(form)})
 
 
 def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
