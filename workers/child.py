@@ -39,7 +39,7 @@ PROGRESS = (b'{"event": "Progress"', b'{"event": "Metrics"')
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY",
-    faults.ASKED, faults.ONCE,
+    "GRAFTWORKS_DISK_RESERVE_BYTES", faults.ASKED, faults.ONCE,
 )  # fmt: skip
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
 from workers.engine import artifacts
 from workers.engine import train as train_module
 from workers.engine.train import train
-from workers.events import Artifact
+from workers.errors import RunError
+from workers.events import ArmEnd, Artifact
 from workers.specs import TrainSpec
 
 MakeSpec = Callable[..., TrainSpec]
@@ -132,6 +134,74 @@ def test_the_manifest_lists_every_file(make_spec: MakeSpec, tmp_path: Path, reco
     artifact = record.of(Artifact)[0]
     folder = tmp_path / artifact.path
     assert artifact.files == {path.name: artifacts.file_sha256(path) for path in folder.iterdir()}
+
+
+def save_with(
+    make_spec: MakeSpec,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[dict[str, torch.Tensor]], object],
+) -> Recorder:
+    """Train, and change the saved weights before they are looked at again."""
+    real, record = artifacts.check_saved, Recorder()
+
+    def check(folder: Path, *arguments: object) -> None:
+        weights = load_file(folder / artifacts.WEIGHTS)
+        spoil(weights)
+        save_file(weights, folder / artifacts.WEIGHTS, {"format": "pt"})
+        real(folder, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(artifacts, "check_saved", check)
+    with pytest.raises(RunError):
+        train([make_spec()], out, report=record)
+    assert not list(out.glob("arm-*/*")), "neither an adapter nor a part of one"
+    return record
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_never_published(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    record = save_with(make_spec, tmp_path, monkeypatch, lambda weights: _first(weights)[0].fill_(value))
+    (end,) = record.of(ArmEnd)
+    assert (end.outcome, end.code, record.of(Artifact)) == ("failed", "diverged", [])
+
+
+def test_weights_that_the_model_does_not_have_are_never_published(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = save_with(make_spec, tmp_path, monkeypatch, lambda weights: weights.popitem())
+    assert record.of(ArmEnd)[0].code == "publish_failed"
+
+
+def _first(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return next(iter(weights.values()))
+
+
+def test_an_arm_that_cannot_be_published_fails_alone(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = artifacts.check_saved
+
+    def check(folder: Path, model: object, name: str) -> None:
+        if name == "arm0":
+            raise RunError("The saved adapter holds other tensors.", code="publish_failed")
+        real(folder, model, name)
+
+    monkeypatch.setattr(artifacts, "check_saved", check)
+    ends = train([make_spec(max_steps=2), make_spec(max_steps=4)], tmp_path, report=record)
+    assert [(end.outcome, end.code) for end in ends] == [("failed", "publish_failed"), ("succeeded", "")]
+
+
+def test_a_loss_that_is_no_number_stands_in_no_file(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "validation_loss", lambda *_arguments: float("nan"))
+    train([make_spec()], tmp_path, report=Recorder())
+    folder = tmp_path / "arm-0/adapter"
+    record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)
+    assert record["result"]["validation_loss"] is None
+    assert "nan" not in (folder / "README.md").read_text().lower()
 
 
 def test_an_awkward_name_does_not_break_the_card(make_spec: MakeSpec, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import Recorder
-from workers.engine.__main__ import failure
+from workers.engine.__main__ import RESERVE, failure
 from workers.engine.train import train
 from workers.errors import Diverged, SpecError
 from workers.events import (
+    ArmEnd,
     Artifact,
     Bye,
     Checkpoint,
@@ -43,14 +45,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     children: list[subprocess.Popen[bytes]] = []
     log = (tmp_path / "log").open("ab")
 
-    def run(*arguments: str, module: str = "workers.engine") -> subprocess.Popen[bytes]:
+    def run(*arguments: str, module: str = "workers.engine", reserve: str = "") -> subprocess.Popen[bytes]:
         child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", RESERVE: reserve},
             start_new_session=True,
         )
         children.append(child)
@@ -189,14 +191,61 @@ def test_a_bad_model_fails_with_its_code(start: Start, make_spec: MakeSpec, tmp_
     assert str(tmp_path) not in failed.message
 
 
-@pytest.mark.parametrize("reason", ["cancel", "drain"])
+@pytest.mark.parametrize("reason", ["cancel", "park", "drain"])
 def test_it_obeys_a_stop_line(start: Start, make_spec: MakeSpec, tmp_path: Path, reason: str) -> None:
     child = start("train", "-", str(tmp_path / "out"))
     send(child, to_dict(make_spec(max_steps=1_000_000)))
     wait_for(child, Metrics)
     send(child, {"stop": reason})
     assert wait_for(child, Bye) == Bye(reason)
-    assert child.wait(timeout=10) == 3
+    assert child.wait(timeout=30) == 3
+
+
+def test_a_line_to_finish_leaves_an_adapter_whatever_the_signal_that_comes_with_it(
+    start: Start, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, to_dict(make_spec(max_steps=1_000_000, validation_rows=0)))
+    wait_for(child, Metrics)
+    child.send_signal(signal.SIGTERM)
+    send(child, {"stop": "finish"})
+    end = wait_for(child, ArmEnd)
+    assert isinstance(end, ArmEnd)
+    assert end.outcome == "stopped_early"
+    assert wait_for(child, Bye) == Bye("done")
+    assert child.wait(timeout=30) == 0
+    assert (tmp_path / "out/arm-0/adapter/adapter_model.safetensors").is_file()
+
+
+def test_it_trains_only_the_arms_that_have_not_ended(
+    start: Start, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    specs = [to_dict(make_spec(max_steps=2)), to_dict(make_spec(max_steps=2, seed=7))]
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, {"parent": os.getpid(), "spec": {"specs": specs}, "ended": [0]})
+    end = wait_for(child, ArmEnd)
+    assert isinstance(end, ArmEnd)
+    assert (end.arm, wait_for(child, Bye)) == (1, Bye("done"))
+    assert [path.name for path in (tmp_path / "out").glob("arm-*")] == ["arm-1"]
+
+
+@pytest.mark.parametrize("ended", [[1], "0", [None]])
+def test_an_arm_that_does_not_exist_cannot_have_ended(
+    start: Start, make_spec: MakeSpec, tmp_path: Path, ended: object
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, {"parent": os.getpid(), "spec": to_dict(make_spec()), "ended": ended})
+    failed = wait_for(child, Failure)
+    assert failed == Failure("bad_spec", "`ended` must be a list of arms from 0 to 0.")
+
+
+def test_the_space_to_spare_can_be_set(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec())))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"), reserve=str(10**18))
+    failed = wait_for(child, Failure)
+    assert isinstance(failed, Failure)
+    assert failed.code == "disk_full"
+    assert "1,000,000,000.00 GB to spare" in failed.message
 
 
 def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -205,7 +254,7 @@ def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path
     wait_for(child, Metrics)
     child.send_signal(signal.SIGTERM)
     assert wait_for(child, Bye) == Bye("drain")
-    assert child.wait(timeout=10) == 3
+    assert child.wait(timeout=30) == 3
 
 
 def test_it_dies_when_its_parent_closes_the_pipe(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -265,8 +314,12 @@ def test_each_kind_of_ending_has_its_own_code() -> None:
     assert memory.code == "out_of_memory"
     assert "12345 bytes" in memory.message
     assert failure(MemoryError()).code == "out_of_memory"
-    assert failure(OSError(28, "No space left on device")).code == "disk_full"
-    assert failure(OSError(122, "Disk quota exceeded")).code == "disk_full"
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        told = failure(OSError(number, os.strerror(number)))
+        assert told == Failure("disk_full", "The disk is full, so the result could not be written.")
+    broken = failure(OSError(errno.EIO, "Input/output error"))
+    assert broken.code == "disk_full"
+    assert broken.message.startswith("The disk could not be written.")
     rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     assert failure(rust).code == "disk_full", "safetensors writes without Python's errors"
     hidden = failure(KeyError("/srv/secret"))

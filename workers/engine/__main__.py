@@ -249,4 +249,8 @@ def _memory_sentence(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Everything is written. Taking torch apart in order costs seconds in which the device stays occupied.
+    os._exit(status)

@@ -255,9 +255,9 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if summary["published_step"] != summary["steps"]:
         rows.append(("weights of", f"step {summary['published_step']} of {summary['steps']} trained"))
-    if math.isfinite(summary["train_loss"]):
+    if _is_finite(summary["train_loss"]):
         rows.append(("training loss, last step", f"{summary['train_loss']:.4f}"))
-    if summary["validation_loss"] is not None:
+    if _is_finite(summary["validation_loss"]):
         last = "last step" if summary["published_step"] == summary["steps"] else "of these weights"
         rows.append((f"validation loss, {last}", f"{summary['validation_loss']:.4f}"))
     if summary["best_validation_loss"] is not None:
@@ -266,3 +266,7 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("tokens read", f"{summary['tokens']:,}"))
     rows.append(("training time", f"{summary['seconds']:.0f} s on {summary['device']}"))
     return rows
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

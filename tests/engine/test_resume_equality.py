@@ -1,0 +1,137 @@
+"""A run killed five times at random moments equals one that was never killed: real processes, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.engine.conftest import Recorder
+from tests.engine.test_death import curve
+from tests.tiny_model import colour_rows, tiny_base, tiny_target, write_canonical
+from workers.engine.train import train
+from workers.events import ArmEnd, Checkpoint, Event, Message, Metrics, from_line
+from workers.specs import Hyperparameters, TrainSpec, to_dict
+
+ROOT = Path(__file__).parents[2]
+KILLS = 5
+STEPS = 60
+MEASURED = ("train/loss", "validation/loss", "train/grad_norm", "train/learning_rate")
+CONTINUES = "Continues from step "
+
+
+def make_specs(tiny_folder: Path, folder: Path, arms: int) -> list[TrainSpec]:
+    data = write_canonical(folder / "data", colour_rows())
+    specs = []
+    for arm in range(arms):
+        learn = Hyperparameters(
+            r=2 + arm,
+            learning_rate=5e-3 * (1 + arm),
+            max_steps=STEPS - 7 * arm,
+            per_device_train_batch_size=2 + arm,
+            gradient_accumulation_steps=1 + arm % 2,
+            lora_dropout=0.1 * arm,
+            weight_decay=0.1,
+            seed=arm,
+            lr_scheduler_type=("cosine", "linear", "constant")[arm % 3],
+        )
+        specs.append(
+            TrainSpec(
+                name=f"arm {arm}",
+                base=tiny_base(tiny_folder),
+                data=data,
+                target=tiny_target(learn.r),
+                hyperparameters=learn,
+                validation_steps=4 + arm,
+                dtype="float32",
+            )
+        )
+    return specs
+
+
+def live(command: list[str], kill_after: int | None, chance: random.Random) -> tuple[list[Event], int]:
+    """One process, killed a moment after so many steps; its events and its exit status."""
+    events: list[Event] = []
+    is_continued = any((Path(command[-1]) / "checkpoints").glob("[0-9]*"))
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        assert child.stdout is not None
+        # Points of earlier lives are told again before it continues: those are no steps.
+        begun, steps = not is_continued, 0
+        for line in child.stdout:
+            if not line.endswith(b"\n"):
+                break  # cut off by the kill
+            event = from_line(line)
+            events.append(event)
+            begun = begun or (isinstance(event, Message) and event.text.startswith(CONTINUES))
+            steps += begun and isinstance(event, Metrics) and "train/loss" in event.values
+            if kill_after is not None and steps >= kill_after:
+                time.sleep(chance.random() * 0.01)
+                child.send_signal(signal.SIGKILL)
+                kill_after = None
+    return events, child.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arms", [1, 4])
+def test_a_run_killed_five_times_equals_one_that_was_not(
+    tiny_folder: Path, tmp_path: Path, arms: int
+) -> None:
+    specs, record, chance = make_specs(tiny_folder, tmp_path, arms), Recorder(), random.Random(arms)
+    ends = train(specs, tmp_path / "whole", report=record)
+    (tmp_path / "spec.json").write_text(json.dumps({"specs": [to_dict(spec) for spec in specs]}))
+    command = [
+        sys.executable,
+        "-m",
+        "workers.engine",
+        "train",
+        str(tmp_path / "spec.json"),
+        str(tmp_path / "cut"),
+    ]
+    told = Recorder()
+    for _kill in range(KILLS):
+        reached = max((event.step for event in told.of(Checkpoint)), default=0)
+        events, status = live(command, chance.randint(3, 10) * arms, chance)
+        assert status == -signal.SIGKILL
+        told.extend(events)
+        begins = [
+            int(event.text.removeprefix(CONTINUES).rstrip("."))
+            for event in events
+            if isinstance(event, Message) and event.text.startswith(CONTINUES)
+        ]
+        assert all(begin >= reached for begin in begins), "no more is lost than since the last checkpoint"
+    events, status = live(command, None, chance)
+    assert status == 0
+    told.extend(events)
+    for arm, end in enumerate(ends):
+        for name in MEASURED:
+            expected = curve(record, arm, name)
+            assert list(curve(told, arm, name)) == list(expected)
+            assert curve(told, arm, name) == pytest.approx(expected, abs=1e-6)
+        mine = [event for event in told.of(ArmEnd) if event.arm == arm][-1]
+        assert (mine.outcome, mine.step, mine.summary["tokens"]) == (
+            "succeeded",
+            end.step,
+            end.summary["tokens"],
+        )
+        name = f"arm-{arm}/adapter/adapter_model.safetensors"
+        found, weights = load_file(tmp_path / "cut" / name), load_file(tmp_path / "whole" / name)
+        apart = max(float((found[key] - weights[key]).abs().max()) for key in weights)
+        print(f"arm {arm} of {arms}: the furthest that two weights lie apart is {apart}")
+        assert found.keys() == weights.keys()
+        assert apart <= 1e-6
+        assert all(bool(torch.isfinite(value).all()) for value in found.values())
