@@ -97,3 +97,10 @@ def test_it_costs_the_same_few_queries_however_much_has_been_learned(
 ) -> None:
     with django_assert_max_num_queries(20):
         post(api, body)
+
+
+def test_computing_layers_twice_needs_less_memory(api: Client, body: dict[str, Any]) -> None:
+    wide = {**body["hyperparameters"], "per_device_train_batch_size": 16}
+    once = post(api, {**body, "hyperparameters": wide}).json()
+    twice = post(api, {**body, "hyperparameters": {**wide, "gradient_checkpointing": True}}).json()
+    assert twice["peak_memory_bytes"]["expected"] < once["peak_memory_bytes"]["expected"]
