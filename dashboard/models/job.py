@@ -6,7 +6,7 @@ is, and writes the JobEvent in the same transaction. Knows nothing of Celery, pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -80,11 +80,13 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Claimable jobs of a queue, in no order."""
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
-    def in_turn(self, queue: str, slots: int | None = None, also: Waiting | None = None) -> Iterator[int]:
+    def in_turn(
+        self, queue: str, takers: Mapping[str, int] | None = None, also: Waiting | None = None
+    ) -> Iterator[int]:
         """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
 
-        A claimer asks who is next now (`slots` None); pages ask who comes when so many jobs work at once,
-        and when `also` would come, which is no row yet.
+        A claimer asks who is next now (`takers` None); pages ask who comes when these workers take so many
+        jobs at once, and when `also` would come, which is no row yet.
         """
         facts = ("pk", "priority", "project", "created_by", "place", "own_place")
         waiting = [Waiting(*row) for row in self.waiting(queue).values_list(*facts)]
@@ -93,11 +95,15 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             return iter(())
         # Sorted here: told to sort, SQLite walks all jobs that ever started.
         at_work = self.live().filter(queue=queue).order_by()
-        starts = at_work.values_list("started_at", "pk", "project", "created_by")
+        starts = at_work.values_list("started_at", "pk", "project", "created_by", "worker")
         in_order = sorted(starts, key=lambda row: (row[0].timestamp() if row[0] else 0.0, row[1]))
-        holders: list[Owner] = [(project, person) for _start, _pk, project, person in in_order]
+        holders: list[Owner] = [(project, person) for _start, _pk, project, person, _worker in in_order]
         turns = Turns.after(holders, self.last_turns(queue))
-        return in_turn(waiting, holders, turns, slots)
+        if takers is None:
+            return in_turn(waiting, holders, turns)
+        # A worker that takes nothing more frees no place for what waits.
+        working = [owner for owner, row in zip(holders, in_order, strict=True) if row[-1] in takers]
+        return in_turn(waiting, working, turns, sum(takers.values()))
 
     def last_turns(self, queue: str) -> dict[Owner, float]:
         """When each person's last job in a project started, as far as it was in the last day."""
@@ -107,9 +113,9 @@ class JobQuerySet(ProjectQuerySet["Job"]):
 
     def idle_slots(self, queue: str) -> int:
         """How many more jobs of a queue could be worked on now."""
-        takers = WorkerNode.objects.taking().filter(queue=queue)
-        busy = self.live().filter(worker__in=takers.values("name"), queue=queue).count()
-        return max(0, WorkerNode.objects.slots(queue) - busy)
+        takers = WorkerNode.objects.takers(queue)
+        busy = self.live().filter(worker__in=takers, queue=queue).count()
+        return max(0, sum(takers.values()) - busy)
 
     def wake_idle(self, queue: str) -> None:
         """Write a wake-up for as many waiting jobs of a queue as could be worked on besides."""
@@ -227,7 +233,7 @@ class Job(models.Model):
     attempt = models.PositiveIntegerField(default=0)
     fruitless = models.PositiveSmallIntegerField(default=0)  # attempts in a row without a completed step
     excused = models.PositiveIntegerField(default=0)  # attempts that count for nothing, such as a drained one
-    suspicion = models.CharField(max_length=40, blank=True)  # of what the last attempt seems to have died
+    suspicion = models.CharField(max_length=40, blank=True)  # of what the attempt before seems to have died
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=120, blank=True)
     slot = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - NULLs do not collide, '' would
@@ -592,5 +598,5 @@ class Job(models.Model):
         """1 for the next job of its queue to start, None when it does not wait."""
         if self.state != State.QUEUED:
             return None
-        line = list(Job.objects.in_turn(self.queue, WorkerNode.objects.slots(self.queue)))
+        line = list(Job.objects.in_turn(self.queue, WorkerNode.objects.takers(self.queue)))
         return line.index(self.pk) + 1 if self.pk in line else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -99,10 +99,10 @@ class Outlook:
         lines: dict[str, list[int]] = {}
         starts: dict[int, Start] = {}
         for queue in queues:
-            slots = WorkerNode.objects.slots(queue)
-            line = lines[queue] = list(Job.objects.in_turn(queue, slots, also))
-            if line and slots:
-                starts.update(expected_starts(queue, line, slots))
+            takers = WorkerNode.objects.takers(queue)
+            line = lines[queue] = list(Job.objects.in_turn(queue, takers, also))
+            if line and takers:
+                starts.update(expected_starts(queue, line, takers))
         return cls(lines, starts)
 
 
@@ -120,11 +120,11 @@ def start_of_next(queue: str, project: Project | None, by: User | None) -> Start
     return Outlook.read([queue], also=new).starts.get(NEWEST)
 
 
-def expected_starts(queue: str, line: list[int], slots: int) -> dict[int, Start]:
+def expected_starts(queue: str, line: list[int], takers: Mapping[str, int]) -> dict[int, Start]:
     """Let the jobs of `line` start one after the other as workers become free."""
     kinds: dict[int, str] = dict(Job.objects.waiting(queue).values_list("pk", "kind"))
-    takers = WorkerNode.objects.taking().filter(queue=queue)
-    at_work = list(Job.objects.live().filter(queue=queue, worker__in=takers.values("name")).defer("spec"))
+    at_work = list(Job.objects.live().filter(queue=queue, worker__in=takers).defer("spec"))
+    slots = sum(takers.values())
     # One that is not there yet has none after it, so its kind does not matter.
     usual = {kind: usual_seconds(kind) for kind in {*kinds.values(), *(job.kind for job in at_work)}}
     busy = [remaining(job, usual[job.kind]) for job in at_work]
@@ -192,7 +192,7 @@ def companions(job: Job, caller: Caller, user: User, line: list[int]) -> list[in
 
 def step(job: Job, caller: Caller, user: User, *, up: bool) -> None:
     """Change places with the one before or after it that the caller may move; without one, do nothing."""
-    line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.slots(job.queue)))
+    line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
     order = companions(job, caller, user, line)
     at = order.index(job.pk) if job.pk in order else -1
     other = at - 1 if up else at + 1
@@ -209,7 +209,7 @@ def move(job: Job, caller: Caller, user: User, *, target: int, after: bool) -> N
     with transaction.atomic():
         # Touching the project makes two people who move jobs wait for one another.
         Project.objects.filter(jobs=job).update(name=models.F("name"))
-        line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.slots(job.queue)))
+        line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
         order = companions(job, caller, user, line)
         if job.pk not in order:
             raise MoveRefused(_("It does not wait any more."))
@@ -220,7 +220,7 @@ def move(job: Job, caller: Caller, user: User, *, target: int, after: bool) -> N
         moved = [pk for pk in order if pk != job.pk]
         moved.insert(moved.index(target) + after, job.pk)
         (arrange if decides(job, caller) else exchange)(order, moved)
-        came = list(Job.objects.in_turn(job.queue, WorkerNode.objects.slots(job.queue)))
+        came = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
         words = _("from place %(before)d to place %(after)d") % {
             "before": line.index(job.pk) + 1,
             "after": came.index(job.pk) + 1,

@@ -36,10 +36,9 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Workers that claim jobs: there, not shutting down, not paused."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, draining=False, paused_at=None)
 
-    def slots(self, queue: str) -> int:
-        """How many jobs of a queue can be worked on at once."""
-        total = self.taking().filter(queue=queue).aggregate(total=models.Sum("processes"))["total"]
-        return int(total or 0)
+    def takers(self, queue: str) -> dict[str, int]:
+        """Which workers claim jobs of a queue, and how many each works on at once."""
+        return dict(self.taking().filter(queue=queue).values_list("name", "processes"))
 
     def may_be_paused_by(self, user: User, caller: Caller) -> bool:
         """Workers serve everybody: superusers, and whoever manages all projects."""

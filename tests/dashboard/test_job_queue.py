@@ -56,7 +56,7 @@ def test_the_places_come_true(project: Project, other_project: Project, ed: User
         job = submit(other_project if person is None else project, person)
         Job.objects.filter(pk=job.pk).update(priority=(0, 0, 1, 0, -1)[number % 5])
     claim(), claim()
-    promised = list(Job.objects.in_turn("cpu", slots=2))
+    promised = list(Job.objects.in_turn("cpu", {"cpu@host": 2}))
     assert promised == sorted(promised, key=lambda pk: Job.objects.get(pk=pk).position() or 0)
     came = []
     while Job.objects.waiting("cpu").exists():
@@ -99,4 +99,23 @@ def test_a_paused_worker_keeps_what_it_has_and_stays_paused_over_a_restart(proje
     WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=2, started_at=db_now())
     node = WorkerNode.objects.get()
     assert (node.paused_by, node.paused_at is None, job.state in LIVE) == ("Mara", False, True)
-    assert WorkerNode.objects.slots("cpu") == 0
+    assert WorkerNode.objects.takers("cpu") == {}
+
+
+def test_a_paused_workers_job_frees_no_place(
+    project: Project, other_project: Project, ed: User, mara: User
+) -> None:
+    WorkerNode.objects.beat("paused@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=2)
+    submit(project, ed)
+    claim("paused@host")
+    WorkerNode.objects.get(name="paused@host").pause(by="Mara")
+    waiting = [submit(project, ed), submit(other_project), submit(other_project)]
+    theirs = [job.pk for job in waiting[1:]]
+    promised = list(Job.objects.in_turn("cpu", WorkerNode.objects.takers("cpu")))
+    assert promised[0] == theirs[0]
+    came = []
+    while job := claim():
+        came.append(job.pk)
+        end(job)
+    assert came == promised
