@@ -298,9 +298,12 @@ def note(run: TrainingRun) -> Calibration | None:
     learn = Hyperparameters(**run.hyperparameters)
     reckoner = Reckoner(run.base_model, run.dataset_version, ((device, 0),), [])
     try:
-        sizes = reckoner.sizes(run.target_module_config.resolve(run.base_model), learn)
+        resolution = run.target_module_config.resolve(run.base_model)
+        sizes = reckoner.sizes(resolution, learn)
     except TargetError:
         return None  # counted by another version since
+    if resolution.refusal:
+        return None
     kept = reckoner.rows(learn).kept(learn.max_length)
     if kept is None:
         return None
