@@ -152,7 +152,7 @@ class Attempt:
             # Steps of earlier attempts do not count: a run that dies right after each start must end.
             if progress.step > (self.began_at or 0) and not has_stepped:
                 has_stepped = True
-                fields |= {"fruitless": 0, "suspicion": ""}
+                fields["fruitless"] = 0
         if not self.job.advance(**fields):
             raise Fenced
         self.progress, self.has_stepped = None, has_stepped

@@ -26,6 +26,8 @@ tell("Hello", pid=os.getpid(), device="cpu")
 for step in range(1, 101):
     tell("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
     tell("Progress", phase="training", step=step, total=100)
+    if step % 2 == 0:
+        tell("Message", text=f"step {step}")
     time.sleep(0.05)
 tell("ArmEnd", arm=0, outcome="failed", step=100, code="diverged", message="The end.")
 tell("Failure", code="diverged", message="The end.")
@@ -66,6 +68,8 @@ def test_no_point_is_missing_after_an_outage(
     ended = play(STEADY, job, monkeypatch)
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
     assert losses(run) == list(range(1, 101))
+    told = JobEvent.objects.filter(job=job, event="message").order_by("seq").values_list("text", flat=True)
+    assert list(told) == [f"step {step}" for step in range(2, 101, 2)]
 
 
 def test_a_server_that_is_silent_holds_nothing_up(
