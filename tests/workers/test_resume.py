@@ -27,7 +27,7 @@ from dashboard.models import (
 )
 from tests.conftest import make_run
 from tests.workers.conftest import claim
-from workers import supervisor
+from workers import child, supervisor
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
 
@@ -177,7 +177,7 @@ def test_an_attempt_that_only_gets_back_to_where_it_was_is_fruitless(
     ]
     script = "import os, sys\nsys.stdin.readline()\n" + "".join(f"print('{line}')\n" for line in lines)
     (tmp_path / "child.py").write_text(script)
-    monkeypatch.setattr(supervisor, "ENGINE", (sys.executable, str(tmp_path / "child.py")))
+    monkeypatch.setattr(child, "ENGINE", (sys.executable, str(tmp_path / "child.py")))
     attempt(job, lambda: False)
     job.refresh_from_db()
     assert (job.state, job.step, job.fruitless) == (State.INTERRUPTED, 5, 1)
