@@ -90,7 +90,9 @@ class Proxy:
         for writer in list(self.writers):
             peer = writer.get_extra_info("socket")
             if peer.family == socket.AF_INET:
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+                # Whoever hung up a moment ago needs no reset.
+                with contextlib.suppress(OSError):
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             writer.transport.abort()
 
     async def _finish(self) -> None:
