@@ -1,4 +1,4 @@
-"""Whose turn it is: priority, then fair turns between projects, then between the people of a project.
+"""Whose turn it is: fair turns between projects; in a project priority, then fair turns between its people.
 
 A turn goes to whoever holds the fewest workers, and among equals to whoever was served longest ago, so
 nobody's many jobs hold up another's one. Arithmetic over numbers; knows nothing of rows or the database.
@@ -81,22 +81,30 @@ def in_turn(
     With `slots`, only so many work at once and the one that started first ends first; None: nothing ends.
     """
     at_work = deque(working)
-    by_priority = sorted(waiting, key=lambda job: -job.priority)
-    for _priority, level in groupby(by_priority, key=lambda job: job.priority):
-        projects: dict[int | None, list[Waiting]] = {}
-        for job in level:
-            projects.setdefault(job.project, []).append(job)
-        lines = {project: Line(jobs) for project, jobs in projects.items()}
-        while lines:
-            while slots is not None and len(at_work) >= max(1, slots):
-                turns.give_back(at_work.popleft())
-            project = min(lines, key=lambda one: turns.due(one, lines[one].oldest))
-            job = lines[project].next(turns)
-            if not lines[project].count:
-                del lines[project]
-            turns.take(job.owner)
-            at_work.append(job.owner)
-            yield job.pk
+    projects: dict[int | None, list[Waiting]] = {}
+    for job in waiting:
+        projects.setdefault(job.project, []).append(job)
+    # Whoever was never served is as old as their oldest job, so this need not follow what is taken.
+    oldest = {project: min(job.pk for job in jobs) for project, jobs in projects.items()}
+    lines = {project: lines_of(jobs) for project, jobs in projects.items()}
+    while lines:
+        while slots is not None and len(at_work) >= max(1, slots):
+            turns.give_back(at_work.popleft())
+        project = min(lines, key=lambda one: turns.due(one, oldest[one]))
+        job = lines[project][0].next(turns)
+        if not lines[project][0].count:
+            lines[project].popleft()
+        if not lines[project]:
+            del lines[project]
+        turns.take(job.owner)
+        at_work.append(job.owner)
+        yield job.pk
+
+
+def lines_of(jobs: Iterable[Waiting]) -> deque[Line]:
+    """One line per priority, the highest first."""
+    by_priority = sorted(jobs, key=lambda job: -job.priority)
+    return deque(Line(list(level)) for _priority, level in groupby(by_priority, key=lambda job: job.priority))
 
 
 class Line:
@@ -104,8 +112,6 @@ class Line:
 
     def __init__(self, jobs: list[Waiting]) -> None:
         self.count = len(jobs)
-        # Who was never served is as old as the oldest job, so this need not follow what is taken.
-        self.oldest = min(job.pk for job in jobs)
         ranked = sorted(jobs, key=lambda job: job.rank)
         self.placed = deque(job for job in ranked if job.place is not None)
         self.people: dict[int | None, deque[Waiting]] = {}

@@ -55,9 +55,11 @@ def test_who_was_served_last_waits_for_the_others_although_the_work_has_ended() 
     assert order(jobs(ANN, 2) + jobs(CAT, 2, first=3), served={ANN: 9.0}) == [3, 1, 4, 2]
 
 
-def test_priority_comes_before_any_turn() -> None:
-    waiting = jobs(ANN, 2, priority=1) + jobs(CAT, 1, first=3) + jobs(BOB, 1, first=4, priority=-1)
-    assert order(waiting) == [1, 2, 3, 4]
+def test_priority_comes_before_the_turns_of_people_but_takes_no_turn_from_another_project() -> None:
+    waiting = jobs(ANN, 2, priority=1) + jobs(CAT, 2, first=3) + jobs(BOB, 1, first=5)
+    assert order(waiting) == [1, 3, 2, 4, 5]
+    low = jobs(BOB, 1, priority=-1) + jobs(ANN, 2, first=2)
+    assert order(low) == [2, 3, 1]
 
 
 def test_a_managers_place_comes_before_turns_and_only_within_the_project() -> None:
