@@ -246,8 +246,6 @@ def _notes(resolution: Resolution) -> list[str]:
         for fused in _FUSED
         if any(one.role == fused for one in resolution.matched)
     ]
-    if any(one.group.experts > 1 for one in resolution.matched):
-        notes.append("The experts of a layer share the rank, with at least 1 for each.")
     if resolution.has_experts:
         notes.append("Dropout must be 0 here, as PEFT cannot drop the inputs of experts.")
     return notes

@@ -45,6 +45,7 @@ class PresetCard:
     trainable_parameters: int
     adapter_bytes: int
     share: float
+    shares: tuple[str, ...] = ()  # what one expert gets of the rank
 
     @property
     def is_recommended(self) -> bool:
@@ -69,6 +70,7 @@ def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCa
         trainable_parameters=parameters,
         adapter_bytes=adapter_bytes(resolution.matched, r),
         share=parameters / base_model.parameters if base_model.parameters else 0.0,
+        shares=resolution.shares(r, 2 * r),
     )
 
 

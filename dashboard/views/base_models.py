@@ -145,7 +145,7 @@ def coverage(census: Census) -> list[dict[str, Any]]:
             apart = group.scope if group.scope in ("vision", "projector") else ""
             if group.role == role:
                 found.setdefault((role, apart), []).append(group)
-    for (role, apart), groups in found.items():
+    for (role, apart), groups in sorted(found.items(), key=lambda item: bool(item[0][1])):
         layers = {layer for group in groups for layer in group.layers if group.scope in PRESET_SCOPES}
         lines.append(
             {
@@ -172,7 +172,7 @@ def preset_lines(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
                 "parameters": parameters,
                 "share": parameters / census.parameters if census.parameters else 0,
                 "bytes": adapter_bytes(found.matched, SHOWN_RANK),
-                "shares": found.shares(SHOWN_RANK, 2 * SHOWN_RANK),
+                "remarks": [*found.notes, *found.shares(SHOWN_RANK, 2 * SHOWN_RANK)],
             }
         )
     return lines
