@@ -32,6 +32,7 @@ from dashboard.models.study_plan import (
     METRICS,
     TEST_ROWS,
     ArmPlan,
+    check_experts,
     check_plan,
     check_seeds,
     chosen_reference,
@@ -97,6 +98,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
     ) -> Study:
         """Freeze the plan and queue its first job, in one transaction; SpecError names the field."""
         check_plan(arms, seeds, learning_rates, margin, metric)
+        check_experts(arms, base_model)
         study = Study(
             project=project,
             created_by=by,

@@ -16,7 +16,7 @@ from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
 from workers.forecast import adapter_params
 from workers.presets import PRESETS, resolve
-from workers.specs import Hyperparameters
+from workers.specs import LIMITS, Hyperparameters
 
 DEFAULT_SEEDS = (1, 2, 3)
 DEFAULT_MARGIN = 0.02
@@ -128,19 +128,36 @@ def check_seeds(seeds: Sequence[int]) -> None:
         Hyperparameters(seed=seed)
 
 
+def check_experts(arms: Sequence[ArmPlan], base_model: BaseModel) -> None:
+    """Refuse arms on experts: PEFT keeps one set of them per model, and the arms of a study share theirs."""
+    for arm in arms:
+        if base_model.is_ready and arm.config.resolve(base_model).has_experts:
+            raise SpecError(
+                "arms",
+                _(
+                    "Arm `%(name)s` adapts experts on %(model)s, which only a run of its own can do. "
+                    "Start it as a fine-tune, or choose arms without MLP layers."
+                )
+                % {"name": arm.name[:100], "model": base_model},
+            )
+
+
 def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[ArmPlan]:
     """The arms with ranks that give each about as many parameters as all linear layers at rank 8.
 
-    r = max(1, round(B / parameters per rank)), B = 8 x parameters per rank of all linear layers; an arm more
-    than 5 % off B is refused, because the comparison would not be one of equal budgets.
+    r is the rank that comes nearest to B, which all linear layers have at rank 8; it is looked for, because
+    groups with ranks of their own do not grow evenly. An arm more than 5 % off B is refused, because the
+    comparison would not be one of equal budgets.
     """
     census = base_model.counted()
-    whole = ANCHOR_RANK * adapter_params(resolve(PRESETS["quality"].roles, census).matched, 1)
+    whole = adapter_params(resolve(PRESETS["quality"].roles, census).matched, ANCHOR_RANK)
+    low, high = (int(limit) for limit in LIMITS["r"])
     planned = []
     for arm in arms:
-        per_rank = adapter_params(arm.config.resolve(base_model).matched, 1)
-        r = max(1, round(whole / per_rank)) if per_rank else 1
-        if abs(r * per_rank / whole - 1) > BUDGET_TOLERANCE:
+        matched = arm.config.resolve(base_model).matched
+        sizes = {r: adapter_params(matched, r) for r in range(low, high + 1)}
+        r = min(sizes, key=lambda rank: abs(sizes[rank] - whole))
+        if abs(sizes[r] - whole) > BUDGET_TOLERANCE * whole:
             raise SpecError(
                 "budget",
                 _(
