@@ -29,6 +29,8 @@ ATTENTION_SPEED = 0.35
 # So do the narrow products of an adapter; and forward passes alone are quicker than the average of a step.
 ADAPTER_SPEED = 0.5
 FORWARD_SPEED = 1.25
+# A second forward pass within a step was seen to cost a quarter of the step, half of what its operations say.
+AGAIN_SPEED = 2.0
 CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
@@ -212,7 +214,7 @@ def operations(sizes: Shape, load: Load, *, recomputes: bool = False) -> tuple[f
 
     Layers that are computed again need another 2N; those below the lowest adapted one never are.
     """
-    passes = 2 + 2 * sizes.share * (2 if recomputes else 1)
+    passes = 2 + 2 * sizes.share * (1 + (1 / AGAIN_SPEED if recomputes else 0))
     per_token = sizes.body * passes + 6 * sizes.trainable / ADAPTER_SPEED
     width = 4 * sizes.layers * sizes.attention / ATTENTION_SPEED  # per token and token looked at, forwards
     head = sizes.vocabulary * sizes.hidden

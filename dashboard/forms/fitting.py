@@ -101,7 +101,7 @@ def _smaller_batches(learn: Hyperparameters) -> Iterator[Option]:
 def _layers_twice(learn: Hyperparameters) -> Iterator[Option]:
     if not learn.gradient_checkpointing:
         label = _("Compute layers twice")
-        effect = _("Learns the same; each step takes about a third longer.")
+        effect = _("Learns the same; each step takes about a quarter longer.")
         values = {"gradient_checkpointing": True}
         yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
 

@@ -80,7 +80,7 @@ def _smaller_batch(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
 def _layers_twice(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
     if learn.gradient_checkpointing:
         return None
-    effect = _("Needs far less memory and learns the same; each step takes about a third longer.")
+    effect = _("Needs far less memory and learns the same; each step takes about a quarter longer.")
     return Retry(
         run, _("Layers computed twice"), effect, dataclasses.replace(learn, gradient_checkpointing=True)
     )

@@ -237,7 +237,7 @@ class TrainingRunForm(forms.Form):
     gradient_checkpointing = forms.BooleanField(
         label=gettext_lazy("Compute layers twice to save memory (gradient checkpointing)"),
         help_text=gettext_lazy(
-            "Learns the same. Off: quicker; on: far less memory, and each step takes about a third longer. "
+            "Learns the same. Off: quicker; on: far less memory, and each step takes about a quarter longer. "
             "<code>gradient_checkpointing</code>"
         ),
         required=False,
