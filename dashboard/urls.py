@@ -23,6 +23,7 @@ from dashboard.views import (
     settings,
     setup,
     storage,
+    studies,
     team,
     tokens,
     training_runs,
@@ -99,6 +100,12 @@ urlpatterns = [
     path("runs/<int:pk>/stream/", metric_series.stream, name="training-run-stream"),
     path("runs/<int:pk>/metrics/", metric_series.metrics, name="training-run-metrics"),
     path("runs/<int:pk>/metrics.csv", metric_series.metrics_csv, name="training-run-metrics-csv"),
+    # Studies
+    path("studies/", studies.index, name="study-index"),
+    path("studies/<int:pk>/", studies.detail, name="study-detail"),
+    path("studies/<int:pk>/grid/", studies.grid, name="study-grid"),
+    path("studies/<int:pk>/cancel/", studies.cancel, name="study-cancel"),
+    path("studies/<int:pk>/seeds/", studies.seeds, name="study-seeds"),
     # Compare
     path("compare/", compare.index, name="compare"),
     path("compare/compare.csv", compare.export, name="compare-csv"),

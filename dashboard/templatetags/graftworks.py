@@ -36,6 +36,7 @@ NAVIGATION = (
             ("training-run-create", "training-run-presets"),
         ),
         ("training-run-index", "activity", gettext_lazy("Runs"), ("training-run-",)),
+        ("study-index", "checklist", gettext_lazy("Studies"), ("study-",)),
         ("compare", "git-compare", gettext_lazy("Compare"), ("compare",)),
         ("adapter-index", "puzzle", gettext_lazy("Adapters"), ("adapter-",)),
     ),
@@ -62,10 +63,19 @@ STATE_WORDS = {
     **dict(State.choices),
     "draft": gettext_lazy("Draft"),
     "stopped_early": gettext_lazy("Stopped early, best kept"),
+    # Of a study's cells only.
+    "planned": gettext_lazy("Not started"),
+    "left_out": gettext_lazy("Left out"),
+    "trained": gettext_lazy("Trained, not scored yet"),
+    "scored": gettext_lazy("Scored"),
 }
 # State -> (tone of the colour, icon). Red is for failure alone.
 STATE_LOOKS = {
     "draft": ("quiet", "pencil"),
+    "planned": ("quiet", "circle-dashed"),
+    "left_out": ("quiet", "ban"),
+    "trained": ("busy", "check"),
+    "scored": ("good", "circle-check"),
     "queued": ("quiet", "clock"),
     "starting": ("busy", "loader"),
     "running": ("busy", "player-play"),
@@ -152,6 +162,14 @@ def percent(share: float | str | None) -> str:
     hundredths = 100 * share
     digits = 2 if 0 < abs(hundredths) < 1 else 1
     return f"{rounded(hundredths, digits)} %"
+
+
+@register.filter
+def rate(value: float | str | None) -> str:
+    """A learning rate as people write it: 0.0002, 0.001."""
+    if value is None or isinstance(value, str):
+        return "–"
+    return f"{value:.10f}".rstrip("0")
 
 
 @register.filter

@@ -125,6 +125,12 @@ RULES: dict[tuple[str, str], str] = {
     ("training-run-stream", "GET"): READ,
     ("training-run-metrics", "GET"): READ,
     ("training-run-metrics-csv", "GET"): READ,
+    # Studies
+    ("study-index", "GET"): PAGE,
+    ("study-detail", "GET"): READ,
+    ("study-grid", "GET"): READ,
+    ("study-cancel", "POST"): EDIT,
+    ("study-seeds", "POST"): EDIT,
     # Compare. Runs are chosen by query parameters: foreign ones are left out, which its own tests hold.
     ("compare", "GET"): PAGE,
     ("compare-csv", "GET"): PAGE,

@@ -1,0 +1,166 @@
+"""A study's runs as a grid: one row for each arm, one column for each seed, and one for the learning rates.
+
+Reads what `Study.objects.with_facts` has fetched. Scores are shown when the study is over, not before:
+whoever sees them earlier is tempted to stop at a lucky moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dashboard.models import Evaluation, Job, State, Study, StudyArm, TrainingRun
+from dashboard.models.queue import Outlook, Start
+from dashboard.models.study_plan import halvings
+
+PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
+# Nothing more happens to a cell in one of these.
+DONE = (LEFT_OUT, SCORED, State.FAILED, State.CANCELLED)
+AT_WORK = (State.STARTING, State.RUNNING, State.FINALIZING)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed. `kind` says what running means; `percent` is that of its job's present phase."""
+
+    seed: int
+    state: str
+    run: TrainingRun | None = None
+    kind: str = Job.Kind.TRAIN
+    percent: int | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """An arm's search for its learning rate."""
+
+    state: str
+    rates: int = 0
+    rung: int = 0
+    rungs: int = 0
+    percent: int | None = None
+    chosen: float | None = None
+    is_bracketed: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm with its cells."""
+
+    arm: StudyArm
+    search: Search | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def error(self) -> str:
+        """Why a run of it failed, or its search for a rate; "" where nothing has."""
+        errors = [self.arm.error, *(cell.run.error for cell in self.cells if cell.run)]
+        return next((error["message"] for error in errors if error), "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A seed with the job that waits or works for it; the column of the rates has no seed."""
+
+    seed: int | None
+    job: Job | None = None
+    place: int | None = None
+    start: Start | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that the live region shows."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def total(self) -> int:
+        """Cells in all."""
+        return sum(len(row.cells) for row in self.rows)
+
+    @property
+    def done(self) -> int:
+        """Cells to which nothing more happens."""
+        return sum(cell.state in DONE for row in self.rows for cell in row.cells)
+
+    @property
+    def percent(self) -> int:
+        """Of the cells."""
+        return 100 * self.done // self.total if self.total else 0
+
+
+def grid_of(study: Study) -> Grid:
+    """As it stands; asks for the queue only while a job of it waits."""
+    arms = list(study.arms.all())
+    rows = tuple(
+        Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
+        for arm in arms
+    )
+    jobs: list[tuple[int | None, Job | None]] = []
+    if study.learning_rates:
+        jobs.append((None, at_work([run for arm in arms for run in arm.search_runs()])))
+    for seed in study.seeds:
+        jobs.append((seed, at_work([run for arm in arms for run in arm.final_runs() if run.seed == seed])))
+    queues = {job.queue for _seed, job in jobs if job and job.state == State.QUEUED}
+    outlook = Outlook.read(queues) if queues else Outlook({}, {})
+    columns = (
+        Column(
+            seed,
+            job,
+            outlook.places.get(job.pk) if job else None,
+            outlook.starts.get(job.pk) if job else None,
+        )
+        for seed, job in jobs
+    )
+    return Grid(tuple(columns), rows)
+
+
+def at_work(runs: list[TrainingRun]) -> Job | None:
+    """The newest job of these runs that has not ended."""
+    jobs = [run.job for run in runs if run.job]
+    jobs += [one.job for run in runs for one in run.evaluations.all() if one.job]
+    return max((job for job in jobs if not job.is_over), key=lambda job: job.pk, default=None)
+
+
+def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
+    """Where the run of an arm with a seed stands, its evaluation included."""
+    run = next((run for run in arm.final_runs() if run.seed == seed), None)
+    if run is None:
+        return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
+    if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):
+        return Cell(seed, run.state, run, percent=percent_of(run.job))
+    scored = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
+    newest = max(scored, key=lambda one: one.pk, default=None)
+    if newest is None:
+        return Cell(seed, TRAINED, run)
+    if newest.state == State.SUCCEEDED:
+        return Cell(seed, SCORED, run, score=newest.metrics.get(study.metric) if study.is_over else None)
+    return Cell(seed, newest.state, run, Job.Kind.EVALUATE, percent_of(newest.job))
+
+
+def percent_of(job: Job | None) -> int | None:
+    """How far a job at work is."""
+    return job.percent if job and job.state in AT_WORK and job.total_steps else None
+
+
+def search_of(study: Study, arm: StudyArm) -> Search | None:
+    """Where the search for an arm's learning rate stands; None where the study looks for none."""
+    if not study.learning_rates:
+        return None
+    runs = arm.search_runs()
+    if arm.learning_rate is not None:
+        return Search(SCORED, chosen=arm.learning_rate, is_bracketed=arm.is_bracketed)
+    if not runs:
+        return Search(LEFT_OUT if study.is_over else PLANNED)
+    rung = max(run.rung or 0 for run in runs)
+    now = [run for run in runs if run.rung == rung]
+    working = next((run for run in now if not run.is_over), now[0])
+    return Search(
+        state=State.FAILED if arm.is_lost else working.state,
+        rates=len(now),
+        rung=rung + 1,
+        rungs=halvings(len(study.learning_rates)),
+        percent=percent_of(working.job),
+    )

@@ -1,0 +1,138 @@
+"""The live grid: where each run stands, when a waiting job starts, and what it keeps back until the end."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun, User
+from dashboard.views.study_grid import grid_of
+from tests.conftest import finish
+from tests.dashboard.studies import Table, conclude, end_evaluation, end_training, make_study
+
+SEEDS = (1, 2)
+TABLE: Table = {
+    "base": {0: [0, 1]},
+    "efficient": {seed: [1, 1] for seed in SEEDS},
+    "quality": {seed: [1, 0] for seed in SEEDS},
+}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Queued: two arms, two seeds."""
+    return make_study(project, dataset, base_model, by=ed, seeds=list(SEEDS))
+
+
+def states(study: Study) -> list[list[str]]:
+    """State of every cell, row by row."""
+    found = Study.objects.with_facts().get(pk=study.pk)
+    return [[str(cell.state) for cell in row.cells] for row in grid_of(found).rows]
+
+
+def test_a_seed_at_work_shows_how_far_it_is(study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    job.move("claim", attempt=1, worker="test@host")
+    job.move("progress")
+    Job.objects.filter(pk=job.pk).update(step=3, total_steps=10, phase="training")
+    rows = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows
+    assert [row.cells[0].percent for row in rows] == [30, 30]
+    assert [row.cells[0].state for row in rows] == ["running", "running"]
+
+
+def test_cells_go_from_waiting_over_trained_to_scored(study: Study) -> None:
+    assert states(study) == [["queued", "queued"]] * 2
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    end_training(job)
+    assert states(study) == [["trained", "queued"]] * 2
+    study.advance()
+    end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), TABLE, study.metric)
+    assert states(study) == [["scored", "queued"]] * 2
+
+
+def test_one_arm_that_fails_leaves_the_other_going(study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    job.training_runs.order_by("pk")[0].end(
+        TrainingRun.Outcome.FAILED, step=1, code="diverged", message="Lost."
+    )
+    assert states(study) == [["failed", "queued"], ["queued", "queued"]]
+
+
+def test_scores_are_kept_back_until_the_end(study: Study) -> None:
+    first, second = study.jobs().order_by("pk")
+    end_training(first)
+    study.advance()
+    end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), TABLE, study.metric)
+    cells = [cell for row in grid_of(Study.objects.with_facts().get(pk=study.pk)).rows for cell in row.cells]
+    assert {cell.score for cell in cells} == {None}
+    conclude(study, TABLE)
+    rows = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows
+    assert [[cell.score for cell in row.cells] for row in rows] == [[1.0, 1.0], [0.5, 0.5]]
+    assert second.pk > first.pk
+
+
+def test_the_search_shows_its_round_and_then_the_chosen_rate(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4, 4e-4, 8e-4])
+    found = Study.objects.with_facts().get(pk=study.pk)
+    row = grid_of(found).rows[0]
+    assert row.search
+    assert (row.search.rates, row.search.rung, row.search.rungs) == (4, 1, 2)
+    assert [cell.state for cell in row.cells] == ["planned"]
+    for _rung in range(2):
+        job = study.jobs().get(state="queued")
+        for run in job.training_runs.all():
+            loss = abs(run.hyperparameters["learning_rate"] - 2e-4)
+            run.end(TrainingRun.Outcome.SUCCEEDED, step=5, measured={"validation_loss": 1 + loss})
+        finish(job)
+        study.advance()
+    row = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows[0]
+    assert row.search
+    assert (row.search.chosen, row.search.is_bracketed) == (2e-4, True)
+    assert [cell.state for cell in row.cells] == ["queued"]
+
+
+def test_a_search_without_one_rate_that_came_through_has_failed(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
+    finish(study.jobs().get(), State.FAILED)
+    study.advance()
+    rows = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows
+    assert [(row.search.state if row.search else "", row.cells[0].state) for row in rows] == [
+        ("failed", "left_out")
+    ] * 2
+
+
+def test_a_waiting_job_says_its_place(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
+    assert "place 1 in the queue" in page
+    assert "every 5s" in page
+
+
+def test_the_end_loads_the_page_anew(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    address = reverse("study-grid", args=[study.pk])
+    assert "HX-Refresh" not in client.get(address).headers
+    conclude(study, TABLE)
+    answer = client.get(address)
+    assert answer.headers["HX-Refresh"] == "true"
+    assert "every 5s" not in answer.content.decode()
+
+
+def test_an_outsider_gets_nothing(client: Client, otto: User, study: Study) -> None:
+    client.force_login(otto)
+    assert client.get(reverse("study-grid", args=[study.pk])).status_code == 404
+
+
+def test_a_job_that_failed_as_a_whole_fails_its_cells(study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    finish(job, State.FAILED)
+    assert [row[0] for row in states(study)] == ["failed", "failed"]

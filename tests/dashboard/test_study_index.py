@@ -1,0 +1,57 @@
+"""The list of studies."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, Dataset, Project, User
+from tests.conftest import make_base_model, make_dataset
+from tests.dashboard.studies import Table, conclude, make_study
+
+URL = reverse("study-index")
+ALIKE: Table = {
+    "base": {0: [0, 1]},
+    "efficient": {s: [1, 1] for s in (1, 2, 3)},
+    "quality": {s: [1, 1] for s in (1, 2, 3)},
+}
+
+
+def test_a_study_under_way_shows_how_many_runs_are_done(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    make_study(project, dataset, base_model)
+    client.force_login(vera)
+    page = client.get(URL).content.decode()
+    assert "Placement" in page
+    assert "0 of 6 runs done" in page
+
+
+def test_a_finished_study_shows_its_sentence(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model), ALIKE)
+    client.force_login(vera)
+    page = client.get(URL).content.decode()
+    assert study.get_absolute_url() in page
+    assert "quality" in page
+    assert "runs done" not in page
+
+
+def test_it_explains_what_a_study_is_where_there_is_none(client: Client, vera: User) -> None:
+    client.force_login(vera)
+    assert "No studies yet" in client.get(URL).content.decode()
+
+
+def test_it_hides_the_studies_of_other_projects(client: Client, vera: User, other_project: Project) -> None:
+    theirs = make_base_model(other_project, "Theirs", "example/theirs")
+    make_study(other_project, make_dataset(other_project), theirs, name="Secret")
+    client.force_login(vera)
+    assert "Secret" not in client.get(URL).content.decode()
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "99999999999999999999"])
+def test_a_cursor_that_is_none_is_no_error(client: Client, vera: User, cursor: str) -> None:
+    client.force_login(vera)
+    assert client.get(URL, {"cursor": cursor}).status_code == 200

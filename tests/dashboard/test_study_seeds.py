@@ -1,0 +1,80 @@
+"""Adding seeds to a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, Dataset, Project, Study, User
+from tests.dashboard.studies import conclude, make_study
+
+TABLE: Any = {"base": {0: [1]}, "efficient": {1: [1], 2: [1]}, "quality": {1: [1], 2: [1]}}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Finished, with two seeds."""
+    return conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), TABLE)
+
+
+def send(client: Client, study: Study, **values: Any) -> Any:
+    return client.post(
+        reverse("study-seeds", args=[study.pk]), {"count": 2, "first": 3, **values}, follow=True
+    )
+
+
+def test_it_trains_every_arm_with_the_new_seeds_only(client: Client, ed: User, study: Study) -> None:
+    before = study.runs().count()
+    client.force_login(ed)
+    assert "Not started" not in send(client, study).content.decode()
+    study.refresh_from_db()
+    assert study.seeds == [1, 2, 3, 4]
+    assert study.runs().count() == before + 4
+    assert study.state == "queued" or study.state == "running"
+
+
+def test_a_double_click_adds_them_once(client: Client, ed: User, study: Study) -> None:
+    client.force_login(ed)
+    send(client, study)
+    page = send(client, study).content.decode()
+    assert "notice-error" not in page.split('id="notices"')[0]
+    study.refresh_from_db()
+    assert study.seeds == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", ["0", "6", "many", ""])
+def test_it_refuses_another_number_with_a_sentence(
+    client: Client, ed: User, study: Study, count: str
+) -> None:
+    client.force_login(ed)
+    assert "from 1 to 5" in send(client, study, count=count).content.decode()
+    study.refresh_from_db()
+    assert study.seeds == [1, 2]
+
+
+def test_it_says_when_there_would_be_too_many(client: Client, ed: User, study: Study) -> None:
+    Study.objects.filter(pk=study.pk).update(seeds=list(range(1, 20)))
+    client.force_login(ed)
+    assert "1 to 20 different seeds" in send(client, study, first=20).content.decode()
+
+
+def test_a_stopped_study_without_result_takes_none(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, by=ed)
+    study.request_cancel(ed)
+    client.force_login(ed)
+    assert "come to a result" in send(client, study, first=9).content.decode()
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    assert send(client, study).status_code == 403
+
+
+def test_it_hides_the_study_from_an_outsider(client: Client, otto: User, study: Study) -> None:
+    client.force_login(otto)
+    assert send(client, study).status_code == 404
