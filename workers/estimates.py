@@ -14,7 +14,7 @@ from workers.census import Census, Group, Matched
 from workers.workload import Load
 
 # Changes whenever a formula does: runs forecast by other sums teach these nothing.
-FORMULA = 1
+FORMULA = 2
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
@@ -29,9 +29,11 @@ ATTENTION_SPEED = 0.35
 # So do the narrow products of an adapter; and forward passes alone are quicker than the average of a step.
 ADAPTER_SPEED = 0.5
 FORWARD_SPEED = 1.25
+# Products are so narrow that they take the time of a rank higher by this.
+RANK_FLOOR = 32
 # A second forward pass within a step was seen to cost a quarter of the step, half of what its operations say.
 AGAIN_SPEED = 2.0
-CALL_SECONDS = {"cpu": 4e-4, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
+CALL_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
 # Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
 CPU_OPERATIONS = {4: 8e10, 2: 1e11}
@@ -215,12 +217,13 @@ def operations(sizes: Shape, load: Load, *, recomputes: bool = False) -> tuple[f
     Layers that are computed again need another 2N; those below the lowest adapted one never are.
     """
     passes = 2 + 2 * sizes.share * (1 + (1 / AGAIN_SPEED if recomputes else 0))
-    per_token = sizes.body * passes + 6 * sizes.trainable / ADAPTER_SPEED
+    adapters = sizes.trainable * (1 + RANK_FLOOR / sizes.rank) / ADAPTER_SPEED
+    per_token = sizes.body * passes + 6 * adapters
     width = 4 * sizes.layers * sizes.attention / ATTENTION_SPEED  # per token and token looked at, forwards
     head = sizes.vocabulary * sizes.hidden
     step = load.computed * per_token + load.learned * 4 * head
     step += load.attended * width * (passes - 1)
-    held_out = load.validated * (2 * sizes.body + 2 * sizes.trainable / ADAPTER_SPEED)
+    held_out = load.validated * (2 * sizes.body + 2 * adapters)
     return step, held_out + load.validation_attended * width + load.validation_learned * 2 * head
 
 

