@@ -24,6 +24,7 @@ from dashboard.views import (
     setup,
     storage,
     studies,
+    study_results,
     team,
     tokens,
     training_runs,
@@ -102,10 +103,15 @@ urlpatterns = [
     path("runs/<int:pk>/metrics.csv", metric_series.metrics_csv, name="training-run-metrics-csv"),
     # Studies
     path("studies/", studies.index, name="study-index"),
+    path("studies/new/", studies.create, name="study-create"),
+    path("studies/new/arms/", studies.arms, name="study-arms"),
+    path("studies/new/plan/", studies.plan, name="study-plan"),
     path("studies/<int:pk>/", studies.detail, name="study-detail"),
     path("studies/<int:pk>/grid/", studies.grid, name="study-grid"),
     path("studies/<int:pk>/cancel/", studies.cancel, name="study-cancel"),
     path("studies/<int:pk>/seeds/", studies.seeds, name="study-seeds"),
+    path("studies/<int:pk>/differences.csv", study_results.deltas_csv, name="study-deltas-csv"),
+    path("studies/<int:pk>/scores.csv", study_results.scores_csv, name="study-scores-csv"),
     # Compare
     path("compare/", compare.index, name="compare"),
     path("compare/compare.csv", compare.export, name="compare-csv"),

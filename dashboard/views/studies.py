@@ -1,22 +1,173 @@
-"""Studies: the list, a study's page with its live grid, stopping it, and adding seeds."""
+"""Studies: the form with its live plan, the list, a study's page with its live grid, stopping, adding seeds."""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import messages
+from django.db import IntegrityError
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from dashboard.forms.studies import SeedsForm
+from dashboard.forms.studies import CARRIED, SETTINGS, SeedsForm, StudyForm
+from dashboard.forms.study_costs import study_outlook
+from dashboard.forms.training_runs import (
+    SAMPLE_LEARNING_RATE,
+    defaults,
+    initial_for,
+    initial_from,
+    is_sample,
+)
 from dashboard.gate import Request
-from dashboard.models import Role, State, Study
-from dashboard.models.study_plan import MOST_SEEDS
+from dashboard.models import Dataset, Role, State, Study, TrainingRun
+from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
 from dashboard.models.study_words import amount, more_seeds, sentence
 from dashboard.views.study_grid import grid_of
+from dashboard.views.study_results import result_context
 from workers.errors import SpecError, TargetError
+
+# Fields of a link are at most as long as anything that the form would take.
+LONGEST = 40
+
+
+# The form
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """The study form. A double click starts one study, as both requests carry the same key.
+
+    The fine-tune form posts here with `carry`: what it holds goes on as a link, without its token.
+    """
+    request.project.require(request.user, Role.EDITOR)
+    if "carry" in request.POST:
+        values = {name: request.POST[name][:LONGEST] for name in CARRIED if name in request.POST}
+        also = {"also": request.POST.get("target_module_config", "")[:LONGEST]}
+        return redirect(f"{reverse('study-create')}?{urlencode({**values, **also})}")
+    if request.method == "POST":
+        form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
+        study = launched(request, form)
+        if study is not None:
+            return redirect(study)
+        return render(request, "studies/create.html", form_context(form, form), status=422)
+    form = StudyForm(caller=request.user, project=request.project, initial=prefilled(request))
+    choose_defaults(request, form)
+    return render(request, "studies/create.html", form_context(form, drafted(request, form)))
+
+
+@require_GET
+def plan(request: Request) -> HttpResponse:
+    """What the form as it stands would start: runs, time, disk, and what the test rows can show."""
+    form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "studies/_plan.html", {"outlook": study_outlook(form), "form": form})
+
+
+@require_GET
+def arms(request: Request) -> HttpResponse:
+    """What may be compared on the base model in the form, keeping what is ticked."""
+    form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "studies/_arms.html", {"outlook": study_outlook(form), "form": form})
+
+
+def launched(request: Request, form: StudyForm) -> Study | None:
+    """The study that the form asks for, or None with the form saying why not."""
+    if not form.is_valid():
+        return None
+    values = form.cleaned_data
+    key = f"form:{values['idempotency_key']}" if values["idempotency_key"] else ""
+    try:
+        return Study.objects.launched_with(request.project, key) or Study.objects.launch(
+            project=request.project,
+            by=request.user,
+            name=values["name"],
+            dataset_version=values["dataset_version"],
+            base_model=values["base_model"],
+            arms=values["arms"],
+            seeds=range(1, values["seeds"] + 1),
+            budget=values["budget"],
+            metric=values["metric"],
+            reference=form.reference(),
+            margin=form.margin_in_unit(),
+            learning_rates=values["learning_rates"],
+            test_rows=values["test_rows"],
+            idempotency_key=key,
+        )
+    except SpecError as error:
+        form.refuse(error)
+    except TargetError as error:
+        form.add_error("base_model", error.message)
+    except IntegrityError:
+        # The other request of a double click was quicker by a moment.
+        return Study.objects.launched_with(request.project, key)
+    return None
+
+
+def prefilled(request: Request) -> dict[str, Any]:
+    """What the link brings: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
+    pk, dataset = number(request, "run"), number(request, "dataset")
+    if pk is not None:
+        run = TrainingRun.objects.fetch(request.user, pk)
+        values = initial_from(run)
+        return {name: values[name] for name in CARRIED if name in values} | {"also": run.target_module_config_id}
+    initial: dict[str, Any] = {}
+    if dataset is not None:
+        initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
+    asked = {name: request.GET[name][:LONGEST] for name in CARRIED if name in request.GET}
+    return {**initial, **asked, "also": number(request, "also")}
+
+
+def number(request: Request, name: str) -> int | None:
+    """A row that the link names; what is no number names none."""
+    text = request.GET.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def choose_defaults(request: Request, form: StudyForm) -> None:
+    """Preselect the bundled model, a dataset where there is only one, and every preset that the model has."""
+    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
+    ready = list(form.versions[:2])
+    if len(ready) == 1 and "dataset_version" not in form.initial:
+        form.initial.update(initial_for(ready[0]))
+    refused = {card.config.pk for card in study_outlook(drafted(request, form)).cards if card.refusal}
+    also = form.initial.pop("also", None)
+    ticked = [one for one in form.configs if (one.project_id is None or one.pk == also) and one.pk not in refused]
+    form.initial["configs"] = [config.pk for config in ticked]
+    usual = [config.pk for config in ticked if config.slug == "quality"] or form.initial["configs"][:1]
+    form.initial["compared_with"] = usual[0] if usual else None
+
+
+def drafted(request: Request, form: StudyForm) -> StudyForm:
+    """The form as if it had been sent the way it is prefilled, to reckon with."""
+    data = {name: "" if value is None else value for name, value in form.initial.items()}
+    draft = StudyForm(data, caller=request.user, project=request.project, initial={})
+    draft.full_clean()
+    return draft
+
+
+def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
+    """The form's page: fields from `form`, numbers from `draft`."""
+    return {
+        "form": form,
+        "expert_fields": [form[name] for name in SETTINGS],
+        "expert_open": any(name in form.errors for name in SETTINGS),
+        "has_datasets": form.versions.exists(),
+        "outlook": study_outlook(draft),
+        "suggestions": {
+            "samples": [version.pk for version in form.versions if is_sample(version)],
+            "sampleRate": SAMPLE_LEARNING_RATE,
+            "usualRate": defaults()["learning_rate"],
+            "rates": {model.pk: rates_to_try(model.parameters) for model in form.base_models},
+        },
+    }
+
+
+# The list
 
 
 @require_GET
@@ -26,6 +177,9 @@ def index(request: Request) -> HttpResponse:
     page, following = found.page(request.GET.get("cursor"))
     rows = [{"study": study, "grid": grid_of(study), "verdict": verdict_of(study)} for study in page]
     return render(request, "studies/index.html", {"rows": rows, "next": following})
+
+
+# A study's page
 
 
 @require_GET
@@ -40,6 +194,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
         **seeds_context(study, may_edit),
+        **result_context(study, request.GET),
     }
     return render(request, "studies/detail.html", context)
 

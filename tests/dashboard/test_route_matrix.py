@@ -127,10 +127,16 @@ RULES: dict[tuple[str, str], str] = {
     ("training-run-metrics-csv", "GET"): READ,
     # Studies
     ("study-index", "GET"): PAGE,
+    ("study-create", "GET"): CREATE,
+    ("study-create", "POST"): CREATE,
+    ("study-arms", "GET"): PAGE,
+    ("study-plan", "GET"): PAGE,
     ("study-detail", "GET"): READ,
     ("study-grid", "GET"): READ,
     ("study-cancel", "POST"): EDIT,
     ("study-seeds", "POST"): EDIT,
+    ("study-deltas-csv", "GET"): READ,
+    ("study-scores-csv", "GET"): READ,
     # Compare. Runs are chosen by query parameters: foreign ones are left out, which its own tests hold.
     ("compare", "GET"): PAGE,
     ("compare-csv", "GET"): PAGE,

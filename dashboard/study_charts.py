@@ -1,0 +1,282 @@
+"""A finished study as pictures: places on axes in percent of the width, ready for plain SVG.
+
+SVG instead of a script's canvas: the same figure prints sharply, reads on a phone and needs no script on a
+shared page. Pure functions from rows to plain values; what they look like is the style sheet's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.charts import thin
+from dashboard.models import MetricSeries, Study
+from dashboard.models.study_result import costs_of
+from dashboard.templatetags.graftworks import duration, filesize, number
+
+# Room at both ends, so that a mark on the edge is drawn whole.
+EDGE = 3.0
+ROW_HEIGHT, AXIS_HEIGHT = 46, 34
+PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
+LABEL_HEIGHT = 15
+COLOURS = 5
+# What an arm costs -> (label, how the number is written).
+COSTS = {
+    "trainable_parameters": (gettext_lazy("Trainable parameters"), number),
+    "adapter_bytes": (gettext_lazy("Adapter size"), filesize),
+    "peak_memory_bytes": (gettext_lazy("Peak memory"), filesize),
+    "seconds": (gettext_lazy("Training time"), duration),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of numbers, and where each of them lies."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Iterable[float], *, zero: bool = False) -> Axis:
+        """Whatever shows all of `values`, with 0 if wanted; never of no length."""
+        known = [*values, *([0.0] if zero else [])]
+        low, high = min(known, default=0.0), max(known, default=1.0)
+        if high - low < 1e-9:
+            reach = abs(low) * 0.1 or 0.1
+            low, high = low - reach, high + reach
+        return cls(low, high)
+
+    def share(self, value: float) -> float:
+        """From 0 to 1 within the axis."""
+        return (value - self.low) / (self.high - self.low)
+
+    def across(self, value: float) -> str:
+        """The place from the left."""
+        return f"{EDGE + (100 - 2 * EDGE) * self.share(value):.2f}%"
+
+    def down(self, value: float, height: float) -> float:
+        """The place from the top of a figure of `height` pixels; high values lie above."""
+        room = height - AXIS_HEIGHT - 2 * LABEL_HEIGHT
+        return round(LABEL_HEIGHT + room * (1 - self.share(value)), 1)
+
+    def ticks(self, count: int = 4) -> list[float]:
+        """Round numbers within the axis."""
+        rough = (self.high - self.low) / count
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def quality(study: Study, value: float) -> str:
+    """A value of the study's metric as people read it."""
+    return f"{value:.3f}" if study.lower_is_better else f"{100 * value:.1f} %"
+
+
+def with_interval(study: Study, estimate: dict[str, float]) -> str:
+    """A mean with its 95 % interval."""
+    mean, low, high = (quality(study, estimate[key]) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} – {high})"
+
+
+def _tick(study: Study, value: float) -> str:
+    return f"{value:g}" if study.lower_is_better else f"{100 * value:g} %"
+
+
+def intervals(study: Study) -> dict[str, Any]:
+    """Every arm and the base model with mean, 95 % interval and seeds, by mean: the order decides nothing."""
+    found = {arm["name"]: arm for arm in study.result.get("arms", [])}
+    base = study.result.get("base")
+    lines = [
+        {"arm": arm, **found[arm.name]["metric"], "seeds": found[arm.name]["by_seed"]}
+        for arm in study.arms.all()
+        if arm.name in found
+    ]
+    lines.sort(key=lambda line: line["mean"], reverse=not study.lower_is_better)
+    lines += [{"arm": None, **base, "seeds": []}] if base else []
+    axis = Axis.around(value for line in lines for value in (line["low"], line["high"], *line["seeds"]))
+    reference = found.get(study.reference)
+    rows = [
+        {
+            "name": Truncator(line["arm"].name).chars(32) if line["arm"] else _("Base model"),
+            "config": config_label(line["arm"]) if line["arm"] else "",
+            "is_base": line["arm"] is None,
+            "is_reference": bool(line["arm"] and line["arm"].name == study.reference),
+            "words": with_interval(study, line),
+            "mean": axis.across(line["mean"]),
+            "low": axis.across(line["low"]),
+            "high": axis.across(line["high"]),
+            "seeds": [axis.across(value) for value in line["seeds"]],
+            "y": ROW_HEIGHT * place,
+        }
+        for place, line in enumerate(lines)
+    ]
+    height = ROW_HEIGHT * len(rows)
+    return {
+        "rows": rows,
+        "base": next((row for row in rows if row["is_base"]), None),
+        "reference": axis.across(reference["metric"]["mean"]) if reference else None,
+        "ticks": [(axis.across(value), _tick(study, value)) for value in axis.ticks()],
+        "floor": height + 2,
+        "height": height + AXIS_HEIGHT,
+    }
+
+
+def config_label(arm: Any) -> str:
+    """What the arm trains, where its name does not say so already."""
+    label = str(arm.target_module_config.name)
+    return "" if label.lower() == arm.name.lower() else label
+
+
+def differences(study: Study) -> dict[str, Any]:
+    """Arm -> its difference to the reference on a shared axis that marks no difference and the margin."""
+    found = study.result.get("comparisons", [])
+    ends = (value for one in found for value in (one["low"], one["high"], one["difference"]))
+    axis = Axis.around([*ends, -study.margin], zero=True)
+    return {
+        "zero": axis.across(0.0),
+        "margin": axis.across(-study.margin),
+        "rows": {
+            one["arm"]: {
+                "low": axis.across(one["low"]),
+                "high": axis.across(one["high"]),
+                "mean": axis.across(one["difference"]),
+            }
+            for one in found
+        },
+    }
+
+
+def pareto(study: Study, cost: str) -> dict[str, Any] | None:
+    """Quality against a cost; grey are arms that another certainly beats at no more cost. None: no costs."""
+    known = {arm["name"]: arm for arm in study.result.get("arms", [])}
+    points = []
+    for arm in study.arms.all():
+        value = costs_of(arm).get(cost)
+        if arm.name in known and value is not None:
+            points.append({"name": arm.name, "cost": float(value), **known[arm.name]["metric"]})
+    if not points:
+        return None
+    base = study.result.get("base")
+    across = Axis.around((point["cost"] for point in points), zero=True)
+    up = Axis.around(value for point in points for value in (point["low"], point["high"]))
+    tied = tied_with_reference(study)
+    together = [point["mean"] for point in points if point["name"] in tied]
+    marks = [
+        {
+            "name": Truncator(point["name"]).chars(24),
+            "x": across.across(point["cost"]),
+            "y": up.down(point["mean"], PARETO_HEIGHT),
+            "low": up.down(point["low"], PARETO_HEIGHT),
+            "high": up.down(point["high"], PARETO_HEIGHT),
+            "is_left": across.share(point["cost"]) > 0.6,
+            "is_reference": point["name"] == study.reference,
+            "is_tied": point["name"] in tied,
+            "is_dominated": any(_dominates(other, point, study.lower_is_better) for other in points),
+        }
+        for point in sorted(points, key=lambda point: point["mean"])
+    ]
+    label, written = COSTS[cost]
+    top = up.down(max(together), PARETO_HEIGHT) if len(together) > 1 else 0.0
+    return {
+        "cost": cost,
+        "label": label,
+        "marks": apart(marks),
+        "tied": {
+            "top": top - 8,
+            "height": up.down(min(together), PARETO_HEIGHT) - top + 16,
+        }
+        if len(together) > 1
+        else None,
+        "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
+        "ticks_y": [(up.down(value, PARETO_HEIGHT), _tick(study, value)) for value in up.ticks(5)],
+        "has_dominated": any(mark["is_dominated"] for mark in marks),
+        "base": quality(study, base["mean"]) if base else None,
+        "floor": PARETO_HEIGHT - AXIS_HEIGHT,
+        "height": PARETO_HEIGHT,
+    }
+
+
+def tied_with_reference(study: Study) -> set[str]:
+    """The reference and the arms whose difference to it may be nothing."""
+    found = study.result.get("comparisons", [])
+    return {study.reference} | {one["arm"] for one in found if one["low"] <= 0 <= one["high"]}
+
+
+def _dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
+    """Whether `other` costs no more and its whole interval lies on the good side of the point's."""
+    if other["cost"] > point["cost"]:
+        return False
+    return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
+
+
+def apart(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A height for each name on its side of the marks, so that none covers another."""
+    for side in (True, False):
+        floor = -math.inf
+        for mark in sorted((mark for mark in marks if mark["is_left"] == side), key=lambda mark: mark["y"]):
+            mark["label_y"] = round(max(mark["y"], floor + LABEL_HEIGHT), 1)
+            floor = mark["label_y"]
+    return marks
+
+
+def validation_curves(study: Study) -> dict[str, Any] | None:
+    """Held-out loss while learning: each arm's mean over its seeds, in a band from lowest to highest."""
+    bands = [(arm.name, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
+    bands = [(name, band) for name, band in bands if len(band) > 1]
+    if not bands:
+        return None
+    steps = Axis.around(step for _name, band in bands for step, *_values in band)
+    losses = Axis.around(value for _name, band in bands for _step, *values in band for value in values)
+    room = CURVES_HEIGHT - AXIS_HEIGHT
+
+    def down(value: float) -> float:
+        return round(LABEL_HEIGHT + (room - LABEL_HEIGHT) * (1 - losses.share(value)), 1)
+
+    def point(step: float, value: float) -> str:
+        return f"{1000 * steps.share(step):.1f},{down(value)}"
+
+    lines: list[dict[str, Any]] = [
+        {
+            "name": Truncator(name).chars(20),
+            "colour": place % COLOURS,
+            "dash": place // COLOURS,
+            "line": " ".join(point(step, mean) for step, mean, _low, _high in band),
+            "band": " ".join(
+                [point(step, high) for step, _mean, _low, high in band]
+                + [point(step, low) for step, _mean, low, _high in reversed(band)]
+            ),
+            "last": band[-1][1],
+            "lowest": min(mean for _step, mean, _low, _high in band),
+            "y": down(band[-1][1]),
+            "is_left": False,
+        }
+        for place, (name, band) in enumerate(bands)
+    ]
+    return {
+        "lines": apart(lines),
+        "ticks_x": [(f"{10 + 68 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
+        "ticks_y": [(down(value), f"{value:g}") for value in losses.ticks()],
+        "floor": room,
+        "height": CURVES_HEIGHT,
+    }
+
+
+def band_of(run_ids: Sequence[int]) -> list[tuple[int, float, float, float]]:
+    """(step, mean, lowest, highest) at the steps that every run has."""
+    stored = MetricSeries.objects.filter(run__in=run_ids, name="validation/loss").prefetch_related("chunks")
+    curves = [dict(series.points()) for series in stored]
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    found = []
+    for step in shared:
+        values = [curve[step] for curve in curves if math.isfinite(curve[step])]
+        if len(values) == len(curves):
+            found.append((step, sum(values) / len(values), min(values), max(values)))
+    kept = {step for step, _value in thin([(step, mean) for step, mean, _low, _high in found], 200)}
+    return [one for one in found if one[0] in kept]

@@ -1,0 +1,168 @@
+"""What a finished study says: its verdict with every number behind it, as page and as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.http import HttpResponse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET
+
+from dashboard import study_charts
+from dashboard.downloads import csv_file
+from dashboard.gate import Request
+from dashboard.models import Evaluation, State, Study
+from dashboard.models.study_result import costs_of, scores_of
+from dashboard.models.study_words import OUTCOMES, amount, interval, recommended, sentence, unmeasured
+from dashboard.study_charts import COSTS, config_label, quality
+from dashboard.views.compare import settings_table
+from workers.verdicts import MIN_SEEDS
+
+
+def result_context(study: Study, query: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the verdict shows; `query` holds the reader's choices. Empty before the end."""
+    if not study.is_over or not study.result.get("arms"):
+        return {}
+    cost = query.get("cost", "")
+    cost = cost if cost in COSTS else next(iter(COSTS))
+    only = query.get("only") != "all"
+    settings = settings_of(study)
+    return {
+        "sentence": sentence(study),
+        "recommended": recommended(study),
+        "margin_words": amount(study, study.margin),
+        "rows_compared": study.result.get("items", 0),
+        "indicative": len(study.seeds) < MIN_SEEDS,
+        "intervals": study_charts.intervals(study),
+        "deltas": deltas(study),
+        "differences": study_charts.differences(study),
+        "costs": COSTS,
+        "pareto": study_charts.pareto(study, cost),
+        "curves": study_charts.validation_curves(study),
+        "forgetting": forgetting(study),
+        "settings": [row for row in settings if row["differs"] or not only],
+        "settings_same": sum(not row["differs"] for row in settings),
+        "only": only,
+        "unmeasured": unmeasured(study),
+    }
+
+
+def deltas(study: Study) -> list[dict[str, Any]]:
+    """One row per arm: its difference to the reference in words, and what it costs. Failed arms stay."""
+    found = {arm["name"]: arm for arm in study.result.get("arms", [])}
+    compared = {one["arm"]: one for one in study.result.get("comparisons", [])}
+    places = study_charts.differences(study)["rows"]
+    rows = []
+    for arm in study.arms.all():
+        one, own = compared.get(arm.name), found.get(arm.name)
+        rows.append(
+            {
+                "arm": arm,
+                "config": config_label(arm),
+                "is_reference": arm.name == study.reference,
+                "error": arm.error,
+                "quality": quality(study, own["metric"]["mean"]) if own else "–",
+                "seeds": len(own["seeds"]) if own else 0,
+                "difference": amount(study, one["difference"], signed=True) if one else "",
+                "interval": interval(study, one) if one else "",
+                "p": p_in_words(one["p_adjusted"]) if one else "",
+                "outcome": OUTCOMES[one["outcome"]] if one else "",
+                "kept": kept_in_words(one) if one else "",
+                "place": places.get(arm.name),
+                **costs_of(arm),
+            }
+        )
+    return rows
+
+
+def p_in_words(p: float) -> str:
+    """Three digits, as fewer draws cannot tell smaller ones apart."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def kept_in_words(one: dict[str, Any]) -> str:
+    """Which part of the reference's gain over the base model an arm kept; "" where there was no gain."""
+    kept = one.get("kept")
+    if not kept:
+        return ""
+    return _("%(mean).0f %% (%(low).0f to %(high).0f %%)") % {key: 100 * kept[key] for key in kept}
+
+
+def settings_of(study: Study) -> list[dict[str, Any]]:
+    """One row per setting, a value for each arm; the seed is a column of the study, no setting of an arm."""
+    firsts = [runs[0] for arm in study.arms.all() if (runs := arm.final_runs())]
+    return [row for row in settings_table(firsts) if row["name"] != "seed"]
+
+
+def forgetting(study: Study) -> list[dict[str, Any]]:
+    """How much worse than the base model each arm predicts general text: mean loss per token, its rise."""
+    ended = Evaluation.objects.filter(
+        run__study_arm__study=study, run__rung=None, job__state=State.SUCCEEDED
+    ).select_related("run__study_arm")
+    base: float | None = None
+    by_arm: dict[str, list[float]] = {}
+    for evaluation in ended:
+        loss = evaluation.metrics.get("general_loss")
+        if loss is None or evaluation.run.study_arm is None:
+            continue
+        if evaluation.subject == Evaluation.Subject.BASE:
+            base = float(loss)
+        else:
+            by_arm.setdefault(evaluation.run.study_arm.name, []).append(float(loss))
+    if base is None:
+        return []
+    return [
+        {
+            "arm": arm.name,
+            "loss": f"{sum(losses) / len(losses):.3f}",
+            "rise": f"{sum(losses) / len(losses) - base:+.3f}",
+            "least": f"{min(losses) - base:+.3f}",
+            "most": f"{max(losses) - base:+.3f}",
+        }
+        for arm in study.arms.all()
+        if (losses := by_arm.get(arm.name))
+    ]
+
+
+@require_GET
+def deltas_csv(request: Request, pk: int) -> HttpResponse:
+    """The table of differences as CSV, in the metric's unit."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    compared = {one["arm"]: one for one in study.result.get("comparisons", [])}
+    header = ["arm", "target_modules", "seeds", "metric", "mean", "low", "high", "reference", "difference"]
+    header += ["difference_low", "difference_high", "p_adjusted", "outcome", "kept_gain", *COSTS]
+    rows: list[list[str | float | None]] = [list(header)]
+    found = {arm["name"]: arm for arm in study.result.get("arms", [])}
+    for arm in study.arms.all():
+        own, one, costs = found.get(arm.name), compared.get(arm.name, {}), costs_of(arm)
+        rows.append(
+            [
+                arm.name,
+                arm.target_module_config.name,
+                len(own["seeds"]) if own else 0,
+                study.metric,
+                *((own["metric"][key] for key in ("mean", "low", "high")) if own else (None,) * 3),
+                study.reference,
+                *(one.get(key) for key in ("difference", "low", "high", "p_adjusted", "outcome")),
+                (one.get("kept") or {}).get("mean"),
+                *(costs[name] for name in COSTS),
+            ]
+        )
+    return csv_file(f"study-{study.pk}.csv", rows)
+
+
+@require_GET
+def scores_csv(request: Request, pk: int) -> HttpResponse:
+    """Every score behind the verdict; the base model has no seed."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    scores, base = scores_of(study)
+    rows: list[list[str | float | None]] = [["arm", "seed", "item", "value"]]
+    rows += [["base", None, item, value] for item, value in base.items()]
+    rows += [
+        [arm, seed, item, value]
+        for arm, by_seed in scores.items()
+        for seed, values in by_seed.items()
+        for item, value in values.items()
+    ]
+    return csv_file(f"study-{study.pk}-scores.csv", rows)

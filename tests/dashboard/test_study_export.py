@@ -1,0 +1,45 @@
+"""A study as files: the differences and every score as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Study, User
+from tests.dashboard.test_study_result import study
+
+__all__ = ["study"]
+
+
+def rows_of(client: Client, route: str, study: Study) -> list[dict[str, str]]:
+    """A CSV of the study, line by line."""
+    answer = client.get(reverse(route, args=[study.pk]))
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    return list(csv.DictReader(io.StringIO(answer.content.decode())))
+
+
+def test_the_differences_are_in_the_metrics_own_unit(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    rows = {row["arm"]: row for row in rows_of(client, "study-deltas-csv", study)}
+    assert float(rows["mlp"]["difference"]) == -0.5
+    assert rows["mlp"]["outcome"] == "inferior"
+    assert rows["quality"]["difference"] == ""
+
+
+def test_the_scores_are_enough_to_reckon_every_mean_again(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    rows = rows_of(client, "study-scores-csv", study)
+    own = [float(row["value"]) for row in rows if row["arm"] == "mlp"]
+    assert len(own) == 180
+    found = next(arm for arm in study.result["arms"] if arm["name"] == "mlp")
+    assert abs(sum(own) / len(own) - found["metric"]["mean"]) < 1e-12
+    assert {row["seed"] for row in rows if row["arm"] == "base"} == {""}
+
+
+def test_an_outsider_gets_neither(client: Client, otto: User, study: Study) -> None:
+    client.force_login(otto)
+    for route in ("study-deltas-csv", "study-scores-csv"):
+        assert client.get(reverse(route, args=[study.pk])).status_code == 404
