@@ -6,9 +6,11 @@ arm minus reference, in the metric's own unit, higher is better. Knows nothing o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ Scores = NDArray[np.float64]
 
 DRAWS = 10_000
 LEVEL = 0.95
+# More items than this are drawn in so many bags: the same spread, and draws that fit into memory.
+BAGS = 500
 # With fewer seeds the spread between them is a guess, so numbers are shown and nothing is decided.
 MIN_SEEDS = 3
 # 5 % two-sided and 80 % power: z(0.975) + z(0.8).
@@ -143,12 +147,13 @@ def kept_gain(
     if compare(np.asarray(reference), np.broadcast_to(base, gained.shape), draws=draws, seed=seed).low <= 0:
         return None
     won = np.asarray(arm, dtype=np.float64) - base
-    items, seeds = _weights(gained.shape, None, draws, seed)
-    ratios = _means(won, items, seeds) / _means(gained, items, seeds)
+    few_won, few_gained = _bagged(won), _bagged(gained)
+    items, seeds = _weights(few_gained.shape, None, draws, seed)
+    ratios = _means(few_won, items, seeds) / _means(few_gained, items, seeds)
     mean = float(won.mean() / gained.mean())
     # Widened like the difference itself, of which the ratio is a rescaling.
     spread = _spread(won - mean * gained, None, draws, seed)
-    drawn = float((_means(won - mean * gained, items, seeds)).std())
+    drawn = float((_means(few_won - mean * few_gained, items, seeds)).std())
     widen = math.sqrt(spread.variance) / drawn if drawn > 0 else 1.0
     widen *= float(t.ppf(0.975, spread.freedom) / norm.ppf(0.975))
     low, high = np.quantile(ratios, [0.025, 0.975]) - mean
@@ -212,7 +217,10 @@ def seeds_needed(comparison: Comparison, margin: float, *, most: int = 10) -> in
 
 
 def _spread(differences: Scores, clusters: Sequence[int] | None, draws: int, seed: int) -> _Spread:
-    count, items = differences.shape
+    items = differences.shape[1]
+    if clusters is None:
+        differences = _bagged(differences)
+    count = differences.shape[0]
     item_weights, seed_weights = _weights(differences.shape, clusters, draws, seed)
     mean = float(differences.mean())
     deviations = np.sort(_means(differences, item_weights, seed_weights) - mean)
@@ -233,6 +241,22 @@ def _spread(differences: Scores, clusters: Sequence[int] | None, draws: int, see
     )
 
 
+def _bagged(differences: Scores) -> Scores:
+    """At most BAGS means of items thrown together by chance: [seeds, bags], with the mean of every seed kept.
+
+    Bags differ by one item in size, which moves only how far they lie from the mean, never the mean.
+    """
+    items = differences.shape[1]
+    if items <= BAGS:
+        return differences
+    order = np.random.default_rng(0).permutation(items)
+    ends = np.linspace(0, items, BAGS + 1).astype(int)
+    means = differences.mean(axis=1, keepdims=True)
+    sums = np.add.reduceat(differences[:, order] - means, ends[:-1], axis=1)
+    bagged: Scores = means + sums * (BAGS / items)
+    return bagged
+
+
 def _freedom(item_variance: float, units: int, seed_variance: float, seeds: int) -> float:
     """Satterthwaite's degrees of freedom of the sum; the seeds' own where they make up most of it."""
     if seeds < 2 or seed_variance == 0.0:
@@ -250,15 +274,26 @@ def _weights(
     seeds, items = shape
     random = np.random.default_rng(seed)
     if clusters is None:
-        drawn = random.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
+        drawn, random.bit_generator.state = _item_weights(items, draws, seed)
     else:
         members = np.unique(np.asarray(clusters), return_inverse=True)[1]
         units = int(members.max()) + 1
         drawn = random.multinomial(units, np.full(units, 1 / units), size=draws)[:, members].astype(
             np.float64
         )
-    drawn /= drawn.sum(axis=1, keepdims=True)
+        drawn /= drawn.sum(axis=1, keepdims=True)
     return drawn, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+
+
+# Every arm of a comparison has the same items, so the same draws serve all of them.
+@functools.lru_cache(maxsize=1)
+def _item_weights(items: int, draws: int, seed: int) -> tuple[Scores, Any]:
+    """Shares of the items in each draw: [draws, items], and the random state after them."""
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
+    drawn /= items
+    drawn.setflags(write=False)
+    return drawn, random.bit_generator.state
 
 
 def _means(differences: Scores, item_weights: Scores, seed_weights: Scores) -> Scores:

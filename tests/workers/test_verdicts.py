@@ -198,3 +198,14 @@ def test_the_same_scores_give_the_same_numbers() -> None:
     random = np.random.default_rng(14)
     arm, reference = random.normal(size=(3, 40)), random.normal(size=(3, 40))
     assert compare(arm, reference) == compare(arm, reference)
+
+
+def test_many_items_drawn_in_bags_give_the_interval_of_the_formula() -> None:
+    draw = np.random.default_rng(5)
+    arm, reference = (draw.random((1, 7_777)) < share for share in (0.55, 0.5))
+    found = compare(arm.astype(float), reference.astype(float))
+    differences = arm.astype(float) - reference
+    reach = 1.96 * differences.std() / np.sqrt(7_777)
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.high - found.low == pytest.approx(2 * reach, rel=0.08)
+    assert found.items == 7_777
