@@ -28,25 +28,25 @@ def result_of(study: Study) -> dict[str, Any]:
     """
     scores, base = scores_of(study)
     present = {name: seeds for name, seeds in scores.items() if seeds}
-    rows = _common_rows(present, base)
+    rows = common_rows(present, base)
     if not present or not rows:
         return {"arms": []}
     sign = -1.0 if study.lower_is_better else 1.0
     result: dict[str, Any] = {
         "metric": study.metric,
         "items": len(rows),
-        "base": _estimate(_matrix([base], rows)) if base else None,
+        "base": estimated(matrix([base], rows)) if base else None,
         "arms": [
             {
                 "name": name,
                 "seeds": sorted(seeds),
                 "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
-                "metric": _estimate(_matrix([seeds[seed] for seed in sorted(seeds)], rows)),
+                "metric": estimated(matrix([seeds[seed] for seed in sorted(seeds)], rows)),
             }
             for name, seeds in present.items()
         ],
     }
-    result["comparisons"] = _comparisons(study, present, base, rows, sign)
+    result["comparisons"] = against(study.reference, present, base, rows, sign, study.margin)
     return result
 
 
@@ -72,54 +72,59 @@ def scores_of(study: Study) -> tuple[Scores, dict[int, float]]:
     return scores, base
 
 
-def _common_rows(scores: Scores, base: dict[int, float]) -> list[int]:
+def common_rows(scores: Scores, base: dict[int, float]) -> list[int]:
     """Rows that everybody was scored on, so that every pair compares the same items."""
     sets = [set(values) for seeds in scores.values() for values in seeds.values()]
     sets += [set(base)] if base else []
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def _matrix(values: list[dict[int, float]], rows: list[int]) -> verdicts.Scores:
+def matrix(values: list[dict[int, float]], rows: list[int]) -> verdicts.Scores:
     """Scores as [seeds, items]."""
     return np.array([[one[row] for row in rows] for one in values], dtype=np.float64)
 
 
-def _estimate(scores: verdicts.Scores) -> dict[str, float]:
+def estimated(scores: verdicts.Scores) -> dict[str, float]:
     found = verdicts.estimate(scores)
     return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
-def _comparisons(
-    study: Study, scores: Scores, base: dict[int, float], rows: list[int], sign: float
+def against(
+    name_of_reference: str,
+    scores: Scores,
+    base: dict[int, float],
+    rows: list[int],
+    sign: float,
+    margin: float,
 ) -> list[dict[str, Any]]:
     """Every arm against the reference on the seeds that both have, p-values adjusted over the arms."""
-    reference = scores.get(study.reference)
+    reference = scores.get(name_of_reference)
     if not reference:
         return []
     found = []
     for name, seeds in scores.items():
         shared = sorted(seeds.keys() & reference.keys())
-        if name == study.reference or not shared:
+        if name == name_of_reference or not shared:
             continue
-        arm = sign * _matrix([seeds[seed] for seed in shared], rows)
-        other = sign * _matrix([reference[seed] for seed in shared], rows)
+        arm = sign * matrix([seeds[seed] for seed in shared], rows)
+        other = sign * matrix([reference[seed] for seed in shared], rows)
         compared = verdicts.compare(arm, other)
-        kept = verdicts.kept_gain(arm, other, sign * _matrix([base], rows)) if base else None
+        kept = verdicts.kept_gain(arm, other, sign * matrix([base], rows)) if base else None
         found.append((name, shared, compared, kept))
     adjusted = verdicts.holm([compared.p for _name, _shared, compared, _kept in found])
     return [
         {
             "arm": name,
-            "reference": study.reference,
+            "reference": name_of_reference,
             "difference": compared.difference,
             "low": compared.low,
             "high": compared.high,
             "p": compared.p,
             "p_adjusted": p,
-            "outcome": verdicts.outcome(compared, p, study.margin),
+            "outcome": verdicts.outcome(compared, p, margin),
             "seeds": shared,
             "seeds_disagree": compared.seeds_disagree,
-            "seeds_needed": verdicts.seeds_needed(compared, study.margin),
+            "seeds_needed": verdicts.seeds_needed(compared, margin),
             "kept": {"mean": kept.mean, "low": kept.low, "high": kept.high} if kept else None,
         }
         for (name, shared, compared, kept), p in zip(found, adjusted, strict=True)

@@ -5,7 +5,7 @@ Says nothing that the numbers do not carry: no winner on overlapping evidence, n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -14,6 +14,14 @@ from workers import verdicts
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study
+
+
+class Judged(Protocol):
+    """What has a metric: a study, or runs that somebody chose to compare."""
+
+    @property
+    def lower_is_better(self) -> bool: ...
+
 
 OUTCOMES = {
     verdicts.BETTER: gettext_lazy("Better"),
@@ -42,7 +50,7 @@ def sentence(study: Study) -> str:
         }
     best = chosen(study)
     if any(one["outcome"] == verdicts.INDICATIVE_ONLY for one in comparisons):
-        return _indicative(study, comparisons)
+        return indicative(study, comparisons)
     if best is None:
         return _undecided(study, comparisons)
     return _decided(study, best)
@@ -143,7 +151,8 @@ def _undecided(study: Study, comparisons: list[dict[str, Any]]) -> str:
     )
 
 
-def _indicative(study: Study, comparisons: list[dict[str, Any]]) -> str:
+def indicative(study: Judged, comparisons: list[dict[str, Any]]) -> str:
+    """What may be said of too few seeds: a number, and that it decides nothing."""
     seeds = max(len(one["seeds"]) for one in comparisons)
     highest = max(comparisons, key=lambda one: one["difference"])
     return ngettext(
@@ -155,7 +164,7 @@ def _indicative(study: Study, comparisons: list[dict[str, Any]]) -> str:
     ) % {
         "count": seeds,
         "arm": highest["arm"],
-        "reference": study.reference,
+        "reference": highest["reference"],
         "difference": amount(study, highest["difference"], signed=True),
         "interval": interval(study, highest),
     }
@@ -176,7 +185,7 @@ def more_seeds(study: Study) -> int | None:
     return max(wanted, default=0) or None
 
 
-def amount(study: Study, value: float, *, signed: bool = False) -> str:
+def amount(study: Judged, value: float, *, signed: bool = False) -> str:
     """A difference in the metric's unit: points of a hundred, or nats of a loss."""
     if study.lower_is_better:
         return _("%(value)s nats") % {"value": f"{value:+.3f}" if signed else f"{value:.3f}"}
@@ -185,7 +194,7 @@ def amount(study: Study, value: float, *, signed: bool = False) -> str:
     return ngettext("%(value)s point", "%(value)s points", 1 if text == "1" else 2) % {"value": text}
 
 
-def interval(study: Study, one: dict[str, Any]) -> str:
+def interval(study: Judged, one: dict[str, Any]) -> str:
     """The 95 % interval of a difference."""
     scale = 1.0 if study.lower_is_better else 100.0
     digits = 3 if study.lower_is_better else 1
