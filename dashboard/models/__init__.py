@@ -5,6 +5,7 @@ from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.calibration import Calibration
 from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
+from dashboard.models.decision import Decision
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.installation import Installation
 from dashboard.models.job import Job
@@ -22,6 +23,7 @@ from dashboard.models.project import (
     Role,
 )
 from dashboard.models.publication import Publication
+from dashboard.models.share_link import SHARE_DAYS, ShareLink
 from dashboard.models.storage import CleanUp, StorageUse
 from dashboard.models.study import Study, StudyArm
 from dashboard.models.study_plan import ArmPlan
@@ -31,6 +33,7 @@ from dashboard.models.user import User
 from dashboard.models.worker_node import WorkerNode
 
 __all__ = [
+    "SHARE_DAYS",
     "Adapter",
     "ApiToken",
     "ArmPlan",
@@ -40,6 +43,7 @@ __all__ = [
     "CleanUp",
     "Dataset",
     "DatasetVersion",
+    "Decision",
     "Evaluation",
     "EvaluationItem",
     "IllegalMove",
@@ -58,6 +62,7 @@ __all__ = [
     "Publication",
     "Role",
     "SetupCode",
+    "ShareLink",
     "State",
     "StorageUse",
     "Study",

@@ -1,0 +1,69 @@
+"""What was decided on the evidence of a study: a log that is only ever added to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models, transaction
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.adapter import Adapter
+from dashboard.models.project import Project, ProjectQuerySet, Role
+from dashboard.models.study import Study
+
+if TYPE_CHECKING:
+    from dashboard.models.user import User
+
+
+class DecisionQuerySet(ProjectQuerySet["Decision"]):
+    """Decisions with what pages name; nobody updates or deletes them."""
+
+    def with_facts(self) -> DecisionQuerySet:
+        """Everything that a line of the log names."""
+        return self.select_related("study", "decided_by", "adapter__run__study_arm")
+
+    def record(self, study: Study, adapter: Adapter, reason: str, by: User) -> Decision:
+        """Write it down. A manager's decision also approves the adapter: the same rule as on its page."""
+        with transaction.atomic():
+            approves = by.projects(Role.MANAGER).filter(pk=study.project_id).exists()
+            if approves:
+                adapter.enter(Adapter.Stage.APPROVED)
+            arm = adapter.run.study_arm
+            return self.create(
+                project=study.project,
+                study=study,
+                adapter=adapter,
+                arm=arm.name if arm else "",
+                reason=reason,
+                approved=approves,
+                decided_by=by,
+            )
+
+
+class Decision(models.Model):
+    """ "We ship this arm, because …", by whom and when."""
+
+    project = models.ForeignKey(Project, models.CASCADE, related_name="decisions")
+    study = models.ForeignKey(Study, models.CASCADE, related_name="decisions")
+    adapter = models.ForeignKey(Adapter, models.CASCADE, related_name="decisions")
+    # As it was called then.
+    arm = models.CharField(max_length=120)
+    reason = models.TextField(_("because"))
+    approved = models.BooleanField(default=False)
+    decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
+    decided_at = models.DateTimeField(auto_now_add=True)
+
+    objects = DecisionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.arm} of {self.study}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Only new ones: a log that can be rewritten proves nothing."""
+        if not self._state.adding:
+            raise TypeError("Decisions are never changed; write another one.")
+        super().save(*args, **kwargs)
