@@ -24,6 +24,8 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
         base_model=inspected(chosen_base_model(request, payload.base_model)),
         target_module_config=config,
     )
-    run.freeze(hyperparameters_from(payload.hyperparameters.dict() if payload.hyperparameters else {}))
+    learn = hyperparameters_from(payload.hyperparameters.dict() if payload.hyperparameters else {})
+    # Nothing starts, so nothing has to be confirmed yet.
+    run.freeze(learn, confirmed=True)
     found: dict[str, object] = run.forecast
     return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from django.utils.translation import gettext as _
 from ninja import Router, Schema, Status
 from ninja.pagination import paginate
-from pydantic import ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
@@ -41,6 +41,7 @@ class StudyIn(Schema):
     """A study to start. Without `learning_rates` each arm keeps its own rate.
 
     `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
+    `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,6 +57,7 @@ class StudyIn(Schema):
     margin: Annotated[StrictFloat, Field(ge=0)] = DEFAULT_MARGIN
     learning_rates: list[StrictFloat] = []
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
+    confirmed: StrictBool = False
 
 
 class SeedsIn(Schema):
@@ -219,6 +221,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
         margin=payload.margin,
         learning_rates=payload.learning_rates,
         test_rows=payload.test_rows,
+        confirmed=payload.confirmed,
         idempotency_key=key,
     )
     return cast("Job", study.jobs().order_by("pk").first())

@@ -94,7 +94,11 @@ class HyperparametersIn(Schema):
 
 
 class RunIn(Schema):
-    """A run to start: ids, or a preset's slug. The newest imported version of the dataset is used."""
+    """A run to start: ids, or a preset's slug. The newest imported version of the dataset is used.
+
+    `confirmed`: whether what the choice of target modules leaves out, or reaches besides, is accepted. Only a
+    choice with such gaps needs it; the refusal names them, and the list of choices has them as `confirm`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -103,6 +107,7 @@ class RunIn(Schema):
     base_model: StrictInt | None = None
     target_module_config: IdOrSlug
     hyperparameters: HyperparametersIn | None = None
+    confirmed: StrictBool = False
 
 
 class CancelIn(Schema):
@@ -306,6 +311,7 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
         base_model=base_model,
         target_module_config=config,
         hyperparameters=hyperparameters_from(values),
+        confirmed=payload.confirmed,
         idempotency_key=key,
     )
     return cast("Job", run.job)

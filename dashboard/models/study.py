@@ -94,9 +94,13 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         margin: float = DEFAULT_MARGIN,
         learning_rates: Sequence[float] = (),
         test_rows: int = TEST_ROWS,
+        confirmed: bool = False,
         idempotency_key: str = "",
     ) -> Study:
-        """Freeze the plan and queue its first job, in one transaction; SpecError names the field."""
+        """Freeze the plan and queue its first job, in one transaction; SpecError names the field.
+
+        `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
+        """
         check_plan(arms, seeds, learning_rates, margin, metric)
         check_experts(arms, base_model)
         study = Study(
@@ -112,6 +116,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             seeds=list(seeds),
             learning_rates=sorted(learning_rates),
             test_rows=test_rows,
+            confirmed_by=by if confirmed else None,
         )
         if len(learning_rates) == 1:
             arms, study.learning_rates = with_rate(arms, learning_rates[0]), []
@@ -148,6 +153,10 @@ class Study(models.Model):
     seeds = models.JSONField()
     learning_rates = models.JSONField(default=list)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
+    # Who has accepted what the arms' choices leave out or reach besides; each run keeps the sentences.
+    confirmed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     # Numbers of the verdict, written when everything has ended; `dashboard.models.study_result` says which.
     result = models.JSONField(default=dict)
     created_by = models.ForeignKey(
@@ -275,7 +284,7 @@ class Study(models.Model):
                 study_arm=arm,
                 rung=rung,
             )
-            run.freeze(learn)
+            run.freeze(learn, confirmed=self.confirmed_by_id is not None)
             runs.append(run)
         job = Job.objects.submit(
             Job.Kind.TRAIN,

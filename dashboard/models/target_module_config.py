@@ -20,6 +20,8 @@ from workers.targets import Resolution
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
+TEXT_LENGTH = 4000
+
 
 class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
     """Configs in the order of the form: presets first."""
@@ -111,6 +113,12 @@ class TargetModuleConfig(models.Model):
     def is_recommended(self) -> bool:
         """Whether the form preselects it."""
         return self.slug == RECOMMENDED
+
+    @staticmethod
+    def is_reserved(name: str) -> bool:
+        """Whether a preset has this name, so that a project's own choice would be taken for it."""
+        words = {word.casefold() for preset in PRESETS.values() for word in (preset.slug, preset.label)}
+        return name.strip().casefold() in words
 
     def resolve(self, base_model: BaseModel) -> Resolution:
         """What it means on this base model, from the census alone."""

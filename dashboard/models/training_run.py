@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import models, transaction
 from django.urls import reverse
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
@@ -76,11 +78,13 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         base_model: BaseModel,
         target_module_config: TargetModuleConfig,
         hyperparameters: Hyperparameters,
+        confirmed: bool = False,
         idempotency_key: str = "",
     ) -> TrainingRun:
         """Freeze the choices into a spec and queue it: run, job and outbox in one transaction.
 
-        Raises SpecError with the form's field name when the pieces do not fit together.
+        Raises SpecError with the form's field name when the pieces do not fit together, and when `by` has
+        not confirmed what this choice leaves out or reaches besides.
         """
         run = TrainingRun(
             project=project,
@@ -90,7 +94,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             base_model=base_model,
             target_module_config=target_module_config,
         )
-        run.freeze(hyperparameters)
+        run.freeze(hyperparameters, confirmed=confirmed)
         with transaction.atomic():
             run.job = Job.objects.submit(
                 Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
@@ -126,6 +130,11 @@ class TrainingRun(models.Model):
     measured = models.JSONField(default=dict)
     # What was changed unasked: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
     adjustments = models.JSONField(default=list)
+    # Sentences on what the choice leaves out or reaches besides, and who has accepted them.
+    confirmations = models.JSONField(default=list)
+    confirmed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="training_runs")
     outcome = models.CharField(max_length=14, choices=Outcome.choices, blank=True)
     error_code = models.CharField(max_length=40, blank=True)
@@ -160,8 +169,11 @@ class TrainingRun(models.Model):
         """What a run is called when nobody named it."""
         return f"{version.dataset.name} {config.name}"[:120]
 
-    def freeze(self, hyperparameters: Hyperparameters) -> None:
-        """Check that the pieces fit, and build the spec and the forecast from them."""
+    def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
+        """Check that the pieces fit, and build the spec and the forecast from them.
+
+        `confirmed`: whoever starts the run has accepted what the resolution wants accepted.
+        """
         if not self.dataset_version.is_ready:
             raise SpecError("dataset", "This dataset is not imported yet.")
         if not self.base_model.is_ready:
@@ -176,6 +188,10 @@ class TrainingRun(models.Model):
         resolution = self.target_module_config.resolve(self.base_model)
         if resolution.refusal:
             raise SpecError("target_module_config", resolution.refusal)
+        if resolution.confirmations and not confirmed:
+            raise SpecError("confirmed", unconfirmed(resolution.confirmations))
+        self.confirmations = list(resolution.confirmations)
+        self.confirmed_by = self.created_by if resolution.confirmations else None
         spec = TrainSpec(
             name=self.name,
             base=self.base_model.spec(),
@@ -306,6 +322,13 @@ class TrainingRun(models.Model):
             self.refresh_from_db()
         if changed and outcome == self.Outcome.SUCCEEDED:
             note(self)
+
+
+def unconfirmed(sentences: Sequence[str]) -> str:
+    """What has to be accepted first, and how."""
+    return gettext("Read this, and confirm it with `confirmed`: true. %(sentences)s") % {
+        "sentences": " ".join(sentences)
+    }
 
 
 def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
