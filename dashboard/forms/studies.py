@@ -1,14 +1,248 @@
-"""Studies' forms: how many seeds to add.
+"""Studies' forms: what to compare on which data, and how many seeds to add.
 
-Parses and checks; what is done with it is the view's.
+Parses and checks; launching is the view's, and what a plan costs is `dashboard.forms.study_costs`'s.
 """
 
 from __future__ import annotations
 
+import re
+import uuid
+from typing import Any
+
 from django import forms
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from dashboard.forms.training_runs import (
+    EXPERT,
+    TrainingRunForm,
+    choices,
+    defaults,
+    hyperparameters_of,
+    length_missing,
+    plain,
+)
+from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
+from dashboard.models.study_plan import (
+    DEFAULT_MARGIN,
+    DEFAULT_SEEDS,
+    METRICS,
+    MOST_RATES,
+    MOST_SEEDS,
+    TEST_ROWS,
+)
+from workers.errors import SpecError
+from workers.specs import LIMITS, Hyperparameters
+
 MOST_AT_ONCE = 5
+MOST_ROWS = 10_000
+# The spec's unit interval, as people say it.
+POINTS = 100
+# SpecError's field -> the form's, where they differ.
+FIELDS = {
+    "arms": "configs",
+    "target_module_config": "configs",
+    "dataset": "dataset_version",
+    "reference": "compared_with",
+}
+# What is the same in all arms and may be changed; a study has seeds of its own.
+SETTINGS = tuple(name for name in EXPERT if name != "seed")
+# What the fine-tune form hands over.
+CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
+_run = TrainingRunForm.base_fields
+
+
+def _number(label: Any, low: int, high: int, sentence: Any = "") -> forms.IntegerField:
+    span = {"low": f"{low:,}", "high": f"{high:,}"}
+    say = gettext_lazy("Enter a whole number from %(low)s to %(high)s.") % span
+    return forms.IntegerField(
+        label=label,
+        help_text=sentence,
+        min_value=low,
+        max_value=high,
+        error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), say),
+        widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
+    )
+
+
+class StudyForm(forms.Form):
+    """Every field has a default, so that a dataset is all one has to choose."""
+
+    name = forms.CharField(
+        label=gettext_lazy("Name"),
+        max_length=120,
+        required=False,
+        help_text=gettext_lazy("Left empty, it is made from the dataset."),
+    )
+    dataset_version = _run["dataset_version"]
+    base_model = _run["base_model"]
+    configs = forms.ModelMultipleChoiceField(
+        label=gettext_lazy("What to compare (arms)"),
+        queryset=TargetModuleConfig.objects.none(),
+        error_messages={
+            "required": gettext_lazy("Tick at least two."),
+            "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
+            "invalid_pk_value": gettext_lazy("There is no such preset in this project. Choose another."),
+        },
+    )
+    seeds = _number(
+        gettext_lazy("How often each arm is trained (seeds)"),
+        1,
+        MOST_SEEDS,
+        gettext_lazy(
+            "Each time with another order of rows. Fewer than 3 give no verdict, only an indication."
+        ),
+    )
+    budget = forms.ChoiceField(
+        label=gettext_lazy("What is equal"), choices=Study.Budget.choices, widget=forms.RadioSelect
+    )
+    learning_rates = forms.CharField(
+        label=gettext_lazy("Learning rates to try"),
+        max_length=200,
+        required=False,
+        help_text=gettext_lazy(
+            "Left empty, every arm keeps the rate under Expert settings. Otherwise each arm tries these in "
+            "short runs and keeps what does well on validation rows."
+        ),
+        widget=forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}),
+    )
+    metric = forms.ChoiceField(
+        label=gettext_lazy("Measured by"),
+        choices=[("", gettext_lazy("What fits the answers of the dataset")), *METRICS.items()],
+        required=False,
+    )
+    compared_with = forms.ModelChoiceField(
+        label=gettext_lazy("Compared with (reference)"),
+        queryset=TargetModuleConfig.objects.none(),
+        empty_label=None,
+        help_text=gettext_lazy("Every other arm is compared with this one. It cannot be changed afterwards."),
+        error_messages=dict.fromkeys(
+            ("required", "invalid_choice"),
+            gettext_lazy("Choose one of the ticked arms as the reference."),
+        ),
+    )
+    margin = forms.FloatField(
+        label=gettext_lazy("As good means at most this much worse (points)"),
+        min_value=0,
+        max_value=POINTS,
+        help_text=gettext_lazy("2 points: 88 % counts as as good as 90 %. For a loss: hundredths of a nat."),
+        error_messages=dict.fromkeys(
+            ("invalid", "min_value", "max_value"), gettext_lazy("Enter a number from 0 to 100.")
+        ),
+        widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
+    )
+    test_rows = _number(
+        gettext_lazy("Test rows at most"),
+        1,
+        MOST_ROWS,
+        gettext_lazy("More rows show smaller differences and take longer to score."),
+    )
+    length = _run["length"]
+    max_steps = _run["max_steps"]
+    num_train_epochs = _run["num_train_epochs"]
+    r = _run["r"]
+    lora_alpha = _run["lora_alpha"]
+    lora_dropout = _run["lora_dropout"]
+    learning_rate = _run["learning_rate"]
+    lr_scheduler_type = _run["lr_scheduler_type"]
+    warmup_ratio = _run["warmup_ratio"]
+    per_device_train_batch_size = _run["per_device_train_batch_size"]
+    gradient_accumulation_steps = _run["gradient_accumulation_steps"]
+    max_length = _run["max_length"]
+    gradient_checkpointing = _run["gradient_checkpointing"]
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
+
+    def __init__(
+        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
+    ) -> None:
+        usual = {
+            **{name: value for name, value in defaults().items() if name != "seed"},
+            "seeds": len(DEFAULT_SEEDS),
+            "budget": Study.Budget.EQUAL_RANK.value,
+            "metric": "",
+            "margin": f"{POINTS * DEFAULT_MARGIN:g}",
+            "test_rows": TEST_ROWS,
+        }
+        super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
+        self.project = project
+        self.by = caller if isinstance(caller, User) else None
+        self.versions, self.base_models, self.offered = choices(caller, project)
+        for name, rows in (
+            ("dataset_version", self.versions),
+            ("base_model", self.base_models),
+            ("configs", self.offered),
+            ("compared_with", self.offered),
+        ):
+            self.fields[name].queryset = rows  # type: ignore[attr-defined]
+
+    def clean_learning_rates(self) -> list[float]:
+        """Numbers between commas or spaces."""
+        texts = [text for text in re.split(r"[,;\s]+", self.cleaned_data["learning_rates"]) if text]
+        if len(set(texts)) < len(texts) or len(texts) > MOST_RATES:
+            raise forms.ValidationError(
+                _("Name up to %(most)d different rates."), params={"most": MOST_RATES}
+            )
+        low, high = LIMITS["learning_rate"]
+        rates = []
+        for text in texts:
+            try:
+                rate = float(text)
+            except ValueError:
+                rate = 0.0
+            if not low <= rate <= high:
+                raise forms.ValidationError(
+                    _("`%(text)s` is no rate from %(low)s to %(high)s. Write them as 0.0002, 0.001."),
+                    params={"text": text[:30], "low": plain(low), "high": plain(high)},
+                )
+            rates.append(rate)
+        return rates
+
+    def clean(self) -> dict[str, Any]:
+        """Build the arms; the name, when left empty, from the dataset."""
+        values = self.cleaned_data
+        if empty := length_missing(values, self.errors):
+            self.add_error(empty, _("Say how long each run shall be."))
+        configs, reference = values.get("configs"), values.get("compared_with")
+        if configs is not None and len(configs) < 2:
+            self.add_error("configs", _("Tick at least two: there is nothing to compare one with."))
+        elif configs is not None and reference and reference not in configs:
+            self.add_error("compared_with", _("Choose one of the ticked arms as the reference."))
+        if not self.errors:
+            try:
+                values["arms"] = self.arms()
+            except SpecError as error:
+                self.refuse(error)
+            dataset = values["dataset_version"].dataset
+            values["name"] = values["name"] or _("Study of %(dataset)s") % {"dataset": dataset.name[:100]}
+        return values
+
+    def refuse(self, error: SpecError) -> None:
+        """Put what the spec refused beside its field."""
+        name = FIELDS.get(error.field, error.field)
+        self.add_error(name if name in self.fields else None, error.message)
+
+    def arms(self) -> list[ArmPlan]:
+        """What is ticked, with the settings that all share. May raise SpecError."""
+        learn = self.hyperparameters()
+        configs = self.cleaned_data.get("configs") or []
+        return [ArmPlan(name_of(config), config, learn) for config in configs]
+
+    def hyperparameters(self) -> Hyperparameters:
+        """What all arms share, for the parts that are valid; defaults for the rest. May raise SpecError."""
+        return hyperparameters_of(self.cleaned_data)
+
+    def reference(self) -> str:
+        """The reference arm's name."""
+        return name_of(self.cleaned_data["compared_with"])
+
+    def margin_in_unit(self) -> float:
+        """The margin as it is stored: 2 points are 0.02."""
+        return float(self.cleaned_data["margin"]) / POINTS
+
+
+def name_of(config: TargetModuleConfig) -> str:
+    """What an arm is called: the preset's slug, as in the API, or its own name."""
+    return config.slug or config.name
 
 
 class SeedsForm(forms.Form):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Container
 from typing import Any
 
 from django import forms
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.utils.text import format_lazy
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -255,19 +256,7 @@ class TrainingRunForm(forms.Form):
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
-        here = Q(project=None) | Q(project=project)
-        self.versions = (
-            DatasetVersion.objects.visible_to(caller)
-            .filter(project=project, job__state="succeeded")
-            .select_related("dataset", "job")
-        )
-        self.base_models = (
-            BaseModel.objects.visible_to(caller)
-            .filter(here, job__state="succeeded")
-            .select_related("job")
-            .order_by(F("project").asc(nulls_first=True), "pk")
-        )
-        self.configs = TargetModuleConfig.objects.visible_to(caller).filter(here)
+        self.versions, self.base_models, self.configs = choices(caller, project)
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
@@ -278,9 +267,8 @@ class TrainingRunForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         """Build the hyper-parameters; the name, when left empty, from what was chosen."""
         values = self.cleaned_data
-        chosen = "max_steps" if values.get("length") == STEPS else "num_train_epochs"
-        if values.get("length") and values.get(chosen) is None and chosen not in self.errors:
-            self.add_error(chosen, _("Say how long the run shall be."))
+        if empty := length_missing(values, self.errors):
+            self.add_error(empty, _("Say how long the run shall be."))
         if not self.errors:
             try:
                 values["hyperparameters"] = self.hyperparameters()
@@ -298,11 +286,41 @@ class TrainingRunForm(forms.Form):
 
     def hyperparameters(self) -> Hyperparameters:
         """What was entered, for the parts that are valid; defaults for the rest. May raise SpecError."""
-        values = {name: self.cleaned_data[name] for name in EXPERT if self.cleaned_data.get(name) is not None}
-        by_epochs = self.cleaned_data.get("length") == EPOCHS
-        length = "num_train_epochs" if by_epochs else "max_steps"
-        values[length] = self.cleaned_data.get(length) or (1.0 if by_epochs else DEFAULTS.max_steps)
-        return Hyperparameters(**values)
+        return hyperparameters_of(self.cleaned_data)
+
+
+def choices(
+    caller: Caller, project: Project
+) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], QuerySet[TargetModuleConfig]]:
+    """Data, models and target modules that may be chosen in a project."""
+    here = Q(project=None) | Q(project=project)
+    versions = (
+        DatasetVersion.objects.visible_to(caller)
+        .filter(project=project, job__state="succeeded")
+        .select_related("dataset", "job")
+    )
+    base_models = (
+        BaseModel.objects.visible_to(caller)
+        .filter(here, job__state="succeeded")
+        .select_related("job")
+        .order_by(F("project").asc(nulls_first=True), "pk")
+    )
+    return versions, base_models, TargetModuleConfig.objects.visible_to(caller).filter(here)
+
+
+def hyperparameters_of(cleaned: dict[str, Any]) -> Hyperparameters:
+    """What was entered, for the parts that are valid; defaults for the rest. May raise SpecError."""
+    values = {name: cleaned[name] for name in EXPERT if cleaned.get(name) is not None}
+    by_epochs = cleaned.get("length") == EPOCHS
+    length = "num_train_epochs" if by_epochs else "max_steps"
+    values[length] = cleaned.get(length) or (1.0 if by_epochs else DEFAULTS.max_steps)
+    return Hyperparameters(**values)
+
+
+def length_missing(cleaned: dict[str, Any], errors: Container[str]) -> str:
+    """The field that says how long, where it was left empty; "" otherwise."""
+    chosen = "max_steps" if cleaned.get("length") == STEPS else "num_train_epochs"
+    return chosen if cleaned.get("length") and cleaned.get(chosen) is None and chosen not in errors else ""
 
 
 def defaults() -> dict[str, Any]:

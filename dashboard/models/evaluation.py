@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ from workers.specs import EvalSpec, to_dict
 if TYPE_CHECKING:
     from dashboard.models.study import Study
     from dashboard.models.user import User
+
+# Enough to know how often two adapters disagree, and little enough to ask while somebody types.
+EVALUATIONS_LOOKED_AT, ROWS_LOOKED_AT = 4, 500
 
 
 class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
@@ -182,6 +187,31 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
             for subject in (Evaluation.Subject.BASE, Evaluation.Subject.ADAPTER)
         )
         return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
+
+    def variance_between(self, version: DatasetVersion, metric: str) -> float | None:
+        """How far two adapters' scores of one row lie apart: the variance of that difference.
+
+        For right-or-wrong scores it is about the share of rows on which the two disagree. None before two
+        adapters were scored on this data, and where the last ones never disagreed, which says little.
+        """
+        scored = Evaluation.objects.ended().filter(
+            dataset_version=version, subject=Evaluation.Subject.ADAPTER
+        )
+        newest = {one.run_id: one.pk for one in scored.order_by("pk")}
+        tables = [
+            {
+                row: float(scores[metric])
+                for row, scores in self.filter(evaluation=pk).values_list("row", "scores")[:ROWS_LOOKED_AT]
+                if metric in scores
+            }
+            for pk in sorted(newest.values())[-EVALUATIONS_LOOKED_AT:]
+        ]
+        found = []
+        for one, other in itertools.combinations(tables, 2):
+            differences = [one[row] - other[row] for row in one.keys() & other.keys()]
+            if len(differences) > 1:
+                found.append(statistics.variance(differences))
+        return statistics.fmean(found) or None if found else None
 
 
 class EvaluationItem(models.Model):

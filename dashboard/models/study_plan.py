@@ -42,6 +42,10 @@ LOWER_IS_BETTER = ("loss",)
 # What an import report says of the answers -> what to compare first.
 METRIC_OF_ANSWERS = {"label": "exact_match", "json": "field_f1", "text": "token_f1", "none": "loss"}
 
+# Parameters of the base from which the lower learning rates are tried, and the rates of both classes.
+LARGE_MODEL = 1e9
+RATES_OF_LARGE, RATES_OF_SMALL = (5e-5, 1e-4, 2e-4, 4e-4), (2.5e-4, 5e-4, 1e-3, 2e-3)
+
 
 @dataclass(frozen=True)
 class ArmPlan:
@@ -50,6 +54,11 @@ class ArmPlan:
     name: str
     config: TargetModuleConfig
     hyperparameters: Hyperparameters
+
+
+def rates_to_try(parameters: int | None) -> tuple[float, ...]:
+    """Four log-spaced rates around what usually works on a base model of that size."""
+    return RATES_OF_LARGE if (parameters or 0) >= LARGE_MODEL else RATES_OF_SMALL
 
 
 def halvings(rates: int) -> int:

@@ -1,4 +1,4 @@
-"""Studies: the form with its live plan, the list, a study's page with its live grid, stopping, adding seeds."""
+"""Studies: the form with its live plan, the list, a page with its live grid, stopping, adding seeds."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ def prefilled(request: Request) -> dict[str, Any]:
     if pk is not None:
         run = TrainingRun.objects.fetch(request.user, pk)
         values = initial_from(run)
-        return {name: values[name] for name in CARRIED if name in values} | {"also": run.target_module_config_id}
+        return {name: values[name] for name in CARRIED if name in values} | {
+            "also": run.target_module_config_id
+        }
     initial: dict[str, Any] = {}
     if dataset is not None:
         initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
@@ -136,7 +138,9 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
         form.initial.update(initial_for(ready[0]))
     refused = {card.config.pk for card in study_outlook(drafted(request, form)).cards if card.refusal}
     also = form.initial.pop("also", None)
-    ticked = [one for one in form.configs if (one.project_id is None or one.pk == also) and one.pk not in refused]
+    ticked = [
+        one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
+    ]
     form.initial["configs"] = [config.pk for config in ticked]
     usual = [config.pk for config in ticked if config.slug == "quality"] or form.initial["configs"][:1]
     form.initial["compared_with"] = usual[0] if usual else None

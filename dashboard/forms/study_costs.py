@@ -1,0 +1,266 @@
+"""What a study would cost and what it could show, while its form is being filled in.
+
+Reckons from the census, the frozen rows and earlier evaluations alone; starts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from dashboard.forms.studies import POINTS, StudyForm, name_of
+from dashboard.forms.training_runs import DEFAULTS
+from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
+from dashboard.models.forecast import Forecast, Reckoner
+from dashboard.models.queue import Start, start_of_next
+from dashboard.models.study import Study
+from dashboard.models.study_plan import (
+    DEFAULT_MARGIN,
+    LOWER_IS_BETTER,
+    METRICS,
+    TEST_ROWS,
+    check_experts,
+    default_metric,
+    halvings,
+    with_equal_parameters,
+)
+from workers import verdicts
+from workers.errors import SpecError, TargetError
+from workers.targets import Resolution
+
+
+@dataclass(frozen=True)
+class Card:
+    """One choice of target modules on one base model, and why it cannot be an arm there."""
+
+    config: TargetModuleConfig
+    resolution: Resolution
+    refusal: str
+
+
+@dataclass(frozen=True)
+class ArmCost:
+    """An arm with its own rank, and what one run of it needs."""
+
+    plan: ArmPlan
+    forecast: Forecast
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The whole study on the device that suits it."""
+
+    arms: tuple[ArmCost, ...]
+    runs: int
+    trials: int  # short runs that only look for learning rates
+    seconds: dict[str, float]
+    saved_seconds: float
+    disk_bytes: int
+    device: str
+    start: Start | None
+
+    @property
+    def largest_share(self) -> float:
+        """How many times the smallest arm's parameters the largest has."""
+        sizes = [arm.forecast.trainable_parameters for arm in self.arms]
+        return max(sizes) / min(sizes) if min(sizes) else 1.0
+
+    @property
+    def finishes_at(self) -> datetime:
+        """When training ends if nothing else comes between; scoring comes on top."""
+        waits = self.start.expected if self.start else 0.0
+        return timezone.now() + timedelta(seconds=waits + self.seconds["expected"])
+
+    @property
+    def too_large(self) -> list[str]:
+        """Arms that fit on no device."""
+        return [arm.plan.name for arm in self.arms if arm.forecast.main.fit == "too_large"]
+
+
+@dataclass(frozen=True)
+class Power:
+    """The smallest difference that the test rows can show four times out of five, against the margin."""
+
+    rows: int
+    rows_there: int
+    comparisons: int
+    variance: float
+    is_assumed: bool
+    margin: float
+    unit: str
+
+    @property
+    def difference(self) -> float:
+        """In the metric's unit."""
+        return verdicts.detectable_difference(self.rows, variance=self.variance, arms=self.comparisons)
+
+    @property
+    def is_too_coarse(self) -> bool:
+        """Whether a difference of the margin would probably stay unseen."""
+        return self.difference > self.margin
+
+    @property
+    def rows_needed(self) -> int | None:
+        """Test rows that would show a difference of the margin; None for a margin of nothing."""
+        if not self.margin:
+            return None
+        return verdicts.items_needed(self.margin, variance=self.variance, arms=self.comparisons)
+
+    @property
+    def rows_are_there(self) -> bool:
+        """Whether the dataset has them."""
+        return self.rows_needed is not None and self.rows_needed <= self.rows_there
+
+    def words(self, value: float) -> str:
+        """A difference as people read it."""
+        if self.unit == "nats":
+            return _("%(value)s nats") % {"value": f"{value:.3f}"}
+        return _("%(value)s points") % {"value": f"{100 * value:.1f}".removesuffix(".0")}
+
+    @property
+    def difference_words(self) -> str:
+        """8.1 points."""
+        return self.words(self.difference)
+
+    @property
+    def margin_words(self) -> str:
+        """2 points."""
+        return self.words(self.margin)
+
+
+@dataclass(frozen=True)
+class StudyOutlook:
+    """What the form as it stands would start, and what it still lacks."""
+
+    cards: tuple[Card, ...]
+    ticked: frozenset[str]
+    metric: str = ""
+    seeds: int = 0
+    rates: tuple[float, ...] = ()
+    costs: Costs | None = None
+    power: Power | None = None
+    refusal: str = ""
+    missing: str = ""
+
+
+def study_outlook(form: StudyForm) -> StudyOutlook:
+    """The outlook of a form whose fields have been cleaned, valid or not."""
+    values = form.cleaned_data
+    base_model, version = values.get("base_model"), values.get("dataset_version")
+    metric = values.get("metric") or (default_metric(version) if version else "")
+    seeds, rates = values.get("seeds") or 1, tuple(values.get("learning_rates") or ())
+    arms, refusal, costs = [], "", None
+    cards = tuple(cards_of(list(form.offered), base_model)) if base_model else ()
+    try:
+        refused = {card.config.pk for card in cards if card.refusal}
+        arms = [arm for arm in form.arms() if arm.config.pk not in refused]
+        if values.get("budget") == Study.Budget.EQUAL_PARAMETERS and base_model:
+            arms = with_equal_parameters(arms, base_model)
+        if base_model and len(arms) > 1:
+            costs = costs_of_plan(form, arms, seeds, rates)
+    except (SpecError, TargetError) as error:
+        refusal = error.message
+    return StudyOutlook(
+        cards=cards,
+        ticked=frozenset(str(value) for value in form["configs"].value() or ()),
+        metric=str(METRICS.get(metric, "")),
+        seeds=seeds,
+        rates=rates,
+        costs=costs,
+        power=power_of(form, version, metric, len(arms)) if version and len(arms) > 1 else None,
+        refusal=refusal,
+        missing=missing(base_model, version, arms),
+    )
+
+
+def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: Sequence[ArmPlan]) -> str:
+    """What the primary button asks for; "" when the study can start."""
+    if base_model is None:
+        return _("Choose a base model")
+    if version is None:
+        return _("Choose a dataset")
+    return _("Tick at least two arms") if len(arms) < 2 else ""
+
+
+def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[Card]:
+    """What each choice means on this model."""
+    found = []
+    for config in configs:
+        try:
+            resolution = config.resolve(base_model)
+            refusal = resolution.refusal
+            check_experts([ArmPlan(name_of(config), config, DEFAULTS)], base_model)
+        except (TargetError, SpecError) as error:
+            resolution, refusal = Resolution(refusal=error.message), error.message
+        found.append(Card(config, resolution, refusal))
+    return found
+
+
+def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: Sequence[float]) -> Costs:
+    """Time, disk and parameters: the arms of a seed train in one job, one seed after the other.
+
+    The time is that of the arms one after the other, less the loading that they share: on a CPU they take
+    turns, and what a GPU gains by computing them at once is not counted on.
+    """
+    version, base_model = form.cleaned_data.get("dataset_version"), form.cleaned_data["base_model"]
+    reckoner = Reckoner.of(base_model, version)
+    found = tuple(
+        ArmCost(arm, reckoner.forecast(arm.config.resolve(base_model), arm.hyperparameters)) for arm in arms
+    )
+    tried = len(rates) if len(rates) > 1 else 0
+    rungs = halvings(tried)
+    shares = [math.ceil(tried / 2**rung) / 2 ** (rungs - rung) for rung in range(rungs)]
+    trials = sum(math.ceil(tried / 2**rung) for rung in range(rungs)) * len(arms)
+    spans = {
+        name: (seeds + sum(shares)) * sum(arm.forecast.main.seconds[name] for arm in found)
+        for name in ("low", "expected", "high")
+    }
+    runs = len(arms) * seeds
+    saved = loading(reckoner, arms[0]) * (runs + trials - seeds - rungs)
+    kept = sum(arm.forecast.adapter_bytes for arm in found)
+    working = sum(arm.forecast.disk_bytes - arm.forecast.adapter_bytes for arm in found)
+    return Costs(
+        arms=found,
+        runs=runs,
+        trials=trials,
+        seconds={name: max(1.0, value - saved) for name, value in spans.items()},
+        saved_seconds=saved,
+        disk_bytes=kept * seeds + working * max(1, tried),
+        device=found[0].forecast.main.device,
+        start=start_of_next(Job.Queue.GPU, form.project, form.by),
+    )
+
+
+def loading(reckoner: Reckoner, arm: ArmPlan) -> float:
+    """Seconds until a run on its own has loaded its base."""
+    learn = arm.hyperparameters
+    sizes = reckoner.sizes(arm.config.resolve(reckoner.base_model), learn)
+    device = reckoner.nodes[0][0]
+    rows = reckoner.rows(learn)
+    load = reckoner.load(rows, learn)
+    return reckoner.reckon(device, reckoner.dtype_on(device), 1, sizes, load, learn).seconds.start
+
+
+def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -> Power | None:
+    """What the test rows can show; None for a measure whose spread nothing is known of yet."""
+    values = form.cleaned_data
+    there = int(version.splits.get("test", 0))
+    rows = min(there, values.get("test_rows") or TEST_ROWS)
+    seen = EvaluationItem.objects.variance_between(version, metric)
+    if not rows or (seen is None and metric in LOWER_IS_BETTER):
+        return None
+    margin = values.get("margin")
+    return Power(
+        rows=rows,
+        rows_there=there,
+        comparisons=arms - 1,
+        variance=verdicts.ASSUMED_DISAGREEMENT if seen is None else seen,
+        is_assumed=seen is None,
+        margin=DEFAULT_MARGIN if margin is None else margin / POINTS,
+        unit="nats" if metric in LOWER_IS_BETTER else "points",
+    )

@@ -1,0 +1,333 @@
+"""The study form: what it starts, what it says before, what it refuses, and that nothing typed is lost."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    Evaluation,
+    EvaluationItem,
+    Project,
+    Study,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
+from tests.conftest import make_base_model, make_dataset, make_run
+from tests.dashboard.studies import conclude, make_study
+from tests.dashboard.test_training_run_create import entered as run_entered
+
+URL = reverse("study-create")
+PLAN = reverse("study-plan")
+ARMS = reverse("study-arms")
+
+
+def pks(*slugs: str) -> list[int]:
+    """Presets by slug."""
+    return [TargetModuleConfig.objects.get(slug=slug).pk for slug in slugs]
+
+
+def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[str, Any]:
+    """The form as a browser sends it, with some fields changed."""
+    version = dataset.newest_ready()
+    values = {
+        "name": "Placement",
+        "dataset_version": version.pk if version else "",
+        "base_model": base_model.pk,
+        "configs": pks("efficient", "quality"),
+        "compared_with": pks("quality")[0],
+        "seeds": "3",
+        "budget": "equal-rank",
+        "learning_rates": "",
+        "metric": "",
+        "margin": "2",
+        "test_rows": "200",
+        "length": "steps",
+        "max_steps": "10",
+        "num_train_epochs": "3",
+        "r": "4",
+        "lora_alpha": "",
+        "lora_dropout": "0",
+        "learning_rate": "0.0002",
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": "0.05",
+        "per_device_train_batch_size": "4",
+        "gradient_accumulation_steps": "2",
+        "max_length": "64",
+        "idempotency_key": str(uuid.uuid4()),
+    }
+    return {**values, **changes}
+
+
+Send = Callable[..., Any]
+
+
+@pytest.fixture
+def send(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> Send:
+    """Ed sends the form with some fields changed."""
+    client.force_login(ed)
+    return lambda **changes: client.post(URL, entered(dataset, base_model, **changes))
+
+
+@pytest.fixture
+def look(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> Callable[..., str]:
+    """The plan beside the form with some fields changed, as text."""
+    client.force_login(ed)
+
+    def text(**changes: Any) -> str:
+        page = client.get(PLAN, entered(dataset, base_model, **changes)).content.decode()
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+    return text
+
+
+def test_it_starts_a_study_and_opens_its_page(send: Send) -> None:
+    answer = send()
+    study = Study.objects.get()
+    assert answer["Location"] == study.get_absolute_url()
+    assert [arm.name for arm in study.arms.all()] == ["efficient", "quality"]
+    assert (study.seeds, study.reference, study.margin, study.metric) == (
+        [1, 2, 3],
+        "quality",
+        0.02,
+        "token_f1",
+    )
+    assert {run.hyperparameters["r"] for run in study.runs()} == {4}
+
+
+def test_it_starts_one_study_for_a_double_click(send: Send) -> None:
+    key = str(uuid.uuid4())
+    first, second = send(idempotency_key=key), send(idempotency_key=key)
+    assert first["Location"] == second["Location"]
+    assert Study.objects.count() == 1
+
+
+def test_it_looks_for_the_rate_where_several_are_named(send: Send) -> None:
+    send(learning_rates="0.001, 5e-4 0.0001")
+    study = Study.objects.get()
+    assert study.learning_rates == [0.0001, 0.0005, 0.001]
+    assert {run.rung for run in study.runs()} == {0}
+
+
+def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
+    send(budget="equal-parameters")
+    efficient, quality = Study.objects.get().arms.all()
+    assert quality.hyperparameters["r"] == 8
+    assert efficient.hyperparameters["r"] > 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"configs": []}, "Tick at least two."),
+        ({"seeds": "0"}, "Enter a whole number from 1 to 20."),
+        ({"seeds": "many"}, "Enter a whole number from 1 to 20."),
+        ({"margin": "-1"}, "Enter a number from 0 to 100."),
+        ({"margin": "nan"}, "Enter a number from 0 to 100."),
+        ({"test_rows": "0"}, "Enter a whole number from 1 to 10,000."),
+        ({"learning_rates": "fast"}, "is no rate"),
+        ({"learning_rates": "nan"}, "is no rate"),
+        ({"learning_rates": "0.001 0.001"}, "Name up to 8 different rates."),
+        ({"metric": "beauty"}, "Measured by"),
+        ({"budget": "free"}, "What is equal"),
+        ({"r": "0"}, "Enter a whole number from 1 to 512."),
+        ({"max_steps": ""}, "Say how long each run shall be."),
+        ({"max_length": "4096"}, "reads at most 512 tokens"),
+        ({"dataset_version": "x"}, "This dataset is not ready"),
+        ({"base_model": ""}, "Choose a base model."),
+    ],
+)
+def test_it_refuses_with_a_sentence_and_keeps_what_was_typed(
+    send: Send, changes: dict[str, Any], words: str
+) -> None:
+    answer = send(name="My own name", **changes)
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert words in page.replace("&#x27;", "'")
+    assert "My own name" in page
+    assert not Study.objects.exists()
+
+
+def test_it_refuses_a_reference_that_is_not_ticked(send: Send) -> None:
+    answer = send(compared_with=pks("mlp")[0])
+    assert "Choose one of the ticked arms as the reference." in answer.content.decode()
+
+
+def test_one_arm_is_nothing_to_compare(send: Send) -> None:
+    answer = send(configs=pks("quality"))
+    assert answer.status_code == 422
+    assert "nothing to compare one with" in answer.content.decode()
+
+
+def test_what_was_ticked_stays_ticked_after_a_refusal(send: Send) -> None:
+    page = send(seeds="0", configs=pks("mlp", "quality")).content.decode()
+    ticked = re.findall(r'name="configs"\s+value="(\d+)"[^>]*checked', page)
+    assert [int(value) for value in ticked] == pks("mlp", "quality")
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, dataset: Dataset, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    assert client.get(URL).status_code == 403
+    assert client.post(URL, entered(dataset, base_model)).status_code == 403
+
+
+def test_things_of_another_project_do_not_exist(send: Send, other_project: Project) -> None:
+    theirs = make_base_model(other_project, "Theirs", "example/theirs")
+    dataset = make_dataset(other_project, "Secret")
+    version = dataset.newest_ready()
+    assert version
+    answer = send(dataset_version=version.pk, base_model=theirs.pk)
+    assert answer.status_code == 422
+    assert "Secret" not in answer.content.decode()
+
+
+# What is filled in
+
+
+def test_every_preset_that_the_model_has_is_ticked(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    page = client.get(URL, {"base_model": base_model.pk}).content.decode()
+    assert len(re.findall(r'name="configs"[^>]*checked', page)) == 6
+    assert f'value="{dataset.newest_ready().pk}" selected' in page  # type: ignore[union-attr]
+
+
+def test_a_choice_that_the_model_lacks_is_disabled_with_its_reason(
+    client: Client, ed: User, dataset: Dataset, project: Project
+) -> None:
+    base_model = make_base_model(project, "No MLP", "example/no-mlp")
+    assert base_model.census
+    groups = [group for group in base_model.census["groups"] if "mlp" not in group["role"]]
+    BaseModel.objects.filter(pk=base_model.pk).update(census={**base_model.census, "groups": groups})
+    client.force_login(ed)
+    page = client.get(ARMS, entered(dataset, base_model)).content.decode()
+    assert "is-refused" in page
+    assert re.search(r'name="configs"[^>]*disabled', page)
+
+
+def test_the_fine_tune_form_hands_its_values_over(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    sent = {**run_entered(dataset, base_model, r="7", max_steps="33"), "carry": "yes"}
+    answer = client.post(URL, {**sent, "csrfmiddlewaretoken": "secret"})
+    query = parse_qs(urlsplit(answer["Location"]).query)
+    assert answer.status_code == 302
+    assert "csrfmiddlewaretoken" not in query
+    page = client.get(answer["Location"]).content.decode()
+    assert 'name="r" value="7"' in page
+    assert 'name="max_steps" value="33"' in page
+
+
+def test_a_run_hands_its_settings_over(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed, r=5)
+    client.force_login(ed)
+    assert 'name="r" value="5"' in client.get(URL, {"run": run.pk}).content.decode()
+    assert f"{URL}?run={run.pk}" in client.get(run.get_absolute_url()).content.decode()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"run": "x"},
+        {"dataset": "²"},
+        {"r": "<b>"},
+        {"base_model": "none"},
+        {"also": "9" * 40},
+        {"length": "x"},
+    ],
+)
+def test_a_link_with_nonsense_still_opens_the_form(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, query: dict[str, str]
+) -> None:
+    client.force_login(ed)
+    answer = client.get(URL, query)
+    assert answer.status_code == 200
+    assert "<b>" not in answer.content.decode()
+
+
+def test_a_run_of_another_project_is_not_there(
+    client: Client, otto: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    run = make_run(project, dataset, base_model)
+    client.force_login(otto)
+    assert client.get(URL, {"run": run.pk}).status_code == 404
+
+
+# What it says before
+
+
+def test_the_plan_counts_runs_and_prints_rank_alpha_and_parameters(look: Callable[..., str]) -> None:
+    text = look()
+    assert "6 2 arms × 3 seeds" in text
+    assert "Efficient 4 8 " in text
+    assert "times the parameters of the smallest" in text
+    assert "Computing time, predicted about" in text
+    assert "Disk at most" in text
+
+
+def test_the_plan_counts_the_short_runs_of_a_search(look: Callable[..., str]) -> None:
+    # 4 rates, then 2, in both arms.
+    assert "before them 12 short ones" in look(learning_rates="0.0001 0.0002 0.0004 0.0008")
+
+
+def test_the_plan_says_that_the_test_rows_are_too_few(look: Callable[..., str]) -> None:
+    text = look()
+    assert "With 2 test rows" in text
+    assert "assumes that two arms disagree on 15.0 % of the rows" in text
+    assert "This test set cannot show a difference of 2 points" in text
+    # 0.15 * (2.8 / 0.02)^2 for one comparison.
+    assert "2,944 test rows would; this dataset has 2." in text
+
+
+def test_the_plan_takes_the_disagreement_that_was_measured(
+    look: Callable[..., str], project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    table: Any = {"base": {0: [0] * 4}, "efficient": {1: [1, 1, 0, 0]}, "quality": {1: [1, 0, 0, 1]}}
+    conclude(make_study(project, dataset, base_model, seeds=[1]), table)
+    version = dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    # Differences 0, 1, 0, -1.
+    assert EvaluationItem.objects.variance_between(version, "exact_match") == pytest.approx(2 / 3)
+    assert EvaluationItem.objects.variance_between(version, "chrf") is None
+    assert "how far earlier adapters disagreed" in look(metric="exact_match")
+    assert Evaluation.objects.count() == 3
+
+
+def test_fewer_than_three_seeds_are_called_indicative(look: Callable[..., str]) -> None:
+    assert "Indicative only" in look(seeds="2")
+    assert "Indicative only" not in look(seeds="3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"configs": []}, "Tick at least two arms"),
+        ({"dataset_version": ""}, "Choose a dataset"),
+        ({"base_model": ""}, "Choose a base model"),
+        ({"learning_rates": "x", "seeds": "-", "margin": "?"}, "Start study"),
+    ],
+)
+def test_the_button_names_what_is_missing(
+    look: Callable[..., str], changes: dict[str, Any], words: str
+) -> None:
+    assert words in look(**changes)
+
+
+def test_no_run_is_started_by_looking(look: Callable[..., str]) -> None:
+    look()
+    assert not TrainingRun.objects.exists()
