@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy
 from dashboard.charts import thin
 from dashboard.models import MetricSeries, Study
 from dashboard.models.study_result import costs_of
+from dashboard.models.study_words import Judged
 from dashboard.templatetags.graftworks import duration, filesize, number
 
 # Room at both ends, so that a mark on the edge is drawn whole.
@@ -74,18 +75,18 @@ class Axis:
         return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def quality(study: Study, value: float) -> str:
+def quality(study: Judged, value: float) -> str:
     """A value of the study's metric as people read it."""
     return f"{value:.3f}" if study.lower_is_better else f"{100 * value:.1f} %"
 
 
-def with_interval(study: Study, estimate: dict[str, float]) -> str:
+def with_interval(study: Judged, estimate: dict[str, float]) -> str:
     """A mean with its 95 % interval."""
     mean, low, high = (quality(study, estimate[key]) for key in ("mean", "low", "high"))
     return f"{mean} ({low} – {high})"
 
 
-def _tick(study: Study, value: float) -> str:
+def tick(study: Judged, value: float) -> str:
     return f"{value:g}" if study.lower_is_better else f"{100 * value:g} %"
 
 
@@ -122,7 +123,7 @@ def intervals(study: Study) -> dict[str, Any]:
         "rows": rows,
         "base": next((row for row in rows if row["is_base"]), None),
         "reference": axis.across(reference["metric"]["mean"]) if reference else None,
-        "ticks": [(axis.across(value), _tick(study, value)) for value in axis.ticks()],
+        "ticks": [(axis.across(value), tick(study, value)) for value in axis.ticks()],
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
     }
@@ -178,7 +179,7 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
             "is_left": across.share(point["cost"]) > 0.6,
             "is_reference": point["name"] == study.reference,
             "is_tied": point["name"] in tied,
-            "is_dominated": any(_dominates(other, point, study.lower_is_better) for other in points),
+            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
         }
         for point in sorted(points, key=lambda point: point["mean"])
     ]
@@ -195,7 +196,7 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
         if len(together) > 1
         else None,
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
-        "ticks_y": [(up.down(value, PARETO_HEIGHT), _tick(study, value)) for value in up.ticks(5)],
+        "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
         "base": quality(study, base["mean"]) if base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
@@ -209,7 +210,7 @@ def tied_with_reference(study: Study) -> set[str]:
     return {study.reference} | {one["arm"] for one in found if one["low"] <= 0 <= one["high"]}
 
 
-def _dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
+def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
     """Whether `other` costs no more and its whole interval lies on the good side of the point's."""
     if other["cost"] > point["cost"]:
         return False

@@ -6,6 +6,7 @@ study's export with numpy alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from workers import verdicts
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study, StudyArm
+    from dashboard.models.training_run import TrainingRun
 
 # arm -> seed -> row -> score
 Scores = dict[str, dict[int, dict[int, float]]]
@@ -133,14 +135,18 @@ def against(
 
 def costs_of(arm: StudyArm) -> dict[str, Any]:
     """What an arm costs: parameters and bytes of its adapter, mean seconds and peak memory of its runs."""
-    runs = arm.final_runs()
+    return costs_of_runs(arm.final_runs())
+
+
+def costs_of_runs(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    """The same of runs that differ in nothing but the seed; those that have no such number say None."""
     if not runs:
         return dict.fromkeys(("trainable_parameters", "adapter_bytes", "seconds", "peak_memory_bytes"))
     sizes = [run.adapter.size_bytes for run in runs if hasattr(run, "adapter")]
     return {
         "trainable_parameters": runs[0].forecast.get("trainable_parameters"),
         "adapter_bytes": sizes[0] if sizes else runs[0].forecast.get("adapter_bytes"),
-        "seconds": _mean(run.measured.get("seconds") for run in runs),
+        "seconds": _mean(run.measured.get("seconds", run.measured.get("wall_seconds")) for run in runs),
         "peak_memory_bytes": _mean(run.measured.get("peak_memory_bytes") for run in runs),
     }
 
