@@ -203,6 +203,9 @@ else:
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,
+        # A worker that is paused or cut off within a transaction holds a job's row: it loses it in time,
+        # and whoever waits for a lock gives up first, as on SQLite.
+        "options": "-c idle_in_transaction_session_timeout=30s -c lock_timeout=20s",
         **DATABASES["default"].get("OPTIONS", {}),
     }
 # Sign-in limits must work while the broker is down, and must count across processes.

@@ -123,11 +123,12 @@ class Proxy:
         return await asyncio.open_connection(host, int(port))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await reader.read(CHUNK):
-                if self.seconds:
-                    await asyncio.sleep(self.seconds)
-                await self.passing.wait()
-                writer.write(piece)
-                await writer.drain()
+        """Until one side ends; whatever goes wrong cuts off both, as a killed client's server must know."""
+        while piece := await reader.read(CHUNK):
+            if self.seconds:
+                await asyncio.sleep(self.seconds)
+            await self.passing.wait()
+            writer.write(piece)
+            await writer.drain()
+        if not writer.transport.is_closing():
             writer.write_eof()

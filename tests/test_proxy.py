@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import socketserver
+import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -78,3 +80,13 @@ def test_it_is_slow_on_request(proxy: Proxy) -> None:
         proxy.delay(2)
         with pytest.raises(TimeoutError):
             say(line)
+
+
+def test_it_passes_a_reset_on(proxy: Proxy) -> None:
+    with call(proxy) as line:
+        say(line)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    deadline = time.monotonic() + 5
+    while proxy.writers:
+        assert time.monotonic() < deadline, "the other side still believes in the connection"
+        time.sleep(0.05)
