@@ -1,0 +1,132 @@
+"""A comparison of chosen runs as pictures: places for plain SVG, in the shapes of a study's figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+
+from dashboard.models.comparison import ComparedArm, Comparison
+from dashboard.models.study_result import costs_of_runs
+from dashboard.study_charts import (
+    AXIS_HEIGHT,
+    COSTS,
+    PARETO_HEIGHT,
+    ROW_HEIGHT,
+    Axis,
+    apart,
+    dominates,
+    tick,
+    with_interval,
+)
+
+
+def short(name: str, length: int) -> str:
+    """A name that fits, with the number that tells runs of one name apart."""
+    words, _space, number = name.rpartition(" ")
+    return f"{Truncator(words).chars(length)} {number}"
+
+
+def config_of(arm: ComparedArm) -> str:
+    """What the arm trains, where its name does not say so already."""
+    label = str(arm.first.target_module_config.name)
+    return "" if label.lower() in arm.name.lower() else label
+
+
+def intervals(comparison: Comparison) -> dict[str, Any] | None:
+    """Every arm and base model with mean, 95 % interval and seeds, by mean: the order decides nothing."""
+    arms = {arm.name: arm for arm in comparison.scored}
+    lines = [
+        {**one["metric"], "name": one["name"], "arm": arms[one["name"]], "seeds": one["by_seed"]}
+        for one in comparison.numbers["arms"]
+    ]
+    if not lines:
+        return None
+    lines.sort(key=lambda line: line["mean"], reverse=not comparison.lower_is_better)
+    bases = comparison.numbers["bases"]
+    lines += [{**found, "name": name, "arm": None, "seeds": []} for name, found in bases.items()]
+    axis = Axis.around(value for line in lines for value in (line["low"], line["high"], *line["seeds"]))
+    rows = [
+        {
+            "name": short(line["name"], 28) if line["arm"] else _("Base model"),
+            "config": config_of(line["arm"]) if line["arm"] else (line["name"] if len(bases) > 1 else ""),
+            "is_base": line["arm"] is None,
+            "is_reference": line["arm"] is comparison.reference,
+            "words": with_interval(comparison, line),
+            "mean": axis.across(line["mean"]),
+            "low": axis.across(line["low"]),
+            "high": axis.across(line["high"]),
+            "seeds": [axis.across(value) for value in line["seeds"]],
+            "y": ROW_HEIGHT * place,
+        }
+        for place, line in enumerate(lines)
+    ]
+    pinned = next((line["mean"] for line in lines if line["arm"] is comparison.reference), None)
+    height = ROW_HEIGHT * len(rows)
+    return {
+        "rows": rows,
+        "reference": axis.across(pinned) if pinned is not None else None,
+        "ticks": [(axis.across(value), tick(comparison, value)) for value in axis.ticks()],
+        "floor": height + 2,
+        "height": height + AXIS_HEIGHT,
+    }
+
+
+def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
+    """Quality against a cost; grey are arms that another certainly beats at no more cost. None: no costs."""
+    arms = {arm.name: arm for arm in comparison.scored}
+    points: list[dict[str, Any]] = []
+    for one in comparison.numbers["arms"]:
+        value = costs_of_runs(arms[one["name"]].runs)[cost]
+        if value is not None:
+            points.append({"name": one["name"], "cost": float(value), **one["metric"]})
+    if not points:
+        return None
+    across = Axis.around((point["cost"] for point in points), zero=True)
+    up = Axis.around(point[end] for point in points for end in ("low", "high"))
+    # With one seed an interval does not know how far seeds lie apart, so nothing is certain.
+    counted = {one["name"]: len(one["seeds"]) for one in comparison.numbers["arms"]}
+    certain = [point for point in points if counted[point["name"]] > 1]
+    marks = [
+        {
+            "name": short(point["name"], 18),
+            "x": across.across(point["cost"]),
+            "y": up.down(point["mean"], PARETO_HEIGHT),
+            "low": up.down(point["low"], PARETO_HEIGHT),
+            "high": up.down(point["high"], PARETO_HEIGHT),
+            "is_left": across.share(point["cost"]) > 0.6,
+            "is_reference": point["name"] == comparison.reference.name,
+            "is_dominated": point in certain
+            and any(dominates(other, point, comparison.lower_is_better) for other in certain),
+        }
+        for point in sorted(points, key=lambda point: point["mean"])
+    ]
+    label, written = COSTS[cost]
+    return {
+        "cost": cost,
+        "label": label,
+        "marks": apart(marks),
+        "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
+        "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(comparison, value)) for value in up.ticks(5)],
+        "has_dominated": any(mark["is_dominated"] for mark in marks),
+        "floor": PARETO_HEIGHT - AXIS_HEIGHT,
+        "height": PARETO_HEIGHT,
+    }
+
+
+def differences(comparison: Comparison) -> dict[str, Any]:
+    """Arm -> its difference to the reference on a shared axis that marks no difference."""
+    found = comparison.numbers.get("comparisons", [])
+    axis = Axis.around((value for one in found for value in (one["low"], one["high"])), zero=True)
+    return {
+        "zero": axis.across(0.0),
+        "rows": {
+            one["arm"]: {
+                "low": axis.across(one["low"]),
+                "high": axis.across(one["high"]),
+                "mean": axis.across(one["difference"]),
+            }
+            for one in found
+        },
+    }
