@@ -105,6 +105,13 @@ class Resolution:
         layers = [f"layers={spans(self.layers_to_transform)}"] if self.layers_to_transform else []
         return " ".join([*modules, *sorted(self.target_parameters), *layers])
 
+    @property
+    def confirmation_key(self) -> str:
+        """Stands for the very sentences that were accepted; empty where there is nothing to accept."""
+        if not self.confirmations:
+            return ""
+        return hashlib.sha256("\n".join(self.confirmations).encode()).hexdigest()[:16]
+
     def names(self) -> list[str]:
         """Full names of the modules and tensors that get an adapter, as PEFT reports them."""
         return [

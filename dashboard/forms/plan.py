@@ -87,6 +87,7 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     errors: Errors | None = None
     start: Start | None = None
+    confirmed: str = ""  # what was ticked, if anything was
 
     @property
     def total_steps(self) -> int | None:
@@ -133,6 +134,7 @@ def plan(form: TrainingRunForm) -> Plan:
         base_model=base_model,
         card=_card(config, base_model, learn.r) if base_model and config else None,
         differences=tuple(differences(learn)),
+        confirmed=values.get("confirmed") or "",
     )
     return _reckoned(form, found)
 

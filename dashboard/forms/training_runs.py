@@ -26,6 +26,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.dataset import SAMPLE_NAME
+from dashboard.models.target_module_config import TargetModuleConfigQuerySet
 from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
 
@@ -248,6 +249,9 @@ class TrainingRunForm(forms.Form):
         gettext_lazy("Start of the dice (seed)"),
         gettext_lazy("The same seed gives the same order of rows. Keep it to compare runs fairly."),
     )
+    confirmed = forms.CharField(
+        label=gettext_lazy("I have read this and want it so"), max_length=64, required=False
+    )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
     def __init__(
@@ -256,11 +260,13 @@ class TrainingRunForm(forms.Form):
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
-        self.versions, self.base_models, self.configs = choices(caller, project)
+        self.versions, self.base_models, configs = choices(caller, project)
+        # Offered is what is current; a run that is repeated may name an earlier version.
+        self.configs = configs.current()
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
-            ("target_module_config", self.configs),
+            ("target_module_config", configs),
         ):
             self.fields[name].queryset = rows  # type: ignore[attr-defined]
 
@@ -279,10 +285,17 @@ class TrainingRunForm(forms.Form):
             )
         return values
 
+    def is_confirmed(self) -> bool:
+        """Whether the very sentences were ticked that this choice wants accepted. May raise TargetError."""
+        values = self.cleaned_data
+        resolution = values["target_module_config"].resolve(values["base_model"])
+        return bool(values["confirmed"] == resolution.confirmation_key)
+
     def refuse(self, error: SpecError) -> None:
         """Put what the spec refused beside its field."""
         name = FIELDS.get(error.field, error.field)
-        self.add_error(name if name in self.fields else None, error.message)
+        message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
+        self.add_error(name if name in self.fields else None, message)
 
     def hyperparameters(self) -> Hyperparameters:
         """What was entered, for the parts that are valid; defaults for the rest. May raise SpecError."""
@@ -291,8 +304,8 @@ class TrainingRunForm(forms.Form):
 
 def choices(
     caller: Caller, project: Project
-) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], QuerySet[TargetModuleConfig]]:
-    """Data, models and target modules that may be chosen in a project."""
+) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], TargetModuleConfigQuerySet]:
+    """Data, models and target modules that may be chosen in a project; of the last also earlier versions."""
     here = Q(project=None) | Q(project=project)
     versions = (
         DatasetVersion.objects.visible_to(caller)

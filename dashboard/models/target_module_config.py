@@ -114,6 +114,11 @@ class TargetModuleConfig(models.Model):
         """Whether the form preselects it."""
         return self.slug == RECOMMENDED
 
+    @property
+    def title(self) -> str:
+        """Its name; a project's own choice says which version it is."""
+        return self.name if self.project_id is None else f"{self.name} v{self.version}"
+
     @staticmethod
     def is_reserved(name: str) -> bool:
         """Whether a preset has this name, so that a project's own choice would be taken for it."""

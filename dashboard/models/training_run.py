@@ -40,6 +40,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             "target_module_config",
             "adapter",
             "created_by",
+            "confirmed_by",
             "project",
         )
 

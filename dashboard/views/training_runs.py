@@ -105,6 +105,7 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
             base_model=values["base_model"],
             target_module_config=values["target_module_config"],
             hyperparameters=values["hyperparameters"],
+            confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
     except SpecError as error:
@@ -198,7 +199,10 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
     found: Plan = plan(form)
     cards = []
     if found.base_model:
-        cards = preset_cards(list(form.configs), found.base_model, found.hyperparameters.r)
+        offered = list(form.configs)
+        if found.card and found.card.config not in offered:
+            offered.append(found.card.config)
+        cards = preset_cards(offered, found.base_model, found.hyperparameters.r)
     return {
         "plan": found,
         "cards": cards,

@@ -24,6 +24,7 @@ from dashboard.models import (
 )
 from dashboard.models.dataset import SAMPLE_NAME
 from tests.conftest import make_base_model, make_dataset, make_run
+from workers.selections import Selection
 
 URL = reverse("training-run-create")
 
@@ -232,3 +233,48 @@ def test_a_clone_of_a_run_without_its_dataset_still_opens(client: Client, ed: Us
     Job.objects.filter(pk=run.dataset_version.job_id or 0).update(state=State.FAILED)
     client.force_login(ed)
     assert client.get(URL, {"clone": run.pk}).status_code == 200
+
+
+def gappy(base_model: BaseModel) -> BaseModel:
+    """The model with attention output in the second of its two layers alone."""
+    census = base_model.census or {}
+    for group in census["groups"]:
+        if group["role"] == "attn_out":
+            group["layers"] = [1]
+    BaseModel.objects.filter(pk=base_model.pk).update(census=census)
+    return BaseModel.objects.get(pk=base_model.pk)
+
+
+def test_gaps_are_confirmed_before_a_start(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    values = entered(dataset, gappy(base_model))
+    for ticked in ("", "yes"):
+        page = client.post(URL, {**values, "confirmed": ticked})
+        assert page.status_code == 422
+        assert b"Read what it says beside this, and tick it." in page.content
+    resolution = page.context["plan"].card.resolution
+    assert resolution.confirmations[0].encode() in page.content
+    assert client.post(URL, {**values, "confirmed": resolution.confirmation_key}).status_code == 302
+    run = TrainingRun.objects.get()
+    assert (run.confirmed_by, run.confirmations) == (ed, list(resolution.confirmations))
+    assert b"Accepted before the start" in client.get(run.get_absolute_url()).content
+
+
+def test_a_repeated_run_keeps_its_version_of_a_choice(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    configs = TargetModuleConfig.objects
+    old, new = (
+        configs.compose(project=project, by=ed, name="Ours", selection=Selection((name,)))
+        for name in ("o_proj", "q_proj")
+    )
+    client.post(URL, entered(dataset, base_model, target_module_config=old.pk))
+    shown = [card.config for card in client.get(URL).context["cards"]]
+    assert new in shown
+    assert old not in shown
+    page = client.get(URL, {"clone": TrainingRun.objects.get().pk})
+    assert page.context["plan"].card.config == old
+    assert b"Ours v1" in page.content
