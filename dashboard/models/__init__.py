@@ -23,6 +23,7 @@ from dashboard.models.project import (
     Role,
 )
 from dashboard.models.publication import Publication
+from dashboard.models.saved_view import SavedView
 from dashboard.models.share_link import SHARE_DAYS, ShareLink
 from dashboard.models.storage import CleanUp, StorageUse
 from dashboard.models.study import Study, StudyArm
@@ -61,6 +62,7 @@ __all__ = [
     "Project",
     "Publication",
     "Role",
+    "SavedView",
     "SetupCode",
     "ShareLink",
     "State",
