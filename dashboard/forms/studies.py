@@ -33,6 +33,7 @@ from dashboard.models.study_plan import (
 )
 from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
+from workers.targets import Resolution
 
 MOST_AT_ONCE = 5
 MOST_ROWS = 10_000
@@ -125,7 +126,7 @@ class StudyForm(forms.Form):
         label=gettext_lazy("As good means at most this much worse (points)"),
         min_value=0,
         max_value=POINTS,
-        help_text=gettext_lazy("2 points: 88 % counts as as good as 90 %. For a loss: hundredths of a nat."),
+        help_text=gettext_lazy("2 points: 88 % passes for as good as 90 %. For a loss: hundredths of a nat."),
         error_messages=dict.fromkeys(
             ("invalid", "min_value", "max_value"), gettext_lazy("Enter a number from 0 to 100.")
         ),
@@ -150,6 +151,7 @@ class StudyForm(forms.Form):
     gradient_accumulation_steps = _run["gradient_accumulation_steps"]
     max_length = _run["max_length"]
     gradient_checkpointing = _run["gradient_checkpointing"]
+    confirmed = _run["confirmed"]
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
     def __init__(
@@ -166,7 +168,8 @@ class StudyForm(forms.Form):
         super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
-        self.versions, self.base_models, self.offered = choices(caller, project)
+        self.versions, self.base_models, configs = choices(caller, project)
+        self.offered = configs.current()
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
@@ -219,7 +222,25 @@ class StudyForm(forms.Form):
     def refuse(self, error: SpecError) -> None:
         """Put what the spec refused beside its field."""
         name = FIELDS.get(error.field, error.field)
-        self.add_error(name if name in self.fields else None, error.message)
+        message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
+        self.add_error(name if name in self.fields else None, message)
+
+    def to_confirm(self) -> Resolution:
+        """What the ticked arms leave out or reach besides, as one list. May raise TargetError."""
+        values = self.cleaned_data
+        base_model, configs = values.get("base_model"), values.get("configs") or []
+        if base_model is None:
+            return Resolution()
+        found = [(config, config.resolve(base_model)) for config in configs]
+        return Resolution(
+            confirmations=tuple(
+                f"{config}: {sentence}" for config, one in found for sentence in one.confirmations
+            )
+        )
+
+    def is_confirmed(self) -> bool:
+        """Whether the very sentences were ticked that these arms want accepted. May raise TargetError."""
+        return bool(self.cleaned_data["confirmed"] == self.to_confirm().confirmation_key)
 
     def arms(self) -> list[ArmPlan]:
         """What is ticked, with the settings that all share. May raise SpecError."""

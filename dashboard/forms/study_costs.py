@@ -146,6 +146,8 @@ class StudyOutlook:
     power: Power | None = None
     refusal: str = ""
     missing: str = ""
+    to_confirm: Resolution | None = None
+    confirmed: str = ""  # what was ticked, if anything was
 
 
 def study_outlook(form: StudyForm) -> StudyOutlook:
@@ -154,13 +156,15 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
     base_model, version = values.get("base_model"), values.get("dataset_version")
     metric = values.get("metric") or (default_metric(version) if version else "")
     seeds, rates = values.get("seeds") or 1, tuple(values.get("learning_rates") or ())
-    arms, refusal, costs = [], "", None
+    arms: list[ArmPlan] = []
+    refusal, costs, to_confirm = "", None, None
     cards = tuple(cards_of(list(form.offered), base_model)) if base_model else ()
     try:
         refused = {card.config.pk for card in cards if card.refusal}
         arms = [arm for arm in form.arms() if arm.config.pk not in refused]
         if values.get("budget") == Study.Budget.EQUAL_PARAMETERS and base_model:
             arms = with_equal_parameters(arms, base_model)
+        to_confirm = form.to_confirm()
         if base_model and len(arms) > 1:
             costs = costs_of_plan(form, arms, seeds, rates)
     except (SpecError, TargetError) as error:
@@ -175,6 +179,8 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
         power=power_of(form, version, metric, len(arms)) if version and len(arms) > 1 else None,
         refusal=refusal,
         missing=missing(base_model, version, arms),
+        to_confirm=to_confirm,
+        confirmed=values.get("confirmed") or "",
     )
 
 

@@ -96,6 +96,7 @@ def launched(request: Request, form: StudyForm) -> Study | None:
             margin=form.margin_in_unit(),
             learning_rates=values["learning_rates"],
             test_rows=values["test_rows"],
+            confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
     except SpecError as error:

@@ -130,7 +130,7 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
     if run is None:
         return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
     if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):
-        return Cell(seed, run.state, run, percent=percent_of(run.job))
+        return Cell(seed, run.state, run, percent=None if run.is_over else percent_of(run.job))
     scored = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
     newest = max(scored, key=lambda one: one.pk, default=None)
     if newest is None:

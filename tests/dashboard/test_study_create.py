@@ -27,6 +27,7 @@ from dashboard.models import (
 from tests.conftest import make_base_model, make_dataset, make_run
 from tests.dashboard.studies import conclude, make_study
 from tests.dashboard.test_training_run_create import entered as run_entered
+from tests.dashboard.test_training_run_create import gappy
 
 URL = reverse("study-create")
 PLAN = reverse("study-plan")
@@ -192,6 +193,21 @@ def test_things_of_another_project_do_not_exist(send: Send, other_project: Proje
     assert "Secret" not in answer.content.decode()
 
 
+def test_what_the_arms_leave_out_is_confirmed_before_a_start(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    values = entered(dataset, gappy(base_model))
+    for ticked in ("", "yes"):
+        page = client.post(URL, {**values, "confirmed": ticked})
+        assert page.status_code == 422
+        assert b"Read what it says beside this, and tick it." in page.content
+    key = re.search(r'name="confirmed"[^>]*value="(\w+)"', page.content.decode())
+    assert key
+    assert client.post(URL, {**values, "confirmed": key.group(1)}).status_code == 302
+    assert Study.objects.get().confirmed_by == ed
+
+
 # What is filled in
 
 
@@ -273,7 +289,7 @@ def test_a_run_of_another_project_is_not_there(
 
 def test_the_plan_counts_runs_and_prints_rank_alpha_and_parameters(look: Callable[..., str]) -> None:
     text = look()
-    assert "6 2 arms × 3 seeds" in text
+    assert "6 = 2 arms × 3 seeds" in text
     assert "Efficient 4 8 " in text
     assert "times the parameters of the smallest" in text
     assert "Computing time, predicted about" in text
