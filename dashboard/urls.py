@@ -13,6 +13,7 @@ from dashboard.views import (
     base_models,
     compare,
     datasets,
+    decisions,
     health,
     home,
     invitations,
@@ -22,15 +23,16 @@ from dashboard.views import (
     queue,
     settings,
     setup,
+    share_links,
     storage,
     studies,
     study_results,
+    target_module_configs,
     team,
     tokens,
     training_runs,
     workers,
 )
-
 
 handler500 = "dashboard.outage.server_error"
 
@@ -87,6 +89,12 @@ urlpatterns = [
     path("settings/base-models/<int:pk>/", base_models.detail, name="base-model-detail"),
     path("settings/base-models/<int:pk>/progress/", base_models.progress, name="base-model-progress"),
     path("settings/base-models/<int:pk>/inspect/", base_models.inspect, name="base-model-inspect"),
+    # Target modules
+    path("target-modules/", target_module_configs.index, name="target-module-config-index"),
+    path("target-modules/new/", target_module_configs.create, name="target-module-config-create"),
+    path("target-modules/new/explain/", target_module_configs.explain, name="target-module-config-explain"),
+    path("target-modules/<int:pk>/", target_module_configs.detail, name="target-module-config-detail"),
+    path("target-modules/<int:pk>/export/", target_module_configs.export, name="target-module-config-export"),
     # Training runs
     path("fine-tune/", training_runs.create, name="training-run-create"),
     path("fine-tune/presets/", training_runs.presets, name="training-run-presets"),
@@ -112,6 +120,12 @@ urlpatterns = [
     path("studies/<int:pk>/seeds/", studies.seeds, name="study-seeds"),
     path("studies/<int:pk>/differences.csv", study_results.deltas_csv, name="study-deltas-csv"),
     path("studies/<int:pk>/scores.csv", study_results.scores_csv, name="study-scores-csv"),
+    path("studies/<int:pk>/report/", study_results.report, name="study-report"),
+    path("studies/<int:pk>/answers/", study_results.items, name="study-items"),
+    path("studies/<int:pk>/decisions/", decisions.create, name="decision-create"),
+    path("studies/<int:pk>/share/", share_links.create, name="share-link-create"),
+    path("share-links/<int:pk>/revoke/", share_links.revoke, name="share-link-revoke"),
+    path("shared/<str:secret>/", share_links.open, name="share-link-open"),
     # Compare
     path("compare/", compare.index, name="compare"),
     path("compare/compare.csv", compare.export, name="compare-csv"),

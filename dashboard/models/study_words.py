@@ -109,13 +109,15 @@ def _decided(study: Study, one: dict[str, Any]) -> str:
         }
         return (
             _(
-                "%(arm)s kept %(kept)s of %(reference)s with %(share)s: as good within your margin of %(margin)s."
+                "%(arm)s kept %(kept)s of %(reference)s with %(share)s: "
+                "as good within your margin of %(margin)s."
             )
             % words
         )
     return (
         _(
-            "%(arm)s is as good as %(reference)s within your margin of %(margin)s (%(interval)s), with %(share)s."
+            "%(arm)s is as good as %(reference)s within your margin of %(margin)s (%(interval)s), "
+            "with %(share)s."
         )
         % words
     )
@@ -156,10 +158,10 @@ def indicative(study: Judged, comparisons: list[dict[str, Any]]) -> str:
     seeds = max(len(one["seeds"]) for one in comparisons)
     highest = max(comparisons, key=lambda one: one["difference"])
     return ngettext(
-        "Indicative only, with %(count)d seed: %(arm)s differs from %(reference)s by %(difference)s (%(interval)s). "
-        "Three seeds are needed for a verdict.",
-        "Indicative only, with %(count)d seeds: %(arm)s differs from %(reference)s by %(difference)s (%(interval)s). "
-        "Three seeds are needed for a verdict.",
+        "Indicative only, with %(count)d seed: %(arm)s differs from %(reference)s by %(difference)s "
+        "(%(interval)s). Three seeds are needed for a verdict.",
+        "Indicative only, with %(count)d seeds: %(arm)s differs from %(reference)s by %(difference)s "
+        "(%(interval)s). Three seeds are needed for a verdict.",
         seeds,
     ) % {
         "count": seeds,
@@ -233,7 +235,8 @@ def unmeasured(study: Study) -> list[str]:
     if edges:
         said.append(
             _(
-                "The chosen learning rate of %(arms)s lies at the edge of the grid; a better one may lie outside."
+                "The chosen learning rate of %(arms)s lies at the edge of the grid; "
+                "a better one may lie outside."
             )
             % {"arms": ", ".join(edges)}
         )

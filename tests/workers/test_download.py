@@ -37,7 +37,8 @@ model = load_base(base, torch.float32, torch.device("cpu")).eval()
 ids = torch.arange(3, 23).unsqueeze(0)
 with torch.no_grad():
     plain = model(input_ids=ids).logits
-    tuned = _attach(model, EvalSpec(base=base, data=DataSpec(path="", sha256=""), adapters={"adapter": adapter_folder}))
+    data = DataSpec(path="", sha256="")
+    tuned = _attach(model, EvalSpec(base=base, data=data, adapters={"adapter": adapter_folder}))
     numpy.savez(target, base=plain, adapter=tuned(input_ids=ids).logits)
 """
 CLEAN = """
