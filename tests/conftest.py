@@ -7,31 +7,15 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from tests.servers import free_port
+import django
+import pytest
+from django.conf import settings
+from django.contrib.auth.hashers import make_password
+from django.db import connection
 
-# Before Django reads its settings: tests never touch the data of a real installation.
-_data_dir = tempfile.TemporaryDirectory(prefix="graftworks-tests-")
-os.environ["DATA_DIR"] = _data_dir.name
-os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
-os.environ.setdefault("SECRET_KEY", "only-for-tests")
-os.environ["EMAIL_URL"] = "memorymail://"
-# A dispatcher under test would put 256 MB on the disk.
-os.environ["BALLAST_BYTES"] = "0"
-for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
-    os.environ.pop(_name, None)
-# Set by `python -m tests.servers`: PostgreSQL, and a broker on a port for whichever test starts one.
-if "TEST_DATABASE_URL" in os.environ:
-    os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
-    os.environ["REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
-
-import django  # noqa: E402
-import pytest  # noqa: E402
-from django.conf import settings  # noqa: E402
-from django.contrib.auth.hashers import make_password  # noqa: E402
-from django.db import connection  # noqa: E402
+import tests.environment  # noqa: F401 - before Django reads its settings
 
 django.setup()
 
@@ -51,10 +35,10 @@ from dashboard.models import (  # noqa: E402
 from workers.specs import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
-# Queue, workers and recovery run on both databases: `pytest -m jobs`.
+# Queue, workers and recovery run on both databases: `pytest -m jobs`. What health pages advise is not the same.
 JOBS = re.compile(
-    r"test_(job|queue|api_jobs|worker|health_index|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|recorders|publish|resume|node|doctor|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
+    r"test_(job|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
+    r"|recorders|publish|resume|node|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
 )
 
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def options() -> argparse.Namespace:
 def main() -> int:
     """Prepare the environment before Django reads it, then run."""
     asked = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="graftworks-chaos-", dir="/tmp"))
     try:
         os.environ.update(environment(folder, asked.database_url))

@@ -73,7 +73,7 @@ def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, li
     finally:
         stage.kill_all()
     print(facts(asked, work, storm, ending))
-    return judge(checks(work, watch, ending))
+    return judge(checks(work, storm, watch, ending))
 
 
 def token(stage: Stage) -> str:
@@ -162,10 +162,10 @@ def facts(asked: argparse.Namespace, work: Work, storm: Storm, ending: Ending) -
     )
 
 
-def checks(work: Work, watch: Watch, ending: Ending) -> dict[str, list[str]]:
+def checks(work: Work, storm: Storm, watch: Watch, ending: Ending) -> dict[str, list[str]]:
     """Each thing that must not be, with what was found of it."""
     return {
-        "lost or wrong end": verdict.wrong_ends(work.asked),
+        "lost or wrong end": verdict.wrong_ends(work.asked, storm.hits),
         "adapters missing, double or damaged": verdict.adapter_faults(),
         "curves with gaps or doubles": verdict.curve_faults(),
         "moves that no table lists, writes of an earlier attempt": verdict.illegal_moves(),

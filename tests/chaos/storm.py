@@ -100,6 +100,9 @@ class Storm:
         while not self.over.is_set():
             alone = blow.role in ("trainer", "pool")
             found = [one for one in self.stage.processes(blow.role) if alone or self._may(one)]
+            if blow.role == "pool":
+                # One that works is worth more than one that waits.
+                found = [one for one in found if self._held(blow.role, one)] or found
             if found and self._hit(blow, found[int(blow.pick * len(found))]):
                 return
             if time.monotonic() > deadline:

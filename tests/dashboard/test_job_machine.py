@@ -151,6 +151,8 @@ class Walk:
             self.rows[job.pk] = Row("cpu", run_after=self.now)
             return
         job = Job.objects.submit(Job.Kind.TRAIN, {}, project=self.project, by=None)
+        # Another test may have had a job of this number.
+        shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
         runs = []
         for place in range(arms):
             run = TrainingRun.objects.get(pk=self.run.pk)
@@ -425,11 +427,13 @@ def test_no_walk_leads_where_no_move_leads(project: Project) -> None:
     @given(walks)
     def walk_and_forget(steps: list[Step]) -> None:
         walk = Walk(project, run)
-        with transaction.atomic():
-            for step in [("submit", "", 0)] * 3 + steps:
-                walk.take(*step)
-            transaction.set_rollback(True)
-        walk.clear()
+        try:
+            with transaction.atomic():
+                for step in [("submit", "", 0)] * 3 + steps:
+                    walk.take(*step)
+                transaction.set_rollback(True)
+        finally:
+            walk.clear()
 
     walked.clear()
     walk_and_forget()
