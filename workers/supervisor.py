@@ -77,6 +77,7 @@ class Attempt:
     is_warned: bool = False
     progress: Progress | None = None
     began_at: int | None = None  # the step from which a training continues
+    stands_at: float = 0.0  # since when it stands there
     has_stepped: bool = False
 
     def write_down(self, child: Child) -> None:
@@ -126,7 +127,7 @@ class Attempt:
         elif isinstance(event, Progress):
             self.progress = event
             if event.phase == "training" and self.began_at is None:
-                self.began_at = event.step
+                self.began_at, self.stands_at = event.step, time.monotonic()
             if self.job.state == State.STARTING:
                 # A cancel that came first wins; it is seen at the next look.
                 with contextlib.suppress(IllegalMove):
@@ -167,13 +168,22 @@ class Attempt:
 
     def has_overstayed(self, child: Child) -> bool:
         """Whether the time to stop is over, for the child and for what is still to be written."""
-        return bool(self.stop_reason) and (
-            time.monotonic() - child.stop_asked > GRACE_SECONDS[self.stop_reason]
-        )
+        began = child.stop_asked
+        # What is to be kept can be saved only once all is loaded, and a large model takes its time.
+        if self.loads_to_finish and not (self.is_lost or self.draining()):
+            return False
+        if self.stop_reason == "finish":
+            began = max(began, self.stands_at)
+        return bool(self.stop_reason) and time.monotonic() - began > GRACE_SECONDS[self.stop_reason]
+
+    @property
+    def loads_to_finish(self) -> bool:
+        """Whether a child that shall save its best does not stand yet where an earlier attempt left it."""
+        return self.stop_reason == "finish" and not self.stands_at
 
     def watch_progress(self, child: Child) -> None:
         """Warn about a child that stands still, then end it. One that was asked to stop has its own time."""
-        if self.stop_reason or child.has_ended:
+        if (self.stop_reason and not self.loads_to_finish) or child.has_ended:
             return
         limit = max(STALL_SECONDS, STALL_PACES * child.pace)
         silent = time.monotonic() - child.progress_at
@@ -286,7 +296,9 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             reason = PUT_ASIDE.get(attempt.stop_reason, "It was asked to stop.")
             if attempt.is_lost:
                 reason = f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes."
-            job.interrupt(reason, actor=worker, blameless=True)
+            # Who never gets as far as saving must not try for ever.
+            was_late = attempt.stop_reason == "finish" and not (attempt.is_lost or attempt.draining())
+            job.interrupt(reason, actor=worker, blameless=not was_late)
         elif status == -signal.SIGKILL and not child.was_killed:
             _suspect_memory(attempt)
         else:

@@ -143,4 +143,15 @@ def test_a_child_that_cannot_finish_in_time_may_do_so_later(
     Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.5)
     ended = play(HEARS % 2, waiting, monkeypatch)
-    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
+    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 0, Job.Keep.ADAPTER)
+
+
+def test_a_child_that_still_loads_has_time_to_keep_the_best(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = claim("gpu")
+    Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.2)
+    loading = 'tell("Progress", phase="loading")\nsys.stdin.readline()\ntime.sleep(1)\n'
+    loaded = 'tell("Failure", code="bad_model", message="It has loaded.")\ntell("Bye", reason="failed")\n'
+    assert play(loading + loaded, waiting, monkeypatch).error_message == "It has loaded."
