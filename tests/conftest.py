@@ -35,7 +35,7 @@ from dashboard.models import (  # noqa: E402
 from workers.specs import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
-# Queue, workers and recovery run on both databases: `pytest -m jobs`. What health pages advise is not the same.
+# Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
     r"|recorders|publish|resume|node|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
