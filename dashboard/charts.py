@@ -158,6 +158,7 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
             {
                 # Names repeat and may be long; the number tells them apart and must stay visible.
                 "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
+                "run": run.pk,
                 "points": jsonable({name: thin(stored[run.pk].points())})[name],
                 "smooth": name == "train/loss",
                 **looks[run.pk],

@@ -8,7 +8,9 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 
 from dashboard.models.comparison import ComparedArm, Comparison
+from dashboard.models.comparison_words import OUTCOMES
 from dashboard.models.study_result import costs_of_runs
+from dashboard.models.study_words import amount, interval
 from dashboard.study_charts import (
     AXIS_HEIGHT,
     COSTS,
@@ -130,3 +132,35 @@ def differences(comparison: Comparison) -> dict[str, Any]:
             for one in found
         },
     }
+
+
+def deltas(comparison: Comparison) -> list[dict[str, Any]]:
+    """One row per arm: its difference to the reference in words, and what it costs; unscored arms stay."""
+    found = {one["name"]: one for one in comparison.numbers["arms"]}
+    compared = {one["arm"]: one for one in comparison.numbers.get("comparisons", [])}
+    places = differences(comparison)["rows"]
+    rows = []
+    for arm in comparison.arms:
+        one, own = compared.get(arm.name), found.get(arm.name)
+        rows.append(
+            {
+                "arm": arm,
+                "is_reference": arm is comparison.reference,
+                "may_pin": own is not None and arm is not comparison.reference,
+                "config": config_of(arm),
+                "quality": with_interval(comparison, own["metric"]) if own else "–",
+                "seeds": len(own["seeds"]) if own else 0,
+                "difference": amount(comparison, one["difference"], signed=True) if one else "",
+                "interval": interval(comparison, one) if one else "",
+                "p": p_in_words(one["p_adjusted"]) if one else "",
+                "outcome": OUTCOMES[one["outcome"]] if one else "",
+                "place": places.get(arm.name),
+                **costs_of_runs(arm.runs),
+            }
+        )
+    return rows
+
+
+def p_in_words(p: float) -> str:
+    """Three digits, as fewer draws cannot tell smaller ones apart."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

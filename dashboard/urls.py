@@ -21,6 +21,7 @@ from dashboard.views import (
     metric_series,
     projects,
     queue,
+    saved_views,
     settings,
     setup,
     share_links,
@@ -129,6 +130,9 @@ urlpatterns = [
     # Compare
     path("compare/", compare.index, name="compare"),
     path("compare/compare.csv", compare.export, name="compare-csv"),
+    path("compare/compare.json", compare.numbers, name="compare-json"),
+    path("compare/views/new/", saved_views.create, name="saved-view-create"),
+    path("compare/views/<int:pk>/delete/", saved_views.delete, name="saved-view-delete"),
     # Adapters
     path("adapters/", adapters.index, name="adapter-index"),
     path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),

@@ -90,10 +90,8 @@ class Comparison:
     bases: dict[str, Evaluation]
 
     @classmethod
-    def of(cls, runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> Comparison | None:
+    def of(cls, runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> Comparison:
         """The comparison of at least one run; unknown metric or reference: the first that has scores."""
-        if not runs:
-            return None
         arms = arms_of(runs)
         scored = [arm for arm in arms if arm.evaluations()]
         pinned = [arm for arm in arms if reference in {str(run.pk) for run in [*arm.runs, *arm.repeats]}]

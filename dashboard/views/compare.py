@@ -1,53 +1,180 @@
-"""Compare: chosen runs side by side, as curves, settings, results and cost. Names no winner."""
+"""Compare: chosen runs as arms with intervals, side by side, and row by row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import render
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
-from dashboard import charts
+from dashboard import charts, comparison_charts
 from dashboard.downloads import csv_file
 from dashboard.forms.plan import label_of, worded
 from dashboard.gate import Request
-from dashboard.models import MetricSeries, State, TrainingRun
+from dashboard.models import (
+    MetricSeries,
+    Role,
+    SavedView,
+    State,
+    TrainingRun,
+    comparison_items,
+    comparison_words,
+)
+from dashboard.models.comparison import Comparison
+from dashboard.models.study_plan import METRICS
+from dashboard.study_charts import COSTS
 
 RUNS_OFFERED = 100
 # Of a run's measured values, those that are its cost.
-COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
+COSTS_EXPORTED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
+
+# What curves can be drawn over: name of the run's measured sum -> words.
+ACROSS = {
+    "step": gettext_lazy("Steps"),
+    "tokens": gettext_lazy("Tokens"),
+    "seconds": gettext_lazy("Seconds"),
+}
+# The parts of the address that say what the page shows.
+CHOICES = ("runs", "metric", "reference", "cost", "only", "x", "arm", "won", "q")
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The runs of ?runs=1,2,3 (or repeated), or a list to choose from."""
+    """The runs of ?runs=1,2,3 (or repeated), or a list to choose from. Every choice is in the address."""
     runs = chosen(request)
-    only = request.GET.get("only") == "differences"
     offered = TrainingRun.objects.with_facts().visible_to(request.user).filter(project=request.project)
-    settings = settings_table(runs)
-    curves = {name: charts.comparison(runs, name) for name in charts.CURVES}
-    for curve in curves.values():
-        curve["table"] = table_of(curve)
+    views = SavedView.objects.visible_to(request.user).filter(project=request.project)
     context = {
         "runs": runs,
         "offered": offered.order_by("-pk")[:RUNS_OFFERED],
         "chosen": [run.pk for run in runs],
-        "only": only,
+        "query": ",".join(str(run.pk) for run in runs),
+        "saved_views": views,
+        "address": address_of(request),
+        "only": request.GET.get("only") == "differences",
+        "may_edit": request.user.projects(Role.EDITOR).filter(pk=request.project.pk).exists(),
+    }
+    if runs:
+        context |= measured_context(request, runs)
+    return render(request, "compare/index.html", context)
+
+
+def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any]:
+    """Everything that the page says of chosen runs."""
+    comparison = comparison_of(request, runs)
+    settings, only = settings_table(runs), request.GET.get("only") == "differences"
+    across = request.GET.get("x", "")
+    across = across if across in ACROSS else next(iter(ACROSS))
+    curves = {name: charts.comparison(runs, name) for name in charts.CURVES}
+    tables: dict[str, Any] = {}
+    for name, curve in curves.items():
+        tables[name] = {"rows": table_of(curve), "labels": [one["label"] for one in curve["series"]]}
+        curve["series"] = scaled(curve["series"], runs, across)
+    context = {
+        "comparison": comparison,
+        "warnings": comparison_words.warnings(comparison),
         "settings": [row for row in settings if row["differs"] or not only],
         "same": sum(not row["differs"] for row in settings),
         "scores": score_table(runs),
         "losses": loss_table(runs),
-        "curves": curves,
-        "has_curves": any(curve["series"] for curve in curves.values()),
-        "told": exact_matches(runs),
-        "warnings": warnings(runs),
-        "query": ",".join(str(run.pk) for run in runs),
+        "curves": [(name, curve, tables[name]) for name, curve in curves.items() if tables[name]["rows"]],
+        "across": across,
+        "across_label": ACROSS[across],
+        "acrosses": ACROSS,
     }
-    return render(request, "compare/index.html", context)
+    return context | verdict_context(request, comparison, runs) | items_context(request, comparison)
+
+
+def comparison_of(request: Request, runs: list[TrainingRun]) -> Comparison:
+    """The runs, by the metric and against the reference of the address."""
+    return Comparison.of(runs, request.GET.get("metric", ""), request.GET.get("reference", ""))
+
+
+def verdict_context(request: Request, comparison: Comparison, runs: list[TrainingRun]) -> dict[str, Any]:
+    """The sentence and its figures; without scores of single rows, each run's exact match alone."""
+    cost = request.GET.get("cost", "")
+    cost = cost if cost in COSTS else next(iter(COSTS))
+    if not comparison.numbers["arms"]:
+        told = exact_matches(runs)
+        return {"told": told, "sentence": comparison_words.sentence(comparison) if told else ""}
+    return {
+        "sentence": comparison_words.sentence(comparison),
+        "metrics": {name: METRICS[name] for name in comparison.metrics},
+        "carried_choices": carried(request, "metric", "reference", "cost"),
+        "intervals": comparison_charts.intervals(comparison),
+        "costs": COSTS,
+        "cost": cost,
+        "pareto": comparison_charts.pareto(comparison, cost),
+        "differences": comparison_charts.differences(comparison),
+        "deltas": comparison_charts.deltas(comparison),
+    }
+
+
+def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
+    """Single rows of one arm beside the reference's."""
+    names = {one["arm"] for one in comparison.numbers.get("comparisons", [])}
+    others = [arm for arm in comparison.scored if arm.name in names]
+    if not others:
+        return {}
+    wanted = request.GET.get("arm", "")
+    arm = next((one for one in others if wanted in {str(run.pk) for run in one.runs}), others[0])
+    words, won = request.GET.get("q", "")[:120], request.GET.get("won", "")
+    asked = request.GET.get("page", "")
+    number = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 9 else 1
+    found = comparison_items.page_of(comparison, arm, won=won, words=words, number=number)
+    return {
+        "carried_items": carried(request, "arm", "won", "q"),
+        "before": found.number - 1,
+        "after": found.number + 1,
+        "others": others,
+        "arm": arm,
+        "words": words,
+        "won": won,
+        "items": found,
+    }
+
+
+def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: str) -> list[dict[str, Any]]:
+    """The curves over tokens or seconds instead of steps; runs that did not measure them are left out.
+
+    A run knows its sums alone, so every step counts as long as the others.
+    """
+    if across == "step":
+        return series
+    factors = {
+        run.pk: run.measured[across] / run.ended_step
+        for run in runs
+        if run.ended_step and run.measured.get(across)
+    }
+    return [
+        {**one, "points": [(step * factors[one["run"]], value) for step, value in one["points"]]}
+        for one in series
+        if one["run"] in factors
+    ]
+
+
+def carried(request: Request, *asked: str) -> list[tuple[str, str]]:
+    """The choices that a form carries along: all but those that it asks for."""
+    known = known_part(request.GET)
+    return [(name, value) for name in known if name not in asked for value in known.getlist(name)]
+
+
+def address_of(request: Request) -> str:
+    """The page's choices as a query, without anything that it does not know."""
+    return known_part(request.GET).urlencode()
+
+
+def known_part(query: QueryDict) -> QueryDict:
+    """Only the choices of this page, without the page of its list."""
+    kept = QueryDict(mutable=True)
+    for name in CHOICES:
+        for value in query.getlist(name):
+            if value:
+                kept.appendlist(name, value)
+    return kept
 
 
 @require_GET
@@ -55,7 +182,67 @@ def export(request: Request) -> HttpResponse:
     """Everything on the page as one long table: run, kind, name, step, value."""
     runs = chosen(request)
     header = ["run", "name", "kind", "measure", "step", "value"]
-    return csv_file("compare.csv", [header, *(row for run in runs for row in lines(run))])
+    rows: list[list[str | float | None]] = [list(header), *(row for run in runs for row in lines(run))]
+    if runs:
+        rows += verdict_lines(comparison_of(request, runs))
+    return csv_file("compare.csv", rows)
+
+
+@require_GET
+def numbers(request: Request) -> HttpResponse:
+    """The comparison as JSON, with every row's score, so that others can compute it anew."""
+    runs = chosen(request)
+    if not runs:
+        raise Http404
+    comparison = comparison_of(request, runs)
+    arms, bases = comparison.scores()
+    found = {
+        "metric": comparison.metric,
+        "lower_is_better": comparison.lower_is_better,
+        "reference": comparison.reference.name,
+        "sentence": comparison_words.sentence(comparison),
+        "warnings": comparison_words.warnings(comparison),
+        **comparison.numbers,
+        "runs": [
+            {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.settings_shown()}
+            for arm in comparison.arms
+            for run in [*arm.runs, *arm.repeats]
+        ],
+        "scores": [
+            *(
+                {"arm": name, "seed": seed, "item": item, "value": value}
+                for name, by_seed in arms.items()
+                for seed, rows in by_seed.items()
+                for item, value in rows.items()
+            ),
+            *(
+                {"arm": name, "seed": None, "item": item, "value": value}
+                for name, rows in bases.items()
+                for item, value in rows.items()
+            ),
+        ],
+    }
+    response = JsonResponse(found, json_dumps_params={"indent": 1})
+    response["Content-Disposition"] = 'attachment; filename="compare.json"'
+    response["Cache-Control"] = "private, no-store"
+    return response
+
+
+def verdict_lines(comparison: Comparison) -> list[list[str | float | None]]:
+    """The differences to the reference for the CSV, in the metric's unit."""
+    first = {arm.name: arm.first.pk for arm in comparison.arms}
+    return [
+        [
+            first[one["arm"]],
+            one["arm"],
+            f"against {one['reference']}",
+            f"{comparison.metric} {name}",
+            None,
+            one[name],
+        ]
+        for one in comparison.numbers.get("comparisons", [])
+        for name in ("difference", "low", "high", "p_adjusted", "outcome")
+    ]
 
 
 def chosen(request: Request) -> list[TrainingRun]:
@@ -122,24 +309,6 @@ def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     return told
 
 
-def warnings(runs: Sequence[TrainingRun]) -> list[str]:
-    """What makes these runs hard to compare."""
-    found = []
-    if len({run.dataset_version_id for run in runs}) > 1:
-        found.append(
-            _("They learned from different dataset versions, so their scores are on different rows.")
-        )
-    if len({run.base_model_id for run in runs}) > 1:
-        found.append(_("They adapt different base models."))
-    unscored = sum("adapter" not in run.scores() for run in runs)
-    if runs and unscored:
-        text = ngettext(
-            "%(count)d run has no evaluation yet.", "%(count)d runs have no evaluation yet.", unscored
-        )
-        found.append(text % {"count": unscored})
-    return found
-
-
 def lines(run: TrainingRun) -> Iterable[list[str | float | None]]:
     """Everything about one run for the CSV."""
 
@@ -154,7 +323,7 @@ def lines(run: TrainingRun) -> Iterable[list[str | float | None]]:
             yield line(subject, name, value)
     for name, value in run.forecast.items():
         yield line("forecast", name, value)
-    for name in COSTS:
+    for name in COSTS_EXPORTED:
         if run.measured.get(name) is not None:
             yield line("cost", name, run.measured[name])
     for series in run.metric_series.all():

@@ -37,9 +37,7 @@ def again(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
 
 
 def compared(runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> Comparison:
-    comparison = Comparison.of(runs, metric, reference)
-    assert comparison
-    return comparison
+    return Comparison.of(runs, metric, reference)
 
 
 def test_runs_that_differ_in_nothing_but_the_seed_are_one_arm(scored: Scored) -> None:

@@ -28,12 +28,16 @@ from dashboard.models import (
     Membership,
     Project,
     Role,
+    SavedView,
+    ShareLink,
+    TargetModuleConfig,
     TrainingRun,
     User,
     WorkerNode,
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
 from tests.dashboard.studies import make_study
+from workers.selections import Selection
 
 # Callers. Otto manages another project; Mixed views Support but has a project of their own open, which they
 # manage; Root is superuser without any membership.
@@ -109,6 +113,13 @@ RULES: dict[tuple[str, str], str] = {
     ("base-model-detail", "GET"): READ,
     ("base-model-progress", "GET"): READ,
     ("base-model-inspect", "POST"): MANAGE,
+    # Target modules. A preset would be for everybody; the row here is the project's own.
+    ("target-module-config-index", "GET"): PAGE,
+    ("target-module-config-create", "GET"): CREATE,
+    ("target-module-config-create", "POST"): CREATE,
+    ("target-module-config-explain", "POST"): CREATE,
+    ("target-module-config-detail", "GET"): READ,
+    ("target-module-config-export", "GET"): READ,
     # Training runs
     ("training-run-create", "GET"): CREATE,
     ("training-run-create", "POST"): CREATE,
@@ -137,9 +148,19 @@ RULES: dict[tuple[str, str], str] = {
     ("study-seeds", "POST"): EDIT,
     ("study-deltas-csv", "GET"): READ,
     ("study-scores-csv", "GET"): READ,
+    ("study-report", "GET"): READ,
+    ("study-items", "GET"): READ,
+    ("decision-create", "POST"): EDIT,
+    ("share-link-create", "POST"): MANAGE,
+    ("share-link-revoke", "POST"): MANAGE,
+    ("share-link-open", "GET"): PUBLIC,
     # Compare. Runs are chosen by query parameters: foreign ones are left out, which its own tests hold.
     ("compare", "GET"): PAGE,
     ("compare-csv", "GET"): PAGE,
+    # Without runs there are no numbers; its own test lets somebody in.
+    ("compare-json", "GET"): "?00000-",
+    ("saved-view-create", "POST"): CREATE,
+    ("saved-view-delete", "POST"): EDIT,
     # Adapters
     ("adapter-index", "GET"): PAGE,
     ("adapter-detail", "GET"): READ,
@@ -175,6 +196,7 @@ RULES: dict[tuple[str, str], str] = {
     ("api:base-model-modules", "GET"): API_READ,
     ("api:base-model-presets", "GET"): API_READ,
     ("api:target-module-config-index", "GET"): API_READ,
+    ("api:target-module-config-index", "POST"): API_CREATE,
     ("api:dataset-index", "GET"): API_LIST,
     ("api:dataset-index", "POST"): API_CREATE,
     ("api:dataset-sample", "POST"): API_CREATE,
@@ -232,6 +254,7 @@ QUERIES = {
 OBJECTS = {
     "dataset": "dataset",
     "base-model": "base_model",
+    "target-module-config": "target_module_config",
     "training-run": "run",
     "adapter": "adapter",
     "membership": "membership",
@@ -243,6 +266,10 @@ OBJECTS = {
     "job": "job",
     "run": "run",
     "study": "study",
+    "decision": "study",
+    "share-link": "share_link",
+    "saved-view": "saved_view",
+    "share-link-create": "study",
 }
 
 
@@ -254,6 +281,7 @@ class World:
     secrets: dict[str, str]
     rows: dict[str, int]
     invitation_secret: str
+    share_secret: str
     project: Project
 
 
@@ -267,8 +295,13 @@ def world(project: Project, other_project: Project, mara: User, ed: User, vera: 
     base_model = make_base_model(project)
     dataset = make_dataset(project, by=ed)
     run = make_run(project, dataset, base_model, by=ed)
+    config = TargetModuleConfig.objects.compose(
+        project=project, by=ed, name="Ours", selection=Selection(("o_proj",))
+    )
     node = WorkerNode.objects.create(name="gpu0@host", queue="gpu", host="host", pid=1)
     invitation, secret = Invitation.issue(project, "new@example.org", Role.VIEWER, mara)
+    study = make_study(project, dataset, base_model, by=ed)
+    link, share_secret = ShareLink.issue(study, mara, days=7)
     homes = {vera: project, ed: project, mara: project, otto: other_project, mixed: theirs, root: project}
     issued = {user: ApiToken.issue(home, user, "matrix")[1] for user, home in homes.items()}
     people = dict(zip(CALLERS, (None, vera, ed, mara, otto, mixed, root), strict=True))
@@ -276,16 +309,19 @@ def world(project: Project, other_project: Project, mara: User, ed: User, vera: 
         "dataset": dataset.pk,
         "base_model": base_model.pk,
         "run": run.pk,
+        "target_module_config": config.pk,
         "adapter": published(run).pk,
         "membership": Membership.objects.get(user=vera).pk,
         "invitation": invitation.pk,
         "token": ApiToken.objects.get(user=ed).pk,
         "job": run.job_id or 0,
         "worker": node.pk,
-        "study": make_study(project, dataset, base_model, by=ed).pk,
+        "study": study.pk,
+        "share_link": link.pk,
+        "saved_view": SavedView.objects.create(project=project, name="Mine", query="runs=1").pk,
     }
     secrets = {name: issued[user] for name, user in people.items() if user}
-    return World(people, secrets, rows, secret, project)
+    return World(people, secrets, rows, secret, share_secret, project)
 
 
 def published(run: TrainingRun) -> Adapter:
@@ -315,7 +351,7 @@ class Route:
         if parameter in ("uidb36", "key"):
             return "1" if parameter == "uidb36" else "abc-def"
         if parameter == "secret":
-            return world.invitation_secret
+            return world.share_secret if self.name == "share-link-open" else world.invitation_secret
         short = self.name.rpartition(":")[2]
         kind = max((name for name in OBJECTS if short.startswith(name)), key=len)
         return world.rows[OBJECTS[kind]]
