@@ -39,6 +39,7 @@ PUBLIC_ROUTES = frozenset(
         "account_reset_password_from_key",
         "account_reset_password_from_key_done",
         "invitation-accept",
+        "share-link-open",
     }
 )
 # Routes that make sense for a signed-in person who belongs to no project (yet).

@@ -110,6 +110,7 @@ def intervals(study: Study) -> dict[str, Any]:
             "is_base": line["arm"] is None,
             "is_reference": bool(line["arm"] and line["arm"].name == study.reference),
             "words": with_interval(study, line),
+            "quality": quality(study, line["mean"]),
             "mean": axis.across(line["mean"]),
             "low": axis.across(line["low"]),
             "high": axis.across(line["high"]),
@@ -188,7 +189,7 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
     return {
         "cost": cost,
         "label": label,
-        "marks": apart(marks),
+        "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
         "tied": {
             "top": top - 8,
             "height": up.down(min(together), PARETO_HEIGHT) - top + 16,
@@ -217,13 +218,17 @@ def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: boo
     return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
 
 
-def apart(marks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A height for each name on its side of the marks, so that none covers another."""
+def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[str, Any]]:
+    """A height for each name on its side of the marks, so that none covers another or leaves the figure."""
     for side in (True, False):
+        column = sorted((mark for mark in marks if mark["is_left"] == side), key=lambda mark: mark["y"])
         floor = -math.inf
-        for mark in sorted((mark for mark in marks if mark["is_left"] == side), key=lambda mark: mark["y"]):
-            mark["label_y"] = round(max(mark["y"], floor + LABEL_HEIGHT), 1)
-            floor = mark["label_y"]
+        for mark in column:
+            floor = mark["label_y"] = round(max(mark["y"], floor + LABEL_HEIGHT), 1)
+        roof = bottom
+        for mark in reversed(column):
+            mark["label_y"] = min(mark["label_y"], round(roof, 1))
+            roof = mark["label_y"] - LABEL_HEIGHT
     return marks
 
 
@@ -261,8 +266,8 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
         for place, (name, band) in enumerate(bands)
     ]
     return {
-        "lines": apart(lines),
-        "ticks_x": [(f"{10 + 68 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
+        "lines": apart(lines, room - 6),
+        "ticks_x": [(f"{10 + 66 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
         "ticks_y": [(down(value), f"{value:g}") for value in losses.ticks()],
         "floor": room,
         "height": CURVES_HEIGHT,

@@ -48,6 +48,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "failure": next((one.error for one in adapter.run.evaluations.all() if one.error), None),
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
+        "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
         "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),
     }
     return render(request, "adapters/detail.html", context, status=status)

@@ -199,7 +199,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
         **seeds_context(study, may_edit),
-        **result_context(study, request.GET),
+        **result_context(study, request.GET, request.user),
     }
     return render(request, "studies/detail.html", context)
 

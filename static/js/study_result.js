@@ -43,4 +43,5 @@ function save(button) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-plot]");
   if (button) save(button);
+  if (event.target.closest("[data-print]")) window.print();
 });

@@ -1,0 +1,94 @@
+"""What people do with a finished study: decide, share, and look for rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.models import SHARE_DAYS, Adapter, Study
+from dashboard.models.study_items import BASE
+
+
+class ShareLinkForm(forms.Form):
+    """How long a link works, and whether it shows rows of the data."""
+
+    days = forms.TypedChoiceField(
+        label=gettext_lazy("Works for"),
+        choices=[(days, gettext_lazy("%(days)d days") % {"days": days}) for days in SHARE_DAYS],
+        coerce=int,
+        initial=30,
+        help_text=gettext_lazy(
+            "Whoever has the link can read the report without signing in. It names no person and no project."
+        ),
+    )
+    with_rows = forms.BooleanField(
+        label=gettext_lazy("Show rows of the data"),
+        required=False,
+        help_text=gettext_lazy(
+            "Adds test rows with their answers. Leave this off unless the data may be seen."
+        ),
+    )
+
+
+class AdapterChoice(forms.ModelChoiceField):  # type: ignore[type-arg]
+    """An adapter of a study by its arm and seed: its own name is long and says the same."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        """As the table of differences names it."""
+        arm, seed = obj.run.study_arm, obj.run.hyperparameters.get("seed")
+        return _("%(arm)s, seed %(seed)s") % {"arm": arm.name if arm else obj.name, "seed": seed}
+
+
+class DecisionForm(forms.Form):
+    """Which adapter is shipped, and why. Of an arm's seeds the first stands first, never the highest."""
+
+    adapter = AdapterChoice(
+        label=gettext_lazy("We ship"), queryset=Adapter.objects.none(), empty_label=gettext_lazy("Choose one")
+    )
+    reason = forms.CharField(
+        label=gettext_lazy("because"), max_length=1000, widget=forms.Textarea(attrs={"rows": 3})
+    )
+
+    def __init__(self, study: Study, data: object = None) -> None:
+        super().__init__(data)  # type: ignore[arg-type]
+        self.fields["adapter"].queryset = (  # type: ignore[attr-defined]
+            Adapter.objects.filter(run__study_arm__study=study, run__rung=None)
+            .select_related("run__study_arm")
+            .order_by("run__study_arm__position", "pk")
+        )
+
+
+class ItemsForm(forms.Form):
+    """Two subjects, a seed, which rows, and a word that they hold."""
+
+    SHOW = (
+        ("wins", gettext_lazy("the first is better")),
+        ("losses", gettext_lazy("the second is better")),
+        ("changed", gettext_lazy("they differ")),
+        ("all", gettext_lazy("all rows")),
+    )
+    one = forms.ChoiceField(label=gettext_lazy("First"))
+    other = forms.ChoiceField(label=gettext_lazy("Second"))
+    seed = forms.TypedChoiceField(label=gettext_lazy("Seed"), coerce=int)
+    show = forms.ChoiceField(label=gettext_lazy("Rows where"), choices=SHOW)
+    text = forms.CharField(label=gettext_lazy("Containing"), required=False, max_length=200)
+
+    def __init__(self, study: Study, data: Any) -> None:
+        arms = [arm["name"] for arm in study.result.get("arms", [])]
+        seeds = [seed for seed in study.seeds if all(seed in arm["seeds"] for arm in study.result["arms"])]
+        others = [name for name in arms if name != study.reference]
+        first = {
+            "one": (others or arms)[0],
+            "other": BASE if not others else study.reference,
+            "seed": (seeds or study.seeds)[0],
+            "show": "wins",
+        }
+        # Whatever the address leaves out has its first value, so that every link works.
+        super().__init__({**first, **{name: value for name, value in data.items() if value}})
+        names = [(name, name) for name in arms] + [(BASE, _("Base model"))]
+        for field in ("one", "other"):
+            self.fields[field].choices = names  # type: ignore[attr-defined]
+        self.fields["seed"].choices = [(seed, seed) for seed in seeds or study.seeds]  # type: ignore[attr-defined]
