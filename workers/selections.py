@@ -24,7 +24,8 @@ from workers.targets import Resolution, Unmatched, aim, with_warnings
 NEAR_NAMES = 3
 MAX_ENTRIES = 100
 # What a name may consist of. Anything else is a pattern, and patterns of people are not run in a web process.
-_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+# `*` may stand for the layer's number: where ends of names are not enough, as in a model with an image tower.
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}|([A-Za-z0-9_]{1,100}\.){1,10}\*(\.[A-Za-z0-9_]{1,100}){1,10}")
 # Shares of a model's layers that can be chosen on a model of any depth, counted from the top.
 LAYER_SHARES = {"all": 1, "top_half": 2, "top_quarter": 4}
 
@@ -66,6 +67,27 @@ class Selection:
             if values.get(name):
                 raise SpecError(name, f"`{name}` cannot be taken over. Name the layers to adapt instead.")
         return chosen
+
+    @classmethod
+    def ticked(
+        cls,
+        patterns: Iterable[str],
+        census: Census,
+        *,
+        layers: str = "all",
+        layers_to_transform: Sequence[int] = (),
+        ranks: Mapping[str, int] | None = None,
+        alphas: Mapping[str, float] | None = None,
+    ) -> Selection:
+        """Groups chosen by their patterns, in the shortest names that reach them and nothing else."""
+        names = {pattern: entry_of(pattern, census) for pattern in patterns}
+        return cls(
+            target_modules=tuple(names.values()),
+            layers=layers,
+            layers_to_transform=tuple(sorted(set(layers_to_transform))),
+            rank_pattern={names[key]: value for key, value in (ranks or {}).items() if key in names},
+            alpha_pattern={names[key]: value for key, value in (alphas or {}).items() if key in names},
+        )
 
     def chosen_layers(self, census: Census) -> tuple[int, ...]:
         """The layers on this model; () stands for all of them."""
@@ -160,6 +182,16 @@ def explain(
     )
 
 
+def entry_of(pattern: str, census: Census) -> str:
+    """The shortest end of a group's name that reaches no other group; else its whole pattern."""
+    tail = next(tail_of(group) for group in census.groups if group.pattern == pattern)
+    for length in range(1, len(tail) + 1):
+        entry = ".".join(tail[-length:])
+        if {group.pattern for group in _reached(entry, census)} == {pattern}:
+            return entry
+    return pattern
+
+
 def near(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
     """Names of this model that look most like `entry`, with as many segments as it has."""
     depth = min(3, entry.count(".") + 1)
@@ -205,7 +237,7 @@ def _reached(entry: str, census: Census, layers: Sequence[int] = ()) -> dict[Gro
         if group.is_parameter and last in census.rewrites:
             spelled.append(entry[: len(entry) - len(last)] + census.rewrites[last])
         for layer, name in zip(group.layers or (-1,), group.names(), strict=True):
-            keys = {name, group.parameter_name(name)}
+            keys = {group.pattern} if "*" in entry else {name, group.parameter_name(name)}
             if (not layers or layer in layers) and any(matches(one, key) for one in spelled for key in keys):
                 found.setdefault(group, set()).add(layer)
     return found
@@ -227,7 +259,7 @@ def _peft_alone(
     entries: Sequence[str], layers: Sequence[int], answer: Resolution, census: Census
 ) -> list[str]:
     """A note where PEFT, given the names as they stand, would adapt other layers."""
-    if answer.refusal:
+    if answer.refusal or any("*" in entry for entry in entries):
         return []
     raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
     promised = sum(one.modules for one in answer.matched)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import models
+from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
@@ -108,6 +109,10 @@ class TargetModuleConfig(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def get_absolute_url(self) -> str:
+        """Its page."""
+        return reverse("target-module-config-detail", args=[self.pk])
 
     @property
     def is_recommended(self) -> bool:

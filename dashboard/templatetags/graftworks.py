@@ -33,7 +33,7 @@ NAVIGATION = (
             "training-run-create",
             "adjustments-horizontal",
             gettext_lazy("Fine-tune"),
-            ("training-run-create", "training-run-presets"),
+            ("training-run-create", "training-run-presets", "target-module-config-"),
         ),
         ("training-run-index", "activity", gettext_lazy("Runs"), ("training-run-",)),
         ("study-index", "checklist", gettext_lazy("Studies"), ("study-",)),
