@@ -6,7 +6,7 @@ import pytest
 
 from tests.workers.test_presets import GPT2, LAYERS, LLAMA, census, group
 from workers.census import Group
-from workers.selections import explain, near, pick
+from workers.selections import Selection, entry_of, explain, near, pick
 
 O_PROJ = "model.layers.*.self_attn.o_proj"
 DOWN = "model.layers.*.mlp.down_proj"
@@ -108,3 +108,24 @@ def test_experts_of_some_layers_are_named_one_by_one() -> None:
         f"model.layers.{layer}.mlp.experts.down_proj" for layer in (1, 3)
     )
     assert LAYERS == (0, 1, 2, 3)
+
+
+def test_a_ticked_group_is_stored_by_the_shortest_name_that_is_its_own() -> None:
+    assert entry_of(O_PROJ, census(LLAMA)) == "o_proj"
+    c_proj = [one.pattern for one in census(GPT2).groups if one.pattern.endswith("c_proj")]
+    assert [entry_of(pattern, census(GPT2)) for pattern in c_proj] == ["attn.c_proj", "mlp.c_proj"]
+
+
+def test_a_group_with_a_namesake_in_a_tower_is_stored_by_its_whole_pattern() -> None:
+    tower = Group("vision.layers.*.self_attn.o_proj", "attn_out", "vision", "linear", LAYERS, 64, 64)
+    model = census(LLAMA, tower)
+    chosen = Selection.ticked([O_PROJ], model, layers_to_transform=(3,), ranks={O_PROJ: 4})
+    assert chosen.target_modules == (O_PROJ,)
+    resolution = Selection.from_dict(chosen.to_dict()).resolve(model)
+    assert resolution.names() == ["model.layers.3.self_attn.o_proj"]
+    assert (resolution.matched[0].r, resolution.confirmations) == (4, ())
+
+
+def test_a_star_stands_for_a_layer_number_and_nothing_else() -> None:
+    for entry in ("*", "*.o_proj", "model.layers.*", "model.*.*.o_proj", "o_*"):
+        assert explain([entry], census(LLAMA)).refusal
