@@ -19,9 +19,12 @@ from dashboard.models import (
     Job,
     Project,
     State,
+    Study,
     TrainingRun,
     WorkerNode,
 )
+from dashboard.models.queue import Outlook
+from dashboard.views.study_grid import grid_of
 
 SHOWN = 5
 # A failure older than this no longer asks for attention; its own page keeps it.
@@ -51,12 +54,17 @@ def progress(request: Request) -> HttpResponse:
 
 def live(request: Request) -> dict[str, Any]:
     """What runs now, what one waits for, and whether there is a worker to do it."""
-    runs = TrainingRun.objects.with_facts().filter(project=request.project).active()[:SHOWN]
-    waiting = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
+    # A study's runs are shown as that study.
+    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()[:SHOWN]
+    studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:SHOWN]
+    own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
+    waiting = list(own.order_by("pk")[:SHOWN])
+    places = Outlook.read({job.queue for job in waiting}).places
     return {
         "running": runs,
-        "waiting": waiting.order_by("pk")[:SHOWN],
-        "idle_queue": waiting.exists()
+        "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
+        "waiting": [(job, places.get(job.pk)) for job in waiting],
+        "idle_queue": bool(waiting)
         and not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists(),
     }
 

@@ -259,7 +259,7 @@ def seeds_context(study: Study, may_edit: bool) -> dict[str, Any]:
 
 def grid_context(study: Study) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
-    return {"study": study, "grid": grid_of(study)}
+    return {"study": study, "grid": grid_of(study, with_starts=True)}
 
 
 def verdict_of(study: Study) -> str:

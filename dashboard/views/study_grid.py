@@ -91,8 +91,8 @@ class Grid:
         return 100 * self.done // self.total if self.total else 0
 
 
-def grid_of(study: Study) -> Grid:
-    """As it stands; asks for the queue only while a job of it waits."""
+def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
+    """As it stands; `with_starts` asks for the queue while a job of it waits."""
     arms = list(study.arms.all())
     rows = tuple(
         Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
@@ -103,7 +103,8 @@ def grid_of(study: Study) -> Grid:
         jobs.append((None, at_work([run for arm in arms for run in arm.search_runs()])))
     for seed in study.seeds:
         jobs.append((seed, at_work([run for arm in arms for run in arm.final_runs() if run.seed == seed])))
-    queues = {job.queue for _seed, job in jobs if job and job.state == State.QUEUED}
+    waiting = [job for _seed, job in jobs if job and job.state == State.QUEUED]
+    queues = {job.queue for job in waiting} if with_starts else set()
     outlook = Outlook.read(queues) if queues else Outlook({}, {})
     columns = (
         Column(

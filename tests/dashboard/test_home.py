@@ -19,6 +19,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from tests.conftest import finish, make_dataset, make_run
+from tests.dashboard.studies import make_study
 
 
 def page(client: Client, user: User) -> str:
@@ -83,6 +84,17 @@ def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: T
     assert "no worker answers" in page(client, ed)
     WorkerNode.objects.beat("gpu@host", kind=WorkerNode.Kind.WORKER, host="host", pid=1)
     assert "no worker answers" not in page(client, ed)
+
+
+def test_a_study_under_way_is_one_line(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, by=ed)
+    client.force_login(ed)
+    seen = client.get("/running/").content.decode()
+    assert study.get_absolute_url() in seen
+    assert "0 of 6 runs done" in seen
+    assert study.runs().first().get_absolute_url() not in seen  # type: ignore[union-attr]
 
 
 def test_a_failed_run_needs_attention_and_says_why(client: Client, ed: User, run: TrainingRun) -> None:

@@ -1,0 +1,37 @@
+"""From the study form to the verdict in a real browser: two arms, one seed, a few steps on the tiny model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.e2e.installation import Api
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset: int) -> None:
+    page.goto(f"/studies/new/?dataset={dataset}")
+    for name in ("Balanced", "Query + value", "Attention", "MLP"):
+        page.get_by_role("checkbox", name=re.compile(rf"^{re.escape(name)}\b")).uncheck()
+    page.get_by_label("Name").fill("Where to put it")
+    page.get_by_label("How often each arm is trained").fill("1")
+    page.locator("#id_max_steps").fill("4")
+    page.locator("details.expert summary").click()
+    page.get_by_label("Longest row in tokens").fill("128")
+    plan = page.locator("#plan")
+    plan.get_by_text("2 arms × 1 seed").wait_for()
+    plan.get_by_text("Indicative only").wait_for()
+    plan.get_by_role("button", name="Start study").click()
+    page.wait_for_url(re.compile(r"/studies/\d+/$"))
+    pk = page.url.rstrip("/").rpartition("/")[2]
+    page.locator("#study-grid").get_by_text("0 of 2 runs done").wait_for()
+    ended = api.wait(f"/studies/{pk}")
+    assert ended["state"] == "succeeded", ended
+    # The page finds the end by itself.
+    page.get_by_text("Indicative only, with 1 seed").wait_for()
+    page.locator("#study-grid").get_by_text("2 of 2 runs done").wait_for()
+    page.get_by_role("button", name="Add 2 seeds").wait_for()
+    assert len(ended["comparisons"]) == 1
