@@ -120,7 +120,7 @@ class Attempt:
         try:
             event = from_line(line)
         except ProtocolError as error:
-            self.job.say(f"The engine sent a line that could not be read: {error}", level="warning")
+            self._say(f"The engine sent a line that could not be read: {error}", level="warning")
             return
         if isinstance(event, Hello):
             self.job.advance(child_pid=event.pid, child_started=started_at(event.pid))
@@ -133,13 +133,17 @@ class Attempt:
                 with contextlib.suppress(IllegalMove):
                     self.job.move("progress", actor=self.job.worker, fenced=True)
         elif isinstance(event, Message):
-            self.job.say(event.text, level=event.level)
+            self._say(event.text, level=event.level)
         elif isinstance(event, Failure):
             self.failure = event
         elif isinstance(event, Bye):
             self.farewell = event.reason
         else:
             self.recorder.record(event)
+
+    def _say(self, text: str, level: str) -> None:
+        if not self.job.say(text, level):
+            raise Fenced
 
     def write_progress(self) -> None:
         progress = self.progress

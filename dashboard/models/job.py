@@ -356,13 +356,16 @@ class Job(models.Model):
             actor=actor[:ACTOR_LETTERS], text=text, level=level,
         )  # fmt: skip
 
-    def say(self, text: str, level: str = "info") -> None:
-        """Append a sentence from the engine to the history; the state stays."""
+    def say(self, text: str, level: str = "info") -> bool:
+        """Append a sentence from this attempt's engine to the history; False means fenced."""
         with transaction.atomic():
+            mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
             # Touching the row first makes two writers of one history wait for each other.
-            Job.objects.filter(pk=self.pk).update(worker=models.F("worker"))
+            if not mine.update(worker=models.F("worker")):
+                return False
             state = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
             self.record("message", state, state, actor=self.worker, text=text, level=level)
+        return True
 
     def request_cancel(self, by: User | None = None, keep: str = "") -> bool:
         """Stop this job: at once while it waits, else its worker sees the flag. `keep`: what of it stays.

@@ -138,12 +138,23 @@ def test_it_does_not_count_attempts_that_got_somewhere(project: Project) -> None
 
 
 def test_it_keeps_a_history_that_cannot_be_changed(project: Project) -> None:
-    job = submit(project)
+    submit(project)
+    job = claim()
+    assert job is not None
     job.say("Read 20 rows.")
     event = JobEvent.objects.get(job=job, event="message")
     event.text = "Read 21 rows."
     with pytest.raises(TypeError):
         event.save()
+
+
+def test_an_attempt_that_was_replaced_says_nothing_more(project: Project) -> None:
+    submit(project)
+    job = claim()
+    assert job is not None
+    Job.objects.filter(pk=job.pk).update(attempt=2)
+    assert not job.say("Read 20 rows.")
+    assert not JobEvent.objects.filter(job=job, event="message").exists()
 
 
 def test_the_database_refuses_an_unknown_state_and_an_end_without_a_time(project: Project) -> None:

@@ -156,6 +156,7 @@ def test_it_has_the_curves_as_a_table(client: Client, vera: User, run: TrainingR
 def test_it_tells_events_in_words(client: Client, vera: User, run: TrainingRun) -> None:
     start(run)
     assert run.job is not None
+    run.job.refresh_from_db()
     run.job.say("4 × 8 = 32 rows per step")
     page = page_of(client, vera, run)
     for words in ("Waiting in the queue", "A worker took it", "The work began", "4 × 8 = 32 rows per step"):
