@@ -209,6 +209,8 @@ def move(job: Job, caller: Caller, user: User, *, target: int, after: bool) -> N
     with transaction.atomic():
         # Touching the project makes two people who move jobs wait for one another.
         Project.objects.filter(jobs=job).update(name=models.F("name"))
+        # Locked, so that no worker takes it before its history says that it was moved while it waited.
+        Job.objects.select_for_update().filter(pk=job.pk).first()
         line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
         order = companions(job, caller, user, line)
         if job.pk not in order:
