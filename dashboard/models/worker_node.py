@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from django.db import models
+from django.db import models, transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
@@ -79,9 +79,13 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     def lead(self, name: str) -> bool:
         """Whether dispatcher `name` leads: takes the lead when it is free or its lease has run out."""
         free = models.Q(leads_until=None) | models.Q(leads_until__lt=db_now())
-        if self.filter(kind=WorkerNode.Kind.DISPATCHER).exclude(free).exclude(name=name).exists():
-            return False
-        return bool(self.filter(name=name).update(leads_until=db_now(LEADER_LEASE)))
+        dispatchers = self.filter(kind=WorkerNode.Kind.DISPATCHER)
+        with transaction.atomic():
+            # Locked, because else two could find the lead free in the same moment, and then both lose it.
+            list(dispatchers.select_for_update().order_by("pk").values_list("pk"))
+            if dispatchers.exclude(free).exclude(name=name).exists():
+                return False
+            return bool(self.filter(name=name).update(leads_until=db_now(LEADER_LEASE)))
 
 
 class WorkerNode(models.Model):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils import timezone
 from redis import Redis
 
@@ -79,6 +81,26 @@ def test_only_one_of_two_leads(dispatcher: Dispatcher) -> None:
     assert WorkerNode.objects.lead("dispatcher-other@host")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_two_that_find_the_lead_free_at_once_do_not_both_lead() -> None:
+    names = ["dispatcher-1@host", "dispatcher-2@host"]
+    for name in names:
+        WorkerNode.objects.beat(name, kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+
+    def lead(name: str) -> bool:
+        start.wait()
+        try:
+            return WorkerNode.objects.lead(name)
+        finally:
+            connection.close()
+
+    for _round in range(10):
+        WorkerNode.objects.update(leads_until=None)
+        start = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            assert sorted(pool.map(lead, names)) == [False, True]
+
+
 def test_it_takes_over_from_a_leader_whose_lease_has_run_out(dispatcher: Dispatcher) -> None:
     WorkerNode.objects.beat("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
     WorkerNode.objects.filter(name="dispatcher-other@host").update(leads_until=db_now(-AGO))
@@ -95,6 +117,18 @@ def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: 
     dispatcher.beat()
     job.refresh_from_db()
     assert job.state == State.QUEUED
+
+
+def test_it_recovers_jobs_even_where_the_rest_of_its_round_fails(
+    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    monkeypatch.setattr(settings, "DATA_DIR", "/there/is/no/such/disk")
+    with pytest.raises(FileNotFoundError):
+        dispatcher.tick(may_expire=True)
+    job.refresh_from_db()
+    assert job.state == State.INTERRUPTED
 
 
 def test_it_spares_a_job_whose_holder_came_back_in_time(

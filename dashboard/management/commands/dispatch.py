@@ -121,7 +121,7 @@ class Dispatcher:
         if not self.leads:
             return
         for job in Job.objects.due_again()[:BATCH]:
-            with contextlib.suppress(IllegalMove):  # somebody has cancelled it in between
+            with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.try_again()
         self.wake_past_paused()
         if now - self.last_wake >= WAKE_SECONDS:
@@ -165,7 +165,11 @@ class Dispatcher:
             mine.exclude(broker_silent_since=None).update(broker_silent_since=None)
 
     def tick(self, *, may_expire: bool) -> None:
-        """Note disk and clock, inspect models that are new or counted otherwise, recover lost jobs."""
+        """Recover lost jobs, note disk and clock, inspect models that are new or counted otherwise."""
+        # First: whatever fails below must not keep a job from being recovered.
+        if may_expire:
+            for job in Job.objects.lost():
+                self.recover(job)
         WorkerNode.objects.pulse(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         ballast.restore()
         for base_model in BaseModel.objects.uninspected():
@@ -174,9 +178,6 @@ class Dispatcher:
         for base_model in BaseModel.objects.outdated(self.began):
             if Path(base_model.path).is_dir():
                 base_model.recount()
-        if may_expire:
-            for job in Job.objects.lost():
-                self.recover(job)
         for study in Study.objects.unfinished():
             study.advance()
 
