@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from dashboard.models.adapter import WEIGHTS
 from workers import faults
@@ -108,8 +109,12 @@ def check_safetensors(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(size - 8, SAFETENSORS_HEADER_LIMIT):
             raise PublishError("The adapter's weights have a broken header.")
-        header = json.loads(file.read(length))
-    spans = sorted(tuple(item["data_offsets"]) for name, item in header.items() if name != "__metadata__")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        spans = sorted((int(start), int(stop)) for start, stop in _offsets(header))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PublishError("The adapter's weights have a broken header.") from error
     end = 0
     for start, stop in spans:
         if start != end or stop < start:
@@ -117,3 +122,7 @@ def check_safetensors(path: Path) -> None:
         end = stop
     if not spans or 8 + length + end != size:
         raise PublishError("The adapter's weights are incomplete.")
+
+
+def _offsets(header: dict[str, Any]) -> list[list[int]]:
+    return [item["data_offsets"] for name, item in header.items() if name != "__metadata__"]

@@ -20,7 +20,7 @@ from tests.workers.test_recorders import SUCCEEDED, make_artifact
 from workers import faults, publishing
 from workers.errors import DiskFull
 from workers.events import Metrics
-from workers.publishing import PublishError, check_adapter, publish_adapter
+from workers.publishing import PublishError, check_adapter, check_safetensors, publish_adapter
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
 
@@ -166,6 +166,14 @@ def test_whole_content_takes_the_place_of_damaged_content(tmp_path: Path) -> Non
         publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
         check_adapter(tmp_path / "shelf/one", artifact.files)
         (tmp_path / "shelf/one" / WEIGHTS).write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": ["x", 0]}}', b"\xff"])
+def test_weights_with_a_broken_header_are_refused_in_words(tmp_path: Path, header: bytes) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(PublishError):
+        check_safetensors(weights)
 
 
 def test_equal_content_is_kept_once(tmp_path: Path) -> None:
