@@ -81,7 +81,10 @@ def test_all_is_in_order(sound: None, check_page: Callable[[], str]) -> None:
 
 
 @pytest.mark.parametrize(("queue", "name"), [("gpu", "gpu0@box"), ("cpu", "cpu@box")])
-def test_a_queue_without_a_worker_is_a_problem(sound: None, queue: str, name: str) -> None:
+def test_a_queue_without_a_worker_is_a_problem(
+    sound: None, monkeypatch: pytest.MonkeyPatch, queue: str, name: str
+) -> None:
+    monkeypatch.setattr(settings, "REDIS_URL", "")
     change(name, stopped_at=db_now())
     finding = found(f"worker-{queue}")
     assert finding.level == Level.PROBLEM

@@ -30,7 +30,10 @@ def run() -> tuple[int, str]:
     return 0, output.getvalue()
 
 
-def test_it_ends_with_1_and_says_what_to_do_when_nothing_runs(db: None) -> None:
+def test_it_ends_with_1_and_says_what_to_do_when_nothing_runs(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "REDIS_URL", "")
     status, text = run()
     assert status == 1
     for words in ("Problem   Broker: The broker does not answer", "No dispatcher answers", "$ make start"):
@@ -56,6 +59,7 @@ def test_a_broker_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_it_says_where_it_cannot_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "REDIS_URL", "")
     monkeypatch.setattr(settings, "BROKER_SOCKET", Path("/" + "long" * 30))
     assert asked().level == Level.WARNING
 
