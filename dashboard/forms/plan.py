@@ -46,6 +46,7 @@ class PresetCard:
     adapter_bytes: int
     share: float
     shares: tuple[str, ...] = ()  # what one expert gets of the rank
+    measured: str = ""  # how it compared in the project's studies
 
     @property
     def is_recommended(self) -> bool:

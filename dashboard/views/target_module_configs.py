@@ -23,6 +23,7 @@ from dashboard.forms.target_module_configs import (
 )
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, TargetModuleConfig
+from dashboard.models.study_evidence import evidence_of
 from workers.census import ROLES
 from workers.errors import TargetError
 from workers.forecast import adapter_bytes
@@ -36,6 +37,7 @@ def index(request: Request) -> HttpResponse:
     context = {
         "configs": own.current().select_related("made_by").order_by("name"),
         "recommended_label": RECOMMENDED_LABEL,
+        "project_evidence": evidence_of(request.project),
         "recommended_why": RECOMMENDED_WHY,
     }
     return render(request, "target_module_configs/index.html", context)

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.forms.team import InvitationForm
 from dashboard.gate import Request
-from dashboard.models import Invitation, Membership, Role
+from dashboard.models import Invitation, Membership, Role, ShareLink
 
 
 @require_GET
@@ -23,7 +23,9 @@ def show(request: Request, form: InvitationForm, status: int = 200, **more: Any)
     """The page with this invitation form, as it is or with its errors."""
     members = Membership.objects.visible_to(request.user).filter(project=request.project)
     invitations = Invitation.objects.open().managed_by(request.user).filter(project=request.project)
+    links = ShareLink.objects.working().managed_by(request.user).filter(project=request.project)
     context = {
+        "share_links": links.select_related("study"),
         "members": members.select_related("user").order_by("created_at", "pk"),
         "invitations": invitations.select_related("invited_by").order_by("-created_at"),
         "roles": Role.choices,

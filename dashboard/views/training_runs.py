@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -40,6 +41,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.queue import Outlook
+from dashboard.models.study_evidence import told_by_config
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from workers.errors import ADVICE, SpecError, TargetError
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -202,7 +204,11 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
         offered = list(form.configs)
         if found.card and found.card.config not in offered:
             offered.append(found.card.config)
-        cards = preset_cards(offered, found.base_model, found.hyperparameters.r)
+        told = told_by_config(form.project, found.base_model)
+        cards = [
+            replace(card, measured=told.get(card.config.pk, ""))
+            for card in preset_cards(offered, found.base_model, found.hyperparameters.r)
+        ]
     return {
         "plan": found,
         "cards": cards,

@@ -99,7 +99,10 @@ def test_wrong_expired_and_revoked_links_look_the_same(study: Study, secret: str
 
 def test_a_manager_takes_it_back(client: Client, mara: User, study: Study, secret: str) -> None:
     client.force_login(mara)
-    client.post(reverse("share-link-revoke", args=[ShareLink.objects.get().pk]))
+    button = reverse("share-link-revoke", args=[ShareLink.objects.get().pk])
+    for address in (study.get_absolute_url(), reverse("team-index")):
+        assert button in client.get(address).content.decode()
+    client.post(button)
     assert opened(secret)[0] == 404
 
 
