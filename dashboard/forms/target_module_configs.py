@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,20 +60,23 @@ class TargetModuleConfigForm(forms.Form):
     name = forms.CharField(
         label=gettext_lazy("Name"),
         max_length=120,
-        required=False,
+        error_messages={"required": gettext_lazy("Give it a name.")},
         help_text=gettext_lazy(
             "Under a name that this project has already it becomes the next version; runs keep theirs."
         ),
     )
     description = forms.CharField(
-        label=gettext_lazy("Description"), max_length=500, required=False, widget=forms.Textarea
+        label=gettext_lazy("Description"),
+        max_length=500,
+        required=False,
+        widget=forms.Textarea(attrs={"rows": 2}),
     )
     evidence = forms.CharField(
         label=gettext_lazy("Why this choice (evidence)"),
         max_length=TEXT_LENGTH,
         required=False,
         help_text=gettext_lazy("What was measured, on which data, with how many repeats."),
-        widget=forms.Textarea,
+        widget=forms.Textarea(attrs={"rows": 3}),
     )
     how = forms.ChoiceField(
         label=gettext_lazy("How to choose"),
@@ -105,7 +108,7 @@ class TargetModuleConfigForm(forms.Form):
             "Ends of names, as PEFT's <code>target_modules</code> takes them; a whole "
             "<code>adapter_config.json</code>; or what was exported here."
         ),
-        widget=forms.Textarea(attrs={"spellcheck": "false"}),
+        widget=forms.Textarea(attrs={"rows": 4, "spellcheck": "false"}),
     )
     file = forms.FileField(
         label=gettext_lazy("Or a file"),
@@ -123,6 +126,8 @@ class TargetModuleConfigForm(forms.Form):
         initial: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data, files, initial=initial)
+        # Neither a look nor a file that brings its name asks for one.
+        self.fields["name"].required = not self.is_bound
         self.census: Census = base_model.counted()
         self.saving = saving
         self.resolution = Resolution()
@@ -205,7 +210,7 @@ class TargetModuleConfigForm(forms.Form):
     def branches(self) -> list[Branch]:
         """The tree, with what is ticked: the language model's own layers first."""
         ticked = set(listed(self.data, "groups") if self.is_bound else self.initial.get("groups", ()))
-        own: dict[str, str] = self.data if self.is_bound else self.initial.get("own", {})
+        own: Mapping[str, Any] = self.data if self.is_bound else self.initial.get("own", {})
         found: dict[str, list[Group]] = {}
         for group in self.census.groups:
             found.setdefault(group.pattern, []).append(group)
@@ -214,7 +219,7 @@ class TargetModuleConfigForm(forms.Form):
         return [branch(groups, groups[0].pattern in ticked, own) for groups in lines]
 
 
-def branch(groups: Sequence[Group], is_ticked: bool, own: Any) -> Branch:
+def branch(groups: Sequence[Group], is_ticked: bool, own: Mapping[str, Any]) -> Branch:
     """The line of all groups of one name; layers of one name may differ in shape."""
     first = groups[0]
     layers = sorted({layer for group in groups for layer in group.layers})
@@ -315,7 +320,7 @@ def initial_from(config: TargetModuleConfig, base_model: BaseModel) -> dict[str,
     found = config.resolve(base_model)
     if found.refusal:
         return {**named, "how": PASTE, "pasted": json.dumps(exported(config), indent=2)}
-    own = {f"r:{one.pattern}": one.r for one in found.matched if one.r}
+    own: dict[str, Any] = {f"r:{one.pattern}": one.r for one in found.matched if one.r}
     own |= {f"lora_alpha:{one.pattern}": f"{one.lora_alpha:g}" for one in found.matched if one.lora_alpha}
     chosen = config.selection or {}
     exact = chosen.get("layers_to_transform") or []

@@ -26,7 +26,6 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.dataset import SAMPLE_NAME
-from dashboard.models.target_module_config import TargetModuleConfigQuerySet
 from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
 
@@ -260,13 +259,13 @@ class TrainingRunForm(forms.Form):
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
-        self.versions, self.base_models, configs = choices(caller, project)
-        # Offered is what is current; a run that is repeated may name an earlier version.
-        self.configs = configs.current()
+        self.versions, self.base_models, self.configs = choices(caller, project)
+        # A run that is repeated may name an earlier version than those that are offered.
+        versions = TargetModuleConfig.objects.visible_to(caller).filter(Q(project=None) | Q(project=project))
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
-            ("target_module_config", configs),
+            ("target_module_config", versions),
         ):
             self.fields[name].queryset = rows  # type: ignore[attr-defined]
 
@@ -304,8 +303,8 @@ class TrainingRunForm(forms.Form):
 
 def choices(
     caller: Caller, project: Project
-) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], TargetModuleConfigQuerySet]:
-    """Data, models and target modules that may be chosen in a project; of the last also earlier versions."""
+) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], QuerySet[TargetModuleConfig]]:
+    """Data, models and target modules that may be chosen in a project."""
     here = Q(project=None) | Q(project=project)
     versions = (
         DatasetVersion.objects.visible_to(caller)
@@ -318,7 +317,7 @@ def choices(
         .select_related("job")
         .order_by(F("project").asc(nulls_first=True), "pk")
     )
-    return versions, base_models, TargetModuleConfig.objects.visible_to(caller).filter(here)
+    return versions, base_models, TargetModuleConfig.objects.current().visible_to(caller).filter(here)
 
 
 def hyperparameters_of(cleaned: dict[str, Any]) -> Hyperparameters:
