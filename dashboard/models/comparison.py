@@ -173,12 +173,13 @@ class Comparison:
         if not rows or not arms:
             return {"arms": []}
         sign = -1.0 if self.lower_is_better else 1.0
+        is_share = not self.lower_is_better
         paired = pairable(arms, self.reference.name)
         return {
             "items": len(rows),
             "most_items": max(len(values) for seeds in arms.values() for values in seeds.values()),
             "bases": {
-                name: estimated(matrix([values], rows))
+                name: estimated(matrix([values], rows), is_share=is_share)
                 for name, values in bases.items()
                 if values.keys() >= set(rows)
             },
@@ -187,7 +188,9 @@ class Comparison:
                     "name": name,
                     "seeds": sorted(seeds),
                     "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
-                    "metric": estimated(matrix([seeds[seed] for seed in sorted(seeds)], rows)),
+                    "metric": estimated(
+                        matrix([seeds[seed] for seed in sorted(seeds)], rows), is_share=is_share
+                    ),
                 }
                 for name, seeds in arms.items()
             ],

@@ -6,6 +6,7 @@ study's export with numpy alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +35,17 @@ def result_of(study: Study) -> dict[str, Any]:
     if not present or not rows:
         return {"arms": []}
     sign = -1.0 if study.lower_is_better else 1.0
+    is_share = not study.lower_is_better
     result: dict[str, Any] = {
         "metric": study.metric,
         "items": len(rows),
-        "base": estimated(matrix([base], rows)) if base else None,
+        "base": estimated(matrix([base], rows), is_share=is_share) if base else None,
         "arms": [
             {
                 "name": name,
                 "seeds": sorted(seeds),
                 "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
-                "metric": estimated(matrix([seeds[seed] for seed in sorted(seeds)], rows)),
+                "metric": estimated(matrix([seeds[seed] for seed in sorted(seeds)], rows), is_share=is_share),
             }
             for name, seeds in present.items()
         ],
@@ -86,9 +88,11 @@ def matrix(values: list[dict[int, float]], rows: list[int]) -> verdicts.Scores:
     return np.array([[one[row] for row in rows] for one in values], dtype=np.float64)
 
 
-def estimated(scores: verdicts.Scores) -> dict[str, float]:
+def estimated(scores: verdicts.Scores, *, is_share: bool) -> dict[str, float]:
+    """Mean and interval; that of a share ends where shares end."""
     found = verdicts.estimate(scores)
-    return {"mean": found.mean, "low": found.low, "high": found.high}
+    least, most = (0.0, 1.0) if is_share else (-math.inf, math.inf)
+    return {"mean": found.mean, "low": max(least, found.low), "high": min(most, found.high)}
 
 
 def against(
