@@ -38,11 +38,11 @@ def sentence(comparison: Comparison) -> str:
     said = [part for one in compared if (part := _decided(comparison, one))]
     unsure = [one["arm"] for one in compared if one["outcome"] == verdicts.NOT_ENOUGH_EVIDENCE]
     if unsure:
-        text = _("Not enough evidence to say how %(arms)s compares with %(reference)s.")
+        text = _("Not enough evidence to tell %(arms)s from %(reference)s.")
         said.append(text % {"arms": ", ".join(unsure), "reference": compared[0]["reference"]})
     few = [one["arm"] for one in compared if one["outcome"] == verdicts.INDICATIVE_ONLY]
     if few:
-        text = _("Fewer than three seeds: %(arms)s is shown as indicative only.")
+        text = _("Fewer than three seeds, so indicative only: %(arms)s.")
         said.append(text % {"arms": ", ".join(few)})
     return " ".join(said)
 

@@ -72,7 +72,7 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
     tables: dict[str, Any] = {}
     for name, curve in curves.items():
         tables[name] = {"rows": table_of(curve), "labels": [one["label"] for one in curve["series"]]}
-        curve["series"] = scaled(curve["series"], runs, across)
+        curve["series"] = scaled(by_arm(curve["series"], comparison), runs, across)
     context = {
         "comparison": comparison,
         "warnings": comparison_words.warnings(comparison),
@@ -135,6 +135,22 @@ def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
         "won": won,
         "items": found,
     }
+
+
+def by_arm(series: list[dict[str, Any]], comparison: Comparison) -> list[dict[str, Any]]:
+    """The seeds of an arm in one colour, with its name at the first of them alone."""
+    looks = charts.colours(arm.first.pk for arm in comparison.arms)
+    arms = {run.pk: arm for arm in comparison.arms for run in [*arm.runs, *arm.repeats]}
+    named: set[int] = set()
+    found = []
+    for one in series:
+        arm = arms[one["run"]]
+        look = {**one, **looks[arm.first.pk]}
+        if len(arm.runs) > 1:
+            look["label"] = "" if arm.first.pk in named else comparison_charts.short(arm.name, 16)
+        named.add(arm.first.pk)
+        found.append(look)
+    return found
 
 
 def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: str) -> list[dict[str, Any]]:

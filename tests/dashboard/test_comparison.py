@@ -88,7 +88,7 @@ def test_arms_that_overlap_are_not_ranked(scored: Scored) -> None:
     runs = scored(
         {name: [rights(0.5, seed=seed + shift) for seed in range(3)] for name, shift in (("A", 0), ("B", 9))}
     )
-    assert sentence(compared(runs)).startswith("Not enough evidence to say how B")
+    assert sentence(compared(runs)).startswith("Not enough evidence to tell B")
 
 
 def test_seeds_that_are_not_shared_are_paired_in_order_and_it_says_so(
