@@ -151,7 +151,8 @@ def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
 def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
     """One curve of several runs on one chart."""
     looks = colours(run.pk for run in runs)
-    stored = {series.run_id: series for series in MetricSeries.objects.filter(run__in=runs, name=name)}
+    found = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
+    stored = {series.run_id: series for series in found}
     return {
         "name": name,
         "series": [

@@ -52,7 +52,8 @@ class MetricSeries(models.Model):
 
     def points(self, since: int = -1) -> list[Point]:
         """All points after step `since`, in order."""
-        chunks = self.chunks.filter(last_step__gt=since)
+        # All of them as they may have been prefetched: several runs on one chart are one query.
+        chunks = self.chunks.filter(last_step__gt=since) if since >= 0 else self.chunks.all()
         return [point for chunk in chunks for point in chunk.points() if point[0] > since]
 
     def extend(self, points: Sequence[Point]) -> None:
