@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def scored_runs(
     dataset: Dataset,
     base_model: BaseModel,
     by: User,
-    arms: dict[str, Sequence[Sequence[float]]],
+    arms: Mapping[str, Sequence[Sequence[float]]],
 ) -> list[TrainingRun]:
     """One run for each list of scores, with seeds 1, 2, …; arms differ in their learning rate."""
     runs = []

@@ -1,0 +1,82 @@
+"""Saved comparisons: named by editors, opened by everybody in the project, deleted by editors."""
+
+from __future__ import annotations
+
+import pytest
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Project, SavedView, TrainingRun, User
+
+
+def save(client: Client, user: User, **values: str) -> HttpResponse:
+    client.force_login(user)
+    answer = client.post(reverse("saved-view-create"), values, follow=True)
+    assert isinstance(answer, HttpResponse)
+    return answer
+
+
+def test_an_editor_saves_what_the_address_chooses(
+    client: Client, ed: User, vera: User, run: TrainingRun
+) -> None:
+    query = f"runs={run.pk}&only=differences&reference={run.pk}"
+    assert "Saved as “Monday”." in save(client, ed, name="Monday", query=query).content.decode()
+    client.force_login(vera)
+    text = client.get(reverse("compare")).content.decode()
+    assert f'href="/compare/?runs={run.pk}&amp;reference={run.pk}&amp;only=differences">Monday</a>' in text
+    assert "Delete Monday" not in text
+
+
+def test_it_keeps_only_what_the_page_knows(client: Client, ed: User, run: TrainingRun) -> None:
+    save(client, ed, name="Monday", query=f"runs={run.pk}&next=https://example.org/")
+    assert SavedView.objects.get().query == f"runs={run.pk}"
+
+
+def test_a_name_that_is_taken_stays_as_it_is(client: Client, ed: User, run: TrainingRun) -> None:
+    save(client, ed, name="Monday", query=f"runs={run.pk}")
+    text = save(client, ed, name="Monday", query="only=differences").content.decode()
+    assert "There is a saved comparison called “Monday” already." in text
+    assert SavedView.objects.get().query == f"runs={run.pk}"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "", "query": "runs=1"}, "Give the comparison a name."),
+        ({"name": "x" * 81, "query": ""}, "at most 80 characters"),
+        ({"name": "Monday", "query": ""}, "Choose runs first, then save the comparison."),
+    ],
+)
+def test_it_says_what_is_missing(
+    client: Client, ed: User, run: TrainingRun, values: dict[str, str], words: str
+) -> None:
+    values = {**values, "query": values["query"].replace("1", str(run.pk))}
+    assert words in save(client, ed, **values).content.decode()
+    assert not SavedView.objects.exists()
+
+
+def test_an_editor_deletes_it_and_the_runs_stay(
+    client: Client, ed: User, project: Project, run: TrainingRun
+) -> None:
+    view = SavedView.objects.create(project=project, name="Monday", query=f"runs={run.pk}")
+    client.force_login(ed)
+    client.post(reverse("saved-view-delete", args=[view.pk]))
+    assert not SavedView.objects.exists()
+    assert TrainingRun.objects.filter(pk=run.pk).exists()
+
+
+def test_a_viewer_neither_saves_nor_deletes(
+    client: Client, vera: User, project: Project, run: TrainingRun
+) -> None:
+    view = SavedView.objects.create(project=project, name="Monday", query=f"runs={run.pk}")
+    client.force_login(vera)
+    assert client.post(reverse("saved-view-create"), {"name": "x", "query": "runs=1"}).status_code == 403
+    assert client.post(reverse("saved-view-delete", args=[view.pk])).status_code == 403
+
+
+def test_other_projects_know_nothing_of_it(client: Client, otto: User, project: Project) -> None:
+    view = SavedView.objects.create(project=project, name="Monday", query="runs=1")
+    client.force_login(otto)
+    assert "Monday" not in client.get(reverse("compare")).content.decode()
+    assert client.post(reverse("saved-view-delete", args=[view.pk])).status_code == 404
