@@ -24,6 +24,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.queue import Outlook
+from dashboard.models.study_words import sentence
 from dashboard.views.study_grid import grid_of
 
 SHOWN = 5
@@ -40,6 +41,7 @@ def index(request: Request) -> HttpResponse:
     context = {
         "steps": steps(project),
         "results": results(project),
+        "verdicts": verdicts(project),
         "attention": attention(project),
         **live(request),
     }
@@ -98,10 +100,17 @@ def attention(project: Project) -> dict[str, Any]:
 
 
 def results(project: Project) -> list[dict[str, Any]]:
-    """The newest adapters with what base and adapter scored on the same held-out rows."""
+    """The newest adapters with what base and adapter scored on the same rows; studies have their own."""
     scored = models.Prefetch("run__evaluations", Evaluation.objects.ended())
-    adapters = Adapter.objects.with_facts().filter(project=project).prefetch_related(scored)[:SHOWN]
+    adapters = Adapter.objects.with_facts().filter(project=project, run__study_arm=None)
+    adapters = adapters.prefetch_related(scored)[:SHOWN]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
+
+
+def verdicts(project: Project) -> list[dict[str, Any]]:
+    """The newest finished studies with their sentences."""
+    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)[:SHOWN]
+    return [{"study": study, "sentence": sentence(study)} for study in ended]
 
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:

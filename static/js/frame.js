@@ -120,6 +120,10 @@ window.addEventListener("pageshow", () => {
   document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent);
 });
 
+// Leaving a field renews what stands beside it: a button that is being pressed there must not be swapped away.
+document.body.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.target.querySelector("button:active")) event.detail.shouldSwap = false;
+});
 document.body.addEventListener("htmx:afterSwap", (event) => focusSummary(event.detail.target));
 document.body.addEventListener("htmx:sendError", () => notify(notices.dataset.offline));
 document.body.addEventListener("htmx:responseError", (event) => {

@@ -19,7 +19,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from tests.conftest import finish, make_dataset, make_run
-from tests.dashboard.studies import make_study
+from tests.dashboard.studies import Table, conclude, make_study
 
 
 def page(client: Client, user: User) -> str:
@@ -95,6 +95,17 @@ def test_a_study_under_way_is_one_line(
     assert study.get_absolute_url() in seen
     assert "0 of 6 runs done" in seen
     assert study.runs().first().get_absolute_url() not in seen  # type: ignore[union-attr]
+
+
+def test_a_finished_study_is_a_result_and_its_adapters_are_not(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    scores: Table = {"base": {0: [0, 1]}, "efficient": {1: [1, 1]}, "quality": {1: [1, 0]}}
+    study = conclude(make_study(project, dataset, base_model, by=ed, seeds=[1]), scores)
+    seen = page(client, ed)
+    assert study.get_absolute_url() in seen
+    assert "Indicative only, with 1 seed" in seen
+    assert "Not evaluated yet." not in seen
 
 
 def test_a_failed_run_needs_attention_and_says_why(client: Client, ed: User, run: TrainingRun) -> None:
