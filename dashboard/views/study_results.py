@@ -26,7 +26,7 @@ from dashboard.views.compare import settings_table
 from workers.verdicts import MIN_SEEDS
 
 ITEMS_SHOWN = 10
-SHARED_ROWS = 20
+SHARED_ROWS = 5
 # Of run.json's versions, those that can change a number.
 LIBRARIES = ("python", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
