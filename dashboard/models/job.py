@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dashboard.models.user import User
 
 LEASE = timedelta(seconds=90)
-# Wait before the next attempt, by attempts in a row that completed no step.
-BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60), timedelta(seconds=300))
+# Wait before the next attempt, by attempts in a row that completed no step; after MAX_FRUITLESS there is none.
+BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
 # A claimer that loses a race tries the next one; with this many it has lost to a whole installation.
@@ -536,17 +536,22 @@ class Job(models.Model):
         self.refresh_from_db(fields=["fruitless"])
         fruitless = 0 if blameless else self.fruitless
         wait = BACK_OFF[min(max(fruitless - 1, 0), len(BACK_OFF) - 1)]
-        self.move(
-            "interrupt",
-            actor=actor,
-            reason=reason,
-            fenced=fenced,
-            fruitless=fruitless,
-            excused=models.F("excused") + int(blameless),
-            suspicion=suspicion,
-            run_after=db_now(wait),
-            slot=None,
-        )
+        with transaction.atomic():
+            self.move(
+                "interrupt",
+                actor=actor,
+                reason=reason,
+                fenced=fenced,
+                fruitless=fruitless,
+                excused=models.F("excused") + int(blameless),
+                suspicion=suspicion,
+                run_after=db_now(wait),
+                slot=None,
+            )
+            self.refresh_from_db(fields=["fruitless", "excused"])
+            # A page would say for minutes that it continues by itself, and it would not.
+            if self.is_hopeless:
+                self.try_again()
 
     def abandon(self, reason: str) -> None:
         """Its holder is gone for certain: a job that was stopping has stopped, any other is interrupted."""
@@ -555,9 +560,14 @@ class Job(models.Model):
         else:
             self.interrupt(reason)
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it has been tried often enough."""
+        return self.fruitless >= MAX_FRUITLESS or self.attempt - self.excused >= MAX_ATTEMPTS
+
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
-        if self.fruitless >= MAX_FRUITLESS or self.attempt - self.excused >= MAX_ATTEMPTS:
+        if self.is_hopeless:
             message = _("The work was interrupted %(times)d times and never came to its end.") % {
                 "times": self.attempt
             }

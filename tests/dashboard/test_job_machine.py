@@ -337,8 +337,13 @@ class Walk:
                 self.wait(row)
 
     def wait(self, row: Row) -> None:
+        if row.fruitless >= MAX_FRUITLESS or row.attempt - row.excused >= MAX_ATTEMPTS:
+            row.slot = None
+            row.end(State.FAILED)
+            return
         row.state, row.slot = State.INTERRUPTED, None
-        row.run_after = self.now + BACK_OFF[min(max(row.fruitless - 1, 0), 2)].total_seconds()
+        back_off = BACK_OFF[min(max(row.fruitless - 1, 0), len(BACK_OFF) - 1)]
+        row.run_after = self.now + back_off.total_seconds()
 
     # Dispatcher and clock --------------------------------------------------------------------------------
 
@@ -355,11 +360,7 @@ class Walk:
             row = self.rows[job.pk]
             assert row.run_after <= self.now + SLACK
             job.try_again()
-            poison = row.fruitless >= MAX_FRUITLESS or row.attempt - row.excused >= MAX_ATTEMPTS
-            if poison:
-                row.end(State.FAILED)
-            else:
-                row.state = State.QUEUED
+            row.state = State.QUEUED
         live = [row for row in self.rows.values() if row.state in LIVE]
         assert all(row.lease_until >= self.now - SLACK for row in live), "an expired lease was overlooked"
 
