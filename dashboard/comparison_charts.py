@@ -90,6 +90,8 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
     # With one seed an interval does not know how far seeds lie apart, so nothing is certain.
     counted = {one["name"]: len(one["seeds"]) for one in comparison.numbers["arms"]}
     certain = [point for point in points if counted[point["name"]] > 1]
+    tied = tied_with_reference(comparison)
+    together = [up.down(point["mean"], PARETO_HEIGHT) for point in points if point["name"] in tied]
     marks = [
         {
             "name": short(point["name"], 18),
@@ -109,12 +111,21 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
         "cost": cost,
         "label": label,
         "marks": apart(marks),
+        "tied": {"top": min(together) - 8, "height": max(together) - min(together) + 16}
+        if len(together) > 1
+        else None,
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(comparison, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }
+
+
+def tied_with_reference(comparison: Comparison) -> set[str]:
+    """The reference and the arms whose difference to it may be nothing."""
+    found = comparison.numbers.get("comparisons", [])
+    return {comparison.reference.name} | {one["arm"] for one in found if one["low"] <= 0 <= one["high"]}
 
 
 def differences(comparison: Comparison) -> dict[str, Any]:

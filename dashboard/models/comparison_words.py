@@ -79,6 +79,8 @@ def warnings(comparison: Comparison) -> list[str]:
                 "rather than from the adapter."
             )
         )
+    if len({arm.first.hyperparameters.get("max_length") for arm in comparison.scored}) > 1:
+        said.append(_("They were scored with different maximum lengths, which may cut other prompts."))
     said += _left_out(comparison)
     return said
 

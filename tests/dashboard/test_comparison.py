@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from dashboard.comparison_charts import pareto
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, TrainingRun, User
 from dashboard.models.comparison import Comparison, arms_of
 from dashboard.models.comparison_words import sentence, warnings
@@ -76,7 +77,9 @@ def test_it_turns_round_with_the_pinned_reference(scored: Scored) -> None:
 
 
 def test_a_lower_loss_is_better(scored: Scored) -> None:
-    assert "High" in sentence(compared(scored(THREE), metric="loss")).split(" is better than")[0]
+    runs = scored(THREE)
+    said = sentence(compared(runs, metric="loss"))
+    assert f"High #{runs[3].pk} is better than Low #{runs[0].pk}" in said
 
 
 def test_one_seed_is_indicative_only(scored: Scored) -> None:
@@ -124,6 +127,25 @@ def test_it_compares_nothing_across_datasets_and_says_why(
     comparison = compared(again([*runs, other]))
     assert comparison.numbers["comparisons"] == []
     assert any(f"so not compared with it: Mails #{other.pk}" in text for text in warnings(comparison))
+
+
+def test_it_warns_where_answers_were_cut_at_different_lengths(
+    scored: Scored, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    runs = scored({"Low": [rights(0.4)]})
+    other = make_run(project, dataset, base_model, name="High", seed=1, max_length=32)
+    score(publish(other), rights(0.9))
+    assert any("different maximum lengths" in text for text in warnings(compared(again([*runs, other]))))
+
+
+def test_arms_that_cannot_be_told_apart_are_one_group_on_the_cost_chart(scored: Scored) -> None:
+    alike: Arms = {
+        name: [rights(0.5, seed=seed + shift) for seed in range(3)] for name, shift in (("A", 0), ("B", 9))
+    }
+    for arms, grouped in ((alike, True), (THREE, False)):
+        drawn = pareto(compared(scored(arms)), "trainable_parameters")
+        assert drawn
+        assert bool(drawn["tied"]) == grouped
 
 
 def test_the_base_model_has_a_row_even_if_another_run_scored_it(scored: Scored) -> None:
