@@ -168,40 +168,47 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
     base = study.result.get("base")
     across = Axis.around((point["cost"] for point in points), zero=True)
     up = Axis.around(value for point in points for value in (point["low"], point["high"]))
-    tied = tied_with_reference(study)
-    together = [point["mean"] for point in points if point["name"] in tied]
-    marks = [
-        {
-            "name": Truncator(point["name"]).chars(24),
-            "x": across.across(point["cost"]),
-            "y": up.down(point["mean"], PARETO_HEIGHT),
-            "low": up.down(point["low"], PARETO_HEIGHT),
-            "high": up.down(point["high"], PARETO_HEIGHT),
-            "is_left": across.share(point["cost"]) > 0.6,
-            "is_reference": point["name"] == study.reference,
-            "is_tied": point["name"] in tied,
-            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
-        }
-        for point in sorted(points, key=lambda point: point["mean"])
-    ]
+    tied = [point for point in points if point["name"] in tied_with_reference(study)]
+    marks = _marks(study, points, across, up)
     label, written = COSTS[cost]
-    top = up.down(max(together), PARETO_HEIGHT) if len(together) > 1 else 0.0
     return {
         "cost": cost,
         "label": label,
         "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
-        "tied": {
-            "top": top - 8,
-            "height": up.down(min(together), PARETO_HEIGHT) - top + 16,
-        }
-        if len(together) > 1
-        else None,
+        "tied": _band(study, tied, up) if len(tied) > 1 else None,
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
         "base": quality(study, base["mean"]) if base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
+    }
+
+
+def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axis) -> list[dict[str, Any]]:
+    """Where each arm lies, and whether another one certainly beats it at no more cost."""
+    return [
+        {
+            "name": Truncator(point["name"]).chars(24),
+            "x": across.across(point["cost"]),
+            "y": up.down(point["mean"], PARETO_HEIGHT),
+            "low": up.down(point["low"], PARETO_HEIGHT),
+            "high": up.down(point["high"], PARETO_HEIGHT),
+            # A name beside a mark on the right would leave the figure.
+            "is_left": across.share(point["cost"]) > 0.6,
+            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
+        }
+        for point in points
+    ]
+
+
+def _band(study: Study, tied: Sequence[dict[str, Any]], up: Axis) -> dict[str, Any]:
+    """One group for all arms that cannot be told apart from the reference."""
+    places = [up.down(point["mean"], PARETO_HEIGHT) for point in tied]
+    return {
+        "top": min(places) - 8,
+        "height": max(places) - min(places) + 16,
+        "names": ", ".join(point["name"] for point in tied if point["name"] != study.reference),
     }
 
 

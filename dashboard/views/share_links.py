@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from dashboard.forms.study_results import ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Role, ShareLink, Study
-from dashboard.views.study_results import report_context
+from dashboard.views.study_reports import report_context
 
 # Wrong links that one address may try in a row, and for how long they are held against it.
 MOST_MISSES, MISS_SECONDS = 20, 300

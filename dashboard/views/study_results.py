@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from django.contrib import messages
-from django.core.paginator import Paginator
 from django.http import HttpResponse
-from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from dashboard import study_charts
 from dashboard.downloads import csv_file
-from dashboard.forms.study_results import DecisionForm, ItemsForm, ShareLinkForm
+from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Decision, Evaluation, Role, ShareLink, State, Study, User
-from dashboard.models.study_items import BASE, Pair, confusion, pairs
+from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
 from dashboard.models.study_result import costs_of, scores_of
 from dashboard.models.study_words import OUTCOMES, amount, interval, recommended, sentence, unmeasured
 from dashboard.study_charts import COSTS, config_label, quality
 from dashboard.views.compare import settings_table
 from workers.verdicts import MIN_SEEDS
-
-ITEMS_SHOWN = 10
-SHARED_ROWS = 5
-# Of run.json's versions, those that can change a number.
-LIBRARIES = ("python", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 def result_context(study: Study, query: Mapping[str, str], reader: User | None = None) -> dict[str, Any]:
@@ -72,107 +62,6 @@ def acts_of(study: Study, reader: User) -> dict[str, Any]:
         "share_form": ShareLinkForm() if roles[Role.MANAGER] else None,
         "share_links": links,
     }
-
-
-def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = False) -> dict[str, Any]:
-    """The verdict with its appendix: all settings, hashes, versions and seeds."""
-    compared = [one["arm"] for one in study.result.get("comparisons", [])]
-    return {
-        **result_context(study, {"cost": query.get("cost", ""), "only": "all"}),
-        "study": study,
-        "versions": versions_of(study),
-        "by_seed": by_seed(study),
-        "shown_pairs": [(arm, example_pairs(study, arm)) for arm in compared] if with_rows else [],
-    }
-
-
-def example_pairs(study: Study, arm: str) -> list[Pair]:
-    """The first rows on which an arm and the reference differ, for a report that may show rows."""
-    found = pairs(study, arm, study.reference, study.seeds[0])
-    return [pair for pair in found if pair.gap][:SHARED_ROWS]
-
-
-def by_seed(study: Study) -> list[dict[str, Any]]:
-    """Every arm's mean for each of the study's seeds."""
-    return [
-        {
-            "name": arm["name"],
-            "values": [
-                quality(study, arm["by_seed"][arm["seeds"].index(seed)]) if seed in arm["seeds"] else "–"
-                for seed in study.seeds
-            ],
-        }
-        for arm in study.result.get("arms", [])
-    ]
-
-
-def versions_of(study: Study) -> list[tuple[str, str]]:
-    """Libraries that its adapters were made with, as their run.json says; several where they differ."""
-    found: dict[str, set[str]] = {}
-    for adapter in Adapter.objects.filter(run__study_arm__study=study, run__rung=None):
-        try:
-            versions = json.loads((adapter.path() / "run.json").read_text()).get("versions", {})
-        except (OSError, ValueError):
-            continue
-        for name in LIBRARIES:
-            if name in versions:
-                found.setdefault(name, set()).add(str(versions[name]))
-    return [(name, ", ".join(sorted(found[name]))) for name in LIBRARIES if name in found]
-
-
-@require_GET
-def report(request: Request, pk: int) -> HttpResponse:
-    """The result on paper: A4, no navigation."""
-    study = Study.objects.with_facts().fetch(request.user, pk)
-    if not study.is_over or not study.result.get("arms"):
-        messages.info(request, _("There is a report when the study has come to a result."))
-        return redirect(study)
-    return render(request, "studies/report.html", report_context(study, request.GET))
-
-
-@require_GET
-def items(request: Request, pk: int) -> HttpResponse:
-    """What two subjects answered on the same rows, filtered and searched; the choice is in the address."""
-    study = Study.objects.with_facts().fetch(request.user, pk)
-    if not study.is_over or not study.result.get("arms"):
-        messages.info(request, _("Answers are shown when the study has come to a result."))
-        return redirect(study)
-    form = ItemsForm(study, request.GET)
-    found = chosen_pairs(study, form) if form.is_valid() else []
-    whole = pairs(study, form["one"].value(), BASE, int(form["seed"].value())) if form.is_valid() else []
-    query = request.GET.copy()
-    query.pop("page", None)
-    context = {
-        "study": study,
-        "form": form,
-        "page": Paginator(found, ITEMS_SHOWN).get_page(request.GET.get("page")),
-        "query": query.urlencode(),
-        "one": form["one"].value(),
-        "other": form["other"].value(),
-        "confusion": confusion([pair.one for pair in whole]),
-    }
-    return render(request, "studies/items.html", context)
-
-
-def chosen_pairs(study: Study, form: ItemsForm) -> list[Pair]:
-    """The rows that the form asks for: the largest gaps first where it asks for gaps."""
-    asked = form.cleaned_data
-    found = pairs(study, asked["one"], asked["other"], asked["seed"])
-    text = asked["text"].casefold()
-    if text:
-        found = [
-            pair
-            for pair in found
-            if any(
-                text in field.casefold()
-                for field in (pair.one.prompt, pair.one.expected, pair.one.output, pair.other.output)
-            )
-        ]
-    if asked["show"] == "all":
-        return found
-    wanted = {"wins": (1,), "losses": (-1,), "changed": (1, -1)}[asked["show"]]
-    found = [pair for pair in found if (pair.gap > 0) - (pair.gap < 0) in wanted]
-    return sorted(found, key=lambda pair: -abs(pair.gap))
 
 
 def deltas(study: Study) -> list[dict[str, Any]]:

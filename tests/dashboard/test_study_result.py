@@ -6,9 +6,21 @@ import pytest
 from django.test import Client
 
 from dashboard import study_charts
-from dashboard.models import BaseModel, Dataset, Project, Study, User
-from dashboard.views.study_results import deltas, result_context
-from tests.dashboard.studies import Table, conclude, make_study
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    Evaluation,
+    Job,
+    MetricSeries,
+    Project,
+    Study,
+    TrainingRun,
+    User,
+)
+from dashboard.views.study_results import deltas, forgetting, result_context
+from tests.conftest import finish
+from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
 
 SEEDS = (1, 2, 3)
 ROWS = 60
@@ -84,3 +96,85 @@ def test_a_loss_is_written_in_nats_and_its_lowest_arm_comes_first(
     plot = study_charts.intervals(study)
     assert [row["name"] for row in plot["rows"]][:2] == ["quality", "efficient"]
     assert plot["rows"][0]["words"].startswith("0.950 (")
+
+
+def test_an_arm_that_is_beaten_at_no_more_cost_is_grey(study: Study) -> None:
+    picture = study_charts.pareto(study, "trainable_parameters")
+    assert picture
+    assert {mark["name"]: mark["is_dominated"] for mark in picture["marks"]} == {
+        "efficient": False,
+        "mlp": True,
+        "quality": False,
+    }
+    assert picture["tied"]["names"] == "efficient"
+
+
+def test_the_cost_is_chosen_in_the_address(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url(), {"cost": "seconds"}).content.decode()
+    assert "Training time to the right" in page
+    assert (
+        "Trainable parameters to the right"
+        in client.get(f"{study.get_absolute_url()}?cost=x").content.decode()
+    )
+
+
+def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
+    client: Client, vera: User, study: Study
+) -> None:
+    client.force_login(vera)
+    few = client.get(study.get_absolute_url()).content.decode()
+    assert "What is trained" in few.split('id="study-settings"')[1]
+    assert "settings are the same for all" in few
+    every = client.get(study.get_absolute_url(), {"only": "all"}).content.decode()
+    assert every.count("<tr>") > few.count("<tr>")
+
+
+def test_forgetting_is_the_rise_over_the_base_model(client: Client, vera: User, study: Study) -> None:
+    for evaluation in Evaluation.objects.select_related("run__study_arm"):
+        arm = evaluation.run.study_arm
+        assert arm
+        rise = 0.0 if evaluation.subject == "base" else 0.1 * arm.position + 0.01 * evaluation.run.seed
+        evaluation.metrics["general_loss"] = 3.0 + rise
+        evaluation.save()
+    found = {row["arm"]: row for row in forgetting(study)}
+    assert (found["mlp"]["rise"], found["mlp"]["least"], found["mlp"]["most"]) == (
+        "+0.120",
+        "+0.110",
+        "+0.130",
+    )
+    client.force_login(vera)
+    assert "What is forgotten" in client.get(study.get_absolute_url()).content.decode()
+
+
+def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study: Study) -> None:
+    runs = study.arms.get(name="mlp").final_runs()
+    for run, shift in zip(runs, (0.0, 0.1, 0.5), strict=True):
+        MetricSeries.objects.append(run, "validation/loss", [(5, 2.0 + shift), (10, 1.0 + shift)])
+    band = study_charts.band_of([run.pk for run in runs])
+    assert [step for step, *_values in band] == [5, 10]
+    assert band[0][1:] == pytest.approx((2.2, 2.0, 2.5))
+    assert band[1][1:] == pytest.approx((1.2, 1.0, 1.5))
+    curves = study_charts.validation_curves(study)
+    assert curves
+    assert [line["name"] for line in curves["lines"]] == ["mlp"]
+
+
+def test_an_arm_that_failed_stays_in_the_table(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1])
+    for run in queued.runs().filter(study_arm__name="mlp"):
+        run.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
+    for run in queued.runs().exclude(study_arm__name="mlp"):
+        Adapter.objects.publish(run, f"{run.pk:064x}", {"adapter_model.safetensors": "ab" * 32}, 1000)
+        run.end(TrainingRun.Outcome.SUCCEEDED, step=10)
+    finish(queued.jobs().get())
+    queued.advance()
+    job = queued.jobs().get(kind=Job.Kind.EVALUATE)
+    end_evaluation(job, TABLE, queued.metric)
+    queued.advance()
+    client.force_login(vera)
+    page = client.get(queued.get_absolute_url()).content.decode()
+    assert "Failed: The loss was no number." in page
+    assert "Indicative only" in page

@@ -1,0 +1,79 @@
+"""A study on paper: the verdict, how it was found, and an appendix with everything that led to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET
+
+from dashboard.gate import Request
+from dashboard.models import Adapter, Study
+from dashboard.models.study_items import Pair, pairs
+from dashboard.study_charts import quality
+from dashboard.views.study_results import result_context
+
+SHARED_ROWS = 5
+# Of run.json's versions, those that can change a number.
+LIBRARIES = ("python", "torch", "transformers", "peft", "tokenizers", "safetensors")
+
+
+@require_GET
+def report(request: Request, pk: int) -> HttpResponse:
+    """The result on paper: A4, no navigation."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.is_over or not study.result.get("arms"):
+        messages.info(request, _("There is a report when the study has come to a result."))
+        return redirect(study)
+    return render(request, "studies/report.html", report_context(study, request.GET))
+
+
+def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = False) -> dict[str, Any]:
+    """The verdict with its appendix: all settings, hashes, versions and seeds."""
+    compared = [one["arm"] for one in study.result.get("comparisons", [])]
+    return {
+        **result_context(study, {"cost": query.get("cost", ""), "only": "all"}),
+        "study": study,
+        "versions": versions_of(study),
+        "by_seed": by_seed(study),
+        "shown_pairs": [(arm, example_pairs(study, arm)) for arm in compared] if with_rows else [],
+    }
+
+
+def example_pairs(study: Study, arm: str) -> list[Pair]:
+    """The first rows on which an arm and the reference differ, for a report that may show rows."""
+    found = pairs(study, arm, study.reference, study.seeds[0])
+    return [pair for pair in found if pair.gap][:SHARED_ROWS]
+
+
+def by_seed(study: Study) -> list[dict[str, Any]]:
+    """Every arm's mean for each of the study's seeds."""
+    return [
+        {
+            "name": arm["name"],
+            "values": [
+                quality(study, arm["by_seed"][arm["seeds"].index(seed)]) if seed in arm["seeds"] else "–"
+                for seed in study.seeds
+            ],
+        }
+        for arm in study.result.get("arms", [])
+    ]
+
+
+def versions_of(study: Study) -> list[tuple[str, str]]:
+    """Libraries that its adapters were made with, as their run.json says; several where they differ."""
+    found: dict[str, set[str]] = {}
+    for adapter in Adapter.objects.filter(run__study_arm__study=study, run__rung=None):
+        try:
+            versions = json.loads((adapter.path() / "run.json").read_text()).get("versions", {})
+        except (OSError, ValueError):
+            continue
+        for name in LIBRARIES:
+            if name in versions:
+                found.setdefault(name, set()).add(str(versions[name]))
+    return [(name, ", ".join(sorted(found[name]))) for name in LIBRARIES if name in found]
