@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.utils import timezone
+from django.db.models import F
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
 from tests.conftest import make_run
@@ -54,7 +54,7 @@ def job(run: TrainingRun) -> Job:
 def again(job: Job) -> Job:
     """The next attempt of an interrupted job."""
     job.try_again()
-    Job.objects.filter(pk=job.pk).update(run_after=timezone.now())
+    Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
     return claim("gpu")
 
 
@@ -158,7 +158,7 @@ def test_a_real_engine_without_memory_comes_through_with_half_the_batch(
     assert (ended.state, batch(ended)) == (State.INTERRUPTED, (4, 2)), ended.log_tail()
     assert "There was not enough memory" in JobEvent.objects.get(job=ended, event="interrupt").text
     ended.try_again()
-    Job.objects.filter(pk=ended.pk).update(run_after=timezone.now())
+    Job.objects.filter(pk=ended.pk).update(run_after=F("created_at"))
     ended = work_off("gpu")
     assert ended.state == State.SUCCEEDED, ended.error
     assert Adapter.objects.filter(run=run).count() == 1

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from django.conf import settings
 from django.db import connection
-from django.utils import timezone
+from django.db.models import F
 from redis import Redis
 
 from dashboard.management.commands.dispatch import wake
@@ -103,7 +103,7 @@ def test_no_process_outlives_its_worker_and_no_work_is_lost(
     def queue_again() -> None:
         job.refresh_from_db()
         job.try_again()
-        Job.objects.filter(pk=job.pk).update(run_after=timezone.now())
+        Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
         wake(job)
 
     # Told to end: a checkpoint, then the job is given back.
