@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
+from django.core.cache import cache
 from django.db.models import Q
 
 from dashboard.models.comparison import ComparedArm, Comparison
-from dashboard.models.evaluation import EvaluationItem
+from dashboard.models.evaluation import Evaluation, EvaluationItem
 
 ROWS_SHOWN = 20
+# Whoever turns pages and filters rows does so within the hour; ten thousand rows take some 300 kB.
+KEPT_SECONDS = 3600
 ARM, REFERENCE, SAME = "arm", "reference", "same"
 
 
@@ -39,20 +45,29 @@ class DuelPage:
 
 
 def duels_of(comparison: Comparison, arm: ComparedArm) -> list[Duel]:
-    """Every row that both were scored on, the largest differences first; one query."""
+    """Every row that both were scored on, the largest differences first."""
     sides = [arm.evaluations(), comparison.reference.evaluations()]
+    numbers = [sorted(one.pk for one in by_seed.values()) for by_seed in sides]
+    key = f"duels-{comparison.metric}-" + hashlib.sha256(repr(numbers).encode()).hexdigest()
+    scores = cache.get(key)
+    if scores is None:
+        scores = _scores(comparison.metric, sides)
+        cache.set(key, scores, KEPT_SECONDS)
+    sign = -1.0 if comparison.lower_is_better else 1.0
+    duels = [Duel(row, own, other, sign * (own - other)) for row, own, other in scores]
+    return sorted(duels, key=lambda duel: (-abs(duel.gain), duel.row))
+
+
+def _scores(metric: str, sides: Sequence[dict[int, Evaluation]]) -> list[tuple[int, float, float]]:
+    """(row, mean score of the arm, mean score of the reference) over their seeds; one query."""
     wanted = {one.pk: side for side, by_seed in enumerate(sides) for one in by_seed.values()}
     scores: list[dict[int, list[float]]] = [{}, {}]
     items = EvaluationItem.objects.filter(evaluation__in=wanted).order_by()
     for pk, row, found in items.values_list("evaluation_id", "row", "scores").iterator():
-        if comparison.metric in found:
-            scores[wanted[pk]].setdefault(row, []).append(float(found[comparison.metric]))
-    sign = -1.0 if comparison.lower_is_better else 1.0
-    duels = []
-    for row in scores[0].keys() & scores[1].keys():
-        own, other = (sum(side[row]) / len(side[row]) for side in scores)
-        duels.append(Duel(row, own, other, sign * (own - other)))
-    return sorted(duels, key=lambda duel: (-abs(duel.gain), duel.row))
+        if metric in found:
+            scores[wanted[pk]].setdefault(row, []).append(float(found[metric]))
+    arm, reference = scores
+    return [(row, fmean(arm[row]), fmean(reference[row])) for row in arm.keys() & reference.keys()]
 
 
 def page_of(

@@ -268,6 +268,7 @@ def chosen(request: Request) -> list[TrainingRun]:
         raise Http404
     wanted = list(dict.fromkeys(int(part) for part in parts if part))
     runs = TrainingRun.objects.with_facts().with_scores().visible_to(request.user)
+    runs = runs.select_related("study_arm")
     found = {run.pk: run for run in runs.filter(pk__in=wanted)}
     if len(found) < len(wanted):
         raise Http404
