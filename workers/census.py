@@ -152,7 +152,8 @@ class Matched:
 
     `r` and `lora_alpha` are the group's own; 0 follows the run, and experts then share the run's rank.
     `as_parameter` says that PEFT is given the tensor, not the module. `depth` counts the adapters that PEFT
-    wraps around this one, because they sit on other tensors of the same module.
+    wraps around this one, because they sit on other tensors of the same module. `has_magnitude`: DoRA keeps
+    a length of its own for each output.
     """
 
     group: Group
@@ -161,6 +162,7 @@ class Matched:
     lora_alpha: float = 0
     as_parameter: bool = False
     depth: int = 0
+    has_magnitude: bool = False
 
     @property
     def role(self) -> str:
@@ -198,7 +200,8 @@ class Matched:
     def params(self, r: int) -> int:
         """Trainable parameters in a run of rank `r`: A is [r, d_in] and B is [d_out, r], for each expert."""
         group = self.group
-        return self.modules * self.rank(r) * group.experts * (group.d_in + group.d_out)
+        magnitudes = self.modules * group.d_out if self.has_magnitude else 0
+        return self.modules * self.rank(r) * group.experts * (group.d_in + group.d_out) + magnitudes
 
     def tensors(self, r: int) -> Iterator[tuple[str, list[int]]]:
         """(name, shape) of every tensor that PEFT saves for it."""
@@ -212,6 +215,8 @@ class Matched:
             else:
                 yield f"base_model.model.{module}.lora_A.weight", [width, group.d_in]
                 yield f"base_model.model.{module}.lora_B.weight", [group.d_out, width]
+            if self.has_magnitude:
+                yield f"base_model.model.{module}.lora_magnitude_vector", [group.d_out]
 
 
 def stand_ins(role: str) -> tuple[str, ...]:

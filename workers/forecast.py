@@ -6,6 +6,7 @@ Standard library only; knows nothing of rows or tensors. Measured values replace
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 
 from workers.census import Matched
@@ -28,7 +29,7 @@ def adapter_bytes(matched: Iterable[Matched], r: int, dtype_bytes: int = 4) -> i
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in sorted(tensor for one in matched for tensor in one.tensors(r)):
-        start, end = end, end + shape[0] * shape[1] * dtype_bytes
+        start, end = end, end + math.prod(shape) * dtype_bytes
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")).encode())
     padded = -(-length // 8) * 8

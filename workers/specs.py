@@ -22,6 +22,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "r": (1, 512),
     "lora_alpha": (1, 2048),
     "lora_dropout": (0.0, 0.9),
+    "loraplus_lr_ratio": (1.0, 64.0),
     "learning_rate": (1e-7, 0.1),
     "warmup_ratio": (0.0, 0.5),
     "weight_decay": (0.0, 1.0),
@@ -54,6 +55,9 @@ class Hyperparameters:
     lora_alpha: int | None = None
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
+    loraplus_lr_ratio: float = 1.0  # the second matrix learns so many times as fast
+    autocast_adapter_dtype: bool = True  # False: the adapter is kept in the base model's number format
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = 0.05
@@ -89,6 +93,12 @@ class Hyperparameters:
         ):
             if not isinstance(getattr(self, name), int):
                 raise SpecError(name, f"`{name}` must be a whole number.")
+        if self.use_dora and self.lora_dropout:
+            raise SpecError(
+                "lora_dropout",
+                "`lora_dropout` must be 0 with `use_dora`: the base stays in evaluation mode, in which PEFT "
+                "drops nothing there.",
+            )
         if self.lr_scheduler_type not in SCHEDULERS:
             raise SpecError(
                 "lr_scheduler_type", f"`lr_scheduler_type` must be one of {', '.join(SCHEDULERS)}."

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Matched, spans, stand_ins
-from workers.errors import TargetError
+from workers.errors import SpecError, TargetError
 from workers.matching import Arguments, NotConvertible, any_matches, attached
 from workers.specs import Hyperparameters, TargetSpec
 from workers.spelling import (
@@ -124,6 +124,13 @@ class Resolution:
         """Trainable parameters in a run of rank `r`."""
         return sum(one.params(r) for one in self.matched)
 
+    def shaped(self, learn: Hyperparameters) -> Resolution:
+        """The same with what the run's way of adapting adds to each module."""
+        if not learn.use_dora or self.refusal:
+            return self
+        matched = tuple(dataclasses.replace(one, has_magnitude=True) for one in self.matched)
+        return dataclasses.replace(self, matched=matched)
+
     def words(self, r: int, frozen: int, file_bytes: int) -> str:
         """What is adapted, in one line: "30 of 30 layers, 0.28 M parameters (0.2 %), 1.1 MB"."""
         count = self.params(r)
@@ -170,6 +177,14 @@ def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
     """The engine's order for this resolution in this run, with what it must find attached."""
     if resolution.refusal:
         raise TargetError(resolution.refusal)
+    odd = next((one for one in resolution.matched if one.as_parameter or one.group.kind != "linear"), None)
+    if learn.use_dora and odd:
+        raise SpecError(
+            "use_dora",
+            f"`use_dora` adapts linear layers alone, and `{odd.pattern}` is none. Switch it off, or choose "
+            "other layers.",
+        )
+    resolution = resolution.shaped(learn)
     # Left out, lora_alpha has become 2r when the hyper-parameters were made.
     found = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
     return TargetSpec(

@@ -153,6 +153,7 @@ class Reckoner:
         rows = self.rows(learn)
         kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
         load = self.load(kept, learn)
+        resolution = resolution.shaped(learn)
         weights = adapter_bytes(resolution.matched, learn.r)
         cut = self.cut(learn.max_length)
         return Forecast(
@@ -228,7 +229,7 @@ class Reckoner:
 
     def sizes(self, resolution: Resolution, learn: Hyperparameters) -> Shape:
         """The base model's numbers with this adapter on it."""
-        trainable = adapter_params(resolution.matched, learn.r)
+        trainable = adapter_params(resolution.shaped(learn).matched, learn.r)
         return estimates.shape(self.census, resolution.matched, learn.r, trainable)
 
     @functools.cached_property
@@ -268,6 +269,8 @@ def setting_of(modules: int, learn: Hyperparameters) -> str:
     ways = [f"{modules} modules"]
     ways += ["dropout"] if learn.lora_dropout else []
     ways += ["computed twice"] if learn.gradient_checkpointing else []
+    ways += ["DoRA"] if learn.use_dora else []
+    ways += [] if learn.autocast_adapter_dtype else ["adapter as the base"]
     return ", ".join(ways)
 
 

@@ -30,12 +30,13 @@ from workers.engine import lora
 from workers.engine.artifacts import file_sha256, sync
 from workers.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
 from workers.events import Checkpoint, Message, Metrics, Report
-from workers.specs import TrainSpec, to_dict
+from workers.specs import Hyperparameters, TrainSpec, to_dict
 
 if TYPE_CHECKING:
     from workers.engine.arms import Arm
 
 FORMAT = 2
+DEFAULTS = Hyperparameters()
 SECONDS = 180.0
 KEPT = 2
 # Metrics that the parent may not have stored yet when everything died: said again by whoever continues.
@@ -286,6 +287,10 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
         learn = values["hyperparameters"]
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
             learn.pop(name, None)
+        # Options that came later: left at their defaults, they change nothing of an earlier checkpoint.
+        for name in ("use_dora", "loraplus_lr_ratio", "autocast_adapter_dtype"):
+            if learn[name] == getattr(DEFAULTS, name):
+                del learn[name]
         learn["rows_per_step"] = spec.hyperparameters.rows_per_step
     data = hashlib.sha256(first.data.sha256.encode())
     for arm in arms:

@@ -16,7 +16,7 @@ from torch import nn
 
 from workers.engine.model import build, read_config
 from workers.errors import TargetError
-from workers.specs import TrainSpec
+from workers.specs import Hyperparameters, TrainSpec
 from workers.targets import names_sha256
 
 
@@ -32,13 +32,20 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
             "An adapter on experts trains alone, because PEFT keeps one set of experts per model. Start each "
             "as a run of its own."
         )
+    if len(specs) > 1 and any(spec.hyperparameters.use_dora for spec in specs):
+        raise TargetError("An adapter with `use_dora` trains alone. Start it as a run of its own.")
     model: Any = None
     for index, spec in enumerate(specs):
         config = _config(spec)
         with torch.random.fork_rng():
             torch.manual_seed(spec.hyperparameters.seed)
             try:
-                model = attach_one(base if model is None else model, config, arm_name(index))
+                model = attach_one(
+                    base if model is None else model,
+                    config,
+                    arm_name(index),
+                    autocast_adapter_dtype=spec.hyperparameters.autocast_adapter_dtype,
+                )
             except ValueError as error:
                 raise TargetError(
                     f"The target modules fit nothing in {spec.base.name}: {_short(error)}"
@@ -58,16 +65,16 @@ def rehearse(specs: Sequence[TrainSpec]) -> None:
         attach(empty, specs)
 
 
-def attach_one(model: Any, config: Any, name: str = "default") -> Any:
-    """The PEFT model with one adapter more."""
+def attach_one(model: Any, config: Any, name: str = "default", *, autocast_adapter_dtype: bool = True) -> Any:
+    """The PEFT model with one adapter more, in fp32 or in the base's own number format."""
     from peft.mapping_func import get_peft_model
     from peft.peft_model import PeftModel
 
     with quiet():
         if isinstance(model, PeftModel):
-            model.add_adapter(name, config)
+            model.add_adapter(name, config, autocast_adapter_dtype=autocast_adapter_dtype)
             return model
-        return get_peft_model(model, config, adapter_name=name)
+        return get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=autocast_adapter_dtype)
 
 
 @contextmanager
@@ -89,6 +96,7 @@ def _config(spec: TrainSpec) -> Any:
         lora_alpha=learn.lora_alpha,
         lora_dropout=learn.lora_dropout,
         use_rslora=learn.use_rslora,
+        use_dora=learn.use_dora,
         bias="none",
         target_modules=target.target_regex or sorted(target.target_modules),
         target_parameters=sorted(target.target_parameters) or None,
@@ -128,12 +136,29 @@ def attached_names(model: Any, name: str) -> list[str]:
 
 
 def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:
-    """The adapter's own parameters, fp32, in the model's order."""
+    """The adapter's own parameters in the model's order."""
     return [
         parameter
         for path, parameter in model.named_parameters()
         if "lora_" in path and name in path.split(".")
     ]
+
+
+def optimizer_groups(model: Any, name: str, learn: Hyperparameters) -> list[dict[str, Any]]:
+    """The adapter's parameters for the optimizer; `ratio` is by how much their rate exceeds the run's.
+
+    LoRA+ (arXiv 2402.12354): the second matrix, B, learns faster than the first.
+    """
+    if learn.loraplus_lr_ratio == 1:
+        return [{"params": arm_parameters(model, name), "ratio": 1.0}]
+    fast = [
+        parameter
+        for path, parameter in model.named_parameters()
+        if name in path.split(".") and ("lora_B" in path or "lora_embedding_B" in path)
+    ]
+    known = {id(parameter) for parameter in fast}
+    slow = [parameter for parameter in arm_parameters(model, name) if id(parameter) not in known]
+    return [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": learn.loraplus_lr_ratio}]
 
 
 def activate(model: Any, name: str) -> None:

@@ -149,15 +149,14 @@ def train(
     origin = checkpoints.origin(specs, arms, base)
     keeper = checkpoints.Keeper(checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started)
 
-    # --- Attach: PEFT's modules, counted; one AdamW per arm on fp32 adapter weights ----------------------
+    # --- Attach: PEFT's modules, counted; one AdamW per arm on its adapter weights ---------------------------
     model = lora.attach(base, specs)
     for arm in arms:
         lora.activate(model, arm.name)
         arm.parameters = lora.arm_parameters(model, arm.name)
         learn = arm.spec.hyperparameters
-        arm.optimizer = torch.optim.AdamW(
-            arm.parameters, lr=learn.learning_rate, weight_decay=learn.weight_decay
-        )
+        groups = lora.optimizer_groups(model, arm.name, learn)
+        arm.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
         torch.manual_seed(learn.seed)
         arm.random_state = runtime.random_state(device)
     scorer = make_scorer(model, base, collate(list(arms[0].rows.values())[:2], device))
@@ -222,7 +221,7 @@ def train(
                         arm.optimizer.zero_grad()
                         continue
                     for group in arm.optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group["ratio"]
                     arm.optimizer.step()
                     arm.optimizer.zero_grad()
                     arm.step, arm.random_state = step, drawn
