@@ -35,6 +35,10 @@ PAGES = {
     "training-run-detail, failed": "/runs/{failed_run}/",
     "training-run-detail, stopped": "/runs/{stopped_run}/",
     "training-run-cancel, too late": "/runs/{stopped_run}/cancel/",
+    "study-index": "/studies/",
+    "study-create": "/studies/new/?dataset={dataset}",
+    "study-detail": "/studies/{study}/",
+    "study-detail, stopped": "/studies/{stopped_study}/",
     "compare": "/compare/?runs={run}&runs={stopped_run}",
     "compare, nothing chosen": "/compare/",
     "adapter-index": "/adapters/",
@@ -61,9 +65,11 @@ NOT_HERE = {
     *("home-progress", "dataset-progress", "base-model-progress", "queue-board", "project-open"),
     *("training-run-presets", "training-run-forecast", "training-run-progress", "training-run-samples"),
     *("training-run-log", "training-run-stream", "training-run-metrics", "training-run-metrics-csv"),
+    *("compare-json", "saved-view-create", "saved-view-delete"),
     *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-resume"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
+    *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
     *("token-create", "token-revoke", "storage-clean-up"),
     *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),
 }
@@ -81,6 +87,8 @@ class Rows:
     failed_run: int
     stopped_run: int
     adapter: int
+    study: int
+    stopped_study: int
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +100,14 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
         "empty-answers.jsonl", b'{"prompt": "a", "completion": ""}\n' * 3, name="Bad rows"
     ).json()
     odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()
+    study, stopped_study = (api.post("/studies", compared(dataset, seeds))["id"] for seeds in (1, 3))
+    api.post(f"/studies/{stopped_study}/cancel")
     # Stopped in the midst of its curves.
     until(lambda: api.get(f"/runs/{long}")["step"] > 20, "twenty steps")
     api.post(f"/runs/{long}/cancel", {"keep": "checkpoint"})
     assert api.wait(f"/runs/{long}")["state"] == "cancelled"
     assert api.wait(f"/runs/{cut}")["state"] == "failed"
+    assert api.wait(f"/studies/{study}", seconds=180)["state"] == "succeeded"
     for name, found in (("Bad rows", bad), ("Odd columns", odd)):
         assert api.wait(f"/datasets/{found['id']}")["state"] == "failed", name
     return Rows(
@@ -108,6 +119,8 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
         failed_run=cut,
         stopped_run=long,
         adapter=api.get(f"/runs/{finished_run}")["adapter"]["id"],
+        study=study,
+        stopped_study=stopped_study,
     )
 
 
@@ -118,6 +131,12 @@ def asked(dataset: int, *, name: str = "", **hyper: int) -> dict[str, object]:
         "target_module_config": "efficient",
         "hyperparameters": {"max_steps": 4, "max_length": 128, **hyper},
     }
+
+
+def compared(dataset: int, seeds: int) -> dict[str, object]:
+    few = {"max_steps": 2, "max_length": 128}
+    arms = [{"target_module_config": slug, "hyperparameters": few} for slug in ("efficient", "quality")]
+    return {"dataset": dataset, "arms": arms, "seeds": list(range(1, seeds + 1))}
 
 
 def test_every_route_is_either_looked_at_here_or_has_no_page() -> None:
