@@ -40,6 +40,9 @@ class ComparedArm:
     # Same settings and same seed once more: they tell nothing new, so they are shown and not counted.
     repeats: list[TrainingRun] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def first(self) -> TrainingRun:
         """The run that speaks for all of them."""
