@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, Project, User
@@ -55,3 +57,16 @@ def test_it_hides_the_studies_of_other_projects(client: Client, vera: User, othe
 def test_a_cursor_that_is_none_is_no_error(client: Client, vera: User, cursor: str) -> None:
     client.force_login(vera)
     assert client.get(URL, {"cursor": cursor}).status_code == 200
+
+
+def test_more_finished_studies_cost_no_more_queries(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(vera)
+    counts = []
+    for _round in range(2):
+        conclude(make_study(project, dataset, base_model), ALIKE)
+        with CaptureQueriesContext(connection) as asked:
+            client.get(URL)
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
