@@ -79,6 +79,9 @@ class HyperparametersIn(Schema):
     lora_alpha: StrictInt | None = None
     lora_dropout: StrictFloat | None = None
     use_rslora: StrictBool | None = None
+    use_dora: StrictBool | None = None
+    loraplus_lr_ratio: StrictFloat | None = None
+    autocast_adapter_dtype: StrictBool | None = None
     learning_rate: StrictFloat | None = None
     lr_scheduler_type: StrictStr | None = None
     warmup_ratio: StrictFloat | None = None

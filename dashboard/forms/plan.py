@@ -30,7 +30,6 @@ from workers.targets import Resolution
 LABELS = {
     "dataset": gettext_lazy("Dataset"),
     "target_modules": gettext_lazy("What is trained"),
-    "use_rslora": gettext_lazy("Effect scaled by the root of the rank"),
     "weight_decay": gettext_lazy("Pull towards zero (weight decay)"),
     "max_grad_norm": gettext_lazy("Largest step (gradient clipping)"),
 }

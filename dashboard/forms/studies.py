@@ -46,8 +46,8 @@ FIELDS = {
     "dataset": "dataset_version",
     "reference": "compared_with",
 }
-# What is the same in all arms and may be changed; a study has seeds of its own.
-SETTINGS = tuple(name for name in EXPERT if name != "seed")
+# What is the same in all arms and may be changed; a study has seeds of its own, and DoRA trains alone.
+SETTINGS = tuple(name for name in EXPERT if name not in ("seed", "use_dora"))
 # What the fine-tune form hands over.
 CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
 _run = TrainingRunForm.base_fields
@@ -144,7 +144,10 @@ class StudyForm(forms.Form):
     r = _run["r"]
     lora_alpha = _run["lora_alpha"]
     lora_dropout = _run["lora_dropout"]
+    use_rslora = _run["use_rslora"]
+    autocast_adapter_dtype = _run["autocast_adapter_dtype"]
     learning_rate = _run["learning_rate"]
+    loraplus_lr_ratio = _run["loraplus_lr_ratio"]
     lr_scheduler_type = _run["lr_scheduler_type"]
     warmup_ratio = _run["warmup_ratio"]
     per_device_train_batch_size = _run["per_device_train_batch_size"]

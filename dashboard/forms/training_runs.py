@@ -39,7 +39,11 @@ EXPERT = (
     "r",
     "lora_alpha",
     "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "autocast_adapter_dtype",
     "learning_rate",
+    "loraplus_lr_ratio",
     "lr_scheduler_type",
     "warmup_ratio",
     "per_device_train_batch_size",
@@ -197,12 +201,51 @@ class TrainingRunForm(forms.Form):
             "Can help with few rows. Too low: rows are learned by heart; too high: it learns slowly."
         ),
     )
+    use_rslora = forms.BooleanField(
+        label=gettext_lazy("Scale by the root of the rank (rsLoRA)"),
+        help_text=gettext_lazy(
+            "For ranks of 64 and more. Each step acts more strongly, so look for the learning rate anew. "
+            "<code>use_rslora</code>"
+        ),
+        required=False,
+    )
+    use_dora = forms.BooleanField(
+        label=gettext_lazy("Learn length and direction apart (DoRA)"),
+        help_text=gettext_lazy(
+            "Steps take about a quarter longer; PEFT's own benchmark saw no gain. For linear layers alone, "
+            "without dropout, and not in studies. <code>use_dora</code>"
+        ),
+        required=False,
+    )
+    autocast_adapter_dtype = forms.TypedChoiceField(
+        label=gettext_lazy("Numbers of the adapter"),
+        choices=[
+            ("True", gettext_lazy("As exact as can be (float32)")),
+            ("False", gettext_lazy("As the base model's")),
+        ],
+        coerce=lambda text: text == "True",
+        empty_value=True,
+        required=False,
+        help_text=gettext_lazy(
+            "Where the base is kept as bfloat16, as on a graphics card, that halves file and memory of the "
+            "adapter, and steps get coarser. On a CPU both are the same. <code>autocast_adapter_dtype</code>"
+        ),
+    )
     learning_rate = _fraction(
         "learning_rate",
         gettext_lazy("How strongly to learn (learning rate)"),
         gettext_lazy(
             "A common start, not tuned for your data. Too low: nothing changes; too high: the loss jumps."
         ),
+    )
+    loraplus_lr_ratio = _fraction(
+        "loraplus_lr_ratio",
+        gettext_lazy("How much faster the second matrix learns (LoRA+)"),
+        gettext_lazy(
+            "1 is off; 16 is common with it. Lower the learning rate then: such rates do not compare with "
+            "others."
+        ),
+        required=False,
     )
     lr_scheduler_type = forms.ChoiceField(
         label=gettext_lazy("How the learning rate goes on (schedule)"),
@@ -341,6 +384,8 @@ def defaults() -> dict[str, Any]:
     return {
         **values,
         "lora_alpha": None,
+        # As the form's choice spells it, for the page's script.
+        "autocast_adapter_dtype": str(DEFAULTS.autocast_adapter_dtype),
         "length": STEPS,
         "max_steps": DEFAULTS.max_steps,
         "num_train_epochs": 3.0,

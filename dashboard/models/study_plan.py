@@ -140,6 +140,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
 def check_experts(arms: Sequence[ArmPlan], base_model: BaseModel) -> None:
     """Refuse arms on experts: PEFT keeps one set of them per model, and the arms of a study share theirs."""
     for arm in arms:
+        if arm.hyperparameters.use_dora:
+            raise SpecError(
+                "arms",
+                _("Arm `%(name)s` has `use_dora`, which trains alone. Start it as a fine-tune.")
+                % {"name": arm.name[:100]},
+            )
         if base_model.is_ready and arm.config.resolve(base_model).has_experts:
             raise SpecError(
                 "arms",

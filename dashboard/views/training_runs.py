@@ -171,7 +171,18 @@ def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
 
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
     """The form's page: fields from `form`, numbers from `draft`."""
-    expert = ("r", "lora_alpha", "lora_dropout", "learning_rate", "lr_scheduler_type", "warmup_ratio")
+    expert = (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_ratio",
+        "loraplus_lr_ratio",
+        "autocast_adapter_dtype",
+        "use_rslora",
+        "use_dora",
+    )
     batch = (
         "per_device_train_batch_size",
         "gradient_accumulation_steps",

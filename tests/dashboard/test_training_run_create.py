@@ -278,3 +278,45 @@ def test_a_repeated_run_keeps_its_version_of_a_choice(
     page = client.get(URL, {"clone": TrainingRun.objects.get().pk})
     assert page.context["plan"].card.config == old
     assert b"Ours v1" in page.content
+
+
+def test_the_options_of_an_adapter_reach_the_spec(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    options = {
+        "use_rslora": "on",
+        "use_dora": "on",
+        "autocast_adapter_dtype": "False",
+        "loraplus_lr_ratio": "16",
+    }
+    assert client.post(URL, entered(dataset, base_model, **options)).status_code == 302
+    run = TrainingRun.objects.get()
+    learn = run.hyperparameters
+    assert (learn["use_rslora"], learn["use_dora"], learn["autocast_adapter_dtype"]) == (True, True, False)
+    assert learn["loraplus_lr_ratio"] == 16
+    # o_proj of two 32-wide layers: r * 2 * (32 + 32), and DoRA's 2 * 32.
+    assert run.spec["target"]["trainable_parameters"] == run.forecast["trainable_parameters"] == 512 + 64
+    again = client.get(URL, {"clone": run.pk}).context["plan"]
+    assert {name for name, _value, _default in again.differences} >= set(options)
+
+
+def test_left_out_options_are_off(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> None:
+    client.force_login(ed)
+    client.post(URL, entered(dataset, base_model))
+    learn = TrainingRun.objects.get().hyperparameters
+    assert (learn["use_dora"], learn["autocast_adapter_dtype"], learn["loraplus_lr_ratio"]) == (
+        False,
+        True,
+        1,
+    )
+
+
+def test_dora_with_dropout_is_refused_beside_it(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    page = client.post(URL, entered(dataset, base_model, use_dora="on", lora_dropout="0.1"))
+    assert page.context["form"].errors["lora_dropout"]
+    page = client.post(URL, entered(dataset, base_model, loraplus_lr_ratio="65"))
+    assert page.context["form"].errors["loraplus_lr_ratio"]

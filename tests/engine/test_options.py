@@ -1,4 +1,4 @@
-"""Every option of the expert settings, trained for real: exact in PEFT, exact after a stop, counted before."""
+"""Every option of the expert settings, trained for real: exact in PEFT, after a stop, and counted before."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def train(
     origin = checkpoints.origin(specs, arms, base)
     keeper = checkpoints.Keeper(checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started)
 
-    # --- Attach: PEFT's modules, counted; one AdamW per arm on its adapter weights ---------------------------
+    # --- Attach: PEFT's modules, counted; one AdamW per arm on its adapter weights --------------------------
     model = lora.attach(base, specs)
     for arm in arms:
         lora.activate(model, arm.name)
