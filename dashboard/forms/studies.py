@@ -171,8 +171,7 @@ class StudyForm(forms.Form):
         super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
-        self.versions, self.base_models, configs = choices(caller, project)
-        self.offered = configs.current()
+        self.versions, self.base_models, self.offered = choices(caller, project)
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),

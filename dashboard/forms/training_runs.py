@@ -224,7 +224,7 @@ class TrainingRunForm(forms.Form):
             ("False", gettext_lazy("As the base model's")),
         ],
         coerce=lambda text: text == "True",
-        empty_value=True,
+        empty_value=None,
         required=False,
         help_text=gettext_lazy(
             "Where the base is kept as bfloat16, as on a graphics card, that halves file and memory of the "

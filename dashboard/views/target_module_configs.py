@@ -27,18 +27,17 @@ from dashboard.models.study_evidence import evidence_of
 from workers.census import ROLES
 from workers.errors import TargetError
 from workers.forecast import adapter_bytes
-from workers.presets import RECOMMENDED_LABEL, RECOMMENDED_WHY
+from workers.presets import RECOMMENDED_WHY
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
     """The project's own choices, and what is known for and against the recommended one."""
-    own = TargetModuleConfig.objects.visible_to(request.user).filter(project=request.project)
+    own = TargetModuleConfig.objects.current().visible_to(request.user).filter(project=request.project)
     context = {
-        "configs": own.current().select_related("made_by").order_by("name"),
-        "recommended_label": RECOMMENDED_LABEL,
-        "project_evidence": evidence_of(request.project),
+        "configs": own.order_by("name"),
         "recommended_why": RECOMMENDED_WHY,
+        "project_evidence": evidence_of(request.project),
     }
     return render(request, "target_module_configs/index.html", context)
 
