@@ -29,6 +29,10 @@ def sentence(comparison: Comparison) -> str:
         }
     if not found:
         return _("No row was scored for all of these runs, so they cannot be compared row by row.")
+    if comparison.reference.name not in found:
+        return _(
+            "%(name)s has no scores of single rows, so the other runs have nothing to be compared with."
+        ) % {"name": comparison.reference.name}
     if not compared:
         return _("Only %(name)s has scores, so there is nothing to compare.") % {
             "name": comparison.reference.name

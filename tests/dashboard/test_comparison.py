@@ -148,6 +148,12 @@ def test_arms_that_cannot_be_told_apart_are_one_group_on_the_cost_chart(scored: 
         assert bool(drawn["tied"]) == grouped
 
 
+def test_it_says_so_where_the_reference_has_no_single_rows(scored: Scored) -> None:
+    runs = scored({"Low": [rights(0.4)], "High": [rights(0.9)]})
+    EvaluationItem.objects.filter(evaluation__run=runs[0]).delete()
+    assert sentence(compared(runs)).startswith(f"Low #{runs[0].pk} has no scores of single rows")
+
+
 def test_the_base_model_has_a_row_even_if_another_run_scored_it(scored: Scored) -> None:
     runs = scored({"Low": [rights(0.4)], "High": [rights(0.9)]})
     runs[1].evaluations.filter(subject="base").delete()
