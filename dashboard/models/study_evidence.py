@@ -28,28 +28,25 @@ class Evidence:
     sentence: str
 
 
-def evidence_of(project: Project, base_model: BaseModel | None = None) -> list[Evidence]:
-    """Studies of the project that compared something, newest first; on one base model or on any."""
-    studies = Study.objects.with_facts().filter(project=project, finished_at__isnull=False)
-    if base_model:
-        studies = studies.filter(base_model=base_model)
-    return [
-        Evidence(study, sentence(study))
-        for study in studies[:STUDIES_READ]
-        if study.result.get("comparisons")
-    ]
+def evidence_of(project: Project) -> list[Evidence]:
+    """Studies of the project that compared something, newest first."""
+    studies = Study.objects.with_facts().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
+    return [Evidence(study, sentence(study)) for study in studies if study.result.get("comparisons")]
 
 
 def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
     """Config -> how it compared in this project's studies on this base model."""
     counts: dict[int, Counter[str]] = {}
-    for one in evidence_of(project, base_model):
-        outcomes = {
-            found["arm"]: str(OUTCOMES[found["outcome"]]) for found in one.study.result["comparisons"]
-        }
-        outcomes[one.study.reference] = _("Reference")
+    ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)
+    # The form asks at every change, so runs and their settings stay in the database.
+    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
+        comparisons = study.result.get("comparisons")
+        if not comparisons:
+            continue
+        outcomes = {one["arm"]: str(OUTCOMES[one["outcome"]]) for one in comparisons}
+        outcomes[study.reference] = _("Reference")
         # An arm can stand for a config several times, with other settings: each counts.
-        for arm in one.study.arms.all():
+        for arm in study.arms.all():
             if arm.name in outcomes:
                 counts.setdefault(arm.target_module_config_id, Counter())[outcomes[arm.name]] += 1
     return {config: _told(found) for config, found in counts.items()}
