@@ -163,10 +163,3 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
     if kind in (Job.Kind.TRAIN, Job.Kind.EVALUATE):
         known["HF_HUB_OFFLINE"] = "1"
     return known
-
-
-def started_at(pid: int) -> float | None:
-    """When a process began; with its pid it names that very process."""
-    with contextlib.suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
-    return None

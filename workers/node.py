@@ -24,6 +24,7 @@ from django.db.models.functions import Now
 
 from dashboard.models import IllegalMove, Job, WorkerNode
 from dashboard.models.worker_node import HEARTBEAT_SECONDS
+from workers.identity import living
 from workers.outage import hang_up
 
 logger = logging.getLogger(__name__)
@@ -178,27 +179,15 @@ def release_abandoned_jobs(host: str, *, worker: str = "") -> int:
     released = 0
     mine = Job.objects.live().filter(host=host)
     for job in mine.filter(worker=worker) if worker else mine:
-        if is_same_process(job.pid, job.pid_started):
+        if living(job.pid, job.pid_started):
             continue
-        if is_same_process(job.child_pid, job.child_started) and job.child_pid:
+        if child := living(job.child_pid, job.child_started):
             with contextlib.suppress(psutil.Error):
-                psutil.Process(job.child_pid).kill()
+                child.kill()
         with contextlib.suppress(IllegalMove):
             job.abandon("Its worker process is gone.")
             released += 1
     return released
-
-
-def is_same_process(pid: int | None, started: float | None) -> bool:
-    """Whether that very process still runs: a pid alone may have been given away again."""
-    if not pid or started is None:
-        return False
-    try:
-        process = psutil.Process(pid)
-        alive: bool = process.status() != psutil.STATUS_ZOMBIE
-        return alive and abs(float(process.create_time()) - started) < 1
-    except psutil.Error:
-        return False
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -1,7 +1,4 @@
-"""Which process works on a slot of this machine: a note in the data folder, so that a successor can end it.
-
-A pid alone may have been given away again, so the note also holds when the process and the kernel began.
-"""
+"""Which process works on a slot of this machine: a note in the data folder, by which a successor ends it."""
 
 from __future__ import annotations
 
@@ -16,7 +13,8 @@ from typing import Any
 import psutil
 from django.conf import settings
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+from workers.identity import birth, living
+
 DIE_SECONDS = 10.0
 
 
@@ -28,10 +26,9 @@ def occupy(slot: str, pid: int) -> None:
     """Note that this process works on the slot now."""
     note = _note(slot)
     aside = note.with_suffix(".new")
-    with contextlib.suppress(psutil.Error, OSError):
+    with contextlib.suppress(OSError):
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        began = psutil.Process(pid).create_time()
-        aside.write_text(json.dumps({"boot": _boot_id(), "pid": pid, "began": began}))
+        aside.write_text(json.dumps({"pid": pid, "born": birth(pid)}))
         aside.rename(note)
 
 
@@ -61,19 +58,11 @@ def vacate(slot: str) -> int | None:
 def _occupant(slot: str) -> psutil.Process | None:
     try:
         note: dict[str, Any] = json.loads(_note(slot).read_text())
-        process = psutil.Process(note["pid"])
-        is_it = abs(process.create_time() - note["began"]) < 1 and note["boot"] == _boot_id()
-        return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+        return living(note["pid"], note["born"])
+    except (OSError, ValueError, KeyError):
         return None
 
 
 def _note(slot: str) -> Path:
     name = re.sub(r"[^\w@.-]", "_", slot)
     return Path(settings.DATA_DIR) / "run" / f"slot-{name}.json"
-
-
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return BOOT_ID.read_text().strip()
-    return str(int(psutil.boot_time()))

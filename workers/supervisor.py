@@ -22,9 +22,10 @@ from django.db import transaction
 from dashboard.models import IllegalMove, Job, State
 from dashboard.models.adjustments import use_smaller_batches
 from workers import slots
-from workers.child import Child, started_at
+from workers.child import Child
 from workers.errors import OutOfMemory
 from workers.events import Bye, Failure, Hello, Message, Progress, ProtocolError, from_line
+from workers.identity import birth
 from workers.outage import Database
 from workers.recorders import Recorder
 
@@ -123,7 +124,7 @@ class Attempt:
             self._say(f"The engine sent a line that could not be read: {error}", level="warning")
             return
         if isinstance(event, Hello):
-            self.job.advance(child_pid=event.pid, child_started=started_at(event.pid))
+            self.job.advance(child_pid=event.pid, child_started=birth(event.pid))
         elif isinstance(event, Progress):
             self.progress = event
             if event.phase == "training" and self.began_at is None:

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from celery import Task
 from django.conf import settings
 
 from dashboard.models import IllegalMove, Job, Study
 from workers.celery import app
 from workers.errors import RunError, disk_error
+from workers.identity import birth
 from workers.node import is_draining
 from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
@@ -62,7 +62,7 @@ def _claim(queue: str, node: str) -> Job | None:
         slot=node if queue == Job.Queue.GPU else None,
         host=socket.gethostname(),
         pid=os.getpid(),
-        pid_started=psutil.Process().create_time(),
+        pid_started=birth(os.getpid()) or 0.0,
     )
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 from django.conf import settings
 from redis import Redis
@@ -27,6 +26,7 @@ from tests import servers
 from tests.conftest import finish
 from workers import child
 from workers.events import Result, from_line
+from workers.identity import birth
 from workers.specs import ImportSpec, InspectSpec, to_dict
 from workers.tasks import attempt
 
@@ -44,7 +44,7 @@ def claim(queue: str) -> Job:
         slot=f"{queue}@test" if queue == "gpu" else None,
         host=socket.gethostname(),
         pid=os.getpid(),
-        pid_started=psutil.Process().create_time(),
+        pid_started=birth(os.getpid()) or 0.0,
     )
     assert job is not None, "nothing to claim"
     return job

@@ -20,6 +20,7 @@ from dashboard.models import Job, State, TrainingRun, WorkerNode
 from tests.workers.conftest import claim
 from tests.workers.outages import breakable
 from workers import node
+from workers.identity import birth
 
 
 @pytest.fixture
@@ -121,8 +122,7 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
 ) -> None:
     pool = subprocess.Popen(["sleep", "60"])
     job = claim("gpu")
-    started = psutil.Process(pool.pid).create_time()
-    Job.objects.filter(pk=job.pk).update(pid=pool.pid, pid_started=started)
+    Job.objects.filter(pk=job.pk).update(pid=pool.pid, pid_started=birth(pool.pid))
     host = socket.gethostname()
     assert node.release_abandoned_jobs(host, worker="gpu@test") == 0, "it is at work"
     pool.kill()
@@ -132,3 +132,22 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     node._stop.clear()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
+
+
+def test_a_clock_that_is_set_takes_no_job_from_its_process(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim("gpu")
+    started: float = psutil.boot_time()
+    # A test cannot set the machine's clock; this is what the kernel says of its own start afterwards.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: started + 600)
+    assert node.release_abandoned_jobs(socket.gethostname()) == 0
+
+
+def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    claim("gpu")
+    (tmp_path / "boot_id").write_text("another start of the machine")
+    monkeypatch.setattr("workers.identity.BOOT_ID", tmp_path / "boot_id")
+    assert node.release_abandoned_jobs(socket.gethostname()) == 1

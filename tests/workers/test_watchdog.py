@@ -15,6 +15,7 @@ from dashboard.models import Job, JobEvent, State, TrainingRun
 from tests.workers.conftest import claim, play
 from workers import slots, supervisor
 from workers.child import Child
+from workers.identity import SPAN
 from workers.recorders import TrainRecorder
 from workers.spool import Spool
 
@@ -74,7 +75,7 @@ def test_it_spares_a_process_that_only_has_the_same_number() -> None:
     slots.occupy("gpu@test", other.pid)
     note = Path(settings.DATA_DIR) / "run" / "slot-gpu@test.json"
     known = json.loads(note.read_text())
-    for changed in ({"boot": "another start of the machine"}, {"began": known["began"] - 60}):
+    for changed in ({"born": known["born"] + SPAN}, {"born": known["born"] - 60}):
         note.write_text(json.dumps({**known, **changed}))
         assert slots.vacate("gpu@test") is None
     assert other.poll() is None
