@@ -115,6 +115,11 @@ def test_the_next_attempt_goes_on_where_the_engine_was_killed(
     die_and_go_on(story, whole, name, 2)
 
 
+def test_what_is_being_removed_looks_like_no_checkpoint(story: Story) -> None:
+    assert story.live("checkpoint.while_forgetting=kill@1") == -signal.SIGKILL
+    assert sum(path.name.isdigit() for path in story.checkpoints.iterdir()) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("time", [1, 2])
 @pytest.mark.parametrize("name", POINTS)
