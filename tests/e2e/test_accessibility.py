@@ -29,6 +29,9 @@ PAGES = {
     "base-model-index": "/settings/base-models/",
     "base-model-create": "/settings/base-models/new/",
     "base-model-detail": "/settings/base-models/{base_model}/",
+    "target-module-config-index": "/target-modules/",
+    "target-module-config-create": "/target-modules/new/?from={target_module_config}",
+    "target-module-config-detail": "/target-modules/{target_module_config}/",
     "training-run-create": "/fine-tune/",
     "training-run-index": "/runs/",
     "training-run-detail": "/runs/{run}/",
@@ -71,6 +74,7 @@ NOT_HERE = {
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
     *("token-create", "token-revoke", "storage-clean-up"),
+    *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),
 }
 
@@ -89,6 +93,7 @@ class Rows:
     adapter: int
     study: int
     stopped_study: int
+    target_module_config: int
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,8 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
         "empty-answers.jsonl", b'{"prompt": "a", "completion": ""}\n' * 3, name="Bad rows"
     ).json()
     odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()
+    choice = {"name": "Upper part", "target_modules": ["o_proj"], "rank_pattern": {"o_proj": 4}}
+    config = api.post("/target-module-configs", choice)["id"]
     study, stopped_study = (api.post("/studies", compared(dataset, seeds))["id"] for seeds in (1, 3))
     api.post(f"/studies/{stopped_study}/cancel")
     # Stopped in the midst of its curves.
@@ -121,6 +128,7 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
         adapter=api.get(f"/runs/{finished_run}")["adapter"]["id"],
         study=study,
         stopped_study=stopped_study,
+        target_module_config=config,
     )
 
 
