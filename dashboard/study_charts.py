@@ -20,6 +20,7 @@ from dashboard.models import MetricSeries, Study
 from dashboard.models.study_result import costs_of
 from dashboard.models.study_words import Judged
 from dashboard.templatetags.graftworks import duration, filesize, number
+from workers.verdicts import MIN_SEEDS
 
 # Room at both ends, so that a mark on the edge is drawn whole.
 EDGE = 3.0
@@ -187,6 +188,8 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
 
 def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axis) -> list[dict[str, Any]]:
     """Where each arm lies, and whether another one certainly beats it at no more cost."""
+    # With fewer seeds nothing is certain.
+    judged = len(study.seeds) >= MIN_SEEDS
     return [
         {
             "name": Truncator(point["name"]).chars(24),
@@ -196,7 +199,8 @@ def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axi
             "high": up.down(point["high"], PARETO_HEIGHT),
             # A name beside a mark on the right would leave the figure.
             "is_left": across.share(point["cost"]) > 0.6,
-            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
+            "is_dominated": judged
+            and any(dominates(other, point, study.lower_is_better) for other in points),
         }
         for point in points
     ]
@@ -208,7 +212,9 @@ def _band(study: Study, tied: Sequence[dict[str, Any]], up: Axis) -> dict[str, A
     return {
         "top": min(places) - 8,
         "height": max(places) - min(places) + 16,
-        "names": ", ".join(point["name"] for point in tied if point["name"] != study.reference),
+        "names": ", ".join(
+            Truncator(point["name"]).chars(24) for point in tied if point["name"] != study.reference
+        ),
     }
 
 

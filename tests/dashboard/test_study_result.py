@@ -109,6 +109,13 @@ def test_an_arm_that_is_beaten_at_no_more_cost_is_grey(study: Study) -> None:
     assert picture["tied"]["names"] == "efficient"
 
 
+def test_with_two_seeds_no_arm_is_grey(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1, 2])
+    picture = study_charts.pareto(conclude(queued, TABLE), "trainable_parameters")
+    assert picture
+    assert not picture["has_dominated"]
+
+
 def test_the_cost_is_chosen_in_the_address(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(study.get_absolute_url(), {"cost": "seconds"}).content.decode()
