@@ -77,13 +77,13 @@ class StudyForm(forms.Form):
     )
     dataset_version = _run["dataset_version"]
     base_model = _run["base_model"]
-    configs = forms.ModelMultipleChoiceField(
+    # Not a field of rows: that one asks the database for whatever number was sent.
+    configs = forms.TypedMultipleChoiceField(
         label=gettext_lazy("What to compare (arms)"),
-        queryset=TargetModuleConfig.objects.none(),
+        coerce=int,
         error_messages={
             "required": gettext_lazy("Tick at least two."),
             "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
-            "invalid_pk_value": gettext_lazy("There is no such preset in this project. Choose another."),
         },
     )
     seeds = _number(
@@ -175,10 +175,15 @@ class StudyForm(forms.Form):
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
-            ("configs", self.offered),
             ("compared_with", self.offered),
         ):
             self.fields[name].queryset = rows  # type: ignore[attr-defined]
+        known = [(config.pk, str(config)) for config in self.offered]
+        self.fields["configs"].choices = known  # type: ignore[attr-defined]
+
+    def clean_configs(self) -> list[TargetModuleConfig]:
+        """The rows that are ticked, in the order of the form."""
+        return [config for config in self.offered if config.pk in self.cleaned_data["configs"]]
 
     def clean_learning_rates(self) -> list[float]:
         """Numbers between commas or spaces."""

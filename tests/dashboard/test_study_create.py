@@ -132,6 +132,14 @@ def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
     ("changes", "words"),
     [
         ({"configs": []}, "Tick at least two."),
+        ({"configs": ["x"]}, "There is no such preset in this project."),
+        ({"configs": ["9" * 40]}, "There is no such preset in this project."),
+        ({"configs": ["a\0b"]}, "There is no such preset in this project."),
+        ({"compared_with": "9" * 40}, "Choose one of the ticked arms as the reference."),
+        ({"dataset_version": "9" * 40}, "This dataset is not ready"),
+        ({"learning_rates": "0.1\0"}, "Null characters are not allowed."),
+        ({"idempotency_key": "x"}, "Enter a valid UUID."),
+        ({"seeds": "9" * 400}, "Enter a whole number from 1 to 20."),
         ({"seeds": "0"}, "Enter a whole number from 1 to 20."),
         ({"seeds": "many"}, "Enter a whole number from 1 to 20."),
         ({"margin": "-1"}, "Enter a number from 0 to 100."),
@@ -308,6 +316,11 @@ def test_the_plan_says_that_the_test_rows_are_too_few(look: Callable[..., str]) 
     assert "This test set cannot show a difference of 2 points" in text
     # 0.15 * (2.8 / 0.02)^2 for one comparison.
     assert "2,944 test rows would; this dataset has 2." in text
+
+
+def test_more_comparisons_need_more_test_rows(look: Callable[..., str]) -> None:
+    # Holm over two: 0.15 * ((2.2414 + 0.8416) / 0.02)^2.
+    assert "3,565 test rows would" in look(configs=pks("efficient", "mlp", "quality"))
 
 
 def test_the_plan_takes_the_disagreement_that_was_measured(
