@@ -38,7 +38,7 @@ ACROSS = {
     "seconds": gettext_lazy("Seconds"),
 }
 # The parts of the address that say what the page shows.
-CHOICES = ("runs", "metric", "reference", "cost", "only", "x", "arm", "won", "q")
+CHOICES = ("runs", "metric", "reference", "cost", "show", "x", "arm", "won", "q")
 
 
 @require_GET
@@ -54,7 +54,7 @@ def index(request: Request) -> HttpResponse:
         "query": ",".join(str(run.pk) for run in runs),
         "saved_views": views,
         "address": address_of(request),
-        "only": request.GET.get("only") == "differences",
+        "only": request.GET.get("show") == "differences",
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=request.project.pk).exists(),
     }
     if runs:
@@ -65,7 +65,7 @@ def index(request: Request) -> HttpResponse:
 def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any]:
     """Everything that the page says of chosen runs."""
     comparison = comparison_of(request, runs)
-    settings, only = settings_table(runs), request.GET.get("only") == "differences"
+    settings, only = settings_table(runs), request.GET.get("show") == "differences"
     across = request.GET.get("x", "")
     across = across if across in ACROSS else next(iter(ACROSS))
     curves = {name: charts.comparison(runs, name) for name in charts.CURVES}

@@ -69,7 +69,7 @@ def test_it_shows_settings_and_which_differ(client: Client, vera: User, pair: li
 
 
 def test_it_can_show_the_differences_only(client: Client, vera: User, pair: list[Adapter]) -> None:
-    text = page(client, vera, *runs_of(pair), more="&only=differences")
+    text = page(client, vera, *runs_of(pair), more="&show=differences")
     assert "<code>learning_rate</code>" in text
     assert "<code>max_length</code>" not in text
     assert "settings are the same for all and are not shown" in text

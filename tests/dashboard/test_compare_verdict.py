@@ -69,8 +69,8 @@ def test_the_address_pins_the_reference_and_the_metric(
 def test_every_form_carries_the_other_choices_along(
     client: Client, vera: User, runs: list[TrainingRun]
 ) -> None:
-    text = page(client, vera, runs, "&metric=loss&only=differences&x=tokens&cost=seconds&evil=1")
-    for name, value in (("only", "differences"), ("x", "tokens"), ("cost", "seconds"), ("metric", "loss")):
+    text = page(client, vera, runs, "&metric=loss&show=differences&x=tokens&cost=seconds&evil=1")
+    for name, value in (("show", "differences"), ("x", "tokens"), ("cost", "seconds"), ("metric", "loss")):
         assert f'type="hidden" name="{name}" value="{value}"' in text, name
     assert 'name="evil"' not in text
 
