@@ -103,3 +103,10 @@ def test_the_page_needs_no_more_queries_for_more_arms(
             client.get(study.get_absolute_url())
         counts.append(len(asked))
     assert counts[0] == counts[1]
+
+
+def test_a_run_of_it_leads_back_to_it(client: Client, vera: User, study: Study) -> None:
+    run = study.runs().first()
+    assert isinstance(run, TrainingRun)
+    client.force_login(vera)
+    assert study.get_absolute_url() in client.get(run.get_absolute_url()).content.decode()
