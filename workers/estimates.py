@@ -127,6 +127,7 @@ class How:
     on_cuda: bool = False
     drops: bool = False
     recomputes: bool = False
+    adapter_bytes: int = 4  # per number of the adapter: PEFT's fp32, or the base's own format
 
     @property
     def kind(self) -> str:
@@ -144,7 +145,7 @@ def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
     tokens = load.rows * (load.longest - load.prefix) + load.prefix
     kept = sizes.layers - sizes.lowest
     layer = 8 * sizes.hidden + width * (2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp)
-    inputs = _adapter_inputs(sizes, width, drops=how.drops)
+    inputs = _adapter_inputs(sizes, how)
     activations = tokens * (kept * layer + inputs)
     if load.prefix:
         # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
@@ -157,7 +158,7 @@ def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
     return {
         "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
         "base": sizes.parameters * width,
-        "adapter": STATE_BYTES * sizes.trainable,
+        "adapter": STATE_BYTES * sizes.trainable * how.adapter_bytes / 4,
         # One layer's gradients live beside what is kept.
         "activations": (activations + tokens * layer) * HOLES[how.kind],
         "logits": logits,
@@ -168,19 +169,20 @@ def _mlp_widths(sizes: Shape) -> int:
     return 3 if sizes.gated else 2
 
 
-def _adapter_inputs(sizes: Shape, dtype_bytes: int, *, drops: bool) -> float:
+def _adapter_inputs(sizes: Shape, how: How) -> float:
     """Bytes per token that the adapted modules keep besides what their layers keep anyway."""
-    inner = 4 * sum(one.rank(sizes.rank) * one.modules * _active(one.group) for one in sizes.adapted)
-    if drops:  # every module has a dropped copy of its own, and the mask
-        return inner + 8 * sum(one.modules * one.group.d_in for one in sizes.adapted)
-    if dtype_bytes == 2:  # PEFT casts each module's input to fp32
+    width = how.adapter_bytes
+    inner = width * sum(one.rank(sizes.rank) * one.modules * _active(one.group) for one in sizes.adapted)
+    if how.drops:  # every module has a dropped copy of its own, and the mask
+        return inner + 2 * width * sum(one.modules * one.group.d_in for one in sizes.adapted)
+    if how.dtype_bytes < width:  # PEFT casts each module's input to fp32
         return inner + 4 * sum(one.modules * one.group.d_in for one in sizes.adapted)
     shared: dict[tuple[str, int], int] = {}
     for one in sizes.adapted:
         family = _input_of(one.role)
         if family != "attention's answer":
             for layer in one.layers:
-                shared[family, layer] = 4 * one.group.d_in
+                shared[family, layer] = width * one.group.d_in
     return inner + sum(shared.values())
 
 

@@ -208,7 +208,7 @@ def modules(request: Call, pk: int) -> dict[str, Any]:
 def presets(request: Call, pk: int, r: Rank = 16) -> dict[str, Any]:
     """What each choice of target modules means on this model."""
     base_model = inspected(fetch(request, pk))
-    cards = preset_cards(list(TargetModuleConfig.objects.visible_to(request.auth)), base_model, r)
+    cards = preset_cards(list(TargetModuleConfig.objects.current().visible_to(request.auth)), base_model, r)
     lines = [
         PresetOut(
             id=card.config.pk,

@@ -154,7 +154,9 @@ class Reckoner:
         kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
         load = self.load(kept, learn)
         resolution = resolution.shaped(learn)
-        weights = adapter_bytes(resolution.matched, learn.r)
+        outlooks = self.outlooks(sizes, load, learn)
+        width = adapter_width(self.dtype_on(main(outlooks).device), learn)
+        weights = adapter_bytes(resolution.matched, learn.r, dtype_bytes=width)
         cut = self.cut(learn.max_length)
         return Forecast(
             trainable_parameters=sizes.trainable,
@@ -165,7 +167,7 @@ class Reckoner:
             rows_cut=cut,
             rows_lost=None if cut is None else min(cut, rows.rows - kept.rows),
             train_rows=rows.rows if self.version else 0,
-            outlooks=self.outlooks(sizes, load, learn),
+            outlooks=outlooks,
             starts_at=starts_at,
         )
 
@@ -214,6 +216,7 @@ class Reckoner:
             on_cuda=kind_of(device) == "cuda",
             drops=learn.lora_dropout > 0,
             recomputes=learn.gradient_checkpointing,
+            adapter_bytes=adapter_width(dtype, learn),
         )
         parts = estimates.memory(sizes, load, how)
         speed = estimates.operations_per_second(device, threads, how.dtype_bytes)
@@ -262,6 +265,11 @@ def full_rows(rows: int, max_length: int) -> RowLengths:
     """Rows that all fill the maximum length, a quarter of it learned."""
     length = float(max_length)
     return RowLengths(rows, (length, length), (length, length), max(1.0, length / 4))
+
+
+def adapter_width(dtype: str, learn: Hyperparameters) -> int:
+    """Bytes per number of the adapter on a base of that number format."""
+    return 4 if learn.autocast_adapter_dtype else DTYPE_BYTES.get(dtype, 4)
 
 
 def setting_of(modules: int, learn: Hyperparameters) -> str:

@@ -10,9 +10,20 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Calibration, Dataset, DatasetVersion, TrainingRun, User, WorkerNode
+from dashboard.models import (
+    BaseModel,
+    Calibration,
+    Dataset,
+    DatasetVersion,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
+from dashboard.models.forecast import Reckoner
 from tests.dashboard.test_training_run_create import entered
 from workers.estimates import FORMULA
+from workers.specs import Hyperparameters
 
 URL = reverse("training-run-forecast")
 
@@ -168,3 +179,15 @@ def test_computing_layers_twice_is_one_of_the_edits(
     again = ask(client, ed, dataset, base_model, **wide, gradient_checkpointing="on").context["plan"]
     assert not any("gradient_checkpointing" in edit.values for edit in again.edits)
     assert ("gradient_checkpointing", "yes", "no") in again.differences
+
+
+def test_an_adapter_in_the_bases_format_is_half_as_large_where_that_is_bfloat16(
+    dataset: Dataset, base_model: BaseModel
+) -> None:
+    resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
+    learn = Hyperparameters(r=4, autocast_adapter_dtype=False)
+    for device in ("NVIDIA H100", "CPU, 2 cores"):
+        reckoner = Reckoner(base_model, dataset.newest_ready(), ((device, 0),), [])
+        usual = reckoner.forecast(resolution, Hyperparameters(r=4))
+        expected = usual.half_adapter_bytes if "H100" in device else usual.adapter_bytes
+        assert reckoner.forecast(resolution, learn).adapter_bytes == expected

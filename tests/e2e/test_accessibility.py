@@ -106,7 +106,7 @@ def rows(api: Api, dataset: int, finished_run: int) -> Rows:
     ).json()
     odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()
     choice = {"name": "Upper part", "target_modules": ["o_proj"], "rank_pattern": {"o_proj": 4}}
-    config = api.post("/target-module-configs", choice)["id"]
+    config = api.call("POST", "/target-module-configs", choice).json()["id"]
     study, stopped_study = (api.post("/studies", compared(dataset, seeds))["id"] for seeds in (1, 3))
     api.post(f"/studies/{stopped_study}/cancel")
     # Stopped in the midst of its curves.

@@ -56,12 +56,32 @@ ONE_TOKEN = Load(
 )  # fmt: skip
 
 
-def kept(names: str, dtype_bytes: int, *, drops: bool = False) -> float:
+# The same with adapter and base in bf16, without and with dropout.
+COUNTED_AS_BASE = {
+    "o": (17_480, 19_528),
+    "q v": (18_536, 21_608),
+    "q k v o": (18_600, 25_768),
+    "gate up down": (22_152, 28_808),
+    "q k v o gate up down": (23_304, 37_128),
+}
+
+
+def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: int = 4) -> float:
     """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
     of = sizes(names)
-    found = memory(of, ONE_TOKEN, How(dtype_bytes, on_cuda=True, drops=drops))["activations"]
+    found = memory(of, ONE_TOKEN, How(dtype_bytes, on_cuda=True, drops=drops, adapter_bytes=adapter_bytes))[
+        "activations"
+    ]
     layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
     return found / estimates.HOLES["cuda"] - layer
+
+
+@pytest.mark.parametrize("names", COUNTED_AS_BASE)
+def test_an_adapter_in_the_bases_format_keeps_no_casts(names: str) -> None:
+    plain, dropped = COUNTED_AS_BASE[names]
+    scores = 4 * 8 + 8
+    assert kept(names, 2, adapter_bytes=2) + scores == pytest.approx(plain)
+    assert kept(names, 2, drops=True, adapter_bytes=2) + scores == pytest.approx(dropped)
 
 
 @pytest.mark.parametrize("names", COUNTED)
