@@ -51,7 +51,7 @@ class Child:
     lines: Spool
     stop_asked: float = 0.0
     was_killed: bool = False  # by this parent
-    alive_at: float = field(default_factory=time.monotonic)
+    dead_since: float = 0.0  # when its death was noticed
     progress_at: float = field(default_factory=time.monotonic)
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
 
@@ -102,10 +102,11 @@ class Child:
     @property
     def has_ended(self) -> bool:
         """Whether it will say nothing more: its output is closed, or it has been dead for a while."""
-        now = time.monotonic()
-        if self.process.poll() is None:
-            self.alive_at = now
-        return self.lines.is_closed or now - self.alive_at > LAST_WORDS_SECONDS
+        if self.lines.is_closed or self.process.poll() is None:
+            return self.lines.is_closed
+        # Not since it was seen alive: a parent that slept meanwhile still has all it said to read.
+        self.dead_since = self.dead_since or time.monotonic()
+        return time.monotonic() - self.dead_since > LAST_WORDS_SECONDS
 
     def tell(self, message: dict[str, object]) -> None:
         """Send one line; a child that is gone already will be noticed by its exit."""

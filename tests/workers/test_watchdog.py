@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ from django.conf import settings
 
 from dashboard.models import Job, JobEvent, State, TrainingRun
 from tests.workers.conftest import claim, play
-from workers import slots, supervisor
+from workers import child, slots, supervisor
 from workers.child import Child
 from workers.identity import SPAN
 from workers.recorders import TrainRecorder
@@ -56,6 +57,18 @@ def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None
     attempt.watch_progress(watched)
     assert attempt.is_stalled
     assert watched.leave() < 0
+
+
+def test_a_parent_that_slept_while_its_child_ended_hears_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 0.2)
+    silent = Child(subprocess.Popen(["true"]), Spool(tmp_path))
+    silent.process.wait()
+    time.sleep(0.4)
+    assert not silent.has_ended
+    time.sleep(0.4)
+    assert silent.has_ended
 
 
 def test_it_ends_what_an_earlier_attempt_left_on_the_device(
