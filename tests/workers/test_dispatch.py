@@ -161,6 +161,18 @@ def test_it_expires_nothing_after_it_was_asleep_itself(dispatcher: Dispatcher, r
     assert job.state == State.STARTING
 
 
+def test_it_expires_nothing_right_after_the_machine_was_suspended(
+    dispatcher: Dispatcher, run: TrainingRun
+) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+    dispatcher.last_beat = time.monotonic()
+    dispatcher.slept -= 3600
+    dispatcher.beat()
+    job.refresh_from_db()
+    assert job.state == State.STARTING
+
+
 def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project) -> None:
     job = submit(project)
     Outbox.objects.update(sent_at=db_now(-AGO))

@@ -86,6 +86,7 @@ class Dispatcher:
         self.leads = self.broker_silent = False
         self.began = timezone.now()
         self.last_tick = self.last_beat = self.last_wake = 0.0
+        self.slept = machine_slept()
         self.expire_from = self.ask_broker_from = 0.0
         self.chores: Iterator[None] | None = None
         self.chores_began = -CHORES_SECONDS
@@ -110,7 +111,8 @@ class Dispatcher:
         # First, because a database on a full disk cannot be written to.
         ballast.drop_when_full()
         now = time.monotonic()
-        if self.last_beat and now - self.last_beat > 2 * TICK_SECONDS:
+        slept, self.slept = machine_slept() - self.slept, machine_slept()
+        if self.last_beat and now - self.last_beat + slept > 2 * TICK_SECONDS:
             # This process, the machine or the database was away: holders get a full lease to report back.
             self.expire_from = now + LEASE.total_seconds()
         if not WorkerNode.objects.filter(name=self.name).update(heartbeat_at=Now(), stopped_at=None):
@@ -234,6 +236,11 @@ class Dispatcher:
     def leave(self) -> None:
         """Free the lead at once, so that another dispatcher need not wait for the lease."""
         WorkerNode.objects.filter(name=self.name).update(stopped_at=Now(), leads_until=None)
+
+
+def machine_slept() -> float:
+    """Seconds for which this machine was suspended since its start; the monotonic clock leaves them out."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def wake(job: Job) -> None:
