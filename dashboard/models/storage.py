@@ -5,6 +5,7 @@ No page walks the disk: it reads the rows that the last round left.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from dashboard.models.retention import forget_checkpoint
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
+
+logger = logging.getLogger(__name__)
 
 
 class StorageUse(models.Model):
@@ -103,7 +106,11 @@ class CleanUp(models.Model):
         freed = 0
         for path in entries("checkpoints", "job-"):
             if ended.filter(pk=job_number(path)).exists():
-                freed += forget_checkpoint(path, also=ended)
+                try:
+                    freed += forget_checkpoint(path, also=ended)
+                except OSError as error:
+                    # One that cannot be moved, or is gone meanwhile, must not keep the rest from going.
+                    logger.warning("clearing %s: %s", path.name, error)
             yield
         for path in entries("archives"):
             number, _dash, _hash = path.name.partition("-")
