@@ -32,11 +32,14 @@ STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
 chaos: export CHAOS_SEQUENCES = 2000
 chaos: export CHAOS_CLAIMERS = 32
 chaos: export CHAOS_CLAIMED = 1000
+chaos: export CHAOS_WALK = all
+chaos: export CHAOS_SILENT_SECONDS = 300
 chaos:
 	@$(MACHINE) test
 	$(VENV) -m tests.chaos $(STORM)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(STORM)
-	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
+	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py tests/engine/test_death.py \
+		tests/workers/test_broker_silence.py
 	$(VENV) -m tests.servers $(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
