@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dashboard.models.user import User
 
 LEASE = timedelta(seconds=90)
-# Wait before the next attempt, by attempts in a row that completed no step; after MAX_FRUITLESS there is none.
+# Wait before the next attempt, by attempts in a row that completed no step; MAX_FRUITLESS ends them.
 BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
