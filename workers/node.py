@@ -107,6 +107,8 @@ def begin(sender: Any, **_kwargs: object) -> None:
     )
     # Once before the first message: a slot that a dead process holds would make this node miss its wake-up.
     life.look()
+    # This thread forks the pool's later processes, which must not inherit a connection.
+    connection.close()
     threading.Thread(target=life.go_on, daemon=True).start()
     threading.Thread(target=life.guard, daemon=True).start()
 
