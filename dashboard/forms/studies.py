@@ -269,8 +269,8 @@ class StudyForm(forms.Form):
 
 
 def name_of(config: TargetModuleConfig) -> str:
-    """What an arm is called: the preset's slug, as in the API, or its own name."""
-    return config.slug or config.name
+    """What an arm is called in the sentence that people will read. Calls of the API take the slug."""
+    return str(config.name)
 
 
 class SeedsForm(forms.Form):

@@ -97,10 +97,10 @@ def test_it_starts_a_study_and_opens_its_page(send: Send) -> None:
     answer = send()
     study = Study.objects.get()
     assert answer["Location"] == study.get_absolute_url()
-    assert [arm.name for arm in study.arms.all()] == ["efficient", "quality"]
+    assert [arm.name for arm in study.arms.all()] == ["Efficient", "Quality"]
     assert (study.seeds, study.reference, study.margin, study.metric) == (
         [1, 2, 3],
-        "quality",
+        "Quality",
         0.02,
         "token_f1",
     )
