@@ -87,8 +87,8 @@ def test_it_tells_when_a_waiting_job_starts(api: Client, run: TrainingRun) -> No
     WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
     job = api.get(f"{JOBS}/{run.job_id}").json()
     listed = api.get(f"{JOBS}?state=queued").json()["data"][0]
-    assert job["starts_at"] == listed["starts_at"]
-    assert timezone.now() - datetime.fromisoformat(job["starts_at"]) < timedelta(minutes=1)
+    for said in (job, listed):
+        assert timezone.now() - datetime.fromisoformat(said["starts_at"]) < timedelta(minutes=1)
 
 
 def as_manager(project: Project, mara: User) -> Client:
