@@ -170,14 +170,6 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Interrupted jobs whose back-off is over."""
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
-    def keeping_checkpoint(self) -> JobQuerySet:
-        """Jobs whose checkpoints a later attempt may still need; `Job.keeps_checkpoint` for many."""
-        return self.filter(
-            ~models.Q(state__in=TERMINAL)
-            | models.Q(state=State.FAILED)
-            | models.Q(state=State.CANCELLED, keep=Job.Keep.CHECKPOINT)
-        )
-
     def unanswered(self, seconds: int = 30) -> JobQuerySet:
         """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
         overdue = db_now(timedelta(seconds=-seconds))

@@ -106,13 +106,6 @@ class Outlook:
         return cls(lines, starts)
 
 
-def start_of(job: Job | None) -> Start | None:
-    """When a waiting job probably starts; None when it does not wait or there is nothing to go by."""
-    if job is None or job.state != State.QUEUED:
-        return None
-    return Outlook.read([job.queue]).starts.get(job.pk)
-
-
 def start_of_next(queue: str, project: Project | None, by: User | None) -> Start | None:
     """When a job would start that this person submits now."""
     owner = (project.pk if project else None, by.pk if by else None)

@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from dashboard.models import Job, Project, User, WorkerNode
-from dashboard.models.queue import Outlook, Start, start_of, start_of_next
+from dashboard.models.queue import Outlook, Start, start_of_next
 
 MINUTE = 60.0
 
@@ -37,6 +37,10 @@ def has_taken(project: Project, *minutes: float) -> None:
         Job.objects.filter(pk=job.pk).update(
             state="succeeded", attempt=1, started_at=then, finished_at=then + timedelta(minutes=taken)
         )
+
+
+def start_of(job: Job) -> Start | None:
+    return Outlook.read([job.queue]).starts.get(job.pk)
 
 
 def minutes(start: Start | None) -> tuple[int, int, int] | None:
