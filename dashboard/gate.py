@@ -161,12 +161,13 @@ def present_project(request: HttpRequest) -> Project | None:
 
 def frame(request: HttpRequest) -> dict[str, Any]:
     """What the frame around every page shows: the present project, one's role, and what is wrong now."""
-    project = getattr(request, "project", None)
-    if not request.user.is_authenticated:
+    # A request that is refused early has neither.
+    project, user = getattr(request, "project", None), getattr(request, "user", None)
+    if user is None or not user.is_authenticated:
         return {"project": None, "projects": [], "role": None}
-    membership = project.memberships.filter(user=request.user).first() if project else None
+    membership = project.memberships.filter(user=user).first() if project else None
     role = Role(membership.role) if membership else None
-    keeper = request.user.is_superuser or role in Role.MANAGER.and_above()
+    keeper = user.is_superuser or role in Role.MANAGER.and_above()
     # Asked only by templates that have the frame: a live region has none.
     around = {"keeper": keeper, "alarms": partial(alarms, keeper=keeper)}
     if project is None:
@@ -174,7 +175,7 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     return {
         **around,
         "project": project,
-        "projects": list(request.user.projects()),
+        "projects": list(user.projects()),
         "role": role,
         "may_edit": role in Role.EDITOR.and_above(),
         "may_manage": role in Role.MANAGER.and_above(),
