@@ -29,7 +29,8 @@ from dashboard.models.job_state import LIVE, MOVES, TERMINAL, WAITING
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.recorders import finish_job
 
-SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", "60"))
+SHORT = 120
+SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
 # Two training nodes with a slot each, one node for light work.
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)
@@ -424,7 +425,14 @@ def test_no_walk_leads_where_no_move_leads(project: Project) -> None:
     run = make_run(project, make_dataset(project), make_base_model(project))
     Job.objects.all().update(state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z")
 
-    @settings(max_examples=SEQUENCES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    # The short form makes the same walks each time, so that it never misses a move by chance.
+    @settings(
+        max_examples=SEQUENCES,
+        derandomize=SEQUENCES == SHORT,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(walks)
     def walk_and_forget(steps: list[Step]) -> None:
         walk = Walk(project, run)

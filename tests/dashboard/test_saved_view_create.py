@@ -20,11 +20,11 @@ def save(client: Client, user: User, **values: str) -> HttpResponse:
 def test_an_editor_saves_what_the_address_chooses(
     client: Client, ed: User, vera: User, run: TrainingRun
 ) -> None:
-    query = f"runs={run.pk}&only=differences&reference={run.pk}"
+    query = f"runs={run.pk}&show=differences&reference={run.pk}"
     assert "Saved as “Monday”." in save(client, ed, name="Monday", query=query).content.decode()
     client.force_login(vera)
     text = client.get(reverse("compare")).content.decode()
-    assert f'href="/compare/?runs={run.pk}&amp;reference={run.pk}&amp;only=differences">Monday</a>' in text
+    assert f'href="/compare/?runs={run.pk}&amp;reference={run.pk}&amp;show=differences">Monday</a>' in text
     assert "Delete Monday" not in text
 
 
@@ -35,7 +35,7 @@ def test_it_keeps_only_what_the_page_knows(client: Client, ed: User, run: Traini
 
 def test_a_name_that_is_taken_stays_as_it_is(client: Client, ed: User, run: TrainingRun) -> None:
     save(client, ed, name="Monday", query=f"runs={run.pk}")
-    text = save(client, ed, name="Monday", query="only=differences").content.decode()
+    text = save(client, ed, name="Monday", query="show=differences").content.decode()
     assert "There is a saved comparison called “Monday” already." in text
     assert SavedView.objects.get().query == f"runs={run.pk}"
 
