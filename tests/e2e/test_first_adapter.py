@@ -133,7 +133,7 @@ def test_the_evaluation_shows_base_and_adapter_side_by_side(visitor: Page) -> No
 
 
 def test_the_adapter_page_leads_back_to_data_and_run(visitor: Page) -> None:
-    visitor.get_by_role("region", name="Predicted and measured").get_by_role("link").click()
+    visitor.get_by_role("region", name="The adapter").get_by_role("link").click()
     visitor.wait_for_url(re.compile(r"/adapters/\d+/$"))
     lineage = visitor.get_by_role("region", name="Where it comes from")
     expect(lineage.get_by_role("link", name=re.compile("#1$"))).to_be_visible()
