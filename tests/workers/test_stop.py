@@ -30,7 +30,8 @@ from workers import supervisor
 from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
-STEPS = 200
+# Long enough that a quick machine does not end before anybody can act.
+STEPS = 800
 LOADS = """
 import sys
 from peft import PeftModel
