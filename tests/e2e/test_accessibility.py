@@ -73,6 +73,9 @@ NOT_HERE = {
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
+    # Pages of a finished study: `test_study.py` looks at them.
+    *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "decision-create"),
+    *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up"),
     *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),

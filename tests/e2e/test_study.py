@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Page
 
+from tests.e2e.audit import faults
 from tests.e2e.installation import Api
 
 pytestmark = pytest.mark.slow
@@ -37,3 +38,16 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
     page.locator("#study-grid").get_by_text("2 of 2 runs done").wait_for()
     page.get_by_role("button", name="Add 2 seeds").wait_for()
     assert len(ended["comparisons"]) == 1
+
+    for path in (f"/studies/{pk}/", f"/studies/{pk}/report/", f"/studies/{pk}/answers/"):
+        page.goto(path)
+        assert faults(page, f"study{path.replace('/', '-')}") == [], path
+    page.goto(f"/studies/{pk}/")
+    page.get_by_role("button", name="Make a link").click()
+    link = re.search(r"https?://[^\s\"<]+/shared/[^\s\"<]+/", page.content())
+    assert link
+    stranger = page.context.browser.new_page()  # type: ignore[union-attr]
+    stranger.goto(link.group(0))
+    assert stranger.get_by_text("Indicative only, with 1 seed").first.is_visible()
+    assert faults(stranger, "share-link-open") == []
+    stranger.close()
