@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def long_run(api: Api, dataset: int) -> Iterator[int]:
     """A run that trains through all tests of this file."""
-    hyper = {"max_steps": 20_000, "max_length": 128, "per_device_train_batch_size": 1}
+    hyper = {"max_steps": 60_000, "max_length": 128, "per_device_train_batch_size": 1}
     asked = {
         "name": "Long",
         "dataset": dataset,
