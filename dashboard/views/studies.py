@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import messages
-from django.db import IntegrityError
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -26,6 +25,7 @@ from dashboard.gate import Request
 from dashboard.models import Dataset, Role, State, Study, TrainingRun
 from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
 from dashboard.models.study_words import amount, more_seeds, sentence
+from dashboard.views.launching import launched_once
 from dashboard.views.study_grid import grid_of
 from dashboard.views.study_results import result_context
 from workers.errors import SpecError, TargetError
@@ -77,12 +77,10 @@ def arms(request: Request) -> HttpResponse:
 
 def launched(request: Request, form: StudyForm) -> Study | None:
     """The study that the form asks for, or None with the form saying why not."""
-    if not form.is_valid():
-        return None
-    values = form.cleaned_data
-    key = f"form:{values['idempotency_key']}" if values["idempotency_key"] else ""
-    try:
-        return Study.objects.launched_with(request.project, key) or Study.objects.launch(
+
+    def launch(key: str) -> Study:
+        values = form.cleaned_data
+        return Study.objects.launch(
             project=request.project,
             by=request.user,
             name=values["name"],
@@ -99,14 +97,8 @@ def launched(request: Request, form: StudyForm) -> Study | None:
             confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
-    except SpecError as error:
-        form.refuse(error)
-    except TargetError as error:
-        form.add_error("base_model", error.message)
-    except IntegrityError:
-        # The other request of a double click was quicker by a moment.
-        return Study.objects.launched_with(request.project, key)
-    return None
+
+    return launched_once(form, lambda key: Study.objects.launched_with(request.project, key), launch)
 
 
 def prefilled(request: Request) -> dict[str, Any]:

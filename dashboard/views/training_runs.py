@@ -8,7 +8,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
-from django.db import IntegrityError
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
@@ -43,7 +42,8 @@ from dashboard.models import (
 from dashboard.models.queue import Outlook
 from dashboard.models.study_evidence import told_by_config
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
-from workers.errors import ADVICE, SpecError, TargetError
+from dashboard.views.launching import launched_once
+from workers.errors import ADVICE
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
 
@@ -94,12 +94,10 @@ def forecast(request: Request) -> HttpResponse:
 
 def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
     """The run that the form asks for, or None with the form saying why not."""
-    if not form.is_valid():
-        return None
-    values = form.cleaned_data
-    key = f"form:{values['idempotency_key']}" if values["idempotency_key"] else ""
-    try:
-        return TrainingRun.objects.launched_with(request.project, key) or TrainingRun.objects.launch(
+
+    def launch(key: str) -> TrainingRun:
+        values = form.cleaned_data
+        return TrainingRun.objects.launch(
             project=request.project,
             by=request.user,
             name=values["name"],
@@ -110,14 +108,8 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
             confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
-    except SpecError as error:
-        form.refuse(error)
-    except TargetError as error:
-        form.add_error("base_model", error.message)
-    except IntegrityError:
-        # The other request of a double click was quicker by a moment.
-        return TrainingRun.objects.launched_with(request.project, key)
-    return None
+
+    return launched_once(form, lambda key: TrainingRun.objects.launched_with(request.project, key), launch)
 
 
 def prefilled(request: Request) -> dict[str, Any]:

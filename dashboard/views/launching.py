@@ -1,0 +1,44 @@
+"""Launching what a form asks for, once however often its button is pressed; runs and studies do it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from django.db import IntegrityError
+
+from workers.errors import SpecError, TargetError
+
+RowT = TypeVar("RowT")
+
+
+class LaunchForm(Protocol):
+    """A form with an idempotency key, whose fields can take what a spec refused."""
+
+    cleaned_data: dict[str, Any]
+
+    def is_valid(self) -> bool: ...
+
+    def refuse(self, error: SpecError) -> None: ...
+
+    def add_error(self, field: str | None, error: Any) -> None: ...
+
+
+def launched_once(
+    form: LaunchForm, earlier: Callable[[str], RowT | None], launch: Callable[[str], RowT]
+) -> RowT | None:
+    """What `launch` made, or `earlier` found, under the form's key; None with the form saying why not."""
+    if not form.is_valid():
+        return None
+    given = form.cleaned_data["idempotency_key"]
+    key = f"form:{given}" if given else ""
+    try:
+        return earlier(key) or launch(key)
+    except SpecError as error:
+        form.refuse(error)
+    except TargetError as error:
+        form.add_error("base_model", error.message)
+    except IntegrityError:
+        # The other request of a double click was quicker by a moment.
+        return earlier(key)
+    return None
