@@ -8,6 +8,9 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+# How long a holder keeps a job without a sign of life.
+LEASE = timedelta(seconds=90)
+
 
 class IllegalMove(Exception):
     """The job is not in a state from which this event may happen, or another attempt has taken over."""

@@ -33,8 +33,8 @@ from dashboard.models.data_folder import (
 )
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.installation import Installation
-from dashboard.models.job import LEASE, Job
-from dashboard.models.job_state import State, db_now
+from dashboard.models.job import Job
+from dashboard.models.job_state import LEASE, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.publication import ADOPTED_WITHIN, Publication
 from dashboard.models.worker_node import WorkerNode

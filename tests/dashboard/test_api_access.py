@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from dashboard.models import ApiToken, Job, Project, User
-from dashboard.models.job import JobQuerySet
+from dashboard.models.job_queue import JobQuerySet
 from dashboard.models.project import ProjectQuerySet
 
 ME = "/api/v1/me"

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from dashboard.models import Adapter, IllegalMove, Job, JobEvent, Outbox, Project, State, TrainingRun
 from dashboard.models.adapter import WEIGHTS
-from dashboard.models.job import BACK_OFF, LEASE, MAX_ATTEMPTS, MAX_FRUITLESS
-from dashboard.models.job_state import LIVE, MOVES, TERMINAL, WAITING
+from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FRUITLESS
+from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.recorders import finish_job
 

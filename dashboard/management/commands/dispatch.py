@@ -28,7 +28,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode, ballast
-from dashboard.models.job import LEASE
+from dashboard.models.job_state import LEASE
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
 from workers.celery import app

@@ -1,0 +1,162 @@
+"""The queue as claimers, the dispatcher and pages ask for it: whose turn, who is lost, who was not woken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from django.db import IntegrityError, models, transaction
+from django.db.models.functions import Now
+
+from dashboard.models.job_state import LEASE, LIVE, IllegalMove, State, db_now
+from dashboard.models.outbox import Outbox
+from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
+from dashboard.models.worker_node import WorkerNode
+
+if TYPE_CHECKING:
+    from dashboard.models.job import Job
+    from dashboard.models.user import User
+
+# A claimer that loses a race tries the next one; with this many it has lost to a whole installation.
+CANDIDATES = 50
+TURNS_REMEMBERED = timedelta(hours=24)
+
+
+class JobQuerySet(ProjectQuerySet["Job"]):
+    """Jobs as the queue, the dispatcher and the pages ask for them."""
+
+    def submit(
+        self,
+        kind: Job.Kind,
+        spec: dict[str, Any],
+        *,
+        project: Project | None,
+        by: User | None,
+        idempotency_key: str = "",
+    ) -> Job:
+        """Queue a job: row, event and outbox entry in one transaction. Needs no broker."""
+        kinds, queues = self.model.Kind, self.model.Queue
+        queue = queues.GPU if kind in (kinds.TRAIN, kinds.EVALUATE) else queues.CPU
+        with transaction.atomic():
+            job = self.create(
+                kind=kind,
+                spec=spec,
+                project=project,
+                created_by=by,
+                queue=queue,
+                idempotency_key=idempotency_key,
+            )
+            job.record("submit", State.QUEUED, State.QUEUED, actor=str(by or "system"))
+            Outbox.objects.create(job=job)
+        return job
+
+    def answered(self, project: Project, idempotency_key: str) -> Job | None:
+        """The job an earlier request with this Idempotency-Key made, if any."""
+        return (
+            self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
+        )
+
+    def waiting(self, queue: str) -> JobQuerySet:
+        """Claimable jobs of a queue, in no order."""
+        return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
+
+    def in_turn(
+        self, queue: str, takers: Mapping[str, int] | None = None, also: Waiting | None = None
+    ) -> Iterator[int]:
+        """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
+
+        A claimer asks who is next now (`takers` None); pages ask who comes when these workers take so many
+        jobs at once, and when `also` would come, which is no row yet.
+        """
+        facts = ("pk", "priority", "project", "created_by", "place", "own_place")
+        waiting = [Waiting(*row) for row in self.waiting(queue).values_list(*facts)]
+        waiting += [also] if also else []
+        if not waiting:
+            return iter(())
+        # Sorted here: told to sort, SQLite walks all jobs that ever started.
+        at_work = self.live().filter(queue=queue).order_by()
+        starts = at_work.values_list("started_at", "pk", "project", "created_by", "worker")
+        in_order = sorted(starts, key=lambda row: (row[0].timestamp() if row[0] else 0.0, row[1]))
+        holders: list[Owner] = [(project, person) for _start, _pk, project, person, _worker in in_order]
+        turns = Turns.after(holders, self.last_turns(queue))
+        if takers is None:
+            return in_turn(waiting, holders, turns)
+        # A worker that takes nothing more frees no place for what waits.
+        working = [owner for owner, row in zip(holders, in_order, strict=True) if row[-1] in takers]
+        return in_turn(waiting, working, turns, sum(takers.values()))
+
+    def last_turns(self, queue: str) -> dict[Owner, float]:
+        """When each person's last job in a project started, as far as it was in the last day."""
+        lately = self.filter(queue=queue, started_at__gt=db_now(-TURNS_REMEMBERED)).order_by()
+        starts = lately.values_list("project", "created_by").annotate(last=models.Max("started_at"))
+        return {(project, person): last.timestamp() for project, person, last in starts}
+
+    def idle_slots(self, queue: str) -> int:
+        """How many more jobs of a queue could be worked on now."""
+        takers = WorkerNode.objects.takers(queue)
+        busy = self.live().filter(worker__in=takers, queue=queue).count()
+        return max(0, sum(takers.values()) - busy)
+
+    def wake_idle(self, queue: str) -> None:
+        """Write a wake-up for as many waiting jobs of a queue as could be worked on besides."""
+        for job in self.waiting(queue).order_by("pk")[: self.idle_slots(queue)]:
+            Outbox.objects.create(job=job)
+
+    def live(self) -> JobQuerySet:
+        """Jobs that a worker holds right now."""
+        return self.filter(state__in=LIVE)
+
+    def claim(
+        self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float
+    ) -> Job | None:
+        """Take the job of `queue` whose turn it is, or None. Safe against any number of claimers."""
+        if WorkerNode.objects.filter(name=worker).exclude(paused_at=None).exists():
+            return None
+        for pk in islice(self.in_turn(queue), CANDIDATES):
+            candidate = self.filter(pk=pk).first()
+            if candidate is None:
+                continue  # deleted with its project
+            try:
+                candidate.move(
+                    "claim",
+                    actor=worker,
+                    attempt=models.F("attempt") + 1,
+                    fruitless=models.F("fruitless") + 1,
+                    worker=worker,
+                    slot=slot,
+                    host=host,
+                    pid=pid,
+                    pid_started=pid_started,
+                    child_pid=None,
+                    lease_until=db_now(LEASE),
+                    started_at=Now(),
+                    phase="",
+                    step=0,
+                    eta_seconds=None,
+                )
+            except IllegalMove:
+                continue  # another worker was quicker
+            except IntegrityError:
+                return None  # the slot is held by another live job
+            candidate.refresh_from_db()
+            return candidate
+        return None
+
+    def lost(self) -> JobQuerySet:
+        """Live jobs whose holder has not renewed its lease in time."""
+        return self.live().filter(lease_until__lt=db_now())
+
+    def due_again(self) -> JobQuerySet:
+        """Interrupted jobs whose back-off is over."""
+        return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
+
+    def unanswered(self, seconds: int = 30) -> JobQuerySet:
+        """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
+        overdue = db_now(timedelta(seconds=-seconds))
+        on_its_way = Outbox.objects.filter(job=models.OuterRef("pk")).filter(
+            models.Q(sent_at=None) | models.Q(sent_at__gt=overdue)
+        )
+        return self.filter(~models.Exists(on_its_way), state=State.QUEUED, run_after__lte=overdue)
