@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +35,8 @@ SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)
 KEPT = ("succeeded", "stopped_early")
+# How often each step was taken, and how often each event then stood in a history.
+taken: Counter[str] = Counter()
 walked: Counter[str] = Counter()
 # How often each step is taken: most walks should get far.
 STEPS = {
@@ -101,6 +103,7 @@ class Walk:
 
     def take(self, name: str, node: str, number: int) -> None:
         """One step; `number` settles what else there is to choose."""
+        taken[name] += 1
         act = getattr(self, name)
         if name in ("submit", "dispatch"):
             act()
@@ -420,8 +423,20 @@ class Walk:
         assert {pk for pk, row in self.rows.items() if row.state == State.QUEUED} <= woken
 
 
+def said(seconds: float) -> str:
+    """What the walks came to, most frequent first."""
+    counts = (
+        ", ".join(f"{number} {name}" for name, number in kind.most_common()) for kind in (taken, walked)
+    )
+    steps, events = counts
+    return (
+        f"\n{SEQUENCES} walks on {connection.vendor} in {seconds / 60:.1f} min.\n"
+        f"{taken.total()} steps: {steps}.\n{walked.total()} events: {events}."
+    )
+
+
 @pytest.mark.django_db
-def test_no_walk_leads_where_no_move_leads(project: Project) -> None:
+def test_no_walk_leads_where_no_move_leads(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(project, make_dataset(project), make_base_model(project))
     Job.objects.all().update(state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z")
 
@@ -444,6 +459,11 @@ def test_no_walk_leads_where_no_move_leads(project: Project) -> None:
         finally:
             walk.clear()
 
+    began = time.monotonic()
+    taken.clear()
     walked.clear()
     walk_and_forget()
+    if SEQUENCES > SHORT:
+        with capsys.disabled():
+            print(said(time.monotonic() - began))
     assert set(MOVES) <= set(walked), f"the walks must come everywhere: {walked}"
