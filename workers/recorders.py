@@ -251,10 +251,15 @@ class EvaluateRecorder:
                 for line in lines:
                     item = storable(json.loads(line, parse_constant=_no_number))
                     items.setdefault(item["subject"], []).append(item)
+        speeds = self.found["ms_per_token"]
         with transaction.atomic():
             finish_job(self.job)
             for evaluation in self.job.evaluations.select_related("run"):
-                metrics = self.found[evaluation.key]
+                # Beside the base's at the same time: two moments of a busy machine are hard to compare.
+                metrics = self.found[evaluation.key] | {
+                    "ms_per_token": speeds[evaluation.key],
+                    "base_ms_per_token": speeds["base"],
+                }
                 evaluation.record_result(self.found["rows"], metrics, items.get(evaluation.key, []))
 
     def fail(self, code: str) -> None:

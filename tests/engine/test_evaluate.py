@@ -64,7 +64,7 @@ def test_what_was_learned_is_scored_as_right(make_eval: Callable[..., EvalSpec],
     assert values["rows"] == 4
     assert values["answers"] == "text"
     assert record.of(Result)[0].values == values
-    assert record.of(Progress)[-1] == Progress("scoring", 16, 16)
+    assert record.of(Progress)[-2:] == [Progress("scoring", 16, 16), Progress("timing")]
 
 
 def test_every_item_is_kept_for_both(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
@@ -185,3 +185,37 @@ def test_it_tells_what_an_adapter_costs_on_other_text(
     values = evaluate(make_eval(), tmp_path, report=Recorder())
     assert values["adapter"]["general_loss"] != values["base"]["general_loss"]
     assert math.isfinite(values["base"]["general_loss"])
+
+
+def test_it_times_each_adapter_alone_and_unmerged_beside_the_base(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path
+) -> None:
+    good = make_eval().adapters["adapter"]
+    found = evaluate(make_eval(adapters={"one": good, "two": good}), tmp_path, report=Recorder())
+    speeds = found["ms_per_token"]
+    assert set(speeds) == {"base", "one", "two"}
+    # All layers of this adapter do three products instead of one.
+    assert 0 < speeds["base"] < min(speeds["one"], speeds["two"])
+
+
+def test_no_adapter_is_loaded_while_another_is_timed(
+    trained: tuple[BaseSpec, DataSpec, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from peft.tuners.lora.layer import LoraLayer
+
+    import workers.engine.latency as latency
+
+    base, data, folder = trained
+    seen: list[set[str]] = []
+
+    def turn(model: Any, *_rest: Any) -> list[float]:
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        seen.append({name for layer in layers for name in layer.lora_A})
+        return [0.001]
+
+    monkeypatch.setattr(latency, "_turn", turn)
+    adapters = {"one": str(folder), "two": str(folder)}
+    spec = EvalSpec(base=base, data=data, adapters=adapters, dtype="float32", with_base=False)
+    found = evaluate(spec, tmp_path, report=Recorder())
+    assert seen == [set(), {"one"}, {"two"}, {"two"}, {"one"}, set()]
+    assert found["ms_per_token"] == {"base": 1.0, "one": 1.0, "two": 1.0}

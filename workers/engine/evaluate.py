@@ -18,6 +18,7 @@ import torch
 from workers.engine import lora, runtime
 from workers.engine.data import (
     Example,
+    Ids,
     Row,
     Split,
     collate,
@@ -27,6 +28,7 @@ from workers.engine.data import (
     micro_batches,
 )
 from workers.engine.generate import greedy
+from workers.engine.latency import BASE, ms_per_token
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer, watch
 from workers.engine.runtime import stop_if_asked
@@ -36,7 +38,6 @@ from workers.events import Message, Progress, Report, Result, ShouldStop, never_
 from workers.specs import EvalSpec
 
 ROWS_AT_ONCE = 16
-BASE = "base"
 # A fixed text that no dataset holds: what an adapter costs elsewhere.
 GENERAL_TEXT = Path(__file__).with_name("general_text.txt")
 GENERAL_LENGTH = 256
@@ -61,7 +62,7 @@ def evaluate(
     check_max_length(base, spec.base, spec.max_length)
     watch(base, lambda: stop_if_asked(should_stop))
     scorer = make_scorer(base, base, collate(examples[:2], device))
-    model = _attach(base, spec)
+    model = _attach(base, spec.base.name, spec.adapters)
     scorer = Scorer(model, scorer.body, scorer.head, scorer.shares)
     stop_if_asked(should_stop)
 
@@ -84,6 +85,15 @@ def evaluate(
         values[subject] = _summary(found, losses) | {"general_loss": _mean_loss(elsewhere)}
         items += found
     _write_items(out_dir / "items.jsonl", items)
+    report(Progress("timing"))
+    values["ms_per_token"] = ms_per_token(
+        model.unload(),
+        list(spec.adapters),
+        lambda name: _attach(base, spec.base.name, {name: spec.adapters[name]}),
+        _usual_prompt(examples),
+        device=device,
+        should_stop=should_stop,
+    )
     values |= {"dtype": str(dtype).removeprefix("torch."), "device": runtime.device_name(device)}
     report(Result(values))
     return values
@@ -109,19 +119,25 @@ def _check_adapter(folder: Path) -> None:
             )
 
 
-def _attach(base: Any, spec: EvalSpec) -> Any:
+def _attach(base: Any, base_name: str, adapters: dict[str, str]) -> Any:
     from peft.peft_model import PeftModelForCausalLM
 
     loader: Any = PeftModelForCausalLM
-    (first, folder), *others = spec.adapters.items()
+    (first, folder), *others = adapters.items()
     try:
         with lora.quiet():
             model = loader.from_pretrained(base, folder, first, is_trainable=False, local_files_only=True)
             for name, folder in others:
                 model.load_adapter(folder, name, is_trainable=False, local_files_only=True)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise TargetError(f"An adapter does not fit {spec.base.name}.") from error
+        raise TargetError(f"An adapter does not fit {base_name}.") from error
     return model.eval()
+
+
+def _usual_prompt(examples: list[Example]) -> Ids:
+    """A prompt of middle length; of plain text, which has none, its beginning."""
+    prompts = [example.ids[: example.prompt_length or len(example.ids)] for example in examples]
+    return sorted(prompts, key=len)[len(prompts) // 2]
 
 
 def _general(tokenizer: Any) -> list[Example]:

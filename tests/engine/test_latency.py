@@ -1,0 +1,108 @@
+"""The time of a token on every kind of layer that carries an adapter; the base comes out as it went in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.engine.conftest import Recorder
+from tests.engine.test_target_training import MakeSpec, counted, folders
+from tests.tiny_model import tiny_base
+from workers.engine import latency
+from workers.engine.data import Ids
+from workers.engine.latency import ms_per_token
+from workers.engine.model import load_base
+from workers.engine.train import train
+from workers.errors import Stopped
+from workers.events import never_stop
+from workers.presets import PRESETS, resolve
+from workers.specs import BaseSpec, Hyperparameters
+from workers.targets import target_spec
+
+__all__ = ["folders"]
+CPU = torch.device("cpu")
+
+
+def prompt(length: int = 20) -> Ids:
+    return torch.arange(3, 3 + length, dtype=torch.int32).numpy()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "slug"),
+    [
+        ("llama", "quality"),
+        ("gpt2", "efficient"),
+        ("mixtral", "quality"),
+        ("gpt_oss", "balanced"),
+        ("llava", "query_value"),
+    ],
+)
+def test_every_kind_of_layer_is_timed_and_taken_off_again(
+    folders: Callable[[str], Path], make_spec: MakeSpec, tmp_path: Path, model_type: str, slug: str
+) -> None:
+    folder = folders(model_type)
+    learn = Hyperparameters(r=4)
+    target = target_spec(resolve(PRESETS[slug].roles, counted(folder)), learn)
+    train([make_spec(base=tiny_base(folder), target=target, max_steps=2)], tmp_path, report=Recorder())
+    base = load_base(tiny_base(folder), torch.float32, CPU)
+    ids = torch.arange(3, 43).reshape(2, 20)
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+    found = ms_per_token(
+        base,
+        ["arm"],
+        lambda name: PeftModel.from_pretrained(base, tmp_path / "arm-0/adapter", name).eval(),
+        prompt(),
+        device=CPU,
+        should_stop=never_stop,
+    )
+    assert 0 < found["base"] < found["arm"]
+    with torch.no_grad():
+        assert torch.equal(base(input_ids=ids).logits, before)
+
+
+def test_it_writes_as_many_tokens_whatever_the_model_would_say(base: BaseSpec) -> None:
+    model = load_base(base, torch.float32, CPU)
+    with torch.no_grad():
+        first = int(model(input_ids=torch.as_tensor(prompt())[None].long()).logits[0, -1].argmax())
+    # A model that would end at once.
+    model.generation_config.eos_token_id = first
+    seconds = latency._turn(model, prompt(), CPU, never_stop)
+    assert len(seconds) == latency.TOKENS - latency.WARM_UP - 1
+
+
+def test_a_slow_machine_gets_a_short_turn(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
+    seconds = latency._turn(load_base(base, torch.float32, CPU), prompt(), CPU, never_stop)
+    assert len(seconds) == latency.FEWEST
+
+
+def test_a_long_prompt_costs_no_more_than_its_end(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_base(base, torch.float32, CPU)
+    seen: list[int] = []
+    real = model.generate
+
+    def generate(**keywords: Any) -> Any:
+        seen.append(keywords["input_ids"].shape[1])
+        return real(**keywords)
+
+    monkeypatch.setattr(model, "generate", generate)
+    latency._turn(model, prompt(400), CPU, never_stop)
+    assert seen == [latency.LONGEST_PROMPT]
+
+
+def test_it_obeys_a_stop_between_two_tokens(base: BaseSpec) -> None:
+    asked: list[int] = []
+
+    def should_stop() -> str:
+        asked.append(1)
+        return "cancel" if len(asked) > 3 else ""
+
+    with pytest.raises(Stopped):
+        latency._turn(load_base(base, torch.float32, CPU), prompt(), CPU, should_stop)
+    assert len(asked) < latency.TOKENS
