@@ -4,6 +4,7 @@ from dashboard.models.access import ApiToken, SetupCode
 from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.calibration import Calibration
+from dashboard.models.compute_budget import ComputeBudget, OverBudget
 from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
 from dashboard.models.decision import Decision
 from dashboard.models.evaluation import Evaluation, EvaluationItem
@@ -42,6 +43,7 @@ __all__ = [
     "Calibration",
     "Caller",
     "CleanUp",
+    "ComputeBudget",
     "Dataset",
     "DatasetVersion",
     "Decision",
@@ -59,6 +61,7 @@ __all__ = [
     "MetricChunk",
     "MetricSeries",
     "Outbox",
+    "OverBudget",
     "Project",
     "Publication",
     "Role",

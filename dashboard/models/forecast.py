@@ -293,6 +293,11 @@ def threads_of(device: str) -> int:
     return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
 
 
+def told_seconds(forecast: dict[str, Any]) -> float:
+    """The time that a run's stored forecast expects; 0 where it says nothing."""
+    return float((forecast.get("seconds") or {}).get("expected", 0.0))
+
+
 def note(run: TrainingRun) -> Calibration | None:
     """Keep what a run measured beside what is reckoned for it; None for a run that teaches nothing.
 
@@ -335,7 +340,7 @@ def note(run: TrainingRun) -> Calibration | None:
         reckoned_validation_seconds=parts.validation,
         reckoned_other_seconds=parts.start + parts.saving,
         expected_memory_bytes=told.get("peak_memory_bytes", {}).get("expected", 0),
-        expected_seconds=told.get("seconds", {}).get("expected", 0),
+        expected_seconds=told_seconds(told),
         memory_bytes=int(measured["peak_memory_bytes"]),
         training_seconds=float(measured["seconds"]),
         seconds=float(measured["wall_seconds"]),

@@ -121,6 +121,8 @@ class Job(models.Model):
                 name="job_order",
             ),
             models.Index(fields=["queue", "started_at", "project", "created_by"], name="job_turns"),
+            # The forms ask at every change what a project has used this month.
+            models.Index(fields=["project", "queue", "finished_at", "created_by"], name="job_used"),
             models.Index(fields=["kind", "state", "finished_at"]),
             models.Index(fields=["state", "lease_until"]),
         ]

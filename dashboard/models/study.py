@@ -20,8 +20,10 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
+from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.evaluation import Evaluation
+from dashboard.models.forecast import Reckoner, told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
 from dashboard.models.project import Project, ProjectQuerySet
@@ -38,6 +40,7 @@ from dashboard.models.study_plan import (
     chosen_reference,
     default_metric,
     halvings,
+    passes,
     with_equal_parameters,
     with_rate,
 )
@@ -99,6 +102,8 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
     ) -> Study:
         """Freeze the plan and queue its first job, in one transaction; SpecError names the field.
 
+        OverBudget says that the month has no room for all of it.
+
         `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
         """
         check_plan(arms, seeds, learning_rates, margin, metric)
@@ -132,6 +137,9 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
                     hyperparameters=dataclasses.asdict(plan.hyperparameters),
                 )
             study._queue_next(idempotency_key)
+            study.forecast_seconds = study._whole_forecast(arms)
+            study.save(update_fields=["forecast_seconds"])
+            require_room(project, study.forecast_seconds, by)
         return study
 
 
@@ -157,6 +165,8 @@ class Study(models.Model):
     confirmed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
+    # Of all its training: runs that are not queued yet have no forecast of their own.
+    forecast_seconds = models.FloatField(default=0)
     # Numbers of the verdict, written when everything has ended; `dashboard.models.study_result` says which.
     result = models.JSONField(default=dict)
     created_by = models.ForeignKey(
@@ -233,6 +243,19 @@ class Study(models.Model):
     def metric_label(self) -> str:
         """The metric in words."""
         return str(METRICS.get(self.metric, self.metric))
+
+    @property
+    def seconds_to_come(self) -> float:
+        """What the forecast holds for runs that are not queued yet."""
+        queued = sum(told_seconds(forecast) for forecast in self.runs().values_list("forecast", flat=True))
+        return max(0.0, self.forecast_seconds - queued)
+
+    def _whole_forecast(self, arms: Sequence[ArmPlan]) -> float:
+        """Seconds that all its training takes."""
+        reckoner = Reckoner.of(self.base_model, self.dataset_version)
+        found = [reckoner.forecast(arm.config.resolve(self.base_model), arm.hyperparameters) for arm in arms]
+        times = passes(len(self.seeds), len(self.learning_rates))
+        return times * sum(forecast.main.seconds["expected"] for forecast in found)
 
     # What happens next
 
@@ -369,8 +392,11 @@ class Study(models.Model):
         self.advance()
         return True
 
-    def add_seeds(self, seeds: Sequence[int]) -> None:
-        """Train every arm with more seeds and judge anew; what is done is used again."""
+    def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
+        """Train every arm with more seeds and judge anew; what is done is used again.
+
+        Raises OverBudget where the month has no room for them.
+        """
         fresh = [seed for seed in seeds if seed not in self.seeds]
         if not fresh:
             raise SpecError("seeds", _("Name seeds that the study does not have yet."))
@@ -379,8 +405,14 @@ class Study(models.Model):
             locked = Study.objects.select_for_update().get(pk=self.pk)
             self.seeds = [*locked.seeds, *fresh]
             self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-            self.save(update_fields=["seeds", "finished_at", "cancelled_at", "stop_reason"])
+            runs = [run for arm in self.arms.all() for run in arm.final_runs()[:1]]
+            more = len(fresh) * sum(told_seconds(run.forecast) for run in runs)
+            self.forecast_seconds = locked.forecast_seconds + more
+            self.save(
+                update_fields=["seeds", "finished_at", "cancelled_at", "stop_reason", "forecast_seconds"]
+            )
             self._queue_next()
+            require_room(self.project, more, by)
 
 
 class StudyArm(models.Model):

@@ -66,6 +66,13 @@ def halvings(rates: int) -> int:
     return math.ceil(math.log2(rates)) if rates else 0
 
 
+def passes(seeds: int, rates: int) -> float:
+    """How often each arm's training is computed: once for each seed, and in parts while rates are tried."""
+    rungs = halvings(rates)
+    shares = [math.ceil(rates / 2**rung) / 2 ** (rungs - rung) for rung in range(rungs)]
+    return seeds + float(sum(shares))
+
+
 def default_metric(version: DatasetVersion) -> str:
     """What fits the dataset's answers."""
     return METRIC_OF_ANSWERS.get(str(version.report.get("answers", "")), "token_f1")

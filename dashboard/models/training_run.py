@@ -13,8 +13,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
+from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import Reckoner, note
+from dashboard.models.forecast import Reckoner, note, told_seconds
 from dashboard.models.job import DIVERGED, Job
 from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.project import Project, ProjectQuerySet
@@ -85,7 +86,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         """Freeze the choices into a spec and queue it: run, job and outbox in one transaction.
 
         Raises SpecError with the form's field name when the pieces do not fit together, and when `by` has
-        not confirmed what this choice leaves out or reaches besides.
+        not confirmed what this choice leaves out or reaches besides; OverBudget when the month has no room.
         """
         run = TrainingRun(
             project=project,
@@ -101,6 +102,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
                 Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
             )
             run.save()
+            require_room(project, run.seconds_left, by)
         return run
 
 
@@ -253,6 +255,14 @@ class TrainingRun(models.Model):
         return next(losses, 0)
 
     @property
+    def seconds_left(self) -> float:
+        """What is left of the time that was forecast for it."""
+        expected = told_seconds(self.forecast)
+        # Asked of many that wait, whose settings may stay in the database.
+        done = self.trained_step
+        return expected * max(0.0, 1 - done / max(1, self.total_steps)) if done else expected
+
+    @property
     def error(self) -> dict[str, str] | None:
         """Why it failed, or None."""
         if self.state != State.FAILED:
@@ -272,14 +282,20 @@ class TrainingRun(models.Model):
         return self.job.checkpoint_step() if may and self.job else None
 
     def resume(self, by: User | None = None) -> None:
-        """Continue it, and what was stopped with it, from the checkpoint; IllegalMove says why not."""
+        """Continue it, and what was stopped with it, from the checkpoint.
+
+        IllegalMove says why not; OverBudget, that the month has no room for what is left.
+        """
         if self.job is None:
             raise IllegalMove(_("It has not been started, so there is nothing to resume."))
         if self.outcome in (self.Outcome.SUCCEEDED, self.Outcome.STOPPED_EARLY):
             raise IllegalMove(_("It has finished, so there is nothing left to resume."))
         if self.error_code == "diverged":
             raise IllegalMove(DIVERGED)
-        self.job.resume(by)
+        with transaction.atomic():
+            self.job.resume(by)
+            resumed = self.job.training_runs.filter(outcome="").prefetch_related("metric_series")
+            require_room(self.project, sum(run.seconds_left for run in resumed), by)
 
     @property
     def is_settled(self) -> bool:
