@@ -37,7 +37,7 @@ from workers.specs import Hyperparameters  # noqa: E402
 PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
-    r"test_(job|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
+    r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
     r"|recorders|publish|resume|node|faults|claim|outage|broker|out_of_memory|watchdog|leftovers|retention)"
 )
 

@@ -5,7 +5,6 @@ Runs in the node's main process; the pool processes only read the flag.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import platform
@@ -22,9 +21,9 @@ from django.conf import settings
 from django.db import close_old_connections, connection
 from django.db.models.functions import Now
 
-from dashboard.models import IllegalMove, Job, WorkerNode
+from dashboard.models import Job, WorkerNode
 from dashboard.models.worker_node import HEARTBEAT_SECONDS
-from workers.identity import living
+from workers.abandoned import release_abandoned_jobs
 from workers.outage import hang_up
 
 logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def forget_drain(**_kwargs: object) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def begin(sender: Any, **_kwargs: object) -> None:
-    """Free what a dead predecessor on this host left behind, then keep the row's heart beating."""
+    """Free what dead processes of this place left behind, then keep the row's heart beating."""
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     device, memory, gpu = describe_device(queue)
@@ -132,14 +131,12 @@ class Life:
         """Take jobs from dead processes, and write a heartbeat when it is time."""
         try:
             close_old_connections()
+            release_abandoned_jobs()
             if not self.signed:
-                release_abandoned_jobs(socket.gethostname())
                 WorkerNode.objects.beat(self.name, **self.facts, draining=is_told_to_drain())
                 self.signed = time.monotonic()
-            else:
-                release_abandoned_jobs(socket.gethostname(), worker=self.name)
-                if time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
-                    self.signed = time.monotonic() if sign_life(self.name) else 0.0
+            elif time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
+                self.signed = time.monotonic() if sign_life(self.name) else 0.0
         except Exception:
             # The database may be away for a while; the next look tells.
             logger.warning("no heartbeat could be written", exc_info=True)
@@ -174,22 +171,6 @@ def sign_life(name: str) -> bool:
 def is_told_to_drain() -> bool:
     """Whether this node, whose main process this is, has been told to shut down."""
     return _flag(os.getpid()).exists()
-
-
-def release_abandoned_jobs(host: str, *, worker: str = "") -> int:
-    """Interrupt live jobs whose process on this host (of this worker, if named) is gone; how many."""
-    released = 0
-    mine = Job.objects.live().filter(host=host)
-    for job in mine.filter(worker=worker) if worker else mine:
-        if living(job.pid, job.pid_started):
-            continue
-        if child := living(job.child_pid, job.child_started):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        with contextlib.suppress(IllegalMove):
-            job.abandon("Its worker process is gone.")
-            released += 1
-    return released
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -13,13 +13,19 @@ from typing import Any
 import psutil
 from django.conf import settings
 
-from workers.identity import birth, living
+from workers.identity import birth, here, living
 
 DIE_SECONDS = 10.0
 
 
 class Occupied(Exception):
     """The process of an earlier attempt does not die, so its device is not free."""
+
+
+def name_of(node: str) -> str:
+    """The slot of a node. In two containers nodes of the same name have each a device of their own."""
+    place = here()
+    return f"{node}/{place.machine.rpartition('/')[2]}" if place else node
 
 
 def occupy(slot: str, pid: int) -> None:

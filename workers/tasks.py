@@ -6,10 +6,8 @@ The payload is a job's id and nothing else, and even that is only a hint: the ro
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +17,10 @@ from celery import Task
 from django.conf import settings
 
 from dashboard.models import IllegalMove, Job, Study
+from workers import slots
+from workers.abandoned import holder
 from workers.celery import app
 from workers.errors import RunError, disk_error
-from workers.identity import birth
 from workers.node import is_draining
 from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
@@ -59,10 +58,8 @@ def _claim(queue: str, node: str) -> Job | None:
     return Job.objects.claim(
         queue,
         worker=node,
-        slot=node if queue == Job.Queue.GPU else None,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        pid_started=birth(os.getpid()) or 0.0,
+        slot=slots.name_of(node) if queue == Job.Queue.GPU else None,
+        **holder(),
     )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,8 +23,8 @@ from dashboard.models import BaseModel, Dataset, Job, Project, User
 from tests import servers
 from tests.conftest import finish
 from workers import child
+from workers.abandoned import holder
 from workers.events import Result, from_line
-from workers.identity import birth
 from workers.specs import ImportSpec, InspectSpec, to_dict
 from workers.tasks import attempt
 
@@ -42,9 +40,7 @@ def claim(queue: str) -> Job:
         queue,
         worker=f"{queue}@test",
         slot=f"{queue}@test" if queue == "gpu" else None,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        pid_started=birth(os.getpid()) or 0.0,
+        **holder(),
     )
     assert job is not None, "nothing to claim"
     return job

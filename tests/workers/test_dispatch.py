@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun
 from dashboard.models.job_state import db_now
 from tests.conftest import finish, make_base_model
 from tests.workers.conftest import claim
+from workers.identity import birth, here
 
 AGO = timedelta(minutes=10)
 
@@ -309,3 +311,24 @@ def test_it_sends_no_wake_up_where_all_workers_are_paused(dispatcher: Dispatcher
     dispatcher.wake_past_paused()
     dispatcher.wake_again()
     assert not job.outbox.filter(sent_at=None).exists()
+
+
+def test_it_ends_the_lead_of_a_killed_predecessor_of_its_own_place(dispatcher: Dispatcher) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    names = {"gone": f"dispatcher-{dead.pid}@{here()}", "elsewhere": f"dispatcher-{dead.pid}@box/aa/bb"}
+    for name in names.values():
+        WorkerNode.objects.beat(name, kind=WorkerNode.Kind.DISPATCHER, host=dispatcher.host, pid=dead.pid)
+    dispatcher.register()
+    stopped = WorkerNode.objects.exclude(stopped_at=None).values_list("name", flat=True)
+    assert list(stopped) == [names["gone"]], "a container of the same host name has numbers of its own"
+
+
+def test_it_releases_the_job_of_a_dead_process_at_once(dispatcher: Dispatcher, run: TrainingRun) -> None:
+    dead = subprocess.Popen(["true"])
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(pid=dead.pid, pid_started=birth(dead.pid))
+    dead.wait()
+    dispatcher.beat()
+    job.refresh_from_db()
+    assert (job.state, job.events.latest("pk").text) == (State.INTERRUPTED, "Its worker process is gone.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from celery.signals import worker_init
 from django.conf import settings
@@ -20,6 +18,7 @@ from dashboard.models import Job, State, TrainingRun, WorkerNode
 from tests.workers.conftest import claim
 from tests.workers.outages import breakable
 from workers import node
+from workers.abandoned import release_abandoned_jobs
 from workers.identity import birth
 
 
@@ -44,6 +43,7 @@ import sys, threading, time
 import django
 django.setup()
 from workers import node
+from workers.abandoned import release_abandoned_jobs
 node.WATCH_SECONDS, node.SILENT_SECONDS = 0.1, 0.3
 life = node.Life("gpu0@host", {})
 if sys.argv[1] == "working":
@@ -123,31 +123,10 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     pool = subprocess.Popen(["sleep", "60"])
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(pid=pool.pid, pid_started=birth(pool.pid))
-    host = socket.gethostname()
-    assert node.release_abandoned_jobs(host, worker="gpu@test") == 0, "it is at work"
+    assert release_abandoned_jobs() == 0, "it is at work"
     pool.kill()
     pool.wait()
-    assert node.release_abandoned_jobs(host, worker="cpu@test") == 0, "that is another node's"
     node.Life("gpu@test", {}, signed=time.monotonic()).look()
     node._stop.clear()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
-
-
-def test_a_clock_that_is_set_takes_no_job_from_its_process(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim("gpu")
-    started: float = psutil.boot_time()
-    # A test cannot set the machine's clock; this is what the kernel says of its own start afterwards.
-    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: started + 600)
-    assert node.release_abandoned_jobs(socket.gethostname()) == 0
-
-
-def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    claim("gpu")
-    (tmp_path / "boot_id").write_text("another start of the machine")
-    monkeypatch.setattr("workers.identity.BOOT_ID", tmp_path / "boot_id")
-    assert node.release_abandoned_jobs(socket.gethostname()) == 1

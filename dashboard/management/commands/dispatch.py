@@ -31,7 +31,9 @@ from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study
 from dashboard.models.job_state import LEASE
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
+from workers.abandoned import release_abandoned_jobs
 from workers.celery import app
+from workers.identity import here
 
 logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
@@ -82,7 +84,8 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self.host = socket.gethostname()
-        self.name = f"dispatcher-{os.getpid()}@{self.host}"
+        self.place = here()
+        self.name = f"dispatcher-{os.getpid()}@{self.place or self.host}"
         self.leads = self.broker_silent = False
         self.began = timezone.now()
         self.last_tick = self.last_beat = self.last_wake = 0.0
@@ -101,9 +104,12 @@ class Dispatcher:
             "started_at": Now(),
         }
         WorkerNode.objects.beat(self.name, **node)
-        others = WorkerNode.objects.filter(kind=WorkerNode.Kind.DISPATCHER, host=self.host, stopped_at=None)
-        for other in others.exclude(name=self.name):
-            if not psutil.pid_exists(other.pid):
+        if self.place is None:
+            return
+        beginning = f"@{self.place.earlier_starts}"
+        others = WorkerNode.objects.filter(kind=WorkerNode.Kind.DISPATCHER, stopped_at=None)
+        for other in others.filter(name__contains=beginning).exclude(name=self.name):
+            if not (other.name.endswith(f"@{self.place}") and psutil.pid_exists(other.pid)):
                 others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
     def beat(self) -> None:
@@ -119,6 +125,8 @@ class Dispatcher:
             self.register()
         # Only now: while the database was away, nobody could renew a lease either.
         self.last_beat = now
+        # Whether it leads or not: only who runs beside a dead process knows that it is dead.
+        release_abandoned_jobs()
         self.leads = WorkerNode.objects.lead(self.name)
         if not self.leads:
             return
