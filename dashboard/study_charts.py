@@ -19,7 +19,7 @@ from dashboard.charts import thin
 from dashboard.models import MetricSeries, Study
 from dashboard.models.study_result import costs_of
 from dashboard.models.study_words import Judged
-from dashboard.templatetags.graftworks import duration, filesize, number
+from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
 from workers.verdicts import MIN_SEEDS
 
 # Room at both ends, so that a mark on the edge is drawn whole.
@@ -34,6 +34,7 @@ COSTS = {
     "adapter_bytes": (gettext_lazy("Adapter size"), filesize),
     "peak_memory_bytes": (gettext_lazy("Peak memory"), filesize),
     "seconds": (gettext_lazy("Training time"), duration),
+    "ms_per_token": (gettext_lazy("Time per token"), milliseconds),
 }
 
 

@@ -77,7 +77,10 @@ class Estimate(Schema):
 
 
 class ArmOut(Schema):
-    """An arm: what it costs and how it did. Costs are means over its runs."""
+    """An arm: what it costs and how it did. Costs are means over its runs.
+
+    `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
+    """
 
     name: str
     target_module_config: int
@@ -86,6 +89,7 @@ class ArmOut(Schema):
     adapter_bytes: int | None
     seconds: float | None
     peak_memory_bytes: float | None
+    ms_per_token: float | None
     runs: list[int]
     error: Failure | None
     metric: Estimate | None

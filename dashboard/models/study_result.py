@@ -7,7 +7,7 @@ study's export with numpy alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dashboard.models.study import Study, StudyArm
     from dashboard.models.training_run import TrainingRun
 
+# What an arm can be compared by besides its metric.
+COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "ms_per_token")
 # arm -> seed -> row -> score
 Scores = dict[str, dict[int, dict[int, float]]]
 
@@ -138,21 +140,27 @@ def against(
 
 
 def costs_of(arm: StudyArm) -> dict[str, Any]:
-    """What an arm costs: parameters and bytes of its adapter, mean seconds and peak memory of its runs."""
+    """What an arm costs: parameters and bytes of its adapter, the rest as means over its runs."""
     return costs_of_runs(arm.final_runs())
 
 
 def costs_of_runs(runs: Sequence[TrainingRun]) -> dict[str, Any]:
     """The same of runs that differ in nothing but the seed; those that have no such number say None."""
     if not runs:
-        return dict.fromkeys(("trainable_parameters", "adapter_bytes", "seconds", "peak_memory_bytes"))
+        return dict.fromkeys(COSTS)
     sizes = [run.adapter.size_bytes for run in runs if hasattr(run, "adapter")]
     return {
         "trainable_parameters": runs[0].forecast.get("trainable_parameters"),
         "adapter_bytes": sizes[0] if sizes else runs[0].forecast.get("adapter_bytes"),
         "seconds": _mean(run.measured.get("seconds", run.measured.get("wall_seconds")) for run in runs),
         "peak_memory_bytes": _mean(run.measured.get("peak_memory_bytes") for run in runs),
+        "ms_per_token": _mean(run.scores().get("adapter", {}).get("ms_per_token") for run in runs),
     }
+
+
+def base_ms_per_token(runs: Iterable[TrainingRun]) -> float | None:
+    """What a token takes without any adapter: the mean of the probes beside those of these runs' adapters."""
+    return _mean(run.scores().get("adapter", {}).get("base_ms_per_token") for run in runs)
 
 
 def _mean(values: Any) -> float | None:

@@ -216,6 +216,14 @@ def duration(value: float | timedelta | str | None) -> str:
 
 
 @register.filter
+def milliseconds(value: float | str | None) -> str:
+    """Thousandths of a second with three significant digits: 4.12 ms, 31.5 ms, 204 ms."""
+    if value is None or isinstance(value, str):
+        return "–"
+    return _("%(value)s ms") % {"value": f"{value:.3g}" if value < 1000 else rounded(value, 0)}
+
+
+@register.filter
 def about(value: float | str | None) -> str:
     """Seconds as roughly as a forecast knows them: 40 s, 7 min, 25 min, 3 h, 2 days."""
     if value is None or isinstance(value, str):

@@ -25,6 +25,7 @@ from dashboard.models import (
 )
 from dashboard.models.comparison import Comparison
 from dashboard.models.study_plan import METRICS
+from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
 
 RUNS_OFFERED = 100
@@ -110,6 +111,7 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
         "pareto": comparison_charts.pareto(comparison, cost),
         "differences": comparison_charts.differences(comparison),
         "deltas": comparison_charts.deltas(comparison),
+        "base_ms_per_token": base_ms_per_token(runs) if len(comparison.bases) == 1 else None,
     }
 
 

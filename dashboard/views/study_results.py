@@ -14,7 +14,7 @@ from dashboard.downloads import csv_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
-from dashboard.models.study_result import costs_of, scores_of
+from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
 from dashboard.models.study_words import OUTCOMES, amount, interval, recommended, sentence, unmeasured
 from dashboard.study_charts import COSTS, config_label, quality
 from dashboard.views.compare import settings_table
@@ -38,6 +38,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "intervals": study_charts.intervals(study),
         "deltas": deltas(study),
         "differences": study_charts.differences(study),
+        "base_ms_per_token": base_ms_per_token(run for arm in study.arms.all() for run in arm.final_runs()),
         "costs": COSTS,
         "pareto": study_charts.pareto(study, cost),
         "curves": study_charts.validation_curves(study),

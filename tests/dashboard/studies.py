@@ -75,7 +75,8 @@ def end_evaluation(job: Job, table: Table, metric: str) -> None:
             {"row": row, "prompt": f"p{row}", "expected": "e", "output": "o", "scores": {metric: value}}
             for row, value in enumerate(values, 1)
         ]
-        evaluation.record_result(len(items), {metric: sum(values) / len(values)}, items)
+        speeds = {"ms_per_token": 20.0 if base else 21.5 + 3 * arm.position, "base_ms_per_token": 20.0}
+        evaluation.record_result(len(items), {metric: sum(values) / len(values), **speeds}, items)
     finish(job)
 
 
