@@ -18,7 +18,10 @@ from dashboard.study_charts import (
     ROW_HEIGHT,
     Axis,
     apart,
+    axis_of,
+    beside,
     dominates,
+    places_of,
     tick,
     with_interval,
 )
@@ -48,7 +51,7 @@ def intervals(comparison: Comparison) -> dict[str, Any] | None:
     lines.sort(key=lambda line: line["mean"], reverse=not comparison.lower_is_better)
     bases = comparison.numbers["bases"]
     lines += [{**found, "name": name, "arm": None, "seeds": []} for name, found in bases.items()]
-    axis = Axis.around(value for line in lines for value in (line["low"], line["high"], *line["seeds"]))
+    axis = axis_of(lines)
     rows = [
         {
             "name": short(line["name"], 28) if line["arm"] else _("Base model"),
@@ -56,10 +59,7 @@ def intervals(comparison: Comparison) -> dict[str, Any] | None:
             "is_base": line["arm"] is None,
             "is_reference": line["arm"] is comparison.reference,
             "words": with_interval(comparison, line),
-            "mean": axis.across(line["mean"]),
-            "low": axis.across(line["low"]),
-            "high": axis.across(line["high"]),
-            "seeds": [axis.across(value) for value in line["seeds"]],
+            **places_of(line, axis),
             "y": ROW_HEIGHT * place,
         }
         for place, line in enumerate(lines)
@@ -69,6 +69,7 @@ def intervals(comparison: Comparison) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "reference": axis.across(pinned) if pinned is not None else None,
+        "is_cut": any(row["beyond"] for row in rows),
         "ticks": [(axis.across(value), tick(comparison, value)) for value in axis.ticks()],
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
@@ -94,12 +95,11 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
     together = [up.down(point["mean"], PARETO_HEIGHT) for point in points if point["name"] in tied]
     marks = [
         {
-            "name": short(point["name"], 18),
+            **beside(short(point["name"], 18), across.share(point["cost"])),
             "x": across.across(point["cost"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
             "low": up.down(point["low"], PARETO_HEIGHT),
             "high": up.down(point["high"], PARETO_HEIGHT),
-            "is_left": across.share(point["cost"]) > 0.6,
             "is_reference": point["name"] == comparison.reference.name,
             "is_dominated": point in certain
             and any(dominates(other, point, comparison.lower_is_better) for other in certain),

@@ -27,6 +27,10 @@ EDGE = 3.0
 ROW_HEIGHT, AXIS_HEIGHT = 46, 34
 PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
 LABEL_HEIGHT = 15
+# Arms that would share less than this part of an axis with the base model have an axis of their own.
+LEAST_PART = 0.4
+# How wide a name beside a mark is at most, as a share of the figure: on a phone, at 7 of 340 pixels per letter.
+LETTER = 7 / 340
 COLOURS = 5
 # What an arm costs -> (label, how the number is written).
 COSTS = {
@@ -58,6 +62,10 @@ class Axis:
     def share(self, value: float) -> float:
         """From 0 to 1 within the axis."""
         return (value - self.low) / (self.high - self.low)
+
+    def beyond(self, low: float, high: float) -> str:
+        """On which side a stretch lies wholly outside: left, right or ""."""
+        return "left" if high < self.low else "right" if low > self.high else ""
 
     def across(self, value: float) -> str:
         """The place from the left."""
@@ -103,7 +111,7 @@ def intervals(study: Study) -> dict[str, Any]:
     ]
     lines.sort(key=lambda line: line["mean"], reverse=not study.lower_is_better)
     lines += [{"arm": None, **base, "seeds": []}] if base else []
-    axis = Axis.around(value for line in lines for value in (line["low"], line["high"], *line["seeds"]))
+    axis = axis_of(lines)
     reference = found.get(study.reference)
     rows = [
         {
@@ -113,10 +121,7 @@ def intervals(study: Study) -> dict[str, Any]:
             "is_reference": bool(line["arm"] and line["arm"].name == study.reference),
             "words": with_interval(study, line),
             "quality": quality(study, line["mean"]),
-            "mean": axis.across(line["mean"]),
-            "low": axis.across(line["low"]),
-            "high": axis.across(line["high"]),
-            "seeds": [axis.across(value) for value in line["seeds"]],
+            **places_of(line, axis),
             "y": ROW_HEIGHT * place,
         }
         for place, line in enumerate(lines)
@@ -126,9 +131,32 @@ def intervals(study: Study) -> dict[str, Any]:
         "rows": rows,
         "base": next((row for row in rows if row["is_base"]), None),
         "reference": axis.across(reference["metric"]["mean"]) if reference else None,
+        "is_cut": any(row["beyond"] for row in rows),
         "ticks": [(axis.across(value), tick(study, value)) for value in axis.ticks()],
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
+    }
+
+
+def axis_of(lines: Sequence[dict[str, Any]]) -> Axis:
+    """Whatever shows all lines; the arms alone where a base model far away would press them together."""
+    arms, whole = (
+        Axis.around(value for line in some for value in (line["low"], line["high"], *line["seeds"]))
+        for some in ([line for line in lines if line["arm"]], lines)
+    )
+    is_pressed = arms.high - arms.low < LEAST_PART * (whole.high - whole.low)
+    is_apart = all(arms.beyond(line["low"], line["high"]) for line in lines if not line["arm"])
+    return arms if is_pressed and is_apart else whole
+
+
+def places_of(line: dict[str, Any], axis: Axis) -> dict[str, Any]:
+    """Where the marks of a line lie; `beyond` says on which side, if it lies outside of the picture."""
+    return {
+        "mean": axis.across(line["mean"]),
+        "low": axis.across(line["low"]),
+        "high": axis.across(line["high"]),
+        "seeds": [axis.across(value) for value in line["seeds"]],
+        "beyond": axis.beyond(line["low"], line["high"]),
     }
 
 
@@ -193,13 +221,11 @@ def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axi
     judged = len(study.seeds) >= MIN_SEEDS
     return [
         {
-            "name": Truncator(point["name"]).chars(24),
+            **beside(Truncator(point["name"]).chars(24), across.share(point["cost"])),
             "x": across.across(point["cost"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
             "low": up.down(point["low"], PARETO_HEIGHT),
             "high": up.down(point["high"], PARETO_HEIGHT),
-            # A name beside a mark on the right would leave the figure.
-            "is_left": across.share(point["cost"]) > 0.6,
             "is_dominated": judged
             and any(dominates(other, point, study.lower_is_better) for other in points),
         }
@@ -232,18 +258,35 @@ def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: boo
     return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
 
 
+def beside(name: str, share: float) -> dict[str, Any]:
+    """A name next to its mark, and the part of the width that it covers at most."""
+    # A name beside a mark on the right would leave the figure.
+    is_left = share > 0.6
+    width = LETTER * len(name)
+    return {
+        "name": name,
+        "is_left": is_left,
+        "span": (share - width, share) if is_left else (share, share + width),
+    }
+
+
 def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[str, Any]]:
-    """A height for each name on its side of the marks, so that none covers another or leaves the figure."""
-    for side in (True, False):
-        column = sorted((mark for mark in marks if mark["is_left"] == side), key=lambda mark: mark["y"])
-        floor = -math.inf
-        for mark in column:
-            floor = mark["label_y"] = round(max(mark["y"], floor + LABEL_HEIGHT), 1)
-        roof = bottom
-        for mark in reversed(column):
-            mark["label_y"] = min(mark["label_y"], round(roof, 1))
-            roof = mark["label_y"] - LABEL_HEIGHT
+    """A height for each name, so that none covers another one or leaves the figure."""
+    placed: list[dict[str, Any]] = []
+    for mark in sorted(marks, key=lambda mark: mark["y"]):
+        above = [other["label_y"] for other in placed if meet(mark, other)]
+        mark["label_y"] = round(max([mark["y"], *(y + LABEL_HEIGHT for y in above)]), 1)
+        placed.append(mark)
+    for place, mark in reversed(list(enumerate(placed))):
+        below = [other["label_y"] for other in placed[place + 1 :] if meet(mark, other)]
+        roof = min([bottom, *(y - LABEL_HEIGHT for y in below)])
+        mark["label_y"] = min(mark["label_y"], round(roof, 1))
     return marks
+
+
+def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two names may share a part of the width."""
+    return bool(one["span"][0] < other["span"][1] and other["span"][0] < one["span"][1])
 
 
 def validation_curves(study: Study) -> dict[str, Any] | None:
@@ -275,7 +318,7 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
             "last": band[-1][1],
             "lowest": min(mean for _step, mean, _low, _high in band),
             "y": down(band[-1][1]),
-            "is_left": False,
+            "span": (0, 1),
         }
         for place, (name, band) in enumerate(bands)
     ]

@@ -69,6 +69,41 @@ def test_the_plot_shows_every_seed_and_the_base_model(study: Study) -> None:
     assert (lowest, highest) == (study_charts.EDGE, 100 - study_charts.EDGE)
 
 
+def test_a_base_model_far_away_does_not_press_the_arms_together(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    near = {seed: [1] * 60 + [0] * 40 for seed in SEEDS}
+    table: Table = {"base": {0: [0] * 100}, "efficient": near, "quality": near}
+    study = conclude(make_study(project, dataset, base_model), table)
+    plot = study_charts.intervals(study)
+    assert [row["beyond"] for row in plot["rows"]] == ["", "", "left"]
+    assert min(float(row["low"].rstrip("%")) for row in plot["rows"][:2]) == study_charts.EDGE
+    client.force_login(vera)
+    assert "The arrow points to the base model" in client.get(study.get_absolute_url()).content.decode()
+
+
+def test_a_base_model_that_is_not_far_away_shares_the_axis(study: Study) -> None:
+    plot = study_charts.intervals(study)
+    assert not plot["is_cut"]
+    assert {row["beyond"] for row in plot["rows"]} == {""}
+
+
+def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
+    places = ((0.1, 100.0), (0.15, 101.0), (0.59, 102.0), (0.61, 103.0), (0.95, 104.0))
+    marks = [{**study_charts.beside("Attention", share), "y": y} for share, y in places]
+    study_charts.apart(marks, bottom=120)
+    for one in marks:
+        for other in marks:
+            if one is not other and study_charts.meet(one, other):
+                assert abs(one["label_y"] - other["label_y"]) >= study_charts.LABEL_HEIGHT
+    assert max(mark["label_y"] for mark in marks) <= 120
+
+
+def test_names_far_from_one_another_stay_beside_their_marks() -> None:
+    marks = [{**study_charts.beside("MLP", share), "y": 100.0} for share in (0.1, 0.9)]
+    assert [mark["label_y"] for mark in study_charts.apart(marks)] == [100.0, 100.0]
+
+
 def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -> None:
     rows = {row["arm"].name: row for row in deltas(study)}
     assert rows["mlp"]["difference"] == "-50.0 points"
