@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.utils import timezone
+
 from dashboard.models import Evaluation, Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.queue import Outlook, Start
 from dashboard.models.study_plan import halvings
@@ -16,6 +18,8 @@ PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
 # Nothing more happens to a cell in one of these.
 DONE = (LEFT_OUT, SCORED, State.FAILED, State.CANCELLED)
 AT_WORK = (State.STARTING, State.RUNNING, State.FINALIZING)
+# How much of the way an adapter has behind it that is trained and not scored yet. Only the bar moves by it.
+TRAINED_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,16 @@ class Cell:
     kind: str = Job.Kind.TRAIN
     percent: int | None = None
     score: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How much of its way it has behind it, from 0 to 1."""
+        if self.state in DONE:
+            return 1.0
+        at_work = (self.percent or 0) / 100
+        if self.kind == Job.Kind.EVALUATE or self.state == TRAINED:
+            return TRAINED_SHARE + (1 - TRAINED_SHARE) * at_work
+        return TRAINED_SHARE * at_work
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,22 @@ class Grid:
 
     @property
     def percent(self) -> int:
-        """Of the cells."""
-        return 100 * self.done // self.total if self.total else 0
+        """How far all cells are together; those at work count by what they have behind them."""
+        shares = [cell.share for row in self.rows for cell in row.cells]
+        return int(100 * sum(shares) / len(shares)) if shares else 0
+
+    @property
+    def training_left(self) -> float | None:
+        """Seconds until the last seed is trained, if each takes as long as the one at work; None: unknown."""
+        if any(column.seed is None and column.job for column in self.columns):
+            return None
+        trainings = [one.job for one in self.columns if one.job and one.job.kind == Job.Kind.TRAIN]
+        waiting = sum(job.state == State.QUEUED for job in trainings)
+        for job in trainings:
+            if job.eta_seconds is not None and job.started_at:
+                gone = (timezone.now() - job.started_at).total_seconds()
+                return job.eta_seconds + waiting * (gone + job.eta_seconds)
+        return None
 
 
 def grid_of(study: Study, *, with_starts: bool = False) -> Grid:

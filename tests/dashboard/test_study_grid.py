@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun, User
 from dashboard.views.study_grid import grid_of
@@ -40,6 +43,46 @@ def test_a_seed_at_work_shows_how_far_it_is(study: Study) -> None:
     rows = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows
     assert [row.cells[0].percent for row in rows] == [30, 30]
     assert [row.cells[0].state for row in rows] == ["running", "running"]
+
+
+def test_the_bar_moves_while_the_first_seed_trains(study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    job.move("claim", attempt=1, worker="test@host")
+    job.move("progress")
+    Job.objects.filter(pk=job.pk).update(step=5, total_steps=10, phase="training")
+    grid = grid_of(Study.objects.with_facts().get(pk=study.pk))
+    # Half of the training of half of the cells, and training is four fifths of a cell's way.
+    assert (grid.done, grid.percent) == (0, 20)
+
+
+def test_the_bar_is_full_when_all_is_scored(study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    end_training(job)
+    assert grid_of(Study.objects.with_facts().get(pk=study.pk)).percent == 40
+    conclude(study, TABLE)
+    assert grid_of(Study.objects.with_facts().get(pk=study.pk)).percent == 100
+
+
+def test_the_end_of_training_counts_the_seeds_that_wait(client: Client, vera: User, study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    job.move("claim", attempt=1, worker="test@host")
+    job.move("progress")
+    begun = timezone.now() - timedelta(minutes=10)
+    Job.objects.filter(pk=job.pk).update(started_at=begun, eta_seconds=1200, step=3, total_steps=9)
+    grid = grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True)
+    # 20 minutes of this seed are left, and the next one takes 30 as this one does.
+    assert grid.training_left == pytest.approx(3000, abs=5)
+    client.force_login(vera)
+    page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
+    assert "training ends in about 50 min" in page
+    assert "about 20 min left" in page
+
+
+def test_without_a_sign_of_the_pace_no_end_is_promised(study: Study) -> None:
+    assert grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True).training_left is None
 
 
 def test_cells_go_from_waiting_over_trained_to_scored(study: Study) -> None:
