@@ -157,19 +157,32 @@ def indicative(study: Judged, comparisons: list[dict[str, Any]]) -> str:
     """What may be said of too few seeds: a number, and that it decides nothing."""
     seeds = max(len(one["seeds"]) for one in comparisons)
     highest = max(comparisons, key=lambda one: one["difference"])
-    return ngettext(
-        "Indicative only, with %(count)d seed: %(arm)s differs from %(reference)s by %(difference)s "
-        "(%(interval)s). Three seeds are needed for a verdict.",
-        "Indicative only, with %(count)d seeds: %(arm)s differs from %(reference)s by %(difference)s "
-        "(%(interval)s). Three seeds are needed for a verdict.",
-        seeds,
-    ) % {
-        "count": seeds,
+    words = {
         "arm": highest["arm"],
-        "reference": highest["reference"],
-        "difference": amount(study, highest["difference"], signed=True),
+        "where": _standing(study, highest),
         "interval": interval(study, highest),
     }
+    found = (
+        _("of the other arms %(arm)s comes out first, %(where)s (%(interval)s).")
+        if len(comparisons) > 1
+        else _("%(arm)s comes out %(where)s (%(interval)s).")
+    ) % words
+    return ngettext(
+        "Indicative only, with %(count)d seed: %(found)s Three seeds are needed for a verdict.",
+        "Indicative only, with %(count)d seeds: %(found)s Three seeds are needed for a verdict.",
+        seeds,
+    ) % {"count": seeds, "found": found}
+
+
+def _standing(study: Judged, one: dict[str, Any]) -> str:
+    """Where an arm stands next to the reference: 2.8 points behind Quality."""
+    difference = one["difference"]
+    words = {"difference": amount(study, abs(difference)), "reference": one["reference"]}
+    if not difference:
+        return _("level with %(reference)s") % words
+    if difference > 0:
+        return _("%(difference)s ahead of %(reference)s") % words
+    return _("%(difference)s behind %(reference)s") % words
 
 
 def more_seeds(study: Study) -> int | None:

@@ -8,6 +8,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import BaseModel, Dataset, Project, State, Study, TrainingRun, User
+from dashboard.models.study_words import sentence
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, make_study
 
@@ -71,6 +72,28 @@ def test_more_seeds_are_the_main_button_where_they_would_probably_decide(
     page = client.get(few.get_absolute_url()).content.decode()
     assert "Indicative only" in page
     assert "Add 2 seeds" in page
+
+
+def test_with_few_seeds_it_says_where_the_first_of_the_other_arms_stands(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    arms = ("efficient", "mlp", "quality")
+    few = make_study(project, dataset, base_model, slugs=arms, seeds=[1])
+    scores = {"efficient": [1, 0, 0, 0], "mlp": [1, 1, 0, 0], "quality": [1, 1, 1, 0], "base": [0, 0, 0, 0]}
+    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    assert said.startswith("Indicative only, with 1 seed: of the other arms mlp comes out first, ")
+    assert "25 points behind quality (95 % interval -" in said
+    assert said.endswith("Three seeds are needed for a verdict.")
+
+
+@pytest.mark.parametrize(("score", "where"), [(1, "25 points ahead of"), (0, "level with")])
+def test_with_one_other_arm_it_says_ahead_or_level(
+    project: Project, dataset: Dataset, base_model: BaseModel, score: int, where: str
+) -> None:
+    scores = {"efficient": [1, 0, 0, score], "quality": [1, 0, 0, 0], "base": [0, 0, 0, 0]}
+    few = make_study(project, dataset, base_model, seeds=[1])
+    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    assert f"with 1 seed: efficient comes out {where} quality (" in said
 
 
 def test_an_arm_that_failed_says_why(client: Client, vera: User, study: Study) -> None:
