@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import models
+from django.db import OperationalError, models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -37,7 +38,9 @@ class ApiTokenQuerySet(ProjectQuerySet["ApiToken"]):
         now = timezone.now()
         # Once a minute is enough to see what is in use, and keeps reads from writing.
         if token.last_used_at is None or now - token.last_used_at > timedelta(minutes=1):
-            self.filter(pk=token.pk).update(last_used_at=now)
+            # A program that only reads must not be refused because somebody else is writing.
+            with suppress(OperationalError):
+                self.filter(pk=token.pk).update(last_used_at=now)
         return token
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 import time
 from collections.abc import Iterator
 
@@ -153,3 +155,28 @@ def test_it_answers_soon_while_a_server_is_silent(signed_in: Client, project: Pr
         connection.settings_dict.update(before)
     assert answer.status_code == 503
     assert took < 10
+
+
+@pytest.fixture
+def locked(transactional_db: None) -> Iterator[None]:
+    """Another process is in the middle of a write and goes no further. Nobody waits long for it here."""
+    if connection.vendor != "sqlite":
+        pytest.skip("Only SQLite has one writer at a time.")
+    options = connection.settings_dict["OPTIONS"]
+    connection.close()
+    connection.settings_dict["OPTIONS"] = {**options, "timeout": 0.2}
+    with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"])) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+    connection.close()
+    connection.settings_dict["OPTIONS"] = options
+
+
+def test_whoever_only_reads_notices_no_lock(signed_in: Client, token: str, locked: None) -> None:
+    refused = []
+    for address in addresses():
+        headers = {"Authorization": f"Bearer {token}"} if address.startswith("/api/") else {}
+        if signed_in.get(address, headers=headers).status_code == 503:
+            refused.append(address)
+    assert refused == []
+    assert signed_in.post(reverse("account_logout")).status_code == 503, "that writes"
