@@ -31,6 +31,7 @@ from dashboard.models.study_plan import (
 )
 from workers import verdicts
 from workers.errors import SpecError, TargetError
+from workers.specs import Hyperparameters
 from workers.targets import Resolution
 
 
@@ -63,6 +64,27 @@ class Costs:
     disk_bytes: int
     device: str
     start: Start | None
+    train_rows: int
+
+    @property
+    def learn(self) -> Hyperparameters:
+        """What all arms share of length and batch."""
+        return self.arms[0].plan.hyperparameters
+
+    @property
+    def steps(self) -> int:
+        """Steps of each run; 0 without a dataset."""
+        return self.learn.total_steps(self.train_rows) if self.train_rows else 0
+
+    @property
+    def rows_read(self) -> int:
+        """Training rows that each run reads, repeats included."""
+        return self.steps * self.learn.rows_per_step
+
+    @property
+    def passes(self) -> float:
+        """How often each run reads each row."""
+        return self.rows_read / self.train_rows if self.train_rows else 0.0
 
     @property
     def largest_share(self) -> float:
@@ -239,6 +261,7 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         disk_bytes=kept * seeds + working * max(1, tried),
         device=found[0].forecast.main.device,
         start=start_of_next(Job.Queue.GPU, form.project, form.by),
+        train_rows=int(version.splits.get("train", 0)) if version else 0,
     )
 
 

@@ -1,4 +1,5 @@
-// The study form: rates to try for the chosen model, the rate that a dataset suggests, and the length typed into.
+// The study form: rates to try for the chosen model, the rate that a dataset suggests, the length typed into, and
+// as many test rows as the plan asks for.
 
 const form = document.getElementById("study");
 
@@ -16,6 +17,15 @@ if (form) {
   form.querySelector("[data-rates]").addEventListener("click", () => {
     const field = form.elements.learning_rates;
     field.value = (known.rates[form.elements.base_model.value] ?? []).join(", ");
+    field.dispatchEvent(new Event("change", { bubbles: true }));
+    field.focus();
+  });
+  // The plan around this button is renewed all the time.
+  form.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-test-rows]");
+    if (!button) return;
+    const field = form.elements.test_rows;
+    field.value = button.dataset.testRows;
     field.dispatchEvent(new Event("change", { bubbles: true }));
     field.focus();
   });

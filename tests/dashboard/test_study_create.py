@@ -304,6 +304,13 @@ def test_the_plan_counts_runs_and_prints_rank_alpha_and_parameters(look: Callabl
     assert "Disk at most" in text
 
 
+def test_the_plan_says_how_much_of_the_data_each_run_reads(look: Callable[..., str]) -> None:
+    assert "Each run reads 8 of 16 training rows 1 step × 8 rows" in look(max_steps="1")
+    assert "Each run reads each of 16 training rows 2.5 times on average 5 steps × 8 rows" in look(
+        max_steps="5"
+    )
+
+
 def test_the_plan_counts_the_short_runs_of_a_search(look: Callable[..., str]) -> None:
     # 4 rates, then 2, in both arms.
     assert "before them 12 short ones" in look(learning_rates="0.0001 0.0002 0.0004 0.0008")
