@@ -29,7 +29,7 @@ PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
 LABEL_HEIGHT = 15
 # Arms that would share less than this part of an axis with the base model have an axis of their own.
 LEAST_PART = 0.4
-# How wide a name beside a mark is at most, as a share of the figure: on a phone, at 7 of 340 pixels per letter.
+# How wide a name beside a mark is at most, as a share of the figure: on a phone 7 of 340 pixels per letter.
 LETTER = 7 / 340
 COLOURS = 5
 # What an arm costs -> (label, how the number is written).
