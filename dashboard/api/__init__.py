@@ -22,6 +22,7 @@ from ninja.types import DictStrAny
 from dashboard.api import (
     adapters,
     base_models,
+    compute_budgets,
     datasets,
     forecast,
     invitations,
@@ -110,6 +111,7 @@ api.add_router("/studies", studies.router, tags=["Studies"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])
 api.add_router("/jobs", jobs.router, tags=["Queue"])
 api.add_router("/workers", workers.router, tags=["Queue"])
+api.add_router("/compute-budget", compute_budgets.router, tags=["Compute budget"])
 api.add_router("/members", memberships.router, tags=["Team"])
 api.add_router("/invitations", invitations.router, tags=["Team"])
 api.add_router("/tokens", tokens.router, tags=["Team"])

@@ -22,6 +22,7 @@ from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
 from dashboard.gate import api_error
+from dashboard.models import OverBudget
 from workers.errors import SpecError, TargetError
 from workers.specs import Hyperparameters
 
@@ -141,6 +142,10 @@ def _spec(_request: HttpRequest, error: SpecError) -> HttpResponse:
     return api_error(422, "invalid", error.message, name or None)
 
 
+def _over_budget(_request: HttpRequest, error: OverBudget) -> HttpResponse:
+    return api_error(409, "over_budget", str(error))
+
+
 def _target(_request: HttpRequest, error: TargetError) -> HttpResponse:
     # Only a census of another version raises this before a run starts.
     return api_error(409, "not_ready", error.message, "base_model")
@@ -192,6 +197,7 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     ValidationError: _invalid,
     SpecError: _spec,
     TargetError: _target,
+    OverBudget: _over_budget,
     Http404: _not_found,
     PermissionDenied: _forbidden,
     AuthenticationError: _unauthorized,

@@ -17,6 +17,7 @@ from dashboard.forms.fitting import Edit, edits, smallest_of
 from dashboard.forms.training_runs import DEFAULTS, TrainingRunForm, plain
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
 from dashboard.models.calibration import Errors
+from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast, Reckoner
 from dashboard.models.job import Job
 from dashboard.models.queue import Start, start_of_next
@@ -87,6 +88,7 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     errors: Errors | None = None
     start: Start | None = None
+    charge: Charge | None = None
     confirmed: str = ""  # what was ticked, if anything was
 
     @property
@@ -147,12 +149,14 @@ def _reckoned(form: TrainingRunForm, found: Plan) -> Plan:
     resolution, learn = found.card.resolution, found.hyperparameters
     start = start_of_next(Job.Queue.GPU, form.project, form.by)
     smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
+    forecast = reckoner.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(
         found,
-        forecast=reckoner.forecast(resolution, learn, start.at if start else None),
+        forecast=forecast,
         edits=tuple(edits(reckoner, resolution, learn, smallest)),
         errors=Calibration.objects.errors(),
         start=start,
+        charge=Charge.of(form.project, forecast.main.seconds["expected"], form.by),
     )
 
 

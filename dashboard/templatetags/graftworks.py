@@ -21,6 +21,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models import Job, State
+from dashboard.models.compute_use import in_hours
 
 register = template.Library()
 
@@ -47,7 +48,15 @@ NAVIGATION = (
             "settings",
             "settings",
             gettext_lazy("Settings"),
-            ("settings", "health-", "storage-", "token-", "base-model-", "account_change_password"),
+            (
+                "settings",
+                "health-",
+                "storage-",
+                "token-",
+                "base-model-",
+                "compute-budget-",
+                "account_change_password",
+            ),
         ),
     ),
 )
@@ -236,6 +245,12 @@ def about(value: float | str | None) -> str:
     if whole >= 48 * 3600:
         return ngettext("%(count)d day", "%(count)d days", whole // 86400) % {"count": whole // 86400}
     return _("%(hours)d h") % {"hours": whole // 3600} if whole % 3600 == 0 else duration(whole)
+
+
+@register.filter
+def hours(value: float | str | None) -> str:
+    """Seconds of a device as hours: 0.42 h, 3.1 h, 20 h."""
+    return "–" if value is None or isinstance(value, str) else in_hours(value)
 
 
 @register.filter

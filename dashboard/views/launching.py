@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from django.db import IntegrityError
 
+from dashboard.models import OverBudget
 from workers.errors import SpecError, TargetError
 
 RowT = TypeVar("RowT")
@@ -38,6 +39,8 @@ def launched_once(
         form.refuse(error)
     except TargetError as error:
         form.add_error("base_model", error.message)
+    except OverBudget as error:
+        form.add_error(None, str(error))
     except IntegrityError:
         # The other request of a double click was quicker by a moment.
         return earlier(key)

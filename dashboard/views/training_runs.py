@@ -33,6 +33,7 @@ from dashboard.models import (
     IllegalMove,
     Job,
     JobEvent,
+    OverBudget,
     Role,
     State,
     TargetModuleConfig,
@@ -295,7 +296,7 @@ def resume(request: Request, pk: int) -> HttpResponse:
     run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
     try:
         run.resume(request.user)
-    except IllegalMove as refusal:
+    except (IllegalMove, OverBudget) as refusal:
         messages.warning(request, str(refusal))
     return redirect(run)
 

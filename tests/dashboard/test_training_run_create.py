@@ -13,6 +13,7 @@ from django.urls import reverse
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for
 from dashboard.models import (
     BaseModel,
+    ComputeBudget,
     Dataset,
     Job,
     Outbox,
@@ -320,3 +321,29 @@ def test_dora_with_dropout_is_refused_beside_it(
     assert page.context["form"].errors["lora_dropout"]
     page = client.post(URL, entered(dataset, base_model, loraplus_lr_ratio="65"))
     assert page.context["form"].errors["loraplus_lr_ratio"]
+
+
+# The compute budget
+
+
+def test_a_run_beyond_the_budget_is_refused_with_what_is_left(
+    client: Client, ed: User, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    ComputeBudget.objects.change(project, 0, mara)
+    client.force_login(ed)
+    answer = client.post(URL, entered(dataset, base_model))
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "0 h are left. Support may use 0 h in" in page
+    assert "mara@example.org can raise the budget" in page
+    assert "Raise the budget" not in page
+    assert not TrainingRun.objects.exists()
+
+
+def test_a_manager_gets_a_link_to_raise_it(
+    client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    ComputeBudget.objects.change(project, 0, mara)
+    client.force_login(mara)
+    page = client.post(URL, entered(dataset, base_model)).content.decode()
+    assert f'<a href="{reverse("compute-budget-index")}">Raise the budget</a>' in page

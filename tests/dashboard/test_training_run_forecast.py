@@ -13,6 +13,7 @@ from django.urls import reverse
 from dashboard.models import (
     BaseModel,
     Calibration,
+    ComputeBudget,
     Dataset,
     DatasetVersion,
     TargetModuleConfig,
@@ -191,3 +192,24 @@ def test_an_adapter_in_the_bases_format_is_half_as_large_where_that_is_bfloat16(
         usual = reckoner.forecast(resolution, Hyperparameters(r=4))
         expected = usual.half_adapter_bytes if "H100" in device else usual.adapter_bytes
         assert reckoner.forecast(resolution, learn).adapter_bytes == expected
+
+
+def test_it_says_what_the_run_takes_of_the_month(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel, run: TrainingRun
+) -> None:
+    page = " ".join(ask(client, ed, dataset, base_model).content.decode().split())
+    assert "0 h used this month, no limit; less than 0.01 h promised to work that waits or runs" in page
+    ComputeBudget.objects.change(run.project, 20, None)
+    page = " ".join(ask(client, ed, dataset, base_model).content.decode().split())
+    assert "0 h of 20 h used this month; less than 0.01 h promised" in page
+    assert "cannot start" not in page
+
+
+def test_it_says_beforehand_that_the_budget_does_not_suffice(
+    client: Client, ed: User, mara: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    ComputeBudget.objects.change(dataset.project, 0, mara)
+    page = ask(client, ed, dataset, base_model).content.decode()
+    assert "0 h are left, so this cannot start." in page
+    assert "mara@example.org can raise the budget" in page
+    assert "Raise the budget" in ask(client, mara, dataset, base_model).content.decode()

@@ -50,6 +50,7 @@ PAGES = {
     "settings": "/settings/",
     "health-index": "/settings/health/",
     "storage-index": "/settings/storage/",
+    "compute-budget-index": "/settings/compute-budget/",
     "token-index": "/settings/tokens/",
     "API documentation": "/api/v1/docs",
 }
@@ -76,7 +77,7 @@ NOT_HERE = {
     # Pages of a finished study: `test_study.py` looks at them.
     *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "decision-create"),
     *("share-link-create", "share-link-revoke", "share-link-open"),
-    *("token-create", "token-revoke", "storage-clean-up"),
+    *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),
 }

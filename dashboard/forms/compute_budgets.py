@@ -1,0 +1,31 @@
+"""Checks the hours that a project may use in a month."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.models.compute_budget import MOST_HOURS
+
+SAY = _("Enter a number of hours from 0 to %(most)s, such as 20 or 7.5. Leave it empty for no limit.") % {
+    "most": f"{MOST_HOURS:,}"
+}
+
+
+class ComputeBudgetForm(forms.Form):
+    """Hours per month; nothing is no limit, and 0 lets nothing start."""
+
+    hours = forms.FloatField(
+        label=_("Hours per month"),
+        required=False,
+        min_value=0,
+        max_value=MOST_HOURS,
+        help_text=_("Left empty there is no limit. With 0 nothing more is started."),
+        error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), SAY),
+        widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
+    )
+
+    def __init__(self, data: Any = None, *, hours: float | None = None) -> None:
+        super().__init__(data, initial={"hours": hours})

@@ -1,0 +1,114 @@
+"""How long devices work for a project: used in a month, and promised to what was let in.
+
+Used is the time for which workers held its trainings and evaluations, whatever came of them, as the history
+of its jobs tells. Promised is what forecasts say of the work that is not over. Knows nothing of limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.formats import date_format, number_format
+from django.utils.translation import gettext as _
+
+from dashboard.models.forecast import kind_of
+from dashboard.models.job import Job
+from dashboard.models.job_event import JobEvent
+from dashboard.models.job_state import LIVE
+from dashboard.models.project import Project
+from dashboard.models.worker_node import WorkerNode
+
+HOUR = 3600
+
+
+class Month(NamedTuple):
+    """A month of the installation's calendar: its first moment and that of the next one."""
+
+    begin: datetime
+    end: datetime
+
+    @classmethod
+    def present(cls) -> Month:
+        """The one that we are in."""
+        begin = timezone.localtime().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return cls(begin, (begin + timedelta(days=32)).replace(day=1))
+
+    @property
+    def before(self) -> Month:
+        """The month before."""
+        return Month((self.begin - timedelta(days=1)).replace(day=1), self.begin)
+
+    @property
+    def name(self) -> str:
+        """November 2026."""
+        return date_format(self.begin, "F Y")
+
+
+class Hold(NamedTuple):
+    """For how long one attempt occupied a device, and whose work it was."""
+
+    person: int | None
+    begin: datetime
+    end: datetime
+
+    def within(self, month: Month) -> float:
+        """Its seconds in that month."""
+        begin, end = max(self.begin, month.begin), min(self.end, month.end)
+        # Not their difference, which would be one of clocks on the wall where both have one zone.
+        return max(0.0, end.timestamp() - begin.timestamp())
+
+
+def holds(project: Project, since: datetime) -> Iterator[Hold]:
+    """Attempts at trainings and evaluations of the project, of jobs that ended after `since` or go on."""
+    ended_since = Q(job__finished_at=None) | Q(job__finished_at__gte=since)
+    leaves = Q(from_state__in=LIVE) & ~Q(to_state__in=LIVE)
+    events = JobEvent.objects.filter(
+        ended_since, Q(event="claim") | leaves, job__project=project, job__queue=Job.Queue.GPU
+    ).order_by("job_id", "seq")
+    began: dict[int, tuple[int | None, datetime]] = {}
+    for job, person, event, at in events.values_list("job_id", "job__created_by", "event", "created_at"):
+        if event == "claim":
+            began[job] = (person, at)
+        elif job in began:
+            yield Hold(*began.pop(job), at)
+    now = timezone.now()
+    yield from (Hold(*held, now) for held in began.values())
+
+
+def promised(project: Project) -> float:
+    """Seconds that forecasts give to what waits or works, and to what open studies have yet to queue."""
+    # Many may wait, and their settings are long.
+    waiting = project.training_runs.active().defer("spec").select_related("dataset_version")
+    runs = waiting.prefetch_related("metric_series")
+    studies = project.studies.filter(finished_at=None, cancelled_at=None)
+    return sum(run.seconds_left for run in runs) + sum(study.seconds_to_come for study in studies)
+
+
+def by_person(taken: Iterable[Hold], month: Month) -> list[tuple[int | None, float]]:
+    """(person, seconds) of the month, most first."""
+    sums: dict[int | None, float] = {}
+    for hold in taken:
+        sums[hold.person] = sums.get(hold.person, 0.0) + hold.within(month)
+    return sorted(((who, seconds) for who, seconds in sums.items() if seconds), key=lambda one: -one[1])
+
+
+def in_hours(seconds: float) -> str:
+    """0.42 h, 3.1 h, 20 h."""
+    hours = seconds / HOUR
+    if 0 < hours < 0.005:
+        return _("less than 0.01 h")
+    digits = 2 if hours < 1 else 1
+    value = round(hours, digits)
+    shown = number_format(value, 0 if value == int(value) else digits, force_grouping=True)
+    return _("%(count)s h") % {"count": shown}
+
+
+def unit_words() -> str:
+    """What an hour of a device is called here: devices that train are graphics cards, or not all of them."""
+    devices = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER, queue=Job.Queue.GPU)
+    kinds = {kind_of(name) for name in devices.exclude(device="").values_list("device", flat=True)}
+    return _("GPU-hours") if kinds == {"cuda"} else _("Compute hours")
