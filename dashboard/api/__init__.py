@@ -118,12 +118,25 @@ api.add_router("/tokens", tokens.router, tags=["Team"])
 
 
 def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """The view, with the framework's own "method not allowed" said as every other refusal is."""
+    """The view, with HEAD and OPTIONS wherever there is a GET, and other methods refused in our shape."""
 
     @functools.wraps(view)
     def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         response = view(request, *args, **kwargs)
-        return refusals.method_not_allowed(response) if response.status_code == 405 else response
+        if response.status_code != 405:
+            return response
+        methods = set(response.headers["Allow"].split(", "))
+        if request.method == "HEAD" and "GET" in methods:
+            request.method = "GET"
+            try:
+                return view(request, *args, **kwargs)
+            finally:
+                # The server leaves the body out.
+                request.method = "HEAD"
+        methods |= {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
+        if request.method == "OPTIONS":
+            return HttpResponse(status=204, headers={"Allow": ", ".join(sorted(methods))})
+        return refusals.method_not_allowed(methods)
 
     return answer
 

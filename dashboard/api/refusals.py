@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from django.core.exceptions import (
@@ -20,6 +20,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.utils.translation import gettext as _
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
+from pydantic import ConfigDict
 
 from dashboard.gate import api_error
 from dashboard.models import OverBudget
@@ -42,6 +43,12 @@ class Refused(Schema):
     """Every answer with a status of 400 or above."""
 
     error: Problem
+
+
+class Nothing(Schema):
+    """The body of a call that needs none: an empty object, or no body at all."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 READING = {frozenset({401, 403, 404, 409, 422, 429}): Refused}
@@ -82,15 +89,17 @@ def install(api: NinjaAPI) -> None:
 def missing(_request: HttpRequest) -> HttpResponse:
     """Below /api/v1/ every address that is no route."""
     return api_error(
-        404, "not_found", _("There is nothing at this address. The API is described at /api/v1/docs.")
+        404,
+        "not_found",
+        _("There is nothing at this address. None ends with a slash; see /api/v1/docs for all of them."),
     )
 
 
-def method_not_allowed(response: HttpResponse) -> HttpResponse:
+def method_not_allowed(methods: Iterable[str]) -> HttpResponse:
     """The right address with a method that it does not have."""
-    message = _("This address answers to %(methods)s.") % {"methods": response.headers["Allow"]}
-    answer = api_error(405, "method_not_allowed", message)
-    answer.headers["Allow"] = response.headers["Allow"]
+    allowed = ", ".join(sorted(methods))
+    answer = api_error(405, "method_not_allowed", _("This address answers to %s.") % allowed)
+    answer.headers["Allow"] = allowed
     return answer
 
 
