@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from dashboard.api.access import Call, Token, once
 from dashboard.api.failures import Failure, failure_of
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid, unknown
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.texts import Name
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.forms.plan import preset_cards
@@ -174,7 +174,7 @@ def refuse_errors(form: forms.Form) -> None:
 
 
 @router.post("/{int:pk}/inspect", auth=Token(Role.MANAGER), response={202: BaseModelOut, **WRITING})
-def inspect(request: Call, pk: int) -> Status[BaseModelOut]:
+def inspect(request: Call, pk: int, payload: Nothing | None = None) -> Status[BaseModelOut]:
     """Count the model's modules once more. While an inspection waits or works, none is added."""
     base_model = fetch(request, pk)
     if base_model.job is None or base_model.job.is_over:
@@ -207,6 +207,7 @@ def modules(request: Call, pk: int) -> dict[str, Any]:
 @router.get("/{int:pk}/presets", response={200: PresetsAnswer, **READING})
 def presets(request: Call, pk: int, r: Rank = 16) -> dict[str, Any]:
     """What each choice of target modules means on this model."""
+    refuse_others(list(request.GET), ["r"])
     base_model = inspected(fetch(request, pk))
     cards = preset_cards(list(TargetModuleConfig.objects.current().visible_to(request.auth)), base_model, r)
     lines = [

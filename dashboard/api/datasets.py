@@ -17,7 +17,7 @@ from dashboard.api.access import Call, once
 from dashboard.api.base_models import refuse_errors
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid, refuse_others
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.texts import Column
 from dashboard.forms.datasets import UploadForm
 from dashboard.models import Dataset, DatasetVersion, ImportKept, Job, Role, State
@@ -189,7 +189,7 @@ def add(request: Call, values: dict[str, Any], key: str) -> Job:
 
 
 @router.post("/sample", response={202: DatasetOut, **WRITING})
-def sample(request: Call) -> Status[dict[str, Any]]:
+def sample(request: Call, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Import the bundled sample; where the project has it already, nothing is done twice."""
     dataset = Dataset.objects.import_sample(request.auth.project, request.auth.user)
     return Status(202, shown(fetch(request, dataset.pk)))

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, StrictInt
 from dashboard.api.access import Call, done_before, first_time
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.models import BaseModel, DatasetVersion, Evaluation, Job, JobEvent, Role, State, TrainingRun
 from dashboard.models import queue as order
 
@@ -202,7 +202,7 @@ def events(request: Call, pk: int) -> Rows:
 
 
 @router.post("/{int:pk}/cancel", response={202: JobDetailOut, **WRITING})
-def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
+def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Stop it: at once while it waits, within seconds while it works."""
     job = Job.objects.fetch(request.auth, pk, Role.EDITOR)
     stop(request, job)

@@ -26,7 +26,7 @@ from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid, refuse_others, unknown
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import (
@@ -357,7 +357,7 @@ def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[di
 
 
 @router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
-def resume(request: Call, pk: int) -> Status[dict[str, Any]]:
+def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Continue a run that failed, or was stopped with its checkpoint kept, where the checkpoint left it."""
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     act = f"resume {pk}"
@@ -437,6 +437,7 @@ def events(request: Call, pk: int) -> Rows:
 @router.get("/{int:pk}/log", response={200: LogOut, **READING})
 def log(request: Call, pk: int, lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 200) -> dict[str, str]:
     """The last lines of its log, for looking into a failure."""
+    refuse_others(list(request.GET), ["lines"])
     job = TrainingRun.objects.select_related("job").fetch(request.auth, pk).job
     return {"text": job.log_tail(lines) if job else ""}
 

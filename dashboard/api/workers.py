@@ -13,7 +13,7 @@ from ninja.pagination import paginate
 
 from dashboard.api.access import Call
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING
+from dashboard.api.refusals import READING, WRITING, Nothing
 from dashboard.models import Job, WorkerNode
 from dashboard.models.worker_node import ONLY_KEEPERS
 
@@ -68,14 +68,14 @@ def index(request: Call) -> Rows:
 
 
 @router.post("/{int:pk}/pause", response={200: WorkerOut, **WRITING})
-def pause(request: Call, pk: int) -> dict[str, Any]:
+def pause(request: Call, pk: int, payload: Nothing | None = None) -> dict[str, Any]:
     """Let it end what it has and take nothing more. For superusers, and for managers of all projects."""
     fetch(request, pk).pause(request.auth.user)
     return facts(with_life().get(pk=pk))
 
 
 @router.post("/{int:pk}/resume", response={200: WorkerOut, **WRITING})
-def resume(request: Call, pk: int) -> dict[str, Any]:
+def resume(request: Call, pk: int, payload: Nothing | None = None) -> dict[str, Any]:
     """Let it take jobs again."""
     node = fetch(request, pk)
     node.resume()
