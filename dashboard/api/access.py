@@ -105,20 +105,33 @@ def idempotency_key(request: HttpRequest) -> str:
 def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
     """The job that an earlier call with this Idempotency-Key started, else that of `start(key)`."""
     key, project = idempotency_key(request), request.auth.project
+    memory, asked = _memory_of(request, "once"), _fingerprint(request)
     job = Job.objects.answered(project, key)
     if job is None:
         try:
-            return start(key)
+            job = start(key)
         except IntegrityError:
             # The same call may have arrived twice at one moment; any other cause is not ours to hide.
             job = Job.objects.answered(project, key)
             if job is None:
                 raise
-    if job.kind != kind:
+        else:
+            if memory:
+                cache.set(memory, asked, REMEMBERED_SECONDS)
+            return job
+    # After a day only the kind of work can still tell another call from the same one.
+    if job.kind != kind or cache.get(memory, asked) != asked:
         raise invalid(
             "Idempotency-Key", _("This `Idempotency-Key` was used for something else. Choose a new one.")
         )
     return job
+
+
+def _fingerprint(request: HttpRequest) -> str:
+    """What a call asks for: its address, and its body or the parts of its form."""
+    parts = [(name, file.name, file.size) for name, files in request.FILES.lists() for file in files]
+    body = [sorted(request.POST.lists()), parts] if parts else request.body
+    return digest_of(repr((request.path, body)))
 
 
 def first_time(request: Call, act: str) -> bool:

@@ -225,8 +225,17 @@ def test_it_answers_the_question_for_columns(api: Client, project: Project) -> N
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
     spec = Job.objects.filter(kind="import").latest("pk").spec
     assert (spec["prompt_column"], spec["completion_column"]) == ("q", "a")
-    assert again(api, dataset, {"Idempotency-Key": "k"}).status_code == 202
+    answer = again(api, dataset, {"Idempotency-Key": "k"}, prompt_column="q", completion_column="a")
+    assert answer.status_code == 202
+    assert refusal(again(api, dataset, {"Idempotency-Key": "k"}), 422)["field"] == "Idempotency-Key"
     assert Job.objects.filter(kind="import").count() == 2
+
+
+def test_a_key_stands_for_one_file(api: Client) -> None:
+    assert upload(api, {"Idempotency-Key": "once"}).status_code == 202
+    other = upload(api, {"Idempotency-Key": "once"}, name="Another")
+    assert refusal(other, 422)["field"] == "Idempotency-Key"
+    assert Dataset.objects.count() == 1
 
 
 def test_it_imports_the_good_rows_only(api: Client, project: Project) -> None:

@@ -286,6 +286,18 @@ def test_a_key_used_for_something_else_is_refused(
     assert refusal(post(api, body, **{"Idempotency-Key": "once"}), 422)["field"] == "Idempotency-Key"
 
 
+def test_a_key_stands_for_one_body(api: Client, body: dict[str, Any]) -> None:
+    first = post(api, body, **{"Idempotency-Key": "once"})
+    other = post(api, {**body, "name": "Another"}, **{"Idempotency-Key": "once"})
+    assert refusal(other, 422)["field"] == "Idempotency-Key"
+    assert post(api, body, **{"Idempotency-Key": "once"}).json()["id"] == first.json()["id"]
+
+
+def test_a_key_of_a_refused_call_is_free_again(api: Client, body: dict[str, Any]) -> None:
+    refusal(post(api, {**body, "dataset": 10**6}, **{"Idempotency-Key": "once"}), 404)
+    assert post(api, body, **{"Idempotency-Key": "once"}).status_code == 202
+
+
 def test_a_key_may_not_be_longer_than_200_letters(api: Client, body: dict[str, Any]) -> None:
     assert refusal(post(api, body, **{"Idempotency-Key": "k" * 201}), 422)["field"] == "Idempotency-Key"
 
