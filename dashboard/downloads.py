@@ -17,6 +17,7 @@ from typing import IO
 
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 
@@ -73,13 +74,18 @@ class FileSlice:
 def ranged_file(request: HttpRequest, path: Path, filename: str) -> HttpResponseBase:
     """The file as a download called `filename`, or the part of it that the Range header asks for.
 
-    200 whole, 206 one range, 416 for several ranges or one outside the file. A Range that cannot be read is
-    ignored, and so is one whose If-Range names another content (RFC 9110, section 14.2).
+    200 whole, 206 one range, 416 for several ranges or one outside the file; 304 and 412 as If-None-Match and
+    If-Match say. A Range that cannot be read is ignored, and so is one whose If-Range names another content
+    (RFC 9110, section 14.2).
     """
     # Opened before anything is measured: the name may be replaced, the open file stays.
     file = path.open("rb")
     digest, size = digest_of_file(file, path)
     etag = f'"{digest.hex()}"'
+    known = get_conditional_response(request, etag=etag)
+    if known is not None:
+        file.close()
+        return known
     try:
         wanted = _asked_range(request, etag, size)
     except Unsatisfiable:

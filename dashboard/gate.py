@@ -91,7 +91,11 @@ class GateMiddleware:
         request.encoding = settings.DEFAULT_CHARSET
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = present_project(request)  # type: ignore[attr-defined]
-        return self.get_response(request)
+        response = self.get_response(request)
+        # Pages may come back with Back, what was typed included; nobody in between may keep either.
+        is_call = request.path.startswith(API_PREFIX)
+        response.setdefault("Cache-Control", f"private, {'no-store' if is_call else 'no-cache'}")
+        return response
 
     def process_view(
         self, request: HttpRequest, _view: object, _args: object, _kwargs: object
@@ -141,7 +145,9 @@ def to_sign_in(request: HttpRequest) -> HttpResponse:
 
 def api_error(status: int, code: str, message: str, field: str | None = None) -> JsonResponse:
     """The API's one shape of refusal."""
-    return JsonResponse({"error": {"code": code, "message": message, "field": field}}, status=status)
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    problem = {"code": code, "message": message, "field": field}
+    return JsonResponse({"error": problem}, status=status, headers=headers)
 
 
 def bearer_token(header: str) -> ApiToken | None:
@@ -275,6 +281,7 @@ async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         *([(b"retry-after", b"10")] if status == 503 else []),
+        *([(b"www-authenticate", b"Bearer")] if status == 401 and is_api else []),
         (b"x-content-type-options", b"nosniff"),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -90,6 +90,8 @@ def download(request: Call, pk: int) -> HttpResponseBase:
     except FileNotFoundError as error:
         message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
         raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error
+    if answer.status_code == 412:
+        return api_error(412, "changed", _("The file is another one than `If-Match` names."), "If-Match")
     if answer.status_code != 416:
         return answer
     refused = api_error(

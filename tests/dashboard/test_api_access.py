@@ -85,7 +85,47 @@ def test_an_id_that_no_database_can_hold_is_not_found(api: Client) -> None:
 def test_another_method_is_refused_in_the_same_shape(api: Client, method: str) -> None:
     answer = getattr(api, method)("/api/v1/runs")
     assert refusal(answer, 405)["code"] == "method_not_allowed"
-    assert set(answer.headers["Allow"].split(", ")) == {"GET", "POST"}
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
+
+
+def test_head_answers_as_get_without_the_body(api: Client, settings: Settings) -> None:
+    whole, head = api.get(ME), api.head(ME)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    refusal(api.get("/api/v1/runs/999"), 404)
+    assert api.head("/api/v1/runs/999").status_code == 404
+    assert api.head("/api/v1/forecast").status_code == 405
+    settings.API_READS_PER_MINUTE = 1
+    assert client_statuses(api.head, ME, 2)[-1] == 429
+
+
+def client_statuses(call: Any, path: str, times: int) -> list[int]:
+    return [call(path).status_code for _call in range(times)]
+
+
+def test_options_names_the_methods(api: Client) -> None:
+    answer = api.options("/api/v1/forecast")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["Allow"] == "OPTIONS, POST"
+    assert Client().options("/api/v1/forecast").status_code == 401
+
+
+def test_a_stranger_is_told_how_to_come_in(project: Project) -> None:
+    assert Client().get(ME).headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_nothing_in_between_keeps_an_answer(api: Client) -> None:
+    assert api.get(ME).headers["Cache-Control"] == "private, no-store"
+    assert Client().get(ME).headers["Cache-Control"] == "private, no-store"
+
+
+@pytest.mark.parametrize(
+    "path", ["jobs/1/cancel", "runs/1/resume", "datasets/sample", "base-models/1/inspect"]
+)
+def test_a_call_without_a_body_refuses_keys_in_one(project: Project, mara: User, path: str) -> None:
+    manager = client_of(ApiToken.issue(project, mara, "tests")[1])
+    answer = manager.post(f"/api/v1/{path}", {"keep": "adapter"}, content_type="application/json")
+    assert refusal(answer, 422)["field"] == "keep"
 
 
 def test_reads_have_a_pace(api: Client, settings: Settings) -> None:

@@ -38,7 +38,7 @@ OPENED: list[HttpResponseBase] = []
 
 
 @pytest.fixture(autouse=True)
-def closed_responses() -> Iterator[None]:
+def closed_responses(db: None) -> Iterator[None]:
     yield
     while OPENED:
         OPENED.pop().close()
@@ -47,6 +47,14 @@ def closed_responses() -> Iterator[None]:
 def get(file: Path, name: str = "adapter.zip", **headers: str) -> HttpResponseBase:
     OPENED.append(ranged_file(RequestFactory().get("/", headers=headers), file, name))
     return OPENED[-1]
+
+
+def test_it_sends_nothing_that_the_caller_has_already(file: Path) -> None:
+    etag = get(file)["ETag"]
+    assert get(file, **{"If-None-Match": f'"other", {etag}'}).status_code == 304
+    assert body(get(file, **{"If-None-Match": '"other"'})) == CONTENT
+    assert get(file, **{"If-Match": '"other"'}).status_code == 412
+    assert body(get(file, **{"If-Match": etag})) == CONTENT
 
 
 def test_it_sends_the_whole_file(file: Path) -> None:
