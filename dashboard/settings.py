@@ -19,6 +19,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
+from workers.judge import address_fault
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 
@@ -288,6 +290,15 @@ KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
 # Space that is held back for database and logs, and freed when the disk is full; 0 holds nothing back.
 BALLAST_BYTES = env.int("BALLAST_BYTES", default=256 * 1024**2)
+# An OpenAI-compatible chat endpoint that may judge answers; unset, nothing is ever sent anywhere. Its key is
+# read by workers alone, and stays out of the database, the logs, the pages and the engine's environment.
+JUDGE_URL = env.str("JUDGE_URL", default="")
+JUDGE_MODEL = env.str("JUDGE_MODEL", default="")
+JUDGE_API_KEY = env.str("JUDGE_API_KEY", default="")
+if JUDGE_URL and (_fault := address_fault(JUDGE_URL)):
+    raise ImproperlyConfigured(f"JUDGE_URL {_fault}.")
+if JUDGE_URL and not JUDGE_MODEL:
+    raise ImproperlyConfigured("JUDGE_URL is set, so JUDGE_MODEL must name the model that judges.")
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
@@ -296,7 +307,7 @@ API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
 def _without_secrets(record: logging.LogRecord) -> bool:
     """Refused requests are logged with their address, and these addresses are keys themselves."""
     if isinstance(record.args, tuple):
-        key = re.compile(r"^/(invitations|password-reset)/[^/]+")
+        key = re.compile(r"^/(invitations|password-reset|shared)/[^/]+")
         record.args = tuple(key.sub(r"/\1/…", one) if isinstance(one, str) else one for one in record.args)
     return True
 

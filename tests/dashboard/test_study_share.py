@@ -112,3 +112,10 @@ def test_who_keeps_guessing_is_slowed_down_but_a_right_link_still_opens(study: S
     assert (found[-2], found[-1]) == (404, 429)
     assert opened(secret)[0] == 200
     cache.clear()
+
+
+def test_a_refused_try_puts_no_link_into_the_log(secret: str, caplog: pytest.LogCaptureFixture) -> None:
+    ShareLink.objects.update(revoked_at=timezone.now())
+    assert opened(secret)[0] == 404
+    assert "/shared/…/" in caplog.text
+    assert secret not in caplog.text
