@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dashboard.models.user import User
 
 # Wait before the next attempt, by attempts in a row that completed no step; MAX_FRUITLESS ends them.
-BACK_OFF = (timedelta(seconds=2), timedelta(seconds=60))
+BACK_OFF = (timedelta(), timedelta(seconds=2), timedelta(seconds=60))
 MAX_FRUITLESS = 3
 MAX_ATTEMPTS = 10
 # Pages read this much of a log per line they show.
@@ -387,7 +387,7 @@ class Job(models.Model):
         # A step since the claim has set the row's count back, and this object does not know it.
         self.refresh_from_db(fields=["fruitless"])
         fruitless = 0 if blameless else self.fruitless
-        wait = BACK_OFF[min(max(fruitless - 1, 0), len(BACK_OFF) - 1)]
+        wait = BACK_OFF[min(fruitless, len(BACK_OFF) - 1)]
         with transaction.atomic():
             self.move(
                 "interrupt",

@@ -24,7 +24,7 @@ KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dis
 PAUSED = {"pool": 60, "trainer": 15, "worker": 15, "dispatcher": 10}
 # Not processes but the lines to the servers.
 LINES = ("DATABASE_URL", "REDIS_URL")
-# `manage.py start` stops everything when a program ends five times in a minute.
+# `manage.py start` stops everything when a program ends six times in a minute.
 SAME_PROGRAM_SECONDS = 20.0
 NOBODY_SECONDS = 60.0
 

@@ -346,7 +346,7 @@ class Walk:
             row.end(State.FAILED)
             return
         row.state, row.slot = State.INTERRUPTED, None
-        back_off = BACK_OFF[min(max(row.fruitless - 1, 0), len(BACK_OFF) - 1)]
+        back_off = BACK_OFF[min(row.fruitless, len(BACK_OFF) - 1)]
         row.run_after = self.now + back_off.total_seconds()
 
     # Dispatcher and clock --------------------------------------------------------------------------------

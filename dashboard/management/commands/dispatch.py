@@ -63,20 +63,21 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, note)
         signal.signal(signal.SIGINT, note)
         dispatcher = Dispatcher()
-        threading.Thread(target=repeat, args=(dispatcher.publish, stop), daemon=True).start()
-        repeat(dispatcher.beat, stop)
+        publishing = (dispatcher.publish, stop, dispatcher.wait_for_news)
+        threading.Thread(target=repeat, args=publishing, daemon=True).start()
+        repeat(dispatcher.beat, stop, lambda: stop.wait(BEAT_SECONDS))
         dispatcher.leave()
 
 
-def repeat(duty: Callable[[], object], stop: threading.Event) -> None:
-    """Do it once a second; a round that fails is logged and the next one tried."""
+def repeat(duty: Callable[[], object], stop: threading.Event, rest: Callable[[], object]) -> None:
+    """Do it again after each rest; a round that fails is logged and the next one tried."""
     while not stop.is_set():
         try:
             duty()
         except Exception:
             logger.exception("the dispatcher could not do its round")
             close_old_connections()
-        stop.wait(BEAT_SECONDS)
+        rest()
 
 
 class Dispatcher:
@@ -94,6 +95,7 @@ class Dispatcher:
         self.chores: Iterator[None] | None = None
         self.chores_began = -CHORES_SECONDS
         self.measure_due = 0.0
+        self.news = threading.Event()  # the outbox has something that should not wait
 
     def register(self) -> None:
         """Say that it is there. A predecessor on this machine that was killed leads no longer."""
@@ -133,6 +135,7 @@ class Dispatcher:
         for job in Job.objects.due_again()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.try_again()
+                self.news.set()
         self.wake_past_paused()
         if now - self.last_wake >= WAKE_SECONDS:
             self.last_wake = now
@@ -141,6 +144,11 @@ class Dispatcher:
             self.last_tick = now
             self.tick(may_expire=now >= self.expire_from)
         self.do_chores()
+
+    def wait_for_news(self) -> None:
+        """The rest between two looks into the outbox."""
+        self.news.wait(BEAT_SECONDS)
+        self.news.clear()
 
     def publish(self) -> int:
         """Send the wake-ups that wait in the outbox; how many went out. Notes whether the broker answers."""
