@@ -37,6 +37,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--silences", type=int, default=0, help="how often Debian's broker stops answering")
     parser.add_argument("--silence-seconds", type=float, default=300.0, help="how long each time")
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same schedule")
+    parser.add_argument("--nodes", type=int, default=2, help="training nodes of the installation")
+    parser.add_argument("--recoveries", type=int, default=0, help="no storm: time so many single kills")
+    parser.add_argument("--elsewhere", type=int, default=0, help="and so many deaths of a whole host")
     parser.add_argument("--minutes", type=float, default=600.0, help="give up after this long")
     parser.add_argument(
         "--database-url",
@@ -56,15 +59,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="graftworks-chaos-", dir="/tmp"))
     try:
-        os.environ.update(environment(folder, asked.database_url))
+        os.environ.update(environment(folder, asked.database_url, asked.nodes))
         build_tiny_model(folder / "tiny")
         import django
 
         django.setup()
-        from tests.chaos.run import run
+        from tests.chaos import recovery, run
 
+        act = recovery.run if asked.recoveries or asked.elsewhere else run.run
         with server_broker(folder) as broker, lines() as proxies:
-            return run(asked, folder, broker, proxies)
+            return act(asked, folder, broker, proxies)
     finally:
         if asked.keep:
             print(f"The data lies in {folder}.")
@@ -72,8 +76,8 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment(folder: Path, database_url: str | None) -> dict[str, str]:
-    """What the installation and this process share. Two device names make two training nodes."""
+def environment(folder: Path, database_url: str | None, nodes: int) -> dict[str, str]:
+    """What the installation and this process share. Each device name makes a training node."""
     from tests.servers import free_port
 
     for name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST", "SECRET_KEY"):
@@ -84,7 +88,7 @@ def environment(folder: Path, database_url: str | None) -> dict[str, str]:
         "PORT": str(free_port()),
         "DATA_DIR": str(folder / "data"),
         "BUNDLED_MODEL_DIR": str(folder / "tiny"),
-        "CUDA_VISIBLE_DEVICES": "0,1",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(nodes))),
         "OMP_NUM_THREADS": "1",
         "ENGINE_THREADS": "1",
         "API_READS_PER_MINUTE": "1000000",

@@ -1,0 +1,179 @@
+"""The way back, one blow at a time: `python -m tests.chaos --recoveries 24 --elsewhere 4`.
+
+A training is let to work, then one of the processes that it depends on is killed: the worker, the process
+in its pool that supervises, the engine. What is timed is the way from the kill to the same training taking
+steps again, with its stations. `--elsewhere` kills a whole host, worker and all, which never comes back: a
+container with a PID namespace of its own holds the training, and a node outside takes it over when the lease
+has run out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from django.conf import settings
+from django.db import connection
+
+from dashboard.models import Job, JobEvent, WorkerNode
+from tests.chaos.run import figures, make_dataset, token
+from tests.chaos.stage import ServerBroker, Stage
+from tests.chaos.work import patiently
+from tests.e2e.installation import Api
+from tests.proxy import Proxy
+
+ROLES = ("worker", "pool", "trainer")
+# Between blows, so that a worker is killed less than once a minute: `manage.py start` waits longer for one
+# that ends more often. A job has ten attempts.
+REST_SECONDS = 15.0
+ATTEMPTS_USED = 7
+GOAL_SECONDS, GOAL_ELSEWHERE_SECONDS = 20.0, 150.0
+PATIENCE_SECONDS = 300.0
+STATIONS = ("interrupt", "requeue", "claim", "progress", "training")
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> int:
+    """The exit status: 0 when the p95 of each kind keeps its goal."""
+    stage = Stage(folder, broker, lines)
+    try:
+        trainings = Trainings(Api(stage.installation.url, token(stage)))
+        took: dict[str, list[float]] = {}
+        for number in range(asked.recoveries):
+            role = ROLES[number % len(ROLES)]
+            time.sleep(REST_SECONDS)
+            took.setdefault(f"{role} killed", []).append(recover(stage, trainings, role))
+        for _number in range(asked.elsewhere):
+            took.setdefault("host killed for good", []).append(recover_elsewhere(stage, trainings))
+        stage.stop()
+    finally:
+        stage.kill_all()
+    print(f"\nRecoveries on {connection.vendor}, {asked.nodes} training nodes, load {os.getloadavg()}.")
+    for name, seconds in took.items():
+        print(figures(f"{name} to training again", seconds))
+    here = [one for name, seconds in took.items() if "host" not in name for one in seconds]
+    print(figures("all on the same host", here))
+    print(figures("on another host", took.get("host killed for good", [])))
+    return int(max(here, default=0) > 0 and _p95(here) > GOAL_SECONDS) | int(
+        any(one > GOAL_ELSEWHERE_SECONDS for one in took.get("host killed for good", []))
+    )
+
+
+def _p95(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
+
+
+class Trainings:
+    """One long training at a time, which works whenever it is asked for."""
+
+    def __init__(self, api: Api) -> None:
+        self.api, self.dataset = api, make_dataset(api)
+        self.job: Job | None = None
+
+    def working(self) -> Job:
+        """The training, once its present attempt takes steps; a new one where the old is used up."""
+        if self.job and self.job.attempt >= ATTEMPTS_USED:
+            self.end()
+        if self.job is None:
+            body = {
+                "name": "Long",
+                "dataset": self.dataset,
+                "target_module_config": "efficient",
+                "hyperparameters": {"max_steps": 100_000, "per_device_train_batch_size": 2, "max_length": 64},
+            }
+            self.api.post("/runs", body)
+            self.job = patiently(lambda: Job.objects.filter(kind="train").latest("pk"))
+        return self.until_training(self.job.attempt or 1)
+
+    def until_training(self, attempt: int) -> Job:
+        """The row once that attempt, or a later one, takes steps."""
+        assert self.job is not None
+        deadline, pk = time.monotonic() + PATIENCE_SECONDS, self.job.pk
+        while True:
+            self.job = job = patiently(lambda: Job.objects.get(pk=pk))
+            if job.attempt >= attempt and job.phase == "training" and job.state == "running":
+                return job
+            assert time.monotonic() < deadline, f"{job} is {job.state}, {job.phase}, attempt {job.attempt}"
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """Stop it and forget it."""
+        assert self.job is not None
+        pk = self.job.pk
+        patiently(lambda: Job.objects.get(pk=pk).request_cancel())
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not patiently(lambda: Job.objects.get(pk=pk).is_over):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        self.job = None
+
+
+def recover(stage: Stage, trainings: Trainings, role: str) -> float:
+    """Kill the process of that role that the training depends on; seconds until it trains again."""
+    job = trainings.working()
+    time.sleep(2.0)
+    pool = psutil.Process(job.pid or 0)
+    victim = {"worker": pool.parent, "pool": lambda: pool, "trainer": lambda: pool.children()[0]}[role]()
+    assert victim is not None
+    assert victim.pid in {process.pid for process in stage.family()}, "that is not ours to kill"
+    at = time.time()
+    victim.kill()
+    again = trainings.until_training(job.attempt + 1)
+    seconds = time.time() - at
+    print(f"{role}: {seconds:.1f} s ({stations(again, job.attempt, at)}) on {again.worker}", flush=True)
+    return seconds
+
+
+def stations(job: Job, attempt: int, at: float) -> str:
+    """When each step of the way was reached, in seconds after the kill."""
+    found = []
+    for event in JobEvent.objects.filter(job=job, attempt__gte=attempt).order_by("seq"):
+        since = event.created_at.timestamp() - at
+        if since > 0 and event.event in STATIONS:
+            found.append(f"{event.event} {since:.1f}")
+    return ", ".join(found)
+
+
+def recover_elsewhere(stage: Stage, trainings: Trainings) -> float:
+    """Let a container hold the training, kill it with all that runs in it, and wait for a node outside."""
+    if trainings.job:
+        trainings.end()
+    ours = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue="gpu")
+    for node in ours:
+        node.pause(by="the storm")
+    with container(stage.folder) as first:
+        job = trainings.working()
+        assert job.worker == "gpu9@far", job.worker
+        for node in ours:
+            node.resume()
+        at = time.time()
+        first.kill()
+        again = trainings.until_training(job.attempt + 1)
+    seconds = time.time() - at
+    print(f"host: {seconds:.1f} s ({stations(again, job.attempt, at)}) on {again.worker}", flush=True)
+    WorkerNode.objects.filter(name="gpu9@far").delete()
+    return seconds
+
+
+@contextlib.contextmanager
+def container(folder: Path) -> Iterator[psutil.Process]:
+    """A training node whose death is the death of everything in its PID namespace."""
+    command = [sys.executable, "-m", "celery", "-A", "workers.celery", "worker", "-P", "prefork"]
+    command += ["-c", "1", "-Q", "gpu", "-n", "gpu9@far", "--without-gossip", "--without-mingle"]
+    with (folder / "container.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*CONTAINER, *command], cwd=settings.BASE_DIR, env=dict(os.environ), stdout=log, stderr=log
+        )
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
