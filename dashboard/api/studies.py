@@ -263,7 +263,7 @@ def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
         raise Refusal(409, "not_extendable", message % {"state": study.state})
     act = f"seeds {pk}"
     if not done_before(request, act):
-        study.add_seeds(payload.seeds)
+        study.add_seeds(payload.seeds, request.auth.user)
         first_time(request, act)
     return Status(202, detail(request, pk))
 

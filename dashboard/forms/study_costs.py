@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from dashboard.forms.studies import POINTS, StudyForm, name_of
 from dashboard.forms.training_runs import DEFAULTS
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
+from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast, Reckoner
 from dashboard.models.queue import Start, start_of_next
 from dashboard.models.study import Study
@@ -27,6 +28,7 @@ from dashboard.models.study_plan import (
     check_experts,
     default_metric,
     halvings,
+    passes,
     with_equal_parameters,
 )
 from workers import verdicts
@@ -64,6 +66,7 @@ class Costs:
     disk_bytes: int
     device: str
     start: Start | None
+    charge: Charge
     train_rows: int
 
     @property
@@ -242,25 +245,27 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
     )
     tried = len(rates) if len(rates) > 1 else 0
     rungs = halvings(tried)
-    shares = [math.ceil(tried / 2**rung) / 2 ** (rungs - rung) for rung in range(rungs)]
     trials = sum(math.ceil(tried / 2**rung) for rung in range(rungs)) * len(arms)
     spans = {
-        name: (seeds + sum(shares)) * sum(arm.forecast.main.seconds[name] for arm in found)
+        name: passes(seeds, tried) * sum(arm.forecast.main.seconds[name] for arm in found)
         for name in ("low", "expected", "high")
     }
     runs = len(arms) * seeds
     saved = loading(reckoner, arms[0]) * (runs + trials - seeds - rungs)
     kept = sum(arm.forecast.adapter_bytes for arm in found)
     working = sum(arm.forecast.disk_bytes - arm.forecast.adapter_bytes for arm in found)
+    seconds = {name: max(1.0, value - saved) for name, value in spans.items()}
     return Costs(
         arms=found,
         runs=runs,
         trials=trials,
-        seconds={name: max(1.0, value - saved) for name, value in spans.items()},
+        seconds=seconds,
         saved_seconds=saved,
         disk_bytes=kept * seeds + working * max(1, tried),
         device=found[0].forecast.main.device,
         start=start_of_next(Job.Queue.GPU, form.project, form.by),
+        # Runs that train together still promise each its own loading.
+        charge=Charge.of(form.project, spans["expected"], form.by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,
     )
 

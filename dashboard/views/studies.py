@@ -22,7 +22,7 @@ from dashboard.forms.training_runs import (
     is_sample,
 )
 from dashboard.gate import Request
-from dashboard.models import Dataset, Role, State, Study, TrainingRun
+from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
 from dashboard.models.study_words import amount, more_seeds, sentence
 from dashboard.views.launching import launched_once
@@ -228,7 +228,9 @@ def seeds(request: Request, pk: int) -> HttpResponse:
         messages.error(request, _("Seeds can be added to a study that has come to a result."))
     elif not set(form.seeds()) <= set(study.seeds):  # else a double click, whose first half has added them
         try:
-            study.add_seeds(form.seeds())
+            study.add_seeds(form.seeds(), request.user)
+        except OverBudget as refusal:
+            messages.error(request, str(refusal))
         except (SpecError, TargetError) as refusal:
             messages.error(request, refusal.message)
     return redirect(study)
