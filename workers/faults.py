@@ -65,6 +65,7 @@ MOMENTS = (
     "publish.after_commit",
     "publish.before_finish",
     "publish.after_finish",
+    "score.after_subject",
 )
 POINTS = frozenset(WRITES + MOMENTS)
 _FORM = re.compile(r"(?P<name>[\w.]+)=(?P<action>kill|E[A-Z]+|pause:(?P<seconds>[\d.]+))(@(?P<time>\d+))?")
@@ -115,6 +116,11 @@ def parse(asked: str) -> list[Fault]:
     return faults
 
 
+def marker(text: str) -> str:
+    """The file in the folder of `ONCE` that says that this fault has begun to happen."""
+    return re.sub(r"[^\w.@-]", "-", text)
+
+
 def _planned(asked: str, once: str) -> list[Fault]:
     """Parsed once; another text or folder counts from zero again."""
     global _plan
@@ -130,7 +136,7 @@ def _is_first(fault: Fault) -> bool:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         # Created exclusively: of two processes at the same point one is the first.
-        (Path(folder) / re.sub(r"[^\w.@-]", "-", fault.text)).touch(exist_ok=False)
+        (Path(folder) / marker(fault.text)).touch(exist_ok=False)
         return True
     return False
 

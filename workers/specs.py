@@ -211,13 +211,16 @@ class EvalSpec:
     """Score the base and adapters on the same rows of a split.
 
     `adapters`: name of each subject -> a folder that PEFT loads. `with_base` False spares the base a second
-    scoring where another job has its scores on these rows already.
+    scoring where another job has its scores on these rows already. `metric` is taken whatever the answers
+    look like; `pattern` is looked for in each of them, for the metric `regex`.
     """
 
     base: BaseSpec
     data: DataSpec
     adapters: dict[str, str]
     with_base: bool = True
+    metric: str = ""
+    pattern: str = ""
     split: str = "test"
     max_rows: int = 200
     max_length: int = 512

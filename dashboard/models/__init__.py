@@ -27,7 +27,8 @@ from dashboard.models.publication import Publication
 from dashboard.models.saved_view import SavedView
 from dashboard.models.share_link import SHARE_DAYS, ShareLink
 from dashboard.models.storage import CleanUp, StorageUse
-from dashboard.models.study import Study, StudyArm
+from dashboard.models.study import Study
+from dashboard.models.study_arm import StudyArm
 from dashboard.models.study_plan import ArmPlan
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun, hyperparameters_from

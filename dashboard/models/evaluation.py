@@ -60,7 +60,14 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         return job
 
     def submit_for_study(
-        self, adapters: Sequence[Adapter], *, by: User | None, max_rows: int, with_base: bool
+        self,
+        adapters: Sequence[Adapter],
+        *,
+        by: User | None,
+        max_rows: int,
+        with_base: bool,
+        metric: str = "",
+        pattern: str = "",
     ) -> Job:
         """Queue one job that scores the adapters of a study's arms on the same rows, perhaps the base too."""
         first = adapters[0].run
@@ -69,6 +76,8 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
             data=first.dataset_version.spec(),
             adapters={subject_of(adapter.run): str(adapter.path()) for adapter in adapters},
             with_base=with_base,
+            metric=metric,
+            pattern=pattern,
             max_rows=max_rows,
             max_length=first.hyperparameters["max_length"],
         )

@@ -7,7 +7,6 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from django.conf import settings
 from django.db import models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -27,6 +27,7 @@ from dashboard.models.forecast import Reckoner, told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
 from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.study_arm import StudyArm
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
@@ -35,18 +36,19 @@ from dashboard.models.study_plan import (
     TEST_ROWS,
     ArmPlan,
     check_experts,
+    check_metric,
     check_plan,
     check_seeds,
     chosen_reference,
+    confirmations,
     default_metric,
-    halvings,
     passes,
     with_equal_parameters,
     with_rate,
 )
-from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import TrainingRun
+from dashboard.models.training_run import TrainingRun, unconfirmed
 from workers.errors import SpecError, TargetError
+from workers.patterns import PATTERN_LETTERS
 from workers.specs import Hyperparameters
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         seeds: Sequence[int] = DEFAULT_SEEDS,
         budget: str = "equal-rank",
         metric: str = "",
+        pattern: str = "",
         reference: str = "",
         margin: float = DEFAULT_MARGIN,
         learning_rates: Sequence[float] = (),
@@ -106,7 +109,9 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
 
         `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
         """
+        metric = metric or default_metric(dataset_version)
         check_plan(arms, seeds, learning_rates, margin, metric)
+        check_metric(metric, pattern, dataset_version)
         check_experts(arms, base_model)
         study = Study(
             project=project,
@@ -115,7 +120,8 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             dataset_version=dataset_version,
             base_model=base_model,
             budget=budget,
-            metric=metric or default_metric(dataset_version),
+            metric=metric,
+            pattern=pattern,
             reference=chosen_reference(arms, reference),
             margin=margin,
             seeds=list(seeds),
@@ -129,13 +135,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             arms = with_equal_parameters(arms, base_model)
         with transaction.atomic():
             study.save()
-            for position, plan in enumerate(arms):
-                study.arms.create(
-                    position=position,
-                    name=plan.name,
-                    target_module_config=plan.config,
-                    hyperparameters=dataclasses.asdict(plan.hyperparameters),
-                )
+            study._create_arms(arms)
             study._queue_next(idempotency_key)
             study.forecast_seconds = study._whole_forecast(arms)
             study.save(update_fields=["forecast_seconds"])
@@ -160,7 +160,11 @@ class Study(models.Model):
     margin = models.FloatField()
     seeds = models.JSONField()
     learning_rates = models.JSONField(default=list)
+    # What an answer must hold, where the metric is `regex`.
+    pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
+    # Arms and seeds that came after the start: [{at, arms, seeds, after_result}].
+    additions = models.JSONField(default=list)
     # Who has accepted what the arms' choices leave out or reach besides; each run keeps the sentences.
     confirmed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
@@ -283,9 +287,11 @@ class Study(models.Model):
         arms = [arm for arm in self.arms.all() if not arm.is_lost]
         for seed in self.seeds:
             runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
-            if not runs and arms:
+            begun = {run.study_arm_id for run in runs}
+            missing = [arm for arm in arms if arm.pk not in begun]
+            if missing:
                 self._submit_training(
-                    [(arm, arm.settings(seed=seed), None) for arm in arms],
+                    [(arm, arm.settings(seed=seed), None) for arm in missing],
                     idempotency_key=idempotency_key if seed == self.seeds[0] else "",
                 )
             elif all(run.is_over for run in runs):
@@ -328,41 +334,28 @@ class Study(models.Model):
                 adapters,
                 by=self.created_by,
                 max_rows=self.test_rows,
+                metric=self.metric,
+                pattern=self.pattern,
                 with_base=not Evaluation.objects.of_base(self).exists(),
             )
 
     def _searches(self, idempotency_key: str) -> bool:
-        """Whether the learning rates are still being looked for; queues the next rung when one has ended."""
+        """Whether rates are still being looked for; queues the next rungs when the last have ended."""
         if not self.learning_rates:
             return False
         arms = [arm for arm in self.arms.all() if arm.learning_rate is None and not arm.is_lost]
-        if not arms:
-            return False
-        rungs = halvings(len(self.learning_rates))
-        runs = [run for arm in arms for run in arm.search_runs()]
-        if any(not run.is_over for run in runs):
+        if any(not run.is_over for arm in arms for run in arm.search_runs()):
             return True
         cells: list[tuple[StudyArm, Hyperparameters, int | None]] = []
-        rung = max((run.rung or 0 for run in runs), default=-1) + 1
         for arm in arms:
-            if rung == rungs:
+            # Of its own: an arm that came later begins with the first rung.
+            rung, trials = arm.next_trials()
+            cells += [(arm, learn, rung) for learn in trials]
+            if not trials:
                 arm.choose_rate()
-                continue
-            kept = arm.best_rates(rung - 1, self.learning_rates, rung)
-            whole = Hyperparameters(**arm.hyperparameters)
-            steps = max(1, whole.total_steps(self.train_rows) // 2 ** (rungs - rung))
-            for rate in kept:
-                learn = dataclasses.replace(
-                    arm.settings(seed=self.seeds[0]),
-                    learning_rate=rate,
-                    max_steps=steps,
-                    num_train_epochs=None,
-                )
-                cells.append((arm, learn, rung))
         if cells:
-            self._submit_training(cells, idempotency_key=idempotency_key if rung == 0 else "")
-            return True
-        return False
+            self._submit_training(cells, idempotency_key=idempotency_key)
+        return bool(cells)
 
     def _conclude(self) -> None:
         """Write the numbers of the verdict and the end."""
@@ -392,108 +385,70 @@ class Study(models.Model):
         self.advance()
         return True
 
+    # What comes later
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether further arms and seeds would be compared with what is there."""
+        return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
+
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
         """Train every arm with more seeds and judge anew; what is done is used again.
 
         Raises OverBudget where the month has no room for them.
         """
-        fresh = [seed for seed in seeds if seed not in self.seeds]
-        if not fresh:
-            raise SpecError("seeds", _("Name seeds that the study does not have yet."))
-        check_seeds([*self.seeds, *fresh])
         with transaction.atomic():
-            locked = Study.objects.select_for_update().get(pk=self.pk)
-            self.seeds = [*locked.seeds, *fresh]
-            self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+            known = Study.objects.select_for_update().get(pk=self.pk).seeds
+            fresh = [seed for seed in seeds if seed not in known]
+            if not fresh:
+                raise SpecError("seeds", _("Name seeds that the study does not have yet."))
+            check_seeds([*known, *fresh])
+            self.seeds = [*known, *fresh]
             runs = [run for arm in self.arms.all() for run in arm.final_runs()[:1]]
             more = len(fresh) * sum(told_seconds(run.forecast) for run in runs)
-            self.forecast_seconds = locked.forecast_seconds + more
-            self.save(
-                update_fields=["seeds", "finished_at", "cancelled_at", "stop_reason", "forecast_seconds"]
+            self._grow(more, by, seeds=fresh)
+
+    def add_arms(self, plans: Sequence[ArmPlan], by: User | None = None, *, confirmed: bool = False) -> None:
+        """Compare more arms with the same reference on the same seeds, and judge all anew.
+
+        What is done is used again, and what was fixed before the start stays. SpecError names the field;
+        OverBudget says that the month has no room for them.
+        """
+        with transaction.atomic():
+            Study.objects.select_for_update().get(pk=self.pk)
+            present = [arm.plan for arm in self.arms.all()]
+            if not plans:
+                raise SpecError("arms", _("Name at least one arm to add."))
+            check_plan([*present, *plans], self.seeds, self.learning_rates, self.margin, self.metric)
+            check_experts(plans, self.base_model)
+            if self.budget == self.Budget.EQUAL_PARAMETERS:
+                plans = with_equal_parameters(plans, self.base_model)
+            sentences = confirmations(plans, self.base_model)
+            if sentences and not confirmed:
+                raise SpecError("confirmed", unconfirmed(sentences))
+            if sentences and self.confirmed_by is None:
+                self.confirmed_by = by
+            self._create_arms(plans, first=len(present))
+            self._grow(self._whole_forecast(plans), by, arms=[plan.name for plan in plans])
+
+    def _create_arms(self, plans: Sequence[ArmPlan], *, first: int = 0) -> None:
+        for position, plan in enumerate(plans, first):
+            self.arms.create(
+                position=position,
+                name=plan.name,
+                target_module_config=plan.config,
+                hyperparameters=dataclasses.asdict(plan.hyperparameters),
             )
-            self._queue_next()
-            require_room(self.project, more, by)
 
-
-class StudyArm(models.Model):
-    """One choice that is compared: target modules, and settings of its own."""
-
-    study = models.ForeignKey(Study, models.CASCADE, related_name="arms")
-    position = models.PositiveSmallIntegerField()
-    name = models.CharField(max_length=120)
-    target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="study_arms")
-    hyperparameters = models.JSONField()
-    # Chosen on validation, when the study looks for one.
-    learning_rate = models.FloatField(null=True, blank=True)
-
-    class Meta:
-        ordering = ["study", "position"]
-        constraints = [models.UniqueConstraint(fields=["study", "name"], name="study_arm_name_once")]
-
-    def __str__(self) -> str:
-        return self.name
-
-    def settings(self, *, seed: int) -> Hyperparameters:
-        """What its run with this seed learns with."""
-        learn = dataclasses.replace(Hyperparameters(**self.hyperparameters), seed=seed)
-        return dataclasses.replace(learn, learning_rate=self.learning_rate or learn.learning_rate)
-
-    def run_name(self, learn: Hyperparameters, rung: int | None) -> str:
-        """What a run of it is called."""
-        what = _("seed %(seed)d") if rung is None else _("rate %(rate)g")
-        tail = what % {"seed": learn.seed, "rate": learn.learning_rate}
-        return f"{self.study.name[:50]} · {self.name[:40]} · {tail}"
-
-    def final_runs(self) -> list[TrainingRun]:
-        """One per seed, oldest first."""
-        return sorted((run for run in self.runs.all() if run.rung is None), key=lambda run: run.pk)
-
-    def search_runs(self) -> list[TrainingRun]:
-        """Short runs that only look for a learning rate."""
-        return sorted((run for run in self.runs.all() if run.rung is not None), key=lambda run: run.pk)
-
-    def best_rates(self, rung: int, rates: Sequence[float], next_rung: int) -> list[float]:
-        """The better half of a rung's rates, by held-out loss; all of `rates` before the first rung."""
-        if next_rung == 0:
-            return list(rates)
-        losses = self._losses(rung)
-        ranked = sorted(losses, key=lambda rate: losses[rate])
-        return sorted(ranked[: math.ceil(len(self._rung(rung)) / 2)])
-
-    def choose_rate(self) -> None:
-        """Keep the rate with the lowest held-out loss of the last rung."""
-        last = max(run.rung or 0 for run in self.search_runs())
-        losses = self._losses(last)
-        self.learning_rate = min(losses, key=lambda rate: losses[rate], default=None)
-        self.save(update_fields=["learning_rate"])
-
-    @property
-    def is_bracketed(self) -> bool:
-        """Whether the chosen rate lies inside of the grid; at its edge a better one may lie outside."""
-        rates = self.study.learning_rates
-        return len(rates) < 3 or self.learning_rate is None or rates[0] < self.learning_rate < rates[-1]
-
-    def _rung(self, rung: int) -> list[TrainingRun]:
-        return [run for run in self.search_runs() if run.rung == rung]
-
-    def _losses(self, rung: int) -> dict[float, float]:
-        """Learning rate -> held-out loss of the runs of a rung that came through."""
-        found: dict[float, float] = {}
-        for run in self._rung(rung):
-            loss = run.measured.get("validation_loss") or run.measured.get("train_loss")
-            if run.outcome == TrainingRun.Outcome.SUCCEEDED and loss is not None:
-                found[float(run.hyperparameters["learning_rate"])] = float(loss)
-        return found
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether its search has ended without one run that came through."""
-        runs = self.search_runs()
-        return bool(runs) and all(run.is_over for run in runs) and not self._losses(0)
-
-    @property
-    def error(self) -> dict[str, str] | None:
-        """Why it has no result: every one of its runs has failed. None otherwise."""
-        runs = self.final_runs() or self.search_runs()
-        errors = [run.error for run in runs]
-        return errors[0] if errors and all(errors) else None
+    def _grow(self, seconds: float, by: User | None, **came: Sequence[object]) -> None:
+        """Go on with what has just come; remember when it came, and whether a result was known then."""
+        known = Study.objects.get(pk=self.pk)
+        now = timezone.now().isoformat(timespec="seconds")
+        after_result = bool(known.finished_at and known.result.get("comparisons"))
+        told = {"at": now, "arms": [], "seeds": [], "after_result": after_result, **came}
+        self.additions = [*known.additions, told]
+        self.forecast_seconds = known.forecast_seconds + seconds
+        self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+        self.save()
+        self._queue_next()
+        require_room(self.project, seconds, by)

@@ -15,6 +15,7 @@ from dashboard.models.dataset import DatasetVersion
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
 from workers.forecast import adapter_params
+from workers.patterns import check_pattern
 from workers.presets import PRESETS, resolve
 from workers.specs import LIMITS, Hyperparameters
 
@@ -36,9 +37,11 @@ METRICS = {
     "chrf": gettext_lazy("Letter overlap (chrF)"),
     "json_valid": gettext_lazy("Valid JSON"),
     "field_f1": gettext_lazy("Right fields (field F1)"),
+    "regex": gettext_lazy("Pattern found (regular expression)"),
     "loss": gettext_lazy("Loss on answers"),
 }
 LOWER_IS_BETTER = ("loss",)
+PATTERN_METRIC = "regex"
 # What an import report says of the answers -> what to compare first.
 METRIC_OF_ANSWERS = {"label": "exact_match", "json": "field_f1", "text": "token_f1", "none": "loss"}
 
@@ -136,6 +139,20 @@ def check_plan(
         raise SpecError("metric", _("`metric` must be one of: %(names)s.") % {"names": ", ".join(METRICS)})
 
 
+def check_metric(metric: str, pattern: str, version: DatasetVersion) -> None:
+    """Refuse a metric that could not be taken on this data, before anything is trained."""
+    if metric == PATTERN_METRIC:
+        check_pattern(pattern)
+    elif pattern:
+        raise SpecError("pattern", _("`pattern` goes with the metric `regex` alone. Leave it out."))
+    if version.report.get("answers") == "none" and metric not in LOWER_IS_BETTER:
+        raise SpecError(
+            "metric",
+            _("The rows of %(dataset)s are plain text without answers, so only `loss` can be measured.")
+            % {"dataset": version},
+        )
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse too many seeds, and the same one twice."""
     if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
@@ -162,6 +179,15 @@ def check_experts(arms: Sequence[ArmPlan], base_model: BaseModel) -> None:
                 )
                 % {"name": arm.name[:100], "model": base_model},
             )
+
+
+def confirmations(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[str]:
+    """What the arms' choices leave out or reach besides, and somebody must accept. May raise TargetError."""
+    return [
+        f"{arm.config}: {sentence}"
+        for arm in arms
+        for sentence in arm.config.resolve(base_model).confirmations
+    ]
 
 
 def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[ArmPlan]:

@@ -17,7 +17,8 @@ from dashboard.models.job_state import State
 from workers import verdicts
 
 if TYPE_CHECKING:
-    from dashboard.models.study import Study, StudyArm
+    from dashboard.models.study import Study
+    from dashboard.models.study_arm import StudyArm
     from dashboard.models.training_run import TrainingRun
 
 # What an arm can be compared by besides its metric.

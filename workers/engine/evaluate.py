@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from workers import faults
 from workers.engine import lora, runtime
 from workers.engine.data import (
     Example,
@@ -81,9 +82,10 @@ def evaluate(
             losses = _losses(scorer, examples, device, should_stop, work)
             answers = _answers(scorer, base, tokenizer, chats, spec, device, should_stop, work)
             elsewhere = _losses(scorer, general, device, should_stop, lambda _rows: None)
-        found = [_item(example, subject, losses, answers, kind) for example in examples]
+        found = [_item(example, subject, losses, answers, kind, spec) for example in examples]
         values[subject] = _summary(found, losses) | {"general_loss": _mean_loss(elsewhere)}
         items += found
+        faults.point("score.after_subject")
     _write_items(out_dir / "items.jsonl", items)
     report(Progress("timing"))
     values["ms_per_token"] = ms_per_token(
@@ -223,12 +225,13 @@ def _item(
     losses: dict[int, tuple[float, int]],
     answers: dict[int, str],
     kind: str,
+    spec: EvalSpec,
 ) -> dict[str, Any]:
     total, tokens = losses[example.row]
     output = answers.get(example.row, "")
     scores = {"loss": total / tokens, "tokens": float(tokens)}
     if example.row in answers:
-        scores |= text_scores(output, example.answer, kind)
+        scores |= text_scores(output, example.answer, kind, metric=spec.metric, pattern=spec.pattern)
     return {
         "row": example.row,
         "prompt": example.prompt,

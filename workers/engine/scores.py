@@ -13,6 +13,8 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from workers.patterns import pattern_score
+
 Scores = dict[str, float]
 
 LABEL, JSON, TEXT = "label", "json", "text"
@@ -36,8 +38,10 @@ def answer_kind(answers: Sequence[str]) -> str:
     return LABEL if short and repeated and len(answers) > len(distinct) else TEXT
 
 
-def text_scores(output: str, expected: str, kind: str = TEXT) -> Scores:
-    """Every score of one answer that fits its kind."""
+def text_scores(
+    output: str, expected: str, kind: str = TEXT, *, metric: str = "", pattern: str = ""
+) -> Scores:
+    """Every score of one answer that fits its kind, and `metric` also where it does not."""
     scores = {
         "exact_match": float(output.strip() == expected.strip()),
         "contains": float(bool(_flat(expected)) and _flat(expected) in _flat(output)),
@@ -45,13 +49,15 @@ def text_scores(output: str, expected: str, kind: str = TEXT) -> Scores:
         "rouge_l": float(_rouge().score(expected, output)["rougeL"].fmeasure),
         "chrf": float(_chrf().sentence_score(output, [expected]).score) / 100,
     }
-    if kind == LABEL:
+    if kind == LABEL or metric == "accuracy":
         scores["accuracy"] = float(_label(output) == _label(expected))
-    if kind == JSON:
+    if kind == JSON or metric in ("json_valid", "field_f1"):
         scores |= {
             "json_valid": float(_parsed(output) is not _BROKEN),
             "field_f1": field_f1(output, expected),
         }
+    if pattern:
+        scores["regex"] = pattern_score(pattern, output, expected)
     return scores
 
 

@@ -1,0 +1,119 @@
+"""The arms of a study: each has one run per seed, and perhaps short runs that look for its learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from django.db import models
+from django.utils.translation import gettext as _
+
+from dashboard.models.study_plan import ArmPlan, halvings
+from dashboard.models.target_module_config import TargetModuleConfig
+from dashboard.models.training_run import TrainingRun
+from workers.specs import Hyperparameters
+
+
+class StudyArm(models.Model):
+    """One choice that is compared: target modules, and settings of its own."""
+
+    study = models.ForeignKey("dashboard.Study", models.CASCADE, related_name="arms")
+    position = models.PositiveSmallIntegerField()
+    name = models.CharField(max_length=120)
+    target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="study_arms")
+    hyperparameters = models.JSONField()
+    # Chosen on validation, when the study looks for one.
+    learning_rate = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["study", "position"]
+        constraints = [models.UniqueConstraint(fields=["study", "name"], name="study_arm_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def plan(self) -> ArmPlan:
+        """What it was planned as."""
+        return ArmPlan(self.name, self.target_module_config, Hyperparameters(**self.hyperparameters))
+
+    def settings(self, *, seed: int) -> Hyperparameters:
+        """What its run with this seed learns with."""
+        learn = dataclasses.replace(Hyperparameters(**self.hyperparameters), seed=seed)
+        return dataclasses.replace(learn, learning_rate=self.learning_rate or learn.learning_rate)
+
+    def run_name(self, learn: Hyperparameters, rung: int | None) -> str:
+        """What a run of it is called."""
+        what = _("seed %(seed)d") if rung is None else _("rate %(rate)g")
+        tail = what % {"seed": learn.seed, "rate": learn.learning_rate}
+        return f"{self.study.name[:50]} · {self.name[:40]} · {tail}"
+
+    def final_runs(self) -> list[TrainingRun]:
+        """One per seed, oldest first."""
+        return sorted((run for run in self.runs.all() if run.rung is None), key=lambda run: run.pk)
+
+    def search_runs(self) -> list[TrainingRun]:
+        """Short runs that only look for a learning rate."""
+        return sorted((run for run in self.runs.all() if run.rung is not None), key=lambda run: run.pk)
+
+    # The search for a learning rate
+
+    def next_trials(self) -> tuple[int, list[Hyperparameters]]:
+        """The next rung of the search and what its short runs learn with; nothing when rates are used up."""
+        rates = self.study.learning_rates
+        rungs, rung = halvings(len(rates)), self._last_rung() + 1
+        if rung >= rungs:
+            return rung, []
+        learn = self.settings(seed=self.study.seeds[0])
+        steps = max(1, learn.total_steps(self.study.train_rows) // 2 ** (rungs - rung))
+        short = dataclasses.replace(learn, max_steps=steps, num_train_epochs=None)
+        kept = self._better_half(rung - 1) if rung else rates
+        return rung, [dataclasses.replace(short, learning_rate=rate) for rate in kept]
+
+    def choose_rate(self) -> None:
+        """Keep the rate with the lowest held-out loss of the last rung that came to one."""
+        rungs = range(self._last_rung(), -1, -1)
+        losses = next((found for rung in rungs if (found := self._losses(rung))), {})
+        self.learning_rate = min(losses, key=lambda rate: losses[rate], default=None)
+        self.save(update_fields=["learning_rate"])
+
+    @property
+    def is_bracketed(self) -> bool:
+        """Whether the chosen rate lies inside of the grid; at its edge a better one may lie outside."""
+        rates = self.study.learning_rates
+        return len(rates) < 3 or self.learning_rate is None or rates[0] < self.learning_rate < rates[-1]
+
+    def _last_rung(self) -> int:
+        return max((run.rung or 0 for run in self.search_runs()), default=-1)
+
+    def _rung(self, rung: int) -> list[TrainingRun]:
+        return [run for run in self.search_runs() if run.rung == rung]
+
+    def _better_half(self, rung: int) -> list[float]:
+        losses = self._losses(rung)
+        ranked = sorted(losses, key=lambda rate: losses[rate])
+        return sorted(ranked[: math.ceil(len(self._rung(rung)) / 2)])
+
+    def _losses(self, rung: int) -> dict[float, float]:
+        """Learning rate -> held-out loss of the runs of a rung that came through."""
+        found: dict[float, float] = {}
+        for run in self._rung(rung):
+            loss = run.measured.get("validation_loss") or run.measured.get("train_loss")
+            if run.outcome == TrainingRun.Outcome.SUCCEEDED and loss is not None:
+                found[float(run.hyperparameters["learning_rate"])] = float(loss)
+        return found
+
+    # How it ended
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its search has ended without one run that came through."""
+        runs = self.search_runs()
+        return bool(runs) and all(run.is_over for run in runs) and not self._losses(0)
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        """Why it has no result: every one of its runs has failed. None otherwise."""
+        runs = self.final_runs() or self.search_runs()
+        errors = [run.error for run in runs]
+        return errors[0] if errors and all(errors) else None
