@@ -16,9 +16,9 @@ from django.utils.translation import gettext_lazy
 from dashboard.forms.fitting import Edit, edits, smallest_of
 from dashboard.forms.training_runs import DEFAULTS, TrainingRunForm, plain
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
-from dashboard.models.calibration import Errors
+from dashboard.models.calibration import Cost, Errors
 from dashboard.models.compute_budget import Charge
-from dashboard.models.forecast import Forecast, Reckoner
+from dashboard.models.forecast import Forecast, Outlook, Reckoner
 from dashboard.models.job import Job
 from dashboard.models.queue import Start, start_of_next
 from workers.errors import SpecError, TargetError
@@ -46,6 +46,8 @@ class PresetCard:
     adapter_bytes: int
     share: float
     shares: tuple[str, ...] = ()  # what one expert gets of the rank
+    outlook: Outlook | None = None  # memory and time of the form as it stands, with this choice in it
+    cost: Cost | None = None  # what the project's own runs with it have cost
     measured: str = ""  # how it compared in the project's studies
 
     @property
@@ -86,6 +88,7 @@ class Plan:
     differences: tuple[tuple[str, str, str], ...]
     forecast: Forecast | None = None
     edits: tuple[Edit, ...] = ()
+    reckoner: Reckoner | None = None
     errors: Errors | None = None
     start: Start | None = None
     charge: Charge | None = None
@@ -137,15 +140,32 @@ def plan(form: TrainingRunForm) -> Plan:
         card=_card(config, base_model, learn.r) if base_model and config else None,
         differences=tuple(differences(learn)),
         confirmed=values.get("confirmed") or "",
+        reckoner=Reckoner.of(base_model, values.get("dataset_version")) if base_model else None,
     )
     return _reckoned(form, found)
 
 
+def cards_of(form: TrainingRunForm, found: Plan) -> list[PresetCard]:
+    """Everything that may be chosen on the plan's base model, each with what the run would need with it."""
+    if found.base_model is None or found.reckoner is None:
+        return []
+    offered = list(form.configs)
+    if found.card and found.card.config not in offered:
+        offered.append(found.card.config)
+    learn, reckoner = found.hyperparameters, found.reckoner
+    return [
+        card
+        if card.resolution.refusal
+        else dataclasses.replace(card, outlook=reckoner.fits(card.resolution, learn))
+        for card in preset_cards(offered, found.base_model, learn.r)
+    ]
+
+
 def _reckoned(form: TrainingRunForm, found: Plan) -> Plan:
     """The plan with memory, time and start, as far as it says what would run."""
-    if found.base_model is None or found.card is None or found.card.resolution.refusal:
+    reckoner = found.reckoner
+    if found.base_model is None or reckoner is None or found.card is None or found.card.resolution.refusal:
         return found
-    reckoner = Reckoner.of(found.base_model, found.version)
     resolution, learn = found.card.resolution, found.hyperparameters
     start = start_of_next(Job.Queue.GPU, form.project, form.by)
     smallest = smallest_of(list(form.configs), found.card.config, found.base_model)

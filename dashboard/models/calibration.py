@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from django.db import models
@@ -19,10 +20,20 @@ from workers.estimates import FORMULA
 
 if TYPE_CHECKING:
     from dashboard.models.forecast import Reckoned
+    from dashboard.models.project import Project
 
 # Older runs say little about a machine that may have changed since.
 REMEMBERED = 200
 RECORD = 20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What runs of one kind have cost: how many, the highest peak, and the usual time of a step."""
+
+    runs: int
+    memory_bytes: int
+    step_seconds: float
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,18 @@ class CalibrationQuerySet(models.QuerySet["Calibration"]):
         memory = within([row.memory_bytes / row.expected_memory_bytes for row in rows])
         seconds = within([row.seconds / row.expected_seconds for row in rows])
         return Errors(len(rows), memory, seconds) if memory is not None and seconds is not None else None
+
+    def costs_by_config(self, project: Project, base_model: BaseModel) -> dict[int, Cost]:
+        """Config -> what the project's last runs with it have cost on this base model."""
+        own = self.filter(run__project=project, base_model=base_model, run__ended_step__gt=0)
+        facts = ("run__target_module_config", "memory_bytes", "training_seconds", "run__ended_step")
+        found: dict[int, list[tuple[int, float]]] = {}
+        for config, memory, seconds, steps in own.order_by("-pk").values_list(*facts)[:REMEMBERED]:
+            found.setdefault(config, []).append((memory, seconds / steps))
+        return {
+            config: Cost(len(seen), max(one[0] for one in seen), median(one[1] for one in seen))
+            for config, seen in found.items()
+        }
 
 
 class Calibration(models.Model):

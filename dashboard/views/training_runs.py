@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard import charts
 from dashboard.forms.comparison import compared
-from dashboard.forms.plan import Plan, differences, label_of, plan, preset_cards, worded
+from dashboard.forms.plan import Plan, cards_of, differences, label_of, plan, worded
 from dashboard.forms.retry import changes, overrides, retries
 from dashboard.forms.training_runs import (
     SAMPLE_LEARNING_RATE,
@@ -28,6 +28,7 @@ from dashboard.forms.training_runs import (
 )
 from dashboard.gate import Request
 from dashboard.models import (
+    Calibration,
     Dataset,
     EvaluationItem,
     IllegalMove,
@@ -87,10 +88,15 @@ def presets(request: Request) -> HttpResponse:
 
 @require_GET
 def forecast(request: Request) -> HttpResponse:
-    """What the form as it stands would start: memory, time, size, what differs, what is missing."""
+    """What the form as it stands would start: memory, time, size, what differs, what is missing.
+
+    Memory and time on the preset cards come along.
+    """
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "training_runs/_forecast.html", {"plan": plan(form)})
+    found = plan(form)
+    context = {"plan": found, "cards": cards_of(form, found)}
+    return render(request, "training_runs/_forecast_live.html", context)
 
 
 def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
@@ -203,15 +209,13 @@ def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any
 def plan_context(form: TrainingRunForm) -> dict[str, Any]:
     """What both live regions of the form show."""
     found: Plan = plan(form)
-    cards = []
-    if found.base_model:
-        offered = list(form.configs)
-        if found.card and found.card.config not in offered:
-            offered.append(found.card.config)
+    cards = cards_of(form, found)
+    if found.base_model and cards:
         told = told_by_config(form.project, found.base_model)
+        costs = Calibration.objects.costs_by_config(form.project, found.base_model)
         cards = [
-            replace(card, measured=told.get(card.config.pk, ""))
-            for card in preset_cards(offered, found.base_model, found.hyperparameters.r)
+            replace(card, measured=told.get(card.config.pk, ""), cost=costs.get(card.config.pk))
+            for card in cards
         ]
     return {
         "plan": found,

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Project, TargetModuleConfig, User
-from tests.conftest import make_base_model
+from dashboard.models import (
+    BaseModel,
+    Calibration,
+    Dataset,
+    Project,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
+from tests.conftest import make_base_model, make_dataset, make_run
+from tests.dashboard.test_training_run_create import entered
+from workers.estimates import FORMULA
 
 URL = reverse("training-run-presets")
 
@@ -74,3 +88,86 @@ def test_it_counts_no_foreign_model(client: Client, ed: User, other_project: Pro
     foreign = make_base_model(other_project, "Theirs", "example/theirs")
     client.force_login(ed)
     assert client.get(URL, {"base_model": foreign.pk}).context["cards"] == []
+
+
+# What each choice needs
+
+
+def filled(client: Client, ed: User, dataset: Dataset, base_model: BaseModel, **changes: Any) -> list[Any]:
+    client.force_login(ed)
+    return list(client.get(URL, entered(dataset, base_model, **changes)).context["cards"])
+
+
+def test_each_card_says_memory_and_time_of_the_form_as_filled_in(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    few = filled(client, ed, dataset, base_model)
+    many = filled(client, ed, dataset, base_model, max_steps="1000", per_device_train_batch_size="64")
+    for short, long in zip(few, many, strict=True):
+        assert short.outlook.seconds["expected"] < long.outlook.seconds["expected"]
+        assert short.outlook.peak_memory_bytes["expected"] < long.outlook.peak_memory_bytes["expected"]
+    sizes = {card.config.slug: card.outlook.peak_memory_bytes["expected"] for card in few}
+    assert sizes["efficient"] < sizes["quality"]
+
+
+def test_the_chosen_card_and_the_forecast_say_the_same(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    page = client.get(URL, entered(dataset, base_model))
+    chosen = next(one for one in page.context["cards"] if one.config == page.context["plan"].card.config)
+    assert chosen.outlook == page.context["plan"].forecast.main
+
+
+def test_a_card_that_does_not_fit_says_so(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    WorkerNode.objects.create(
+        name="gpu0@here", queue="gpu", host="here", pid=1, device="CPU, 2 cores", memory_bytes=2_000_000_000
+    )
+    client.force_login(ed)
+    wide = entered(dataset, base_model, per_device_train_batch_size="512", max_length="512")
+    assert "(does not fit)" in client.get(URL, wide).content.decode()
+
+
+def test_the_forecast_brings_the_numbers_of_every_card(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    page = client.get(reverse("training-run-forecast"), entered(dataset, base_model)).content.decode()
+    for config in TargetModuleConfig.objects.filter(project=None):
+        assert re.search(rf'id="preset-cost-{config.pk}"\s+hx-swap-oob="true"', page)
+    # The page itself has them in their cards, and once.
+    page = client.get(reverse("training-run-create")).content.decode()
+    assert "hx-swap-oob" not in page
+    assert page.count('id="preset-cost-') == 6
+
+
+def measured(run: TrainingRun, memory: int, seconds: float) -> None:
+    run.end("succeeded", step=10)
+    Calibration.objects.filter(run=run).delete()
+    Calibration.objects.create(
+        run=run, base_model=run.base_model, device="CPU", dtype="float32", setting="2 modules",
+        formula=FORMULA, reckoned_memory_bytes=10**9, reckoned_training_seconds=10, reckoned_validation_seconds=0,
+        reckoned_other_seconds=5, memory_bytes=memory, training_seconds=seconds, seconds=seconds + 5,
+    )  # fmt: skip
+
+
+def test_a_card_says_what_the_projects_own_runs_have_measured(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    assert "Measured on" not in client.get(URL, entered(dataset, base_model)).content.decode()
+    for memory, seconds in ((700_000_000, 20.0), (900_000_000, 40.0), (800_000_000, 21.0)):
+        measured(make_run(project, dataset, base_model), memory, seconds)
+    page = client.get(URL, entered(dataset, base_model)).content.decode()
+    assert page.count("Measured on 3 runs of this project: 900.0 MB at most, 2.1 s per step.") == 1
+
+
+def test_another_projects_runs_are_not_told(
+    client: Client, ed: User, other_project: Project, dataset: Dataset
+) -> None:
+    shared = make_base_model(None)
+    measured(make_run(other_project, make_dataset(other_project), shared), 700_000_000, 20.0)
+    client.force_login(ed)
+    assert "Measured on" not in client.get(URL, entered(dataset, shared)).content.decode()
