@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -49,6 +50,7 @@ class Child:
 
     process: subprocess.Popen[bytes]
     lines: Spool
+    log: IO[bytes]
     stop_asked: float = 0.0
     was_killed: bool = False  # by this parent
     dead_since: float = 0.0  # when its death was noticed
@@ -70,7 +72,7 @@ class Child:
             start_new_session=True,
             umask=0o027,
         )
-        child = cls(process, Spool(out_dir.parent))
+        child = cls(process, Spool(out_dir.parent), log)
         child._limit()
         threading.Thread(target=child._read, daemon=True).start()
         child.tell({"parent": os.getpid(), "spec": job.spec, "ended": ended})
@@ -118,6 +120,7 @@ class Child:
     def ask_to_stop(self, reason: str) -> None:
         """The line carries the reason, the signal ends a child that does not listen yet."""
         self.stop_asked = time.monotonic()
+        self.log.write(f"--- asked to stop ({reason}) at {datetime.now(UTC).isoformat()} ---\n".encode())
         self.tell({"stop": reason})
         # One that still starts would die of the signal, with nothing published.
         if reason != "finish":

@@ -40,6 +40,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=2, help="training nodes of the installation")
     parser.add_argument("--recoveries", type=int, default=0, help="no storm: time so many single kills")
     parser.add_argument("--elsewhere", type=int, default=0, help="and so many deaths of a whole host")
+    parser.add_argument("--stops", type=int, default=0, help="and so many requests to stop")
     parser.add_argument("--minutes", type=float, default=600.0, help="give up after this long")
     parser.add_argument(
         "--database-url",
@@ -66,7 +67,7 @@ def main() -> int:
         django.setup()
         from tests.chaos import recovery, run
 
-        act = recovery.run if asked.recoveries or asked.elsewhere else run.run
+        act = recovery.run if asked.recoveries or asked.elsewhere or asked.stops else run.run
         with server_broker(folder) as broker, lines() as proxies:
             return act(asked, folder, broker, proxies)
     finally:

@@ -155,3 +155,9 @@ def test_a_child_that_still_loads_has_time_to_keep_the_best(
     loading = 'tell("Progress", phase="loading")\nsys.stdin.readline()\ntime.sleep(1)\n'
     loaded = 'tell("Failure", code="bad_model", message="It has loaded.")\ntell("Bye", reason="failed")\n'
     assert play(loading + loaded, waiting, monkeypatch).error_message == "It has loaded."
+
+
+def test_the_log_says_when_it_was_asked_to_stop(job: Job, monkeypatch: pytest.MonkeyPatch, ed: User) -> None:
+    job.request_cancel(ed)
+    play("sys.stdin.readline()\n", job, monkeypatch)
+    assert "--- asked to stop (cancel) at 20" in job.log_tail()

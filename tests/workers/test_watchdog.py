@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_a_child_that_stands_still_is_ended_after_a_warning(
 
 
 def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None:
-    watched = Child(subprocess.Popen(SLEEP, start_new_session=True), Spool(tmp_path))
+    watched = Child(subprocess.Popen(SLEEP, start_new_session=True), Spool(tmp_path), io.BytesIO())
     attempt = supervisor.Attempt(job, TrainRecorder(job, tmp_path), lambda: False)
     watched._paces.extend([100.0, 110.0, 5.0])
     watched.progress_at -= 1900
@@ -63,7 +64,7 @@ def test_a_parent_that_slept_while_its_child_ended_hears_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 0.2)
-    silent = Child(subprocess.Popen(["true"]), Spool(tmp_path))
+    silent = Child(subprocess.Popen(["true"]), Spool(tmp_path), io.BytesIO())
     silent.process.wait()
     time.sleep(0.4)
     assert not silent.has_ended
