@@ -21,6 +21,7 @@ from workers import slots
 from workers.abandoned import holder
 from workers.celery import app
 from workers.errors import RunError, disk_error
+from workers.judging import judge_answers
 from workers.node import is_draining
 from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
@@ -71,12 +72,7 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
         if job.attempt == 1:
             # A database that was set up anew counts from 1 again beside folders of the old one.
             shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
-        recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
-        if _is_trained(job):
-            job.move("progress", actor=job.worker, fenced=True)
-            recorder.finish()
-        else:
-            supervise(job, recorder, out_dir, lambda: told_to_stop() or is_draining())
+        _work_off(job, out_dir, lambda: told_to_stop() or is_draining())
     except AWAY:
         # Not the work's fault.
         logger.exception("%s lost the database", job)
@@ -93,6 +89,19 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
         shutil.rmtree(out_dir, ignore_errors=True)
         _forget_checkpoints(job)
         _move_study_on(job)
+
+
+def _work_off(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
+    """What an attempt does, by the job's kind; all but the judge's calls are an engine's work."""
+    if job.kind == Job.Kind.JUDGE:
+        judge_answers(job, stop)
+        return
+    recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
+    if _is_trained(job):
+        job.move("progress", actor=job.worker, fenced=True)
+        recorder.finish()
+    else:
+        supervise(job, recorder, out_dir, stop)
 
 
 def _leave(write: Callable[[], None]) -> None:

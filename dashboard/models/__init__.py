@@ -12,6 +12,7 @@ from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import IllegalMove, State
+from dashboard.models.judging import Judging
 from dashboard.models.metric_series import MetricChunk, MetricSeries
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import (
@@ -33,6 +34,7 @@ from dashboard.models.study_plan import ArmPlan
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun, hyperparameters_from
 from dashboard.models.user import User
+from dashboard.models.vote import Vote
 from dashboard.models.worker_node import WorkerNode
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "InvitationUsed",
     "Job",
     "JobEvent",
+    "Judging",
     "LastManager",
     "Membership",
     "MetricChunk",
@@ -76,6 +79,7 @@ __all__ = [
     "TargetModuleConfig",
     "TrainingRun",
     "User",
+    "Vote",
     "WorkerNode",
     "hyperparameters_from",
 ]

@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 from django.core.cache import cache
+from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job_state import State
+from dashboard.models.judging import JUDGE, Judging
 from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS, default_metric
 from dashboard.models.study_result import against, common_rows, estimated, matrix
 from dashboard.models.training_run import TrainingRun
 from workers import verdicts
 
 BETTER, WORSE = "better", "worse"
+COMPARED_BY = {**METRICS, JUDGE: gettext_lazy("Judged right")}
 KEPT_SECONDS = 30 * 24 * 3600
 # Part of the cache's key: numbers of another way of counting are not taken for these.
 WAY = 1
@@ -112,7 +115,7 @@ class Comparison:
     @property
     def metric_label(self) -> str:
         """The metric in words."""
-        return str(METRICS.get(self.metric, self.metric))
+        return str(COMPARED_BY.get(self.metric, self.metric))
 
     @cached_property
     def scored(self) -> list[ComparedArm]:
@@ -141,10 +144,10 @@ class Comparison:
             self.metric,
             self.reference.name,
             [
-                [arm.name, sorted((seed, one.pk) for seed, one in arm.evaluations().items())]
+                [arm.name, sorted((seed, *self._state_of(one)) for seed, one in arm.evaluations().items())]
                 for arm in self.scored
             ],
-            sorted((name, one.pk) for name, one in self.bases.items()),
+            sorted((name, *self._state_of(one)) for name, one in self.bases.items()),
         ]
         key = "comparison-" + hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         known = cache.get(key)
@@ -152,6 +155,20 @@ class Comparison:
             known = self._count()
             cache.set(key, known, KEPT_SECONDS)
         return dict(known)
+
+    def _state_of(self, evaluation: Evaluation) -> tuple[Any, ...]:
+        """Which scores these are: an ended evaluation keeps its own, but the judge's may come later."""
+        judged = (JUDGE, "judge_rows") if self.metric == JUDGE else ()
+        return (evaluation.pk, *(evaluation.metrics.get(name) for name in judged))
+
+    @cached_property
+    def judges(self) -> set[tuple[str, str]]:
+        """Model and prompt of the judges whose verdicts are compared; none for other metrics."""
+        if self.metric != JUDGE:
+            return set()
+        evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
+        judgings = [one.judging_id for one in [*evaluations, *self.bases.values()] if one.judging_id]
+        return set(Judging.objects.filter(pk__in=judgings).values_list("model", "prompt_sha256"))
 
     def scores(self) -> tuple[dict[str, BySeed], dict[str, dict[int, float]]]:
         """The metric's value of every item: by arm and seed, and of each base model; one query."""
@@ -237,7 +254,7 @@ def metrics_of(reference: ComparedArm, scored: Sequence[ComparedArm]) -> list[st
         set(one.metrics) for arm in scored if place_of(arm) == place for one in arm.evaluations().values()
     ]
     shared = set.intersection(*found) if found else set()
-    return [name for name in METRICS if name in shared]
+    return [name for name in COMPARED_BY if name in shared]
 
 
 def base_evaluations(reference: ComparedArm, arms: Sequence[ComparedArm]) -> dict[str, Evaluation]:

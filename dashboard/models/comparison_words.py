@@ -85,6 +85,8 @@ def warnings(comparison: Comparison) -> list[str]:
         )
     if len({arm.first.hyperparameters.get("max_length") for arm in comparison.scored}) > 1:
         said.append(_("They were scored with different maximum lengths, which may cut other prompts."))
+    if len(comparison.judges) > 1:
+        said.append(_("They were judged by different models or prompts, whose verdicts cannot be compared."))
     said += _left_out(comparison)
     return said
 

@@ -126,6 +126,8 @@ class Evaluation(models.Model):
     split = models.CharField(max_length=12)
     rows = models.PositiveIntegerField(null=True, blank=True)
     metrics = models.JSONField(default=dict)
+    # The last go of the judge over its answers, if any.
+    judging = models.ForeignKey("dashboard.Judging", models.SET_NULL, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = EvaluationQuerySet.as_manager()

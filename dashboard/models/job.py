@@ -38,13 +38,14 @@ DIVERGED = _("It diverged and would do so again. Start a new run with a lower le
 
 
 class Job(models.Model):
-    """One piece of work for a worker process: import, inspect, train or evaluate."""
+    """One piece of work for a worker process: import, inspect, train, evaluate or judge."""
 
     class Kind(models.TextChoices):
         IMPORT = "import", _("Import")
         INSPECT = "inspect", _("Inspect")
         TRAIN = "train", _("Fine-tune")
         EVALUATE = "evaluate", _("Evaluate")
+        JUDGE = "judge", _("Judge answers")
 
     class Priority(models.IntegerChoices):
         HIGH = 1, _("High")

@@ -67,6 +67,7 @@ RUNNING_WORDS = {
     Job.Kind.INSPECT: gettext_lazy("Inspecting"),
     Job.Kind.TRAIN: gettext_lazy("Training"),
     Job.Kind.EVALUATE: gettext_lazy("Evaluating"),
+    Job.Kind.JUDGE: gettext_lazy("Judging"),
 }
 STATE_WORDS = {
     **dict(State.choices),

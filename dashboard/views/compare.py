@@ -23,8 +23,7 @@ from dashboard.models import (
     comparison_items,
     comparison_words,
 )
-from dashboard.models.comparison import Comparison
-from dashboard.models.study_plan import METRICS
+from dashboard.models.comparison import COMPARED_BY, Comparison
 from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
 
@@ -103,7 +102,7 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
         return {"told": told, "sentence": comparison_words.sentence(comparison) if told else ""}
     return {
         "sentence": comparison_words.sentence(comparison),
-        "metrics": {name: METRICS[name] for name in comparison.metrics},
+        "metrics": {name: COMPARED_BY[name] for name in comparison.metrics},
         "carried_choices": carried(request, "metric", "reference", "cost"),
         "intervals": comparison_charts.intervals(comparison),
         "costs": COSTS,

@@ -12,7 +12,17 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from dashboard.gate import Request
-from dashboard.models import DatasetVersion, Evaluation, Job, Outbox, Role, State, TrainingRun, WorkerNode
+from dashboard.models import (
+    DatasetVersion,
+    Evaluation,
+    Job,
+    Judging,
+    Outbox,
+    Role,
+    State,
+    TrainingRun,
+    WorkerNode,
+)
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.queue import Outlook, Start
 
@@ -175,17 +185,20 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
             Prefetch("evaluations", Evaluation.objects.select_related("run")),
+            Prefetch("judgings", Judging.objects.select_related("study", "run")),
         )
     )
 
 
 def subject_of(job: Job) -> Any:
-    """The run, dataset version or base model that the job works for; None when its row is gone."""
+    """The run, study, dataset version or base model that the job works for; None when its row is gone."""
     for rows in (job.training_runs, job.dataset_versions, job.base_models):
         for row in rows.all():
             return row
     for evaluation in job.evaluations.all():
         return evaluation.run
+    for judging in job.judgings.all():
+        return judging.subject
     return None
 
 

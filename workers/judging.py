@@ -1,0 +1,204 @@
+"""A judge job: asks the judge about every answer that has no verdict yet, and writes its verdicts down.
+
+The calls are made here, in the worker's own process, so that neither the web nor the engine ever holds the
+key. Verdicts are written as they come, under the fence: a job that is cut off goes on with what is open.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from django.db import transaction
+
+from dashboard.models import IllegalMove, Job, Judging, State
+from dashboard.models.judging import endpoint
+from workers import judge
+from workers.errors import RunError
+from workers.judge import PROMPT_SHA256, Endpoint, Question, Reply
+from workers.recorders import finish_job
+from workers.supervisor import PUT_ASIDE, Fenced
+
+# At once; a judge has other callers too.
+CALLS = 4
+WAIT_SECONDS = 0.2
+WRITE_SECONDS = 1.0
+# So many answers in a row without any reply, and the judge is taken for dead.
+SILENT = 8
+
+
+@dataclass
+class Tally:
+    """What came of the questions so far, and what of it is not written yet."""
+
+    total: int
+    judged: int = 0
+    unreadable: int = 0
+    unanswered: int = 0
+    silent: int = 0  # in a row, the last ones
+    fresh: list[tuple[bool, list[int]]] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def take(self, reply: Reply, items: list[int]) -> None:
+        """Count one reply."""
+        self.silent = 0 if reply.came or reply.is_right is not None else self.silent + 1
+        if reply.is_right is not None:
+            self.judged += 1
+            self.fresh.append((reply.is_right, items))
+        elif reply.came:
+            self.unreadable += 1
+        else:
+            self.unanswered += 1
+
+    @property
+    def done(self) -> int:
+        """Questions that need no more asking."""
+        return self.judged + self.unreadable + self.unanswered
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None before the first reply."""
+        seconds = time.monotonic() - self.began
+        return round(seconds / self.done * (self.total - self.done), 1) if self.done else None
+
+
+def judge_answers(job: Job, draining: Callable[[], bool]) -> None:
+    """One attempt, with its ending. A RunError says why the judge cannot judge."""
+    judging = Judging.objects.select_related("study", "run").get(job=job)
+    judge_ = judge_of(judging)
+    try:
+        job.move("progress", actor=job.worker, fenced=True)
+        questions = judging.open_questions()
+        tally = Tally(len(questions))
+        try:
+            stop = _ask_all(job, judging, judge_, questions, tally, draining)
+        except RunError:
+            _write(job, judging, tally)
+            judging.sum_up()
+            raise
+        _end(job, judging, tally, stop)
+    except Fenced:
+        return
+    except IllegalMove:
+        job.refresh_from_db(fields=["state"])
+        if job.state == State.CANCELLING:
+            job.move("stopped", actor=job.worker, fenced=True)
+
+
+def judge_of(judging: Judging) -> Endpoint:
+    """The judge that was agreed to; refused where another one is set up by now."""
+    found = endpoint()
+    if found is None:
+        raise RunError("No judge is set up any more: `JUDGE_URL` is not set.", code="judge_off")
+    agreed = (judging.host, judging.model, judging.prompt_sha256)
+    if agreed != (found.host, found.model, PROMPT_SHA256):
+        raise RunError(
+            f"Another judge is set up by now than the one that was agreed to ({judging.model} at "
+            f"{judging.host}). Start the judging again.",
+            code="judge_changed",
+        )
+    return found
+
+
+def _ask_all(
+    job: Job,
+    judging: Judging,
+    judge_: Endpoint,
+    questions: list[tuple[Question, list[int]]],
+    tally: Tally,
+    draining: Callable[[], bool],
+) -> str:
+    """Ask until all is asked or somebody wants a stop; why it stopped, or ""."""
+    stop, written = "", 0.0
+    left = iter(questions)
+    with _askers() as (pool, halt):
+        asked: dict[Future[Reply], list[int]] = {}
+        while not stop:
+            for question, items in _few(left, CALLS - len(asked)):
+                asked[pool.submit(judge.ask, judge_, question, wait=halt.wait, should_stop=halt.is_set)] = (
+                    items
+                )
+            if not asked:
+                break
+            for future in wait(asked, WAIT_SECONDS, FIRST_COMPLETED).done:
+                tally.take(future.result(), asked.pop(future))
+            if tally.silent >= SILENT:
+                raise RunError(
+                    f"The judge at {judge_.host} did not answer {SILENT} times in a row. What it has judged "
+                    "so far is kept; start the judging again when it answers.",
+                    code="judge_silent",
+                )
+            if time.monotonic() - written >= WRITE_SECONDS:
+                _write(job, judging, tally)
+                written = time.monotonic()
+                stop = _stop_wanted(job, draining)
+    _write(job, judging, tally)
+    return stop
+
+
+@contextmanager
+def _askers() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """Threads that ask, and what makes them stop waiting; calls on their way end by themselves."""
+    pool, halt = ThreadPoolExecutor(CALLS, thread_name_prefix="judge"), threading.Event()
+    try:
+        yield pool, halt
+    finally:
+        halt.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _few(left: Iterator[tuple[Question, list[int]]], count: int) -> Iterator[tuple[Question, list[int]]]:
+    for _place in range(count):
+        question = next(left, None)
+        if question is None:
+            return
+        yield question
+
+
+def _stop_wanted(job: Job, draining: Callable[[], bool]) -> str:
+    wanted = job.stop_wanted()
+    if wanted is None:
+        raise Fenced
+    return wanted or ("drain" if draining() else "")
+
+
+def _write(job: Job, judging: Judging, tally: Tally) -> None:
+    """Verdicts, counts and progress in one transaction; renews the lease."""
+    with transaction.atomic():
+        if not job.renew():
+            raise Fenced
+        judging.note(tally.fresh)
+        Judging.objects.filter(pk=judging.pk).update(
+            asked=tally.total,
+            judged=tally.judged,
+            unreadable=tally.unreadable,
+            unanswered=tally.unanswered,
+        )
+        shown = {"phase": "judging", "step": tally.done, "total_steps": tally.total}
+        # Verdicts are progress: an attempt that has brought some was not in vain.
+        job.advance(eta_seconds=tally.seconds_left, **shown, **({"fruitless": 0} if tally.judged else {}))
+    tally.fresh = []
+
+
+def _end(job: Job, judging: Judging, tally: Tally, stop: str) -> None:
+    """Whatever has a verdict counts, however the job ends."""
+    with transaction.atomic():
+        judging.sum_up()
+        if stop == "cancel":
+            job.move("stopped", actor=job.worker, fenced=True)
+        elif stop:
+            job.interrupt(PUT_ASIDE["drain"], actor=job.worker, blameless=True)
+        elif tally.total and not tally.judged:
+            message = (
+                f"None of the judge's {tally.unreadable:,} replies was the verdict that was asked for, so "
+                "nothing could be judged. Choose another `JUDGE_MODEL`."
+                if tally.unreadable
+                else "The judge answered no question in time, so nothing could be judged."
+            )
+            raise RunError(message, code="judge_unreadable" if tally.unreadable else "judge_silent")
+        else:
+            finish_job(job)
