@@ -109,7 +109,7 @@ class StudyForm(forms.Form):
     )
     metric = forms.ChoiceField(
         label=gettext_lazy("Measured by"),
-        choices=[("", gettext_lazy("What fits the answers of the dataset")), *METRICS.items()],
+        choices=[("", gettext_lazy("What fits the answers")), *METRICS.items()],
         required=False,
     )
     compared_with = forms.ModelChoiceField(

@@ -37,7 +37,7 @@ def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = 
     """The verdict with its appendix: all settings, hashes, versions and seeds."""
     compared = [one["arm"] for one in study.result.get("comparisons", [])]
     return {
-        **result_context(study, {"cost": query.get("cost", ""), "only": "all"}),
+        **result_context(study, {"cost": query.get("cost", "")}),
         "study": study,
         "versions": versions_of(study),
         "by_seed": by_seed(study),

@@ -25,8 +25,9 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     """Everything that the verdict shows; `query` holds the reader's choices. Empty before the end."""
     if not study.is_over or not study.result.get("arms"):
         return {}
+    costs = costs_known(study)
     cost = query.get("cost", "")
-    cost = cost if cost in COSTS else next(iter(COSTS))
+    cost = cost if cost in costs else next(iter(costs), "")
     only = query.get("only") != "all"
     settings = settings_of(study)
     return {
@@ -39,12 +40,12 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "deltas": deltas(study),
         "differences": study_charts.differences(study),
         "base_ms_per_token": base_ms_per_token(run for arm in study.arms.all() for run in arm.final_runs()),
-        "costs": COSTS,
-        "pareto": study_charts.pareto(study, cost),
+        "costs": costs,
+        "pareto": study_charts.pareto(study, cost) if cost else None,
         "curves": study_charts.validation_curves(study),
         "forgetting": forgetting(study),
         "settings": [row for row in settings if row["differs"] or not only],
-        "settings_same": sum(not row["differs"] for row in settings),
+        "settings_same": [row for row in settings if not row["differs"]],
         "settings_arms": [arm for arm in study.arms.all() if arm.final_runs()],
         "only": only,
         "unmeasured": unmeasured(study),
@@ -85,7 +86,7 @@ def deltas(study: Study) -> list[dict[str, Any]]:
                 "interval": interval(study, one) if one else "",
                 "p": p_in_words(one["p_adjusted"]) if one else "",
                 "outcome": OUTCOMES[one["outcome"]] if one else "",
-                "kept": kept_in_words(one) if one else "",
+                "kept": kept_in_words(one) if one else None,
                 "place": places.get(arm.name),
                 **costs_of(arm),
             }
@@ -93,17 +94,27 @@ def deltas(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
+def costs_known(study: Study) -> dict[str, Any]:
+    """What the arms cost, as far as it was measured: older runs do not know all of it."""
+    measured = [costs_of(arm) for arm in study.arms.all()]
+    return {name: of for name, of in COSTS.items() if any(costs.get(name) is not None for costs in measured)}
+
+
 def p_in_words(p: float) -> str:
     """Three digits, as fewer draws cannot tell smaller ones apart."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def kept_in_words(one: dict[str, Any]) -> str:
-    """Which part of the reference's gain over the base model an arm kept; "" where there was no gain."""
+def kept_in_words(one: dict[str, Any]) -> dict[str, str] | None:
+    """Which part of the reference's gain over the base model an arm kept; None where there was no gain."""
     kept = one.get("kept")
     if not kept:
-        return ""
-    return _("%(mean).0f %% (%(low).0f to %(high).0f %%)") % {key: 100 * kept[key] for key in kept}
+        return None
+    share = {key: 100 * value for key, value in kept.items()}
+    return {
+        "mean": _("%(mean).0f %%") % share,
+        "interval": _("(%(low).0f to %(high).0f %%)") % share,
+    }
 
 
 def settings_of(study: Study) -> list[dict[str, Any]]:

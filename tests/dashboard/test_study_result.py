@@ -108,7 +108,9 @@ def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -
     rows = {row["arm"].name: row for row in deltas(study)}
     assert rows["mlp"]["difference"] == "-50.0 points"
     assert rows["mlp"]["p"] == "< 0.001"
-    assert rows["mlp"]["kept"].startswith("14 %")
+    assert rows["mlp"]["kept"]["mean"] == "14 %"
+    assert rows["mlp"]["kept"]["interval"].endswith(" %)")
+    assert rows["quality"]["kept"] is None
     assert rows["efficient"]["interval"].startswith("95 % interval -")
     assert rows["quality"]["difference"] == ""
 
@@ -159,6 +161,17 @@ def test_the_cost_is_chosen_in_the_address(client: Client, vera: User, study: St
         "Trainable parameters to the right"
         in client.get(f"{study.get_absolute_url()}?cost=x").content.decode()
     )
+
+
+def test_only_costs_that_were_measured_are_offered(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    address = study.get_absolute_url()
+    assert "Time per token to the right" in client.get(address, {"cost": "ms_per_token"}).content.decode()
+    # Older evaluations did not measure it: neither a button nor a column, and the address falls back.
+    Evaluation.objects.update(metrics={})
+    page = client.get(address, {"cost": "ms_per_token"}).content.decode()
+    assert "Time per token" not in page
+    assert "Trainable parameters to the right" in page
 
 
 def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
