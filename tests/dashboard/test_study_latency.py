@@ -71,7 +71,7 @@ def test_the_table_and_the_api_have_it(client: Client, api: Client, vera: User, 
     assert [arm["ms_per_token"] for arm in arms] == [21.5, 24.5, 27.5]
 
 
-def test_where_no_evaluation_has_measured_it_there_is_no_column(client: Client, vera: User, study: Study) -> None:
+def test_unmeasured_it_has_no_column(client: Client, vera: User, study: Study) -> None:
     for one in Evaluation.objects.all():
         one.metrics.pop("ms_per_token")
         one.save()
