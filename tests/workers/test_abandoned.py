@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from django.conf import settings
 
+from dashboard.management.commands.dispatch import Dispatcher
 from dashboard.models import BaseModel, Dataset, Job, Project, State, TrainingRun
+from dashboard.models.job_state import db_now
 from tests.conftest import make_run, shared_environment
 from tests.workers.conftest import claim
 from workers import slots
@@ -174,6 +177,9 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
     # The container is gone, but nobody can know that from outside: the lease tells.
     assert release_abandoned_jobs() == 0
     assert Job.objects.get(host=host).state == State.STARTING
+    Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
+    Dispatcher().tick(may_expire=True)
+    assert Job.objects.get(host=host).state == State.INTERRUPTED
 
 
 @needs_containers
