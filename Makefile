@@ -29,6 +29,8 @@ test:
 
 # Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
 STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
+# One at a time, to see how long each way back takes.
+BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
 chaos: export CHAOS_SEQUENCES = 2000
 chaos: export CHAOS_CLAIMERS = 32
 chaos: export CHAOS_CLAIMED = 1000
@@ -38,6 +40,7 @@ chaos:
 	@$(MACHINE) test
 	$(VENV) -m tests.chaos $(STORM)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(STORM)
+	$(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py tests/engine/test_death.py \
 		tests/workers/test_broker_silence.py
 	$(VENV) -m tests.servers $(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
