@@ -100,6 +100,11 @@ class Grid:
         return sum(cell.state in DONE for row in self.rows for cell in row.cells)
 
     @property
+    def scored(self) -> int:
+        """Cells that have a score."""
+        return sum(cell.state == SCORED for row in self.rows for cell in row.cells)
+
+    @property
     def percent(self) -> int:
         """How far all cells are together; those at work count by what they have behind them."""
         shares = [cell.share for row in self.rows for cell in row.cells]

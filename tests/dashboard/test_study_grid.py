@@ -169,6 +169,12 @@ def test_the_end_loads_the_page_anew(client: Client, vera: User, study: Study) -
     assert "every 5s" not in answer.content.decode()
 
 
+def test_what_was_stopped_is_not_called_done(client: Client, vera: User, ed: User, study: Study) -> None:
+    study.request_cancel(ed)
+    client.force_login(vera)
+    assert "0 of 4 runs scored" in client.get(study.get_absolute_url()).content.decode()
+
+
 def test_an_outsider_gets_nothing(client: Client, otto: User, study: Study) -> None:
     client.force_login(otto)
     assert client.get(reverse("study-grid", args=[study.pk])).status_code == 404

@@ -35,7 +35,7 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
     assert ended["state"] == "succeeded", ended
     # The page finds the end by itself.
     page.get_by_text("Indicative only, with 1 seed").wait_for()
-    page.locator("#study-grid").get_by_text("2 of 2 runs done").wait_for()
+    page.locator("#study-grid").get_by_text("2 of 2 runs scored").wait_for()
     page.get_by_role("button", name="Add 2 seeds").wait_for()
     assert len(ended["comparisons"]) == 1
 
