@@ -167,7 +167,8 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
         return Cell(seed, run.state, run, percent=None if run.is_over else percent_of(run.job))
     scored = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
     newest = max(scored, key=lambda one: one.pk, default=None)
-    if newest is None:
+    # "Waiting" would read as if nothing had been learned yet.
+    if newest is None or newest.state == State.QUEUED:
         return Cell(seed, TRAINED, run)
     if newest.state == State.SUCCEEDED:
         return Cell(seed, SCORED, run, score=newest.metrics.get(study.metric) if study.is_over else None)

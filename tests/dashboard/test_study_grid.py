@@ -92,6 +92,8 @@ def test_cells_go_from_waiting_over_trained_to_scored(study: Study) -> None:
     end_training(job)
     assert states(study) == [["trained", "queued"]] * 2
     study.advance()
+    # Its evaluation waits now.
+    assert states(study) == [["trained", "queued"]] * 2
     end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), TABLE, study.metric)
     assert states(study) == [["scored", "queued"]] * 2
 
