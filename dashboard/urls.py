@@ -18,6 +18,7 @@ from dashboard.views import (
     health,
     home,
     invitations,
+    judgings,
     memberships,
     metric_series,
     projects,
@@ -35,6 +36,7 @@ from dashboard.views import (
     team,
     tokens,
     training_runs,
+    votes,
     workers,
 )
 
@@ -110,6 +112,8 @@ urlpatterns = [
     path("runs/<int:pk>/log/", training_runs.log, name="training-run-log"),
     path("runs/<int:pk>/cancel/", training_runs.cancel, name="training-run-cancel"),
     path("runs/<int:pk>/resume/", training_runs.resume, name="training-run-resume"),
+    path("runs/<int:pk>/judge/", judgings.of_run, name="training-run-judge"),
+    path("runs/<int:pk>/votes/", votes.of_run, name="training-run-vote"),
     path("runs/<int:pk>/stream/", metric_series.stream, name="training-run-stream"),
     path("runs/<int:pk>/metrics/", metric_series.metrics, name="training-run-metrics"),
     path("runs/<int:pk>/metrics.csv", metric_series.metrics_csv, name="training-run-metrics-csv"),
@@ -126,6 +130,8 @@ urlpatterns = [
     path("studies/<int:pk>/scores.csv", study_results.scores_csv, name="study-scores-csv"),
     path("studies/<int:pk>/report/", study_reports.report, name="study-report"),
     path("studies/<int:pk>/answers/", study_items.items, name="study-items"),
+    path("studies/<int:pk>/judge/", judgings.of_study, name="study-judge"),
+    path("studies/<int:pk>/votes/", votes.of_study, name="study-vote"),
     path("studies/<int:pk>/decisions/", decisions.create, name="decision-create"),
     path("studies/<int:pk>/share/", share_links.create, name="share-link-create"),
     path("share-links/<int:pk>/revoke/", share_links.revoke, name="share-link-revoke"),

@@ -130,7 +130,7 @@ def test_more_jobs_need_no_more_queries(
     )
     client.force_login(mara)
     board(client)
-    with django_assert_num_queries(37):
+    with django_assert_num_queries(39):
         board(client)
 
 

@@ -38,6 +38,8 @@ PAGES = {
     "training-run-detail, failed": "/runs/{failed_run}/",
     "training-run-detail, stopped": "/runs/{stopped_run}/",
     "training-run-cancel, too late": "/runs/{stopped_run}/cancel/",
+    "training-run-judge": "/runs/{run}/judge/",
+    "training-run-vote": "/runs/{run}/votes/",
     "study-index": "/studies/",
     "study-create": "/studies/new/?dataset={dataset}",
     "study-detail": "/studies/{study}/",
@@ -75,6 +77,7 @@ NOT_HERE = {
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
     # Pages of a finished study: `test_study.py` looks at them.
+    *("study-judge", "study-vote"),
     *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "decision-create"),
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),

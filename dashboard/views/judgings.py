@@ -1,0 +1,153 @@
+"""The judge's page of a study or a run: what would be sent where, what came of it, and if people agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
+
+from dashboard.forms.judgings import JudgingForm
+from dashboard.gate import Request
+from dashboard.models import Evaluation, Judging, Role, Study, TrainingRun, Vote
+from dashboard.models.judging import (
+    DEFAULT_ROWS,
+    JUDGE,
+    JudgeBusy,
+    Scope,
+    endpoint,
+    evaluations_of,
+    rows_of,
+    unjudged,
+)
+from workers.agreement import ENOUGH
+from workers.judge import MOST_LETTERS, PROMPT
+
+JUDGINGS_SHOWN = 10
+
+
+@require_http_methods(["GET", "POST"])
+def of_study(request: Request, pk: int) -> HttpResponse:
+    """The judge of a study's answers."""
+    return judged(request, study_of(request, pk))
+
+
+@require_http_methods(["GET", "POST"])
+def of_run(request: Request, pk: int) -> HttpResponse:
+    """The judge of a run's answers and of its base model's."""
+    return judged(request, run_of(request, pk))
+
+
+def study_of(request: Request, pk: int) -> Study:
+    """The study, for whoever may do what the request asks."""
+    return Study.objects.with_facts().fetch(request.user, pk, role_for(request))
+
+
+def run_of(request: Request, pk: int) -> TrainingRun:
+    """The run, for whoever may do what the request asks."""
+    runs = TrainingRun.objects.with_facts().select_related("study_arm__study")
+    return runs.fetch(request.user, pk, role_for(request))
+
+
+def role_for(request: Request) -> Role:
+    """Who reads may look; whoever sends or votes works in the project."""
+    return Role.VIEWER if request.method == "GET" else Role.EDITOR
+
+
+def not_yet(scope: Scope) -> str:
+    """Why there are no answers to look at, or "". A study's stay hidden until it is over."""
+    study = scope if isinstance(scope, Study) else scope.study_arm.study if scope.study_arm else None
+    if study and not study.is_over:
+        return _("Answers are shown when the study has come to a result.")
+    if not evaluations_of(scope).exists():
+        return _("There are no answers yet: nothing of this has been scored.")
+    return ""
+
+
+def judged(request: Request, scope: Scope) -> HttpResponse:
+    """The page; with POST, the answers go to the judge."""
+    if reason := not_yet(scope):
+        messages.info(request, reason)
+        return redirect(scope)
+    judge = endpoint()
+    if judge is None and request.method == "POST":
+        messages.error(request, _("No judge is set up, so nothing was sent."))
+        return redirect(request.path)
+    form = JudgingForm(judge, request.POST or None) if judge else None
+    if judge and form and request.method == "POST" and form.is_valid():
+        try:
+            Judging.objects.submit(scope, by=request.user, judge=judge, rows=form.cleaned_data["rows"])
+            messages.success(request, _("The answers go to the judge in the order of the queue."))
+        except JudgeBusy:
+            messages.info(request, _("These answers are with the judge already."))
+        return redirect(request.path)
+    context = page_context(scope) | {
+        "form": form,
+        "judge": judge,
+        "may_edit": request.user.projects(Role.EDITOR).filter(pk=scope.project_id).exists(),
+    }
+    return render(request, "judgings/index.html", context, status=422 if form and form.errors else 200)
+
+
+def page_context(scope: Scope) -> dict[str, Any]:
+    """What is judged, what is open, and how far people agree."""
+    evaluations = evaluations_of(scope)
+    rows = rows_of(evaluations, DEFAULT_ROWS)
+    open_ones = unjudged(evaluations, rows)
+    judgings = Judging.objects.of(scope).select_related("job", "by")[:JUDGINGS_SHOWN]
+    return {
+        "scope": scope,
+        "is_study": isinstance(scope, Study),
+        "vote_address": address_of(scope, "vote"),
+        "prompt": PROMPT,
+        "most_letters": MOST_LETTERS,
+        "rows_there": len(rows),
+        # Equal answers to a row are sent once.
+        "to_send": open_ones.values("row", "output").distinct().count(),
+        "judgings": judgings,
+        "works": any(not one.is_over for one in judgings),
+        "shares": shares_of(evaluations),
+        "compare": compare_address(scope),
+        "votes": Vote.objects.on(evaluations).count(),
+        "agreement": Vote.objects.agreement(evaluations),
+        "enough": ENOUGH,
+    }
+
+
+def address_of(scope: Scope, what: str) -> str:
+    """A page of a study or a run by its verb."""
+    return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-{what}", args=[scope.pk])
+
+
+def shares_of(evaluations: Any) -> list[dict[str, Any]]:
+    """Each arm's share of right answers over its seeds, and of how many answers; the base model last."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in evaluations.select_related("run__study_arm"):
+        if JUDGE in one.metrics:
+            arm = one.run.study_arm.name if one.run.study_arm else one.run.name
+            is_base = one.subject == Evaluation.Subject.BASE
+            found.setdefault("" if is_base else arm, []).append(one.metrics)
+    return [
+        {
+            "name": name,
+            "share": sum(one[JUDGE] * one["judge_rows"] for one in metrics)
+            / sum(one["judge_rows"] for one in metrics),
+            "answers": sum(one["judge_rows"] for one in metrics),
+        }
+        for name, metrics in sorted(found.items(), key=lambda pair: not pair[0])
+    ]
+
+
+def compare_address(scope: Scope) -> str:
+    """The compare page of these runs by the judge's verdicts; "" where there is nothing to compare."""
+    if not isinstance(scope, Study):
+        return ""
+    arms = [arm for arm in scope.arms.all() if arm.final_runs()]
+    runs = [run.pk for arm in arms for run in arm.final_runs()]
+    reference = next((arm.final_runs()[0].pk for arm in arms if arm.name == scope.reference), "")
+    query = f"runs={','.join(map(str, runs))}&metric={JUDGE}&reference={reference}"
+    return f"{reverse('compare')}?{query}" if len(runs) > 1 else ""
