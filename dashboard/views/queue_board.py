@@ -90,8 +90,7 @@ class Reader:
         shared = job.project_id is None
         if not shared and job.project_id not in self.readable:
             return Line(job, _("Another project's job"), "", mine=False, may_cancel=False)
-        subject = subject_of(job)
-        title, url = (str(subject), subject.get_absolute_url()) if subject else (str(job), "")
+        title, url = named(job)
         person = job.created_by
         return Line(
             job,
@@ -181,13 +180,30 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
         jobs.select_related("project", "created_by")
         .defer("spec")
         .prefetch_related(
-            Prefetch("training_runs", TrainingRun.objects.only("name", "job")),
+            Prefetch(
+                "training_runs",
+                TrainingRun.objects.select_related("study_arm__study").only(
+                    "name", "job", "spec", "rung", "study_arm__study__name"
+                ),
+            ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
-            Prefetch("evaluations", Evaluation.objects.select_related("run")),
+            Prefetch("evaluations", Evaluation.objects.select_related("run__study_arm__study")),
             Prefetch("judgings", Judging.objects.select_related("study", "run")),
         )
     )
+
+
+def named(job: Job) -> tuple[str, str]:
+    """What the job is about, and where that is. A job of a study works for several arms at once."""
+    subject = subject_of(job)
+    if subject is None:
+        return str(job), ""
+    arm = subject.study_arm if isinstance(subject, TrainingRun) else None
+    if arm is None:
+        return str(subject), subject.get_absolute_url()
+    part = _("learning rates") if subject.rung is not None else _("seed %(seed)d") % {"seed": subject.seed}
+    return f"{arm.study} · {part}", arm.study.get_absolute_url()
 
 
 def subject_of(job: Job) -> Any:

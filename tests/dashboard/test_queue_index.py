@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import Dataset, Job, Outbox, Project, TrainingRun, User, WorkerNode
+from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, TrainingRun, User, WorkerNode
 from tests.conftest import make_dataset, make_run
+from tests.dashboard.studies import end_training, make_study
 
 
 def add_node(name: str, kind: str = "worker", queue: str = "gpu", silent: int = 0) -> WorkerNode:
@@ -32,6 +35,49 @@ def test_it_shows_who_waits_in_which_place(client: Client, vera: User, run: Trai
     client.force_login(vera)
     lines = client.get(reverse("queue-index")).context["queued"]
     assert [(line.title, line.position) for line in lines] == [("Triage", 1), ("Later", 2)]
+
+
+def test_a_job_of_a_study_is_called_by_study_and_seed(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1, 2])
+    first = study.jobs().earliest("pk")
+    end_training(first)
+    study.advance()
+    client.force_login(vera)
+    lines = client.get(reverse("queue-index")).context["queued"]
+    found = {(line.job.kind, line.title, line.url) for line in lines}
+    assert found == {
+        ("train", "Placement · seed 2", study.get_absolute_url()),
+        ("evaluate", "Placement · seed 1", study.get_absolute_url()),
+    }
+
+
+def test_a_search_for_learning_rates_says_so(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
+    client.force_login(vera)
+    assert [line.title for line in client.get(reverse("queue-index")).context["queued"]] == [
+        "Placement · learning rates"
+    ]
+
+
+def test_the_board_needs_no_more_queries_for_more_arms(
+    client: Client,
+    vera: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    django_assert_max_num_queries: DjangoAssertNumQueries,
+) -> None:
+    client.force_login(vera)
+    make_study(project, dataset, base_model, seeds=[1])
+    with CaptureQueriesContext(connection) as few:
+        board(client)
+    make_study(project, dataset, base_model, slugs=("efficient", "mlp", "attention", "quality"), seeds=[1, 2])
+    with django_assert_max_num_queries(len(few)):
+        board(client)
 
 
 def test_each_queue_has_its_own_places(client: Client, vera: User, run: TrainingRun) -> None:
