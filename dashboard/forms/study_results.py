@@ -49,7 +49,12 @@ class DecisionForm(forms.Form):
         label=gettext_lazy("We ship"), queryset=Adapter.objects.none(), empty_label=gettext_lazy("Choose one")
     )
     reason = forms.CharField(
-        label=gettext_lazy("because"), max_length=1000, widget=forms.Textarea(attrs={"rows": 3})
+        label=gettext_lazy("because"),
+        max_length=1000,
+        widget=forms.Textarea(attrs={"rows": 3}),
+        help_text=gettext_lazy(
+            "It ends the sentence: it is as good within our margin, with the smallest file."
+        ),
     )
 
     def __init__(self, study: Study, data: object = None) -> None:

@@ -37,6 +37,15 @@ def test_a_managers_decision_approves_the_adapter(client: Client, mara: User, st
     assert adapter_of(study, "efficient").stage == Adapter.Stage.APPROVED
 
 
+def test_once_decided_the_form_is_folded_away(client: Client, mara: User, study: Study) -> None:
+    client.force_login(mara)
+    before = client.get(study.get_absolute_url()).content.decode()
+    assert "study-decide" in before
+    assert "Decide anew" not in before
+    after = decide(client, mara, study)
+    assert after.index("We ship efficient") < after.index("Decide anew") < after.index("study-decide ")
+
+
 def test_an_editors_decision_waits_for_a_manager(client: Client, ed: User, study: Study) -> None:
     assert "A manager still has to approve" in decide(client, ed, study)
     assert adapter_of(study, "efficient").stage == Adapter.Stage.DRAFT
