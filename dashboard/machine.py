@@ -24,7 +24,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOGS = ROOT / ".cache" / "setup"
 STATIC = ROOT / "static"
-EXTRAS = {"start": "postgres", "test": "dev,postgres"}
+EXTRAS = {"start": "postgres", "test": "dev,postgres,four-bit"}
+# There where NVIDIA's driver is loaded: such a machine can keep base models in 4 bits.
+NVIDIA = Path("/proc/driver/nvidia")
 # 5.5 GB with the CUDA build of torch, as pip chooses on Linux, and what pip holds meanwhile.
 INSTALL_BYTES = 8 * 1024**3
 
@@ -68,10 +70,16 @@ def prepare(purpose: str) -> None:
     check_python()
     LOGS.mkdir(parents=True, exist_ok=True)
     virtual_environment()
-    python_packages(EXTRAS[purpose])
+    python_packages(extras(purpose))
     front_end_packages()
     vendor_files()
     bundled_model()
+
+
+def extras(purpose: str) -> str:
+    """Which parts of our package this machine gets."""
+    found = EXTRAS[purpose].split(",")
+    return ",".join(found + ["four-bit"] * (NVIDIA.exists() and "four-bit" not in found))
 
 
 def check_python() -> None:
@@ -97,8 +105,9 @@ def virtual_environment() -> None:
 
 def python_packages(extras: str) -> None:
     """Our own package, editable, with the pinned versions."""
-    stamp = Stamp(VENV / f"graftworks-{extras.split(',')[0]}.stamp", "pyproject.toml", "constraints.txt")
-    everything = Stamp(VENV / "graftworks-dev.stamp", "pyproject.toml", "constraints.txt")
+    inputs = "pyproject.toml", "constraints.txt"
+    stamp = Stamp(VENV / f"graftworks-{extras.replace(',', '-')}.stamp", *inputs)
+    everything = Stamp(VENV / f"graftworks-{EXTRAS['test'].replace(',', '-')}.stamp", *inputs)
     if stamp.fresh() or everything.fresh():
         return
     # A relative requirement: a path with a space or a bracket would be read as something else.

@@ -69,6 +69,7 @@ class Hyperparameters:
     gradient_accumulation_steps: int = 1
     max_length: int = 512
     gradient_checkpointing: bool = False
+    load_in_4bit: bool = False  # the frozen base as NF4 with double quantisation (QLoRA, arXiv 2305.14314)
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -98,6 +99,11 @@ class Hyperparameters:
                 "lora_dropout",
                 "`lora_dropout` must be 0 with `use_dora`: the base stays in evaluation mode, in which PEFT "
                 "drops nothing there.",
+            )
+        if self.load_in_4bit and not self.autocast_adapter_dtype:
+            raise SpecError(
+                "autocast_adapter_dtype",
+                "`autocast_adapter_dtype` must stay on with `load_in_4bit`: no adapter is kept in 4 bits.",
             )
         if self.lr_scheduler_type not in SCHEDULERS:
             raise SpecError(
@@ -200,6 +206,12 @@ class TrainSpec:
                 "`lora_dropout` must be 0 here: PEFT cannot drop the inputs of experts. Set it to 0, or "
                 "choose a preset without MLP layers.",
             )
+        if self.target.target_parameters and self.hyperparameters.load_in_4bit:
+            raise SpecError(
+                "load_in_4bit",
+                "`load_in_4bit` must be off here: PEFT cannot adapt experts that are kept in 4 bits. Turn it "
+                "off, or choose a preset without MLP layers.",
+            )
         if self.validation_steps < 0 or self.validation_rows < 0:
             raise SpecError(
                 "validation_steps", "`validation_steps` and `validation_rows` must not be negative."
@@ -211,14 +223,16 @@ class EvalSpec:
     """Score the base and adapters on the same rows of a split.
 
     `adapters`: name of each subject -> a folder that PEFT loads. `with_base` False spares the base a second
-    scoring where another job has its scores on these rows already. `metric` is taken whatever the answers
-    look like; `pattern` is looked for in each of them, for the metric `regex`.
+    scoring where another job has its scores on these rows already. `load_in_4bit`: as the adapters were
+    trained. `metric` is taken whatever the answers look like; `pattern` is looked for in each of them, for
+    the metric `regex`.
     """
 
     base: BaseSpec
     data: DataSpec
     adapters: dict[str, str]
     with_base: bool = True
+    load_in_4bit: bool = False
     metric: str = ""
     pattern: str = ""
     split: str = "test"
@@ -271,6 +285,12 @@ SPEC_TYPES: dict[str, type] = {
     "import": ImportSpec,
     "inspect": InspectSpec,
 }
+
+
+def needs_4bit(spec: dict[str, Any]) -> bool:
+    """Whether the plain values of a job's spec ask for a base model in 4 bits; arms of one job ask alike."""
+    first = spec["specs"][0] if spec.get("specs") else spec
+    return bool(first.get("hyperparameters", first).get("load_in_4bit"))
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.training_run import TrainingRun
+from workers.loading import loading_code
 
 WEIGHTS = "adapter_model.safetensors"
 # One fixed time in every archive, so that equal content gives equal bytes.
@@ -108,14 +109,8 @@ class Adapter(models.Model):
     def usage(self) -> str:
         """A Python snippet that loads the unpacked download."""
         folder = self.archive_name().removesuffix(".zip")
-        revision = f', revision="{self.base_model.revision}"' if self.base_model.revision else ""
-        return (
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{self.base_model.hub_id}"{revision})\n'
-            f'model = PeftModel.from_pretrained(base, "{folder}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
-        )
+        base, in_4bit = self.base_model, self.run.in_4bit
+        return loading_code(base.hub_id, base.revision, folder, in_4bit=in_4bit)
 
     def archive_name(self) -> str:
         """What the download is called."""

@@ -224,6 +224,11 @@ class TrainingRun(models.Model):
         return dict(self.spec.get("hyperparameters", {}))
 
     @property
+    def in_4bit(self) -> bool:
+        """Whether its base model was kept in 4 bits, so that its adapter knows it so."""
+        return bool(self.hyperparameters.get("load_in_4bit"))
+
+    @property
     def seed(self) -> int:
         """What its order of rows and its adapter's first values are drawn with."""
         return int(self.hyperparameters.get("seed", 0))

@@ -100,6 +100,16 @@ def test_the_pins_leave_torch_to_the_machine() -> None:
     assert all("==" in line for line in (ROOT / "constraints.txt").read_text().splitlines())
 
 
+def test_a_machine_with_an_nvidia_card_can_keep_base_models_in_4_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "NVIDIA", tmp_path / "none")
+    assert machine.extras("start") == "postgres"
+    monkeypatch.setattr(machine, "NVIDIA", tmp_path)
+    assert machine.extras("start") == "postgres,four-bit"
+    assert machine.extras("test") == machine.EXTRAS["test"]
+
+
 def test_it_needs_the_standard_library_only() -> None:
     code = "import runpy, sys; sys.argv[1:] = ['browser']; runpy.run_path('dashboard/machine.py')"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=ROOT, check=True, timeout=30)

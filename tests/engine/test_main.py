@@ -279,7 +279,7 @@ def test_a_stray_print_goes_to_the_log(start: Start, make_spec: MakeSpec, tmp_pa
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
     code = (
         "import sys, os; from workers.engine import __main__ as engine, runtime\n"
-        "runtime.prepare_environment = lambda offline: (print('stray'), os.write(1, b'raw'))\n"
+        "runtime.prepare_environment = lambda **_: (print('stray'), os.write(1, b'raw'))\n"
         f"sys.exit(engine.main(['train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120)

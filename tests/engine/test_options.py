@@ -36,6 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "as the base": {"autocast_adapter_dtype": False, "dtype": "bfloat16"},
     "dora on bfloat16": {"use_dora": True, "dtype": "bfloat16"},
     "dora and loraplus": {"use_dora": True, "loraplus_lr_ratio": 4.0, "use_rslora": True},
+    "in 4 bits": {"load_in_4bit": True},
+    "in 4 bits on bfloat16, dora": {"load_in_4bit": True, "dtype": "bfloat16", "use_dora": True},
+    "in 4 bits, twice, dropout": {"load_in_4bit": True, "gradient_checkpointing": True, "lora_dropout": 0.2},
     "top layers": {"selection": Selection(("o_proj", "down_proj"), "top_half")},
     "own ranks": {
         "selection": Selection(("o_proj", "q_proj"), rank_pattern={"o_proj": 2}, alpha_pattern={"q_proj": 3})
@@ -78,7 +81,8 @@ def test_it_loads_in_peft_with_equal_logits(
     train([spec], tmp_path, report=Recorder())
     ids = torch.arange(3, 43).reshape(2, 20)
     dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-    plain = load_base(spec.base, dtype, torch.device("cpu"))
+    in_4bit = spec.hyperparameters.load_in_4bit
+    plain = load_base(spec.base, dtype, torch.device("cpu"), in_4bit=in_4bit)
     with torch.no_grad():
         before = plain(input_ids=ids).logits
         again = PeftModel.from_pretrained(

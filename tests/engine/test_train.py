@@ -64,8 +64,8 @@ def test_it_leaves_the_base_unmoved(
 ) -> None:
     loaded: list[Any] = []
 
-    def keep(*arguments: Any) -> Any:
-        loaded.append(model_module.load_base(*arguments))
+    def keep(*arguments: Any, **options: Any) -> Any:
+        loaded.append(model_module.load_base(*arguments, **options))
         loaded.append(digest(loaded[0]))
         return loaded[0]
 

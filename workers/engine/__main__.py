@@ -29,7 +29,7 @@ from typing import Any
 from workers.engine import runtime
 from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error
 from workers.events import STOPS, Bye, Event, Failure, Hello, Report, ShouldStop, to_line
-from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict
+from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict, needs_4bit
 
 PR_SET_PDEATHSIG = 1
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         asked = Asked(given.kind, specs, _check_ended(ended, len(specs)), given.out_dir, kept_in)
         # What libraries will change in their next versions concerns nobody who reads the job's log.
         warnings.simplefilter("ignore", FutureWarning)
-        runtime.prepare_environment(offline=asked.kind != "inspect")
+        runtime.prepare_environment(offline=asked.kind != "inspect", in_4bit=needs_4bit(values))
         report(_hello(asked.kind))
         asked.out_dir.mkdir(parents=True, exist_ok=True)
         _run(asked, report, stop)

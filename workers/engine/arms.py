@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workers.engine import lora, runtime
 from workers.engine.data import Example, Split, encode_rows, epoch_order, micro_batches, step_rows
+from workers.engine.model import kept_as
 from workers.errors import DataError, Diverged, RunError
 from workers.events import ArmEnd, Message, Report, ShouldStop
 from workers.specs import Hyperparameters, TrainSpec
@@ -111,11 +112,15 @@ def check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
         raise RunError("There is nothing to train: the list of specs is empty.")
     first = specs[0]
     for spec in specs:
-        if (spec.base, spec.data, spec.dtype) != (first.base, first.data, first.dtype):
+        if _shared(spec) != _shared(first):
             raise RunError(
                 "Arms of one call must share the base model, the dataset version and the number format."
             )
     return first
+
+
+def _shared(spec: TrainSpec) -> tuple[object, ...]:
+    return spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit
 
 
 def prepare(specs: Sequence[TrainSpec], tokenizer: Any, report: Report, should_stop: ShouldStop) -> list[Arm]:
@@ -213,13 +218,12 @@ def _tell_cuts(examples: list[Example], max_length: int, report: Report) -> None
         )
 
 
-def arithmetic(arm: Arm, base: Any, dtype: torch.dtype) -> str:
-    """The sums of the run, in words, before it starts."""
+def arithmetic(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
+    """The sums of the run, in words, before it starts; `frozen` numbers of the base stay as they are."""
     learn = arm.spec.hyperparameters
     per_epoch = math.ceil(len(arm.pool) / learn.rows_per_step)
     tokens = sum(len(example.ids) for example in arm.rows.values())
     labelled = sum(example.labelled for example in arm.rows.values())
-    frozen = sum(item.numel() for path, item in base.named_parameters() if "lora_" not in path)
     trainable = sum(parameter.numel() for parameter in arm.parameters)
     batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
     sentences = (
@@ -227,7 +231,7 @@ def arithmetic(arm: Arm, base: Any, dtype: torch.dtype) -> str:
         f"{arm.total:,} steps of {learn.rows_per_step:,} rows ({batch}), {arm.total / per_epoch:.2f} epochs.",
         f"The {len(arm.rows):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
         f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
-        f"The frozen ones are kept as {dtype_name(dtype)}.",
+        f"The frozen ones are kept {kept_as(dtype_name(dtype), in_4bit=learn.load_in_4bit)}.",
     )
     return " ".join(sentences)
 

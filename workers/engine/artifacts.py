@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 
 from workers import faults
 from workers.engine import lora, runtime
+from workers.engine.model import kept_as
 from workers.errors import Diverged, RunError, disk_error
 from workers.events import Artifact, finite
+from workers.loading import loading_code
 from workers.specs import TrainSpec, to_dict
 
 WEIGHTS = "adapter_model.safetensors"
@@ -194,8 +196,9 @@ def model_card(spec: TrainSpec, summary: dict[str, Any]) -> str:
 
 def _card_text(spec: TrainSpec, summary: dict[str, Any]) -> str:
     trained_on = f"{spec.data.name or 'dataset'}, version {spec.data.version}"
-    revision = f', revision="{spec.base.revision}"' if spec.base.revision else ""
     title = " ".join(spec.name.split())
+    in_4bit = spec.hyperparameters.load_in_4bit
+    code = loading_code(spec.base.name, spec.base.revision, "path/to/this/folder", in_4bit=in_4bit)
     return f"""# {title}
 
 A LoRA adapter for `{spec.base.name}`, trained with Graftworks on {trained_on} \
@@ -205,13 +208,7 @@ were trained; the base model is unchanged and is not part of this folder.
 ## Load it
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{spec.base.name}"{revision})
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
+{code}```
 
 ## Settings
 
@@ -247,7 +244,7 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
         ("rows per step", f"{learn.rows_per_step}"),
         ("max_length", f"{learn.max_length} tokens"),
         ("seed", f"{learn.seed}"),
-        ("base model kept as", summary["dtype"]),
+        ("base model kept", kept_as(summary["dtype"], in_4bit=learn.load_in_4bit)),
     ]
 
 

@@ -288,7 +288,7 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
             learn.pop(name, None)
         # Options that came later: left at their defaults, they change nothing of an earlier checkpoint.
-        for name in ("use_dora", "loraplus_lr_ratio", "autocast_adapter_dtype"):
+        for name in ("use_dora", "loraplus_lr_ratio", "autocast_adapter_dtype", "load_in_4bit"):
             if learn[name] == getattr(DEFAULTS, name):
                 del learn[name]
         learn["rows_per_step"] = spec.hyperparameters.rows_per_step

@@ -59,7 +59,7 @@ def evaluate(
     general = _general(tokenizer)
     stop_if_asked(should_stop)
     report(Progress("loading"))
-    base = load_base(spec.base, dtype, device)
+    base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
     check_max_length(base, spec.base, spec.max_length)
     watch(base, lambda: stop_if_asked(should_stop))
     scorer = make_scorer(base, base, collate(examples[:2], device))

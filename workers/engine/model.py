@@ -5,6 +5,7 @@ Knows nothing of adapters. The folder comes from a spec; no name is ever looked 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,8 +94,11 @@ def load_tokenizer(base: BaseSpec) -> Any:
         raise ModelError(f"The tokenizer of {base.name} cannot be read.") from error
 
 
-def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off."""
+def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4bit: bool = False) -> Any:
+    """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off.
+
+    `in_4bit`: its linear layers as NF4, computed in `dtype`; embeddings, norms and head stay whole.
+    """
     from safetensors import SafetensorError
     from transformers.models.auto.configuration_auto import AutoConfig
 
@@ -102,13 +106,54 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> Any:
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
         loader = auto_class(config)
         model = loader.from_pretrained(
-            base.path, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            base.path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **(_packing(base, dtype, device) if in_4bit else {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
         ) from error
+    if in_4bit:
+        _keep_gradients(model)
     return model.to(device).requires_grad_(False).eval()
+
+
+def kept_as(dtype: str, *, in_4bit: bool) -> str:
+    """How the base model lies in memory, in words."""
+    return f"in 4 bits (NF4) and computed as {dtype}" if in_4bit else f"as {dtype}"
+
+
+def _packing(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """How transformers packs the linear layers into 4 bits while it reads them, one by one."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"To keep {base.name} in 4 bits, the worker's machine needs the package bitsandbytes. Install it "
+            "there, or turn `load_in_4bit` off.",
+            code="no_4bit",
+        )
+    from transformers.utils.quantization_config import BitsAndBytesConfig
+
+    configure: Any = BitsAndBytesConfig
+    config = configure(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _keep_gradients(model: Any) -> None:
+    """On some CPUs bitsandbytes packs a layer anew for answers alone, and no gradient gets through that."""
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _first_line(error: Exception, base: BaseSpec) -> str:

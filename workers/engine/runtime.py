@@ -48,8 +48,11 @@ def _usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def prepare_environment(*, offline: bool) -> None:
+def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
     """Set what torch, OpenMP and the hub client read once, when they are loaded."""
+    if not in_4bit:
+        # Where it is installed PEFT loads it always: a second and 50 MB of each job that has no use for it.
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     os.environ["OMP_NUM_THREADS"] = str(thread_count())
     # A waiting OpenMP thread that spins starves the web process on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

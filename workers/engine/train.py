@@ -142,7 +142,8 @@ def train(
     stop_if_asked(asked)
     report(Progress("loading"))
     lora.rehearse(specs)
-    base = load_base(first.base, dtype, device)
+    base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
+    frozen = base.num_parameters()
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)
     watch(base, lambda: stop_if_asked(asked))
@@ -162,7 +163,7 @@ def train(
     scorer = make_scorer(model, base, collate(list(arms[0].rows.values())[:2], device))
     for arm in arms:
         if arm.is_live:
-            report(Message(arms_of.arithmetic(arm, base, dtype)))
+            report(Message(arms_of.arithmetic(arm, frozen, dtype)))
     if kept:
         checkpoints.restore(kept, keeper, arms)
     asked.stands = True
