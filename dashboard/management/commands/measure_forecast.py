@@ -1,8 +1,9 @@
 """`manage.py measure_forecast`: trains a few steps under many settings and prints predicted against measured.
 
-Each setting is predicted from all the others (leave one out), as an installation would that has run them.
-Time is the engine's processor time, so that other work on the machine does not count. Needs the bundled base
-model, no database and no broker; takes minutes.
+The settings are drawn anew each time, so that no formula can have been fitted to them; `--seed` repeats a
+draw. Each one is predicted from all the others (leave one out), as an installation would that has run them,
+and never from itself. Time is the engine's processor time, so that other work on the machine hardly counts.
+Needs the bundled base model, no database and no broker; takes minutes.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,98 +28,109 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from dashboard.models.dataset import SAMPLE_FILE
+from dashboard.models.forecast import setting_of
 from workers import estimates
 from workers.calibration import MEMORY, TIME, Observation, Prior, correction
 from workers.census import Census
 from workers.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
 from workers.forecast import adapter_params
-from workers.presets import preset, resolve
+from workers.presets import PRESETS, preset, resolve
 from workers.specs import BaseSpec, DataSpec, Hyperparameters, ImportSpec, InspectSpec, TrainSpec, to_dict
-from workers.targets import target_spec
+from workers.targets import Resolution, target_spec
 from workers.workload import PREFIX_TYPES, RowLengths, load_of
 
 GOAL_MEMORY, GOAL_TIME = 0.15, 0.25
-# Preset, r, batch, accumulation, max_length, dropout, layers computed twice: a few steps each.
-SETTINGS: tuple[tuple[str, int, int, int, int, float, bool], ...] = (
-    ("efficient", 16, 8, 1, 256, 0.0, False),
-    ("efficient", 16, 4, 2, 512, 0.0, False),
-    ("efficient", 64, 2, 4, 512, 0.0, False),
-    ("efficient", 8, 16, 1, 128, 0.0, False),
-    ("balanced", 16, 8, 1, 256, 0.0, False),
-    ("balanced", 8, 4, 1, 512, 0.0, False),
-    ("query_value", 16, 4, 2, 256, 0.0, False),
-    ("query_value", 32, 8, 1, 128, 0.0, False),
-    ("attention", 16, 4, 1, 512, 0.0, False),
-    ("attention", 64, 2, 4, 256, 0.0, False),
-    ("mlp", 16, 8, 1, 128, 0.0, False),
-    ("mlp", 8, 2, 2, 512, 0.0, False),
-    ("quality", 16, 4, 1, 256, 0.0, False),
-    ("quality", 8, 8, 1, 256, 0.0, False),
-    ("quality", 128, 4, 2, 128, 0.0, False),
-    ("quality", 16, 4, 1, 256, 0.1, False),
-    ("efficient", 16, 8, 1, 256, 0.0, True),
-    ("quality", 16, 8, 1, 256, 0.0, True),
-)
+FEWEST = 3  # of one setting alone nothing can be predicted, and of two little
+# What is drawn from. Rows that all draws of a setting see together: few would often miss the long ones.
+RANKS = (4, 8, 16, 32, 64, 128)
+LENGTHS = (96, 128, 192, 256, 320, 384, 448, 512)
+BATCHES = (2, 3, 4, 6, 8, 12, 16)
+ACCUMULATIONS = (1, 1, 2, 4)
+MOST_AT_ONCE = 2048  # tokens of a micro-batch, padding included
+MOST_PER_STEP = 16
+ROWS = 32
+DROPS, AGAIN = 1 / 6, 1 / 6
+
+
+def drawn(seed: int) -> Iterator[tuple[str, Hyperparameters]]:
+    """Settings without end, no two alike: the presets in turn, all else by the dice."""
+    dice = random.Random(seed)  # noqa: S311 - a draw that can be repeated
+    seen = set()
+    for place in count():
+        slug = list(PRESETS)[place % len(PRESETS)]
+        learn = None
+        while learn is None or (slug, learn) in seen:
+            learn = _draw(dice)
+        seen.add((slug, learn))
+        yield slug, learn
+
+
+def _draw(dice: random.Random) -> Hyperparameters:
+    max_length = dice.choice(LENGTHS)
+    batch = dice.choice([one for one in BATCHES if one * max_length <= MOST_AT_ONCE])
+    times = dice.choice([one for one in ACCUMULATIONS if one * batch <= MOST_PER_STEP])
+    return Hyperparameters(
+        r=dice.choice(RANKS),
+        lora_dropout=0.1 if dice.random() < DROPS else 0.0,
+        max_steps=max(2, round(ROWS / (batch * times))),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=times,
+        max_length=max_length,
+        gradient_checkpointing=dice.random() < AGAIN,
+    )
 
 
 @dataclass(frozen=True)
 class Measured:
     """One setting: reckoned by formula and measured."""
 
-    setting: str
-    words: str
+    preset: str
+    learn: Hyperparameters
+    setting: str  # what it has in common with others, as calibrations know it
     reckoned_bytes: float
     reckoned_seconds: float
     bytes: float
     seconds: float
 
-
-class Command(BaseCommand):
-    """Measure how far forecasts are off on this machine."""
-
-    help = "Train a few steps under many settings and print predicted against measured memory and time."
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """How much, and in which number format."""
-        parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each setting")
-        parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-        parser.add_argument(
-            "--first", type=int, default=len(SETTINGS), help="how many settings, from the first"
-        )
-
-    def handle(self, *_args: Any, **options: Any) -> None:
-        """Measure, predict each from the others, print the table, and fail when a goal is missed."""
-        with tempfile.TemporaryDirectory(prefix="graftworks-measure-") as name:
-            bench = Bench(Path(name), options["steps"], options["dtype"])
-            found = []
-            for place in SETTINGS[: options["first"]]:
-                found.append(bench.measure(*place))
-                self.stdout.write(f"measured {found[-1].words}")
-                self.stdout.flush()
-        errors = list(self.table(found))
-        memory, time = (max(abs(error[which]) for error in errors) for which in (0, 1))
-        self.stdout.write(f"Largest error: memory {memory:.1%} (goal {GOAL_MEMORY:.0%}), time {time:.1%} "
-                          f"(goal {GOAL_TIME:.0%}), over {len(found)} settings.")  # fmt: skip
-        if memory > GOAL_MEMORY or time > GOAL_TIME:
-            raise CommandError("A goal was missed.")
-
-    def table(self, found: list[Measured]) -> Iterator[tuple[float, float]]:
-        """One line per setting; the errors as shares."""
-        self.stdout.write(f"{'setting':44}{'memory, GB':>22}{'off':>8}{'CPU seconds':>20}{'off':>8}")
-        for one in found:
-            others = [other for other in found if other is not one]
-            size = one.reckoned_bytes * factor(others, one, MEMORY, "bytes")
-            seconds = one.reckoned_seconds * factor(others, one, TIME, "seconds")
-            errors = size / one.bytes - 1, seconds / one.seconds - 1
-            self.stdout.write(
-                f"{one.words:44}{size / 1e9:>10.2f} / {one.bytes / 1e9:<9.2f}{errors[0]:>+8.1%}"
-                f"{seconds:>9.1f} / {one.seconds:<8.1f}{errors[1]:>+8.1%}"
-            )
-            yield errors
+    @property
+    def words(self) -> str:
+        """As the table names it."""
+        learn = self.learn
+        rows = f"{learn.per_device_train_batch_size}x{learn.gradient_accumulation_steps}"
+        ways = ("d" if learn.lora_dropout else "") + ("c" if learn.gradient_checkpointing else "")
+        return f"{self.preset:12}{learn.r:>4}{rows:>7}{learn.max_length:>8}{learn.max_steps:>7} {ways:3}"
 
 
-def factor(others: list[Measured], one: Measured, prior: Prior, what: str) -> float:
-    """What the others say about this one."""
+@dataclass(frozen=True)
+class Checked:
+    """One setting as the others predict it."""
+
+    measured: Measured
+    bytes: float
+    seconds: float
+
+    @property
+    def memory_error(self) -> float:
+        """By which share the forecast is off; positive where it expected more."""
+        return self.bytes / self.measured.bytes - 1
+
+    @property
+    def time_error(self) -> float:
+        """By which share the forecast is off; positive where it expected more."""
+        return self.seconds / self.measured.seconds - 1
+
+
+def checked(found: Sequence[Measured]) -> list[Checked]:
+    """Each setting, predicted from all the others and not from itself."""
+    results = []
+    for one in found:
+        others = [other for other in found if other is not one]
+        size = one.reckoned_bytes * _factor(others, one, MEMORY, "bytes")
+        results.append(Checked(one, size, one.reckoned_seconds * _factor(others, one, TIME, "seconds")))
+    return results
+
+
+def _factor(others: Sequence[Measured], one: Measured, prior: Prior, what: str) -> float:
     seen = [
         Observation(
             "here", "bundled", other.setting, getattr(other, what) / getattr(other, f"reckoned_{what}")
@@ -126,11 +140,81 @@ def factor(others: list[Measured], one: Measured, prior: Prior, what: str) -> fl
     return correction(seen, "here", "bundled", one.setting, prior).factor
 
 
+class Command(BaseCommand):
+    """Measure how far forecasts are off on this machine."""
+
+    help = "Train a few steps under many settings and print predicted against measured memory and time."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """How much, and in which number format."""
+        parser.add_argument("--count", type=int, default=18, help="how many settings are measured")
+        parser.add_argument("--minutes", type=float, help="measure no further setting that would end later")
+        parser.add_argument("--seed", type=int, help="of the draw; without it, another one each time")
+        parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        """Measure, predict each from the others, print the table, and fail when a goal is missed."""
+        if options["count"] < FEWEST:
+            raise CommandError(f"Measure at least {FEWEST} settings: each is predicted from the others.")
+        seed = random.SystemRandom().randrange(10**6) if options["seed"] is None else options["seed"]
+        self.stdout.write(f"{options['count']} settings drawn with --seed {seed}, {options['dtype']}.")
+        with tempfile.TemporaryDirectory(prefix="graftworks-measure-") as name:
+            bench = Bench(Path(name), options["dtype"])
+            found = list(self.measure(bench, seed, options["count"], options["minutes"]))
+        if len(found) < FEWEST:
+            raise CommandError(f"Only {len(found)} settings were measured in that time. Allow more minutes.")
+        results = checked(found)
+        self.table(results)
+        if not self.summary(results):
+            raise CommandError("A goal was missed.")
+
+    def measure(self, bench: Bench, seed: int, most: int, minutes: float | None) -> Iterator[Measured]:
+        """One setting after the other, until there are enough or time is short."""
+        started, longest = time.monotonic(), 0.0
+        for place, (slug, learn) in zip(range(1, most + 1), drawn(seed), strict=False):
+            began = time.monotonic()
+            if minutes is not None and began - started + longest > 60 * minutes:
+                self.stdout.write(f"Time is short: {place - 1} of {most} settings were measured.")
+                return
+            one = bench.measure(slug, learn)
+            longest = max(longest, time.monotonic() - began)
+            self.stdout.write(f"measured {place:>2} of {most}: {one.words} {time.monotonic() - began:.0f} s")
+            self.stdout.flush()
+            yield one
+
+    def table(self, results: Sequence[Checked]) -> None:
+        """One line per setting; d: with dropout, c: layers computed twice."""
+        self.stdout.write("")
+        self.stdout.write(f"{'preset':12}{'r':>4}{'batch':>7}{'length':>8}{'steps':>7}     "
+                          f"{'memory, GB':>16}{'off':>8}{'CPU seconds':>18}{'off':>8}")  # fmt: skip
+        for one in results:
+            self.stdout.write(
+                f"{one.measured.words} {one.bytes / 1e9:>8.2f} / {one.measured.bytes / 1e9:<5.2f}"
+                f"{one.memory_error:>+8.1%}{one.seconds:>9.1f} / {one.measured.seconds:<6.1f}"
+                f"{one.time_error:>+8.1%}"
+            )
+        self.stdout.write("Left of each / what the other settings predict, right what was measured; "
+                          "d: dropout, c: layers computed twice.")  # fmt: skip
+
+    def summary(self, results: Sequence[Checked]) -> bool:
+        """How many forecasts were near enough and how far off the worst was; whether all were."""
+        good = True
+        for what, goal, errors in (
+            ("Memory", GOAL_MEMORY, [one.memory_error for one in results]),
+            ("Time", GOAL_TIME, [one.time_error for one in results]),
+        ):
+            within = sum(abs(error) <= goal for error in errors)
+            worst = max(errors, key=abs)
+            self.stdout.write(f"{what}: {within} of {len(errors)} within {goal:.0%}, worst {worst:+.1%}.")
+            good = good and within == len(errors)
+        return good
+
+
 class Bench:
     """A dataset of varied lengths, the bundled model's census, and runs of the engine on both."""
 
-    def __init__(self, folder: Path, steps: int, dtype: str) -> None:
-        self.folder, self.steps, self.dtype = folder, steps, dtype
+    def __init__(self, folder: Path, dtype: str) -> None:
+        self.folder, self.dtype = folder, dtype
         model = str(settings.BUNDLED_MODEL_DIR)
         self.base = BaseSpec(path=model, name="bundled")
         upload = folder / "rows.jsonl"
@@ -141,33 +225,36 @@ class Bench:
             result(self.run("inspect", to_dict(InspectSpec(path=model)), folder / "model")[0])["census"]
         )
 
-    def measure(
-        self, slug: str, r: int, batch: int, times: int, max_length: int, dropout: float, again: bool
-    ) -> Measured:
+    def measure(self, slug: str, learn: Hyperparameters) -> Measured:
         """Reckon one setting, then train it."""
-        learn = Hyperparameters(
-            r=r,
-            lora_dropout=dropout,
-            max_steps=self.steps,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=times,
-            max_length=max_length,
-            gradient_checkpointing=again,
-        )
         resolution = resolve(preset(slug).roles, self.census)
         lengths = RowLengths.from_report(self.report["token_lengths"], self.report["splits"]["train"])
-        kept = lengths.kept(max_length) if lengths else None
+        kept = lengths.kept(learn.max_length) if lengths else None
         if kept is None:
-            raise CommandError(f"No row keeps its answer at {max_length} tokens.")
-        shares = self.census.model_type in PREFIX_TYPES and not again
-        load = load_of(kept, learn, shares=shares)
-        trainable = adapter_params(resolution.matched, r)
-        sizes = estimates.shape(self.census, resolution.matched, r, trainable)
+            raise CommandError(f"No row keeps its answer at {learn.max_length} tokens.")
+        again = learn.gradient_checkpointing
+        load = load_of(kept, learn, shares=self.census.model_type in PREFIX_TYPES and not again)
+        trainable = adapter_params(resolution.matched, learn.r)
+        sizes = estimates.shape(self.census, resolution.matched, learn.r, trainable)
         width = {"float32": 4, "bfloat16": 2}[self.dtype]
-        how = estimates.How(dtype_bytes=width, drops=dropout > 0, recomputes=again)
-        parts = estimates.memory(sizes, load, how)
+        how = estimates.How(dtype_bytes=width, drops=learn.lora_dropout > 0, recomputes=again)
         speed = estimates.operations_per_second("cpu", 1, width)
-        spec = TrainSpec(
+        events, seconds = self.run("train", to_dict(self.spec(slug, resolution, learn)), self.folder / "out")
+        shutil.rmtree(self.folder / "out")  # with checkpoints, which the next setting could not continue
+        summary = next(event.summary for event in events if isinstance(event, ArmEnd))
+        return Measured(
+            preset=slug,
+            learn=learn,
+            setting=setting_of(resolution.modules, learn),
+            reckoned_bytes=sum(estimates.memory(sizes, load, how).values()),
+            reckoned_seconds=estimates.seconds(sizes, load, speed, how).training,
+            bytes=float(summary["peak_memory_bytes"]),
+            seconds=seconds,
+        )
+
+    def spec(self, slug: str, resolution: Resolution, learn: Hyperparameters) -> TrainSpec:
+        """What the engine gets."""
+        return TrainSpec(
             name=slug,
             base=self.base,
             data=DataSpec(path=str(self.folder / "data"), sha256=self.report["sha256"]),
@@ -175,19 +262,6 @@ class Bench:
             hyperparameters=learn,
             validation_rows=0,
             dtype=self.dtype,
-        )
-        out_dir = self.folder / "out"
-        events, seconds = self.run("train", to_dict(spec), out_dir)
-        shutil.rmtree(out_dir)  # with its checkpoints, which the next setting could not continue
-        summary = next(event.summary for event in events if isinstance(event, ArmEnd))
-        drops = (f", dropout {dropout}" if dropout else "") + (", computed twice" if again else "")
-        return Measured(
-            setting=f"{resolution.modules} modules{drops}",
-            words=f"{slug} r {r}, {batch} x {times} rows, {max_length} tokens{drops}",
-            reckoned_bytes=sum(parts.values()),
-            reckoned_seconds=estimates.seconds(sizes, load, speed, how).training,
-            bytes=float(summary["peak_memory_bytes"]),
-            seconds=seconds,
         )
 
     def run(self, kind: str, spec: dict[str, Any], out_dir: Path) -> tuple[list[Event], float]:
