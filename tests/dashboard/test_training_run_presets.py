@@ -148,8 +148,9 @@ def measured(run: TrainingRun, memory: int, seconds: float) -> None:
     Calibration.objects.filter(run=run).delete()
     Calibration.objects.create(
         run=run, base_model=run.base_model, device="CPU", dtype="float32", setting="2 modules",
-        formula=FORMULA, reckoned_memory_bytes=10**9, reckoned_training_seconds=10, reckoned_validation_seconds=0,
-        reckoned_other_seconds=5, memory_bytes=memory, training_seconds=seconds, seconds=seconds + 5,
+        formula=FORMULA, reckoned_memory_bytes=10**9, reckoned_training_seconds=10,
+        reckoned_validation_seconds=0, reckoned_other_seconds=5, memory_bytes=memory,
+        training_seconds=seconds, seconds=seconds + 5,
     )  # fmt: skip
 
 
