@@ -1,7 +1,9 @@
-"""Studies: plan, list, look, stop, add seeds; and every score behind the verdict."""
+"""Studies: plan, list, look, stop, add seeds and arms; and every score behind the verdict."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
 from django.utils.translation import gettext as _
@@ -17,11 +19,12 @@ from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.api.training_runs import HyperparametersIn, IdOrSlug, config_of, newest_version
-from dashboard.models import ArmPlan, Job, Role, State, Study, TargetModuleConfig, hyperparameters_from
+from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig, hyperparameters_from
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from dashboard.models.study_result import costs_of, scores_of
 from dashboard.models.study_words import sentence
 from workers.errors import SpecError
+from workers.specs import Hyperparameters
 
 router = Router()
 MOST_ROWS = 10_000
@@ -41,6 +44,7 @@ class StudyIn(Schema):
     """A study to start. Without `learning_rates` each arm keeps its own rate.
 
     `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
+    `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect.
     `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
     """
 
@@ -53,6 +57,7 @@ class StudyIn(Schema):
     seeds: list[StrictInt] = Field(default_factory=lambda: list(DEFAULT_SEEDS))
     budget: Literal["equal-rank", "equal-parameters"] = "equal-rank"
     metric: StrictStr = ""
+    pattern: StrictStr = ""
     reference: Name = ""
     margin: Annotated[StrictFloat, Field(ge=0)] = DEFAULT_MARGIN
     learning_rates: list[StrictFloat] = []
@@ -66,6 +71,15 @@ class SeedsIn(Schema):
     model_config = ConfigDict(extra="forbid")
 
     seeds: list[StrictInt] = []
+
+
+class ArmsIn(Schema):
+    """Arms to add. Settings that are left out are the reference's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arms: list[ArmIn] = []
+    confirmed: StrictBool = False
 
 
 class Estimate(Schema):
@@ -113,6 +127,15 @@ class ComparisonOut(Schema):
     outcome: str
 
 
+class AdditionOut(Schema):
+    """Arms or seeds that came after the start. `after_result`: when a first result was known."""
+
+    at: datetime
+    arms: list[str]
+    seeds: list[int]
+    after_result: bool
+
+
 class StudyOut(Schema):
     """A study. `verdict` is the sentence, null before the end."""
 
@@ -123,9 +146,11 @@ class StudyOut(Schema):
     base_model: int
     budget: str
     metric: str
+    pattern: str
     reference: str
     margin: float
     seeds: list[int]
+    additions: list[AdditionOut]
     arms: list[ArmOut]
     base: BaseOut
     comparisons: list[ComparisonOut]
@@ -161,9 +186,11 @@ def shown(study: Study) -> dict[str, Any]:
         "base_model": study.base_model_id,
         "budget": study.budget,
         "metric": study.metric,
+        "pattern": study.pattern,
         "reference": study.reference,
         "margin": study.margin,
         "seeds": study.seeds,
+        "additions": study.additions,
         "arms": [
             {
                 "name": arm.name,
@@ -221,6 +248,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
         seeds=payload.seeds,
         budget=payload.budget,
         metric=payload.metric,
+        pattern=payload.pattern,
         reference=payload.reference,
         margin=payload.margin,
         learning_rates=payload.learning_rates,
@@ -231,7 +259,12 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
     return cast("Job", study.jobs().order_by("pk").first())
 
 
-def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
+def plan_of(
+    request: Call,
+    arm: ArmIn,
+    number: int,
+    settings_of: Callable[[dict[str, Any]], Hyperparameters] = hyperparameters_from,
+) -> ArmPlan:
     """An arm with its config and resolved settings."""
     config: TargetModuleConfig = config_of(request, arm.target_module_config)
     values = arm.hyperparameters.dict() if arm.hyperparameters else {}
@@ -239,7 +272,7 @@ def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
     if not name:
         raise invalid(f"arms.{number}.name", _("Give this arm a name."))
     try:
-        return ArmPlan(name, config, hyperparameters_from(values))
+        return ArmPlan(name, config, settings_of(values))
     except SpecError as error:
         raise invalid(f"arms.{number}.hyperparameters.{error.field}", error.message) from error
 
@@ -257,15 +290,34 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
 @router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
     """Train every arm with more seeds; what is done is used again, and the verdict is computed anew."""
-    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-    if study.state not in (State.SUCCEEDED, State.RUNNING, State.QUEUED):
-        message = _("Seeds can be added to a study that runs or has finished. This one: %(state)s.")
-        raise Refusal(409, "not_extendable", message % {"state": study.state})
+    study = growing(request, pk)
     act = f"seeds {pk}"
     if not done_before(request, act):
         study.add_seeds(payload.seeds, request.auth.user)
         first_time(request, act)
     return Status(202, detail(request, pk))
+
+
+@router.post("/{int:pk}/arms", response={202: StudyOut, **WRITING})
+def arms(request: Call, pk: int, payload: ArmsIn) -> Status[dict[str, Any]]:
+    """Compare more arms with the same reference on the same seeds; what is done is used again."""
+    study = growing(request, pk)
+    act = f"arms {pk}"
+    if not done_before(request, act):
+        like = study.reference_arm.varied
+        plans = [plan_of(request, arm, number, like) for number, arm in enumerate(payload.arms)]
+        study.add_arms(plans, request.auth.user, confirmed=payload.confirmed)
+        first_time(request, act)
+    return Status(202, detail(request, pk))
+
+
+def growing(request: Call, pk: int) -> Study:
+    """A study that the caller may extend, as long as what comes would still be compared."""
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+    if not study.may_grow:
+        message = _("Seeds and arms can be added to a study that runs or has finished. This one: %(state)s.")
+        raise Refusal(409, "not_extendable", message % {"state": study.state})
+    return study
 
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})

@@ -1,4 +1,4 @@
-"""Studies' forms: what to compare on which data, and how many seeds to add.
+"""The form of a study: what to compare on which data, and how.
 
 Parses and checks; launching is the view's, and what a plan costs is `dashboard.forms.study_costs`'s.
 """
@@ -29,13 +29,16 @@ from dashboard.models.study_plan import (
     METRICS,
     MOST_RATES,
     MOST_SEEDS,
+    PATTERN_METRIC,
     TEST_ROWS,
+    check_metric,
+    default_metric,
 )
 from workers.errors import SpecError
+from workers.patterns import PATTERN_LETTERS
 from workers.specs import LIMITS, Hyperparameters
 from workers.targets import Resolution
 
-MOST_AT_ONCE = 5
 MOST_ROWS = 10_000
 # The spec's unit interval, as people say it.
 POINTS = 100
@@ -111,6 +114,16 @@ class StudyForm(forms.Form):
         label=gettext_lazy("Measured by"),
         choices=[("", gettext_lazy("What fits the answers")), *METRICS.items()],
         required=False,
+    )
+    pattern = forms.CharField(
+        label=gettext_lazy("Pattern"),
+        max_length=PATTERN_LETTERS,
+        required=False,
+        help_text=gettext_lazy(
+            r"What a right answer holds, as a regular expression: total: \d+. With a group, total: (\d+), "
+            "the group must find in the answer what it finds in the expected one."
+        ),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
     compared_with = forms.ModelChoiceField(
         label=gettext_lazy("Compared with (reference)"),
@@ -218,12 +231,16 @@ class StudyForm(forms.Form):
         elif configs is not None and reference and reference not in configs:
             self.add_error("compared_with", _("Choose one of the ticked arms as the reference."))
         if not self.errors:
+            # Hidden while another metric is chosen, and then what was typed means nothing.
+            values["pattern"] = values["pattern"] if values["metric"] == PATTERN_METRIC else ""
+            version = values["dataset_version"]
             try:
                 values["arms"] = self.arms()
+                check_metric(values["metric"] or default_metric(version), values["pattern"], version)
             except SpecError as error:
                 self.refuse(error)
-            dataset = values["dataset_version"].dataset
-            values["name"] = values["name"] or _("Study of %(dataset)s") % {"dataset": dataset.name[:100]}
+            named = {"dataset": version.dataset.name[:100]}
+            values["name"] = values["name"] or _("Study of %(dataset)s") % named
         return values
 
     def refuse(self, error: SpecError) -> None:
@@ -271,23 +288,3 @@ class StudyForm(forms.Form):
 def name_of(config: TargetModuleConfig) -> str:
     """What an arm is called in the sentence that people will read. Calls of the API take the slug."""
     return str(config.name)
-
-
-class SeedsForm(forms.Form):
-    """How many seeds to add. `first` is the first new one that the page offered: sent twice, it adds once."""
-
-    count = forms.TypedChoiceField(
-        label=gettext_lazy("Seeds to add"),
-        choices=[(number, str(number)) for number in range(1, MOST_AT_ONCE + 1)],
-        coerce=int,
-        error_messages=dict.fromkeys(
-            ("required", "invalid_choice"),
-            gettext_lazy("Choose how many seeds to add, from 1 to %(most)d.") % {"most": MOST_AT_ONCE},
-        ),
-    )
-    first = forms.IntegerField(min_value=0, max_value=2**32 - 1, widget=forms.HiddenInput)
-
-    def seeds(self) -> list[int]:
-        """The seeds that were asked for."""
-        first = self.cleaned_data["first"]
-        return list(range(first, first + self.cleaned_data["count"]))

@@ -392,6 +392,16 @@ class Study(models.Model):
         """Whether further arms and seeds would be compared with what is there."""
         return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
 
+    @property
+    def reference_arm(self) -> StudyArm:
+        """The arm that every other one is compared with."""
+        return next(arm for arm in self.arms.all() if arm.name == self.reference)
+
+    @property
+    def later_arms(self) -> list[str]:
+        """Names of the arms that were not planned before the start."""
+        return [name for one in self.additions for name in one["arms"]]
+
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
         """Train every arm with more seeds and judge anew; what is done is used again.
 

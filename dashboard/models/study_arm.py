@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from django.db import models
 from django.utils.translation import gettext as _
 
 from dashboard.models.study_plan import ArmPlan, halvings
 from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import TrainingRun
+from dashboard.models.training_run import TrainingRun, hyperparameters_from
 from workers.specs import Hyperparameters
 
 
@@ -36,6 +37,17 @@ class StudyArm(models.Model):
     def plan(self) -> ArmPlan:
         """What it was planned as."""
         return ArmPlan(self.name, self.target_module_config, Hyperparameters(**self.hyperparameters))
+
+    def varied(self, changes: dict[str, Any]) -> Hyperparameters:
+        """Its settings with some changed; alpha stays twice the rank where it is. May raise SpecError."""
+        own = dict(self.hyperparameters)
+        if own["lora_alpha"] == 2 * own["r"]:
+            del own["lora_alpha"]
+        changed = {name: value for name, value in changes.items() if value is not None}
+        # A run's length is said in one of two ways.
+        if {"max_steps", "num_train_epochs"} & changed.keys():
+            own |= {"max_steps": None, "num_train_epochs": None}
+        return hyperparameters_from(own | changed)
 
     def settings(self, *, seed: int) -> Hyperparameters:
         """What its run with this seed learns with."""

@@ -236,6 +236,29 @@ def share_in_words(size: int, reference: int) -> str:
     return _("%(percent)s %% of the parameters") % {"percent": f"{100 * ratio:.0f}"}
 
 
+def later(study: Study) -> list[str]:
+    """What was not planned before the start, and whether a result was known when it came."""
+    said = []
+    for one in study.additions:
+        came = {"day": one["at"][:10], "names": ", ".join(map(str, one["arms"] or one["seeds"]))}
+        if one["arms"]:
+            what = (
+                _("Arms added on %(day)s, when a first result was known: %(names)s.")
+                if one["after_result"]
+                else _("Arms added on %(day)s, before any result was known: %(names)s.")
+            )
+            rule = _("Metric, reference and margin stayed as they were, and the correction counts every arm.")
+        else:
+            what = (
+                _("Seeds added on %(day)s, when a first result was known: %(names)s.")
+                if one["after_result"]
+                else _("Seeds added on %(day)s, before any result was known: %(names)s.")
+            )
+            rule = _("The intervals do not allow for having looked before.") if one["after_result"] else ""
+        said.append(f"{what % came} {rule}".strip())
+    return said
+
+
 def unmeasured(study: Study) -> list[str]:
     """What this study does not tell."""
     said = [

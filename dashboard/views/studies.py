@@ -1,4 +1,4 @@
-"""Studies: the form with its live plan, the list, a page with its live grid, stopping, adding seeds."""
+"""Studies: the form with its live plan, the list, a page with its live grid, stopping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from dashboard.forms.studies import CARRIED, SETTINGS, SeedsForm, StudyForm
+from dashboard.forms.studies import CARRIED, SETTINGS, StudyForm
 from dashboard.forms.study_costs import study_outlook
 from dashboard.forms.training_runs import (
     SAMPLE_LEARNING_RATE,
@@ -22,13 +22,13 @@ from dashboard.forms.training_runs import (
     is_sample,
 )
 from dashboard.gate import Request
-from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
-from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
-from dashboard.models.study_words import amount, more_seeds, sentence
+from dashboard.models import Dataset, Role, Study, TrainingRun
+from dashboard.models.study_plan import rates_to_try
+from dashboard.models.study_words import amount, later, sentence
 from dashboard.views.launching import launched_once
+from dashboard.views.study_additions import additions_context
 from dashboard.views.study_grid import grid_of
 from dashboard.views.study_results import result_context
-from workers.errors import SpecError, TargetError
 
 # Fields of a link are at most as long as anything that the form would take.
 LONGEST = 40
@@ -90,6 +90,7 @@ def launched(request: Request, form: StudyForm) -> Study | None:
             seeds=range(1, values["seeds"] + 1),
             budget=values["budget"],
             metric=values["metric"],
+            pattern=values["pattern"],
             reference=form.reference(),
             margin=form.margin_in_unit(),
             learning_rates=values["learning_rates"],
@@ -190,7 +191,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "can_stop": may_edit and not study.is_over and study.cancelled_at is None,
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
-        **seeds_context(study, may_edit),
+        "later": later(study),
+        **additions_context(study, request.user, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
     }
     return render(request, "studies/detail.html", context)
@@ -213,42 +215,6 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     if not study.request_cancel(request.user):
         messages.warning(request, _("It had ended already, so there was nothing to stop."))
     return redirect(study)
-
-
-@require_POST
-def seeds(request: Request, pk: int) -> HttpResponse:
-    """Train every arm with more seeds; what is done is used again."""
-    study = Study.objects.fetch(request.user, pk, Role.EDITOR)
-    form = SeedsForm(request.POST)
-    if not form.is_valid():
-        for errors in form.errors.values():
-            messages.error(request, str(errors[0]))
-        return redirect(study)
-    if not can_add(study):
-        messages.error(request, _("Seeds can be added to a study that has come to a result."))
-    elif not set(form.seeds()) <= set(study.seeds):  # else a double click, whose first half has added them
-        try:
-            study.add_seeds(form.seeds(), request.user)
-        except OverBudget as refusal:
-            messages.error(request, str(refusal))
-        except (SpecError, TargetError) as refusal:
-            messages.error(request, refusal.message)
-    return redirect(study)
-
-
-def can_add(study: Study) -> bool:
-    """Whether further seeds would be compared with what is there."""
-    return study.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
-
-
-def seeds_context(study: Study, may_edit: bool) -> dict[str, Any]:
-    """What the question for more seeds needs; it is asked of studies that have come to a result."""
-    offered = may_edit and study.state == State.SUCCEEDED and len(study.seeds) < MOST_SEEDS
-    if not offered:
-        return {"seeds_form": None}
-    advised = more_seeds(study)
-    form = SeedsForm(initial={"count": min(advised or 2, 5), "first": max(study.seeds) + 1})
-    return {"seeds_form": form, "advised_seeds": advised}
 
 
 def grid_context(study: Study) -> dict[str, Any]:

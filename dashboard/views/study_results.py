@@ -15,7 +15,7 @@ from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
 from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
-from dashboard.models.study_words import OUTCOMES, amount, interval, recommended, sentence, unmeasured
+from dashboard.models.study_words import OUTCOMES, amount, interval, later, recommended, sentence, unmeasured
 from dashboard.study_charts import COSTS, config_label, quality
 from dashboard.views.compare import settings_table
 from workers.verdicts import MIN_SEEDS
@@ -49,6 +49,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "settings_arms": [arm for arm in study.arms.all() if arm.final_runs()],
         "only": only,
         "unmeasured": unmeasured(study),
+        "later": later(study),
         "decisions": Decision.objects.with_facts().filter(study=study),
         **(acts_of(study, reader) if reader else {}),
     }

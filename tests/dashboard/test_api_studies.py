@@ -210,3 +210,80 @@ def test_another_project_sees_nothing_of_it(
         refused(theirs.get(f"{STUDIES}/{study.pk}{path}"), 404)
     for path in ("/cancel", "/seeds"):
         refused(theirs.post(f"{STUDIES}/{study.pk}{path}", {"seeds": [9]}, **HEAD), 404)
+
+
+def test_it_adds_arms_to_a_finished_study(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    before = set(study.runs().values_list("pk", flat=True))
+    asked = {"arms": [{"target_module_config": "mlp", "hyperparameters": {"r": 8}}]}
+    answer = api.post(f"{STUDIES}/{study.pk}/arms", asked, **HEAD)
+    assert (answer.status_code, answer.json()["state"], answer.json()["verdict"]) == (202, "running", None)
+    arms = {arm["name"]: arm for arm in answer.json()["arms"]}
+    assert list(arms) == ["efficient", "quality", "mlp"]
+    assert len(arms["mlp"]["runs"]) == 2
+    assert not before & set(arms["mlp"]["runs"]), "only the new arm is trained"
+    assert study.runs().count() == len(before) + 2
+    (told,) = answer.json()["additions"]
+    assert (told["arms"], told["seeds"], told["after_result"]) == (["mlp"], [], True)
+    learn = api.get(f"{STUDIES}/{study.pk}/export").json()["settings"][-1]["spec"]["hyperparameters"]
+    assert (learn["r"], learn["lora_alpha"], learn["max_steps"]) == (8, 16, 10), "the rest is the reference's"
+
+
+@pytest.mark.parametrize(
+    ("arms", "field"),
+    [
+        ([], "arms"),
+        ([{"target_module_config": "efficient"}], "arms"),
+        ([{"target_module_config": "mlp", "name": "base"}], "arms"),
+        ([{"target_module_config": "mlp", "hyperparameters": {"max_steps": 99}}], "arms"),
+        ([{"target_module_config": "mlp", "hyperparameters": {"r": 0}}], "arms.0.hyperparameters.r"),
+        ([{"target_module_config": "mlp", "name": f"a{n}"} for n in range(11)], "arms"),
+    ],
+)
+def test_it_refuses_arms_that_could_not_be_compared(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel, arms: Any, field: str
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    assert refused(api.post(f"{STUDIES}/{study.pk}/arms", {"arms": arms}, **HEAD), 422, field)
+    assert Study.objects.get(pk=study.pk).state == "succeeded"
+
+
+def test_a_study_without_result_takes_neither_arms_nor_seeds(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model)
+    api.post(f"{STUDIES}/{study.pk}/cancel")
+    for path, asked in (("arms", {"arms": [{"target_module_config": "mlp"}]}), ("seeds", {"seeds": [9]})):
+        answer = api.post(f"{STUDIES}/{study.pk}/{path}", asked, **HEAD)
+        assert "cancelled" in refused(answer, 409)
+        assert answer.json()["error"]["code"] == "not_extendable"
+
+
+def test_repeated_with_its_key_arms_are_added_once(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    asked = {"arms": [{"target_module_config": "mlp"}]}
+    for _call in range(2):
+        answer = api.post(f"{STUDIES}/{study.pk}/arms", asked, headers={"Idempotency-Key": "k"}, **HEAD)
+        assert (answer.status_code, len(answer.json()["arms"])) == (202, 3)
+
+
+def test_the_metric_regex_needs_a_pattern_and_no_other_takes_one(api: Client, body: dict[str, Any]) -> None:
+    assert refused(api.post(STUDIES, body | {"metric": "regex"}, **HEAD), 422, "pattern")
+    assert refused(api.post(STUDIES, body | {"metric": "regex", "pattern": "("}, **HEAD), 422, "pattern")
+    assert refused(api.post(STUDIES, body | {"pattern": "a"}, **HEAD), 422, "pattern")
+    study = api.post(STUDIES, body | {"metric": "regex", "pattern": r"total: (\d+)"}, **HEAD).json()
+    assert (study["metric"], study["pattern"]) == ("regex", r"total: (\d+)")
+
+
+def test_a_metric_of_answers_is_refused_where_rows_have_none(
+    api: Client, body: dict[str, Any], dataset: Dataset
+) -> None:
+    version = dataset.versions.get()
+    version.report = {**version.report, "answers": "none"}
+    version.save()
+    assert "plain text" in refused(api.post(STUDIES, body, **HEAD), 422, "metric")
+    assert api.post(STUDIES, {**body, "metric": "loss"}, **HEAD).status_code == 202

@@ -121,6 +121,17 @@ def test_it_looks_for_the_rate_where_several_are_named(send: Send) -> None:
     assert {run.rung for run in study.runs()} == {0}
 
 
+def test_it_scores_by_a_pattern(send: Send) -> None:
+    send(metric="regex", pattern=r"total: (\d+)")
+    study = Study.objects.get()
+    assert (study.metric, study.pattern) == ("regex", r"total: (\d+)")
+
+
+def test_a_pattern_that_is_hidden_means_nothing(send: Send) -> None:
+    send(metric="exact_match", pattern="(")
+    assert Study.objects.get().pattern == ""
+
+
 def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
     send(budget="equal-parameters")
     efficient, quality = Study.objects.get().arms.all()
@@ -146,6 +157,9 @@ def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
         ({"margin": "nan"}, "Enter a number from 0 to 100."),
         ({"test_rows": "0"}, "Enter a whole number from 1 to 10,000."),
         ({"learning_rates": "fast"}, "is no rate"),
+        ({"metric": "regex"}, "that a right answer holds, such as"),
+        ({"metric": "regex", "pattern": "(a"}, "is no regular expression that can be used"),
+        ({"metric": "regex", "pattern": "x" * 201}, "at most 200 characters"),
         ({"learning_rates": "nan"}, "is no rate"),
         ({"learning_rates": "0.001 0.001"}, "Name up to 8 different rates."),
         ({"metric": "beauty"}, "Measured by"),

@@ -60,3 +60,15 @@ def test_nested_beyond_reason_is_no_json() -> None:
 )
 def test_it_tells_labels_from_documents_and_prose(answers: list[str], kind: str) -> None:
     assert answer_kind(answers) == kind
+
+
+def test_the_chosen_metric_is_taken_whatever_the_answers_look_like() -> None:
+    for metric in ("accuracy", "json_valid", "field_f1"):
+        assert metric not in text_scores("a", "b")
+        assert text_scores("a", "b", metric=metric)[metric] == 0.0
+
+
+def test_a_pattern_is_looked_for_where_one_is_given() -> None:
+    assert "regex" not in text_scores("42", "42")
+    assert text_scores("It is 42.", "42", pattern=r"(\d+)")["regex"] == 1.0
+    assert text_scores("It is 43.", "42", pattern=r"(\d+)")["regex"] == 0.0
