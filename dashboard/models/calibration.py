@@ -6,7 +6,7 @@ about data or people, and stays when its run is deleted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Older runs say little about a machine that may have changed since.
 REMEMBERED = 200
 RECORD = 20
+PRIORS: tuple[Prior, ...] = (MEMORY, TIME, START)
 
 
 @dataclass(frozen=True)
@@ -129,19 +130,31 @@ class Corrections:
     speed: Correction
     other: Correction
 
-    @classmethod
-    def learned(cls, rows: Sequence[Calibration], reckoned: Reckoned) -> Corrections:
-        """From these runs, for a run that is reckoned like this."""
+
+class Lessons:
+    """Finished runs, sorted once by device and number format, and then asked about many runs."""
+
+    def __init__(self, rows: Sequence[Calibration]) -> None:
+        self.rows = rows
+        self.seen: dict[tuple[str, str], list[list[Observation]]] = {}
+
+    def on(self, reckoned: Reckoned) -> Corrections:
+        """For a run that is reckoned like this."""
         place = (reckoned.device, str(reckoned.base_model_id), reckoned.setting)
+        seen = self._seen_on(reckoned.device, reckoned.dtype)
+        found = (correction(one, *place, prior) for one, prior in zip(seen, PRIORS, strict=True))
+        return Corrections(*found)
 
-        same = [row for row in rows if row.dtype == reckoned.dtype]
-
-        def learn(prior: Prior, ratio: Callable[[Calibration], float]) -> Correction:
-            seen = [Observation(row.device, str(row.base_model_id), row.setting, ratio(row)) for row in same]
-            return correction(seen, *place, prior)
-
-        return cls(
-            memory=learn(MEMORY, lambda row: row.memory_ratio),
-            speed=learn(TIME, lambda row: row.speed_ratio),
-            other=learn(START, lambda row: row.other_ratio),
-        )
+    def _seen_on(self, device: str, dtype: str) -> list[list[Observation]]:
+        """What was measured there, each with its factor on memory, on steps and on the rest."""
+        if (device, dtype) not in self.seen:
+            rows = [row for row in self.rows if (row.device, row.dtype) == (device, dtype)]
+            self.seen[device, dtype] = [
+                [Observation(device, str(row.base_model_id), row.setting, ratio) for row, ratio in factors]
+                for factors in (
+                    [(row, row.memory_ratio) for row in rows],
+                    [(row, row.speed_ratio) for row in rows],
+                    [(row, row.other_ratio) for row in rows],
+                )
+            ]
+        return self.seen[device, dtype]

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 
-from dashboard.models.forecast import kind_of
+from dashboard.models.forecast import kind_of, told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import LIVE
@@ -81,11 +81,16 @@ def holds(project: Project, since: datetime) -> Iterator[Hold]:
 
 def promised(project: Project) -> float:
     """Seconds that forecasts give to what waits or works, and to what open studies have yet to queue."""
-    # Many may wait, and their settings are long.
-    waiting = project.training_runs.active().defer("spec").select_related("dataset_version")
-    runs = waiting.prefetch_related("metric_series")
+    runs = project.training_runs.active()
+    # Many may wait, and of those that nobody has taken yet the forecast says all.
+    waiting = runs.filter(job__attempt=0).values_list("forecast", flat=True)
+    begun = runs.filter(job__attempt__gt=0).select_related("dataset_version")
     studies = project.studies.filter(finished_at=None, cancelled_at=None)
-    return sum(run.seconds_left for run in runs) + sum(study.seconds_to_come for study in studies)
+    return (
+        sum(told_seconds(forecast) for forecast in waiting)
+        + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))
+        + sum(study.seconds_to_come for study in studies)
+    )
 
 
 def by_person(taken: Iterable[Hold], month: Month) -> list[tuple[int | None, float]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.calibration import Calibration, Corrections
+from dashboard.models.calibration import Calibration, Lessons
 from dashboard.models.worker_node import WorkerNode
 from workers import estimates
 from workers.census import Census
@@ -193,7 +193,7 @@ class Reckoner:
     ) -> Outlook:
         """One run on one device."""
         reckoned = self.reckon(device, self.dtype_on(device), threads_of(device), sizes, load, learn)
-        found = Corrections.learned(self.calibrations, reckoned)
+        found = self.lessons.on(reckoned)
         parts = reckoned.seconds
         steps = found.speed.span(parts.training + parts.validation)
         other = found.other.span(parts.start + parts.saving)
@@ -239,6 +239,11 @@ class Reckoner:
     def census(self) -> Census:
         """The base model's, read once."""
         return self.base_model.counted()
+
+    @functools.cached_property
+    def lessons(self) -> Lessons:
+        """What the calibrations teach, sorted once."""
+        return Lessons(self.calibrations)
 
     def rows(self, learn: Hyperparameters) -> RowLengths:
         """The dataset's rows; without one, or without measured lengths, all as long as may be."""

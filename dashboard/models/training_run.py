@@ -21,6 +21,7 @@ from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.queue import start_of_next
 from dashboard.models.target_module_config import TargetModuleConfig
+from dashboard.models.worker_node import NO_4BIT, WorkerNode
 from workers.errors import SpecError
 from workers.specs import Hyperparameters, TrainSpec, to_dict
 from workers.targets import target_spec
@@ -188,6 +189,10 @@ class TrainingRun(models.Model):
                 f"`max_length` is {hyperparameters.max_length}. "
                 f"{self.base_model} reads at most {census.max_positions} tokens.",
             )
+        if hyperparameters.load_in_4bit and not WorkerNode.objects.packing().exists():
+            raise SpecError(
+                "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT}
+            )
         resolution = self.target_module_config.resolve(self.base_model)
         if resolution.refusal:
             raise SpecError("target_module_config", resolution.refusal)
@@ -263,9 +268,7 @@ class TrainingRun(models.Model):
     def seconds_left(self) -> float:
         """What is left of the time that was forecast for it."""
         expected = told_seconds(self.forecast)
-        # Asked of many that wait, whose settings may stay in the database.
-        done = self.trained_step
-        return expected * max(0.0, 1 - done / max(1, self.total_steps)) if done else expected
+        return expected * max(0.0, 1 - self.trained_step / max(1, self.total_steps))
 
     @property
     def error(self) -> dict[str, str] | None:

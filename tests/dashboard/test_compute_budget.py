@@ -140,6 +140,9 @@ def test_a_run_that_waits_is_promised_its_forecast(run: TrainingRun, project: Pr
 
 def test_a_run_that_works_is_promised_what_is_left_of_it(run: TrainingRun, project: Project) -> None:
     expect(run, 600)
+    assert run.job is not None
+    run.job.move("claim", attempt=1)
+    assert Standing.of(project).promised == 600
     MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 5)])
     assert Standing.of(project).promised == pytest.approx(360)
 
