@@ -6,6 +6,7 @@ and what a dataset's import has measured.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from dataclasses import dataclass, field
@@ -144,6 +145,10 @@ class Reckoner:
         )
         last = rows[0].device if rows else NO_DEVICE
         return cls(base_model, version, nodes or ((last, 0),), rows)
+
+    def to(self, base_model: BaseModel) -> Reckoner:
+        """With the same devices and measurements, for another model before its dataset is chosen."""
+        return dataclasses.replace(self, base_model=base_model, version=None)
 
     def forecast(
         self, resolution: Resolution, learn: Hyperparameters, starts_at: datetime | None = None

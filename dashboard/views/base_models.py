@@ -17,10 +17,12 @@ from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
+from dashboard.models.forecast import Outlook, Reckoner
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import ADVICE, ModelError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
-from workers.presets import RECOMMENDED_LABEL, RECOMMENDED_WHY
+from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
+from workers.specs import Hyperparameters
 
 SHOWN_RANK = 16
 LOG_LINES = 50
@@ -32,7 +34,8 @@ def index(request: Request) -> HttpResponse:
     here = models.Q(project=None) | models.Q(project=request.project)
     visible = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
     base_models, following = visible.page(request.GET.get("cursor"))
-    return render(request, "base_models/index.html", {"base_models": base_models, "next": following})
+    context = {"rows": needs_of(base_models), "next": following}
+    return render(request, "base_models/index.html", context)
 
 
 @require_http_methods(["GET", "POST"])
@@ -114,6 +117,21 @@ def inspect(request: Request, pk: int) -> HttpResponse:
     else:
         base_model.inspect(request.user)
     return redirect(base_model)
+
+
+def needs_of(base_models: list[BaseModel]) -> list[tuple[BaseModel, Outlook | None]]:
+    """Each with what a fine-tune by the form's defaults would need; None where that cannot be reckoned."""
+    recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED).first()
+    reckoner = Reckoner.of(base_models[0], None) if base_models else None
+    found: list[tuple[BaseModel, Outlook | None]] = []
+    for base_model in base_models:
+        outlook = None
+        if recommended and reckoner and base_model.is_ready and counted(base_model)[0]:
+            resolution = recommended.resolve(base_model)
+            if not resolution.refusal:
+                outlook = reckoner.to(base_model).fits(resolution, Hyperparameters())
+        found.append((base_model, outlook))
+    return found
 
 
 def cause(base_model: BaseModel) -> dict[str, str]:
