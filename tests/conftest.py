@@ -38,7 +38,7 @@ PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog|leftovers"
+    r"|compute_budget|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog|leftovers"
     r"|retention|judging)"
 )
 

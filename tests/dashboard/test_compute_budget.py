@@ -355,7 +355,6 @@ sys.exit(max(child.exitcode for child in children))
 """
 
 
-@pytest.mark.jobs
 @pytest.mark.django_db(transaction=True)
 def test_those_who_launch_at_one_moment_cannot_all_take_the_last_hour(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
