@@ -13,10 +13,10 @@ import io
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from asgiref.sync import sync_to_async
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
@@ -33,7 +33,15 @@ def csv_file(filename: str, rows: Iterable[Sequence[str | float | None]]) -> Htt
     """Rows as a CSV download (RFC 4180). Numbers stay numbers; no text can act as a formula."""
     text = io.StringIO()
     csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
-    response = HttpResponse(text.getvalue(), content_type="text/csv; charset=utf-8")
+    return _kept_by_nobody(HttpResponse(text.getvalue(), content_type="text/csv; charset=utf-8"), filename)
+
+
+def json_file(filename: str, values: dict[str, Any]) -> HttpResponse:
+    """Values as a JSON download that people can read."""
+    return _kept_by_nobody(JsonResponse(values, json_dumps_params={"indent": 1}), filename)
+
+
+def _kept_by_nobody(response: HttpResponse, filename: str) -> HttpResponse:
     response["Content-Disposition"] = content_disposition_header(True, filename) or "attachment"
     response["Cache-Control"] = "private, no-store"
     return response

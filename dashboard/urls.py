@@ -130,6 +130,7 @@ urlpatterns = [
     path("studies/<int:pk>/arms/", study_additions.arms, name="study-more-arms"),
     path("studies/<int:pk>/differences.csv", study_results.deltas_csv, name="study-deltas-csv"),
     path("studies/<int:pk>/scores.csv", study_results.scores_csv, name="study-scores-csv"),
+    path("studies/<int:pk>/study.json", study_results.whole_json, name="study-json"),
     path("studies/<int:pk>/report/", study_reports.report, name="study-report"),
     path("studies/<int:pk>/answers/", study_items.items, name="study-items"),
     path("studies/<int:pk>/judge/", judgings.of_study, name="study-judge"),

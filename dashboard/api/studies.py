@@ -20,9 +20,8 @@ from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.api.training_runs import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig, hyperparameters_from
+from dashboard.models.study_export import shown, whole
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
-from dashboard.models.study_result import costs_of, scores_of
-from dashboard.models.study_words import sentence
 from workers.errors import SpecError
 from workers.specs import Hyperparameters
 
@@ -175,41 +174,6 @@ class ExportOut(Schema):
     scores: list[ScoreOut]
 
 
-def shown(study: Study) -> dict[str, Any]:
-    """The object as every answer has it."""
-    metrics = {arm["name"]: arm["metric"] for arm in study.result.get("arms", [])}
-    return {
-        "id": study.pk,
-        "name": study.name,
-        "state": study.state,
-        "dataset": study.dataset_version.dataset_id,
-        "base_model": study.base_model_id,
-        "budget": study.budget,
-        "metric": study.metric,
-        "pattern": study.pattern,
-        "reference": study.reference,
-        "margin": study.margin,
-        "seeds": study.seeds,
-        "additions": study.additions,
-        "arms": [
-            {
-                "name": arm.name,
-                "target_module_config": arm.target_module_config_id,
-                "learning_rate": arm.learning_rate or arm.hyperparameters.get("learning_rate"),
-                **costs_of(arm),
-                "runs": [run.pk for run in arm.final_runs()],
-                "error": arm.error,
-                "metric": metrics.get(arm.name),
-            }
-            for arm in study.arms.all()
-        ],
-        "base": {"metric": study.result.get("base")},
-        "comparisons": study.result.get("comparisons", []),
-        "verdict": sentence(study) or None if study.is_over else None,
-        "error": study.error,
-    }
-
-
 @router.get("", response={200: list[StudyOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
@@ -323,28 +287,4 @@ def growing(request: Call, pk: int) -> Study:
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})
 def export(request: Call, pk: int) -> dict[str, Any]:
     """Settings and every score: enough to compute each number of the verdict again."""
-    study = Study.objects.with_facts().fetch(request.auth, pk)
-    scores, base = scores_of(study)
-    rows = [{"arm": "base", "seed": None, "item": item, "value": value} for item, value in base.items()]
-    rows += [
-        {"arm": arm, "seed": seed, "item": item, "value": value}
-        for arm, by_seed in scores.items()
-        for seed, values in by_seed.items()
-        for item, value in values.items()
-    ]
-    settings = [
-        {"arm": arm.name, "seed": run.seed, "run": run.pk, "spec": public_spec(run.spec)}
-        for arm in study.arms.all()
-        for run in arm.final_runs()
-    ]
-    return {"study": shown(study), "settings": settings, "scores": rows}
-
-
-def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A run's frozen settings without folders of this installation."""
-    return {
-        name: {key: item for key, item in value.items() if key != "path"}
-        if name in ("base", "data")
-        else value
-        for name, value in spec.items()
-    }
+    return whole(Study.objects.with_facts().fetch(request.auth, pk))

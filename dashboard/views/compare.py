@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.http import Http404, HttpResponse, JsonResponse, QueryDict
+from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import render
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
 from dashboard import charts, comparison_charts
-from dashboard.downloads import csv_file
+from dashboard.downloads import csv_file, json_file
 from dashboard.forms.plan import label_of, worded
 from dashboard.gate import Request
 from dashboard.models import (
@@ -20,14 +20,16 @@ from dashboard.models import (
     SavedView,
     State,
     TrainingRun,
-    comparison_items,
     comparison_words,
 )
+from dashboard.models.answers import ORDERS, Asked, page_of, pairs_of
 from dashboard.models.comparison import COMPARED_BY, Comparison
 from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
+from dashboard.views.study_items import page_number
 
 RUNS_OFFERED = 100
+ITEMS_SHOWN = 20
 # Of a run's measured values, those that are its cost.
 COSTS_EXPORTED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
@@ -38,7 +40,7 @@ ACROSS = {
     "seconds": gettext_lazy("Seconds"),
 }
 # The parts of the address that say what the page shows.
-CHOICES = ("runs", "metric", "reference", "cost", "show", "x", "arm", "won", "q")
+CHOICES = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside", "won", "sort", "q")
 
 
 @require_GET
@@ -116,26 +118,42 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
 
 def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
     """Single rows of one arm beside the reference's."""
-    names = {one["arm"] for one in comparison.numbers.get("comparisons", [])}
-    others = [arm for arm in comparison.scored if arm.name in names]
-    if not others:
+    sides = {str(arm.first.pk): (arm.name, arm.evaluations()) for arm in comparison.scored}
+    sides |= {f"base-{one.pk}": (name, {0: one}) for name, one in comparison.bases.items()}
+    arms = [key for key in sides if not key.startswith("base")]
+    pinned = str(comparison.reference.first.pk)
+    first = one_of([key for key in arms if key != pinned] or arms, request.GET.get("arm", ""))
+    beside = one_of([key for key in (pinned, *sides) if key != first], request.GET.get("beside", ""))
+    if not comparison.numbers["arms"] or not first or not beside:
         return {}
-    wanted = request.GET.get("arm", "")
-    arm = next((one for one in others if wanted in {str(run.pk) for run in one.runs}), others[0])
-    words, won = request.GET.get("q", "")[:120], request.GET.get("won", "")
-    asked = request.GET.get("page", "")
-    number = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 9 else 1
-    found = comparison_items.page_of(comparison, arm, won=won, words=words, number=number)
+    (name, one), (other_name, other) = sides[first], sides[beside]
+    lower = comparison.lower_is_better
+    query = request.GET
+    asked = Asked(
+        query.get("won", ""),
+        query.get("q", "")[:120],
+        query.get("sort", ""),
+        page_number(query.get("page", "")),
+    )
+    pairs = pairs_of(comparison.metric, one, other, lower_is_better=lower)
+    found = page_of(pairs, one, other, asked, size=ITEMS_SHOWN, lower_is_better=lower)
     return {
-        "carried_items": carried(request, "arm", "won", "q"),
-        "before": found.number - 1,
-        "after": found.number + 1,
-        "others": others,
-        "arm": arm,
-        "words": words,
-        "won": won,
+        "carried_items": carried(request, "arm", "beside", "won", "sort", "q"),
+        "sides": [(key, side[0]) for key, side in sides.items()],
+        "arm_keys": arms,
+        "first": first,
+        "beside": beside,
+        "first_name": name,
+        "beside_name": other_name,
+        "asked": asked,
+        "orders": ORDERS,
         "items": found,
     }
+
+
+def one_of(keys: Sequence[str], wanted: str) -> str:
+    """The wanted one where it is there, else the first; "" without any."""
+    return wanted if wanted in keys else next(iter(keys), "")
 
 
 def by_arm(series: list[dict[str, Any]], comparison: Comparison) -> list[dict[str, Any]]:
@@ -239,10 +257,7 @@ def numbers(request: Request) -> HttpResponse:
             ),
         ],
     }
-    response = JsonResponse(found, json_dumps_params={"indent": 1})
-    response["Content-Disposition"] = 'attachment; filename="compare.json"'
-    response["Cache-Control"] = "private, no-store"
-    return response
+    return json_file("compare.json", found)
 
 
 def verdict_lines(comparison: Comparison) -> list[list[str | float | None]]:

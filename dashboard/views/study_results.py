@@ -10,10 +10,11 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from dashboard import study_charts
-from dashboard.downloads import csv_file
+from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
+from dashboard.models.study_export import whole
 from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
 from dashboard.models.study_words import OUTCOMES, amount, interval, later, recommended, sentence, unmeasured
 from dashboard.study_charts import COSTS, config_label, quality
@@ -195,3 +196,10 @@ def scores_csv(request: Request, pk: int) -> HttpResponse:
         for item, value in values.items()
     ]
     return csv_file(f"study-{study.pk}-scores.csv", rows)
+
+
+@require_GET
+def whole_json(request: Request, pk: int) -> HttpResponse:
+    """Settings, numbers and every score: enough to reckon the verdict again."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    return json_file(f"study-{study.pk}.json", whole(study))

@@ -153,6 +153,7 @@ RULES: dict[tuple[str, str], str] = {
     ("study-more-arms", "POST"): EDIT,
     ("study-deltas-csv", "GET"): READ,
     ("study-scores-csv", "GET"): READ,
+    ("study-json", "GET"): READ,
     ("study-report", "GET"): READ,
     ("study-items", "GET"): READ,
     ("study-judge", "GET"): READ,

@@ -1,4 +1,4 @@
-"""A study as files: the differences and every score as CSV."""
+"""A study as files: the differences and every score as CSV, and all of it as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,21 @@ def test_the_scores_are_enough_to_reckon_every_mean_again(client: Client, vera: 
     assert {row["seed"] for row in rows if row["arm"] == "base"} == {""}
 
 
-def test_an_outsider_gets_neither(client: Client, otto: User, study: Study) -> None:
+def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
+    client: Client, vera: User, study: Study
+) -> None:
+    client.force_login(vera)
+    answer = client.get(reverse("study-json", args=[study.pk]))
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="study-{study.pk}.json"'
+    found = answer.json()
+    assert found["study"]["comparisons"] == study.result["comparisons"]
+    assert len(found["scores"]) == 60 + 3 * 3 * 60
+    assert {one["arm"] for one in found["settings"]} == {"efficient", "mlp", "quality"}
+    # No folder of this installation.
+    assert all("path" not in one["spec"]["base"] for one in found["settings"])
+
+
+def test_an_outsider_gets_none(client: Client, otto: User, study: Study) -> None:
     client.force_login(otto)
-    for route in ("study-deltas-csv", "study-scores-csv"):
+    for route in ("study-deltas-csv", "study-scores-csv", "study-json"):
         assert client.get(reverse(route, args=[study.pk])).status_code == 404

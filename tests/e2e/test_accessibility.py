@@ -78,7 +78,7 @@ NOT_HERE = {
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds", "study-more-arms"),
     # Pages of a finished study: `test_study.py` looks at them.
     *("study-judge", "study-vote"),
-    *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "decision-create"),
+    *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "study-json", "decision-create"),
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("target-module-config-explain", "target-module-config-export"),
