@@ -21,6 +21,8 @@ GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # What a process holds in its allocator's holes once it has trained on rows of many lengths.
 HOLES = {"cpu": 1.35, "cuda": 1.05}
 STATE_BYTES = 16  # per trainable parameter: weight, gradient and AdamW's two moments, all fp32
+# NF4, double quantisation: half a byte, and scales for 64 numbers and for 256 scales (arXiv 2305.14314).
+PACKED_BYTES = 0.516
 KEPT_CHECKPOINTS = 3  # two newest and the best
 CHECKPOINT_BYTES = 12  # per trainable parameter: weight and two moments
 DISK_BYTES_PER_SECOND = 200e6
@@ -56,6 +58,8 @@ class Shape:
     layers: int
     vocabulary: int
     body: int  # linear parameters that every token meets, without the head
+    packed: int  # linear parameters that a base in 4 bits packs: neither experts nor embeddings nor the head
+    largest: int  # of the layers that hold these
     attention: int  # width of the queries
     keys: int  # width of the keys
     mlp: int  # width of the MLP, all that a token meets
@@ -82,6 +86,7 @@ def shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) ->
     attention = widths["attn_out"][0] or widths["attn_q"][1] or census.hidden_size
     keys = widths["attn_k"][1] or max(0, widths["attn_qkv"][1] - attention) // 2 or attention
     downs = [group for group in inner if group.role in ("mlp_down", "expert_down")]
+    packable = [group for group in inner if group.kind in ("linear", "conv1d")]
     per_layer = sum(
         group.modules * _active(group) * min(_sides(group)) for group in downs if group.kind == "expert"
     )
@@ -91,6 +96,8 @@ def shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) ->
         hidden=census.hidden_size,
         layers=census.num_layers,
         vocabulary=census.vocab_size,
+        packed=sum(group.modules * group.d_in * group.d_out for group in packable),
+        largest=max((group.d_in * group.d_out for group in packable), default=0),
         body=sum(group.modules * _active(group) * group.d_in * group.d_out for group in inner),
         attention=attention,
         keys=keys,
@@ -128,6 +135,7 @@ class How:
     drops: bool = False
     recomputes: bool = False
     adapter_bytes: int = 4  # per number of the adapter: PEFT's fp32, or the base's own format
+    in_4bit: bool = False  # the base's linear layers, computed in `dtype_bytes`
 
     @property
     def kind(self) -> str:
@@ -157,12 +165,20 @@ def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
     logits = rows * sizes.vocabulary * (8 + (0 if width == 4 else width))
     return {
         "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
-        "base": sizes.parameters * width,
+        "base": _base(sizes, how),
         "adapter": STATE_BYTES * sizes.trainable * how.adapter_bytes / 4,
         # One layer's gradients live beside what is kept.
         "activations": (activations + tokens * layer) * HOLES[how.kind],
         "logits": logits,
     }
+
+
+def _base(sizes: Shape, how: How) -> float:
+    if not how.in_4bit:
+        return sizes.parameters * how.dtype_bytes
+    # One layer is unpacked at a time.
+    whole = (sizes.parameters - sizes.packed + sizes.largest) * how.dtype_bytes
+    return whole + sizes.packed * PACKED_BYTES
 
 
 def _mlp_widths(sizes: Shape) -> int:

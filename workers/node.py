@@ -5,6 +5,7 @@ Runs in the node's main process; the pool processes only read the flag.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import platform
@@ -53,6 +54,11 @@ def describe_device(queue: str) -> tuple[str, int, int | None]:
     return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None
 
 
+def loads_4bit(gpu: int | None) -> bool:
+    """Whether this node can keep a base model in 4 bits: CUDA and bitsandbytes are there."""
+    return gpu is not None and importlib.util.find_spec("bitsandbytes") is not None
+
+
 def _first_gpu() -> tuple[str, int, int] | None:
     """The GPU that this process may use, without touching CUDA."""
     import pynvml
@@ -99,6 +105,7 @@ def begin(sender: Any, **_kwargs: object) -> None:
             "device": device,
             "memory_bytes": memory,
             "gpu": gpu,
+            "loads_4bit": loads_4bit(gpu),
             "processes": sender.controller.concurrency,
             "stopped_at": None,
             "started_at": Now(),

@@ -93,6 +93,7 @@ class HyperparametersIn(Schema):
     gradient_accumulation_steps: StrictInt | None = None
     max_length: StrictInt | None = None
     gradient_checkpointing: StrictBool | None = None
+    load_in_4bit: StrictBool | None = None
     seed: StrictInt | None = None
 
 

@@ -58,6 +58,7 @@ def edits(
         for edit in (
             _first(reckoner, resolution, _smaller_batches(learn)),
             _first(reckoner, resolution, _layers_twice(learn)),
+            _first(reckoner, resolution, _base_in_4bit(reckoner, resolution, learn)),
             _first(reckoner, resolution, _shorter_rows(reckoner, learn)),
             _other_layers(reckoner, learn, smallest) if smallest else None,
         )
@@ -104,6 +105,14 @@ def _layers_twice(learn: Hyperparameters) -> Iterator[Option]:
         effect = _("Learns the same; each step takes about a quarter longer.")
         values = {"gradient_checkpointing": True}
         yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
+
+
+def _base_in_4bit(reckoner: Reckoner, resolution: Resolution, learn: Hyperparameters) -> Iterator[Option]:
+    able = reckoner.packing and not resolution.has_experts and learn.autocast_adapter_dtype
+    if able and not learn.load_in_4bit:
+        label = _("Keep the base model in 4 bits")
+        effect = _("It answers a little differently, and the adapter learns on that.")
+        yield label, effect, {"load_in_4bit": True}, dataclasses.replace(learn, load_in_4bit=True)
 
 
 def _shorter_rows(reckoner: Reckoner, learn: Hyperparameters, *, alone: bool = False) -> Iterator[Option]:

@@ -20,6 +20,7 @@ from dashboard.forms.training_runs import (
     defaults,
     hyperparameters_of,
     length_missing,
+    offer_4bit,
     plain,
 )
 from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
@@ -167,6 +168,7 @@ class StudyForm(forms.Form):
     gradient_accumulation_steps = _run["gradient_accumulation_steps"]
     max_length = _run["max_length"]
     gradient_checkpointing = _run["gradient_checkpointing"]
+    load_in_4bit = _run["load_in_4bit"]
     confirmed = _run["confirmed"]
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
@@ -182,6 +184,7 @@ class StudyForm(forms.Form):
             "test_rows": TEST_ROWS,
         }
         super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
+        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or initial).get("load_in_4bit")))
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.offered = choices(caller, project)

@@ -24,8 +24,10 @@ from dashboard.models import (
     TargetModuleConfig,
     TrainingRun,
     User,
+    WorkerNode,
 )
 from dashboard.models.dataset import SAMPLE_NAME
+from dashboard.models.worker_node import NO_4BIT
 from workers.errors import SpecError
 from workers.specs import LIMITS, Hyperparameters
 
@@ -50,6 +52,7 @@ EXPERT = (
     "gradient_accumulation_steps",
     "max_length",
     "gradient_checkpointing",
+    "load_in_4bit",
     "seed",
 )
 SCHEDULES = (
@@ -286,6 +289,14 @@ class TrainingRunForm(forms.Form):
         ),
         required=False,
     )
+    load_in_4bit = forms.BooleanField(
+        label=gettext_lazy("Keep the base model in 4 bits (QLoRA)"),
+        help_text=gettext_lazy(
+            "Off: exact; on: about a quarter of the base model's memory, and it answers a little "
+            "differently, so the adapter is scored on the same 4 bits. <code>load_in_4bit</code>"
+        ),
+        required=False,
+    )
     seed = _whole(
         "seed",
         gettext_lazy("Start of the dice (seed)"),
@@ -300,6 +311,7 @@ class TrainingRunForm(forms.Form):
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
     ) -> None:
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
+        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or initial).get("load_in_4bit")))
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.configs = choices(caller, project)
@@ -342,6 +354,13 @@ class TrainingRunForm(forms.Form):
     def hyperparameters(self) -> Hyperparameters:
         """What was entered, for the parts that are valid; defaults for the rest. May raise SpecError."""
         return hyperparameters_of(self.cleaned_data)
+
+
+def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
+    """Where no worker can do it, say why; what is on can still be turned off."""
+    if not WorkerNode.objects.packing().exists():
+        field.widget.attrs["disabled"] = not is_on
+        field.help_text = format_lazy("{} {} {}", field.help_text, gettext_lazy("Not possible now:"), NO_4BIT)
 
 
 def choices(

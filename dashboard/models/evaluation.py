@@ -41,6 +41,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
             base=run.base_model.spec(),
             data=run.dataset_version.spec(),
             adapters={subject_of(run): str(adapter.path())},
+            load_in_4bit=run.in_4bit,
             max_length=run.hyperparameters["max_length"],
             seed=run.hyperparameters["seed"],
         )
@@ -76,6 +77,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
             data=first.dataset_version.spec(),
             adapters={subject_of(adapter.run): str(adapter.path()) for adapter in adapters},
             with_base=with_base,
+            load_in_4bit=first.in_4bit,
             metric=metric,
             pattern=pattern,
             max_rows=max_rows,

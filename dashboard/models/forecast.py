@@ -131,6 +131,7 @@ class Reckoner:
     version: DatasetVersion | None
     nodes: tuple[tuple[str, int], ...]
     calibrations: list[Calibration]
+    packing: frozenset[str] = frozenset()  # devices that can keep a base model in 4 bits
 
     @classmethod
     def of(cls, base_model: BaseModel, version: DatasetVersion | None) -> Reckoner:
@@ -144,7 +145,8 @@ class Reckoner:
             .distinct()
         )
         last = rows[0].device if rows else NO_DEVICE
-        return cls(base_model, version, nodes or ((last, 0),), rows)
+        packing = frozenset(WorkerNode.objects.packing().values_list("device", flat=True))
+        return cls(base_model, version, nodes or ((last, 0),), rows, packing)
 
     def to(self, base_model: BaseModel) -> Reckoner:
         """With the same devices and measurements, for another model before its dataset is chosen."""
@@ -191,7 +193,8 @@ class Reckoner:
 
     def outlooks(self, sizes: Shape, load: Load, learn: Hyperparameters) -> tuple[Outlook, ...]:
         """One run on every device."""
-        return tuple(self.outlook(name, memory, sizes, load, learn) for name, memory in self.nodes)
+        able = [node for node in self.nodes if not learn.load_in_4bit or node[0] in self.packing]
+        return tuple(self.outlook(name, memory, sizes, load, learn) for name, memory in able or self.nodes)
 
     def outlook(
         self, device: str, memory_bytes: int, sizes: Shape, load: Load, learn: Hyperparameters
@@ -222,6 +225,7 @@ class Reckoner:
             drops=learn.lora_dropout > 0,
             recomputes=learn.gradient_checkpointing,
             adapter_bytes=adapter_width(dtype, learn),
+            in_4bit=learn.load_in_4bit,
         )
         parts = estimates.memory(sizes, load, how)
         speed = estimates.operations_per_second(device, threads, how.dtype_bytes)
@@ -288,6 +292,7 @@ def setting_of(modules: int, learn: Hyperparameters) -> str:
     ways += ["dropout"] if learn.lora_dropout else []
     ways += ["computed twice"] if learn.gradient_checkpointing else []
     ways += ["DoRA"] if learn.use_dora else []
+    ways += ["base in 4 bits"] if learn.load_in_4bit else []
     ways += [] if learn.autocast_adapter_dtype else ["adapter as the base"]
     return ", ".join(ways)
 

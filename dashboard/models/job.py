@@ -72,6 +72,7 @@ class Job(models.Model):
     # Set by a manager, among the jobs of the project; and by the person, among their own jobs.
     place = models.PositiveIntegerField(null=True, blank=True)
     own_place = models.PositiveBigIntegerField(null=True, blank=True)
+    needs_4bit = models.BooleanField(default=False)  # only some workers can keep a base model in 4 bits
     idempotency_key = models.CharField(max_length=200, blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="jobs"
@@ -118,6 +119,7 @@ class Job(models.Model):
                     "created_by",
                     "place",
                     "own_place",
+                    "needs_4bit",
                 ],
                 name="job_order",
             ),

@@ -15,6 +15,7 @@ from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
 from dashboard.models.worker_node import WorkerNode
+from workers.specs import needs_4bit
 
 if TYPE_CHECKING:
     from dashboard.models.job import Job
@@ -44,6 +45,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             job = self.create(
                 kind=kind,
                 spec=spec,
+                needs_4bit=needs_4bit(spec),
                 project=project,
                 created_by=by,
                 queue=queue,
@@ -64,15 +66,22 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
     def in_turn(
-        self, queue: str, takers: Mapping[str, int] | None = None, also: Waiting | None = None
+        self,
+        queue: str,
+        takers: Mapping[str, int] | None = None,
+        also: Waiting | None = None,
+        *,
+        with_4bit: bool = True,
     ) -> Iterator[int]:
         """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
 
         A claimer asks who is next now (`takers` None); pages ask who comes when these workers take so many
-        jobs at once, and when `also` would come, which is no row yet.
+        jobs at once, and when `also` would come, which is no row yet. `with_4bit` False leaves out the jobs
+        that need a base model in 4 bits.
         """
         facts = ("pk", "priority", "project", "created_by", "place", "own_place")
-        waiting = [Waiting(*row) for row in self.waiting(queue).values_list(*facts)]
+        rows = self.waiting(queue) if with_4bit else self.waiting(queue).filter(needs_4bit=False)
+        waiting = [Waiting(*row) for row in rows.values_list(*facts)]
         waiting += [also] if also else []
         if not waiting:
             return iter(())
@@ -113,9 +122,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float
     ) -> Job | None:
         """Take the job of `queue` whose turn it is, or None. Safe against any number of claimers."""
-        if WorkerNode.objects.filter(name=worker).exclude(paused_at=None).exists():
+        node = WorkerNode.objects.filter(name=worker).first()
+        if node and node.paused_at:
             return None
-        for pk in islice(self.in_turn(queue), CANDIDATES):
+        with_4bit = node is not None and node.loads_4bit
+        for pk in islice(self.in_turn(queue, with_4bit=with_4bit), CANDIDATES):
             candidate = self.filter(pk=pk).first()
             if candidate is None:
                 continue  # deleted with its project

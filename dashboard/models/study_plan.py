@@ -126,6 +126,9 @@ def check_plan(
                 )
                 % {"name": arm.name[:100]},
             )
+        if learn.load_in_4bit != first.load_in_4bit:
+            say = _("The arms of a study share one base model: set `load_in_4bit` in all of them or in none.")
+            raise SpecError("arms", say)
     check_seeds(seeds)
     if len(rates) > MOST_RATES or len(set(rates)) < len(rates):
         raise SpecError(

@@ -21,6 +21,10 @@ SILENT_AFTER = timedelta(seconds=45)
 LEADER_LEASE = timedelta(seconds=20)
 FORGOTTEN_AFTER = timedelta(hours=24)
 ONLY_KEEPERS = _("Only a superuser, or a manager of all projects, can pause a worker.")
+NO_4BIT = _(
+    "none of the workers that are there has both an NVIDIA card and the package bitsandbytes. "
+    "Install it on a machine that has the card, and start its worker again."
+)
 # A slower answer of the database says nothing about its clock.
 ANSWER_SECONDS = 1.0
 
@@ -39,6 +43,10 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     def takers(self, queue: str) -> dict[str, int]:
         """Which workers claim jobs of a queue, and how many each works on at once."""
         return dict(self.taking().filter(queue=queue).values_list("name", "processes"))
+
+    def packing(self) -> WorkerNodeQuerySet:
+        """Workers that are there and can keep a base model in 4 bits."""
+        return self.alive().filter(kind=WorkerNode.Kind.WORKER, loads_4bit=True)
 
     def may_be_paused_by(self, user: User, caller: Caller) -> bool:
         """Workers serve everybody: superusers, and whoever manages all projects."""
@@ -103,6 +111,7 @@ class WorkerNode(models.Model):
     device = models.CharField(max_length=120, blank=True)
     memory_bytes = models.BigIntegerField(default=0)
     gpu = models.PositiveSmallIntegerField(null=True, blank=True)  # its number on that machine
+    loads_4bit = models.BooleanField(default=False)  # it has CUDA and bitsandbytes
     started_at = models.DateTimeField(db_default=Now())
     heartbeat_at = models.DateTimeField(db_default=Now())
     stopped_at = models.DateTimeField(null=True, blank=True)

@@ -187,6 +187,7 @@ def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any
         "gradient_accumulation_steps",
         "max_length",
         "gradient_checkpointing",
+        "load_in_4bit",
         "seed",
     )
     sample = [version.pk for version in form.versions if is_sample(version)]
@@ -340,6 +341,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
     outlook = Outlook.read([working.queue]) if working and working.state == State.QUEUED else None
+    waits = bool(working and working.state == State.QUEUED)
     return {
         "run": run,
         "working": working,
@@ -349,7 +351,8 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "position": outlook.places.get(working.pk) if working and outlook else None,
         "start": outlook.starts.get(working.pk) if working and outlook else None,
         "stopping": stopping_words(run),
-        "no_worker": bool(working and working.state == State.QUEUED and not worker_is_there()),
+        "no_worker": waits and not worker_is_there(),
+        "no_4bit": waits and run.in_4bit and not WorkerNode.objects.packing().exists(),
         "eta": eta_range(working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},

@@ -17,7 +17,7 @@ if (form) {
   });
   form.querySelector("[data-reset]").addEventListener("click", () => {
     const usual = known.defaults;
-    for (const field of expert.querySelectorAll("input, select")) fill(field, usual[field.name]);
+    for (const field of expert.querySelectorAll("input:enabled, select")) fill(field, usual[field.name]);
     rate.value = last = suggested();
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });

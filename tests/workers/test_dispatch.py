@@ -302,6 +302,22 @@ def test_an_idle_worker_is_woken_past_a_paused_one(dispatcher: Dispatcher, proje
     assert job.outbox.filter(sent_at=None).count() == 1
 
 
+def test_a_worker_that_can_is_woken_past_one_that_cannot(
+    dispatcher: Dispatcher, project: Project, run: TrainingRun
+) -> None:
+    job = run.job
+    assert job is not None
+    Job.objects.filter(pk=job.pk).update(needs_4bit=True)
+    for name in ("cpu@host", "cuda@host"):
+        WorkerNode.objects.beat(name, queue="gpu", host="host", pid=1)
+    Outbox.objects.mark_sent(Outbox.objects.values_list("pk", flat=True))
+    dispatcher.wake_past_paused()
+    assert not job.outbox.filter(sent_at=None).exists(), "nobody could take it"
+    WorkerNode.objects.beat("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
+    dispatcher.wake_past_paused()
+    assert job.outbox.filter(sent_at=None).count() == 1
+
+
 def test_it_sends_no_wake_up_where_all_workers_are_paused(dispatcher: Dispatcher, project: Project) -> None:
     make_nodes("paused@host")
     WorkerNode.objects.get(name="paused@host").pause(by="Mara")

@@ -164,3 +164,60 @@ def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
 
 def test_the_disk_holds_three_checkpoints_and_the_adapter() -> None:
     assert estimates.disk_bytes(1000, 4000) == 3 * 12 * 1000 + 4000
+
+
+# Llama-3.1-8B: 32 layers of seven linear ones, 6,979,321,856 numbers in all; 8,030,261,248 with the rest.
+LLAMA = {
+    "q": (4096, 4096),
+    "k": (4096, 1024),
+    "v": (4096, 1024),
+    "o": (4096, 4096),
+    "gate": (4096, 14336),
+    "up": (4096, 14336),
+    "down": (14336, 4096),
+}
+
+
+def test_a_base_in_4_bits_takes_half_a_byte_for_each_linear_parameter_and_little_more() -> None:
+    layers = tuple(range(32))
+    groups = tuple(
+        Group(f"model.layers.*.{name}_proj", WIDTHS[name][0], "decoder", "linear", layers, *sides)
+        for name, sides in LLAMA.items()
+    )
+    census = Census(
+        model_type="llama",
+        parameters=8_030_261_248,
+        hidden_size=4096,
+        num_layers=32,
+        max_positions=8192,
+        vocab_size=128_256,
+        groups=groups,
+    )
+    eight_b = shape(census, [Matched(groups[3], layers)], 16, 4_194_304)
+    assert eight_b.packed == 6_979_321_856
+    found = {
+        in_4bit: memory(eight_b, ONE_TOKEN, How(dtype_bytes=2, on_cuda=True, in_4bit=in_4bit))
+        for in_4bit in (False, True)
+    }
+    assert found[False]["base"] == pytest.approx(16.06e9, rel=1e-3)
+    one_unpacked = 2 * 4096 * 14336
+    assert found[True]["base"] - one_unpacked == pytest.approx(5.70e9, rel=1e-3)
+    assert found[True]["activations"] == found[False]["activations"]
+
+
+def test_experts_are_not_packed() -> None:
+    layers = tuple(range(2))
+    groups = (
+        Group("model.layers.*.self_attn.o_proj", "attn_out", "decoder", "linear", layers, 64, 64),
+        Group("model.layers.*.mlp.experts.down_proj", "expert_down", "decoder", "expert", layers, 32, 64, 8),
+    )
+    census = Census(
+        model_type="mixtral",
+        parameters=50_000,
+        hidden_size=64,
+        num_layers=2,
+        max_positions=64,
+        vocab_size=100,
+        groups=groups,
+    )
+    assert shape(census, [Matched(groups[0], layers)], 4, 1024).packed == 2 * 64 * 64

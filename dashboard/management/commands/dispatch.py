@@ -217,9 +217,12 @@ class Dispatcher:
                 Outbox.objects.create(job=job)
 
     def wake_past_paused(self) -> None:
-        """A paused node swallows wake-ups, so its idle neighbours get one a second until they work."""
+        """A node that is paused, or cannot do what waits, swallows wake-ups, so its idle neighbours get one a
+        second until they work."""
         paused = WorkerNode.objects.alive().exclude(paused_at=None)
         queues = set(paused.values_list("queue", flat=True))
+        packing = WorkerNode.objects.packing().values_list("queue", flat=True)
+        queues |= {queue for queue in packing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()}
         # While the broker is away they would pile up.
         if not queues or Outbox.objects.unsent().exists():
             return

@@ -1,0 +1,62 @@
+"""A run on a base model in 4 bits from launch to scores, by a real engine on the CPU's implementation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+
+from dashboard.models import (
+    BaseModel,
+    Calibration,
+    Dataset,
+    DatasetVersion,
+    Job,
+    Project,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
+from workers.specs import Hyperparameters
+
+WorkOff = Callable[[str], Job]
+
+
+@pytest.mark.slow
+def test_it_trains_publishes_and_scores_in_4_bits(
+    client: Client, project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
+) -> None:
+    WorkerNode.objects.beat("gpu@test", queue="gpu", host="box", pid=1, device="cpu", loads_4bit=True)
+    version = real_dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    learn = Hyperparameters(r=4, max_steps=4, max_length=64, learning_rate=1e-2, load_in_4bit=True)
+    both = [
+        TrainingRun.objects.launch(
+            project=project,
+            by=ed,
+            name=f"In 4 bits: {one.load_in_4bit}",
+            dataset_version=version,
+            base_model=real_base,
+            target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
+            hyperparameters=one,
+        )
+        for one in (learn, dataclasses.replace(learn, load_in_4bit=False))
+    ]
+    jobs = [work_off("gpu") for _time in range(4)]
+    assert [job.state for job in jobs] == ["succeeded"] * 4, [job.error for job in jobs]
+    for run in both:
+        run.refresh_from_db()
+    packed, whole = both
+    scores = packed.scores()
+    assert scores["base"]["loss"] != pytest.approx(whole.scores()["base"]["loss"], rel=1e-4)
+    assert scores["adapter"]["loss"] < scores["base"]["loss"]
+    record = json.loads((packed.adapter.path() / "run.json").read_text())
+    assert record["spec"]["hyperparameters"]["load_in_4bit"] is True
+    client.force_login(ed)
+    assert b"trained and scored on it in 4 bits" in client.get(packed.adapter.get_absolute_url()).content
+    settings = set(Calibration.objects.values_list("setting", flat=True))
+    assert settings == {"2 modules, base in 4 bits", "2 modules"}
