@@ -51,8 +51,9 @@ def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, li
         work = Work(api, make_dataset(api), asked.jobs, asked.seed)
         watch = Watch(stage)
         storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs))
-        threads = [threading.Thread(target=each.run) for each in (watch, storm)]
-        threads.append(threading.Thread(target=work.submit_all))
+        # Daemons, so that a storm that is broken off ends.
+        threads = [threading.Thread(target=each.run, daemon=True) for each in (watch, storm)]
+        threads.append(threading.Thread(target=work.submit_all, daemon=True))
         for thread in threads:
             thread.start()
         ending = Ending()
