@@ -18,7 +18,7 @@ from dashboard.models.base_model import BaseModel
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
-from workers.specs import DataSpec, ImportSpec, to_dict
+from workers.specs import SPLITS, DataSpec, ImportSpec, to_dict
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
@@ -272,6 +272,12 @@ class DatasetVersion(models.Model):
     def asks_for_columns(self) -> bool:
         """Whether the import failed with the question which column is what."""
         return bool(self.job and self.state == State.FAILED and self.job.error_code == "columns_unclear")
+
+    @property
+    def offers_its_good_rows(self) -> bool:
+        """Whether it failed over bad rows alone, so that the good ones would do without them."""
+        enough = self.report.get("rows", 0) >= len(SPLITS)
+        return bool(self.problems) and enough and not self.asks_for_columns
 
     def forget_upload(self) -> None:
         """Delete the raw upload: the imported rows say all that it said."""

@@ -88,6 +88,17 @@ def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, p
         assert words in page
 
 
+def test_it_offers_no_good_rows_where_they_are_too_few(client: Client, ed: User, project: Project) -> None:
+    problems = [{"row": 3, "column": "prompt", "message": "Empty."}]
+    few = failed(project, ed, "bad_data", {"rows": 2, "problems": problems})
+    client.force_login(ed)
+    page = page_of(client, few.dataset)
+    assert "good rows only" not in page
+    assert "Upload a corrected file" in page
+    few.record_problems({"rows": 9, "problems": []})
+    assert "good rows only" not in page_of(client, few.dataset)
+
+
 def test_unclear_columns_become_a_question(client: Client, ed: User, project: Project) -> None:
     found = {"columns": ["sentence", "label"], "first_rows": [{"sentence": "So good", "label": "1"}]}
     version = failed(project, ed, "columns_unclear", found)

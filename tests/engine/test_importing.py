@@ -436,7 +436,7 @@ def test_only_bad_rows_fail_even_when_they_may_be_skipped(load: Importer) -> Non
 
 
 def test_too_few_different_rows_are_refused(load: Importer) -> None:
-    with pytest.raises(DataError, match="has 2 different good rows"):
+    with pytest.raises(DataError, match="has 2 good rows that differ from each other"):
         load(lines(*[*ROWS[:2]] * 5))
 
 

@@ -220,8 +220,9 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
     different = len(numpy.unique(numpy.frombuffer(findings.hashes, dtype=numpy.uint64)))
     if different < MIN_ROWS:
         raise DataError(
-            f"{spec.filename} has {different} different good rows. Training, validation and test need one "
-            f"each at least, so give {MIN_ROWS} or more; a few hundred teach something."
+            f"{spec.filename} has {different} good row{'' if different == 1 else 's'} that differ from each other. "
+            f"Training, validation and test need one each at least, so give {MIN_ROWS} or more; a few hundred "
+            "teach something."
         )
 
 
