@@ -1,0 +1,38 @@
+"""Each list has one primary button: in its middle while it is empty, above it afterwards."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Dataset, TrainingRun, User
+from tests.dashboard.studies import make_study
+
+LISTS = ("dataset-index", "training-run-index", "study-index", "adapter-index", "compare", "home")
+
+
+def primary_buttons(client: Client, route: str) -> int:
+    page = client.get(reverse(route)).content.decode()
+    return page.count("btn-primary")
+
+
+@pytest.mark.parametrize("route", LISTS)
+def test_an_empty_list_has_one(client: Client, ed: User, route: str) -> None:
+    client.force_login(ed)
+    assert primary_buttons(client, route) == 1
+
+
+@pytest.mark.parametrize("route", LISTS[:3])
+def test_a_filled_list_has_one(
+    client: Client, ed: User, dataset: Dataset, run: TrainingRun, route: str
+) -> None:
+    make_study(run.project, dataset, run.base_model, by=ed)
+    client.force_login(ed)
+    assert primary_buttons(client, route) == 1
+
+
+@pytest.mark.parametrize("route", LISTS)
+def test_a_viewer_has_none_that_would_fail(client: Client, vera: User, route: str) -> None:
+    client.force_login(vera)
+    assert primary_buttons(client, route) == 0
