@@ -26,6 +26,7 @@ class UploadForm(forms.Form):
     file = forms.FileField(
         label=_("File"),
         allow_empty_file=True,  # refused below, in words that say what to do
+        error_messages={"required": _("Choose a file first.")},
         widget=forms.ClearableFileInput(
             attrs={"accept": ",".join([*EXTENSIONS, *(f"{ending}.gz" for ending in EXTENSIONS)])}
         ),
