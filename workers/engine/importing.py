@@ -219,10 +219,10 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
         )
     different = len(numpy.unique(numpy.frombuffer(findings.hashes, dtype=numpy.uint64)))
     if different < MIN_ROWS:
+        rows = "row" if different == 1 else "rows"
         raise DataError(
-            f"{spec.filename} has {different} good row{'' if different == 1 else 's'} that differ from each other. "
-            f"Training, validation and test need one each at least, so give {MIN_ROWS} or more; a few hundred "
-            "teach something."
+            f"{spec.filename} has {different} good {rows} that differ from each other. Training, validation and "
+            f"test need one each at least, so give {MIN_ROWS} or more; a few hundred teach something."
         )
 
 
