@@ -221,8 +221,8 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
     if different < MIN_ROWS:
         rows = "row" if different == 1 else "rows"
         raise DataError(
-            f"{spec.filename} has {different} good {rows} that differ from each other. Training, validation and "
-            f"test need one each at least, so give {MIN_ROWS} or more; a few hundred teach something."
+            f"{spec.filename} has {different} good {rows} that differ from each other. Training, validation "
+            f"and test need one each at least, so give {MIN_ROWS} or more; a few hundred teach something."
         )
 
 
