@@ -189,7 +189,10 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
 
 @router.post("", response={202: StudyOut, **WRITING})
 def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
-    """Queue a study: its arms train together, one job for each seed."""
+    """Queue a study: its arms train together, one job for each seed.
+
+    409 `over_budget`: the project's month has no room for all of it; the message says what is left.
+    """
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     study = Study.objects.with_facts().of_job(job).first()
     if study is None:

@@ -296,7 +296,10 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
 
 @router.post("", response={202: RunOut, **WRITING})
 def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
-    """Queue a fine-tune; it needs no broker and returns at once."""
+    """Queue a fine-tune; it needs no broker and returns at once.
+
+    409 `over_budget`: the project's month has no room for it; the message says what is left.
+    """
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     return Status(202, shown(with_facts().get(job=job)))
 
@@ -359,7 +362,10 @@ def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[di
 
 @router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
 def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Continue a run that failed, or was stopped with its checkpoint kept, where the checkpoint left it."""
+    """Continue a run that failed, or was stopped with its checkpoint kept, where the checkpoint left it.
+
+    409 `over_budget`: the project's month has no room for what is left of it.
+    """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     act = f"resume {pk}"
     try:
