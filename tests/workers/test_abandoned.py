@@ -178,7 +178,7 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
     assert release_abandoned_jobs() == 0
     assert Job.objects.get(host=host).state == State.STARTING
     Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
-    Dispatcher().tick(may_expire=True)
+    Dispatcher().beat()
     assert Job.objects.get(host=host).state == State.INTERRUPTED
 
 

@@ -112,7 +112,7 @@ def test_it_takes_over_from_a_leader_whose_lease_has_run_out(dispatcher: Dispatc
 def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: TrainingRun) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.tick(may_expire=True)
+    dispatcher.beat()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
@@ -126,9 +126,13 @@ def test_it_recovers_jobs_even_where_the_rest_of_its_round_fails(
 ) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    monkeypatch.setattr(settings, "DATA_DIR", "/there/is/no/such/disk")
+
+    def break_down() -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(dispatcher, "tick", break_down)
     with pytest.raises(FileNotFoundError):
-        dispatcher.tick(may_expire=True)
+        dispatcher.beat()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
 
@@ -149,7 +153,7 @@ def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: Train
     job = claim("gpu")
     job.request_cancel(ed)
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.tick(may_expire=True)
+    dispatcher.beat()
     run.refresh_from_db()
     assert run.state == "cancelled"
 
@@ -229,7 +233,7 @@ def test_it_has_the_bundled_model_inspected_at_first_start(
 ) -> None:
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tmp_path)
     for _round in range(2):
-        dispatcher.tick(may_expire=True)
+        dispatcher.tick()
     assert BaseModel.objects.get(source="bundled").job is not None
     assert Job.objects.filter(kind="inspect").count() == 1
 
@@ -251,7 +255,7 @@ def inspections(base_model: BaseModel) -> int:
 
 def test_a_model_counted_by_these_libraries_is_left_alone(dispatcher: Dispatcher, counted: BaseModel) -> None:
     before = inspections(counted)
-    dispatcher.tick(may_expire=True)
+    dispatcher.tick()
     assert inspections(counted) == before
 
 
@@ -261,7 +265,7 @@ def test_a_model_counted_by_another_version_is_counted_again_once(
     before = inspections(counted)
     BaseModel.objects.filter(pk=counted.pk).update(census={**(counted.census or {}), "version": 1})
     for _round in range(2):
-        dispatcher.tick(may_expire=True)
+        dispatcher.tick()
     assert inspections(counted) == before + 1
     assert BaseModel.objects.get(pk=counted.pk).job.spec["path"] == counted.path
 
@@ -273,17 +277,17 @@ def test_a_model_counted_by_other_libraries_is_counted_again_once_per_start(
     census = {**(counted.census or {}), "versions": {"peft": "0.1", "transformers": "4.0"}}
     BaseModel.objects.filter(pk=counted.pk).update(census=census)
     dispatcher.began = timezone.now()
-    dispatcher.tick(may_expire=True)
+    dispatcher.tick()
     assert inspections(counted) == before + 1
     finish(BaseModel.objects.get(pk=counted.pk).job)  # by a worker that has those libraries still
-    dispatcher.tick(may_expire=True)
+    dispatcher.tick()
     assert inspections(counted) == before + 1
 
 
 def test_a_model_whose_files_are_gone_is_left_as_it_is(dispatcher: Dispatcher, counted: BaseModel) -> None:
     before = inspections(counted)
     BaseModel.objects.filter(pk=counted.pk).update(census={"version": 1}, path="/nowhere")
-    dispatcher.tick(may_expire=True)
+    dispatcher.tick()
     assert inspections(counted) == before
 
 

@@ -115,7 +115,7 @@ class Dispatcher:
                 others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
     def beat(self) -> None:
-        """Each second: lead, and queue again what is due. Each 15 s the tick, and the rest in portions."""
+        """Each second: lead, recover what is lost, queue what is due. Each 15 s the tick; the rest in portions."""
         # First, because a database on a full disk cannot be written to.
         ballast.drop_when_full()
         now = time.monotonic()
@@ -132,6 +132,9 @@ class Dispatcher:
         self.leads = WorkerNode.objects.lead(self.name)
         if not self.leads:
             return
+        if now >= self.expire_from:
+            for job in Job.objects.lost():
+                self.recover(job)
         for job in Job.objects.due_again()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.try_again()
@@ -142,7 +145,7 @@ class Dispatcher:
             self.wake_again()
         if now - self.last_tick >= TICK_SECONDS:
             self.last_tick = now
-            self.tick(may_expire=now >= self.expire_from)
+            self.tick()
         self.do_chores()
 
     def wait_for_news(self) -> None:
@@ -182,12 +185,8 @@ class Dispatcher:
         else:
             mine.exclude(broker_silent_since=None).update(broker_silent_since=None)
 
-    def tick(self, *, may_expire: bool) -> None:
-        """Recover lost jobs, note disk and clock, inspect models that are new or counted otherwise."""
-        # First: whatever fails below must not keep a job from being recovered.
-        if may_expire:
-            for job in Job.objects.lost():
-                self.recover(job)
+    def tick(self) -> None:
+        """Note disk and clock, inspect models that are new or counted otherwise, move studies on."""
         WorkerNode.objects.pulse(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         ballast.restore()
         for base_model in BaseModel.objects.uninspected():
