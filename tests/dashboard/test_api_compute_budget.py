@@ -71,6 +71,14 @@ def test_it_refuses_what_is_no_number_of_hours(project: Project, mara: User, bod
     assert answer.json()["error"]["field"] in ("hours_per_month", "hours")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", "1e7"])
+def test_it_refuses_what_json_has_no_number_for(project: Project, mara: User, number: str) -> None:
+    body = f'{{"hours_per_month": {number}}}'
+    answer = caller(project, mara).patch(URL, body, content_type="application/json")
+    assert answer.status_code == 422
+    assert ComputeBudget.objects.hours_of(project) is None
+
+
 def test_a_run_beyond_it_is_a_409_that_says_what_is_left(
     project: Project, ed: User, mara: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
