@@ -20,7 +20,7 @@ from typing import Any
 from django.conf import settings
 from playwright.sync_api import Page
 
-READY_SECONDS = 60
+READY_SECONDS = 180
 # Points of the first curve on a run's page.
 POINTS = """() => {
   const canvas = document.querySelector("#loss-chart canvas");
