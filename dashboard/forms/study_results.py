@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.models import SHARE_DAYS, Adapter, Study
-from dashboard.models.study_items import BASE
+from dashboard.models.answers import BASE, ORDERS
 
 
 class ShareLinkForm(forms.Form):
@@ -73,12 +73,14 @@ class ItemsForm(forms.Form):
         ("wins", gettext_lazy("the first is better")),
         ("losses", gettext_lazy("the second is better")),
         ("changed", gettext_lazy("they differ")),
+        ("same", gettext_lazy("both did the same")),
         ("all", gettext_lazy("all rows")),
     )
     one = forms.ChoiceField(label=gettext_lazy("First"))
     other = forms.ChoiceField(label=gettext_lazy("Second"))
     seed = forms.TypedChoiceField(label=gettext_lazy("Seed"), coerce=int)
     show = forms.ChoiceField(label=gettext_lazy("Rows where"), choices=SHOW)
+    order = forms.ChoiceField(label=gettext_lazy("Order"), choices=list(ORDERS.items()))
     text = forms.CharField(label=gettext_lazy("Containing"), required=False, max_length=200)
 
     def __init__(self, study: Study, data: Any) -> None:
@@ -90,6 +92,7 @@ class ItemsForm(forms.Form):
             "other": BASE if not others else study.reference,
             "seed": (seeds or study.seeds)[0],
             "show": "wins",
+            "order": next(iter(ORDERS)),
         }
         # Whatever the address leaves out has its first value, so that every link works.
         super().__init__({**first, **{name: value for name, value in data.items() if value}})

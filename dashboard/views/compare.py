@@ -122,7 +122,7 @@ def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
     sides |= {f"base-{one.pk}": (name, {0: one}) for name, one in comparison.bases.items()}
     arms = [key for key in sides if not key.startswith("base")]
     pinned = str(comparison.reference.first.pk)
-    first = one_of([key for key in arms if key != pinned] or arms, request.GET.get("arm", ""))
+    first = one_of(sorted(arms, key=lambda key: key == pinned), request.GET.get("arm", ""))
     beside = one_of([key for key in (pinned, *sides) if key != first], request.GET.get("beside", ""))
     if not comparison.numbers["arms"] or not first or not beside:
         return {}

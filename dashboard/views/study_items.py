@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from django.contrib import messages
-from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
@@ -12,9 +11,10 @@ from django.views.decorators.http import require_GET
 from dashboard.forms.study_results import ItemsForm
 from dashboard.gate import Request
 from dashboard.models import Study
-from dashboard.models.study_items import BASE, Pair, confusion, pairs
+from dashboard.models.answers import Asked, PairPage, Side, confusion, page_of, pairs_of, side_of
 
 ITEMS_SHOWN = 10
+NOTHING = PairPage([], {}, 0, 1, 1)
 
 
 @require_GET
@@ -25,38 +25,26 @@ def items(request: Request, pk: int) -> HttpResponse:
         messages.info(request, _("Answers are shown when the study has come to a result."))
         return redirect(study)
     form = ItemsForm(study, request.GET)
-    found = chosen_pairs(study, form) if form.is_valid() else []
-    whole = pairs(study, form["one"].value(), BASE, int(form["seed"].value())) if form.is_valid() else []
-    query = request.GET.copy()
-    query.pop("page", None)
+    one: Side = {}
+    page = NOTHING
+    if form.is_valid():
+        asked = form.cleaned_data
+        one, other = (side_of(study, asked[name], asked["seed"]) for name in ("one", "other"))
+        choice = Asked(asked["show"], asked["text"], asked["order"], page_number(request.GET.get("page", "")))
+        lower = study.lower_is_better
+        pairs = pairs_of(study.metric, one, other, lower_is_better=lower)
+        page = page_of(pairs, one, other, choice, size=ITEMS_SHOWN, lower_is_better=lower)
     context = {
         "study": study,
         "form": form,
-        "page": Paginator(found, ITEMS_SHOWN).get_page(request.GET.get("page")),
-        "query": query.urlencode(),
+        "page": page,
         "one": form["one"].value(),
         "other": form["other"].value(),
-        "confusion": confusion([pair.one for pair in whole]),
+        "confusion": confusion(one),
     }
     return render(request, "studies/items.html", context)
 
 
-def chosen_pairs(study: Study, form: ItemsForm) -> list[Pair]:
-    """The rows that the form asks for: the largest gaps first where it asks for gaps."""
-    asked = form.cleaned_data
-    found = pairs(study, asked["one"], asked["other"], asked["seed"])
-    text = asked["text"].casefold()
-    if text:
-        found = [
-            pair
-            for pair in found
-            if any(
-                text in field.casefold()
-                for field in (pair.one.prompt, pair.one.expected, pair.one.output, pair.other.output)
-            )
-        ]
-    if asked["show"] == "all":
-        return found
-    wanted = {"wins": (1,), "losses": (-1,), "changed": (1, -1)}[asked["show"]]
-    found = [pair for pair in found if (pair.gap > 0) - (pair.gap < 0) in wanted]
-    return sorted(found, key=lambda pair: -abs(pair.gap))
+def page_number(text: str) -> int:
+    """A page of a list as the address names it; anything else is the first."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 1

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.gate import Request
 from dashboard.models import Adapter, Study
-from dashboard.models.study_items import Pair, pairs
+from dashboard.models.answers import Pair, pairs_of, side_of, with_answers
 from dashboard.study_charts import quality
 from dashboard.views.study_results import result_context
 
@@ -47,8 +47,9 @@ def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = 
 
 def example_pairs(study: Study, arm: str) -> list[Pair]:
     """The first rows on which an arm and the reference differ, for a report that may show rows."""
-    found = pairs(study, arm, study.reference, study.seeds[0])
-    return [pair for pair in found if pair.gap][:SHARED_ROWS]
+    one, other = (side_of(study, name, study.seeds[0]) for name in (arm, study.reference))
+    found = pairs_of(study.metric, one, other, lower_is_better=study.lower_is_better)
+    return with_answers([pair for pair in found if pair.gap][:SHARED_ROWS], one, other)
 
 
 def by_seed(study: Study) -> list[dict[str, Any]]:

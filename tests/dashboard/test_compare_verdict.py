@@ -92,10 +92,23 @@ def test_it_shows_where_an_arm_did_better_or_worse(
         for share, seeds in ((0.3, (1, 2, 3)), (0.9, (4, 5, 6)))
     )
     worse = {int(row) for row in np.flatnonzero(low > high) + 1}
-    text = page(client, vera, runs, "&won=reference")
+    text = page(client, vera, runs, "&won=losses")
     assert set(rows_shown(text)) == worse
     won, lost = int((high > low).sum()), len(worse)
     assert f"on {won} rows, worse on {lost}, the same on {60 - won - lost}" in text
+
+
+def test_an_arm_can_be_looked_at_beside_the_base_model_and_in_another_order(
+    client: Client, vera: User, runs: list[TrainingRun]
+) -> None:
+    base = runs[-1].evaluations.get(subject="base")
+    text = page(client, vera, runs, f"&arm={runs[0].pk}&beside=base-{base.pk}&sort=low&won=wins")
+    means = np.array([rights(0.3, seed=seed) for seed in (1, 2, 3)]).mean(axis=0)
+    won = [int(row) + 1 for row in np.argsort(means, kind="stable") if means[row] > 0]
+    assert rows_shown(text) == won[:20]
+    assert f"Low #{runs[0].pk} did better than Tiny on {len(won)} rows, worse on 0" in text
+    for name, value in (("beside", f"base-{base.pk}"), ("sort", "low"), ("won", "wins")):
+        assert f'type="hidden" name="{name}" value="{value}"' in text, name
 
 
 def test_it_finds_words_of_a_row(client: Client, vera: User, runs: list[TrainingRun]) -> None:
