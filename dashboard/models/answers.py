@@ -154,11 +154,12 @@ def page_of(
 def _order(order: str, sign: float) -> Callable[[Pair], tuple[float, int]]:
     """What pairs are sorted by; the row decides between equal ones."""
     keys: dict[str, Callable[[Pair], float]] = {
+        "gap": lambda pair: -abs(pair.gap),
         "high": lambda pair: -sign * pair.one,
         "low": lambda pair: sign * pair.one,
         "row": lambda _pair: 0.0,
     }
-    key = keys.get(order, lambda pair: -abs(pair.gap))
+    key = keys.get(order, keys["gap"])
     return lambda pair: (key(pair), pair.row)
 
 
