@@ -115,7 +115,7 @@ class Dispatcher:
                 others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
     def beat(self) -> None:
-        """Each second: lead, recover what is lost, queue what is due. Each 15 s the tick; portions of the rest."""
+        """Each second: lead, recover what is lost, queue what is due. Each 15 s the tick."""
         # First, because a database on a full disk cannot be written to.
         ballast.drop_when_full()
         now = time.monotonic()
