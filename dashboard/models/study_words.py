@@ -32,6 +32,14 @@ OUTCOMES = {
 }
 
 
+def outcome_in_words(one: dict[str, Any]) -> str:
+    """What may be said of one arm; of an open case what is certain already."""
+    certainly_worse = one["high"] < 0 and one["p_adjusted"] < 1 - verdicts.LEVEL
+    if one["outcome"] == verdicts.NOT_ENOUGH_EVIDENCE and certainly_worse:
+        return _("Worse; whether within your margin is open")
+    return str(OUTCOMES[one["outcome"]])
+
+
 def sentence(study: Study) -> str:
     """The verdict; "" while there is none."""
     result = study.result

@@ -16,7 +16,15 @@ from dashboard.gate import Request
 from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
 from dashboard.models.study_export import whole
 from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
-from dashboard.models.study_words import OUTCOMES, amount, interval, later, recommended, sentence, unmeasured
+from dashboard.models.study_words import (
+    amount,
+    interval,
+    later,
+    outcome_in_words,
+    recommended,
+    sentence,
+    unmeasured,
+)
 from dashboard.study_charts import COSTS, config_label, quality
 from dashboard.views.compare import settings_table
 from workers.verdicts import MIN_SEEDS
@@ -87,7 +95,7 @@ def deltas(study: Study) -> list[dict[str, Any]]:
                 "difference": amount(study, one["difference"], signed=True) if one else "",
                 "interval": interval(study, one) if one else "",
                 "p": p_in_words(one["p_adjusted"]) if one else "",
-                "outcome": OUTCOMES[one["outcome"]] if one else "",
+                "outcome": outcome_in_words(one) if one else "",
                 "kept": kept_in_words(one) if one else None,
                 "place": places.get(arm.name),
                 **costs_of(arm),

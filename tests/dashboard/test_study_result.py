@@ -18,6 +18,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
+from dashboard.models.study_words import outcome_in_words
 from dashboard.views.study_results import deltas, forgetting, result_context
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
@@ -113,6 +114,15 @@ def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -
     assert rows["quality"]["kept"] is None
     assert rows["efficient"]["interval"].startswith("95 % interval -")
     assert rows["quality"]["difference"] == ""
+
+
+def test_an_open_case_says_what_is_certain_already() -> None:
+    one = {"outcome": "not_enough_evidence", "low": -0.145, "high": -0.041, "p_adjusted": 0.024}
+    assert outcome_in_words(one) == "Worse; whether within your margin is open"
+    assert outcome_in_words({**one, "high": 0.001}) == "Not enough evidence"
+    # Without the correction for the number of arms it would be certain; with it, it is not.
+    assert outcome_in_words({**one, "p_adjusted": 0.06}) == "Not enough evidence"
+    assert outcome_in_words({**one, "outcome": "indicative_only"}) == "Indicative only"
 
 
 def test_an_unfinished_study_has_no_result_to_show(
