@@ -153,7 +153,11 @@ class TrainingRun(models.Model):
 
     class Meta:
         ordering = ["-pk"]
-        indexes = [models.Index(fields=["project", "-id"])]
+        indexes = [
+            models.Index(fields=["project", "-id"]),
+            # The forms ask at every change what is promised, and a project's ended runs are many.
+            models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),
+        ]
         constraints = [
             models.CheckConstraint(
                 condition=models.Q(outcome__in=["", "succeeded", "failed", "cancelled", "stopped_early"]),
