@@ -34,7 +34,7 @@ class ArmIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name = ""
+    name: Name | None = None
     target_module_config: IdOrSlug
     hyperparameters: HyperparametersIn | None = None
 
@@ -43,23 +43,23 @@ class StudyIn(Schema):
     """A study to start. Without `learning_rates` each arm keeps its own rate.
 
     `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
-    `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect.
+    `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect. Null stands for left out.
     `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name = ""
+    name: Name | None = None
     dataset: StrictInt
     base_model: StrictInt | None = None
     arms: list[ArmIn]
     seeds: list[StrictInt] = Field(default_factory=lambda: list(DEFAULT_SEEDS))
     budget: Literal["equal-rank", "equal-parameters"] = "equal-rank"
-    metric: StrictStr = ""
-    pattern: StrictStr = ""
-    reference: Name = ""
-    margin: Annotated[StrictFloat, Field(ge=0)] = DEFAULT_MARGIN
-    learning_rates: list[StrictFloat] = []
+    metric: StrictStr | None = None
+    pattern: StrictStr | None = None
+    reference: Name | None = None
+    margin: Annotated[StrictFloat, Field(ge=0)] | None = None
+    learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
     confirmed: StrictBool = False
 
@@ -214,11 +214,11 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
         arms=[plan_of(request, arm, number) for number, arm in enumerate(payload.arms)],
         seeds=payload.seeds,
         budget=payload.budget,
-        metric=payload.metric,
-        pattern=payload.pattern,
-        reference=payload.reference,
-        margin=payload.margin,
-        learning_rates=payload.learning_rates,
+        metric=payload.metric or "",
+        pattern=payload.pattern or "",
+        reference=payload.reference or "",
+        margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
+        learning_rates=payload.learning_rates or [],
         test_rows=payload.test_rows,
         confirmed=payload.confirmed,
         idempotency_key=key,

@@ -360,9 +360,12 @@ class Study(models.Model):
     def _conclude(self) -> None:
         """Write the numbers of the verdict and the end."""
         from dashboard.models.study_result import result_of
+        from dashboard.models.study_words import recommended
 
         # Outside of the lock: the draws take a second, and a second caller would find the same.
-        found = result_of(self)
+        self.result = found = result_of(self)
+        # Forms ask for it at every change, and would have to read every run's size.
+        found["recommended"] = recommended(self)
         with transaction.atomic():
             Study.objects.select_for_update().get(pk=self.pk)
             if not self._works():

@@ -52,6 +52,47 @@ def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
     return {config: _told(found) for config, found in counts.items()}
 
 
+@dataclass(frozen=True)
+class Preference:
+    """The choice for which most of a project's decided studies on a base model speak."""
+
+    config_id: int
+    speaking: int
+    decided: int
+    study: Study  # the newest of those that speak for it
+
+    @property
+    def sentence(self) -> str:
+        """Why the form begins with it."""
+        return ngettext(
+            "Selected first because %(speaking)d of %(count)d study of this project on this base model "
+            "that came to a clear result speaks for it.",
+            "Selected first because %(speaking)d of %(count)d studies of this project on this base model "
+            "that came to a clear result speak for it.",
+            self.decided,
+        ) % {"speaking": self.speaking, "count": self.decided}
+
+
+def preference(project: Project, base_model_id: int | None) -> Preference | None:
+    """What the form begins with: the choice that more than half of the decided studies speak for.
+
+    A study is decided when its arms were told apart: one is certainly better than the reference, or as good
+    and smaller, or the reference is better than all. None while there is no such study, or no such choice.
+    """
+    ended = Study.objects.filter(project=project, base_model=base_model_id, finished_at__isnull=False)
+    spoken: dict[int, list[Study]] = {}
+    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
+        name = study.result.get("recommended")
+        for arm in study.arms.all():
+            if name and arm.name == name:
+                spoken.setdefault(arm.target_module_config_id, []).append(study)
+    decided = sum(map(len, spoken.values()))
+    config_id, studies = max(spoken.items(), key=lambda one: len(one[1]), default=(0, []))
+    if 2 * len(studies) <= decided:
+        return None
+    return Preference(config_id, len(studies), decided, studies[0])
+
+
 def _told(found: Counter[str]) -> str:
     total = found.total()
     words = ", ".join(f"{outcome} ({count})" if total > 1 else outcome for outcome, count in found.items())

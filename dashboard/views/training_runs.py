@@ -42,7 +42,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.queue import Outlook
-from dashboard.models.study_evidence import told_by_config
+from dashboard.models.study_evidence import preference, told_by_config
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from dashboard.views.launching import launched_once
 from workers.errors import ADVICE
@@ -151,10 +151,14 @@ def changed_context(request: Request) -> dict[str, Any]:
 
 
 def choose_defaults(form: TrainingRunForm) -> None:
-    """Preselect the bundled model, the recommended preset, and a dataset where there is only one."""
+    """Preselect the bundled model, the preset that studies or else we recommend, and a lone dataset."""
     form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
     recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
-    form.initial.setdefault("target_module_config", recommended.values_list("pk", flat=True).first())
+    usual = recommended.values_list("pk", flat=True).first()
+    preferred = preference(form.project, form.initial["base_model"])
+    if preferred and any(config.pk == preferred.config_id for config in form.configs):
+        usual = preferred.config_id
+    form.initial.setdefault("target_module_config", usual)
     ready = list(form.versions[:2])
     if len(ready) == 1 and "dataset_version" not in form.initial:
         form.initial.update(initial_for(ready[0]))
@@ -221,6 +225,7 @@ def plan_context(form: TrainingRunForm) -> dict[str, Any]:
     return {
         "plan": found,
         "cards": cards,
+        "preferred": preference(form.project, found.base_model.pk) if found.base_model else None,
         "rank": found.hyperparameters.r,
         "recommended_label": RECOMMENDED_LABEL,
         "recommended_why": RECOMMENDED_WHY,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from django.test import Client
 
-from dashboard.models import ApiToken, BaseModel, Dataset, Project, Study, User
+from dashboard.models import ApiToken, BaseModel, Dataset, Project, State, Study, User
+from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, make_study
 
 STUDIES = "/api/v1/studies"
@@ -113,7 +114,7 @@ def test_two_arms_of_one_preset_need_names(api: Client, body: dict[str, Any]) ->
 
 def test_a_reference_is_required_where_quality_is_no_arm(api: Client, body: dict[str, Any]) -> None:
     body["arms"][1]["target_module_config"] = "mlp"
-    assert refused(api.post(STUDIES, body, **HEAD), 422, "reference")
+    assert refused(api.post(STUDIES, body, **HEAD), 422, "reference").startswith("Say which arm the others")
     assert api.post(STUDIES, body | {"reference": "mlp"}, **HEAD).status_code == 202
 
 
@@ -287,3 +288,149 @@ def test_a_metric_of_answers_is_refused_where_rows_have_none(
     version.save()
     assert "plain text" in refused(api.post(STUDIES, body, **HEAD), 422, "metric")
     assert api.post(STUDIES, {**body, "metric": "loss"}, **HEAD).status_code == 202
+
+
+ASKED_FOR = {"id", "name", "state", "metric", "margin", "arms", "base", "comparisons", "verdict", "error"}
+OF_AN_ARM = {"name", "trainable_parameters", "adapter_bytes", "seconds", "peak_memory_bytes", "runs", "error"}
+OF_A_COMPARISON = {"arm", "reference", "difference", "low", "high", "p_adjusted", "outcome"}
+
+
+def test_a_study_has_its_promised_shape_before_and_after_its_end(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1, 2])
+    before = api.get(f"{STUDIES}/{study.pk}").json()
+    assert before.keys() >= ASKED_FOR
+    assert (before["comparisons"], before["verdict"], before["error"]) == ([], None, None)
+    for arm in before["arms"]:
+        assert arm.keys() >= {*OF_AN_ARM, "metric"}
+        assert (arm["seconds"], arm["peak_memory_bytes"], arm["error"], arm["metric"]) == (None,) * 4
+    conclude(study, worked_example())
+    after = api.get(f"{STUDIES}/{study.pk}").json()
+    assert after["state"] == "succeeded"
+    for arm in after["arms"]:
+        assert [type(arm[name]) for name in ("trainable_parameters", "adapter_bytes", "runs")] == [
+            int,
+            int,
+            list,
+        ]
+        assert (arm["seconds"], arm["peak_memory_bytes"], len(arm["runs"])) == (12.0, 5e8, 2)
+        assert arm["metric"].keys() == after["base"]["metric"].keys() == {"mean", "low", "high"}
+        assert arm["metric"]["low"] < arm["metric"]["mean"] < arm["metric"]["high"]
+    (comparison,) = after["comparisons"]
+    assert comparison.keys() >= OF_A_COMPARISON
+    assert (comparison["arm"], comparison["reference"]) == ("efficient", "quality")
+    assert isinstance(after["verdict"], str)
+
+
+def test_what_is_left_out_or_null_has_its_default(api: Client, body: dict[str, Any]) -> None:
+    optional = ("name", "base_model", "metric", "reference", "margin", "learning_rates")
+    left_out = {name: value for name, value in body.items() if name not in optional}
+    for asked in (left_out, left_out | dict.fromkeys(optional)):
+        asked["arms"] = [{**arm, "name": None} for arm in body["arms"]] if "name" in asked else body["arms"]
+        answer = api.post(STUDIES, asked | {"base_model": body["base_model"]}, **HEAD)
+        assert answer.status_code == 202, answer.content
+        study = answer.json()
+        assert (study["name"], study["metric"]) == ("Study of Tickets", "token_f1")
+        assert (study["reference"], study["margin"]) == ("quality", 0.02)
+
+
+def test_without_learning_rates_each_arm_keeps_its_own(api: Client, body: dict[str, Any]) -> None:
+    for arm, rate in zip(body["arms"], (1e-3, 5e-4), strict=True):
+        arm["hyperparameters"] = {**arm["hyperparameters"], "learning_rate": rate}
+    study = api.post(STUDIES, body, **HEAD).json()
+    assert [arm["learning_rate"] for arm in study["arms"]] == [1e-3, 5e-4]
+    learned = [
+        one["spec"]["hyperparameters"]
+        for one in api.get(f"{STUDIES}/{study['id']}/export").json()["settings"]
+    ]
+    assert {(one["learning_rate"], one["seed"]) for one in learned} == {
+        (rate, seed) for rate in (1e-3, 5e-4) for seed in (1, 2)
+    }
+
+
+def test_with_one_learning_rate_every_arm_has_it(api: Client, body: dict[str, Any]) -> None:
+    study = api.post(STUDIES, body | {"learning_rates": [7e-4]}, **HEAD).json()
+    assert [arm["learning_rate"] for arm in study["arms"]] == [7e-4, 7e-4]
+
+
+def test_a_margin_is_in_the_unit_of_the_metric(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    """Efficient is 10 points behind, and the interval reaches no further than 40: 0.4 makes it as good."""
+    scores = {"efficient": [0.5] * 40, "quality": [0.6] * 40, "base": [0.1] * 40}
+    table = {name: dict.fromkeys((1, 2, 3), values) for name, values in scores.items()}
+    for margin, outcome in ((0.4, "not_inferior"), (0.05, "inferior")):
+        study = conclude(make_study(project, dataset, base_model, margin=margin), table)
+        (one,) = api.get(f"{STUDIES}/{study.pk}").json()["comparisons"]
+        assert one["outcome"] == outcome
+
+
+def test_a_positive_difference_means_better_also_for_a_loss(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    scores = {"efficient": [0.5, 0.7] * 20, "quality": [1.0, 1.1] * 20, "base": [2.0] * 40}
+    table = {name: dict.fromkeys((1, 2, 3), values) for name, values in scores.items()}
+    study = conclude(make_study(project, dataset, base_model, metric="loss"), table)
+    shown = api.get(f"{STUDIES}/{study.pk}").json()
+    (one,) = shown["comparisons"]
+    assert one["difference"] == pytest.approx(0.45)
+    assert (one["low"] > 0, one["outcome"]) == (True, "better")
+    assert shown["arms"][0]["metric"]["mean"] == pytest.approx(0.6), "an arm's own value stays a loss"
+
+
+def test_the_export_names_each_score_by_arm_seed_and_item(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    found = api.get(f"{STUDIES}/{study.pk}/export").json()
+    assert found.keys() >= {"study", "settings", "scores"}
+    assert found["study"] == api.get(f"{STUDIES}/{study.pk}").json()
+    assert all(one.keys() == {"arm", "seed", "item", "value"} for one in found["scores"])
+    assert {(one["arm"], one["seed"]) for one in found["scores"]} == {
+        ("base", None), ("efficient", 1), ("efficient", 2), ("quality", 1), ("quality", 2)
+    }  # fmt: skip
+    assert {one["item"] for one in found["scores"]} == set(range(1, 21))
+
+
+def test_a_study_that_came_to_nothing_says_why(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1])
+    for job in study.jobs():
+        finish(job, State.FAILED)
+    study.advance()
+    shown = api.get(f"{STUDIES}/{study.pk}").json()
+    assert (shown["state"], shown["error"]["code"]) == ("failed", "bad_data")
+    assert [arm["error"]["message"] for arm in shown["arms"]] == ["Row 1 has no answer."] * 2
+    assert shown["verdict"].startswith("No arm of this study came to a result")
+
+
+@pytest.mark.parametrize("margin", [0, 1, 0.5])
+def test_a_margin_may_be_written_without_a_point(api: Client, body: dict[str, Any], margin: float) -> None:
+    assert api.post(STUDIES, body | {"margin": margin}, **HEAD).json()["margin"] == margin
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "1"},
+        {"seeds": "1"},
+        {"seeds": [1.5]},
+        {"seeds": [True]},
+        {"arms": {}},
+        {"margin": "2"},
+        {"margin": True},
+        {"budget": None},
+        {"metric": 5},
+        {"reference": 5},
+        {"learning_rates": 1e-3},
+        {"name": "x" * 121},
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(
+    api: Client, body: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    answer = api.post(STUDIES, body | changes, **HEAD)
+    assert answer.status_code == 422, answer.content
+    assert answer.json()["error"]["field"].split(".")[0] == next(iter(changes))

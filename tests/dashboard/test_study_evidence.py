@@ -5,10 +5,11 @@ from __future__ import annotations
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Project, Study, TargetModuleConfig, User
-from dashboard.models.study_evidence import evidence_of, told_by_config
+from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleConfig, User
+from dashboard.models.study_evidence import evidence_of, preference, told_by_config
 from tests.conftest import make_base_model
-from tests.dashboard.test_study_result import study
+from tests.dashboard.studies import Table, conclude, make_study
+from tests.dashboard.test_study_result import ROWS, SEEDS, study
 
 __all__ = ["study"]
 
@@ -47,3 +48,79 @@ def test_the_page_of_choices_links_the_studies(client: Client, vera: User, study
     page = client.get(reverse("target-module-config-index")).content.decode()
     assert "In 1 study of this project" in page
     assert study.get_absolute_url() in page
+
+
+def finished(study: Study, *, best: str, slugs: tuple[str, str] = ("balanced", "quality")) -> Study:
+    """Another study of the same project, in which `best` answers every row and the other arm none."""
+    table: Table = {"base": {0: [0] * ROWS}}
+    table |= {slug: {seed: [int(slug == best)] * ROWS for seed in SEEDS} for slug in slugs}
+    dataset: Dataset = study.dataset_version.dataset
+    return conclude(make_study(study.project, dataset, study.base_model, slugs=slugs), table)
+
+
+def form_page(client: Client, study: Study) -> str:
+    asked = {"base_model": study.base_model_id, "dataset": study.dataset_version.dataset_id}
+    return client.get(reverse("training-run-create"), asked).content.decode()
+
+
+def checked(page: str) -> int:
+    """The number of the choice that the form begins with."""
+    inputs = page.split('<input class="form-check-input"')
+    (value,) = (
+        part.split('value="')[1].split('"')[0] for part in inputs[1:] if "checked" in part.split(">")[0]
+    )
+    return int(value)
+
+
+def pk_of(slug: str) -> int:
+    return TargetModuleConfig.objects.get(slug=slug).pk
+
+
+def test_the_form_begins_with_what_most_decided_studies_speak_for(
+    client: Client, ed: User, study: Study
+) -> None:
+    newest = finished(study, best="balanced")
+    finished(study, best="balanced")
+    client.force_login(ed)
+    page = form_page(client, study)
+    assert checked(page) == pk_of("balanced")
+    assert "because 2 of 3 studies of this project on this base model" in page
+    assert newest.pk < Study.objects.latest("pk").pk
+    assert Study.objects.latest("pk").get_absolute_url() in page
+
+
+def test_where_studies_contradict_each_other_the_usual_default_stays(
+    client: Client, ed: User, study: Study
+) -> None:
+    finished(study, best="balanced")
+    assert preference(study.project, study.base_model_id) is None
+    client.force_login(ed)
+    page = form_page(client, study)
+    assert checked(page) == pk_of("efficient")
+    assert "Selected first because" not in page
+
+
+def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> None:
+    Study.objects.filter(pk=study.pk).delete()
+    finished(study, best="quality")
+    found = preference(study.project, study.base_model_id)
+    assert found is not None
+    assert (found.config_id, found.speaking, found.decided) == (pk_of("quality"), 1, 1)
+    assert found.sentence.startswith("Selected first because 1 of 1 study")
+
+
+def test_a_study_that_decided_nothing_moves_no_default(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    few = {"base": {0: [0, 1]}, "efficient": {1: [1, 1]}, "quality": {1: [0, 1]}}
+    conclude(make_study(project, dataset, base_model, seeds=[1]), few)
+    assert preference(project, base_model.pk) is None
+
+
+def test_a_link_that_names_a_run_keeps_that_runs_choice(client: Client, ed: User, study: Study) -> None:
+    finished(study, best="balanced")
+    finished(study, best="balanced")
+    run = study.arms.get(name="mlp").final_runs()[0]
+    client.force_login(ed)
+    page = client.get(reverse("training-run-create"), {"clone": run.pk}).content.decode()
+    assert checked(page) == pk_of("mlp")

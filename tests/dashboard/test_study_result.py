@@ -243,3 +243,19 @@ def test_an_arm_that_failed_stays_in_the_table(
     page = client.get(queued.get_absolute_url()).content.decode()
     assert "Failed: The loss was no number." in page
     assert "Indicative only" in page
+
+
+def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_others(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    without = conclude(make_study(project, dataset, base_model), TABLE)
+    beside = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"))
+    for run in beside.runs().filter(study_arm__name="mlp"):
+        run.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no finite number.")
+    beside = conclude(beside, TABLE)
+    assert beside.state == "succeeded"
+    for name in ("base", "arms", "comparisons", "items"):
+        assert beside.result[name] == without.result[name]
+    client.force_login(vera)
+    page = client.get(beside.get_absolute_url()).content.decode()
+    assert "Failed: The loss was no finite number." in page
