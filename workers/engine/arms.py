@@ -43,7 +43,7 @@ class Arm:
     kept_loss: float | None = None
     tokens: int = 0
     seconds: float = 0.0
-    peak_memory_bytes: int = 0  # in its own turns, where several arms share the process
+    peak_memory_bytes: int = 0  # in its own turns and without the others, where several share the process
     train_loss: float = math.nan
     validation_loss: float | None = None
     best_validation_loss: float | None = None
@@ -73,6 +73,18 @@ class Arm:
         """Whether the held-out loss is to be measured: before the first step, on schedule, after the last."""
         on_schedule = step % self.validate_every == 0 or step == self.total
         return bool(self.validation) and on_schedule and self.validated < step
+
+    def held_bytes(self, device: torch.device) -> int:
+        """What it keeps on the device between turns: weights, the optimizer's memory, the best weights."""
+        state = self.optimizer.state.values() if self.optimizer else ()
+        moments = [value for one in state for value in one.values() if isinstance(value, Tensor)]
+        kept = [*self.parameters, *moments, *self.kept]
+        return sum(tensor.nbytes for tensor in kept if tensor.device.type == device.type)
+
+    def note_peak(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
+        """Remember the most memory of its turns, less what the others keep there: what it needs alone."""
+        others = sum(arm.held_bytes(device) for arm in arms if arm is not self)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak - others)
 
     def note_validation(self, loss: float) -> None:
         """Remember the held-out loss of the present step, and the weights when they are the best so far."""

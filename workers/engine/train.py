@@ -234,7 +234,7 @@ def train(
                     )
                     peak = runtime.peak_memory_bytes(device)
                     if len(arms) > 1:
-                        arm.peak_memory_bytes = max(arm.peak_memory_bytes, peak)
+                        arm.note_peak(peak, arms, device)
                     values = {
                         "train/loss": loss_sum,
                         "train/learning_rate": rate,

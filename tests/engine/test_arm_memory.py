@@ -1,0 +1,51 @@
+"""The memory of an arm that shares its process: what it would need alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import Recorder
+from tests.tiny_model import tiny_target
+from workers.engine import runtime
+from workers.engine.arms import Arm
+from workers.engine.train import train
+from workers.events import ArmEnd
+from workers.specs import TrainSpec
+
+MakeSpec = Callable[..., TrainSpec]
+PEAK = 10**9
+
+
+def test_what_the_others_keep_is_not_an_arms_own(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device=None: PEAK)
+    specs = [make_spec(r=2, target=tiny_target(2)), make_spec(r=8, target=tiny_target(8))]
+    record = Recorder()
+    train(specs, tmp_path, report=record)
+    small, large = (end.summary for end in record.of(ArmEnd))
+    weights = [4 * one["trainable_parameters"] for one in (small, large)]
+    # In its first turn the other one had not stepped yet, so it kept its weights alone.
+    assert PEAK - small["peak_memory_bytes"] == weights[1]
+    # Weights, two moments and the best weights; besides, a counter of steps for each tensor.
+    assert 0 <= PEAK - large["peak_memory_bytes"] - 4 * weights[0] < 1000
+
+
+def test_an_arm_alone_needs_what_the_process_needs(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device=None: PEAK)
+    record = Recorder()
+    train([make_spec()], tmp_path, report=record)
+    assert record.of(ArmEnd)[0].summary["peak_memory_bytes"] == PEAK
+
+
+def test_only_what_lies_on_the_device_counts(make_spec: MakeSpec) -> None:
+    arm = Arm(0, make_spec(), {}, [], [], 1)
+    arm.kept = [torch.zeros(100)]
+    assert arm.held_bytes(torch.device("cpu")) == 400
+    assert arm.held_bytes(torch.device("cuda")) == 0
