@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -16,32 +15,23 @@ from django.conf import settings
 from dashboard.management.commands.dispatch import Dispatcher
 from dashboard.models import BaseModel, Dataset, Job, Project, State, TrainingRun
 from dashboard.models.job_state import db_now
+from tests import containers
 from tests.conftest import make_run, shared_environment
 from tests.workers.conftest import claim
 from workers import slots
 from workers.abandoned import holder, release_abandoned_jobs
 from workers.identity import birth, here
 
-# A PID namespace of its own with the same host name: what two containers are to each other.
-CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c")
 SETUP = "import django; django.setup()\n"
-
-
-def has_containers() -> bool:
-    """Namespaces need a privilege that not every account has."""
-    asked = [*CONTAINER, "pass"]
-    return bool(shutil.which("unshare")) and subprocess.run(asked, capture_output=True).returncode == 0
-
-
 needs_containers = pytest.mark.skipif(
-    not has_containers(), reason="This account may not make PID namespaces."
+    not containers.may_be_made(), reason="This account may not make PID namespaces."
 )
 
 
 def in_a_container(code: str) -> str:
     """What the code prints in a container that works on the same database and data folder."""
     said = subprocess.run(
-        [*CONTAINER, SETUP + code],
+        [*containers.COMMAND, sys.executable, "-c", SETUP + code],
         env=shared_environment(),
         cwd=settings.BASE_DIR,
         capture_output=True,
