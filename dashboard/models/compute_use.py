@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db.models import Q
+from django.db.models import Prefetch, Q
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
@@ -85,7 +85,8 @@ def promised(project: Project) -> float:
     # Many may wait, and of those that nobody has taken yet the forecast says all.
     waiting = runs.filter(job__attempt=0).values_list("forecast", flat=True)
     begun = runs.filter(job__attempt__gt=0).select_related("dataset_version")
-    studies = project.studies.filter(finished_at=None, cancelled_at=None)
+    known = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "forecast"))
+    studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(known)
     return (
         sum(told_seconds(forecast) for forecast in waiting)
         + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))

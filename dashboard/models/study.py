@@ -218,10 +218,13 @@ class Study(models.Model):
             if self.cancelled_at and not self.result.get("comparisons"):
                 return State.FAILED if self.stop_reason else State.CANCELLED
             return State.SUCCEEDED if self.result.get("arms") else State.FAILED
-        jobs = self.jobs()
-        if self.cancelled_at or jobs.filter(state=State.CANCELLING).exists():
+        # Read from what `with_facts` has fetched, so that a list asks for all its studies at once.
+        runs = [run for arm in self.arms.all() for run in arm.runs.all()]
+        scoring = [one.job for run in runs for one in run.evaluations.all()]
+        jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
+        if self.cancelled_at or any(job.state == State.CANCELLING for job in jobs):
             return State.CANCELLING
-        started = jobs.filter(models.Q(state__in=[*LIVE, *TERMINAL]) | models.Q(attempt__gt=0)).exists()
+        started = any(job.attempt or job.state in (*LIVE, *TERMINAL) for job in jobs)
         return State.RUNNING if started else State.QUEUED
 
     @property
@@ -251,7 +254,7 @@ class Study(models.Model):
     @property
     def seconds_to_come(self) -> float:
         """What the forecast holds for runs that are not queued yet."""
-        queued = sum(told_seconds(forecast) for forecast in self.runs().values_list("forecast", flat=True))
+        queued = sum(told_seconds(run.forecast) for arm in self.arms.all() for run in arm.runs.all())
         return max(0.0, self.forecast_seconds - queued)
 
     def _whole_forecast(self, arms: Sequence[ArmPlan]) -> float:

@@ -174,6 +174,15 @@ def test_trying_learning_rates_is_promised_too(
     assert search.forecast_seconds == pytest.approx(3 * plain.forecast_seconds)
 
 
+def test_many_open_studies_cost_no_more_queries(
+    project: Project, dataset: Dataset, base_model: BaseModel, django_assert_max_num_queries: object
+) -> None:
+    for _study in range(4):
+        make_study(project, dataset, base_model)
+    with django_assert_max_num_queries(7):  # type: ignore[operator]
+        assert Standing.of(project).promised > 0
+
+
 def test_many_waiting_runs_cost_no_more_queries(
     project: Project, dataset: Dataset, base_model: BaseModel, django_assert_max_num_queries: object
 ) -> None:

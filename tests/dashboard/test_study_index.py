@@ -70,3 +70,21 @@ def test_more_finished_studies_cost_no_more_queries(
             client.get(URL)
         counts.append(len(asked))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("route", ["study-index", "home", "home-progress", "api:study-index"])
+def test_more_studies_under_way_cost_no_more_queries(
+    client: Client, ed: User, token: str, dataset: Dataset, base_model: BaseModel, route: str
+) -> None:
+    client.force_login(ed)
+    caller = {"Authorization": f"Bearer {token}"} if route.startswith("api:") else {}
+    # The first call of a token notes that it was used.
+    client.get(reverse(route), headers=caller)
+    counts = []
+    for _round in range(2):
+        for _study in range(2):
+            make_study(dataset.project, dataset, base_model)
+        with CaptureQueriesContext(connection) as asked:
+            assert client.get(reverse(route), headers=caller).status_code == 200
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
