@@ -33,6 +33,39 @@ _stop = threading.Event()
 WATCH_SECONDS = 2.0
 # A query that has not come back for so long hangs.
 SILENT_SECONDS = 60.0
+# How long a new pool process waits for the end of a look, which may hang.
+FORK_SECONDS = 30.0
+
+
+class Asking:
+    """Held while this process asks the database beside the thread that forks the pool's processes.
+
+    SQLite notes in memory which locks a process holds. One that was forked in the middle of a query inherits
+    the note without the lock, and finds its database locked for ever. So forking waits.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.here = threading.Lock(), threading.local()
+        os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._go_on)
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        # Open while a process is forked, a connection would be that process's too.
+        if connection.vendor == "sqlite":
+            connection.close()
+        self.lock.release()
+
+    def _wait(self) -> None:
+        self.here.waited = self.lock.acquire(timeout=FORK_SECONDS)
+
+    def _go_on(self) -> None:
+        if self.here.waited:
+            self.lock.release()
+
+
+asking = Asking()
 
 
 def _flag(main_pid: int) -> Path:
@@ -131,7 +164,8 @@ class Life:
     def go_on(self) -> None:
         """Look after the node until it ends."""
         while not _stop.wait(WATCH_SECONDS):
-            self.look()
+            with asking:
+                self.look()
         connection.close()
 
     def look(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,25 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     node._stop.clear()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
+
+
+def test_no_pool_process_is_forked_in_the_middle_of_a_look() -> None:
+    """It would inherit notes of locks that it does not hold, and find SQLite locked for ever."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with node.asking:
+            begun.set()
+            time.sleep(0.5)
+            ended.set()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        # The child may look, too.
+        with node.asking:
+            os._exit(0 if ended.is_set() else 1)
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
