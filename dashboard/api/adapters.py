@@ -82,11 +82,13 @@ def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
 
 @router.api_operation(["HEAD"], "/{int:pk}/download", include_in_schema=False)
 @router.get("/{int:pk}/download", response=READING, openapi_extra=ZIP)
-def download(request: Call, pk: int) -> HttpResponseBase:
-    """The adapter as one zip that PEFT loads when unpacked; answers Range requests."""
+def download(request: Call, pk: int, dtype: Literal["float32", "bfloat16"] = "float32") -> HttpResponseBase:
+    """The adapter as one zip that PEFT loads when unpacked; answers Range requests. With `dtype` `bfloat16`
+    its weights are rounded to half their size; its scores are those of the weights before."""
     adapter = Adapter.objects.fetch(request.auth, pk)
+    half = dtype == "bfloat16"
     try:
-        answer = ranged_file(request, adapter.archive(), adapter.archive_name())
+        answer = ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError as error:
         message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
         raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error

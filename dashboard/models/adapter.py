@@ -20,9 +20,12 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.training_run import TrainingRun
+from workers.half import halve
 from workers.loading import loading_code
 
 WEIGHTS = "adapter_model.safetensors"
+# In the names of downloads whose weights are rounded.
+HALF = "-bfloat16"
 # One fixed time in every archive, so that equal content gives equal bytes.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 COPY_BYTES = 1024 * 1024
@@ -112,12 +115,17 @@ class Adapter(models.Model):
         base, in_4bit = self.base_model, self.run.in_4bit
         return loading_code(base.hub_id, base.revision, folder, in_4bit=in_4bit)
 
-    def archive_name(self) -> str:
+    def archive_name(self, *, half: bool = False) -> str:
         """What the download is called."""
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.name).strip(
             "-."
         )
-        return f"{stem or 'adapter'}-v{self.version}.zip"
+        return f"{stem or 'adapter'}-v{self.version}{HALF if half else ''}.zip"
+
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether its weights are fp32; an adapter in the base's own format may be as small already."""
+        return bool(self.run.hyperparameters.get("autocast_adapter_dtype", True))
 
     def config(self) -> dict[str, Any]:
         """PEFT's adapter_config.json."""
@@ -127,35 +135,49 @@ class Adapter(models.Model):
         """The evaluations of its run that have ended, as eval.json holds them."""
         return [evaluation.facts() for evaluation in self.run.evaluations.ended().order_by("pk")]
 
-    def archive(self) -> Path:
+    def archive(self, *, half: bool = False) -> Path:
         """The zip of today's content: the published folder, eval.json and SHA256SUMS. Made once per content.
 
+        `half`: the weights rounded to bfloat16; everything else is the same, the scores included.
         Members are stored, not compressed, in sorted order and with a fixed time: equal content, equal bytes.
         """
         report = json.dumps(self.evaluation_report(), indent=2, sort_keys=True).encode() + b"\n"
         sums = {**self.files, "eval.json": hashlib.sha256(report).hexdigest()}
-        listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
-        target = (
-            Path(settings.DATA_DIR) / "archives" / f"{self.pk}-{hashlib.sha256(listing).hexdigest()[:32]}.zip"
-        )
+        content = hashlib.sha256(_listing(sums)).hexdigest()[:32]
+        target = Path(settings.DATA_DIR) / "archives" / f"{self.pk}{HALF if half else ''}-{content}.zip"
         if not target.exists():
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._write_archive(target, {"eval.json": report, "SHA256SUMS": listing})
+            # Two requests may write the same content at once: each in its own folder, the last rename wins.
+            with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+                extra: dict[str, bytes | Path] = {"eval.json": report}
+                if half:
+                    extra[WEIGHTS] = Path(aside) / WEIGHTS
+                    halve(self.path() / WEIGHTS, Path(aside) / WEIGHTS)
+                    sums[WEIGHTS] = _sha256(Path(aside) / WEIGHTS)
+                self._write_archive(Path(aside) / target.name, extra | {"SHA256SUMS": _listing(sums)})
+                (Path(aside) / target.name).replace(target)
+            for older in target.parent.glob(f"{target.stem.removesuffix(content)}{'[0-9a-f]' * 32}.zip"):
+                if older != target:
+                    older.unlink(missing_ok=True)
         # Archives that nobody asks for are cleared. Their time of change stays: digests go by it.
         os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         return target
 
-    def _write_archive(self, target: Path, extra: dict[str, bytes]) -> None:
+    def _write_archive(self, target: Path, extra: dict[str, bytes | Path]) -> None:
         stem = self.archive_name().removesuffix(".zip")
-        # Two requests may write the same content at once: each in a folder of its own, the last rename wins.
-        with tempfile.TemporaryDirectory(dir=target.parent) as aside:
-            with zipfile.ZipFile(Path(aside) / target.name, "w", zipfile.ZIP_STORED) as archive:
-                for name in sorted([*self.files, *extra]):
-                    _store(archive, f"{stem}/{name}", extra.get(name, self.path() / name))
-            (Path(aside) / target.name).replace(target)
-        for older in target.parent.glob(f"{self.pk}-*.zip"):
-            if older != target:
-                older.unlink(missing_ok=True)
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted({*self.files, *extra}):
+                _store(archive, f"{stem}/{name}", extra.get(name, self.path() / name))
+
+
+def _listing(sums: dict[str, str]) -> bytes:
+    """As `sha256sum` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _store(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:

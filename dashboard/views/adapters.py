@@ -70,10 +70,11 @@ def stage(request: Request, pk: int) -> HttpResponse:
 
 @require_safe
 def download(request: Request, pk: int) -> HttpResponseBase:
-    """The adapter as one zip, resumable."""
+    """The adapter as one zip, resumable; with ?dtype=bfloat16 its weights are rounded to half their size."""
     adapter = Adapter.objects.fetch(request.user, pk)
+    half = request.GET.get("dtype") == "bfloat16"
     try:
-        return ranged_file(request, adapter.archive(), adapter.archive_name())
+        return ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError:
         messages.error(
             request,
