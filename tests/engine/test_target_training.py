@@ -191,7 +191,7 @@ def test_other_layers_than_promised_are_refused(make_spec: MakeSpec, tmp_path: P
 def test_a_mismatch_is_told_before_weights_are_loaded(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: Any) -> None:
+    def load(*_: Any, **_options: Any) -> None:
         raise AssertionError("the weights were loaded")
 
     monkeypatch.setattr("workers.engine.train.load_base", load)

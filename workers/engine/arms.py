@@ -74,6 +74,12 @@ class Arm:
         on_schedule = step % self.validate_every == 0 or step == self.total
         return bool(self.validation) and on_schedule and self.validated < step
 
+    def note_step(self, step: int, loss: float, tokens: int, seconds: float, drawn: Tensor) -> None:
+        """Remember a completed step; `drawn` is the state of the dice after it."""
+        self.step, self.train_loss, self.random_state = step, loss, drawn
+        self.tokens += tokens
+        self.seconds += seconds
+
     def held_bytes(self, device: torch.device) -> int:
         """What it keeps on the device between turns: weights, the optimizer's memory, the best weights."""
         state = self.optimizer.state.values() if self.optimizer else ()

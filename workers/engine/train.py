@@ -105,6 +105,18 @@ class Saver:
                 self.ends.append(arms_of.end(arm, "cancelled", self.report))
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a training reads before its first step."""
+
+    tokenizer: Any
+    arms: list[Arm]
+    base: Any
+    frozen: int  # numbers of the base model
+    dtype: torch.dtype
+    device: torch.device
+
+
 def train(
     specs: Sequence[TrainSpec],
     out_dir: Path,
@@ -123,150 +135,33 @@ def train(
     have their outcome from an earlier attempt and are neither trained nor told of again.
     """
     kept = checkpoints.load(resume_from) if resume_from else None
-    first = arms_of.check_shared(specs)
+    arms_of.check_shared(specs)
     checkpoints.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
     started = time.monotonic()
     asked = Asked(should_stop, is_resumed=kept is not None)
-
-    # --- Load: tokenizer and rows before weights, so that bad data is told early -------------------------
-    check_folder(first.base)
-    device = runtime.pick_device()
-    dtype = kept.dtype if kept else runtime.pick_dtype(first.dtype, device)
-    torch.set_num_threads(runtime.thread_count())
-    torch.manual_seed(first.hyperparameters.seed)
-    report(Progress("tokenizing"))
-    tokenizer = load_tokenizer(first.base)
-    arms = arms_of.prepare(specs, tokenizer, report, asked)
-    for index in ended:
-        arms[index].is_over = True
-    stop_if_asked(asked)
-    report(Progress("loading"))
-    lora.rehearse(specs)
-    base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
-    frozen = base.num_parameters()
-    for spec in specs:
-        check_max_length(base, spec.base, spec.hyperparameters.max_length)
-    watch(base, lambda: stop_if_asked(asked))
-    origin = checkpoints.origin(specs, arms, base)
-    keeper = checkpoints.Keeper(checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started)
-
-    # --- Attach: PEFT's modules, counted; one AdamW per arm on its adapter weights --------------------------
-    model = lora.attach(base, specs)
-    for arm in arms:
-        lora.activate(model, arm.name)
-        arm.parameters = lora.arm_parameters(model, arm.name)
-        learn = arm.spec.hyperparameters
-        groups = lora.optimizer_groups(model, arm.name, learn)
-        arm.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
-        torch.manual_seed(learn.seed)
-        arm.random_state = runtime.random_state(device)
-    scorer = make_scorer(model, base, collate(list(arms[0].rows.values())[:2], device))
+    loaded = load(specs, kept, ended, report, asked)
+    arms, device = loaded.arms, loaded.device
+    origin = checkpoints.origin(specs, arms, loaded.base)
+    keeper = checkpoints.Keeper(
+        checkpoint_dir, checkpoint_seconds, report, origin, loaded.dtype, device, started
+    )
+    model, scorer = attach(specs, loaded)
     for arm in arms:
         if arm.is_live:
-            report(Message(arms_of.arithmetic(arm, frozen, dtype)))
+            report(Message(arms_of.arithmetic(arm, loaded.frozen, loaded.dtype)))
     if kept:
         checkpoints.restore(kept, keeper, arms)
     asked.stands = True
 
-    # --- Loop ------------------------------------------------------------------------------------------
-    saver = Saver(model, tokenizer, out_dir, report, keeper)
-    steps = max((arm.total for arm in arms if arm.is_live), default=0)
-    begin = min((arm.step for arm in arms if arm.is_live and not arm.is_done), default=steps)
-    loop_started = told = time.monotonic()
+    saver = Saver(model, loaded.tokenizer, out_dir, report, keeper)
     for arm in arms:
         if arm.error and not arm.is_over:
             saver.fail(arm)
+    loop = Loop(arms, model, scorer, device, asked, report, keeper, saver)
     if kept:
-        report(Message(f"Continues from step {begin:,}."))
-    report(Progress("training", begin, steps))
+        report(Message(f"Continues from step {loop.begin:,}."))
     try:
-        for step in range(begin, steps + 1):
-            stop_if_asked(asked)
-            validated = False
-            for arm in arms:
-                if not (arm.is_live and arm.step <= step <= arm.total):
-                    continue
-                turn_started = time.monotonic()
-                if len(arms) > 1:
-                    lora.activate(model, arm.name)
-                    runtime.forget_peak_memory(device)
-
-                # One optimizer step: each micro-batch adds its share of the mean over the step's labels.
-                # A resumed arm may have this step behind it already, and only its held-out loss to come.
-                if step > arm.step:
-                    batches = list(arm.step_examples(step))
-                    labelled = sum(example.labelled for batch in batches for example in batch)
-                    rate = learning_rate(arm.spec.hyperparameters, step, arm.total)
-                    loss_sum, tokens = 0.0, 0
-                    drops = arm.spec.hyperparameters.lora_dropout > 0
-                    # Each row draws its own dropout, and a layer that is computed twice fills no cache.
-                    again = arm.spec.hyperparameters.gradient_checkpointing
-                    shares = scorer.shares and not drops and not again
-                    lora.set_dropout(model, drops)
-                    set_recompute(model, again)
-                    runtime.set_random_state(arm.random_state, device)
-                    for examples in batches:
-                        batch = collate(examples, device, share=shares)
-                        loss: Any = scorer.training_loss(batch, labelled)
-                        loss.backward()
-                        loss_sum += float(loss.detach())
-                        tokens += batch.tokens
-                    drawn = runtime.random_state(device)
-                    norm = float(
-                        nn.utils.clip_grad_norm_(arm.parameters, arm.spec.hyperparameters.max_grad_norm)
-                    )
-                    if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-                        arm.step = step
-                        arm.error = arms_of.diverged(arm, step, loss_sum, norm)
-                        saver.fail(arm)
-                        arm.optimizer.zero_grad()
-                        continue
-                    for group in arm.optimizer.param_groups:
-                        group["lr"] = rate * group["ratio"]
-                    arm.optimizer.step()
-                    arm.optimizer.zero_grad()
-                    arm.step, arm.random_state = step, drawn
-                    seconds = time.monotonic() - turn_started
-                    arm.tokens, arm.seconds, arm.train_loss = (
-                        arm.tokens + tokens,
-                        arm.seconds + seconds,
-                        loss_sum,
-                    )
-                    peak = runtime.peak_memory_bytes(device)
-                    if len(arms) > 1:
-                        arm.note_peak(peak, arms, device)
-                    values = {
-                        "train/loss": loss_sum,
-                        "train/learning_rate": rate,
-                        "train/grad_norm": norm,
-                        "train/tokens_per_second": tokens / max(seconds, 1e-9),
-                        "system/memory_bytes": float(peak),
-                    }
-                    keeper.tell(Metrics(arm.index, step, values))
-                    faults.point("train.after_step")
-
-                if arm.is_due(step):
-                    lora.set_dropout(model, False)
-                    set_recompute(model, False)
-                    held_out = validation_loss(scorer, arm, device, asked)
-                    arm.note_validation(held_out)
-                    validated = True
-                    keeper.tell(Metrics(arm.index, step, {"validation/loss": held_out}))
-                    faults.point("train.after_validation")
-
-            done = [arm for arm in arms if arm.is_done]
-            # Before an adapter is saved its weights are safe: whoever dies now only saves again.
-            if validated or done or keeper.is_due:
-                keeper.write(arms)
-            now = time.monotonic()
-            if step > begin and (now - told >= PROGRESS_SECONDS or step == steps):
-                told = now
-                left = (now - loop_started) / (step - begin) * (steps - step)
-                report(Progress("training", step, steps, round(left, 1)))
-            if done and not any(arm.is_live and not arm.is_done for arm in arms):
-                report(Progress("saving"))
-            for arm in done:
-                saver.save(arm, "succeeded")
+        loop.run()
     except Stopped as stop:
         if stop.reason in ("drain", "park"):
             keeper.write_last(arms)
@@ -281,6 +176,171 @@ def train(
     if len(failed) == len(arms):
         raise failed[0]
     return sorted(saver.ends, key=lambda end: end.arm)
+
+
+def load(
+    specs: Sequence[TrainSpec],
+    kept: checkpoints.Kept | None,
+    ended: Collection[int],
+    report: Report,
+    asked: Asked,
+) -> Loaded:
+    """Tokenizer and rows before weights, so that bad data is told early."""
+    first = specs[0]
+    check_folder(first.base)
+    device = runtime.pick_device()
+    dtype = kept.dtype if kept else runtime.pick_dtype(first.dtype, device)
+    torch.set_num_threads(runtime.thread_count())
+    torch.manual_seed(first.hyperparameters.seed)
+    report(Progress("tokenizing"))
+    tokenizer = load_tokenizer(first.base)
+    arms = arms_of.prepare(specs, tokenizer, report, asked)
+    for index in ended:
+        arms[index].is_over = True
+    stop_if_asked(asked)
+    report(Progress("loading"))
+    lora.rehearse(specs)
+    base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
+    for spec in specs:
+        check_max_length(base, spec.base, spec.hyperparameters.max_length)
+    watch(base, lambda: stop_if_asked(asked))
+    return Loaded(tokenizer, arms, base, base.num_parameters(), dtype, device)
+
+
+def attach(specs: Sequence[TrainSpec], loaded: Loaded) -> tuple[Any, Scorer]:
+    """PEFT's modules, counted; one AdamW per arm on its adapter weights."""
+    model = lora.attach(loaded.base, specs)
+    for arm in loaded.arms:
+        lora.activate(model, arm.name)
+        arm.parameters = lora.arm_parameters(model, arm.name)
+        learn = arm.spec.hyperparameters
+        groups = lora.optimizer_groups(model, arm.name, learn)
+        arm.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
+        torch.manual_seed(learn.seed)
+        arm.random_state = runtime.random_state(loaded.device)
+    first_rows = list(loaded.arms[0].rows.values())[:2]
+    return model, make_scorer(model, loaded.base, collate(first_rows, loaded.device))
+
+
+@dataclass
+class Loop:
+    """The steps of all arms in turn, from where they stand to their ends."""
+
+    arms: Sequence[Arm]
+    model: Any
+    scorer: Scorer
+    device: torch.device
+    asked: Asked
+    report: Report
+    keeper: checkpoints.Keeper
+    saver: Saver
+
+    def __post_init__(self) -> None:
+        self.steps = max((arm.total for arm in self.arms if arm.is_live), default=0)
+        unfinished = [arm.step for arm in self.arms if arm.is_live and not arm.is_done]
+        self.begin = min(unfinished, default=self.steps)
+        self.started = self.told = time.monotonic()
+
+    def run(self) -> None:
+        """Every step of every arm; raises Stopped when somebody asked for it."""
+        self.report(Progress("training", self.begin, self.steps))
+        for step in range(self.begin, self.steps + 1):
+            stop_if_asked(self.asked)
+            validated = False
+            for arm in self.arms:
+                if arm.is_live and arm.step <= step <= arm.total:
+                    validated = self.turn(arm, step) or validated
+            done = [arm for arm in self.arms if arm.is_done]
+            # Before an adapter is saved its weights are safe: whoever dies now only saves again.
+            if validated or done or self.keeper.is_due:
+                self.keeper.write(self.arms)
+            self.tell(step)
+            if done and not any(arm.is_live and not arm.is_done for arm in self.arms):
+                self.report(Progress("saving"))
+            for arm in done:
+                self.saver.save(arm, "succeeded")
+
+    def turn(self, arm: Arm, step: int) -> bool:
+        """One arm's part of a step; whether its held-out loss was measured.
+
+        A resumed arm may have the step itself behind it already, and only its held-out loss to come.
+        """
+        began = time.monotonic()
+        if len(self.arms) > 1:
+            lora.activate(self.model, arm.name)
+            runtime.forget_peak_memory(self.device)
+        if step > arm.step and not self.learn(arm, step, began):
+            return False
+        if not arm.is_due(step):
+            return False
+        lora.set_dropout(self.model, False)
+        set_recompute(self.model, False)
+        held_out = validation_loss(self.scorer, arm, self.device, self.asked)
+        arm.note_validation(held_out)
+        self.keeper.tell(Metrics(arm.index, step, {"validation/loss": held_out}))
+        faults.point("train.after_validation")
+        return True
+
+    def learn(self, arm: Arm, step: int, began: float) -> bool:
+        """One optimizer step; False where its numbers were none, which ends this arm alone."""
+        learn = arm.spec.hyperparameters
+        loss, tokens = self.add_gradients(arm, step)
+        drawn = runtime.random_state(self.device)
+        norm = float(nn.utils.clip_grad_norm_(arm.parameters, learn.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            arm.step = step
+            arm.error = arms_of.diverged(arm, step, loss, norm)
+            self.saver.fail(arm)
+            arm.optimizer.zero_grad()
+            return False
+        rate = learning_rate(learn, step, arm.total)
+        for group in arm.optimizer.param_groups:
+            group["lr"] = rate * group["ratio"]
+        arm.optimizer.step()
+        arm.optimizer.zero_grad()
+        seconds = time.monotonic() - began
+        arm.note_step(step, loss, tokens, seconds, drawn)
+        peak = runtime.peak_memory_bytes(self.device)
+        if len(self.arms) > 1:
+            arm.note_peak(peak, self.arms, self.device)
+        values = {
+            "train/loss": loss,
+            "train/learning_rate": rate,
+            "train/grad_norm": norm,
+            "train/tokens_per_second": tokens / max(seconds, 1e-9),
+            "system/memory_bytes": float(peak),
+        }
+        self.keeper.tell(Metrics(arm.index, step, values))
+        faults.point("train.after_step")
+        return True
+
+    def add_gradients(self, arm: Arm, step: int) -> tuple[float, int]:
+        """(loss, tokens) of a step: each micro-batch adds its share of the mean over the step's labels."""
+        batches = list(arm.step_examples(step))
+        labelled = sum(example.labelled for batch in batches for example in batch)
+        drops = arm.spec.hyperparameters.lora_dropout > 0
+        again = arm.spec.hyperparameters.gradient_checkpointing
+        # Each row draws its own dropout, and a layer that is computed twice fills no cache.
+        shares = self.scorer.shares and not drops and not again
+        lora.set_dropout(self.model, drops)
+        set_recompute(self.model, again)
+        runtime.set_random_state(arm.random_state, self.device)
+        loss_sum, tokens = 0.0, 0
+        for examples in batches:
+            batch = collate(examples, self.device, share=shares)
+            loss: Any = self.scorer.training_loss(batch, labelled)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            tokens += batch.tokens
+        return loss_sum, tokens
+
+    def tell(self, step: int) -> None:
+        """How far it is, and about how many seconds are left."""
+        now = time.monotonic()
+        if step > self.begin and (now - self.told >= PROGRESS_SECONDS or step == self.steps):
+            self.told = now
+            left = (now - self.started) / (step - self.begin) * (self.steps - step)
+            self.report(Progress("training", step, self.steps, round(left, 1)))
 
 
 def learning_rate(learn: Hyperparameters, step: int, total: int) -> float:
