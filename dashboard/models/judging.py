@@ -65,6 +65,14 @@ def unjudged(
     return items.exclude(scores__has_key=JUDGE).order_by()
 
 
+def judged_otherwise(
+    evaluations: models.QuerySet[Evaluation], judge: Endpoint
+) -> models.QuerySet[Evaluation]:
+    """Those whose verdicts are of another model or another prompt than this judge's."""
+    same = models.Q(judging__model=judge.model, judging__prompt_sha256=PROMPT_SHA256)
+    return evaluations.exclude(judging=None).exclude(same)
+
+
 class JudgingQuerySet(ProjectQuerySet["Judging"]):
     """Judgings by what they are about."""
 
@@ -101,10 +109,7 @@ class JudgingQuerySet(ProjectQuerySet["Judging"]):
 
     def _forget_others(self, evaluations: models.QuerySet[Evaluation], judge: Endpoint) -> None:
         """Take off what another model, or another prompt, has said: verdicts of two judges do not mix."""
-        others = evaluations.exclude(judging=None).exclude(
-            judging__model=judge.model, judging__prompt_sha256=PROMPT_SHA256
-        )
-        for evaluation in others:
+        for evaluation in judged_otherwise(evaluations, judge):
             for name in (JUDGE, "judge_rows"):
                 evaluation.metrics.pop(name, None)
             evaluation.save(update_fields=["metrics"])

@@ -13,7 +13,8 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard.forms.judgings import JudgingForm
 from dashboard.gate import Request
-from dashboard.models import Evaluation, Judging, Role, Study, TrainingRun, Vote
+from dashboard.models import Evaluation, EvaluationItem, Judging, Role, Study, TrainingRun, Vote
+from dashboard.models.evaluation import EvaluationQuerySet
 from dashboard.models.judging import (
     DEFAULT_ROWS,
     JUDGE,
@@ -21,11 +22,12 @@ from dashboard.models.judging import (
     Scope,
     endpoint,
     evaluations_of,
+    judged_otherwise,
     rows_of,
     unjudged,
 )
 from workers.agreement import ENOUGH
-from workers.judge import MOST_LETTERS, PROMPT
+from workers.judge import MOST_LETTERS, PROMPT, Endpoint
 
 JUDGINGS_SHOWN = 10
 
@@ -85,7 +87,7 @@ def judged(request: Request, scope: Scope) -> HttpResponse:
         except JudgeBusy:
             messages.info(request, _("These answers are with the judge already."))
         return redirect(request.path)
-    context = page_context(scope) | {
+    context = page_context(scope, judge) | {
         "form": form,
         "judge": judge,
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=scope.project_id).exists(),
@@ -93,11 +95,18 @@ def judged(request: Request, scope: Scope) -> HttpResponse:
     return render(request, "judgings/index.html", context, status=422 if form and form.errors else 200)
 
 
-def page_context(scope: Scope) -> dict[str, Any]:
+def to_send(evaluations: EvaluationQuerySet, rows: list[int], judge: Endpoint) -> int:
+    """How many different answers to these rows have no verdict of this judge; equal ones are sent once."""
+    items = unjudged(evaluations, rows)
+    if judged_otherwise(evaluations, judge).exists():
+        items = EvaluationItem.objects.filter(evaluation__in=evaluations, row__in=rows)
+    return items.order_by().values("row", "output").distinct().count()
+
+
+def page_context(scope: Scope, judge: Endpoint | None) -> dict[str, Any]:
     """What is judged, what is open, and how far people agree."""
     evaluations = evaluations_of(scope)
     rows = rows_of(evaluations, DEFAULT_ROWS)
-    open_ones = unjudged(evaluations, rows)
     judgings = Judging.objects.of(scope).select_related("job", "by")[:JUDGINGS_SHOWN]
     return {
         "scope": scope,
@@ -106,8 +115,7 @@ def page_context(scope: Scope) -> dict[str, Any]:
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,
         "rows_there": len(rows),
-        # Equal answers to a row are sent once.
-        "to_send": open_ones.values("row", "output").distinct().count(),
+        "to_send": to_send(evaluations, rows, judge) if judge else 0,
         "judgings": judgings,
         "works": any(not one.is_over for one in judgings),
         "shares": shares_of(evaluations),

@@ -144,6 +144,17 @@ def test_its_counts_are_shown_with_what_could_not_be_read(
     assert "Triage 66.7 % 6" in text
 
 
+def test_where_all_is_judged_there_is_nothing_to_send_but_to_another_judge(
+    client: Client, ed: User, scored: TrainingRun, settings: Settings
+) -> None:
+    judge_all(scored, ed)
+    text = page_of(client, ed, scored)
+    assert "nothing to send" in text
+    assert "Data leaves this installation" not in text
+    settings.JUDGE_MODEL = "stricter"
+    assert "10 different answers" in page_of(client, ed, scored)
+
+
 def test_a_failed_go_says_why(client: Client, ed: User, scored: TrainingRun) -> None:
     client.force_login(ed)
     client.post(address(scored), {"rows": 50, "agreed": "on"})
