@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from django import forms
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.forms.studies import name_of
@@ -105,6 +106,19 @@ class ArmsForm(forms.Form):
         learn = self.reference.varied({"r": r})
         name = name_of(config)
         return ArmPlan(name if r in (None, own) else f"{name[:100]}, r {r}", config, learn)
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse what is an arm already, under whatever name; a second click is none of it."""
+        r = self.cleaned_data.get("r") or self.reference.hyperparameters["r"]
+        asked = self.cleaned_data.get("configs", ())
+        for arm in self.study.arms.all():
+            is_asked = arm.target_module_config_id in asked and arm.name not in self.study.later_arms
+            if is_asked and "r" in self.fields and arm.hyperparameters["r"] == r:
+                raise forms.ValidationError(
+                    _("%(name)s is an arm already with rank %(r)d. Choose another rank for it."),
+                    params={"name": arm.name, "r": r},
+                )
+        return self.cleaned_data
 
     def plans(self) -> list[ArmPlan]:
         """What is ticked, less what a first click has added already. May raise SpecError."""

@@ -149,10 +149,13 @@ def test_where_rates_are_looked_for_it_looks_for_its_own(
         ({"configs": []}, "Tick what to add."),
         ({"configs": ["9" * 30]}, "There is no such preset in this project."),
         ({"r": "0"}, "greater than or equal to 1"),
+        ({"configs": ["efficient"]}, "efficient is an arm already with rank 4. Choose another rank for it."),
     ],
 )
 def test_it_refuses_in_words(client: Client, ed: User, study: Study, values: Any, words: str) -> None:
     client.force_login(ed)
+    if values.get("configs") == ["efficient"]:
+        values = {"configs": [pk_of("efficient")]}
     assert words in send(client, study, **values).content.decode()
     assert Study.objects.get(pk=study.pk).arms.count() == 2
 
