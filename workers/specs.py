@@ -41,10 +41,16 @@ SPLITS = ("train", "validation", "test")
 
 def _check_limit(name: str, value: float) -> None:
     low, high = LIMITS[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise SpecError(name, f"`{name}` must be a number between {low:g} and {high:g}.")
+    span = f"between {_said(low)} and {_said(high)}"
+    # Untrue of infinity, of what is no number, and of whole numbers beyond any float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+        raise SpecError(name, f"`{name}` must be a number {span}.")
     if not low <= value <= high:
-        raise SpecError(name, f"`{name}` is {value:g}. It must lie between {low:g} and {high:g}.")
+        raise SpecError(name, f"`{name}` is {_said(value)}. It must lie {span}.")
+
+
+def _said(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**12 else f"{value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,6 +259,20 @@ def test_it_refuses_a_preset_that_the_model_cannot_have(
     assert error["field"] == "target_module_config"
 
 
+@pytest.mark.parametrize("name", ["r", "seed", "learning_rate", "lora_dropout"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**40])
+def test_it_refuses_a_number_that_no_machine_holds(
+    api: Client, body: dict[str, Any], name: str, value: int
+) -> None:
+    answer = post(api, {**body, "hyperparameters": {name: value}})
+    assert refusal(answer, 422)["field"] == f"hyperparameters.{name}"
+
+
+def test_it_says_limits_as_people_write_them(api: Client, body: dict[str, Any]) -> None:
+    error = refusal(post(api, {**body, "hyperparameters": {"max_steps": 10**7}}), 422)
+    assert error["message"] == "`max_steps` is 10,000,000. It must lie between 1 and 1,000,000."
+
+
 def test_a_repeated_key_gives_the_same_run(api: Client, body: dict[str, Any]) -> None:
     first = post(api, body, **{"Idempotency-Key": "once"})
     second = post(api, body, **{"Idempotency-Key": "once"})
