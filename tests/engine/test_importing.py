@@ -435,6 +435,11 @@ def test_only_bad_rows_fail_even_when_they_may_be_skipped(load: Importer) -> Non
         load(lines(*({"prompt": "", "completion": str(number)} for number in range(3))), skip_bad_rows=True)
 
 
+def test_a_text_that_is_too_long_is_named_by_its_column(load: Importer) -> None:
+    values = load(lines(*ROWS, {"prompt": "x" * 300_000, "completion": "a"}), skip_bad_rows=True)
+    assert [one["column"] for one in values["problems"]] == ["prompt"]
+
+
 def test_too_few_different_rows_are_refused(load: Importer) -> None:
     with pytest.raises(DataError, match="has 2 good rows that differ from each other"):
         load(lines(*[*ROWS[:2]] * 5))

@@ -115,9 +115,12 @@ def canonical(row: Row, shape: Shape) -> Canonical:
             raise BadRow(
                 key, f"This row uses tools (`{key}`), which cannot be trained on yet. Remove the row."
             )
+    for column in shape.columns:
+        if isinstance(text := row.values.get(column), str):
+            _check_text(text, column)
     value = shape.read(row.values)
     for message in value if isinstance(value, list) else [_message("", value)]:
-        _check_text(message["content"], shape.columns[-1])
+        _check_text(message["content"], shape.columns[0])
     return value
 
 
