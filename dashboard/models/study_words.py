@@ -267,12 +267,35 @@ def later(study: Study) -> list[str]:
     return said
 
 
+def _scaling(settings: dict[str, Any]) -> tuple[object, float]:
+    """By which rule an arm's adapter is scaled."""
+    return settings.get("use_rslora", False), settings["lora_alpha"] / settings["r"]
+
+
 def unmeasured(study: Study) -> list[str]:
     """What this study does not tell."""
     said = [
         _("Other base models and other tasks were not measured."),
         _("Answers per second on a server were not measured."),
     ]
+    sizes = {arm.name: size for arm in study.arms.all() if (size := _size(arm))}
+    if study.budget == study.Budget.EQUAL_RANK and len(sizes) > 1:
+        large, small = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
+        if sizes[large] > sizes[small]:
+            said.append(
+                _(
+                    "Arms of equal size were not compared: at equal rank, %(large)s has %(times)s times the "
+                    "parameters of %(small)s."
+                )
+                % {"large": large, "small": small, "times": f"{sizes[large] / sizes[small]:.1f}"}
+            )
+    if len({_scaling(arm.hyperparameters) for arm in study.arms.all()}) > 1:
+        said.append(
+            _(
+                "The arms do not scale their adapters by one rule (alpha against rank), so a part of a "
+                "difference may be that of the size of a step."
+            )
+        )
     if not study.learning_rates:
         said.append(_("Learning rates were not tuned: every arm learned with the rate it was given."))
     edges = [arm.name for arm in study.arms.all() if not arm.is_bracketed]

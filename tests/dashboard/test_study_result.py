@@ -18,7 +18,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.study_words import outcome_in_words
+from dashboard.models.study_words import outcome_in_words, unmeasured
 from dashboard.views.study_results import deltas, forgetting, result_context
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
@@ -259,3 +259,20 @@ def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_othe
     client.force_login(vera)
     page = client.get(beside.get_absolute_url()).content.decode()
     assert "Failed: The loss was no finite number." in page
+
+
+def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
+    sizes = {arm.name: arm.final_runs()[0].forecast["trainable_parameters"] for arm in study.arms.all()}
+    times = f"{sizes['quality'] / sizes['efficient']:.1f}"
+    said = unmeasured(study)
+    assert any(
+        f"at equal rank, quality has {times} times the parameters of efficient." in text for text in said
+    )
+    assert not any("by one rule" in text for text in said)
+
+
+def test_it_says_when_arms_are_scaled_by_different_rules(study: Study) -> None:
+    arm = study.arms.get(name="mlp")
+    arm.hyperparameters["lora_alpha"] = arm.hyperparameters["r"]
+    arm.save()
+    assert any("by one rule" in text for text in unmeasured(Study.objects.get(pk=study.pk)))
