@@ -20,6 +20,7 @@ PHASES = {
     "training": gettext_lazy("learning"),
     "saving": gettext_lazy("saving the adapter"),
     "scoring": gettext_lazy("scoring answers"),
+    "timing": gettext_lazy("timing a token"),
 }
 STAGES = ("waiting", "starting", "training", "saving", "evaluating", "finished")
 
