@@ -28,4 +28,6 @@ class ComputeBudgetForm(forms.Form):
     )
 
     def __init__(self, data: Any = None, *, hours: float | None = None) -> None:
-        super().__init__(data, initial={"hours": hours})
+        # 20 rather than 20.0, as people write it.
+        shown = int(hours) if hours is not None and hours.is_integer() else hours
+        super().__init__(data, initial={"hours": shown})

@@ -79,6 +79,12 @@ def test_a_manager_sets_it_and_everybody_sees_who_did(
     assert "set by mara@example.org" in page
 
 
+def test_the_form_holds_the_present_limit_as_people_write_it(client: Client, mara: User) -> None:
+    for typed in ("20", "7.5"):
+        change(client, mara, typed)
+        assert f'value="{typed}"' in page_of(client, mara)
+
+
 def test_a_manager_takes_the_limit_away(client: Client, mara: User, project: Project) -> None:
     change(client, mara, "5")
     assert change(client, mara, "") == 302
