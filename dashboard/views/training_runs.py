@@ -347,6 +347,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
     outlook = Outlook.read([working.queue]) if working and working.state == State.QUEUED else None
     waits = bool(working and working.state == State.QUEUED)
+    no_4bit = waits and run.in_4bit and not WorkerNode.objects.packing().exists()
     return {
         "run": run,
         "working": working,
@@ -354,10 +355,10 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "phase": PHASES.get(working.phase, working.phase) if working else "",
         "stages": stages(run, evaluation),
         "position": outlook.places.get(working.pk) if working and outlook else None,
-        "start": outlook.starts.get(working.pk) if working and outlook else None,
+        "start": outlook.starts.get(working.pk) if working and outlook and not no_4bit else None,
         "stopping": stopping_words(run),
         "no_worker": waits and not worker_is_there(),
-        "no_4bit": waits and run.in_4bit and not WorkerNode.objects.packing().exists(),
+        "no_4bit": no_4bit,
         "eta": eta_range(working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},

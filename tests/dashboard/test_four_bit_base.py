@@ -157,12 +157,13 @@ def test_its_page_says_that_it_waits_for_such_a_worker(
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed, load_in_4bit=True)
     client.force_login(vera)
-    assert b"in 4 bits at the moment" not in client.get(run.get_absolute_url()).content
+    page = client.get(run.get_absolute_url()).content
+    assert b"in 4 bits at the moment" not in page
+    assert b"starts in a moment" in page
     make_node("cuda0@box", able=False)
-    assert (
-        b"No worker can keep the base model in 4 bits at the moment"
-        in client.get(run.get_absolute_url()).content
-    )
+    page = client.get(run.get_absolute_url()).content
+    assert b"No worker can keep the base model in 4 bits at the moment" in page
+    assert b"starts in" not in page, "nobody knows when"
 
 
 def test_the_adapters_page_says_so_and_loads_it_so(
