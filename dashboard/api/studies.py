@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
@@ -205,25 +206,37 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
     """The first job of the new study. Every id is looked up among what the caller may see."""
     version = newest_version(request, payload.dataset)
     base_model = inspected(chosen_base_model(request, payload.base_model))
-    study = Study.objects.launch(
-        project=request.auth.project,
-        by=request.auth.user,
-        name=payload.name or _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]},
-        dataset_version=version,
-        base_model=base_model,
-        arms=[plan_of(request, arm, number) for number, arm in enumerate(payload.arms)],
-        seeds=payload.seeds,
-        budget=payload.budget,
-        metric=payload.metric or "",
-        pattern=payload.pattern or "",
-        reference=payload.reference or "",
-        margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
-        learning_rates=payload.learning_rates or [],
-        test_rows=payload.test_rows,
-        confirmed=payload.confirmed,
-        idempotency_key=key,
-    )
+    plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
+    with named_as_asked():
+        study = Study.objects.launch(
+            project=request.auth.project,
+            by=request.auth.user,
+            name=payload.name or _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]},
+            dataset_version=version,
+            base_model=base_model,
+            arms=plans,
+            seeds=payload.seeds,
+            budget=payload.budget,
+            metric=payload.metric or "",
+            pattern=payload.pattern or "",
+            reference=payload.reference or "",
+            margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
+            learning_rates=payload.learning_rates or [],
+            test_rows=payload.test_rows,
+            confirmed=payload.confirmed,
+            idempotency_key=key,
+        )
     return cast("Job", study.jobs().order_by("pk").first())
+
+
+@contextmanager
+def named_as_asked() -> Iterator[None]:
+    """What a study gives to all its runs is refused by the name that its own body has for it."""
+    try:
+        yield
+    except SpecError as error:
+        field = {"seed": "seeds", "learning_rate": "learning_rates"}.get(error.field, error.field)
+        raise SpecError(field, error.message) from error
 
 
 def plan_of(
@@ -233,7 +246,10 @@ def plan_of(
     settings_of: Callable[[dict[str, Any]], Hyperparameters] = hyperparameters_from,
 ) -> ArmPlan:
     """An arm with its config and resolved settings."""
-    config: TargetModuleConfig = config_of(request, arm.target_module_config)
+    try:
+        config: TargetModuleConfig = config_of(request, arm.target_module_config)
+    except Refusal as error:
+        raise Refusal(error.status, error.code, error.message, f"arms.{number}.{error.field}") from error
     values = arm.hyperparameters.dict() if arm.hyperparameters else {}
     name = arm.name or config.slug or config.name
     if not name:
@@ -260,7 +276,8 @@ def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
     study = growing(request, pk)
     act = f"seeds {pk}"
     if not done_before(request, act):
-        study.add_seeds(payload.seeds, request.auth.user)
+        with named_as_asked():
+            study.add_seeds(payload.seeds, request.auth.user)
         first_time(request, act)
     return Status(202, detail(request, pk))
 

@@ -79,13 +79,15 @@ def test_a_repeated_call_with_its_key_makes_one_study(api: Client, body: dict[st
         ({"arms": []}, "arms"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds"),
-        ({"seeds": [-1]}, "hyperparameters.seed"),
+        ({"seeds": [-1]}, "seeds"),
         ({"metric": "beauty"}, "metric"),
         ({"reference": "nobody"}, "reference"),
         ({"margin": -0.1}, "margin"),
         ({"budget": "equal-luck"}, "budget"),
         ({"learning_rates": [1e-3, 1e-3]}, "learning_rates"),
-        ({"learning_rates": [1e-3, 7.0]}, "hyperparameters.learning_rate"),
+        ({"learning_rates": [1e-3, 7.0]}, "learning_rates"),
+        ({"seeds": [1, -2]}, "seeds"),
+        ({"seeds": [10**400]}, "seeds"),
         ({"test_rows": 0}, "test_rows"),
         ({"surprise": 1}, "surprise"),
     ],
@@ -100,6 +102,11 @@ def test_it_refuses_a_plan_that_cannot_be_judged(
 def test_it_says_which_arm_has_a_wrong_setting(api: Client, body: dict[str, Any]) -> None:
     body["arms"][1]["hyperparameters"] = {"r": 0}
     assert "`r`" in refused(api.post(STUDIES, body, **HEAD), 422, "arms.1.hyperparameters.r")
+
+
+def test_it_says_which_arm_has_an_unknown_choice(api: Client, body: dict[str, Any]) -> None:
+    body["arms"][1]["target_module_config"] = "made-up"
+    refused(api.post(STUDIES, body, **HEAD), 404, "arms.1.target_module_config")
 
 
 def test_it_refuses_arms_that_differ_in_length(api: Client, body: dict[str, Any]) -> None:
