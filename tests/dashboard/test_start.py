@@ -207,7 +207,9 @@ def test_a_program_that_dies_is_started_again(tmp_path: Path) -> None:
             )
         )
         supervisor.terminate()
-        assert "sleeper ended with code -9, starting it again at once." in supervisor.communicate(timeout=5)[0]
+        assert (
+            "sleeper ended with code -9, starting it again at once." in supervisor.communicate(timeout=5)[0]
+        )
 
 
 @pytest.mark.slow
