@@ -76,7 +76,8 @@ def scores_of(study: Study) -> tuple[Scores, dict[int, float]]:
             base = values
         elif values and evaluation.run.study_arm:
             scores[evaluation.run.study_arm.name][evaluation.run.seed] = values
-    return scores, base
+    # By seed, whichever was scored first: an export shall not depend on the order of jobs.
+    return {name: dict(sorted(by_seed.items())) for name, by_seed in scores.items()}, base
 
 
 def common_rows(scores: Scores, base: dict[int, float]) -> list[int]:
