@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
 	@echo "make test    every test, with a real broker, worker and browser"
-	@echo "make chaos   hours of kill -9 while trainings run, on SQLite and PostgreSQL (STORM)"
+	@echo "make chaos   hours of kill -9 while trainings run, on SQLite and PostgreSQL (STORM, BLOWS)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
