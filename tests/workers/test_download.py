@@ -30,15 +30,14 @@ import sys, numpy, torch
 from pathlib import Path
 from workers.engine.evaluate import _attach
 from workers.engine.model import load_base
-from workers.specs import BaseSpec, DataSpec, EvalSpec
+from workers.specs import BaseSpec
 base_folder, adapter_folder, target = sys.argv[1:]
 base = BaseSpec(path=base_folder, name="example/tiny", sha256="0" * 64)
 model = load_base(base, torch.float32, torch.device("cpu")).eval()
 ids = torch.arange(3, 23).unsqueeze(0)
 with torch.no_grad():
     plain = model(input_ids=ids).logits
-    data = DataSpec(path="", sha256="")
-    tuned = _attach(model, EvalSpec(base=base, data=data, adapters={"adapter": adapter_folder}))
+    tuned = _attach(model, base.name, {"adapter": adapter_folder})
     numpy.savez(target, base=plain, adapter=tuned(input_ids=ids).logits)
 """
 CLEAN = """
