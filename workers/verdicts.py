@@ -64,7 +64,7 @@ class _Spread:
     """Bootstrap draws around a mean, and the variance that an interval has to allow for.
 
     The draws give the shape. Their width is corrected to `variance`, the sum of the variance of the mean over
-    items and of the mean over seeds: resampling S seeds alone would miss (S - 1)/S of their variance.
+    items and of the mean over seeds: resampling S seeds alone shows only (S - 1)/S of their variance.
     """
 
     mean: float
