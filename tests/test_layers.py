@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -42,3 +44,10 @@ def test_imports_point_down_the_layers() -> None:
     command = str(Path(sys.executable).parent / "lint-imports")
     result = subprocess.run([command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout
+
+
+def test_no_module_of_the_workers_is_left_out_of_the_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = {module for layer in contracts[0]["layers"] for module in re.findall(r"workers\.(\w+)", layer)}
+    there = {path.stem for path in (ROOT / "workers").iterdir() if path.stem.isidentifier()}
+    assert there - named <= {"__init__", "__pycache__", "celery"}
