@@ -14,18 +14,30 @@ from workers.judge import Endpoint
 _SPAN = gettext_lazy("Enter a whole number from %(low)s to %(high)s.") % {"low": 1, "high": f"{MOST_ROWS:,}"}
 
 
-class JudgingForm(forms.Form):
-    """How many test rows, and the tick without which nothing is sent."""
+class RowsForm(forms.Form):
+    """How many test rows it is about: the page then tells what would be sent of so many."""
 
     rows = forms.IntegerField(
         label=gettext_lazy("Test rows at most"),
         min_value=1,
         max_value=MOST_ROWS,
         initial=DEFAULT_ROWS,
-        help_text=gettext_lazy("Of more rows, so many are drawn by chance; always the same ones."),
+        help_text=gettext_lazy(
+            "Of more rows, so many are drawn by chance; always the same, and a larger number adds to them."
+        ),
         error_messages=dict.fromkeys(("required", "invalid", "min_value", "max_value"), _SPAN),
         widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
     )
+
+    @property
+    def number(self) -> int:
+        """What was asked for; the usual number where that cannot be read."""
+        return int(self.cleaned_data["rows"]) if self.is_valid() else DEFAULT_ROWS
+
+
+class ConsentForm(forms.Form):
+    """The tick without which nothing is sent."""
+
     agreed = forms.BooleanField(
         error_messages={
             "required": gettext_lazy(

@@ -51,10 +51,14 @@ def evaluations_of(scope: Scope) -> EvaluationQuerySet:
 
 
 def rows_of(evaluations: models.QuerySet[Evaluation], most: int) -> list[int]:
-    """At most so many of the rows that they were scored on, always the same ones, drawn by chance."""
+    """At most so many of the rows that they were scored on, drawn by chance: always the same ones.
+
+    Those of a smaller number are among those of a larger one.
+    """
     items = EvaluationItem.objects.filter(evaluation__in=evaluations).order_by()
     rows = sorted(set(items.values_list("row", flat=True)))
-    return sorted(random.Random(0).sample(rows, min(most, len(rows))))  # noqa: S311 - a draw, no secret
+    drawn = random.Random(0).sample(rows, len(rows))  # noqa: S311 - a draw, no secret
+    return sorted(drawn[:most])
 
 
 def unjudged(
@@ -120,7 +124,7 @@ class JudgingQuerySet(ProjectQuerySet["Judging"]):
 
 
 class Judging(models.Model):
-    """One go of the judge over the answers of a study or of a run."""
+    """The answers of a study or of a run, sent to the judge once."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="judgings")
     study = models.ForeignKey(Study, models.CASCADE, null=True, blank=True, related_name="judgings")

@@ -233,6 +233,11 @@ class Study(models.Model):
         return self.finished_at is not None
 
     @property
+    def scores_are_open(self) -> bool:
+        """Whether its scores are told: before the end nobody is to stop it at a lucky moment."""
+        return self.is_over
+
+    @property
     def error(self) -> dict[str, str] | None:
         """Why not one arm came through, or None."""
         if self.state != State.FAILED:

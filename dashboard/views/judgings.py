@@ -11,13 +11,13 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from dashboard.forms.judgings import JudgingForm
+from dashboard.forms.judgings import ConsentForm, RowsForm
 from dashboard.gate import Request
 from dashboard.models import Evaluation, EvaluationItem, Judging, Role, Study, TrainingRun, Vote
 from dashboard.models.evaluation import EvaluationQuerySet
 from dashboard.models.judging import (
-    DEFAULT_ROWS,
     JUDGE,
+    MOST_ROWS,
     JudgeBusy,
     Scope,
     endpoint,
@@ -63,7 +63,7 @@ def role_for(request: Request) -> Role:
 def not_yet(scope: Scope) -> str:
     """Why there are no answers to look at, or "". A study's stay hidden until it is over."""
     study = scope if isinstance(scope, Study) else scope.study_arm.study if scope.study_arm else None
-    if study and not study.is_over:
+    if study and not study.scores_are_open:
         return _("Answers are shown when the study has come to a result.")
     if not evaluations_of(scope).exists():
         return _("There are no answers yet: nothing of this has been scored.")
@@ -79,20 +79,29 @@ def judged(request: Request, scope: Scope) -> HttpResponse:
     if judge is None and request.method == "POST":
         messages.error(request, _("No judge is set up, so nothing was sent."))
         return redirect(request.path)
-    form = JudgingForm(judge, request.POST or None) if judge else None
-    if judge and form and request.method == "POST" and form.is_valid():
+    sent = request.POST if request.method == "POST" else None
+    asked = RowsForm(request.GET if sent is None and "rows" in request.GET else sent)
+    consent = ConsentForm(judge, sent) if judge else None
+    if judge and consent and consent.is_valid() and asked.is_valid():
         try:
-            Judging.objects.submit(scope, by=request.user, judge=judge, rows=form.cleaned_data["rows"])
+            Judging.objects.submit(scope, by=request.user, judge=judge, rows=asked.number)
             messages.success(request, _("The answers go to the judge in the order of the queue."))
         except JudgeBusy:
             messages.info(request, _("These answers are with the judge already."))
         return redirect(request.path)
-    context = page_context(scope, judge) | {
-        "form": form,
+    context = page_context(scope) | {
+        "asked": asked,
+        "form": consent,
         "judge": judge,
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=scope.project_id).exists(),
     }
-    return render(request, "judgings/index.html", context, status=422 if form and form.errors else 200)
+    if judge and not context["works"]:
+        context |= asking_context(scope, judge, asked.number)
+    answer = render(request, "judgings/index.html", context, status=200 if sent is None else 422)
+    if request.headers.get("HX-Target") == "judged" and not context["works"]:
+        # What the judge has said may be compared now, and more may be sent: the whole page is another one.
+        answer.headers["HX-Refresh"] = "true"
+    return answer
 
 
 def to_send(evaluations: EvaluationQuerySet, rows: list[int], judge: Endpoint) -> int:
@@ -103,10 +112,22 @@ def to_send(evaluations: EvaluationQuerySet, rows: list[int], judge: Endpoint) -
     return items.order_by().values("row", "output").distinct().count()
 
 
-def page_context(scope: Scope, judge: Endpoint | None) -> dict[str, Any]:
-    """What is judged, what is open, and how far people agree."""
+def asking_context(scope: Scope, judge: Endpoint, number: int) -> dict[str, Any]:
+    """What would be sent of so many rows, and whether there is anything to send of any number."""
     evaluations = evaluations_of(scope)
-    rows = rows_of(evaluations, DEFAULT_ROWS)
+    rows = rows_of(evaluations, number)
+    found = to_send(evaluations, rows, judge)
+    return {
+        "rows": number,
+        "rows_there": len(rows),
+        "to_send": found,
+        "more_to_send": found or to_send(evaluations, rows_of(evaluations, MOST_ROWS), judge),
+    }
+
+
+def page_context(scope: Scope) -> dict[str, Any]:
+    """What is judged, and how far people agree."""
+    evaluations = evaluations_of(scope)
     judgings = Judging.objects.of(scope).select_related("job", "by")[:JUDGINGS_SHOWN]
     return {
         "scope": scope,
@@ -114,8 +135,6 @@ def page_context(scope: Scope, judge: Endpoint | None) -> dict[str, Any]:
         "vote_address": address_of(scope, "vote"),
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,
-        "rows_there": len(rows),
-        "to_send": to_send(evaluations, rows, judge) if judge else 0,
         "judgings": judgings,
         "works": any(not one.is_over for one in judgings),
         "shares": shares_of(evaluations),

@@ -23,7 +23,7 @@ from dashboard.models import (
 )
 from dashboard.models.comparison import Comparison
 from dashboard.models.comparison_words import warnings
-from dashboard.models.judging import JUDGE, endpoint, evaluations_of
+from dashboard.models.judging import DEFAULT_ROWS, JUDGE, MOST_ROWS, endpoint, evaluations_of, rows_of
 from tests.conftest import finish, make_run
 from tests.dashboard.comparisons import score
 from tests.dashboard.conftest import publish
@@ -60,11 +60,11 @@ def address(scope: Study | TrainingRun) -> str:
     return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-judge", args=[scope.pk])
 
 
-def judge_all(scope: Study | TrainingRun, by: User, **counts: int) -> Judging:
+def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200, **counts: int) -> Judging:
     """What a worker leaves: right where the answer is the expected one."""
     found = endpoint()
     assert found
-    judging = Judging.objects.submit(scope, by=by, judge=found, rows=200)
+    judging = Judging.objects.submit(scope, by=by, judge=found, rows=rows)
     questions = judging.open_questions()
     judging.note((asked.answer == asked.expected, items) for asked, items in questions)
     judging.sum_up()
@@ -124,6 +124,7 @@ def test_with_it_a_light_job_is_queued_and_who_allowed_it_is_kept(
     assert "allowed by ed@example.org" in text
     assert "The judge is at work on these answers" in text
     assert 'hx-trigger="every 3s"' in text
+    assert "Send them to the judge" not in text
 
 
 def test_a_double_click_sends_once(client: Client, ed: User, scored: TrainingRun) -> None:
@@ -132,6 +133,85 @@ def test_a_double_click_sends_once(client: Client, ed: User, scored: TrainingRun
         client.post(address(scored), {"rows": 50, "agreed": "on"})
     assert Judging.objects.count() == 1
     assert "with the judge already" in client.get(address(scored)).content.decode()
+
+
+@pytest.fixture
+def many(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> TrainingRun:
+    """A run with 450 scored rows, all of them answered in the same way by adapter and base."""
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [0.0] * 450)
+    return run
+
+
+def test_what_is_told_and_sent_is_of_the_number_that_was_asked_for(
+    client: Client, ed: User, many: TrainingRun
+) -> None:
+    text = page_of(client, ed, many)
+    assert "up to 200 test rows, and 200 different answers" in text
+    assert 'name="rows" value="200"' in text
+    assert 'hx-trigger="change, submit"' in text
+    text = client.get(address(many), {"rows": 400}).content.decode()
+    assert "up to 400 test rows, and 400 different answers" in text
+    assert 'name="rows" value="400"' in text
+    text = client.get(address(many), {"rows": MOST_ROWS}).content.decode()
+    assert "up to 450 test rows, and 450 different answers" in text
+
+
+def test_rows_beyond_the_usual_number_can_be_sent_after_them(
+    client: Client, ed: User, many: TrainingRun
+) -> None:
+    judge_all(many, ed, rows=DEFAULT_ROWS)
+    text = page_of(client, ed, many)
+    assert "Enter a larger number to send more." in text
+    assert "Send them to the judge" not in text
+    text = client.get(address(many), {"rows": 400}).content.decode()
+    assert "up to 400 test rows, and 200 different answers" in text
+    client.post(address(many), {"rows": 400, "agreed": "on"})
+    assert len(Judging.objects.latest("pk").open_questions()) == 200
+
+
+def test_where_all_of_many_rows_are_judged_the_form_is_gone(
+    client: Client, ed: User, many: TrainingRun
+) -> None:
+    judge_all(many, ed, rows=MOST_ROWS)
+    text = page_of(client, ed, many)
+    assert "nothing to send" in text
+    assert "Show what would be sent" not in text
+
+
+@pytest.mark.parametrize("rows", ["", "0", "1001", "many"])
+def test_a_number_in_the_address_that_is_none_is_refused_in_words(
+    client: Client, ed: User, scored: TrainingRun, rows: str
+) -> None:
+    client.force_login(ed)
+    text = client.get(address(scored), {"rows": rows}).content.decode()
+    assert "from 1 to 1,000" in text
+    assert f'name="rows" value="{DEFAULT_ROWS}"' in text
+
+
+def test_a_larger_draw_holds_the_smaller_one(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [0.0] * 1100)
+    few, more = (rows_of(evaluations_of(run), number) for number in (DEFAULT_ROWS, 400))
+    assert (len(few), len(more)) == (200, 400)
+    assert set(few) < set(more)
+
+
+def test_the_page_is_loaded_anew_once_the_judge_has_finished(
+    client: Client, vera: User, ed: User, scored: TrainingRun
+) -> None:
+    found = endpoint()
+    assert found
+    judging = Judging.objects.submit(scored, by=ed, judge=found, rows=50)
+    client.force_login(vera)
+    poll = {"HX-Request": "true", "HX-Target": "judged"}
+    assert "HX-Refresh" not in client.get(address(scored), headers=poll).headers
+    assert judging.job
+    finish(judging.job)
+    assert client.get(address(scored), headers=poll).headers["HX-Refresh"] == "true"
+    assert "HX-Refresh" not in client.get(address(scored)).headers
 
 
 def test_its_counts_are_shown_with_what_could_not_be_read(
@@ -155,7 +235,7 @@ def test_where_all_is_judged_there_is_nothing_to_send_but_to_another_judge(
     assert "10 different answers" in page_of(client, ed, scored)
 
 
-def test_a_failed_go_says_why(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_a_failed_judging_says_why(client: Client, ed: User, scored: TrainingRun) -> None:
     client.force_login(ed)
     client.post(address(scored), {"rows": 50, "agreed": "on"})
     refused = "The judge at judge.invalid refused the key (status 401). Check `JUDGE_API_KEY`."
@@ -259,6 +339,19 @@ def test_few_votes_are_not_enough_to_trust_it(
     text = page_of(client, vera, scored)
     assert "Too few votes to trust the judge: 6 of the 50 answers" in text
     assert "83.3 %" in text
+
+
+def test_votes_that_are_all_even_tell_nothing_yet(
+    client: Client, vera: User, ed: User, mara: User, scored: TrainingRun
+) -> None:
+    judge_all(scored, ed)
+    item = EvaluationItem.objects.filter(evaluation__in=evaluations_of(scored))[0]
+    for voter, is_right in ((ed, True), (mara, False)):
+        Vote.objects.cast_by(voter, item, is_right=is_right)
+    assert (
+        "2 votes so far, and none on an answer that the judge has judged, or only where people disagree"
+        in (page_of(client, vera, scored))
+    )
 
 
 @pytest.mark.parametrize(
