@@ -168,7 +168,7 @@ class ScoreOut(Schema):
 
 
 class ExportOut(Schema):
-    """Everything that the verdict was computed from."""
+    """Everything that the verdict was computed from. `scores` is empty before the end."""
 
     study: StudyOut
     settings: list[dict[str, Any]]
@@ -306,5 +306,8 @@ def growing(request: Call, pk: int) -> Study:
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})
 def export(request: Call, pk: int) -> dict[str, Any]:
-    """Settings and every score: enough to compute each number of the verdict again."""
+    """Settings and every score: enough to compute each number of the verdict again.
+
+    `scores` is empty until the study is over, also while seeds or arms that came later are trained.
+    """
     return whole(Study.objects.with_facts().fetch(request.auth, pk))

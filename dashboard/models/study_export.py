@@ -45,8 +45,11 @@ def shown(study: Study) -> dict[str, Any]:
 
 
 def whole(study: Study) -> dict[str, Any]:
-    """Settings and every score: enough to compute each number of the verdict again."""
-    scores, base = scores_of(study)
+    """Settings and every score: enough to compute each number of the verdict again.
+
+    Before the end there are no scores.
+    """
+    scores, base = scores_of(study) if study.scores_are_open else ({}, {})
     rows = [{"arm": "base", "seed": None, "item": item, "value": value} for item, value in base.items()]
     rows += [
         {"arm": arm, "seed": seed, "item": item, "value": value}

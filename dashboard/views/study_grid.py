@@ -171,7 +171,9 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
     if newest is None or newest.state == State.QUEUED:
         return Cell(seed, TRAINED, run)
     if newest.state == State.SUCCEEDED:
-        return Cell(seed, SCORED, run, score=newest.metrics.get(study.metric) if study.is_over else None)
+        return Cell(
+            seed, SCORED, run, score=newest.metrics.get(study.metric) if study.scores_are_open else None
+        )
     return Cell(seed, newest.state, run, Job.Kind.EVALUATE, percent_of(newest.job))
 
 

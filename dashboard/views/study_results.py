@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from django.contrib import messages
 from django.http import HttpResponse
+from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
@@ -163,10 +165,18 @@ def forgetting(study: Study) -> list[dict[str, Any]]:
     ]
 
 
+def not_yet(request: Request, study: Study) -> HttpResponse:
+    """Back to the study, with the reason why there is no file."""
+    messages.info(request, _("Scores are told when all runs of the study have ended."))
+    return redirect(study)
+
+
 @require_GET
 def deltas_csv(request: Request, pk: int) -> HttpResponse:
     """The table of differences as CSV, in the metric's unit."""
     study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
     compared = {one["arm"]: one for one in study.result.get("comparisons", [])}
     header = ["arm", "target_modules", "seeds", "metric", "mean", "low", "high", "reference", "difference"]
     header += ["difference_low", "difference_high", "p_adjusted", "outcome", "kept_gain", *COSTS]
@@ -194,6 +204,8 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
 def scores_csv(request: Request, pk: int) -> HttpResponse:
     """Every score behind the verdict; the base model has no seed."""
     study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
     scores, base = scores_of(study)
     rows: list[list[str | float | None]] = [["arm", "seed", "item", "value"]]
     rows += [["base", None, item, value] for item, value in base.items()]
@@ -210,4 +222,6 @@ def scores_csv(request: Request, pk: int) -> HttpResponse:
 def whole_json(request: Request, pk: int) -> HttpResponse:
     """Settings, numbers and every score: enough to reckon the verdict again."""
     study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
     return json_file(f"study-{study.pk}.json", whole(study))

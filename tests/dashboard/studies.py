@@ -84,6 +84,15 @@ def end_evaluation(job: Job, table: Table, metric: str) -> None:
     finish(job)
 
 
+def score_first_seed(study: Study, table: Table) -> Study:
+    """Lead a queued study to where one seed has its scores and the others are still to be trained."""
+    end_training(study.jobs().order_by("pk")[0])
+    study.advance()
+    end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), table, study.metric)
+    study.advance()
+    return Study.objects.get(pk=study.pk)
+
+
 def conclude(study: Study, table: Table) -> Study:
     """Lead a whole study to its verdict."""
     for _round in range(20):

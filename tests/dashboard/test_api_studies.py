@@ -10,7 +10,7 @@ from django.test import Client
 
 from dashboard.models import ApiToken, BaseModel, Dataset, Project, State, Study, User
 from tests.conftest import finish
-from tests.dashboard.studies import Table, conclude, make_study
+from tests.dashboard.studies import Table, conclude, make_study, score_first_seed
 
 STUDIES = "/api/v1/studies"
 HEAD = {"content_type": "application/json"}
@@ -398,6 +398,17 @@ def test_the_export_names_each_score_by_arm_seed_and_item(
         ("base", None), ("efficient", 1), ("efficient", 2), ("quality", 1), ("quality", 2)
     }  # fmt: skip
     assert {one["item"] for one in found["scores"]} == set(range(1, 21))
+
+
+def test_the_export_has_no_scores_before_the_end(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = score_first_seed(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    early = api.get(f"{STUDIES}/{study.pk}/export")
+    assert (early.status_code, early.json()["scores"]) == (200, [])
+    assert len(early.json()["settings"]) == 4
+    conclude(study, worked_example())
+    assert len(api.get(f"{STUDIES}/{study.pk}/export").json()["scores"]) == 20 + 2 * 2 * 20
 
 
 def test_a_study_that_came_to_nothing_says_why(

@@ -8,8 +8,9 @@ import io
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Study, User
-from tests.dashboard.test_study_result import study
+from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, Study, User
+from tests.dashboard.studies import make_study, score_first_seed
+from tests.dashboard.test_study_result import TABLE, study
 
 __all__ = ["study"]
 
@@ -51,6 +52,18 @@ def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
     assert {one["arm"] for one in found["settings"]} == {"efficient", "mlp", "quality"}
     # No folder of this installation.
     assert all("path" not in one["spec"]["base"] for one in found["settings"])
+
+
+def test_before_the_end_no_file_is_given_and_the_page_says_why(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    working = score_first_seed(make_study(project, dataset, base_model), TABLE)
+    assert EvaluationItem.objects.exists()
+    client.force_login(ed)
+    for route in ("study-deltas-csv", "study-scores-csv", "study-json"):
+        answer = client.get(reverse(route, args=[working.pk]), follow=True)
+        assert answer.redirect_chain == [(working.get_absolute_url(), 302)]
+        assert "Scores are told when all runs of the study have ended." in answer.content.decode()
 
 
 def test_an_outsider_gets_none(client: Client, otto: User, study: Study) -> None:
