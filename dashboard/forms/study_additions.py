@@ -14,10 +14,11 @@ from dashboard.forms.studies import name_of
 from dashboard.forms.study_costs import cards_of
 from dashboard.forms.training_runs import choices
 from dashboard.models import ArmPlan, Caller, Study, TargetModuleConfig
-from dashboard.models.study_plan import confirmations
 from workers.specs import LIMITS
 
 MOST_AT_ONCE = 5
+# Of an arm's name.
+LONGEST = 120
 
 
 class SeedsForm(forms.Form):
@@ -95,17 +96,22 @@ class ArmsForm(forms.Form):
                 card.config,
                 card.resolution.labels,
                 card.refusal,
-                tuple(confirmations([self.plan_of(card.config)], self.study.base_model)),
+                tuple(f"{card.config}: {sentence}" for sentence in card.resolution.confirmations),
             )
             for card in cards_of(self.offered, self.study.base_model)
         ]
 
     def plan_of(self, config: TargetModuleConfig, r: int | None = None) -> ArmPlan:
-        """The choice as an arm; another rank than the reference's is part of its name."""
+        """The choice as an arm; another rank than the reference's is part of its name.
+
+        A name that an arm of another choice has already, such as an earlier version, gets its version.
+        """
         own = self.reference.hyperparameters["r"]
         learn = self.reference.varied({"r": r})
-        name = name_of(config)
-        return ArmPlan(name if r in (None, own) else f"{name[:100]}, r {r}", config, learn)
+        taken = {arm.name for arm in self.study.arms.all() if arm.target_module_config_id != config.pk}
+        tail = "" if r in (None, own) else f", r {r}"
+        name, title = (text[: LONGEST - len(tail)] + tail for text in (name_of(config), config.title))
+        return ArmPlan(title if name in taken else name, config, learn)
 
     def clean(self) -> dict[str, Any]:
         """Refuse what is an arm already, under whatever name; a second click is none of it."""
@@ -124,4 +130,14 @@ class ArmsForm(forms.Form):
         """What is ticked, less what a first click has added already. May raise SpecError."""
         r = self.cleaned_data.get("r")
         asked = [self.plan_of(one, r) for one in self.offered if one.pk in self.cleaned_data["configs"]]
-        return [plan for plan in asked if plan.name not in self.study.later_arms]
+        return [plan for plan in asked if not self.came_later(plan)]
+
+    def came_later(self, plan: ArmPlan) -> bool:
+        """Whether just this is there already as an arm that came after the start, under whatever name."""
+        later = [arm for arm in self.study.arms.all() if arm.name in self.study.later_arms]
+        # Under a budget of equal parameters each arm has the rank that it gets.
+        return any(
+            arm.target_module_config_id == plan.config.pk
+            and ("r" not in self.fields or arm.hyperparameters["r"] == plan.hyperparameters.r)
+            for arm in later
+        )

@@ -8,9 +8,10 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleConfig, User
+from dashboard.models import ArmPlan, BaseModel, Dataset, Project, Study, TargetModuleConfig, User
 from dashboard.models.study_words import later
 from tests.dashboard.studies import conclude, make_study
+from workers.selections import Selection
 
 SCORES = {"base": {0: [0, 0, 0, 1]}, "efficient": {1: [1, 0, 0, 1], 2: [1, 1, 0, 0], 3: [1, 0, 1, 0]}}
 TABLE: Any = {**SCORES, "quality": {1: [1, 1, 0, 1], 2: [1, 0, 1, 1], 3: [1, 1, 1, 0]}}
@@ -105,6 +106,32 @@ def test_a_double_click_adds_it_once(client: Client, ed: User, study: Study) -> 
     assert Study.objects.get(pk=study.pk).arms.count() == 3
 
 
+def test_what_came_later_under_another_name_is_not_added_again(
+    client: Client, ed: User, study: Study
+) -> None:
+    mlp = TargetModuleConfig.objects.get(slug="mlp")
+    study.add_arms([ArmPlan("feed-forward", mlp, study.reference_arm.varied({}))], ed)
+    client.force_login(ed)
+    send(client, study)
+    assert [arm.name for arm in Study.objects.get(pk=study.pk).arms.all()] == [
+        "efficient", "quality", "feed-forward"
+    ]  # fmt: skip
+
+
+def test_the_next_version_of_a_choice_is_an_arm_of_its_own(
+    client: Client, ed: User, project: Project, study: Study
+) -> None:
+    client.force_login(ed)
+    for name in ("q_proj", "v_proj"):
+        config = TargetModuleConfig.objects.compose(
+            project=project, by=ed, name="Ours", selection=Selection((name,))
+        )
+        for _click in range(2):
+            send(client, study, configs=[config.pk])
+    arms = Study.objects.get(pk=study.pk).arms.all()
+    assert [arm.name for arm in arms] == ["efficient", "quality", "Ours", "Ours v2"]
+
+
 def test_a_choice_that_is_there_may_come_again_with_another_rank(
     client: Client, ed: User, study: Study
 ) -> None:
@@ -175,6 +202,18 @@ def test_it_asks_on_the_page_of_a_finished_study(client: Client, ed: User, vera:
     assert "Add arms?" in page
     client.force_login(vera)
     assert "Add arms?" not in client.get(study.get_absolute_url()).content.decode()
+
+
+def test_while_the_base_model_is_counted_again_the_page_says_so(
+    client: Client, ed: User, base_model: BaseModel, study: Study
+) -> None:
+    BaseModel.objects.filter(pk=base_model.pk).update(census={**(base_model.census or {}), "version": 1})
+    client.force_login(ed)
+    answer = client.get(study.get_absolute_url())
+    assert answer.status_code == 200
+    assert "counted by another version" in answer.content.decode().split("Add arms?")[1]
+    assert "counted by another version" in send(client, study).content.decode()
+    assert Study.objects.get(pk=study.pk).arms.count() == 2
 
 
 def test_it_refuses_a_viewer(client: Client, vera: User, study: Study) -> None:
