@@ -14,7 +14,7 @@ from workers.agreement import Agreement, agreement
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# Out of so many drawn answers one is found that is not equal to one already voted on, or there is none.
+# So many drawn answers are looked at together for one that is not equal to one already voted on.
 DRAWN = 50
 
 
@@ -39,7 +39,7 @@ class VoteQuerySet(models.QuerySet["Vote"]):
         known = set(mine.values_list("item__row", "item__output"))
         items = EvaluationItem.objects.filter(evaluation__in=evaluations).exclude(pk__in=mine.values("item"))
         for some in (items.filter(scores__has_key=JUDGE), items):
-            for item in some.order_by("?")[:DRAWN]:
+            for item in some.order_by("?").iterator(chunk_size=DRAWN):
                 if (item.row, item.output) not in known:
                     return item
         return None

@@ -8,8 +8,11 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import EvaluationItem, Project, Study, TrainingRun, User, Vote
+from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, Study, TrainingRun, User, Vote
 from dashboard.models.judging import JUDGE, evaluations_of
+from tests.conftest import make_run
+from tests.dashboard.comparisons import score
+from tests.dashboard.conftest import publish
 from tests.dashboard.test_judging import judge, judge_all, scored
 from tests.dashboard.test_study_result import study
 
@@ -74,6 +77,20 @@ def test_equal_answers_are_asked_about_once_until_none_is_left(
         client.post(address(scored), {"item": pk, "verdict": "right"})
     assert len(seen) == len(set(seen)) == 10
     assert "no answer left for you: you have voted on 10" in text
+
+
+def test_an_answer_is_found_among_many_that_equal_known_ones(
+    ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [0.0] * 60 + [1.0], base=[0.0] * 61)
+    for item in evaluations_of(run).get(subject="base").items.all():
+        Vote.objects.cast_by(ed, item, is_right=False)
+    # 61 are left: 60 say what has been voted on, and one says something else.
+    for _draw in range(20):
+        item = Vote.objects.next_for(ed, evaluations_of(run))
+        assert item
+        assert (item.row, item.output) == (61, "yes")
 
 
 def test_answers_that_the_judge_has_judged_come_first(client: Client, ed: User, study: Study) -> None:
