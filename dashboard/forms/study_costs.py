@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from dashboard.forms.studies import POINTS, StudyForm, name_of
+from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm, name_of
 from dashboard.forms.training_runs import DEFAULTS
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
@@ -138,8 +138,13 @@ class Power:
 
     @property
     def rows_are_there(self) -> bool:
-        """Whether the dataset has them."""
-        return self.rows_needed is not None and self.rows_needed <= self.rows_there
+        """Whether the dataset has them, and a study may use so many."""
+        return self.rows_needed is not None and self.rows_needed <= min(self.rows_there, MOST_ROWS)
+
+    @property
+    def rows_are_too_many(self) -> bool:
+        """Whether no study may use so many."""
+        return (self.rows_needed or 0) > MOST_ROWS
 
     def words(self, value: float) -> str:
         """A difference as people read it."""

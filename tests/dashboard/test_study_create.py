@@ -339,6 +339,19 @@ def test_the_plan_says_that_the_test_rows_are_too_few(look: Callable[..., str]) 
     assert "2,944 test rows would; this dataset has 2." in text
 
 
+def test_the_plan_offers_no_more_test_rows_than_a_study_takes(
+    look: Callable[..., str], dataset: Dataset
+) -> None:
+    version = dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    DatasetVersion.objects.filter(pk=version.pk).update(splits=version.splits | {"test": 60_000})
+    assert "Use 2,944 test rows" in look()
+    text = look(margin="0.5")
+    # 0.15 * (2.8 / 0.005)^2.
+    assert "47,094 test rows would, which is more than a study takes." in text
+    assert "Use 47,094" not in text
+
+
 def test_more_comparisons_need_more_test_rows(look: Callable[..., str]) -> None:
     # Holm over two: 0.15 * ((2.2414 + 0.8416) / 0.02)^2.
     assert "3,565 test rows would" in look(configs=pks("efficient", "mlp", "quality"))
