@@ -45,6 +45,14 @@ def test_what_differs_is_told_by_arm_and_what_does_not_once(client: Client, vera
     assert alike.count("How strongly to learn") == 1
 
 
+def test_it_states_the_pattern_that_answers_were_measured_by(
+    client: Client, vera: User, study: Study
+) -> None:
+    assert "The pattern:" not in page_of(client, vera, study)
+    Study.objects.filter(pk=study.pk).update(pattern=r"total: <\d+>")
+    assert r"The pattern: <code>total: &lt;\d+&gt;</code>" in page_of(client, vera, study)
+
+
 def test_it_has_no_navigation(client: Client, vera: User, study: Study) -> None:
     page = page_of(client, vera, study)
     assert "navbar" not in page
