@@ -22,7 +22,7 @@ def check_pattern(pattern: str) -> None:
         raise SpecError("pattern", "Write the `pattern` that a right answer holds, such as `total: \\d+`.")
     if len(pattern) > PATTERN_LETTERS:
         raise SpecError(
-            "pattern", f"`pattern` has {len(pattern):,} letters. At most {PATTERN_LETTERS} are allowed."
+            "pattern", f"`pattern` has {len(pattern):,} characters. At most {PATTERN_LETTERS} are allowed."
         )
     if "\0" in pattern:
         raise SpecError("pattern", "`pattern` holds a NUL character. Remove it.")

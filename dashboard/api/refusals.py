@@ -127,7 +127,7 @@ def _sentence(error: dict[str, Any], field: str) -> str:
     if kind.startswith("bool_"):
         return _("`%(field)s` must be true or false.") % name
     if kind == "string_too_long":
-        return _("`%(field)s` is longer than %(max_length)s letters.") % name
+        return _("`%(field)s` is longer than %(max_length)s characters.") % name
     if kind == "string_too_short":
         return _("`%(field)s` must not be empty.") % name
     if kind.startswith("string_"):

@@ -275,7 +275,7 @@ def choice_in(text: str) -> dict[str, Any]:
     if not text:
         raise SpecError("pasted", _("Paste names or JSON, or choose a file."))
     if len(text) > LONGEST:
-        raise SpecError("pasted", _("This is too long: at most 64,000 letters."))
+        raise SpecError("pasted", _("This is too long: at most 64,000 characters."))
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

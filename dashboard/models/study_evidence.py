@@ -65,10 +65,10 @@ class Preference:
     def sentence(self) -> str:
         """Why the form begins with it."""
         return ngettext(
-            "Selected first because %(speaking)d of %(count)d study of this project on this base model "
-            "that came to a clear result speaks for it.",
-            "Selected first because %(speaking)d of %(count)d studies of this project on this base model "
-            "that came to a clear result speak for it.",
+            "%(speaking)d of %(count)d study of this project on this base model that came to a clear "
+            "result speaks for it, so the form begins with it unless you bring a choice.",
+            "%(speaking)d of %(count)d studies of this project on this base model that came to a clear "
+            "result speak for it, so the form begins with it unless you bring a choice.",
             self.decided,
         ) % {"speaking": self.speaking, "count": self.decided}
 

@@ -230,7 +230,7 @@ def milliseconds(value: float | str | None) -> str:
     """Thousandths of a second with three significant digits: 4.12 ms, 31.5 ms, 204 ms."""
     if value is None or isinstance(value, str):
         return "–"
-    return _("%(value)s ms") % {"value": f"{value:.3g}" if value < 1000 else rounded(value, 0)}
+    return _("%(value)s ms") % {"value": f"{value:.3g}" if value < 999.5 else rounded(value, 0)}
 
 
 @register.filter

@@ -21,7 +21,9 @@ def create(request: Request, pk: int) -> HttpResponse:
     if not study.is_over or not study.result.get("arms"):
         messages.error(request, _("Decide when the study has come to a result."))
     elif not form.is_valid():
-        messages.error(request, _("Choose the adapter that is shipped, and say why in up to 1,000 letters."))
+        messages.error(
+            request, _("Choose the adapter that is shipped, and say why in up to 1,000 characters.")
+        )
     else:
         decision = Decision.objects.record(
             study, form.cleaned_data["adapter"], form.cleaned_data["reason"], request.user

@@ -55,7 +55,7 @@ def test_it_names_who_used_it(client: Client, vera: User, ed: User, run: Trainin
     page = page_of(client, vera)
     assert '<td>ed@example.org</td> <td class="num">0.50 h</td>' in page
     ed.delete()
-    assert "Nobody who is still here" in page_of(client, vera)
+    assert "People who have left" in page_of(client, vera)
 
 
 def test_it_shows_twelve_months(client: Client, vera: User) -> None:

@@ -63,7 +63,7 @@ def test_a_viewer_decides_nothing(client: Client, vera: User, study: Study) -> N
 def test_half_a_decision_is_refused_with_a_sentence(
     client: Client, mara: User, study: Study, values: dict[str, object]
 ) -> None:
-    assert "say why in up to 1,000 letters" in decide(client, mara, study, **values)
+    assert "say why in up to 1,000 characters" in decide(client, mara, study, **values)
     assert not Decision.objects.exists()
 
 

@@ -84,7 +84,8 @@ def test_the_form_begins_with_what_most_decided_studies_speak_for(
     client.force_login(ed)
     page = form_page(client, study)
     assert checked(page) == pk_of("balanced")
-    assert "because 2 of 3 studies of this project on this base model" in page
+    assert "2 of 3 studies of this project on this base model" in page
+    assert "so the form begins with it unless you bring a choice" in page
     assert newest.pk < Study.objects.latest("pk").pk
     assert Study.objects.latest("pk").get_absolute_url() in page
 
@@ -97,7 +98,7 @@ def test_where_studies_contradict_each_other_the_usual_default_stays(
     client.force_login(ed)
     page = form_page(client, study)
     assert checked(page) == pk_of("efficient")
-    assert "Selected first because" not in page
+    assert "so the form begins with it" not in page
 
 
 def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> None:
@@ -106,7 +107,7 @@ def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> No
     found = preference(study.project, study.base_model_id)
     assert found is not None
     assert (found.config_id, found.speaking, found.decided) == (pk_of("quality"), 1, 1)
-    assert found.sentence.startswith("Selected first because 1 of 1 study")
+    assert found.sentence.startswith("1 of 1 study of this project")
 
 
 def test_a_study_that_decided_nothing_moves_no_default(

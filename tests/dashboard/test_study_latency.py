@@ -95,7 +95,15 @@ def test_chosen_runs_are_compared_by_it_too(client: Client, vera: User, runs: li
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(None, "–"), ("", "–"), (4.1234, "4.12 ms"), (31.49, "31.5 ms"), (204.4, "204 ms"), (1250, "1,250 ms")],
+    [
+        (None, "–"),
+        ("", "–"),
+        (4.1234, "4.12 ms"),
+        (31.49, "31.5 ms"),
+        (204.4, "204 ms"),
+        (999.6, "1,000 ms"),
+        (1250, "1,250 ms"),
+    ],
 )
 def test_it_is_written_with_the_digits_that_it_deserves(value: float | str | None, words: str) -> None:
     assert milliseconds(value) == words

@@ -137,6 +137,8 @@ def test_the_forecast_brings_the_numbers_of_every_card(
     page = client.get(reverse("training-run-forecast"), entered(dataset, base_model)).content.decode()
     for config in TargetModuleConfig.objects.filter(project=None):
         assert re.search(rf'id="preset-cost-{config.pk}"\s+hx-swap-oob="true"', page)
+    assert len(re.findall(r"predicted: about <strong>[^<]+</strong> of memory", page)) == 6
+    assert len(re.findall(r"predicted: about <strong>[^<]+</strong> in all", page)) == 6
     # The page itself has them in their cards, and once.
     page = client.get(reverse("training-run-create")).content.decode()
     assert "hx-swap-oob" not in page

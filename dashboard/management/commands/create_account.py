@@ -92,7 +92,7 @@ def read_password() -> str:
 def named_project(name: str) -> Project:
     """The project of this name; made when there is none."""
     if not 1 <= len(name) <= 100:
-        raise Refusal("A project's name has 1 to 100 letters.")
+        raise Refusal("A project's name has 1 to 100 characters.")
     return Project.objects.named(name)
 
 
