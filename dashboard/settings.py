@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
-from workers.judge import address_fault
+from workers.judge import address_fault, key_fault
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -294,11 +294,13 @@ BALLAST_BYTES = env.int("BALLAST_BYTES", default=256 * 1024**2)
 # read by workers alone, and stays out of the database, the logs, the pages and the engine's environment.
 JUDGE_URL = env.str("JUDGE_URL", default="")
 JUDGE_MODEL = env.str("JUDGE_MODEL", default="")
-JUDGE_API_KEY = env.str("JUDGE_API_KEY", default="")
+JUDGE_API_KEY = env.str("JUDGE_API_KEY", default="").strip()
 if JUDGE_URL and (_fault := address_fault(JUDGE_URL)):
     raise ImproperlyConfigured(f"JUDGE_URL {_fault}.")
 if JUDGE_URL and not JUDGE_MODEL:
     raise ImproperlyConfigured("JUDGE_URL is set, so JUDGE_MODEL must name the model that judges.")
+if _fault := key_fault(JUDGE_API_KEY):
+    raise ImproperlyConfigured(f"JUDGE_API_KEY {_fault}.")
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
