@@ -121,16 +121,23 @@ def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
             return job
     # After a day only the kind of work can still tell another call from the same one.
     if job.kind != kind or cache.get(memory, asked) != asked:
-        raise invalid(
-            "Idempotency-Key", _("This `Idempotency-Key` was used for something else. Choose a new one.")
-        )
+        raise _used_otherwise()
     return job
+
+
+def _used_otherwise() -> Refusal:
+    message = _("This `Idempotency-Key` was used for something else. Choose a new one.")
+    return invalid("Idempotency-Key", message)
 
 
 def _fingerprint(request: HttpRequest) -> str:
     """What a call asks for: its address, and its body or the parts of its form."""
-    parts = [(name, file.name, file.size) for name, files in request.FILES.lists() for file in files]
-    body = [sorted(request.POST.lists()), parts] if parts else request.body
+    body: object
+    if request.content_type == "multipart/form-data":  # read by now, and its boundary is drawn by chance
+        parts = [(name, file.name, file.size) for name, files in request.FILES.lists() for file in files]
+        body = [sorted(request.POST.lists()), parts]
+    else:
+        body = request.body
     return digest_of(repr((request.path, body)))
 
 
@@ -140,13 +147,19 @@ def first_time(request: Call, act: str) -> bool:
     For acts that start no job of their own.
     """
     name = _memory_of(request, act)
-    return not name or bool(cache.add(name, True, REMEMBERED_SECONDS))
+    return not name or bool(cache.add(name, _fingerprint(request), REMEMBERED_SECONDS))
 
 
 def done_before(request: Call, act: str) -> bool:
-    """Whether a call with this Idempotency-Key has done `act` in the last day. Remembers nothing."""
+    """Whether a call with this Idempotency-Key has done `act` in the last day. Remembers nothing.
+
+    Refuses the key where that call had another body: ask before anything is done.
+    """
     name = _memory_of(request, act)
-    return bool(name) and cache.get(name) is not None
+    known = cache.get(name) if name else None
+    if known is not None and known != _fingerprint(request):
+        raise _used_otherwise()
+    return known is not None
 
 
 def _memory_of(request: Call, act: str) -> str:
@@ -156,7 +169,7 @@ def _memory_of(request: Call, act: str) -> str:
 
 def once_only(request: Call, act: str) -> None:
     """Refuse a call repeated with its Idempotency-Key where the first answer held a secret we do not keep."""
-    if not first_time(request, act):
+    if done_before(request, act) or not first_time(request, act):
         message = _(
             "A call with this `Idempotency-Key` has done this already; its secret was in that answer."
         )

@@ -212,10 +212,11 @@ def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
 def stop(request: Call, job: Job, keep: str = "") -> None:
     """Ask the job to stop. One that has ended is refused, unless this very call has stopped it before."""
     act = f"cancel {job.pk}"
+    repeated = done_before(request, act)
     if job.request_cancel(request.auth.user, keep):
         first_time(request, act)
         return
-    if done_before(request, act):
+    if repeated:
         return
     if job.state == State.CANCELLING:
         message = _("It is being stopped already, and less of it is kept than you ask for.")

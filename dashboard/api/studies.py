@@ -264,9 +264,11 @@ def plan_of(
 def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
     """Stop every job of it; runs that have finished keep their adapters."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-    stopped, fresh = study.request_cancel(request.auth.user), first_time(request, f"cancel study {pk}")
-    if not stopped and fresh:
+    act = f"cancel study {pk}"
+    repeated = done_before(request, act)
+    if not study.request_cancel(request.auth.user) and not repeated:
         raise Refusal(409, "already_ended", _("It has already ended: %(state)s.") % {"state": study.state})
+    first_time(request, act)
     return Status(202, detail(request, pk))
 
 

@@ -125,7 +125,7 @@ def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleC
         raise invalid("target_modules", refusal)
     if TargetModuleConfig.is_reserved(payload.name):
         raise invalid("name", _("A preset has this name. Choose another."))
-    act = f"target module config {payload.name}"
+    act = "target module config"
     own = TargetModuleConfig.objects.filter(project=request.auth.project, name=payload.name)
     config = own.current().first() if done_before(request, act) else None
     if config is None:

@@ -368,11 +368,12 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
     """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     act = f"resume {pk}"
+    repeated = done_before(request, act)
     try:
         run.resume(request.auth.user)
         first_time(request, act)
     except IllegalMove as refusal:
-        if not done_before(request, act):
+        if not repeated:
             raise Refusal(409, "not_resumable", str(refusal)) from refusal
     return Status(202, detail(request, pk))
 

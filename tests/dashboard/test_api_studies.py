@@ -279,6 +279,50 @@ def test_repeated_with_its_key_arms_are_added_once(
         assert (answer.status_code, len(answer.json()["arms"])) == (202, 3)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "other"),
+    [
+        (
+            "arms",
+            {"arms": [{"target_module_config": "mlp"}]},
+            {"arms": [{"target_module_config": "balanced"}]},
+        ),
+        ("seeds", {"seeds": [3]}, {"seeds": [4]}),
+    ],
+)
+def test_a_key_that_comes_with_another_body_is_refused(
+    api: Client,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    path: str,
+    asked: dict[str, Any],
+    other: dict[str, Any],
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    address, key = f"{STUDIES}/{study.pk}/{path}", {"Idempotency-Key": "k"}
+    assert api.post(address, asked, headers=key, **HEAD).status_code == 202
+    refused(api.post(address, other, headers=key, **HEAD), 422, "Idempotency-Key")
+    assert len(Study.objects.get(pk=study.pk).additions) == 1
+
+
+def test_a_refused_stop_leaves_its_key_free(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    for _call in range(2):
+        refused(api.post(f"{STUDIES}/{study.pk}/cancel", headers={"Idempotency-Key": "k"}), 409)
+
+
+def test_a_repeated_stop_with_its_key_is_answered_again(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model)
+    for _call in range(2):
+        answer = api.post(f"{STUDIES}/{study.pk}/cancel", headers={"Idempotency-Key": "k"})
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+
+
 def test_the_metric_regex_needs_a_pattern_and_no_other_takes_one(api: Client, body: dict[str, Any]) -> None:
     assert refused(api.post(STUDIES, body | {"metric": "regex"}, **HEAD), 422, "pattern")
     assert refused(api.post(STUDIES, body | {"metric": "regex", "pattern": "("}, **HEAD), 422, "pattern")

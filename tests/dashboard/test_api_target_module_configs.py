@@ -116,6 +116,17 @@ def test_a_repeated_call_makes_one_choice(api: Client, body: dict[str, Any]) -> 
     assert answers[0]["id"] == answers[1]["id"]
 
 
+@pytest.mark.parametrize("changes", [{"name": "Another"}, {"target_modules": ["q_proj"]}])
+def test_a_key_that_comes_with_another_choice_is_refused(
+    api: Client, body: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    first = api.post(CONFIGS, body, headers={"Idempotency-Key": "k1"}, **HEAD)
+    assert first.status_code == 201
+    refused(
+        api.post(CONFIGS, body | changes, headers={"Idempotency-Key": "k1"}, **HEAD), 422, "Idempotency-Key"
+    )
+
+
 def test_a_read_token_and_a_foreign_model_are_refused(
     api: Client, body: dict[str, Any], project: Project, ed: User, other_project: Project
 ) -> None:

@@ -119,4 +119,8 @@ def test_a_repeated_key_makes_nothing_twice(manager: Client, address: str, body:
     assert manager.post(address, body, content_type=JSON, headers=headers).status_code == 201
     before = len(manager.get(address).json()["data"])
     assert manager.post(address, body, content_type=JSON, headers=headers).status_code == 409
+    other = manager.post(
+        address, {**body, next(iter(body)): "other@example.org"}, content_type=JSON, headers=headers
+    )
+    assert (other.status_code, other.json()["error"]["field"]) == (422, "Idempotency-Key")
     assert len(manager.get(address).json()["data"]) == before

@@ -396,9 +396,16 @@ def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: Traini
     refusal(api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "other"}), 409)
 
 
-def stop(api: Client, run: TrainingRun, body: object = None) -> Any:
+def stop(api: Client, run: TrainingRun, body: object = None, **headers: str) -> Any:
     text = body if isinstance(body, str) else json.dumps(body)
-    return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json")
+    return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json", headers=headers)
+
+
+def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, training: TrainingRun) -> None:
+    key = {"Idempotency-Key": "stop"}
+    assert stop(api, training, {"keep": "checkpoint"}, **key).status_code == 202
+    assert refusal(stop(api, training, {}, **key), 422)["field"] == "Idempotency-Key"
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
 
 
 @pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
