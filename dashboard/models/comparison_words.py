@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models.comparison import BETTER, WORSE, ComparedArm, Comparison
-from dashboard.models.study_words import amount, indicative, interval
+from dashboard.models.study_words import amount, indicative, interval, too_few
 from workers import verdicts
 
 OUTCOMES = {
@@ -44,10 +44,8 @@ def sentence(comparison: Comparison) -> str:
     if unsure:
         text = _("Not enough evidence to tell %(arms)s from %(reference)s.")
         said.append(text % {"arms": ", ".join(unsure), "reference": compared[0]["reference"]})
-    few = [one["arm"] for one in compared if one["outcome"] == verdicts.INDICATIVE_ONLY]
-    if few:
-        text = _("Fewer than three seeds, so indicative only: %(arms)s.")
-        said.append(text % {"arms": ", ".join(few)})
+    if few := too_few(compared):
+        said.append(few)
     return " ".join(said)
 
 

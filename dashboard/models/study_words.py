@@ -57,7 +57,7 @@ def sentence(study: Study) -> str:
             "name": study.reference
         }
     best = chosen(study)
-    if any(one["outcome"] == verdicts.INDICATIVE_ONLY for one in comparisons):
+    if all(one["outcome"] == verdicts.INDICATIVE_ONLY for one in comparisons):
         return indicative(study, comparisons)
     if best is None:
         return _undecided(study, comparisons)
@@ -80,8 +80,6 @@ def chosen(study: Study) -> dict[str, Any] | None:
 
 def recommended(study: Study) -> str:
     """The name of the arm that the evidence speaks for; "" when it speaks for none."""
-    if any(one["outcome"] == verdicts.INDICATIVE_ONLY for one in study.result.get("comparisons", [])):
-        return ""
     best = chosen(study)
     if best:
         return str(best["arm"])
@@ -180,6 +178,14 @@ def indicative(study: Judged, comparisons: list[dict[str, Any]]) -> str:
         "Indicative only, with %(count)d seeds: %(found)s Three seeds are needed for a verdict.",
         seeds,
     ) % {"count": seeds, "found": found}
+
+
+def too_few(comparisons: list[dict[str, Any]]) -> str:
+    """Which arms have too few seeds for a verdict, beside others that have enough; "" for none."""
+    names = [one["arm"] for one in comparisons if one["outcome"] == verdicts.INDICATIVE_ONLY]
+    if not names or len(names) == len(comparisons):
+        return ""
+    return _("Fewer than three seeds, so indicative only: %(arms)s.") % {"arms": ", ".join(names)}
 
 
 def _standing(study: Judged, one: dict[str, Any]) -> str:
@@ -307,6 +313,9 @@ def unmeasured(study: Study) -> list[str]:
             )
             % {"arms": ", ".join(edges)}
         )
-    if any(one.get("seeds_disagree") for one in study.result.get("comparisons", [])):
+    comparisons = study.result.get("comparisons", [])
+    if few := too_few(comparisons):
+        said.append(few)
+    if any(one.get("seeds_disagree") for one in comparisons):
         said.append(_("The seeds disagree more than the test rows do: more seeds tell more than more rows."))
     return said

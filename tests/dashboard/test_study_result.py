@@ -18,7 +18,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.study_words import outcome_in_words, unmeasured
+from dashboard.models.study_words import outcome_in_words, recommended, sentence, unmeasured
 from dashboard.views.study_results import deltas, forgetting, result_context
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
@@ -243,6 +243,40 @@ def test_an_arm_that_failed_stays_in_the_table(
     page = client.get(queued.get_absolute_url()).content.decode()
     assert "Failed: The loss was no number." in page
     assert "Indicative only" in page
+
+
+def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(
+    project: Project, dataset: Dataset, base_model: BaseModel, study: Study
+) -> None:
+    said = sentence(study)
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), margin=0.06)
+    lost = queued.runs().filter(study_arm__name="mlp").earliest("pk")
+    lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
+    conclude(queued, TABLE)
+    few = Study.objects.with_facts().get(pk=queued.pk)
+    assert {one["arm"]: one["outcome"] for one in few.result["comparisons"]} == {
+        "efficient": "not_inferior",
+        "mlp": "indicative_only",
+    }
+    assert sentence(few) == said
+    assert recommended(few) == few.result["recommended"] == "efficient"
+    assert "Fewer than three seeds, so indicative only: mlp." in unmeasured(few)
+    assert "indicative" not in " ".join(unmeasured(study))
+
+
+def test_no_arm_is_called_worse_by_the_sentence_that_has_too_few_seeds(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    worse = {**TABLE, "efficient": TABLE["mlp"]}
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"))
+    lost = queued.runs().filter(study_arm__name="mlp").earliest("pk")
+    lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
+    conclude(queued, worse)
+    few = Study.objects.with_facts().get(pk=queued.pk)
+    assert sentence(few).startswith(
+        "Not enough evidence to say how the arms compare with quality. 1 more seed"
+    )
+    assert recommended(few) == ""
 
 
 def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_others(
