@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from django.db.models import Prefetch, prefetch_related_objects
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from dashboard.models.study import Study
-from dashboard.models.study_words import OUTCOMES, sentence
+from dashboard.models.study_words import OUTCOMES, recommended, sentence
+from dashboard.models.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from dashboard.models.base_model import BaseModel
@@ -81,8 +83,12 @@ def preference(project: Project, base_model_id: int | None) -> Preference | None
     """
     ended = Study.objects.filter(project=project, base_model=base_model_id, finished_at__isnull=False)
     spoken: dict[int, list[Study]] = {}
-    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
-        name = study.result.get("recommended")
+    studies = list(ended.prefetch_related("arms")[:STUDIES_READ])
+    # Results of earlier versions do not name it, and finding it takes the sizes of their runs.
+    sizes = Prefetch("arms__runs", TrainingRun.objects.only("study_arm", "rung", "forecast"))
+    prefetch_related_objects([study for study in studies if "recommended" not in study.result], sizes)
+    for study in studies:
+        name = study.result["recommended"] if "recommended" in study.result else recommended(study)
         for arm in study.arms.all():
             if name and arm.name == name:
                 spoken.setdefault(arm.target_module_config_id, []).append(study)
