@@ -113,10 +113,12 @@ def pairs_of(metric: str, one: Side, other: Side, *, lower_is_better: bool) -> l
     numbers = [sorted(evaluation.pk for evaluation in side.values()) for side in (one, other)]
     key = f"pairs-{metric}-" + hashlib.sha256(repr(numbers).encode()).hexdigest()
     # Scores of an ended evaluation never change, but those of the judge come later.
-    scores = None if metric == JUDGE else cache.get(key)
+    is_kept = metric != JUDGE
+    scores = cache.get(key) if is_kept else None
     if scores is None:
         scores = _scores(metric, one, other)
-        cache.set(key, scores, KEPT_SECONDS)
+        if is_kept:
+            cache.set(key, scores, KEPT_SECONDS)
     sign = -1.0 if lower_is_better else 1.0
     return [Pair(row, mine, theirs, sign * (mine - theirs)) for row, mine, theirs in scores]
 

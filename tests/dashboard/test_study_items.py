@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from django.urls import reverse
 
@@ -104,6 +105,15 @@ def test_a_pair_is_better_in_the_direction_of_the_metric(study: Study) -> None:
     assert (sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)) == (30, 0)
     turned = [pair.gap for pair in pairs_of(study.metric, one, other, lower_is_better=True)]
     assert (sum(gap > 0 for gap in turned), sum(gap < 0 for gap in turned)) == (0, 30)
+
+
+def test_only_scores_that_never_change_are_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(cache, "set", lambda key, *_value: kept.append(key))
+    one, other = side_of(study, "quality", 1), side_of(study, "mlp", 1)
+    for metric in (study.metric, "judge"):
+        pairs_of(metric, one, other, lower_is_better=False)
+    assert [key.split("-")[1] for key in kept] == [study.metric]
 
 
 def test_labels_that_are_mixed_up_are_counted() -> None:
