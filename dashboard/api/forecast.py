@@ -8,6 +8,7 @@ from dashboard.api.refusals import WRITING
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.training_runs import Forecast, RunIn, config_of, newest_version
 from dashboard.models import TrainingRun, hyperparameters_from
+from dashboard.models.training_run import require_packing
 
 router = Router()
 
@@ -27,5 +28,6 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     learn = hyperparameters_from(payload.hyperparameters.dict() if payload.hyperparameters else {})
     # Nothing starts, so nothing has to be confirmed yet.
     run.freeze(learn, confirmed=True)
+    require_packing(learn)
     found: dict[str, object] = run.forecast
     return found

@@ -46,7 +46,7 @@ from dashboard.models.study_plan import (
     with_equal_parameters,
     with_rate,
 )
-from dashboard.models.training_run import TrainingRun, unconfirmed
+from dashboard.models.training_run import TrainingRun, require_packing, unconfirmed
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
 from workers.specs import Hyperparameters
@@ -113,6 +113,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         check_plan(arms, seeds, learning_rates, margin, metric)
         check_metric(metric, pattern, dataset_version)
         check_experts(arms, base_model)
+        require_packing(arms[0].hyperparameters)
         study = Study(
             project=project,
             created_by=by,
@@ -456,6 +457,7 @@ class Study(models.Model):
         for position, plan in enumerate(plans, first):
             self.arms.create(
                 position=position,
+            require_packing(plans[0].hyperparameters)
                 name=plan.name,
                 target_module_config=plan.config,
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),

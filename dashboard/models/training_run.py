@@ -98,6 +98,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             target_module_config=target_module_config,
         )
         run.freeze(hyperparameters, confirmed=confirmed)
+        require_packing(hyperparameters)
         with transaction.atomic():
             run.job = Job.objects.submit(
                 Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
@@ -192,10 +193,6 @@ class TrainingRun(models.Model):
                 "max_length",
                 f"`max_length` is {hyperparameters.max_length}. "
                 f"{self.base_model} reads at most {census.max_positions} tokens.",
-            )
-        if hyperparameters.load_in_4bit and not WorkerNode.objects.packing().exists():
-            raise SpecError(
-                "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT}
             )
         resolution = self.target_module_config.resolve(self.base_model)
         if resolution.refusal:
@@ -351,6 +348,15 @@ class TrainingRun(models.Model):
             self.refresh_from_db()
         if changed and outcome == self.Outcome.SUCCEEDED:
             note(self)
+
+
+def require_packing(hyperparameters: Hyperparameters) -> None:
+    """Refuse a base model in 4 bits where no worker that is there can keep it so.
+
+    Asked where new work comes in. What was let in waits for such a worker, should it be away for a while.
+    """
+    if hyperparameters.load_in_4bit and not WorkerNode.objects.packing().exists():
+        raise SpecError("load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT})
 
 
 def unconfirmed(sentences: Sequence[str]) -> str:

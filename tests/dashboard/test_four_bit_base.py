@@ -16,6 +16,7 @@ from dashboard.models import (
     Evaluation,
     Job,
     Project,
+    Study,
     TargetModuleConfig,
     TrainingRun,
     User,
@@ -25,8 +26,10 @@ from dashboard.models.evaluation import EvaluationQuerySet
 from dashboard.models.forecast import Reckoner
 from tests.conftest import make_run
 from tests.dashboard.conftest import publish
+from tests.dashboard.studies import end_training, make_arms
 from tests.dashboard.test_training_run_create import entered
 from workers import node
+from workers.errors import SpecError
 from workers.specs import Hyperparameters
 
 FORM = reverse("training-run-create")
@@ -134,6 +137,50 @@ def test_such_a_job_waits_for_a_worker_that_can(
     assert claimed_by("cpu@box") == whole.job
     assert claimed_by("other@box") is None, "of a worker without a row nobody knows what it can do"
     assert claimed_by("cuda0@box") == packed.job
+
+
+def leave() -> None:
+    """Every worker goes away."""
+    WorkerNode.objects.update(stopped_at="2026-01-01T00:00:00Z")
+
+
+def make_packed_study(project: Project, dataset: Dataset, base_model: BaseModel, by: User) -> Study:
+    version = dataset.newest_ready()
+    assert version
+    return Study.objects.launch(
+        project=project,
+        by=by,
+        name="Placement",
+        dataset_version=version,
+        base_model=base_model,
+        arms=make_arms("efficient", "quality", load_in_4bit=True),
+        seeds=[1],
+        metric="exact_match",
+        learning_rates=[1e-4, 2e-4],
+    )
+
+
+def test_a_study_goes_on_while_its_worker_is_away(
+    project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
+) -> None:
+    study = make_packed_study(project, dataset, base_model, ed)
+    leave()
+    end_training(study.jobs().get())
+    study.advance()
+    assert study.cancelled_at is None
+    assert [run.seed for run in study.runs().filter(rung=None)] == [1, 1]
+
+
+def test_a_study_and_its_further_arms_are_refused_while_no_worker_can(
+    project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
+) -> None:
+    study = make_packed_study(project, dataset, base_model, ed)
+    leave()
+    with pytest.raises(SpecError, match="both an NVIDIA card"):
+        make_packed_study(project, dataset, base_model, ed)
+    with pytest.raises(SpecError, match="both an NVIDIA card"):
+        study.add_arms(make_arms("mlp", load_in_4bit=True), ed)
+    assert Study.objects.get().arms.count() == 2
 
 
 def test_its_evaluation_scores_on_the_same_base(
