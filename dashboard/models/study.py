@@ -7,7 +7,7 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -260,15 +260,21 @@ class Study(models.Model):
     @property
     def seconds_to_come(self) -> float:
         """What the forecast holds for runs that are not queued yet."""
-        queued = sum(told_seconds(run.forecast) for arm in self.arms.all() for run in arm.runs.all())
-        return max(0.0, self.forecast_seconds - queued)
+        return max(0.0, self.forecast_seconds - self._seconds_queued())
 
-    def _whole_forecast(self, arms: Sequence[ArmPlan]) -> float:
-        """Seconds that all its training takes."""
+    def _seconds_queued(self) -> float:
+        """What the forecasts of all its runs hold, ended ones included."""
+        return sum(told_seconds(run.forecast) for arm in self.arms.all() for run in arm.runs.all())
+
+    def _seconds_of(self, arms: Iterable[ArmPlan]) -> float:
+        """Seconds that one whole training of each takes."""
         reckoner = Reckoner.of(self.base_model, self.dataset_version)
         found = [reckoner.forecast(arm.config.resolve(self.base_model), arm.hyperparameters) for arm in arms]
-        times = passes(len(self.seeds), len(self.learning_rates))
-        return times * sum(forecast.main.seconds["expected"] for forecast in found)
+        return sum(forecast.main.seconds["expected"] for forecast in found)
+
+    def _whole_forecast(self, arms: Sequence[ArmPlan]) -> float:
+        """Seconds that all their training takes, the search for learning rates included."""
+        return passes(len(self.seeds), len(self.learning_rates)) * self._seconds_of(arms)
 
     # What happens next
 
@@ -276,9 +282,7 @@ class Study(models.Model):
         """Queue whatever the jobs that have ended allow; conclude when nothing is left. Idempotent."""
         try:
             with transaction.atomic():
-                # One at a time: two callers would queue the same seed twice.
-                Study.objects.select_for_update().get(pk=self.pk)
-                self.refresh_from_db(fields=["cancelled_at", "finished_at", "seeds", "result"])
+                self._lock()
                 if not self.cancelled_at:
                     self._queue_next()
         except (SpecError, TargetError) as changed:
@@ -287,6 +291,10 @@ class Study(models.Model):
         if self.finished_at is None and not self._works():
             self._conclude()
 
+    def _lock(self) -> None:
+        """One caller at a time, who sees what the one before has left; else both queue the same seed."""
+        self.refresh_from_db(from_queryset=Study.objects.select_for_update())
+
     def _works(self) -> bool:
         return self.jobs().exclude(state__in=TERMINAL).exists()
 
@@ -294,17 +302,23 @@ class Study(models.Model):
         if self._searches(idempotency_key):
             return
         arms = [arm for arm in self.arms.all() if not arm.is_lost]
+        has_queued = False
         for seed in self.seeds:
             runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
             begun = {run.study_arm_id for run in runs}
             missing = [arm for arm in arms if arm.pk not in begun]
             if missing:
+                has_queued = True
                 self._submit_training(
                     [(arm, arm.settings(seed=seed), None) for arm in missing],
                     idempotency_key=idempotency_key if seed == self.seeds[0] else "",
                 )
             elif all(run.is_over for run in runs):
                 self._submit_evaluation(runs)
+        if has_queued:
+            # Every seed is queued now, and arms that were lost in the search get none.
+            self.forecast_seconds = self._seconds_queued()
+            self.save(update_fields=["forecast_seconds"])
 
     def _submit_training(
         self, cells: Sequence[tuple[StudyArm, Hyperparameters, int | None]], *, idempotency_key: str = ""
@@ -420,15 +434,15 @@ class Study(models.Model):
         Raises OverBudget where the month has no room for them.
         """
         with transaction.atomic():
-            known = Study.objects.select_for_update().get(pk=self.pk).seeds
-            fresh = [seed for seed in seeds if seed not in known]
+            self._lock()
+            fresh = [seed for seed in seeds if seed not in self.seeds]
             if not fresh:
                 raise SpecError("seeds", _("Name seeds that the study does not have yet."))
-            check_seeds([*known, *fresh])
-            self.seeds = [*known, *fresh]
-            runs = [run for arm in self.arms.all() for run in arm.final_runs()[:1]]
-            more = len(fresh) * sum(told_seconds(run.forecast) for run in runs)
-            self._grow(more, by, seeds=fresh)
+            check_seeds([*self.seeds, *fresh])
+            self.seeds = [*self.seeds, *fresh]
+            # Not of the runs that are there: an arm has none while its learning rate is looked for.
+            one = self._seconds_of(arm.plan for arm in self.arms.all() if not arm.is_lost)
+            self._grow(len(fresh) * one, by, seeds=fresh)
 
     def add_arms(self, plans: Sequence[ArmPlan], by: User | None = None, *, confirmed: bool = False) -> None:
         """Compare more arms with the same reference on the same seeds, and judge all anew.
@@ -437,12 +451,13 @@ class Study(models.Model):
         OverBudget says that the month has no room for them.
         """
         with transaction.atomic():
-            Study.objects.select_for_update().get(pk=self.pk)
+            self._lock()
             present = [arm.plan for arm in self.arms.all()]
             if not plans:
                 raise SpecError("arms", _("Name at least one arm to add."))
             check_plan([*present, *plans], self.seeds, self.learning_rates, self.margin, self.metric)
             check_experts(plans, self.base_model)
+            require_packing(plans[0].hyperparameters)
             if self.budget == self.Budget.EQUAL_PARAMETERS:
                 plans = with_equal_parameters(plans, self.base_model)
             sentences = confirmations(plans, self.base_model)
@@ -457,7 +472,6 @@ class Study(models.Model):
         for position, plan in enumerate(plans, first):
             self.arms.create(
                 position=position,
-            require_packing(plans[0].hyperparameters)
                 name=plan.name,
                 target_module_config=plan.config,
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),
@@ -465,13 +479,16 @@ class Study(models.Model):
 
     def _grow(self, seconds: float, by: User | None, **came: Sequence[object]) -> None:
         """Go on with what has just come; remember when it came, and whether a result was known then."""
-        known = Study.objects.get(pk=self.pk)
         now = timezone.now().isoformat(timespec="seconds")
-        after_result = bool(known.finished_at and known.result.get("comparisons"))
+        after_result = bool(self.finished_at and self.result.get("comparisons"))
         told = {"at": now, "arms": [], "seeds": [], "after_result": after_result, **came}
-        self.additions = [*known.additions, told]
-        self.forecast_seconds = known.forecast_seconds + seconds
+        self.additions = [*self.additions, told]
+        # What an ended study has never queued does not come any more.
+        self.forecast_seconds = seconds + (
+            self._seconds_queued() if self.finished_at else self.forecast_seconds
+        )
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-        self.save()
+        grown = ["seeds", "confirmed_by", "additions", "forecast_seconds"]
+        self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
         self._queue_next()
         require_room(self.project, seconds, by)

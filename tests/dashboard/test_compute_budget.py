@@ -32,7 +32,7 @@ from dashboard.models.compute_use import HOUR, Month, by_person, holds, in_hours
 from dashboard.models.worker_node import WorkerNode
 from tests.conftest import finish, make_run, shared_environment
 from tests.dashboard.conftest import make_checkpoint, publish
-from tests.dashboard.studies import make_study
+from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
 
 
 def expect(run: TrainingRun, seconds: float) -> TrainingRun:
@@ -174,6 +174,30 @@ def test_trying_learning_rates_is_promised_too(
     assert search.forecast_seconds == pytest.approx(3 * plain.forecast_seconds)
 
 
+def test_an_arm_that_was_lost_in_the_search_is_promised_nothing_more(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, learning_rates=[1e-4, 2e-4])
+    search = study.jobs().get()
+    for run in search.training_runs.filter(study_arm__name="efficient"):
+        run.end("failed", step=1, code="diverged", message="Lost.")
+    end_training(search)
+    study.advance()
+    waiting = study.runs().filter(rung=None)
+    assert {str(run.study_arm) for run in waiting} == {"quality"}
+    assert Standing.of(project).promised == pytest.approx(sum(run.seconds_left for run in waiting))
+
+
+def test_what_an_ended_study_has_never_queued_is_promised_no_more(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    scores: Table = {name: {1: [0, 1]} for name in ("base", "efficient", "quality")}
+    study = conclude(make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4]), scores)
+    Study.objects.update(forecast_seconds=10**6)
+    study.add_arms(make_arms("mlp"))
+    assert 0 < Standing.of(project).promised < 10**5
+
+
 def test_many_open_studies_cost_no_more_queries(
     project: Project, dataset: Dataset, base_model: BaseModel, django_assert_max_num_queries: object
 ) -> None:
@@ -292,6 +316,23 @@ def test_more_seeds_must_fit_too(
     study = Study.objects.get()
     study.add_seeds([2])
     assert Study.objects.get().seeds == [1, 2]
+
+
+def test_more_seeds_must_fit_while_learning_rates_are_still_looked_for(
+    project: Project, dataset: Dataset, base_model: BaseModel, mara: User
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
+    # Two rates at half of the steps, then the whole training.
+    whole, one = study.forecast_seconds, study.forecast_seconds / 2
+    assert not study.runs().filter(rung=None).exists()
+    ComputeBudget.objects.change(project, (whole + 0.5 * one) / HOUR, mara)
+    with pytest.raises(OverBudget):
+        study.add_seeds([2])
+    assert Study.objects.get().seeds == [1]
+    ComputeBudget.objects.change(project, (whole + 1.5 * one) / HOUR, mara)
+    study.add_seeds([2])
+    assert Study.objects.get().seeds == [1, 2]
+    assert Standing.of(project).promised == pytest.approx(whole + one)
 
 
 def test_resuming_must_fit_what_is_left_of_the_run(run: TrainingRun, project: Project, mara: User) -> None:

@@ -10,7 +10,7 @@ from django.urls import reverse
 
 from dashboard.models import ArmPlan, BaseModel, Dataset, Project, Study, TargetModuleConfig, User
 from dashboard.models.study_words import later
-from tests.dashboard.studies import conclude, make_study
+from tests.dashboard.studies import conclude, make_arms, make_study
 from workers.selections import Selection
 
 SCORES = {"base": {0: [0, 0, 0, 1]}, "efficient": {1: [1, 0, 0, 1], 2: [1, 1, 0, 0], 3: [1, 0, 1, 0]}}
@@ -96,6 +96,34 @@ def test_seeds_that_come_later_are_told_too(client: Client, ed: User, study: Stu
     (told,) = later(Study.objects.get(pk=study.pk))
     assert "when a first result was known: 4, 5." in told
     assert "do not allow for having looked before" in told
+
+
+def test_seeds_and_arms_that_come_at_one_moment_are_both_kept(ed: User, study: Study) -> None:
+    one, other, third = (Study.objects.get(pk=study.pk) for _copy in range(3))
+    one.add_seeds([4], ed)
+    other.add_arms(make_arms("mlp"), ed)
+    third.add_seeds([5], ed)
+    study = Study.objects.get(pk=study.pk)
+    assert study.seeds == [1, 2, 3, 4, 5]
+    assert [(told["arms"], told["seeds"]) for told in study.additions] == [
+        ([], [4]),
+        (["mlp"], []),
+        ([], [5]),
+    ]
+    queued = {(str(run.study_arm), run.seed) for run in study.runs().filter(job__state="queued")}
+    fresh = {(name, seed) for name in ("efficient", "quality") for seed in (4, 5)}
+    assert queued == fresh | {("mlp", seed) for seed in (1, 2, 3, 4, 5)}
+    assert study.runs().count() == len(queued) + 6, "nothing is trained twice"
+
+
+def test_whoever_moves_a_study_on_takes_nothing_back_that_came_meanwhile(ed: User, study: Study) -> None:
+    stale = Study.objects.with_facts().get(pk=study.pk)
+    study.add_arms(make_arms("mlp"), ed)
+    stale.advance()
+    found = Study.objects.get(pk=study.pk)
+    assert (found.later_arms, found.finished_at) == (["mlp"], None)
+    assert found.runs().filter(study_arm__name="mlp").count() == 3
+    assert found.forecast_seconds == study.forecast_seconds
 
 
 def test_a_double_click_adds_it_once(client: Client, ed: User, study: Study) -> None:
