@@ -101,6 +101,14 @@ def address_fault(url: str) -> str:
     return ""
 
 
+def key_fault(key: str) -> str:
+    """What is wrong with the judge's key, or ""; it never repeats the key."""
+    if key.isascii() and key.isprintable():
+        return ""
+    # The standard library would refuse it too, with the key in its words.
+    return "holds a character that no header can carry; copy the key again, and nothing beside it"
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host's name or number can only mean this machine."""
     try:
@@ -132,6 +140,8 @@ def ask(
             break
         # Several askers that were refused at once should not come back at once.
         wait(min(LONGEST_WAIT, asked_pause or pause) * (1 + random.random() / 4))  # noqa: S311
+        if should_stop():
+            break
     return Reply(None, came=read)
 
 

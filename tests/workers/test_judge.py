@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from tests.judges import Answer, Judge, judge, saying, verdict
 from workers import judge as module
@@ -135,6 +139,15 @@ def test_who_is_stopped_asks_no_more() -> None:
         assert len(listening.requests) == 1
 
 
+def test_who_is_stopped_while_it_waits_asks_no_more() -> None:
+    waits: list[float] = []
+    with judge(lambda _material: (503, b"", {})) as listening:
+        endpoint = Endpoint(listening.url, "m")
+        found = ask(endpoint, QUESTION, wait=waits.append, should_stop=lambda: bool(waits))
+        assert found == Reply(None, came=False)
+        assert (len(waits), len(listening.requests)) == (1, 1)
+
+
 def test_a_slow_judge_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SECONDS", 0.2)
     monkeypatch.setattr(module, "WAITS", (0.0,))
@@ -211,3 +224,28 @@ def test_anything_else_is_none(url: str) -> None:
 def test_the_key_is_in_no_text_of_the_endpoint() -> None:
     assert KEY not in repr(Endpoint("https://x/", "m", KEY))
     assert Endpoint("https://x.example:8443/v1", "m").host == "x.example:8443"
+
+
+def start_with(key: str) -> subprocess.CompletedProcess[str]:
+    """A process of this installation that reads such a key from its environment."""
+    code = "from dashboard.settings import JUDGE_API_KEY; print(repr(JUDGE_API_KEY))"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"JUDGE_API_KEY": key},
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_key_from_a_file_loses_its_line_end() -> None:
+    assert start_with(f"{KEY}\r\n").stdout == f"{KEY!r}\n"
+
+
+@pytest.mark.parametrize("fault", ["\n", "\x07", "–"])
+def test_a_key_that_no_header_can_carry_is_refused_at_the_start_without_a_word_of_it(fault: str) -> None:
+    ended = start_with(f"{KEY}{fault}1")
+    assert ended.returncode == 1
+    assert "JUDGE_API_KEY holds a character that no header can carry" in ended.stderr
+    assert KEY not in ended.stderr
