@@ -117,11 +117,16 @@ class Child:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
+    def note(self, text: str) -> None:
+        """Write a line into its log. A full disk may cost the line, never the job."""
+        with contextlib.suppress(OSError):
+            self.log.write(f"{text}\n".encode())
+
     def ask_to_stop(self, reason: str) -> None:
         """The line carries the reason, the signal ends a child that does not listen yet."""
         self.stop_asked = time.monotonic()
-        self.log.write(f"--- asked to stop ({reason}) at {datetime.now(UTC).isoformat()} ---\n".encode())
         self.tell({"stop": reason})
+        self.note(f"--- asked to stop ({reason}) at {datetime.now(UTC).isoformat()} ---")
         # One that still starts would die of the signal, with nothing published.
         if reason != "finish":
             with contextlib.suppress(ProcessLookupError):

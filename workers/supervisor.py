@@ -221,9 +221,9 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
             status = child.leave()
             _write(attempt, child, lambda: _end(attempt, child, status))
         except Fenced:
-            log.write(b"This attempt was taken over or ended elsewhere; nothing more is written.\n")
+            child.note("This attempt was taken over or ended elsewhere; nothing more is written.")
         except DatabaseLost:
-            log.write(b"The database was away for too long; this attempt ends, its checkpoints stay.\n")
+            child.note("The database was away for too long; this attempt ends, its checkpoints stay.")
             logger.warning("%s is left to its lease: the database is away", job)
         finally:
             child.kill()

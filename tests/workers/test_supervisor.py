@@ -5,8 +5,11 @@ The children here are scripts: a garbage line, a deaf process or a sudden death 
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from django.conf import settings
@@ -57,6 +60,18 @@ def test_it_kills_a_deaf_child_after_its_grace(job: Job, monkeypatch: pytest.Mon
     ended = play(script, job, monkeypatch)
     assert ended.state == State.CANCELLED
     assert time.monotonic() - began < 8
+
+
+def test_a_stop_needs_no_room_on_the_disk(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def full(_job: Job) -> Iterator[IO[bytes]]:
+        with open("/dev/full", "wb", buffering=0) as log:
+            yield log
+
+    monkeypatch.setattr(supervisor, "_log", full)
+    ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch, draining=lambda: True)
+    assert (ended.state, ended.error) == (State.INTERRUPTED, None)
+    assert job.events.latest("pk").text == supervisor.PUT_ASIDE["drain"]
 
 
 def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
