@@ -33,10 +33,11 @@ SILENT = 8
 
 @dataclass
 class Tally:
-    """What came of the questions so far, and what of it is not written yet."""
+    """What came of this attempt's questions so far, and what of it is not written yet."""
 
-    total: int
-    judged: int = 0
+    questions: int
+    earlier: int = 0  # verdicts of earlier attempts
+    verdicts: int = 0  # of this one
     unreadable: int = 0
     unanswered: int = 0
     silent: int = 0  # in a row, the last ones
@@ -47,7 +48,7 @@ class Tally:
         """Count one reply."""
         self.silent = 0 if reply.came or reply.is_right is not None else self.silent + 1
         if reply.is_right is not None:
-            self.judged += 1
+            self.verdicts += 1
             self.fresh.append((reply.is_right, items))
         elif reply.came:
             self.unreadable += 1
@@ -55,15 +56,26 @@ class Tally:
             self.unanswered += 1
 
     @property
+    def total(self) -> int:
+        """Different answers, with those that earlier attempts have judged."""
+        return self.earlier + self.questions
+
+    @property
+    def judged(self) -> int:
+        """Answers with a verdict, over all attempts."""
+        return self.earlier + self.verdicts
+
+    @property
     def done(self) -> int:
-        """Questions that need no more asking."""
+        """Answers that need no more asking, over all attempts."""
         return self.judged + self.unreadable + self.unanswered
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before the first reply."""
+        """At this attempt's pace; None before its first reply."""
+        asked = self.done - self.earlier
         seconds = time.monotonic() - self.began
-        return round(seconds / self.done * (self.total - self.done), 1) if self.done else None
+        return round(seconds / asked * (self.questions - asked), 1) if asked else None
 
 
 def judge_answers(job: Job, draining: Callable[[], bool]) -> None:
@@ -73,14 +85,15 @@ def judge_answers(job: Job, draining: Callable[[], bool]) -> None:
     try:
         job.move("progress", actor=job.worker, fenced=True)
         questions = judging.open_questions()
-        tally = Tally(len(questions))
+        tally = Tally(len(questions), earlier=judging.judged)
         try:
             stop = _ask_all(job, judging, judge_, questions, tally, draining)
         except RunError:
             _write(job, judging, tally)
-            judging.sum_up()
+            _sum_up(job, judging)
             raise
-        _end(job, judging, tally, stop)
+        _sum_up(job, judging)
+        _end(job, tally, stop)
     except Fenced:
         return
     except IllegalMove:
@@ -180,25 +193,33 @@ def _write(job: Job, judging: Judging, tally: Tally) -> None:
         )
         shown = {"phase": "judging", "step": tally.done, "total_steps": tally.total}
         # Verdicts are progress: an attempt that has brought some was not in vain.
-        job.advance(eta_seconds=tally.seconds_left, **shown, **({"fruitless": 0} if tally.judged else {}))
+        fruit = {"fruitless": 0} if tally.verdicts else {}
+        job.advance(eta_seconds=tally.seconds_left, **shown, **fruit)
     tally.fresh = []
 
 
-def _end(job: Job, judging: Judging, tally: Tally, stop: str) -> None:
-    """Whatever has a verdict counts, however the job ends."""
+def _sum_up(job: Job, judging: Judging) -> None:
+    """Whatever has a verdict counts, however the job ends; so this is kept before its ending is written."""
     with transaction.atomic():
+        if not job.renew():
+            raise Fenced
         judging.sum_up()
-        if stop == "cancel":
-            job.move("stopped", actor=job.worker, fenced=True)
-        elif stop:
-            job.interrupt(PUT_ASIDE["drain"], actor=job.worker, blameless=True)
-        elif tally.total and not tally.judged:
-            message = (
-                f"None of the judge's {tally.unreadable:,} replies was the verdict that was asked for, so "
-                "nothing could be judged. Choose another `JUDGE_MODEL`."
-                if tally.unreadable
-                else "The judge answered no question in time, so nothing could be judged."
-            )
-            raise RunError(message, code="judge_unreadable" if tally.unreadable else "judge_silent")
-        else:
+
+
+def _end(job: Job, tally: Tally, stop: str) -> None:
+    """Write the ending. Without any verdict it is a failure."""
+    if stop == "cancel":
+        job.move("stopped", actor=job.worker, fenced=True)
+    elif stop:
+        job.interrupt(PUT_ASIDE["drain"], actor=job.worker, blameless=True)
+    elif tally.total and not tally.judged:
+        message = (
+            f"None of the judge's {tally.unreadable:,} replies was the verdict that was asked for, so "
+            "nothing could be judged. Choose another `JUDGE_MODEL`."
+            if tally.unreadable
+            else "The judge answered no question in time, so nothing could be judged."
+        )
+        raise RunError(message, code="judge_unreadable" if tally.unreadable else "judge_silent")
+    else:
+        with transaction.atomic():
             finish_job(job)

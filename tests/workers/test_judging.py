@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -25,7 +26,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.judging import JudgeBusy, endpoint, evaluations_of
+from dashboard.models.judging import JudgeBusy, endpoint, evaluations_of, rows_of
 from tests.conftest import make_run
 from tests.dashboard.comparisons import score
 from tests.dashboard.conftest import publish
@@ -269,6 +270,76 @@ def test_a_worker_that_shuts_down_puts_it_aside_and_it_goes_on(
     assert work_off("cpu").state == State.SUCCEEDED
     assert len(listening.requests) in (10, 11)
     assert None not in verdicts(scored)
+
+
+@pytest.fixture
+def put_aside(listening: Judge, scored: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch) -> Judging:
+    """A judging whose first attempt has brought a few verdicts, queued again."""
+    monkeypatch.setattr(glue, "CALLS", 1)
+    judging = begin(scored, ed)
+    job = claim("cpu")
+    attempt(job, lambda: len(listening.requests) > 2)
+    job.refresh_from_db()
+    job.try_again()
+    judging.refresh_from_db()
+    assert (judging.asked, 0 < judging.judged < 10) == (10, True)
+    return judging
+
+
+def test_what_earlier_attempts_have_judged_counts(
+    put_aside: Judging, scored: TrainingRun, work_off: WorkOff
+) -> None:
+    job = work_off("cpu")
+    assert (job.state, job.step, job.total_steps) == (State.SUCCEEDED, 10, 10)
+    put_aside.refresh_from_db()
+    assert (put_aside.asked, put_aside.judged) == (10, 10)
+    adapter = evaluations_of(scored).get(subject="adapter")
+    assert (adapter.metrics["judge"], adapter.metrics["judge_rows"]) == (pytest.approx(4 / 6), 6)
+
+
+def test_a_rest_that_cannot_be_read_fails_nothing(
+    put_aside: Judging, listening: Judge, work_off: WorkOff
+) -> None:
+    before = put_aside.judged
+    listening.answer = lambda _material: saying("Hm.")
+    job = work_off("cpu")
+    assert job.state == State.SUCCEEDED, job.error
+    put_aside.refresh_from_db()
+    assert (put_aside.asked, put_aside.judged, put_aside.unreadable) == (10, before, 10 - before)
+
+
+def test_an_attempt_without_a_verdict_of_its_own_was_in_vain(put_aside: Judging, listening: Judge) -> None:
+    listening.answer = lambda _material: saying("Hm.")
+    job = claim("cpu")
+    seen: list[int] = []
+
+    def draining() -> bool:
+        seen.append(Job.objects.get(pk=job.pk).fruitless)
+        return len(seen) > 2
+
+    attempt(job, draining)
+    assert set(seen) == {1}
+
+
+def test_a_stop_in_the_last_moment_still_sums_up(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(scored, ed)
+    end = glue._end
+
+    def too_late(job: Job, *rest: Any) -> None:
+        Job.objects.get(pk=job.pk).request_cancel(ed)
+        end(job, *rest)
+
+    monkeypatch.setattr(glue, "_end", too_late)
+    assert work_off("cpu").state == State.CANCELLED
+    assert [one.metrics["judge_rows"] for one in evaluations_of(scored)] == [6, 6]
+
+
+def test_a_larger_number_of_rows_holds_the_rows_of_a_smaller_one(scored: TrainingRun) -> None:
+    drawn = [set(rows_of(evaluations_of(scored), most)) for most in range(8)]
+    assert [len(rows) for rows in drawn] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert all(fewer <= more for fewer, more in itertools.pairwise(drawn))
 
 
 def test_one_that_was_replaced_writes_nothing_more(listening: Judge, scored: TrainingRun, ed: User) -> None:
