@@ -103,15 +103,20 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         starts = lately.values_list("project", "created_by").annotate(last=models.Max("started_at"))
         return {(project, person): last.timestamp() for project, person, last in starts}
 
-    def idle_slots(self, queue: str) -> int:
-        """How many more jobs of a queue could be worked on now."""
-        takers = WorkerNode.objects.takers(queue)
+    def idle_slots(self, queue: str, *, only_4bit: bool = False) -> int:
+        """How many more jobs of a queue could be worked on now; `only_4bit`: with a base model in 4 bits."""
+        nodes = WorkerNode.objects.packing() if only_4bit else WorkerNode.objects.all()
+        takers = nodes.takers(queue)
         busy = self.live().filter(worker__in=takers, queue=queue).count()
         return max(0, sum(takers.values()) - busy)
 
     def wake_idle(self, queue: str) -> None:
         """Write a wake-up for as many waiting jobs of a queue as could be worked on besides."""
-        for job in self.waiting(queue).order_by("pk")[: self.idle_slots(queue)]:
+        waiting, idle = self.waiting(queue).order_by("pk"), self.idle_slots(queue)
+        # Where only workers are idle that cannot take it, a job that needs 4 bits would wake them for ever.
+        able = self.idle_slots(queue, only_4bit=True)
+        packed = waiting.filter(needs_4bit=True)[:able]
+        for job in [*packed, *waiting.filter(needs_4bit=False)[:idle]][:idle]:
             Outbox.objects.create(job=job)
 
     def live(self) -> JobQuerySet:

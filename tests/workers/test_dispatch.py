@@ -20,10 +20,11 @@ from django.utils import timezone
 from redis import Redis
 
 from dashboard.management.commands.dispatch import Dispatcher
-from dashboard.models import BaseModel, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
+from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.job_state import db_now
-from tests.conftest import finish, make_base_model
+from tests.conftest import finish, make_base_model, make_run
 from tests.workers.conftest import claim
+from workers.abandoned import holder
 from workers.identity import birth, here
 
 AGO = timedelta(minutes=10)
@@ -320,6 +321,38 @@ def test_a_worker_that_can_is_woken_past_one_that_cannot(
     WorkerNode.objects.beat("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
     dispatcher.wake_past_paused()
     assert job.outbox.filter(sent_at=None).count() == 1
+
+
+@pytest.fixture
+def packed(run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel) -> Job:
+    """A job in 4 bits that waits while the only worker for it has another one; its neighbour is idle."""
+    WorkerNode.objects.beat("cpu@host", queue="gpu", host="host", pid=1)
+    WorkerNode.objects.beat("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
+    assert Job.objects.claim("gpu", worker="cuda@host", slot="cuda@host", **holder()) == run.job
+    job = make_run(project, dataset, base_model, name="Packed").job
+    assert job is not None
+    Job.objects.filter(pk=job.pk).update(needs_4bit=True)
+    Outbox.objects.mark_sent(Outbox.objects.values_list("pk", flat=True))
+    return job
+
+
+def test_nobody_is_woken_for_what_only_a_busy_worker_can_do(dispatcher: Dispatcher, packed: Job) -> None:
+    dispatcher.wake_past_paused()
+    assert not Outbox.objects.unsent().exists()
+    WorkerNode.objects.filter(name="cuda@host").update(processes=2)
+    dispatcher.wake_past_paused()
+    assert packed.outbox.filter(sent_at=None).count() == 1, "it has a place left"
+
+
+def test_nobody_is_woken_for_what_only_a_paused_worker_can_do(
+    dispatcher: Dispatcher, packed: Job, run: TrainingRun
+) -> None:
+    assert run.job
+    run.job.request_cancel()
+    run.job.move("stopped")
+    WorkerNode.objects.get(name="cuda@host").pause(by="Mara")
+    dispatcher.wake_past_paused()
+    assert not Outbox.objects.unsent().exists()
 
 
 def test_it_sends_no_wake_up_where_all_workers_are_paused(dispatcher: Dispatcher, project: Project) -> None:
