@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import timedelta
 from typing import TypedDict
 
-import psutil
+from django.db.models import Q
 
 from dashboard.models import IllegalMove, Job
-from workers.identity import birth, here, living
+from dashboard.models.job_state import LEASE, db_now
+from workers import slots
+from workers.identity import birth, here, living, uptime
+
+# A living holder renews its lease every ten seconds.
+SILENT_SECONDS = 30.0
 
 
 class Holder(TypedDict):
@@ -35,15 +41,17 @@ def release_abandoned_jobs() -> int:
     place = here()
     if place is None:
         return 0
+    # No process outlives the start of the machine in which it was born. But a copy of the machine has all its
+    # names, so whoever was heard from in this start lives elsewhere.
+    unheard = db_now(LEASE - timedelta(seconds=max(SILENT_SECONDS, uptime())))
+    before = Q(host__startswith=place.earlier_starts, lease_until__lt=unheard)
     released = 0
-    for job in Job.objects.live().filter(host__startswith=place.earlier_starts):
-        # No process outlives the start of the machine in which it was born.
+    for job in Job.objects.live().filter(before | Q(host=str(place))):
         if job.host == str(place):
             if living(job.pid, job.pid_started):
                 continue
             if child := living(job.child_pid, job.child_started):
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
+                slots.kill(child)
         # Somebody else may see it at the same moment.
         with contextlib.suppress(IllegalMove, Job.DoesNotExist):
             job.abandon("Its worker process is gone.")

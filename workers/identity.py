@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ def here() -> Place | None:
     lasting = known if namespace == OUTERMOST and known else boot
     machine = _digest(lasting, namespace, str(os.getuid()))
     return Place(f"{socket.gethostname()[:60]}/{machine}", _digest(boot))
+
+
+def uptime() -> float:
+    """Seconds since this start of the machine, also those that it slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def birth(pid: int) -> float | None:

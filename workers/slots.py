@@ -49,16 +49,21 @@ def vacate(slot: str) -> int | None:
     if process is None:
         leave(slot)
         return None
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        # The engine leads a group of its own; whatever it has started goes with it.
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(psutil.Error):
-        process.kill()
+    kill(process)
     _gone, alive = psutil.wait_procs([process], timeout=DIE_SECONDS)
     if alive:
         raise Occupied(f"The earlier process {process.pid} on {slot} cannot be ended.")
     leave(slot)
     return int(process.pid)
+
+
+def kill(engine: psutil.Process) -> None:
+    """End an engine that nobody watches any more."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # It leads a group of its own; whatever it has started goes with it.
+        os.killpg(engine.pid, signal.SIGKILL)
+    with contextlib.suppress(psutil.Error):
+        engine.kill()
 
 
 def _occupant(slot: str) -> psutil.Process | None:

@@ -14,7 +14,7 @@ from django.conf import settings
 
 from dashboard.management.commands.dispatch import Dispatcher
 from dashboard.models import BaseModel, Dataset, Job, Project, State, TrainingRun
-from dashboard.models.job_state import db_now
+from dashboard.models.job_state import LEASE, db_now
 from tests import containers
 from tests.conftest import make_run, shared_environment
 from tests.workers.conftest import claim
@@ -75,6 +75,18 @@ def test_the_engine_of_a_dead_process_goes_with_it(run: TrainingRun) -> None:
     assert job.state == State.INTERRUPTED
 
 
+def test_what_the_engine_has_started_goes_with_it(run: TrainingRun) -> None:
+    dead = subprocess.Popen(["true"])
+    # As the engine it leads a group of its own.
+    engine = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], stdout=subprocess.PIPE, start_new_session=True)
+    job = hold_by(dead.pid)
+    Job.objects.filter(pk=job.pk).update(child_pid=engine.pid, child_started=birth(engine.pid))
+    dead.wait()
+    assert release_abandoned_jobs() == 1
+    # The pipe ends once nobody holds it.
+    assert engine.communicate(timeout=10) == (b"", None)
+
+
 def test_a_stop_is_complete_once_its_process_is_gone(run: TrainingRun) -> None:
     dead = subprocess.Popen(["true"])
     job = hold_by(dead.pid)
@@ -109,13 +121,37 @@ def machine(monkeypatch: pytest.MonkeyPatch, folder: Path, *, boot: str, namespa
 OUTERMOST, CONTAINED = "pid:[4026531836]", "pid:[4026532179]"
 
 
+def hear(job: Job, monkeypatch: pytest.MonkeyPatch, *, silent: float, uptime: float) -> None:
+    """Let the job's holder have been silent for so many seconds, and this machine have run for so many."""
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(LEASE - timedelta(seconds=silent)))
+    monkeypatch.setattr("workers.abandoned.uptime", lambda: uptime)
+
+
 def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine(monkeypatch, tmp_path, boot="first", namespace=OUTERMOST, known="box")
-    claim("gpu")
+    hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=OUTERMOST, known="box")
     assert release_abandoned_jobs() == 1
+
+
+@pytest.mark.parametrize(
+    ("silent", "uptime", "why"),
+    [
+        (5, 3600, "it works"),
+        (50, 3600, "it worked in this start of this machine, so elsewhere"),
+        (9, 5, "it is between two signs of life"),
+    ],
+)
+def test_a_copy_of_this_machine_keeps_its_jobs(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: float, uptime: float, why: str
+) -> None:
+    """It has the same host name, machine id and account, but a start of its own."""
+    machine(monkeypatch, tmp_path, boot="the copy's", namespace=OUTERMOST, known="box")
+    hear(claim("gpu"), monkeypatch, silent=silent, uptime=uptime)
+    machine(monkeypatch, tmp_path, boot="ours", namespace=OUTERMOST, known="box")
+    assert release_abandoned_jobs() == 0, why
 
 
 @pytest.mark.parametrize(
@@ -131,7 +167,7 @@ def test_an_earlier_start_of_who_knows_which_machine_is_left_to_its_lease(
 ) -> None:
     before = "box" if known == "another box" else known
     machine(monkeypatch, tmp_path, boot="first", namespace=namespace, known=before)
-    claim("gpu")
+    hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=namespace, known=known)
     assert release_abandoned_jobs() == 0, why
 
