@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.engine.conftest import Recorder
 from tests.engine.test_target_training import MakeSpec, counted, folders
@@ -19,7 +22,7 @@ from workers.engine.latency import ms_per_token
 from workers.engine.model import load_base
 from workers.engine.train import train
 from workers.errors import Stopped
-from workers.events import never_stop
+from workers.events import Progress, never_stop
 from workers.presets import PRESETS, resolve
 from workers.specs import BaseSpec, Hyperparameters
 from workers.targets import target_spec
@@ -43,7 +46,12 @@ def prompt(length: int = 20) -> Ids:
     ],
 )
 def test_every_kind_of_layer_is_timed_and_taken_off_again(
-    folders: Callable[[str], Path], make_spec: MakeSpec, tmp_path: Path, model_type: str, slug: str
+    folders: Callable[[str], Path],
+    make_spec: MakeSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    slug: str,
 ) -> None:
     folder = folders(model_type)
     learn = Hyperparameters(r=4)
@@ -53,15 +61,31 @@ def test_every_kind_of_layer_is_timed_and_taken_off_again(
     ids = torch.arange(3, 43).reshape(2, 20)
     with torch.no_grad():
         before = base(input_ids=ids).logits
+    carried: list[bool] = []
+    turn = latency._turn
+
+    def watched(*arguments: Any) -> list[float]:
+        ran: set[bool] = set()
+        with register_module_forward_hook(lambda module, *_rest: ran.add(isinstance(module, BaseTunerLayer))):
+            seconds = turn(*arguments)
+        carried.append(True in ran)
+        return seconds
+
+    monkeypatch.setattr(latency, "_turn", watched)
+    record = Recorder()
     found = ms_per_token(
         base,
         ["arm"],
         lambda name: PeftModel.from_pretrained(base, tmp_path / "arm-0/adapter", name).eval(),
         prompt(),
         device=CPU,
+        report=record,
         should_stop=never_stop,
     )
-    assert 0 < found["base"] < found["arm"]
+    assert found["base"] > 0
+    assert found["arm"] > 0
+    assert carried == [False, True, True, False], "the adapter worked in its own turns and in no other"
+    assert record.of(Progress) == [Progress("timing", done, 4) for done in range(5)]
     with torch.no_grad():
         assert torch.equal(base(input_ids=ids).logits, before)
 
@@ -94,6 +118,12 @@ def test_a_long_prompt_costs_no_more_than_its_end(base: BaseSpec, monkeypatch: p
     monkeypatch.setattr(model, "generate", generate)
     latency._turn(model, prompt(400), CPU, never_stop)
     assert seen == [latency.LONGEST_PROMPT]
+
+
+def test_a_model_with_few_positions_keeps_room_for_the_answer() -> None:
+    few = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=latency.TOKENS + 16)
+    seconds = latency._turn(GPT2LMHeadModel(few), prompt(30), CPU, never_stop)
+    assert len(seconds) == latency.TOKENS - latency.WARM_UP - 1
 
 
 def test_it_obeys_a_stop_between_two_tokens(base: BaseSpec) -> None:

@@ -87,13 +87,13 @@ def evaluate(
         items += found
         faults.point("score.after_subject")
     _write_items(out_dir / "items.jsonl", items)
-    report(Progress("timing"))
     values["ms_per_token"] = ms_per_token(
         model.unload(),
         list(spec.adapters),
         lambda name: _attach(base, spec.base.name, {name: spec.adapters[name]}),
         _usual_prompt(examples),
         device=device,
+        report=report,
         should_stop=should_stop,
     )
     values |= {"dtype": str(dtype).removeprefix("torch."), "device": runtime.device_name(device)}
@@ -137,7 +137,7 @@ def _attach(base: Any, base_name: str, adapters: dict[str, str]) -> Any:
 
 
 def _usual_prompt(examples: list[Example]) -> Ids:
-    """A prompt of middle length; of plain text, which has none, its beginning."""
+    """A prompt of middle length; plain text has none, so there a whole text stands for it."""
     prompts = [example.ids[: example.prompt_length or len(example.ids)] for example in examples]
     return sorted(prompts, key=len)[len(prompts) // 2]
 

@@ -8,6 +8,7 @@ meanwhile slows down for all. Knows nothing of scores; serving many requests at 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from workers.engine.data import Ids
+from workers.engine.model import positions
 from workers.engine.runtime import stop_if_asked
-from workers.events import ShouldStop
+from workers.events import Progress, Report, ShouldStop
 
 BASE = "base"
 TOKENS = 24
@@ -34,6 +36,7 @@ def ms_per_token(
     prompt: Ids,
     *,
     device: torch.device,
+    report: Report,
     should_stop: ShouldStop,
 ) -> dict[str, float]:
     """Median milliseconds per generated token of one request, for the base and for each name.
@@ -41,13 +44,16 @@ def ms_per_token(
     `attach` wraps the bare base with one adapter; it is taken off again after its turn.
     """
     order = [BASE, *names]
+    turns = [*order, *reversed(order)]
     taken: Mapping[str, list[float]] = {name: [] for name in order}
-    for name in [*order, *reversed(order)]:
+    for done, name in enumerate(turns):
+        report(Progress("timing", done, len(turns)))
         stop_if_asked(should_stop)
         model = base if name == BASE else attach(name)
         taken[name].extend(_turn(model, prompt, device, should_stop))
         if name != BASE:
             model.unload()
+    report(Progress("timing", len(turns), len(turns)))
     return {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()}
 
 
@@ -67,7 +73,9 @@ def _turn(model: Any, prompt: Ids, device: torch.device, should_stop: ShouldStop
         return torch.full((1,), bool(should_stop()) or is_late, device=device)
 
     make: Any = GenerationConfig
-    ids = torch.as_tensor(prompt[-LONGEST_PROMPT:], dtype=torch.int64, device=device)[None]
+    # The end of the prompt, with room for the answer where the model has few positions.
+    longest = max(1, min(LONGEST_PROMPT, (positions(model) or sys.maxsize) - TOKENS))
+    ids = torch.as_tensor(prompt[-longest:], dtype=torch.int64, device=device)[None]
     # No end token: every model writes as many tokens as the others, whatever it would say.
     settings = make(do_sample=False, min_new_tokens=TOKENS, max_new_tokens=TOKENS, pad_token_id=0)
     model.generate(

@@ -161,13 +161,19 @@ def _first_line(error: Exception, base: BaseSpec) -> str:
     return line.replace(base.path, base.name)  # people read the model's name, not where the server keeps it
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens a model reads at most; None for one without a limit, such as a recurrent one."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 def check_max_length(model: Any, base: BaseSpec, max_length: int) -> None:
     """Refuse lengths for which the model has no positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)  # recurrent models have no limit
-    if isinstance(positions, int) and max_length > positions:
+    most = positions(model)
+    if most and max_length > most:
         raise RunError(
-            f"`max_length` is {max_length:,}, but {base.name} reads at most {positions:,} tokens. "
-            f"Set `max_length` to {positions:,} or less.",
+            f"`max_length` is {max_length:,}, but {base.name} reads at most {most:,} tokens. "
+            f"Set `max_length` to {most:,} or less.",
             code="max_length_too_long",
         )
 
