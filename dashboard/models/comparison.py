@@ -158,8 +158,10 @@ class Comparison:
 
     def _state_of(self, evaluation: Evaluation) -> tuple[Any, ...]:
         """Which scores these are: an ended evaluation keeps its own, but the judge's may come later."""
-        judged = (JUDGE, "judge_rows") if self.metric == JUDGE else ()
-        return (evaluation.pk, *(evaluation.metrics.get(name) for name in judged))
+        if self.metric != JUDGE:
+            return (evaluation.pk,)
+        judged = (evaluation.metrics.get(name) for name in (JUDGE, "judge_rows"))
+        return (evaluation.pk, evaluation.judging_id, *judged)
 
     @cached_property
     def judges(self) -> set[tuple[str, str]]:
