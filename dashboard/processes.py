@@ -27,7 +27,6 @@ from honcho.process import Popen
 TIED = Path(__file__).with_name("tied.py")
 EXITS_ALLOWED = 6
 EXITS_WINDOW = 60.0
-LONGEST_PAUSE = 30.0
 PROBE_SECONDS = 0.5
 OURSELVES = "graftworks"
 
@@ -97,12 +96,12 @@ class Child:
             self.process.wait()
 
     def schedule_restart(self, now: float) -> float | None:
-        """Seconds until the next start: 0, 1, 2, 4 … 30 by exits in the last minute, None after too many."""
+        """Seconds until the next start: 0, 1, 2, 4, 8 by exits in the last minute, None after too many."""
         self.exits = [moment for moment in self.exits if now - moment < EXITS_WINDOW] + [now]
         if len(self.exits) >= EXITS_ALLOWED:
             return None
         # One that ran for a while was killed rather than broken: whoever waits for it need not wait longer.
-        pause = min(LONGEST_PAUSE, 2.0 ** (len(self.exits) - 2)) if len(self.exits) > 1 else 0.0
+        pause = 2.0 ** (len(self.exits) - 2) if len(self.exits) > 1 else 0.0
         self.due = now + pause
         return pause
 
