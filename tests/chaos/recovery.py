@@ -48,7 +48,7 @@ STATIONS = ("interrupt", "requeue", "claim", "progress")
 
 
 def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> int:
-    """The exit status: 0 when the p95 of each kind keeps its goal."""
+    """The exit status: 0 when the p95 of all kills on one host, and of each other way, keeps its goal."""
     assert containers.may_be_made() or not asked.elsewhere, (
         "--elsewhere needs the right to make PID namespaces"
     )

@@ -44,7 +44,6 @@ import sys, threading, time
 import django
 django.setup()
 from workers import node
-from workers.abandoned import release_abandoned_jobs
 node.WATCH_SECONDS, node.SILENT_SECONDS = 0.1, 0.3
 life = node.Life("gpu0@host", {})
 if sys.argv[1] == "working":
