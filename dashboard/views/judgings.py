@@ -40,8 +40,12 @@ def of_study(request: Request, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def of_run(request: Request, pk: int) -> HttpResponse:
-    """The judge of a run's answers and of its base model's."""
-    return judged(request, run_of(request, pk))
+    """The judge of a run's answers and of its base model's; a study's are judged all together."""
+    run = run_of(request, pk)
+    if run.study_arm:
+        # Judged apart, the arms of one study could have the verdicts of two judges.
+        return redirect(address_of(run.study_arm.study, "judge"))
+    return judged(request, run)
 
 
 def study_of(request: Request, pk: int) -> Study:
