@@ -277,6 +277,14 @@ def test_a_study_that_works_still_hides_its_answers(
     assert not Judging.objects.exists()
 
 
+def test_a_run_of_a_study_is_judged_with_the_whole_study(client: Client, ed: User, study: Study) -> None:
+    client.force_login(ed)
+    run = study.runs()[0]
+    for answer in (client.get(address(run)), client.post(address(run), {"rows": 5, "agreed": "on"})):
+        assert answer.url == address(study)  # type: ignore[attr-defined]
+    assert not Judging.objects.exists()
+
+
 def test_a_run_without_scores_has_nothing_to_judge(client: Client, ed: User, run: TrainingRun) -> None:
     client.force_login(ed)
     assert client.get(address(run)).url == run.get_absolute_url()  # type: ignore[attr-defined]
@@ -308,6 +316,22 @@ def test_verdicts_that_come_later_are_not_hidden_by_the_cache(scored: TrainingRu
     adapter.judging.sum_up()
     run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
     assert Comparison.of([run], JUDGE).numbers["arms"][0]["metric"]["mean"] == 1.0
+
+
+def test_verdicts_of_another_judge_are_not_taken_from_the_cache(
+    scored: TrainingRun, ed: User, settings: Settings
+) -> None:
+    def numbers() -> dict[str, object]:
+        run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
+        return Comparison.of([run], JUDGE).numbers
+
+    judge_all(scored, ed)
+    before = numbers()
+    # Its shares happen to be the same.
+    settings.JUDGE_MODEL = "stricter"
+    judge_all(scored, ed)
+    EvaluationItem.objects.all().delete()
+    assert numbers() != before
 
 
 def test_two_judges_in_one_comparison_are_told(
