@@ -12,6 +12,22 @@ from django.conf import settings
 
 from tests.conftest import shared_environment
 
+# A training node with one process.
+WORKER = (
+    "celery",
+    "-A",
+    "workers.celery",
+    "worker",
+    "-P",
+    "prefork",
+    "-c",
+    "1",
+    "-Q",
+    "gpu",
+    "-n",
+    "gpu0@here",
+)
+
 
 @contextmanager
 def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:

@@ -19,25 +19,10 @@ from django.test import Client
 from redis import Redis
 
 from dashboard.models import Adapter, Job, JobEvent, State, Study
-from tests.workers.programs import running, until
+from tests.workers.programs import WORKER, running, until
 from tests.workers.test_study import arm, launch  # noqa: F401 - a fixture
 from workers import faults
 
-WORKER = (
-    "-m",
-    "celery",
-    "-A",
-    "workers.celery",
-    "worker",
-    "-P",
-    "prefork",
-    "-c",
-    "1",
-    "-Q",
-    "gpu",
-    "-n",
-    "gpu0@here",
-)
 # One life of the worker after the other: what hits its engine or its supervisor, and at which of these points
 # the whole worker is killed while it waits there.
 LIVES = (
@@ -59,7 +44,7 @@ NOT_COMPARED = ("id", "runs", "run", "seconds", "peak_memory_bytes", "ms_per_tok
 def working(**environment: str) -> Iterator[Popen[bytes]]:
     """A worker that takes trainings and evaluations."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with running(*WORKER, PATH=path, **environment) as process:
+    with running("-m", *WORKER, PATH=path, **environment) as process:
         yield process
 
 

@@ -22,21 +22,7 @@ from redis import Redis
 from dashboard.management.commands.dispatch import wake
 from dashboard.models import BaseModel, Dataset, Job, JobEvent, Project, State, User
 from tests.conftest import make_run
-
-COMMAND = [
-    "celery",
-    "-A",
-    "workers.celery",
-    "worker",
-    "-P",
-    "prefork",
-    "-c",
-    "1",
-    "-Q",
-    "gpu",
-    "-n",
-    "gpu0@here",
-]
+from tests.workers.programs import WORKER
 
 
 def address() -> str:
@@ -55,7 +41,7 @@ def worker() -> Iterator[psutil.Process]:
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (Path(settings.DATA_DIR) / "worker.log").open("ab") as log:
         process = subprocess.Popen(
-            COMMAND, env=environment, cwd=settings.BASE_DIR, stdout=log, stderr=log, start_new_session=True
+            WORKER, env=environment, cwd=settings.BASE_DIR, stdout=log, stderr=log, start_new_session=True
         )
     try:
         yield psutil.Process(process.pid)
