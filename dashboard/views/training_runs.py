@@ -1,8 +1,7 @@
-"""Training runs: the fine-tune form with its live plan, the list, and a run's page with its live region."""
+"""Training runs: the list, and a run's page with its live region. Starting one is `fine_tune`'s."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -16,20 +15,10 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard import charts
 from dashboard.forms.comparison import compared
-from dashboard.forms.plan import Plan, cards_of, differences, label_of, plan, worded
-from dashboard.forms.retry import changes, overrides, retries
-from dashboard.forms.training_runs import (
-    SAMPLE_LEARNING_RATE,
-    TrainingRunForm,
-    defaults,
-    initial_for,
-    initial_from,
-    is_sample,
-)
+from dashboard.forms.plan import differences, label_of, worded
+from dashboard.forms.retry import retries
 from dashboard.gate import Request
 from dashboard.models import (
-    Calibration,
-    Dataset,
     EvaluationItem,
     IllegalMove,
     Job,
@@ -37,16 +26,12 @@ from dashboard.models import (
     OverBudget,
     Role,
     State,
-    TargetModuleConfig,
     TrainingRun,
     WorkerNode,
 )
 from dashboard.models.queue import Outlook
-from dashboard.models.study_evidence import preference, told_by_config
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
-from dashboard.views.launching import launched_once
 from workers.errors import ADVICE
-from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
 
 SAMPLES_PER_PAGE = 10
@@ -57,179 +42,6 @@ GROUPS = {
     "failed": gettext_lazy("Failed"),
     "cancelled": gettext_lazy("Stopped"),
 }
-
-
-# The form
-
-
-@require_http_methods(["GET", "POST"])
-def create(request: Request) -> HttpResponse:
-    """The fine-tune form. A double click starts one run, as both requests carry the same key."""
-    request.project.require(request.user, Role.EDITOR)
-    if request.method == "POST":
-        form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
-        run = launched(request, form)
-        if run is not None:
-            return redirect(run)
-        return render(request, "training_runs/create.html", form_context(form, form), status=422)
-    form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
-    choose_defaults(form)
-    context = {**form_context(form, drafted(request, form)), **changed_context(request)}
-    return render(request, "training_runs/create.html", context)
-
-
-@require_GET
-def presets(request: Request) -> HttpResponse:
-    """The preset cards for the base model and rank in the form, keeping the choice."""
-    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
-    form.full_clean()
-    return render(request, "training_runs/_presets.html", plan_context(form))
-
-
-@require_GET
-def forecast(request: Request) -> HttpResponse:
-    """What the form as it stands would start: memory, time, size, what differs, what is missing.
-
-    Memory and time on the preset cards come along.
-    """
-    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
-    form.full_clean()
-    found = plan(form)
-    context = {"plan": found, "cards": cards_of(form, found)}
-    return render(request, "training_runs/_forecast_live.html", context)
-
-
-def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
-    """The run that the form asks for, or None with the form saying why not."""
-
-    def launch(key: str) -> TrainingRun:
-        values = form.cleaned_data
-        return TrainingRun.objects.launch(
-            project=request.project,
-            by=request.user,
-            name=values["name"],
-            dataset_version=values["dataset_version"],
-            base_model=values["base_model"],
-            target_module_config=values["target_module_config"],
-            hyperparameters=values["hyperparameters"],
-            confirmed=form.is_confirmed(),
-            idempotency_key=key,
-        )
-
-    return launched_once(form, lambda key: TrainingRun.objects.launched_with(request.project, key), launch)
-
-
-def prefilled(request: Request) -> dict[str, Any]:
-    """What the link brings: ?clone=RUN with changed settings, or ?dataset=ID and ?base_model=ID."""
-    numbers = asked(request)
-    if "clone" in numbers:
-        run = TrainingRun.objects.fetch(request.user, numbers["clone"])
-        return {**initial_from(run), **overrides(request.GET)}
-    initial: dict[str, Any] = {}
-    if "dataset" in numbers:
-        initial = initial_for(Dataset.objects.fetch(request.user, numbers["dataset"]).newest_ready())
-    if "base_model" in numbers:
-        initial["base_model"] = numbers["base_model"]
-    return initial
-
-
-def asked(request: Request) -> dict[str, int]:
-    """The rows that the link names; what is no number names none."""
-    texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
-    return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
-
-
-def changed_context(request: Request) -> dict[str, Any]:
-    """The earlier run that the form was filled in from, and what the link changed in its settings."""
-    pk = asked(request).get("clone")
-    if pk is None:
-        return {}
-    source = TrainingRun.objects.fetch(request.user, pk)
-    changed = changes(source, overrides(request.GET))
-    # What changed is to be seen where it can be changed again.
-    return {"source": source, "changes": changed} | ({"expert_open": True} if changed else {})
-
-
-def choose_defaults(form: TrainingRunForm) -> None:
-    """Preselect the bundled model, the preset that studies or else we recommend, and a lone dataset."""
-    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
-    recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
-    usual = recommended.values_list("pk", flat=True).first()
-    preferred = preference(form.project, form.initial["base_model"])
-    if preferred and any(config.pk == preferred.config_id for config in form.configs):
-        usual = preferred.config_id
-    form.initial.setdefault("target_module_config", usual)
-    ready = list(form.versions[:2])
-    if len(ready) == 1 and "dataset_version" not in form.initial:
-        form.initial.update(initial_for(ready[0]))
-
-
-def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
-    """The form as if it had been sent the way it is prefilled, to reckon with."""
-    data = {name: "" if value is None else value for name, value in form.initial.items()}
-    draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
-    draft.full_clean()
-    return draft
-
-
-def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
-    """The form's page: fields from `form`, numbers from `draft`."""
-    expert = (
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_ratio",
-        "loraplus_lr_ratio",
-        "autocast_adapter_dtype",
-        "use_rslora",
-        "use_dora",
-    )
-    batch = (
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "max_length",
-        "gradient_checkpointing",
-        "load_in_4bit",
-        "seed",
-    )
-    sample = [version.pk for version in form.versions if is_sample(version)]
-    return {
-        "form": form,
-        "adapter_fields": [form[name] for name in expert],
-        "batch_fields": [form[name] for name in batch],
-        "has_datasets": form.versions.exists(),
-        "expert_open": any(name in form.errors for name in (*expert, *batch)),
-        "suggestions": {
-            "samples": sample,
-            "sampleRate": SAMPLE_LEARNING_RATE,
-            "usualRate": Hyperparameters().learning_rate,
-            "defaults": defaults(),
-        },
-        **plan_context(draft),
-    }
-
-
-def plan_context(form: TrainingRunForm) -> dict[str, Any]:
-    """What both live regions of the form show."""
-    found: Plan = plan(form)
-    cards = cards_of(form, found)
-    if found.base_model and cards:
-        told = told_by_config(form.project, found.base_model)
-        costs = Calibration.objects.costs_by_config(form.project, found.base_model)
-        cards = [
-            replace(card, measured=told.get(card.config.pk, ""), cost=costs.get(card.config.pk))
-            for card in cards
-        ]
-    return {
-        "plan": found,
-        "cards": cards,
-        "preferred": preference(form.project, found.base_model.pk) if found.base_model else None,
-        "rank": found.hyperparameters.r,
-        "recommended_label": RECOMMENDED_LABEL,
-        "recommended_why": RECOMMENDED_WHY,
-    }
 
 
 # The list
