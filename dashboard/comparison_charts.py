@@ -7,21 +7,21 @@ from typing import Any
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 
+from dashboard import axes
+from dashboard.axes import AXIS_HEIGHT, Axis, Span, around_spans, axis_of, places_of
 from dashboard.models.comparison import ComparedArm, Comparison
 from dashboard.models.comparison_words import OUTCOMES
 from dashboard.models.study_result import costs_of_runs
 from dashboard.models.study_words import amount, interval
 from dashboard.study_charts import (
-    AXIS_HEIGHT,
     COSTS,
     PARETO_HEIGHT,
     ROW_HEIGHT,
-    Axis,
     apart,
-    axis_of,
     beside,
     dominates,
-    places_of,
+    ends_in_words,
+    is_cut,
     tick,
     with_interval,
 )
@@ -60,6 +60,7 @@ def intervals(comparison: Comparison) -> dict[str, Any] | None:
             "is_reference": line["arm"] is comparison.reference,
             "words": with_interval(comparison, line),
             **places_of(line, axis),
+            **ends_in_words(comparison, line),
             "y": ROW_HEIGHT * place,
         }
         for place, line in enumerate(lines)
@@ -69,7 +70,8 @@ def intervals(comparison: Comparison) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "reference": axis.across(pinned) if pinned is not None else None,
-        "is_cut": any(row["beyond"] for row in rows),
+        "is_base_outside": any(row["beyond"] for row in rows),
+        "is_cut": any(is_cut(row) for row in rows),
         "ticks": [(axis.across(value), tick(comparison, value)) for value in axis.ticks()],
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
@@ -87,7 +89,7 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
     if not points:
         return None
     across = Axis.around((point["cost"] for point in points), zero=True)
-    up = Axis.around(point[end] for point in points for end in ("low", "high"))
+    up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
     # With one seed an interval does not know how far seeds lie apart, so nothing is certain.
     counted = {one["name"]: len(one["seeds"]) for one in comparison.numbers["arms"]}
     certain = [point for point in points if counted[point["name"]] > 1]
@@ -98,8 +100,8 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
             **beside(short(point["name"], 18), across.share(point["cost"])),
             "x": across.across(point["cost"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
-            "low": up.down(point["low"], PARETO_HEIGHT),
-            "high": up.down(point["high"], PARETO_HEIGHT),
+            **up.upright(point["low"], point["high"], PARETO_HEIGHT),
+            "words": with_interval(comparison, point),
             "is_reference": point["name"] == comparison.reference.name,
             "is_dominated": point in certain
             and any(dominates(other, point, comparison.lower_is_better) for other in certain),
@@ -117,6 +119,7 @@ def pareto(comparison: Comparison, cost: str) -> dict[str, Any] | None:
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(comparison, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
+        "cut": [mark for mark in marks if is_cut(mark)],
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }
@@ -130,19 +133,7 @@ def tied_with_reference(comparison: Comparison) -> set[str]:
 
 def differences(comparison: Comparison) -> dict[str, Any]:
     """Arm -> its difference to the reference on a shared axis that marks no difference."""
-    found = comparison.numbers.get("comparisons", [])
-    axis = Axis.around((value for one in found for value in (one["low"], one["high"])), zero=True)
-    return {
-        "zero": axis.across(0.0),
-        "rows": {
-            one["arm"]: {
-                "low": axis.across(one["low"]),
-                "high": axis.across(one["high"]),
-                "mean": axis.across(one["difference"]),
-            }
-            for one in found
-        },
-    }
+    return axes.differences(comparison.numbers.get("comparisons", []))
 
 
 def deltas(comparison: Comparison) -> list[dict[str, Any]]:

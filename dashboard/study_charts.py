@@ -7,14 +7,15 @@ shared page. Pure functions from rows to plain values; what they look like is th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from dashboard import axes
+from dashboard.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_spans, axis_of, places_of
 from dashboard.charts import thin
 from dashboard.models import MetricSeries, Study
 from dashboard.models.study_result import costs_of
@@ -22,13 +23,8 @@ from dashboard.models.study_words import Judged
 from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
 from workers.verdicts import MIN_SEEDS
 
-# Room at both ends, so that a mark on the edge is drawn whole.
-EDGE = 3.0
-ROW_HEIGHT, AXIS_HEIGHT = 46, 34
+ROW_HEIGHT = 46
 PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
-LABEL_HEIGHT = 15
-# Arms that would share less than this part of an axis with the base model have an axis of their own.
-LEAST_PART = 0.4
 # How wide a name beside a mark is at most, as a share of the figure: on a phone 7 of 340 pixels per letter.
 LETTER = 7 / 340
 COLOURS = 5
@@ -40,49 +36,6 @@ COSTS = {
     "seconds": (gettext_lazy("Training time"), duration),
     "ms_per_token": (gettext_lazy("Time per token"), milliseconds),
 }
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A stretch of numbers, and where each of them lies."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def around(cls, values: Iterable[float], *, zero: bool = False) -> Axis:
-        """Whatever shows all of `values`, with 0 if wanted; never of no length."""
-        known = [*values, *([0.0] if zero else [])]
-        low, high = min(known, default=0.0), max(known, default=1.0)
-        if high - low < 1e-9:
-            reach = abs(low) * 0.1 or 0.1
-            low, high = low - reach, high + reach
-        return cls(low, high)
-
-    def share(self, value: float) -> float:
-        """From 0 to 1 within the axis."""
-        return (value - self.low) / (self.high - self.low)
-
-    def beyond(self, low: float, high: float) -> str:
-        """On which side a stretch lies wholly outside: left, right or ""."""
-        return "left" if high < self.low else "right" if low > self.high else ""
-
-    def across(self, value: float) -> str:
-        """The place from the left."""
-        return f"{EDGE + (100 - 2 * EDGE) * self.share(value):.2f}%"
-
-    def down(self, value: float, height: float) -> float:
-        """The place from the top of a figure of `height` pixels; high values lie above."""
-        room = height - AXIS_HEIGHT - 2 * LABEL_HEIGHT
-        return round(LABEL_HEIGHT + room * (1 - self.share(value)), 1)
-
-    def ticks(self, count: int = 4) -> list[float]:
-        """Round numbers within the axis."""
-        rough = (self.high - self.low) / count
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def quality(study: Judged, value: float) -> str:
@@ -122,6 +75,7 @@ def intervals(study: Study) -> dict[str, Any]:
             "words": with_interval(study, line),
             "quality": quality(study, line["mean"]),
             **places_of(line, axis),
+            **ends_in_words(study, line),
             "y": ROW_HEIGHT * place,
         }
         for place, line in enumerate(lines)
@@ -131,33 +85,22 @@ def intervals(study: Study) -> dict[str, Any]:
         "rows": rows,
         "base": next((row for row in rows if row["is_base"]), None),
         "reference": axis.across(reference["metric"]["mean"]) if reference else None,
-        "is_cut": any(row["beyond"] for row in rows),
+        "is_base_outside": any(row["beyond"] for row in rows),
+        "is_cut": any(is_cut(row) for row in rows),
         "ticks": [(axis.across(value), tick(study, value)) for value in axis.ticks()],
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
     }
 
 
-def axis_of(lines: Sequence[dict[str, Any]]) -> Axis:
-    """Whatever shows all lines; the arms alone where a base model far away would press them together."""
-    arms, whole = (
-        Axis.around(value for line in some for value in (line["low"], line["high"], *line["seeds"]))
-        for some in ([line for line in lines if line["arm"]], lines)
-    )
-    is_pressed = arms.high - arms.low < LEAST_PART * (whole.high - whole.low)
-    is_apart = all(arms.beyond(line["low"], line["high"]) for line in lines if not line["arm"])
-    return arms if is_pressed and is_apart else whole
+def is_cut(places: dict[str, Any]) -> bool:
+    """Whether an interval goes on outside of the picture, though its mean lies within."""
+    return bool(not places.get("beyond") and (places["is_low_cut"] or places["is_high_cut"]))
 
 
-def places_of(line: dict[str, Any], axis: Axis) -> dict[str, Any]:
-    """Where the marks of a line lie; `beyond` says on which side, if it lies outside of the picture."""
-    return {
-        "mean": axis.across(line["mean"]),
-        "low": axis.across(line["low"]),
-        "high": axis.across(line["high"]),
-        "seeds": [axis.across(value) for value in line["seeds"]],
-        "beyond": axis.beyond(line["low"], line["high"]),
-    }
+def ends_in_words(study: Judged, line: dict[str, float]) -> dict[str, str]:
+    """The ends of an interval, to be read where it is cut."""
+    return {"low_words": quality(study, line["low"]), "high_words": quality(study, line["high"])}
 
 
 def config_label(arm: Any) -> str:
@@ -168,21 +111,7 @@ def config_label(arm: Any) -> str:
 
 def differences(study: Study) -> dict[str, Any]:
     """Arm -> its difference to the reference on a shared axis that marks no difference and the margin."""
-    found = study.result.get("comparisons", [])
-    ends = (value for one in found for value in (one["low"], one["high"], one["difference"]))
-    axis = Axis.around([*ends, -study.margin], zero=True)
-    return {
-        "zero": axis.across(0.0),
-        "margin": axis.across(-study.margin),
-        "rows": {
-            one["arm"]: {
-                "low": axis.across(one["low"]),
-                "high": axis.across(one["high"]),
-                "mean": axis.across(one["difference"]),
-            }
-            for one in found
-        },
-    }
+    return axes.differences(study.result.get("comparisons", []), margin=study.margin)
 
 
 def pareto(study: Study, cost: str) -> dict[str, Any] | None:
@@ -197,7 +126,7 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
         return None
     base = study.result.get("base")
     across = Axis.around((point["cost"] for point in points), zero=True)
-    up = Axis.around(value for point in points for value in (point["low"], point["high"]))
+    up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
     tied = [point for point in points if point["name"] in tied_with_reference(study)]
     marks = _marks(study, points, across, up)
     label, written = COSTS[cost]
@@ -209,6 +138,7 @@ def pareto(study: Study, cost: str) -> dict[str, Any] | None:
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
+        "cut": [mark for mark in marks if is_cut(mark)],
         "base": quality(study, base["mean"]) if base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
@@ -224,8 +154,8 @@ def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axi
             **beside(Truncator(point["name"]).chars(24), across.share(point["cost"])),
             "x": across.across(point["cost"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
-            "low": up.down(point["low"], PARETO_HEIGHT),
-            "high": up.down(point["high"], PARETO_HEIGHT),
+            **up.upright(point["low"], point["high"], PARETO_HEIGHT),
+            "words": with_interval(study, point),
             "is_dominated": judged
             and any(dominates(other, point, study.lower_is_better) for other in points),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.test import Client
 
-from dashboard import study_charts
+from dashboard import axes, study_charts
 from dashboard.models import (
     Adapter,
     BaseModel,
@@ -67,7 +67,7 @@ def test_the_plot_shows_every_seed_and_the_base_model(study: Study) -> None:
     assert [len(row["seeds"]) for row in plot["rows"]] == [3, 3, 3, 0]
     lowest = min(float(row["low"].rstrip("%")) for row in plot["rows"])
     highest = max(float(row["high"].rstrip("%")) for row in plot["rows"])
-    assert (lowest, highest) == (study_charts.EDGE, 100 - study_charts.EDGE)
+    assert (lowest, highest) == (axes.EDGE, 100 - axes.EDGE)
 
 
 def test_a_base_model_far_away_does_not_press_the_arms_together(
@@ -78,14 +78,14 @@ def test_a_base_model_far_away_does_not_press_the_arms_together(
     study = conclude(make_study(project, dataset, base_model), table)
     plot = study_charts.intervals(study)
     assert [row["beyond"] for row in plot["rows"]] == ["", "", "left"]
-    assert min(float(row["low"].rstrip("%")) for row in plot["rows"][:2]) == study_charts.EDGE
+    assert min(float(row["low"].rstrip("%")) for row in plot["rows"][:2]) == axes.EDGE
     client.force_login(vera)
     assert "The arrow points to the base model" in client.get(study.get_absolute_url()).content.decode()
 
 
 def test_a_base_model_that_is_not_far_away_shares_the_axis(study: Study) -> None:
     plot = study_charts.intervals(study)
-    assert not plot["is_cut"]
+    assert not plot["is_base_outside"]
     assert {row["beyond"] for row in plot["rows"]} == {""}
 
 
@@ -96,7 +96,7 @@ def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
     for one in marks:
         for other in marks:
             if one is not other and study_charts.meet(one, other):
-                assert abs(one["label_y"] - other["label_y"]) >= study_charts.LABEL_HEIGHT
+                assert abs(one["label_y"] - other["label_y"]) >= axes.LABEL_HEIGHT
     assert max(mark["label_y"] for mark in marks) <= 120
 
 
