@@ -127,7 +127,7 @@ def test_an_adapter_that_does_nothing_is_noticed(
 def test_plain_text_has_loss_and_perplexity_only(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "text", ["Some plain text.", "More of it."])
     values = evaluate(make_eval(data=data), tmp_path, report=Recorder())
-    assert set(values["adapter"]) == {"loss", "perplexity", "general_loss"}
+    assert set(values["adapter"]) == {"loss", "perplexity", "general_loss", "general_accuracy"}
 
 
 def test_a_long_prompt_is_cut_on_the_left(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:

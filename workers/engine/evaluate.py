@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from workers import faults
-from workers.engine import lora, runtime
+from workers.engine import lora, questions, runtime
 from workers.engine.data import (
     Example,
     Ids,
@@ -56,7 +56,7 @@ def evaluate(
     torch.set_num_threads(runtime.thread_count())
     tokenizer = load_tokenizer(spec.base)
     examples = _draw(spec, tokenizer, report, should_stop)
-    general = _general(tokenizer)
+    general, choices = _general(tokenizer), questions.choices(tokenizer)
     stop_if_asked(should_stop)
     report(Progress("loading"))
     base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
@@ -73,6 +73,7 @@ def evaluate(
     work = _Progress(report, total=len(subjects) * (len(examples) + len(chats)))
     items: list[dict[str, Any]] = []
     values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "answers": kind}
+    marks: dict[str, list[int]] = {}
     for subject in subjects:
         if subject != BASE:
             model.set_adapter(subject)
@@ -82,11 +83,23 @@ def evaluate(
             losses = _losses(scorer, examples, device, should_stop, work)
             answers = _answers(scorer, base, tokenizer, chats, spec, device, should_stop, work)
             elsewhere = _losses(scorer, general, device, should_stop, lambda _rows: None)
+            marks[subject] = questions.marks(
+                _losses(scorer, choices, device, should_stop, lambda _rows: None)
+            )
         found = [_item(example, subject, losses, answers, kind, spec) for example in examples]
-        values[subject] = _summary(found, losses) | {"general_loss": _mean_loss(elsewhere)}
+        values[subject] = _summary(found, losses) | {
+            "general_loss": _mean_loss(elsewhere),
+            "general_accuracy": sum(marks[subject]) / len(marks[subject]),
+        }
         items += found
         faults.point("score.after_subject")
     _write_items(out_dir / "items.jsonl", items)
+    values["general_questions"] = {
+        "version": questions.VERSION,
+        "sha256": questions.SHA256,
+        "choices": questions.CHOICES,
+        "marks": marks,
+    }
     values["ms_per_token"] = ms_per_token(
         model.unload(),
         list(spec.adapters),
