@@ -251,7 +251,7 @@ class EvaluateRecorder:
                 for line in lines:
                     item = storable(json.loads(line, parse_constant=_no_number))
                     items.setdefault(item["subject"], []).append(item)
-        speeds = self.found["ms_per_token"]
+        speeds, questions = self.found["ms_per_token"], self.found["general_questions"]
         with transaction.atomic():
             finish_job(self.job)
             for evaluation in self.job.evaluations.select_related("run"):
@@ -260,7 +260,9 @@ class EvaluateRecorder:
                     "ms_per_token": speeds[evaluation.key],
                     "base_ms_per_token": speeds["base"],
                 }
-                evaluation.record_result(self.found["rows"], metrics, items.get(evaluation.key, []))
+                asked = {**questions, "marks": questions["marks"][evaluation.key]}
+                found = items.get(evaluation.key, [])
+                evaluation.record_result(self.found["rows"], metrics, found, asked)
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""

@@ -128,6 +128,8 @@ class Evaluation(models.Model):
     split = models.CharField(max_length=12)
     rows = models.PositiveIntegerField(null=True, blank=True)
     metrics = models.JSONField(default=dict)
+    # Version, SHA-256 and choices of the general questions, and a mark of 0 or 1 for each; {} if not asked.
+    general_questions = models.JSONField(default=dict)
     # The last go of the judge over its answers, if any.
     judging = models.ForeignKey("dashboard.Judging", models.SET_NULL, null=True, blank=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -155,12 +157,18 @@ class Evaluation(models.Model):
         """Its name in the engine's result."""
         return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_of(self.run)
 
-    def record_result(self, rows: int, metrics: dict[str, Any], items: list[dict[str, Any]]) -> None:
+    def record_result(
+        self,
+        rows: int,
+        metrics: dict[str, Any],
+        items: list[dict[str, Any]],
+        general_questions: dict[str, Any] | None = None,
+    ) -> None:
         """Store metrics and items; a repeated attempt replaces what an earlier one wrote."""
         with transaction.atomic():
             self.items.all().delete()
-            self.rows, self.metrics = rows, metrics
-            self.save(update_fields=["rows", "metrics"])
+            self.rows, self.metrics, self.general_questions = rows, metrics, general_questions or {}
+            self.save(update_fields=["rows", "metrics", "general_questions"])
             EvaluationItem.objects.bulk_create(
                 [
                     EvaluationItem(
@@ -184,6 +192,7 @@ class Evaluation(models.Model):
             "split": self.split,
             "rows": self.rows,
             "metrics": self.metrics,
+            "general_questions": self.general_questions or None,
         }
 
 

@@ -142,12 +142,17 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
     (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     evaluated = EvaluateRecorder(scoring, tmp_path)
     speeds = {"ms_per_token": {"base": 20.0} | dict.fromkeys(subjects, 25.0)}
-    evaluated.record(Result({"rows": 1} | speeds | {subject: {"loss": 1.0} for subject in subjects}))
+    marks = {subject: [place, 1] for place, subject in enumerate(subjects)}
+    asked = {"general_questions": {"version": 1, "sha256": "ab", "choices": 4, "marks": marks}}
+    found = {subject: {"loss": 1.0} for subject in subjects}
+    evaluated.record(Result({"rows": 1} | speeds | asked | found))
     evaluated.finish()
     for evaluation in Evaluation.objects.all():
         kept = evaluation.items.get()
         assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
         assert (evaluation.metrics["loss"], evaluation.metrics["ms_per_token"]) == (1.0, 25.0)
+        assert evaluation.general_questions["marks"] == marks[evaluation.key]
+        assert evaluation.general_questions["sha256"] == "ab"
 
 
 def test_a_model_that_the_project_has_already_is_refused_in_words(project: Project, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Easy questions with one right and three wrong answers, always the same: what an adapter still knows elsewhere.
+"""Easy questions, always the same, each with three wrong answers: what an adapter still knows elsewhere.
 
 Nothing is generated: an answer is as likely as the model finds its tokens after the question, asked through
 the base model's own chat template. A question counts as right if no wrong answer is as likely.
