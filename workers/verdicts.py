@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t
+from scipy.stats import binom, norm, t
 
 Scores = NDArray[np.float64]
 
@@ -196,6 +196,11 @@ def detectable_difference(items: int, *, variance: float = ASSUMED_DISAGREEMENT,
 def items_needed(difference: float, *, variance: float = ASSUMED_DISAGREEMENT, arms: int = 1) -> int:
     """How many test rows show `difference` with 80 % power."""
     return math.ceil((detectable_difference(1, variance=variance, arms=arms) / difference) ** 2)
+
+
+def beats_chance(right: int, questions: int, choices: int) -> bool:
+    """Whether guessing among `choices` gives so many right answers in less than 5 % of all tries."""
+    return float(binom.sf(right - 1, questions, 1 / choices)) < 1 - LEVEL
 
 
 def seeds_needed(comparison: Comparison, margin: float, *, most: int = 10) -> int | None:

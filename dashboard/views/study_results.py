@@ -11,11 +11,11 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
-from dashboard import study_charts
+from dashboard import forgetting_charts, study_charts
 from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
-from dashboard.models import Decision, Evaluation, Role, ShareLink, State, Study, User
+from dashboard.models import Decision, Role, ShareLink, Study, User, forgetting
 from dashboard.models.study_export import whole
 from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
 from dashboard.models.study_words import (
@@ -41,6 +41,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     cost = cost if cost in costs else next(iter(costs), "")
     only = query.get("only") != "all"
     settings = settings_of(study)
+    forgotten = forgetting.of_study(study)
     return {
         "sentence": sentence(study),
         "recommended": recommended(study),
@@ -54,7 +55,10 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "costs": costs,
         "pareto": study_charts.pareto(study, cost) if cost else None,
         "curves": study_charts.validation_curves(study),
-        "forgetting": forgetting(study),
+        "forgetting": forgetting_charts.table(forgotten),
+        "forgotten": forgetting_charts.plots(
+            study, forgotten, {arm["name"]: arm["metric"] for arm in study.result["arms"]}
+        ),
         "settings": [row for row in settings if row["differs"] or not only],
         "settings_same": [row for row in settings if not row["differs"]],
         "settings_arms": [arm for arm in study.arms.all() if arm.final_runs()],
@@ -135,36 +139,6 @@ def settings_of(study: Study) -> list[dict[str, Any]]:
     return [row for row in settings_table(firsts) if row["name"] != "seed"]
 
 
-def forgetting(study: Study) -> list[dict[str, Any]]:
-    """How much worse than the base model each arm predicts general text: mean loss per token, its rise."""
-    ended = Evaluation.objects.filter(
-        run__study_arm__study=study, run__rung=None, job__state=State.SUCCEEDED
-    ).select_related("run__study_arm")
-    base: float | None = None
-    by_arm: dict[str, list[float]] = {}
-    for evaluation in ended:
-        loss = evaluation.metrics.get("general_loss")
-        if loss is None or evaluation.run.study_arm is None:
-            continue
-        if evaluation.subject == Evaluation.Subject.BASE:
-            base = float(loss)
-        else:
-            by_arm.setdefault(evaluation.run.study_arm.name, []).append(float(loss))
-    if base is None:
-        return []
-    return [
-        {
-            "arm": arm.name,
-            "loss": f"{sum(losses) / len(losses):.3f}",
-            "rise": f"{sum(losses) / len(losses) - base:+.3f}",
-            "least": f"{min(losses) - base:+.3f}",
-            "most": f"{max(losses) - base:+.3f}",
-        }
-        for arm in study.arms.all()
-        if (losses := by_arm.get(arm.name))
-    ]
-
-
 def not_yet(request: Request, study: Study) -> HttpResponse:
     """Back to the study, with the reason why there is no file."""
     messages.info(request, _("Scores are told when all runs of the study have ended."))
@@ -180,9 +154,13 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
     compared = {one["arm"]: one for one in study.result.get("comparisons", [])}
     header = ["arm", "target_modules", "seeds", "metric", "mean", "low", "high", "reference", "difference"]
     header += ["difference_low", "difference_high", "p_adjusted", "outcome", "kept_gain", *COSTS]
+    header += ["general_loss_rise", "general_accuracy"]
+    header += ["general_accuracy_change", "general_accuracy_change_low", "general_accuracy_change_high"]
     rows: list[list[str | float | None]] = [list(header)]
     found = {arm["name"]: arm for arm in study.result.get("arms", [])}
+    forgotten = forgetting.of_study(study)
     for arm in study.arms.all():
+        general = forgotten[arm.name].facts()
         own, one, costs = found.get(arm.name), compared.get(arm.name, {}), costs_of(arm)
         rows.append(
             [
@@ -195,6 +173,8 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
                 *(one.get(key) for key in ("difference", "low", "high", "p_adjusted", "outcome")),
                 (one.get("kept") or {}).get("mean"),
                 *(costs[name] for name in COSTS),
+                *(general[name] for name in ("general_loss_rise", "general_accuracy")),
+                *((general["general_accuracy_change"] or {}).get(end) for end in ("mean", "low", "high")),
             ]
         )
     return csv_file(f"study-{study.pk}.csv", rows)
