@@ -19,7 +19,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.study_words import outcome_in_words, recommended, sentence, unmeasured
-from dashboard.views.study_results import deltas, forgetting, result_context
+from dashboard.views.study_results import deltas, result_context
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
 
@@ -193,23 +193,6 @@ def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
     assert "settings are the same for all" in few
     every = client.get(study.get_absolute_url(), {"only": "all"}).content.decode()
     assert every.count("<tr>") > few.count("<tr>")
-
-
-def test_forgetting_is_the_rise_over_the_base_model(client: Client, vera: User, study: Study) -> None:
-    for evaluation in Evaluation.objects.select_related("run__study_arm"):
-        arm = evaluation.run.study_arm
-        assert arm
-        rise = 0.0 if evaluation.subject == "base" else 0.1 * arm.position + 0.01 * evaluation.run.seed
-        evaluation.metrics["general_loss"] = 3.0 + rise
-        evaluation.save()
-    found = {row["arm"]: row for row in forgetting(study)}
-    assert (found["mlp"]["rise"], found["mlp"]["least"], found["mlp"]["most"]) == (
-        "+0.120",
-        "+0.110",
-        "+0.130",
-    )
-    client.force_login(vera)
-    assert "What is forgotten" in client.get(study.get_absolute_url()).content.decode()
 
 
 def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study: Study) -> None:
