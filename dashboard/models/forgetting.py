@@ -86,7 +86,6 @@ class Forgetting:
             return False
         return not verdicts.beats_chance(sum(marks), len(marks), self.base.general_questions["choices"])
 
-
     def facts(self) -> dict[str, Any]:
         """The arm's numbers as plain values; null where something was not measured."""
         return {

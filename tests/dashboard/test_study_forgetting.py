@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 from django.test import Client
+from django.urls import reverse
 
 from dashboard import forgetting_charts
 from dashboard.models import (
@@ -37,7 +38,7 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel) -> Study:
 
 
 def measure(study: Study, base_marks: list[int] = BASE_MARKS) -> Study:
-    """Base at 3.0 nats; Efficient rises by 0.1 and 0.01 a seed and loses `seed` answers, Quality keeps all."""
+    """Efficient rises by 0.1 and 0.01 a seed and loses one answer for each; Quality loses none."""
     for evaluation in Evaluation.objects.select_related("run__study_arm"):
         arm, seed = evaluation.run.study_arm, evaluation.run.seed
         assert arm
@@ -93,7 +94,7 @@ def test_the_page_shows_table_and_both_figures(client: Client, vera: User, study
 def test_the_report_shows_them_too(client: Client, vera: User, study: Study) -> None:
     measure(study)
     client.force_login(vera)
-    page = client.get(f"/studies/{study.pk}/report/").content.decode()
+    page = client.get(reverse("study-report", args=[study.pk])).content.decode()
     assert 'id="plot-forgotten-questions"' in page
     assert "General questions right" in page
 
@@ -135,7 +136,7 @@ def test_answers_to_other_questions_are_not_paired(study: Study) -> None:
 def test_the_csv_has_them(client: Client, vera: User, study: Study) -> None:
     measure(study)
     client.force_login(vera)
-    text = client.get(f"/studies/{study.pk}/deltas.csv").content.decode()
+    text = client.get(reverse("study-deltas-csv", args=[study.pk])).content.decode()
     row = next(csv.DictReader(text.splitlines()))
     assert float(row["general_loss_rise"]) == pytest.approx(0.12)
     assert float(row["general_accuracy_change"]) == pytest.approx(-2 / 72)
