@@ -25,6 +25,7 @@ from dashboard.api import datasets, jobs
 from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
 from dashboard.api.failures import Failure
+from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.target_module_configs import chosen_base_model
@@ -38,8 +39,10 @@ from dashboard.models import (
     Job,
     JobEvent,
     Role,
+    State,
     TargetModuleConfig,
     TrainingRun,
+    forgetting,
     hyperparameters_from,
 )
 
@@ -202,7 +205,12 @@ class MetricSeriesOut(Schema):
 
 
 class EvaluationOut(Schema):
-    """Base model or adapter, scored on held-out rows."""
+    """Base model or adapter, scored on held-out rows.
+
+    `general_questions`: version and SHA-256 of the questions that were asked besides, how many answers each
+    has, and a mark of 0 or 1 for each; null where they were not asked. Their mean is `general_accuracy` among
+    the metrics. `forgetting` is what an adapter changed against the base model outside of the data.
+    """
 
     id: int
     subject: str
@@ -210,6 +218,8 @@ class EvaluationOut(Schema):
     rows: int | None
     state: str
     metrics: dict[str, Any]
+    general_questions: dict[str, Any] | None
+    forgetting: ForgettingOut | None
     error: Failure | None
 
 
@@ -262,8 +272,9 @@ def adapter_of(run: TrainingRun) -> dict[str, Any] | None:
         return None
 
 
-def evaluation_shown(evaluation: Evaluation) -> dict[str, Any]:
-    """The object as the list has it."""
+def evaluation_shown(evaluation: Evaluation, base: Evaluation | None) -> dict[str, Any]:
+    """The object as the list has it; an adapter's is read beside the base model's."""
+    tuned = evaluation.subject == Evaluation.Subject.ADAPTER and evaluation.state == State.SUCCEEDED
     return {
         "id": evaluation.pk,
         "subject": evaluation.subject,
@@ -271,6 +282,8 @@ def evaluation_shown(evaluation: Evaluation) -> dict[str, Any]:
         "rows": evaluation.rows,
         "state": evaluation.state,
         "metrics": evaluation.metrics,
+        "general_questions": evaluation.general_questions or None,
+        "forgetting": forgetting.Forgetting(base, [evaluation]).facts() if tuned else None,
         "error": evaluation.error,
     }
 
@@ -406,8 +419,9 @@ def metric_series(request: Call, pk: int) -> Rows:
 @paginate(Newest)
 def evaluations(request: Call, pk: int) -> Rows:
     """How base model and adapter did on the same held-out rows."""
-    run = TrainingRun.objects.fetch(request.auth, pk)
-    return Rows(run.evaluations.select_related("job"), evaluation_shown)
+    run = TrainingRun.objects.with_scores().fetch(request.auth, pk)
+    base = forgetting.base_beside(run)
+    return Rows(run.evaluations.select_related("job"), lambda one: evaluation_shown(one, base))
 
 
 @router.get("/{int:pk}/samples", response={200: list[SampleOut], **READING})

@@ -18,6 +18,7 @@ from dashboard.models.job_state import State
 from workers import verdicts
 
 if TYPE_CHECKING:
+    from dashboard.models.comparison import Comparison
     from dashboard.models.study import Study
     from dashboard.models.training_run import TrainingRun
 
@@ -143,6 +144,17 @@ def of_study(study: Study) -> dict[str, Forgetting]:
         )
         for arm in study.arms.all()
     }
+
+
+def of_comparison(comparison: Comparison) -> dict[str, Forgetting]:
+    """Every arm beside its own base model's evaluation, else beside that of the same model on these rows."""
+    found = {}
+    for arm in comparison.scored:
+        other = comparison.bases.get(str(arm.first.base_model))
+        own = _newest(arm.first.evaluations.all(), Evaluation.Subject.BASE)
+        base = own[0] if own else other
+        found[arm.name] = Forgetting(base, list(arm.evaluations().values()))
+    return found
 
 
 def _newest(evaluations: Iterable[Evaluation], subject: str) -> list[Evaluation]:

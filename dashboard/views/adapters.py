@@ -10,11 +10,11 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST, require_safe
 
-from dashboard import charts
+from dashboard import charts, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Role
+from dashboard.models import Adapter, Role, forgetting
 
 
 @require_GET
@@ -44,7 +44,8 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "adapter": adapter,
         "run": adapter.run,
         "versions": versions,
-        "score_rows": charts.score_rows(adapter.run.scores()),
+        "score_rows": charts.score_rows(forgetting.scores_beside_base(adapter.run)),
+        "forgetting": forgetting_charts.table({str(adapter): forgetting.of_run(adapter.run)}),
         "failure": next((one.error for one in adapter.run.evaluations.all() if one.error), None),
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),

@@ -10,7 +10,7 @@ from django.shortcuts import render
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
-from dashboard import charts, comparison_charts
+from dashboard import charts, comparison_charts, forgetting_charts
 from dashboard.downloads import csv_file, json_file
 from dashboard.forms.plan import label_of, worded
 from dashboard.gate import Request
@@ -21,6 +21,7 @@ from dashboard.models import (
     State,
     TrainingRun,
     comparison_words,
+    forgetting,
 )
 from dashboard.models.answers import ORDERS, Asked, page_of, pairs_of
 from dashboard.models.comparison import COMPARED_BY, Comparison
@@ -102,6 +103,8 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
     if not comparison.numbers["arms"]:
         told = exact_matches(runs)
         return {"told": told, "sentence": comparison_words.sentence(comparison) if told else ""}
+    forgotten = forgetting.of_comparison(comparison)
+    metrics = {arm["name"]: arm["metric"] for arm in comparison.numbers["arms"]}
     return {
         "sentence": comparison_words.sentence(comparison),
         "metrics": {name: COMPARED_BY[name] for name in comparison.metrics},
@@ -112,6 +115,8 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
         "pareto": comparison_charts.pareto(comparison, cost),
         "differences": comparison_charts.differences(comparison),
         "deltas": comparison_charts.deltas(comparison),
+        "forgetting": forgetting_charts.table(forgotten),
+        "forgotten": forgetting_charts.plots(comparison, forgotten, metrics),
         "base_ms_per_token": base_ms_per_token(runs) if len(comparison.bases) == 1 else None,
     }
 
@@ -238,6 +243,7 @@ def numbers(request: Request) -> HttpResponse:
         "sentence": comparison_words.sentence(comparison),
         "warnings": comparison_words.warnings(comparison),
         **comparison.numbers,
+        "forgetting": {name: one.facts() for name, one in forgetting.of_comparison(comparison).items()},
         "runs": [
             {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.settings_shown()}
             for arm in comparison.arms
@@ -274,6 +280,11 @@ def verdict_lines(comparison: Comparison) -> list[list[str | float | None]]:
         ]
         for one in comparison.numbers.get("comparisons", [])
         for name in ("difference", "low", "high", "p_adjusted", "outcome")
+    ] + [
+        [first[arm], arm, "against the base model", f"general_accuracy change {end}", None, change[end]]
+        for arm, one in forgetting.of_comparison(comparison).items()
+        if (change := one.change())
+        for end in ("mean", "low", "high")
     ]
 
 

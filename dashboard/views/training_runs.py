@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from dashboard import charts
+from dashboard import charts, forgetting_charts
 from dashboard.forms.comparison import compared
 from dashboard.forms.plan import differences, label_of, worded
 from dashboard.forms.retry import retries
@@ -28,6 +28,7 @@ from dashboard.models import (
     State,
     TrainingRun,
     WorkerNode,
+    forgetting,
 )
 from dashboard.models.queue import Outlook
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
@@ -73,7 +74,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **progress_context(run),
         **samples_context(request, run),
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=run.project_id).exists(),
-        "score_rows": charts.score_rows(run.scores()),
+        "score_rows": charts.score_rows(forgetting.scores_beside_base(run)),
+        "forgetting": forgetting_charts.table({str(run): forgetting.of_run(run)}),
         "settings": settings_of(run),
         "learn": Hyperparameters(**run.hyperparameters),
         "log": run.job.log_tail() if run.job else "",

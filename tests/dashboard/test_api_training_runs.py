@@ -563,7 +563,17 @@ def test_it_shows_evaluations_and_samples(api: Client, run: TrainingRun) -> None
         evaluation.record_result(1, {"loss": 0.5, "exact_match": 1.0}, [item])
     finish(job)
     shown = api.get(f"{RUNS}/{run.pk}/evaluations").json()["data"][0]
-    assert set(shown) == {"id", "subject", "split", "rows", "state", "metrics", "error"}
+    assert set(shown) == {
+        "id",
+        "subject",
+        "split",
+        "rows",
+        "state",
+        "metrics",
+        "general_questions",
+        "forgetting",
+        "error",
+    }
     assert (shown["state"], shown["rows"], shown["metrics"]["exact_match"]) == ("succeeded", 1, 1.0)
     sample = api.get(f"{RUNS}/{run.pk}/samples").json()["data"][0]
     assert (sample["row"], sample["base"], sample["adapter"]) == (3, "base", "adapter")

@@ -1,0 +1,26 @@
+"""What adapters change outside of their data, as answers of runs and of studies have it."""
+
+from __future__ import annotations
+
+from ninja import Schema
+
+
+class ChangeOut(Schema):
+    """A mean with its paired 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class ForgettingOut(Schema):
+    """Against the base model; null where it was not measured.
+
+    `general_loss`: mean loss per token on a fixed text. `general_accuracy`: share of the general questions
+    that were answered right. Both are means over seeds.
+    """
+
+    general_loss: float | None
+    general_loss_rise: float | None
+    general_accuracy: float | None
+    general_accuracy_change: ChangeOut | None
