@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
 from dashboard.api.failures import Failure
+from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
@@ -107,12 +108,15 @@ class ArmOut(Schema):
     runs: list[int]
     error: Failure | None
     metric: Estimate | None
+    forgetting: ForgettingOut | None
 
 
 class BaseOut(Schema):
-    """The base model without an adapter."""
+    """The base model without an adapter. `general_loss` and `general_accuracy`: as in `forgetting`."""
 
     metric: Estimate | None
+    general_loss: float | None
+    general_accuracy: float | None
 
 
 class ComparisonOut(Schema):
@@ -167,12 +171,25 @@ class ScoreOut(Schema):
     value: float
 
 
+class MarksOut(Schema):
+    """Who answered which general questions right: a mark of 0 or 1 for each, in the order of the file with
+    this SHA-256. The base model is arm `base`, with no seed."""
+
+    arm: str
+    seed: int | None
+    version: int
+    sha256: str
+    choices: int
+    marks: list[int]
+
+
 class ExportOut(Schema):
-    """Everything that the verdict was computed from. `scores` is empty before the end."""
+    """Everything that the verdict and what is said of forgetting were computed from; empty before the end."""
 
     study: StudyOut
     settings: list[dict[str, Any]]
     scores: list[ScoreOut]
+    general_questions: list[MarksOut]
 
 
 @router.get("", response={200: list[StudyOut], **READING})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dashboard.models import forgetting
+from dashboard.models.forgetting import Forgetting
 from dashboard.models.study import Study
 from dashboard.models.study_result import costs_of, scores_of
 from dashboard.models.study_words import sentence
@@ -12,6 +14,7 @@ from dashboard.models.study_words import sentence
 def shown(study: Study) -> dict[str, Any]:
     """The study without its scores, as every answer of the API has it."""
     metrics = {arm["name"]: arm["metric"] for arm in study.result.get("arms", [])}
+    forgotten = forgetting.of_study(study)
     return {
         "id": study.pk,
         "name": study.name,
@@ -34,14 +37,36 @@ def shown(study: Study) -> dict[str, Any]:
                 "runs": [run.pk for run in arm.final_runs()],
                 "error": arm.error,
                 "metric": metrics.get(arm.name),
+                "forgetting": forgotten[arm.name].facts() if arm.name in metrics else None,
             }
             for arm in study.arms.all()
         ],
-        "base": {"metric": study.result.get("base")},
+        "base": {"metric": study.result.get("base"), **_general_of_base(study, forgotten)},
         "comparisons": study.result.get("comparisons", []),
         "verdict": sentence(study) or None if study.is_over else None,
         "error": study.error,
     }
+
+
+def _general_of_base(study: Study, forgotten: dict[str, Forgetting]) -> dict[str, float | None]:
+    """What the base model says outside of the data; told with the first result, like all scores."""
+    known = next(iter(forgotten.values()), None) if study.result.get("arms") else None
+    return {
+        "general_loss": known.base_loss if known else None,
+        "general_accuracy": known.base_accuracy if known else None,
+    }
+
+
+def general_questions(study: Study) -> list[dict[str, Any]]:
+    """Every mark of the base model and of each arm and seed that was asked."""
+    found = []
+    for place, (name, one) in enumerate(forgetting.of_study(study).items()):
+        # All arms have one base model beside them.
+        bases = [("base", None, one.base)] if one.base and not place else []
+        for arm, seed, evaluation in [*bases, *((name, tuned.run.seed, tuned) for tuned in one.tuned)]:
+            if evaluation.general_questions:
+                found.append({"arm": arm, "seed": seed, **evaluation.general_questions})
+    return found
 
 
 def whole(study: Study) -> dict[str, Any]:
@@ -62,7 +87,8 @@ def whole(study: Study) -> dict[str, Any]:
         for arm in study.arms.all()
         for run in arm.final_runs()
     ]
-    return {"study": shown(study), "settings": settings, "scores": rows}
+    asked = general_questions(study) if study.scores_are_open else []
+    return {"study": shown(study), "settings": settings, "scores": rows, "general_questions": asked}
 
 
 def public_spec(spec: dict[str, Any]) -> dict[str, Any]:

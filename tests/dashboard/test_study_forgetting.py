@@ -11,6 +11,7 @@ from django.urls import reverse
 
 from dashboard import forgetting_charts
 from dashboard.models import (
+    ApiToken,
     BaseModel,
     Dataset,
     Evaluation,
@@ -20,7 +21,7 @@ from dashboard.models import (
     User,
     forgetting,
 )
-from tests.dashboard.studies import conclude, make_study
+from tests.dashboard.studies import conclude, make_study, score_first_seed
 
 QUESTIONS = {"version": 1, "sha256": "ab" * 32, "choices": 4}
 BASE_MARKS = [1] * 45 + [0] * 27
@@ -151,3 +152,48 @@ def test_a_later_seed_is_read_beside_the_base_model_of_its_study(study: Study) -
     assert found.base_loss == pytest.approx(3.0)
     assert found.rise == pytest.approx(0.13)
     assert forgetting.scores_beside_base(late)["base"]["exact_match"] == 0.0
+
+
+def reader(project: Project, user: User) -> Client:
+    return Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, user, 'x')[1]}"})
+
+
+def test_the_api_tells_it_of_every_arm_and_of_the_base_model(
+    project: Project, vera: User, study: Study
+) -> None:
+    measure(study)
+    told = reader(project, vera).get(f"/api/v1/studies/{study.pk}").json()
+    arms = {arm["name"]: arm["forgetting"] for arm in told["arms"]}
+    assert arms["efficient"]["general_loss_rise"] == pytest.approx(0.12)
+    assert arms["efficient"]["general_accuracy_change"]["mean"] == pytest.approx(-2 / 72)
+    assert told["base"]["general_accuracy"] == pytest.approx(45 / 72)
+
+
+def test_a_change_can_be_computed_again_from_the_export(project: Project, vera: User, study: Study) -> None:
+    measure(study)
+    told = reader(project, vera).get(f"/api/v1/studies/{study.pk}/export").json()
+    marks = {(one["arm"], one["seed"]): one["marks"] for one in told["general_questions"]}
+    assert len(marks) == 1 + 2 * 3
+    again = np.mean([np.subtract(marks["efficient", seed], marks["base", None]) for seed in (1, 2, 3)])
+    arm = next(arm for arm in told["study"]["arms"] if arm["name"] == "efficient")
+    assert arm["forgetting"]["general_accuracy_change"]["mean"] == pytest.approx(again)
+
+
+def test_a_study_of_before_has_nulls_in_the_api(project: Project, vera: User, study: Study) -> None:
+    told = reader(project, vera).get(f"/api/v1/studies/{study.pk}/export").json()
+    assert told["general_questions"] == []
+    assert told["study"]["arms"][0]["forgetting"]["general_accuracy_change"] is None
+    assert told["study"]["base"]["general_accuracy"] is None
+
+
+def test_nothing_is_told_before_the_end(
+    project: Project, dataset: Dataset, base_model: BaseModel, vera: User
+) -> None:
+    half = measure(score_first_seed(make_study(project, dataset, base_model), TABLE))
+    told = reader(project, vera).get(f"/api/v1/studies/{half.pk}/export").json()
+    assert told["general_questions"] == []
+    assert {arm["name"]: arm["forgetting"] for arm in told["study"]["arms"]} == {
+        "efficient": None,
+        "quality": None,
+    }
+    assert told["study"]["base"]["general_loss"] is None
