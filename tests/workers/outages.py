@@ -20,6 +20,7 @@ print("held", flush=True)
 sys.stdin.readline()
 """
 Switch = tuple[Callable[[], None], Callable[[], None]]
+_to_come: list[threading.Timer] = []
 
 
 @contextlib.contextmanager
@@ -31,6 +32,7 @@ def breakable() -> Iterator[Switch]:
         try:
             yield switch
         finally:
+            _call_off()
             switch[1]()
             connection.close()
             connection.settings_dict.update(before)
@@ -64,8 +66,16 @@ def _proxy() -> Iterator[Switch]:
         yield proxy.refuse, proxy.heal
 
 
-def later(seconds: float, act: Callable[[], None]) -> threading.Timer:
-    """Do it after some time."""
+def later(seconds: float, act: Callable[[], None]) -> None:
+    """Do it after some time, unless the database is whole for good by then."""
     timer = threading.Timer(seconds, act)
     timer.start()
-    return timer
+    _to_come.append(timer)
+
+
+def _call_off() -> None:
+    """What is still to come would hit the next test, and hold up the end of all of them."""
+    while _to_come:
+        timer = _to_come.pop()
+        timer.cancel()
+        timer.join()

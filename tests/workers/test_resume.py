@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +22,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim
+from tests.workers.conftest import claim, kill_engine, work_until
 from workers import child, supervisor
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
@@ -41,19 +37,8 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 
 
 def kill_after(job: Job, is_time: Callable[[], bool]) -> None:
-    """Run an attempt whose engine is killed, without a word, once it is time."""
-
-    def watch() -> None:
-        for _try in range(1200):
-            if is_time():
-                os.kill(Job.objects.get(pk=job.pk).child_pid or 0, signal.SIGKILL)
-                return
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=watch)
-    killer.start()
-    attempt(job, lambda: False)
-    killer.join()
+    """Run an attempt whose engine is killed once it is time."""
+    work_until(job, is_time, lambda: kill_engine(job))
 
 
 def checkpoints_of(job: Job) -> list[Path]:
@@ -140,18 +125,10 @@ def test_a_stopped_training_keeps_no_checkpoint(
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
     job = claim("gpu")
 
-    def stop_it() -> None:
-        for _try in range(1200):
-            if checkpoints_of(job):
-                Job.objects.get(pk=job.pk).request_cancel(ed)
-                return
-            time.sleep(0.02)
-
-    stopper = threading.Thread(target=stop_it)
-    stopper.start()
-    attempt(job, lambda: False)
-    stopper.join()
-    assert Job.objects.get(pk=job.pk).state == State.CANCELLED
+    ended = work_until(
+        job, lambda: bool(checkpoints_of(job)), lambda: Job.objects.get(pk=job.pk).request_cancel(ed)
+    )
+    assert ended.state == State.CANCELLED
     assert not job.checkpoint_folder().exists()
 
 

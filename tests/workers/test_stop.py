@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim
+from tests.workers.conftest import claim, work_until
 from tests.workers.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
 from workers import supervisor
 from workers.tasks import attempt
@@ -49,25 +46,6 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)  # this run is over within a few seconds
-
-
-def work_until(job: Job, is_time: Callable[[], bool], act: Callable[[], object]) -> Job:
-    """Run an attempt during which a person acts once it is time."""
-    done: list[object] = []
-
-    def watch() -> None:
-        for _try in range(1500):
-            if is_time():
-                done.append(act())
-                return
-            time.sleep(0.02)
-
-    person = threading.Thread(target=watch)
-    person.start()
-    attempt(job, lambda: False)
-    person.join()
-    assert done, "it ended before anybody could act"
-    return Job.objects.get(pk=job.pk)
 
 
 def stopped(job: Job, by: User, keep: str) -> Job:

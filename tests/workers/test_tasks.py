@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +22,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim
+from tests.workers.conftest import claim, kill_engine, work_until
 from workers.tasks import attempt
 
 WorkOff = Callable[[str], Job]
@@ -127,24 +124,17 @@ def test_a_cancel_stops_a_running_child(
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
     job = claim("gpu")
-    seconds: list[float] = []
+    asked: list[float] = []
 
     def stop_it() -> None:
-        for _try in range(300):
-            time.sleep(0.1)
-            if Job.objects.get(pk=job.pk).step > 0:
-                break
-        seconds.append(time.monotonic())
+        asked.append(time.monotonic())
         Job.objects.get(pk=job.pk).request_cancel(ed)
 
-    stopper = threading.Thread(target=stop_it)
-    stopper.start()
-    attempt(job, lambda: False)
+    work_until(job, lambda: Job.objects.get(pk=job.pk).step > 0, stop_it)
     ended = time.monotonic()
-    stopper.join()
     run.refresh_from_db()
     assert run.state == "cancelled"
-    assert ended - seconds[0] < 15
+    assert ended - asked[0] < 15
     assert not Adapter.objects.filter(run=run).exists()
 
 
@@ -154,19 +144,7 @@ def test_a_killed_child_interrupts_the_job_and_leaves_nothing(
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
     job = claim("gpu")
-
-    def kill_it() -> None:
-        for _try in range(300):
-            time.sleep(0.1)
-            child = Job.objects.get(pk=job.pk).child_pid
-            if child:
-                os.kill(child, signal.SIGKILL)
-                return
-
-    killer = threading.Thread(target=kill_it)
-    killer.start()
-    attempt(job, lambda: False)
-    killer.join()
+    work_until(job, lambda: Job.objects.get(pk=job.pk).child_pid is not None, lambda: kill_engine(job))
     job.refresh_from_db()
     run.refresh_from_db()
     assert (job.state, run.state) == (State.INTERRUPTED, "interrupted")
