@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help start test check chaos clean
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
-	@echo "make test    every test, with a real broker, worker and browser"
+	@echo "make test    every test, with a real broker, worker and browser (PARTS=quick, slow, jobs)"
 	@echo "make chaos   hours of kill -9 while trainings run, on SQLite and PostgreSQL (STORM, BLOWS)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
@@ -19,13 +19,10 @@ start:
 	@$(MACHINE) start
 	@exec $(VENV) manage.py start
 
-# Quick tests share the cores; the slow ones start browsers and training, so they run one by one. What has to do
-# with jobs runs a second time, on PostgreSQL and Debian's Valkey, where they are installed.
+# What has to do with jobs runs a second time, on PostgreSQL and Debian's Valkey, where they are installed.
 test:
 	@$(MACHINE) test
-	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && \
-	{ $(VENV) -m pytest -q -n 2 -m "not slow"; quick=$$?; $(VENV) -m pytest -q -m slow; slow=$$?; \
-	$(VENV) -m tests.servers $(VENV) -m pytest -q -n 2 -m jobs; exit $$((quick | slow | $$?)); }
+	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && exec $(VENV) -m tests $(PARTS)
 
 # Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
 STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1

@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -430,13 +431,13 @@ def said(seconds: float) -> str:
     )
     steps, events = counts
     return (
-        f"\n{SEQUENCES} walks on {connection.vendor} in {seconds / 60:.1f} min.\n"
+        f"{SEQUENCES} walks on {connection.vendor} in {seconds / 60:.1f} min.\n"
         f"{taken.total()} steps: {steps}.\n{walked.total()} events: {events}."
     )
 
 
 @pytest.mark.django_db
-def test_no_walk_leads_where_no_move_leads(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_walk_leads_where_no_move_leads(project: Project, measured: Callable[[str], None]) -> None:
     run = make_run(project, make_dataset(project), make_base_model(project))
     Job.objects.all().update(state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z")
 
@@ -464,6 +465,5 @@ def test_no_walk_leads_where_no_move_leads(project: Project, capsys: pytest.Capt
     walked.clear()
     walk_and_forget()
     if SEQUENCES > SHORT:
-        with capsys.disabled():
-            print(said(time.monotonic() - began))
+        measured(said(time.monotonic() - began))
     assert set(MOVES) <= set(walked), f"the walks must come everywhere: {walked}"

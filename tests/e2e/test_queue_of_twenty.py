@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 
@@ -69,7 +69,7 @@ def drop_evaluations(api: Api) -> None:
 
 
 def test_twenty_runs_end_in_order_with_twenty_adapters_while_pages_answer(
-    installation: Installation, mara: Person, api: Api, dataset: int, capsys: pytest.CaptureFixture[str]
+    installation: Installation, mara: Person, api: Api, dataset: int, measured: Callable[[str], None]
 ) -> None:
     began = time.monotonic()
     runs = [start(api, dataset, f"Queued {place}") for place in range(RUNS)]
@@ -77,9 +77,8 @@ def test_twenty_runs_end_in_order_with_twenty_adapters_while_pages_answer(
         ended = [api.wait(f"/runs/{run}", seconds=180) for run in runs]
     assert visitor.errors == []
     p95 = statistics.quantiles(visitor.seconds, n=20)[-1]
-    with capsys.disabled():
-        took = time.monotonic() - began
-        print(f"\n{RUNS} runs in {took:.0f} s; {len(visitor.seconds)} pages, p95 {p95 * 1000:.0f} ms")
+    took = time.monotonic() - began
+    measured(f"{RUNS} runs in {took:.0f} s; {len(visitor.seconds)} pages meanwhile, p95 {p95 * 1000:.0f} ms")
     assert [run["state"] for run in ended] == ["succeeded"] * RUNS
     assert len({run["adapter"]["id"] for run in ended}) == RUNS
     drop_evaluations(api)
