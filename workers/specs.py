@@ -155,13 +155,16 @@ class DataSpec:
     """A dataset version: `path` is a folder with train.parquet, validation.parquet and test.parquet.
 
     Each file has the columns `row` (int64, number in the upload, from 1), `messages` (JSON text: a list of
-    {role, content, weight?}, null for plain text) and `text` (plain text, null for chats).
+    {role, content, weight?}, null for plain text), `text` (plain text, null for chats) and `group` (int64:
+    the first row of those that it belongs together with; missing in older files). `test_sha256` freezes the
+    test rows; empty where nobody has read them yet.
     """
 
     path: str
     sha256: str
     name: str = ""
     version: int = 1
+    test_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +264,8 @@ class EvalSpec:
 class ImportSpec:
     """Turn one uploaded file into canonical Parquet splits.
 
-    `tokenizer` is the model folder whose tokenizer and chat template render the preview.
+    `tokenizer` is the model folder whose tokenizer and chat template render the preview. Rows with the same
+    value in `group_column` stay in one split.
     """
 
     upload: str
@@ -269,6 +273,7 @@ class ImportSpec:
     tokenizer: str
     prompt_column: str = ""
     completion_column: str = ""
+    group_column: str = ""
     skip_bad_rows: bool = False
     seed: int = 42
     validation_share: float = 0.1

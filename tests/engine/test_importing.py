@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from tests.tiny_model import build_tiny_model, chat
 from workers.engine import importing
-from workers.engine.importing import assign_splits
+from workers.engine.split_files import checksum
 from workers.errors import ColumnsUnclear, DataError, ModelError, Stopped
 from workers.events import Event, Progress, Result
 from workers.specs import ImportSpec
@@ -120,7 +119,7 @@ def test_the_splits_hold_canonical_rows_with_their_numbers(load: Importer) -> No
     assert load.messages() == chat("Colour of 0?", "shade 0")
     assert load.rows()[0]["text"] is None
     schema = pyarrow.parquet.read_schema(load.out / "train.parquet")
-    assert [str(field.type) for field in schema] == ["int64", "string", "string"]
+    assert [str(field.type) for field in schema] == ["int64", "string", "string", "int64"]
 
 
 def test_the_sample_dataset_is_sound(load: Importer) -> None:
@@ -232,7 +231,7 @@ def _others(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_plain_text_stays_text(load: Importer) -> None:
     assert load(lines(*({"text": f"Page {number}", "id": number} for number in range(5))))["shape"] == "text"
-    assert load.rows()[0] == {"row": 1, "messages": None, "text": "Page 0"}
+    assert load.rows()[0] == {"row": 1, "messages": None, "text": "Page 0", "group": 1}
     assert load.report()["warnings"] == ["Not used: `id`."]
 
 
@@ -509,17 +508,169 @@ def test_copies_of_a_row_share_a_split_and_are_counted(load: Importer) -> None:
     assert all(len(names) == 1 for names in homes.values())
 
 
-@pytest.mark.parametrize(("rows", "shares"), [(3, (0.1, 0.1)), (4, (0.9, 0.9)), (1000, (0.1, 0.1))])
-def test_no_split_is_empty(rows: int, shares: tuple[float, float]) -> None:
-    places = assign_splits(numpy.arange(rows, dtype=numpy.uint64), *shares)
-    assert numpy.bincount(places, minlength=3).min() >= 1
+def split_of(load: Importer) -> dict[int, str]:
+    """Row number -> the split that it is in."""
+    return {
+        row: name
+        for name in ("train", "validation", "test")
+        for row in pyarrow.parquet.read_table(load.out / f"{name}.parquet").column("row").to_pylist()
+    }
 
 
-def test_one_row_that_fills_the_file_leaves_something_to_test() -> None:
-    keys = numpy.array([7] * 97 + [1, 9, 3], dtype=numpy.uint64)
-    places = assign_splits(keys, 0.1, 0.1)
-    assert numpy.bincount(places, minlength=3).min() >= 1
-    assert len(set(places[:97].tolist())) == 1
+def asked_twice(count: int) -> list[dict[str, str]]:
+    """Long questions, each followed by itself with one more word and another answer."""
+    rows = []
+    for number in range(count):
+        asked = " ".join(f"w{number}x{place}" for place in range(20))
+        rows += [{"prompt": asked, "completion": "a"}, {"prompt": f"{asked} thanks", "completion": "b"}]
+    return rows
+
+
+def test_rows_that_ask_nearly_the_same_share_a_split_and_the_report_says_so(load: Importer) -> None:
+    values = load(lines(*ROWS, *asked_twice(30)))
+    where = split_of(load)
+    assert all(where[row] == where[row + 1] for row in range(41, 101, 2))
+    assert set(where.values()) == {"train", "validation", "test"}
+    assert values["near_duplicates"]["rows"] == 60
+    assert values["near_duplicates"]["groups"] == 30
+    assert values["near_duplicates"]["examples"][0] == [41, 42]
+    assert (
+        "60 rows ask the same or nearly the same as another row, for example rows 41 and 42."
+        in (values["split_notes"][0])
+    )
+    assert [row["group"] for row in load.rows()[38:44]] == [39, 40, 41, 41, 43, 43]
+
+
+def test_a_row_that_stands_alone_keeps_its_split_when_copies_of_others_come(load: Importer) -> None:
+    load(lines(*ROWS))
+    before = split_of(load)
+    load(lines(*ROWS, ROWS[0], {**ROWS[0], "prompt": "COLOUR  of 0"}))
+    after = split_of(load)
+    assert after[41] == after[42] == after[1]
+    assert sum(before[row] != after[row] for row in range(1, 41)) <= 3, (
+        "the shares of 42 rows differ a little"
+    )
+
+
+def test_rows_of_one_document_share_a_split(load: Importer) -> None:
+    rows = [{**row, "document": f"d{place // 4}"} for place, row in enumerate(ROWS)]
+    values = load(table_csv(rows), "rows.csv", group_column="document")
+    where = split_of(load)
+    homes = {
+        place // 4: {where[row] for row in range(4 * (place // 4) + 1, place + 2)} for place in range(40)
+    }
+    assert all(len(names) == 1 for names in homes.values())
+    assert values["group_column"] == "document"
+    assert values["groups"] == {"train": 8, "validation": 1, "test": 1}
+    assert values["split_notes"] == [
+        "Rows with the same `document` stay together in one split: 10 different values, the most frequent "
+        "one in 4 rows."
+    ]
+    assert {row["group"] for row in load.rows()} == set(range(1, 41, 4))
+    assert "document" not in " ".join(values["warnings"])
+
+
+def test_a_group_may_be_a_number(load: Importer) -> None:
+    rows: list[dict[str, Any]] = [{**row, "thread": place // 4} for place, row in enumerate(ROWS)]
+    typed = load(parquet(rows), "rows.parquet", group_column="thread")
+    as_text = load(
+        table_csv([{**row, "thread": str(row["thread"])} for row in rows]), "r.csv", group_column="thread"
+    )
+    assert typed["sha256"] == as_text["sha256"]
+
+
+def test_the_report_counts_the_rows_that_are_left_out(load: Importer) -> None:
+    """Each question is asked by two customers, so what is held out of one was learned from another."""
+    rows = [
+        {"prompt": f"How is thing {n // 2} made?", "completion": f"so {n}", "customer": f"c{n % 20}"}
+        for n in range(1, 201)
+    ]
+    values = load(lines(*rows), group_column="customer")
+    left = values["left_out"]
+    assert left["train"] > 10
+    assert sum(values["splits"].values()) + sum(left.values()) == 200
+    said = "rows are nearly the same as a held-out row of another group and left out of training."
+    assert f"{left['train']} {said}" in values["split_notes"]
+    where = split_of(load)
+    asked = {row: (row // 2) for row in range(1, 201)}
+    held = {asked[row] for row, name in where.items() if name == "test"}
+    assert not any(asked[row] in held for row, name in where.items() if name != "test")
+
+
+def test_nothing_left_to_train_on_is_refused_in_words(load: Importer) -> None:
+    rows = [
+        {"prompt": f"How is thing {n % 10} made?", "completion": f"so {n}", "who": f"c{n // 10}"}
+        for n in range(40)
+    ]
+    with pytest.raises(DataError, match="Choose another column for what belongs together, or none"):
+        load(lines(*rows), group_column="who")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (
+            "nothing",
+            "There is no column `nothing` to keep rows together by. Choose among: prompt, completion",
+        ),
+        ("prompt", "`prompt` is read or learned"),
+        ("completion", "`completion` is read or learned"),
+    ],
+)
+def test_a_group_column_that_cannot_be_one_is_asked_about(load: Importer, column: str, said: str) -> None:
+    with pytest.raises(ColumnsUnclear, match=said):
+        load(lines(*ROWS), group_column=column)
+    assert load.report()["shape"] == "prompt_completion"
+    assert load.report()["columns"] == ["prompt", "completion"]
+
+
+def test_too_few_groups_are_refused_in_words(load: Importer) -> None:
+    rows = [{**row, "half": place % 2} for place, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match="`half` has 2 different values"):
+        load(lines(*rows), group_column="half")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(None, "no `who`"), ("  ", "no `who`"), (["a"], "`who` is a list here. It must be text or a number.")],
+)
+def test_a_row_without_its_group_is_named(load: Importer, value: Any, said: str) -> None:
+    rows: list[dict[str, Any]] = [{**row, "who": f"c{place}"} for place, row in enumerate(ROWS)]
+    rows[4]["who"] = value
+    with pytest.raises(DataError, match="1 of 40 rows cannot be used"):
+        load(lines(*rows), group_column="who")
+    assert load.report()["problems"][0]["column"] == "who"
+    assert said in load.report()["problems"][0]["message"]
+
+
+def test_columns_whose_values_repeat_are_suggested(load: Importer) -> None:
+    rows = [
+        {**row, "customer": f"c{place // 4}", "id": place, "kind": "mail", "flag": place % 3 == 0}
+        for place, row in enumerate(ROWS)
+    ]
+    assert load(lines(*rows))["group_columns"] == [{"name": "customer", "values": 10}]
+
+
+def test_the_columns_of_an_unclear_file_are_suggested_too(load: Importer) -> None:
+    content = "sentence,label,author\n" + "".join(f"s{n},{n % 2},a{n // 4}\n" for n in range(60))
+    with pytest.raises(ColumnsUnclear):
+        load(content, "reviews.csv")
+    assert load.report()["group_columns"] == [{"name": "author", "values": 15}]
+
+
+def test_the_test_rows_have_a_checksum_of_their_own(load: Importer) -> None:
+    first = load(lines(*ROWS))
+    stored = pyarrow.parquet.read_table(load.out / "test.parquet")
+    assert first["test_sha256"] == checksum(stored)
+    other = load(lines(*ROWS[:-1], {**ROWS[-1], "completion": "another shade"}))
+    moved = load(lines(*ROWS), seed=7)
+    assert len({first["test_sha256"], moved["test_sha256"]}) == 2
+    assert first["sha256"] != other["sha256"]
+
+
+def test_plain_text_has_a_checksum_too(load: Importer) -> None:
+    values = load(lines(*({"text": f"Seite {number} “ü”", "id": number} for number in range(5))))
+    assert values["test_sha256"] == checksum(pyarrow.parquet.read_table(load.out / "test.parquet"))
 
 
 # Preview

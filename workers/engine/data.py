@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.runtime import stop_if_asked
+from workers.engine.split_files import SCHEMA, checksum
 from workers.errors import DataError
 from workers.events import Progress, Report, ShouldStop
 from workers.specs import DataSpec
@@ -46,7 +47,10 @@ class Split:
 
         try:
             with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
-                self._table = file.read(columns=["row", "messages", "text"])
+                # Only versions from before groups lack that column: each of their rows stands alone.
+                names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+                self._table = file.read(columns=names)
+                self._groups = self._table.column("group" if "group" in names else "row")
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"The {split} rows of this dataset cannot be read. Import the file again."
@@ -61,6 +65,15 @@ class Split:
             self._table.column(name)[index].as_py() for name in ("row", "messages", "text")
         )
         return Row(number, json.loads(messages) if messages is not None else None, text)
+
+    def groups(self) -> dict[int, int]:
+        """Row -> the first row of those that it belongs together with: itself, if it stands alone."""
+        return dict(zip(self._table.column("row").to_pylist(), self._groups.to_pylist(), strict=True))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The checksum of its rows, as the import has frozen it for the test rows."""
+        return checksum(self._table)
 
 
 @dataclass(frozen=True)

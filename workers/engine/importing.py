@@ -1,35 +1,33 @@
 """Turns one upload into an immutable dataset version: canonical Parquet splits, a report and a preview.
 
 Run it as `python -m workers.engine import spec.json out/`. Rows are spooled to disk and read twice, so memory
-grows by a few bytes per row only. Copies of a row always share a split, so none leaks from train into
-validation or test; nothing is dropped. Knows nothing of models but the tokenizer that renders the preview.
+grows by some bytes per row only. Knows nothing of how rows are divided, and of models nothing but the
+tokenizer that renders the preview.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy
-import numpy.typing
-import pyarrow
-import pyarrow.parquet
 
-from workers.engine import reading, shapes
+from workers.engine import reading, shapes, split_files, splitting
+from workers.engine.group_columns import Repeats, check_column, group_of
 from workers.engine.rows import Row, Table
 from workers.engine.runtime import stop_if_asked
 from workers.engine.scores import answer_kind
 from workers.engine.shapes import BadRow, Canonical, Shape
+from workers.engine.split_files import spooled
 from workers.errors import ColumnsUnclear, DataError
 from workers.events import Progress, Report, Result, ShouldStop, never_stop, print_event
-from workers.specs import SPLITS, ImportSpec
+from workers.specs import ImportSpec
 
 if TYPE_CHECKING:
     from workers.engine.preview import Preview
@@ -38,19 +36,12 @@ KEPT_PROBLEMS = 100
 MEASURED_ROWS = 2_000
 PROBED_ROWS = 100
 MIN_ROWS = 3
-ROWS_PER_GROUP = 2_000
 ROWS_PER_REPORT = 500
-SCHEMA = pyarrow.schema(
-    [("row", pyarrow.int64()), ("messages", pyarrow.string()), ("text", pyarrow.string())]
-)
-
-Hashes = numpy.ndarray[Any, numpy.dtype[numpy.uint64]]
-Places = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 
 @dataclass
 class Findings:
-    """What the first pass saw: problems, counts, and one 64-bit hash of each good row's content."""
+    """What the first pass saw: problems, counts, and what tells which good rows belong together."""
 
     table: Table
     shape: Shape
@@ -58,8 +49,11 @@ class Findings:
     bad_rows: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
-    hashes: bytearray = field(default_factory=bytearray)
+    keys: splitting.RowKeys = field(default_factory=splitting.RowKeys)
     answers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.repeats = Repeats(frozenset((*self.shape.columns, *self.shape.more)))
 
     def add_answer(self, value: Canonical) -> None:
         """Keep the first rows' last answers; they tell which scores fit. Plain text has none."""
@@ -85,6 +79,7 @@ class Findings:
             "problems": self.problems,
             "problem_count": self.bad_rows,
             "columns": list(self.table.columns) or [*self.shape.columns, *sorted(self.unused)[:100]],
+            "group_columns": self.repeats.found(),
             "warnings": [f"Not used: {unused}."] if unused else [],
         }
 
@@ -99,15 +94,11 @@ def run(
         table = reading.open_table(Path(spec.upload), spec.filename, scratch)
         shape, table = _recognise(spec, table, out_dir)
         spool = scratch / "rows"
-        findings = _first_pass(table, shape, spool, report, should_stop)
-        values = findings.report()
+        findings = _first_pass(table, shape, spool, spec.group_column, report, should_stop)
+        values = findings.report() | {"group_column": spec.group_column}
         _write_json(out_dir / "report.json", values)
         _check(findings, spec)
-        keys = _keys(findings.hashes, spec.seed)
-        places = assign_splits(keys, spec.validation_share, spec.test_share)
-        values["duplicates"] = int(len(keys) - len(numpy.unique(keys)))
-        values["splits"] = {name: int((places == code).sum()) for code, name in enumerate(SPLITS)}
-        values["sha256"] = _write_splits(spool, places, out_dir, report, should_stop)
+        values |= _divide(findings.keys, spec, spool, out_dir, report, should_stop)
         rendered = _render(spec.tokenizer, spool, findings.rows, should_stop)
         values["token_lengths"] = rendered.token_lengths()
         values["answers"] = answer_kind(findings.answers) if findings.answers else "none"
@@ -129,25 +120,38 @@ def _recognise(spec: ImportSpec, table: Table, out_dir: Path) -> tuple[Shape, Ta
     first = list(itertools.islice(table.rows, PROBED_ROWS))
     columns = table.columns or _columns(first)
     table = Table(table.format, table.columns, table.total, itertools.chain(first, table.rows))
+    shape = None
     try:
         if spec.prompt_column or spec.completion_column:
-            return shapes.mapped(columns, spec.prompt_column, spec.completion_column), table
-        if not columns:
+            shape = shapes.mapped(columns, spec.prompt_column, spec.completion_column)
+        elif not columns:
             raise DataError(_nothing_read(spec.filename, first))
-        return _voted(first) or shapes.recognise(columns), table
+        else:
+            shape = _voted(first) or shapes.recognise(columns)
+        check_column(spec.group_column, columns, shape)
     except ColumnsUnclear:
         shown = [{name: _shown(row.values.get(name)) for name in columns} for row in first if row.values][:5]
         _write_json(
             out_dir / "report.json",
             {
-                "shape": "",
+                "shape": shape.name if shape else "",
                 "format": table.format,
                 "columns": list(columns),
+                "group_columns": _repeating(first),
                 "first_rows": shown,
                 "problems": [],
             },
         )
         raise
+    return shape, table
+
+
+def _repeating(rows: list[Row]) -> list[dict[str, Any]]:
+    """Columns of the first rows that may say which ones belong together."""
+    repeats = Repeats(frozenset())
+    for row in rows:
+        repeats.add(row.values)
+    return repeats.found()
 
 
 def _columns(rows: list[Row]) -> tuple[str, ...]:
@@ -178,9 +182,11 @@ def _shown(value: Any) -> str:
     return text[:200].encode(errors="replace").decode()
 
 
-def _first_pass(table: Table, shape: Shape, spool: Path, report: Report, should_stop: ShouldStop) -> Findings:
+def _first_pass(
+    table: Table, shape: Shape, spool: Path, group_column: str, report: Report, should_stop: ShouldStop
+) -> Findings:
     findings = Findings(table, shape)
-    read = {*shape.columns, *shape.more}
+    read = {*shape.columns, *shape.more, group_column}
     with spool.open("wb") as file:
         for count, row in enumerate(table.rows):
             if count % ROWS_PER_REPORT == 0:
@@ -188,22 +194,18 @@ def _first_pass(table: Table, shape: Shape, spool: Path, report: Report, should_
                 report(Progress("reading", row.position, table.total))
             try:
                 value = shapes.canonical(row, shape)
+                group = group_of(row.values, group_column) if group_column else None
             except BadRow as problem:
                 findings.add_problem(row, problem)
                 continue
             findings.rows += 1
             findings.unused.update(row.values.keys() - read)
             findings.add_answer(value)
-            findings.hashes += _spool(file, row.number, value)
+            findings.repeats.add(row.values)
+            content = split_files.spool(file, row.number, value)
+            findings.keys.add(row.number, content, value, group)
     report(Progress("reading", table.total, table.total))
     return findings
-
-
-def _spool(file: BinaryIO, number: int, value: Canonical) -> bytes:
-    """Write one good row as `number TAB canonical JSON`; the first 8 bytes of its hash."""
-    content = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
-    file.write(b"%d\t%s\n" % (number, content))
-    return hashlib.sha256(content).digest()[:8]
 
 
 def _check(findings: Findings, spec: ImportSpec) -> None:
@@ -217,7 +219,7 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
             f"{findings.bad_rows:,} of {total:,} rows cannot be used. First: row {first['row']}. "
             f"{first['message']}{advice}"
         )
-    different = len(numpy.unique(numpy.frombuffer(findings.hashes, dtype=numpy.uint64)))
+    different = len(numpy.unique(numpy.frombuffer(findings.keys.contents, dtype=numpy.uint64)))
     if different < MIN_ROWS:
         rows = "row" if different == 1 else "rows"
         raise DataError(
@@ -229,86 +231,34 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
 # Splits
 
 
-def _keys(hashes: bytearray, seed: int) -> Hashes:
-    """A pseudo-random number per content and seed, equal for equal rows (splitmix64's last steps)."""
-    keys = numpy.frombuffer(bytes(hashes), dtype="<u8").astype(numpy.uint64)
-    keys = keys ^ numpy.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-    keys = (keys ^ (keys >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> numpy.uint64(31))
+def _divide(
+    keys: splitting.RowKeys,
+    spec: ImportSpec,
+    spool: Path,
+    out_dir: Path,
+    report: Report,
+    should_stop: ShouldStop,
+) -> dict[str, Any]:
+    """Write the three splits; what the report says of them."""
+    report(Progress("comparing"))
+    division = splitting.divide(
+        keys,
+        seed=spec.seed,
+        validation_share=spec.validation_share,
+        test_share=spec.test_share,
+        column=spec.group_column,
+        check=lambda: stop_if_asked(should_stop),
+    )
+    rows = len(division.places)
 
+    def on_row(index: int) -> None:
+        if index % ROWS_PER_REPORT == 0:
+            stop_if_asked(should_stop)
+            report(Progress("writing", index, rows))
 
-def assign_splits(keys: Hashes, validation_share: float, test_share: float) -> Places:
-    """For each row 0 (train), 1 (validation) or 2 (test). Rows of one key stay together; none is empty."""
-    _, inverse, counts = numpy.unique(keys, return_inverse=True, return_counts=True)
-    groups = numpy.zeros(len(counts), dtype=numpy.uint8)
-    for code, share in ((2, test_share), (1, validation_share)):
-        free = numpy.flatnonzero(groups == 0)
-        # Sorted by key is in random order, so taking the first that fit is drawing without a second seed.
-        taken = _fitting(counts[free], max(1, round(share * len(keys))), most=len(free) - code)
-        groups[free[taken or [int(counts[free].argmin())]]] = code
-    return groups[inverse]
-
-
-def _fitting(counts: numpy.typing.NDArray[numpy.int64], wanted: int, most: int) -> list[int]:
-    """Positions of the first groups that together have at most `wanted` rows, and are `most` at most."""
-    taken: list[int] = []
-    for position, count in enumerate(counts.tolist()):
-        if count <= wanted and len(taken) < most:
-            taken.append(position)
-            wanted -= count
-        if not wanted:
-            break
-    return taken
-
-
-def _write_splits(spool: Path, places: Places, out_dir: Path, report: Report, should_stop: ShouldStop) -> str:
-    """Write the three files; SHA-256 over content and split of every row, whatever the format was."""
-    digest = hashlib.sha256()
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_Split(out_dir / f"{name}.parquet")) for name in SPLITS]
-        for index, (number, content) in enumerate(_spooled(spool)):
-            if index % ROWS_PER_REPORT == 0:
-                stop_if_asked(should_stop)
-                report(Progress("writing", index, len(places)))
-            digest.update(b"%d\t%s\n" % (places[index], content))
-            writers[places[index]].add(number, content)
-    report(Progress("writing", len(places), len(places)))
-    return digest.hexdigest()
-
-
-class _Split:
-    """One Parquet file, written a group of rows at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.writer = pyarrow.parquet.ParquetWriter(path, SCHEMA, compression="zstd")
-        self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-
-    def __enter__(self) -> _Split:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self.writer.close()
-
-    def add(self, number: int, content: bytes) -> None:
-        chat = content.startswith(b"[")
-        self.columns["row"].append(number)
-        self.columns["messages"].append(content.decode() if chat else None)
-        self.columns["text"].append(None if chat else json.loads(content))
-        if len(self.columns["row"]) >= ROWS_PER_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        self.writer.write_table(pyarrow.table(self.columns, schema=SCHEMA))
-        self.columns = {name: [] for name in SCHEMA.names}
-
-
-def _spooled(spool: Path) -> Iterator[tuple[int, bytes]]:
-    with spool.open("rb") as file:
-        for line in file:
-            number, _, content = line.rstrip(b"\n").partition(b"\t")
-            yield int(number), content
+    sums = split_files.write(spool, division.places, division.groups, out_dir, on_row)
+    report(Progress("writing", rows, rows))
+    return division.report | dict(zip(("sha256", "test_sha256"), sums, strict=True))
 
 
 # Preview
@@ -322,7 +272,7 @@ def _render(tokenizer: str, spool: Path, rows: int, should_stop: ShouldStop) -> 
     stride = -(-rows // MEASURED_ROWS)
 
     def drawn() -> Iterator[data.Row]:
-        for index, (number, content) in enumerate(_spooled(spool)):
+        for index, (number, content) in enumerate(spooled(spool)):
             if index < preview.PREVIEW_ROWS or index % stride == 0:
                 value = json.loads(content)
                 chat = isinstance(value, list)

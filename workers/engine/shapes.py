@@ -151,7 +151,7 @@ def _instruction(values: dict[str, Any]) -> Canonical:
     instruction = _filled(values, "instruction")
     more = values.get("input")
     if more is not None and not isinstance(more, str):
-        raise BadRow("input", f"`input` is {_kind(more)} here. It must be text, or left out.")
+        raise BadRow("input", f"`input` is {kind_of(more)} here. It must be text, or left out.")
     question = f"{instruction}\n\n{more}" if more and more.strip() else instruction
     return [_message("user", question), _message("assistant", _filled(values, "output"))]
 
@@ -180,7 +180,7 @@ def _messages(value: Any, column: str) -> list[Message]:
     if value is None:
         raise BadRow(column, f"This row has no `{column}`. Add it or remove the row.")
     if not isinstance(value, list):
-        raise BadRow(column, f"`{column}` is {_kind(value)} here. It must be a list of messages.")
+        raise BadRow(column, f"`{column}` is {kind_of(value)} here. It must be a list of messages.")
     if not value:
         raise BadRow(column, f"`{column}` is an empty list. Add messages or remove the row.")
     return [_one_message(item, place, column) for place, item in enumerate(value, start=1)]
@@ -188,7 +188,9 @@ def _messages(value: Any, column: str) -> list[Message]:
 
 def _one_message(item: Any, place: int, column: str) -> Message:
     if not isinstance(item, dict):
-        raise BadRow(column, f"Message {place} is {_kind(item)}. It must be an object with role and content.")
+        raise BadRow(
+            column, f"Message {place} is {kind_of(item)}. It must be an object with role and content."
+        )
     speaker = item.get("role", item.get("from"))
     if speaker in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
         raise BadRow(column, f"Message {place} uses tools, which cannot be trained on yet. Remove the row.")
@@ -198,7 +200,7 @@ def _one_message(item: Any, place: int, column: str) -> Message:
         raise BadRow(column, f"Message {place} has {shown}. Use system, user or assistant.")
     content = item.get("content") if "content" in item else item.get("value")
     if not isinstance(content, str):
-        raise BadRow(column, f"The content of message {place} is {_kind(content)}. It must be text.")
+        raise BadRow(column, f"The content of message {place} is {kind_of(content)}. It must be text.")
     message = _message(known[speaker], content)
     weight = item.get("weight")
     if weight is not None:
@@ -227,7 +229,7 @@ def _filled(values: dict[str, Any], column: str) -> str:
     if value is None:
         raise BadRow(column, f"This row has no `{column}`. Add it or remove the row.")
     if not isinstance(value, str):
-        raise BadRow(column, f"`{column}` is {_kind(value)} here. It must be text.")
+        raise BadRow(column, f"`{column}` is {kind_of(value)} here. It must be text.")
     if not value.strip():
         raise BadRow(column, f"`{column}` is empty. Fill it or remove the row.")
     return value
@@ -249,7 +251,8 @@ def _check_text(text: str, column: str) -> None:
         )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
     if value is None:
         return "missing"
     if isinstance(value, bool):
