@@ -114,6 +114,7 @@ class Stopped(Exception):
 
 ADVICE: dict[str, str] = {
     "bad_data": "Open the dataset's check report, correct the rows it names, and upload the file again.",
+    "test_set_changed": "Restore the dataset's folder from a backup, or upload the file as a new version.",
     "columns_unclear": "Choose which column holds the prompt and which the answer, then import again.",
     "bad_model": "Check the model folder or hub id under Settings, Base models.",
     "target_modules_mismatch": "Inspect the base model again, then start the run with a built-in preset.",

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from tests.engine.conftest import Recorder
 from tests.engine.test_train import everything
 from tests.tiny_model import chat, colour_rows, write_canonical
+from workers.engine.data import Split
 from workers.engine.evaluate import evaluate
 from workers.engine.train import train
 from workers.errors import DataError, ModelError, Stopped
@@ -220,3 +222,27 @@ def test_no_adapter_is_loaded_while_another_is_timed(
     found = evaluate(spec, tmp_path, report=Recorder())
     assert seen == [set(), {"one"}, {"two"}, {"two"}, {"one"}, set()]
     assert found["ms_per_token"] == {"base": 1.0, "one": 1.0, "two": 1.0}
+
+
+def test_every_item_names_its_group_and_the_result_the_checksum(
+    make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
+) -> None:
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    # The rows of this file were written without groups, so each stands alone.
+    assert all(item["group"] == item["row"] for item in items)
+    frozen = replace(trained[1], test_sha256=values["split_sha256"])
+    assert evaluate(make_eval(data=frozen), tmp_path, report=Recorder())["rows"] == 4
+
+
+def test_test_rows_that_have_changed_are_refused_in_words(
+    make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
+) -> None:
+    data = write_canonical(tmp_path / "data", colour_rows(4))
+    frozen = replace(data, test_sha256=Split(data, "test").sha256)
+    write_canonical(tmp_path / "other", colour_rows(5))
+    (tmp_path / "data/test.parquet").write_bytes((tmp_path / "other/test.parquet").read_bytes())
+    with pytest.raises(DataError, match="are not those that were frozen") as caught:
+        evaluate(make_eval(data=frozen), tmp_path, report=Recorder())
+    assert caught.value.code == "test_set_changed"
+    assert not (tmp_path / "items.jsonl").exists()

@@ -55,7 +55,8 @@ def evaluate(
     dtype = runtime.pick_dtype(spec.dtype, device)
     torch.set_num_threads(runtime.thread_count())
     tokenizer = load_tokenizer(spec.base)
-    examples = _draw(spec, tokenizer, report, should_stop)
+    split = _frozen(spec)
+    examples, groups = _draw(split, spec, tokenizer, report, should_stop)
     general, choices = _general(tokenizer), questions.choices(tokenizer)
     stop_if_asked(should_stop)
     report(Progress("loading"))
@@ -73,6 +74,7 @@ def evaluate(
     work = _Progress(report, total=len(subjects) * (len(examples) + len(chats)))
     items: list[dict[str, Any]] = []
     values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "answers": kind}
+    values["split_sha256"] = split.sha256
     marks: dict[str, list[int]] = {}
     for subject in subjects:
         if subject != BASE:
@@ -86,7 +88,10 @@ def evaluate(
             marks[subject] = questions.marks(
                 _losses(scorer, choices, device, should_stop, lambda _rows: None)
             )
-        found = [_item(example, subject, losses, answers, kind, spec) for example in examples]
+        found = [
+            _item(example, subject, losses, answers, kind, spec) | {"group": groups[example.row]}
+            for example in examples
+        ]
         values[subject] = _summary(found, losses) | {
             "general_loss": _mean_loss(elsewhere),
             "general_accuracy": sum(marks[subject]) / len(marks[subject]),
@@ -162,16 +167,30 @@ def _general(tokenizer: Any) -> list[Example]:
     return [example.cut(GENERAL_LENGTH) for example in encode(tokenizer, rows)]
 
 
-def _draw(spec: EvalSpec, tokenizer: Any, report: Report, should_stop: ShouldStop) -> list[Example]:
-    """At most `max_rows` rows of the split, drawn by seed, in the split's order."""
+def _frozen(spec: EvalSpec) -> Split:
+    """The split to score on; test rows must be those that the import has frozen."""
     split = Split(spec.data, spec.split)
+    if spec.split == "test" and spec.data.test_sha256 and split.sha256 != spec.data.test_sha256:
+        raise DataError(
+            f"The test rows of {spec.data.name}, version {spec.data.version}, are not those that were frozen "
+            "when the file was imported, so nothing is scored. Restore the dataset's folder from a backup, "
+            "or upload the file as a new version.",
+            code="test_set_changed",
+        )
+    return split
+
+
+def _draw(
+    split: Split, spec: EvalSpec, tokenizer: Any, report: Report, should_stop: ShouldStop
+) -> tuple[list[Example], dict[int, int]]:
+    """At most `max_rows` rows of the split, drawn by seed, in the split's order; each row's group."""
     drawn = sorted(int(row) for row in epoch_order(len(split), spec.seed, 0)[: spec.max_rows])
     encoded = encode_rows(tokenizer, split, drawn, report=report, should_stop=should_stop)
     examples = [example.cut_left(spec.max_length) for example in encoded.values()]
     examples = [example for example in examples if example.labelled]
     if not examples:
         raise DataError(f"The {spec.split} split has no row with an answer, so there is nothing to score.")
-    return examples
+    return examples, split.groups()
 
 
 @torch.no_grad()
