@@ -24,3 +24,5 @@ class ForgettingOut(Schema):
     general_loss_rise: float | None
     general_accuracy: float | None
     general_accuracy_change: ChangeOut | None
+    base_general_loss: float | None
+    base_general_accuracy: float | None

@@ -112,11 +112,9 @@ class ArmOut(Schema):
 
 
 class BaseOut(Schema):
-    """The base model without an adapter. `general_loss` and `general_accuracy`: as in `forgetting`."""
+    """The base model without an adapter."""
 
     metric: Estimate | None
-    general_loss: float | None
-    general_accuracy: float | None
 
 
 class ComparisonOut(Schema):

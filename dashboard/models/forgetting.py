@@ -94,6 +94,8 @@ class Forgetting:
             "general_loss_rise": self.rise,
             "general_accuracy": self.accuracy,
             "general_accuracy_change": self.change(),
+            "base_general_loss": self.base_loss,
+            "base_general_accuracy": self.base_accuracy,
         }
 
 

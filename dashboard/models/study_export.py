@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from dashboard.models import forgetting
-from dashboard.models.forgetting import Forgetting
 from dashboard.models.study import Study
 from dashboard.models.study_result import costs_of, scores_of
 from dashboard.models.study_words import sentence
@@ -41,19 +40,10 @@ def shown(study: Study) -> dict[str, Any]:
             }
             for arm in study.arms.all()
         ],
-        "base": {"metric": study.result.get("base"), **_general_of_base(study, forgotten)},
+        "base": {"metric": study.result.get("base")},
         "comparisons": study.result.get("comparisons", []),
         "verdict": sentence(study) or None if study.is_over else None,
         "error": study.error,
-    }
-
-
-def _general_of_base(study: Study, forgotten: dict[str, Forgetting]) -> dict[str, float | None]:
-    """What the base model says outside of the data; told with the first result, like all scores."""
-    known = next(iter(forgotten.values()), None) if study.result.get("arms") else None
-    return {
-        "general_loss": known.base_loss if known else None,
-        "general_accuracy": known.base_accuracy if known else None,
     }
 
 

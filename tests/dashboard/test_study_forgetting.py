@@ -166,7 +166,7 @@ def test_the_api_tells_it_of_every_arm_and_of_the_base_model(
     arms = {arm["name"]: arm["forgetting"] for arm in told["arms"]}
     assert arms["efficient"]["general_loss_rise"] == pytest.approx(0.12)
     assert arms["efficient"]["general_accuracy_change"]["mean"] == pytest.approx(-2 / 72)
-    assert told["base"]["general_accuracy"] == pytest.approx(45 / 72)
+    assert arms["quality"]["base_general_accuracy"] == pytest.approx(45 / 72)
 
 
 def test_a_change_can_be_computed_again_from_the_export(project: Project, vera: User, study: Study) -> None:
@@ -183,7 +183,7 @@ def test_a_study_of_before_has_nulls_in_the_api(project: Project, vera: User, st
     told = reader(project, vera).get(f"/api/v1/studies/{study.pk}/export").json()
     assert told["general_questions"] == []
     assert told["study"]["arms"][0]["forgetting"]["general_accuracy_change"] is None
-    assert told["study"]["base"]["general_accuracy"] is None
+    assert told["study"]["arms"][0]["forgetting"]["base_general_accuracy"] is None
 
 
 def test_nothing_is_told_before_the_end(
@@ -196,4 +196,3 @@ def test_nothing_is_told_before_the_end(
         "efficient": None,
         "quality": None,
     }
-    assert told["study"]["base"]["general_loss"] is None
