@@ -111,10 +111,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return max(0, sum(takers.values()) - busy)
 
     def wake_idle(self, queue: str) -> None:
-        """Write a wake-up for as many waiting jobs of a queue as could be worked on besides."""
-        waiting, idle = self.waiting(queue).order_by("pk"), self.idle_slots(queue)
+        """Write a wake-up for as many of these waiting jobs as workers of the queue are idle for."""
+        everything, waiting = self.model.objects, self.waiting(queue).order_by("pk")
+        idle = everything.idle_slots(queue)
         # Where only workers are idle that cannot take it, a job that needs 4 bits would wake them for ever.
-        able = self.idle_slots(queue, only_4bit=True)
+        able = everything.idle_slots(queue, only_4bit=True)
         packed = waiting.filter(needs_4bit=True)[:able]
         for job in [*packed, *waiting.filter(needs_4bit=False)[:idle]][:idle]:
             Outbox.objects.create(job=job)

@@ -339,9 +339,23 @@ def packed(run: TrainingRun, project: Project, dataset: Dataset, base_model: Bas
 def test_nobody_is_woken_for_what_only_a_busy_worker_can_do(dispatcher: Dispatcher, packed: Job) -> None:
     dispatcher.wake_past_paused()
     assert not Outbox.objects.unsent().exists()
+    Outbox.objects.update(sent_at=db_now(-AGO))
+    Job.objects.filter(pk=packed.pk).update(run_after=db_now(-AGO))
+    dispatcher.wake_again()
+    assert not Outbox.objects.unsent().exists(), "nor once each half minute, as if a wake-up had been lost"
     WorkerNode.objects.filter(name="cuda@host").update(processes=2)
     dispatcher.wake_past_paused()
     assert packed.outbox.filter(sent_at=None).count() == 1, "it has a place left"
+
+
+def test_a_lost_wake_up_of_what_an_idle_worker_can_do_is_sent_again(
+    dispatcher: Dispatcher, packed: Job
+) -> None:
+    WorkerNode.objects.filter(name="cuda@host").update(processes=2)
+    Outbox.objects.update(sent_at=db_now(-AGO))
+    Job.objects.filter(pk=packed.pk).update(run_after=db_now(-AGO))
+    dispatcher.wake_again()
+    assert packed.outbox.filter(sent_at=None).count() == 1
 
 
 def test_nobody_is_woken_for_what_only_a_paused_worker_can_do(

@@ -212,8 +212,7 @@ class Dispatcher:
     def wake_again(self) -> None:
         """A wake-up may have been lost on its way; only idle nodes need another one."""
         for queue in Job.Queue:
-            for job in Job.objects.unanswered().filter(queue=queue)[: Job.objects.idle_slots(queue)]:
-                Outbox.objects.create(job=job)
+            Job.objects.unanswered().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
         """A node that is paused, or cannot do what waits, swallows wake-ups, so its idle neighbours get one a
