@@ -45,7 +45,8 @@ class Estimate:
 class Comparison:
     """Arm minus reference, with the two-sided p-value of "no difference".
 
-    `seeds_disagree`: the seeds' own spread is wider than the items', so more seeds tell more than more items.
+    `groups`: what was drawn, fewer than the items where some share a document. `seeds_disagree`: the seeds'
+    own spread is wider than the items', so more seeds tell more than more items.
     """
 
     difference: float
@@ -54,9 +55,40 @@ class Comparison:
     p: float
     seeds: int
     items: int
+    groups: int
     item_variance: float
     seed_variance: float
     seeds_disagree: bool
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What a draw takes or leaves as one: an item, the items of a document, or many of either in a bag."""
+
+    place: NDArray[np.intp]  # of each item: its unit
+    sizes: Scores  # items of each unit
+    groups: int  # before they came into bags
+
+    @classmethod
+    def of(cls, items: int, clusters: Sequence[int] | None) -> _Units:
+        """Each item by itself, or those with the same number in `clusters` together."""
+        place = np.arange(items) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+        groups = int(place.max()) + 1
+        if groups > BAGS:
+            bags = np.empty(groups, dtype=np.intp)
+            bags[np.random.default_rng(0).permutation(groups)] = np.arange(groups) * BAGS // groups
+            place = bags[place]
+        return cls(place, np.bincount(place).astype(np.float64), groups)
+
+    def means(self, scores: Scores, drawn: Scores, seed_weights: Scores) -> Scores:
+        """The mean of every draw: [draws]. `drawn` [draws, units] says how often each unit came."""
+        level = scores.mean(axis=1)
+        sums = np.stack(
+            [np.bincount(self.place, row, len(self.sizes)) for row in scores - level[:, np.newaxis]]
+        )
+        by_seed = level + drawn @ sums.T / (drawn @ self.sizes)[:, np.newaxis]
+        means: Scores = np.einsum("bs,bs->b", by_seed, seed_weights)
+        return means
 
 
 @dataclass(frozen=True)
@@ -73,6 +105,7 @@ class _Spread:
     freedom: float
     item_variance: float
     seed_variance: float
+    groups: int
     floor: float  # half a width that no interval undercuts
 
     def interval(self, level: float) -> tuple[float, float]:
@@ -122,6 +155,7 @@ def compare(
         p=spread.p(),
         seeds=differences.shape[0],
         items=differences.shape[1],
+        groups=spread.groups,
         item_variance=spread.item_variance,
         seed_variance=spread.seed_variance,
         seeds_disagree=spread.seed_variance > spread.item_variance,
@@ -137,23 +171,29 @@ def estimate(
 
 
 def kept_gain(
-    arm: Scores, reference: Scores, base: Scores, *, draws: int = DRAWS, seed: int = 0
+    arm: Scores,
+    reference: Scores,
+    base: Scores,
+    clusters: Sequence[int] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Estimate | None:
     """Share of the reference's gain over the base that the arm keeps, 1.0 = all of it.
 
     None unless the reference's gain is certainly above 0: a ratio to something near 0 says nothing.
     """
     gained = np.asarray(reference, dtype=np.float64) - base
-    if compare(np.asarray(reference), np.broadcast_to(base, gained.shape), draws=draws, seed=seed).low <= 0:
+    if _spread(gained, clusters, draws, seed).interval(LEVEL)[0] <= 0:
         return None
     won = np.asarray(arm, dtype=np.float64) - base
-    few_won, few_gained = _bagged(won), _bagged(gained)
-    items, seeds = _weights(few_gained.shape, None, draws, seed)
-    ratios = _means(few_won, items, seeds) / _means(few_gained, items, seeds)
+    units = _Units.of(won.shape[1], clusters)
+    weights = _weights(len(units.sizes), won.shape[0], draws, seed)
+    ratios = units.means(won, *weights) / units.means(gained, *weights)
     mean = float(won.mean() / gained.mean())
     # Widened like the difference itself, of which the ratio is a rescaling.
-    spread = _spread(won - mean * gained, None, draws, seed)
-    drawn = float((_means(few_won - mean * few_gained, items, seeds)).std())
+    spread = _spread(won - mean * gained, clusters, draws, seed)
+    drawn = float(spread.deviations.std())
     widen = math.sqrt(spread.variance) / drawn if drawn > 0 else 1.0
     widen *= float(t.ppf(0.975, spread.freedom) / norm.ppf(0.975))
     low, high = np.quantile(ratios, [0.025, 0.975]) - mean
@@ -212,7 +252,7 @@ def seeds_needed(comparison: Comparison, margin: float, *, most: int = 10) -> in
     for seeds in range(max(MIN_SEEDS, comparison.seeds + 1), most + 1):
         seed_part = comparison.seed_variance * comparison.seeds / seeds
         variance = comparison.item_variance + seed_part
-        freedom = _freedom(comparison.item_variance, comparison.items, seed_part, seeds)
+        freedom = _freedom(comparison.item_variance, comparison.groups, seed_part, seeds)
         if float(t.ppf(0.975, freedom)) * math.sqrt(variance) < distance:
             return seeds
     return None
@@ -222,44 +262,26 @@ def seeds_needed(comparison: Comparison, margin: float, *, most: int = 10) -> in
 
 
 def _spread(differences: Scores, clusters: Sequence[int] | None, draws: int, seed: int) -> _Spread:
-    items = differences.shape[1]
-    if clusters is None:
-        differences = _bagged(differences)
-    count = differences.shape[0]
-    item_weights, seed_weights = _weights(differences.shape, clusters, draws, seed)
+    count, items = differences.shape
+    units = _Units.of(items, clusters)
+    drawn, seed_weights = _weights(len(units.sizes), count, draws, seed)
     mean = float(differences.mean())
-    deviations = np.sort(_means(differences, item_weights, seed_weights) - mean)
+    deviations = np.sort(units.means(differences, drawn, seed_weights) - mean)
     whole = np.full((draws, count), 1 / count)
-    item_variance = float(_means(differences, item_weights, whole).var())
+    item_variance = float(units.means(differences, drawn, whole).var())
     seed_variance = float(differences.mean(axis=1).var(ddof=1) / count) if count > 1 else 0.0
-    units = len(set(clusters)) if clusters is not None else items
     # Not one item differs: the true share of items that do may still be 3 in n (the rule of three).
-    floor = 3 / units if not differences.any() else 0.0
+    floor = 3 / units.groups if not differences.any() else 0.0
     return _Spread(
         mean=mean,
         deviations=deviations,
         variance=item_variance + seed_variance,
-        freedom=_freedom(item_variance, units, seed_variance, count),
+        freedom=_freedom(item_variance, units.groups, seed_variance, count),
         item_variance=item_variance,
         seed_variance=seed_variance,
+        groups=units.groups,
         floor=floor,
     )
-
-
-def _bagged(differences: Scores) -> Scores:
-    """At most BAGS means of items thrown together by chance: [seeds, bags], with the mean of every seed kept.
-
-    Bags differ by one item in size, which moves only how far they lie from the mean, never the mean.
-    """
-    items = differences.shape[1]
-    if items <= BAGS:
-        return differences
-    order = np.random.default_rng(0).permutation(items)
-    ends = np.linspace(0, items, BAGS + 1).astype(int)
-    means = differences.mean(axis=1, keepdims=True)
-    sums = np.add.reduceat(differences[:, order] - means, ends[:-1], axis=1)
-    bagged: Scores = means + sums * (BAGS / items)
-    return bagged
 
 
 def _freedom(item_variance: float, units: int, seed_variance: float, seeds: int) -> float:
@@ -272,36 +294,18 @@ def _freedom(item_variance: float, units: int, seed_variance: float, seeds: int)
     return (item_variance + seed_variance) ** 2 / parts
 
 
-def _weights(
-    shape: tuple[int, ...], clusters: Sequence[int] | None, draws: int, seed: int
-) -> tuple[Scores, Scores]:
-    """How often each item and each seed occurs in each draw, as shares: [draws, items] and [draws, seeds]."""
-    seeds, items = shape
+def _weights(units: int, seeds: int, draws: int, seed: int) -> tuple[Scores, Scores]:
+    """How often each unit comes in each draw [draws, units], and each seed's share of it [draws, seeds]."""
     random = np.random.default_rng(seed)
-    if clusters is None:
-        drawn, random.bit_generator.state = _item_weights(items, draws, seed)
-    else:
-        members = np.unique(np.asarray(clusters), return_inverse=True)[1]
-        units = int(members.max()) + 1
-        drawn = random.multinomial(units, np.full(units, 1 / units), size=draws)[:, members].astype(
-            np.float64
-        )
-        drawn /= drawn.sum(axis=1, keepdims=True)
+    drawn, random.bit_generator.state = _drawn_units(units, draws, seed)
     return drawn, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
 
 
 # Every arm of a comparison has the same items, so the same draws serve all of them.
 @functools.lru_cache(maxsize=1)
-def _item_weights(items: int, draws: int, seed: int) -> tuple[Scores, Any]:
-    """Shares of the items in each draw: [draws, items], and the random state after them."""
+def _drawn_units(units: int, draws: int, seed: int) -> tuple[Scores, Any]:
+    """How often each unit comes in each draw: [draws, units], and the random state after them."""
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
-    drawn /= items
+    drawn = random.multinomial(units, np.full(units, 1 / units), size=draws).astype(np.float64)
     drawn.setflags(write=False)
     return drawn, random.bit_generator.state
-
-
-def _means(differences: Scores, item_weights: Scores, seed_weights: Scores) -> Scores:
-    """The weighted mean of every draw: [draws]."""
-    means: Scores = np.einsum("bs,bs->b", item_weights @ differences.T, seed_weights)
-    return means

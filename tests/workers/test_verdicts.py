@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from workers.verdicts import (
     BETTER,
@@ -63,6 +64,31 @@ def test_its_intervals_cover_the_truth_in_at_least_93_of_100_studies(
         covered += found.low <= 0 <= found.high
     print(f"{items} items, {seeds} seeds, spread {seed_spread}: {covered / 400:.1%} covered")
     assert covered / 400 >= 0.93
+
+
+def sizes_of(random: np.random.Generator, documents: int) -> list[int]:
+    """Documents as people have them: many short ones and a few long ones."""
+    return [int(size) for size in random.geometric(0.2, size=documents)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [10, 40, 1000])
+def test_its_intervals_cover_the_truth_where_items_share_documents(documents: int) -> None:
+    """Each arm is better on some documents and worse on others; drawing single rows would claim too much."""
+    random, seeds = np.random.default_rng(15), 3
+    covered = by_rows = 0
+    for number in range(400):
+        clusters = np.repeat(np.arange(documents), sizes_of(random, documents))
+        taste = random.normal(size=(2, documents))[:, clusters]
+        latent = taste[:, np.newaxis] + random.normal(size=(2, seeds, len(clusters)))
+        arm, reference = (latent > 0).astype(np.float64)
+        found = compare(arm, reference, clusters.tolist(), draws=DRAWS, seed=number // SHARED)
+        plain = compare(arm, reference, draws=DRAWS, seed=number // SHARED)
+        covered += found.low <= 0 <= found.high
+        by_rows += plain.low <= 0 <= plain.high
+    print(f"{documents} documents: {covered / 400:.1%} covered, {by_rows / 400:.1%} by single rows")
+    assert covered / 400 >= 0.91, "0.93 within the error of 400 studies"
+    assert by_rows / 400 < 0.85
 
 
 @pytest.mark.slow
@@ -135,6 +161,71 @@ def test_it_resamples_documents_rather_than_their_rows() -> None:
     rows = compare(differences, np.zeros_like(differences))
     grouped = compare(differences, np.zeros_like(differences), clusters=list(np.arange(20).repeat(10)))
     assert grouped.high - grouped.low > 2 * (rows.high - rows.low)
+
+
+def test_documents_of_one_row_are_rows() -> None:
+    random = np.random.default_rng(16)
+    arm, reference = random.normal(size=(3, 80)), random.normal(size=(3, 80))
+    assert compare(arm, reference, clusters=list(range(80))) == compare(arm, reference)
+
+
+def test_a_draw_weighs_a_document_by_its_rows() -> None:
+    """One document of 90 rows is right, ten of one row are wrong: the mean is 0.9 and hangs on the one."""
+    scores = np.array([[1.0] * 90 + [0.0] * 10] * 3)
+    clusters = [0] * 90 + list(range(1, 11))
+    found = estimate(scores, clusters)
+    assert found.mean == pytest.approx(0.9)
+    assert found.low < 0.3, "in every third draw the one document is missing"
+
+
+def test_many_documents_drawn_in_bags_give_the_interval_of_the_formula() -> None:
+    random = np.random.default_rng(17)
+    clusters = np.repeat(np.arange(3000), sizes_of(random, 3000))
+    differences = (random.normal(size=3000)[clusters] + random.normal(size=len(clusters)))[np.newaxis]
+    found = compare(differences, np.zeros_like(differences), clusters.tolist())
+    # The variance of a ratio of sums over documents (Cochran, Sampling Techniques, 1977, ch. 6).
+    rest = np.bincount(clusters, differences[0] - differences.mean())
+    reach = 1.96 * np.sqrt((rest**2).sum()) / len(clusters)
+    assert found.high - found.low == pytest.approx(2 * reach, rel=0.08)
+    assert (found.groups, found.items) == (3000, len(clusters))
+
+
+def test_the_kept_gain_is_less_certain_where_rows_share_documents() -> None:
+    random = np.random.default_rng(18)
+    documents = np.arange(30).repeat(20)
+    base = np.zeros((1, 600))
+    reference = np.tile(random.random(30)[documents] < 0.7, (3, 1)).astype(np.float64)
+    arm = np.where(np.tile(random.random(30)[documents] < 0.8, (3, 1)), reference, 0.0)
+    rows = kept_gain(arm, reference, base, draws=DRAWS)
+    grouped = kept_gain(arm, reference, base, documents.tolist(), draws=DRAWS)
+    assert rows
+    assert grouped
+    assert grouped.mean == rows.mean
+    assert grouped.high - grouped.low > 1.5 * (rows.high - rows.low)
+
+
+def test_few_documents_need_more_seeds_than_as_many_rows() -> None:
+    random = np.random.default_rng(19)
+    differences = random.normal(0.02, 0.05, size=(3, 5)).repeat(8, axis=1)
+    rows = compare(differences, np.zeros_like(differences), draws=DRAWS)
+    grouped = compare(differences, np.zeros_like(differences), list(np.arange(5).repeat(8)), draws=DRAWS)
+    assert (rows.groups, grouped.groups) == (40, 5)
+    assert grouped.item_variance > 3 * rows.item_variance
+
+
+def test_seeds_that_disagree_widen_it_to_student_with_their_own_freedom() -> None:
+    """With three seeds the interval reaches beyond t with 2 degrees of freedom, not just over the seeds."""
+    shifts = np.array([[0.5], [-0.4], [0.1]])
+    differences = np.random.default_rng(20).normal(0, 0.05, size=(3, 400)) + shifts
+    found = compare(differences, np.zeros_like(differences))
+    assert found.seed_variance > 2 * found.item_variance
+    error = math.sqrt(found.item_variance + found.seed_variance)
+    # Three seeds drawn three times: one and the same comes in every ninth draw, so 2.5 % are the lowest seed.
+    spread = float(np.sqrt(((shifts - shifts.mean()) ** 2).mean() / 3))
+    reach = (shifts.max() - shifts.mean()) * error / spread * t.ppf(0.975, 2) / norm.ppf(0.975)
+    assert found.seeds_disagree
+    assert found.high - found.difference == pytest.approx(reach, rel=0.05)
+    assert found.high - found.difference > t.ppf(0.975, 2) * error
 
 
 def test_it_says_when_the_seeds_disagree() -> None:
