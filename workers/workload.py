@@ -1,6 +1,6 @@
 """How much a run computes: tokens, padding, learned positions and steps, from the lengths of its rows.
 
-Follows the engine: rows of a step are sorted by length before they are cut into micro-batches, and rows that
+Follows the engine: the longest rows of a step are cut into micro-batches first, and rows that
 begin alike compute that part once. Standard library only; knows no model, no device and no tensors.
 """
 
@@ -135,8 +135,8 @@ def load_of(rows: RowLengths, learn: Hyperparameters, *, shares: bool, validatio
     batches = -(-drawn // batch)
     alike = shares and learn.lora_dropout == 0 and batch > 1 and rows.prefix >= SHORTEST_PREFIX
     prefix = rows.prefix if alike else 0
-    # Sorted by length, the last row of each micro-batch is an order statistic of the rows drawn.
-    tops = [rows.quantile(min(drawn, place * batch) / (drawn + 1)) for place in range(1, batches + 1)]
+    # Sorted by length, the longest row of each micro-batch is an order statistic of the rows drawn.
+    tops = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(batches)]
     whole = [(batch * (top - prefix) + prefix, (top + prefix) / 2) for top in tops]
     every = max(1, round(steps / VALIDATIONS_PER_RUN))
     validations = (steps // every + 1 + bool(steps % every)) if validation_rows else 0

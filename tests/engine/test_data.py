@@ -142,11 +142,12 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     assert not np.array_equal(epoch_order(50, 1, 0), epoch_order(50, 2, 0))
 
 
-def test_rows_of_like_length_share_a_batch(tokenizer: Any) -> None:
+def test_rows_of_like_length_share_a_batch_the_longest_first(tokenizer: Any) -> None:
     examples = [one(tokenizer, chat("x" * size, "y")) for size in (30, 1, 31, 2)]
     lengths = [[len(example.ids) for example in batch] for batch in micro_batches(examples, 2)]
-    assert lengths == [sorted(lengths[0]), sorted(lengths[1])]
-    assert max(lengths[0]) < min(lengths[1])
+    ordered = [length for batch in lengths for length in batch]
+    assert ordered == sorted(ordered, reverse=True)
+    assert [len(batch) for batch in lengths] == [2, 2]
 
 
 def test_a_missing_split_is_told_in_words(tmp_path: Path, make_spec: Callable[..., Any]) -> None:

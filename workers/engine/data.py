@@ -347,6 +347,9 @@ def shared_prefix(examples: Sequence[Example]) -> int:
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Rows of like length together, so that little is padded."""
-    ordered = sorted(examples, key=lambda example: len(example.ids))
+    """Rows of like length together, so that little is padded; the longest first.
+
+    The shorter ones find room in the memory that the longest have left.
+    """
+    ordered = sorted(examples, key=lambda example: len(example.ids), reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
