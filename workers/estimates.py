@@ -14,12 +14,17 @@ from workers.census import Census, Group, Matched
 from workers.workload import Load
 
 # Changes whenever a formula does: runs forecast by other sums teach these nothing.
-FORMULA = 2
+FORMULA = 3
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
-# What a process holds in its allocator's holes once it has trained on rows of many lengths.
-HOLES = {"cpu": 1.35, "cuda": 1.05}
+# What a process holds in its allocator's holes once it has trained on rows of many lengths; on a CPU fewer
+# where dropout keeps many tensors of one size, and more by a sum where layers free what they compute again.
+HOLES = {"cpu": 1.4, "cuda": 1.05}
+DROPOUT_HOLES = 1.22
+RECOMPUTE_HOLES_BYTES = 230_000_000
+# A CPU's copy in fp32 is filled from a file of half its size, which counts as the process's own meanwhile.
+LOADING = 0.5
 STATE_BYTES = 16  # per trainable parameter: weight, gradient and AdamW's two moments, all fp32
 # NF4, double quantisation: half a byte, and scales for 64 numbers and for 256 scales (arXiv 2305.14314).
 PACKED_BYTES = 0.516
@@ -167,10 +172,22 @@ def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
         "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
         "base": _base(sizes, how),
         "adapter": STATE_BYTES * sizes.trainable * how.adapter_bytes / 4,
-        # One layer's gradients live beside what is kept.
-        "activations": (activations + tokens * layer) * HOLES[how.kind],
+        # One layer's gradients live beside what is kept. Small runs need most while the base is loaded.
+        "activations": max(_with_holes(activations + tokens * layer, how), _loading(sizes, how)),
         "logits": logits,
     }
+
+
+def _with_holes(activations: float, how: How) -> float:
+    if how.on_cuda or not (how.drops or how.recomputes):
+        return activations * HOLES[how.kind]
+    if how.recomputes:
+        return activations * HOLES["cpu"] + RECOMPUTE_HOLES_BYTES
+    return activations * DROPOUT_HOLES
+
+
+def _loading(sizes: Shape, how: How) -> float:
+    return 0.0 if how.on_cuda or how.dtype_bytes < 4 else LOADING * _base(sizes, how)
 
 
 def _base(sizes: Shape, how: How) -> float:

@@ -105,6 +105,28 @@ def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
     assert twice - once == pytest.approx(2 * of.body * 1000 / estimates.AGAIN_SPEED)
 
 
+def test_a_cpus_heap_has_holes_by_the_way_of_computing() -> None:
+    of = sizes("q k v o gate up down", layers=8)
+    many = dataclasses.replace(ONE_TOKEN, longest=20_000.0, computed=20_000.0)
+
+    def held(**how: bool) -> tuple[float, float]:
+        on_card = memory(of, many, How(on_cuda=True, **how))["activations"] / estimates.HOLES["cuda"]
+        return memory(of, many, How(**how))["activations"], on_card
+
+    plain, needed = held()
+    assert plain == pytest.approx(estimates.HOLES["cpu"] * needed)
+    dropped, needed = held(drops=True)
+    assert dropped == pytest.approx(estimates.DROPOUT_HOLES * needed)
+    again, needed = held(recomputes=True)
+    assert again == pytest.approx(estimates.HOLES["cpu"] * needed + estimates.RECOMPUTE_HOLES_BYTES)
+
+
+def test_a_small_run_needs_most_while_its_base_is_loaded() -> None:
+    of = sizes("o")
+    assert memory(of, ONE_TOKEN, How())["activations"] == 200_000_000
+    assert memory(of, ONE_TOKEN, How(on_cuda=True))["activations"] < 1_000_000
+
+
 def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
     of = sizes("o")
     found = memory(of, ONE_TOKEN, How())
