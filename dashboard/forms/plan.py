@@ -14,7 +14,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.forms.fitting import Edit, edits, smallest_of
-from dashboard.forms.training_runs import DEFAULTS, TrainingRunForm, plain
+from dashboard.forms.hyperparameters import DEFAULTS, plain
+from dashboard.forms.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
 from dashboard.models.calibration import Cost, Errors
 from dashboard.models.compute_budget import Charge

@@ -15,8 +15,9 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
+from dashboard.forms.hyperparameters import EXPERT
 from dashboard.forms.plan import label_of, worded
-from dashboard.forms.training_runs import EXPERT, TrainingRunForm, initial_from
+from dashboard.forms.training_runs import TrainingRunForm, initial_from
 from dashboard.models import TrainingRun
 from dashboard.models.forecast import Reckoner
 from workers.specs import LIMITS, Hyperparameters

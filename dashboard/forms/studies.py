@@ -13,16 +13,15 @@ from django import forms
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.forms.training_runs import (
+from dashboard.forms.hyperparameters import (
     EXPERT,
-    TrainingRunForm,
-    choices,
     defaults,
     hyperparameters_of,
     length_missing,
     offer_4bit,
     plain,
 )
+from dashboard.forms.training_runs import TrainingRunForm, choices
 from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from dashboard.forms.hyperparameters import DEFAULTS
 from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm, name_of
-from dashboard.forms.training_runs import DEFAULTS
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast, Reckoner

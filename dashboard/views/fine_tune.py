@@ -9,12 +9,12 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
+from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.plan import Plan, cards_of, plan
 from dashboard.forms.retry import changes, overrides
 from dashboard.forms.training_runs import (
     SAMPLE_LEARNING_RATE,
     TrainingRunForm,
-    defaults,
     initial_for,
     initial_from,
     is_sample,

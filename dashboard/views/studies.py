@@ -12,15 +12,10 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
+from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.studies import CARRIED, SETTINGS, StudyForm
 from dashboard.forms.study_costs import study_outlook
-from dashboard.forms.training_runs import (
-    SAMPLE_LEARNING_RATE,
-    defaults,
-    initial_for,
-    initial_from,
-    is_sample,
-)
+from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
 from dashboard.models import Dataset, Role, Study, TrainingRun
 from dashboard.models.study_plan import rates_to_try
