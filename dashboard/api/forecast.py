@@ -4,9 +4,10 @@ from ninja import Router
 
 from dashboard.api.access import Call
 from dashboard.api.base_models import inspected
+from dashboard.api.choices import config_of, newest_version
 from dashboard.api.refusals import WRITING
 from dashboard.api.target_module_configs import chosen_base_model
-from dashboard.api.training_runs import Forecast, RunIn, config_of, newest_version
+from dashboard.api.training_runs import Forecast, RunIn
 from dashboard.models import TrainingRun, hyperparameters_from
 from dashboard.models.training_run import require_packing
 

@@ -14,13 +14,13 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 
 from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
+from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.api.failures import Failure
 from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
-from dashboard.api.training_runs import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig, hyperparameters_from
 from dashboard.models.study_export import shown, whole
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS

@@ -7,32 +7,27 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
 
-from django.http import Http404
 from django.utils.translation import gettext as _
 from ninja import Query, Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import (
-    BeforeValidator,
     ConfigDict,
     StrictBool,
-    StrictFloat,
     StrictInt,
-    StrictStr,
-    WithJsonSchema,
 )
 
-from dashboard.api import datasets, jobs
+from dashboard.api import jobs
 from dashboard.api.access import Call, done_before, first_time, once
 from dashboard.api.base_models import inspected
+from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.api.failures import Failure
 from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import (
     Adapter,
-    DatasetVersion,
     Evaluation,
     EvaluationItem,
     IllegalMove,
@@ -40,7 +35,6 @@ from dashboard.models import (
     JobEvent,
     Role,
     State,
-    TargetModuleConfig,
     TrainingRun,
     forgetting,
     hyperparameters_from,
@@ -57,47 +51,6 @@ METRICS = (
     "system/memory_bytes",
 )
 LOG_LINES = 1000
-
-
-def id_or_slug(value: Any) -> int | str:
-    """A config by number or by slug, and nothing that merely resembles one."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
-        raise ValueError(_("`target_module_config` must be an id or a preset's slug."))
-    return value
-
-
-IdOrSlug = Annotated[
-    Any,
-    BeforeValidator(id_or_slug),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "examples": ["efficient"]}),
-]
-
-
-class HyperparametersIn(Schema):
-    """How the run learns. What is left out has the form's default; limits are those of the form."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    r: StrictInt | None = None
-    lora_alpha: StrictInt | None = None
-    lora_dropout: StrictFloat | None = None
-    use_rslora: StrictBool | None = None
-    use_dora: StrictBool | None = None
-    loraplus_lr_ratio: StrictFloat | None = None
-    autocast_adapter_dtype: StrictBool | None = None
-    learning_rate: StrictFloat | None = None
-    lr_scheduler_type: StrictStr | None = None
-    warmup_ratio: StrictFloat | None = None
-    weight_decay: StrictFloat | None = None
-    max_grad_norm: StrictFloat | None = None
-    max_steps: StrictInt | None = None
-    num_train_epochs: StrictFloat | None = None
-    per_device_train_batch_size: StrictInt | None = None
-    gradient_accumulation_steps: StrictInt | None = None
-    max_length: StrictInt | None = None
-    gradient_checkpointing: StrictBool | None = None
-    load_in_4bit: StrictBool | None = None
-    seed: StrictInt | None = None
 
 
 class RunIn(Schema):
@@ -335,31 +288,6 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
         idempotency_key=key,
     )
     return cast("Job", run.job)
-
-
-def newest_version(request: Call, pk: int) -> DatasetVersion:
-    """The version of this dataset that a run would use."""
-    try:
-        version = datasets.fetch(request, pk).newest_ready()
-    except Http404 as error:
-        raise unknown("dataset", _("dataset")) from error
-    if version is None:
-        message = _("No version of this dataset is imported yet. Look at its state first.")
-        raise Refusal(409, "not_ready", message, "dataset")
-    return version
-
-
-def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
-    """The config of that id, also as text, or the built-in preset of that slug."""
-    visible = TargetModuleConfig.objects.visible_to(request.auth)
-    by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal() and len(wanted) < 19)
-    # No slug holds what cannot be printed, and the database may be unable to look for it.
-    slug = wanted if str(wanted).isprintable() else None
-    found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=slug, project=None)
-    config = found.first() if by_id or slug else None
-    if config is None:
-        raise unknown("target_module_config", _("choice of target modules"))
-    return config
 
 
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
