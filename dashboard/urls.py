@@ -129,6 +129,7 @@ urlpatterns = [
     path("studies/<int:pk>/cancel/", studies.cancel, name="study-cancel"),
     path("studies/<int:pk>/seeds/", study_additions.seeds, name="study-seeds"),
     path("studies/<int:pk>/arms/", study_additions.arms, name="study-more-arms"),
+    path("studies/<int:pk>/rate/", study_additions.rate, name="study-one-more-rate"),
     path("studies/<int:pk>/differences.csv", study_results.deltas_csv, name="study-deltas-csv"),
     path("studies/<int:pk>/scores.csv", study_results.scores_csv, name="study-scores-csv"),
     path("studies/<int:pk>/study.json", study_results.whole_json, name="study-json"),

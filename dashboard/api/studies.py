@@ -46,6 +46,7 @@ class StudyIn(Schema):
 
     `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
     `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect. Null stands for left out.
+    `strict`: every run trains in a job of its own, so that its time and memory are measured alone.
     `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
     """
 
@@ -63,6 +64,7 @@ class StudyIn(Schema):
     margin: Annotated[StrictFloat, Field(ge=0)] | None = None
     learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
+    strict: StrictBool = False
     confirmed: StrictBool = False
 
 
@@ -83,6 +85,15 @@ class ArmsIn(Schema):
     confirmed: StrictBool = False
 
 
+class RateIn(Schema):
+    """The arm whose learning rate lies at an edge. `learning_rate`: its `next_learning_rate`, or left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arm: Name
+    learning_rate: StrictFloat | None = None
+
+
 class Estimate(Schema):
     """A mean with its 95 % interval."""
 
@@ -95,16 +106,23 @@ class ArmOut(Schema):
     """An arm: what it costs and how it did. Costs are means over its runs.
 
     `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
+    `measured_alone`: whether its time and memory were taken with no other arm in the same job.
+    `bracketed`: whether the chosen rate lies inside of `learning_rates_tried`; null where none was chosen.
+    `next_learning_rate`: the value beyond the edge that `POST …/rates` would try.
     """
 
     name: str
     target_module_config: int
     learning_rate: float | None
+    learning_rates_tried: list[float]
+    bracketed: bool | None
+    next_learning_rate: float | None
     trainable_parameters: int | None
     adapter_bytes: int | None
     seconds: float | None
     peak_memory_bytes: float | None
     ms_per_token: float | None
+    measured_alone: bool | None
     runs: list[int]
     error: Failure | None
     metric: Estimate | None
@@ -130,11 +148,12 @@ class ComparisonOut(Schema):
 
 
 class AdditionOut(Schema):
-    """Arms or seeds that came after the start. `after_result`: when a first result was known."""
+    """Arms, seeds or rates that came after the start. `after_result`: when a first result was known."""
 
     at: datetime
     arms: list[str]
     seeds: list[int]
+    rates: dict[str, float]
     after_result: bool
 
 
@@ -152,6 +171,7 @@ class StudyOut(Schema):
     reference: str
     margin: float
     seeds: list[int]
+    strict: bool
     additions: list[AdditionOut]
     arms: list[ArmOut]
     base: BaseOut
@@ -205,7 +225,9 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
 
 @router.post("", response={202: StudyOut, **WRITING})
 def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
-    """Queue a study: its arms train together, one job for each seed.
+    """Queue a study: its arms train together, one job for each seed; with `strict` a job for each run.
+
+    Arms with DoRA, or on experts, share no base and train alone in any case.
 
     409 `over_budget`: the project's month has no room for all of it; the message says what is left.
     """
@@ -238,6 +260,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
             margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
             learning_rates=payload.learning_rates or [],
             test_rows=payload.test_rows,
+            strict=payload.strict,
             confirmed=payload.confirmed,
             idempotency_key=key,
         )
@@ -312,11 +335,32 @@ def arms(request: Call, pk: int, payload: ArmsIn) -> Status[dict[str, Any]]:
     return Status(202, detail(request, pk))
 
 
+@router.post("/{int:pk}/rates", response={202: StudyOut, **WRITING})
+def rates(request: Call, pk: int, payload: RateIn) -> Status[dict[str, Any]]:
+    """Try one learning rate more, beyond the edge at which an arm's lies.
+
+    If it does better on validation rows, the arm's seeds are trained with it, and those that it had count no
+    more. 409 `nothing_to_try`: the rate lies inside of what was tried, or values are still being tried.
+    """
+    study = growing(request, pk)
+    act = f"rates {pk}"
+    if not done_before(request, act):
+        arm = next((arm for arm in study.arms.all() if arm.name == payload.arm), None)
+        known = [] if arm is None else [*arm.rates_tried, arm.rate_being_tried]
+        if arm and arm.no_next_rate and (payload.learning_rate is None or payload.learning_rate not in known):
+            raise Refusal(409, "nothing_to_try", arm.no_next_rate)
+        study.try_rate(payload.arm, request.auth.user, rate=payload.learning_rate)
+        first_time(request, act)
+    return Status(202, detail(request, pk))
+
+
 def growing(request: Call, pk: int) -> Study:
     """A study that the caller may extend, as long as what comes would still be compared."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
     if not study.may_grow:
-        message = _("Seeds and arms can be added to a study that runs or has finished. This one: %(state)s.")
+        message = _(
+            "Seeds, arms and rates can be added to a study that runs or has finished. This one: %(state)s."
+        )
         raise Refusal(409, "not_extendable", message % {"state": study.state})
     return study
 

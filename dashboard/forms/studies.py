@@ -49,8 +49,8 @@ FIELDS = {
     "dataset": "dataset_version",
     "reference": "compared_with",
 }
-# What is the same in all arms and may be changed; a study has seeds of its own, and DoRA trains alone.
-SETTINGS = tuple(name for name in EXPERT if name not in ("seed", "use_dora"))
+# What is the same in all arms and may be changed; a study has seeds of its own.
+SETTINGS = tuple(name for name in EXPERT if name != "seed")
 # What the fine-tune form hands over.
 CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
 _run = TrainingRunForm.base_fields
@@ -151,6 +151,14 @@ class StudyForm(forms.Form):
         MOST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to score."),
     )
+    strict = forms.BooleanField(
+        label=gettext_lazy("Train every run alone (strict)"),
+        required=False,
+        help_text=gettext_lazy(
+            "Otherwise the arms of a seed take turns on one loaded base model, and time and memory are those "
+            "of an arm's own turns. Alone they are measured with nothing beside them; loading takes longer."
+        ),
+    )
     length = _run["length"]
     max_steps = _run["max_steps"]
     num_train_epochs = _run["num_train_epochs"]
@@ -158,6 +166,7 @@ class StudyForm(forms.Form):
     lora_alpha = _run["lora_alpha"]
     lora_dropout = _run["lora_dropout"]
     use_rslora = _run["use_rslora"]
+    use_dora = _run["use_dora"]
     autocast_adapter_dtype = _run["autocast_adapter_dtype"]
     learning_rate = _run["learning_rate"]
     loraplus_lr_ratio = _run["loraplus_lr_ratio"]

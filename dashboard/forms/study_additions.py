@@ -1,4 +1,4 @@
-"""What may come to a study after its start: seeds, and arms with the settings of its reference."""
+"""What may come to a study after its start: seeds, arms like its reference, one more learning rate."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ class SeedsForm(forms.Form):
         """The seeds that were asked for."""
         first = self.cleaned_data["first"]
         return list(range(first, first + self.cleaned_data["count"]))
+
+
+class RateForm(forms.Form):
+    """The arm, and the rate that the page offered: sent twice, it is tried once."""
+
+    arm = forms.CharField(max_length=LONGEST, widget=forms.HiddenInput)
+    rate = forms.FloatField(
+        min_value=LIMITS["learning_rate"][0],
+        max_value=LIMITS["learning_rate"][1],
+        widget=forms.HiddenInput,
+        error_messages=dict.fromkeys(
+            ("required", "invalid", "min_value", "max_value"),
+            gettext_lazy("This is no learning rate. Choose the button on the study's page."),
+        ),
+    )
 
 
 @dataclass(frozen=True)

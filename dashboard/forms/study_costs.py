@@ -13,8 +13,7 @@ from datetime import datetime, timedelta
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from dashboard.forms.hyperparameters import DEFAULTS
-from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm, name_of
+from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast, Reckoner
@@ -25,10 +24,11 @@ from dashboard.models.study_plan import (
     LOWER_IS_BETTER,
     METRICS,
     TEST_ROWS,
-    check_experts,
     default_metric,
     halvings,
+    jobs_of,
     passes,
+    trains_alone,
     with_equal_parameters,
 )
 from workers import verdicts
@@ -63,6 +63,7 @@ class Costs:
     trials: int  # short runs that only look for learning rates
     seconds: dict[str, float]
     saved_seconds: float
+    alone: tuple[str, ...]  # arms each of whose runs trains in a job of its own
     disk_bytes: int
     device: str
     start: Start | None
@@ -73,6 +74,11 @@ class Costs:
     def learn(self) -> Hyperparameters:
         """What all arms share of length and batch."""
         return self.arms[0].plan.hyperparameters
+
+    @property
+    def all_alone(self) -> bool:
+        """Whether no two runs train in one job."""
+        return len(self.alone) == len(self.arms)
 
     @property
     def steps(self) -> int:
@@ -230,7 +236,6 @@ def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> li
         try:
             resolution = config.resolve(base_model)
             refusal = resolution.refusal
-            check_experts([ArmPlan(name_of(config), config, DEFAULTS)], base_model)
         except (TargetError, SpecError) as error:
             resolution, refusal = Resolution(refusal=error.message), error.message
         found.append(Card(config, resolution, refusal))
@@ -256,7 +261,10 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         for name in ("low", "expected", "high")
     }
     runs = len(arms) * seeds
-    saved = loading(reckoner, arms[0]) * (runs + trials - seeds - rungs)
+    strict = bool(form.cleaned_data.get("strict"))
+    alone = tuple(arm.name for arm in arms if strict or trains_alone(arm, base_model))
+    jobs = jobs_of(len(arms), len(alone), seeds, tried)
+    saved = loading(reckoner, arms[0]) * (runs + trials - jobs)
     kept = sum(arm.forecast.adapter_bytes for arm in found)
     working = sum(arm.forecast.disk_bytes - arm.forecast.adapter_bytes for arm in found)
     seconds = {name: max(1.0, value - saved) for name, value in spans.items()}
@@ -266,6 +274,7 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         trials=trials,
         seconds=seconds,
         saved_seconds=saved,
+        alone=alone,
         disk_bytes=kept * seeds + working * max(1, tried),
         device=found[0].forecast.main.device,
         start=start_of_next(Job.Queue.GPU, form.project, form.by),

@@ -60,7 +60,7 @@ class DecisionForm(forms.Form):
     def __init__(self, study: Study, data: object = None) -> None:
         super().__init__(data)  # type: ignore[arg-type]
         self.fields["adapter"].queryset = (  # type: ignore[attr-defined]
-            Adapter.objects.filter(run__study_arm__study=study, run__rung=None)
+            Adapter.objects.filter(run__in=study.final_runs())
             .select_related("run__study_arm")
             .order_by("run__study_arm__position", "pk")
         )

@@ -17,7 +17,6 @@ from django.core.cache import cache
 from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.job_state import State
 from dashboard.models.judging import JUDGE
 
 if TYPE_CHECKING:
@@ -97,9 +96,7 @@ class PairPage:
 
 def side_of(study: Study, subject: str, seed: int) -> Side:
     """A study's arm with a seed, or its base model, if its evaluation has ended; else nobody."""
-    ended = Evaluation.objects.filter(
-        run__study_arm__study=study, run__rung=None, job__state=State.SUCCEEDED
-    ).order_by("-pk")
+    ended = Evaluation.objects.of_study(study).order_by("-pk")
     if subject == BASE:
         one = ended.filter(subject=Evaluation.Subject.BASE).first()
     else:

@@ -99,6 +99,11 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
                 )
         return job
 
+    def of_study(self, study: Study) -> EvaluationQuerySet:
+        """Those with results that count in a study: of its base model, and of its arms as they are now."""
+        base = models.Q(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
+        return self.ended().filter(base | models.Q(run__in=study.final_runs()))
+
     def of_base(self, study: Study) -> EvaluationQuerySet:
         """The base model's evaluation within a study, unless it came to nothing."""
         return self.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE).exclude(

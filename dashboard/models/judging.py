@@ -45,7 +45,7 @@ def endpoint() -> Endpoint | None:
 def evaluations_of(scope: Scope) -> EvaluationQuerySet:
     """The ended evaluations of a study's arms and base, or the newest ones of a run."""
     if isinstance(scope, Study):
-        return Evaluation.objects.ended().filter(run__study_arm__study=scope, run__rung=None)
+        return Evaluation.objects.of_study(scope)
     newest = {one.subject: one.pk for one in scope.evaluations.ended().order_by("pk")}
     return Evaluation.objects.filter(pk__in=newest.values())
 

@@ -18,11 +18,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.evaluation import Evaluation
 from dashboard.models.forecast import Reckoner, told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
@@ -35,7 +33,6 @@ from dashboard.models.study_plan import (
     METRICS,
     TEST_ROWS,
     ArmPlan,
-    check_experts,
     check_metric,
     check_plan,
     check_seeds,
@@ -46,10 +43,10 @@ from dashboard.models.study_plan import (
     with_equal_parameters,
     with_rate,
 )
+from dashboard.models.study_steps import queue_next, submit_training
 from dashboard.models.training_run import TrainingRun, require_packing, unconfirmed
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
-from workers.specs import Hyperparameters
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
@@ -100,6 +97,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         margin: float = DEFAULT_MARGIN,
         learning_rates: Sequence[float] = (),
         test_rows: int = TEST_ROWS,
+        strict: bool = False,
         confirmed: bool = False,
         idempotency_key: str = "",
     ) -> Study:
@@ -107,12 +105,12 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
 
         OverBudget says that the month has no room for all of it.
 
-        `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
+        `strict`: each run trains in a job of its own. `confirmed`: `by` has accepted what the arms' choices
+        leave out or reach besides.
         """
         metric = metric or default_metric(dataset_version)
         check_plan(arms, seeds, learning_rates, margin, metric)
         check_metric(metric, pattern, dataset_version)
-        check_experts(arms, base_model)
         require_packing(arms[0].hyperparameters)
         study = Study(
             project=project,
@@ -128,6 +126,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             seeds=list(seeds),
             learning_rates=sorted(learning_rates),
             test_rows=test_rows,
+            strict=strict,
             confirmed_by=by if confirmed else None,
         )
         if len(learning_rates) == 1:
@@ -164,7 +163,9 @@ class Study(models.Model):
     # What an answer must hold, where the metric is `regex`.
     pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
-    # Arms and seeds that came after the start: [{at, arms, seeds, after_result}].
+    # Whether every run trains in a job of its own; arms that cannot share a base do so in any study.
+    strict = models.BooleanField(default=False)
+    # What came after the start: [{at, arms, seeds, rates: {arm: rate beyond its edge}, after_result}].
     additions = models.JSONField(default=list)
     # Who has accepted what the arms' choices leave out or reach besides; each run keeps the sentences.
     confirmed_by = models.ForeignKey(
@@ -204,6 +205,10 @@ class Study(models.Model):
     def runs(self) -> models.QuerySet[TrainingRun]:
         """Every run of it, those that only look for a learning rate included."""
         return TrainingRun.objects.filter(study_arm__study=self)
+
+    def final_runs(self) -> list[TrainingRun]:
+        """The runs whose scores count: one for each arm and seed that has begun."""
+        return [run for arm in self.arms.all() for run in arm.final_runs()]
 
     def jobs(self) -> models.QuerySet[Job]:
         """Every job of it: trainings and evaluations."""
@@ -299,92 +304,21 @@ class Study(models.Model):
         return self.jobs().exclude(state__in=TERMINAL).exists()
 
     def _queue_next(self, idempotency_key: str = "") -> None:
-        if self._searches(idempotency_key):
-            return
-        arms = [arm for arm in self.arms.all() if not arm.is_lost]
-        has_queued = False
-        for seed in self.seeds:
-            runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
-            begun = {run.study_arm_id for run in runs}
-            missing = [arm for arm in arms if arm.pk not in begun]
-            if missing:
-                has_queued = True
-                self._submit_training(
-                    [(arm, arm.settings(seed=seed), None) for arm in missing],
-                    idempotency_key=idempotency_key if seed == self.seeds[0] else "",
-                )
-            elif all(run.is_over for run in runs):
-                self._submit_evaluation(runs)
-        if has_queued:
-            # Every seed is queued now, and arms that were lost in the search get none.
-            self.forecast_seconds = self._seconds_queued()
+        all_queued = queue_next(self, idempotency_key)
+        # Arms that were lost in the search get no seeds, and a rate that lost gets none either.
+        if all_queued and self.forecast_seconds != (queued := self._seconds_queued()):
+            self.forecast_seconds = queued
             self.save(update_fields=["forecast_seconds"])
-
-    def _submit_training(
-        self, cells: Sequence[tuple[StudyArm, Hyperparameters, int | None]], *, idempotency_key: str = ""
-    ) -> None:
-        """One job for all of `cells`: (arm, settings, rung of the search or None)."""
-        runs = []
-        for arm, learn, rung in cells:
-            run = TrainingRun(
-                project=self.project,
-                created_by=self.created_by,
-                name=arm.run_name(learn, rung),
-                dataset_version=self.dataset_version,
-                base_model=self.base_model,
-                target_module_config=arm.target_module_config,
-                study_arm=arm,
-                rung=rung,
-            )
-            run.freeze(learn, confirmed=self.confirmed_by_id is not None)
-            runs.append(run)
-        job = Job.objects.submit(
-            Job.Kind.TRAIN,
-            {"specs": [run.spec for run in runs]},
-            project=self.project,
-            by=self.created_by,
-            idempotency_key=idempotency_key,
-        )
-        for run in runs:
-            run.job = job
-            run.save()
-
-    def _submit_evaluation(self, runs: Sequence[TrainingRun]) -> None:
-        """Score the adapters of a seed on the same rows; the base once in the whole study."""
-        adapters = list(Adapter.objects.filter(run__in=runs, evaluations=None).select_related("run"))
-        if adapters:
-            Evaluation.objects.submit_for_study(
-                adapters,
-                by=self.created_by,
-                max_rows=self.test_rows,
-                metric=self.metric,
-                pattern=self.pattern,
-                with_base=not Evaluation.objects.of_base(self).exists(),
-            )
-
-    def _searches(self, idempotency_key: str) -> bool:
-        """Whether rates are still being looked for; queues the next rungs when the last have ended."""
-        if not self.learning_rates:
-            return False
-        arms = [arm for arm in self.arms.all() if arm.learning_rate is None and not arm.is_lost]
-        if any(not run.is_over for arm in arms for run in arm.search_runs()):
-            return True
-        cells: list[tuple[StudyArm, Hyperparameters, int | None]] = []
-        for arm in arms:
-            # Of its own: an arm that came later begins with the first rung.
-            rung, trials = arm.next_trials()
-            cells += [(arm, learn, rung) for learn in trials]
-            if not trials:
-                arm.choose_rate()
-        if cells:
-            self._submit_training(cells, idempotency_key=idempotency_key)
-        return bool(cells)
 
     def _conclude(self) -> None:
         """Write the numbers of the verdict and the end."""
         from dashboard.models.study_result import result_of
         from dashboard.models.study_words import recommended
 
+        if self.cancelled_at:
+            for arm in self.arms.all():
+                if any(run.rung is None for run in arm.runs.all()):
+                    arm.choose_rate()
         # Outside of the lock: the draws take a second, and a second caller would find the same.
         self.result = found = result_of(self)
         # Forms ask for it at every change, and would have to read every run's size.
@@ -456,7 +390,6 @@ class Study(models.Model):
             if not plans:
                 raise SpecError("arms", _("Name at least one arm to add."))
             check_plan([*present, *plans], self.seeds, self.learning_rates, self.margin, self.metric)
-            check_experts(plans, self.base_model)
             require_packing(plans[0].hyperparameters)
             if self.budget == self.Budget.EQUAL_PARAMETERS:
                 plans = with_equal_parameters(plans, self.base_model)
@@ -468,6 +401,32 @@ class Study(models.Model):
             self._create_arms(plans, first=len(present))
             self._grow(self._whole_forecast(plans), by, arms=[plan.name for plan in plans])
 
+    def try_rate(self, name: str, by: User | None = None, *, rate: float | None = None) -> None:
+        """Try the next learning rate beyond the edge at which that of an arm lies.
+
+        Should it do better on validation rows, the arm's seeds are trained with it, and those that it had
+        count no more. `rate`: the one that was offered; asked for again, it changes nothing. SpecError says
+        why there is none; OverBudget, that the month has no room.
+        """
+        with transaction.atomic():
+            self._lock()
+            arm = next((arm for arm in self.arms.all() if arm.name == name), None)
+            if arm is None:
+                raise SpecError("arm", _("`%(name)s` is no arm of this study.") % {"name": name[:100]})
+            if rate is not None and rate in (*arm.rates_tried, arm.rate_being_tried):
+                return
+            found = arm.next_rate
+            if found is None:
+                raise SpecError("arm", arm.no_next_rate)
+            if rate not in (None, found):
+                say = _("The next learning rate of `%(arm)s` is %(next)s. Leave `learning_rate` out.")
+                raise SpecError("learning_rate", say % {"arm": name, "next": f"{found:g}"})
+            rung, learn = arm.trial(found)
+            submit_training(self, [(arm, learn, rung)])
+            trained = len(self.seeds) * self._seconds_of([arm.plan])
+            tried = max(arm.search_runs(), key=lambda run: run.pk)
+            self._grow(told_seconds(tried.forecast) + trained, by, rates={arm.name: found})
+
     def _create_arms(self, plans: Sequence[ArmPlan], *, first: int = 0) -> None:
         for position, plan in enumerate(plans, first):
             self.arms.create(
@@ -477,11 +436,11 @@ class Study(models.Model):
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),
             )
 
-    def _grow(self, seconds: float, by: User | None, **came: Sequence[object]) -> None:
+    def _grow(self, seconds: float, by: User | None, **came: object) -> None:
         """Go on with what has just come; remember when it came, and whether a result was known then."""
         now = timezone.now().isoformat(timespec="seconds")
         after_result = bool(self.finished_at and self.result.get("comparisons"))
-        told = {"at": now, "arms": [], "seeds": [], "after_result": after_result, **came}
+        told = {"at": now, "arms": [], "seeds": [], "rates": {}, "after_result": after_result, **came}
         self.additions = [*self.additions, told]
         # What an ended study has never queued does not come any more.
         self.forecast_seconds = seconds + (

@@ -69,6 +69,13 @@ def halvings(rates: int) -> int:
     return math.ceil(math.log2(rates)) if rates else 0
 
 
+def jobs_of(arms: int, alone: int, seeds: int, rates: int) -> int:
+    """Training jobs in all, where `alone` of the arms share none: one more for each of their runs."""
+    shared = 1 if arms > alone else 0
+    rungs: list[int] = [math.ceil(rates / 2**rung) for rung in range(halvings(rates))]
+    return seeds * (shared + alone) + len(rungs) * shared + alone * sum(rungs)
+
+
 def passes(seeds: int, rates: int) -> float:
     """How often each arm's training is computed: once for each seed, and in parts while rates are tried."""
     rungs = halvings(rates)
@@ -164,24 +171,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
         Hyperparameters(seed=seed)
 
 
-def check_experts(arms: Sequence[ArmPlan], base_model: BaseModel) -> None:
-    """Refuse arms on experts: PEFT keeps one set of them per model, and the arms of a study share theirs."""
-    for arm in arms:
-        if arm.hyperparameters.use_dora:
-            raise SpecError(
-                "arms",
-                _("Arm `%(name)s` has `use_dora`, which trains alone. Start it as a fine-tune.")
-                % {"name": arm.name[:100]},
-            )
-        if base_model.is_ready and arm.config.resolve(base_model).has_experts:
-            raise SpecError(
-                "arms",
-                _(
-                    "Arm `%(name)s` adapts experts on %(model)s, which only a run of its own can do. "
-                    "Start it as a fine-tune, or choose arms without MLP layers."
-                )
-                % {"name": arm.name[:100], "model": base_model},
-            )
+def trains_alone(arm: ArmPlan, base_model: BaseModel) -> bool:
+    """Whether it cannot share a loaded base with other arms. May raise TargetError.
+
+    PEFT keeps one set of adapted experts for each model, and DoRA reads the base's weights in each layer.
+    Of a run that is frozen, `TrainingRun.shares_no_base` says the same.
+    """
+    return arm.hyperparameters.use_dora or arm.config.resolve(base_model).has_experts
 
 
 def confirmations(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[str]:
@@ -205,7 +201,7 @@ def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> lis
     low, high = (int(limit) for limit in LIMITS["r"])
     planned = []
     for arm in arms:
-        matched = arm.config.resolve(base_model).matched
+        matched = arm.config.resolve(base_model).shaped(arm.hyperparameters).matched
         sizes = {r: adapter_params(matched, r) for r in range(low, high + 1)}
         r = min(sizes, key=lambda rank: abs(sizes[rank] - whole))
         if abs(sizes[r] - whole) > BUDGET_TOLERANCE * whole:

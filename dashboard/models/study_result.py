@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.job_state import State
 from workers import verdicts
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ def result_of(study: Study) -> dict[str, Any]:
 
 def scores_of(study: Study) -> tuple[Scores, dict[int, float]]:
     """The metric's value of every item: by arm and seed, and of the base model."""
-    ended = Evaluation.objects.filter(
-        run__study_arm__study=study, run__rung=None, job__state=State.SUCCEEDED
-    ).select_related("run__study_arm")
+    ended = Evaluation.objects.of_study(study).select_related("run__study_arm")
     scores: Scores = {arm.name: {} for arm in study.arms.all()}
     base: dict[int, float] = {}
     for evaluation in ended.order_by("pk"):

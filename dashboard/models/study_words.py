@@ -254,8 +254,20 @@ def later(study: Study) -> list[str]:
     """What was not planned before the start, and whether a result was known when it came."""
     said = []
     for one in study.additions:
-        came = {"day": one["at"][:10], "names": ", ".join(map(str, one["arms"] or one["seeds"]))}
-        if one["arms"]:
+        rates = one.get("rates") or {}
+        names = [
+            _("%(rate)s for %(arm)s") % {"rate": f"{rate:.10f}".rstrip("0"), "arm": arm}
+            for arm, rate in rates.items()
+        ]
+        came = {"day": one["at"][:10], "names": ", ".join(names or map(str, one["arms"] or one["seeds"]))}
+        if rates:
+            what = (
+                _("One more learning rate tried on %(day)s, when a first result was known: %(names)s.")
+                if one["after_result"]
+                else _("One more learning rate tried on %(day)s, before any result was known: %(names)s.")
+            )
+            rule = _("It was chosen on validation rows, as the others were.")
+        elif one["arms"]:
             what = (
                 _("Arms added on %(day)s, when a first result was known: %(names)s.")
                 if one["after_result"]
@@ -271,6 +283,22 @@ def later(study: Study) -> list[str]:
             rule = _("The intervals do not allow for having looked before.") if one["after_result"] else ""
         said.append(f"{what % came} {rule}".strip())
     return said
+
+
+def measured_beside(study: Study) -> str:
+    """What stood beside an arm while its time and memory were taken."""
+    known = [(arm.name, arm.is_measured_alone) for arm in study.arms.all()]
+    alone = [name for name, is_alone in known if is_alone]
+    if all(is_alone is not False for _name, is_alone in known):
+        return _("Every run trained alone: time and memory were taken with no other arm beside it.")
+    said = _(
+        "Arms train by turns on one loaded base model; time and memory are those of an arm's own turns, "
+        "without what the others keep in memory."
+    )
+    if not alone:
+        return said
+    also = _("Trained alone, with no other arm beside them: %(arms)s.") % {"arms": ", ".join(alone)}
+    return f"{said} {also}"
 
 
 def _scaling(settings: dict[str, Any]) -> tuple[object, float]:
@@ -308,8 +336,8 @@ def unmeasured(study: Study) -> list[str]:
     if edges:
         said.append(
             _(
-                "The chosen learning rate of %(arms)s lies at the edge of the grid; "
-                "a better one may lie outside."
+                "The search for the learning rate is not bracketed for %(arms)s: the chosen rate lies at the "
+                "edge of what was tried, and a better one may lie beyond."
             )
             % {"arms": ", ".join(edges)}
         )

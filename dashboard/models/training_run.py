@@ -235,6 +235,12 @@ class TrainingRun(models.Model):
         return bool(self.hyperparameters.get("load_in_4bit"))
 
     @property
+    def shares_no_base(self) -> bool:
+        """Whether its adapter stands alone on a loaded base, as `study_plan.trains_alone` says before."""
+        on_experts = bool(self.spec.get("target", {}).get("target_parameters"))
+        return on_experts or bool(self.hyperparameters.get("use_dora"))
+
+    @property
     def seed(self) -> int:
         """What its order of rows and its adapter's first values are drawn with."""
         return int(self.hyperparameters.get("seed", 0))

@@ -90,6 +90,7 @@ def launched(request: Request, form: StudyForm) -> Study | None:
             margin=form.margin_in_unit(),
             learning_rates=values["learning_rates"],
             test_rows=values["test_rows"],
+            strict=values["strict"],
             confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
@@ -181,8 +182,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.with_facts().fetch(request.user, pk)
     may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
     context = {
-        **grid_context(study),
-        "may_edit": may_edit,
+        **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.cancelled_at is None,
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
@@ -197,7 +197,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
 def grid(request: Request, pk: int) -> HttpResponse:
     """The live grid alone. A study that has ended meanwhile has its page loaded anew, with the verdict."""
     study = Study.objects.with_facts().fetch(request.user, pk)
-    answer = render(request, "studies/_grid.html", grid_context(study))
+    may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
+    answer = render(request, "studies/_grid.html", grid_context(study, may_edit=may_edit))
     if study.is_over:
         answer.headers["HX-Refresh"] = "true"
     return answer
@@ -212,9 +213,14 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     return redirect(study)
 
 
-def grid_context(study: Study) -> dict[str, Any]:
+def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
-    return {"study": study, "grid": grid_of(study, with_starts=True)}
+    return {
+        "study": study,
+        "grid": grid_of(study, with_starts=True),
+        "may_edit": may_edit,
+        "at_edge": [arm for arm in study.arms.all() if not arm.is_bracketed] if study.may_grow else [],
+    }
 
 
 def verdict_of(study: Study) -> str:

@@ -1,4 +1,4 @@
-"""What may come to a study after its start: seeds and arms. What is done is used again."""
+"""What may come to a study after its start: seeds, arms, one more learning rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from dashboard.forms.study_additions import MOST_AT_ONCE, ArmsForm, SeedsForm
+from dashboard.forms.study_additions import MOST_AT_ONCE, ArmsForm, RateForm, SeedsForm
 from dashboard.gate import Request
 from dashboard.models import Caller, OverBudget, Role, State, Study
 from dashboard.models.study_plan import MOST_ARMS, MOST_SEEDS
@@ -47,13 +47,26 @@ def arms(request: Request, pk: int) -> HttpResponse:
     return added(request, study, form, add)
 
 
+@require_POST
+def rate(request: Request, pk: int) -> HttpResponse:
+    """Try the learning rate beyond the edge at which an arm's lies."""
+    study = Study.objects.fetch(request.user, pk, Role.EDITOR)
+    form = RateForm(request.POST)
+
+    def add() -> None:
+        asked = form.cleaned_data
+        study.try_rate(asked["arm"], request.user, rate=asked["rate"])
+
+    return added(request, study, form, add)
+
+
 def added(request: Request, study: Study, form: forms.Form, add: Callable[[], None]) -> HttpResponse:
     """The study's page, with what was asked for or with the reason why not."""
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, str(errors[0]))
     elif not study.may_grow:
-        messages.error(request, _("Seeds and arms can be added to a study that has come to a result."))
+        messages.error(request, _("Only to a study that has come to a result can anything be added."))
     else:
         try:
             add()

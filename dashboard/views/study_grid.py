@@ -6,6 +6,7 @@ whoever sees them earlier is tempted to stop at a lucky moment.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from django.utils import timezone
@@ -55,6 +56,7 @@ class Search:
     percent: int | None = None
     chosen: float | None = None
     is_bracketed: bool = True
+    one_more: float | None = None  # a rate beyond the edge that is being tried
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A seed with the job that waits or works for it; the column of the rates has no seed."""
+    """A seed with the jobs that wait or work for it; the column of the rates has no seed."""
 
     seed: int | None
-    job: Job | None = None
+    jobs: tuple[Job, ...] = ()
     place: int | None = None
     start: Start | None = None
+
+    @property
+    def job(self) -> Job | None:
+        """The one that works, else the one that came first."""
+        return self.jobs[0] if self.jobs else None
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,9 @@ class Grid:
     @property
     def training_left(self) -> float | None:
         """Seconds until the last seed is trained, if each takes as long as the one at work; None: unknown."""
-        if any(column.seed is None and column.job for column in self.columns):
+        if any(column.seed is None and column.jobs for column in self.columns):
             return None
-        trainings = [one.job for one in self.columns if one.job and one.job.kind == Job.Kind.TRAIN]
+        trainings = [job for one in self.columns for job in one.jobs if job.kind == Job.Kind.TRAIN]
         waiting = sum(job.state == State.QUEUED for job in trainings)
         for job in trainings:
             if job.eta_seconds is not None and job.started_at:
@@ -131,31 +138,30 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
         for arm in arms
     )
-    jobs: list[tuple[int | None, Job | None]] = []
+    found: list[Column] = []
     if study.learning_rates:
-        jobs.append((None, at_work([run for arm in arms for run in arm.search_runs()])))
+        found.append(Column(None, at_work([run for arm in arms for run in arm.search_runs()])))
     for seed in study.seeds:
-        jobs.append((seed, at_work([run for arm in arms for run in arm.final_runs() if run.seed == seed])))
-    waiting = [job for _seed, job in jobs if job and job.state == State.QUEUED]
+        runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
+        found.append(Column(seed, at_work(runs)))
+    waiting = [column.job for column in found if column.job and column.job.state == State.QUEUED]
     queues = {job.queue for job in waiting} if with_starts else set()
     outlook = Outlook.read(queues) if queues else Outlook({}, {})
     columns = (
-        Column(
-            seed,
-            job,
-            outlook.places.get(job.pk) if job else None,
-            outlook.starts.get(job.pk) if job else None,
-        )
-        for seed, job in jobs
+        dataclasses.replace(column, place=outlook.places.get(job.pk), start=outlook.starts.get(job.pk))
+        if (job := column.job)
+        else column
+        for column in found
     )
     return Grid(tuple(columns), rows)
 
 
-def at_work(runs: list[TrainingRun]) -> Job | None:
-    """The newest job of these runs that has not ended."""
-    jobs = [run.job for run in runs if run.job]
-    jobs += [one.job for run in runs for one in run.evaluations.all() if one.job]
-    return max((job for job in jobs if not job.is_over), key=lambda job: job.pk, default=None)
+def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
+    """The jobs of these runs that have not ended, those first that somebody works on."""
+    jobs = {run.job_id: run.job for run in runs if run.job}
+    jobs |= {one.job_id: one.job for run in runs for one in run.evaluations.all() if one.job}
+    open_ones = [job for job in jobs.values() if not job.is_over]
+    return tuple(sorted(open_ones, key=lambda job: (job.state not in AT_WORK, job.pk)))
 
 
 def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
@@ -188,7 +194,12 @@ def search_of(study: Study, arm: StudyArm) -> Search | None:
         return None
     runs = arm.search_runs()
     if arm.learning_rate is not None:
-        return Search(SCORED, chosen=arm.learning_rate, is_bracketed=arm.is_bracketed)
+        return Search(
+            SCORED,
+            chosen=arm.learning_rate,
+            is_bracketed=arm.is_bracketed,
+            one_more=arm.rate_being_tried,
+        )
     if not runs:
         return Search(LEFT_OUT if study.is_over else PLANNED)
     rung = max(run.rung or 0 for run in runs)

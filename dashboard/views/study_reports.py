@@ -69,7 +69,7 @@ def by_seed(study: Study) -> list[dict[str, Any]]:
 def versions_of(study: Study) -> list[tuple[str, str]]:
     """Libraries that its adapters were made with, as their run.json says; several where they differ."""
     found: dict[str, set[str]] = {}
-    for adapter in Adapter.objects.filter(run__study_arm__study=study, run__rung=None):
+    for adapter in Adapter.objects.filter(run__in=study.final_runs()):
         try:
             versions = json.loads((adapter.path() / "run.json").read_text()).get("versions", {})
         except (OSError, ValueError):

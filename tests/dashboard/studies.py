@@ -45,12 +45,13 @@ def make_study(
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
     values: dict[str, object] = {"name": "Placement", "seeds": [1, 2, 3], "metric": "exact_match"}
+    arms = plan.pop("arms", None) or make_arms(*slugs)
     return Study.objects.launch(
         project=project,
         by=by,
         dataset_version=version,
         base_model=base_model,
-        arms=make_arms(*slugs),
+        arms=arms,  # type: ignore[arg-type]
         **values | plan,  # type: ignore[arg-type]
     )
 

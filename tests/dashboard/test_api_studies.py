@@ -131,18 +131,6 @@ def test_equal_parameters_changes_the_ranks(api: Client, body: dict[str, Any]) -
     assert abs(small / large - 1) < 0.05
 
 
-def test_arms_on_experts_are_refused_as_they_train_alone(
-    api: Client, body: dict[str, Any], base_model: BaseModel
-) -> None:
-    census = base_model.census or {}
-    for group in census["groups"]:
-        if group["role"] == "mlp_down":
-            group.update(role="expert_down", scope="routed_expert", kind="expert", experts=4)
-    BaseModel.objects.filter(pk=base_model.pk).update(census=census)
-    message = refused(api.post(STUDIES, body, **HEAD), 422, "arms")
-    assert message.startswith("Arm `quality` adapts experts on Tiny")
-
-
 def test_every_number_can_be_recomputed_from_the_export(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:

@@ -181,12 +181,3 @@ def test_a_study_with_gaps_needs_one_for_all_its_runs(
     assert api.post(STUDIES, {**asked, "confirmed": True}, **HEAD).status_code == 202
     assert Study.objects.get().confirmed_by == ed
     assert all(run.confirmed_by == ed and run.confirmations for run in Study.objects.get().runs())
-
-
-def test_dora_is_no_arm_of_a_study(api: Client, dataset: Dataset, base_model: BaseModel) -> None:
-    arms = [
-        {"target_module_config": slug, "hyperparameters": {**LEARN, "use_dora": True}}
-        for slug in ("efficient", "quality")
-    ]
-    asked = {"dataset": dataset.pk, "base_model": base_model.pk, "arms": arms, "seeds": [1]}
-    assert "trains alone" in refused(api.post(STUDIES, asked, **HEAD), 422, "arms")

@@ -1,0 +1,228 @@
+"""Which runs of a study train alone: all of a strict one, and arms that share no base in any."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import ArmPlan, BaseModel, Dataset, Job, Project, State, Study, TargetModuleConfig, User
+from dashboard.models.study_export import shown
+from dashboard.models.study_plan import jobs_of
+from dashboard.models.study_words import measured_beside
+from dashboard.views.study_grid import grid_of
+from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
+from tests.dashboard.test_study_create import PLAN, URL, entered
+from workers.specs import Hyperparameters
+
+SEEDS = (1, 2)
+TABLE: Table = {
+    name: {seed: [0, 1, 1, 0] for seed in SEEDS} for name in ("base", "efficient", "quality", "mlp")
+}
+SLUGS = ("efficient", "mlp", "quality")
+
+
+def together(study: Study, kind: str = Job.Kind.TRAIN) -> Counter[tuple[str, ...]]:
+    """Which arms share a job, and how many such jobs there are."""
+    jobs = study.jobs().filter(kind=kind)
+    if kind == Job.Kind.TRAIN:
+        return Counter(tuple(str(run.study_arm) for run in job.training_runs.order_by("pk")) for job in jobs)
+    return Counter(
+        tuple(sorted(str(one.run.study_arm) for one in job.evaluations.exclude(adapter=None))) for job in jobs
+    )
+
+
+@pytest.fixture
+def moe(base_model: BaseModel) -> BaseModel:
+    """A base model whose MLP layers are experts."""
+    census = base_model.census or {}
+    for group in census["groups"]:
+        if group["role"] == "mlp_down":
+            group.update(role="expert_down", scope="routed_expert", kind="expert", experts=4)
+    base_model.census = census
+    base_model.save()
+    return base_model
+
+
+def dora_arm() -> ArmPlan:
+    learn = Hyperparameters(r=4, max_steps=10, max_length=64, use_dora=True)
+    return ArmPlan("dora", TargetModuleConfig.objects.get(slug="efficient"), learn)
+
+
+def test_the_arms_of_a_seed_share_one_job(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    study = make_study(project, dataset, base_model, slugs=SLUGS, seeds=SEEDS)
+    assert together(study) == {SLUGS: 2}
+
+
+def test_every_run_of_a_strict_study_has_a_job_of_its_own(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, slugs=SLUGS, seeds=SEEDS, strict=True)
+    assert together(study) == {(name,): 2 for name in SLUGS}
+    study = conclude(study, TABLE)
+    assert study.state == "succeeded"
+    assert together(study, Job.Kind.EVALUATE) == {SLUGS: 2}, "scores do not depend on who was scored beside"
+
+
+def test_strict_short_runs_that_look_for_a_rate_are_alone_too(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(
+        project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4, 4e-4], strict=True
+    )
+    assert together(study) == {("efficient",): 3, ("quality",): 3}
+
+
+def test_what_comes_to_a_strict_study_later_trains_alone(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2], strict=True), TABLE)
+    study.add_arms(make_arms("mlp"), ed)
+    study.add_seeds([3], ed)
+    assert set(together(study).keys()) == {("efficient",), ("quality",), ("mlp",)}
+
+
+def test_arms_with_dora_train_and_are_scored_alone_in_any_study(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(
+        project, dataset, base_model, seeds=SEEDS, arms=[*make_arms("efficient", "quality"), dora_arm()]
+    )
+    assert together(study) == {("efficient", "quality"): 2, ("dora",): 2}
+    study = conclude(study, {**TABLE, "dora": TABLE["efficient"]})
+    assert together(study, Job.Kind.EVALUATE) == {("efficient", "quality"): 2, ("dora",): 2}
+    assert study.state == "succeeded"
+    assert len(study.result["comparisons"]) == 2
+
+
+def test_arms_on_experts_train_and_are_scored_alone_in_any_study(
+    project: Project, dataset: Dataset, moe: BaseModel
+) -> None:
+    study = make_study(project, dataset, moe, slugs=SLUGS, seeds=SEEDS)
+    assert together(study) == {("efficient",): 2, ("mlp",): 2, ("quality",): 2}
+    study = conclude(study, TABLE)
+    assert together(study, Job.Kind.EVALUATE) == {("efficient",): 2, ("mlp",): 2, ("quality",): 2}
+    bases = [one for job in study.jobs() for one in job.evaluations.filter(adapter=None)]
+    assert len(bases) == 1, "the base is scored once"
+
+
+def test_jobs_are_counted_before_as_they_are_queued_after(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    for strict, alone in ((False, 0), (True, 2)):
+        study = make_study(
+            project, dataset, base_model, seeds=SEEDS, learning_rates=[1e-4, 2e-4, 4e-4], strict=strict
+        )
+        conclude(study, TABLE)
+        assert study.jobs().filter(kind=Job.Kind.TRAIN).count() == jobs_of(2, alone, len(SEEDS), 3)
+
+
+def test_what_was_measured_alone_is_said(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    arms = [*make_arms("efficient", "quality"), dora_arm()]
+    mixed = make_study(project, dataset, base_model, seeds=[1], arms=arms)
+    assert measured_beside(mixed).endswith("Trained alone, with no other arm beside them: dora.")
+    assert [arm["measured_alone"] for arm in shown(mixed)["arms"]] == [False, False, True]
+    strict = make_study(project, dataset, base_model, seeds=[1], strict=True)
+    assert measured_beside(strict).startswith("Every run trained alone")
+    assert [arm["measured_alone"] for arm in shown(strict)["arms"]] == [True, True]
+    plain = make_study(project, dataset, base_model, seeds=[1])
+    assert "Trained alone" not in measured_beside(plain)
+    assert "take turns" in measured_beside(plain) or "by turns" in measured_beside(plain)
+
+
+def test_page_report_and_export_say_that_it_is_strict(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = conclude(make_study(project, dataset, base_model, seeds=SEEDS, strict=True), TABLE)
+    client.force_login(vera)
+    for name in ("study-detail", "study-report"):
+        page = client.get(reverse(name, args=[study.pk])).content.decode()
+        assert "every run alone (strict)" in page
+        assert "Every run trained alone: time and memory were taken with no other arm beside it." in page
+    assert client.get(reverse("study-json", args=[study.pk])).json()["study"]["strict"] is True
+
+
+def test_the_form_starts_a_strict_study(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    client.post(URL, entered(dataset, base_model, strict="on"))
+    assert Study.objects.get().strict
+    client.post(URL, entered(dataset, base_model, use_dora="on"))
+    study = Study.objects.latest("pk")
+    assert not study.strict
+    assert together(study) == {("Efficient",): 3, ("Quality",): 3}
+
+
+def test_the_plan_says_who_trains_alone(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+
+    def plan(**changes: Any) -> Any:
+        answer = client.get(PLAN, entered(dataset, base_model, **changes))
+        return answer.context["outlook"].costs, re.sub(r"\s+", " ", answer.content.decode())
+
+    shared, text = plan()
+    assert "train together on one loaded base model" in text
+    strict, text = plan(strict="on")
+    assert "Every run trains alone and loads the base model for itself." in text
+    assert strict.seconds["expected"] > shared.seconds["expected"]
+    assert strict.saved_seconds == 0
+
+
+def test_the_plan_offers_arms_on_experts(client: Client, ed: User, dataset: Dataset, moe: BaseModel) -> None:
+    client.force_login(ed)
+    answer = client.get(PLAN, entered(dataset, moe))
+    assert not any(card.refusal for card in answer.context["outlook"].cards if card.config.slug == "quality")
+    assert answer.context["outlook"].costs.alone == ("Quality",)
+    assert "These share none and train alone: Quality." in answer.content.decode()
+
+
+def test_the_grid_shows_all_jobs_of_a_seed(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1], strict=True)
+    found = grid_of(Study.objects.with_facts().get(pk=study.pk))
+    assert [len(column.jobs) for column in found.columns] == [2]
+    end_training(study.jobs().filter(state=State.QUEUED).earliest("pk"))
+    study.advance()
+    found = grid_of(Study.objects.with_facts().get(pk=study.pk))
+    assert [cell.state for row in found.rows for cell in row.cells] == ["trained", "queued"]
+    assert [len(column.jobs) for column in found.columns] == [1]
+
+
+def test_the_api_takes_it_and_refuses_what_is_no_truth_value(
+    client: Client, token: str, dataset: Dataset, base_model: BaseModel
+) -> None:
+    learn = {"r": 4, "max_steps": 10, "max_length": 64}
+    arms = [{"target_module_config": slug, "hyperparameters": learn} for slug in ("efficient", "quality")]
+    asked = {"dataset": dataset.pk, "base_model": base_model.pk, "arms": arms, "seeds": [1]}
+    head = {"Authorization": f"Bearer {token}"}
+
+    def start(**changes: Any) -> Any:
+        return client.post("/api/v1/studies", asked | changes, content_type="application/json", headers=head)
+
+    assert start().json()["strict"] is False
+    answer = start(strict=True)
+    assert (answer.status_code, answer.json()["strict"]) == (202, True)
+    assert together(Study.objects.get(pk=answer.json()["id"])) == {("efficient",): 1, ("quality",): 1}
+    assert start(strict="yes").status_code == 422
+    arms[0]["hyperparameters"] = {**learn, "use_dora": True}
+    assert together(Study.objects.get(pk=start().json()["id"])) == {("efficient",): 1, ("quality",): 1}
+
+
+def test_a_repeated_call_with_its_key_makes_one_strict_study(
+    client: Client, token: str, dataset: Dataset, base_model: BaseModel
+) -> None:
+    arms = [{"target_module_config": slug} for slug in ("efficient", "quality")]
+    asked = {"dataset": dataset.pk, "base_model": base_model.pk, "arms": arms, "seeds": [1], "strict": True}
+    head = {"Authorization": f"Bearer {token}", "Idempotency-Key": "k"}
+    found = [
+        client.post("/api/v1/studies", asked, content_type="application/json", headers=head).json()["id"]
+        for _call in range(2)
+    ]
+    assert found[0] == found[1]
+    assert Study.objects.count() == 1
