@@ -201,6 +201,7 @@ def make_dataset(
         version.record_import(
             {
                 "sha256": "cd" * 32,
+                "test_sha256": "ef" * 32,
                 "rows": 20,
                 "splits": {"train": 16, "validation": 2, "test": 2},
                 "problems": [],

@@ -254,7 +254,7 @@ class EvaluateRecorder:
         speeds, questions = self.found["ms_per_token"], self.found["general_questions"]
         with transaction.atomic():
             finish_job(self.job)
-            for evaluation in self.job.evaluations.select_related("run"):
+            for evaluation in self.job.evaluations.select_related("run", "dataset_version"):
                 # Beside the base's at the same time: two moments of a busy machine are hard to compare.
                 metrics = self.found[evaluation.key] | {
                     "ms_per_token": speeds[evaluation.key],
@@ -263,6 +263,8 @@ class EvaluateRecorder:
                 asked = {**questions, "marks": questions["marks"][evaluation.key]}
                 found = items.get(evaluation.key, [])
                 evaluation.record_result(self.found["rows"], metrics, found, asked)
+                if evaluation.split == "test":
+                    evaluation.dataset_version.freeze_test_rows(self.found["split_sha256"])
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""

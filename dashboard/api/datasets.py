@@ -21,9 +21,10 @@ from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, 
 from dashboard.api.texts import Column
 from dashboard.forms.datasets import UploadForm
 from dashboard.models import Dataset, DatasetVersion, ImportKept, Job, Role, State
+from workers.specs import SPLITS
 
 router = Router()
-UPLOAD_FIELDS = ("file", "name", "prompt_column", "completion_column", "skip_bad_rows")
+UPLOAD_FIELDS = ("file", "name", "prompt_column", "completion_column", "group_column", "skip_bad_rows")
 
 
 class Splits(Schema):
@@ -56,12 +57,22 @@ class DatasetOut(Schema):
 
 
 class VersionOut(DatasetOut):
-    """One version of a dataset; `id` is the dataset's. What its rows looked like, and when they came."""
+    """One version of a dataset; `id` is the dataset's. What its rows looked like, and when they came.
+
+    `group_columns` repeat their values, so they may say which rows belong together; `groups` counts what is
+    independent in each split, and `split_notes` say what was kept together or left out.
+    """
 
     shape: str | None
     columns: list[str]
+    group_column: str | None
+    group_columns: list[str]
+    groups: Splits
+    left_out: Splits
+    split_notes: list[str]
     filename: str
     sha256: str | None
+    test_sha256: str | None
     created_at: datetime
 
 
@@ -72,6 +83,7 @@ class ImportAgainIn(Schema):
 
     prompt_column: Column | None = None
     completion_column: Column | None = None
+    group_column: Column | None = None
     skip_bad_rows: bool | None = None
 
 
@@ -101,13 +113,18 @@ def facts(dataset: Dataset, version: DatasetVersion | None) -> dict[str, Any]:
         "version": version.version if version else None,
         "state": version.state if version else State.FAILED,
         "rows": version.rows if version else None,
-        "splits": {name: splits.get(name) for name in ("train", "validation", "test")},
+        "splits": by_split(splits),
         "problems": [
             {"row": one.get("row"), "column": one.get("column") or None, "message": one.get("message", "")}
             for one in problems
         ],
         "error": error_of(version),
     }
+
+
+def by_split(values: dict[str, int]) -> dict[str, int | None]:
+    """A number for each split, null where nobody has counted."""
+    return {name: values.get(name) for name in SPLITS}
 
 
 def error_of(version: DatasetVersion | None) -> dict[str, str] | None:
@@ -128,8 +145,14 @@ def version_shown(version: DatasetVersion) -> dict[str, Any]:
         **facts(version.dataset, version),
         "shape": version.report.get("shape") or None,
         "columns": [str(name) for name in version.report.get("columns", [])],
+        "group_column": version.group_column or None,
+        "group_columns": [str(one["name"]) for one in version.group_columns],
+        "groups": by_split(version.report.get("groups", {})),
+        "left_out": by_split(version.report.get("left_out", {})),
+        "split_notes": version.split_notes,
         "filename": version.filename,
         "sha256": version.sha256 or None,
+        "test_sha256": version.test_sha256 or None,
         "created_at": version.created_at,
     }
 
@@ -153,11 +176,13 @@ def create(
     name: Form[str],
     prompt_column: Form[str] = "",
     completion_column: Form[str] = "",
+    group_column: Form[str] = "",
     skip_bad_rows: Form[bool] = False,
 ) -> Status[dict[str, Any]]:
     """Upload JSONL, JSON, CSV or Parquet. The name of an existing dataset adds its next version."""
     refuse_others([*request.POST, *request.FILES], UPLOAD_FIELDS)
-    texts = {"name": name, "prompt_column": prompt_column, "completion_column": completion_column}
+    columns = {"prompt_column": prompt_column, "completion_column": completion_column}
+    texts = {"name": name, "group_column": group_column, **columns}
     if not name.strip():
         raise invalid("name", _("`name` must not be empty."))
     form = UploadForm({**texts, **({"skip_bad_rows": "on"} if skip_bad_rows else {})}, request.FILES)
@@ -179,6 +204,7 @@ def add(request: Call, values: dict[str, Any], key: str) -> Job:
             by=request.auth.user,
             prompt_column=values["prompt_column"],
             completion_column=values["completion_column"],
+            group_column=values["group_column"],
             skip_bad_rows=values["skip_bad_rows"],
             idempotency_key=key,
         )
@@ -235,14 +261,18 @@ def repeat(request: Call, version: DatasetVersion | None, answer: ImportAgainIn,
     completion = chosen_column(
         version, "completion_column", answer.completion_column, version.completion_column
     )
+    group = chosen_column(version, "group_column", answer.group_column, version.group_column)
     if prompt and prompt == completion:
         raise invalid("completion_column", _("Prompt and answer must be two different columns."))
+    if group and group in (prompt, completion):
+        raise invalid("group_column", _("What is read or learned cannot say which rows belong together."))
     skip = version.skip_bad_rows if answer.skip_bad_rows is None else answer.skip_bad_rows
     try:
         return version.import_again(
             request.auth.user,
             prompt_column=prompt,
             completion_column=completion,
+            group_column=group,
             skip_bad_rows=skip,
             idempotency_key=key,
         )

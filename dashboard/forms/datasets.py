@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from django import forms
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.template.defaultfilters import filesizeformat
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models import DatasetVersion
@@ -50,6 +51,15 @@ class UploadForm(forms.Form):
         max_length=COLUMN_LENGTH,
         required=False,
         help_text=_("The column the model learns to write."),
+    )
+    group_column = forms.CharField(
+        label=_("Column that says which rows belong together"),
+        max_length=COLUMN_LENGTH,
+        required=False,
+        help_text=_(
+            "A document, a customer, a thread. Its rows stay in one split. Left empty, rows that ask nearly "
+            "the same stay together."
+        ),
     )
     skip_bad_rows = forms.BooleanField(
         label=_("Keep the good rows when some are bad"),
@@ -92,11 +102,12 @@ class UploadForm(forms.Form):
             self.add_error("completion_column", _("Name the answer column too."))
         if prompt and prompt == completion:
             self.add_error("completion_column", _("Prompt and answer must be two different columns."))
+        check_group_column(self, values)
         return values
 
 
 class ColumnsForm(forms.Form):
-    """Which column is the prompt and which the answer: the question that a failed import asked."""
+    """Which column is prompt, answer, and what rows share: the question that a failed import asked."""
 
     prompt_column = forms.ChoiceField(
         label=_("Prompt: what the model reads"),
@@ -104,31 +115,67 @@ class ColumnsForm(forms.Form):
         help_text=_("Without a prompt column, the answer column is learned as plain text."),
     )
     completion_column = forms.ChoiceField(label=_("Answer: what the model learns to write"))
+    group_column = forms.ChoiceField(
+        label=_("Rows that belong together"),
+        required=False,
+        help_text=_("A document, a customer, a thread: its rows stay in one split."),
+    )
     skip_bad_rows = forms.BooleanField(label=_("Keep the good rows when some are bad"), required=False)
 
     def __init__(self, *args: Any, version: DatasetVersion, **kwargs: Any) -> None:
         chosen = {
             "prompt_column": version.prompt_column,
             "completion_column": version.completion_column,
+            "group_column": version.group_column,
             "skip_bad_rows": version.skip_bad_rows,
         }
         super().__init__(*args, **{"initial": chosen, **kwargs})
         # Longer names could not be stored, and nobody could tell them apart in a list.
         columns = [name for name in version.report.get("columns", []) if len(name) <= COLUMN_LENGTH]
-        self._offer("prompt_column", columns, _("No prompt column"))
-        self._offer("completion_column", columns, _("Choose a column"))
+        # Prompt and answer of a known shape need no choice; only what rows share was unclear then.
+        known = bool(version.report.get("shape"))
+        self.fields["completion_column"].required = not known
+        self._offer("prompt_column", columns, _("As recognised") if known else _("No prompt column"))
+        self._offer("completion_column", columns, _("As recognised") if known else _("Choose a column"))
+        repeated = {str(one["name"]): int(one["values"]) for one in version.group_columns}
+        self._offer("group_column", columns, _("Rows that ask nearly the same"), repeated)
 
-    def _offer(self, name: str, columns: Iterable[str], nothing: Any) -> None:
+    def _offer(
+        self, name: str, columns: Iterable[str], nothing: Any, repeated: Mapping[str, int] | None = None
+    ) -> None:
         field = self.fields[name]
         if isinstance(field, forms.ChoiceField):
-            field.choices = [("", nothing), *((column, column) for column in columns)]
+            field.choices = [
+                ("", nothing),
+                *((column, repeats_in_words(column, (repeated or {}).get(column))) for column in columns),
+            ]
 
     def clean(self) -> dict[str, Any]:
         """Two different columns."""
         values: dict[str, Any] = super().clean() or self.cleaned_data
         if values.get("prompt_column") and values["prompt_column"] == values.get("completion_column"):
             self.add_error("completion_column", _("Prompt and answer must be two different columns."))
+        if values.get("prompt_column") and not values.get("completion_column"):
+            self.add_error("completion_column", _("Name the answer column too."))
+        check_group_column(self, values)
         return values
+
+
+def check_group_column(form: forms.Form, values: Mapping[str, Any]) -> None:
+    """Refuse what is read or learned as the name of what rows share."""
+    group = values.get("group_column")
+    if group and group in (values.get("prompt_column"), values.get("completion_column")):
+        form.add_error(
+            "group_column",
+            _("What is read or learned cannot say which rows belong together. Choose another."),
+        )
+
+
+def repeats_in_words(column: str, values: int | None) -> str:
+    """A column's name, with how many different values were seen where they repeat."""
+    if values is None:
+        return column
+    return gettext("%(column)s (repeats %(values)s values)") % {"column": column, "values": f"{values:,}"}
 
 
 def name_from(filename: str) -> str:

@@ -124,6 +124,7 @@ class Dataset(models.Model):
         by: User | None,
         prompt_column: str = "",
         completion_column: str = "",
+        group_column: str = "",
         skip_bad_rows: bool = False,
         seed: int = 42,
         idempotency_key: str = "",
@@ -142,6 +143,7 @@ class Dataset(models.Model):
                 size_bytes=upload.stat().st_size,
                 prompt_column=prompt_column,
                 completion_column=completion_column,
+                group_column=group_column,
                 skip_bad_rows=skip_bad_rows,
                 seed=seed,
                 created_by=by,
@@ -173,9 +175,13 @@ class DatasetVersion(models.Model):
     size_bytes = models.BigIntegerField()
     prompt_column = models.CharField(max_length=200, blank=True)
     completion_column = models.CharField(max_length=200, blank=True)
+    # Rows with the same value in it stay in one split; "" keeps those together that ask nearly the same.
+    group_column = models.CharField(max_length=200, blank=True)
     skip_bad_rows = models.BooleanField(default=False)
     seed = models.BigIntegerField(default=42)
     sha256 = models.CharField(max_length=64, blank=True)
+    # Of its test rows: what an evaluation reads must have it. Older versions get it when first scored.
+    test_sha256 = models.CharField(max_length=64, blank=True)
     rows = models.PositiveIntegerField(null=True, blank=True)
     splits = models.JSONField(default=dict)
     report = models.JSONField(default=dict)
@@ -206,6 +212,7 @@ class DatasetVersion(models.Model):
             tokenizer=str(BaseModel.objects.ensure_bundled().local_folder()),
             prompt_column=self.prompt_column,
             completion_column=self.completion_column,
+            group_column=self.group_column,
             skip_bad_rows=self.skip_bad_rows,
             seed=self.seed,
         )
@@ -221,6 +228,7 @@ class DatasetVersion(models.Model):
         *,
         prompt_column: str = "",
         completion_column: str = "",
+        group_column: str = "",
         skip_bad_rows: bool = False,
         idempotency_key: str = "",
     ) -> Job:
@@ -231,6 +239,7 @@ class DatasetVersion(models.Model):
             if self.state != State.FAILED:
                 raise ImportKept("Only a failed import can be repeated: an imported version never changes.")
             self.prompt_column, self.completion_column = prompt_column, completion_column
+            self.group_column = group_column
             self.skip_bad_rows = skip_bad_rows
             return self.submit_import(by, idempotency_key=idempotency_key)
 
@@ -238,9 +247,14 @@ class DatasetVersion(models.Model):
         """Store what the import job found; `folder()` holds the splits from now on."""
         self.report = report
         self.sha256 = report["sha256"]
+        self.test_sha256 = report["test_sha256"]
         self.rows = report["rows"]
         self.splits = report["splits"]
-        self.save(update_fields=["report", "sha256", "rows", "splits"])
+        self.save(update_fields=["report", "sha256", "test_sha256", "rows", "splits"])
+
+    def freeze_test_rows(self, test_sha256: str) -> None:
+        """Keep the checksum of test rows that had none, so that they stay what they are now."""
+        DatasetVersion.objects.filter(pk=self.pk, test_sha256="").update(test_sha256=test_sha256)
 
     def record_problems(self, report: dict[str, Any]) -> None:
         """Store the report of an import that failed: it names the rows, or the columns to choose from."""
@@ -269,6 +283,16 @@ class DatasetVersion(models.Model):
         return list(self.report.get("problems", []))
 
     @property
+    def split_notes(self) -> list[str]:
+        """Which rows were kept together or left out, in words."""
+        return list(self.report.get("split_notes", []))
+
+    @property
+    def group_columns(self) -> list[dict[str, Any]]:
+        """Columns whose values repeat, so that they may say which rows belong together: {name, values}."""
+        return list(self.report.get("group_columns", []))
+
+    @property
     def asks_for_columns(self) -> bool:
         """Whether the import failed with the question which column is what."""
         return bool(self.job and self.state == State.FAILED and self.job.error_code == "columns_unclear")
@@ -295,7 +319,11 @@ class DatasetVersion(models.Model):
     def spec(self) -> DataSpec:
         """What the engine needs to read it."""
         return DataSpec(
-            path=str(self.folder()), sha256=self.sha256, name=self.dataset.name, version=self.version
+            path=str(self.folder()),
+            sha256=self.sha256,
+            name=self.dataset.name,
+            version=self.version,
+            test_sha256=self.test_sha256,
         )
 
 

@@ -179,6 +179,7 @@ class Evaluation(models.Model):
                     EvaluationItem(
                         evaluation=self,
                         row=item["row"],
+                        group=item.get("group"),
                         prompt=item["prompt"],
                         expected=item["expected"],
                         output=item["output"],
@@ -246,6 +247,8 @@ class EvaluationItem(models.Model):
 
     evaluation = models.ForeignKey(Evaluation, models.CASCADE, related_name="items")
     row = models.PositiveIntegerField()
+    # The first row of those that it belongs together with; its own number, or none in older ones, if alone.
+    group = models.PositiveIntegerField(null=True, blank=True)
     prompt = models.TextField()
     expected = models.TextField()
     output = models.TextField()

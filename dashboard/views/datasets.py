@@ -42,7 +42,8 @@ def create(request: Request) -> HttpResponse:
     if request.method == "POST":
         form = UploadForm(request.POST, request.FILES)
     else:
-        form = UploadForm(initial={"name": request.GET.get("name", "")[:120]})
+        asked = {name: request.GET.get(name, "") for name in ("name", "group_column")}
+        form = UploadForm(initial={"name": asked["name"][:120], "group_column": asked["group_column"][:200]})
     if not form.is_valid():
         context = {"form": form, "limit": settings.UPLOAD_LIMIT_BYTES}
         return render(request, "datasets/create.html", context, status=422 if form.is_bound else 200)
@@ -54,6 +55,7 @@ def create(request: Request) -> HttpResponse:
         by=request.user,
         prompt_column=values["prompt_column"],
         completion_column=values["completion_column"],
+        group_column=values["group_column"],
         skip_bad_rows=values["skip_bad_rows"],
     )
     return redirect(version)
@@ -102,6 +104,7 @@ def import_again(request: Request, pk: int) -> HttpResponse:
     answer: dict[str, Any] = {
         "prompt_column": version.prompt_column,
         "completion_column": version.completion_column,
+        "group_column": version.group_column,
     }
     if "completion_column" in request.POST:
         form = ColumnsForm(request.POST, version=version)

@@ -70,9 +70,10 @@ def test_it_takes_a_file_and_queues_its_import(api: Client, project: Project) ->
 
 
 def test_it_passes_the_columns_and_the_wish_on(api: Client) -> None:
-    columns = {"prompt_column": "q", "completion_column": "a"}
-    upload(api, file=file(b"q,a\nx,y\n", "rows.csv"), skip_bad_rows="true", **columns)
+    columns = {"prompt_column": "q", "completion_column": "a", "group_column": "w"}
+    upload(api, file=file(b"q,a,w\nx,y,z\n", "rows.csv"), skip_bad_rows="true", **columns)
     spec = Job.objects.get(kind="import").spec
+    assert spec["group_column"] == "w"
     assert (spec["prompt_column"], spec["completion_column"], spec["skip_bad_rows"]) == ("q", "a", True)
 
 
@@ -102,6 +103,8 @@ def test_the_same_name_adds_a_version(api: Client) -> None:
         ({"prompt_column": "q"}, "completion_column"),
         ({"prompt_column": "q", "completion_column": "q"}, "completion_column"),
         ({"prompt_column": "q" * 201, "completion_column": "a"}, "prompt_column"),
+        ({"group_column": "q" * 201}, "group_column"),
+        ({"prompt_column": "q", "completion_column": "a", "group_column": "a"}, "group_column"),
         ({"state": "succeeded"}, "state"),
         ({"project": "1"}, "project"),
         ({"second": SimpleUploadedFile("rows.jsonl", ROWS)}, "second"),
@@ -198,6 +201,24 @@ def test_it_tells_of_all_versions(api: Client, dataset: Dataset) -> None:
     assert (line["id"], line["version"], line["shape"]) == (dataset.pk, 1, "prompt_completion")
 
 
+def test_a_version_tells_how_its_rows_were_divided_and_sealed(api: Client, dataset: Dataset) -> None:
+    version = dataset.newest_ready()
+    assert version
+    version.report |= {
+        "groups": {"train": 16, "validation": 2, "test": 1},
+        "left_out": {"train": 3, "validation": 0},
+        "split_notes": ["3 rows are left out."],
+        "group_columns": [{"name": "customer", "values": 12}],
+    }
+    version.save()
+    line = api.get(f"{DATASETS}/{dataset.pk}/versions").json()["data"][0]
+    assert line["groups"] == {"train": 16, "validation": 2, "test": 1}
+    assert line["left_out"] == {"train": 3, "validation": 0, "test": None}
+    assert line["split_notes"] == ["3 rows are left out."]
+    assert (line["group_column"], line["group_columns"]) == (None, ["customer"])
+    assert line["test_sha256"] == version.test_sha256
+
+
 def test_it_shows_rows_as_a_model_reads_them(api: Client, dataset: Dataset) -> None:
     version = dataset.newest_ready()
     assert version
@@ -220,12 +241,13 @@ def again(api: Client, dataset: Dataset, headers: dict[str, str] | None = None, 
 
 def test_it_answers_the_question_for_columns(api: Client, project: Project) -> None:
     dataset = make_dataset(project, ready=False)
-    fail(dataset.newest(), "columns_unclear", columns=["q", "a"], problems=[])  # type: ignore[arg-type]
-    answer = again(api, dataset, {"Idempotency-Key": "k"}, prompt_column="q", completion_column="a")
+    fail(dataset.newest(), "columns_unclear", columns=["q", "a", "w"], problems=[])  # type: ignore[arg-type]
+    columns = {"prompt_column": "q", "completion_column": "a", "group_column": "w"}
+    answer = again(api, dataset, {"Idempotency-Key": "k"}, **columns)
     assert (answer.status_code, answer.json()["state"]) == (202, "queued")
     spec = Job.objects.filter(kind="import").latest("pk").spec
-    assert (spec["prompt_column"], spec["completion_column"]) == ("q", "a")
-    answer = again(api, dataset, {"Idempotency-Key": "k"}, prompt_column="q", completion_column="a")
+    assert {name: spec[name] for name in columns} == columns
+    answer = again(api, dataset, {"Idempotency-Key": "k"}, **columns)
     assert answer.status_code == 202
     assert refusal(again(api, dataset, {"Idempotency-Key": "k"}), 422)["field"] == "Idempotency-Key"
     assert Job.objects.filter(kind="import").count() == 2
@@ -250,6 +272,8 @@ def test_it_imports_the_good_rows_only(api: Client, project: Project) -> None:
     [
         ({"prompt_column": "z", "completion_column": "a"}, "prompt_column"),
         ({"prompt_column": "a", "completion_column": "a"}, "completion_column"),
+        ({"prompt_column": "q", "completion_column": "a", "group_column": "z"}, "group_column"),
+        ({"prompt_column": "q", "completion_column": "a", "group_column": "a"}, "group_column"),
         ({"prompt_column": 5}, "prompt_column"),
         ({"prompt_column": "x" * 201}, "prompt_column"),
         ({"rows": 5}, "rows"),

@@ -62,6 +62,28 @@ def test_it_passes_columns_and_the_wish_for_good_rows_on(client: Client, ed: Use
     )
 
 
+def test_it_passes_on_what_rows_share(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    send(client, group_column="customer")
+    assert Job.objects.get().spec["group_column"] == "customer"
+    assert DatasetVersion.objects.get().group_column == "customer"
+
+
+def test_it_offers_the_column_that_a_dataset_suggested(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    page = client.get(reverse("dataset-create"), {"name": "T", "group_column": "customer"}).content.decode()
+    assert 'value="customer"' in page
+
+
+@pytest.mark.parametrize("column", ["q", "a"])
+def test_it_refuses_to_keep_rows_together_by_what_is_learned(client: Client, ed: User, column: str) -> None:
+    client.force_login(ed)
+    response = send(client, prompt_column="q", completion_column="a", group_column=column)
+    assert response.status_code == 422  # type: ignore[attr-defined]
+    assert "cannot say which rows belong together" in response.content.decode()  # type: ignore[attr-defined]
+    assert not Dataset.objects.exists()
+
+
 @pytest.mark.parametrize(
     ("filename", "content", "words"),
     [

@@ -99,6 +99,72 @@ def test_it_offers_no_good_rows_where_they_are_too_few(client: Client, ed: User,
     assert "good rows only" not in page_of(client, few.dataset)
 
 
+def divided(dataset: Dataset, **report: Any) -> DatasetVersion:
+    """The dataset's version, with what an import says of its split."""
+    version = dataset.newest_ready()
+    assert version
+    version.report |= report
+    version.save()
+    return version
+
+
+def test_it_says_which_rows_were_kept_together_or_left_out(
+    client: Client, vera: User, dataset: Dataset
+) -> None:
+    notes = ["38 rows are nearly the same as a held-out row of another group and left out of training."]
+    divided(dataset, split_notes=notes, groups={"train": 16, "validation": 2, "test": 1}, near_duplicates={})
+    client.force_login(vera)
+    page = page_of(client, dataset)
+    assert notes[0] in page
+    assert "Nearly the same: at least 80 %" in page
+    assert "<dt>Groups in the test rows</dt><dd>1</dd>" in page
+
+
+def test_it_says_that_no_row_resembles_another(client: Client, vera: User, dataset: Dataset) -> None:
+    divided(dataset, split_notes=[], near_duplicates={"rows": 0}, groups={"test": 2})
+    client.force_login(vera)
+    page = page_of(client, dataset)
+    assert "No row asks the same or nearly the same as another" in page
+    assert "Groups in the test rows" not in page
+
+
+def test_it_shows_the_seal_of_the_test_rows(client: Client, vera: User, dataset: Dataset) -> None:
+    client.force_login(vera)
+    assert "ef" * 32 in page_of(client, dataset)
+    DatasetVersion.objects.update(test_sha256="")
+    assert "frozen" not in page_of(client, dataset)
+
+
+def test_it_suggests_columns_that_repeat_to_who_may_upload(
+    client: Client, ed: User, vera: User, dataset: Dataset
+) -> None:
+    version = divided(dataset, group_columns=[{"name": "customer & co", "values": 1200}])
+    address = f"{reverse('dataset-create')}?name={dataset.name}&amp;group_column=customer%20%26%20co"
+    client.force_login(ed)
+    page = page_of(client, dataset)
+    assert "<code>customer &amp; co</code> (1,200 different values)" in page
+    assert address in page
+    client.force_login(vera)
+    assert address not in page_of(client, dataset)
+    version.group_column = "customer & co"
+    version.save()
+    assert "1,200 different values" not in page_of(client, dataset)
+    assert "<dt>Rows belong together by</dt><dd>customer &amp; co</dd>" in page_of(client, dataset)
+
+
+def test_a_version_from_before_says_what_it_always_said(client: Client, vera: User, dataset: Dataset) -> None:
+    divided(dataset, duplicates=3)
+    client.force_login(vera)
+    assert "Copies of a row always stay in one split" in page_of(client, dataset)
+
+
+def test_unclear_columns_offer_those_that_repeat(client: Client, ed: User, project: Project) -> None:
+    found = {"columns": ["q", "a", "who"], "group_columns": [{"name": "who", "values": 15}]}
+    version = failed(project, ed, "columns_unclear", found)
+    client.force_login(ed)
+    assert '<option value="who">who (repeats 15 values)</option>' in page_of(client, version.dataset)
+
+
 def test_unclear_columns_become_a_question(client: Client, ed: User, project: Project) -> None:
     found = {"columns": ["sentence", "label"], "first_rows": [{"sentence": "So good", "label": "1"}]}
     version = failed(project, ed, "columns_unclear", found)

@@ -46,9 +46,40 @@ def test_good_rows_only_keeps_the_columns(client: Client, ed: User, unclear: Dat
     assert again.job.spec["completion_column"] == "label"
 
 
+def test_the_answer_may_name_what_rows_share(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    unclear.record_problems({"columns": ["sentence", "label", "author"], "first_rows": []})
+    client.force_login(ed)
+    answer(client, unclear, prompt_column="sentence", completion_column="label", group_column="author")
+    again = DatasetVersion.objects.get()
+    assert again.job
+    assert (again.group_column, again.job.spec["group_column"]) == ("author", "author")
+
+
+def test_a_known_shape_needs_no_other_answer(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    """Only the column of what rows share was wrong: prompt and answer are recognised as before."""
+    DatasetVersion.objects.update(group_column="autor")
+    unclear.record_problems({"shape": "prompt_completion", "columns": ["prompt", "completion", "author"]})
+    client.force_login(ed)
+    answer(client, unclear, completion_column="", group_column="author")
+    again = DatasetVersion.objects.get()
+    assert again.job
+    assert (again.job.spec["completion_column"], again.job.spec["group_column"]) == ("", "author")
+
+
+def test_good_rows_only_keeps_what_rows_share(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    DatasetVersion.objects.update(group_column="label")
+    client.force_login(ed)
+    answer(client, unclear, skip_bad_rows="on")
+    again = DatasetVersion.objects.get()
+    assert again.job
+    assert again.job.spec["group_column"] == "label"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
+        {"prompt_column": "", "completion_column": "label", "group_column": "label"},
+        {"prompt_column": "", "completion_column": "label", "group_column": "no such column"},
         {"prompt_column": "sentence", "completion_column": ""},
         {"prompt_column": "sentence", "completion_column": "sentence"},
         {"prompt_column": "sentence", "completion_column": "no such column"},

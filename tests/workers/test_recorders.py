@@ -11,6 +11,7 @@ import pytest
 from dashboard.models import (
     Adapter,
     BaseModel,
+    DatasetVersion,
     Evaluation,
     Job,
     MetricSeries,
@@ -135,6 +136,7 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
         "prompt": "a\u2028b\x85c\x00d",
         "expected": "e",
         "output": "",
+        "group": 7,
         "scores": {"loss": float("nan")},
     }
     subjects = [evaluation.key for evaluation in scoring.evaluations.all()]
@@ -145,14 +147,28 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
     marks = {subject: [place, 1] for place, subject in enumerate(subjects)}
     asked = {"general_questions": {"version": 1, "sha256": "ab", "choices": 4, "marks": marks}}
     found = {subject: {"loss": 1.0} for subject in subjects}
-    evaluated.record(Result({"rows": 1} | speeds | asked | found))
+    evaluated.record(Result({"rows": 1, "split_sha256": "12" * 32} | speeds | asked | found))
     evaluated.finish()
+    # The import has frozen the test rows, so what was read now changes nothing.
+    assert run.dataset_version.test_sha256 == "ef" * 32
+    run.dataset_version.refresh_from_db()
+    assert run.dataset_version.test_sha256 == "ef" * 32
     for evaluation in Evaluation.objects.all():
         kept = evaluation.items.get()
         assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
+        assert kept.group == 7
         assert (evaluation.metrics["loss"], evaluation.metrics["ms_per_token"]) == (1.0, 25.0)
         assert evaluation.general_questions["marks"] == marks[evaluation.key]
         assert evaluation.general_questions["sha256"] == "ab"
+
+
+def test_test_rows_from_before_checksums_are_frozen_when_they_are_first_scored(run: TrainingRun) -> None:
+    version = run.dataset_version
+    DatasetVersion.objects.update(test_sha256="")
+    for found in ("12" * 32, "34" * 32):
+        version.freeze_test_rows(found)
+    version.refresh_from_db()
+    assert version.spec().test_sha256 == "12" * 32
 
 
 def test_a_model_that_the_project_has_already_is_refused_in_words(project: Project, tmp_path: Path) -> None:
