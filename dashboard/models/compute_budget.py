@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MOST_HOURS = 1_000_000
 MONTHS_SHOWN = 12
 MANAGERS_NAMED = 3
+# From this part of the limit on, people should know before they plan.
+NEARLY_USED = 0.8
 
 
 class OverBudget(Exception):
@@ -100,6 +102,18 @@ class Standing:
     def left(self) -> float | None:
         """What new work may still take; None without a limit."""
         return None if self.limit is None else max(0.0, self.limit - self.used - self.promised)
+
+    @property
+    def share(self) -> float:
+        """Which part of the limit is used or promised; 0 without one."""
+        if self.limit is None:
+            return 0.0
+        return (self.used + self.promised) / self.limit if self.limit else 1.0
+
+    @property
+    def is_nearly_used(self) -> bool:
+        """Whether little or nothing is left."""
+        return self.share >= NEARLY_USED
 
     def has_room_for(self, seconds: float) -> bool:
         """Whether work of so many seconds may be started."""

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET
 from dashboard.gate import Request
 from dashboard.models import (
     Adapter,
+    ComputeBudget,
     DatasetVersion,
     Evaluation,
     Job,
@@ -21,8 +22,10 @@ from dashboard.models import (
     State,
     Study,
     TrainingRun,
+    User,
     WorkerNode,
 )
+from dashboard.models.compute_budget import Standing, who_can_raise
 from dashboard.models.queue import Outlook
 from dashboard.models.study_words import sentence
 from dashboard.views.study_grid import grid_of
@@ -43,6 +46,7 @@ def index(request: Request) -> HttpResponse:
         "results": results(project),
         "verdicts": verdicts(project),
         "attention": attention(project),
+        "budget": nearly_used(project, request.user),
         **live(request),
     }
     return render(request, "home/index.html", context)
@@ -82,6 +86,14 @@ def steps(project: Project) -> dict[str, Any] | None:
         "dataset": ready.dataset if ready else None,
         "run": newest_run,
     }
+
+
+def nearly_used(project: Project, reader: User) -> dict[str, Any] | None:
+    """How the month stands where little of its compute budget is left, and who can make more of it."""
+    if ComputeBudget.objects.hours_of(project) is None:
+        return None
+    standing = Standing.of(project)
+    return {"standing": standing, "who": who_can_raise(project, reader)} if standing.is_nearly_used else None
 
 
 def attention(project: Project) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 from pytest_django.fixtures import DjangoAssertNumQueries
 
 from dashboard.models import (
     Adapter,
     BaseModel,
+    ComputeBudget,
     Dataset,
     Evaluation,
     Job,
@@ -18,8 +20,10 @@ from dashboard.models import (
     User,
     WorkerNode,
 )
+from dashboard.models.compute_use import Month
 from tests.conftest import finish, make_dataset, make_run
 from tests.dashboard.studies import Table, conclude, make_study
+from tests.dashboard.test_compute_budget import held
 
 
 def page(client: Client, user: User) -> str:
@@ -176,3 +180,40 @@ def test_more_rows_cost_no_more_queries(
     client.force_login(ed)
     with django_assert_max_num_queries(32):
         client.get("/")
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        (10, ""),
+        (5, "80 % of the compute budget of"),
+        (4.5, "0.50 h of 4.5 h are left."),
+        (4, "is used or promised: nothing new can start."),
+        (0, "is used or promised: nothing new can start."),
+    ],
+)
+def test_it_says_when_little_is_left_of_the_compute_budget(
+    client: Client, mara: User, project: Project, run: TrainingRun, hours: float, told: str
+) -> None:
+    assert run.job
+    held(finish(run.job), Month.present().begin, 4 * 3600)
+    run.end("succeeded", step=10)
+    ComputeBudget.objects.change(project, hours, mara)
+    text = " ".join(page(client, mara).split())
+    assert told in text
+    assert (reverse("compute-budget-index") in text) is bool(told)
+
+
+def test_who_cannot_raise_the_budget_is_told_whom_to_ask(
+    client: Client, mara: User, ed: User, vera: User, project: Project
+) -> None:
+    ComputeBudget.objects.change(project, 0, mara)
+    assert "You can raise the budget under Settings" in page(client, mara)
+    for user in (ed, vera):
+        text = page(client, user)
+        assert f"{mara} can raise the budget." in text
+        assert "You can raise" not in text
+
+
+def test_without_a_limit_it_says_nothing_of_a_budget(client: Client, mara: User) -> None:
+    assert "compute budget" not in page(client, mara).lower()
