@@ -44,6 +44,9 @@ def of_run(request: Request, pk: int) -> HttpResponse:
     run = run_of(request, pk)
     if run.study_arm:
         # Judged apart, the arms of one study could have the verdicts of two judges.
+        if request.method == "POST":
+            text = _("Nothing was sent: this run belongs to a study, whose answers are judged all together.")
+            messages.error(request, text)
         return redirect(address_of(run.study_arm.study, "judge"))
     return judged(request, run)
 
@@ -77,6 +80,8 @@ def not_yet(scope: Scope) -> str:
 def judged(request: Request, scope: Scope) -> HttpResponse:
     """The page; with POST, the answers go to the judge."""
     if reason := not_yet(scope):
+        if request.method == "POST":
+            messages.error(request, _("Nothing was sent."))
         messages.info(request, reason)
         return redirect(scope)
     judge = endpoint()

@@ -34,6 +34,8 @@ def of_run(request: Request, pk: int) -> HttpResponse:
 def voted(request: Request, scope: Scope) -> HttpResponse:
     """The next answer; with POST, the vote on the last one first."""
     if reason := not_yet(scope):
+        if request.method == "POST":
+            messages.error(request, _("Your vote does not count."))
         messages.info(request, reason)
         return redirect(scope)
     evaluations = evaluations_of(scope)

@@ -285,6 +285,25 @@ def test_a_run_of_a_study_is_judged_with_the_whole_study(client: Client, ed: Use
     assert not Judging.objects.exists()
 
 
+def test_who_sends_answers_of_a_study_s_run_is_told_that_nothing_was_sent(
+    client: Client, ed: User, study: Study
+) -> None:
+    client.force_login(ed)
+    run = study.runs()[0]
+    assert "Nothing was sent" not in client.get(address(run), follow=True).content.decode()
+    refused = client.post(address(run), {"rows": 5, "agreed": "on"}, follow=True).content.decode()
+    assert "Nothing was sent: this run belongs to a study, whose answers are judged all together." in refused
+
+
+def test_who_sends_answers_too_early_is_told_that_nothing_was_sent(
+    client: Client, ed: User, run: TrainingRun
+) -> None:
+    client.force_login(ed)
+    refused = client.post(address(run), {"rows": 5, "agreed": "on"}, follow=True).content.decode()
+    assert "Nothing was sent." in refused
+    assert "There are no answers yet" in refused
+
+
 def test_a_run_without_scores_has_nothing_to_judge(client: Client, ed: User, run: TrainingRun) -> None:
     client.force_login(ed)
     assert client.get(address(run)).url == run.get_absolute_url()  # type: ignore[attr-defined]
