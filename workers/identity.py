@@ -37,6 +37,11 @@ class Place:
         return f"{self.machine}/{self.boot}"
 
     @property
+    def tag(self) -> str:
+        """Short and the same as long as the machine's name for this place: tells things of one name apart."""
+        return self.machine.rpartition("/")[2]
+
+    @property
     def earlier_starts(self) -> str:
         """How the names of this machine's places begin."""
         return f"{self.machine}/"

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from django.db.models.functions import Now
 
 from dashboard.models import Job, WorkerNode
 from dashboard.models.worker_node import HEARTBEAT_SECONDS
+from workers import slots
 from workers.abandoned import release_abandoned_jobs
+from workers.identity import here
 from workers.outage import hang_up
 
 logger = logging.getLogger(__name__)
@@ -69,7 +72,8 @@ asking = Asking()
 
 
 def _flag(main_pid: int) -> Path:
-    return Path(settings.DATA_DIR) / "run" / f"draining-{main_pid}"
+    # Containers share the folder, and in each of them the node may be process 1.
+    return Path(settings.DATA_DIR) / "run" / slots.name_of(f"draining-{main_pid}").replace("/", "-")
 
 
 def is_draining() -> bool:
@@ -128,9 +132,11 @@ def begin(sender: Any, **_kwargs: object) -> None:
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     device, memory, gpu = describe_device(queue)
+    place = here()
     life = Life(
         name,
         {
+            "place": place.machine if place else "",
             "kind": WorkerNode.Kind.WORKER,
             "queue": queue,
             "host": socket.gethostname(),
@@ -156,9 +162,10 @@ def begin(sender: Any, **_kwargs: object) -> None:
 class Life:
     """The node's row: written as soon as the database answers, then kept fresh."""
 
-    name: str
+    node: str
     facts: dict[str, Any]
     signed: float = 0.0  # when the row was last written; 0 while there is none
+    other: datetime | None = None  # the last heartbeat of a node of this name at another place
     looked: float = field(default_factory=time.monotonic)
 
     def go_on(self) -> None:
@@ -173,16 +180,39 @@ class Life:
         try:
             close_old_connections()
             release_abandoned_jobs()
-            if not self.signed:
-                WorkerNode.objects.beat(self.name, **self.facts, draining=is_told_to_drain())
-                self.signed = time.monotonic()
-            elif time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
-                self.signed = time.monotonic() if sign_life(self.name) else 0.0
+            self.keep_row()
         except Exception:
             # The database may be away for a while; the next look tells.
             logger.warning("no heartbeat could be written", exc_info=True)
             hang_up()
         self.looked = time.monotonic()
+
+    @property
+    def place(self) -> str:
+        """Where it runs."""
+        return str(self.facts.get("place", ""))
+
+    def keep_row(self) -> None:
+        """Write the row, or its next heartbeat when it is time."""
+        if not self.signed:
+            self.sign_on()
+        elif time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
+            self.signed = time.monotonic() if sign_life(self.node, self.place) else 0.0
+
+    def sign_on(self) -> None:
+        """Write the row: under the node's name, or under its own where that name is alive elsewhere too."""
+        name = row_name(self.node)
+        if name == self.node:
+            beat = (
+                WorkerNode.objects.elsewhere(name, self.place).values_list("heartbeat_at", flat=True).first()
+            )
+            if beat and self.other in (None, beat):
+                # Perhaps the row of its own life before, in a container that was killed: it beats no more.
+                self.other = beat
+                return
+            name = slots.name_of(self.node) if beat else name
+        WorkerNode.objects.beat(name, **self.facts, draining=is_told_to_drain())
+        self.signed = time.monotonic()
 
     def guard(self) -> None:
         """End a node that hangs and works on nothing; whoever keeps it alive starts it again."""
@@ -190,7 +220,7 @@ class Life:
         while not _stop.wait(WATCH_SECONDS):
             is_silent = time.monotonic() - self.looked > SILENT_SECONDS and not is_working()
             if is_silent and suspected:
-                logger.error("%s has not come through to the database, so it starts again", self.name)
+                logger.error("%s has not come through to the database, so it starts again", self.node)
                 os._exit(1)
             # Once is no proof: a machine that slept has silent nodes when it wakes.
             suspected = is_silent
@@ -204,9 +234,17 @@ def is_working() -> bool:
         return True
 
 
-def sign_life(name: str) -> bool:
-    """One heartbeat of this node; its row also says whether it drains. False where the row is gone."""
-    return WorkerNode.objects.pulse(name, draining=is_told_to_drain())
+def row_name(node: str) -> str:
+    """Under which name this node stands among the workers: its own with the place, if it had to have one."""
+    own = slots.name_of(node)
+    return own if WorkerNode.objects.filter(name=own).exists() else node
+
+
+def sign_life(node: str, place: str) -> bool:
+    """One heartbeat of this node; its row also says whether it drains. False where the row is gone, or
+    another's by now."""
+    mine = WorkerNode.objects.filter(place=place)
+    return mine.pulse(row_name(node), draining=is_told_to_drain())
 
 
 def is_told_to_drain() -> bool:
@@ -227,4 +265,6 @@ def end(sender: Any, **_kwargs: object) -> None:
     """Leave the row with an end, and no flag behind."""
     _stop.set()
     _flag(os.getpid()).unlink(missing_ok=True)
-    WorkerNode.objects.filter(name=str(sender.hostname)).update(stopped_at=Now(), draining=False)
+    place = here()
+    mine = WorkerNode.objects.filter(place=place.machine if place else "")
+    mine.filter(name=row_name(str(sender.hostname))).update(stopped_at=Now(), draining=False)

@@ -25,7 +25,7 @@ class Occupied(Exception):
 def name_of(node: str) -> str:
     """The slot of a node. In two containers nodes of the same name have each a device of their own."""
     place = here()
-    return f"{node}/{place.machine.rpartition('/')[2]}" if place else node
+    return f"{node}/{place.tag}" if place else node
 
 
 def occupy(slot: str, pid: int) -> None:

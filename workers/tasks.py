@@ -22,7 +22,7 @@ from workers.abandoned import holder
 from workers.celery import app
 from workers.errors import RunError, disk_error
 from workers.judging import judge_answers
-from workers.node import is_draining
+from workers.node import is_draining, row_name
 from workers.outage import AWAY, hang_up
 from workers.recorders import RECORDERS
 from workers.slots import Occupied
@@ -58,7 +58,7 @@ def _claim(queue: str, node: str) -> Job | None:
         return None
     return Job.objects.claim(
         queue,
-        worker=node,
+        worker=row_name(node),
         slot=slots.name_of(node) if queue == Job.Queue.GPU else None,
         **holder(),
     )

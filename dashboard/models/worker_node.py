@@ -36,6 +36,11 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Nodes that were heard from lately."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
 
+    def elsewhere(self, name: str, place: str) -> WorkerNodeQuerySet:
+        """A node of this name that is alive at another place; nobody is where places cannot be told."""
+        others = self.alive().filter(name=name).exclude(place__in=["", place])
+        return others if place else self.none()
+
     def taking(self) -> WorkerNodeQuerySet:
         """Workers that claim jobs: there, not shutting down, not paused."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, draining=False, paused_at=None)
@@ -108,6 +113,7 @@ class WorkerNode(models.Model):
     queue = models.CharField(max_length=10, blank=True)
     host = models.CharField(max_length=120)
     pid = models.PositiveIntegerField()
+    place = models.CharField(max_length=120, blank=True)  # where its pid means it; "" where that is unknown
     device = models.CharField(max_length=120, blank=True)
     memory_bytes = models.BigIntegerField(default=0)
     gpu = models.PositiveSmallIntegerField(null=True, blank=True)  # its number on that machine

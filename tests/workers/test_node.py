@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,16 +17,23 @@ from celery.signals import worker_init
 from django.conf import settings
 
 from dashboard.models import Job, State, TrainingRun, WorkerNode
+from dashboard.models.job_state import db_now
 from tests.workers.conftest import claim
 from tests.workers.outages import breakable
 from workers import node
-from workers.abandoned import release_abandoned_jobs
-from workers.identity import birth
+from workers.abandoned import holder, release_abandoned_jobs
+from workers.identity import Place, birth, here
+
+HERE = here()
+assert HERE is not None
+MACHINE = HERE.machine
+# A container of the same host name.
+THERE = Place("host/0123abcd", "ef")
 
 
 @pytest.fixture
 def flag() -> Iterator[Path]:
-    path = Path(settings.DATA_DIR) / "run" / f"draining-{os.getpid()}"
+    path = node._flag(os.getpid())
     path.parent.mkdir(parents=True, exist_ok=True)
     yield path
     path.unlink(missing_ok=True)
@@ -100,7 +108,7 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
             while not WorkerNode.objects.filter(name="gpu0@host").delete()[0]:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            assert not node.sign_life("gpu0@host")
+            assert not node.sign_life("gpu0@host", MACHINE)
         finally:
             node._stop.set()
             time.sleep(0.5)
@@ -109,12 +117,89 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
 
 
 def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
-    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1)
-    node.sign_life("gpu0@host")
+    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1, place=MACHINE)
+    node.sign_life("gpu0@host", MACHINE)
     assert not WorkerNode.objects.get().draining
     flag.touch()
-    node.sign_life("gpu0@host")
+    node.sign_life("gpu0@host", MACHINE)
     assert WorkerNode.objects.get().draining
+
+
+def test_it_does_not_drain_because_a_node_in_another_container_has_its_number(
+    flag: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.slots.here", lambda: THERE)
+    node.drain()
+    assert node.is_told_to_drain()
+    monkeypatch.undo()
+    assert not node.is_told_to_drain()
+    assert not flag.exists()
+
+
+def sign_on(place: str, **facts: object) -> None:
+    """A node of the usual name that is alive at a place."""
+    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1, place=place, **facts)
+
+
+def life() -> node.Life:
+    return node.Life("gpu0@host", {"queue": "gpu", "host": "host", "pid": 2, "place": MACHINE})
+
+
+def test_a_name_that_lives_elsewhere_too_gets_its_place_beside_it(db: None) -> None:
+    sign_on(THERE.machine)
+    mine = life()
+    mine.keep_row()
+    assert WorkerNode.objects.count() == 1, "the other row may be that of its own life before"
+    sign_on(THERE.machine)
+    mine.keep_row()
+    names = WorkerNode.objects.values_list("name", "place")
+    own = f"gpu0@host/{MACHINE.rpartition('/')[2]}"
+    assert set(names) == {("gpu0@host", THERE.machine), (own, MACHINE)}
+    assert node.sign_life("gpu0@host", MACHINE)
+    assert node.row_name("gpu0@host") == own, "its pool claims jobs under that name"
+
+
+def test_it_takes_over_the_row_and_the_pause_of_its_life_before(db: None) -> None:
+    sign_on(THERE.machine)
+    WorkerNode.objects.get().pause(by="Mara")
+    mine = life()
+    mine.keep_row()
+    WorkerNode.objects.update(heartbeat_at=db_now(timedelta(minutes=-1)))
+    mine.keep_row()
+    row = WorkerNode.objects.get()
+    assert (row.name, row.place, row.paused_by) == ("gpu0@host", MACHINE, "Mara")
+
+
+@pytest.mark.parametrize("place", [MACHINE, ""])
+def test_a_restart_at_the_same_place_keeps_its_row(db: None, place: str) -> None:
+    sign_on(place)
+    life().keep_row()
+    assert WorkerNode.objects.get().pid == 2
+
+
+def test_two_that_started_in_the_same_moment_part_at_the_next_heartbeat(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = life()
+    mine.keep_row()
+    sign_on(THERE.machine)
+    monkeypatch.setattr(node, "HEARTBEAT_SECONDS", 0)
+    for _look in range(3):
+        mine.keep_row()
+        sign_on(THERE.machine)
+    assert WorkerNode.objects.count() == 2
+
+
+def test_a_pause_of_one_does_not_hold_up_the_other(db: None, run: TrainingRun) -> None:
+    sign_on(THERE.machine)
+    WorkerNode.objects.get().pause(by="Mara")
+    mine = life()
+    mine.keep_row()
+    sign_on(THERE.machine)
+    mine.keep_row()
+    assert Job.objects.claim("gpu", worker="gpu0@host", slot="one", **holder()) is None
+    own = node.row_name("gpu0@host")
+    assert Job.objects.claim("gpu", worker=own, slot="other", **holder()) == run.job
 
 
 def test_a_killed_pool_process_gives_its_job_back_within_seconds(
