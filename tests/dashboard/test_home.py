@@ -186,7 +186,7 @@ def test_more_rows_cost_no_more_queries(
     ("hours", "told"),
     [
         (10, ""),
-        (5, "80 % of the compute budget of"),
+        (4.9, "81.6 % of the compute budget of"),
         (4.5, "0.50 h of 4.5 h are left."),
         (4, "is used or promised: nothing new can start."),
         (0, "is used or promised: nothing new can start."),
