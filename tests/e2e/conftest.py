@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from django.conf import settings
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.conftest import PASSWORD
 from tests.e2e.installation import OVER, Api, Installation, Person, launch, sign_in, until
@@ -36,6 +36,8 @@ QUIET = (
 )
 COLOURS = ("red", "green", "blue", "grey")
 STOP_SECONDS = 60
+# Other tests keep the machine busy beside these.
+expect.set_options(timeout=20_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
 
 
