@@ -40,6 +40,12 @@ class AdapterQuerySet(ProjectQuerySet["Adapter"]):
             "base_model", "run__dataset_version__dataset", "run__target_module_config", "run__job", "project"
         )
 
+    def folded(self) -> AdapterQuerySet:
+        """Of the adapters of a study the newest alone, which stands for them."""
+        same = self.filter(run__study_arm__study=models.OuterRef("run__study_arm__study"))
+        newest = models.Subquery(same.order_by("-pk").values("pk")[:1])
+        return self.filter(models.Q(run__study_arm=None) | models.Q(pk=newest))
+
     def publish(self, run: TrainingRun, folder: str, files: dict[str, str], size: int) -> Adapter:
         """The row that makes a published folder an adapter; takes the run's name and the next version."""
         with transaction.atomic():

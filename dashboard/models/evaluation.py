@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models, transaction
@@ -103,6 +103,12 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         """Those with results that count in a study: of its base model, and of its arms as they are now."""
         base = models.Q(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
         return self.ended().filter(base | models.Q(run__in=study.final_runs()))
+
+    def bases_of(self, studies: Iterable[Study]) -> dict[int, Evaluation]:
+        """The newest result of each study's base model, by the study's number."""
+        arms = models.F("run__study_arm__study")
+        bases = self.ended().filter(subject=Evaluation.Subject.BASE, run__study_arm__study__in=studies)
+        return {one.in_study: one for one in bases.annotate(in_study=arms).order_by("pk")}
 
     def of_base(self, study: Study) -> EvaluationQuerySet:
         """The base model's evaluation within a study, unless it came to nothing."""

@@ -14,19 +14,25 @@ from dashboard import charts, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Role, forgetting
+from dashboard.models import Adapter, Role, Study, forgetting
+from dashboard.views import adapter_rows
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's adapters, newest first; ?stage= filters."""
-    adapters = Adapter.objects.with_facts().visible_to(request.user).filter(project=request.project)
-    adapters = adapters.prefetch_related("run__evaluations__job")
-    stage = request.GET.get("stage", "")
+    """The project's adapters, newest first, those of a study as one row; ?stage= filters, ?study= unfolds."""
+    adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
+    stage, number = request.GET.get("stage", ""), request.GET.get("study", "")
     if stage in Adapter.Stage.values:
         adapters = adapters.filter(stage=stage)
-    page, following = adapters.page(request.GET.get("cursor"))
-    context = {"adapters": page, "next": following, "stage": stage, "stages": Adapter.Stage.choices}
+    context: dict[str, Any] = {"stage": stage, "stages": Adapter.Stage.choices}
+    if number.isascii() and number.isdecimal() and len(number) < 19:
+        study = Study.objects.filter(project=request.project).fetch(request.user, int(number))
+        order = adapter_rows.ranked(adapters, [study])[study.pk]
+        context |= {"study": study, "rows": adapter_rows.rows_of([(pk, 0) for pk in order])}
+    else:
+        page, following = adapters.folded().page(request.GET.get("cursor"))
+        context |= {"rows": adapter_rows.folded_rows(adapters, page), "next": following}
     return render(request, "adapters/index.html", context)
 
 
