@@ -158,12 +158,16 @@ class AdditionOut(Schema):
 
 
 class StudyOut(Schema):
-    """A study. `verdict` is the sentence, null before the end."""
+    """A study. Before the end `verdict`, its sentence, is null, and so are the compared `items` and `groups`.
+
+    `test_sha256`: of the dataset's test rows, which are refused when they have another one.
+    """
 
     id: int
     name: str
     state: str
     dataset: int
+    test_sha256: str | None
     base_model: int
     budget: str
     metric: str
@@ -176,16 +180,19 @@ class StudyOut(Schema):
     arms: list[ArmOut]
     base: BaseOut
     comparisons: list[ComparisonOut]
+    items: int | None
+    groups: int | None
     verdict: str | None
     error: Failure | None
 
 
 class ScoreOut(Schema):
-    """One item's score. The base model is arm `base`, with no seed."""
+    """One item's score; items of one `group` are drawn together. The base model is arm `base`, no seed."""
 
     arm: str
     seed: int | None
     item: int
+    group: int
     value: float
 
 

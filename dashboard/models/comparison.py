@@ -21,7 +21,7 @@ from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job_state import State
 from dashboard.models.judging import JUDGE, Judging
 from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS, default_metric
-from dashboard.models.study_result import against, common_rows, estimated, matrix
+from dashboard.models.study_result import against, clusters_of, common_rows, estimated, matrix
 from dashboard.models.training_run import TrainingRun
 from workers import verdicts
 
@@ -29,7 +29,7 @@ BETTER, WORSE = "better", "worse"
 COMPARED_BY = {**METRICS, JUDGE: gettext_lazy("Judged right")}
 KEPT_SECONDS = 30 * 24 * 3600
 # Part of the cache's key: numbers of another way of counting are not taken for these.
-WAY = 1
+WAY = 2
 
 # seed -> row -> score
 BySeed = dict[int, dict[int, float]]
@@ -189,6 +189,12 @@ class Comparison:
         bases = {name: values[one.pk] for name, one in self.bases.items() if values[one.pk]}
         return {name: seeds for name, seeds in arms.items() if seeds}, bases
 
+    def groups(self) -> dict[int, int]:
+        """Row -> its group; the newest evaluation tells, because an older one may be from before groups."""
+        evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
+        newest = max(evaluations, key=lambda one: one.pk, default=None)
+        return EvaluationItem.objects.groups_of(newest)
+
     def _count(self) -> dict[str, Any]:
         arms, bases = self.scores()
         rows = common_rows(arms, {})
@@ -197,11 +203,13 @@ class Comparison:
         sign = -1.0 if self.lower_is_better else 1.0
         is_share = not self.lower_is_better
         paired = pairable(arms, self.reference.name)
+        clusters = clusters_of(rows, self.groups())
         return {
             "items": len(rows),
+            "groups": len(set(clusters)) if clusters else len(rows),
             "most_items": max(len(values) for seeds in arms.values() for values in seeds.values()),
             "bases": {
-                name: estimated(matrix([values], rows), is_share=is_share)
+                name: estimated(matrix([values], rows), clusters, is_share=is_share)
                 for name, values in bases.items()
                 if values.keys() >= set(rows)
             },
@@ -211,14 +219,14 @@ class Comparison:
                     "seeds": sorted(seeds),
                     "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
                     "metric": estimated(
-                        matrix([seeds[seed] for seed in sorted(seeds)], rows), is_share=is_share
+                        matrix([seeds[seed] for seed in sorted(seeds)], rows), clusters, is_share=is_share
                     ),
                 }
                 for name, seeds in arms.items()
             ],
             "comparisons": [
                 {**one, "outcome": outcome(one), "paired": set(arms[one["arm"]]) >= set(one["seeds"])}
-                for one in against(self.reference.name, paired, {}, rows, sign, 0.0)
+                for one in against(self.reference.name, paired, {}, rows, clusters, sign, 0.0)
             ],
         }
 

@@ -222,6 +222,11 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
         )
         return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
 
+    def groups_of(self, evaluation: Evaluation | None) -> dict[int, int]:
+        """Row -> the first row of those that it belongs together with; rows that nobody has grouped miss."""
+        found = self.filter(evaluation=evaluation) if evaluation else self.none()
+        return {row: group for row, group in found.values_list("row", "group") if group is not None}
+
     def variance_between(self, version: DatasetVersion, metric: str) -> float | None:
         """How far two adapters' scores of one row lie apart: the variance of that difference.
 

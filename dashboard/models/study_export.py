@@ -6,7 +6,7 @@ from typing import Any
 
 from dashboard.models import forgetting
 from dashboard.models.study import Study
-from dashboard.models.study_result import costs_of, scores_of
+from dashboard.models.study_result import costs_of, groups_of, scores_of
 from dashboard.models.study_words import sentence
 
 
@@ -19,6 +19,7 @@ def shown(study: Study) -> dict[str, Any]:
         "name": study.name,
         "state": study.state,
         "dataset": study.dataset_version.dataset_id,
+        "test_sha256": study.result.get("test_sha256") or study.dataset_version.test_sha256 or None,
         "base_model": study.base_model_id,
         "budget": study.budget,
         "metric": study.metric,
@@ -47,6 +48,8 @@ def shown(study: Study) -> dict[str, Any]:
         ],
         "base": {"metric": study.result.get("base")},
         "comparisons": study.result.get("comparisons", []),
+        "items": study.result.get("items"),
+        "groups": study.result.get("groups"),
         "verdict": sentence(study) or None if study.is_over else None,
         "error": study.error,
     }
@@ -69,14 +72,7 @@ def whole(study: Study) -> dict[str, Any]:
 
     Before the end there are no scores.
     """
-    scores, base = scores_of(study) if study.scores_are_open else ({}, {})
-    rows = [{"arm": "base", "seed": None, "item": item, "value": value} for item, value in base.items()]
-    rows += [
-        {"arm": arm, "seed": seed, "item": item, "value": value}
-        for arm, by_seed in scores.items()
-        for seed, values in by_seed.items()
-        for item, value in values.items()
-    ]
+    rows = scores_shown(study) if study.scores_are_open else []
     settings = [
         {"arm": arm.name, "seed": run.seed, "run": run.pk, "spec": public_spec(run.spec)}
         for arm in study.arms.all()
@@ -84,6 +80,18 @@ def whole(study: Study) -> dict[str, Any]:
     ]
     asked = general_questions(study) if study.scores_are_open else []
     return {"study": shown(study), "settings": settings, "scores": rows, "general_questions": asked}
+
+
+def scores_shown(study: Study) -> list[dict[str, Any]]:
+    """Every score behind the verdict, with the group that its item is drawn with; the base has no seed."""
+    (scores, base), groups = scores_of(study), groups_of(study)
+    sides: list[tuple[str, int | None, dict[int, float]]] = [("base", None, base)]
+    sides += [(arm, seed, values) for arm, by_seed in scores.items() for seed, values in by_seed.items()]
+    return [
+        {"arm": arm, "seed": seed, "item": item, "group": groups.get(item, item), "value": value}
+        for arm, seed, values in sides
+        for item, value in values.items()
+    ]
 
 
 def public_spec(spec: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ study's export with numpy alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,22 +38,38 @@ def result_of(study: Study) -> dict[str, Any]:
         return {"arms": []}
     sign = -1.0 if study.lower_is_better else 1.0
     is_share = not study.lower_is_better
+    clusters = clusters_of(rows, groups_of(study))
     result: dict[str, Any] = {
         "metric": study.metric,
         "items": len(rows),
-        "base": estimated(matrix([base], rows), is_share=is_share) if base else None,
+        "groups": len(set(clusters)) if clusters else len(rows),
+        "test_sha256": study.dataset_version.test_sha256,
+        "base": estimated(matrix([base], rows), clusters, is_share=is_share) if base else None,
         "arms": [
             {
                 "name": name,
                 "seeds": sorted(seeds),
                 "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
-                "metric": estimated(matrix([seeds[seed] for seed in sorted(seeds)], rows), is_share=is_share),
+                "metric": estimated(
+                    matrix([seeds[seed] for seed in sorted(seeds)], rows), clusters, is_share=is_share
+                ),
             }
             for name, seeds in present.items()
         ],
     }
-    result["comparisons"] = against(study.reference, present, base, rows, sign, study.margin)
+    result["comparisons"] = against(study.reference, present, base, rows, clusters, sign, study.margin)
     return result
+
+
+def groups_of(study: Study) -> dict[int, int]:
+    """Row -> its group; the newest evaluation tells, because the oldest may be from before groups."""
+    return EvaluationItem.objects.groups_of(Evaluation.objects.of_study(study).order_by("-pk").first())
+
+
+def clusters_of(rows: Sequence[int], groups: Mapping[int, int]) -> list[int] | None:
+    """The group of each row, for draws that take a group as a whole; None where every row stands alone."""
+    found = [groups.get(row, row) for row in rows]
+    return found if len(set(found)) < len(found) else None
 
 
 def scores_of(study: Study) -> tuple[Scores, dict[int, float]]:
@@ -89,9 +105,9 @@ def matrix(values: list[dict[int, float]], rows: list[int]) -> verdicts.Scores:
     return np.array([[one[row] for row in rows] for one in values], dtype=np.float64)
 
 
-def estimated(scores: verdicts.Scores, *, is_share: bool) -> dict[str, float]:
+def estimated(scores: verdicts.Scores, clusters: list[int] | None, *, is_share: bool) -> dict[str, float]:
     """Mean and interval; that of a share ends where shares end."""
-    found = verdicts.estimate(scores)
+    found = verdicts.estimate(scores, clusters)
     least, most = (0.0, 1.0) if is_share else (-math.inf, math.inf)
     return {"mean": found.mean, "low": max(least, found.low), "high": min(most, found.high)}
 
@@ -101,6 +117,7 @@ def against(
     scores: Scores,
     base: dict[int, float],
     rows: list[int],
+    clusters: list[int] | None,
     sign: float,
     margin: float,
 ) -> list[dict[str, Any]]:
@@ -115,8 +132,8 @@ def against(
             continue
         arm = sign * matrix([seeds[seed] for seed in shared], rows)
         other = sign * matrix([reference[seed] for seed in shared], rows)
-        compared = verdicts.compare(arm, other)
-        kept = verdicts.kept_gain(arm, other, sign * matrix([base], rows)) if base else None
+        compared = verdicts.compare(arm, other, clusters)
+        kept = verdicts.kept_gain(arm, other, sign * matrix([base], rows), clusters) if base else None
         found.append((name, shared, compared, kept))
     adjusted = verdicts.holm([compared.p for _name, _shared, compared, _kept in found])
     return [

@@ -235,7 +235,7 @@ def numbers(request: Request) -> HttpResponse:
     if not runs:
         raise Http404
     comparison = comparison_of(request, runs)
-    arms, bases = comparison.scores()
+    (arms, bases), groups = comparison.scores(), comparison.groups()
     found = {
         "metric": comparison.metric,
         "lower_is_better": comparison.lower_is_better,
@@ -251,13 +251,13 @@ def numbers(request: Request) -> HttpResponse:
         ],
         "scores": [
             *(
-                {"arm": name, "seed": seed, "item": item, "value": value}
+                {"arm": name, "seed": seed, "item": item, "group": groups.get(item, item), "value": value}
                 for name, by_seed in arms.items()
                 for seed, rows in by_seed.items()
                 for item, value in rows.items()
             ),
             *(
-                {"arm": name, "seed": None, "item": item, "value": value}
+                {"arm": name, "seed": None, "item": item, "group": groups.get(item, item), "value": value}
                 for name, rows in bases.items()
                 for item, value in rows.items()
             ),

@@ -16,8 +16,8 @@ from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Role, ShareLink, Study, User, forgetting
-from dashboard.models.study_export import whole
-from dashboard.models.study_result import base_ms_per_token, costs_of, scores_of
+from dashboard.models.study_export import scores_shown, whole
+from dashboard.models.study_result import base_ms_per_token, costs_of
 from dashboard.models.study_words import (
     amount,
     interval,
@@ -48,6 +48,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "recommended": recommended(study),
         "margin_words": amount(study, study.margin),
         "rows_compared": study.result.get("items", 0),
+        "groups_compared": study.result.get("groups", study.result.get("items", 0)),
         "indicative": len(study.seeds) < MIN_SEEDS,
         "intervals": study_charts.intervals(study),
         "deltas": deltas(study),
@@ -188,15 +189,9 @@ def scores_csv(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.with_facts().fetch(request.user, pk)
     if not study.scores_are_open:
         return not_yet(request, study)
-    scores, base = scores_of(study)
-    rows: list[list[str | float | None]] = [["arm", "seed", "item", "value"]]
-    rows += [["base", None, item, value] for item, value in base.items()]
-    rows += [
-        [arm, seed, item, value]
-        for arm, by_seed in scores.items()
-        for seed, values in by_seed.items()
-        for item, value in values.items()
-    ]
+    header = ["arm", "seed", "item", "group", "value"]
+    rows: list[list[str | float | None]] = [list(header)]
+    rows += [[one[name] for name in header] for one in scores_shown(study)]
     return csv_file(f"study-{study.pk}-scores.csv", rows)
 
 

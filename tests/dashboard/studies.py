@@ -69,8 +69,8 @@ def end_training(job: Job) -> None:
     finish(job)
 
 
-def end_evaluation(job: Job, table: Table, metric: str) -> None:
-    """Lead an evaluate job of a study to its end with the scores of `table`."""
+def end_evaluation(job: Job, table: Table, metric: str, groups: Sequence[int] = ()) -> None:
+    """Lead an evaluate job of a study to its end with the scores of `table`; each row's group, if any."""
     for evaluation in job.evaluations.select_related("run__study_arm"):
         arm = evaluation.run.study_arm
         assert arm
@@ -80,6 +80,8 @@ def end_evaluation(job: Job, table: Table, metric: str) -> None:
             {"row": row, "prompt": f"p{row}", "expected": "e", "output": "o", "scores": {metric: value}}
             for row, value in enumerate(values, 1)
         ]
+        if groups:
+            items = [item | {"group": group} for item, group in zip(items, groups, strict=True)]
         speeds = {"ms_per_token": 20.0 if base else 21.5 + 3 * arm.position, "base_ms_per_token": 20.0}
         evaluation.record_result(len(items), {metric: sum(values) / len(values), **speeds}, items)
     finish(job)
@@ -94,7 +96,7 @@ def score_first_seed(study: Study, table: Table) -> Study:
     return Study.objects.get(pk=study.pk)
 
 
-def conclude(study: Study, table: Table) -> Study:
+def conclude(study: Study, table: Table, groups: Sequence[int] = ()) -> Study:
     """Lead a whole study to its verdict."""
     for _round in range(20):
         job = study.jobs().filter(state=State.QUEUED).order_by("pk").first()
@@ -103,6 +105,6 @@ def conclude(study: Study, table: Table) -> Study:
         if job.kind == Job.Kind.TRAIN:
             end_training(job)
         else:
-            end_evaluation(job, table, study.metric)
+            end_evaluation(job, table, study.metric, groups)
         study.advance()
     return Study.objects.get(pk=study.pk)

@@ -425,7 +425,7 @@ def test_the_export_names_each_score_by_arm_seed_and_item(
     found = api.get(f"{STUDIES}/{study.pk}/export").json()
     assert found.keys() >= {"study", "settings", "scores"}
     assert found["study"] == api.get(f"{STUDIES}/{study.pk}").json()
-    assert all(one.keys() == {"arm", "seed", "item", "value"} for one in found["scores"])
+    assert all(one.keys() == {"arm", "seed", "item", "group", "value"} for one in found["scores"])
     assert {(one["arm"], one["seed"]) for one in found["scores"]} == {
         ("base", None), ("efficient", 1), ("efficient", 2), ("quality", 1), ("quality", 2)
     }  # fmt: skip

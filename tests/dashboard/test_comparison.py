@@ -176,4 +176,4 @@ def test_two_and_twelve_runs_take_the_same_queries(scored: Scored) -> None:
         ) as seen:
             assert compared(runs).numbers["arms"]
         counts.append(len([one for one in seen if "dashboard_" in one["sql"]]))
-    assert counts[0] == counts[1] == 2
+    assert counts[0] == counts[1] == 3

@@ -38,6 +38,7 @@ def test_the_scores_are_enough_to_reckon_every_mean_again(client: Client, vera: 
     found = next(arm for arm in study.result["arms"] if arm["name"] == "mlp")
     assert abs(sum(own) / len(own) - found["metric"]["mean"]) < 1e-12
     assert {row["seed"] for row in rows if row["arm"] == "base"} == {""}
+    assert all(row["group"] == row["item"] for row in rows), "these rows stand alone"
 
 
 def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
@@ -50,6 +51,8 @@ def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
     assert found["study"]["comparisons"] == study.result["comparisons"]
     assert len(found["scores"]) == 60 + 3 * 3 * 60
     assert {one["arm"] for one in found["settings"]} == {"efficient", "mlp", "quality"}
+    assert found["study"]["test_sha256"] == study.dataset_version.test_sha256 == "ef" * 32
+    assert {one["spec"]["data"]["test_sha256"] for one in found["settings"]} == {"ef" * 32}
     # No folder of this installation.
     assert all("path" not in one["spec"]["base"] for one in found["settings"])
 

@@ -42,23 +42,33 @@ class Draws:
         return self.mean + widen * low, self.mean + widen * high
 
 
-def weights(seeds: int, items: int) -> tuple[Matrix, Matrix]:
+def weights(seeds: int, units: int) -> tuple[Matrix, Matrix]:
+    """How often each group of items comes in each draw, and which part each seed has of it."""
     random = np.random.default_rng(0)
-    of_items = random.multinomial(items, np.full(items, 1 / items), size=DRAWS) / items
-    return of_items, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
+    of_units = random.multinomial(units, np.full(units, 1 / units), size=DRAWS)
+    return of_units, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
 
 
-def drawn(scores: Matrix) -> Draws:
+def means(scores: Matrix, groups: list[int], of_units: Matrix) -> Matrix:
+    """Of each draw and seed: the sum of the drawn groups over the number of their items."""
+    place = np.unique(groups, return_inverse=True)[1]
+    sums = np.array([np.bincount(place, row) for row in scores])
+    found: Matrix = (of_units @ sums.T) / (of_units @ np.bincount(place))[:, None]
+    return found
+
+
+def drawn(scores: Matrix, groups: list[int]) -> Draws:
     """Of scores or differences, as [seeds, items]."""
-    count, items = scores.shape
-    of_items, of_seeds = weights(count, items)
-    item_variance = (of_items @ scores.mean(axis=0)).var()
+    count, units = len(scores), len(set(groups))
+    of_units, of_seeds = weights(count, units)
+    by_seed = means(scores, groups, of_units)
+    item_variance = by_seed.mean(axis=1).var()
     seed_variance = scores.mean(axis=1).var(ddof=1) / count if count > 1 else 0.0
-    freedom = float(items - 1)
+    freedom = float(units - 1)
     if seed_variance:
-        parts = item_variance**2 / (items - 1) + seed_variance**2 / (count - 1)
+        parts = item_variance**2 / (units - 1) + seed_variance**2 / (count - 1)
         freedom = (item_variance + seed_variance) ** 2 / parts
-    deviations = ((of_items @ scores.T) * of_seeds).sum(axis=1) - scores.mean()
+    deviations = (by_seed * of_seeds).sum(axis=1) - scores.mean()
     return Draws(float(scores.mean()), deviations, float(np.sqrt(item_variance + seed_variance)), freedom)
 
 
@@ -83,31 +93,46 @@ def matrices(found: dict[str, Any]) -> dict[str, Matrix]:
     }
 
 
-@pytest.fixture
+Shown = tuple[str, dict[str, Matrix], list[int]]
+# Each item alone, as older evaluations have it; and five documents of two items beside ten of one.
+ALONE: list[int] = []
+DOCUMENTS = [1, 2, 3, 4, 5] * 2 + [*range(11, 21)]
+
+
+@pytest.fixture(params=[ALONE, DOCUMENTS], ids=["alone", "documents"])
 def shown(
-    client: Client, api: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> tuple[str, dict[str, Matrix]]:
-    """The text of page and report, and the scores as they are downloaded."""
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
+    request: pytest.FixtureRequest,
+    client: Client,
+    api: Client,
+    vera: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+) -> Shown:
+    """The text of page and report, and the scores and groups as they are downloaded."""
+    plan = make_study(project, dataset, base_model, seeds=[1, 2])
+    study = conclude(plan, worked_example(), request.param)
     client.force_login(vera)
     pages = [client.get(study.get_absolute_url()), client.get(reverse("study-report", args=[study.pk]))]
     text = " ".join(page.content.decode() for page in pages)
     text = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
-    return text, matrices(api.get(f"/api/v1/studies/{study.pk}/export").json())
+    found = api.get(f"/api/v1/studies/{study.pk}/export").json()
+    groups = {one["item"]: one["group"] for one in found["scores"]}
+    return text, matrices(found), [groups[item] for item in sorted(groups)]
 
 
-def test_means_and_intervals_of_arms_and_base(shown: tuple[str, dict[str, Matrix]]) -> None:
-    text, scores = shown
+def test_means_and_intervals_of_arms_and_base(shown: Shown) -> None:
+    text, scores, groups = shown
     for arm in ("efficient", "quality", "base"):
-        found = drawn(scores[arm])
+        found = drawn(scores[arm], groups)
         # No share lies outside of 0 and 1.
         low, high = np.clip(found.interval(), 0, 1)
         assert f"{100 * found.mean:.1f} % ({100 * low:.1f} % – {100 * high:.1f} %)" in text, arm
 
 
-def test_the_difference_its_interval_and_its_p(shown: tuple[str, dict[str, Matrix]]) -> None:
-    text, scores = shown
-    found = drawn(scores["efficient"] - scores["quality"])
+def test_the_difference_its_interval_and_its_p(shown: Shown) -> None:
+    text, scores, groups = shown
+    found = drawn(scores["efficient"] - scores["quality"], groups)
     low, high = found.interval()
     cell = f"{100 * found.mean:+.1f} points 95 % interval {100 * low:+.1f} to {100 * high:+.1f}; p "
     # On the page and in the report.
@@ -116,19 +141,31 @@ def test_the_difference_its_interval_and_its_p(shown: tuple[str, dict[str, Matri
     assert p == pytest.approx(p_of(found), abs=0.001)
 
 
-def test_the_gain_over_the_base_that_is_kept(shown: tuple[str, dict[str, Matrix]]) -> None:
-    text, scores = shown
+def test_the_gain_over_the_base_that_is_kept(shown: Shown) -> None:
+    text, scores, groups = shown
     won, gained = scores["efficient"] - scores["base"], scores["quality"] - scores["base"]
-    of_items, of_seeds = weights(*won.shape)
-    ratios = ((of_items @ won.T) * of_seeds).sum(axis=1) / ((of_items @ gained.T) * of_seeds).sum(axis=1)
+    of_units, of_seeds = weights(len(won), len(set(groups)))
+    drawn_won, drawn_gained = ((means(one, groups, of_units) * of_seeds).sum(axis=1) for one in (won, gained))
+    ratios = drawn_won / drawn_gained
     mean = won.mean() / gained.mean()
-    rest = drawn(won - mean * gained)
+    rest = drawn(won - mean * gained, groups)
     widen = rest.spread / rest.deviations.std() * t.ppf(0.975, rest.freedom) / norm.ppf(0.975)
     low, high = mean + widen * (np.quantile(ratios, [0.025, 0.975]) - mean)
     assert f"{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)" in text
 
 
-def test_every_seed_stands_in_the_appendix(shown: tuple[str, dict[str, Matrix]]) -> None:
-    text, scores = shown
+def test_it_says_how_many_groups_its_items_fall_into(shown: Shown) -> None:
+    text, _scores, groups = shown
+    independent = len(set(groups))
+    assert independent in (15, 20)
+    # On the page and in the report.
+    assert text.count("20 items in 15 groups: rows of one group are drawn together.") == (
+        2 if independent == 15 else 0
+    )
+    assert ("a draw takes a group as a whole" in text) == (independent == 15)
+
+
+def test_every_seed_stands_in_the_appendix(shown: Shown) -> None:
+    text, scores, _groups = shown
     for arm in ("efficient", "quality"):
         assert f"{arm} " + " ".join(f"{100 * seed.mean():.1f} %" for seed in scores[arm]) in text
