@@ -74,7 +74,7 @@ def ranked(adapters: AdapterQuerySet, studies: Iterable[Study]) -> dict[int, lis
     Those that no longer count, as another rate did better, come last. Seeds stay in their order: the highest
     first would be a choice by chance.
     """
-    runs = TrainingRun.objects.only("study_arm", "rung", "forecast", "hyperparameters")
+    runs = TrainingRun.objects.only("study_arm", "rung", "forecast", "spec")
     planned = Study.objects.filter(pk__in=[study.pk for study in studies])
     known = list(planned.prefetch_related(Prefetch("arms__runs", runs)))
     places = {study.pk: places_of(study) for study in known}
