@@ -38,8 +38,8 @@ PARTS = (
         "slow",
         "browsers, brokers, real trainings, and a short storm of kills",
         11,
-        # The browser tests share one installation, and so a process.
-        (*PYTEST, "--dist", "loadgroup", "-m", "slow"),
+        # As `tests/sharing.py` says.
+        (*PYTEST, "--dist", "loadscope", "-m", "slow"),
     ),
     Part(
         "jobs",

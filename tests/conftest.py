@@ -43,16 +43,11 @@ JOBS = re.compile(
 )
 
 
-# Minutes each. They come first, so that processes that share the tests end at about the same time.
-LONGEST = ("test_study_kill.py", "test_storm.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what must hold on PostgreSQL as well."""
     for item in items:
         if JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers"):
             item.add_marker("jobs")
-    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def shared_environment() -> dict[str, str]:

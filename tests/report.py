@@ -13,8 +13,6 @@ import pytest
 
 # Where to write the names, for `python -m tests`.
 FAILURES = "GRAFTWORKS_TEST_FAILURES"
-# Tests that share one installation, and so a process; pytest-xdist adds the group to their names.
-GROUP = "installation"
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(text)
     if FAILURES in os.environ:
         failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
-        names = dict.fromkeys(report.nodeid.removesuffix(f"@{GROUP}") for report in failed)
+        names = dict.fromkeys(report.nodeid for report in failed)
         Path(os.environ[FAILURES]).write_text("".join(f"{name}\n" for name in names))
 
 

@@ -17,7 +17,6 @@ import pytest
 def test_it_measures(measured):
     measured("4 of 5 in 3 s")
 
-@pytest.mark.xdist_group("installation")
 @pytest.mark.parametrize("who", ["ed@example.org"])
 def test_it_fails(who):
     assert who == "mara"

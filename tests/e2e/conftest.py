@@ -22,7 +22,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.conftest import PASSWORD
 from tests.e2e.installation import OVER, Api, Installation, Person, launch, sign_in, until
-from tests.report import GROUP
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
@@ -41,19 +40,9 @@ expect.set_options(timeout=20_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
 
 
-# Starts installations of its own.
-ALONE = "test_start_command.py"
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first visit comes first: there is only one, and every other test leaves an account behind.
-
-    All tests of the one installation stay in one process.
-    """
+    """The first visit comes first: there is only one, and every other test leaves an account behind."""
     items.sort(key=lambda item: item.path.name != "test_first_adapter.py")
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.name != ALONE:
-            item.add_marker(pytest.mark.xdist_group(GROUP))
 
 
 @pytest.hookimpl(wrapper=True)
