@@ -21,6 +21,7 @@ from dashboard.forms.hyperparameters import (
     offer_4bit,
     plain,
 )
+from dashboard.forms.study_arms import FurtherArmForm, further_arms
 from dashboard.forms.training_runs import TrainingRunForm, choices
 from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
 from dashboard.models.study_plan import (
@@ -32,6 +33,7 @@ from dashboard.models.study_plan import (
     PATTERN_METRIC,
     TEST_ROWS,
     check_metric,
+    check_names,
     default_metric,
 )
 from workers.errors import SpecError
@@ -84,8 +86,8 @@ class StudyForm(forms.Form):
     configs = forms.TypedMultipleChoiceField(
         label=gettext_lazy("What to compare (arms)"),
         coerce=int,
+        required=False,
         error_messages={
-            "required": gettext_lazy("Tick at least two."),
             "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
         },
     )
@@ -125,14 +127,11 @@ class StudyForm(forms.Form):
         ),
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
-    compared_with = forms.ModelChoiceField(
+    compared_with = forms.ChoiceField(
         label=gettext_lazy("Compared with (reference)"),
-        queryset=TargetModuleConfig.objects.none(),
-        empty_label=None,
         help_text=gettext_lazy("Every other arm is compared with this one. It cannot be changed afterwards."),
         error_messages=dict.fromkeys(
-            ("required", "invalid_choice"),
-            gettext_lazy("Choose one of the ticked arms as the reference."),
+            ("required", "invalid_choice"), gettext_lazy("Choose one of the arms as the reference.")
         ),
     )
     margin = forms.FloatField(
@@ -199,11 +198,16 @@ class StudyForm(forms.Form):
         for name, rows in (
             ("dataset_version", self.versions),
             ("base_model", self.base_models),
-            ("compared_with", self.offered),
         ):
             self.fields[name].queryset = rows  # type: ignore[attr-defined]
         known = [(config.pk, str(config)) for config in self.offered]
         self.fields["configs"].choices = known  # type: ignore[attr-defined]
+        self.further = further_arms(data, list(self.offered))
+        further = [
+            (str(form.prefix), _("Further arm %(number)d") % {"number": number})
+            for number, form in enumerate(self.further.forms, 1)
+        ]
+        self.fields["compared_with"].choices = [*((str(pk), name) for pk, name in known), *further]  # type: ignore[attr-defined]
 
     def clean_configs(self) -> list[TargetModuleConfig]:
         """The rows that are ticked, in the order of the form."""
@@ -236,11 +240,12 @@ class StudyForm(forms.Form):
         values = self.cleaned_data
         if empty := length_missing(values, self.errors):
             self.add_error(empty, _("Say how long each run shall be."))
-        configs, reference = values.get("configs"), values.get("compared_with")
-        if configs is not None and len(configs) < 2:
-            self.add_error("configs", _("Tick at least two: there is nothing to compare one with."))
-        elif configs is not None and reference and reference not in configs:
-            self.add_error("compared_with", _("Choose one of the ticked arms as the reference."))
+        self._check_further(values)
+        keys, reference = self._keys(), values.get("compared_with")
+        if "configs" not in self.errors and len(keys) < 2:
+            self.add_error("configs", _("Tick at least two. There is nothing to compare one with."))
+        elif reference and reference not in keys:
+            self.add_error("compared_with", _("Choose one of the arms as the reference."))
         if not self.errors:
             # Hidden while another metric is chosen, and then what was typed means nothing.
             values["pattern"] = values["pattern"] if values["metric"] == PATTERN_METRIC else ""
@@ -262,11 +267,11 @@ class StudyForm(forms.Form):
 
     def to_confirm(self) -> Resolution:
         """What the ticked arms leave out or reach besides, as one list. May raise TargetError."""
-        values = self.cleaned_data
-        base_model, configs = values.get("base_model"), values.get("configs") or []
+        base_model = self.cleaned_data.get("base_model")
         if base_model is None:
             return Resolution()
-        found = [(config, config.resolve(base_model)) for config in configs]
+        configs = {plan.config.pk: plan.config for plan in self._plans().values()}
+        found = [(config, config.resolve(base_model)) for config in configs.values()]
         return Resolution(
             confirmations=tuple(
                 f"{config}: {sentence}" for config, one in found for sentence in one.confirmations
@@ -278,10 +283,38 @@ class StudyForm(forms.Form):
         return bool(self.cleaned_data["confirmed"] == self.to_confirm().confirmation_key)
 
     def arms(self) -> list[ArmPlan]:
-        """What is ticked, with the settings that all share. May raise SpecError."""
+        """What is ticked, with the settings that all share, and the further ones. May raise SpecError."""
+        plans = list(self._plans().values())
+        check_names(plans)
+        return plans
+
+    def _plans(self) -> dict[str, ArmPlan]:
+        """Value of the reference's field -> arm."""
         learn = self.hyperparameters()
         configs = self.cleaned_data.get("configs") or []
-        return [ArmPlan(name_of(config), config, learn) for config in configs]
+        ticked = {str(config.pk): ArmPlan(name_of(config), config, learn) for config in configs}
+        return ticked | {str(form.prefix): form.plan(learn) for form in self._filled()}
+
+    def _filled(self) -> list[FurtherArmForm]:
+        return [form for form in self.further.forms if form.is_filled]
+
+    def _keys(self) -> set[str]:
+        ticked = {str(config.pk) for config in self.cleaned_data.get("configs") or []}
+        return ticked | {str(form.prefix) for form in self._filled()}
+
+    def _check_further(self, values: dict[str, Any]) -> None:
+        """Refuse rows that are wrong, or that say what the budget or the search decides."""
+        for form in self._filled():
+            if values.get("budget") == Study.Budget.EQUAL_PARAMETERS:
+                form.forbid(
+                    ("r", "lora_alpha"), _("Equal parameters give each arm its rank. Leave it empty.")
+                )
+            if values.get("learning_rates"):
+                form.forbid(
+                    ("learning_rate",), _("Every arm tries the rates under 3. Leave it empty, or those.")
+                )
+        for sentence in self.further.said():
+            self.add_error(None, sentence)
 
     def hyperparameters(self) -> Hyperparameters:
         """What all arms share, for the parts that are valid; defaults for the rest. May raise SpecError."""
@@ -289,7 +322,7 @@ class StudyForm(forms.Form):
 
     def reference(self) -> str:
         """The reference arm's name."""
-        return name_of(self.cleaned_data["compared_with"])
+        return self._plans()[self.cleaned_data["compared_with"]].name
 
     def margin_in_unit(self) -> float:
         """The margin as it is stored: 2 points are 0.02."""

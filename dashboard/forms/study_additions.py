@@ -11,14 +11,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.forms.studies import name_of
+from dashboard.forms.study_arms import LONGEST, arm_name
 from dashboard.forms.study_costs import cards_of
 from dashboard.forms.training_runs import choices
 from dashboard.models import ArmPlan, Caller, Study, TargetModuleConfig
 from workers.specs import LIMITS
 
 MOST_AT_ONCE = 5
-# Of an arm's name.
-LONGEST = 120
 
 
 class SeedsForm(forms.Form):
@@ -121,11 +120,9 @@ class ArmsForm(forms.Form):
 
         A name that an arm of another choice has already, such as an earlier version, gets its version.
         """
-        own = self.reference.hyperparameters["r"]
-        learn = self.reference.varied({"r": r})
+        like, learn = self.reference.varied({}), self.reference.varied({"r": r})
         taken = {arm.name for arm in self.study.arms.all() if arm.target_module_config_id != config.pk}
-        tail = "" if r in (None, own) else f", r {r}"
-        name, title = (text[: LONGEST - len(tail)] + tail for text in (name_of(config), config.title))
+        name, title = (arm_name(text, like, learn) for text in (name_of(config), config.title))
         return ArmPlan(title if name in taken else name, config, learn)
 
     def clean(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 from django.db import models
 from django.utils.translation import gettext as _
 
-from dashboard.models.study_plan import ArmPlan, halvings
+from dashboard.models.study_plan import ArmPlan, halvings, varied
 from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import TrainingRun, hyperparameters_from
+from dashboard.models.training_run import TrainingRun
 from workers.specs import LIMITS, Hyperparameters
 
 HAS_ADAPTER = (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY)
@@ -48,14 +48,7 @@ class StudyArm(models.Model):
 
     def varied(self, changes: dict[str, Any]) -> Hyperparameters:
         """Its settings with some changed; alpha stays twice the rank where it is. May raise SpecError."""
-        own = dict(self.hyperparameters)
-        if own["lora_alpha"] == 2 * own["r"]:
-            del own["lora_alpha"]
-        changed = {name: value for name, value in changes.items() if value is not None}
-        # A run's length is said in one of two ways.
-        if {"max_steps", "num_train_epochs"} & changed.keys():
-            own |= {"max_steps": None, "num_train_epochs": None}
-        return hyperparameters_from(own | changed)
+        return varied(Hyperparameters(**self.hyperparameters), changes)
 
     def settings(self, *, seed: int) -> Hyperparameters:
         """What its run with this seed learns with."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -13,6 +14,7 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.target_module_config import TargetModuleConfig
+from dashboard.models.training_run import hyperparameters_from
 from workers.errors import SpecError
 from workers.forecast import adapter_params
 from workers.patterns import check_pattern
@@ -83,6 +85,18 @@ def passes(seeds: int, rates: int) -> float:
     return seeds + float(sum(shares))
 
 
+def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
+    """The settings with some changed; alpha stays twice the rank where it is. May raise SpecError."""
+    own = dataclasses.asdict(learn)
+    if learn.lora_alpha == 2 * learn.r:
+        del own["lora_alpha"]
+    changed = {name: value for name, value in changes.items() if value is not None}
+    # A run's length is said in one of two ways.
+    if {"max_steps", "num_train_epochs"} & changed.keys():
+        own |= {"max_steps": None, "num_train_epochs": None}
+    return hyperparameters_from(own | changed)
+
+
 def default_metric(version: DatasetVersion) -> str:
     """What fits the dataset's answers."""
     return METRIC_OF_ANSWERS.get(str(version.report.get("answers", "")), "token_f1")
@@ -108,15 +122,9 @@ def check_plan(
     arms: Sequence[ArmPlan], seeds: Sequence[int], rates: Sequence[float], margin: float, metric: str
 ) -> None:
     """Refuse what cannot be compared."""
-    names = [arm.name for arm in arms]
     if not 2 <= len(arms) <= MOST_ARMS:
         raise SpecError("arms", _("A study compares 2 to %(most)d arms.") % {"most": MOST_ARMS})
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise SpecError(
-            "arms", _("Two arms are called `%(name)s`. Give each a name.") % {"name": twice[:100]}
-        )
-    if "base" in names:
-        raise SpecError("arms", _("`base` is the untrained model's own name. Call this arm otherwise."))
+    check_names(arms)
     first = arms[0].hyperparameters
     for arm in arms:
         learn = arm.hyperparameters
@@ -147,6 +155,17 @@ def check_plan(
         raise SpecError("margin", _("`margin` must not be negative."))
     if metric and metric not in METRICS:
         raise SpecError("metric", _("`metric` must be one of: %(names)s.") % {"names": ", ".join(METRICS)})
+
+
+def check_names(arms: Sequence[ArmPlan]) -> None:
+    """Refuse arms that nobody could tell apart."""
+    names = [arm.name for arm in arms]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise SpecError(
+            "arms", _("Two arms are called `%(name)s`. Give each a name.") % {"name": twice[:100]}
+        )
+    if "base" in names:
+        raise SpecError("arms", _("`base` is the untrained model's own name. Call this arm otherwise."))
 
 
 def check_metric(metric: str, pattern: str, version: DatasetVersion) -> None:

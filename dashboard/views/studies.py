@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.studies import CARRIED, SETTINGS, StudyForm
+from dashboard.forms.study_arms import with_one_more
 from dashboard.forms.study_costs import study_outlook
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
@@ -43,6 +44,12 @@ def create(request: Request) -> HttpResponse:
         values = {name: request.POST[name][:LONGEST] for name in CARRIED if name in request.POST}
         also = {"also": request.POST.get("target_module_config", "")[:LONGEST]}
         return redirect(f"{reverse('study-create')}?{urlencode({**values, **also})}")
+    if "one_more" in request.POST:
+        form = StudyForm(
+            with_one_more(request.POST), caller=request.user, project=request.project, initial={}
+        )
+        form.full_clean()
+        return render(request, "studies/create.html", form_context(form, form))
     if request.method == "POST":
         form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
         study = launched(request, form)
@@ -152,6 +159,7 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
         "expert_open": any(name in form.errors for name in SETTINGS),
         "has_datasets": form.versions.exists(),
         "outlook": study_outlook(draft),
+        "blank_arm": form.further.empty_form,
         "suggestions": {
             "samples": [version.pk for version in form.versions if is_sample(version)],
             "sampleRate": SAMPLE_LEARNING_RATE,

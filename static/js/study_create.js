@@ -1,5 +1,5 @@
-// The study form: rates to try for the chosen model, the rate that a dataset suggests, the length typed into, and
-// as many test rows as the plan asks for.
+// The study form: rates to try for the chosen model, the rate that a dataset suggests, the length typed into,
+// as many test rows as the plan asks for, and rows for further arms.
 
 const form = document.getElementById("study");
 
@@ -33,4 +33,35 @@ if (form) {
   for (const choice of form.querySelectorAll(".length-choice")) {
     choice.querySelector("input[type=number]").addEventListener("input", () => (choice.querySelector("input[type=radio]").checked = true));
   }
+
+  // Further arms: each is a row, and one more to compare with.
+  const rows = form.querySelector("[data-further]");
+  const total = form.elements["more-TOTAL_FORMS"];
+  const references = form.elements.compared_with;
+  const changed = () => form.dispatchEvent(new Event("change", { bubbles: true }));
+  const add = form.querySelector("button[name=one_more]");
+  add.addEventListener("click", (event) => {
+    event.preventDefault();
+    const place = Number(total.value);
+    const blank = form.querySelector("template[data-blank]").innerHTML;
+    rows.insertAdjacentHTML("beforeend", blank.replaceAll("__prefix__", place).replaceAll("__number__", place + 1));
+    total.value = place + 1;
+    const row = rows.lastElementChild;
+    references.append(new Option(row.getAttribute("aria-label"), `more-${place}`));
+    add.hidden = total.value >= Number(form.elements["more-MAX_NUM_FORMS"].value);
+    row.querySelector("select").focus();
+    changed();
+  });
+  // An empty row is no arm, so that the others keep their numbers.
+  rows.addEventListener("click", (event) => {
+    if (!event.target.closest("[data-remove]")) return;
+    const row = event.target.closest(".study-further-row");
+    for (const field of row.querySelectorAll("input, select")) field.value = "";
+    const option = references.querySelector(`option[value="${row.querySelector("select").name.replace(/-config$/, "")}"]`);
+    if (option?.selected) references.selectedIndex = 0;
+    option?.remove();
+    row.hidden = true;
+    add.focus();
+    changed();
+  });
 }

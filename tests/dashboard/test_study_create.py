@@ -146,7 +146,7 @@ def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
         ({"configs": ["x"]}, "There is no such preset in this project."),
         ({"configs": ["9" * 40]}, "There is no such preset in this project."),
         ({"configs": ["a\0b"]}, "There is no such preset in this project."),
-        ({"compared_with": "9" * 40}, "Choose one of the ticked arms as the reference."),
+        ({"compared_with": "9" * 40}, "Choose one of the arms as the reference."),
         ({"dataset_version": "9" * 40}, "This dataset is not ready"),
         ({"learning_rates": "0.1\0"}, "Null characters are not allowed."),
         ({"idempotency_key": "x"}, "Enter a valid UUID."),
@@ -184,7 +184,7 @@ def test_it_refuses_with_a_sentence_and_keeps_what_was_typed(
 
 def test_it_refuses_a_reference_that_is_not_ticked(send: Send) -> None:
     answer = send(compared_with=pks("mlp")[0])
-    assert "Choose one of the ticked arms as the reference." in answer.content.decode()
+    assert "Choose one of the arms as the reference." in answer.content.decode()
 
 
 def test_one_arm_is_nothing_to_compare(send: Send) -> None:

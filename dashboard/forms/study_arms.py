@@ -1,0 +1,148 @@
+"""Further arms of a study's form: a choice of layers with settings of its own, beside those that are ticked.
+
+Rows of a form set; whatever a row leaves empty is as in all other arms.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from django import forms
+from django.forms import BaseFormSet, formset_factory
+from django.http import QueryDict
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.forms.hyperparameters import HyperparametersForm, plain
+from dashboard.models import ArmPlan, TargetModuleConfig
+from dashboard.models.study_plan import MOST_ARMS, varied
+from workers.specs import Hyperparameters
+
+PREFIX = "more"
+TOTAL = f"{PREFIX}-TOTAL_FORMS"
+# What a row may have otherwise, and what its name says of it.
+OWN = {
+    "r": gettext_lazy("r %(value)s"),
+    "lora_alpha": gettext_lazy("alpha %(value)s"),
+    "lora_dropout": gettext_lazy("dropout %(value)s"),
+    "learning_rate": gettext_lazy("rate %(value)s"),
+}
+# Of an arm's name.
+LONGEST = 120
+
+
+def _own(name: str, label: Any) -> forms.Field:
+    field: forms.Field = copy.deepcopy(HyperparametersForm.base_fields[name])
+    field.label, field.required, field.help_text = label, False, ""
+    return field
+
+
+class FurtherArmForm(forms.Form):
+    """One row. Empty, it is no arm."""
+
+    config = forms.TypedChoiceField(
+        label=gettext_lazy("What it adapts"),
+        coerce=int,
+        empty_value=None,
+        required=False,
+        error_messages={
+            "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another.")
+        },
+    )
+    r = _own("r", gettext_lazy("Rank (r)"))
+    lora_alpha = _own("lora_alpha", gettext_lazy("Alpha"))
+    lora_dropout = _own("lora_dropout", gettext_lazy("Dropout"))
+    learning_rate = _own("learning_rate", gettext_lazy("Learning rate"))
+    name = forms.CharField(
+        label=gettext_lazy("Name"),
+        max_length=LONGEST,
+        required=False,
+        help_text=gettext_lazy("Left empty, it says what differs."),
+    )
+
+    def __init__(self, *arguments: Any, offered: Sequence[TargetModuleConfig], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.offered = {config.pk: config for config in offered}
+        names = [(pk, str(config)) for pk, config in self.offered.items()]
+        self.fields["config"].choices = [("", _("Choose one")), *names]  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        """Settings without a choice of layers are half an arm."""
+        values = self.cleaned_data
+        entered = any(values.get(name) not in (None, "") for name in (*OWN, "name"))
+        if entered and values.get("config") is None and "config" not in self.errors:
+            self.add_error("config", _("Choose what this arm adapts, or empty its other fields."))
+        return values
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether it is an arm."""
+        return self.is_valid() and self.cleaned_data.get("config") is not None
+
+    def forbid(self, names: Sequence[str], message: str) -> None:
+        """Refuse what something else in the form decides already."""
+        for name in names:
+            if self.cleaned_data.get(name) is not None:
+                self.add_error(name, message)
+
+    def plan(self, like: Hyperparameters) -> ArmPlan:
+        """The arm, with the settings of `like` where it has none of its own. May raise SpecError."""
+        config = self.offered[self.cleaned_data["config"]]
+        learn = varied(like, {name: self.cleaned_data[name] for name in OWN})
+        return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), like, learn), config, learn)
+
+
+class FurtherArms(BaseFormSet):  # type: ignore[type-arg]
+    """The rows."""
+
+    def said(self) -> list[str]:
+        """Every error of every row, with the row and field that it is about."""
+        return [
+            _("Further arm %(number)d, %(field)s: %(error)s")
+            % {"number": number, "field": form.fields[name].label, "error": error}
+            for number, form in enumerate(self.forms, 1)
+            for name, errors in form.errors.items()
+            for error in errors
+        ]
+
+
+FurtherArmSet = formset_factory(
+    FurtherArmForm, formset=FurtherArms, extra=0, max_num=MOST_ARMS, absolute_max=MOST_ARMS
+)
+
+
+def further_arms(data: Any, offered: Sequence[TargetModuleConfig]) -> FurtherArms:
+    """The rows that were sent; none where nothing of them was."""
+    sent = data if data and TOTAL in data else None
+    kind: Any = FurtherArmSet
+    rows: FurtherArms = kind(sent, prefix=PREFIX, form_kwargs={"offered": offered})
+    if sent is not None and not rows.management_form.is_valid():
+        rows = kind(None, prefix=PREFIX, form_kwargs={"offered": offered})
+    return rows
+
+
+def with_one_more(data: QueryDict) -> QueryDict:
+    """What was sent, with one more empty row: for browsers that run no scripts."""
+    text = data.get(TOTAL, "0")
+    count = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 0
+    grown = data.copy()
+    grown[TOTAL] = str(min(count + 1, MOST_ARMS))
+    grown.setdefault(f"{PREFIX}-INITIAL_FORMS", "0")
+    return grown
+
+
+def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:
+    """What an arm is called: its choice of layers, and whatever of its settings is not that of the others."""
+    usual = dataclasses.asdict(like)
+    if like.lora_alpha == 2 * like.r:
+        usual["lora_alpha"] = 2 * learn.r
+    differing = [
+        str(words) % {"value": plain(getattr(learn, name))}
+        for name, words in OWN.items()
+        if getattr(learn, name) != usual[name]
+    ]
+    tail = "".join(f", {words}" for words in differing)
+    return config[: LONGEST - len(tail)] + tail
