@@ -26,6 +26,7 @@ from dashboard.models import (
     TrainingRun,
 )
 from dashboard.models.adapter import WEIGHTS
+from dashboard.models.scoring import note_scoring
 from workers import faults
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
@@ -181,7 +182,13 @@ class TrainRecorder:
     def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
         with transaction.atomic():
             if self.job.may_commit():
-                run.end(end.outcome, step=end.step, code=end.code, message=end.message, measured=end.summary)
+                run.end(
+                    end.outcome,
+                    step=end.step,
+                    code=end.code,
+                    message=end.message,
+                    measured=self._measured(end),
+                )
 
     def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
@@ -197,12 +204,16 @@ class TrainRecorder:
             if not self.job.may_commit():
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
-            run.end(end.outcome, step=end.step, measured=end.summary)
+            run.end(end.outcome, step=end.step, measured=self._measured(end))
             # A study has the adapters of all its arms scored together.
             if run.study_arm_id is None:
                 Evaluation.objects.submit(adapter, self.job.created_by)
             faults.point("publish.inside_commit")
         faults.point("publish.after_commit")
+
+    def _measured(self, end: ArmEnd) -> dict[str, Any]:
+        """What the engine says of an arm, and the attempt in which it ended."""
+        return {**end.summary, "attempt": self.job.attempt}
 
     def finish(self) -> None:
         """The job succeeded if any arm did; otherwise it shares the first arm's failure."""
@@ -265,6 +276,7 @@ class EvaluateRecorder:
                 evaluation.record_result(self.found["rows"], metrics, found, asked)
                 if evaluation.split == "test":
                     evaluation.dataset_version.freeze_test_rows(self.found["split_sha256"])
+            note_scoring(self.job, self.found)
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""

@@ -120,7 +120,8 @@ class AdapterRef(Schema):
 class RunOut(Schema):
     """A run. `hyperparameters` are resolved: nothing in them is left open. `resumable_from`: the step from
     which it could be resumed, or null. `adjustments`: what was changed after memory ran out. `starts_at`:
-    when a waiting run probably starts; null when it does not wait or there is nothing to go by."""
+    when a waiting run probably starts; null when it does not wait or there is nothing to go by. `origin`: all
+    that made it what it is, from hashes and versions to the device; null for what is not known yet."""
 
     id: int
     name: str
@@ -137,6 +138,7 @@ class RunOut(Schema):
     error: Failure | None
     resumable_from: int | None
     adjustments: list[dict[str, Any]]
+    origin: dict[str, Any]
 
 
 class MetricsOut(Schema):
@@ -214,6 +216,7 @@ def shown(
         "error": run.error,
         "resumable_from": run.resumable_from,
         "adjustments": run.adjustments,
+        "origin": run.origin,
     }
 
 

@@ -74,7 +74,13 @@ def whole(study: Study) -> dict[str, Any]:
     """
     rows = scores_shown(study) if study.scores_are_open else []
     settings = [
-        {"arm": arm.name, "seed": run.seed, "run": run.pk, "spec": public_spec(run.spec)}
+        {
+            "arm": arm.name,
+            "seed": run.seed,
+            "run": run.pk,
+            "spec": public_spec(run.spec),
+            "origin": run.origin,
+        }
         for arm in study.arms.all()
         for run in arm.final_runs()
     ]

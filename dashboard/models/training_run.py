@@ -29,6 +29,9 @@ from workers.targets import target_spec
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
+# What the engine tells of where a run ended: with these the same settings give the same adapter.
+RECORDED = ("tokenizer_sha256", "chat_template_sha256", "versions", "device", "dtype", "threads", "attempt")
+
 
 class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
     """Runs with what lists and pages show."""
@@ -250,6 +253,22 @@ class TrainingRun(models.Model):
         """The settings that its newest attempt used: what was chosen, and what was adjusted since."""
         changes = [change for one in self.adjustments for change in one["changes"].items()]
         return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """All that made it what it is, without folders of this installation; null for what is not known."""
+        base, data = self.spec.get("base", {}), self.spec.get("data", {})
+        return {
+            "hyperparameters": self.trained_with,
+            "target_modules": self.spec.get("target", {}),
+            "base_model": base.get("name"),
+            "base_revision": base.get("revision"),
+            "base_sha256": base.get("sha256") or None,
+            "dataset_sha256": data.get("sha256"),
+            "test_sha256": data.get("test_sha256") or None,
+            "seed": self.seed,
+            **{name: self.measured.get(name) for name in RECORDED},
+        }
 
     @property
     def total_steps(self) -> int:

@@ -1,8 +1,7 @@
-"""Runs over the API: start, list, look, stop, and what they leave behind."""
+"""Starting runs over the API, and looking at them."""
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,24 +11,21 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import (
-    Adapter,
     ApiToken,
     BaseModel,
     Dataset,
-    Evaluation,
     Job,
     MetricSeries,
     Outbox,
     Project,
     Role,
-    State,
     TargetModuleConfig,
     TrainingRun,
     User,
     WorkerNode,
 )
 from tests.conftest import finish, make_base_model, make_dataset, make_run, make_user
-from tests.dashboard.conftest import make_checkpoint
+from tests.dashboard.refusals import refusal
 
 RUNS = "/api/v1/runs"
 RUN_KEYS = {
@@ -47,23 +43,9 @@ RUN_KEYS = {
     "error",
     "resumable_from",
     "adjustments",
+    "origin",
     "starts_at",
 }
-
-
-@pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.fixture
-def training(run: TrainingRun) -> TrainingRun:
-    """A run that a worker has trained for five steps."""
-    assert run.job
-    run.job.move("claim", attempt=1, worker="w")
-    run.job.move("progress")
-    run.job.advance(step=5)
-    return run
 
 
 @pytest.fixture
@@ -78,14 +60,6 @@ def body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
 
 def post(api: Client, body: Any, **headers: str) -> Any:
     return api.post(RUNS, body, content_type="application/json", headers=headers)
-
-
-def refusal(answer: Any, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.content
-    assert set(answer.json()) == {"error"}
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"code", "message", "field"}
-    return error
 
 
 def test_it_queues_a_run_and_answers_at_once(api: Client, body: dict[str, Any]) -> None:
@@ -367,222 +341,6 @@ def test_it_hides_a_foreign_run(run: TrainingRun, other_project: Project, otto: 
         refusal(api.get(f"{RUNS}/{run.pk}{path}"), 404)
     refusal(api.post(f"{RUNS}/{run.pk}/cancel"), 404)
     refusal(api.post(f"{RUNS}/{run.pk}/resume"), 404)
-
-
-def test_it_stops_a_waiting_run_at_once(api: Client, run: TrainingRun) -> None:
-    answer = api.post(f"{RUNS}/{run.pk}/cancel")
-    assert answer.status_code == 202
-    assert answer.json()["state"] == "cancelled"
-    assert answer.json() == api.get(f"{RUNS}/{run.pk}").json()
-
-
-def test_it_asks_a_working_run_to_stop(api: Client, run: TrainingRun) -> None:
-    assert run.job
-    run.job.move("claim", worker="w")
-    run.job.move("progress")
-    assert api.post(f"{RUNS}/{run.pk}/cancel").json()["state"] == "cancelling"
-    assert api.post(f"{RUNS}/{run.pk}/cancel").status_code == 202
-
-
-def test_it_cannot_stop_what_has_ended(api: Client, run: TrainingRun) -> None:
-    api.post(f"{RUNS}/{run.pk}/cancel")
-    assert refusal(api.post(f"{RUNS}/{run.pk}/cancel"), 409)["code"] == "already_ended"
-
-
-def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: TrainingRun) -> None:
-    for _time in range(2):
-        answer = api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "stop"})
-        assert answer.status_code == 202
-    refusal(api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "other"}), 409)
-
-
-def stop(api: Client, run: TrainingRun, body: object = None, **headers: str) -> Any:
-    text = body if isinstance(body, str) else json.dumps(body)
-    return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json", headers=headers)
-
-
-def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, training: TrainingRun) -> None:
-    key = {"Idempotency-Key": "stop"}
-    assert stop(api, training, {"keep": "checkpoint"}, **key).status_code == 202
-    assert refusal(stop(api, training, {}, **key), 422)["field"] == "Idempotency-Key"
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
-
-
-@pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
-def test_it_keeps_nothing_where_nothing_is_said(api: Client, training: TrainingRun, body: object) -> None:
-    assert stop(api, training, body).status_code == 202
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
-
-
-def test_it_stops_and_keeps_the_best(api: Client, training: TrainingRun) -> None:
-    for _time in range(2):
-        answer = stop(api, training, {"keep": "adapter"})
-        assert (answer.status_code, answer.json()["state"]) == (202, "running")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "finish"
-
-
-def test_it_stops_and_keeps_the_checkpoint(api: Client, training: TrainingRun) -> None:
-    answer = stop(api, training, {"keep": "checkpoint"})
-    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"keep": "best"}, "keep"),
-        ({"keep": ""}, "keep"),
-        ({"keep": True}, "keep"),
-        ({"keep": ["adapter"]}, "keep"),
-        ({"kept": "adapter"}, "kept"),
-        ([], None),
-        ("adapter", None),
-        ("{", None),
-    ],
-)
-def test_it_refuses_to_keep_anything_else(
-    api: Client, training: TrainingRun, body: object, field: str | None
-) -> None:
-    problem = refusal(stop(api, training, body), 422)
-    assert problem["field"] == field
-    assert problem["message"].endswith(".")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
-
-
-def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training: TrainingRun) -> None:
-    stop(api, training)
-    problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
-    assert problem["code"] == "already_stopping"
-
-
-def parked(run: TrainingRun) -> TrainingRun:
-    """Stopped with its checkpoint of step 4 kept."""
-    assert run.job
-    make_checkpoint(run.job, step=4)
-    run.job.request_cancel(keep="checkpoint")
-    run.job.move("stopped")
-    return run
-
-
-def test_it_resumes_where_the_checkpoint_left_it(api: Client, training: TrainingRun) -> None:
-    parked(training)
-    address = f"{RUNS}/{training.pk}"
-    assert api.get(address).json()["resumable_from"] == 4
-    answer = api.post(f"{address}/resume")
-    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
-    assert answer.json() == api.get(address).json()
-    assert answer.json()["resumable_from"] is None
-
-
-def test_a_repeated_resume_with_its_key_is_answered_again(api: Client, training: TrainingRun) -> None:
-    parked(training)
-    address = f"{RUNS}/{training.pk}/resume"
-    for _time in range(2):
-        assert api.post(address, headers={"Idempotency-Key": "go on"}).status_code == 202
-    refusal(api.post(address, headers={"Idempotency-Key": "other"}), 409)
-    assert Outbox.objects.filter(job=training.job_id).count() == 2
-
-
-def test_a_refused_resume_is_refused_again_with_its_key(api: Client, run: TrainingRun) -> None:
-    for _time in range(2):
-        answer = api.post(f"{RUNS}/{run.pk}/resume", headers={"Idempotency-Key": "go on"})
-        assert refusal(answer, 409)["code"] == "not_resumable"
-
-
-def test_it_says_why_it_cannot_resume(api: Client, training: TrainingRun) -> None:
-    address = f"{RUNS}/{training.pk}/resume"
-    assert "works already" in refusal(api.post(address), 409)["message"]
-    assert training.job
-    training.job.request_cancel()
-    training.job.move("stopped")
-    assert "no checkpoint" in refusal(api.post(address), 409)["message"]
-
-
-def test_a_viewer_resumes_nothing(training: TrainingRun, project: Project, vera: User) -> None:
-    parked(training)
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
-    refusal(api.post(f"{RUNS}/{training.pk}/resume"), 403)
-    assert TrainingRun.objects.get().state == State.CANCELLED
-
-
-def test_a_failed_run_says_why(api: Client, run: TrainingRun) -> None:
-    assert run.job
-    finish(run.job, State.FAILED, error_code="diverged", error_message="The loss grew.")
-    answer = api.get(f"{RUNS}/{run.pk}").json()
-    assert answer["state"] == "failed"
-    assert answer["error"] == {"code": "diverged", "message": "The loss grew."}
-
-
-def test_it_gives_a_curve_and_its_later_points(api: Client, run: TrainingRun) -> None:
-    MetricSeries.objects.append(run, "train/loss", [(1, 2.5), (2, 2.0), (3, float("nan"))])
-    points = api.get(f"{RUNS}/{run.pk}/metrics?name=train/loss").json()["points"]
-    assert points == [[1, 2.5], [2, 2.0], [3, None]]
-    later = api.get(f"{RUNS}/{run.pk}/metrics?name=train/loss&since=1").json()["points"]
-    assert [step for step, _value in later] == [2, 3]
-    assert api.get(f"{RUNS}/{run.pk}").json()["step"] == 3
-    names = [one["name"] for one in api.get(f"{RUNS}/{run.pk}/metric-series").json()["data"]]
-    assert names == ["train/loss"]
-
-
-def test_a_known_curve_is_empty_before_its_first_point(api: Client, run: TrainingRun) -> None:
-    assert api.get(f"{RUNS}/{run.pk}/metrics?name=validation/loss").json()["points"] == []
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "",
-        "?name=train/fun",
-        "?name=train%00loss",
-        "?name=train/loss&since=x",
-        "?name=train/loss&since=99999999999999999999",
-        "?name=train/loss&x=1",
-    ],
-)
-def test_it_refuses_a_curve_that_can_never_be(api: Client, run: TrainingRun, query: str) -> None:
-    refusal(api.get(f"{RUNS}/{run.pk}/metrics{query}"), 422)
-
-
-def publish(run: TrainingRun) -> Adapter:
-    return Adapter.objects.publish(run, "folder", {"adapter_model.safetensors": "ef" * 32}, 1234)
-
-
-def test_it_names_its_adapter(api: Client, run: TrainingRun) -> None:
-    adapter = publish(run)
-    answer = api.get(f"{RUNS}/{run.pk}").json()
-    assert answer["adapter"] == {"id": adapter.pk, "name": "Triage", "version": 1}
-
-
-def test_it_shows_evaluations_and_samples(api: Client, run: TrainingRun) -> None:
-    job = Evaluation.objects.submit(publish(run), None)
-    waiting = api.get(f"{RUNS}/{run.pk}/evaluations").json()
-    assert {one["subject"] for one in waiting["data"]} == {"base", "adapter"}
-    assert {one["state"] for one in waiting["data"]} == {"queued"}
-    for evaluation in run.evaluations.all():
-        item = {"row": 3, "prompt": "p", "expected": "e", "output": evaluation.subject, "scores": {}}
-        evaluation.record_result(1, {"loss": 0.5, "exact_match": 1.0}, [item])
-    finish(job)
-    shown = api.get(f"{RUNS}/{run.pk}/evaluations").json()["data"][0]
-    assert set(shown) == {
-        "id",
-        "subject",
-        "split",
-        "rows",
-        "state",
-        "metrics",
-        "general_questions",
-        "forgetting",
-        "error",
-    }
-    assert (shown["state"], shown["rows"], shown["metrics"]["exact_match"]) == ("succeeded", 1, 1.0)
-    sample = api.get(f"{RUNS}/{run.pk}/samples").json()["data"][0]
-    assert (sample["row"], sample["base"], sample["adapter"]) == (3, "base", "adapter")
-
-
-def test_it_tells_what_happened_and_how_the_log_ends(api: Client, run: TrainingRun) -> None:
-    events = api.get(f"{RUNS}/{run.pk}/events").json()["data"]
-    assert [one["event"] for one in events] == ["submit"]
-    assert api.get(f"{RUNS}/{run.pk}/log").json() == {"text": ""}
 
 
 def test_someone_who_has_left_the_project_sees_nothing(run: TrainingRun, project: Project) -> None:

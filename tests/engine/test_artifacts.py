@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import stat
 import subprocess
@@ -127,6 +128,10 @@ def test_the_run_record_holds_settings_versions_and_result(folder: Path, make_sp
     assert record["versions"]["peft"]
     assert record["result"]["train_loss"] > 0
     assert record["result"]["dtype"] == "float32"
+    assert {"torch", "transformers", "peft", "tokenizers", "safetensors"} <= set(record["versions"])
+    template = (folder / "chat_template.jinja").read_text()
+    assert record["result"]["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
+    assert len(record["result"]["tokenizer_sha256"]) == 64
 
 
 def test_the_manifest_lists_every_file(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:

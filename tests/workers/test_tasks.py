@@ -66,6 +66,8 @@ def test_a_run_ends_with_an_adapter_and_an_evaluation(
     assert (job.state, run.state, run.step, run.total_steps) == (State.SUCCEEDED, "succeeded", 10, 10), (
         job.error
     )
+    # A base model in a folder has no revision; its hash stands for it.
+    assert [name for name, value in run.origin.items() if value in (None, "")] == ["base_revision"]
     adapter = Adapter.objects.get(run=run)
     assert (str(adapter), adapter.size_bytes) == ("Triage:v1", run.forecast["adapter_bytes"])
     losses = MetricSeries.objects.get(run=run, name="train/loss").points()
@@ -74,6 +76,7 @@ def test_a_run_ends_with_an_adapter_and_an_evaluation(
     assert work_off("gpu").state == State.SUCCEEDED
     base, tuned = Evaluation.objects.filter(run=run)
     assert base.rows == tuned.rows == tuned.items.count()
+    assert all(item.group for item in tuned.items.all())
     assert {"loss", "perplexity", "exact_match", "token_f1"} <= set(tuned.metrics)
     assert tuned.metrics["loss"] < base.metrics["loss"]
 

@@ -18,24 +18,13 @@ from safetensors import SafetensorError
 
 from workers import faults
 from workers.engine import lora, runtime
-from workers.engine.model import kept_as
+from workers.engine.model import TOKENIZER_FILES, kept_as
 from workers.errors import Diverged, RunError, disk_error
 from workers.events import Artifact, finite
 from workers.loading import loading_code
 from workers.specs import TrainSpec, to_dict
 
 WEIGHTS = "adapter_model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 
 
 def save_arm(

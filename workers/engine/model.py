@@ -5,6 +5,7 @@ Knows nothing of adapters. The folder comes from a spec; no name is ever looked 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -17,6 +18,17 @@ from torch import nn
 from workers.errors import ModelError, RunError
 from workers.specs import BaseSpec
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 # Settings by which a model changes its logits after the head; each needs the plain path.
 LOGIT_CHANGES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
 
@@ -92,6 +104,21 @@ def load_tokenizer(base: BaseSpec) -> Any:
         return AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The tokenizer of {base.name} cannot be read.") from error
+
+
+def tokenizer_record(base: BaseSpec, tokenizer: Any) -> dict[str, str]:
+    """What tells tokenizers apart: SHA-256 of the files, and of the chat template, "" without one."""
+    files = hashlib.sha256()
+    for name in sorted(TOKENIZER_FILES):
+        path = Path(base.path) / name
+        if path.is_file():
+            files.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    template = tokenizer.chat_template
+    told = template if isinstance(template, str) or not template else json.dumps(template, sort_keys=True)
+    return {
+        "tokenizer_sha256": files.hexdigest(),
+        "chat_template_sha256": hashlib.sha256(told.encode()).hexdigest() if told else "",
+    }
 
 
 def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4bit: bool = False) -> Any:

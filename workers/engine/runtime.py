@@ -21,7 +21,7 @@ from workers.events import ShouldStop
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "transformers", "peft", "graftworks")
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "graftworks")
 # bfloat16 must win clearly, so that a busy moment on the machine does not change the choice.
 BFLOAT16_GAIN = 1.2
 

@@ -23,7 +23,14 @@ from workers.engine import artifacts, checkpoints, lora, runtime
 from workers.engine.arms import Arm
 from workers.engine.data import collate, micro_batches
 from workers.engine.loss import Scorer, make_scorer
-from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
+from workers.engine.model import (
+    check_folder,
+    check_max_length,
+    load_base,
+    load_tokenizer,
+    tokenizer_record,
+    watch,
+)
 from workers.engine.recompute import set_recompute
 from workers.engine.runtime import stop_if_asked
 from workers.errors import DiskFull, RunError, Stopped
@@ -73,6 +80,7 @@ class Saver:
         keeper = self.keeper
         summary = arms_of.summary_of(arm, keeper.dtype, keeper.device)
         summary["wall_seconds"] = time.monotonic() - keeper.began
+        summary |= tokenizer_record(arm.spec.base, self.tokenizer)
         if outcome == "stopped_early":
             summary["published_step"] = arm.take_best_weights()
             summary["validation_loss"] = arm.kept_loss
@@ -90,6 +98,8 @@ class Saver:
         self.report(artifact)
         faults.point("save.before_end")
         summary["adapter_bytes"] = artifacts.adapter_bytes(self.out_dir, artifact)
+        # In run.json they stand beside the result.
+        summary["versions"] = runtime.versions()
         self.ends.append(arms_of.end(arm, outcome, self.report, summary=summary))
 
     def fail(self, arm: Arm) -> None:
