@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.test import Client
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, TrainingRun
 from tests.conftest import finish
@@ -71,6 +72,12 @@ def no_leftovers() -> Iterator[None]:
     yield
     for name in ("checkpoints", "logs"):
         shutil.rmtree(Path(settings.DATA_DIR) / name, ignore_errors=True)
+
+
+@pytest.fixture
+def api(token: str) -> Client:
+    """A program that calls with the project's token."""
+    return Client(headers={"Authorization": f"Bearer {token}"})
 
 
 @pytest.fixture

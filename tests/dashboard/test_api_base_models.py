@@ -11,17 +11,12 @@ from django.test import Client
 
 from dashboard.models import ApiToken, BaseModel, Job, Project, State, TargetModuleConfig, User
 from tests.conftest import finish, make_base_model
+from tests.dashboard.refusals import refusal
 from workers.forecast import adapter_bytes
 
 MODELS = "/api/v1/base-models"
 CONFIGS = "/api/v1/target-module-configs"
 SLUGS = {"efficient", "balanced", "query_value", "attention", "mlp", "quality"}
-
-
-@pytest.fixture
-def api(token: str) -> Client:
-    """Ed, who edits."""
-    return Client(headers={"Authorization": f"Bearer {token}"})
 
 
 @pytest.fixture
@@ -41,13 +36,6 @@ def folder(tmp_path: Path) -> str:
 
 def post(api: Client, body: Any, path: str = "", **headers: str) -> Any:
     return api.post(f"{MODELS}{path}", body, content_type="application/json", headers=headers)
-
-
-def refusal(answer: Any, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.content
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"code", "message", "field"}
-    return error
 
 
 def test_it_lists_the_bundled_model_before_it_is_inspected(api: Client) -> None:

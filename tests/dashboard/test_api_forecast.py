@@ -17,11 +17,6 @@ KEYS = {"trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds",
 
 
 @pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.fixture
 def body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
     return {
         "dataset": dataset.pk,

@@ -16,11 +16,6 @@ from tests.conftest import make_dataset, make_run
 JOBS = "/api/v1/jobs"
 
 
-@pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
 def test_it_shows_a_job_with_its_place_and_what_it_is_for(api: Client, run: TrainingRun) -> None:
     job = api.get(f"{JOBS}/{run.job_id}").json()
     assert (job["kind"], job["state"], job["queue"], job["position"]) == ("train", "queued", "gpu", 1)

@@ -12,11 +12,6 @@ LIST = "/api/v1/datasets"
 
 
 @pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.fixture
 def rows(project: Project) -> list[int]:
     """Ids of 60 datasets, newest first."""
     made = [Dataset.objects.create(project=project, name=f"Set {number}").pk for number in range(60)]

@@ -1,0 +1,169 @@
+"""Stopping and resuming runs over the API: what stays, and what a repeated call means."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from dashboard.models import (
+    ApiToken,
+    Job,
+    Outbox,
+    Project,
+    State,
+    TrainingRun,
+    User,
+)
+from tests.dashboard.conftest import make_checkpoint
+from tests.dashboard.refusals import refusal
+
+RUNS = "/api/v1/runs"
+
+
+@pytest.fixture
+def training(run: TrainingRun) -> TrainingRun:
+    """A run that a worker has trained for five steps."""
+    assert run.job
+    run.job.move("claim", attempt=1, worker="w")
+    run.job.move("progress")
+    run.job.advance(step=5)
+    return run
+
+
+def test_it_stops_a_waiting_run_at_once(api: Client, run: TrainingRun) -> None:
+    answer = api.post(f"{RUNS}/{run.pk}/cancel")
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "cancelled"
+    assert answer.json() == api.get(f"{RUNS}/{run.pk}").json()
+
+
+def test_it_asks_a_working_run_to_stop(api: Client, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", worker="w")
+    run.job.move("progress")
+    assert api.post(f"{RUNS}/{run.pk}/cancel").json()["state"] == "cancelling"
+    assert api.post(f"{RUNS}/{run.pk}/cancel").status_code == 202
+
+
+def test_it_cannot_stop_what_has_ended(api: Client, run: TrainingRun) -> None:
+    api.post(f"{RUNS}/{run.pk}/cancel")
+    assert refusal(api.post(f"{RUNS}/{run.pk}/cancel"), 409)["code"] == "already_ended"
+
+
+def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: TrainingRun) -> None:
+    for _time in range(2):
+        answer = api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "stop"})
+        assert answer.status_code == 202
+    refusal(api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "other"}), 409)
+
+
+def stop(api: Client, run: TrainingRun, body: object = None, **headers: str) -> Any:
+    text = body if isinstance(body, str) else json.dumps(body)
+    return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json", headers=headers)
+
+
+def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, training: TrainingRun) -> None:
+    key = {"Idempotency-Key": "stop"}
+    assert stop(api, training, {"keep": "checkpoint"}, **key).status_code == 202
+    assert refusal(stop(api, training, {}, **key), 422)["field"] == "Idempotency-Key"
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
+
+
+@pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
+def test_it_keeps_nothing_where_nothing_is_said(api: Client, training: TrainingRun, body: object) -> None:
+    assert stop(api, training, body).status_code == 202
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
+
+
+def test_it_stops_and_keeps_the_best(api: Client, training: TrainingRun) -> None:
+    for _time in range(2):
+        answer = stop(api, training, {"keep": "adapter"})
+        assert (answer.status_code, answer.json()["state"]) == (202, "running")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "finish"
+
+
+def test_it_stops_and_keeps_the_checkpoint(api: Client, training: TrainingRun) -> None:
+    answer = stop(api, training, {"keep": "checkpoint"})
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"keep": "best"}, "keep"),
+        ({"keep": ""}, "keep"),
+        ({"keep": True}, "keep"),
+        ({"keep": ["adapter"]}, "keep"),
+        ({"kept": "adapter"}, "kept"),
+        ([], None),
+        ("adapter", None),
+        ("{", None),
+    ],
+)
+def test_it_refuses_to_keep_anything_else(
+    api: Client, training: TrainingRun, body: object, field: str | None
+) -> None:
+    problem = refusal(stop(api, training, body), 422)
+    assert problem["field"] == field
+    assert problem["message"].endswith(".")
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
+
+
+def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training: TrainingRun) -> None:
+    stop(api, training)
+    problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
+    assert problem["code"] == "already_stopping"
+
+
+def parked(run: TrainingRun) -> TrainingRun:
+    """Stopped with its checkpoint of step 4 kept."""
+    assert run.job
+    make_checkpoint(run.job, step=4)
+    run.job.request_cancel(keep="checkpoint")
+    run.job.move("stopped")
+    return run
+
+
+def test_it_resumes_where_the_checkpoint_left_it(api: Client, training: TrainingRun) -> None:
+    parked(training)
+    address = f"{RUNS}/{training.pk}"
+    assert api.get(address).json()["resumable_from"] == 4
+    answer = api.post(f"{address}/resume")
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+    assert answer.json() == api.get(address).json()
+    assert answer.json()["resumable_from"] is None
+
+
+def test_a_repeated_resume_with_its_key_is_answered_again(api: Client, training: TrainingRun) -> None:
+    parked(training)
+    address = f"{RUNS}/{training.pk}/resume"
+    for _time in range(2):
+        assert api.post(address, headers={"Idempotency-Key": "go on"}).status_code == 202
+    refusal(api.post(address, headers={"Idempotency-Key": "other"}), 409)
+    assert Outbox.objects.filter(job=training.job_id).count() == 2
+
+
+def test_a_refused_resume_is_refused_again_with_its_key(api: Client, run: TrainingRun) -> None:
+    for _time in range(2):
+        answer = api.post(f"{RUNS}/{run.pk}/resume", headers={"Idempotency-Key": "go on"})
+        assert refusal(answer, 409)["code"] == "not_resumable"
+
+
+def test_it_says_why_it_cannot_resume(api: Client, training: TrainingRun) -> None:
+    address = f"{RUNS}/{training.pk}/resume"
+    assert "works already" in refusal(api.post(address), 409)["message"]
+    assert training.job
+    training.job.request_cancel()
+    training.job.move("stopped")
+    assert "no checkpoint" in refusal(api.post(address), 409)["message"]
+
+
+def test_a_viewer_resumes_nothing(training: TrainingRun, project: Project, vera: User) -> None:
+    parked(training)
+    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
+    refusal(api.post(f"{RUNS}/{training.pk}/resume"), 403)
+    assert TrainingRun.objects.get().state == State.CANCELLED
