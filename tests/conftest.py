@@ -38,16 +38,24 @@ PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|compute_budget|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog|leftovers"
+    r"|compute_(budget|use)|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog|leftovers"
     r"|retention|judging)"
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what must hold on PostgreSQL as well."""
+    """Mark what must hold on PostgreSQL as well: what never asks the database holds on any."""
     for item in items:
-        if JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers"):
+        if JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers") and asks(item):
             item.add_marker("jobs")
+
+
+def asks(item: pytest.Item) -> bool:
+    """Whether a test uses the database."""
+    fixtures = getattr(item, "fixturenames", ())
+    return (
+        "db" in fixtures or "transactional_db" in fixtures or item.get_closest_marker("django_db") is not None
+    )
 
 
 def shared_environment() -> dict[str, str]:

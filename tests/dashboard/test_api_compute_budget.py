@@ -10,9 +10,9 @@ from django.test import Client
 from dashboard.models import ApiToken, BaseModel, ComputeBudget, Dataset, Job, Project, TrainingRun, User
 from dashboard.models.compute_use import HOUR, Month
 from tests.conftest import finish
+from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.studies import make_study
-from tests.dashboard.test_compute_budget import expect, held
 
 URL = "/api/v1/compute-budget"
 
@@ -131,7 +131,7 @@ def test_seeds_beyond_it_are_refused(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1])
-    ComputeBudget.objects.change(project, 1.5 * study.forecast_seconds / HOUR, None)
+    ComputeBudget.objects.change(project, 1.5 * study.whole_forecast / HOUR, None)
     answer = caller(project, ed).post(
         f"/api/v1/studies/{study.pk}/seeds", {"seeds": [2]}, content_type="application/json"
     )

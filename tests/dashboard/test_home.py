@@ -22,8 +22,8 @@ from dashboard.models import (
 )
 from dashboard.models.compute_use import Month
 from tests.conftest import finish, make_dataset, make_run
+from tests.dashboard.computing import held
 from tests.dashboard.studies import Table, conclude, make_study
-from tests.dashboard.test_compute_budget import held
 
 
 def page(client: Client, user: User) -> str:
