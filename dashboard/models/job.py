@@ -24,7 +24,6 @@ from dashboard.models.project import Project
 from dashboard.models.worker_node import WorkerNode
 
 if TYPE_CHECKING:
-    from dashboard.models.training_run import TrainingRun
     from dashboard.models.user import User
 
 # Wait before the next attempt, by attempts in a row that completed no step; MAX_FRUITLESS ends them.
@@ -34,7 +33,6 @@ MAX_ATTEMPTS = 10
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
 ACTOR_LETTERS = 254
-DIVERGED = _("It diverged and would do so again. Start a new run with a lower learning rate.")
 
 
 class Job(models.Model):
@@ -295,58 +293,6 @@ class Job(models.Model):
         """Whether somebody wants it to end before its last step; it may wait, work or be stopping already."""
         early = self.keep == Job.Keep.ADAPTER and not self.is_over
         return early or self.state == State.CANCELLING
-
-    def resume_refusal(self) -> str:
-        """Why a person cannot continue it now, or ""."""
-        if self.kind != Job.Kind.TRAIN:
-            return str(_("Only a training can be resumed. Start this work again instead."))
-        if self.state == State.SUCCEEDED:
-            return str(_("It has finished, so there is nothing left to resume."))
-        if not self.is_over:
-            return str(_("It waits or works already, so there is nothing to resume."))
-        if not self._arms_to_resume().exists():
-            return str(DIVERGED)
-        if not self.keeps_checkpoint or self.checkpoint_step() is None:
-            return str(_("It has no checkpoint to resume from. Start it again with the same settings."))
-        return ""
-
-    def resume(self, by: User | None = None) -> None:
-        """Queue an ended training again, from its checkpoint; IllegalMove says in words why not."""
-        refusal = self.resume_refusal()
-        if refusal:
-            raise IllegalMove(refusal)
-        try:
-            with transaction.atomic():
-                self.move(
-                    "resume",
-                    actor=str(by or "system"),
-                    keep=Job.Keep.NOTHING,
-                    fruitless=0,
-                    # Somebody has looked at it: what happened before counts no more.
-                    excused=models.F("attempt"),
-                    suspicion="",
-                    run_after=Now(),
-                    phase="",
-                    eta_seconds=None,
-                    error_code="",
-                    error_message="",
-                )
-                # Only under the row's lock it is sure that nobody clears them.
-                if self.checkpoint_step() is None:
-                    raise IllegalMove("its checkpoints were cleared")
-                self._arms_to_resume().update(
-                    outcome="", error_code="", error_message="", ended_step=None, measured={}
-                )
-        except IllegalMove as overtaken:
-            self.refresh_from_db()
-            raise IllegalMove(self.resume_refusal()) from overtaken
-        self.refresh_from_db()
-
-    def _arms_to_resume(self) -> models.QuerySet[TrainingRun]:
-        """Arms that were stopped or fell with the job. One that diverged would diverge again."""
-        return self.training_runs.filter(outcome__in=[State.CANCELLED, State.FAILED]).exclude(
-            error_code="diverged"
-        )
 
     @property
     def keeps_checkpoint(self) -> bool:

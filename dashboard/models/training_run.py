@@ -16,10 +16,11 @@ from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.forecast import Reckoner, note, told_seconds
-from dashboard.models.job import DIVERGED, Job
+from dashboard.models.job import Job
 from dashboard.models.job_state import IllegalMove, State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.queue import start_of_next
+from dashboard.models.resuming import DIVERGED, resume
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.worker_node import NO_4BIT, WorkerNode
 from workers.errors import SpecError
@@ -327,7 +328,7 @@ class TrainingRun(models.Model):
         if self.error_code == "diverged":
             raise IllegalMove(DIVERGED)
         with transaction.atomic():
-            self.job.resume(by)
+            resume(self.job, by)
             resumed = self.job.training_runs.filter(outcome="").prefetch_related("metric_series")
             require_room(self.project, sum(run.seconds_left for run in resumed), by)
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from dashboard.models import IllegalMove, Job, Outbox, State, TrainingRun, User
+from dashboard.models.resuming import resume
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
 
@@ -126,7 +127,7 @@ def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingR
     training.request_cancel(ed, keep="checkpoint")
     training.move("stopped", fenced=True)
     Outbox.objects.all().delete()
-    training.resume(ed)
+    resume(training, ed)
     run.refresh_from_db()
     assert (training.state, training.keep, training.fruitless, run.state) == (State.QUEUED, "", 0, "queued")
     assert Outbox.objects.filter(job=training).exists()
@@ -136,7 +137,7 @@ def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingR
 def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -> None:
     make_checkpoint(training, step=4)
     training.move("fail", error_code="disk_full", error_message="The disk is full.")
-    training.resume(ed)
+    resume(training, ed)
     run.refresh_from_db()
     assert (training.error, run.error, run.error_code) == (None, None, "")
 
@@ -154,7 +155,7 @@ def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
 
     monkeypatch.setattr(Job, "move", cleared_first)
     with pytest.raises(IllegalMove, match="no checkpoint"):
-        training.resume(ed)
+        resume(training, ed)
     training.refresh_from_db()
     assert training.state == State.FAILED
     assert not training.events.filter(event="resume").exists()
@@ -163,20 +164,20 @@ def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
 def test_it_refuses_to_resume_what_works(training: Job, ed: User) -> None:
     make_checkpoint(training, step=4)
     with pytest.raises(IllegalMove, match="works already"):
-        training.resume(ed)
+        resume(training, ed)
 
 
 def test_it_refuses_to_resume_what_has_finished(job: Job, ed: User) -> None:
     finish(job)
     with pytest.raises(IllegalMove, match="finished"):
-        job.resume(ed)
+        resume(job, ed)
 
 
 def test_it_refuses_to_resume_without_a_checkpoint(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
     training.move("stopped", fenced=True)
     with pytest.raises(IllegalMove, match="no checkpoint"):
-        training.resume(ed)
+        resume(training, ed)
 
 
 def test_it_refuses_to_resume_what_was_discarded(training: Job, ed: User) -> None:
@@ -184,7 +185,7 @@ def test_it_refuses_to_resume_what_was_discarded(training: Job, ed: User) -> Non
     training.request_cancel(ed)
     training.move("stopped", fenced=True)
     with pytest.raises(IllegalMove, match="no checkpoint"):
-        training.resume(ed)
+        resume(training, ed)
 
 
 def test_it_refuses_to_resume_what_diverged(training: Job, run: TrainingRun, ed: User) -> None:
@@ -192,7 +193,7 @@ def test_it_refuses_to_resume_what_diverged(training: Job, run: TrainingRun, ed:
     run.end("failed", step=5, code="diverged", message="The loss was no number.")
     training.move("fail", error_code="diverged", error_message="The loss was no number.")
     with pytest.raises(IllegalMove, match="diverged"):
-        training.resume(ed)
+        resume(training, ed)
 
 
 def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, ed: User) -> None:
@@ -203,7 +204,7 @@ def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, e
     make_checkpoint(training, step=4)
     training.request_cancel(ed, keep="checkpoint")
     training.move("stopped", fenced=True)
-    training.resume(ed)
+    resume(training, ed)
     assert [arm.outcome for arm in training.training_runs.order_by("pk")] == ["failed", ""]
 
 

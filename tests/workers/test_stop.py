@@ -20,6 +20,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
+from dashboard.models.resuming import resume
 from tests.conftest import make_run
 from tests.workers.conftest import claim, work_until
 from tests.workers.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
@@ -80,7 +81,7 @@ def test_a_kept_checkpoint_is_resumed_to_the_last_step(run: TrainingRun, ed: Use
     reached = max(curve(run))
     assert (job.state, run.state, run.resumable_from) == (State.CANCELLED, "cancelled", reached)
     assert not Adapter.objects.exists()
-    job.resume(ed)
+    resume(job, ed)
     again = claim("gpu")
     attempt(again, lambda: False)
     run.refresh_from_db()
@@ -140,7 +141,7 @@ def test_a_failure_that_was_mended_is_resumed(run: TrainingRun, ed: User) -> Non
     failed = Job.objects.get(pk=job.pk)
     assert failed.error_code == "checkpoint_mismatch"
     Job.objects.filter(pk=job.pk).update(spec=spec)
-    failed.resume(ed)
+    resume(failed, ed)
     attempt(claim("gpu"), lambda: False)
     run.refresh_from_db()
     assert (run.state, run.error, run.step) == ("succeeded", None, STEPS)
@@ -163,7 +164,7 @@ def test_an_arm_that_has_ended_stays_ended_when_the_others_are_resumed(run: Trai
     )
     assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["cancelled", "succeeded"]
     Job.objects.filter(kind="evaluate").delete()
-    parked.resume(ed)
+    resume(parked, ed)
     attempt(claim("gpu"), lambda: False)
     assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["succeeded", "succeeded"]
     assert Adapter.objects.count() == 2
