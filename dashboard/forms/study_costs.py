@@ -5,7 +5,6 @@ Reckons from the census, the frozen rows and earlier evaluations alone; starts n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,19 +15,16 @@ from django.utils.translation import gettext as _
 from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
-from dashboard.models.forecast import Forecast, Reckoner
+from dashboard.models.forecast import Forecast
 from dashboard.models.queue import Start, start_of_next
 from dashboard.models.study import Study
+from dashboard.models.study_forecast import PlanForecast, plan_forecast
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     LOWER_IS_BETTER,
     METRICS,
     TEST_ROWS,
     default_metric,
-    halvings,
-    jobs_of,
-    passes,
-    trains_alone,
     with_equal_parameters,
 )
 from workers import verdicts
@@ -60,10 +56,7 @@ class Costs:
 
     arms: tuple[ArmCost, ...]
     runs: int
-    trials: int  # short runs that only look for learning rates
-    seconds: dict[str, float]
-    saved_seconds: float
-    alone: tuple[str, ...]  # arms each of whose runs trains in a job of its own
+    plan: PlanForecast
     disk_bytes: int
     device: str
     start: Start | None
@@ -78,7 +71,7 @@ class Costs:
     @property
     def all_alone(self) -> bool:
         """Whether no two runs train in one job."""
-        return len(self.alone) == len(self.arms)
+        return len(self.plan.alone) == len(self.arms)
 
     @property
     def steps(self) -> int:
@@ -103,9 +96,9 @@ class Costs:
 
     @property
     def finishes_at(self) -> datetime:
-        """When training ends if nothing else comes between; scoring comes on top."""
+        """When the last answer is scored if nothing else comes between."""
         waits = self.start.expected if self.start else 0.0
-        return timezone.now() + timedelta(seconds=waits + self.seconds["expected"])
+        return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"])
 
     @property
     def too_large(self) -> list[str]:
@@ -243,55 +236,31 @@ def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> li
 
 
 def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: Sequence[float]) -> Costs:
-    """Time, disk and parameters: the arms of a seed train in one job, one seed after the other.
-
-    The time is that of the arms one after the other, less the loading that they share: on a CPU they take
-    turns, and what a GPU gains by computing them at once is not counted on.
-    """
-    version, base_model = form.cleaned_data.get("dataset_version"), form.cleaned_data["base_model"]
-    reckoner = Reckoner.of(base_model, version)
-    found = tuple(
-        ArmCost(arm, reckoner.forecast(arm.config.resolve(base_model), arm.hyperparameters)) for arm in arms
+    """Time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
+    values = form.cleaned_data
+    version, base_model = values.get("dataset_version"), values["base_model"]
+    plan = plan_forecast(
+        base_model,
+        version,
+        arms,
+        seeds=seeds,
+        rates=len(rates),
+        test_rows=values.get("test_rows") or TEST_ROWS,
+        strict=bool(values.get("strict")),
     )
-    tried = len(rates) if len(rates) > 1 else 0
-    rungs = halvings(tried)
-    trials = sum(math.ceil(tried / 2**rung) for rung in range(rungs)) * len(arms)
-    spans = {
-        name: passes(seeds, tried) * sum(arm.forecast.main.seconds[name] for arm in found)
-        for name in ("low", "expected", "high")
-    }
-    runs = len(arms) * seeds
-    strict = bool(form.cleaned_data.get("strict"))
-    alone = tuple(arm.name for arm in arms if strict or trains_alone(arm, base_model))
-    jobs = jobs_of(len(arms), len(alone), seeds, tried)
-    saved = loading(reckoner, arms[0]) * (runs + trials - jobs)
-    kept = sum(arm.forecast.adapter_bytes for arm in found)
-    working = sum(arm.forecast.disk_bytes - arm.forecast.adapter_bytes for arm in found)
-    seconds = {name: max(1.0, value - saved) for name, value in spans.items()}
+    kept = sum(one.adapter_bytes for one in plan.arms)
+    working = sum(one.disk_bytes - one.adapter_bytes for one in plan.arms)
     return Costs(
-        arms=found,
-        runs=runs,
-        trials=trials,
-        seconds=seconds,
-        saved_seconds=saved,
-        alone=alone,
-        disk_bytes=kept * seeds + working * max(1, tried),
-        device=found[0].forecast.main.device,
+        arms=tuple(ArmCost(arm, found) for arm, found in zip(arms, plan.arms, strict=True)),
+        runs=len(arms) * seeds,
+        plan=plan,
+        disk_bytes=kept * seeds + working * max(1, len(rates)),
+        device=plan.arms[0].main.device,
         start=start_of_next(Job.Queue.GPU, form.project, form.by),
         # Runs that train together still promise each its own loading.
-        charge=Charge.of(form.project, spans["expected"], form.by),
+        charge=Charge.of(form.project, plan.charge, form.by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,
     )
-
-
-def loading(reckoner: Reckoner, arm: ArmPlan) -> float:
-    """Seconds until a run on its own has loaded its base."""
-    learn = arm.hyperparameters
-    sizes = reckoner.sizes(arm.config.resolve(reckoner.base_model), learn)
-    device = reckoner.nodes[0][0]
-    rows = reckoner.rows(learn)
-    load = reckoner.load(rows, learn)
-    return reckoner.reckon(device, reckoner.dtype_on(device), 1, sizes, load, learn).seconds.start
 
 
 def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -> Power | None:

@@ -26,6 +26,7 @@ from dashboard.models.project import (
 )
 from dashboard.models.publication import Publication
 from dashboard.models.saved_view import SavedView
+from dashboard.models.scoring import ScoringTime
 from dashboard.models.share_link import SHARE_DAYS, ShareLink
 from dashboard.models.storage import CleanUp, StorageUse
 from dashboard.models.study import Study
@@ -70,6 +71,7 @@ __all__ = [
     "Publication",
     "Role",
     "SavedView",
+    "ScoringTime",
     "SetupCode",
     "ShareLink",
     "State",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db.models import Prefetch, Q
+from django.db.models import Prefetch, Q, QuerySet
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
@@ -65,10 +65,18 @@ class Hold(NamedTuple):
 def holds(project: Project, since: datetime) -> Iterator[Hold]:
     """Attempts at trainings and evaluations of the project, of jobs that ended after `since` or go on."""
     ended_since = Q(job__finished_at=None) | Q(job__finished_at__gte=since)
+    return _holds(JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU))
+
+
+def held_seconds(jobs: QuerySet[Job]) -> float:
+    """For how long devices were occupied by these jobs, all their attempts together."""
+    taken = _holds(JobEvent.objects.filter(job__in=jobs.values("pk")))
+    return sum((hold.end - hold.begin).total_seconds() for hold in taken)
+
+
+def _holds(found: QuerySet[JobEvent]) -> Iterator[Hold]:
     leaves = Q(from_state__in=LIVE) & ~Q(to_state__in=LIVE)
-    events = JobEvent.objects.filter(
-        ended_since, Q(event="claim") | leaves, job__project=project, job__queue=Job.Queue.GPU
-    ).order_by("job_id", "seq")
+    events = found.filter(Q(event="claim") | leaves).order_by("job_id", "seq")
     began: dict[int, tuple[int | None, datetime]] = {}
     for job, person, event, at in events.values_list("job_id", "job__created_by", "event", "created_at"):
         if event == "claim":
@@ -85,8 +93,11 @@ def promised(project: Project) -> float:
     # Many may wait, and of those that nobody has taken yet the forecast says all.
     waiting = runs.filter(job__attempt=0).values_list("forecast", flat=True)
     begun = runs.filter(job__attempt__gt=0).select_related("dataset_version")
-    known = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "forecast"))
-    studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(known)
+    known = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "rung", "forecast"))
+    scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
+    studies = project.studies.filter(finished_at=None, cancelled_at=None).prefetch_related(
+        known, Prefetch("arms__runs__evaluations", scores)
+    )
     return (
         sum(told_seconds(forecast) for forecast in waiting)
         + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))

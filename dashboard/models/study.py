@@ -7,7 +7,7 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -21,11 +21,13 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import Reckoner, told_seconds
+from dashboard.models.evaluation import Evaluation
+from dashboard.models.forecast import told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.study_arm import StudyArm
+from dashboard.models.study_forecast import PlanForecast, plan_forecast
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
@@ -39,7 +41,6 @@ from dashboard.models.study_plan import (
     chosen_reference,
     confirmations,
     default_metric,
-    passes,
     with_equal_parameters,
     with_rate,
 )
@@ -137,9 +138,10 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             study.save()
             study._create_arms(arms)
             study._queue_next(idempotency_key)
-            study.forecast_seconds = study._whole_forecast(arms)
-            study.save(update_fields=["forecast_seconds"])
-            require_room(project, study.forecast_seconds, by)
+            plan = study._forecast_of(arms, seeds=len(study.seeds), rates=len(study.learning_rates))
+            study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
+            study.save(update_fields=["forecast_seconds", "forecast"])
+            require_room(project, study.whole_forecast, by)
         return study
 
 
@@ -173,6 +175,8 @@ class Study(models.Model):
     )
     # Of all its training: runs that are not queued yet have no forecast of their own.
     forecast_seconds = models.FloatField(default=0)
+    # What people were shown: {training, scoring: {low, expected, high}} in seconds, with what came later.
+    forecast = models.JSONField(default=dict)
     # Numbers of the verdict, written when everything has ended; `dashboard.models.study_result` says which.
     result = models.JSONField(default=dict)
     created_by = models.ForeignKey(
@@ -264,22 +268,45 @@ class Study(models.Model):
 
     @property
     def seconds_to_come(self) -> float:
-        """What the forecast holds for runs that are not queued yet."""
-        return max(0.0, self.forecast_seconds - self._seconds_queued())
+        """What the forecast holds for runs that are not queued yet, and for adapters without scores."""
+        return max(0.0, self.forecast_seconds - self._seconds_queued()) + self._scoring_to_come()
+
+    @property
+    def whole_forecast(self) -> float:
+        """Seconds of all its training and scoring."""
+        return self.forecast_seconds + self._scoring_forecast
+
+    @property
+    def _scoring_forecast(self) -> float:
+        return float(self.forecast.get("scoring", {}).get("expected", 0.0))
+
+    def _scoring_to_come(self) -> float:
+        """What the forecast of scoring holds for runs that have no scores yet."""
+        planned = len(self.seeds) * len(self.arms.all())
+        # Those of an arm that was lost in its search are never queued.
+        queued = [run for arm in self.arms.all() for run in arm.runs.all() if run.rung is None]
+        found = (one for run in queued for one in run.evaluations.all())
+        scored = sum(one.subject == Evaluation.Subject.ADAPTER and one.state in TERMINAL for one in found)
+        return self._scoring_forecast * max(0, (len(queued) or planned) - scored) / max(1, planned)
 
     def _seconds_queued(self) -> float:
         """What the forecasts of all its runs hold, ended ones included."""
         return sum(told_seconds(run.forecast) for arm in self.arms.all() for run in arm.runs.all())
 
-    def _seconds_of(self, arms: Iterable[ArmPlan]) -> float:
-        """Seconds that one whole training of each takes."""
-        reckoner = Reckoner.of(self.base_model, self.dataset_version)
-        found = [reckoner.forecast(arm.config.resolve(self.base_model), arm.hyperparameters) for arm in arms]
-        return sum(forecast.main.seconds["expected"] for forecast in found)
-
-    def _whole_forecast(self, arms: Sequence[ArmPlan]) -> float:
-        """Seconds that all their training takes, the search for learning rates included."""
-        return passes(len(self.seeds), len(self.learning_rates)) * self._seconds_of(arms)
+    def _forecast_of(
+        self, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
+    ) -> PlanForecast:
+        """What these arms take with so many seeds, the search for learning rates and the scoring included."""
+        return plan_forecast(
+            self.base_model,
+            self.dataset_version,
+            arms,
+            seeds=seeds,
+            rates=rates,
+            test_rows=self.test_rows,
+            strict=self.strict,
+            with_base=with_base,
+        )
 
     # What happens next
 
@@ -375,8 +402,8 @@ class Study(models.Model):
             check_seeds([*self.seeds, *fresh])
             self.seeds = [*self.seeds, *fresh]
             # Not of the runs that are there: an arm has none while its learning rate is looked for.
-            one = self._seconds_of(arm.plan for arm in self.arms.all() if not arm.is_lost)
-            self._grow(len(fresh) * one, by, seeds=fresh)
+            plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
+            self._grow(self._forecast_of(plans, seeds=len(fresh), with_base=False), by, seeds=fresh)
 
     def add_arms(self, plans: Sequence[ArmPlan], by: User | None = None, *, confirmed: bool = False) -> None:
         """Compare more arms with the same reference on the same seeds, and judge all anew.
@@ -399,7 +426,9 @@ class Study(models.Model):
             if sentences and self.confirmed_by is None:
                 self.confirmed_by = by
             self._create_arms(plans, first=len(present))
-            self._grow(self._whole_forecast(plans), by, arms=[plan.name for plan in plans])
+            rates = len(self.learning_rates)
+            plan = self._forecast_of(plans, seeds=len(self.seeds), rates=rates, with_base=False)
+            self._grow(plan, by, arms=[one.name for one in plans])
 
     def try_rate(self, name: str, by: User | None = None, *, rate: float | None = None) -> None:
         """Try the next learning rate beyond the edge at which that of an arm lies.
@@ -423,9 +452,9 @@ class Study(models.Model):
                 raise SpecError("learning_rate", say % {"arm": name, "next": f"{found:g}"})
             rung, learn = arm.trial(found)
             submit_training(self, [(arm, learn, rung)])
-            trained = len(self.seeds) * self._seconds_of([arm.plan])
-            tried = max(arm.search_runs(), key=lambda run: run.pk)
-            self._grow(told_seconds(tried.forecast) + trained, by, rates={arm.name: found})
+            tried = told_seconds(max(arm.search_runs(), key=lambda run: run.pk).forecast)
+            plan = self._forecast_of([arm.plan], seeds=len(self.seeds), with_base=False)
+            self._grow(plan.with_seconds(tried), by, rates={arm.name: found})
 
     def _create_arms(self, plans: Sequence[ArmPlan], *, first: int = 0) -> None:
         for position, plan in enumerate(plans, first):
@@ -436,18 +465,19 @@ class Study(models.Model):
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),
             )
 
-    def _grow(self, seconds: float, by: User | None, **came: object) -> None:
+    def _grow(self, plan: PlanForecast, by: User | None, **came: object) -> None:
         """Go on with what has just come; remember when it came, and whether a result was known then."""
         now = timezone.now().isoformat(timespec="seconds")
         after_result = bool(self.finished_at and self.result.get("comparisons"))
         told = {"at": now, "arms": [], "seeds": [], "rates": {}, "after_result": after_result, **came}
         self.additions = [*self.additions, told]
         # What an ended study has never queued does not come any more.
-        self.forecast_seconds = seconds + (
+        self.forecast = plan.added_to(self.forecast)
+        self.forecast_seconds = plan.promised + (
             self._seconds_queued() if self.finished_at else self.forecast_seconds
         )
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-        grown = ["seeds", "confirmed_by", "additions", "forecast_seconds"]
+        grown = ["seeds", "confirmed_by", "additions", "forecast_seconds", "forecast"]
         self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
         self._queue_next()
-        require_room(self.project, seconds, by)
+        require_room(self.project, plan.charge, by)

@@ -15,7 +15,8 @@ from dashboard import forgetting_charts, study_charts
 from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
-from dashboard.models import Decision, Role, ShareLink, Study, User, forgetting
+from dashboard.models import Decision, Job, Role, ShareLink, Study, User, forgetting
+from dashboard.models.compute_use import held_seconds
 from dashboard.models.study_export import scores_shown, whole
 from dashboard.models.study_result import base_ms_per_token, costs_of
 from dashboard.models.study_words import (
@@ -67,10 +68,24 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "only": only,
         "unmeasured": unmeasured(study),
         "measured_beside": measured_beside(study),
+        "times": times_of(study),
         "later": later(study),
         "decisions": Decision.objects.with_facts().filter(study=study),
         **(acts_of(study, reader) if reader else {}),
     }
+
+
+def times_of(study: Study) -> list[dict[str, Any]]:
+    """Training and scoring: what was forecast, and how long devices were occupied by their jobs."""
+    parts = (
+        ("training", _("Training"), Job.Kind.TRAIN),
+        ("scoring", _("Scoring the test rows"), Job.Kind.EVALUATE),
+    )
+    return [
+        {"label": label, "span": span, "measured": held_seconds(study.jobs().filter(kind=kind))}
+        for part, label, kind in parts
+        if (span := study.forecast.get(part)) and study.is_over
+    ]
 
 
 def acts_of(study: Study, reader: User) -> dict[str, Any]:

@@ -134,16 +134,18 @@ def test_more_seeds_must_fit_while_learning_rates_are_still_looked_for(
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
     # Two rates at half of the steps, then the whole training.
-    whole, one = study.whole_forecast, study.whole_forecast / 2
+    whole, one = study.whole_forecast, study.forecast_seconds / 2
     assert not study.runs().filter(rung=None).exists()
     ComputeBudget.objects.change(project, (whole + 0.5 * one) / HOUR, mara)
     with pytest.raises(OverBudget):
         study.add_seeds([2])
     assert Study.objects.get().seeds == [1]
-    ComputeBudget.objects.change(project, (whole + 1.5 * one) / HOUR, mara)
+    ComputeBudget.objects.change(project, 2 * whole / HOUR, mara)
     study.add_seeds([2])
-    assert Study.objects.get().seeds == [1, 2]
-    assert Standing.of(project).promised == pytest.approx(whole + one)
+    grown = Study.objects.get()
+    assert grown.seeds == [1, 2]
+    assert grown.forecast_seconds == pytest.approx(3 * one)
+    assert Standing.of(project).promised == pytest.approx(grown.whole_forecast)
 
 
 def test_resuming_must_fit_what_is_left_of_the_run(run: TrainingRun, project: Project, mara: User) -> None:

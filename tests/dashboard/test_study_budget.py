@@ -31,7 +31,7 @@ def test_the_plan_and_the_study_promise_the_same(
     client.force_login(ed)
     planned = client.get(reverse("study-plan"), entered(dataset, base_model)).context["outlook"].costs.charge
     client.post(URL, entered(dataset, base_model))
-    assert abs(Study.objects.get().forecast_seconds - planned.seconds) < 0.01 * planned.seconds
+    assert abs(Study.objects.get().whole_forecast - planned.seconds) < 0.01 * planned.seconds
 
 
 def test_a_study_beyond_the_budget_is_refused_with_what_is_left(
@@ -49,7 +49,7 @@ def test_more_seeds_beyond_the_budget_are_refused_in_words(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, by=ed, seeds=[1])
-    ComputeBudget.objects.change(project, 1.5 * study.forecast_seconds / HOUR, None)
+    ComputeBudget.objects.change(project, 1.5 * study.whole_forecast / HOUR, None)
     client.force_login(ed)
     answer = client.post(reverse("study-seeds", args=[study.pk]), {"count": 1, "first": 2}, follow=True)
     assert "are left. Support may use" in answer.content.decode()

@@ -14,6 +14,7 @@ from dashboard.models import (
     Evaluation,
     Job,
     Project,
+    ScoringTime,
     State,
     Study,
     TargetModuleConfig,
@@ -82,6 +83,9 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     assert sentence(study)
     assert Evaluation.objects.of_base(study).count() == 1, "the base is scored once"
     assert Evaluation.objects.filter(subject="adapter").count() == 6
+    times = ScoringTime.objects.all()
+    assert len(times) == 3, "each job of scores teaches the next forecast"
+    assert all(one.seconds > 0 < one.reckoned_seconds for one in times)
 
 
 @pytest.mark.slow

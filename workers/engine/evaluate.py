@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,6 +49,7 @@ def evaluate(
     spec: EvalSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
 ) -> dict[str, Any]:
     """Loss and answers of every subject; writes `out_dir/items.jsonl` and reports a Result."""
+    began = time.monotonic()
     check_folder(spec.base)
     for folder in spec.adapters.values():
         _check_adapter(Path(folder))
@@ -114,7 +116,12 @@ def evaluate(
         report=report,
         should_stop=should_stop,
     )
-    values |= {"dtype": str(dtype).removeprefix("torch."), "device": runtime.device_name(device)}
+    values |= {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": runtime.device_name(device),
+        "threads": runtime.thread_count(),
+        "seconds": time.monotonic() - began,
+    }
     report(Result(values))
     return values
 

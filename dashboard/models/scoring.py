@@ -1,0 +1,108 @@
+"""How long scoring takes: formulas corrected by this installation's own scoring that has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.db.models.functions import Now
+
+from dashboard.models.base_model import BaseModel
+from dashboard.models.forecast import Reckoner, kind_of, threads_of
+from dashboard.models.job import Job
+from dashboard.models.worker_node import WorkerNode
+from workers import estimates, scoring
+from workers.calibration import TIME, Observation, correction
+from workers.errors import TargetError
+from workers.specs import Hyperparameters
+
+# Older jobs say little about a machine that may have changed since.
+REMEMBERED = 100
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class ScoringTime(models.Model):
+    """One job of scores that has ended: reckoned by formula, and measured. Says nothing of data or people."""
+
+    base_model = models.ForeignKey(BaseModel, models.CASCADE, related_name="+")
+    device = models.CharField(max_length=120)
+    dtype = models.CharField(max_length=20)
+    formula = models.PositiveSmallIntegerField()
+    reckoned_seconds = models.FloatField()
+    seconds = models.FloatField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-pk"]
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.seconds:.0f} s"
+
+    @property
+    def ratio(self) -> float:
+        """Measured / reckoned."""
+        return self.seconds / max(self.reckoned_seconds, 1e-9)
+
+
+def reckon(
+    reckoner: Reckoner,
+    device: str,
+    dtype: str,
+    threads: int,
+    rows: scoring.Rows,
+    *,
+    adapters: int,
+    base: bool,
+) -> float:
+    """Seconds of one job by formula alone."""
+    sizes = estimates.shape(reckoner.census, (), 1, 0)
+    speed = estimates.operations_per_second(device, threads, BYTES.get(dtype, 4))
+    return scoring.seconds(sizes, rows, speed, kind_of(device), adapters=adapters, with_base=base)
+
+
+def rows_of(reckoner: Reckoner, count: int, max_length: int) -> scoring.Rows:
+    """Test rows as long as the training rows are: both were drawn by chance."""
+    known = reckoner.rows(Hyperparameters(max_length=max_length))
+    kept = known.kept(max_length) or known
+    return scoring.Rows(count, sum(kept.lengths) / len(kept.lengths), kept.learned)
+
+
+def span(reckoner: Reckoner, rows: scoring.Rows, jobs: list[tuple[int, bool]]) -> dict[str, float]:
+    """Seconds of jobs of (adapters, whether the base too) with their range, on the first device."""
+    device = reckoner.nodes[0][0]
+    dtype = reckoner.dtype_on(device)
+    summed = sum(
+        reckon(reckoner, device, dtype, threads_of(device), rows, adapters=adapters, base=base)
+        for adapters, base in jobs
+    )
+    ended = ScoringTime.objects.filter(formula=scoring.FORMULA, device=device, dtype=dtype)[:REMEMBERED]
+    seen = [Observation(device, str(one.base_model_id), "", one.ratio) for one in ended]
+    return correction(seen, device, str(reckoner.base_model.pk), "", TIME).span(summed)
+
+
+def note_scoring(job: Job, found: dict[str, Any]) -> ScoringTime | None:
+    """Keep what a job of scores measured beside what is reckoned for it; None where that teaches nothing."""
+    scored = list(job.evaluations.select_related("base_model", "dataset_version", "run"))
+    if not scored or not found.get("seconds"):
+        return None
+    first = scored[0]
+    node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
+    device = node.device if node else str(found["device"])
+    reckoner = Reckoner(first.base_model, first.dataset_version, ((device, 0),), [])
+    adapters = sum(one.adapter_id is not None for one in scored)
+    rows = rows_of(reckoner, int(found["rows"]), int(first.run.hyperparameters["max_length"]))
+    threads = int(found.get("threads") or threads_of(device))
+    try:
+        reckoned = reckon(
+            reckoner, device, found["dtype"], threads, rows, adapters=adapters, base=len(scored) > adapters
+        )
+    except TargetError:
+        return None  # counted by another version since
+    return ScoringTime.objects.create(
+        base_model=first.base_model,
+        device=device[:120],
+        dtype=found["dtype"],
+        formula=scoring.FORMULA,
+        reckoned_seconds=reckoned,
+        seconds=float(found["seconds"]),
+    )

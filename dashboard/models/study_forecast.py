@@ -1,0 +1,116 @@
+"""What a study's plan would take: training and scoring, on the device that suits it. Makes no row.
+
+One answer for the form, the start and whatever comes later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dashboard.models import scoring
+from dashboard.models.base_model import BaseModel
+from dashboard.models.dataset import DatasetVersion
+from dashboard.models.forecast import Forecast, Range, Reckoner
+from dashboard.models.study_plan import ArmPlan, halvings, jobs_of, passes, trains_alone
+
+ENDS = ("low", "expected", "high")
+
+
+@dataclass(frozen=True)
+class PlanForecast:
+    """Seconds with their range. `promised` are those of training where each run loads for itself."""
+
+    arms: tuple[Forecast, ...]
+    alone: tuple[str, ...]  # arms each of whose runs trains in a job of its own
+    trials: int  # short runs that only look for learning rates
+    promised: float
+    saved: float
+    training: Range
+    scoring: Range
+
+    @property
+    def charge(self) -> float:
+        """What a budget is asked for: each run with loading of its own, and the scoring."""
+        return self.promised + self.scoring["expected"]
+
+    @property
+    def seconds(self) -> Range:
+        """Training and scoring."""
+        return {name: self.training[name] + self.scoring[name] for name in ENDS}
+
+    def with_seconds(self, more: float) -> PlanForecast:
+        """With so many more of training."""
+        training = {name: value + more for name, value in self.training.items()}
+        return dataclasses.replace(self, promised=self.promised + more, training=training)
+
+    def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:
+        """What a study keeps, with what has come to it."""
+        return {
+            part: {name: value + kept.get(part, {}).get(name, 0.0) for name, value in span.items()}
+            for part, span in self.to_dict().items()
+        }
+
+    def to_dict(self) -> dict[str, Range]:
+        """What a study keeps of it."""
+        return {"training": self.training, "scoring": self.scoring}
+
+
+def plan_forecast(
+    base_model: BaseModel,
+    version: DatasetVersion | None,
+    arms: Sequence[ArmPlan],
+    *,
+    seeds: int,
+    rates: int,
+    test_rows: int,
+    strict: bool,
+    with_base: bool = True,
+) -> PlanForecast:
+    """The arms one after the other, less the loading that they share. May raise TargetError.
+
+    On a CPU they take turns, and what a GPU gains by computing them at once is not counted on.
+    """
+    reckoner = Reckoner.of(base_model, version)
+    tried = rates if rates > 1 else 0
+    found = tuple(reckoner.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms)
+    apart = [arm for arm in arms if trains_alone(arm, base_model)]
+    alone = arms if strict else apart
+    trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
+    jobs = jobs_of(len(arms), len(alone), seeds, tried)
+    saved = _loading(reckoner, arms[0]) * (len(arms) * seeds + trials - jobs)
+    whole = {name: passes(seeds, tried) * sum(one.main.seconds[name] for one in found) for name in ENDS}
+    return PlanForecast(
+        arms=found,
+        alone=tuple(arm.name for arm in alone),
+        trials=trials,
+        promised=whole["expected"],
+        saved=saved,
+        training={name: max(1.0, value - saved) for name, value in whole.items()},
+        scoring=_scoring(reckoner, arms, len(apart), seeds, test_rows, with_base=with_base),
+    )
+
+
+def _scoring(
+    reckoner: Reckoner, arms: Sequence[ArmPlan], apart: int, seeds: int, test_rows: int, *, with_base: bool
+) -> Range:
+    """One job for each seed and for each arm that shares no base; the base once."""
+    there = int(reckoner.version.splits.get("test", 0)) if reckoner.version else 0
+    if not there:
+        return dict.fromkeys(ENDS, 0.0)
+    rows = scoring.rows_of(reckoner, min(there, test_rows), arms[0].hyperparameters.max_length)
+    shared = len(arms) - apart
+    each = [shared] * bool(shared) + [1] * apart
+    jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
+    return scoring.span(reckoner, rows, jobs)
+
+
+def _loading(reckoner: Reckoner, arm: ArmPlan) -> float:
+    """Seconds until a run on its own has loaded its base."""
+    learn = arm.hyperparameters
+    sizes = reckoner.sizes(arm.config.resolve(reckoner.base_model), learn)
+    device = reckoner.nodes[0][0]
+    load = reckoner.load(reckoner.rows(learn), learn)
+    return reckoner.reckon(device, reckoner.dtype_on(device), 1, sizes, load, learn).seconds.start
