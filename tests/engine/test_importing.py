@@ -249,6 +249,37 @@ def test_columns_that_fit_no_shape_are_asked_about(load: Importer) -> None:
     assert load.report()["first_rows"][0] == {"sentence": "good", "label": "positive"}
 
 
+def test_capitals_in_known_names_need_no_question(load: Importer) -> None:
+    rows = [{"Prompt ": f"ask {n}", "COMPLETION": f"say {n}", "Id": str(n)} for n in range(9)]
+    values = load(table_csv(rows), "rows.csv")
+    assert values["shape"] == "prompt_completion"
+    assert values["problem_count"] == 0
+    assert [message["content"] for message in load.messages()] == ["ask 0", "say 0"]
+
+
+def test_a_bad_row_is_named_by_the_column_as_it_is_spelt(load: Importer) -> None:
+    rows = [
+        {"Instruction": f"ask {n}", "Input": "", "Output": "" if n == 3 else f"say {n}"} for n in range(9)
+    ]
+    with pytest.raises(DataError):
+        load(lines(*rows), "rows.jsonl")
+    problem = load.report()["problems"][0]
+    assert (problem["row"], problem["column"]) == (4, "Output")
+    assert problem["message"] == "`Output` is empty. Fill it or remove the row."
+
+
+def test_two_columns_that_differ_in_capitals_alone_are_asked_about(load: Importer) -> None:
+    rows = [{"Prompt": "a", "PROMPT": "b", "completion": f"say {n}"} for n in range(9)]
+    with pytest.raises(DataError, match="fit no known shape"):
+        load(lines(*rows), "rows.jsonl")
+
+
+def test_the_exact_name_is_taken_before_one_with_capitals(load: Importer) -> None:
+    rows = [{"prompt": f"ask {n}", "Prompt": "other", "completion": f"say {n}"} for n in range(9)]
+    load(lines(*rows), "rows.jsonl")
+    assert load.messages()[0]["content"] == "ask 0"
+
+
 def test_text_beside_a_label_is_asked_about(load: Importer) -> None:
     with pytest.raises(ColumnsUnclear, match="`label`"):
         load(lines({"text": "good", "label": "positive"}))

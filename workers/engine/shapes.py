@@ -74,6 +74,9 @@ def recognise(columns: Sequence[str]) -> Shape:
     for shape in SHAPES:
         if set(shape.columns) <= present:
             return shape
+    for shape in SHAPES:
+        if set(shape.columns) <= set(names := _spellings(columns)):
+            return _spelt(shape, names)
     if "text" in present and present - {"text"} <= HARMLESS_COLUMNS:
         return Shape("text", ("text",), lambda values: _filled(values, "text"))
     named = ", ".join(f"`{name[:50]}`" for name in list(columns)[:20])
@@ -81,6 +84,29 @@ def recognise(columns: Sequence[str]) -> Shape:
         f"The columns {named} fit no known shape. Say which one holds the prompt and which one the answer, "
         "then import again."
     )
+
+
+def _spellings(columns: Sequence[str]) -> dict[str, str]:
+    """Name without capitals and outer space -> the column; none where two columns would share a name."""
+    alike: dict[str, list[str]] = {}
+    for column in columns:
+        alike.setdefault(column.strip().casefold(), []).append(column)
+    return {name: found[0] for name, found in alike.items() if len(found) == 1}
+
+
+def _spelt(shape: Shape, names: dict[str, str]) -> Shape:
+    """The shape under the names that a file gives its columns: `Prompt` for `prompt`."""
+    own = {name: names[name] for name in (*shape.columns, *shape.more) if name in names}
+
+    def read(values: dict[str, Any]) -> Canonical:
+        try:
+            return shape.read({name: values.get(column) for name, column in own.items()})
+        except BadRow as error:
+            column = own.get(error.column, error.column)
+            raise BadRow(column, error.message.replace(f"`{error.column}`", f"`{column}`")) from error
+
+    more = tuple(own[name] for name in shape.more if name in own)
+    return Shape(shape.name, tuple(own[name] for name in shape.columns), read, more)
 
 
 def mapped(columns: Sequence[str], prompt: str, completion: str) -> Shape:
