@@ -36,10 +36,18 @@ def table(found: Mapping[str, Forgetting]) -> dict[str, Any] | None:
     known = {name: one for name, one in found.items() if one.losses or one.accuracy is not None}
     if not known:
         return None
-    bases = {one.base.pk: one for one in known.values() if one.base}
+    # Runs that were scored alone have an evaluation of the same base model each, mostly with the same result.
+    bases = {
+        (one.base.base_model_id, one.base_loss, one.base_accuracy): one for one in known.values() if one.base
+    }
     return {
         "bases": [
-            {"loss": _loss(one.base_loss), "right": _share(one.base_accuracy)} for one in bases.values()
+            {
+                "name": str(one.base.base_model) if one.base and len(bases) > 1 else "",
+                "loss": _loss(one.base_loss),
+                "right": _share(one.base_accuracy),
+            }
+            for one in bases.values()
         ],
         "rows": [{"arm": name, **_row(one)} for name, one in known.items()],
         "questions": max(one.questions for one in known.values()),

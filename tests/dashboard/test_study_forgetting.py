@@ -61,7 +61,7 @@ def test_the_loss_is_told_as_its_rise_over_the_base_model(study: Study) -> None:
         "+0.120",
         "+0.110 – +0.130",
     )
-    assert found["bases"] == [{"loss": "3.000", "right": "62.5 %"}]
+    assert found["bases"] == [{"name": "", "loss": "3.000", "right": "62.5 %"}]
 
 
 def test_a_change_is_that_of_the_same_questions_over_all_seeds(study: Study) -> None:

@@ -69,6 +69,22 @@ def test_compared_runs_show_table_and_figures(client: Client, vera: User, adapte
     assert "-4.2 points" in part
 
 
+def test_a_base_model_that_was_scored_with_each_run_is_one_row(
+    client: Client, vera: User, ed: User, adapter: Adapter, dataset: Dataset
+) -> None:
+    other = publish(make_run(adapter.project, dataset, adapter.base_model, by=ed, learning_rate=3e-4))
+    score(other, [1.0] * 8)
+    for evaluation in other.run.evaluations.all():
+        twin = adapter.run.evaluations.get(subject=evaluation.subject)
+        evaluation.metrics |= {"general_loss": twin.metrics["general_loss"]}
+        evaluation.general_questions = twin.general_questions
+        evaluation.save()
+    url = f"{reverse('compare')}?runs={adapter.run_id},{other.run_id}"
+    part = section(client, vera, url, "compare-forgetting")
+    assert part.count("-4.2 points") == 2
+    assert part.count("Base model") == 1
+
+
 def test_the_files_of_a_comparison_have_it(client: Client, vera: User, adapter: Adapter) -> None:
     client.force_login(vera)
     name = f"Calm #{adapter.run_id}"
