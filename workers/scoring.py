@@ -17,7 +17,7 @@ FORMULA = 1
 ROWS_AT_ONCE = 16
 MOST_NEW_TOKENS = 256
 # The general text and the general questions with four answers each, read once for each subject.
-GENERAL_TOKENS = 8_000
+GENERAL_TOKENS = 5_500
 # Of one layer, for one more token, however few rows there are: calls and the reading of weights.
 CALL_SECONDS = 1e-3
 # Two turns of so many tokens for each adapter and the base; and attaching it alone, twice.
@@ -26,11 +26,18 @@ TIMED_TOKENS, ATTACH_SECONDS = 48, 0.5
 
 @dataclass(frozen=True)
 class Rows:
-    """Test rows: how many, and their mean tokens, whole and of the answer."""
+    """Test rows: how many, their mean tokens, whole and of the answer, and those with which all begin."""
 
     count: int
     tokens: float
     answer: float
+    prefix: int = 0
+
+    @property
+    def read(self) -> float:
+        """Tokens that are computed to read them once: what all begin with, once for each batch."""
+        batches = math.ceil(self.count / ROWS_AT_ONCE)
+        return self.count * (self.tokens - self.prefix) + batches * self.prefix
 
     @property
     def written(self) -> float:
@@ -44,8 +51,9 @@ def seconds(
     """One job that scores so many adapters, and the base where nobody has yet; `kind` is `cpu` or `cuda`."""
     speed = per_second * FORWARD_SPEED
     head = sizes.vocabulary * sizes.hidden
-    read = rows.count * (2 * rows.tokens - rows.answer) + GENERAL_TOKENS
     learned = rows.count * rows.answer
+    # Once for the loss, and once without the answer to begin writing one.
+    read = 2 * rows.read - learned + GENERAL_TOKENS
     batches = math.ceil(rows.count / ROWS_AT_ONCE)
     write = batches * rows.written
     calls = sizes.layers * CALL_SECONDS

@@ -15,6 +15,7 @@ from workers import estimates, scoring
 from workers.calibration import TIME, Observation, correction
 from workers.errors import TargetError
 from workers.specs import Hyperparameters
+from workers.workload import PREFIX_TYPES
 
 # Older jobs say little about a machine that may have changed since.
 REMEMBERED = 100
@@ -64,7 +65,8 @@ def rows_of(reckoner: Reckoner, count: int, max_length: int) -> scoring.Rows:
     """Test rows as long as the training rows are: both were drawn by chance."""
     known = reckoner.rows(Hyperparameters(max_length=max_length))
     kept = known.kept(max_length) or known
-    return scoring.Rows(count, sum(kept.lengths) / len(kept.lengths), kept.learned)
+    prefix = kept.prefix if reckoner.census.model_type in PREFIX_TYPES else 0
+    return scoring.Rows(count, sum(kept.lengths) / len(kept.lengths), kept.learned, prefix)
 
 
 def span(reckoner: Reckoner, rows: scoring.Rows, jobs: list[tuple[int, bool]]) -> dict[str, float]:
@@ -90,9 +92,9 @@ def note_scoring(job: Job, found: dict[str, Any]) -> ScoringTime | None:
     device = node.device if node else str(found["device"])
     reckoner = Reckoner(first.base_model, first.dataset_version, ((device, 0),), [])
     adapters = sum(one.adapter_id is not None for one in scored)
-    rows = rows_of(reckoner, int(found["rows"]), int(first.run.hyperparameters["max_length"]))
     threads = int(found.get("threads") or threads_of(device))
     try:
+        rows = rows_of(reckoner, int(found["rows"]), int(first.run.hyperparameters["max_length"]))
         reckoned = reckon(
             reckoner, device, found["dtype"], threads, rows, adapters=adapters, base=len(scored) > adapters
         )

@@ -48,6 +48,12 @@ def test_longer_answers_take_longer_until_none_is_written_any_longer(small: Shap
     assert Rows(1, 900.0, 500.0).written == MOST_NEW_TOKENS
 
 
+def test_what_all_rows_begin_with_is_read_once_for_each_batch(small: Shape) -> None:
+    alike = dataclasses.replace(ROWS, prefix=40)
+    assert alike.read == 200 * 20 + 13 * 40
+    assert job(small, alike) < job(small)
+
+
 def test_a_quicker_device_is_quicker(small: Shape) -> None:
     slow, fast = (
         seconds(small, ROWS, speed, "cpu", adapters=2, with_base=True) for speed in (SPEED, 4 * SPEED)
