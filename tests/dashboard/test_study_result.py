@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 
 from dashboard import axes, study_charts
 from dashboard.models import (
@@ -286,6 +287,18 @@ def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
         f"at equal rank, quality has {times} times the parameters of efficient." in text for text in said
     )
     assert not any("by one rule" in text for text in said)
+
+
+def test_page_and_report_say_when_the_seeds_disagree(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    said = "The seeds disagree more than the test rows do: more seeds tell more than more rows."
+    apart = {**TABLE, "efficient": {1: [1] * 60, 2: [0] * 60, 3: [1, 0] * 30}}
+    study = conclude(make_study(project, dataset, base_model), apart)
+    assert any(one["seeds_disagree"] for one in study.result["comparisons"])
+    client.force_login(vera)
+    for address in (study.get_absolute_url(), reverse("study-report", args=[study.pk])):
+        assert said in client.get(address).content.decode()
 
 
 def test_it_says_when_arms_are_scaled_by_different_rules(study: Study) -> None:
