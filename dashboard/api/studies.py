@@ -90,7 +90,7 @@ class RateIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    arm: Name
+    arm: StrictStr = ""
     learning_rate: StrictFloat | None = None
 
 

@@ -441,7 +441,8 @@ class Study(models.Model):
             self._lock()
             arm = next((arm for arm in self.arms.all() if arm.name == name), None)
             if arm is None:
-                raise SpecError("arm", _("`%(name)s` is no arm of this study.") % {"name": name[:100]})
+                named = _("`%(name)s` is no arm of this study.") % {"name": name[:100]}
+                raise SpecError("arm", named if name else _("Name the arm: `arm`."))
             if rate is not None and rate in (*arm.rates_tried, arm.rate_being_tried):
                 return
             found = arm.next_rate
