@@ -106,9 +106,9 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
 
     def bases_of(self, studies: Iterable[Study]) -> dict[int, Evaluation]:
         """The newest result of each study's base model, by the study's number."""
-        arms = models.F("run__study_arm__study")
         bases = self.ended().filter(subject=Evaluation.Subject.BASE, run__study_arm__study__in=studies)
-        return {one.in_study: one for one in bases.annotate(in_study=arms).order_by("pk")}
+        found = bases.select_related("run__study_arm").order_by("pk")
+        return {one.run.study_arm.study_id: one for one in found if one.run.study_arm}
 
     def of_base(self, study: Study) -> EvaluationQuerySet:
         """The base model's evaluation within a study, unless it came to nothing."""

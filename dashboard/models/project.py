@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
@@ -63,7 +63,7 @@ class Caller(Protocol):
 class ProjectQuerySet(models.QuerySet[RowT]):
     """Rows with a `project`; every view starts from one of these three, and a miss is 404."""
 
-    def visible_to(self, caller: Caller) -> ProjectQuerySet[RowT]:
+    def visible_to(self, caller: Caller) -> Self:
         """Rows of projects that the caller may read."""
         return self.filter(project__in=caller.projects(Role.VIEWER))
 
@@ -103,7 +103,7 @@ class ProjectQuerySet(models.QuerySet[RowT]):
 class SharedQuerySet(ProjectQuerySet[RowT]):
     """Like ProjectQuerySet, but rows without a project (built in) can be read by everybody."""
 
-    def visible_to(self, caller: Caller) -> SharedQuerySet[RowT]:
+    def visible_to(self, caller: Caller) -> Self:
         """Rows of the caller's projects, and the built-in ones."""
         return self.filter(models.Q(project=None) | models.Q(project__in=caller.projects(Role.VIEWER)))
 
