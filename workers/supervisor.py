@@ -304,6 +304,8 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             # Who never gets as far as saving must not try for ever.
             was_late = attempt.stop_reason == "finish" and not (attempt.is_lost or attempt.draining())
             job.interrupt(reason, actor=worker, blameless=not was_late)
+        elif status == -signal.SIGKILL and not child.was_killed and child.kernel_denies:
+            job.interrupt("Something outside Graftworks killed the engine.", actor=worker)
         elif status == -signal.SIGKILL and not child.was_killed:
             _suspect_memory(attempt)
         else:
@@ -332,7 +334,7 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
 
 
 def _suspect_memory(attempt: Attempt) -> None:
-    """Nobody here has killed the engine, so the machine may have, for lack of memory."""
+    """Nobody here has killed the engine, so the machine may have, for lack of memory; it does not deny it."""
     job = attempt.job
     if job.suspicion != SUSPECTED or attempt.has_stepped:
         reason = "The engine was killed, perhaps for lack of memory."

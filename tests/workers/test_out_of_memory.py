@@ -21,6 +21,13 @@ tell("Failure", code="out_of_memory", message="There was not enough memory.")
 tell("Bye", reason="failed")
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)\n"
+# As the kernel does it: it kills, and it counts.
+STARVED = """
+import pathlib
+counts = pathlib.Path({counts!r})
+counts.write_text(f"pgfault 7\\noom_kill {{int(counts.read_text().split()[-1]) + 1}}\\n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 # The real engine, on a machine that has no memory left for a batch of more than four rows.
 STARVING = """
 import resource, sys
@@ -49,6 +56,15 @@ time.sleep(0.3)
 @pytest.fixture
 def job(run: TrainingRun) -> Job:
     return claim("gpu")
+
+
+@pytest.fixture
+def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ends an engine as a kernel without memory does."""
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 7\noom_kill 3\n")
+    monkeypatch.setattr(child, "KERNEL_COUNTS", counts)
+    return STARVED.format(counts=str(counts))
 
 
 def again(job: Job) -> Job:
@@ -115,22 +131,46 @@ def test_accumulation_has_a_limit_of_its_own() -> None:
     assert learn.with_smaller_batch() is None
 
 
-def test_an_engine_that_was_killed_is_suspected_and_tried_again(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_was_killed_for_lack_of_memory_is_tried_again(
+    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(KILLED, job, monkeypatch)
+    ended = play(starved, job, monkeypatch)
     assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
 
 
-def test_killed_again_without_a_step_it_fails(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = play(KILLED, again(play(KILLED, job, monkeypatch)), monkeypatch)
+def test_killed_again_without_a_step_it_fails(
+    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(starved, again(play(starved, job, monkeypatch)), monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
     assert ended.error is not None
     assert "killed twice" in ended.error["message"]
 
 
-def test_a_step_between_two_kills_clears_the_suspicion(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = play(STEPPED + KILLED, again(play(KILLED, job, monkeypatch)), monkeypatch)
+def test_a_step_between_two_kills_clears_the_suspicion(
+    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(STEPPED + starved, again(play(starved, job, monkeypatch)), monkeypatch)
+    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
+
+
+def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
+    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _attempt in range(2):
+        job = play(KILLED, job, monkeypatch)
+        assert (job.state, job.suspicion) == (State.INTERRUPTED, "")
+        assert "outside Graftworks" in JobEvent.objects.filter(job=job, event="interrupt").latest("seq").text
+        job = again(job)
+    ended = play(KILLED, job, monkeypatch)
+    assert (ended.state, ended.error_code) == (State.FAILED, "worker_lost")
+
+
+def test_where_no_kernel_counts_a_kill_stays_suspicious(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "KERNEL_COUNTS", tmp_path / "none")
+    ended = play(KILLED, job, monkeypatch)
     assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
 
 
