@@ -43,10 +43,15 @@ if (form) {
   add.addEventListener("click", (event) => {
     event.preventDefault();
     const place = Number(total.value);
-    const blank = form.querySelector("template[data-blank]").innerHTML;
-    rows.insertAdjacentHTML("beforeend", blank.replaceAll("__prefix__", place).replaceAll("__number__", place + 1));
+    const numbered = (text) => text.replaceAll("__prefix__", place).replaceAll("__number__", place + 1);
+    const row = form.querySelector("template[data-blank]").content.firstElementChild.cloneNode(true);
+    for (const part of [row, ...row.querySelectorAll("*")]) {
+      for (const attribute of part.attributes) attribute.value = numbered(attribute.value);
+    }
+    const title = row.querySelector("strong");
+    title.textContent = numbered(title.textContent);
+    rows.append(row);
     total.value = place + 1;
-    const row = rows.lastElementChild;
     references.append(new Option(row.getAttribute("aria-label"), `more-${place}`));
     add.hidden = total.value >= Number(form.elements["more-MAX_NUM_FORMS"].value);
     row.querySelector("select").focus();
