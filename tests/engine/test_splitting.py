@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy
 import pytest
 
@@ -30,7 +32,7 @@ def division(
     keys = RowKeys()
     for number, (prompt, answer) in enumerate(rows, 1):
         value = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        content = hash((prompt, answer)).to_bytes(8, "little", signed=True)
+        content = hashlib.sha256(f"{prompt}\t{answer}".encode()).digest()[:8]
         keys.add(number, content, value, groups[number - 1] if groups else None)
     return divide(
         keys,
@@ -91,12 +93,15 @@ def test_groups_decide_even_where_everybody_asks_the_same_once() -> None:
     for customer in range(20):
         kept = {int(place) for place in found.places[customer::20]} - {LEFT_OUT}
         assert len(kept) == 1
-    greetings = found.places[180:]
-    assert TEST in greetings
-    assert not ({TRAIN, VALIDATION} & set(greetings[greetings != TEST].tolist())) or (
-        # One of the two greetings may have no held-out customer.
-        len({n % 2 for n in range(20) if greetings[n] in (TEST, LEFT_OUT)}) == 1
-    )
+    held = set()
+    for kind in range(2):
+        greetings = set(found.places[180 + kind :: 2].tolist())
+        held |= greetings & {TEST, VALIDATION}
+        if TEST in greetings:
+            assert not greetings & {TRAIN, VALIDATION}
+        elif VALIDATION in greetings:
+            assert TRAIN not in greetings
+    assert held, "somebody who greets is held out"
 
 
 def test_no_training_row_resembles_a_held_out_one() -> None:
