@@ -18,8 +18,9 @@ FORMULA = 3
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
-# What a process holds in its allocator's holes once it has trained on rows of many lengths; on a CPU fewer
-# where dropout keeps many tensors of one size, and more by a sum where layers free what they compute again.
+# What a process holds in its allocator's holes once it has trained on rows of many lengths. On a CPU fewer
+# where dropout keeps many tensors of one size, and more by a sum, never by more than half of what is saved,
+# where layers free what they compute again.
 HOLES = {"cpu": 1.4, "cuda": 1.05}
 DROPOUT_HOLES = 1.22
 RECOMPUTE_HOLES_BYTES = 230_000_000
@@ -160,30 +161,32 @@ def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
     layer = 8 * sizes.hidden + width * (2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp)
     inputs = _adapter_inputs(sizes, how)
     activations = tokens * (kept * layer + inputs)
+    at_once = tokens * layer  # one layer's gradients live beside what is kept
     if load.prefix:
         # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
         wide = 2 * sizes.attention * load.longest - 2 * sizes.keys * (load.longest - load.prefix)
         activations += kept * load.rows * width * max(0.0, wide)
+    held = (activations + at_once) * _holes(how)
     if how.recomputes:  # each layer keeps its input, and one at a time all that it computes again
-        activations = tokens * (kept * width * sizes.hidden + layer + inputs / max(1, kept))
+        again = tokens * (kept * width * sizes.hidden + layer + inputs / max(1, kept)) + at_once
+        saved = held - again * _holes(how)
+        held -= saved if how.on_cuda else max(saved - RECOMPUTE_HOLES_BYTES, saved / 2)
     rows = min(CHUNK_ROWS, load.rows * max(1.0, load.learned / max(1, load.rows * load.batches)))
     logits = rows * sizes.vocabulary * (8 + (0 if width == 4 else width))
     return {
         "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
         "base": _base(sizes, how),
         "adapter": STATE_BYTES * sizes.trainable * how.adapter_bytes / 4,
-        # One layer's gradients live beside what is kept. Small runs need most while the base is loaded.
-        "activations": max(_with_holes(activations + tokens * layer, how), _loading(sizes, how)),
+        # Small runs need most while the base is loaded.
+        "activations": max(held, _loading(sizes, how)),
         "logits": logits,
     }
 
 
-def _with_holes(activations: float, how: How) -> float:
-    if how.on_cuda or not (how.drops or how.recomputes):
-        return activations * HOLES[how.kind]
-    if how.recomputes:
-        return activations * HOLES["cpu"] + RECOMPUTE_HOLES_BYTES
-    return activations * DROPOUT_HOLES
+def _holes(how: How) -> float:
+    if how.on_cuda or not how.drops or how.recomputes:
+        return HOLES[how.kind]
+    return DROPOUT_HOLES
 
 
 def _loading(sizes: Shape, how: How) -> float:
