@@ -60,15 +60,15 @@ def test_arms_on_experts_are_compared_with_arms_on_attention(
         ed,
         mixture,
         real_dataset,
-        arms=[arm("efficient"), arm("attention"), arm("mlp"), arm("quality")],
+        arms=[arm("efficient"), arm("attention"), arm("quality")],
         learning_rates=[1e-3, 1e-2],
     )
     study = finish(study, work_off)
     assert study.state == "succeeded"
-    assert [one.error for one in study.arms.all()] == [None] * 4
-    assert len(study.result["comparisons"]) == 3
+    assert [one.error for one in study.arms.all()] == [None] * 3
+    assert len(study.result["comparisons"]) == 2
     alone = {one.name: one.is_measured_alone for one in study.arms.all()}
-    assert alone == {"efficient": False, "attention": False, "mlp": True, "quality": True}
+    assert alone == {"efficient": False, "attention": False, "quality": True}
     assert all(run.measured["peak_memory_bytes"] for run in study.final_runs())
 
 
@@ -77,10 +77,10 @@ def test_dora_is_compared_with_plain_lora_on_one_base(
     project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
     dora = arm("quality", use_dora=True)
-    plans = [arm("efficient"), arm("quality"), type(dora)("quality, DoRA", dora.config, dora.hyperparameters)]
+    plans = [arm("quality"), type(dora)("quality, DoRA", dora.config, dora.hyperparameters)]
     study = finish(launch(project, ed, real_base, real_dataset, arms=plans), work_off)
     assert study.state == "succeeded"
-    assert {one["arm"] for one in study.result["comparisons"]} == {"efficient", "quality, DoRA"}
+    assert {one["arm"] for one in study.result["comparisons"]} == {"quality, DoRA"}
     plain, with_dora = (study.arms.get(name=name).final_runs()[0] for name in ("quality", "quality, DoRA"))
     assert with_dora.job_id != plain.job_id
     sizes = [run.measured["trainable_parameters"] for run in (plain, with_dora)]
