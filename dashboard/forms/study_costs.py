@@ -5,6 +5,7 @@ Reckons from the census, the frozen rows and earlier evaluations alone; starts n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -108,10 +109,14 @@ class Costs:
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest difference that the test rows can show four times out of five, against the margin."""
+    """The smallest difference that the test rows can show four times out of five, against the margin.
+
+    Rows of one group may say the same thing, so a group counts as one: the cautious end of what is possible.
+    """
 
     rows: int
     rows_there: int
+    groups_there: int
     comparisons: int
     variance: float
     is_assumed: bool
@@ -121,7 +126,12 @@ class Power:
     @property
     def difference(self) -> float:
         """In the metric's unit."""
-        return verdicts.detectable_difference(self.rows, variance=self.variance, arms=self.comparisons)
+        return verdicts.detectable_difference(self.groups, variance=self.variance, arms=self.comparisons)
+
+    @property
+    def groups(self) -> int:
+        """About how many groups these rows come from; as many as there are rows where each stands alone."""
+        return max(1, round(self.rows * self.groups_there / self.rows_there))
 
     @property
     def is_too_coarse(self) -> bool:
@@ -133,7 +143,8 @@ class Power:
         """Test rows that would show a difference of the margin; None for a margin of nothing."""
         if not self.margin:
             return None
-        return verdicts.items_needed(self.margin, variance=self.variance, arms=self.comparisons)
+        groups = verdicts.items_needed(self.margin, variance=self.variance, arms=self.comparisons)
+        return math.ceil(groups * self.rows_there / self.groups_there)
 
     @property
     def rows_are_there(self) -> bool:
@@ -275,6 +286,7 @@ def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -
     return Power(
         rows=rows,
         rows_there=there,
+        groups_there=int((version.report.get("groups") or {}).get("test") or there),
         comparisons=arms - 1,
         variance=verdicts.ASSUMED_DISAGREEMENT if seen is None else seen,
         is_assumed=seen is None,

@@ -352,6 +352,23 @@ def test_the_plan_offers_no_more_test_rows_than_a_study_takes(
     assert "Use 47,094" not in text
 
 
+def test_a_group_of_test_rows_counts_as_one(look: Callable[..., str], dataset: Dataset) -> None:
+    version = dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    splits, report = version.splits | {"test": 60_000}, version.report | {"groups": {"test": 30_000}}
+    DatasetVersion.objects.filter(pk=version.pk).update(splits=splits)
+    assert "come from about" not in look(test_rows=400)
+    DatasetVersion.objects.filter(pk=version.pk).update(report=report)
+    text = look(test_rows=400)
+    assert "They come from about 200 groups" in text
+    # As 200 rows would: 2.8 * sqrt(0.15 / 200); and twice the 2,944 rows that stand alone.
+    assert (
+        "With 400 test rows, the smallest difference that is seen four times out of five is 7.7 points"
+        in text
+    )
+    assert "Use 5,888 test rows" in text
+
+
 def test_more_comparisons_need_more_test_rows(look: Callable[..., str]) -> None:
     # Holm over two: 0.15 * ((2.2414 + 0.8416) / 0.02)^2.
     assert "3,565 test rows would" in look(configs=pks("efficient", "mlp", "quality"))
