@@ -100,7 +100,10 @@ def test_it_needs_one_of_the_two_forms(client: Client, mara: User, source: str) 
     assert client.post(reverse("base-model-create"), {**HUB, "source": source}).status_code == 422
 
 
-def test_an_empty_models_folder_is_explained(client: Client, mara: User) -> None:
+def test_an_empty_models_folder_is_explained(
+    client: Client, mara: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
     client.force_login(mara)
     assert "There is no folder to choose yet" in client.get(reverse("base-model-create")).content.decode()
 

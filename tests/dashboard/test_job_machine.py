@@ -27,6 +27,7 @@ from dashboard.models import Adapter, IllegalMove, Job, JobEvent, Outbox, Projec
 from dashboard.models.adapter import WEIGHTS
 from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FRUITLESS
 from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
+from dashboard.models.resuming import resume
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.recorders import finish_job
 
@@ -200,7 +201,7 @@ class Walk:
         again = [run for run, end in row.arms.items() if end in ("cancelled", "failed")]
         again = [run for run in again if run not in row.diverged]
         kept = row.state == State.FAILED or (row.state == State.CANCELLED and row.keep == "checkpoint")
-        if self.expect(bool(kept and row.has_checkpoint and again), job.resume):
+        if self.expect(bool(kept and row.has_checkpoint and again), lambda: resume(job)):
             row.state, row.keep, row.fruitless, row.excused = State.QUEUED, "", 0, row.attempt
             row.run_after = self.now
             row.arms.update(dict.fromkeys(again, ""))

@@ -171,7 +171,7 @@ def test_the_plan_says_who_trains_alone(
     assert "train together on one loaded base model" in text
     strict, text = plan(strict="on")
     assert "Every run trains alone and loads the base model for itself." in text
-    assert strict.seconds["expected"] > shared.seconds["expected"]
+    assert strict.plan.seconds["expected"] > shared.plan.seconds["expected"]
     assert strict.saved_seconds == 0
 
 
@@ -179,7 +179,7 @@ def test_the_plan_offers_arms_on_experts(client: Client, ed: User, dataset: Data
     client.force_login(ed)
     answer = client.get(PLAN, entered(dataset, moe))
     assert not any(card.refusal for card in answer.context["outlook"].cards if card.config.slug == "quality")
-    assert answer.context["outlook"].costs.alone == ("Quality",)
+    assert answer.context["outlook"].costs.plan.alone == ("Quality",)
     assert "These share none and train alone: Quality." in answer.content.decode()
 
 
