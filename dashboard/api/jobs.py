@@ -222,4 +222,6 @@ def stop(request: Call, job: Job, keep: str = "") -> None:
         message = _("It is being stopped already, and less of it is kept than you ask for.")
         raise Refusal(409, "already_stopping", message, "keep")
     message = _("It has already ended: %(state)s.") % {"state": job.state}
+    if not job.is_over:
+        message = _("There is nothing left to stop: its training has ended, and the result is kept.")
     raise Refusal(409, "already_ended", message)

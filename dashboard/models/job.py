@@ -231,18 +231,23 @@ class Job(models.Model):
             if asked is not None:
                 return asked
             keep = Job.Keep.NOTHING  # nothing is learned yet, so there is nothing to keep
-        # Twice: between the two a worker may claim the job, or the dispatcher take it from one.
-        for event in ("cancel_waiting", "cancel") * 2:
-            try:
+        with transaction.atomic():
+            # Locked: meanwhile nobody claims it, and nobody commits the end of an arm.
+            state = State(Job.objects.select_for_update().values_list("state", flat=True).get(pk=self.pk))
+            if state in WAITING or (state in MOVES["cancel"][0] and not self._is_all_done()):
+                event = "cancel_waiting" if state in WAITING else "cancel"
                 self.move(event, actor=str(by or "system"), reason=self._words_of(keep), keep=keep)
-            except IllegalMove:
-                continue
-            self.keep = keep
-            return True
+                self.keep = keep
+                return True
         self.refresh_from_db()
         if self.state == State.CANCELLING and keep != self.keep:
             return not keep and self._discard_after_all(by)
         return self.state == State.CANCELLING
+
+    def _is_all_done(self) -> bool:
+        """Whether each of its arms has come to its end: its engine only has to say goodbye."""
+        arms = self.training_runs.values_list("outcome", flat=True)
+        return bool(arms) and all(arms)
 
     def _finish_early(self, by: User | None) -> bool | None:
         """Ask for an end with the best so far published. None where no step is done yet: cancel instead."""

@@ -186,6 +186,8 @@ class Walk:
             assert job.request_cancel(keep=keep)
             row.keep = asked
             row.end(State.CANCELLED)
+        elif row.state in OPEN and row.arms and all(row.arms.values()):
+            assert not job.request_cancel(keep=keep)
         elif row.state in OPEN:
             assert job.request_cancel(keep=keep)
             row.state, row.keep = State.CANCELLING, asked

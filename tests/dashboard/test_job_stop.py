@@ -86,6 +86,26 @@ def test_what_is_being_discarded_cannot_be_kept_any_more(training: Job, ed: User
     assert training.stop_wanted() == "cancel"
 
 
+def test_nothing_is_left_to_stop_once_every_arm_has_ended(training: Job, run: TrainingRun, ed: User) -> None:
+    run.end("succeeded", step=5)
+    assert not training.request_cancel(ed)
+    assert not training.request_cancel(ed, keep="checkpoint")
+    assert (training.state, training.stop_wanted()) == (State.RUNNING, "")
+
+
+def test_one_arm_of_two_that_has_ended_leaves_the_other_to_stop(
+    training: Job, run: TrainingRun, ed: User
+) -> None:
+    other = TrainingRun.objects.get(pk=run.pk)
+    other.pk, other._state.adding, other.name = None, True, "The other"
+    other.save()
+    run.end("succeeded", step=5)
+    assert training.request_cancel(ed)
+    training.move("stopped", fenced=True)
+    ends = training.training_runs.order_by("pk").values_list("outcome", flat=True)
+    assert list(ends) == ["succeeded", "cancelled"]
+
+
 def test_an_attempt_that_was_replaced_is_fenced(training: Job) -> None:
     stale = Job.objects.get(pk=training.pk)
     Job.objects.filter(pk=training.pk).update(attempt=2)
