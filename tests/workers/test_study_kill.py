@@ -36,8 +36,8 @@ LIVES = (
     ),
     (("score.after_subject=kill@2",), ""),
 )
-# What a clock or the memory of the machine tells, and numbers of rows.
-NOT_COMPARED = ("id", "runs", "run", "seconds", "peak_memory_bytes", "ms_per_token")
+# What a clock or the memory of the machine tells, numbers of rows, and how often it was tried.
+NOT_COMPARED = ("id", "runs", "run", "attempt", "seconds", "peak_memory_bytes", "ms_per_token")
 
 
 @contextmanager
