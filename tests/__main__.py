@@ -37,14 +37,14 @@ PARTS = (
     Part(
         "slow",
         "browsers, brokers, real trainings, and a short storm of kills",
-        11,
+        14,
         # As `tests/sharing.py` says.
         (*PYTEST, "--dist", "loadscope", "-m", "slow"),
     ),
     Part(
         "jobs",
         "queue, workers and recovery once more, on PostgreSQL with Valkey or Redis",
-        5,
+        4,
         (*SERVERS, *PYTEST, "-m", "jobs", "tests/dashboard", "tests/workers"),
     ),
 )
