@@ -69,6 +69,9 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
     try:
         out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not job.renew():
+            logger.warning("%s was taken over before this attempt began", job)
+            return
         if job.attempt == 1:
             # A database that was set up anew counts from 1 again beside folders of the old one.
             shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,11 @@ from dashboard.models import (
     MetricSeries,
     Project,
     State,
+    TrainingRun,
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim, kill_engine, work_until
+from tests.workers.conftest import claim, kill_engine, play, work_until
 from workers.tasks import attempt
 
 WorkOff = Callable[[str], Job]
@@ -162,3 +163,27 @@ def test_a_drain_gives_the_job_back(
     attempt(job, lambda: True)
     job.refresh_from_db()
     assert (job.state, job.fruitless) == (State.INTERRUPTED, 0)
+
+
+@pytest.fixture
+def leftover(run: TrainingRun) -> Iterator[Path]:
+    """A checkpoint folder that is there before the first attempt at the run, as of an older database."""
+    folder = Job.objects.get(training_runs=run).checkpoint_folder() / "000001"
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def test_a_first_attempt_begins_without_checkpoints_of_an_older_database(
+    leftover: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(f'tell("Message", text=str(os.path.exists({str(leftover)!r})))', job := claim("gpu"), monkeypatch)
+    assert job.events.get(event="message").text == "False"
+
+
+def test_a_first_attempt_that_was_taken_over_while_it_slept_deletes_nothing(leftover: Path) -> None:
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(attempt=2)
+    attempt(job, lambda: False)
+    assert leftover.exists(), "they are those of the second attempt"
+    assert Job.objects.get(pk=job.pk).state == State.STARTING
