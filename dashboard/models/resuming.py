@@ -49,6 +49,9 @@ def resume(job: Job, by: User | None = None) -> None:
                 excused=models.F("attempt"),
                 suspicion="",
                 run_after=Now(),
+                # It was moved up among jobs that waited at another time.
+                place=None,
+                own_place=None,
                 phase="",
                 eta_seconds=None,
                 error_code="",

@@ -228,6 +228,15 @@ def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, e
     assert [arm.outcome for arm in training.training_runs.order_by("pk")] == ["failed", ""]
 
 
+def test_a_place_that_it_once_was_moved_to_means_nothing_when_it_is_resumed(training: Job, ed: User) -> None:
+    Job.objects.filter(pk=training.pk).update(place=1, own_place=1)
+    make_checkpoint(training, step=4)
+    training.request_cancel(ed, keep="checkpoint")
+    training.move("stopped", fenced=True)
+    resume(training, ed)
+    assert (training.place, training.own_place) == (None, None)
+
+
 def test_a_damaged_checkpoint_does_not_count(training: Job) -> None:
     make_checkpoint(training, step=3, number=1)
     newest = make_checkpoint(training, step=6, number=2)
