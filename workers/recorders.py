@@ -20,9 +20,11 @@ from dashboard.models import (
     BaseModel,
     DatasetVersion,
     Evaluation,
+    IllegalMove,
     Job,
     MetricSeries,
     Publication,
+    State,
     TrainingRun,
 )
 from dashboard.models.adapter import WEIGHTS
@@ -51,9 +53,18 @@ class Recorder(Protocol):
         """The job is about to fail: keep what its page needs."""
 
 
+def begin_to_save(job: Job) -> None:
+    """The work is done. A large result takes its time until it lies on the disk; pages say so meanwhile."""
+    # Whoever has asked for a stop before, wins; it is seen before anything is committed.
+    with contextlib.suppress(IllegalMove):
+        job.move("work_done", actor=job.worker, fenced=True)
+
+
 def finish_job(job: Job) -> None:
-    """The last two moves of a job whose work is done; call inside the transaction that commits its result."""
-    job.move("work_done", actor=job.worker, fenced=True)
+    """The last moves of a job whose work is done; call inside the transaction that commits its result."""
+    job.refresh_from_db(fields=["state"])
+    if job.state == State.RUNNING:
+        job.move("work_done", actor=job.worker, fenced=True)
     job.move("succeed", actor=job.worker, fenced=True)
 
 
@@ -75,6 +86,7 @@ class ImportRecorder:
     def finish(self) -> None:
         """Publish the splits under their content hash, then commit the version."""
         version = self._version()
+        begin_to_save(self.job)
         Publication.objects.begin(Publication.Kind.DATASET, self.report["sha256"])
         publish_folder(self.out_dir, Path(settings.DATA_DIR) / "datasets" / self.report["sha256"])
         with transaction.atomic():
@@ -171,6 +183,8 @@ class TrainRecorder:
             return
         # A run that only looks for a learning rate leaves its losses; its short adapter is for nobody.
         if end.outcome in HAS_ADAPTER and run.rung is None:
+            if not TrainingRun.objects.filter(job=self.job, outcome="").exclude(pk=run.pk).exists():
+                begin_to_save(self.job)
             try:
                 self._publish(run, self.artifacts[end.arm], end)
             except PublishError as error:

@@ -309,7 +309,7 @@ class Walk:
                 with transaction.atomic():
                     finish_job(job)
 
-            if self.expect(mine and row.state == State.RUNNING, commit):
+            if self.expect(mine and row.state in (State.RUNNING, State.FINALIZING), commit):
                 row.end(State.SUCCEEDED)
 
     def begin_to_save(self, node: str, _number: int) -> None:

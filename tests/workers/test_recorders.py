@@ -21,8 +21,10 @@ from dashboard.models import (
     User,
 )
 from tests.workers.conftest import claim
+from workers import recorders
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Metrics, Result
+from workers.publishing import publish_adapter
 from workers.recorders import EvaluateRecorder, InspectRecorder, TrainRecorder
 from workers.tasks import attempt
 
@@ -93,11 +95,45 @@ def test_an_adapter_that_is_not_as_reported_costs_its_arm_alone(
     recorder.record(SUCCEEDED)
     run.refresh_from_db()
     job.refresh_from_db()
-    assert (run.outcome, run.error_code, job.state) == ("failed", "publish_failed", State.RUNNING)
+    assert (run.outcome, run.error_code, job.state) == ("failed", "publish_failed", State.FINALIZING)
     assert not Adapter.objects.exists()
     recorder.finish()
     job.refresh_from_db()
     assert (job.state, job.error_code) == (State.FAILED, "publish_failed")
+
+
+def test_the_row_says_that_it_is_being_saved_while_it_is(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look_and_publish(*paths: object) -> None:
+        seen.append(Job.objects.get(pk=job.pk).state)
+        publish_adapter(*paths)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recorders, "publish_adapter", look_and_publish)
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(SUCCEEDED)
+    recorder.finish()
+    job.refresh_from_db()
+    assert (seen, job.state) == ([State.FINALIZING], State.SUCCEEDED)
+
+
+def test_a_stop_while_it_is_being_saved_wins_over_the_adapter(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish_and_stop(*paths: object) -> None:
+        publish_adapter(*paths)  # type: ignore[arg-type]
+        assert Job.objects.get(pk=job.pk).request_cancel()
+
+    monkeypatch.setattr(recorders, "publish_adapter", publish_and_stop)
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    recorder.record(SUCCEEDED)
+    run.refresh_from_db()
+    job.refresh_from_db()
+    assert (run.outcome, job.state, Adapter.objects.count()) == ("", State.CANCELLING, 0)
 
 
 def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
