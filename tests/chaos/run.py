@@ -39,6 +39,7 @@ class Ending:
     took: float = 0.0
     left: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
     status: int = 0
 
 
@@ -49,14 +50,15 @@ def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, li
     try:
         api = Api(stage.installation.url, token(stage))
         work = Work(api, make_dataset(api), asked.jobs, asked.seed)
-        watch = Watch(stage)
+        watch = Watch(stage, asked.pause_seconds)
         storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs))
+        ending = Ending()
+        threading.excepthook = lambda died: ending.crashes.append(f"{died.thread}: {died.exc_value!r}")
         # Daemons, so that a storm that is broken off ends.
-        threads = [threading.Thread(target=each.run, daemon=True) for each in (watch, storm)]
-        threads.append(threading.Thread(target=work.submit_all, daemon=True))
+        acts = (watch.run, storm.kill, storm.pause, work.submit_all)
+        threads = [threading.Thread(target=act, daemon=True) for act in acts]
         for thread in threads:
             thread.start()
-        ending = Ending()
         ending.in_time = _wait(asked, work, storm, watch, began)
         for each in (work, storm):
             each.over.set()
@@ -137,7 +139,8 @@ def _until_quiet() -> list[str]:
 def facts(asked: argparse.Namespace, work: Work, storm: Storm, ending: Ending) -> str:
     """What was done, and how long recoveries took."""
     kills = Counter(hit.role for hit in storm.hits if not hit.seconds)
-    pauses = Counter(hit.role for hit in storm.hits if hit.seconds)
+    pauses = Counter(hit.role for hit in storm.hits if hit.is_pause)
+    breaks = Counter(hit.role for hit in storm.hits if hit.seconds and not hit.is_pause)
     keys = [one.key for one in work.asked]
     ends = Counter(Job.objects.filter(idempotency_key__in=keys).values_list("state", flat=True))
     return "\n".join(
@@ -145,8 +148,8 @@ def facts(asked: argparse.Namespace, work: Work, storm: Storm, ending: Ending) -
             f"\nSeed {asked.seed} on {connection.vendor}: {ending.stormed / 60:.1f} min, with cleaning and "
             f"stop {ending.took / 60:.1f} min.",
             f"{len(keys)} jobs acknowledged, {_words(ends)}; {Adapter.objects.count()} adapters.",
-            f"{kills.total()} kills ({_words(kills)}), {pauses.total()} pauses ({_words(pauses)}); "
-            f"{storm.missed} found nobody.",
+            f"{kills.total()} kills ({_words(kills)}), {pauses.total()} pauses ({_words(pauses)}), "
+            f"lines broken: {_words(breaks)}; {len(storm.blows) - len(storm.hits)} blows found nobody.",
             f"{len(verdict.unadopted())} published folders without a row, removed after a day.",
             figures("trainer killed to training again", verdict.recoveries(storm.hits, "trainer")),
             figures("pool process killed to training again", verdict.recoveries(storm.hits, "pool")),
@@ -168,6 +171,7 @@ def checks(work: Work, storm: Storm, watch: Watch, ending: Ending) -> dict[str, 
     return {
         "lost or wrong end": verdict.wrong_ends(work.asked, storm.hits),
         "adapters missing, double or damaged": verdict.adapter_faults(),
+        "adapters that nobody was asked to score": verdict.unscored(),
         "curves with gaps or doubles": verdict.curve_faults(),
         "moves that no table lists, writes of an earlier attempt": verdict.illegal_moves(),
         "rows that stood still for 120 s": list(watch.stuck),
@@ -176,6 +180,8 @@ def checks(work: Work, storm: Storm, watch: Watch, ending: Ending) -> dict[str, 
         "temporary folders and checkpoints left": ending.left,
         "wake-ups not sent": verdict.unsent(),
         "wrong answers of the API": work.complaints,
+        "blows that struck nobody": storm.shortfall(),
+        "threads of the harness that died": ending.crashes,
         "not over in time": [] if ending.in_time else ["some jobs had not ended"],
         "exit status of manage.py start": [] if ending.status == 0 else [str(ending.status)],
     }

@@ -83,12 +83,16 @@ class Stage:
         return "broker" if "valkey" in command else "other"
 
     def strays(self) -> list[psutil.Process]:
-        """Processes that work in this data folder and belong to nobody."""
+        """Processes of this data folder, by their command or their environment, that belong to nobody."""
         known = {process.pid for process in self.family()} | {os.getpid(), self.launcher.pid}
-        found = []
+        if self.broker:
+            known.add(self.broker.process.pid)
+        data, found = str(self.folder / "data"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.pid not in known and str(self.folder / "data") in " ".join(process.cmdline()):
+                if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if data in " ".join(process.cmdline()) or process.environ().get("DATA_DIR") == data:
                     found.append(process)
         return found
 

@@ -7,6 +7,7 @@ import pytest
 from dashboard.models import Adapter, Job, JobEvent, MetricSeries, State, TrainingRun
 from dashboard.models.adapter import WEIGHTS
 from tests.chaos import verdict
+from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
 from tests.conftest import finish
 
@@ -22,19 +23,52 @@ def job(run: TrainingRun) -> Job:
     return Job.objects.get(pk=run.job.pk)
 
 
+def the_run(job: Job) -> list[int]:
+    return list(job.training_runs.values_list("pk", flat=True))
+
+
 def test_it_has_nothing_against_a_clean_history(job: Job) -> None:
     assert verdict.illegal_moves() == []
 
 
 def test_it_finds_a_job_that_is_gone_or_there_twice(job: Job) -> None:
-    assert verdict.wrong_ends([Asked(0, "one", [1])]) == []
+    assert verdict.wrong_ends([Asked(0, "one", the_run(job))]) == []
     assert verdict.wrong_ends([Asked(0, "two", [1])]) == ["two: 0 jobs"]
 
 
 def test_it_finds_a_wrong_end_and_a_job_that_never_ends(job: Job) -> None:
-    assert len(verdict.wrong_ends([Asked(0, "one", [1], right={"cancelled"})])) == 1
+    assert len(verdict.wrong_ends([Asked(0, "one", the_run(job), right={"cancelled"})])) == 1
     Job.objects.filter(pk=job.pk).update(state=State.RUNNING)
     assert verdict.wrong_ends([]) == [f"job {job.pk} (train) is running"]
+
+
+def test_it_finds_an_arm_that_was_stopped_with_another(job: Job) -> None:
+    first = the_run(job)
+    second = TrainingRun.objects.get(pk=first[0])
+    second.pk, second._state.adding, second.outcome = None, True, "cancelled"
+    second.save()
+    asked = Asked(0, "one", [*first, second.pk], keep="", right={"succeeded", "cancelled"})
+    assert len(verdict.wrong_ends([asked])) == 1
+
+
+def test_it_finds_an_adapter_that_was_to_be_kept(job: Job) -> None:
+    (run,) = job.training_runs.all()
+    TrainingRun.objects.filter(pk=run.pk).update(outcome="cancelled")
+    asked = Asked(0, "one", [run.pk], keep="adapter", right={"succeeded", "stopped_early", "cancelled"})
+    assert verdict.wrong_ends([asked]) == [], "nothing was learned, so there was nothing to keep"
+    MetricSeries.objects.append(run, "train/loss", [(1, 1.0)])
+    assert len(verdict.wrong_ends([asked])) == 1
+    blow = Hit(0.0, "worker", 1, 0.0, ((job.pk, 1),))
+    assert verdict.wrong_ends([asked], [blow]) == [], "what its worker had learned died with it"
+
+
+def test_it_finds_a_failed_evaluation_unless_the_storm_wore_it_out(job: Job) -> None:
+    Job.objects.filter(pk=job.pk).update(
+        kind=Job.Kind.EVALUATE, state=State.FAILED, error_code="worker_lost", attempt=3
+    )
+    assert verdict.wrong_ends([]) == [f"job {job.pk} (evaluate) is failed"]
+    blows = [Hit(0.0, "worker", 1, 0.0, ((job.pk, attempt),)) for attempt in (1, 2, 3)]
+    assert verdict.wrong_ends([], blows) == []
 
 
 @pytest.mark.parametrize(
@@ -60,12 +94,21 @@ def test_it_finds_missing_adapters_and_missing_files(job: Job) -> None:
     assert verdict.adapter_faults() == [f"run {run.pk} (succeeded) has 0 adapters"]
     adapter = Adapter.objects.publish(run, "0" * 64, {WEIGHTS: "0" * 64}, 1)
     assert [line.split(":")[0] for line in verdict.adapter_faults()] == [f"adapter {adapter.pk}"]
+    assert verdict.unscored() == [f"adapter {adapter.pk}"]
 
 
 def test_it_finds_a_gap_in_a_curve(job: Job) -> None:
     (run,) = job.training_runs.all()
     MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 11) if step != 5])
     assert verdict.curve_faults() == [f"run {run.pk}: 9 points for 10 steps, missing [5]"]
+
+
+@pytest.mark.parametrize(("outcome", "is_whole"), [("stopped_early", True), ("succeeded", False)])
+def test_it_finds_points_beyond_the_last_step(job: Job, outcome: str, is_whole: bool) -> None:
+    (run,) = job.training_runs.all()
+    TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=10)
+    MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 13)])
+    assert (verdict.curve_faults() == []) == is_whole
 
 
 def test_it_finds_folders_that_nobody_reads(job: Job) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from django.conf import settings
 
-from dashboard.models import Adapter, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
+from dashboard.models import Adapter, Evaluation, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
 from dashboard.models.job import MAX_FRUITLESS
 from dashboard.models.job_state import MOVES, TERMINAL
 from tests.chaos.storm import Hit
@@ -37,13 +37,27 @@ def wrong_ends(asked: list[Asked], hits: Sequence[Hit] = ()) -> list[str]:
             found.append(f"{one.key}: {len(jobs)} jobs")
             continue
         for run in TrainingRun.objects.filter(job=jobs[0]):
-            if run.state not in one.right and not was_worn_out(jobs[0], hits):
+            right = right_ends(one, run, hits)
+            if run.state not in right and not was_worn_out(jobs[0], hits):
                 why = f"{run.error}, stop {one.keep!r}"
-                found.append(f"{one.key}: job {jobs[0].pk} {run.state}, right is {sorted(one.right)} ({why})")
+                found.append(f"{one.key}: job {jobs[0].pk} {run.state}, right is {sorted(right)} ({why})")
         if jobs[0].training_runs.count() != len(one.runs):
             found.append(f"{one.key}: {jobs[0].training_runs.count()} runs instead of {len(one.runs)}")
-    others = Job.objects.exclude(state__in=TERMINAL)
-    return found + [f"job {job.pk} ({job.kind}) is {job.state}" for job in others]
+    others = Job.objects.exclude(kind=Job.Kind.TRAIN).filter(state=State.FAILED)
+    unwell = [job for job in others if not was_worn_out(job, hits)]
+    unwell += Job.objects.exclude(state__in=TERMINAL)
+    return found + [f"job {job.pk} ({job.kind}) is {job.state}" for job in unwell]
+
+
+def right_ends(one: Asked, run: TrainingRun, hits: Sequence[Hit]) -> set[str]:
+    """How that run may have ended: a stop is for the run that it names, and none of its job's other arms."""
+    if run.pk != one.runs[0]:
+        return {"succeeded"}
+    was_hit = any(pk == run.job_id for blow in hits for pk, _attempt in blow.held)
+    if one.keep == "adapter" and not was_hit and curve(run):
+        # It had learned something, so something was to be kept.
+        return one.right - {"cancelled"}
+    return one.right
 
 
 def illegal_moves() -> list[str]:
@@ -89,15 +103,27 @@ def adapter_faults() -> list[str]:
     return found
 
 
+def unscored() -> list[str]:
+    """Adapters for which no evaluation was ever asked for: it is to come with the adapter's row."""
+    never = Adapter.objects.exclude(pk__in=Evaluation.objects.exclude(adapter=None).values("adapter"))
+    return [f"adapter {adapter.pk}" for adapter in never]
+
+
+def curve(run: TrainingRun) -> list[int]:
+    """The steps of its curve, in the order in which they are kept."""
+    series = MetricSeries.objects.filter(run=run, name="train/loss").first()
+    return [int(step) for step, _loss in series.points()] if series else []
+
+
 def curve_faults() -> list[str]:
-    """A run that ended has each of its steps exactly once in its curve."""
+    """Each step stands once in its run's curve, without a gap; who came to the end has all, no more."""
     found = []
-    for run in TrainingRun.objects.filter(outcome__in=KEPT):
-        series = MetricSeries.objects.filter(run=run, name="train/loss").first()
-        steps = [int(step) for step, _loss in series.points()] if series else []
-        last = run.ended_step if run.outcome == "stopped_early" else run.total_steps
-        if steps[:last] != list(range(1, (last or 0) + 1)):
-            missing = sorted(set(range(1, (last or 0) + 1)) - set(steps))[:5]
+    for run in TrainingRun.objects.exclude(job=None):
+        steps = curve(run)
+        # One that ended early keeps its best, and the steps after it stay in its curve.
+        last = run.total_steps if run.outcome == "succeeded" else max(len(steps), run.ended_step or 0)
+        if steps != list(range(1, last + 1)):
+            missing = sorted(set(range(1, last + 1)) - set(steps))[:5]
             found.append(f"run {run.pk}: {len(steps)} points for {last} steps, missing {missing}")
     return found
 

@@ -17,7 +17,7 @@ from tests.chaos.stage import Stage
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
-STUCK_SECONDS = 120.0
+STUCK_SECONDS = 120.0  # beside the length of a pause, for what only the paused process moves
 STRAY_SECONDS = 20.0
 EVALUATIONS_KEPT = 10  # of this many one is really run; the others are stopped while they wait
 
@@ -27,6 +27,7 @@ class Watch:
     """What stood still or ran without a master, and for how long."""
 
     stage: Stage
+    pause_seconds: float = 0.0
     over: threading.Event = field(default_factory=threading.Event)
     stuck: dict[str, float] = field(default_factory=dict)
     strays: dict[int, str] = field(default_factory=dict)
@@ -57,15 +58,18 @@ class Watch:
         standing: set[object] = set()
         for job in rows:
             if why := self._stands_still(job, job.db_now, idle):
-                standing.add((job.pk, why))
+                standing.add((job.pk, why, STUCK_SECONDS))
+            if job.state in LIVE:
+                why = f"attempt {job.attempt} {job.state}, {job.phase or 'no phase'}, step {job.step}"
+                standing.add((job.pk, why, STUCK_SECONDS + self.pause_seconds))
         for process in self.stage.strays():
             standing.add(process.pid)
         self.since = {what: self.since.get(what, now) for what in standing}
         for what, began in self.since.items():
-            if isinstance(what, tuple) and now - began > STUCK_SECONDS:
-                self.stuck[f"job {what[0]}: {what[1]}"] = now - began
-            elif isinstance(what, int) and now - began > STRAY_SECONDS:
+            if isinstance(what, int) and now - began > STRAY_SECONDS:
                 self.strays[what] = f"process {what} ran {now - began:.0f} s without a master"
+            elif isinstance(what, tuple) and now - began > what[-1]:
+                self.stuck[f"job {what[0]}: {what[1]}"] = now - began
 
     def _idle_queues(self) -> set[str]:
         """Queues with a node that could take a job now."""

@@ -28,7 +28,7 @@ BUSY = (429, 500, 502, 503, 504)
 
 @dataclass
 class Asked:
-    """One training job as the people know it: what was acknowledged and which ends are right."""
+    """One training job as people know it: what was acknowledged, which ends of its first run are right."""
 
     number: int
     key: str

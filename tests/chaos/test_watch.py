@@ -1,0 +1,115 @@
+"""The storm's watchman and its ledger of blows are worth nothing unless they see what they look for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dashboard.models import Job, State, TrainingRun
+from tests.chaos.stage import Stage
+from tests.chaos.storm import Blow, Hit, Storm, schedule
+from tests.chaos.watch import STUCK_SECONDS, Watch
+from tests.workers.conftest import claim
+
+SLEEP = "import time; time.sleep(60)"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """One that keeps nothing alive: the seen processes are those of this test."""
+    stage = Stage.__new__(Stage)
+    stage.folder, stage.broker, stage.launcher = tmp_path, None, psutil.Process()
+    return stage
+
+
+@pytest.fixture
+def orphan(stage: Stage) -> Iterator[int]:
+    """A process of this data folder whose parent has ended; only its environment tells."""
+    leave = (
+        "import subprocess, sys\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}], stdout=subprocess.DEVNULL).pid)"
+    )
+    environment = {**os.environ, "DATA_DIR": str(stage.folder / "data")}
+    born = subprocess.run(
+        [sys.executable, "-c", leave], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    process = psutil.Process(int(born.stdout))
+    yield process.pid
+    process.kill()
+
+
+def age(watch: Watch, seconds: float) -> None:
+    """What stands still has stood for so much longer."""
+    watch.since = {what: began - seconds for what, began in watch.since.items()}
+
+
+def test_it_sees_a_process_without_a_master(db: None, stage: Stage, orphan: int) -> None:
+    assert [process.pid for process in stage.strays()] == [orphan]
+    watch = Watch(stage)
+    watch.look()
+    assert not watch.strays
+    age(watch, 60)
+    watch.look()
+    assert list(watch.strays) == [orphan]
+
+
+def test_it_sees_a_row_at_work_that_does_not_move(run: TrainingRun, stage: Stage) -> None:
+    job, watch = claim("gpu"), Watch(stage, pause_seconds=30)
+    watch.look()
+    age(watch, STUCK_SECONDS + 20)
+    watch.look()
+    assert not watch.stuck, "only a paused process may have held it up"
+    assert job.renew()
+    age(watch, 20)
+    watch.look()
+    assert [line.split(":")[0] for line in watch.stuck] == [f"job {job.pk}"]
+
+
+def test_a_row_that_moves_is_not_stuck(run: TrainingRun, stage: Stage) -> None:
+    job, watch = claim("gpu"), Watch(stage)
+    for step in range(3):
+        job.advance(step=step)
+        watch.look()
+        age(watch, STUCK_SECONDS - 1)
+    assert not watch.stuck
+
+
+def test_it_sees_a_row_that_waits_beside_an_idle_worker(run: TrainingRun, stage: Stage) -> None:
+    Job.objects.filter(kind=Job.Kind.TRAIN).update(state=State.INTERRUPTED, run_after="2026-01-01T00:00Z")
+    watch = Watch(stage)
+    watch.look()
+    age(watch, STUCK_SECONDS + 1)
+    watch.look()
+    assert any("interrupted after its back-off" in line for line in watch.stuck)
+
+
+def asked(kills: int, pauses: int) -> argparse.Namespace:
+    return argparse.Namespace(
+        seed=1, kills=kills, pauses=pauses, pause_seconds=1.0, outages=0, outage_seconds=0.0,
+        silences=0, silence_seconds=0.0,
+    )  # fmt: skip
+
+
+def hits(blows: list[Blow]) -> list[Hit]:
+    return [Hit(0.0, blow.role, 1, blow.seconds, ()) for blow in blows]
+
+
+def test_a_storm_that_strikes_nobody_is_no_proof(stage: Stage) -> None:
+    storm = Storm(stage, schedule(asked(kills=20, pauses=2)), lambda: 1.0)
+    storm.hits = hits(storm.blows)
+    assert storm.shortfall() == []
+    storm.hits = [hit for hit in storm.hits if hit.role != "web"]
+    assert any("of web asked for, none struck" in line for line in storm.shortfall())
+    storm.hits = hits(storm.blows)[:17]
+    assert "17 of 22 blows struck" in storm.shortfall()
+
+
+def test_the_same_seed_makes_the_same_storm() -> None:
+    assert schedule(asked(9, 3)) == schedule(asked(9, 3))
