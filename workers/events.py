@@ -1,7 +1,7 @@
 """What the engine says while it works: one JSON object per line, from the child to its supervisor.
 
-The child writes events to standard output and takes requests (`{"stop": reason}`, see `STOPS`) on standard
-input.
+The child writes events to standard output and takes requests on standard input: `{"stop": reason}`, see
+`STOPS`, and `{"stop_arm": arm, "reason": reason}`, see `ARM_STOPS`.
 A line that is too long or unknown is an error of its own, never a crash. Standard library only.
 """
 
@@ -19,6 +19,8 @@ MAX_LINE = 4 * 1024 * 1024
 # `finish`: publish the best of each arm that still trains. `park`: write a checkpoint, the job ends.
 # `cancel`: write nothing.
 STOPS = ("drain", "finish", "park", "cancel")
+# Why one arm of several may be asked to end alone, the strongest last.
+ARM_STOPS = ("finish", "cancel")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -124,6 +126,7 @@ class Bye:
 Event = Hello | Progress | Metrics | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else one of STOPS
+ShouldStopArm = Callable[[int], str]  # the same for one arm: "", or one of ARM_STOPS
 
 _TYPES: dict[str, type] = {
     kind.__name__: kind
@@ -179,3 +182,13 @@ def print_event(event: Event) -> None:
 def never_stop() -> str:
     """The default `should_stop`."""
     return ""
+
+
+def never_stop_arm(_arm: int) -> str:
+    """The default `should_stop_arm`."""
+    return ""
+
+
+def stronger(one: str, other: str) -> str:
+    """The stronger of two reasons to stop; "" is none."""
+    return max(one, other, key=("", *STOPS).index)

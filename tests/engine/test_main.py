@@ -191,6 +191,27 @@ def test_a_bad_model_fails_with_its_code(start: Start, make_spec: MakeSpec, tmp_
     assert str(tmp_path) not in failed.message
 
 
+def test_it_obeys_a_line_that_stops_one_arm(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    long = make_spec(name="long", max_steps=1_000_000)
+    send(child, {"specs": [to_dict(long), to_dict(make_spec(max_steps=3))]})
+    for request in (
+        {"stop_arm": 7, "reason": "cancel"},
+        {"stop_arm": "0"},
+        {"stop_arm": 0, "reason": "cancel"},
+    ):
+        send(child, request)
+    told: list[Event] = []
+    assert child.stdout is not None
+    for line in child.stdout:
+        told.append(from_line(line))
+    assert child.wait(timeout=30) == 0
+    ends = [(event.arm, event.outcome) for event in told if isinstance(event, ArmEnd)]
+    assert ends == [(0, "cancelled"), (1, "succeeded")]
+    assert told[-1] == Bye("done")
+    assert 'Unknown request: b\'{"stop_arm": "0"}' in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize("reason", ["cancel", "park", "drain"])
 def test_it_obeys_a_stop_line(start: Start, make_spec: MakeSpec, tmp_path: Path, reason: str) -> None:
     child = start("train", "-", str(tmp_path / "out"))

@@ -2,8 +2,9 @@
 
 SPEC `-` reads the first line of standard input: the plain spec, or `{"parent": pid, "spec": {...},
 "ended": [arms]}`, where `ended` names the arms that have their outcome already. Later lines are requests,
-`{"stop": reason}` with one of `events.STOPS`; the end of the input means that the parent died, and so does
-this process. Events go to standard output as JSON lines, everything else to standard error.
+`{"stop": reason}` with one of `events.STOPS` or `{"stop_arm": arm, "reason": reason}` with one of
+`events.ARM_STOPS`; the end of the input means that the parent died, and so does this process. Events go to
+standard output as JSON lines, everything else to standard error.
 Exit status: 0 done, 1 failed (a Failure event says why), 3 stopped.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 
 from workers.engine import runtime
 from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error
-from workers.events import STOPS, Bye, Event, Failure, Hello, Report, ShouldStop, to_line
+from workers.events import ARM_STOPS, STOPS, Bye, Event, Failure, Hello, Report, stronger, to_line
 from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict, needs_4bit
 
 PR_SET_PDEATHSIG = 1
@@ -43,11 +44,20 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.arms: dict[int, str] = {}
         self.signalled = math.inf
 
     def ask(self, reason: str) -> None:
-        if reason in STOPS and (not self.reason or STOPS.index(reason) > STOPS.index(self.reason)):
-            self.reason = reason
+        if reason in STOPS:
+            self.reason = stronger(reason, self.reason)
+
+    def ask_arm(self, arm: int, reason: str) -> None:
+        if reason in ARM_STOPS:
+            self.arms[arm] = stronger(reason, self.of_arm(arm))
+
+    def of_arm(self, arm: int) -> str:
+        """Why this arm is to end alone, or ""."""
+        return self.arms.get(arm, "")
 
     def signal(self) -> None:
         self.signalled = min(self.signalled, time.monotonic())
@@ -160,8 +170,11 @@ def _listen(lines: io.FileIO, stop: StopFlag) -> None:
             request = json.loads(line)
         except ValueError:
             request = None
-        if isinstance(request, dict) and isinstance(request.get("stop"), str):
-            stop.ask(request["stop"])
+        known = request if isinstance(request, dict) else {}
+        if isinstance(known.get("stop"), str):
+            stop.ask(known["stop"])
+        elif isinstance(known.get("stop_arm"), int) and isinstance(known.get("reason"), str):
+            stop.ask_arm(known["stop_arm"], known["reason"])
         else:
             print(f"Unknown request: {line[:200]!r}", file=sys.stderr)
     if os.getpgrp() == os.getpid():
@@ -185,7 +198,7 @@ def _hello(kind: str) -> Hello:
     return Hello(os.getpid(), device, runtime.versions(), runtime.thread_count())
 
 
-def _run(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
+def _run(asked: Asked, report: Report, should_stop: StopFlag) -> None:
     """Import only what this kind of job needs: start-up time is part of every job."""
     if asked.kind == "train":
         _train(asked, report, should_stop)
@@ -206,7 +219,7 @@ def _run(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
         inspecting.run(inspected, asked.out_dir, report=report, should_stop=should_stop)
 
 
-def _train(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
+def _train(asked: Asked, report: Report, should_stop: StopFlag) -> None:
     """Continue from the newest checkpoint that is whole, or begin."""
     from workers.engine import checkpoints
     from workers.engine.train import train
@@ -216,6 +229,7 @@ def _train(asked: Asked, report: Report, should_stop: ShouldStop) -> None:
         asked.out_dir,
         report=report,
         should_stop=should_stop,
+        should_stop_arm=should_stop.of_arm,
         resume_from=checkpoints.newest(asked.checkpoints, report),
         checkpoint_dir=asked.checkpoints,
         ended=asked.ended,

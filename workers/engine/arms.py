@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,16 +107,29 @@ class Arm:
 
     def keep_weights(self) -> None:
         """Copy the present weights to main memory."""
-        self.kept = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+        self.kept = self._copied()
 
-    def take_best_weights(self) -> int:
-        """Put the best weights back, where some are known; the step they are from."""
+    @contextmanager
+    def best_weights(self) -> Iterator[int]:
+        """Meanwhile the best weights are in place, where some are known; the step they are from."""
         if not self.kept_step:
-            return self.step
+            yield self.step
+            return
+        present = self._copied()
+        self._put(self.kept)
+        try:
+            yield self.kept_step
+        finally:
+            # Later checkpoints hold this arm too: whoever continues it goes on from where it stood.
+            self._put(present)
+
+    def _copied(self) -> list[Tensor]:
+        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+
+    def _put(self, weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, weight in zip(self.parameters, self.kept, strict=True):
+            for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.copy_(weight)
-        return self.kept_step
 
     def step_examples(self, step: int) -> Iterator[list[Example]]:
         """The micro-batches of optimizer step `step`, rows of like length together."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ from workers.events import (
     Progress,
     Report,
     ShouldStop,
+    ShouldStopArm,
     never_stop,
+    never_stop_arm,
     print_event,
 )
 from workers.specs import Hyperparameters, TrainSpec
@@ -81,13 +84,15 @@ class Saver:
         summary = arms_of.summary_of(arm, keeper.dtype, keeper.device)
         summary["wall_seconds"] = time.monotonic() - keeper.began
         summary |= tokenizer_record(arm.spec.base, self.tokenizer)
-        if outcome == "stopped_early":
-            summary["published_step"] = arm.take_best_weights()
+        is_early = outcome == "stopped_early"
+        if is_early:
             summary["validation_loss"] = arm.kept_loss
         try:
-            artifact = artifacts.save_arm(
-                self.model, self.tokenizer, arm.spec, self.out_dir, arm.index, summary
-            )
+            with arm.best_weights() if is_early else nullcontext(arm.step) as step:
+                summary["published_step"] = step
+                artifact = artifacts.save_arm(
+                    self.model, self.tokenizer, arm.spec, self.out_dir, arm.index, summary
+                )
         except DiskFull:
             raise
         except RunError as error:
@@ -133,6 +138,7 @@ def train(
     *,
     report: Report = print_event,
     should_stop: ShouldStop = never_stop,
+    should_stop_arm: ShouldStopArm = never_stop_arm,
     resume_from: Path | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_seconds: float = checkpoints.SECONDS,
@@ -167,7 +173,7 @@ def train(
     for arm in arms:
         if arm.error and not arm.is_over:
             saver.fail(arm)
-    loop = Loop(arms, model, scorer, device, asked, report, keeper, saver)
+    loop = Loop(arms, model, scorer, device, asked, should_stop_arm, report, keeper, saver)
     if kept:
         report(Message(f"Continues from step {loop.begin:,}."))
     try:
@@ -241,23 +247,30 @@ class Loop:
     scorer: Scorer
     device: torch.device
     asked: Asked
+    should_stop_arm: ShouldStopArm
     report: Report
     keeper: checkpoints.Keeper
     saver: Saver
 
     def __post_init__(self) -> None:
-        self.steps = max((arm.total for arm in self.arms if arm.is_live), default=0)
         unfinished = [arm.step for arm in self.arms if arm.is_live and not arm.is_done]
         self.begin = min(unfinished, default=self.steps)
         self.started = self.told = time.monotonic()
 
+    @property
+    def steps(self) -> int:
+        """The last step of the arms that have not ended; 0 without one."""
+        return max((arm.total for arm in self.arms if arm.is_live), default=0)
+
     def run(self) -> None:
         """Every step of every arm; raises Stopped when somebody asked for it."""
         self.report(Progress("training", self.begin, self.steps))
-        for step in range(self.begin, self.steps + 1):
+        step = self.begin
+        while step <= self.steps:
             stop_if_asked(self.asked)
             validated = False
             for arm in self.arms:
+                self.stop_alone(arm)
                 if arm.is_live and arm.step <= step <= arm.total:
                     validated = self.turn(arm, step) or validated
             done = [arm for arm in self.arms if arm.is_done]
@@ -269,6 +282,14 @@ class Loop:
                 self.report(Progress("saving"))
             for arm in done:
                 self.saver.save(arm, "succeeded")
+            step += 1
+
+    def stop_alone(self, arm: Arm) -> None:
+        """End this arm before its next step where somebody asked for it; the others never notice."""
+        reason = self.should_stop_arm(arm.index)
+        if reason and arm.is_live:
+            self.report(Message(f"{arm.spec.name} was stopped after step {arm.step:,}, as asked."))
+            self.saver.stop([arm], reason)
 
     def turn(self, arm: Arm, step: int) -> bool:
         """One arm's part of a step; whether its held-out loss was measured.
@@ -346,11 +367,11 @@ class Loop:
 
     def tell(self, step: int) -> None:
         """How far it is, and about how many seconds are left."""
-        now = time.monotonic()
-        if step > self.begin and (now - self.told >= PROGRESS_SECONDS or step == self.steps):
+        now, steps = time.monotonic(), self.steps
+        if self.begin < step <= steps and (now - self.told >= PROGRESS_SECONDS or step == steps):
             self.told = now
-            left = (now - self.started) / (step - self.begin) * (self.steps - step)
-            self.report(Progress("training", step, self.steps, round(left, 1)))
+            left = (now - self.started) / (step - self.begin) * (steps - step)
+            self.report(Progress("training", step, steps, round(left, 1)))
 
 
 def learning_rate(learn: Hyperparameters, step: int, total: int) -> float:
