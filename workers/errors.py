@@ -83,7 +83,7 @@ def disk_error(error: BaseException) -> DiskFull | None:
     if is_full(error):
         return DiskFull("The disk is full, so the result could not be written.")
     if _is_one_of(error, BROKEN):
-        return DiskFull("The disk could not be written. Look at its health, then start again.")
+        return DiskFull("The disk could not be written. Look at its health.")
     return None
 
 
@@ -112,6 +112,8 @@ class Stopped(Exception):
         self.reason = reason
 
 
+# What people do in the end, as their page offers it.
+START, RESUME, SCORE = "start again", "resume", "score it again"
 ADVICE: dict[str, str] = {
     "bad_data": "Open the dataset's check report, correct the rows it names, and upload the file again.",
     "test_set_changed": "Restore the dataset's folder from a backup, or upload the file as a new version.",
@@ -120,13 +122,33 @@ ADVICE: dict[str, str] = {
     "target_modules_mismatch": "Inspect the base model again, then start the run with a built-in preset.",
     "diverged": "Use a lower learning rate, for example a third of this one, and start again.",
     "out_of_memory": "Use a smaller batch with more accumulation, or a shorter maximum length.",
-    "disk_full": "Free some disk space where the data folder lies, then start again.",
+    "disk_full": "Make room on the disk where the data folder lies, or mend that disk, then {then}.",
     "checkpoint_mismatch": "Start a new run with the same settings; it begins at step 0.",
-    "worker_lost": "Look at the worker's log. If the machine is healthy, start again.",
-    "publish_failed": "Look at the log below, then start again.",
+    "worker_lost": "Look at the worker's log. If the machine is healthy, {then}.",
+    "publish_failed": "Look at the log below, then {then}.",
     "bad_spec": "Change the setting that the message names, then start again.",
     "labels_cut_off": "Raise the maximum length to what the message says, or shorten the prompts.",
     "max_length_too_long": "Lower the maximum length to what the base model can read.",
-    "bad_adapter": "Evaluate again. If it repeats, train the adapter again.",
+    "bad_adapter": "Restore the adapter's folder from a backup, or train the adapter again.",
     "internal_error": "This is a fault in Graftworks, not in your data. The log below helps to report it.",
 }
+# Where another end of the work leaves other ways on.
+ADVICE_TO: dict[tuple[str, str], str] = {
+    ("checkpoint_mismatch", RESUME): (
+        "Start a new run with the same settings; it begins at step 0. Resuming helps only once what the "
+        "message names is as it was."
+    ),
+    ("test_set_changed", SCORE): "Restore the dataset's folder from a backup, then score it again.",
+    ("out_of_memory", SCORE): "Score it again when the device has more memory free.",
+    ("bad_adapter", SCORE): (
+        "Restore the adapter's folder from a backup, then score it again. If there is none, train it again."
+    ),
+    ("internal_error", SCORE): (
+        "This is a fault in Graftworks, not in your data. Score it again; if that fails too, report it."
+    ),
+}
+
+
+def advice(code: str, then: str = START) -> str:
+    """What helps against a failure, or "". `then`: what the page offers once its cause is mended."""
+    return ADVICE_TO.get((code, then)) or ADVICE.get(code, "").format(then=then)

@@ -6,7 +6,7 @@ A proposal is a link to the fine-tune form that names the earlier run and each c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,11 @@ from dashboard.models import TrainingRun
 from dashboard.models.forecast import Reckoner
 from workers.specs import LIMITS, Hyperparameters
 
-# Failures that other settings cannot mend, or that shorter rows would make worse.
-NOT_MENDED = ("bad_data", "labels_cut_off", "bad_model", "target_modules_mismatch", "bad_spec", "disk_full")
+# Failures that a smaller need of memory may mend. One that a person has stopped has no code.
+MENDED_BY_LESS = ("", "out_of_memory", "worker_lost")
+# Failures after which the same settings, or the same checkpoint, would fail the same way.
+SETTINGS_FIRST = ("out_of_memory", "diverged", "max_length_too_long")
+ANEW_FIRST = ("checkpoint_mismatch",)
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,22 @@ def retries(run: TrainingRun) -> list[Retry]:
     if run.state not in (TrainingRun.Outcome.FAILED, TrainingRun.Outcome.CANCELLED):
         return []
     code, learn = (run.error or {}).get("code", ""), Hyperparameters(**run.trained_with)
-    if code in NOT_MENDED:
-        return []
+    proposals: tuple[Retry | None, ...] = ()
     if code == "diverged":
-        return [_lower_rate(run, learn)]
-    proposals = (_smaller_batch(run, learn), _layers_twice(run, learn), _shorter_rows(run, learn))
+        proposals = (_lower_rate(run, learn),)
+    elif code == "max_length_too_long":
+        proposals = (_shorter_rows(run, learn),)
+    elif code in MENDED_BY_LESS:
+        proposals = (_smaller_batch(run, learn), _layers_twice(run, learn), _shorter_rows(run, learn))
     return [retry for retry in proposals if retry]
+
+
+def first_way(run: TrainingRun, *, can_resume: bool, proposals: Sequence[Retry]) -> str:
+    """What an ended run offers first: to `resume` it, to start `anew`, or anew with a `retry`'s settings."""
+    code = (run.error or {}).get("code", "")
+    if proposals and code in SETTINGS_FIRST:
+        return "retry"
+    return "resume" if can_resume and code not in ANEW_FIRST else "anew"
 
 
 def _lower_rate(run: TrainingRun, learn: Hyperparameters) -> Retry:

@@ -16,7 +16,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from dashboard import charts, forgetting_charts
 from dashboard.forms.comparison import compared
 from dashboard.forms.plan import differences, label_of, worded
-from dashboard.forms.retry import retries
 from dashboard.gate import Request
 from dashboard.models import (
     EvaluationItem,
@@ -32,7 +31,7 @@ from dashboard.models import (
 )
 from dashboard.models.queue import Outlook
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
-from workers.errors import ADVICE
+from dashboard.views.endings import ending_context
 from workers.specs import Hyperparameters
 
 SAMPLES_PER_PAGE = 10
@@ -82,11 +81,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "table": curve_table(run),
         "finding": charts.finding(run.metric_series.filter(name="train/loss").first()),
         "look": charts.colours([run.pk])[run.pk],
-        "advice": ADVICE.get((run.error or {}).get("code", ""), ""),
-        "retries": retries(run),
         "compared": compared(run),
-        # The same settings would fail the same way.
-        "retry_first": (run.error or {}).get("code") in ("out_of_memory", "diverged"),
+        **ending_context(run),
         **stop_context(run),
     }
     return render(request, "training_runs/detail.html", context)
@@ -126,13 +122,12 @@ def resume(request: Request, pk: int) -> HttpResponse:
 
 
 def stop_context(run: TrainingRun) -> dict[str, Any]:
-    """What the question before a stop needs to know, and what an ended run still offers."""
+    """What the question before a stop needs to know."""
     waits = run.state in (State.QUEUED, State.INTERRUPTED)
     return {
         "can_stop": not run.is_over and run.job is not None and run.state != State.CANCELLING,
         # A run that works may have learned something by the time the question is answered.
         "can_keep": not waits or (run.job is not None and run.job.checkpoint_step() is not None),
-        "resumable_from": run.resumable_from,
         "kept_days": settings.KEEP_CHECKPOINTS_DAYS,
     }
 

@@ -46,9 +46,13 @@ def test_it_proposes_a_lower_rate_after_divergence(run: TrainingRun) -> None:
     assert proposals(failed(run, "diverged")) == {"A lower learning rate": [("0.0002", "0.00007")]}
 
 
-@pytest.mark.parametrize("code", ["bad_data", "labels_cut_off", "disk_full"])
+@pytest.mark.parametrize("code", ["bad_data", "labels_cut_off", "disk_full", "publish_failed"])
 def test_it_proposes_nothing_that_would_not_help(run: TrainingRun, code: str) -> None:
     assert not proposals(failed(run, code))
+
+
+def test_it_proposes_shorter_rows_alone_where_they_are_too_long(run: TrainingRun) -> None:
+    assert list(proposals(failed(run, "max_length_too_long"))) == ["Shorter rows"]
 
 
 def test_a_stopped_run_has_proposals_and_a_working_one_has_none(run: TrainingRun) -> None:

@@ -218,8 +218,7 @@ def check_room(folder: Path, specs: Sequence[TrainSpec], reserve: int) -> None:
     if free < max(0, needed - kept) + reserve:
         raise DiskFull(
             f"This run needs {_gigabytes(needed + reserve)} of disk space, {_gigabytes(needed)} for its "
-            f"checkpoints and {_gigabytes(reserve)} to spare, and only {_gigabytes(free)} are free. "
-            "Free some space, then start again."
+            f"checkpoints and {_gigabytes(reserve)} to spare, and only {_gigabytes(free)} are free."
         )
 
 

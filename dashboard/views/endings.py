@@ -1,0 +1,25 @@
+"""What the page of an ended run says besides the cause: what is kept, what helps, and what comes first."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+
+from dashboard.forms.retry import first_way, retries
+from dashboard.models import TrainingRun
+from workers.errors import RESUME, START, advice
+
+
+def ending_context(run: TrainingRun) -> dict[str, Any]:
+    """What is true of this run now; one that still works has no proposals and nothing to resume."""
+    step, proposals = run.resumable_from, retries(run)
+    ended = run.job.finished_at if run.job else None
+    return {
+        "advice": advice((run.error or {}).get("code", ""), RESUME if step else START),
+        "retries": proposals,
+        "first_way": first_way(run, can_resume=bool(step), proposals=proposals),
+        "resumable_from": step,
+        "kept_until": ended + timedelta(days=settings.KEEP_CHECKPOINTS_DAYS) if ended else None,
+    }

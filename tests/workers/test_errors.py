@@ -1,0 +1,32 @@
+"""What people are advised to do about a failure: words that fit the buttons beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.errors import ADVICE, ADVICE_TO, RESUME, SCORE, START, advice
+
+
+@pytest.mark.parametrize("then", [START, RESUME, SCORE])
+@pytest.mark.parametrize("code", sorted(ADVICE))
+def test_every_advice_is_whole_sentences_whatever_follows(code: str, then: str) -> None:
+    found = advice(code, then)
+    assert found[0].isupper()
+    assert found.endswith(".")
+    assert not set("{}") & set(found)
+
+
+@pytest.mark.parametrize("code", ["disk_full", "worker_lost", "publish_failed"])
+def test_what_can_be_resumed_is_not_started_again(code: str) -> None:
+    assert advice(code).endswith("start again.")
+    assert advice(code, RESUME).endswith(" resume.")
+    assert advice(code, SCORE).endswith(" score it again.")
+
+
+def test_every_other_ending_belongs_to_a_known_failure() -> None:
+    assert {code for code, _then in ADVICE_TO} <= set(ADVICE)
+    assert {then for _code, then in ADVICE_TO} <= {RESUME, SCORE}
+
+
+def test_of_an_unknown_failure_nothing_is_said() -> None:
+    assert advice("no_such_code") == ""
