@@ -1,6 +1,7 @@
 """A broker that takes connections and never answers: nobody waits for it, and people are told.
 
-`CHAOS_SILENT_SECONDS` sets for how long it is silent.
+`CHAOS_SILENT_SECONDS` sets for how long it is silent. Web and dispatcher are real processes and have no other
+way to the broker than the silent one.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from django.conf import settings
@@ -17,26 +20,40 @@ from django.test import Client
 from redis import Redis
 
 from dashboard.models import BaseModel, Dataset, Job, Outbox, User, WorkerNode
+from tests.e2e.installation import Answer, Api, send
 from tests.proxy import Proxy
+from tests.servers import free_port
 from tests.workers.programs import running, until
 
 SECONDS = float(os.environ.get("CHAOS_SILENT_SECONDS", "10"))
+# The goal is for the long form; the short one beside other tests only sees that nobody waits for an answer,
+# since the shortest time that anything waits for a broker is that of connecting to it, three seconds.
+MOST_SECONDS = 0.3 if SECONDS >= 300 else 2.5
 TOLD = b"The queue is unavailable at the moment"
 
 
-def submit(client: Client, token: str, dataset: Dataset, base: BaseModel, key: str) -> float:
-    """How long it took to start a run over the API."""
-    chosen = {"dataset": dataset.pk, "base_model": base.pk, "target_module_config": "efficient"}
-    asked = {"name": key, **chosen}
-    began = time.monotonic()
-    answer = client.post(
-        "/api/v1/runs",
-        asked,
-        content_type="application/json",
-        headers={"Authorization": f"Bearer {token}", "Idempotency-Key": key},
-    )
-    assert answer.status_code == 202, answer.content
-    return time.monotonic() - began
+@contextmanager
+def web(redis_url: str) -> Iterator[str]:
+    """The address of a real web server with that broker."""
+    port = free_port()
+    serve = ("-m", "uvicorn", "dashboard.asgi:application", "--host", "127.0.0.1", "--port", str(port))
+    with running(*serve, "--no-access-log", REDIS_URL=redis_url):
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: is_up(url), 60, "the web server answers")
+        yield url
+
+
+def is_up(url: str) -> bool:
+    try:
+        return send(urllib.request.Request(f"{url}/sign-in/")).status == 200
+    except OSError:
+        return False
+
+
+def home(url: str, session: str) -> Answer:
+    """The first page, as somebody who has signed in sees it."""
+    name = settings.SESSION_COOKIE_NAME
+    return send(urllib.request.Request(f"{url}/", headers={"Cookie": f"{name}={session}"}))
 
 
 @pytest.mark.slow
@@ -51,23 +68,36 @@ def test_a_silent_broker_holds_up_nobody_and_is_told(
     measured: Callable[[str], None],
 ) -> None:
     client.force_login(mara)
+    session = client.cookies[settings.SESSION_COOKIE_NAME].value
     upstream = settings.REDIS_URL.removeprefix("redis://").split("/")[0] or str(settings.BROKER_SOCKET)
+    chosen = {"dataset": dataset.pk, "base_model": base_model.pk, "target_module_config": "efficient"}
     with Proxy(upstream) as proxy:
         address = f"redis://127.0.0.1:{proxy.port}/0"
-        with running("manage.py", "dispatch", REDIS_URL=address):
+        with running("manage.py", "dispatch", REDIS_URL=address), web(address) as url:
+            api = Api(url, token)
             until(lambda: not Outbox.objects.filter(sent_at=None).exists(), 60, "the first wake-ups are sent")
+            assert TOLD not in home(url, session).body
             proxy.black_hole()
-            began, took = time.monotonic(), []
-            while time.monotonic() - began < SECONDS:
-                took.append(submit(client, token, dataset, base_model, f"silent {len(took)}"))
-                time.sleep(1)
             silent = WorkerNode.objects.exclude(broker_silent_since=None)
-            until(lambda: TOLD in client.get("/").content, 60, "the page says so")
+            submits, pages, began = [], [], time.monotonic()
+            while time.monotonic() - began < SECONDS:
+                asked = time.monotonic()
+                api.post("/runs", {"name": f"silent {len(submits)}", **chosen})
+                submits.append(time.monotonic() - asked)
+                assert home(url, session).status == 200
+                pages.append(time.monotonic() - asked - submits[-1])
+                time.sleep(1)
+            until(lambda: TOLD in home(url, session).body, 60, "the page says so")
             assert silent.filter(leads_until__gt=Now()).exists()
-            assert Job.objects.filter(kind="train", state="queued").count() == len(took)
+            assert Job.objects.filter(kind="train", state="queued").count() == len(submits)
             proxy.heal()
             until(lambda: not Outbox.objects.filter(sent_at=None).exists(), 60, "all wake-ups are sent")
             until(lambda: not silent.exists(), 60, "the dispatcher notices that it is back")
-            assert TOLD not in client.get("/").content
-    p95 = statistics.quantiles(took, n=20, method="inclusive")[-1]
-    measured(f"{len(took)} submits beside a broker silent for {SECONDS:.0f} s: p95 {p95 * 1000:.0f} ms")
+            assert TOLD not in home(url, session).body
+    p95 = {
+        name: statistics.quantiles(took, n=20, method="inclusive")[-1]
+        for name, took in (("submits", submits), ("pages", pages))
+    }
+    words = ", ".join(f"{name} p95 {seconds * 1000:.0f} ms" for name, seconds in p95.items())
+    measured(f"{len(submits)} submits beside a broker silent for {SECONDS:.0f} s: {words}")
+    assert p95["submits"] < MOST_SECONDS
