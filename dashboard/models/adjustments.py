@@ -18,17 +18,22 @@ def use_smaller_batches(job: Job, reason: str) -> str:
 
     Once per job: a second time would hide that the model is too large. Call it inside a transaction.
     """
+    mine = Job.objects.filter(pk=job.pk, attempt=job.attempt, state__in=LIVE)
+    # From the row, never from `job`: a transaction that comes to nothing is repeated, and begins anew.
+    spec = mine.select_for_update().values_list("spec", flat=True).first()
+    if spec is None:
+        raise IllegalMove(f"{job} was taken over")
     runs = list(job.training_runs.order_by("pk"))
     if any(run.adjustments for run in runs):
         return ""
-    specs: list[dict[str, Any]] = job.spec.get("specs", [job.spec])
+    arms: list[dict[str, Any]] = spec.get("specs", [spec])
     said = []
-    for run, spec in zip(runs, specs, strict=True):
-        before = from_dict(Hyperparameters, spec["hyperparameters"])
+    for run, arm in zip(runs, arms, strict=True):
+        before = from_dict(Hyperparameters, arm["hyperparameters"])
         after = before.with_smaller_batch()
         if after is None:
             continue
-        spec["hyperparameters"] |= {name: getattr(after, name) for name in SPLIT}
+        arm["hyperparameters"] |= {name: getattr(after, name) for name in SPLIT}
         run.adjustments = [
             {
                 "reason": reason,
@@ -39,9 +44,7 @@ def use_smaller_batches(job: Job, reason: str) -> str:
         run.save(update_fields=["adjustments"])
         said.append(_in_words(before, after))
     if said:
-        mine = Job.objects.filter(pk=job.pk, attempt=job.attempt, state__in=LIVE)
-        if not mine.update(spec=job.spec):
-            raise IllegalMove(f"{job} was taken over")
+        mine.update(spec=spec)
     return " ".join(dict.fromkeys(said))
 
 

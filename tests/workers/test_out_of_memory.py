@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError
 from django.db.models import F
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
@@ -91,6 +93,25 @@ def test_it_is_tried_once_more_with_half_the_batch(
     said = JobEvent.objects.get(job=job, event="interrupt").text
     assert "batches of 4 rows instead of 8" in said
     assert "each step still learns from 8 rows" in said
+
+
+def test_the_batch_is_halved_once_though_the_database_goes_away_meanwhile(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt, lost = Job.interrupt, []
+
+    def lose_the_first(job: Job, *arguments: Any, **options: Any) -> None:
+        interrupt(job, *arguments, **options)
+        if not lost:
+            lost.append(job.state)
+            raise OperationalError("the connection was lost")
+
+    monkeypatch.setattr(Job, "interrupt", lose_the_first)
+    ended = play(TOO_LITTLE, job, monkeypatch)
+    run.refresh_from_db()
+    assert lost, "the first write was to fail"
+    assert (ended.state, ended.excused, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert run.adjustments[0]["changes"]["per_device_train_batch_size"] == [8, 4]
 
 
 def batch_of(run: TrainingRun) -> tuple[int, int]:
