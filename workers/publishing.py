@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from workers.errors import RunError, disk_error
 
 TRIES = 3
 RETRY_SECONDS = 0.5
+CHUNK_BYTES = 16 * 1024**2
 SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
 IS_THERE = (errno.EEXIST, errno.ENOTEMPTY)
+# Called between two pieces of work: a large folder on a slow disk takes longer than anybody waits for a sign.
+Alive = Callable[[], None]
+
+
+def unwatched() -> None:
+    """Nobody waits for a sign."""
 
 
 class PublishError(RunError):
@@ -30,16 +38,15 @@ class PublishError(RunError):
     code = "publish_failed"
 
 
-def publish_adapter(source: Path, target: Path, files: dict[str, str]) -> None:
+def publish_adapter(source: Path, target: Path, files: dict[str, str], alive: Alive = unwatched) -> None:
     """Publish a folder of exactly these files; a disk that refuses is asked three times."""
     for left in reversed(range(TRIES)):
         try:
             faults.point("publish.before_check")
             if source.exists():
-                check_adapter(source, files)
-                _clear_damaged(target, files)
-            publish_folder(source, target)
-            check_adapter(target, files)
+                check_adapter(source, files, alive)
+            publish_folder(source, target, alive)
+            check_adapter(target, files, alive)
             return
         except OSError as error:
             if not left:
@@ -49,16 +56,7 @@ def publish_adapter(source: Path, target: Path, files: dict[str, str]) -> None:
             time.sleep(RETRY_SECONDS)
 
 
-def _clear_damaged(target: Path, files: dict[str, str]) -> None:
-    """Whole content under the same name is about to take the place of what can no longer be read."""
-    if target.is_dir():
-        try:
-            check_adapter(target, files)
-        except (PublishError, OSError):
-            shutil.rmtree(target)
-
-
-def publish_folder(source: Path, target: Path) -> None:
+def publish_folder(source: Path, target: Path, alive: Alive = unwatched) -> None:
     """Make `source` durable, then give it its content's name by one rename. Equal content is kept once.
 
     Repeated after a commit that failed, it finds the folder in its place and changes nothing.
@@ -66,6 +64,7 @@ def publish_folder(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     if source.exists() or not target.is_dir():
         for path in [*source.rglob("*"), source]:
+            alive()
             faults.point("publish.sync_file")
             _sync(path)
         faults.point("publish.rename")
@@ -74,10 +73,55 @@ def publish_folder(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in IS_THERE:
                 raise
+            _mend(target, source, alive)
             shutil.rmtree(source)
         faults.point("publish.after_rename")
     faults.point("publish.sync_parent")
     _sync(target.parent)
+
+
+def _mend(target: Path, source: Path, alive: Alive) -> None:
+    """What differs below `target` gives way to what was just written: equal names stand for equal content.
+
+    File by file, so that whoever reads there finds each file at any moment, the old one or the new one.
+    """
+    wanted, aside = _files(source), source / ".mending"
+    for name in sorted(_files(target) - wanted):
+        (target / name).unlink()
+    for name in sorted(wanted):
+        if _are_equal(source / name, target / name, alive):
+            continue
+        (target / name).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        try:
+            # A copy: until everything is in its place, the source is what it was, and this may be repeated.
+            shutil.copy(source / name, aside)
+            _sync(aside)
+            aside.replace(target / name)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync((target / name).parent)
+
+
+def _are_equal(whole: Path, other: Path, alive: Alive) -> bool:
+    """Whether the other file can be read, and holds the same."""
+    digest = _sha256(whole, alive)
+    try:
+        return _sha256(other, alive) == digest
+    except OSError:
+        return False
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _sha256(path: Path, alive: Alive) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            alive()
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -88,17 +132,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_adapter(folder: Path, files: dict[str, str]) -> None:
+def check_adapter(folder: Path, files: dict[str, str], alive: Alive = unwatched) -> None:
     """What lies in the folder must be exactly what was reported, and the weights a plain safetensors file."""
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    present = _files(folder)
     if present != set(files) or WEIGHTS not in files:
         raise PublishError(
             f"The adapter folder holds other files than reported: {sorted(present ^ set(files))}."
         )
     for name, digest in files.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise PublishError(f"The file {name} changed between writing and publishing.")
+        if _sha256(folder / name, alive) != digest:
+            raise PublishError(f"The file {name} changed between writing and publishing.")
     check_safetensors(folder / WEIGHTS)
 
 

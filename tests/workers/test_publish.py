@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from tests.workers.test_recorders import SUCCEEDED, make_artifact
 from workers import faults, publishing
 from workers.errors import DiskFull
 from workers.events import Metrics
-from workers.publishing import PublishError, check_adapter, check_safetensors, publish_adapter
+from workers.publishing import PublishError, check_adapter, check_safetensors, publish_adapter, publish_folder
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
 
@@ -166,6 +168,50 @@ def test_whole_content_takes_the_place_of_damaged_content(tmp_path: Path) -> Non
         publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
         check_adapter(tmp_path / "shelf/one", artifact.files)
         (tmp_path / "shelf/one" / WEIGHTS).write_bytes(b"damaged")
+
+
+def test_whoever_reads_there_meanwhile_finds_each_file_old_or_new(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "first")
+    shelf = tmp_path / "shelf/one"
+    publish_adapter(tmp_path / "first" / artifact.path, shelf, artifact.files)
+    (shelf / WEIGHTS).write_bytes(b"damaged")
+    (shelf / "stranger").touch()
+    place = shelf.stat().st_ino
+    with (shelf / WEIGHTS).open("rb") as opened:
+        publish_adapter(tmp_path / "second" / make_artifact(tmp_path / "second").path, shelf, artifact.files)
+        assert opened.read() == b"damaged", "what was open stays as it was"
+    assert shelf.stat().st_ino == place, "the folder was never away"
+    assert [path.name for path in shelf.iterdir()] == [WEIGHTS]
+
+
+def test_what_could_only_half_be_mended_is_mended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("first", "second"):
+        folder = tmp_path / place
+        folder.mkdir()
+        for name in ("a.parquet", "b.parquet", "c.parquet"):
+            (folder / name).write_text(f"the rows of {name}")
+    shelf = tmp_path / "shelf/one"
+    publish_folder(tmp_path / "first", shelf)
+    for name in ("a.parquet", "b.parquet"):
+        (shelf / name).write_text("damaged")
+    real = shutil.copy
+
+    def refuse(source: Path, aside: Path) -> None:
+        if source.name == "b.parquet":
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, aside)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "copy", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            publish_folder(tmp_path / "second", shelf)
+    publish_folder(tmp_path / "second", shelf)
+    assert {path.name: path.read_text() for path in shelf.iterdir()} == {
+        name: f"the rows of {name}" for name in ("a.parquet", "b.parquet", "c.parquet")
+    }
+    assert not (tmp_path / "second").exists()
 
 
 @pytest.mark.parametrize("header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": ["x", 0]}}', b"\xff"])
