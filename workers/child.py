@@ -27,13 +27,12 @@ from django.conf import settings
 from dashboard.models import Job
 from workers import faults
 from workers.events import MAX_LINE
+from workers.kernel_kills import Kills
 from workers.spool import Spool
 
 ENGINE = (sys.executable, "-m", "workers.engine")
 # How long the last lines of a dead child may take; a process that it left behind can hold the pipe open.
 LAST_WORDS_SECONDS = 5.0
-# Linux counts here the processes that it has killed for lack of memory, in containers too.
-KERNEL_COUNTS = Path("/proc/vmstat")
 LEAVE_SECONDS = 10.0
 PACES = 51
 # The first field of an event is its kind.
@@ -44,16 +43,6 @@ PASSED_ON = (
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY",
     "GRAFTWORKS_DISK_RESERVE_BYTES", faults.ASKED, faults.ONCE,
 )  # fmt: skip
-
-
-def memory_kills() -> int | None:
-    """How many processes this machine's kernel has killed for lack of memory; None where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in KERNEL_COUNTS.read_text().splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
-    return None
 
 
 @dataclass(slots=True)
@@ -67,8 +56,11 @@ class Child:
     was_killed: bool = False  # by this parent
     dead_since: float = 0.0  # when its death was noticed
     progress_at: float = field(default_factory=time.monotonic)
-    memory_kills: int | None = field(default_factory=memory_kills)
+    kills: Kills = field(init=False)
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
+
+    def __post_init__(self) -> None:
+        self.kills = Kills.around(self.process.pid)
 
     @classmethod
     def start(cls, job: Job, out_dir: Path, log: IO[bytes]) -> Child:
@@ -107,6 +99,7 @@ class Child:
                     self._paces.append(now - self.progress_at)
                     self.progress_at = now
                 self.lines.put(line)
+        self.kills.close()
         self.lines.close()
 
     @property
@@ -122,11 +115,6 @@ class Child:
         # Not since it was seen alive: a parent that slept meanwhile still has all it said to read.
         self.dead_since = self.dead_since or time.monotonic()
         return time.monotonic() - self.dead_since > LAST_WORDS_SECONDS
-
-    @property
-    def kernel_denies(self) -> bool:
-        """Whether the kernel has killed nothing for lack of memory since this child was started."""
-        return self.memory_kills is not None and memory_kills() == self.memory_kills
 
     def tell(self, message: dict[str, object]) -> None:
         """Send one line; a child that is gone already will be noticed by its exit."""

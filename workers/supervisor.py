@@ -151,12 +151,13 @@ class Attempt:
         if progress is None:
             return
         fields: dict[str, object] = {"phase": progress.phase, "eta_seconds": progress.eta_seconds}
-        has_stepped = self.has_stepped
+        has_stepped, trains = self.has_stepped, self.job.kind == Job.Kind.TRAIN
         # A training job's bar counts optimizer steps only; validation and saving just name themselves.
-        if self.job.kind != Job.Kind.TRAIN or progress.phase == "training":
+        if not trains or progress.phase == "training":
             fields |= {"step": progress.step, "total_steps": progress.total}
-            # Steps of earlier attempts do not count: a run that dies right after each start must end.
-            if progress.step > (self.began_at or 0) and not has_stepped:
+            # Only a training goes on where it stood. Steps of earlier attempts do not count: a run that dies
+            # right after each start must end.
+            if trains and progress.step > (self.began_at or 0) and not has_stepped:
                 has_stepped = True
                 fields["fruitless"] = 0
         if not self.job.advance(**fields):
@@ -243,6 +244,7 @@ def _watch(attempt: Attempt, child: Child) -> None:
         last_turn = time.monotonic()
         # Asked before the writing, so that nothing is said between the two.
         has_ended = child.has_ended
+        child.kills.look()
         attempt.database.try_to(lambda: attempt.write_down(child))
         attempt.stop_where_wanted(child)
         attempt.watch_progress(child)
@@ -304,10 +306,8 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             # Who never gets as far as saving must not try for ever.
             was_late = attempt.stop_reason == "finish" and not (attempt.is_lost or attempt.draining())
             job.interrupt(reason, actor=worker, blameless=not was_late)
-        elif status == -signal.SIGKILL and not child.was_killed and child.kernel_denies:
-            job.interrupt("Something outside Graftworks killed the engine.", actor=worker)
         elif status == -signal.SIGKILL and not child.was_killed:
-            _suspect_memory(attempt)
+            _explain_kill(attempt, for_memory=child.kills.blame)
         else:
             reason = f"The engine ended without a word (exit status {status})."
             job.interrupt(reason, actor=worker)
@@ -333,24 +333,20 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
         )
 
 
-def _suspect_memory(attempt: Attempt) -> None:
-    """Nobody here has killed the engine, so the machine may have, for lack of memory; it does not deny it."""
+def _explain_kill(attempt: Attempt, *, for_memory: bool | None) -> None:
+    """Nobody here has killed the engine. Where no count says who did, the first time is only suspicious."""
     job = attempt.job
-    if job.suspicion != SUSPECTED or attempt.has_stepped:
+    if for_memory:
+        message = "The machine had no memory left, so its kernel ended the engine."
+        _fail(attempt, Failure(OutOfMemory.code, message))
+    elif for_memory is False:
+        job.interrupt("Something outside Graftworks killed the engine.", actor=job.worker)
+    elif job.suspicion != SUSPECTED or attempt.has_stepped:
         reason = "The engine was killed, perhaps for lack of memory."
         job.interrupt(reason, actor=job.worker, suspicion=SUSPECTED)
-        return
-    message = "The engine was killed twice before it got on, most likely for lack of memory."
-    with transaction.atomic():
-        attempt.recorder.fail(OutOfMemory.code)
-        job.move(
-            "fail",
-            actor=job.worker,
-            reason=message,
-            fenced=True,
-            error_code=OutOfMemory.code,
-            error_message=message,
-        )
+    else:
+        message = "The engine was killed twice before it got on, most likely for lack of memory."
+        _fail(attempt, Failure(OutOfMemory.code, message))
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ import pytest
 from django.conf import settings
 from django.db import OperationalError
 from django.db.models import F
+from django.db.models.functions import Now
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
 from tests.conftest import make_run
 from tests.workers.conftest import claim, play
-from workers import child, supervisor
+from workers import child, kernel_kills, supervisor
 from workers.specs import Hyperparameters
 
 TOO_LITTLE = """
@@ -53,6 +54,10 @@ tell("Progress", phase="training", step=0, total=9)
 tell("Progress", phase="training", step=1, total=9)
 time.sleep(0.3)
 """
+SCORED = """
+tell("Progress", phase="scoring", step=1, total=9)
+time.sleep(0.3)
+"""
 
 
 @pytest.fixture
@@ -61,12 +66,34 @@ def job(run: TrainingRun) -> Job:
 
 
 @pytest.fixture
-def starved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Ends an engine as a kernel without memory does."""
-    counts = tmp_path / "vmstat"
-    counts.write_text("pgfault 7\noom_kill 3\n")
-    monkeypatch.setattr(child, "KERNEL_COUNTS", counts)
+def counts(tmp_path: Path) -> Path:
+    """Where a kernel counts what it kills for lack of memory."""
+    file = tmp_path / "counts"
+    file.write_text("pgfault 7\noom_kill 3\n")
+    return file
+
+
+@pytest.fixture
+def starved(counts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ends an engine as a kernel without memory does, which counts it for the engine's group."""
+    monkeypatch.setattr(kernel_kills, "_group_file", lambda _pid: counts)
     return STARVED.format(counts=str(counts))
+
+
+@pytest.fixture
+def perhaps_starved(counts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same where only the whole machine's count can be read."""
+    counts.rename(counts.with_name("vmstat"))
+    monkeypatch.setattr(kernel_kills, "PROC", counts.parent)
+    return STARVED.format(counts=str(counts.with_name("vmstat")))
+
+
+@pytest.fixture
+def scoring(run: TrainingRun) -> Job:
+    """An evaluation in the place of the training."""
+    Job.objects.all().update(state=State.FAILED, finished_at=Now())
+    Job.objects.submit(Job.Kind.EVALUATE, {}, project=run.project, by=None)
+    return claim("gpu")
 
 
 def again(job: Job) -> Job:
@@ -98,7 +125,8 @@ def test_it_is_tried_once_more_with_half_the_batch(
 def test_the_batch_is_halved_once_though_the_database_goes_away_meanwhile(
     job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt, lost = Job.interrupt, []
+    interrupt = Job.interrupt
+    lost: list[str] = []
 
     def lose_the_first(job: Job, *arguments: Any, **options: Any) -> None:
         interrupt(job, *arguments, **options)
@@ -152,31 +180,78 @@ def test_accumulation_has_a_limit_of_its_own() -> None:
     assert learn.with_smaller_batch() is None
 
 
-def test_an_engine_that_was_killed_for_lack_of_memory_is_tried_again(
-    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_the_batch(
+    job: Job, run: TrainingRun, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = play(starved, job, monkeypatch)
-    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
+    run.refresh_from_db()
+    assert (ended.state, ended.excused, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert run.adjustments[0]["reason"] == "out_of_memory"
+    said = JobEvent.objects.get(job=job, event="interrupt").text
+    assert said.startswith("The machine had no memory left, so its kernel ended the engine. It is tried once")
 
 
-def test_killed_again_without_a_step_it_fails(
+def test_killed_for_it_once_more_it_fails_with_advice_though_it_took_steps(
     job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(starved, again(play(starved, job, monkeypatch)), monkeypatch)
+    ended = play(STEPPED + starved, again(play(STEPPED + starved, job, monkeypatch)), monkeypatch)
+    assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "out_of_memory", 2)
+
+
+def test_an_evaluation_has_no_batch_to_split(
+    scoring: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(SCORED + starved, scoring, monkeypatch)
+    assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
+
+
+def test_where_only_the_machine_counts_the_first_kill_is_a_suspicion(
+    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(perhaps_starved, job, monkeypatch)
+    assert (ended.state, ended.suspicion, batch(ended)) == (State.INTERRUPTED, "oom_suspected", (8, 1))
+
+
+def test_the_second_without_a_step_is_taken_for_lack_of_memory(
+    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _attempt in range(2):
+        job = again(play(perhaps_starved, job, monkeypatch))
+    assert (batch(job), job.excused) == ((4, 2), 1)
+    ended = play(perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
     assert ended.error is not None
     assert "killed twice" in ended.error["message"]
 
 
 def test_a_step_between_two_kills_clears_the_suspicion(
-    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(STEPPED + starved, again(play(starved, job, monkeypatch)), monkeypatch)
+    ended = play(STEPPED + perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
     assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
 
 
+def test_a_scored_row_clears_none(
+    scoring: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = SCORED + perhaps_starved
+    ended = play(script, again(play(script, scoring, monkeypatch)), monkeypatch)
+    assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
+
+
+def test_an_evaluation_that_always_dies_holds_its_device_three_times(
+    scoring: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = SCORED + "os.kill(os.getpid(), signal.SIGSEGV)\n"
+    for _attempt in range(2):
+        scoring = again(play(dies, scoring, monkeypatch))
+    ended = play(dies, scoring, monkeypatch)
+    assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "worker_lost", 3)
+
+
+@pytest.mark.usefixtures("starved")
 def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
-    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _attempt in range(2):
         job = play(KILLED, job, monkeypatch)
@@ -190,7 +265,7 @@ def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
 def test_where_no_kernel_counts_a_kill_stays_suspicious(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "KERNEL_COUNTS", tmp_path / "none")
+    monkeypatch.setattr(kernel_kills, "PROC", tmp_path / "none")
     ended = play(KILLED, job, monkeypatch)
     assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
 
