@@ -24,6 +24,7 @@ from pydantic import ConfigDict
 
 from dashboard.gate import api_error
 from dashboard.models import OverBudget
+from dashboard.outage import outage
 from workers.errors import SpecError, TargetError
 from workers.specs import Hyperparameters
 
@@ -191,6 +192,9 @@ def _conflict(_request: HttpRequest, error: IntegrityError) -> HttpResponse:
 
 
 def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+    if expected := outage(error, is_call=True):
+        log.warning("An API call met a database that cannot serve it: %s", error)
+        return expected
     log.error("An API call failed", exc_info=error)
     got_request_exception.send(sender=NinjaAPI, request=request)
     return api_error(500, "internal_error", _("This is a fault in Graftworks. Its log names the cause."))

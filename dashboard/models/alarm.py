@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 
+from dashboard.models import old_tables
 from dashboard.models.worker_node import SILENT_AFTER, WorkerNode
 
 # Less than this, and pages ask for a clean-up.
@@ -32,7 +34,13 @@ class Alarm:
 
 def alarms(*, keeper: bool) -> list[Alarm]:
     """What to say now: everybody hears of the queue, managers and superusers also of disk and clocks."""
-    nodes = list(WorkerNode.objects.annotate(seen_at=Now()))
+    try:
+        nodes = list(WorkerNode.objects.annotate(seen_at=Now()))
+    except DatabaseError as error:
+        if not old_tables.is_due_to_old_tables(error):
+            raise
+        # The page that says how to mend it has this frame as well.
+        return [Alarm("tables", str(old_tables.TEXT), "health-index", _("How to mend it"))]
     alive = [
         node for node in nodes if node.stopped_at is None and now(node) - node.heartbeat_at < SILENT_AFTER
     ]

@@ -7,50 +7,28 @@ asks the broker as well.
 from __future__ import annotations
 
 import shutil
-import sys
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from django.conf import settings
-from django.db import OperationalError, connection, models
+from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 
 from dashboard.models import ballast
 from dashboard.models.alarm import LOW_BYTES, SKEW_SECONDS
 from dashboard.models.base_model import BaseModel
+from dashboard.models.finding import Finding, Level, listed, manage, start
 from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_state import State, db_now
+from dashboard.models.old_tables import is_due_to_old_tables
 from dashboard.models.outbox import Outbox
 from dashboard.models.storage import StorageUse
 from dashboard.models.worker_node import WorkerNode
 
 FULL_BYTES = 1024**3
 STUCK_AFTER = timedelta(seconds=120)
-NAMED = 5
-
-
-class Level(models.TextChoices):
-    """How much a finding matters. The labels are the words people read."""
-
-    PROBLEM = "problem", gettext_lazy("Problem")
-    WARNING = "warning", gettext_lazy("Warning")
-    OK = "ok", gettext_lazy("In order")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found: a sentence, and unless all is well what to do and a command to copy."""
-
-    check: str
-    title: str
-    level: Level
-    text: str
-    mend: str = ""
-    command: str = ""
 
 
 def findings() -> list[Finding]:
@@ -58,33 +36,20 @@ def findings() -> list[Finding]:
     found = [tables(), disk(), reserve()]
     # Rows can only be read from tables that are there.
     if found[0].level == Level.OK:
-        found += [worker(queue) for queue in Job.Queue]
-        found += [dispatcher(), wake_ups(), stuck_jobs(), clocks(), bundled_model(), database()]
-        found += [paused_workers(), data_folder(), unknown_folders()]
+        try:
+            found += rows()
+        except DatabaseError as error:
+            if not is_due_to_old_tables(error):
+                raise
+            found[0] = altered_tables(error)
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
 
-def summary(found: list[Finding]) -> str:
-    """All findings in one sentence."""
-    problems = sum(finding.level == Level.PROBLEM for finding in found)
-    warnings = sum(finding.level == Level.WARNING for finding in found)
-    parts = [
-        ngettext("%(count)d problem", "%(count)d problems", problems) % {"count": problems},
-        ngettext("%(count)d warning", "%(count)d warnings", warnings) % {"count": warnings},
-    ]
-    said = [part for part, count in zip(parts, (problems, warnings), strict=True) if count]
-    return _(" and ").join(said) + "." if said else _("Everything is in order.")
-
-
-def manage(arguments: str) -> str:
-    """A management command as it is typed in the folder of this installation."""
-    own = Path(sys.prefix) == Path(settings.BASE_DIR) / ".venv"
-    return f"{'.venv/bin/python' if own else 'python'} manage.py {arguments}"
-
-
-def start(program: str) -> str:
-    """How one program is started: alone where the broker is a server of its own, else with all others."""
-    return program if settings.REDIS_URL else "make start"
+def rows() -> list[Finding]:
+    """What the tables tell."""
+    found = [worker(queue) for queue in Job.Queue]
+    found += [dispatcher(), wake_ups(), stuck_jobs(), clocks(), bundled_model(), database()]
+    return [*found, paused_workers(), data_folder(), unknown_folders()]
 
 
 def tables() -> Finding:
@@ -116,6 +81,19 @@ def tables() -> Finding:
         text % {"count": len(missing)},
         _("Make a copy of the database, then bring the tables up to date and start Graftworks again."),
         manage("migrate"),
+    )
+
+
+def altered_tables(error: DatabaseError) -> Finding:
+    """Every migration is noted as done, and yet something is not there."""
+    return Finding(
+        "tables",
+        _("Database tables"),
+        Level.PROBLEM,
+        _("All migrations are noted as done, but a part of the tables is missing: %(error)s")
+        % {"error": f"{error}".strip().splitlines()[0].rstrip(".") + "."},
+        _("Somebody has altered the tables by hand. Put the last copy back. This lists all:"),
+        manage("showmigrations dashboard"),
     )
 
 
@@ -205,13 +183,6 @@ def worker_command(queue: Job.Queue) -> str:
     """What starts one worker alone."""
     processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
     return f"celery -A workers.celery worker -P prefork {processes}"
-
-
-def listed(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - NAMED
-    shown = ", ".join(names[:NAMED])
-    return _("%(names)s and %(more)d more") % {"names": shown, "more": more} if more > 0 else shown
 
 
 def dispatcher() -> Finding:

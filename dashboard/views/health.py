@@ -10,7 +10,8 @@ from django.views.decorators.http import require_GET
 
 from dashboard.gate import Request
 from dashboard.models import Role
-from dashboard.models.health import Level, findings, summary
+from dashboard.models.finding import Level, summary
+from dashboard.models.health import findings
 
 
 @require_GET

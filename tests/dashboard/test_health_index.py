@@ -29,7 +29,8 @@ from dashboard.models import (
     User,
     WorkerNode,
 )
-from dashboard.models.health import Finding, Level, database, findings, summary
+from dashboard.models.finding import Finding, Level, summary
+from dashboard.models.health import database, findings
 from dashboard.models.job_state import db_now
 from tests.conftest import finish, make_base_model, make_user, tiny_census
 

@@ -113,6 +113,18 @@ def test_another_fault_is_still_a_fault(
     assert (call.status_code, call.json()["error"]["code"]) == (500, "internal_error")
 
 
+def test_a_call_that_is_interrupted_by_the_outage_says_so(
+    client: Client, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_arguments: object) -> None:
+        raise OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr("dashboard.api.jobs.with_subjects", lose)
+    answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {token}"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer["Retry-After"] == "10"
+
+
 def test_a_live_page_waits_for_the_database(
     transactional_db: None, run: TrainingRun, vera: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from redis import Redis
 
 from dashboard.management.commands.doctor import broker as asked
 from dashboard.models import WorkerNode
-from dashboard.models.health import Finding, Level
+from dashboard.models.finding import Finding, Level
 from workers.celery import app
 
 DOCTOR = "dashboard.management.commands.doctor"

@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 
 from dashboard.management.commands.dispatch import ask_broker
 from dashboard.management.commands.start import SOCKET_LENGTH
-from dashboard.models.health import Finding, Level, findings, start, summary
+from dashboard.models.finding import Finding, Level, start, summary
+from dashboard.models.health import findings
 
 
 class Command(BaseCommand):
