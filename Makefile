@@ -26,6 +26,8 @@ test:
 
 # Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
 STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
+# The lines to PostgreSQL and to the broker break instead of processes.
+BREAKS ?= --jobs 10 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
 # One at a time, to see how long each way back takes.
 BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
 chaos: export CHAOS_SEQUENCES = 2000
@@ -37,7 +39,9 @@ chaos:
 	@$(MACHINE) test
 	$(VENV) -m tests.chaos $(STORM)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(STORM)
+	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BREAKS)
 	$(VENV) -m tests.chaos $(BLOWS)
+	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py tests/engine/test_death.py \
 		tests/workers/test_broker_silence.py
 	$(VENV) -m tests.servers $(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py

@@ -70,6 +70,11 @@ class Proxy:
         """Nobody listens any more, and every connection is cut off."""
         self._do(self._close)
 
+    @property
+    def carries(self) -> bool:
+        """Whether anything passes now."""
+        return self.server is not None and self.passing.is_set()
+
     def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run_coroutine_threadsafe(work(), self.loop).result(timeout=10)
 

@@ -25,7 +25,7 @@ SLEEP = "import time; time.sleep(60)"
 def stage(tmp_path: Path) -> Stage:
     """One that keeps nothing alive: the seen processes are those of this test."""
     stage = Stage.__new__(Stage)
-    stage.folder, stage.broker, stage.launcher = tmp_path, None, psutil.Process()
+    stage.folder, stage.broker, stage.launcher, stage.lines = tmp_path, None, psutil.Process(), {}
     return stage
 
 

@@ -42,6 +42,24 @@ def test_it_holds_a_slot_alone(project: Project) -> None:
     assert claim("gpu", slot="host:cpu0") is None
 
 
+def test_these_moves_exist_and_no_others() -> None:
+    """Written out once more: walks and storms read the same table, and would not see a move come or go."""
+    assert {event: (" ".join(sources), str(target)) for event, (sources, target) in MOVES.items()} == {
+        "claim": ("queued", "starting"),
+        "progress": ("starting", "running"),
+        "work_done": ("running", "finalizing"),
+        "succeed": ("finalizing", "succeeded"),
+        "fail": ("starting running finalizing", "failed"),
+        "interrupt": ("starting running finalizing", "interrupted"),
+        "cancel_waiting": ("queued interrupted", "cancelled"),
+        "cancel": ("starting running finalizing", "cancelling"),
+        "stopped": ("cancelling", "cancelled"),
+        "requeue": ("interrupted", "queued"),
+        "give_up": ("interrupted", "failed"),
+        "resume": ("failed cancelled", "queued"),
+    }
+
+
 def test_it_refuses_every_move_that_the_table_does_not_list(project: Project) -> None:
     for event, (sources, _target) in MOVES.items():
         for state in State:
