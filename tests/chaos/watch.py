@@ -54,7 +54,7 @@ class Watch:
         rows = list(Job.objects.exclude(state__in=over).annotate(db_now=Now()))
         self.open_jobs = len(rows)
         if not all(line.carries for line in self.stage.lines.values()):
-            # Nobody is to blame for what stands still without its servers; it has to get on once they are back.
+            # Without its servers nothing moves; it has to get on once they are back.
             self.since = {}
             return
         idle = self._idle_queues()
