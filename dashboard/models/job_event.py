@@ -22,6 +22,7 @@ EVENT_WORDS = {
     "requeue": _("Waiting again"),
     "give_up": _("Given up"),
     "resume": _("Waiting again, to continue"),
+    "go_on": _("Its study goes on, and will be judged anew"),
     "finish": _("Asked to stop and to keep the best so far"),
     "discard": _("Asked to keep nothing after all"),
     "move": _("Moved in the queue"),

@@ -9,10 +9,13 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from dashboard.models.compute_budget import require_room
 from dashboard.models.job import Job
 from dashboard.models.job_state import IllegalMove, State
+from workers.errors import SpecError, TargetError
 
 if TYPE_CHECKING:
+    from dashboard.models.study import Study
     from dashboard.models.training_run import TrainingRun
     from dashboard.models.user import User
 
@@ -65,6 +68,47 @@ def resume(job: Job, by: User | None = None) -> None:
         job.refresh_from_db()
         raise IllegalMove(refusal(job)) from overtaken
     job.refresh_from_db()
+
+
+def resume_run(run: TrainingRun, by: User | None = None) -> None:
+    """Continue a run and what was stopped with it; its study, where it has one, is judged once more.
+
+    IllegalMove says why not; OverBudget, that the month has no room for what is left.
+    """
+    if run.job is None:
+        raise IllegalMove(_("It has not been started, so there is nothing to resume."))
+    if run.outcome in (run.Outcome.SUCCEEDED, run.Outcome.STOPPED_EARLY):
+        raise IllegalMove(_("It has finished, so there is nothing left to resume."))
+    if run.error_code == "diverged":
+        raise IllegalMove(DIVERGED)
+    with transaction.atomic():
+        study = run.study_arm.study if run.study_arm else None
+        # Before the job, as whoever moves the study on.
+        had_ended = study is not None and _has_ended(study)
+        resume(run.job, by)
+        resumed = run.job.training_runs.filter(outcome="").prefetch_related("metric_series")
+        seconds = sum(one.seconds_left for one in resumed)
+        if study:
+            seconds += _go_on(study)
+        if had_ended:
+            run.job.record("go_on", State.QUEUED, State.QUEUED)
+        require_room(run.project, seconds, by)
+
+
+def _has_ended(study: Study) -> bool:
+    """Whether it had; one that is being stopped would stop what is resumed as well, or not, by chance."""
+    study.lock()
+    if study.cancelled_at and study.state == State.CANCELLING:
+        raise IllegalMove(_("Its study is being stopped. Resume it once that has ended."))
+    return study.finished_at is not None
+
+
+def _go_on(study: Study) -> float:
+    try:
+        return study.go_on()
+    except (SpecError, TargetError) as changed:
+        words = _("Its study cannot go on: %(why)s Start a run of its own with the same settings.")
+        raise IllegalMove(words % {"why": changed.message}) from changed
 
 
 def _arms(job: Job) -> models.QuerySet[TrainingRun]:

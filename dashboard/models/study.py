@@ -21,13 +21,19 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.evaluation import Evaluation
 from dashboard.models.forecast import told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.study_arm import StudyArm
-from dashboard.models.study_forecast import PlanForecast, plan_forecast
+from dashboard.models.study_forecast import (
+    PlanForecast,
+    forecast_of,
+    scoring_forecast,
+    scoring_to_come,
+    seconds_queued,
+    training_to_come,
+)
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
@@ -138,7 +144,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             study.save()
             study._create_arms(arms)
             study._queue_next(idempotency_key)
-            plan = study._forecast_of(arms, seeds=len(study.seeds), rates=len(study.learning_rates))
+            plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
             study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
             study.save(update_fields=["forecast_seconds", "forecast"])
             require_room(project, study.whole_forecast, by)
@@ -269,44 +275,12 @@ class Study(models.Model):
     @property
     def seconds_to_come(self) -> float:
         """What the forecast holds for runs that are not queued yet, and for adapters without scores."""
-        return max(0.0, self.forecast_seconds - self._seconds_queued()) + self._scoring_to_come()
+        return max(0.0, self.forecast_seconds - seconds_queued(self)) + scoring_to_come(self)
 
     @property
     def whole_forecast(self) -> float:
         """Seconds of all its training and scoring."""
-        return self.forecast_seconds + self._scoring_forecast
-
-    @property
-    def _scoring_forecast(self) -> float:
-        return float(self.forecast.get("scoring", {}).get("expected", 0.0))
-
-    def _scoring_to_come(self) -> float:
-        """What the forecast of scoring holds for runs that have no scores yet."""
-        planned = len(self.seeds) * len(self.arms.all())
-        # Those of an arm that was lost in its search are never queued.
-        queued = [run for arm in self.arms.all() for run in arm.runs.all() if run.rung is None]
-        found = (one for run in queued for one in run.evaluations.all())
-        scored = sum(one.subject == Evaluation.Subject.ADAPTER and one.state in TERMINAL for one in found)
-        return self._scoring_forecast * max(0, (len(queued) or planned) - scored) / max(1, planned)
-
-    def _seconds_queued(self) -> float:
-        """What the forecasts of all its runs hold, ended ones included."""
-        return sum(told_seconds(run.forecast) for arm in self.arms.all() for run in arm.runs.all())
-
-    def _forecast_of(
-        self, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
-    ) -> PlanForecast:
-        """What these arms take with so many seeds, the search for learning rates and the scoring included."""
-        return plan_forecast(
-            self.base_model,
-            self.dataset_version,
-            arms,
-            seeds=seeds,
-            rates=rates,
-            test_rows=self.test_rows,
-            strict=self.strict,
-            with_base=with_base,
-        )
+        return self.forecast_seconds + scoring_forecast(self)
 
     # What happens next
 
@@ -314,7 +288,7 @@ class Study(models.Model):
         """Queue whatever the jobs that have ended allow; conclude when nothing is left. Idempotent."""
         try:
             with transaction.atomic():
-                self._lock()
+                self.lock()
                 if not self.cancelled_at:
                     self._queue_next()
         except (SpecError, TargetError) as changed:
@@ -323,7 +297,7 @@ class Study(models.Model):
         if self.finished_at is None and not self._works():
             self._conclude()
 
-    def _lock(self) -> None:
+    def lock(self) -> None:
         """One caller at a time, who sees what the one before has left; else both queue the same seed."""
         self.refresh_from_db(from_queryset=Study.objects.select_for_update())
 
@@ -333,7 +307,7 @@ class Study(models.Model):
     def _queue_next(self, idempotency_key: str = "") -> None:
         all_queued = queue_next(self, idempotency_key)
         # Arms that were lost in the search get no seeds, and a rate that lost gets none either.
-        if all_queued and self.forecast_seconds != (queued := self._seconds_queued()):
+        if all_queued and self.forecast_seconds != (queued := seconds_queued(self)):
             self.forecast_seconds = queued
             self.save(update_fields=["forecast_seconds"])
 
@@ -362,15 +336,46 @@ class Study(models.Model):
         return int(self.dataset_version.splits.get("train", 0))
 
     def request_cancel(self, by: User | None = None, *, reason: str = "") -> bool:
-        """Stop every job of it; runs that have finished keep their adapters. False if it had ended."""
-        if self.finished_at:
+        """Stop it, and judge what there is where nothing works any more. False if it had ended."""
+        if not self.stop(by, reason=reason):
             return False
-        Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
-        self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
-        for job in self.jobs().exclude(state__in=TERMINAL):
-            job.request_cancel(by)
         self.advance()
         return True
+
+    def stop(self, by: User | None = None, *, reason: str = "") -> bool:
+        """Ask every job of it to stop, or none; runs that have finished keep their adapters.
+
+        False if it had ended. What follows from it, `advance` does.
+        """
+        with transaction.atomic():
+            self.lock()
+            if self.finished_at:
+                return False
+            Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
+            self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
+            # Whoever moves several jobs in the queue has this lock first as well; workers have one job each.
+            Project.objects.select_for_update(no_key=True).get(pk=self.project_id)
+            open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
+            for job in Job.objects.filter(pk__in=open_ones).order_by("pk"):
+                job.request_cancel(by)
+        return True
+
+    def go_on(self) -> float:
+        """A run of it that had ended was queued again: there is more to judge, and perhaps more to train.
+
+        Seconds of what follows besides that run. Call it with the study locked; SpecError and TargetError
+        say why the study cannot go on.
+        """
+        had_ended = self.finished_at is not None
+        self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+        self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
+        if had_ended:
+            self._queue_next()
+        # A rate that had not come through may do so now, and then its arm's seeds are trained as well.
+        if had_ended or any(arm.is_searching for arm in self.arms.all()):
+            self.forecast_seconds = seconds_queued(self) + training_to_come(self)
+            self.save(update_fields=["forecast_seconds"])
+        return self.seconds_to_come
 
     # What comes later
 
@@ -395,7 +400,7 @@ class Study(models.Model):
         Raises OverBudget where the month has no room for them.
         """
         with transaction.atomic():
-            self._lock()
+            self.lock()
             fresh = [seed for seed in seeds if seed not in self.seeds]
             if not fresh:
                 raise SpecError("seeds", _("Name seeds that the study does not have yet."))
@@ -403,7 +408,7 @@ class Study(models.Model):
             self.seeds = [*self.seeds, *fresh]
             # Not of the runs that are there: an arm has none while its learning rate is looked for.
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
-            self._grow(self._forecast_of(plans, seeds=len(fresh), with_base=False), by, seeds=fresh)
+            self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, seeds=fresh)
 
     def add_arms(self, plans: Sequence[ArmPlan], by: User | None = None, *, confirmed: bool = False) -> None:
         """Compare more arms with the same reference on the same seeds, and judge all anew.
@@ -412,7 +417,7 @@ class Study(models.Model):
         OverBudget says that the month has no room for them.
         """
         with transaction.atomic():
-            self._lock()
+            self.lock()
             present = [arm.plan for arm in self.arms.all()]
             if not plans:
                 raise SpecError("arms", _("Name at least one arm to add."))
@@ -427,7 +432,7 @@ class Study(models.Model):
                 self.confirmed_by = by
             self._create_arms(plans, first=len(present))
             rates = len(self.learning_rates)
-            plan = self._forecast_of(plans, seeds=len(self.seeds), rates=rates, with_base=False)
+            plan = forecast_of(self, plans, seeds=len(self.seeds), rates=rates, with_base=False)
             self._grow(plan, by, arms=[one.name for one in plans])
 
     def try_rate(self, name: str, by: User | None = None, *, rate: float | None = None) -> None:
@@ -438,7 +443,7 @@ class Study(models.Model):
         why there is none; OverBudget, that the month has no room.
         """
         with transaction.atomic():
-            self._lock()
+            self.lock()
             arm = next((arm for arm in self.arms.all() if arm.name == name), None)
             if arm is None:
                 named = _("`%(name)s` is no arm of this study.") % {"name": name[:100]}
@@ -454,7 +459,7 @@ class Study(models.Model):
             rung, learn = arm.trial(found)
             submit_training(self, [(arm, learn, rung)])
             tried = told_seconds(max(arm.search_runs(), key=lambda run: run.pk).forecast)
-            plan = self._forecast_of([arm.plan], seeds=len(self.seeds), with_base=False)
+            plan = forecast_of(self, [arm.plan], seeds=len(self.seeds), with_base=False)
             self._grow(plan.with_seconds(tried), by, rates={arm.name: found})
 
     def _create_arms(self, plans: Sequence[ArmPlan], *, first: int = 0) -> None:
@@ -475,7 +480,7 @@ class Study(models.Model):
         # What an ended study has never queued does not come any more.
         self.forecast = plan.added_to(self.forecast)
         self.forecast_seconds = plan.promised + (
-            self._seconds_queued() if self.finished_at else self.forecast_seconds
+            seconds_queued(self) if self.finished_at else self.forecast_seconds
         )
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
         grown = ["seeds", "confirmed_by", "additions", "forecast_seconds", "forecast"]

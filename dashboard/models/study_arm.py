@@ -130,6 +130,11 @@ class StudyArm(models.Model):
         return tried[0] < self.learning_rate < tried[-1] and self.learning_rate == self._rate_found()
 
     @property
+    def is_searching(self) -> bool:
+        """Whether one of its short runs has not ended."""
+        return any(not run.is_over for run in self.search_runs())
+
+    @property
     def rate_being_tried(self) -> float | None:
         """A rate beyond the edge whose short run has not ended."""
         at_work = (run for run in self.search_runs() if not run.is_over)

@@ -9,12 +9,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dashboard.models import scoring
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import Forecast, Range, Reckoner
+from dashboard.models.evaluation import Evaluation
+from dashboard.models.forecast import Forecast, Range, Reckoner, told_seconds
+from dashboard.models.job_state import TERMINAL
 from dashboard.models.study_plan import ArmPlan, halvings, jobs_of, passes, trains_alone
+
+if TYPE_CHECKING:
+    from dashboard.models.study import Study
+    from dashboard.models.study_arm import StudyArm
 
 ENDS = ("low", "expected", "high")
 
@@ -114,3 +121,57 @@ def _loading(reckoner: Reckoner, arm: ArmPlan) -> float:
     device = reckoner.nodes[0][0]
     load = reckoner.load(reckoner.rows(learn), learn)
     return reckoner.reckon(device, reckoner.dtype_on(device), 1, sizes, load, learn).seconds.start
+
+
+# Of a study that is there
+
+
+def forecast_of(
+    study: Study, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
+) -> PlanForecast:
+    """What these arms take with so many seeds, the search for learning rates and the scoring included."""
+    return plan_forecast(
+        study.base_model,
+        study.dataset_version,
+        arms,
+        seeds=seeds,
+        rates=rates,
+        test_rows=study.test_rows,
+        strict=study.strict,
+        with_base=with_base,
+    )
+
+
+def seconds_queued(study: Study) -> float:
+    """What the forecasts of all its runs hold, ended ones included."""
+    return sum(told_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
+
+
+def training_to_come(study: Study) -> float:
+    """What runs that may still be queued take, at most. May raise SpecError or TargetError."""
+    return sum(_to_come(study, arm) for arm in study.arms.all())
+
+
+def _to_come(study: Study, arm: StudyArm) -> float:
+    seeds = arm.final_runs()
+    if arm.is_lost or (not arm.is_searching and {run.seed for run in seeds}.issuperset(study.seeds)):
+        return 0.0
+    whole = forecast_of(study, [arm.plan], seeds=len(study.seeds), rates=len(study.learning_rates))
+    # Should the search come to another rate, all seeds are trained with that one.
+    queued = [*arm.search_runs(), *([] if arm.is_searching else seeds)]
+    return max(0.0, whole.promised - sum(told_seconds(run.forecast) for run in queued))
+
+
+def scoring_forecast(study: Study) -> float:
+    """Seconds that the scoring of all its adapters is expected to take."""
+    return float(study.forecast.get("scoring", {}).get("expected", 0.0))
+
+
+def scoring_to_come(study: Study) -> float:
+    """What the forecast of scoring holds for runs that have no scores yet."""
+    planned = len(study.seeds) * len(study.arms.all())
+    # Those of an arm that was lost in its search are never queued.
+    queued = [run for arm in study.arms.all() for run in arm.runs.all() if run.rung is None]
+    found = (one for run in queued for one in run.evaluations.all())
+    scored = sum(one.subject == Evaluation.Subject.ADAPTER and one.state in TERMINAL for one in found)
+    return scoring_forecast(study) * max(0, (len(queued) or planned) - scored) / max(1, planned)

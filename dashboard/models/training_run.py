@@ -17,10 +17,10 @@ from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.forecast import Reckoner, note, told_seconds
 from dashboard.models.job import Job
-from dashboard.models.job_state import IllegalMove, State
+from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.queue import start_of_next
-from dashboard.models.resuming import DIVERGED, resume
+from dashboard.models.resuming import resume_run
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.worker_node import NO_4BIT, WorkerNode
 from workers.errors import SpecError
@@ -321,16 +321,7 @@ class TrainingRun(models.Model):
 
         IllegalMove says why not; OverBudget, that the month has no room for what is left.
         """
-        if self.job is None:
-            raise IllegalMove(_("It has not been started, so there is nothing to resume."))
-        if self.outcome in (self.Outcome.SUCCEEDED, self.Outcome.STOPPED_EARLY):
-            raise IllegalMove(_("It has finished, so there is nothing left to resume."))
-        if self.error_code == "diverged":
-            raise IllegalMove(DIVERGED)
-        with transaction.atomic():
-            resume(self.job, by)
-            resumed = self.job.training_runs.filter(outcome="").prefetch_related("metric_series")
-            require_room(self.project, sum(run.seconds_left for run in resumed), by)
+        resume_run(self, by)
 
     @property
     def is_settled(self) -> bool:
