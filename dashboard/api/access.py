@@ -13,7 +13,7 @@ from collections.abc import Callable
 from django.conf import settings
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from ninja.security import HttpBearer
@@ -160,6 +160,20 @@ def done_before(request: Call, act: str) -> bool:
     if known is not None and known != _fingerprint(request):
         raise _used_otherwise()
     return known is not None
+
+
+def do_once(request: Call, act: str, do: Callable[[], object]) -> None:
+    """Do it, unless a call with this Idempotency-Key has: whoever repeats a call only wants its answer.
+
+    Somebody else may have undone it since, and that stays so. What `do` refuses leaves the key free.
+    """
+    if done_before(request, act):
+        return
+    # Remembered with what is done, or neither: a process that dies in between, or the same call at the same
+    # moment, must not let it be done twice.
+    with transaction.atomic():
+        if first_time(request, act):
+            do()
 
 
 def _memory_of(request: Call, act: str) -> str:

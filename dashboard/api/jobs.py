@@ -11,7 +11,7 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict, StrictInt
 
-from dashboard.api.access import Call, done_before, first_time
+from dashboard.api.access import Call, do_once
 from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
@@ -205,18 +205,13 @@ def events(request: Call, pk: int) -> Rows:
 def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Stop it: at once while it waits, within seconds while it works."""
     job = Job.objects.fetch(request.auth, pk, Role.EDITOR)
-    stop(request, job)
+    do_once(request, f"cancel {pk}", lambda: stop(request, job))
     return Status(202, detail(request, pk))
 
 
 def stop(request: Call, job: Job, keep: str = "") -> None:
-    """Ask the job to stop. One that has ended is refused, unless this very call has stopped it before."""
-    act = f"cancel {job.pk}"
-    repeated = done_before(request, act)
+    """Ask the job to stop. One that has ended is refused."""
     if job.request_cancel(request.auth.user, keep):
-        first_time(request, act)
-        return
-    if repeated:
         return
     if job.state == State.CANCELLING:
         message = _("It is being stopped already, and less of it is kept than you ask for.")

@@ -12,7 +12,7 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from dashboard.api.access import Call, done_before, first_time, once
+from dashboard.api.access import Call, do_once, once
 from dashboard.api.base_models import inspected
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.api.failures import Failure
@@ -309,36 +309,45 @@ def plan_of(
 def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
     """Stop every job of it; runs that have finished keep their adapters."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-    act = f"cancel study {pk}"
-    repeated = done_before(request, act)
-    if not study.request_cancel(request.auth.user) and not repeated:
-        raise Refusal(409, "already_ended", _("It has already ended: %(state)s.") % {"state": study.state})
-    first_time(request, act)
+
+    def stop() -> None:
+        if not study.stop(request.auth.user):
+            raise Refusal(
+                409, "already_ended", _("It has already ended: %(state)s.") % {"state": study.state}
+            )
+
+    do_once(request, f"cancel study {pk}", stop)
+    # What follows from it may take a while, and nobody shall wait for that.
+    study.advance()
     return Status(202, detail(request, pk))
 
 
 @router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
     """Train every arm with more seeds; what is done is used again, and the verdict is computed anew."""
-    study = growing(request, pk)
-    act = f"seeds {pk}"
-    if not done_before(request, act):
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+
+    def grow() -> None:
+        require_growth(study)
         with named_as_asked():
             study.add_seeds(payload.seeds, request.auth.user)
-        first_time(request, act)
+
+    do_once(request, f"seeds {pk}", grow)
     return Status(202, detail(request, pk))
 
 
 @router.post("/{int:pk}/arms", response={202: StudyOut, **WRITING})
 def arms(request: Call, pk: int, payload: ArmsIn) -> Status[dict[str, Any]]:
     """Compare more arms with the same reference on the same seeds; what is done is used again."""
-    study = growing(request, pk)
-    act = f"arms {pk}"
-    if not done_before(request, act):
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+
+    def grow() -> None:
+        require_growth(study)
         like = study.reference_arm.varied
         plans = [plan_of(request, arm, number, like) for number, arm in enumerate(payload.arms)]
         study.add_arms(plans, request.auth.user, confirmed=payload.confirmed)
-        first_time(request, act)
+
+    do_once(request, f"arms {pk}", grow)
     return Status(202, detail(request, pk))
 
 
@@ -349,27 +358,27 @@ def rates(request: Call, pk: int, payload: RateIn) -> Status[dict[str, Any]]:
     If it does better on validation rows, the arm's seeds are trained with it, and those that it had count no
     more. 409 `nothing_to_try`: the rate lies inside of what was tried, or values are still being tried.
     """
-    study = growing(request, pk)
-    act = f"rates {pk}"
-    if not done_before(request, act):
+    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+
+    def grow() -> None:
+        require_growth(study)
         arm = next((arm for arm in study.arms.all() if arm.name == payload.arm), None)
         known = [] if arm is None else [*arm.rates_tried, arm.rate_being_tried]
         if arm and arm.no_next_rate and (payload.learning_rate is None or payload.learning_rate not in known):
             raise Refusal(409, "nothing_to_try", arm.no_next_rate)
         study.try_rate(payload.arm, request.auth.user, rate=payload.learning_rate)
-        first_time(request, act)
+
+    do_once(request, f"rates {pk}", grow)
     return Status(202, detail(request, pk))
 
 
-def growing(request: Call, pk: int) -> Study:
-    """A study that the caller may extend, as long as what comes would still be compared."""
-    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
+def require_growth(study: Study) -> None:
+    """Refuse to extend a study in which what comes would be compared with nothing."""
     if not study.may_grow:
         message = _(
             "Seeds, arms and rates can be added to a study that runs or has finished. This one: %(state)s."
         )
         raise Refusal(409, "not_extendable", message % {"state": study.state})
-    return study
 
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})

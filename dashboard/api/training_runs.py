@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from dashboard.api import jobs
-from dashboard.api.access import Call, done_before, first_time, once
+from dashboard.api.access import Call, do_once, once
 from dashboard.api.base_models import inspected
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.api.failures import Failure
@@ -298,10 +298,15 @@ def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[di
     """Stop it: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves the
     best so far and ends as `stopped_early`; before its first step there is nothing to keep."""
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    do_once(request, f"cancel run {pk}", lambda: stop(request, run, (payload and payload.keep) or ""))
+    return Status(202, detail(request, pk))
+
+
+def stop(request: Call, run: TrainingRun, keep: str) -> None:
+    """Ask the run's job to stop; a run that has ended is refused."""
     if run.job is None or (run.is_over and not run.job.is_over):
         raise Refusal(409, "already_ended", _("There is nothing to stop: %(state)s.") % {"state": run.state})
-    jobs.stop(request, run.job, (payload and payload.keep) or "")
-    return Status(202, detail(request, pk))
+    jobs.stop(request, run.job, keep)
 
 
 @router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
@@ -311,14 +316,10 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
     409 `over_budget`: the project's month has no room for what is left of it.
     """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
-    act = f"resume {pk}"
-    repeated = done_before(request, act)
     try:
-        run.resume(request.auth.user)
-        first_time(request, act)
+        do_once(request, f"resume {pk}", lambda: run.resume(request.auth.user))
     except IllegalMove as refusal:
-        if not repeated:
-            raise Refusal(409, "not_resumable", str(refusal)) from refusal
+        raise Refusal(409, "not_resumable", str(refusal)) from refusal
     return Status(202, detail(request, pk))
 
 

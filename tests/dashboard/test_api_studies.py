@@ -10,6 +10,7 @@ from django.test import Client
 
 from dashboard.models import ApiToken, BaseModel, Dataset, Project, State, Study, User
 from tests.conftest import finish
+from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.studies import Table, conclude, make_study, score_first_seed
 
 STUDIES = "/api/v1/studies"
@@ -309,6 +310,20 @@ def test_a_repeated_stop_with_its_key_is_answered_again(
     for _call in range(2):
         answer = api.post(f"{STUDIES}/{study.pk}/cancel", headers={"Idempotency-Key": "k"})
         assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+
+
+def test_a_repeated_stop_with_its_key_spares_a_study_that_was_taken_up_since(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    study = make_study(project, dataset, base_model, seeds=[1, 2])
+    address, key = f"{STUDIES}/{study.pk}/cancel", {"Idempotency-Key": "k"}
+    failed = study.jobs().earliest("pk")
+    make_checkpoint(failed, step=4)
+    finish(failed, State.FAILED, error_code="disk_full", error_message="The disk is full.")
+    assert api.post(address, headers=key).json()["state"] == "cancelled"
+    failed.training_runs.earliest("pk").resume(ed)
+    again = api.post(address, headers=key)
+    assert (again.status_code, again.json()["state"]) == (202, "running")
 
 
 def test_the_metric_regex_needs_a_pattern_and_no_other_takes_one(api: Client, body: dict[str, Any]) -> None:

@@ -60,6 +60,23 @@ def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: Traini
     refusal(api.post(f"{RUNS}/{run.pk}/cancel", headers={"Idempotency-Key": "other"}), 409)
 
 
+@pytest.mark.parametrize("address", ["runs/{run.pk}", "jobs/{run.job_id}"])
+def test_a_repeated_stop_with_its_key_spares_what_somebody_has_resumed_since(
+    api: Client, training: TrainingRun, ed: User, address: str
+) -> None:
+    assert training.job
+    make_checkpoint(training.job, step=4)
+    path, key = f"/api/v1/{address.format(run=training)}/cancel", {"Idempotency-Key": "stop"}
+    body = {"keep": "checkpoint"} if address.startswith("runs") else {}
+    assert api.post(path, body, "application/json", headers=key).status_code == 202
+    Job.objects.filter(pk=training.job_id).update(keep="checkpoint")
+    Job.objects.get(pk=training.job_id).move("stopped")
+    TrainingRun.objects.get(pk=training.pk).resume(ed)
+    again = api.post(path, body, "application/json", headers=key)
+    assert (again.status_code, again.json()["state"]) == (202, "queued")
+    assert TrainingRun.objects.get(pk=training.pk).state == State.QUEUED
+
+
 def stop(api: Client, run: TrainingRun, body: object = None, **headers: str) -> Any:
     text = body if isinstance(body, str) else json.dumps(body)
     return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json", headers=headers)
@@ -145,6 +162,34 @@ def test_a_repeated_resume_with_its_key_is_answered_again(api: Client, training:
         assert api.post(address, headers={"Idempotency-Key": "go on"}).status_code == 202
     refusal(api.post(address, headers={"Idempotency-Key": "other"}), 409)
     assert Outbox.objects.filter(job=training.job_id).count() == 2
+
+
+def test_a_repeated_resume_with_its_key_lets_what_was_stopped_since_rest(
+    api: Client, training: TrainingRun, ed: User
+) -> None:
+    parked(training)
+    address, key = f"{RUNS}/{training.pk}/resume", {"Idempotency-Key": "go on"}
+    assert api.post(address, headers=key).status_code == 202
+    assert Job.objects.get(pk=training.job_id).request_cancel(ed, keep="checkpoint")
+    again = api.post(address, headers=key)
+    assert (again.status_code, again.json()["state"]) == (202, "cancelled")
+
+
+def test_a_call_that_dies_half_way_has_neither_acted_nor_used_its_key(
+    api: Client, training: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.raise_request_exception = False
+    cancel = Job.request_cancel
+
+    def act_and_die(job: Job, by: User | None = None, keep: str = "") -> bool:
+        cancel(job, by, keep)
+        raise RuntimeError("the process dies")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Job, "request_cancel", act_and_die)
+        assert stop(api, training, **{"Idempotency-Key": "stop"}).status_code == 500
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
+    assert stop(api, training, **{"Idempotency-Key": "stop"}).json()["state"] == "cancelling"
 
 
 def test_a_refused_resume_is_refused_again_with_its_key(api: Client, run: TrainingRun) -> None:
