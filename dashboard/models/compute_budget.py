@@ -157,16 +157,25 @@ def require_room(project: Project, seconds: float, by: User | None) -> None:
     Call it last in the transaction that writes the work: whoever comes second waits here for the first and
     then counts its work as well. Raises OverBudget, which must end the transaction.
     """
+    _require(project, seconds, by, promised=seconds)
+
+
+def require_room_beside(project: Project, seconds: float, by: User | None) -> None:
+    """The same for work that is not written yet; call it in the transaction that then writes it."""
+    _require(project, seconds, by, promised=0.0)
+
+
+def _require(project: Project, seconds: float, by: User | None, *, promised: float) -> None:
     if ComputeBudget.objects.hours_of(project) is None:
         return
     Project.objects.select_for_update(no_key=True).get(pk=project.pk)
     standing = Standing.of(project)
-    if not standing.has_room_for(0):
-        raise OverBudget(_refusal(project, standing, seconds, by))
+    if not standing.has_room_for(seconds - promised):
+        raise OverBudget(_refusal(project, standing, seconds, by, others=standing.promised - promised))
 
 
-def _refusal(project: Project, standing: Standing, seconds: float, by: User | None) -> str:
-    others, limit = max(0.0, standing.promised - seconds), standing.limit or 0.0
+def _refusal(project: Project, standing: Standing, seconds: float, by: User | None, *, others: float) -> str:
+    others, limit = max(0.0, others), standing.limit or 0.0
     return _(
         "This needs about %(needs)s, and %(left)s are left. %(project)s may use %(limit)s in %(month)s: "
         "%(used)s are used, and %(promised)s are promised to work that waits or runs. %(who)s"

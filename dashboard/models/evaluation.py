@@ -122,6 +122,12 @@ def subject_of(run: TrainingRun) -> str:
     return f"run-{run.pk}"
 
 
+def scoring_of(run: TrainingRun) -> Evaluation | None:
+    """What counts of its adapter's evaluations: the newest with results, else the newest; None without one."""
+    found = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
+    return max(found, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
+
+
 class Evaluation(models.Model):
     """One subject on one split. Items are kept, so that two evaluations can be compared in pairs."""
 

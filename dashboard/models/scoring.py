@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 from django.db.models.functions import Now
@@ -14,8 +14,11 @@ from dashboard.models.worker_node import WorkerNode
 from workers import estimates, scoring
 from workers.calibration import TIME, Observation, correction
 from workers.errors import TargetError
-from workers.specs import Hyperparameters
+from workers.specs import EvalSpec, Hyperparameters
 from workers.workload import PREFIX_TYPES
+
+if TYPE_CHECKING:
+    from dashboard.models.training_run import TrainingRun
 
 # Older jobs say little about a machine that may have changed since.
 REMEMBERED = 100
@@ -80,6 +83,19 @@ def span(reckoner: Reckoner, rows: scoring.Rows, jobs: list[tuple[int, bool]]) -
     ended = ScoringTime.objects.filter(formula=scoring.FORMULA, device=device, dtype=dtype)[:REMEMBERED]
     seen = [Observation(device, str(one.base_model_id), "", one.ratio) for one in ended]
     return correction(seen, device, str(reckoner.base_model.pk), "", TIME).span(summed)
+
+
+def seconds_of(run: TrainingRun) -> float:
+    """What scoring a single run's adapter and its base model takes; 0 where that cannot be reckoned."""
+    there = int(run.dataset_version.splits.get("test", 0))
+    if not there:
+        return 0.0
+    reckoner = Reckoner.of(run.base_model, run.dataset_version)
+    try:
+        rows = rows_of(reckoner, min(there, EvalSpec.max_rows), int(run.hyperparameters["max_length"]))
+        return span(reckoner, rows, [(1, True)])["expected"]
+    except TargetError:
+        return 0.0  # counted by another version since
 
 
 def note_scoring(job: Job, found: dict[str, Any]) -> ScoringTime | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from dashboard.models.adapter import Adapter
+from dashboard.models.adapter import Adapter, AdapterQuerySet
 from dashboard.models.evaluation import Evaluation
 from dashboard.models.job import Job
 from dashboard.models.study_arm import StudyArm
@@ -18,6 +18,7 @@ from workers.specs import Hyperparameters
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study
+    from dashboard.models.user import User
 
 Item = TypeVar("Item")
 # (arm, settings, rung of the search or None)
@@ -98,12 +99,17 @@ def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
 
 
 def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
-    """Score the adapters of a seed on the same rows; the base once in the whole study."""
-    adapters = list(Adapter.objects.filter(run__in=runs, evaluations=None).select_related("run"))
+    """Score the adapters of a seed that nobody has asked to score yet."""
+    submit_scoring(study, Adapter.objects.filter(run__in=runs, evaluations=None), study.created_by)
+
+
+def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> None:
+    """Score adapters of one seed on the study's rows; the base once in the whole study."""
+    adapters = list(found.select_related("run"))
     for batch in batches(adapters, [adapter.run.shares_no_base for adapter in adapters]):
         Evaluation.objects.submit_for_study(
             batch,
-            by=study.created_by,
+            by=by,
             max_rows=study.test_rows,
             metric=study.metric,
             pattern=study.pattern,
