@@ -157,8 +157,8 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
 
 
 def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
-    """The jobs of these runs that have not ended, those first that somebody works on."""
-    jobs = {run.job_id: run.job for run in runs if run.job}
+    """The jobs that still do something for these runs, those first that somebody works on."""
+    jobs = {run.job_id: run.job for run in runs if run.job and not run.is_over}
     jobs |= {one.job_id: one.job for run in runs for one in run.evaluations.all() if one.job}
     open_ones = [job for job in jobs.values() if not job.is_over]
     return tuple(sorted(open_ones, key=lambda job: (job.state not in AT_WORK, job.pk)))
@@ -210,5 +210,5 @@ def search_of(study: Study, arm: StudyArm) -> Search | None:
         rates=len(now),
         rung=rung + 1,
         rungs=halvings(len(study.learning_rates)),
-        percent=percent_of(working.job),
+        percent=None if working.is_over else percent_of(working.job),
     )

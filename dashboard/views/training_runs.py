@@ -150,7 +150,7 @@ def samples(request: Request, pk: int) -> HttpResponse:
 def progress_context(run: TrainingRun) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
     evaluation = next((one.job for one in run.evaluations.all() if one.job), None)
-    working = evaluation if run.is_over and evaluation and not evaluation.is_over else run.job
+    working = working_for(run, evaluation)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
@@ -173,6 +173,13 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
         "device": node.device if node else run.measured.get("device", ""),
     }
+
+
+def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
+    """The job whose progress is the run's: none once all is done, though its job may train other arms."""
+    if not run.is_over:
+        return run.job
+    return evaluation if evaluation and not evaluation.is_over else None
 
 
 def worker_is_there() -> bool:

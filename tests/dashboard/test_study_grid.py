@@ -107,6 +107,34 @@ def test_one_arm_that_fails_leaves_the_other_going(study: Study) -> None:
     assert states(study) == [["failed", "queued"], ["queued", "queued"]]
 
 
+def test_a_seed_whose_arms_have_all_ended_waits_for_nothing(client: Client, vera: User, study: Study) -> None:
+    job = study.jobs().order_by("pk").first()
+    assert isinstance(job, Job)
+    job.move("claim", attempt=1, worker="test@host")
+    job.move("progress", phase="training", step=3, total_steps=10, eta_seconds=300.0)
+    for run in job.training_runs.all():
+        run.end("failed", step=3, code="diverged", message="Not a number.")
+    first, _second = grid_of(Study.objects.with_facts().get(pk=study.pk)).columns
+    assert first.job is None
+    job.interrupt("The worker died.")
+    job.try_again()
+    first, second = grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True).columns
+    assert (first.place, second.place) == (None, 2)
+
+
+def test_a_search_whose_runs_have_ended_shows_no_progress(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model, learning_rates=[1e-4, 3e-4, 1e-3])
+    job = study.jobs().get()
+    job.move("claim", attempt=1, worker="test@host")
+    job.move("progress", phase="training", step=3, total_steps=10)
+    for run in job.training_runs.all():
+        run.end("failed", step=3, code="diverged", message="Not a number.")
+    searches = [row.search for row in grid_of(Study.objects.with_facts().get(pk=study.pk)).rows]
+    assert [search and search.percent for search in searches] == [None, None]
+
+
 def test_scores_are_kept_back_until_the_end(study: Study) -> None:
     first, second = study.jobs().order_by("pk")
     end_training(first)

@@ -6,8 +6,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Job, MetricSeries, TrainingRun, User
-from tests.dashboard.conftest import make_checkpoint
+from dashboard.models import Evaluation, Job, MetricSeries, TrainingRun, User
+from tests.conftest import finish
+from tests.dashboard.conftest import make_checkpoint, publish
 
 
 def piece_of(client: Client, user: User, run: TrainingRun) -> str:
@@ -72,6 +73,70 @@ def test_an_interrupted_run_says_that_it_will_only_save(client: Client, vera: Us
     piece = piece_of(client, vera, run)
     assert "Interrupted, will continue by itself" in piece
     assert "As soon as a worker takes it up, the best so far is saved as an adapter" in piece
+
+
+def ended_arm(run: TrainingRun) -> TrainingRun:
+    """The run after it has diverged, while others train on in its job."""
+    training(run)
+    MetricSeries.objects.append(run, "train/loss", [(step, 2.0) for step in range(1, 4)])
+    run.end("failed", step=3, code="diverged", message="The loss was not a number at step 3.")
+    return run
+
+
+def shows_no_work(piece: str) -> None:
+    """Neither progress nor a place in the queue; the history below may tell of both."""
+    now, _heading, _history = piece.partition('<details class="events">')
+    for words in ("<progress", "step 5", "50 %", "left</span>", "in the queue", "worker", "start unknown"):
+        assert words not in now, words
+    assert 'data-percent=""' in piece
+
+
+def test_an_arm_that_has_ended_shows_nothing_of_what_the_others_do(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    piece = piece_of(client, vera, ended_arm(run))
+    assert 'data-state="failed"' in piece
+    assert 'data-settled="yes"' in piece
+    shows_no_work(piece)
+
+
+def test_an_arm_that_has_ended_does_not_wait_again_with_its_job(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    job = ended_arm(run).job
+    assert job
+    job.interrupt("The worker died.")
+    job.try_again()
+    assert job.state == "queued"
+    piece = piece_of(client, vera, run)
+    assert 'data-state="failed"' in piece
+    assert "<summary>Events of the job that it shared</summary>" in piece
+    shows_no_work(piece)
+
+
+def test_a_run_is_over_before_its_job_has_said_good_bye(client: Client, vera: User, run: TrainingRun) -> None:
+    training(run)
+    run.end("succeeded", step=10)
+    piece = piece_of(client, vera, run)
+    assert 'data-state="succeeded"' in piece
+    shows_no_work(piece)
+
+
+def test_after_the_run_it_shows_how_far_its_evaluation_is(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    job = Evaluation.objects.submit(publish(run), None)
+    assert "number 1 in the queue" in piece_of(client, vera, run)
+    job.move("claim", attempt=1)
+    job.move("progress", phase="scoring", step=3, total_steps=12)
+    piece = piece_of(client, vera, run)
+    assert "3 of 12 answers scored" in piece
+    assert 'data-percent="25"' in piece
+
+
+def test_once_its_evaluation_has_ended_nothing_works(client: Client, vera: User, run: TrainingRun) -> None:
+    finish(Evaluation.objects.submit(publish(run), None))
+    shows_no_work(piece_of(client, vera, run))
 
 
 def test_red_is_for_failures_alone(client: Client, vera: User, run: TrainingRun) -> None:
