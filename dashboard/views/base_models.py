@@ -18,6 +18,7 @@ from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
 from dashboard.models.forecast import Outlook, Reckoner
+from dashboard.models.standstill import standstill_of
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import ModelError, TargetError, advice
 from workers.forecast import adapter_bytes, adapter_params
@@ -85,6 +86,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "may_manage": request.user.projects(Role.MANAGER)
         .filter(pk=base_model.project_id or request.project.pk)
         .exists(),
+        "standstill": standstill_of(base_model.job),
         **cause(base_model),
         "census": census,
         "outdated": outdated,
@@ -103,7 +105,8 @@ def progress(request: Request, pk: int) -> HttpResponse:
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
     if base_model.job is None or base_model.job.is_over:
         return HttpResponseClientRefresh()
-    return render(request, "base_models/_progress.html", {"base_model": base_model})
+    context = {"base_model": base_model, "standstill": standstill_of(base_model.job)}
+    return render(request, "base_models/_progress.html", context)
 
 
 @require_POST

@@ -19,6 +19,7 @@ from dashboard.charts import length_bars
 from dashboard.forms.datasets import ColumnsForm, UploadForm
 from dashboard.gate import Request
 from dashboard.models import Dataset, DatasetVersion, ImportKept, Role, State, TrainingRun
+from dashboard.models.standstill import standstill_of
 from workers.errors import ColumnsUnclear, DataError, advice
 
 # Of a part of a row that is shown; rows may hold a megabyte.
@@ -86,11 +87,9 @@ def progress(request: Request, pk: int) -> HttpResponse:
     version = version_of(dataset, request.GET.get("version"))
     if version is None or version.job is None or version.job.is_over:
         return HttpResponseClientRefresh()
-    return render(
-        request,
-        "datasets/_progress.html",
-        {"dataset": dataset, "version": version, "may_edit": may_edit(request, dataset)},
-    )
+    context = {"dataset": dataset, "version": version, "may_edit": may_edit(request, dataset)}
+    context["standstill"] = standstill_of(version.job)
+    return render(request, "datasets/_progress.html", context)
 
 
 @require_POST
@@ -164,6 +163,7 @@ def detail_context(
         "version": version,
         "versions": dataset.versions.select_related("job").defer("report").order_by("-version"),
         "form": form,
+        "standstill": standstill_of(version.job) if version else None,
         **cause(version),
         "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
         "lengths": length_bars(found.get("token_lengths", {})),

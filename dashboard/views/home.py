@@ -23,10 +23,10 @@ from dashboard.models import (
     Study,
     TrainingRun,
     User,
-    WorkerNode,
 )
 from dashboard.models.compute_budget import Standing, who_can_raise
 from dashboard.models.queue import Outlook
+from dashboard.models.standstill import standstills, told
 from dashboard.models.study_words import sentence
 from dashboard.views.study_grid import grid_of
 
@@ -65,13 +65,14 @@ def live(request: Request) -> dict[str, Any]:
     studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:SHOWN]
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
     waiting = list(own.order_by("pk")[:SHOWN])
-    places = Outlook.read({job.queue for job in waiting}).places
+    queues = {job.queue for job in waiting}
+    places = Outlook.read(queues).places
+    stopped = {queue: one for queue, one in standstills().items() if queue in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
         "waiting": [(job, places.get(job.pk)) for job in waiting],
-        "idle_queue": bool(waiting)
-        and not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists(),
+        "standstills": told(stopped),
     }
 
 

@@ -25,6 +25,7 @@ from dashboard.models import (
 )
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.queue import Outlook, Start
+from dashboard.models.standstill import standstills, told
 
 GONE_AFTER = timedelta(hours=24)
 # Of each queue; one's own jobs behind these are shown as well.
@@ -234,14 +235,11 @@ def nodes(running: list[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def trouble(something_waits: bool) -> dict[str, bool]:
+def trouble(something_waits: bool) -> dict[str, Any]:
     """Which parts of the machinery are silent or held back, for the banner."""
-    alive = WorkerNode.objects.alive()
-    workers = list(alive.filter(kind=WorkerNode.Kind.WORKER).values_list("paused_at", flat=True))
     return {
         "unsent": Outbox.objects.overdue().exists(),
-        "no_worker": not workers,
-        "all_paused": bool(workers) and None not in workers,
-        "no_dispatcher": not alive.filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
+        "standstills": told(standstills()),
+        "no_dispatcher": not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
         "something_waits": something_waits,
     }

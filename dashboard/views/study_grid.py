@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from dashboard.models import Evaluation, Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.queue import Outlook, Start
+from dashboard.models.standstill import Standstill, standstill_of
 from dashboard.models.study_plan import halvings
 
 PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
@@ -95,6 +96,7 @@ class Grid:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    standstill: Standstill | None = None  # why what waits does not start
 
     @property
     def total(self) -> int:
@@ -153,7 +155,9 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         else column
         for column in found
     )
-    return Grid(tuple(columns), rows)
+    # All jobs of a study wait in the same queue.
+    held = standstill_of(waiting[0]) if waiting and with_starts else None
+    return Grid(tuple(columns), rows, held)
 
 
 def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:

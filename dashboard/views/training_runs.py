@@ -30,6 +30,7 @@ from dashboard.models import (
     forgetting,
 )
 from dashboard.models.queue import Outlook
+from dashboard.models.standstill import standstill_of
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from dashboard.views.endings import ending_context
 from workers.specs import Hyperparameters
@@ -166,7 +167,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "position": outlook.places.get(working.pk) if working and outlook else None,
         "start": outlook.starts.get(working.pk) if working and outlook and not no_4bit else None,
         "stopping": stopping_words(run),
-        "no_worker": waits and not worker_is_there(),
+        "standstill": standstill_of(working),
         "no_4bit": no_4bit,
         "eta": eta_range(working),
         "events": events,
@@ -180,11 +181,6 @@ def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
     if not run.is_over:
         return run.job
     return evaluation if evaluation and not evaluation.is_over else None
-
-
-def worker_is_there() -> bool:
-    """Whether anything could take the run up."""
-    return WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER).exists()
 
 
 def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:

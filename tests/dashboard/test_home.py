@@ -85,9 +85,9 @@ def test_a_waiting_run_shows_its_place(client: Client, ed: User, run: TrainingRu
 
 
 def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
-    assert "no worker answers" in page(client, ed)
-    WorkerNode.objects.beat("gpu@host", kind=WorkerNode.Kind.WORKER, host="host", pid=1)
-    assert "no worker answers" not in page(client, ed)
+    assert "No worker for training answers" in page(client, ed)
+    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=1)
+    assert "No worker for training answers" not in page(client, ed)
 
 
 def test_a_study_under_way_is_one_line(

@@ -144,7 +144,7 @@ def test_unsent_wake_ups_are_said_in_words(client: Client, vera: User, run: Trai
     page = board(client)
     assert "Queue unavailable, your job is saved" in page
     assert "The broker" in page
-    assert "No worker answers" not in page
+    assert "No worker for training answers" not in page
 
 
 def test_a_stopped_job_raises_no_alarm(client: Client, vera: User, run: TrainingRun) -> None:

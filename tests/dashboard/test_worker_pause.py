@@ -33,7 +33,7 @@ def test_the_manager_of_the_only_project_pauses_and_resumes(
     for words in (
         "NVIDIA H100, GPU 0",
         "paused by mara@example.org",
-        "All workers are paused",
+        "Every worker for training is paused",
         "Resume gpu0@box",
     ):
         assert words in page
