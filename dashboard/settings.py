@@ -197,6 +197,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # A file even in tests: worker and dispatcher processes share it.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
 else:
+    DATABASES["default"]["ENGINE"] = "dashboard.postgresql"
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     # A server that is gone is noticed in seconds: by whoever connects, and by whoever waits for an answer.
     DATABASES["default"]["OPTIONS"] = {
