@@ -11,6 +11,15 @@ import errno
 # Full, over the quota, or beyond the size that one file may have; then: the device itself failed.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS)
+# How torch and what it is built upon say that there is no memory.
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "status_alloc_failed",
+    "bad_alloc",
+)
 
 
 class SpecError(ValueError):
@@ -90,6 +99,19 @@ def disk_error(error: BaseException) -> DiskFull | None:
 def is_full(error: BaseException) -> bool:
     """Whether room on the disk would have helped."""
     return _is_one_of(error, FULL)
+
+
+def lack_of_memory(error: BaseException) -> BaseException | None:
+    """The lack of memory behind an error, whatever has been made of it since; None where there was enough."""
+    link: BaseException | None = error
+    while link is not None and not _says_no_memory(link):
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return link
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)
+    return told or isinstance(error, MemoryError) or _is_one_of(error, (errno.ENOMEM,))
 
 
 def _is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:

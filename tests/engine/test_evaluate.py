@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -11,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.conftest import Recorder
 from tests.engine.test_train import everything
 from tests.tiny_model import chat, colour_rows, write_canonical
+from workers.engine.__main__ import failure
 from workers.engine.data import Split
 from workers.engine.evaluate import evaluate
 from workers.engine.train import train
-from workers.errors import DataError, ModelError, Stopped
+from workers.errors import DataError, ModelError, Stopped, TargetError
 from workers.events import Message, Progress, Result
 from workers.specs import BaseSpec, DataSpec, EvalSpec, TrainSpec
 
@@ -246,3 +249,49 @@ def test_test_rows_that_have_changed_are_refused_in_words(
         evaluate(make_eval(data=frozen), tmp_path, report=Recorder())
     assert caught.value.code == "test_set_changed"
     assert not (tmp_path / "items.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("unable to mmap 99 bytes from file <weights>: Cannot allocate memory (12)"),
+    ],
+)
+def test_no_memory_for_an_adapter_is_no_misfit(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("peft.peft_model.PeftModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(TargetError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    told = failure(refused.value)
+    assert told.code == "out_of_memory"
+    assert told.message.startswith("There was not enough memory")
+
+
+def test_an_adapter_that_does_not_fit_is_still_called_a_misfit(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("size mismatch for lora_A: copying a param with shape [4, 32] from [8, 32]")
+
+    monkeypatch.setattr("peft.peft_model.PeftModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(TargetError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    assert failure(refused.value).code == "target_modules_mismatch"
+
+
+def test_no_memory_for_the_base_is_no_fault_of_its_files(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(ModelError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    assert failure(refused.value).code == "out_of_memory"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -32,7 +32,7 @@ from workers.events import (
     from_line,
     to_line,
 )
-from workers.specs import EvalSpec, TrainSpec, to_dict
+from workers.specs import BaseSpec, EvalSpec, TrainSpec, to_dict
 
 ROOT = Path(__file__).parents[2]
 MakeSpec = Callable[..., TrainSpec]
@@ -45,12 +45,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
     children: list[subprocess.Popen[bytes]] = []
     log = (tmp_path / "log").open("ab")
 
-    def run(*arguments: str, module: str = "workers.engine", reserve: str = "") -> subprocess.Popen[bytes]:
+    def run(
+        *arguments: str, module: str = "workers.engine", reserve: str = "", stderr: IO[bytes] = log
+    ) -> subprocess.Popen[bytes]:
         child = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=stderr,
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", RESERVE: reserve},
             start_new_session=True,
@@ -278,6 +280,78 @@ def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path
     assert child.wait(timeout=30) == 3
 
 
+def test_an_interrupt_to_a_supervised_engine_drains_it(
+    start: Start, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"))
+    send(child, to_dict(make_spec(max_steps=1_000_000)))
+    wait_for(child, Metrics)
+    child.send_signal(signal.SIGINT)
+    assert wait_for(child, Bye) == Bye("drain")
+
+
+def test_an_interrupt_by_hand_ends_a_run_by_hand(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1_000_000))))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    wait_for(child, Metrics)
+    child.send_signal(signal.SIGINT)
+    assert wait_for(child, Bye) == Bye("cancel")
+
+
+@pytest.fixture
+def full_log() -> Iterator[IO[bytes]]:
+    """A log on a disk without room."""
+    with open("/dev/full", "wb", buffering=0) as log:
+        yield log
+
+
+def test_a_full_log_does_not_swallow_the_last_words(
+    start: Start, make_spec: MakeSpec, tmp_path: Path, full_log: IO[bytes]
+) -> None:
+    spec = make_spec(base=BaseSpec(name="example/none", path=str(tmp_path / "none")))
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(spec)))
+    child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"), stderr=full_log)
+    failed = wait_for(child, Failure)
+    assert isinstance(failed, Failure)
+    assert failed.code == "bad_model"
+    assert (wait_for(child, Bye), child.wait(timeout=30)) == (Bye("failed"), 1)
+
+
+def test_it_hears_on_where_its_log_is_full(
+    start: Start, make_spec: MakeSpec, tmp_path: Path, full_log: IO[bytes]
+) -> None:
+    child = start("train", "-", str(tmp_path / "out"), stderr=full_log)
+    send(child, to_dict(make_spec(max_steps=1_000_000)))
+    wait_for(child, Metrics)
+    send(child, "nobody knows this")
+    send(child, {"stop": "cancel"})
+    assert (wait_for(child, Bye), child.wait(timeout=30)) == (Bye("cancel"), 3)
+
+
+def test_what_libraries_print_costs_nothing_where_the_log_is_full(
+    make_spec: MakeSpec, tmp_path: Path, full_log: IO[bytes]
+) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
+    code = (
+        "import runpy, sys\n"
+        "from workers.engine import runtime\n"
+        "def chat(**_options):\n"
+        "    import logging, warnings\n"
+        "    from tqdm import tqdm\n"
+        "    print('stray' * 9999)\n"
+        "    list(tqdm(range(3)))\n"
+        "    warnings.warn('beware')\n"
+        "    logging.getLogger('library').error('alas')\n"
+        "runtime.prepare_environment = chat\n"
+        f"sys.argv = ['engine', 'train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]\n"
+        "runpy.run_module('workers.engine.__main__', run_name='__main__')"
+    )
+    command = [sys.executable, "-u", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full_log, timeout=120)
+    assert events(done.stdout)[-1] == Bye("done")
+    assert done.returncode == 0
+
+
 def test_it_dies_when_its_parent_closes_the_pipe(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
     child = start("train", "-", str(tmp_path / "out"))
     send(child, to_dict(make_spec(max_steps=1_000_000)))
@@ -335,6 +409,7 @@ def test_each_kind_of_ending_has_its_own_code() -> None:
     assert memory.code == "out_of_memory"
     assert "12345 bytes" in memory.message
     assert failure(MemoryError()).code == "out_of_memory"
+    assert failure(OSError(errno.ENOMEM, "Cannot allocate memory")).code == "out_of_memory"
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         told = failure(OSError(number, os.strerror(number)))
         assert told == Failure("disk_full", "The disk is full, so the result could not be written.")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.engine import runtime
-from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error
+from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error, lack_of_memory
 from workers.events import ARM_STOPS, STOPS, Bye, Event, Failure, Hello, Report, stronger, to_line
 from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict, needs_4bit
 
@@ -37,6 +37,17 @@ DONE, FAILED, STOPPED = 0, 1, 3
 # The line that says why comes with the signal, and may be read a little later.
 LINE_SECONDS = 0.5
 RESERVE = "GRAFTWORKS_DISK_RESERVE_BYTES"
+
+
+class Log(io.FileIO):
+    """Standard error, the job's log. A full disk may cost its lines, never the job or its last words."""
+
+    def write(self, data: Any, /) -> int:
+        """Write what can be written; the rest is gone."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 class StopFlag:
@@ -91,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     stop, report = StopFlag(), _event_reporter()
     signal.signal(signal.SIGTERM, lambda *_: stop.signal())
-    signal.signal(signal.SIGINT, lambda *_: stop.ask("cancel"))
+    # Who has a supervisor is stopped for good by its word alone.
+    signal.signal(signal.SIGINT, lambda *_: stop.signal() if given.spec == "-" else stop.ask("cancel"))
     try:
         values, ended = _read_spec(given.spec, stop)
         specs = _parse(given.kind, values)
@@ -119,6 +131,8 @@ def _event_reporter() -> Report:
     """Keep the real standard output for events; whatever a library prints goes to standard error."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    log = io.BufferedWriter(Log(2, "w", closefd=False))
+    sys.stdout = sys.stderr = io.TextIOWrapper(log, "utf-8", "backslashreplace", line_buffering=True)
 
     def report(event: Event) -> None:
         events.write(to_line(event))
@@ -239,23 +253,19 @@ def _train(asked: Asked, report: Report, should_stop: StopFlag) -> None:
 
 def failure(error: Exception) -> Failure:
     """The event for the person who asked; the traceback stays in the log."""
+    # Wherever it was met, it is no misfit of a model or an adapter.
+    if lack := lack_of_memory(error):
+        return Failure(OutOfMemory.code, _memory_sentence(lack))
     if isinstance(error, SpecError):
         return Failure("bad_spec", error.message)
     if isinstance(error, RunError):
         return Failure(error.code, error.message)
-    if isinstance(error, MemoryError) or _is_torch_memory(error):
-        return Failure(OutOfMemory.code, _memory_sentence(error))
     if full := disk_error(error):
         return Failure(full.code, full.message)
     return Failure("internal_error", f"The engine stopped with an unexpected {type(error).__name__}.")
 
 
-def _is_torch_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _memory_sentence(error: Exception) -> str:
+def _memory_sentence(error: BaseException) -> str:
     wanted = re.search(r"allocate ([\d.,]+ ?\w+)", str(error))
     asked = f" when it asked for another {wanted.group(1)}" if wanted else ""
     held = runtime.peak_memory_bytes() / 2**30
