@@ -123,7 +123,7 @@ def subject_of(run: TrainingRun) -> str:
 
 
 def scoring_of(run: TrainingRun) -> Evaluation | None:
-    """What counts of its adapter's evaluations: the newest with results, else the newest; None without one."""
+    """What counts of its adapter's evaluations: the newest with results, else the newest; None if unasked."""
     found = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
     return max(found, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
 

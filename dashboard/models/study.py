@@ -238,7 +238,9 @@ class Study(models.Model):
         runs = [run for arm in self.arms.all() for run in arm.runs.all()]
         scoring = [one.job for run in runs for one in run.evaluations.all()]
         jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
-        if self.cancelled_at or any(job.state == State.CANCELLING for job in jobs):
+        # Scores may be asked for after a stop, and then it is not being stopped any more.
+        is_stopped = self.cancelled_at and all(job.is_over for job in jobs)
+        if is_stopped or any(job.state == State.CANCELLING for job in jobs):
             return State.CANCELLING
         started = any(job.attempt or job.state in (*LIVE, *TERMINAL) for job in jobs)
         return State.RUNNING if started else State.QUEUED
