@@ -22,6 +22,8 @@ PHASES = {
     "scoring": gettext_lazy("scoring answers"),
     "timing": gettext_lazy("timing a token"),
 }
+# A row of stages that ends here ends without its last one.
+ENDED = (State.FAILED, State.CANCELLED)
 STAGES = ("waiting", "starting", "training", "saving", "evaluating", "finished")
 
 
@@ -29,7 +31,9 @@ def stages(run: TrainingRun, evaluation: Job | None) -> list[dict[str, Any]]:
     """The steps of a run in words, each done, current or still to come; a stop or failure ends the row."""
     words = (_("Waiting"), _("Starting"), _("Training"), _("Saving"), _("Evaluating"), _("Finished"))
     reached = STAGES.index(stage_of(run, evaluation))
-    ended = run.state if run.state in (State.FAILED, State.CANCELLED) else ""
+    ended = next(
+        (state for state in (run.state, evaluation.state if evaluation else "") if state in ENDED), ""
+    )
     finished = STAGES[reached] == "finished"
     return [
         {
@@ -48,7 +52,7 @@ def stage_of(run: TrainingRun, evaluation: Job | None) -> str:
     if run.state in (State.FAILED, State.CANCELLED):
         return "training" if run.trained_step else "starting" if run.job and run.job.attempt else "waiting"
     if run.is_over:
-        return "evaluating" if evaluation and not evaluation.is_over else "finished"
+        return "evaluating" if evaluation and evaluation.state != State.SUCCEEDED else "finished"
     if run.state == State.RUNNING and run.job:
         return (
             "saving"

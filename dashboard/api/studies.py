@@ -15,10 +15,11 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from dashboard.api.access import Call, do_once, once
 from dashboard.api.base_models import inspected
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
+from dashboard.api.evaluations import ask_again
 from dashboard.api.failures import Failure
 from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
-from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig, hyperparameters_from
@@ -379,6 +380,16 @@ def require_growth(study: Study) -> None:
             "Seeds, arms and rates can be added to a study that runs or has finished. This one: %(state)s."
         )
         raise Refusal(409, "not_extendable", message % {"state": study.state})
+
+
+@router.post("/{int:pk}/score", response={202: StudyOut, **WRITING})
+def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
+    """Score again what failed or was stopped; the verdict is computed anew, as if it had been scored at first.
+
+    409 `not_scorable`: each of its adapters has scores, or they are to come; 409 `over_budget`.
+    """
+    ask_again(request, Study.objects.fetch(request.auth, pk, Role.EDITOR))
+    return Status(202, detail(request, pk))
 
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})

@@ -20,6 +20,7 @@ from dashboard.api import jobs
 from dashboard.api.access import Call, do_once, once
 from dashboard.api.base_models import inspected
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
+from dashboard.api.evaluations import ask_again
 from dashboard.api.failures import Failure
 from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
@@ -320,6 +321,16 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
         do_once(request, f"resume {pk}", lambda: run.resume(request.auth.user))
     except IllegalMove as refusal:
         raise Refusal(409, "not_resumable", str(refusal)) from refusal
+    return Status(202, detail(request, pk))
+
+
+@router.post("/{int:pk}/score", response={202: RunOut, **WRITING})
+def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
+    """Score its adapter again where that failed or was stopped, in a study as the study does.
+
+    409 `not_scorable`: it has its scores, or they are to come; 409 `over_budget`: the month has no room.
+    """
+    ask_again(request, TrainingRun.objects.fetch(request.auth, pk, Role.EDITOR))
     return Status(202, detail(request, pk))
 
 

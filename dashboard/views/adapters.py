@@ -16,6 +16,7 @@ from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
 from dashboard.models import Adapter, Role, Study, forgetting
 from dashboard.views import adapter_rows
+from dashboard.views.evaluations import unscored_run
 
 
 @require_GET
@@ -52,10 +53,11 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "versions": versions,
         "score_rows": charts.score_rows(forgetting.scores_beside_base(adapter.run)),
         "forgetting": forgetting_charts.table({str(adapter): forgetting.of_run(adapter.run)}),
-        "failure": next((one.error for one in adapter.run.evaluations.all() if one.error), None),
+        "unscored": unscored_run(adapter.run),
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
+        "may_edit": request.user.projects(Role.EDITOR).filter(pk=adapter.project_id).exists(),
         "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),
     }
     return render(request, "adapters/detail.html", context, status=status)

@@ -18,9 +18,10 @@ from dashboard.forms.study_arms import with_one_more
 from dashboard.forms.study_costs import study_outlook
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
-from dashboard.models import Dataset, Role, Study, TrainingRun
+from dashboard.models import Dataset, Role, State, Study, TrainingRun
 from dashboard.models.study_plan import rates_to_try
 from dashboard.models.study_words import amount, later, sentence
+from dashboard.views.evaluations import unscored_runs
 from dashboard.views.launching import launched_once
 from dashboard.views.study_additions import additions_context
 from dashboard.views.study_grid import grid_of
@@ -191,7 +192,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
     may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
     context = {
         **grid_context(study, may_edit=may_edit),
-        "can_stop": may_edit and not study.is_over and study.cancelled_at is None,
+        "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
         "later": later(study),
@@ -227,6 +228,7 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
         "study": study,
         "grid": grid_of(study, with_starts=True),
         "may_edit": may_edit,
+        "unscored": unscored_runs(study),
         "at_edge": [arm for arm in study.arms.all() if not arm.is_bracketed] if study.may_grow else [],
     }
 

@@ -29,10 +29,12 @@ from dashboard.models import (
     WorkerNode,
     forgetting,
 )
+from dashboard.models.evaluation import scoring_of
 from dashboard.models.queue import Outlook
 from dashboard.models.standstill import standstill_of
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from dashboard.views.endings import ending_context
+from dashboard.views.evaluations import unscored_run
 from workers.specs import Hyperparameters
 
 SAMPLES_PER_PAGE = 10
@@ -83,6 +85,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "finding": charts.finding(run.metric_series.filter(name="train/loss").first()),
         "look": charts.colours([run.pk])[run.pk],
         "compared": compared(run),
+        "unscored": unscored_run(run),
         **ending_context(run),
         **stop_context(run),
     }
@@ -150,7 +153,8 @@ def samples(request: Request, pk: int) -> HttpResponse:
 
 def progress_context(run: TrainingRun) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
-    evaluation = next((one.job for one in run.evaluations.all() if one.job), None)
+    scoring = scoring_of(run)
+    evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]

@@ -49,7 +49,7 @@ def test_it_says_that_the_evaluation_failed(client: Client, vera: User, adapter:
     job = Evaluation.objects.submit(adapter, None)
     finish(job, State.FAILED, error_code="crashed", error_message="The worker lost its memory.")
     text = page(client, vera, adapter)
-    assert "The evaluation failed" in text
+    assert "This adapter has no scores" in text
     assert "The worker lost its memory." in text
 
 

@@ -101,7 +101,7 @@ def test_it_shows_the_scores_and_the_adapter(client: Client, vera: User, run: Tr
 def test_it_says_when_only_the_evaluation_failed(client: Client, vera: User, run: TrainingRun) -> None:
     adapter = publish(run)
     finish(Evaluation.objects.submit(adapter, None), State.FAILED)
-    assert "The adapter is fine, but its evaluation failed:" in page_of(client, vera, run)
+    assert "Scoring failed: Row 1 has no answer." in " ".join(page_of(client, vera, run).split())
 
 
 def test_it_is_evaluating_until_the_evaluation_is_over(client: Client, vera: User, run: TrainingRun) -> None:

@@ -76,7 +76,7 @@ NOT_HERE = {
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds", "study-more-arms"),
-    "study-one-more-rate",
+    *("study-one-more-rate", "study-score", "training-run-score"),
     # Pages of a finished study: `test_study.py` looks at them.
     *("study-judge", "study-vote"),
     *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "study-json", "decision-create"),

@@ -1,0 +1,17 @@
+"""Scores that a run or a study lacks, asked for again; the objects themselves are `training_runs`' to show."""
+
+from __future__ import annotations
+
+from dashboard.api.access import Call, do_once
+from dashboard.api.refusals import Refusal
+from dashboard.models import Study
+from dashboard.models.rescoring import NotScorable, Scope, score_again
+
+
+def ask_again(request: Call, scope: Scope) -> None:
+    """Queue them; 409 says why there is nothing to score."""
+    kind = "study" if isinstance(scope, Study) else "run"
+    try:
+        do_once(request, f"score {kind} {scope.pk}", lambda: score_again(scope, request.auth.user))
+    except NotScorable as refusal:
+        raise Refusal(409, "not_scorable", str(refusal)) from refusal

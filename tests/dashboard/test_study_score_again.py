@@ -1,0 +1,210 @@
+"""Asking again for the scores that a study lacks: its verdict counts them as if they had come at first."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, ComputeBudget, Dataset, Evaluation, Job, Project, State, Study, User
+from dashboard.models.compute_use import HOUR
+from dashboard.models.rescoring import NotScorable, score_again, unscored
+from tests.conftest import finish
+from tests.dashboard.studies import Table, conclude, end_evaluation, end_training, make_study
+
+ROWS = [0, 1, 1, 0, 1, 1, 0, 1]
+TABLE: Table = {
+    "base": {0: [0] * 8},
+    "efficient": {1: ROWS, 2: ROWS},
+    "quality": {1: [1] * 8, 2: ROWS},
+}
+BUTTON = "Score the missing ones again"
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Queued: two arms, two seeds."""
+    return make_study(project, dataset, base_model, by=ed, seeds=[1, 2])
+
+
+def train(study: Study) -> None:
+    for job in study.jobs().filter(kind=Job.Kind.TRAIN, state=State.QUEUED):
+        end_training(job)
+    study.advance()
+
+
+def scoring(study: Study) -> list[Job]:
+    """Its jobs of scores that wait, the oldest first."""
+    return list(study.jobs().filter(kind=Job.Kind.EVALUATE, state=State.QUEUED).order_by("pk"))
+
+
+def with_a_hole(study: Study) -> Study:
+    """Ended, but the scoring of its first seed and of the base model has failed."""
+    train(study)
+    first, second = scoring(study)
+    finish(first, State.FAILED, error_code="worker_lost", error_message="It never came to its end.")
+    end_evaluation(second, TABLE, study.metric)
+    study.advance()
+    return Study.objects.get(pk=study.pk)
+
+
+def grid(client: Client, user: User, study: Study) -> str:
+    client.force_login(user)
+    page = client.get(study.get_absolute_url()).content.decode()
+    return page.split('id="study-grid"')[1].split('id="study-plan"')[0]
+
+
+def ask(client: Client, user: User, study: Study) -> int:
+    client.force_login(user)
+    return client.post(reverse("study-score", args=[study.pk])).status_code
+
+
+def test_only_what_is_missing_is_queued_again(study: Study, mara: User) -> None:
+    study = with_a_hole(study)
+    assert (study.state, study.result["base"]) == ("succeeded", None)
+    score_again(study, mara)
+    (job,) = scoring(study)
+    asked = [(one.subject, one.run.seed, one.run.study_arm.name) for one in job.evaluations.all()]  # type: ignore[union-attr]
+    assert sorted(asked) == [("adapter", 1, "efficient"), ("adapter", 1, "quality"), ("base", 1, "efficient")]
+    assert job.created_by == mara
+
+
+def test_it_is_asked_as_it_was_at_first(study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    failed = study.jobs().get(state=State.FAILED)
+    score_again(study, ed)
+    (job,) = scoring(study)
+    assert job.spec == failed.spec
+
+
+def test_the_verdict_is_that_of_a_study_without_a_failure(
+    study: Study, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+) -> None:
+    study = with_a_hole(study)
+    score_again(study, ed)
+    assert Study.objects.get(pk=study.pk).state == State.RUNNING
+    mended = conclude(study, TABLE)
+    whole = conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), TABLE)
+    assert mended.result == whole.result
+    assert mended.state == State.SUCCEEDED
+    assert not unscored(mended)
+    assert not mended.additions
+
+
+def test_a_study_without_any_scores_comes_to_a_verdict_after_all(study: Study, ed: User) -> None:
+    train(study)
+    for job in scoring(study):
+        job.request_cancel(ed)
+    study.advance()
+    study = Study.objects.get(pk=study.pk)
+    assert study.state == State.FAILED
+    score_again(study, ed)
+    assert len(scoring(study)) == 2
+    assert sum(job.evaluations.filter(subject="base").count() for job in scoring(study)) == 1
+    assert conclude(study, TABLE).state == State.SUCCEEDED
+
+
+def test_one_run_of_it_is_scored_as_the_study_does(study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    run = unscored(study)[0]
+    score_again(run, ed)
+    (job,) = scoring(study)
+    assert {one.run_id for one in job.evaluations.filter(subject="adapter")} == {run.pk}
+    assert job.evaluations.filter(subject="base").exists()
+    assert (job.spec["max_rows"], job.spec["metric"]) == (study.test_rows, study.metric)
+    assert Study.objects.get(pk=study.pk).finished_at is None
+
+
+def test_a_study_that_was_stopped_is_scored_and_trains_nothing_more(study: Study, ed: User) -> None:
+    end_training(study.jobs().order_by("pk")[0])
+    study.request_cancel(ed)
+    study = Study.objects.get(pk=study.pk)
+    assert (study.state, len(unscored(study))) == (State.CANCELLED, 2)
+    score_again(study, ed)
+    assert Study.objects.get(pk=study.pk).state == State.RUNNING
+    study = conclude(study, TABLE)
+    assert (study.state, [arm["seeds"] for arm in study.result["arms"]]) == ("succeeded", [[1], [1]])
+    assert not study.jobs().exclude(state__in=[State.SUCCEEDED, State.CANCELLED]).exists()
+
+
+def test_a_stopped_study_whose_scores_are_asked_for_can_be_stopped_again(
+    client: Client, study: Study, ed: User
+) -> None:
+    end_training(study.jobs().order_by("pk")[0])
+    study.request_cancel(ed)
+    score_again(Study.objects.get(pk=study.pk), ed)
+    client.force_login(ed)
+    assert reverse("study-cancel", args=[study.pk]) in client.get(study.get_absolute_url()).content.decode()
+    client.post(reverse("study-cancel", args=[study.pk]))
+    assert not scoring(study)
+    assert Study.objects.get(pk=study.pk).state == State.CANCELLED
+
+
+def test_what_is_still_to_come_by_itself_is_no_hole(study: Study, ed: User) -> None:
+    end_training(study.jobs().order_by("pk")[0])
+    study.advance()
+    assert not unscored(Study.objects.get(pk=study.pk))
+    with pytest.raises(NotScorable, match="they are to come"):
+        score_again(study, ed)
+
+
+def test_the_base_model_alone_is_scored_with_a_run_that_has_scores(study: Study, ed: User) -> None:
+    study = conclude(study, TABLE)
+    base = Evaluation.objects.get(subject="base")
+    Job.objects.filter(pk=base.job_id).update(state=State.FAILED)
+    others = Job.objects.create(
+        kind="evaluate", queue="gpu", spec={}, state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z"
+    )
+    Evaluation.objects.filter(job=base.job, subject="adapter").update(job=others)
+    score_again(study, ed)
+    (job,) = scoring(study)
+    assert sorted(job.evaluations.values_list("subject", flat=True)) == ["adapter", "base"]
+
+
+def test_two_presses_queue_it_once(client: Client, study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    assert (ask(client, ed, study), ask(client, ed, study)) == (302, 302)
+    assert len(scoring(study)) == 1
+
+
+def test_the_page_says_how_many_why_and_what_helps(client: Client, study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    page = " ".join(grid(client, ed, study).split())
+    assert "2 runs have an adapter and no scores, so the verdict cannot count them." in page
+    assert page.count("Scoring failed: It never came to its end.") == 1
+    assert "If the machine is healthy, score it again." in page
+    assert BUTTON in page
+    ask(client, ed, study)
+    assert "no scores" not in grid(client, ed, study)
+
+
+def test_a_viewer_reads_it_and_may_not_ask(client: Client, study: Study, vera: User) -> None:
+    study = with_a_hole(study)
+    page = grid(client, vera, study)
+    assert "2 runs have an adapter and no scores" in page
+    assert BUTTON not in page
+    assert ask(client, vera, study) == 403
+    assert not scoring(study)
+
+
+def test_it_hides_the_study_from_an_outsider(client: Client, study: Study, otto: User) -> None:
+    assert ask(client, otto, with_a_hole(study)) == 404
+
+
+def test_it_is_refused_where_the_month_has_no_room(client: Client, study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    needed = study.forecast["scoring"]["expected"] / 2
+    assert needed > 0
+    ComputeBudget.objects.change(study.project, 0.5 * needed / HOUR, None)
+    ask(client, ed, study)
+    client.force_login(ed)
+    assert "can raise the budget" in client.get(study.get_absolute_url()).content.decode()
+    assert not scoring(study)
+    assert Study.objects.get(pk=study.pk).is_over
+
+
+def test_scores_that_are_asked_for_again_are_promised_again(study: Study, ed: User) -> None:
+    study = with_a_hole(study)
+    score_again(study, ed)
+    study = Study.objects.with_facts().get(pk=study.pk)
+    assert study.seconds_to_come == pytest.approx(study.forecast["scoring"]["expected"] / 2)
