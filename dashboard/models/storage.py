@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.adapter import Adapter
 from dashboard.models.data_folder import entries, erase, job_number, size
+from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.project import Project
@@ -73,6 +74,10 @@ class CleanUpQuerySet(models.QuerySet["CleanUp"]):
         """Not done yet, the oldest first."""
         return self.filter(done_at=None).order_by("pk")
 
+    def due(self) -> CleanUpQuerySet:
+        """Those to carry out now: none while the data folder belongs to another database."""
+        return self.open() if Installation.objects.claim() else self.none()
+
     def ask(self, project: Project | None, by: User | None) -> CleanUp:
         """Have the dispatcher clear what is safe to clear; one that waits is kept."""
         return self.open().filter(project=project).first() or self.create(project=project, asked_by=by)
@@ -99,6 +104,9 @@ class CleanUp(models.Model):
 
     def carry_out(self) -> Iterator[None]:
         """Delete checkpoints of jobs that had ended when it was asked, and prepared downloads; in steps."""
+        if not Installation.objects.claim():
+            logger.warning("the data folder belongs to another database, so %s waits", self)
+            return
         ended = Job.objects.filter(state__in=TERMINAL, finished_at__lte=self.asked_at)
         archives = Adapter.objects.all()
         if self.project_id:

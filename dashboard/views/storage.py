@@ -21,6 +21,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from dashboard.gate import Request
 from dashboard.models import CleanUp, Project, Role, StorageUse, WorkerNode
+from dashboard.models.installation import Installation
 from dashboard.models.project import refusal_for
 
 BIGGEST = 10
@@ -79,6 +80,7 @@ def index(request: Request) -> HttpResponse:
     scopes = [scope_of(project) for project in keeps(request).values()]
     context: dict[str, Any] = {
         "scopes": scopes,
+        "is_at_home": Installation.objects.is_at_home(),
         "keep_checkpoints_days": settings.KEEP_CHECKPOINTS_DAYS,
         "keep_logs_days": settings.KEEP_LOGS_DAYS,
         "log_limit_bytes": settings.LOG_LIMIT_BYTES,
@@ -97,8 +99,11 @@ def clean_up(request: Request) -> HttpResponse:
     scope = request.POST.get("scope", next(iter(kept)))
     if scope not in kept:
         raise PermissionDenied(refusal_for(Role.MANAGER))
-    CleanUp.objects.ask(kept[scope], request.user)
-    messages.success(request, _("The clean-up begins within a minute. The sizes here follow it."))
+    if Installation.objects.is_at_home():
+        CleanUp.objects.ask(kept[scope], request.user)
+        messages.success(request, _("The clean-up begins within a minute. The sizes here follow it."))
+    else:
+        messages.warning(request, _("Nothing is cleared: the data folder belongs to another database."))
     return redirect("storage-index")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,22 @@ from django.urls import reverse
 from dashboard.models import Adapter, CleanUp, Job, Project, State, TrainingRun, User
 from dashboard.models.job_state import db_now
 from tests.conftest import finish, make_base_model, make_dataset, make_run
+
+MARK = Path(settings.DATA_DIR) / "installation-id"
+
+
+@pytest.fixture(autouse=True)
+def unmarked() -> Iterator[None]:
+    """All tests share one data folder, and this database goes with the test."""
+    MARK.unlink(missing_ok=True)
+    yield
+    MARK.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def foreign(unmarked: None) -> None:
+    """The data folder belongs to another database."""
+    MARK.write_text("another database wrote this\n")
 
 
 def ask(client: Client, scope: str = "project") -> int:
@@ -132,3 +149,28 @@ def test_it_removes_prepared_downloads(client: Client, mara: User, adapter: Adap
     ask(client)
     assert carry_out().freed_bytes == 3
     assert not archive.exists()
+
+
+def test_nothing_of_another_database_is_deleted(
+    client: Client, mara: User, failed: Path, foreign: None
+) -> None:
+    wish = CleanUp.objects.ask(None, mara)
+    for _step in wish.carry_out():
+        pass
+    wish.refresh_from_db()
+    assert failed.exists()
+    assert wish.done_at is None
+    assert not CleanUp.objects.due().exists(), "the dispatcher does not try it again and again"
+    MARK.unlink()
+    assert CleanUp.objects.due().get() == wish, "once the right folder is back it is carried out"
+    carry_out()
+    assert not failed.exists()
+
+
+def test_a_clean_up_of_another_databases_folder_is_refused(
+    client: Client, mara: User, failed: Path, foreign: None
+) -> None:
+    client.force_login(mara)
+    answer = client.post(reverse("storage-clean-up"), {"scope": "project"}, follow=True)
+    assert "Nothing is cleared: the data folder belongs to another database." in answer.content.decode()
+    assert not CleanUp.objects.exists()

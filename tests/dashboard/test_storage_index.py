@@ -196,3 +196,20 @@ def test_it_takes_few_queries_however_much_there_is(
     client.force_login(mara)
     with django_assert_max_num_queries(14):
         assert client.get(reverse("storage-index")).status_code == 200
+
+
+def test_in_another_databases_folder_no_clean_up_is_offered(
+    ended: TrainingRun, mara: User, page: Callable[[], str], request: pytest.FixtureRequest
+) -> None:
+    mark = Path(settings.DATA_DIR) / "installation-id"
+    request.addfinalizer(lambda: mark.unlink(missing_ok=True))
+    mark.unlink(missing_ok=True)
+    take_sizes()
+    assert 'commandfor="clean-up-project"' in page()
+    CleanUp.objects.ask(ended.project, mara)
+    mark.write_text("another database wrote this\n")
+    assert "The data folder belongs to another database, so nothing in it is deleted" in page()
+    assert "clean-up-project" not in page()
+    assert "waits for the dispatcher" not in page(), "it waits for the right folder"
+    CleanUp.objects.all().delete()
+    assert "clean-up-project" not in page()

@@ -232,7 +232,7 @@ class Dispatcher:
         now = time.monotonic()
         if self.chores is None:
             rested = now - self.chores_began
-            if rested < WAKE_SECONDS or (rested < CHORES_SECONDS and not CleanUp.objects.open().exists()):
+            if rested < WAKE_SECONDS or (rested < CHORES_SECONDS and not CleanUp.objects.due().exists()):
                 return
             self.chores_began = now
             self.chores = self._chores()
@@ -243,7 +243,7 @@ class Dispatcher:
 
     def _chores(self) -> Iterator[None]:
         yield from sweep()
-        wishes = list(CleanUp.objects.open())
+        wishes = list(CleanUp.objects.due())
         for wish in wishes:
             yield from wish.carry_out()
         if wishes or time.monotonic() >= self.measure_due:
