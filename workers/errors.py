@@ -134,6 +134,14 @@ class Stopped(Exception):
         self.reason = reason
 
 
+class TakenOver(Exception):
+    """A later attempt works on the same training, so this one has nothing more to write; it is no failure."""
+
+    def __init__(self, attempt: int) -> None:
+        self.message = f"Attempt {attempt} has taken over the checkpoints of this training, so this one ends."
+        super().__init__(self.message)
+
+
 # What people do in the end, as their page offers it.
 START, RESUME, SCORE = "start again", "resume", "score it again"
 ADVICE: dict[str, str] = {
@@ -146,6 +154,7 @@ ADVICE: dict[str, str] = {
     "out_of_memory": "Use a smaller batch with more accumulation, or a shorter maximum length.",
     "disk_full": "Make room on the disk where the data folder lies, or mend that disk, then {then}.",
     "checkpoint_mismatch": "Start a new run with the same settings; it begins at step 0.",
+    "checkpoint_unreadable": "Mend the disk or the share where the data folder lies, then {then}.",
     "worker_lost": "Look at the worker's log. If the machine is healthy, {then}.",
     "publish_failed": "Look at the log below, then {then}.",
     "bad_spec": "Change the setting that the message names, then start again.",

@@ -118,7 +118,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Bye:
-    """Last line. `reason` is done, failed, or what the child was stopped for: cancel, park or drain."""
+    """Last line. `reason` is done, failed, what the child was stopped for (cancel, park or drain), or
+    taken_over: a later attempt works on the same training.
+    """
 
     reason: str
 

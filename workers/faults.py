@@ -20,6 +20,7 @@ ASKED, ONCE = "GRAFTWORKS_FAULTS", "GRAFTWORKS_FAULTS_ONCE"
 
 # At a write the disk can refuse; at a moment a process can only die or be slow.
 WRITES = (
+    "checkpoint.write_holder",
     "checkpoint.make_folder",
     "checkpoint.write_arm",
     "checkpoint.write_state",

@@ -8,21 +8,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from workers import handover
 
 
 def newest_step(folder: Path) -> int | None:
     """Completed steps in the newest checkpoint below `folder` that looks whole; None without one."""
-    numbered = (path for path in folder.glob("[0-9]*") if path.name.isdecimal())
-    steps = (step_of(path) for path in sorted(numbered, reverse=True))
-    return next((step for step in steps if step), None)
+    try:
+        steps = (step_of(path) for path in handover.checkpoints(folder))
+        return next((step for step in steps if step), None)
+    except OSError:
+        return None
+
+
+def may_be_there(folder: Path) -> bool:
+    """Whether there is a checkpoint, or cannot be said not to be: who asks this is about to delete."""
+    try:
+        return any(step_of(path) for path in handover.checkpoints(folder))
+    except OSError:
+        return True
 
 
 def step_of(folder: Path) -> int | None:
     """Completed steps in this one checkpoint, or None where a part of it is missing."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / handover.MANIFEST).read_text(encoding="utf-8"))
         is_whole = all((folder / name).is_file() for name in manifest["files"])
         return int(manifest["step"]) if is_whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*handover.MISSING, ValueError, KeyError, TypeError):
         return None

@@ -17,7 +17,7 @@ import peft  # noqa: F401 - imported once, by the server
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from tests.engine.conftest import Recorder
-from workers import faults
+from workers import faults, handover
 from workers.engine import checkpoints
 from workers.engine.train import train
 from workers.errors import DiskFull
@@ -33,7 +33,7 @@ class Story:
     """A run over all its lives: each attempt has an out dir of its own, the checkpoints are the job's."""
 
     def __init__(self, specs: Sequence[TrainSpec], folder: Path) -> None:
-        self.specs, self.folder, self.lives = specs, folder, 0
+        self.specs, self.folder, self.lives = list(specs), folder, 0
         self.events = Recorder()
 
     @property
@@ -51,7 +51,16 @@ class Story:
         told = self.folder / "events"
         told.parent.mkdir(parents=True, exist_ok=True)
         told.write_bytes(b"")
-        options = (list(self.specs), self.out, self.checkpoints, told, asked, sorted(ended), limit)
+        options = (
+            list(self.specs),
+            self.out,
+            self.checkpoints,
+            told,
+            asked,
+            sorted(ended),
+            limit,
+            self.lives,
+        )
         process = _SERVER.Process(target=_live, args=options)
         process.start()
         process.join(120)
@@ -68,7 +77,14 @@ class Story:
 
 
 def _live(
-    specs: list[TrainSpec], out: Path, kept: Path, told: Path, asked: str, ended: list[int], limit: int
+    specs: list[TrainSpec],
+    attempt: int,
+    out: Path,
+    kept: Path,
+    told: Path,
+    asked: str,
+    ended: list[int],
+    limit: int,
 ) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", faults.ASKED: asked}
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -82,7 +98,15 @@ def _live(
                 lines.flush()
 
         with contextlib.suppress(DiskFull):
-            resume = checkpoints.newest(kept, report)
-            train(specs, out, report=report, resume_from=resume, checkpoint_dir=kept, ended=ended)
+            handover.take(kept, attempt)
+            train(
+                specs,
+                out,
+                report=report,
+                resume_from=checkpoints.newest(kept, report),
+                checkpoint_dir=kept,
+                attempt=attempt,
+                ended=ended,
+            )
             return
     sys.exit(FULL)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,8 @@ from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
 from workers import faults
 from workers.engine import checkpoints, loss
+from workers.engine.__main__ import failure
+from workers.engine.checkpoints import Unreadable
 from workers.engine.train import train
 from workers.errors import CheckpointMismatch, DiskFull, RunError, Stopped
 from workers.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
@@ -402,6 +407,68 @@ def test_the_latest_damaged_checkpoint_stays_to_be_looked_at(
         (kept / name / "state.json").write_text("{")
         checkpoints.newest(kept, record)
     assert [path.name for path in kept.iterdir()] == ["damaged-000003"]
+
+
+def test_a_damaged_checkpoint_is_kept_from_the_moment_it_was_found(cut_off: Path, record: Recorder) -> None:
+    (cut_off / "state.json").write_text("{")
+    long_ago = time.time() - 30 * 86400
+    os.utime(cut_off, (long_ago, long_ago))
+    assert checkpoints.newest(cut_off.parent, record) is None
+    (found,) = cut_off.parent.iterdir()
+    assert found.name.startswith("damaged-")
+    assert time.time() - found.stat().st_mtime < 3600
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "arm0.safetensors"])
+def test_a_disk_that_does_not_answer_proves_no_damage(
+    cut_off: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    real = Path.open
+
+    def refuse(path: Path, *options: Any, **more: Any) -> Any:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *options, **more)
+
+    before = sorted(cut_off.parent.rglob("*"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", refuse)
+        with pytest.raises(Unreadable) as caught:
+            checkpoints.newest(cut_off.parent, record)
+    assert (failure(caught.value).code, record) == ("checkpoint_unreadable", [])
+    assert os.strerror(number) in caught.value.message
+    assert sorted(cut_off.parent.rglob("*")) == before, "nothing was put aside"
+    assert checkpoints.newest(cut_off.parent, record) == cut_off
+
+
+def test_what_the_longest_outage_may_have_swallowed_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four arms at a step a second, and fifteen minutes without a database."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    keeper = checkpoints.Keeper(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), began=now[0]
+    )
+    for step in range(1, 3601):
+        now[0] += 1.0
+        for arm in range(4):
+            keeper.tell(Metrics(arm, step, {"train/loss": 1.0}))
+    outage = [(arm, step) for step in range(3600 - 15 * 60, 3601) for arm in range(4)]
+    kept = [(point.arm, point.step) for _told, point in keeper.recent]
+    assert kept[-len(outage) :] == outage
+    assert len(kept) < 2 * len(outage), "and not the whole run"
+
+
+def test_a_fast_run_keeps_its_checkpoints_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "RETOLD_POINTS", 100)
+    keeper = checkpoints.Keeper(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), began=0.0
+    )
+    for step in range(1, 1001):
+        keeper.tell(Metrics(0, step, {"train/loss": 1.0}))
+    assert [point.step for _told, point in keeper.recent] == list(range(901, 1001))
 
 
 def test_it_reads_no_pickle(one: list[TrainSpec], cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:

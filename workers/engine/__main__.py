@@ -1,7 +1,8 @@
 """`python -m workers.engine {train|evaluate|import|inspect} SPEC.json OUT_DIR`: one job in one process.
 
 SPEC `-` reads the first line of standard input: the plain spec, or `{"parent": pid, "spec": {...},
-"ended": [arms]}`, where `ended` names the arms that have their outcome already. Later lines are requests,
+"ended": [arms], "attempt": number}`, where `ended` names the arms that have their outcome already. Without a
+number it is the next attempt after the last that trained there. Later lines are requests,
 `{"stop": reason}` with one of `events.STOPS` or `{"stop_arm": arm, "reason": reason}` with one of
 `events.ARM_STOPS`; the end of the input means that the parent died, and so does this process. Events go to
 standard output as JSON lines, everything else to standard error.
@@ -27,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workers import handover
 from workers.engine import runtime
-from workers.errors import OutOfMemory, RunError, SpecError, Stopped, disk_error, lack_of_memory
+from workers.errors import OutOfMemory, RunError, SpecError, Stopped, TakenOver, disk_error, lack_of_memory
 from workers.events import ARM_STOPS, STOPS, Bye, Event, Failure, Hello, Report, stronger, to_line
 from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict, needs_4bit
 
@@ -88,6 +90,7 @@ class Asked:
     ended: list[int]
     out_dir: Path
     checkpoints: Path
+    attempt: int  # 0: whoever starts it does not count
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,10 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
     # Who has a supervisor is stopped for good by its word alone.
     signal.signal(signal.SIGINT, lambda *_: stop.signal() if given.spec == "-" else stop.ask("cancel"))
     try:
-        values, ended = _read_spec(given.spec, stop)
+        values, ended, attempt = _read_spec(given.spec, stop)
         specs = _parse(given.kind, values)
         kept_in = given.checkpoints or given.out_dir / "checkpoints"
-        asked = Asked(given.kind, specs, _check_ended(ended, len(specs)), given.out_dir, kept_in)
+        ended = _check_ended(ended, len(specs))
+        asked = Asked(given.kind, specs, ended, given.out_dir, kept_in, _check_attempt(attempt))
         # What libraries will change in their next versions concerns nobody who reads the job's log.
         warnings.simplefilter("ignore", FutureWarning)
         runtime.prepare_environment(offline=asked.kind != "inspect", in_4bit=needs_4bit(values))
@@ -117,6 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
         _run(asked, report, stop)
     except Stopped as stopped:
         report(Bye(stopped.reason))
+        return STOPPED
+    except TakenOver as lost:
+        # Whoever watches may be without the database, and the log is all that there is.
+        print(lost.message, file=sys.stderr)
+        report(Bye("taken_over"))
         return STOPPED
     except Exception as error:
         traceback.print_exc()
@@ -141,11 +150,11 @@ def _event_reporter() -> Report:
     return report
 
 
-def _read_spec(source: str, stop: StopFlag) -> tuple[Any, Any]:
-    """The spec, and the arms that have ended."""
+def _read_spec(source: str, stop: StopFlag) -> tuple[Any, Any, Any]:
+    """The spec, the arms that have ended, and which attempt this is."""
     if source != "-":
         try:
-            return json.loads(Path(source).read_text(encoding="utf-8")), []
+            return json.loads(Path(source).read_text(encoding="utf-8")), [], 0
         except (OSError, ValueError) as error:
             raise SpecError("", f"The spec file cannot be read as JSON: {error}") from error
     _die_with_parent()
@@ -156,19 +165,25 @@ def _read_spec(source: str, stop: StopFlag) -> tuple[Any, Any]:
         envelope = json.loads(line)
     except ValueError as error:
         raise SpecError("", "The first line of standard input is not JSON.") from error
-    values, ended = envelope, []
+    values, ended, attempt = envelope, [], 0
     if isinstance(envelope, dict) and "spec" in envelope:
         if envelope.get("parent", os.getppid()) != os.getppid():
             sys.exit(FAILED)  # the parent died before its death could be noticed
-        values, ended = envelope["spec"], envelope.get("ended", [])
+        values, ended, attempt = envelope["spec"], envelope.get("ended", []), envelope.get("attempt", 0)
     threading.Thread(target=_listen, args=(lines, stop), daemon=True).start()
-    return values, ended
+    return values, ended, attempt
 
 
 def _check_ended(ended: Any, arms: int) -> list[int]:
     if not isinstance(ended, list) or not all(index in range(arms) for index in ended):
         raise SpecError("ended", f"`ended` must be a list of arms from 0 to {arms - 1}.")
     return ended
+
+
+def _check_attempt(attempt: Any) -> int:
+    if not isinstance(attempt, int) or attempt < 0:
+        raise SpecError("attempt", "`attempt` must be a whole number from 1.")
+    return attempt
 
 
 def _die_with_parent() -> None:
@@ -234,10 +249,12 @@ def _run(asked: Asked, report: Report, should_stop: StopFlag) -> None:
 
 
 def _train(asked: Asked, report: Report, should_stop: StopFlag) -> None:
-    """Continue from the newest checkpoint that is whole, or begin."""
-    from workers.engine import checkpoints
+    """Continue from the newest checkpoint that is whole, or begin; whoever trained there before is out."""
+    from workers.engine import checkpoints, disk_room
     from workers.engine.train import train
 
+    attempt = asked.attempt or handover.holder(asked.checkpoints).attempt + 1
+    checkpoints.take(asked.checkpoints, attempt)
     train(
         asked.specs,
         asked.out_dir,
@@ -246,8 +263,9 @@ def _train(asked: Asked, report: Report, should_stop: StopFlag) -> None:
         should_stop_arm=should_stop.of_arm,
         resume_from=checkpoints.newest(asked.checkpoints, report),
         checkpoint_dir=asked.checkpoints,
+        attempt=attempt,
         ended=asked.ended,
-        disk_reserve=int(os.environ.get(RESERVE) or checkpoints.RESERVE),
+        disk_reserve=int(os.environ.get(RESERVE) or disk_room.RESERVE),
     )
 
 

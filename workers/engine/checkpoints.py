@@ -2,7 +2,7 @@
 
 A folder is written aside and synced, its manifest with every file's SHA-256 comes last, one rename gives it
 its name. Each holds the best weights of each arm too, so whoever has one folder has all there is to keep.
-Knows nothing of jobs or attempts: whoever starts the engine says where checkpoints lie.
+Knows nothing of jobs: whoever starts the engine says where checkpoints lie, and which attempt writes there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -25,30 +24,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from workers import faults
-from workers.engine import lora
+from workers import faults, handover
+from workers.engine import fingerprint, lora
 from workers.engine.artifacts import file_sha256, sync
 from workers.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
 from workers.events import Checkpoint, Message, Metrics, Report
-from workers.specs import Hyperparameters, TrainSpec, to_dict
+from workers.handover import MANIFEST, MISSING
 
 if TYPE_CHECKING:
     from workers.engine.arms import Arm
 
 FORMAT = 2
-DEFAULTS = Hyperparameters()
 SECONDS = 180.0
 KEPT = 2
-# Metrics that the parent may not have stored yet when everything died: said again by whoever continues.
-POINTS = 1000
-WEIGHT_SAMPLES = 256
-# fp32: the weight, Adam's two moments and the weight at its best.
-BYTES_PER_PARAMETER = 16
-# Bytes that stay free for the database, the logs and the other programs.
-RESERVE = 2 * 10**9
-MANIFEST, STATE = "manifest.json", "state.json"
+# Metrics that the parent may not have stored yet when everything died are said again by whoever continues: of
+# as long as a parent bears without its database, and some minutes more. Both are bounds.
+RETOLD_SECONDS = 20 * 60.0
+RETOLD_POINTS = 50_000
+STATE = "state.json"
 WRITING, GONE, DAMAGED = ".writing-", ".gone-", "damaged-"
-OTHER = {"settings": "other settings", "dataset": "another dataset", "base": "another base model"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Adam's moments are stored beside each parameter; the schedule's and the data's position follow from `step`.
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -76,6 +70,18 @@ class Damaged(RunError):
         super().__init__("This checkpoint is damaged, so the run cannot continue from it. Take another one.")
 
 
+class Unreadable(RunError):
+    """The disk does not give a checkpoint out, which may be whole: nothing is concluded from that."""
+
+    code = "checkpoint_unreadable"
+
+    def __init__(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or str(error)
+        super().__init__(
+            f"The checkpoints of this run could not be read: {reason}. They were left as they are."
+        )
+
+
 @dataclass(frozen=True)
 class Kept:
     """A checkpoint whose hashes have been verified."""
@@ -101,12 +107,16 @@ class Keeper:
     dtype: torch.dtype
     device: torch.device
     began: float  # of the run on this process's monotonic clock, earlier attempts counted in
+    attempt: int = 0  # that writes below the folder, and ends where a later one has taken it
     written: float = field(default_factory=time.monotonic)
-    recent: deque[Metrics] = field(default_factory=lambda: deque(maxlen=POINTS))
+    recent: deque[tuple[float, Metrics]] = field(default_factory=lambda: deque(maxlen=RETOLD_POINTS))
 
     def tell(self, metrics: Metrics) -> None:
-        """Report values, and remember them for the next checkpoint."""
-        self.recent.append(metrics)
+        """Report values, and remember them, with the time, for the next checkpoints."""
+        now = time.monotonic()
+        while self.recent and now - self.recent[0][0] > RETOLD_SECONDS:
+            self.recent.popleft()
+        self.recent.append((now, metrics))
         self.report(metrics)
 
     @property
@@ -123,7 +133,7 @@ class Keeper:
             self._write(self.folder, arms, step)
         except (OSError, SafetensorError) as error:
             if is_full(error):
-                _forget_all_but(self.folder, 1)  # the newest is whole, and the room of the other is needed
+                self._forget_all_but(self.folder, 1)  # the newest is whole, and the other's room is needed
             self._write_again(self.folder, arms, step)
         self.written = time.monotonic()
 
@@ -152,12 +162,14 @@ class Keeper:
             )
 
     def _write(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
-        aside = folder / f"{WRITING}{os.getpid()}"
+        handover.check(folder, self.attempt)
+        aside = folder / f"{WRITING}{self.attempt}-{os.getpid()}"
         try:
             shutil.rmtree(aside, ignore_errors=True)
             faults.point("checkpoint.make_folder")
             aside.mkdir(parents=True)
             self._fill(aside, arms, step)
+            handover.check(folder, self.attempt)
             final = folder / f"{_next_number(folder):06d}"
             faults.point("checkpoint.rename")
             aside.rename(final)
@@ -166,7 +178,7 @@ class Keeper:
             sync(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        _forget_all_but(folder, KEPT)
+        self._forget_all_but(folder, KEPT)
         faults.point("checkpoint.before_report")
         self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
 
@@ -177,7 +189,7 @@ class Keeper:
             "device": self.device.type,
             "wall_seconds": time.monotonic() - self.began,
             "python_random": random.getstate(),
-            "recent": [[point.arm, point.step, point.values] for point in self.recent],
+            "recent": [[point.arm, point.step, point.values] for _told, point in self.recent],
             "arms": [_arm_state(arm) for arm in arms],
         }
         faults.point("checkpoint.write_state")
@@ -191,6 +203,7 @@ class Keeper:
         manifest = {
             "format": FORMAT,
             "step": step,
+            "attempt": self.attempt,
             "origin": self.origin,
             "files": {name: file_sha256(folder / name) for name in names},
         }
@@ -205,34 +218,39 @@ class Keeper:
         faults.point("checkpoint.sync_folder")
         sync(folder)
 
-
-def check_room(folder: Path, specs: Sequence[TrainSpec], reserve: int) -> None:
-    """Refuse a run whose checkpoints would fill the disk: two are kept while a third is written."""
-    needed = 3 * BYTES_PER_PARAMETER * sum(spec.target.trainable_parameters for spec in specs)
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    # What an earlier attempt has written is room that this one need not find.
-    kept = sum(path.stat().st_size for path in folder.glob("[0-9]*/*"))
-    if free < max(0, needed - kept) + reserve:
-        raise DiskFull(
-            f"This run needs {_gigabytes(needed + reserve)} of disk space, {_gigabytes(needed)} for its "
-            f"checkpoints and {_gigabytes(reserve)} to spare, and only {_gigabytes(free)} are free."
-        )
+    def _forget_all_but(self, folder: Path, count: int) -> None:
+        """Renamed first: a folder that is half removed must not look like a damaged checkpoint."""
+        handover.check(folder, self.attempt)
+        # What an earlier attempt wrote after it had lost the folder goes too.
+        kept = handover.checkpoints(folder)[:count]
+        for path in handover.numbered(folder):
+            if path in kept:
+                continue
+            gone = path.with_name(f"{GONE}{path.name}")
+            with contextlib.suppress(OSError):
+                path.rename(gone)
+                faults.point("checkpoint.while_forgetting")
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 10**9:,.2f} GB"
+def take(folder: Path, attempt: int) -> None:
+    """Hold the folder from now on; raises TakenOver where a later attempt does."""
+    try:
+        handover.take(folder, attempt)
+    except OSError as error:
+        raise Unreadable(error) from error
 
 
 def newest(folder: Path, report: Report) -> Path | None:
-    """The newest checkpoint that is whole, or None. Damaged ones are put aside, and that is said."""
+    """The newest checkpoint that is whole, or None. Damaged ones are put aside, and that is said.
+
+    For the attempt that holds the folder: what others have left unfinished is cleared.
+    """
     for prefix in (WRITING, GONE):
         for unfinished in folder.glob(f"{prefix}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
     damaged = False
-    for path in _folders(folder):
+    for path in _those_that_count(folder):
         try:
             load(path)
         except Damaged:
@@ -246,16 +264,28 @@ def newest(folder: Path, report: Report) -> Path | None:
     return None
 
 
+def _those_that_count(folder: Path) -> list[Path]:
+    try:
+        return handover.checkpoints(folder)
+    except OSError as error:
+        raise Unreadable(error) from error
+
+
 def _quarantine(path: Path) -> None:
     """Put a damaged checkpoint where nobody continues from it; the latest one stays for whoever looks."""
     for earlier in path.parent.glob(f"{DAMAGED}*"):
         shutil.rmtree(earlier, ignore_errors=True)
+    aside = path.with_name(f"{DAMAGED}{path.name}")
     with contextlib.suppress(OSError):
-        path.rename(path.with_name(f"{DAMAGED}{path.name}"))
+        path.rename(aside)
+        os.utime(aside)  # the time for which it is kept begins now, not when it was written
 
 
 def load(folder: Path) -> Kept:
-    """Read and verify one checkpoint; raises Damaged unless every file is as its manifest says."""
+    """Read and verify one checkpoint; raises Damaged unless every file is as its manifest says.
+
+    A disk that does not answer proves no damage: that is Unreadable.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
@@ -267,47 +297,10 @@ def load(folder: Path) -> Kept:
             raise Damaged
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return Kept(folder, dict(manifest["origin"]), dict(state))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*MISSING, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged from error
-
-
-def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[str, str]:
-    """Hashes of what must not change between attempts. Where things lie on this machine may, and so may how
-    a step's rows are split into micro-batches: after running out of memory they become smaller.
-
-    `data` covers the tokens that the arms draw, `base` a sample of every weight, so that a dataset or a
-    model changed in place is noticed too.
-    """
-    first = specs[0]
-    settings = [to_dict(spec) for spec in specs]
-    for spec, values in zip(specs, settings, strict=True):
-        values.pop("base")
-        values.pop("data")
-        learn = values["hyperparameters"]
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
-            learn.pop(name, None)
-        # Options that came later: left at their defaults, they change nothing of an earlier checkpoint.
-        for name in ("use_dora", "loraplus_lr_ratio", "autocast_adapter_dtype", "load_in_4bit"):
-            if learn[name] == getattr(DEFAULTS, name):
-                del learn[name]
-        learn["rows_per_step"] = spec.hyperparameters.rows_per_step
-    data = hashlib.sha256(first.data.sha256.encode())
-    for arm in arms:
-        for place in sorted(arm.rows):
-            data.update(place.to_bytes(8, "little"))
-            data.update(arm.rows[place].ids.tobytes() + arm.rows[place].learn.tobytes())
-        for example in arm.validation:
-            data.update(example.ids.tobytes() + example.learn.tobytes())
-    weights = hashlib.sha256(json.dumps([first.base.name, first.base.revision, first.base.sha256]).encode())
-    for path, weight in base.named_parameters():
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, math.ceil(len(flat) / WEIGHT_SAMPLES))].float().cpu()
-        weights.update(path.encode() + sample.numpy().tobytes())
-    return {
-        "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "dataset": data.hexdigest(),
-        "base": weights.hexdigest(),
-    }
+    except OSError as error:
+        raise Unreadable(error) from error
 
 
 def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
@@ -315,8 +308,7 @@ def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
 
     Of arms that have ended nothing is told again, but what is kept of them stays in the next checkpoints.
     """
-    changed = [OTHER[name] for name, digest in keeper.origin.items() if kept.origin.get(name) != digest]
-    if changed:
+    if changed := fingerprint.changes(keeper.origin, kept.origin):
         raise CheckpointMismatch(
             f"The checkpoint was made with {' and '.join(changed)} than this run has, so "
             "it cannot be continued. Start a new run, or put back what was changed."
@@ -328,7 +320,7 @@ def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
         if values["error"] is not None:
             arm.error = RunError(values["error"]["message"], code=values["error"]["code"])
         else:
-            _restore_tensors(arm, load_file(kept.folder / _file_name(arm)), with_random=same_device)
+            _restore_tensors(arm, _read(kept.folder / _file_name(arm)), with_random=same_device)
     version, numbers, gauss = kept.state["python_random"]
     random.setstate((version, tuple(numbers), gauss))
     keeper.began -= kept.state["wall_seconds"]
@@ -336,6 +328,13 @@ def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
     for arm_index, step, measured in kept.state["recent"]:
         if arm_index not in over:
             keeper.tell(Metrics(arm_index, step, measured))
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:  # it was whole when its hash was verified
+        raise Unreadable(error) from error
 
 
 def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random: bool) -> None:
@@ -386,20 +385,5 @@ def _file_name(arm: Arm) -> str:
     return f"{lora.arm_name(arm.index)}.safetensors"
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The checkpoints, newest first."""
-    return sorted((path for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
-
-
 def _next_number(folder: Path) -> int:
-    return max((int(path.name) for path in _folders(folder)), default=0) + 1
-
-
-def _forget_all_but(folder: Path, count: int) -> None:
-    """Renamed first: a folder that is half removed must not look like a damaged checkpoint."""
-    for path in _folders(folder)[count:]:
-        gone = path.with_name(f"{GONE}{path.name}")
-        with contextlib.suppress(OSError):
-            path.rename(gone)
-            faults.point("checkpoint.while_forgetting")
-        shutil.rmtree(gone, ignore_errors=True)
+    return max((int(path.name) for path in handover.numbered(folder)), default=0) + 1

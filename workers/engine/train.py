@@ -20,7 +20,7 @@ from torch import nn
 
 from workers import faults
 from workers.engine import arms as arms_of
-from workers.engine import artifacts, checkpoints, lora, runtime
+from workers.engine import artifacts, checkpoints, disk_room, fingerprint, lora, runtime
 from workers.engine.arms import Arm
 from workers.engine.data import collate, micro_batches
 from workers.engine.loss import Scorer, make_scorer
@@ -142,24 +142,26 @@ def train(
     resume_from: Path | None = None,
     checkpoint_dir: Path | None = None,
     checkpoint_seconds: float = checkpoints.SECONDS,
+    attempt: int = 0,
     ended: Collection[int] = (),
-    disk_reserve: int = checkpoints.RESERVE,
+    disk_reserve: int = disk_room.RESERVE,
 ) -> list[ArmEnd]:
     """Train every spec and write `out_dir/arm-<i>/adapter`. Raises only when no arm came through.
 
-    `resume_from` is one checkpoint; new ones go below `checkpoint_dir`, none without it. `ended`: arms that
-    have their outcome from an earlier attempt and are neither trained nor told of again.
+    `resume_from` is one checkpoint; new ones go below `checkpoint_dir`, none without it, as long as `attempt`
+    is the latest that has taken it. `ended`: arms that have their outcome from an earlier attempt and are
+    neither trained nor told of again.
     """
     kept = checkpoints.load(resume_from) if resume_from else None
     arms_of.check_shared(specs)
-    checkpoints.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
+    disk_room.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
     started = time.monotonic()
     asked = Asked(should_stop, is_resumed=kept is not None)
     loaded = load(specs, kept, ended, report, asked)
     arms, device = loaded.arms, loaded.device
-    origin = checkpoints.origin(specs, arms, loaded.base)
+    origin = fingerprint.origin(specs, arms, loaded.base)
     keeper = checkpoints.Keeper(
-        checkpoint_dir, checkpoint_seconds, report, origin, loaded.dtype, device, started
+        checkpoint_dir, checkpoint_seconds, report, origin, loaded.dtype, device, started, attempt
     )
     model, scorer = attach(specs, loaded)
     for arm in arms:

@@ -1,0 +1,207 @@
+"""Two attempts of one training in one folder: the later one holds it, and the earlier one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboard.models import checkpoint
+from tests.engine.conftest import Recorder
+from tests.engine.test_checkpoints import assert_equal_runs, curves
+from workers import faults, handover
+from workers.engine import checkpoints
+from workers.engine.train import train
+from workers.errors import TakenOver
+from workers.events import ArmEnd, Bye, Checkpoint, Event, Message, from_line
+from workers.specs import TrainSpec, to_dict
+
+ROOT = Path(__file__).parents[2]
+MakeSpec = Callable[..., TrainSpec]
+
+
+class Witness(Recorder):
+    """Keeps events, and does something once when the checkpoint of a step is told."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.act = step, act
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, Checkpoint) and event.step == self.step:
+            self.act()
+
+
+@pytest.fixture
+def specs(make_spec: MakeSpec) -> list[TrainSpec]:
+    return [make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3)]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+def run(
+    specs: list[TrainSpec], out: Path, kept: Path, attempt: int, record: Recorder, **options: Any
+) -> list[ArmEnd]:
+    """What the engine does as this attempt of a job."""
+    handover.take(kept, attempt)
+    resume = checkpoints.newest(kept, record)
+    options = {"resume_from": resume, "checkpoint_dir": kept, "attempt": attempt} | options
+    return train(specs, out, report=record, **options)
+
+
+def names(kept: Path) -> list[str]:
+    return sorted(path.name for path in kept.iterdir() if path.name != handover.HOLDER)
+
+
+def lose(specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """The first attempt loses the folder between its look and the rename of its third; what it has told."""
+    record = Recorder()
+    passed: list[str] = []
+
+    def note(point: str) -> None:
+        passed.append(point)
+        if point == "checkpoint.rename" and passed.count(point) == 3:
+            handover.take(kept, 2)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(faults, "point", note)
+        with pytest.raises(TakenOver):
+            run(specs, tmp_path / "first", kept, 1, record)
+    return record
+
+
+def test_the_earlier_attempt_ends_before_its_next_checkpoint(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path
+) -> None:
+    whole, second = Recorder(), Recorder()
+    ends = train(specs, tmp_path / "whole", report=whole)
+    first = Witness(6, lambda: handover.take(kept, 2))
+    with pytest.raises(TakenOver, match="Attempt 2 has taken over"):
+        run(specs, tmp_path / "first", kept, 1, first)
+    assert [event.step for event in first.of(Checkpoint)] == [3, 6]
+    assert names(kept) == ["000001", "000002"], "it neither wrote nor removed anything"
+    resumed = run(specs, tmp_path / "second", kept, 2, second)
+    assert "Continues from step 6." in [event.text for event in second.of(Message)]
+    assert_equal_runs(
+        (tmp_path / "whole", ends, curves(whole)), (tmp_path / "second", resumed, curves(first, second))
+    )
+
+
+@pytest.mark.parametrize("name", ["checkpoint.rename", "checkpoint.after_rename"])
+def test_it_looks_again_before_the_rename_and_before_it_removes_older_ones(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    at = "checkpoint.after_manifest" if name == "checkpoint.rename" else name
+    passed: list[str] = []
+
+    def note(point: str) -> None:
+        passed.append(point)
+        if point == at and passed.count(point) == 3:
+            handover.take(kept, 2)
+
+    monkeypatch.setattr(faults, "point", note)
+    with pytest.raises(TakenOver):
+        run(specs, tmp_path / "first", kept, 1, Recorder())
+    assert names(kept)[:2] == ["000001", "000002"], "they are the later attempt's now"
+    assert passed.count("checkpoint.rename") == (2 if name == "checkpoint.rename" else 3)
+
+
+def test_what_an_earlier_attempt_wrote_after_the_hand_over_is_picked_by_nobody(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, second = Recorder(), Recorder()
+    ends = train(specs, tmp_path / "whole", report=whole)
+    first = lose(specs, tmp_path, kept, monkeypatch)
+    assert names(kept) == ["000001", "000002", "000003"]
+    assert checkpoint.newest_step(kept) == 6, "pages offer what the engine would take"
+    record = Recorder()
+    handover.take(kept, 3)  # the second died before it had written any
+    assert checkpoints.newest(kept, record) == kept / "000002"
+    assert not record.of(Message), "they are not damaged, and nobody's"
+    resumed = run(specs, tmp_path / "third", kept, 3, second)
+    assert "Continues from step 6." in [event.text for event in second.of(Message)]
+    assert_equal_runs(
+        (tmp_path / "whole", ends, curves(whole)), (tmp_path / "third", resumed, curves(first, second))
+    )
+    attempts = [json.loads((kept / name / "manifest.json").read_text())["attempt"] for name in names(kept)]
+    assert attempts == [3, 3], "the strangers are cleared away"
+
+
+def test_an_earlier_attempt_cannot_take_the_folder_back(kept: Path) -> None:
+    handover.take(kept, 2)
+    with pytest.raises(TakenOver):
+        handover.take(kept, 1)
+    handover.take(kept, 2)
+    assert handover.holder(kept).attempt == 2
+
+
+def test_checkpoints_from_before_there_was_a_holder_count(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path
+) -> None:
+    train(specs, tmp_path / "old", report=Recorder(), checkpoint_dir=kept)
+    assert not (kept / handover.HOLDER).exists()
+    handover.take(kept, 4)
+    assert checkpoints.newest(kept, Recorder()) == kept / names(kept)[-1]
+    assert checkpoint.newest_step(kept) == 12
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"attempt": "x", "found": []}'])
+def test_a_note_that_cannot_be_read_binds_nobody(kept: Path, text: str) -> None:
+    kept.mkdir()
+    (kept / handover.HOLDER).write_text(text)
+    handover.take(kept, 1)
+    assert handover.holder(kept).attempt == 1
+
+
+def start(spec: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "workers.engine", "train", str(spec), str(out)]
+    return subprocess.Popen(
+        [*command, "--checkpoints", str(out.parent / "checkpoints")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def told(said: bytes) -> list[Event]:
+    return [from_line(line) for line in said.splitlines()]
+
+
+@pytest.mark.slow
+def test_of_two_engines_the_one_that_came_first_ends_in_words(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(to_dict(specs[0])))
+    # It dawdles after its first checkpoint, as one does that has lost its database and does not know it.
+    first = start(spec, tmp_path / "first", **{faults.ASKED: "train.after_step=pause:60@4"})
+    try:
+        until = time.monotonic() + 240
+        while not (kept / "000001").exists():
+            assert first.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        second = start(spec, tmp_path / "second")
+        said, _log = second.communicate(timeout=240)
+        assert second.returncode == 0
+        assert told(said)[-1] == Bye("done")
+        assert "Continues from step 3." in [event.text for event in told(said) if isinstance(event, Message)]
+        said, log = first.communicate(timeout=240)
+    finally:
+        first.kill()
+    assert (first.returncode, told(said)[-1]) == (3, Bye("taken_over"))
+    assert b"Attempt 2 has taken over the checkpoints of this training" in log
+    assert b"Traceback" not in log
+    assert not [event for event in told(said) if isinstance(event, ArmEnd)]
