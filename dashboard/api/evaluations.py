@@ -1,4 +1,4 @@
-"""Scores that a run or a study lacks, asked for again; the objects themselves are `training_runs`' to show."""
+"""Scores that a run or a study lacks, asked for again; the objects themselves are shown by their modules."""
 
 from __future__ import annotations
 

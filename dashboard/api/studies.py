@@ -384,7 +384,7 @@ def require_growth(study: Study) -> None:
 
 @router.post("/{int:pk}/score", response={202: StudyOut, **WRITING})
 def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Score again what failed or was stopped; the verdict is computed anew, as if it had been scored at first.
+    """Score again what failed or was stopped; the verdict then counts it as if it had been scored at first.
 
     409 `not_scorable`: each of its adapters has scores, or they are to come; 409 `over_budget`.
     """
