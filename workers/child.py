@@ -80,7 +80,7 @@ class Child:
         child = cls(process, Spool(out_dir.parent), log)
         child._limit()
         threading.Thread(target=child._read, daemon=True).start()
-        child.tell({"parent": os.getpid(), "spec": job.spec, "ended": ended})
+        child.tell({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
         return child
 
     def _limit(self) -> None:

@@ -41,6 +41,10 @@ class Database:
         """0 while it answers."""
         return time.monotonic() - self.since if self.since else 0.0
 
+    def answered(self) -> None:
+        """It has answered in the middle of a long write, which therefore does not hang."""
+        self.busy = time.monotonic()
+
     def try_to(self, write: Callable[[], object]) -> bool:
         """Whether `write` came through. It is not even tried right after a failure."""
         now = time.monotonic()

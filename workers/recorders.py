@@ -32,13 +32,15 @@ from dashboard.models.scoring import note_scoring
 from workers import faults
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
-from workers.publishing import PublishError, publish_adapter, publish_folder
+from workers.publishing import Alive, PublishError, publish_adapter, publish_folder, unwatched
 
 HAS_ADAPTER = (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY)
 
 
 class Recorder(Protocol):
     """Turns what the engine reports into rows; one for each kind of job."""
+
+    alive: Alive  # called between two pieces of what takes long
 
     def record(self, event: Event) -> None:
         """Note an event; may batch."""
@@ -74,6 +76,7 @@ class ImportRecorder:
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job, self.out_dir = job, out_dir
         self.report: dict[str, Any] = {}
+        self.alive: Alive = unwatched
 
     def record(self, event: Event) -> None:
         """Keep the report."""
@@ -88,7 +91,8 @@ class ImportRecorder:
         version = self._version()
         begin_to_save(self.job)
         Publication.objects.begin(Publication.Kind.DATASET, self.report["sha256"])
-        publish_folder(self.out_dir, Path(settings.DATA_DIR) / "datasets" / self.report["sha256"])
+        folder = Path(settings.DATA_DIR) / "datasets" / self.report["sha256"]
+        publish_folder(self.out_dir, folder, self.alive)
         with transaction.atomic():
             finish_job(self.job)
             version.record_import({key: value for key, value in self.report.items() if key != "path"})
@@ -112,6 +116,7 @@ class InspectRecorder:
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job = job
         self.found: dict[str, Any] = {}
+        self.alive: Alive = unwatched
 
     def record(self, event: Event) -> None:
         """Keep the census."""
@@ -146,6 +151,7 @@ class TrainRecorder:
         self.arms = list(TrainingRun.objects.filter(job=job).order_by("pk"))
         self.points: dict[tuple[int, str], list[tuple[int, float]]] = {}
         self.artifacts: dict[int, Artifact] = {}
+        self.alive: Alive = unwatched
 
     def record(self, event: Event) -> None:
         """Batch metrics; publish an arm's adapter as soon as the arm ends."""
@@ -211,7 +217,7 @@ class TrainRecorder:
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
         Publication.objects.begin(Publication.Kind.ADAPTER, content)
         published = Path(settings.DATA_DIR) / "adapters" / content
-        publish_adapter(self.out_dir / artifact.path, published, artifact.files)
+        publish_adapter(self.out_dir / artifact.path, published, artifact.files, self.alive)
         size = (published / WEIGHTS).stat().st_size
         faults.point("publish.before_commit")
         with transaction.atomic():
@@ -257,6 +263,7 @@ class EvaluateRecorder:
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job, self.out_dir = job, out_dir
         self.found: dict[str, Any] = {}
+        self.alive: Alive = unwatched
 
     def record(self, event: Event) -> None:
         """Keep the metrics."""

@@ -111,6 +111,12 @@ class Attempt:
             raise Fenced
         self.renewed = time.monotonic()
 
+    def keep_lease(self) -> None:
+        """Ask for this between two pieces of what takes long: nobody else may take the job meanwhile."""
+        if time.monotonic() - self.renewed >= RENEW_SECONDS:
+            self._renew()
+            self.database.answered()
+
     def flush(self) -> None:
         """Write the batched metrics and the newest progress."""
         self.recorder.flush()
@@ -214,6 +220,7 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
     The parent-death signal of the child is tied to the thread that started it.
     """
     attempt = Attempt(job, recorder, draining)
+    recorder.alive = attempt.keep_lease
     with _log(job) as log, _slot(job) as occupy, attempt.database.watched():
         child = Child.start(job, out_dir, log)
         try:
@@ -297,6 +304,10 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             reason = "Nothing had been learned yet, so there is nothing to keep."
             job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
             job.move("stopped", actor=worker, fenced=True)
+        elif attempt.farewell == "taken_over":
+            # Only a database that was put back from a copy still takes this attempt for the newest.
+            reason = "A later attempt had taken over the checkpoints of this training."
+            job.interrupt(reason, actor=worker, blameless=True)
         elif attempt.is_stalled:
             job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
         elif attempt.stop_reason:
