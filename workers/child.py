@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ import psutil
 from django.conf import settings
 
 from dashboard.models import Job
+from dashboard.models.stopping import arms_to_stop
 from workers import faults
 from workers.events import MAX_LINE
 from workers.kernel_kills import Kills
@@ -57,6 +59,7 @@ class Child:
     dead_since: float = 0.0  # when its death was noticed
     progress_at: float = field(default_factory=time.monotonic)
     kills: Kills = field(init=False)
+    arms_asked: dict[int, str] = field(default_factory=dict)  # to end alone, and why
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class Child:
         child._limit()
         threading.Thread(target=child._read, daemon=True).start()
         child.tell({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
+        # Asked while an earlier attempt was at work, and not carried out by it.
+        child.ask_arms_to_stop(arms_to_stop(job))
         return child
 
     def _limit(self) -> None:
@@ -137,6 +142,13 @@ class Child:
         if reason != "finish":
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
+
+    def ask_arms_to_stop(self, wishes: Mapping[int, str]) -> None:
+        """Tell which arms are to end alone, as far as it has not been told already."""
+        for arm, reason in wishes.items():
+            if self.arms_asked.get(arm) != reason:
+                self.arms_asked[arm] = reason
+                self.tell({"stop_arm": arm, "reason": reason})
 
     def leave(self) -> int:
         """Wait for the exit of a child that has closed its output; one that lingers is killed."""

@@ -70,6 +70,13 @@ def finish_job(job: Job) -> None:
     job.move("succeed", actor=job.worker, fenced=True)
 
 
+def stop_at_the_end(job: Job, reason: str) -> None:
+    """The work has come to its end and nothing is kept of it, as people asked: what remains is a stop."""
+    with transaction.atomic():
+        job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
+        job.stopped(actor=job.worker)
+
+
 class ImportRecorder:
     """An imported dataset version, or the report of why it could not be imported."""
 
@@ -187,6 +194,7 @@ class TrainRecorder:
         run.refresh_from_db(fields=["outcome"])
         if run.outcome:
             return
+        end = self._as_asked(run, end)
         # A run that only looks for a learning rate leaves its losses; its short adapter is for nobody.
         if end.outcome in HAS_ADAPTER and run.rung is None:
             if not TrainingRun.objects.filter(job=self.job, outcome="").exclude(pk=run.pk).exists():
@@ -199,9 +207,16 @@ class TrainRecorder:
         else:
             self._write_end(run, end)
 
+    def _as_asked(self, run: TrainingRun, end: ArmEnd) -> ArmEnd:
+        """How it ends: who has asked to keep nothing of it wins, unless its end was committed before."""
+        run.refresh_from_db(fields=["stop_asked"])
+        is_discarded = run.stop_asked == run.Stop.CANCEL and end.outcome in HAS_ADAPTER
+        return ArmEnd(end.arm, State.CANCELLED, end.step) if is_discarded else end
+
     def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
         with transaction.atomic():
             if self.job.may_commit():
+                end = self._as_asked(run, end)
                 run.end(
                     end.outcome,
                     step=end.step,
@@ -223,6 +238,9 @@ class TrainRecorder:
         with transaction.atomic():
             if not self.job.may_commit():
                 return
+            if self._as_asked(run, end) != end:
+                self._write_end(run, end)
+                return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=self._measured(end))
             # A study has the adapters of all its arms scored together.
@@ -236,7 +254,7 @@ class TrainRecorder:
         return {**end.summary, "attempt": self.job.attempt}
 
     def finish(self) -> None:
-        """The job succeeded if any arm did; otherwise it shares the first arm's failure."""
+        """The job succeeded if any arm did; else it shares the first arm's failure, or their stop."""
         faults.point("publish.before_finish")
         for run in self.arms:
             run.refresh_from_db()
@@ -244,6 +262,9 @@ class TrainRecorder:
             with transaction.atomic():
                 finish_job(self.job)
             faults.point("publish.after_finish")
+            return
+        if all(run.outcome == State.CANCELLED for run in self.arms):
+            stop_at_the_end(self.job, "Each of its runs was stopped.")
             return
         failed = next((run for run in self.arms if run.error_code), None)
         code = failed.error_code if failed else "internal_error"

@@ -21,13 +21,14 @@ from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, State
 from dashboard.models.adjustments import use_smaller_batches
+from dashboard.models.stopping import arms_to_stop
 from workers import slots
 from workers.child import Child
 from workers.errors import OutOfMemory
 from workers.events import Bye, Failure, Hello, Message, Progress, ProtocolError, from_line
 from workers.identity import birth
 from workers.outage import Database
-from workers.recorders import Recorder
+from workers.recorders import Recorder, stop_at_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ WAIT_SECONDS = 0.2
 # A longer turn than this means that this process was stopped, or the machine slept.
 PAUSE_SECONDS = 60.0
 # Why a child is asked to stop, the stronger reason last; and how long it may take.
-GRACE_SECONDS = {"drain": 45.0, "finish": 45.0, "park": 20.0, "cancel": 20.0}
+GRACE_SECONDS = {"drain": 45.0, "finish": 45.0, "park": 45.0, "cancel": 20.0}
 RANK = ("", *GRACE_SECONDS)
 # After so long without a database the work is put aside.
 OUTAGE_SECONDS = 15 * 60.0
@@ -45,6 +46,7 @@ OUTAGE_SECONDS = 15 * 60.0
 STALL_SECONDS = 15 * 60.0
 STALL_PACES = 10
 SUSPECTED = "oom_suspected"
+DRAINED_BY_OTHERS = "Something outside Graftworks asked the engine to stop, and it did so in order."
 PUT_ASIDE = {
     "drain": "The worker is shutting down.",
     "finish": "It could not stop in time, and does so at its next start.",
@@ -73,6 +75,7 @@ class Attempt:
     farewell: str = ""
     stop_reason: str = ""
     wanted: str = ""  # what the row asks for
+    arms_to_stop: dict[int, str] = field(default_factory=dict)  # what its runs' rows ask for
     is_lost: bool = False  # the database, for too long
     is_stalled: bool = False
     is_warned: bool = False
@@ -99,7 +102,7 @@ class Attempt:
             wanted = self.job.stop_wanted()
             if wanted is None:
                 raise Fenced
-            self.wanted = wanted
+            self.wanted, self.arms_to_stop = wanted, arms_to_stop(self.job)
 
     def _come_back(self) -> None:
         """The lease may have run out meanwhile, and a move that was not committed has left a wrong state."""
@@ -171,7 +174,8 @@ class Attempt:
         self.progress, self.has_stepped = None, has_stepped
 
     def stop_where_wanted(self, child: Child) -> None:
-        """Ask the child to stop for the strongest reason there is; needs no database."""
+        """Ask the child to stop for the strongest reason there is, or some of its arms; needs no database."""
+        child.ask_arms_to_stop(self.arms_to_stop)
         self.is_lost = self.is_lost or self.database.seconds_away > OUTAGE_SECONDS
         wanted = max(self.wanted, "drain" if self.is_lost or self.draining() else "", key=RANK.index)
         if RANK.index(wanted) > RANK.index(self.stop_reason):
@@ -292,7 +296,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
     try:
         job.refresh_from_db(fields=["state"])
         if job.state == State.CANCELLING:
-            job.move("stopped", actor=worker, fenced=True)
+            job.stopped(actor=worker)
         elif attempt.failure:
             _fail(attempt, attempt.failure)
         elif attempt.farewell == "done" and status == 0:
@@ -301,9 +305,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             attempt.recorder.finish()
         elif (attempt.stop_reason, attempt.farewell) == ("finish", "cancel"):
             # Asked to keep the best before there was any: what remains is a stop.
-            reason = "Nothing had been learned yet, so there is nothing to keep."
-            job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
-            job.move("stopped", actor=worker, fenced=True)
+            stop_at_the_end(job, "Nothing had been learned yet, so there is nothing to keep.")
         elif attempt.farewell == "taken_over":
             # Only a database that was put back from a copy still takes this attempt for the newest.
             reason = "A later attempt had taken over the checkpoints of this training."
@@ -317,6 +319,9 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             # Who never gets as far as saving must not try for ever.
             was_late = attempt.stop_reason == "finish" and not (attempt.is_lost or attempt.draining())
             job.interrupt(reason, actor=worker, blameless=not was_late)
+        elif attempt.farewell == "drain":
+            # A signal to the engine alone, which it obeys as it would a worker that shuts down.
+            job.interrupt(DRAINED_BY_OTHERS, actor=worker, blameless=True)
         elif status == -signal.SIGKILL and not child.was_killed:
             _explain_kill(attempt, for_memory=child.kills.blame)
         else:
@@ -326,7 +331,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
         job.refresh_from_db(fields=["state"])
         if job.state != State.CANCELLING:
             raise Fenced from overtaken
-        job.move("stopped", actor=worker, fenced=True)
+        job.stopped(actor=worker)
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
@@ -381,5 +386,7 @@ def _log(job: Job) -> Iterator[IO[bytes]]:
     path = Path(settings.DATA_DIR) / "logs" / f"job-{job.pk}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as log:
-        log.write(f"--- attempt {job.attempt} on {job.worker} ---\n".encode())
+        # A full disk may cost the line, never the job.
+        with contextlib.suppress(OSError):
+            log.write(f"--- attempt {job.attempt} on {job.worker} ---\n".encode())
         yield log

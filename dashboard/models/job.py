@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models import checkpoint
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_queue import JobQuerySet
-from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
+from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project
 from dashboard.models.worker_node import WorkerNode
@@ -179,18 +179,22 @@ class Job(models.Model):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
             self.refresh_from_db(fields=["state", "attempt", "finished_at", "lease_until", "run_after"])
             self.record(event, source, target, actor=actor, text=reason)
-            if target in (State.FAILED, State.CANCELLED):
+            if target not in LIVE:
                 self._end_open_arms(target, fields)
             if target == State.QUEUED:
                 Outbox.objects.create(job=self)
 
-    def _end_open_arms(self, outcome: State, fields: dict[str, Any]) -> None:
-        """Arms that have no outcome of their own share the job's."""
-        self.training_runs.filter(outcome="").update(
-            outcome=outcome,
-            error_code=fields.get("error_code", ""),
-            error_message=fields.get("error_message", ""),
-        )
+    def _end_open_arms(self, target: State, fields: dict[str, Any]) -> None:
+        """Arms without an outcome of their own share the job's. One that was stopped alone goes no further."""
+        open_ones = self.training_runs.filter(outcome="")
+        for run in open_ones.filter(stop_asked="cancel"):
+            run.end(State.CANCELLED, step=run.trained_step)
+        if target in (State.FAILED, State.CANCELLED):
+            open_ones.update(
+                outcome=target,
+                error_code=fields.get("error_code", ""),
+                error_message=fields.get("error_message", ""),
+            )
 
     def record(
         self,
@@ -225,63 +229,20 @@ class Job(models.Model):
 
         False if it had ended, or is being stopped already with less kept than asked for now.
         """
-        keep = keep if self.kind == Job.Kind.TRAIN else Job.Keep.NOTHING
-        if keep == Job.Keep.ADAPTER:
-            asked = self._finish_early(by)
-            if asked is not None:
-                return asked
-            keep = Job.Keep.NOTHING  # nothing is learned yet, so there is nothing to keep
+        from dashboard.models.stopping import stop_job
+
+        return stop_job(self, by, keep)
+
+    def stopped(self, *, actor: str = "system", reason: str = "") -> None:
+        """Its work has stopped as somebody asked; what was to be kept is, where there is anything."""
         with transaction.atomic():
-            # Locked: meanwhile nobody claims it, and nobody commits the end of an arm.
-            state = State(Job.objects.select_for_update().values_list("state", flat=True).get(pk=self.pk))
-            if state in WAITING or (state in MOVES["cancel"][0] and not self._is_all_done()):
-                event = "cancel_waiting" if state in WAITING else "cancel"
-                self.move(event, actor=str(by or "system"), reason=self._words_of(keep), keep=keep)
-                self.keep = keep
-                return True
-        self.refresh_from_db()
-        if self.state == State.CANCELLING and keep != self.keep:
-            return not keep and self._discard_after_all(by)
-        return self.state == State.CANCELLING
-
-    def _is_all_done(self) -> bool:
-        """Whether each of its arms has come to its end: its engine only has to say goodbye."""
-        arms = self.training_runs.values_list("outcome", flat=True)
-        return bool(arms) and all(arms)
-
-    def _finish_early(self, by: User | None) -> bool | None:
-        """Ask for an end with the best so far published. None where no step is done yet: cancel instead."""
-        with transaction.atomic():
-            row = Job.objects.select_for_update().get(pk=self.pk)
-            if row.is_over or row.state == State.CANCELLING:
-                return False
-            if row.state == State.FINALIZING or row.keep == Job.Keep.ADAPTER:
-                return True
-            # What a lost attempt did beyond its last checkpoint is lost with it.
-            if row.checkpoint_step() is None and (row.state in WAITING or not row.step):
-                return None
-            asked = {"keep": Job.Keep.ADAPTER, "run_after": Now()}
-            Job.objects.filter(pk=self.pk).update(**asked)
-            self.record("finish", State(row.state), State(row.state), actor=str(by or "system"))
-        self.refresh_from_db(fields=["state", "keep", "run_after"])
-        return True
-
-    def _discard_after_all(self, by: User | None) -> bool:
-        with transaction.atomic():
-            stopping = Job.objects.filter(pk=self.pk, state=State.CANCELLING)
-            if not stopping.update(keep=Job.Keep.NOTHING):
-                return False
-            self.keep = Job.Keep.NOTHING
-            self.record("discard", State.CANCELLING, State.CANCELLING, actor=str(by or "system"))
-        return True
-
-    def _words_of(self, keep: str) -> str:
-        """What stays, for the history of a training that is being stopped."""
-        if self.kind != Job.Kind.TRAIN:
-            return ""
-        if keep == Job.Keep.CHECKPOINT:
-            return str(_("what it has learned is kept, to resume later"))
-        return str(_("what it has learned is discarded"))
+            keep = Job.objects.select_for_update().values_list("keep", flat=True).get(pk=self.pk)
+            if keep == Job.Keep.CHECKPOINT and self.checkpoint_step() is None:
+                keep = Job.Keep.NOTHING
+                reason = " ".join(
+                    filter(None, (reason, _("It had learned nothing yet, so nothing is kept.")))
+                )
+            self.move("stopped", actor=actor, reason=reason, fenced=True, keep=keep)
 
     def stop_wanted(self) -> str | None:
         """What its worker is asked for: "" to go on, "cancel", "park" or "finish"; None means fenced."""
@@ -362,7 +323,7 @@ class Job(models.Model):
     def abandon(self, reason: str) -> None:
         """Its holder is gone for certain: a job that was stopping has stopped, any other is interrupted."""
         if self.state == State.CANCELLING:
-            self.move("stopped", reason=reason, fenced=True)
+            self.stopped(reason=reason)
         else:
             self.interrupt(reason)
 

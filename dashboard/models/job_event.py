@@ -25,6 +25,7 @@ EVENT_WORDS = {
     "go_on": _("Its study goes on, and will be judged anew"),
     "finish": _("Asked to stop and to keep the best so far"),
     "discard": _("Asked to keep nothing after all"),
+    "stop_run": _("Asked to stop one of its runs"),
     "move": _("Moved in the queue"),
     "prioritise": _("Priority changed"),
 }
@@ -34,6 +35,7 @@ DEED_WORDS = {
     "cancel": _("%(actor)s asked to stop"),
     "finish": _("%(actor)s asked to stop and to keep the best so far"),
     "discard": _("%(actor)s asked to keep nothing after all"),
+    "stop_run": _("%(actor)s asked to stop one of its runs"),
     "resume": _("%(actor)s asked to continue"),
     "move": _("%(actor)s moved it in the queue"),
     "prioritise": _("%(actor)s changed its priority"),

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from dashboard.models.user import User
 
 DIVERGED = gettext_lazy("It diverged and would do so again. Start a new run with a lower learning rate.")
+STOPPED_ALONE = gettext_lazy(
+    "It was stopped while others trained on, and nothing of it was kept. "
+    "Start it again with the same settings."
+)
 
 
 def refusal(job: Job) -> str:
@@ -31,7 +35,7 @@ def refusal(job: Job) -> str:
     if not job.is_over:
         return _("It waits or works already, so there is nothing to resume.")
     if not _arms(job).exists():
-        return str(DIVERGED)
+        return str(DIVERGED if job.training_runs.filter(error_code="diverged").exists() else STOPPED_ALONE)
     if not job.keeps_checkpoint or job.checkpoint_step() is None:
         return _("It has no checkpoint to resume from. Start it again with the same settings.")
     return ""
@@ -63,7 +67,9 @@ def resume(job: Job, by: User | None = None) -> None:
             # Only under the row's lock it is sure that nobody clears them.
             if job.checkpoint_step() is None:
                 raise IllegalMove("its checkpoints were cleared")
-            _arms(job).update(outcome="", error_code="", error_message="", ended_step=None, measured={})
+            # Whoever continues them wants them to train on, whatever was asked of one before.
+            again = {"outcome": "", "stop_asked": "", "error_code": "", "error_message": ""}
+            _arms(job).update(**again, ended_step=None, measured={})
     except IllegalMove as overtaken:
         job.refresh_from_db()
         raise IllegalMove(refusal(job)) from overtaken
@@ -81,6 +87,8 @@ def resume_run(run: TrainingRun, by: User | None = None) -> None:
         raise IllegalMove(_("It has finished, so there is nothing left to resume."))
     if run.error_code == "diverged":
         raise IllegalMove(DIVERGED)
+    if run.was_stopped_alone:
+        raise IllegalMove(STOPPED_ALONE)
     with transaction.atomic():
         study = run.study_arm.study if run.study_arm else None
         # Before the job, as whoever moves the study on.
@@ -114,4 +122,5 @@ def _go_on(study: Study) -> float:
 def _arms(job: Job) -> models.QuerySet[TrainingRun]:
     """Arms that were stopped or fell with the job. One that diverged would diverge again."""
     stopped = job.training_runs.filter(outcome__in=[State.CANCELLED, State.FAILED])
-    return stopped.exclude(error_code="diverged")
+    # Of one that was stopped alone nothing was kept.
+    return stopped.exclude(error_code="diverged").exclude(outcome=State.CANCELLED, stop_asked="cancel")

@@ -124,6 +124,13 @@ class TrainingRun(models.Model):
         CANCELLED = "cancelled", _("Stopped")
         STOPPED_EARLY = "stopped_early", _("Stopped early, best kept")
 
+    class Stop(models.TextChoices):
+        """How somebody wants it to end alone, while others train on in its job; the engine's words."""
+
+        NONE = "", _("Nobody asked")
+        FINISH = "finish", _("The best so far as an adapter")
+        CANCEL = "cancel", _("Nothing is kept")
+
     project = models.ForeignKey(Project, models.CASCADE, related_name="training_runs")
     name = models.CharField(_("name"), max_length=120)
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
@@ -146,6 +153,8 @@ class TrainingRun(models.Model):
     )
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="training_runs")
     outcome = models.CharField(max_length=14, choices=Outcome.choices, blank=True)
+    # Kept when it has ended: what was stopped alone is not continued with what was stopped later.
+    stop_asked = models.CharField(max_length=6, choices=Stop.choices, blank=True)
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
     ended_step = models.PositiveIntegerField(null=True, blank=True)
@@ -167,7 +176,10 @@ class TrainingRun(models.Model):
             models.CheckConstraint(
                 condition=models.Q(outcome__in=["", "succeeded", "failed", "cancelled", "stopped_early"]),
                 name="training_run_outcome_known",
-            )
+            ),
+            models.CheckConstraint(
+                condition=models.Q(stop_asked__in=["", "finish", "cancel"]), name="training_run_stop_known"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -309,12 +321,16 @@ class TrainingRun(models.Model):
     @property
     def resumable_from(self) -> int | None:
         """Completed steps from which it could be resumed; None when it cannot."""
-        ended = (
-            self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED) and self.error_code != "diverged"
-        )
+        ended = self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED)
+        ended = ended and self.error_code != "diverged" and not self.was_stopped_alone
         # Asked of the disk, so only where the rows alone do not say no.
         may = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
         return self.job.checkpoint_step() if may and self.job else None
+
+    @property
+    def was_stopped_alone(self) -> bool:
+        """Whether somebody ended it and kept nothing of it, while others trained on in its job."""
+        return self.outcome == self.Outcome.CANCELLED and self.stop_asked == self.Stop.CANCEL
 
     def resume(self, by: User | None = None) -> None:
         """Continue it, and what was stopped with it, from the checkpoint.
@@ -358,8 +374,15 @@ class TrainingRun(models.Model):
     ) -> None:
         """Write the outcome once; a second end of the same arm changes nothing."""
         self.measured = measured or {}
+        # Told to keep its best before it had any, it leaves as little as one that was to keep nothing.
+        alone = {"stop_asked": self.Stop.CANCEL} if outcome == self.Outcome.CANCELLED else {}
         changed = TrainingRun.objects.filter(pk=self.pk, outcome="").update(
-            outcome=outcome, ended_step=step, error_code=code, error_message=message, measured=self.measured
+            outcome=outcome,
+            ended_step=step,
+            error_code=code,
+            error_message=message,
+            measured=self.measured,
+            **alone,
         )
         if changed:
             self.refresh_from_db()

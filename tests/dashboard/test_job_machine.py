@@ -28,8 +28,9 @@ from dashboard.models.adapter import WEIGHTS
 from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FRUITLESS
 from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from dashboard.models.resuming import resume
+from dashboard.models.stopping import StopRefused, arms_to_stop, stop_run
 from tests.conftest import make_base_model, make_dataset, make_run
-from workers.recorders import finish_job
+from workers.recorders import finish_job, stop_at_the_end
 
 SHORT = 120
 SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
@@ -37,14 +38,15 @@ SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)
 KEPT = ("succeeded", "stopped_early")
+STOPPING = {State.CANCELLING: "cancel"}
 # How often each step was taken, and how often each event then stood in a history.
 taken: Counter[str] = Counter()
 walked: Counter[str] = Counter()
 # How often each step is taken: most walks should get far.
 STEPS = {
-    "submit": 3, "cancel": 2, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2, "checkpoint": 2,
-    "renew": 1, "look": 1, "end_arm": 4, "finish": 3, "begin_to_save": 1, "fail": 1, "stopped": 2,
-    "give_back": 5, "dispatch": 2, "pass_time": 5,
+    "submit": 3, "cancel": 2, "stop_run": 3, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2,
+    "checkpoint": 2, "renew": 1, "look": 1, "end_arm": 4, "finish": 3, "begin_to_save": 1, "fail": 1,
+    "stopped": 2, "give_back": 5, "dispatch": 2, "pass_time": 5,
 }  # fmt: skip
 # The database takes real time as well, and its clock is not read together with ours.
 SLACK = 15.0
@@ -83,11 +85,22 @@ class Row:
     lease_until: float = 0.0
     run_after: float = 0.0
     arms: dict[int, str] = field(default_factory=dict)
+    wishes: dict[int, str] = field(default_factory=dict)  # of arms that are to end alone
     diverged: set[int] = field(default_factory=set)
     adapters: set[int] = field(default_factory=set)
 
+    @property
+    def has_learned(self) -> bool:
+        return self.has_checkpoint or (self.state in LIVE and self.step > 0)
+
+    def let_go(self) -> None:
+        """No worker holds it any more: what was to end alone with nothing kept has ended."""
+        stopped = {run for run, wish in self.wishes.items() if wish == "cancel"}
+        self.arms = {run: end or "cancelled" * (run in stopped) for run, end in self.arms.items()}
+
     def end(self, state: State) -> None:
         self.state = state
+        self.let_go()
         if state in (State.FAILED, State.CANCELLED):
             self.arms = {run: outcome or state.value for run, outcome in self.arms.items()}
 
@@ -109,7 +122,7 @@ class Walk:
         act = getattr(self, name)
         if name in ("submit", "dispatch"):
             act()
-        elif name in ("cancel", "resume", "pass_time"):
+        elif name in ("cancel", "stop_run", "resume", "pass_time"):
             act(number)
         elif name == "claim":
             act(node)
@@ -170,43 +183,78 @@ class Walk:
     def cancel(self, number: int) -> None:
         job, row = self.pick(number)
         keep = KEEPS[number // 6 % 3]
-        asked = keep if row.arms else ""
-        if asked == "adapter" and row.state in (*TERMINAL, State.CANCELLING):
-            assert not job.request_cancel(keep=keep)
-            return
-        if asked == "adapter" and (row.state == State.FINALIZING or row.keep == "adapter"):
-            assert job.request_cancel(keep=keep)
-            return
-        if asked == "adapter" and (row.has_checkpoint or (row.state in LIVE and row.step)):
-            assert job.request_cancel(keep=keep)
-            row.keep, row.run_after = "adapter", self.now
-            return
-        asked = "" if asked == "adapter" else asked
+        assert job.request_cancel(keep=keep) == self.is_stopped(row, keep if row.arms else "")
+
+    def is_stopped(self, row: Row, keep: str) -> bool:
+        """Whether a whole job may be stopped like this; then the row is."""
+        if row.state in TERMINAL:
+            return False
+        if row.state == State.CANCELLING:
+            may = keep in ("", row.keep)
+            row.keep = keep if may else row.keep
+            return may
+        if keep == "adapter" and (row.state == State.FINALIZING or row.keep == keep):
+            return True
+        if keep == "adapter" and row.has_learned:
+            row.keep, row.run_after = keep, self.now
+            return True
+        if row.state in OPEN and row.arms and all(row.arms.values()):
+            return False
+        may_keep = keep == "checkpoint" and (row.state in OPEN or row.has_learned)
+        row.keep = keep if may_keep else ""
         if row.state in WAITING:
-            assert job.request_cancel(keep=keep)
-            row.keep = asked
             row.end(State.CANCELLED)
-        elif row.state in OPEN and row.arms and all(row.arms.values()):
-            assert not job.request_cancel(keep=keep)
-        elif row.state in OPEN:
-            assert job.request_cancel(keep=keep)
-            row.state, row.keep = State.CANCELLING, asked
-        elif row.state == State.CANCELLING:
-            assert job.request_cancel(keep=keep) == (asked in ("", row.keep))
-            row.keep = asked if not asked else row.keep
         else:
-            assert not job.request_cancel(keep=keep)
+            row.state = State.CANCELLING
+        return True
+
+    def stop_run(self, number: int) -> None:
+        """One run of several, perhaps the last one."""
+        _job, row = self.pick(number)
+        if not row.arms:
+            return
+        keep, pk = KEEPS[number // 6 % 3], sorted(row.arms)[number // 2 % len(row.arms)]
+        run = TrainingRun.objects.get(pk=pk)
+        if self.is_stopped_alone(row, pk, keep):
+            stop_run(run, None, keep)
+        else:
+            with pytest.raises(StopRefused):
+                stop_run(run, None, keep)
+
+    def is_stopped_alone(self, row: Row, pk: int, keep: str) -> bool:
+        """Whether a run may be stopped like this; then it is, or its job."""
+        if row.arms[pk] or row.state in TERMINAL:
+            return False
+        others = [run for run, end in row.arms.items() if not end and run != pk]
+        train_on = [run for run in others if row.wishes.get(run) != "cancel"]
+        counted = others if keep else train_on
+        leaves = any(end in KEPT for end in row.arms.values())
+        if not counted and (keep == "checkpoint" or not leaves):
+            return self.is_stopped(row, keep)
+        if keep == "checkpoint":
+            return False
+        if keep and "cancel" in (row.wishes.get(pk), STOPPING.get(row.state)):
+            return False
+        if keep and row.has_learned:
+            row.wishes.setdefault(pk, "finish")
+            return True
+        row.wishes[pk] = "cancel"
+        if row.state in WAITING:
+            row.arms[pk] = "cancelled"
+        return True
 
     def resume(self, number: int) -> None:
         ended = [pk for pk, row in self.rows.items() if row.state in (State.FAILED, State.CANCELLED)]
         job, row = self.pick(sorted(self.rows).index(ended[number % len(ended)]) if ended else number)
         again = [run for run, end in row.arms.items() if end in ("cancelled", "failed")]
-        again = [run for run in again if run not in row.diverged]
+        alone = [run for run in again if row.arms[run] == "cancelled" and row.wishes.get(run) == "cancel"]
+        again = [run for run in again if run not in row.diverged and run not in alone]
         kept = row.state == State.FAILED or (row.state == State.CANCELLED and row.keep == "checkpoint")
         if self.expect(bool(kept and row.has_checkpoint and again), lambda: resume(job)):
             row.state, row.keep, row.fruitless, row.excused = State.QUEUED, "", 0, row.attempt
             row.run_after = self.now
             row.arms.update(dict.fromkeys(again, ""))
+            row.wishes = {run: wish for run, wish in row.wishes.items() if run not in again}
 
     # Workers ---------------------------------------------------------------------------------------------
 
@@ -276,14 +324,19 @@ class Walk:
             going_on = "finish" if row.keep == "adapter" else ""
             wanted = stopping if row.state == State.CANCELLING else going_on
             assert job.stop_wanted() == (wanted if mine else None)
+            if mine:
+                arms = sorted(row.arms)
+                open_ones = {run for run in row.arms if not row.arms[run]}
+                asked = {arms.index(run): wish for run, wish in row.wishes.items() if run in open_ones}
+                assert arms_to_stop(job) == asked
 
     def end_arm(self, node: str, number: int) -> None:
         found = self.holds(node)
         if not found or not found[1].arms:
             return
         job, row, mine = found
-        outcome = (*KEPT, "failed")[number // 3 % 3]
         pk = sorted(row.arms)[number % len(row.arms)]
+        outcome = "cancelled" if row.wishes.get(pk) == "cancel" else (*KEPT, "failed")[number // 3 % 3]
         run = TrainingRun.objects.get(pk=pk)
         with transaction.atomic():
             may = job.may_commit()
@@ -309,7 +362,11 @@ class Walk:
                 with transaction.atomic():
                     finish_job(job)
 
-            if self.expect(mine and row.state in (State.RUNNING, State.FINALIZING), commit):
+            if row.arms and set(row.arms.values()) == {"cancelled"}:
+                if self.expect(mine and row.state in OPEN, lambda: stop_at_the_end(job, "All were stopped.")):
+                    row.keep = ""
+                    row.end(State.CANCELLED)
+            elif self.expect(mine and row.state in (State.RUNNING, State.FINALIZING), commit):
                 row.end(State.SUCCEEDED)
 
     def begin_to_save(self, node: str, _number: int) -> None:
@@ -331,8 +388,13 @@ class Walk:
         if found := self.holds(node):
             job, row, mine = found
             legal = mine and row.state == State.CANCELLING
-            if self.expect(legal, lambda: job.move("stopped", actor=node, fenced=True)):
-                row.end(State.CANCELLED)
+            if self.expect(legal, lambda: job.stopped(actor=node)):
+                self.stop(row)
+
+    def stop(self, row: Row) -> None:
+        """What was to be kept is, where there is anything."""
+        row.keep = "" if row.keep == "checkpoint" and not row.has_checkpoint else row.keep
+        row.end(State.CANCELLED)
 
     def give_back(self, node: str, number: int) -> None:
         if found := self.holds(node):
@@ -350,6 +412,7 @@ class Walk:
             row.end(State.FAILED)
             return
         row.state, row.slot = State.INTERRUPTED, None
+        row.let_go()
         back_off = BACK_OFF[min(row.fruitless, len(BACK_OFF) - 1)]
         row.run_after = self.now + back_off.total_seconds()
 
@@ -361,7 +424,7 @@ class Walk:
             assert row.lease_until < self.now + SLACK
             job.abandon("not heard from")
             if row.state == State.CANCELLING:
-                row.end(State.CANCELLED)
+                self.stop(row)
             else:
                 self.wait(row)
         for job in Job.objects.due_again():
@@ -395,8 +458,10 @@ class Walk:
             pk: [row.state, row.attempt, row.fruitless, row.excused, row.keep]
             for pk, row in self.rows.items()
         }
-        runs = TrainingRun.objects.filter(job__in=self.rows).values_list("pk", "outcome")
-        assert dict(runs) == {run: end for row in self.rows.values() for run, end in row.arms.items()}
+        runs = TrainingRun.objects.filter(job__in=self.rows).values_list("pk", "outcome", "stop_asked")
+        assert {pk: (end, wish) for pk, end, wish in runs} == {
+            run: (end, row.wishes.get(run, "")) for row in self.rows.values() for run, end in row.arms.items()
+        }
         made = Counter(Adapter.objects.filter(run__job__in=self.rows).values_list("run", flat=True))
         assert made == Counter(run for row in self.rows.values() for run in row.adapters)
         for row in self.rows.values():
@@ -469,4 +534,6 @@ def test_no_walk_leads_where_no_move_leads(project: Project, measured: Callable[
     walk_and_forget()
     if SEQUENCES > SHORT:
         measured(said(time.monotonic() - began))
-    assert set(MOVES) <= set(walked), f"the walks must come everywhere: {walked}"
+    assert {*MOVES, "finish", "discard", "stop_run"} <= set(walked), (
+        f"the walks must come everywhere: {walked}"
+    )

@@ -53,7 +53,9 @@ def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
 def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.stop_wanted()) == (State.CANCELLING, "park")
-    assert words(training) == "ed@example.org asked to stop: what it has learned is kept, to resume later"
+    assert (
+        words(training) == "ed@example.org asked to stop: what it has learned is to be kept, to resume later"
+    )
     training.move("stopped", fenced=True)
     assert training.keeps_checkpoint
 
@@ -133,6 +135,38 @@ def test_a_waiting_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
     training.interrupt("the worker died")
     assert training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.keeps_checkpoint) == (State.CANCELLED, True)
+
+
+def test_a_waiting_job_without_a_checkpoint_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
+    assert job.request_cancel(ed, keep="checkpoint")
+    assert (job.state, job.keep, job.keeps_checkpoint) == (State.CANCELLED, "", False)
+    assert words(job) == "ed@example.org stopped it while it waited: it had learned nothing yet"
+
+
+def test_a_job_that_ends_before_it_has_learned_anything_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
+    job.move("claim", attempt=1, worker="w@host")
+    assert job.request_cancel(ed, keep="checkpoint")
+    assert words(job).endswith("what it has learned is to be kept, to resume later"), "a wish, not a promise"
+    job.stopped(actor="w@host")
+    assert (job.state, Job.objects.get(pk=job.pk).keep) == (State.CANCELLED, "")
+    assert words(job) == "Stopped: It had learned nothing yet, so nothing is kept."
+
+
+def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, ed: User) -> None:
+    job.move("claim", attempt=1, worker="w@host")
+    job.request_cancel(ed, keep="checkpoint")
+    job.abandon("Its worker process is gone.")
+    assert Job.objects.get(pk=job.pk).keep == ""
+    assert (
+        words(job) == "Stopped: Its worker process is gone. It had learned nothing yet, so nothing is kept."
+    )
+
+
+def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    make_checkpoint(training, step=5)
+    training.stopped(actor="w@host")
+    assert (Job.objects.get(pk=training.pk).keeps_checkpoint, words(training)) == (True, "Stopped")
 
 
 def test_only_a_training_keeps_anything(run: TrainingRun, ed: User) -> None:

@@ -15,7 +15,8 @@ import pytest
 from django.conf import settings
 
 from dashboard.models import Job, JobEvent, Project, State, TrainingRun, User
-from tests.workers.conftest import claim, play
+from dashboard.models.stopping import stop_run
+from tests.workers.conftest import cast, claim, play, work_until
 from workers import child, supervisor
 from workers.tasks import attempt
 
@@ -72,6 +73,24 @@ def test_a_stop_needs_no_room_on_the_disk(job: Job, monkeypatch: pytest.MonkeyPa
     ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch, draining=lambda: True)
     assert (ended.state, ended.error) == (State.INTERRUPTED, None)
     assert job.events.latest("pk").text == supervisor.PUT_ASIDE["drain"]
+
+
+def test_a_log_on_a_full_disk_costs_no_attempt(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / f"logs/job-{job.pk}.log").symlink_to("/dev/full")
+    failure = 'tell("Failure", code="bad_model", message="No weights.")\ntell("Bye", reason="failed")\n'
+    assert play(failure, job, monkeypatch).error == {"code": "bad_model", "message": "No weights."}
+
+
+def test_an_engine_that_is_told_to_stop_by_others_counts_for_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play('tell("Bye", reason="drain")\nsys.exit(3)\n', job, monkeypatch)
+    assert (ended.state, ended.excused, ended.suspicion) == (State.INTERRUPTED, 1, "")
+    assert job.events.latest("pk").words.endswith(supervisor.DRAINED_BY_OTHERS)
 
 
 def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
@@ -141,6 +160,72 @@ def test_a_stronger_wish_follows_a_weaker_one(run: TrainingRun, monkeypatch: pyt
     monkeypatch.setattr(Job, "stop_wanted", lambda _job: next(wishes, "cancel"))
     ended = play(HEARS % 4, waiting, monkeypatch, lambda: True)
     assert ended.error_message == "drain finish park cancel"
+
+
+HEARS_OF_ARMS = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+tell("Progress", phase="training", step=1, total=9)
+tell("Progress", phase="training", step=2, total=9)
+heard = []
+while len(heard) < %d:
+    heard.append("%%(stop_arm)s %%(reason)s" %% json.loads(sys.stdin.readline()))
+tell("Failure", code="bad_model", message=", ".join(heard))
+tell("Bye", reason="failed")
+"""
+
+
+def three_runs(run: TrainingRun) -> list[TrainingRun]:
+    for name in ("Second", "Third"):
+        other = TrainingRun.objects.get(pk=run.pk)
+        other.pk, other._state.adding, other.name = None, True, name
+        other.save()
+    return list(TrainingRun.objects.filter(job=run.job_id).order_by("pk"))
+
+
+def test_who_stops_one_run_of_several_is_passed_on_once_and_in_time(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, job = three_runs(run), claim("gpu")
+    asked, told = [], []
+
+    def ask() -> None:
+        for place, keep in ((2, "adapter"), (0, ""), (2, "")):
+            asked.append(time.monotonic())
+            stop_run(TrainingRun.objects.get(pk=runs[place].pk), ed, keep)
+            until = time.monotonic() + 5
+            while len(told) < len(asked) and time.monotonic() < until:
+                time.sleep(0.02)
+
+    tell = child.Child.tell
+
+    def listen(self: child.Child, message: dict[str, object]) -> None:
+        if "stop_arm" in message:
+            told.append(time.monotonic())
+        tell(self, message)
+
+    monkeypatch.setattr(child.Child, "tell", listen)
+    cast(HEARS_OF_ARMS % 3, job, monkeypatch)
+    ended = work_until(job, lambda: Job.objects.get(pk=job.pk).step == 2, ask)
+    assert ended.error_message == "2 finish, 0 cancel, 2 cancel"
+    assert len(told) == 3
+    assert max(after - before for before, after in zip(asked, told, strict=True)) < 2
+
+
+def test_a_wish_that_an_attempt_did_not_carry_out_is_told_to_the_next_before_it_loads(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, job = three_runs(run), claim("gpu")
+    job.move("progress")
+    job.advance(step=5)
+    stop_run(runs[1], ed, "adapter")
+    stop_run(runs[2], ed)
+    job.interrupt("The engine was killed.", blameless=True)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 60.0)
+    Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
+    Job.objects.get(pk=job.pk).try_again()
+    script = 'tell("Failure", code="bad_model", message=f"{asked[\'ended\']} {sys.stdin.readline()}")\n'
+    ended = play(script + 'tell("Bye", reason="failed")\n', claim("gpu"), monkeypatch)
+    assert ended.error_message.strip() == '[2] {"stop_arm": 1, "reason": "finish"}'
 
 
 def test_a_person_who_keeps_the_best_is_passed_on(
