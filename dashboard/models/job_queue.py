@@ -166,6 +166,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Live jobs whose holder has not renewed its lease in time."""
         return self.live().filter(lease_until__lt=db_now())
 
+    def expirable(self) -> JobQuerySet:
+        """Of lost ones those that may be taken from their holders, which were able to renew all the time."""
+        attended = models.Exists(WorkerNode.objects.attending())
+        return self.filter(attended, ~models.Exists(WorkerNode.objects.sparing()))
+
     def due_again(self) -> JobQuerySet:
         """Interrupted jobs whose back-off is over."""
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())

@@ -10,7 +10,7 @@ from django.db import models, transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.job_state import db_now
+from dashboard.models.job_state import LEASE, db_now
 from dashboard.models.project import Caller, Project, Role
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)
 LEADER_LEASE = timedelta(seconds=20)
+# Dispatchers beat each second, and start again within this.
+UNATTENDED_AFTER = timedelta(seconds=30)
 FORGOTTEN_AFTER = timedelta(hours=24)
 ONLY_KEEPERS = _("Only a superuser, or a manager of all projects, can pause a worker.")
 NO_4BIT = _(
@@ -72,18 +74,41 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """The dispatcher that leads, if it is alive."""
         return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
 
+    def attending(self) -> WorkerNodeQuerySet:
+        """Dispatchers that have reached the database just now; while none does, perhaps nobody can."""
+        # The clock may have been set since, also back.
+        lately = (db_now(-UNATTENDED_AFTER), db_now(UNATTENDED_AFTER))
+        return self.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__range=lately)
+
+    def sparing(self) -> WorkerNodeQuerySet:
+        """Dispatchers that came back to an unattended database: holders have a full lease to report back."""
+        return self.filter(spares_until__gt=Now(), spares_until__lte=db_now(LEASE))
+
+    def attend(self, name: str) -> bool:
+        """Dispatcher `name` is at work; False without a row. After a time without any, leases are spared."""
+        # One statement: who is held up in the middle must not take its own heartbeat for an unbroken watch.
+        spared = models.Case(
+            models.When(models.Exists(WorkerNode.objects.attending()), then=models.F("spares_until")),
+            default=db_now(LEASE),
+        )
+        return bool(self.filter(name=name).update(heartbeat_at=Now(), stopped_at=None, spares_until=spared))
+
     def with_wrong_clock(self, seconds: float) -> WorkerNodeQuerySet:
         """Nodes whose clock is off by more than `seconds`."""
         return self.filter(models.Q(clock_ahead__gt=seconds) | models.Q(clock_ahead__lt=-seconds))
 
     def pulse(self, name: str, **facts: object) -> bool:
-        """Node `name` is still there, with its clock so far ahead of the database's; False without a row."""
+        """Node `name` is still there; False without a row."""
+        return self.note(name, **facts, heartbeat_at=Now())
+
+    def note(self, name: str, **facts: object) -> bool:
+        """Write facts of node `name`, with its clock so far ahead of the database's; False without a row."""
         asked = time.time()
         theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
         took = time.time() - asked
         if theirs and 0 <= took < ANSWER_SECONDS:
             facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
-        return bool(self.filter(name=name).update(**facts, heartbeat_at=Now()))
+        return bool(self.filter(name=name).update(**facts))
 
     def beat(self, name: str, **facts: object) -> None:
         """Say that node `name` is there now; facts are the row's other fields."""
@@ -126,6 +151,8 @@ class WorkerNode(models.Model):
     paused_at = models.DateTimeField(null=True, blank=True)
     paused_by = models.CharField(max_length=254, blank=True)
     leads_until = models.DateTimeField(null=True, blank=True)
+    # Noted here, so that it also holds for another dispatcher and for one that starts again.
+    spares_until = models.DateTimeField(null=True, blank=True)
     clock_ahead = models.FloatField(null=True, blank=True)  # seconds, against the database's clock
     # What a dispatcher knows of its surroundings, so that pages need not ask.
     broker_silent_since = models.DateTimeField(null=True, blank=True)

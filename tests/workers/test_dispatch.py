@@ -11,14 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import connection
+from django.db.models import F
 from django.utils import timezone
 from redis import Redis
 
+from dashboard.management.commands import dispatch
 from dashboard.management.commands.dispatch import Dispatcher
 from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.job_state import db_now
@@ -32,9 +33,10 @@ AGO = timedelta(minutes=10)
 
 @pytest.fixture
 def dispatcher(db: None) -> Dispatcher:
-    """One that leads and has no slow work to do."""
+    """One that has led for a while and has no slow work to do."""
     dispatcher = Dispatcher()
     dispatcher.register()
+    WorkerNode.objects.update(spares_until=None)
     dispatcher.leads = True
     dispatcher.chores_began = time.monotonic()
     return dispatcher
@@ -159,25 +161,133 @@ def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: Train
     assert run.state == "cancelled"
 
 
-def test_it_expires_nothing_after_it_was_asleep_itself(dispatcher: Dispatcher, run: TrainingRun) -> None:
+@pytest.fixture
+def late(run: TrainingRun) -> Job:
+    """A job whose lease has run out, of a worker on another machine."""
     job = claim("gpu")
-    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.last_beat = -1000.0
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO), host="elsewhere/aa/bb")
+    return job
+
+
+def state_of(job: Job) -> str:
+    return Job.objects.get(pk=job.pk).state
+
+
+def let_time_pass() -> None:
+    """The time in which holders may report back is over, and the lead is free."""
+    WorkerNode.objects.exclude(spares_until=None).update(spares_until=db_now(timedelta(seconds=-1)))
+    WorkerNode.objects.update(leads_until=None)
+
+
+def another(name: str = "dispatcher-2@elsewhere") -> Dispatcher:
+    """One that starts now, with nothing in its memory."""
+    dispatcher = Dispatcher()
+    dispatcher.name = name
+    dispatcher.chores_began = time.monotonic()
+    return dispatcher
+
+
+def test_it_expires_nothing_right_after_it_or_the_database_was_away(
+    dispatcher: Dispatcher, late: Job
+) -> None:
+    WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
     dispatcher.beat()
-    job.refresh_from_db()
-    assert job.state == State.STARTING
+    assert state_of(late) == State.STARTING
+    let_time_pass()
+    dispatcher.beat()
+    assert state_of(late) == State.INTERRUPTED
 
 
-def test_it_expires_nothing_right_after_the_machine_was_suspended(
+def test_one_that_starts_where_none_was_at_work_spares_holders_for_a_whole_lease(
+    dispatcher: Dispatcher, late: Job
+) -> None:
+    WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
+    another().beat()
+    assert state_of(late) == State.STARTING
+    left = WorkerNode.objects.get(name="dispatcher-2@elsewhere").spares_until
+    assert left is not None
+    assert 80 < (left - timezone.now()).total_seconds() < 100
+    let_time_pass()
+    another().beat()
+    assert state_of(late) == State.INTERRUPTED
+
+
+def test_the_very_first_one_spares_holders_too(late: Job) -> None:
+    another().beat()
+    assert state_of(late) == State.STARTING
+
+
+def test_one_that_is_killed_meanwhile_does_not_cut_that_time_short(late: Job) -> None:
+    another("dispatcher-1@elsewhere").beat()
+    WorkerNode.objects.update(leads_until=None)
+    second = another()
+    second.beat()
+    assert second.leads
+    assert state_of(late) == State.STARTING
+
+
+def test_one_that_comes_back_second_does_not_either(dispatcher: Dispatcher, late: Job) -> None:
+    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.update(heartbeat_at=db_now(-AGO), leads_until=None)
+    WorkerNode.objects.attend("dispatcher-1@elsewhere")
+    dispatcher.beat()
+    assert dispatcher.leads
+    assert state_of(late) == State.STARTING
+
+
+def test_one_that_starts_again_in_the_usual_time_recovers_at_once(late: Job) -> None:
+    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.update(heartbeat_at=db_now(timedelta(seconds=-20)))
+    another().beat()
+    assert state_of(late) == State.INTERRUPTED
+
+
+def test_one_that_slept_beside_another_recovers_at_once(dispatcher: Dispatcher, late: Job) -> None:
+    WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
+    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    dispatcher.beat()
+    assert state_of(late) == State.INTERRUPTED, "holders could reach the database all the time"
+
+
+def test_one_that_is_held_up_in_the_middle_of_its_round_expires_nothing(
+    dispatcher: Dispatcher, late: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep() -> None:
+        WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
+
+    with monkeypatch.context() as asleep:
+        asleep.setattr(dispatch, "release_abandoned_jobs", sleep)
+        dispatcher.beat()
+    assert state_of(late) == State.STARTING
+    dispatcher.beat()
+    assert state_of(late) == State.STARTING
+
+
+def test_a_clock_of_the_database_that_is_set_forward_costs_nobody_the_lease(
     dispatcher: Dispatcher, run: TrainingRun
 ) -> None:
     job = claim("gpu")
-    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.last_beat = time.monotonic()
-    dispatcher.slept -= 3600
+    hour = timedelta(hours=1)
+    for rows, field in ((Job.objects.filter(pk=job.pk), "lease_until"), (WorkerNode.objects, "heartbeat_at")):
+        rows.update(**{field: F(field) - hour})
     dispatcher.beat()
-    job.refresh_from_db()
-    assert job.state == State.STARTING
+    assert state_of(job) == State.STARTING
+    assert job.renew()
+    let_time_pass()
+    dispatcher.beat()
+    assert state_of(job) == State.STARTING
+
+
+def test_a_machine_that_starts_again_gets_its_own_jobs_back_at_once(run: TrainingRun) -> None:
+    place = here()
+    assert place
+    job = claim("gpu")
+    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO), host=f"{place.earlier_starts}before")
+    with pytest.MonkeyPatch.context() as young:
+        young.setattr("workers.abandoned.uptime", lambda: 20.0)
+        another().beat()
+    assert state_of(job) == State.INTERRUPTED
+    assert WorkerNode.objects.sparing().exists(), "jobs of other machines still have time"
 
 
 def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project) -> None:
@@ -198,25 +308,6 @@ def test_it_does_not_pile_up_wake_ups_that_cannot_go_out(dispatcher: Dispatcher,
     for _round in range(2):
         dispatcher.wake_again()
     assert job.outbox.count() == 1
-
-
-def test_it_expires_nothing_right_after_the_database_was_away(
-    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = claim("gpu")
-    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    clock = [1000.0]
-    monkeypatch.setattr("dashboard.management.commands.dispatch.time.monotonic", lambda: clock[0])
-    dispatcher.last_beat = clock[0]
-    with monkeypatch.context() as outage:
-        outage.setattr(WorkerNode.objects, "filter", Mock(side_effect=OperationalError("gone")))
-        for _second in range(100):
-            clock[0] += 1
-            with pytest.raises(OperationalError):
-                dispatcher.beat()
-    dispatcher.beat()
-    job.refresh_from_db()
-    assert job.state == State.STARTING
 
 
 def test_it_goes_on_when_a_job_is_cancelled_under_its_hands(

@@ -28,9 +28,10 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode, ballast
-from dashboard.models.job_state import LEASE
+from dashboard.models.job_state import db_now
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
+from dashboard.models.worker_node import UNATTENDED_AFTER
 from workers.abandoned import release_abandoned_jobs
 from workers.celery import app
 from workers.identity import here
@@ -89,9 +90,7 @@ class Dispatcher:
         self.name = f"dispatcher-{os.getpid()}@{self.place or self.host}"
         self.leads = self.broker_silent = False
         self.began = timezone.now()
-        self.last_tick = self.last_beat = self.last_wake = 0.0
-        self.slept = machine_slept()
-        self.expire_from = self.ask_broker_from = 0.0
+        self.last_tick = self.last_wake = self.ask_broker_from = 0.0
         self.chores: Iterator[None] | None = None
         self.chores_began = -CHORES_SECONDS
         self.measure_due = 0.0
@@ -104,8 +103,11 @@ class Dispatcher:
             "host": self.host,
             "pid": os.getpid(),
             "started_at": Now(),
+            # Not yet heard from: it is no proof that holders could reach the database.
+            "heartbeat_at": db_now(-2 * UNATTENDED_AFTER),
         }
-        WorkerNode.objects.beat(self.name, **node)
+        WorkerNode.objects.update_or_create(name=self.name, defaults=node)
+        WorkerNode.objects.attend(self.name)
         if self.place is None:
             return
         beginning = f"@{self.place.earlier_starts}"
@@ -119,22 +121,15 @@ class Dispatcher:
         # First, because a database on a full disk cannot be written to.
         ballast.drop_when_full()
         now = time.monotonic()
-        slept, self.slept = machine_slept() - self.slept, machine_slept()
-        if self.last_beat and now - self.last_beat + slept > 2 * TICK_SECONDS:
-            # This process, the machine or the database was away: holders get a full lease to report back.
-            self.expire_from = now + LEASE.total_seconds()
-        if not WorkerNode.objects.filter(name=self.name).update(heartbeat_at=Now(), stopped_at=None):
+        if not WorkerNode.objects.attend(self.name):
             self.register()
-        # Only now: while the database was away, nobody could renew a lease either.
-        self.last_beat = now
         # Whether it leads or not: only who runs beside a dead process knows that it is dead.
         release_abandoned_jobs()
         self.leads = WorkerNode.objects.lead(self.name)
         if not self.leads:
             return
-        if now >= self.expire_from:
-            for job in Job.objects.lost():
-                self.recover(job)
+        for job in Job.objects.lost().expirable():
+            self.recover(job)
         for job in Job.objects.due_again()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.try_again()
@@ -187,7 +182,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Note disk and clock, inspect models that are new or counted otherwise, move studies on."""
-        WorkerNode.objects.pulse(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
+        WorkerNode.objects.note(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         ballast.restore()
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
@@ -202,7 +197,7 @@ class Dispatcher:
         """Take a job from a holder that is still silent now that the row is locked."""
         try:
             with transaction.atomic():
-                Job.objects.lost().select_for_update().get(pk=job.pk).abandon(
+                Job.objects.lost().expirable().select_for_update().get(pk=job.pk).abandon(
                     "Its worker was not heard from in time."
                 )
         except (IllegalMove, Job.DoesNotExist):
@@ -253,11 +248,6 @@ class Dispatcher:
     def leave(self) -> None:
         """Free the lead at once, so that another dispatcher need not wait for the lease."""
         WorkerNode.objects.filter(name=self.name).update(stopped_at=Now(), leads_until=None)
-
-
-def machine_slept() -> float:
-    """Seconds for which this machine was suspended since its start; the monotonic clock leaves them out."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def wake(job: Job) -> None:
