@@ -25,6 +25,8 @@ TAKEN_AWAY = (
 class ErrorWrapper(DatabaseErrorWrapper):
     """Turns the driver's errors into Django's."""
 
+    wrapper: base.DatabaseWrapper
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
