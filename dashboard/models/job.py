@@ -237,11 +237,10 @@ class Job(models.Model):
         """Its work has stopped as somebody asked; what was to be kept is, where there is anything."""
         with transaction.atomic():
             keep = Job.objects.select_for_update().values_list("keep", flat=True).get(pk=self.pk)
-            if keep == Job.Keep.CHECKPOINT and self.checkpoint_step() is None:
+            if keep == Job.Keep.CHECKPOINT and not self.may_have_checkpoint:
                 keep = Job.Keep.NOTHING
-                reason = " ".join(
-                    filter(None, (reason, _("It had learned nothing yet, so nothing is kept.")))
-                )
+                said = str(_("It had learned nothing yet, so nothing is kept."))
+                reason = " ".join(filter(None, (reason, said)))
             self.move("stopped", actor=actor, reason=reason, fenced=True, keep=keep)
 
     def stop_wanted(self) -> str | None:
@@ -269,6 +268,11 @@ class Job(models.Model):
     def checkpoint_step(self) -> int | None:
         """Completed steps in its newest checkpoint; None without one."""
         return checkpoint.newest_step(self.checkpoint_folder())
+
+    @property
+    def may_have_checkpoint(self) -> bool:
+        """Whether there is one, or a disk that does not answer hides it; who would delete it asks this."""
+        return checkpoint.may_be_there(self.checkpoint_folder())
 
     def renew(self) -> bool:
         """Extend the lease; False means fenced: another attempt or an end has taken the job away."""

@@ -80,7 +80,7 @@ def _discard_after_all(row: Job, actor: str) -> bool:
 
 def has_learned(row: Job) -> bool:
     """Whether there is anything to keep: beyond its last checkpoint a lost attempt leaves nothing."""
-    return row.checkpoint_step() is not None or (row.state not in WAITING and bool(row.step))
+    return row.may_have_checkpoint or (row.state not in WAITING and bool(row.step))
 
 
 def _words_of(row: Job, keep: str) -> str:
