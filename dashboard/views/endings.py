@@ -15,11 +15,12 @@ from workers.errors import RESUME, START, advice
 def ending_context(run: TrainingRun) -> dict[str, Any]:
     """What is true of this run now; one that still works has no proposals and nothing to resume."""
     step, proposals = run.resumable_from, retries(run)
-    ended = run.job.finished_at if run.job else None
+    days, ended = settings.KEEP_CHECKPOINTS_DAYS, run.job.finished_at if run.job else None
     return {
         "advice": advice((run.error or {}).get("code", ""), RESUME if step else START),
         "retries": proposals,
         "first_way": first_way(run, can_resume=bool(step), proposals=proposals),
         "resumable_from": step,
-        "kept_until": ended + timedelta(days=settings.KEEP_CHECKPOINTS_DAYS) if ended else None,
+        "kept_days": days,
+        "kept_until": ended + timedelta(days=days) if ended else None,
     }

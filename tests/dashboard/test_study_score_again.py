@@ -48,10 +48,9 @@ def with_a_hole(study: Study) -> Study:
     return Study.objects.get(pk=study.pk)
 
 
-def grid(client: Client, user: User, study: Study) -> str:
+def page_of(client: Client, user: User, study: Study) -> str:
     client.force_login(user)
-    page = client.get(study.get_absolute_url()).content.decode()
-    return page.split('id="study-grid"')[1].split('id="study-plan"')[0]
+    return " ".join(client.get(study.get_absolute_url()).content.decode().split())
 
 
 def ask(client: Client, user: User, study: Study) -> int:
@@ -169,18 +168,28 @@ def test_two_presses_queue_it_once(client: Client, study: Study, ed: User) -> No
 
 def test_the_page_says_how_many_why_and_what_helps(client: Client, study: Study, ed: User) -> None:
     study = with_a_hole(study)
-    page = " ".join(grid(client, ed, study).split())
+    page = page_of(client, ed, study)
     assert "2 runs have an adapter and no scores, so the verdict cannot count them." in page
     assert page.count("Scoring failed: It never came to its end.") == 1
     assert "If the machine is healthy, score it again." in page
     assert BUTTON in page
     ask(client, ed, study)
-    assert "no scores" not in grid(client, ed, study)
+    assert "no scores" not in page_of(client, ed, study)
+
+
+def test_it_says_so_as_soon_as_it_happens(client: Client, study: Study, ed: User) -> None:
+    end_training(study.jobs().order_by("pk")[0])
+    study.advance()
+    finish(scoring(study)[0], State.FAILED)
+    client.force_login(ed)
+    live = client.get(reverse("study-grid", args=[study.pk])).content.decode()
+    assert BUTTON in live
+    assert page_of(client, ed, study).count(BUTTON) == 1
 
 
 def test_a_viewer_reads_it_and_may_not_ask(client: Client, study: Study, vera: User) -> None:
     study = with_a_hole(study)
-    page = grid(client, vera, study)
+    page = page_of(client, vera, study)
     assert "2 runs have an adapter and no scores" in page
     assert BUTTON not in page
     assert ask(client, vera, study) == 403
@@ -197,8 +206,7 @@ def test_it_is_refused_where_the_month_has_no_room(client: Client, study: Study,
     assert needed > 0
     ComputeBudget.objects.change(study.project, 0.5 * needed / HOUR, None)
     ask(client, ed, study)
-    client.force_login(ed)
-    assert "can raise the budget" in client.get(study.get_absolute_url()).content.decode()
+    assert "can raise the budget" in page_of(client, ed, study)
     assert not scoring(study)
     assert Study.objects.get(pk=study.pk).is_over
 

@@ -66,6 +66,7 @@ def test_it_does_not_lead_back_to_a_checkpoint_that_does_not_fit(
     assert primary(page) == [AGAIN]
     assert page.index(AGAIN) < page.index(RESUME)
     assert "Resuming helps only once what the message names is as it was." in page
+    assert "can be resumed from there" not in page
 
 
 @pytest.mark.parametrize("code", ["publish_failed", "checkpoint_mismatch", "disk_full", "internal_error"])
