@@ -87,8 +87,9 @@ async def events(user: User, pk: int, cursor: Cursor) -> AsyncIterator[str]:
         try:
             found = await looks(user, pk, cursor)
         except AWAY:
-            # A reader who comes back would be refused, and then not come again.
-            yield ": the database is away\n\n"
+            # A reader who comes back would be refused, and then not come again. The next look tells all anew.
+            yield event("away", {}, cursor)
+            sign = ""
             await asyncio.sleep(AWAY_SECONDS)
             continue
         if found is None:
@@ -104,7 +105,8 @@ async def events(user: User, pk: int, cursor: Cursor) -> AsyncIterator[str]:
             told.append(event("end", {}, cursor))
         quiet = 0.0 if told else quiet + LOOK_SECONDS
         if quiet >= PING_SECONDS:
-            told, quiet = [": ping\n\n"], 0.0
+            # A place in the queue, or who takes jobs of it, changes without a sign.
+            told, quiet = [event("progress", {"state": found.state, "over": found.over}, cursor)], 0.0
         if told:
             yield "".join(told)
         if found.over:

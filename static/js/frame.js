@@ -1,17 +1,32 @@
 // The frame around every page: theme button, menus, dialogs, notices, focus after a refused form, copy buttons.
-// Charts may listen for `graftworks:theme` on <html>. Knows nothing of single pages.
+// Charts may listen for `graftworks:theme` on <html>, and live pages send `graftworks:line` there. Knows nothing of single pages.
 
 const root = document.documentElement;
 const notices = document.getElementById("notices");
 
-export function notify(text, tone = "error") {
-  if ([...notices.children].some((notice) => notice.textContent === text)) return;
+function show(text, tone = "error") {
   const notice = document.createElement("div");
   notice.className = `notice notice-${tone}`;
   notice.textContent = text;
   notices.append(notice);
+  return notice;
+}
+
+function notify(text) {
+  if ([...notices.children].some((notice) => notice.textContent === text)) return;
+  const notice = show(text);
   setTimeout(() => notice.remove(), 8000);
 }
+
+// A page that follows something says what is wrong with its line. That stays until it says that the line is back.
+let line = null;
+root.addEventListener("graftworks:line", (event) => {
+  line?.remove();
+  line = event.detail ? show(notices.dataset[event.detail], "warning") : null;
+  if (event.detail !== "expired") return;
+  // Signing in leads back to this page.
+  line.append(" ", Object.assign(document.createElement("a"), { href: location.href, textContent: notices.dataset.signIn }));
+});
 
 function themeButton(button) {
   const order = ["auto", "light", "dark"];
@@ -128,5 +143,6 @@ document.body.addEventListener("htmx:afterSwap", (event) => focusSummary(event.d
 document.body.addEventListener("htmx:sendError", () => notify(notices.dataset.offline));
 document.body.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  notify(status === 401 ? notices.dataset.expired : notices.dataset.refused);
+  if (status === 401) notify(notices.dataset.expired);
+  else notify([502, 503, 504].includes(status) ? notices.dataset.offline : notices.dataset.refused);
 });

@@ -1,32 +1,51 @@
-// One event stream per page, closed while nobody looks; after three failures in a row it polls instead.
-// `follow` hands every piece of news to the page; knows nothing of what the news is about.
+// One event stream per page, closed while nobody looks; after three failures in a row, or when it falls silent, it polls
+// instead. `follow` hands every piece of news to the page; knows nothing of what the news is about.
+
+import { askJson, tell } from "./line.js";
 
 const POLL_MILLISECONDS = 3000;
 const FAILURES = 3;
+// The server says something every 15 s.
+const QUIET_MILLISECONDS = 15000;
+const SILENT_MILLISECONDS = 40000;
 
+// `onProgress` and `onEnd` answer whether the page could be renewed.
 export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd }) {
   let source = null;
   let timer = null;
+  let watchdog = null;
+  let turn = 0; // of polling: what was asked before the last stop is answered too late
   let failures = 0;
+  let lost = false;
   let over = false;
   let sign = "";
+  let renewed = 0;
 
   const note = (event) => {
     if (event.lastEventId) cursor = event.lastEventId;
     failures = 0;
+    watch();
     return JSON.parse(event.data);
   };
-  const end = () => {
-    over = true;
-    stop();
-    onEnd();
-  };
+
+  function watch() {
+    clearTimeout(watchdog);
+    watchdog = setTimeout(() => {
+      stop();
+      poll();
+    }, SILENT_MILLISECONDS);
+  }
 
   function open() {
     source = new EventSource(`${streamUrl}?since=${encodeURIComponent(cursor)}`);
     source.addEventListener("points", (event) => onPoints(note(event)));
     source.addEventListener("progress", (event) => onProgress(note(event)));
     source.addEventListener("end", end);
+    // The database does not answer. The news after it takes the notice away.
+    source.addEventListener("away", (event) => {
+      note(event);
+      tell("offline");
+    });
     source.onerror = () => {
       failures += 1;
       // A refused stream is closed for good, a broken one comes back by itself.
@@ -36,30 +55,51 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
         else timer = setTimeout(open, POLL_MILLISECONDS);
       }
     };
+    watch();
   }
 
   async function poll() {
-    try {
-      const answer = await fetch(`${pollUrl}?since=${encodeURIComponent(cursor)}`, { headers: { Accept: "application/json" } });
-      if (answer.ok && !answer.redirected) {
-        const facts = await answer.json();
-        cursor = facts.cursor ?? cursor;
-        onPoints(facts);
-        if (facts.sign !== sign) onProgress(facts);
+    const mine = turn;
+    const facts = await askJson(`${pollUrl}?since=${encodeURIComponent(cursor)}`);
+    if (mine !== turn) return;
+    if (facts) {
+      cursor = facts.cursor ?? cursor;
+      onPoints(facts);
+      const stale = facts.sign !== sign || Date.now() - renewed > QUIET_MILLISECONDS;
+      if (stale && (await onProgress(facts))) {
         sign = facts.sign;
-        if (facts.over) return end();
+        renewed = Date.now();
       }
-    } catch {
-      // The server is away for a moment: the next turn asks again.
-    }
-    if (!over && !document.hidden) timer = setTimeout(poll, POLL_MILLISECONDS);
-    return undefined;
+      if (mine !== turn) return;
+      if (facts.over) {
+        end();
+        return;
+      }
+      // The line was lost, which says nothing against streams.
+      if (lost) {
+        lost = false;
+        failures = 0;
+        open();
+        return;
+      }
+    } else lost = true;
+    if (!document.hidden) timer = setTimeout(poll, POLL_MILLISECONDS);
+  }
+
+  // What the page shows now it will show for good, so it has to be the end.
+  async function end() {
+    stop();
+    const mine = turn;
+    if (await onEnd()) over = true;
+    else if (mine === turn) timer = setTimeout(end, POLL_MILLISECONDS);
   }
 
   function stop() {
+    turn += 1;
     source?.close();
     source = null;
     clearTimeout(timer);
+    clearTimeout(watchdog);
   }
 
   document.addEventListener("visibilitychange", () => {

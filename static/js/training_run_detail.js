@@ -1,6 +1,7 @@
 // A run's page: draws its curves, follows it live, and renews the parts that the server renders.
 
 import { draw } from "./line_chart.js";
+import { askJson, askText } from "./line.js";
 import { follow } from "./live_stream.js";
 
 const POINTS_KEPT = 2000;
@@ -39,9 +40,8 @@ function take({ replace, curves: fresh }) {
 }
 
 async function load() {
-  const answer = await fetch(region.dataset.metrics, { headers: { Accept: "application/json" } });
-  const facts = await answer.json();
-  take({ ...facts, replace: true });
+  const facts = await askJson(region.dataset.metrics);
+  if (facts) take({ ...facts, replace: true });
   return facts;
 }
 
@@ -52,55 +52,51 @@ function announce() {
   announcement.textContent = announcement.dataset.template.replace("%(percent)s", percent);
 }
 
+// Whether the page shows now what the server says.
 async function renewProgress() {
+  const text = await askText(region.dataset.url);
+  if (text === null) return false;
   const open = region.querySelector("details.events")?.open;
-  const answer = await fetch(region.dataset.url);
-  if (!answer.ok || answer.redirected) return;
-  const text = await answer.text();
   region.replaceChildren(...new DOMParser().parseFromString(text, "text/html").body.childNodes);
   if (open) region.querySelector("details.events").open = true;
   announce();
   const now = region.querySelector("[data-state]").dataset.state;
-  if (now !== state) {
-    state = now;
-    renewPage();
-  }
   if (document.getElementById("run-log").open && Date.now() - logged > 4000) renewLog();
+  if (now !== state && (await renewPage())) state = now;
+  return now === state;
 }
 
 // The other parts change only with the state; an open dialog or table is left as it is.
 async function renewPage() {
-  const answer = await fetch(location.href);
-  if (!answer.ok || answer.redirected) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const text = await askText(location.href);
+  if (text === null) return false;
+  const page = new DOMParser().parseFromString(text, "text/html");
   for (const part of document.querySelectorAll("[data-refresh]")) {
     const fresh = page.getElementById(part.id);
     if (!fresh || part.contains(document.activeElement)) continue;
     part.replaceChildren(...fresh.childNodes);
     window.htmx?.process(part);
   }
+  return true;
 }
 
 async function renewLog() {
   logged = Date.now();
-  const answer = await fetch(region.dataset.log);
-  if (answer.ok && !answer.redirected) document.querySelector("[data-log-text]").textContent = await answer.text();
+  const text = await askText(region.dataset.log);
+  if (text !== null) document.querySelector("[data-log-text]").textContent = text;
 }
 
 document.getElementById("run-log").addEventListener("toggle", (event) => event.target.open && renewLog());
 
 show();
 const facts = await load();
-if (!facts.over) {
+if (!facts?.over) {
   follow({
     streamUrl: region.dataset.stream,
     pollUrl: region.dataset.metrics,
-    cursor: facts.cursor,
+    cursor: facts?.cursor ?? "",
     onPoints: take,
     onProgress: renewProgress,
-    onEnd: async () => {
-      await renewProgress();
-      await renewPage();
-    },
+    onEnd: async () => (await renewProgress()) && renewPage(),
   });
 }

@@ -102,7 +102,9 @@ def test_it_keeps_a_quiet_line_open(vera: User, run: TrainingRun, monkeypatch: p
     monkeypatch.setattr(metric_series, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(metric_series, "PING_SECONDS", 0.06)
     _response, text = asyncio.run(read(vera, run, pieces=4))
-    assert ": ping\n\n" in text
+    found = parse(text)
+    assert [name for name, _id, _data in found] == ["progress"] * 3, "each makes the page look for itself"
+    assert {event_id for _name, event_id, _data in found} == {"0.-1.-1"}
 
 
 def test_it_waits_for_the_evaluation(vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:

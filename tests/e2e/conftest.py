@@ -187,3 +187,19 @@ def all_ended(api: Api, run: int) -> bool:
     """Whether the run has evaluations and none of them is under way."""
     found = api.get(f"/runs/{run}/evaluations")["data"]
     return bool(found) and all(one["state"] in OVER for one in found)
+
+
+@pytest.fixture(scope="module")
+def long_run(api: Api, dataset: int) -> Iterator[int]:
+    """A run that trains through all tests of a file."""
+    hyper = {"max_steps": 60_000, "max_length": 128, "per_device_train_batch_size": 1}
+    asked = {
+        "name": "Long",
+        "dataset": dataset,
+        "target_module_config": "efficient",
+        "hyperparameters": hyper,
+    }
+    run = api.post("/runs", asked)["id"]
+    until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step", seconds=90)
+    yield run
+    api.call("POST", f"/runs/{run}/cancel")

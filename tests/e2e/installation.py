@@ -26,6 +26,11 @@ POINTS = """() => {
   const canvas = document.querySelector("#loss-chart canvas");
   return canvas ? Chart.getChart(canvas).data.datasets[0].data.length : 0;
 }"""
+# The step of its last point: a long curve is thinned, so that it has fewer points than before.
+LAST_STEP = """() => {
+  const canvas = document.querySelector("#loss-chart canvas");
+  return canvas ? Chart.getChart(canvas).data.datasets[0].data.at(-1).x : 0;
+}"""
 OVER = ("succeeded", "failed", "cancelled", "stopped_early")
 
 
@@ -111,6 +116,11 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.2)
+
+
+def points_of(page: Page) -> int:
+    """How many points the first curve of a run's page has."""
+    return int(page.evaluate(POINTS))
 
 
 def sign_in(page: Page, person: Person) -> None:

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
 
 import psutil
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.e2e.audit import faults
-from tests.e2e.installation import POINTS, Api, Installation, Person, until
+from tests.e2e.installation import Api, Installation, Person, points_of, until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def long_run(api: Api, dataset: int) -> Iterator[int]:
-    """A run that trains through all tests of this file."""
-    hyper = {"max_steps": 60_000, "max_length": 128, "per_device_train_batch_size": 1}
-    asked = {
-        "name": "Long",
-        "dataset": dataset,
-        "target_module_config": "efficient",
-        "hyperparameters": hyper,
-    }
-    run = api.post("/runs", asked)["id"]
-    until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step", seconds=90)
-    yield run
-    api.call("POST", f"/runs/{run}/cancel")
-
-
-def points_of(page: Page) -> int:
-    return int(page.evaluate(POINTS))
 
 
 def read_stream(
