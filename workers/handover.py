@@ -17,6 +17,7 @@ from workers.errors import TakenOver, disk_error
 
 MANIFEST, HOLDER = "manifest.json", "holder.json"
 ASIDE = ".holder-"
+FIRST = 1
 # Not there, or something else is: what a disk that works says of things that are gone.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -46,7 +47,13 @@ def check(folder: Path, attempt: int) -> None:
 
 
 def take(folder: Path, attempt: int) -> None:
-    """Hold the folder from now on. A disk that refuses is asked once more."""
+    """Hold the folder from now on. A disk that refuses is asked once more.
+
+    The first attempt has nobody to oust, and one that fails before it has learned anything leaves nothing.
+    """
+    if attempt <= FIRST:
+        check(folder, attempt)
+        return
     for is_last in (False, True):
         check(folder, attempt)
         if holder(folder).attempt == attempt:
@@ -74,6 +81,13 @@ def _sign(folder: Path, attempt: int) -> None:
         aside.replace(folder / HOLDER)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def take_as_next(folder: Path) -> int:
+    """Hold the folder as the next attempt after whoever did, known or not; its number."""
+    attempt = max(holder(folder).attempt, FIRST) + 1
+    take(folder, attempt)
+    return attempt
 
 
 def numbered(folder: Path) -> list[Path]:

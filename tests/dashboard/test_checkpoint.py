@@ -77,6 +77,6 @@ def test_what_was_written_after_the_hand_over_is_not_offered(folder: Path) -> No
 def test_what_cannot_be_read_now_is_not_offered_and_not_given_up(
     folder: Path, breaks: Break, name: str, number: int
 ) -> None:
-    handover.take(folder, 1)
+    handover.take(folder, 2)
     breaks(name, number)
     assert (checkpoint.newest_step(folder), checkpoint.may_be_there(folder)) == (None, True)

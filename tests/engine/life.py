@@ -98,14 +98,14 @@ def _live(
                 lines.flush()
 
         with contextlib.suppress(DiskFull):
-            handover.take(kept, attempt)
+            handover.take(kept, attempt + 1)  # each of them ousts one
             train(
                 specs,
                 out,
                 report=report,
                 resume_from=checkpoints.newest(kept, report),
                 checkpoint_dir=kept,
-                attempt=attempt,
+                attempt=attempt + 1,
                 ended=ended,
             )
             return

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
-from workers import faults
+from workers import faults, outage, supervisor
 from workers.engine import checkpoints, loss
 from workers.engine.__main__ import failure
 from workers.engine.checkpoints import Unreadable
@@ -445,7 +445,7 @@ def test_a_disk_that_does_not_answer_proves_no_damage(
 def test_what_the_longest_outage_may_have_swallowed_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four arms at a step a second, and fifteen minutes without a database."""
+    """Four arms at a step a second; a worker waits for its database, then for its engine to stop."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     keeper = checkpoints.Keeper(
@@ -455,10 +455,13 @@ def test_what_the_longest_outage_may_have_swallowed_is_told_again(
         now[0] += 1.0
         for arm in range(4):
             keeper.tell(Metrics(arm, step, {"train/loss": 1.0}))
-    outage = [(arm, step) for step in range(3600 - 15 * 60, 3601) for arm in range(4)]
+    seconds = round(
+        supervisor.OUTAGE_SECONDS + max(supervisor.GRACE_SECONDS.values()) + outage.ANSWER_SECONDS
+    )
+    lost = [(arm, step) for step in range(3600 - seconds, 3601) for arm in range(4)]
     kept = [(point.arm, point.step) for _told, point in keeper.recent]
-    assert kept[-len(outage) :] == outage
-    assert len(kept) < 2 * len(outage), "and not the whole run"
+    assert kept[-len(lost) :] == lost
+    assert len(kept) < 2 * len(lost), "and not the whole run"
 
 
 def test_a_fast_run_keeps_its_checkpoints_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

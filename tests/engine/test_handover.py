@@ -19,7 +19,7 @@ from tests.engine.test_checkpoints import assert_equal_runs, curves
 from workers import faults, handover
 from workers.engine import checkpoints
 from workers.engine.train import train
-from workers.errors import TakenOver
+from workers.errors import DiskFull, TakenOver
 from workers.events import ArmEnd, Bye, Checkpoint, Event, Message, from_line
 from workers.specs import TrainSpec, to_dict
 
@@ -160,8 +160,29 @@ def test_checkpoints_from_before_there_was_a_holder_count(
 def test_a_note_that_cannot_be_read_binds_nobody(kept: Path, text: str) -> None:
     kept.mkdir()
     (kept / handover.HOLDER).write_text(text)
+    handover.take(kept, 2)
+    assert handover.holder(kept).attempt == 2
+
+
+def test_the_first_attempt_leaves_nothing_before_it_has_learned_anything(kept: Path) -> None:
     handover.take(kept, 1)
-    assert handover.holder(kept).attempt == 1
+    assert not kept.exists()
+
+
+def test_who_does_not_count_attempts_is_always_the_next(kept: Path) -> None:
+    assert [checkpoints.take(kept, 0), checkpoints.take(kept, 0)] == [2, 3]
+    with pytest.raises(TakenOver):
+        handover.check(kept, 2)
+
+
+def test_a_folder_that_cannot_be_signed_is_told_in_words(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=EACCES")
+    with pytest.raises(checkpoints.Unreadable, match="Permission denied"):
+        checkpoints.take(kept, 2)
+    monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=ENOSPC")
+    with pytest.raises(DiskFull):
+        checkpoints.take(kept, 2)
+    assert not list(kept.iterdir())
 
 
 def start(spec: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
@@ -202,6 +223,6 @@ def test_of_two_engines_the_one_that_came_first_ends_in_words(
     finally:
         first.kill()
     assert (first.returncode, told(said)[-1]) == (3, Bye("taken_over"))
-    assert b"Attempt 2 has taken over the checkpoints of this training" in log
+    assert b"Attempt 3 has taken over the checkpoints of this training" in log
     assert b"Traceback" not in log
     assert not [event for event in told(said) if isinstance(event, ArmEnd)]

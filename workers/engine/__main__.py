@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers import handover
 from workers.engine import runtime
 from workers.errors import OutOfMemory, RunError, SpecError, Stopped, TakenOver, disk_error, lack_of_memory
 from workers.events import ARM_STOPS, STOPS, Bye, Event, Failure, Hello, Report, stronger, to_line
@@ -90,7 +89,7 @@ class Asked:
     ended: list[int]
     out_dir: Path
     checkpoints: Path
-    attempt: int  # 0: whoever starts it does not count
+    attempt: int  # 0: whoever starts it does not count them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -253,8 +252,7 @@ def _train(asked: Asked, report: Report, should_stop: StopFlag) -> None:
     from workers.engine import checkpoints, disk_room
     from workers.engine.train import train
 
-    attempt = asked.attempt or handover.holder(asked.checkpoints).attempt + 1
-    checkpoints.take(asked.checkpoints, attempt)
+    attempt = checkpoints.take(asked.checkpoints, asked.attempt)
     train(
         asked.specs,
         asked.out_dir,

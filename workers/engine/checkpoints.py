@@ -233,12 +233,15 @@ class Keeper:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def take(folder: Path, attempt: int) -> None:
-    """Hold the folder from now on; raises TakenOver where a later attempt does."""
+def take(folder: Path, attempt: int) -> int:
+    """Hold the folder as this attempt, 0 as the next one; raises TakenOver where a later one does."""
     try:
+        if not attempt:
+            return handover.take_as_next(folder)
         handover.take(folder, attempt)
     except OSError as error:
         raise Unreadable(error) from error
+    return attempt
 
 
 def newest(folder: Path, report: Report) -> Path | None:
