@@ -9,9 +9,11 @@ import math
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models import Job, State, TrainingRun
+from dashboard.models.job_state import WAITING
+from dashboard.models.stopping import has_learned
 
 # What the engine calls its phases, in words.
 PHASES = {
@@ -79,12 +81,41 @@ def stopping_words(run: TrainingRun) -> str:
     """What happens to a run that somebody has asked to stop, until it has ended; "" for others."""
     if run.is_over or run.job is None:
         return ""
-    if run.state == State.CANCELLING:
-        if run.job.keep == Job.Keep.CHECKPOINT:
+    if run.state == State.CANCELLING and run.job.keep == Job.Keep.CHECKPOINT:
+        if has_learned(run.job):
             return _("It finishes its step, saves where it stands and stops. You can resume it then.")
+        return _("It stops as soon as it can. What it has learned by then is kept, to resume it later.")
+    if run.state == State.CANCELLING or run.stop_asked == TrainingRun.Stop.CANCEL:
         return _("It finishes its step and stops. What it has learned is discarded.")
-    if run.job.keep != Job.Keep.ADAPTER:
+    if run.job.keep != Job.Keep.ADAPTER and run.stop_asked != TrainingRun.Stop.FINISH:
         return ""
     if run.state in (State.QUEUED, State.INTERRUPTED):
         return _("As soon as a worker takes it up, the best so far is saved as an adapter and it ends.")
     return _("Asked to stop: it trains no further, and the best so far is saved as an adapter.")
+
+
+def loses_nothing(job: Job) -> bool:
+    """Whether a stop takes nothing away but a place in the queue."""
+    has_trained = job.kind == Job.Kind.TRAIN and job.attempt
+    return job.state in WAITING and not has_trained
+
+
+def stop_loses(job: Job) -> str:
+    """What a stop of this whole job takes away."""
+    runs = len(job.training_runs.all())
+    if loses_nothing(job):
+        said = ngettext(
+            "It leaves the queue and will not start.",
+            "Its %(count)d runs leave the queue and will not start.",
+            max(1, runs),
+        )
+        return said % {"count": runs}
+    if job.kind != Job.Kind.TRAIN:
+        return _("What this job did so far is dropped.")
+    said = ngettext(
+        "What it has learned so far is dropped. To keep it, stop it on its own page.",
+        "What its %(count)d runs have learned so far is dropped. To stop one of them, or to keep something, "
+        "stop it on its own page.",
+        max(1, runs),
+    )
+    return said % {"count": runs}

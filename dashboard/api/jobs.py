@@ -203,19 +203,16 @@ def events(request: Call, pk: int) -> Rows:
 
 @router.post("/{int:pk}/cancel", response={202: JobDetailOut, **WRITING})
 def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Stop it: at once while it waits, within seconds while it works."""
+    """Stop it with every run in it: at once while it waits, within seconds while it works."""
     job = Job.objects.fetch(request.auth, pk, Role.EDITOR)
     do_once(request, f"cancel {pk}", lambda: stop(request, job))
     return Status(202, detail(request, pk))
 
 
-def stop(request: Call, job: Job, keep: str = "") -> None:
-    """Ask the job to stop. One that has ended is refused."""
-    if job.request_cancel(request.auth.user, keep):
+def stop(request: Call, job: Job) -> None:
+    """Ask the job to stop, with every run in it. One that has ended is refused."""
+    if job.request_cancel(request.auth.user):
         return
-    if job.state == State.CANCELLING:
-        message = _("It is being stopped already, and less of it is kept than you ask for.")
-        raise Refusal(409, "already_stopping", message, "keep")
     message = _("It has already ended: %(state)s.") % {"state": job.state}
     if not job.is_over:
         message = _("There is nothing left to stop: its training has ended, and the result is kept.")

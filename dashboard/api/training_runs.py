@@ -40,6 +40,7 @@ from dashboard.models import (
     forgetting,
     hyperparameters_from,
 )
+from dashboard.models.stopping import StopRefused, stop_run
 
 router = Router()
 # Curves that a run may have; before their first point they are empty.
@@ -297,24 +298,30 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
 def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[dict[str, Any]]:
     """Stop it: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves the
-    best so far and ends as `stopped_early`; before its first step there is nothing to keep."""
+    best so far and ends as `stopped_early`; before its first step there is nothing to keep.
+
+    Runs that train in the same job go on. They have one checkpoint in common: to keep that is refused with
+    409 `trains_with_others` while one of them goes on.
+    """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     do_once(request, f"cancel run {pk}", lambda: stop(request, run, (payload and payload.keep) or ""))
     return Status(202, detail(request, pk))
 
 
 def stop(request: Call, run: TrainingRun, keep: str) -> None:
-    """Ask the run's job to stop; a run that has ended is refused."""
-    if run.job is None or (run.is_over and not run.job.is_over):
-        raise Refusal(409, "already_ended", _("There is nothing to stop: %(state)s.") % {"state": run.state})
-    jobs.stop(request, run.job, keep)
+    """Ask this run to stop; one that has ended is refused."""
+    try:
+        stop_run(run, request.auth.user, keep)
+    except StopRefused as refusal:
+        raise Refusal(409, refusal.code, str(refusal), refusal.field) from refusal
 
 
 @router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
 def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Continue a run that failed, or was stopped with its checkpoint kept, where the checkpoint left it.
 
-    409 `over_budget`: the project's month has no room for what is left of it.
+    A study that had ended goes on with it, and is judged anew. 409 `over_budget`: the project's month has no
+    room for what is left of it, or for what its study then trains.
     """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     try:

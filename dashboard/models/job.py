@@ -185,7 +185,7 @@ class Job(models.Model):
                 Outbox.objects.create(job=self)
 
     def _end_open_arms(self, target: State, fields: dict[str, Any]) -> None:
-        """Arms without an outcome of their own share the job's. One that was stopped alone goes no further."""
+        """Arms without an outcome share the job's. One that was stopped alone ends here in any case."""
         open_ones = self.training_runs.filter(outcome="")
         for run in open_ones.filter(stop_asked="cancel"):
             run.end(State.CANCELLED, step=run.trained_step)

@@ -28,17 +28,25 @@ class StopRefused(Exception):
         super().__init__(words)
         self.code, self.field = code, field
 
+    @property
+    def leaves_a_choice(self) -> bool:
+        """Whether another answer to the same question may still be given."""
+        return self.code in ("has_begun", "trains_with_others")
+
 
 # A whole job
 
 
-def stop_job(job: Job, by: User | None = None, keep: str = "") -> bool:
+def stop_job(job: Job, by: User | None = None, keep: str = "", *, seen_waiting: bool = False) -> bool:
     """Stop it with all it does. `keep`: what of it stays.
 
-    False if it had ended, or is being stopped already with less kept than asked for now.
+    False if it had ended, or is being stopped already with less kept than asked for now. `seen_waiting`:
+    whoever asks was told that nothing is lost; StopRefused where that does not hold any more.
     """
     with transaction.atomic():
         row = Job.objects.select_for_update().get(pk=job.pk)
+        if seen_waiting:
+            _require_nothing_lost(row)
         keep = keep if row.kind == Job.Kind.TRAIN else Job.Keep.NOTHING
         is_stopped = _stop(row, str(by or "system"), keep)
     job.refresh_from_db()
@@ -64,6 +72,12 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
     event = "cancel_waiting" if row.state in WAITING else "cancel"
     row.move(event, actor=actor, reason=_words_of(row, keep), keep=keep)
     return True
+
+
+def _require_nothing_lost(row: Job) -> None:
+    if not row.is_over and (row.state not in WAITING or has_learned(row)):
+        words = _("It has begun meanwhile, so something may be lost. Please choose again.")
+        raise StopRefused("has_begun", words)
 
 
 def _is_all_done(row: Job) -> bool:
@@ -110,13 +124,12 @@ def stop_run(run: TrainingRun, by: User | None = None, keep: str = "", *, seen_w
         run.job = job
         run.refresh_from_db(fields=["outcome", "stop_asked"])
         if run.outcome or job.is_over:
-            words = _("It had already ended: %(state)s.") % {"state": run.state}
-            raise StopRefused("already_ended", words)
-        if seen_waiting and (job.state not in WAITING or has_learned(job)):
-            words = _("It has begun to train meanwhile, so something may be lost. Please choose again.")
-            raise StopRefused("has_begun", words)
+            ended = run.get_outcome_display() or job.get_state_display()
+            raise StopRefused("already_ended", _("It has already ended: %(state)s.") % {"state": ended})
+        if seen_waiting:
+            _require_nothing_lost(job)
         if _is_the_job(run, keep):
-            if not stop_job(job, by, keep):
+            if not job.request_cancel(by, keep):
                 raise _already_stopping()
         else:
             _stop_alone(run, job, str(by or "system"), keep)

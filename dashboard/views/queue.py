@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
@@ -13,7 +14,8 @@ from django_htmx.http import HttpResponseClientRefresh
 from dashboard.gate import Request
 from dashboard.models import Job, Role
 from dashboard.models import queue as order
-from dashboard.views.queue_board import board_context
+from dashboard.models.stopping import StopRefused, stop_job
+from dashboard.views.queue_board import board_context, line_of
 
 
 @require_GET
@@ -30,16 +32,23 @@ def board(request: Request) -> HttpResponse:
 
 @require_POST
 def cancel(request: Request, pk: int) -> HttpResponse:
-    """Stop a job of a project in which the caller works."""
+    """Stop a job of a project in which the caller works; ask again where it has begun meanwhile."""
     job = Job.objects.fetch(request.user, pk, Role.EDITOR)
-    if job.request_cancel(request.user):
-        messages.success(request, _("%(job)s is being stopped.") % {"job": job})
-    else:
-        messages.warning(request, _("%(job)s had already ended.") % {"job": job})
     back = request.POST.get("next", "")
     # Without its slash it would be looked up as the name of a route.
     is_ours = back.startswith("/") and url_has_allowed_host_and_scheme(back, allowed_hosts=None)
-    return redirect(back if is_ours else "queue-index")
+    back = back if is_ours else reverse("queue-index")
+    try:
+        is_stopped = stop_job(job, request.user, seen_waiting=request.POST.get("seen") == "waiting")
+    except StopRefused as refusal:
+        line = line_of(request, job.pk)
+        context = {"line": line, "job": line.job, "why": str(refusal), "back": back}
+        return render(request, "queue/cancel.html", context, status=422)
+    if is_stopped:
+        messages.success(request, _("%(job)s is being stopped.") % {"job": job})
+    else:
+        messages.warning(request, _("%(job)s had already ended.") % {"job": job})
+    return redirect(back)
 
 
 @require_POST

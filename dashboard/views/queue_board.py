@@ -26,6 +26,7 @@ from dashboard.models import (
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.queue import Outlook, Start
 from dashboard.models.standstill import standstills, told
+from dashboard.stages import loses_nothing, stop_loses
 
 GONE_AFTER = timedelta(hours=24)
 # Of each queue; one's own jobs behind these are shown as well.
@@ -56,6 +57,16 @@ class Line:
     def may_move(self) -> bool:
         """Whether there is another place for it."""
         return self.before is not None or self.after is not None
+
+    @property
+    def loses_nothing(self) -> bool:
+        """Whether a stop takes nothing away but its place."""
+        return loses_nothing(self.job)
+
+    @property
+    def stop_loses(self) -> str:
+        """What a stop takes away, in words."""
+        return stop_loses(self.job)
 
     @property
     def took(self) -> timedelta | None:
@@ -107,6 +118,11 @@ class Reader:
         """Managers move every job of their project, editors their own."""
         own = job.created_by_id == self.pk and job.project_id in self.workable
         return own or job.project_id in self.managed
+
+
+def line_of(request: Request, pk: int) -> Line:
+    """One job in this caller's eyes."""
+    return Reader.of(request).line(with_subjects(Job.objects.all()).get(pk=pk))
 
 
 def board_context(request: Request) -> dict[str, Any]:

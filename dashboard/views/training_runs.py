@@ -9,7 +9,6 @@ from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -30,8 +29,10 @@ from dashboard.models import (
     forgetting,
 )
 from dashboard.models.evaluation import scoring_of
+from dashboard.models.job_state import WAITING
 from dashboard.models.queue import Outlook
 from dashboard.models.standstill import standstill_of
+from dashboard.models.stopping import StopRefused, companions, has_learned, stop_run
 from dashboard.stages import PHASES, eta_range, stages, stopping_words
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run
@@ -107,11 +108,20 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     run = TrainingRun.objects.with_facts().fetch(request.user, pk, Role.EDITOR)
     keep = request.POST.get("keep", "")
     if request.method == "GET" or keep not in Job.Keep.values:
-        status = 200 if request.method == "GET" else 422
-        return render(request, "training_runs/cancel.html", {"run": run, **stop_context(run)}, status=status)
-    if run.job and not run.job.request_cancel(request.user, keep):
-        messages.warning(request, _("It had ended already, or less of it is kept than you asked for."))
+        return stop_question(request, run, status=200 if request.method == "GET" else 422)
+    try:
+        stop_run(run, request.user, keep, seen_waiting=request.POST.get("seen") == "waiting")
+    except StopRefused as refusal:
+        if refusal.leaves_a_choice:
+            return stop_question(request, run, why=str(refusal), status=422)
+        messages.warning(request, str(refusal))
     return redirect(run)
+
+
+def stop_question(request: Request, run: TrainingRun, *, status: int, why: str = "") -> HttpResponse:
+    """What shall stay of it, with the choices that there are now; `why` it is asked again."""
+    context = {"run": run, "why": why, **stop_context(run)}
+    return render(request, "training_runs/cancel.html", context, status=status)
 
 
 @require_POST
@@ -127,11 +137,20 @@ def resume(request: Request, pk: int) -> HttpResponse:
 
 def stop_context(run: TrainingRun) -> dict[str, Any]:
     """What the question before a stop needs to know."""
-    waits = run.state in (State.QUEUED, State.INTERRUPTED)
+    is_asked = run.state == State.CANCELLING or run.stop_asked == TrainingRun.Stop.CANCEL
+    if run.is_over or run.job is None or is_asked:
+        return {"can_stop": False}
+    beside = companions(run).count()
+    # A run that works may have learned something by the time the question is answered.
+    can_keep = run.job.state not in WAITING or has_learned(run.job)
+    keeps_best = run.job.keep == Job.Keep.ADAPTER or run.stop_asked == TrainingRun.Stop.FINISH
     return {
-        "can_stop": not run.is_over and run.job is not None and run.state != State.CANCELLING,
-        # A run that works may have learned something by the time the question is answered.
-        "can_keep": not waits or (run.job is not None and run.job.checkpoint_step() is not None),
+        "can_stop": True,
+        "can_keep": can_keep,
+        # A run that only looks for a learning rate leaves no adapter.
+        "can_keep_best": can_keep and run.rung is None and not keeps_best,
+        "can_keep_checkpoint": can_keep and not beside,
+        "beside": beside,
         "kept_days": settings.KEEP_CHECKPOINTS_DAYS,
     }
 

@@ -17,6 +17,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
+from dashboard.models.stopping import arms_to_stop
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.refusals import refusal
 
@@ -134,6 +135,80 @@ def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training:
     stop(api, training)
     problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
     assert problem["code"] == "already_stopping"
+
+
+def test_a_waiting_run_that_has_learned_nothing_keeps_nothing(api: Client, run: TrainingRun) -> None:
+    answer = stop(api, run, {"keep": "checkpoint"})
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    assert answer.json()["resumable_from"] is None
+    (event, *_before) = api.get(f"/api/v1/jobs/{run.job_id}/events").json()["data"]
+    assert event["message"].endswith("stopped it while it waited: it had learned nothing yet")
+
+
+@pytest.fixture
+def other(training: TrainingRun) -> TrainingRun:
+    """A run that trains in the same job."""
+    other = TrainingRun.objects.get(pk=training.pk)
+    other.pk, other._state.adding, other.name = None, True, "The other"
+    other.save()
+    return other
+
+
+@pytest.mark.parametrize(("body", "wish"), [({}, "cancel"), ({"keep": "adapter"}, "finish")])
+def test_it_stops_one_run_of_two_alone(
+    api: Client, training: TrainingRun, other: TrainingRun, body: object, wish: str
+) -> None:
+    for _time in range(2):
+        answer = stop(api, training, body)
+        assert (answer.status_code, answer.json()["state"]) == (202, "running")
+    job = Job.objects.get(pk=training.job_id)
+    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {0: wish})
+    assert api.get(f"{RUNS}/{other.pk}").json()["state"] == "running"
+
+
+def test_it_refuses_to_keep_a_checkpoint_that_others_have_in_common(
+    api: Client, training: TrainingRun, other: TrainingRun
+) -> None:
+    problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
+    assert (problem["code"], problem["field"]) == ("trains_with_others", "keep")
+    job = Job.objects.get(pk=training.job_id)
+    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {})
+
+
+@pytest.mark.parametrize("body", [{}, {"keep": "adapter"}, {"keep": "checkpoint"}])
+def test_a_run_that_has_ended_is_refused_and_never_stops_the_one_beside_it(
+    api: Client, training: TrainingRun, other: TrainingRun, body: object
+) -> None:
+    training.end("succeeded", step=5)
+    problem = refusal(stop(api, training, body), 409)
+    assert (problem["code"], problem["message"]) == ("already_ended", "It has already ended: Finished.")
+    job = Job.objects.get(pk=training.job_id)
+    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {})
+
+
+def test_a_run_of_a_waiting_job_ends_at_once_and_once(api: Client, run: TrainingRun) -> None:
+    beside = TrainingRun.objects.get(pk=run.pk)
+    beside.pk, beside._state.adding = None, True
+    beside.save()
+    key = {"Idempotency-Key": "stop"}
+    for _time in range(2):
+        answer = stop(api, run, {}, **key)
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    refusal(stop(api, run, {}), 409)
+    assert api.get(f"{RUNS}/{beside.pk}").json()["state"] == "queued"
+
+
+def test_the_whole_job_can_still_be_stopped(api: Client, training: TrainingRun, other: TrainingRun) -> None:
+    assert api.post(f"/api/v1/jobs/{training.job_id}/cancel").status_code == 202
+    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
+
+
+def test_a_viewer_stops_no_run_of_two(
+    training: TrainingRun, other: TrainingRun, project: Project, vera: User
+) -> None:
+    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
+    refusal(api.post(f"{RUNS}/{training.pk}/cancel"), 403)
+    assert arms_to_stop(Job.objects.get(pk=training.job_id)) == {}
 
 
 def parked(run: TrainingRun) -> TrainingRun:

@@ -67,3 +67,45 @@ def test_it_says_that_a_training_loses_what_it_has_learned(
     run.job.move("claim", attempt=1)
     board = client.get(reverse("queue-board")).content.decode()
     assert "What it has learned so far is dropped. To keep it, stop it on its own page." in board
+
+
+def test_who_was_told_that_it_only_leaves_the_queue_is_asked_again_once_it_has_begun(
+    client: Client, ed: User, run: TrainingRun
+) -> None:
+    client.force_login(ed)
+    assert '<input type="hidden" name="seen" value="waiting">' in (
+        client.get(reverse("queue-board")).content.decode()
+    )
+    job = Job.objects.get(pk=run.job_id)
+    job.move("claim", attempt=1)
+    sent = {"seen": "waiting", "next": "/runs/"}
+    answer = client.post(reverse("queue-cancel", args=[job.pk]), sent)
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "It has begun meanwhile, so something may be lost. Please choose again." in page
+    assert "What it has learned so far is dropped. To keep it, stop it on its own page." in page
+    assert (run.get_absolute_url() in page, 'name="next" value="/runs/"' in page) == (True, True)
+    assert Job.objects.get(pk=job.pk).state == "starting"
+    assert 'name="seen"' not in client.get(reverse("queue-board")).content.decode()
+    answer = client.post(reverse("queue-cancel", args=[job.pk]), {"next": "/runs/"})
+    assert (answer.status_code, Job.objects.get(pk=job.pk).state) == (302, "cancelling")
+
+
+def test_who_was_told_that_it_only_leaves_the_queue_is_believed_while_it_waits(
+    client: Client, ed: User, run: TrainingRun
+) -> None:
+    client.force_login(ed)
+    client.post(reverse("queue-cancel", args=[run.job_id]), {"seen": "waiting"})
+    assert Job.objects.get(pk=run.job_id).state == "cancelled"
+
+
+def test_it_says_that_every_run_of_a_job_is_stopped(client: Client, ed: User, run: TrainingRun) -> None:
+    other = TrainingRun.objects.get(pk=run.pk)
+    other.pk, other._state.adding = None, True
+    other.save()
+    client.force_login(ed)
+    board = client.get(reverse("queue-board")).content.decode()
+    assert "Its 2 runs leave the queue and will not start." in board
+    Job.objects.get(pk=run.job_id).move("claim", attempt=1)
+    board = client.get(reverse("queue-board")).content.decode()
+    assert "What its 2 runs have learned so far is dropped." in board

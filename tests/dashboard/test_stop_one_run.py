@@ -193,7 +193,7 @@ def test_a_run_that_has_ended_is_refused_and_stops_nobody(training: Job, runs: R
     for keep in ("", "adapter", "checkpoint"):
         refusal = refused(runs[0], keep)
         assert refusal.code == "already_ended"
-        assert str(refusal) == "It had already ended: succeeded."
+        assert str(refusal) == "It has already ended: Finished."
     training.refresh_from_db()
     assert (training.state, training.stop_wanted(), arms_to_stop(training)) == (State.RUNNING, "", {})
 

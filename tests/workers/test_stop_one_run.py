@@ -28,8 +28,8 @@ from workers.tasks import attempt
 
 pytestmark = [pytest.mark.slow, pytest.mark.django_db(transaction=True)]
 # The one that is stopped would train for longest; the others end soon.
-LONG, SHORT = 4000, 120
-Arms = Callable[[], list[TrainingRun]]
+LONG, SHORT = 4000, 300
+Arms = Callable[..., list[TrainingRun]]
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def arms(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User) -> Arms:
     """Makes a job of three runs, the one in the middle long and with dropout."""
 
-    def make() -> list[TrainingRun]:
-        run = make_run(project, real_dataset, real_base, by=ed, max_steps=SHORT, learning_rate=1e-3)
+    def make(steps: int = SHORT) -> list[TrainingRun]:
+        run = make_run(project, real_dataset, real_base, by=ed, max_steps=steps, learning_rate=1e-3)
         specs = [run.spec]
         for name, changes in (("Long", {"max_steps": LONG, "lora_dropout": 0.1}), ("Third", {"seed": 7})):
             other = TrainingRun.objects.get(pk=run.pk)
@@ -127,7 +127,7 @@ def test_the_last_run_that_trains_is_stopped_alone_where_another_has_its_adapter
 
 
 def test_when_each_run_is_stopped_the_job_is_stopped(arms: Arms, ed: User) -> None:
-    runs = arms()
+    runs = arms(LONG)
 
     def stop_all() -> None:
         for run in runs:
