@@ -51,16 +51,9 @@ class Story:
         told = self.folder / "events"
         told.parent.mkdir(parents=True, exist_ok=True)
         told.write_bytes(b"")
-        options = (
-            list(self.specs),
-            self.out,
-            self.checkpoints,
-            told,
-            asked,
-            sorted(ended),
-            limit,
-            self.lives,
-        )
+        # The first attempt has nobody to oust; here each of them does.
+        attempt = self.lives + 1
+        options = (self.specs, attempt, self.out, self.checkpoints, told, asked, sorted(ended), limit)
         process = _SERVER.Process(target=_live, args=options)
         process.start()
         process.join(120)
@@ -98,14 +91,14 @@ def _live(
                 lines.flush()
 
         with contextlib.suppress(DiskFull):
-            handover.take(kept, attempt + 1)  # each of them ousts one
+            handover.take(kept, attempt)
             train(
                 specs,
                 out,
                 report=report,
                 resume_from=checkpoints.newest(kept, report),
                 checkpoint_dir=kept,
-                attempt=attempt + 1,
+                attempt=attempt,
                 ended=ended,
             )
             return
