@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,11 @@ def test_it_takes_few_queries_however_much_there_is(
         assert client.get(reverse("storage-index")).status_code == 200
 
 
+def safe_to_remove(page: str) -> list[str]:
+    """The last column of the sizes."""
+    return re.findall(r'data-label="Safe to remove"\s+class="num">([^<]*)<', page)
+
+
 def test_in_another_databases_folder_no_clean_up_is_offered(
     ended: TrainingRun, mara: User, page: Callable[[], str], request: pytest.FixtureRequest
 ) -> None:
@@ -206,10 +212,12 @@ def test_in_another_databases_folder_no_clean_up_is_offered(
     mark.unlink(missing_ok=True)
     take_sizes()
     assert 'commandfor="clean-up-project"' in page()
+    assert safe_to_remove(page())[0] == "5 kB"
     CleanUp.objects.ask(ended.project, mara)
     mark.write_text("another database wrote this\n")
     assert "The data folder belongs to another database, so nothing in it is deleted" in page()
     assert "clean-up-project" not in page()
+    assert set(safe_to_remove(page())) == {"–"}
     assert "waits for the dispatcher" not in page(), "it waits for the right folder"
     CleanUp.objects.all().delete()
     assert "clean-up-project" not in page()

@@ -104,7 +104,7 @@ def test_a_session_that_has_ended(
         expect(notice(page)).to_contain_text(EXPIRED)
         page.wait_for_timeout(LONGER_THAN_A_NOTICE)
         expect(notice(page)).to_contain_text(EXPIRED)
-        expect(notice(page).get_by_role("link", name="Go to sign-in")).to_be_visible()
+        expect(notice(page).get_by_role("link", name="Sign in")).to_be_visible()
         sign_in(other, mara)
         catches_up(page)
 
