@@ -14,7 +14,7 @@ from django.db import connection
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, MetricSeries, State, TrainingRun
 from tests.conftest import make_run
 from tests.proxy import Proxy
-from tests.workers.conftest import cast, claim, play
+from tests.workers.conftest import cast, claim, play, work_until
 from tests.workers.outages import Switch, breakable, later
 from workers import outage, supervisor
 from workers.recorders import TrainRecorder
@@ -191,3 +191,28 @@ def test_a_real_training_and_its_publishing_survive_outages(
     assert losses(run) == list(range(1, 41))
     assert Adapter.objects.filter(run=run).count() == 1
     assert not JobEvent.objects.filter(job=job, to_state=State.INTERRUPTED).exists()
+
+
+@pytest.mark.slow
+def test_a_curve_has_no_hole_after_an_outage_that_ended_the_attempt(
+    database: Switch, real_base: BaseModel, real_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "OUTAGE_SECONDS", 1.0)
+    run = make_run(real_dataset.project, real_dataset, real_base, max_steps=600)
+    job = claim("gpu")
+    away, back = database
+    work_until(job, MetricSeries.objects.filter(run=run).exists, away)
+    back()
+    job.refresh_from_db()
+    stored, reached = losses(run)[-1], job.checkpoint_step()
+    assert job.state == State.RUNNING
+    assert reached
+    assert stored < reached < 600, "it went on without its database, until it was asked to save"
+    job.abandon("Its worker was not heard from in time.")
+    Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
+    Job.objects.get(pk=job.pk).try_again()
+    again = claim("gpu")
+    attempt(again, lambda: False)
+    again.refresh_from_db()
+    assert (again.state, again.attempt) == (State.SUCCEEDED, 2), again.error
+    assert losses(run) == list(range(1, 601))
