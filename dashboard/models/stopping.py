@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StopRefused(Exception):
-    """Why a run cannot be stopped like this, in words; `field` is the part of the question it is about."""
+    """Why nothing is stopped like this, in words; `field` is the part of the question it is about."""
 
     def __init__(self, code: str, words: str, field: str | None = None) -> None:
         super().__init__(words)
@@ -167,7 +167,7 @@ def _stop_alone(run: TrainingRun, job: Job, actor: str, keep: str) -> None:
     wish = run.Stop.FINISH if may_finish else run.Stop.CANCEL
     if stronger(wish, run.stop_asked) == run.stop_asked:
         return
-    words = _("the best so far is kept") if may_finish else _words_of(job, Job.Keep.NOTHING)
+    words = _("the best so far is to be kept") if may_finish else _words_of(job, Job.Keep.NOTHING)
     state = State(job.state)
     job.record("stop_run", state, state, actor=actor, text=f"{run.name}; {words}")
     TrainingRun.objects.filter(pk=run.pk).update(stop_asked=wish)

@@ -306,9 +306,36 @@ def _scaling(settings: dict[str, Any]) -> tuple[object, float]:
     return settings.get("use_rslora", False), settings["lora_alpha"] / settings["r"]
 
 
+def cut_short(study: Study) -> list[str]:
+    """Which of its runs somebody has stopped alone: those without a result, and those that ended early."""
+    runs = [(arm, run) for arm in study.arms.all() for run in arm.final_runs()]
+    parts = (
+        ("cancelled", _("Stopped by a person, so without a result: %(runs)s.")),
+        (
+            "stopped_early",
+            _(
+                "Stopped by a person after fewer steps than planned, and compared by the best until then: "
+                "%(runs)s."
+            ),
+        ),
+    )
+    said = []
+    for outcome, words in parts:
+        names = [
+            _("%(arm)s with seed %(seed)d") % {"arm": arm.name, "seed": run.seed}
+            for arm, run in runs
+            if run.outcome == outcome
+        ]
+        # One that was stopped as a whole says so by itself.
+        if names and not (outcome == "cancelled" and study.cancelled_at):
+            said.append(words % {"runs": ", ".join(names)})
+    return said
+
+
 def unmeasured(study: Study) -> list[str]:
     """What this study does not tell."""
     said = [
+        *cut_short(study),
         _("Other base models and other tasks were not measured."),
         _("Answers per second on a server were not measured."),
     ]

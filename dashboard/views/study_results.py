@@ -15,7 +15,7 @@ from dashboard import forgetting_charts, study_charts
 from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
-from dashboard.models import Decision, Job, Role, ShareLink, Study, User, forgetting
+from dashboard.models import Decision, Job, Role, ShareLink, State, Study, User, forgetting
 from dashboard.models.compute_use import held_seconds
 from dashboard.models.study_export import scores_shown, whole
 from dashboard.models.study_result import base_ms_per_token, costs_of
@@ -114,6 +114,7 @@ def deltas(study: Study) -> list[dict[str, Any]]:
                 "config": config_label(arm),
                 "is_reference": arm.name == study.reference,
                 "error": arm.error,
+                "was_stopped": not own and any(run.outcome == State.CANCELLED for run in arm.final_runs()),
                 "quality": quality(study, own["metric"]["mean"]) if own else "–",
                 "seeds": len(own["seeds"]) if own else 0,
                 "difference": amount(study, one["difference"], signed=True) if one else "",

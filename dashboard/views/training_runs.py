@@ -175,6 +175,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     scoring = scoring_of(run)
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
+    stopping = stopping_words(run)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
@@ -189,10 +190,10 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "stages": stages(run, evaluation),
         "position": outlook.places.get(working.pk) if working and outlook else None,
         "start": outlook.starts.get(working.pk) if working and outlook and not no_4bit else None,
-        "stopping": stopping_words(run),
+        "stopping": stopping,
         "standstill": standstill_of(working),
         "no_4bit": no_4bit,
-        "eta": eta_range(working),
+        "eta": None if stopping else eta_range(working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
         "device": node.device if node else run.measured.get("device", ""),

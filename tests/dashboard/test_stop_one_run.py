@@ -66,7 +66,7 @@ def test_a_run_at_work_is_asked_to_end_alone(training: Job, runs: Runs, ed: User
 def test_its_best_is_kept_where_that_is_asked_for(training: Job, runs: Runs, ed: User) -> None:
     stop_run(runs[0], ed, "adapter")
     assert arms_to_stop(training) == {0: "finish"}
-    assert last_words(training).endswith("; the best so far is kept")
+    assert last_words(training).endswith("; the best so far is to be kept")
 
 
 def test_before_the_first_step_there_is_no_best_to_keep(training: Job, runs: Runs, ed: User) -> None:

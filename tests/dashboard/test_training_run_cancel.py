@@ -18,7 +18,7 @@ def training(run: TrainingRun) -> Job:
     assert run.job is not None
     run.job.move("claim", attempt=1)
     run.job.move("progress")
-    run.job.advance(step=5)
+    run.job.advance(step=5, total_steps=10, phase="training", eta_seconds=60.0)
     return run.job
 
 
@@ -158,6 +158,7 @@ def test_it_stops_one_run_of_two_alone(
     page = client.get(run.get_absolute_url()).content.decode()
     assert ("What it has learned is discarded." in page) == (wish == "cancel")
     assert ("the best so far is saved as an adapter." in page) == (wish == "finish")
+    assert "left</span>" not in page, "no time is told for steps that it will not do"
     assert ("training-run-cancel" in page or 'id="stop-run"' in page) == (wish == "finish")
     assert 'id="stop-run"' in client.get(other.get_absolute_url()).content.decode()
 

@@ -163,6 +163,7 @@ def test_a_stronger_wish_follows_a_weaker_one(run: TrainingRun, monkeypatch: pyt
 
 
 HEARS_OF_ARMS = """
+signal.alarm(60)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 tell("Progress", phase="training", step=1, total=9)
 tell("Progress", phase="training", step=2, total=9)
@@ -182,6 +183,7 @@ def three_runs(run: TrainingRun) -> list[TrainingRun]:
     return list(TrainingRun.objects.filter(job=run.job_id).order_by("pk"))
 
 
+@pytest.mark.django_db(transaction=True)
 def test_who_stops_one_run_of_several_is_passed_on_once_and_in_time(
     run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
