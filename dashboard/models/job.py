@@ -235,12 +235,13 @@ class Job(models.Model):
 
     def stopped(self, *, actor: str = "system", reason: str = "") -> None:
         """Its work has stopped as somebody asked; what was to be kept is, where there is anything."""
+        from dashboard.models.stopping import words_at_the_end
+
         with transaction.atomic():
             keep = Job.objects.select_for_update().values_list("keep", flat=True).get(pk=self.pk)
-            if keep == Job.Keep.CHECKPOINT and not self.may_have_checkpoint:
-                keep = Job.Keep.NOTHING
-                said = str(_("It had learned nothing yet, so nothing is kept."))
-                reason = " ".join(filter(None, (reason, said)))
+            if keep == Job.Keep.CHECKPOINT:
+                reason = " ".join(filter(None, (reason, words_at_the_end(self))))
+                keep = keep if self.may_have_checkpoint else Job.Keep.NOTHING
             self.move("stopped", actor=actor, reason=reason, fenced=True, keep=keep)
 
     def stop_wanted(self) -> str | None:

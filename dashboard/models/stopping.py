@@ -108,6 +108,20 @@ def _words_of(row: Job, keep: str) -> str:
     return _("what it has learned is discarded") if has_learned(row) else _("it had learned nothing yet")
 
 
+def words_at_the_end(job: Job) -> str:
+    """What a stop that was to keep the checkpoint has left, for the history: it may have come to less."""
+    step = job.checkpoint_step()
+    reached = Job.objects.values_list("step", flat=True).get(pk=job.pk)
+    if step is not None:
+        words = _("It can be resumed from step %(step)s.") % {"step": f"{step:,}"}
+        return f"{_('Its last steps could not be saved.')} {words}" if step < reached else words
+    if job.may_have_checkpoint:
+        return _("Its checkpoint cannot be read at the moment.")
+    if reached:
+        return _("Nothing of it could be saved, so nothing is kept.")
+    return _("It had learned nothing yet, so nothing is kept.")
+
+
 # One run of several
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -166,7 +168,44 @@ def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -
     training.request_cancel(ed, keep="checkpoint")
     make_checkpoint(training, step=5)
     training.stopped(actor="w@host")
-    assert (Job.objects.get(pk=training.pk).keeps_checkpoint, words(training)) == (True, "Stopped")
+    assert Job.objects.get(pk=training.pk).keeps_checkpoint
+    assert words(training) == "Stopped: It can be resumed from step 5."
+
+
+def test_it_says_where_the_last_steps_could_not_be_saved(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    make_checkpoint(training, step=3)
+    training.stopped(actor="w@host")
+    assert words(training) == "Stopped: Its last steps could not be saved. It can be resumed from step 3."
+
+
+def test_it_says_where_nothing_could_be_saved(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    training.stopped(actor="w@host")
+    assert not Job.objects.get(pk=training.pk).keeps_checkpoint
+    assert words(training) == "Stopped: Nothing of it could be saved, so nothing is kept."
+
+
+def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
+    training: Job, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training.request_cancel(ed, keep="checkpoint")
+    make_checkpoint(training, step=5)
+
+    def refuse(_folder: Path) -> list[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("workers.handover.checkpoints", refuse)
+    training.stopped(actor="w@host")
+    assert Job.objects.get(pk=training.pk).keeps_checkpoint
+    assert words(training) == "Stopped: Its checkpoint cannot be read at the moment."
+
+
+def test_a_stop_that_keeps_nothing_says_no_more(training: Job, ed: User) -> None:
+    training.request_cancel(ed)
+    make_checkpoint(training, step=5)
+    training.stopped(actor="w@host")
+    assert words(training) == "Stopped"
 
 
 def test_only_a_training_keeps_anything(run: TrainingRun, ed: User) -> None:

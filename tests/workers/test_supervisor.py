@@ -248,6 +248,22 @@ def test_a_child_that_cannot_finish_in_time_may_do_so_later(
     assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 0, Job.Keep.ADAPTER)
 
 
+def test_a_child_that_cannot_save_in_time_keeps_nothing_and_that_is_said(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = claim("gpu")
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "park", 1.5)
+    waiting.request_cancel(ed, keep="checkpoint")
+    ended = play(HEARS % 2, waiting, monkeypatch)
+    assert (ended.state, ended.keep, ended.step) == (State.CANCELLED, "", 1)
+    assert ended.events.latest("seq").words == "Stopped: Nothing of it could be saved, so nothing is kept."
+
+
+def test_keeping_a_checkpoint_may_take_as_long_as_a_drain() -> None:
+    assert supervisor.GRACE_SECONDS["park"] == supervisor.GRACE_SECONDS["drain"] == 45.0
+    assert supervisor.GRACE_SECONDS["cancel"] == 20.0
+
+
 def test_a_child_that_still_loads_has_time_to_keep_the_best(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
