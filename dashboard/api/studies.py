@@ -318,7 +318,7 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
             )
 
     do_once(request, f"cancel study {pk}", stop)
-    # What follows from it may take a while, and nobody shall wait for that.
+    # What follows from it may take a while: not within that transaction.
     study.advance()
     return Status(202, detail(request, pk))
 

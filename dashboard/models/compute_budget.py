@@ -168,7 +168,7 @@ def require_room_beside(project: Project, seconds: float, by: User | None) -> No
 def _require(project: Project, seconds: float, by: User | None, *, promised: float) -> None:
     if ComputeBudget.objects.hours_of(project) is None:
         return
-    Project.objects.select_for_update(no_key=True).get(pk=project.pk)
+    project.hold()
     standing = Standing.of(project)
     if not standing.has_room_for(seconds - promised):
         raise OverBudget(_refusal(project, standing, seconds, by, others=standing.promised - promised))

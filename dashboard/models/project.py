@@ -145,6 +145,13 @@ class Project(models.Model):
         if not caller.projects(role).filter(pk=self.pk).exists():
             raise PermissionDenied(refusal_for(role))
 
+    def hold(self) -> None:
+        """Until the end of this transaction nobody else moves its jobs, or starts work within its budget.
+
+        Whoever locks several rows has this lock before those of jobs, and after that of a study.
+        """
+        Project.objects.select_for_update(no_key=True).get(pk=self.pk)
+
     def admit(self, user: User, role: Role) -> Membership:
         """Make `user` a member with `role`, or change the role they have."""
         membership, _created = Membership.objects.update_or_create(

@@ -93,6 +93,7 @@ def resume_run(run: TrainingRun, by: User | None = None) -> None:
         study = run.study_arm.study if run.study_arm else None
         # Before the job, as whoever moves the study on.
         had_ended = study is not None and _has_ended(study)
+        run.project.hold()
         resume(run.job, by)
         resumed = run.job.training_runs.filter(outcome="").prefetch_related("metric_series")
         seconds = sum(one.seconds_left for one in resumed)

@@ -355,8 +355,8 @@ class Study(models.Model):
                 return False
             Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
             self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
-            # Whoever moves several jobs in the queue has this lock first as well; workers have one job each.
-            Project.objects.select_for_update(no_key=True).get(pk=self.project_id)
+            # Whoever moves several jobs in the queue does so first as well; workers have one job each.
+            self.project.hold()
             open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
             for job in Job.objects.filter(pk__in=open_ones).order_by("pk"):
                 job.request_cancel(by)
