@@ -144,6 +144,7 @@ class TakenOver(Exception):
 
 # What people do in the end, as their page offers it.
 START, RESUME, SCORE = "start again", "resume", "score it again"
+IMPORT, INSPECT = "import it again", "inspect it again"
 ADVICE: dict[str, str] = {
     "bad_data": "Open the dataset's check report, correct the rows it names, and upload the file again.",
     "test_set_changed": "Restore the dataset's folder from a backup, or upload the file as a new version.",
@@ -171,6 +172,10 @@ ADVICE_TO: dict[tuple[str, str], str] = {
     ),
     ("test_set_changed", SCORE): "Restore the dataset's folder from a backup, then score it again.",
     ("out_of_memory", SCORE): "Score it again when the device has more memory free.",
+    ("out_of_memory", IMPORT): (
+        "Import it again when the worker's machine has more memory free, or upload the rows in smaller files."
+    ),
+    ("out_of_memory", INSPECT): "Inspect it again when the worker's machine has more memory free.",
     ("bad_adapter", SCORE): (
         "Restore the adapter's folder from a backup, then score it again. If there is none, train it again."
     ),

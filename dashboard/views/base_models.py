@@ -20,7 +20,7 @@ from dashboard.models.base_model import model_folders
 from dashboard.models.forecast import Outlook, Reckoner
 from dashboard.models.standstill import standstill_of
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
-from workers.errors import ModelError, TargetError, advice
+from workers.errors import INSPECT, ModelError, TargetError, advice
 from workers.forecast import adapter_bytes, adapter_params
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 from workers.specs import Hyperparameters
@@ -143,7 +143,7 @@ def cause(base_model: BaseModel) -> dict[str, str]:
     if job is None or job.state != State.FAILED:
         return {}
     log = "" if job.error_code == ModelError.code else job.log_tail(LOG_LINES)
-    return {"advice": advice(job.error_code), "log": log}
+    return {"advice": advice(job.error_code, INSPECT), "log": log}
 
 
 def counted(base_model: BaseModel) -> tuple[Census | None, str]:

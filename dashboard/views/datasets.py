@@ -20,7 +20,7 @@ from dashboard.forms.datasets import ColumnsForm, UploadForm
 from dashboard.gate import Request
 from dashboard.models import Dataset, DatasetVersion, ImportKept, Role, State, TrainingRun
 from dashboard.models.standstill import standstill_of
-from workers.errors import ColumnsUnclear, DataError, advice
+from workers.errors import IMPORT, ColumnsUnclear, DataError, advice
 
 # Of a part of a row that is shown; rows may hold a megabyte.
 SHOWN_LETTERS = 1500
@@ -178,7 +178,7 @@ def cause(version: DatasetVersion | None) -> dict[str, str]:
     if job is None or job.state != State.FAILED:
         return {}
     about_rows = job.error_code in (DataError.code, ColumnsUnclear.code)
-    return {"advice": advice(job.error_code), "log": "" if about_rows else job.log_tail(LOG_LINES)}
+    return {"advice": advice(job.error_code, IMPORT), "log": "" if about_rows else job.log_tail(LOG_LINES)}
 
 
 def shortened(row: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,18 @@ def test_a_census_of_another_version_asks_for_a_new_one(
     assert "Inspect it again" in page_of(client, base_model)
 
 
+def test_an_inspection_without_memory_is_advised_about_the_machine(
+    client: Client, mara: User, base_model: BaseModel
+) -> None:
+    finish(
+        base_model.inspect(), State.FAILED, error_code="out_of_memory", error_message="No memory was left."
+    )
+    client.force_login(mara)
+    page = page_of(client, base_model)
+    assert "machine has more memory free." in page
+    assert "smaller batch" not in page
+
+
 def test_a_failure_shows_its_cause(client: Client, mara: User, base_model: BaseModel) -> None:
     job = base_model.inspect()
     finish(job, State.FAILED, error_code="bad_model", error_message="This model has only weights.bin.")

@@ -195,6 +195,16 @@ def test_a_failure_without_a_report_still_has_a_page(client: Client, ed: User, p
     assert "Killed by the kernel &lt;oom&gt;" in page
 
 
+def test_an_import_without_memory_is_advised_about_its_file(
+    client: Client, ed: User, project: Project
+) -> None:
+    version = failed(project, ed, "out_of_memory", {})
+    client.force_login(ed)
+    page = page_of(client, version.dataset)
+    assert "or upload the rows in smaller files." in page
+    assert "smaller batch" not in page
+
+
 def test_it_opens_an_older_version(client: Client, ed: User, dataset: Dataset, project: Project) -> None:
     make_dataset(project, dataset.name, by=ed, ready=False)
     client.force_login(ed)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from workers.errors import ADVICE, ADVICE_TO, RESUME, SCORE, START, advice
+from workers.errors import ADVICE, ADVICE_TO, IMPORT, INSPECT, RESUME, SCORE, START, advice
 
 
-@pytest.mark.parametrize("then", [START, RESUME, SCORE])
+@pytest.mark.parametrize("then", [START, RESUME, SCORE, IMPORT, INSPECT])
 @pytest.mark.parametrize("code", sorted(ADVICE))
 def test_every_advice_is_whole_sentences_whatever_follows(code: str, then: str) -> None:
     found = advice(code, then)
@@ -25,7 +25,13 @@ def test_what_can_be_resumed_is_not_started_again(code: str) -> None:
 
 def test_every_other_ending_belongs_to_a_known_failure() -> None:
     assert {code for code, _then in ADVICE_TO} <= set(ADVICE)
-    assert {then for _code, then in ADVICE_TO} <= {RESUME, SCORE}
+    assert {then for _code, then in ADVICE_TO} <= {RESUME, SCORE, IMPORT, INSPECT}
+
+
+def test_only_a_training_without_memory_is_advised_about_its_batches() -> None:
+    assert "batch" in advice("out_of_memory", START)
+    for then in (SCORE, IMPORT, INSPECT):
+        assert "batch" not in advice("out_of_memory", then)
 
 
 def test_of_an_unknown_failure_nothing_is_said() -> None:
