@@ -100,11 +100,11 @@ def work_until(job: Job, is_time: Callable[[], bool], act: Callable[[], object])
     return Job.objects.get(pk=job.pk)
 
 
-def kill_engine(job: Job) -> None:
-    """Without a word."""
+def kill_engine(job: Job, number: int = signal.SIGKILL) -> None:
+    """Without a word, or with a gentler signal."""
     pid = Job.objects.get(pk=job.pk).child_pid
     assert pid, "it has no engine"
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
 
 
 def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:

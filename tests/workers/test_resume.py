@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,18 @@ def test_a_drained_training_continues_at_the_step_it_had_reached(
     attempt(job, lambda: bool(checkpoints_of(job)))
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
+    reached = max(curve(run))
+    attempt(claim_again(job), lambda: False)
+    assert begins(job) == [reached]
+    assert list(curve(run)) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: TrainingRun) -> None:
+    job = claim("gpu")
+    interrupted = work_until(job, lambda: bool(checkpoints_of(job)), lambda: kill_engine(job, signal.SIGTERM))
+    assert (interrupted.state, interrupted.excused) == (State.INTERRUPTED, 1)
+    assert interrupted.events.latest("seq").text == supervisor.DRAINED_BY_OTHERS
     reached = max(curve(run))
     attempt(claim_again(job), lambda: False)
     assert begins(job) == [reached]
