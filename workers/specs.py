@@ -139,6 +139,15 @@ class Hyperparameters:
         return max(1, math.ceil(epochs * math.ceil(train_rows / self.rows_per_step)))
 
 
+def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
+    """Hyper-parameters from loose values; unknown names and values out of range raise SpecError."""
+    known = {field.name for field in dataclasses.fields(Hyperparameters)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")
+    return Hyperparameters(**{name: value for name, value in values.items() if value is not None})
+
+
 @dataclass(frozen=True, kw_only=True)
 class BaseSpec:
     """A frozen pretrained model on local disk. `name` is its public name or hub id, never a path."""

@@ -8,8 +8,9 @@ from dashboard.api.choices import config_of, newest_version
 from dashboard.api.refusals import WRITING
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.training_runs import Forecast, RunIn
-from dashboard.models import TrainingRun, hyperparameters_from
+from dashboard.models import TrainingRun
 from dashboard.models.training_run import require_packing
+from workers.specs import hyperparameters_from
 
 router = Router()
 

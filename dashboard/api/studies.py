@@ -22,11 +22,11 @@ from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
-from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig, hyperparameters_from
+from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
 from dashboard.models.study_export import shown, whole
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from workers.errors import SpecError
-from workers.specs import Hyperparameters
+from workers.specs import Hyperparameters, hyperparameters_from
 
 router = Router()
 MOST_ROWS = 10_000

@@ -38,9 +38,9 @@ from dashboard.models import (
     State,
     TrainingRun,
     forgetting,
-    hyperparameters_from,
 )
 from dashboard.models.stopping import StopRefused, stop_run
+from workers.specs import hyperparameters_from
 
 router = Router()
 # Curves that a run may have; before their first point they are empty.

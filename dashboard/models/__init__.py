@@ -33,7 +33,7 @@ from dashboard.models.study import Study
 from dashboard.models.study_arm import StudyArm
 from dashboard.models.study_plan import ArmPlan
 from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import TrainingRun, hyperparameters_from
+from dashboard.models.training_run import TrainingRun
 from dashboard.models.user import User
 from dashboard.models.vote import Vote
 from dashboard.models.worker_node import WorkerNode
@@ -83,5 +83,4 @@ __all__ = [
     "User",
     "Vote",
     "WorkerNode",
-    "hyperparameters_from",
 ]

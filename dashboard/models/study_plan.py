@@ -14,12 +14,11 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import hyperparameters_from
 from workers.errors import SpecError
 from workers.forecast import adapter_params
 from workers.patterns import check_pattern
 from workers.presets import PRESETS, resolve
-from workers.specs import LIMITS, Hyperparameters
+from workers.specs import LIMITS, Hyperparameters, hyperparameters_from
 
 DEFAULT_SEEDS = (1, 2, 3)
 DEFAULT_MARGIN = 0.02

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -404,12 +403,3 @@ def unconfirmed(sentences: Sequence[str]) -> str:
     return gettext("Read this, and confirm it with `confirmed`: true. %(sentences)s") % {
         "sentences": " ".join(sentences)
     }
-
-
-def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
-    """Hyper-parameters from loose values; unknown names and values out of range raise SpecError."""
-    known = {field.name for field in dataclasses.fields(Hyperparameters)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")
-    return Hyperparameters(**{name: value for name, value in values.items() if value is not None})
