@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from pathlib import Path
 
 import pytest
 from django.test import Client
@@ -76,6 +78,20 @@ def test_it_says_that_a_kept_checkpoint_has_been_cleared_since(
     page = page_of(client, ed, run)
     assert CLEARED in page
     assert "Resume" not in page
+
+
+def test_it_calls_a_checkpoint_on_a_silent_disk_not_cleared(
+    client: Client, ed: User, run: TrainingRun, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(job, ed, "checkpoint", 5)
+
+    def refuse(_folder: Path) -> list[Path]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("workers.handover.checkpoints", refuse)
+    page = page_of(client, ed, run)
+    assert "Its checkpoint cannot be read at the moment" in page
+    assert CLEARED not in page
 
 
 def test_a_run_that_never_trained_has_lost_nothing(client: Client, ed: User, run: TrainingRun) -> None:
