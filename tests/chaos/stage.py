@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,16 +30,22 @@ class ServerBroker:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.port = folder, urlsplit(url).port or 0
         self.stack = ExitStack()
+        # It dies with the thread that started it, so that is one which lasts, not the one that kills.
+        self.starter = ThreadPoolExecutor(max_workers=1)
         self.restart()
 
     def restart(self) -> None:
         """A new process on the same port."""
+        self.starter.submit(self._restart).result()
+
+    def _restart(self) -> None:
         self.stack.close()
         self.process = self.stack.enter_context(servers.broker(self.folder, self.port))
 
     def close(self) -> None:
         """No broker any more."""
         self.stack.close()
+        self.starter.shutdown()
 
 
 class Stage:

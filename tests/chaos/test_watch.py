@@ -6,6 +6,8 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import psutil
 import pytest
 
 from dashboard.models import Job, State, TrainingRun
-from tests.chaos.stage import Stage
+from tests import servers
+from tests.chaos.stage import ServerBroker, Stage
 from tests.chaos.storm import Blow, Hit, Storm, schedule
 from tests.chaos.watch import STUCK_SECONDS, Watch
 from tests.workers.conftest import claim
@@ -88,6 +91,19 @@ def test_it_sees_a_row_that_waits_beside_an_idle_worker(run: TrainingRun, stage:
     age(watch, STUCK_SECONDS + 1)
     watch.look()
     assert any("interrupted after its back-off" in line for line in watch.stuck)
+
+
+@pytest.mark.skipif(bool(servers.what_is_missing()), reason="needs Debian's Valkey or Redis")
+def test_a_broker_outlives_the_thread_that_restarted_it(tmp_path: Path) -> None:
+    broker = ServerBroker(tmp_path / "broker", f"redis://127.0.0.1:{servers.free_port()}/0")
+    try:
+        restarting = threading.Thread(target=broker.restart)
+        restarting.start()
+        restarting.join()
+        time.sleep(0.5)
+        assert broker.process.poll() is None
+    finally:
+        broker.close()
 
 
 def asked(kills: int, pauses: int) -> argparse.Namespace:
