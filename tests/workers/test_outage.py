@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from django.conf import settings
-from django.db import connection
+from django.db import OperationalError, connection
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, MetricSeries, State, TrainingRun
 from tests.conftest import make_run
@@ -201,7 +202,9 @@ def test_a_curve_has_no_hole_after_an_outage_that_ended_the_attempt(
     run = make_run(real_dataset.project, real_dataset, real_base, max_steps=600)
     job = claim("gpu")
     away, back = database
-    work_until(job, MetricSeries.objects.filter(run=run).exists, away)
+    # A server that is away refuses the last look at the row as well.
+    with contextlib.suppress(OperationalError):
+        work_until(job, MetricSeries.objects.filter(run=run).exists, away)
     back()
     job.refresh_from_db()
     stored, reached = losses(run)[-1], job.checkpoint_step()
