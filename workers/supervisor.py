@@ -138,6 +138,8 @@ class Attempt:
             self.progress = event
             if event.phase == "training" and self.began_at is None:
                 self.began_at, self.stands_at = event.step, time.monotonic()
+                # Before its first point is stored: who sees a curve may ask to keep what it shows.
+                self.write_progress()
             if self.job.state == State.STARTING:
                 # A cancel that came first wins; it is seen at the next look.
                 with contextlib.suppress(IllegalMove):

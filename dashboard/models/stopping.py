@@ -93,8 +93,12 @@ def _discard_after_all(row: Job, actor: str) -> bool:
 
 
 def has_learned(row: Job) -> bool:
-    """Whether there is anything to keep: beyond its last checkpoint a lost attempt leaves nothing."""
-    return row.may_have_checkpoint or (row.state not in WAITING and bool(row.step))
+    """Whether there may be anything to keep: beyond its last checkpoint a lost attempt leaves nothing.
+
+    One that trains may be steps ahead of its row: what it really has, its engine finds when it stops.
+    """
+    trains = row.state not in WAITING and (row.phase == "training" or bool(row.step))
+    return row.may_have_checkpoint or trains
 
 
 def _words_of(row: Job, keep: str) -> str:

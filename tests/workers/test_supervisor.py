@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 from django.conf import settings
 
-from dashboard.models import Job, JobEvent, Project, State, TrainingRun, User
+from dashboard.models import Job, JobEvent, MetricSeries, Project, State, TrainingRun, User
 from dashboard.models.stopping import stop_run
 from tests.workers.conftest import cast, claim, play, work_until
 from workers import child, supervisor
@@ -173,6 +173,30 @@ while len(heard) < %d:
 tell("Failure", code="bad_model", message=", ".join(heard))
 tell("Bye", reason="failed")
 """
+
+
+LEARNS = """
+tell("Progress", phase="training", step=0, total=9)
+tell("Metrics", arm=0, step=1, values={"train/loss": 1.0})
+tell("Checkpoint", step=1, path="step-1", manifest_sha256="")
+tell("Progress", phase="saving")
+tell("Failure", code="bad_model", message="as asked")
+tell("Bye", reason="failed")
+"""
+
+
+def test_the_row_says_that_it_trains_before_anybody_sees_a_point_of_its_curve(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, phases = MetricSeries.objects.append, []
+
+    def look(*values: object) -> None:
+        phases.append(Job.objects.get(pk=run.job_id).phase)
+        append(*values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MetricSeries.objects, "append", look)
+    ended = play(LEARNS, claim("gpu"), monkeypatch)
+    assert (ended.error_message, phases) == ("as asked", ["training"])
 
 
 def three_runs(run: TrainingRun) -> list[TrainingRun]:
