@@ -58,6 +58,8 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
         return False
     if row.state == State.CANCELLING:
         return keep == row.keep or (not keep and _discard_after_all(row, actor))
+    if keep == Job.Keep.ADAPTER and _only_searches(row):
+        keep = Job.Keep.NOTHING
     # What is being saved is the best there is.
     if keep == Job.Keep.ADAPTER and (row.state == State.FINALIZING or row.keep == keep):
         return True
@@ -84,6 +86,12 @@ def _is_all_done(row: Job) -> bool:
     """Whether each of its arms has come to its end: its engine only has to say goodbye."""
     outcomes = row.training_runs.values_list("outcome", flat=True)
     return bool(outcomes) and all(outcomes)
+
+
+def _only_searches(row: Job) -> bool:
+    """Whether it only looks for a learning rate: nothing of that is published, so it has no best to keep."""
+    arms = row.training_runs.all()
+    return arms.exists() and not arms.filter(rung=None).exists()
 
 
 def _discard_after_all(row: Job, actor: str) -> bool:

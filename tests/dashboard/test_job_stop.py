@@ -68,6 +68,12 @@ def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
     assert training.events.filter(event="finish").count() == 1
 
 
+def test_of_a_search_for_a_rate_there_is_no_adapter_to_keep(training: Job, ed: User) -> None:
+    TrainingRun.objects.update(rung=0)
+    assert training.request_cancel(ed, keep="adapter")
+    assert (training.state, training.stop_wanted()) == (State.CANCELLING, "cancel")
+
+
 def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.stop_wanted()) == (State.CANCELLING, "park")

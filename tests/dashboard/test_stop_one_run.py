@@ -83,6 +83,18 @@ def test_of_a_search_for_a_rate_nothing_is_kept(training: Job, runs: Runs, ed: U
     assert arms_to_stop(training) == {0: "cancel"}
 
 
+def test_of_a_search_that_trains_alone_in_its_job_nothing_is_kept_either(run: TrainingRun, ed: User) -> None:
+    TrainingRun.objects.update(rung=0)
+    job = Job.objects.get(pk=run.job_id)
+    job.move("claim", attempt=1)
+    job.move("progress")
+    job.advance(step=5)
+    run.refresh_from_db()
+    stop_run(run, ed, "adapter")
+    job.refresh_from_db()
+    assert (job.state, job.stop_wanted()) == (State.CANCELLING, "cancel")
+
+
 def test_to_ask_again_changes_nothing(training: Job, runs: Runs, ed: User) -> None:
     for _time in range(2):
         stop_run(runs[0], ed, "adapter")
