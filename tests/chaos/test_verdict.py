@@ -27,6 +27,13 @@ def the_run(job: Job) -> list[int]:
     return list(job.training_runs.values_list("pk", flat=True))
 
 
+def draw(run: TrainingRun, last: int, *, spoilt: str = "", without: int = 0) -> None:
+    """All its curves up to a step, one of them perhaps with a gap."""
+    for name in (*verdict.EACH_STEP, verdict.HELD_OUT):
+        gap = without if name == spoilt else 0
+        MetricSeries.objects.append(run, name, [(step, 1.0) for step in range(1, last + 1) if step != gap])
+
+
 def test_it_has_nothing_against_a_clean_history(job: Job) -> None:
     assert verdict.illegal_moves() == []
 
@@ -97,17 +104,39 @@ def test_it_finds_missing_adapters_and_missing_files(job: Job) -> None:
     assert verdict.unscored() == [f"adapter {adapter.pk}"]
 
 
-def test_it_finds_a_gap_in_a_curve(job: Job) -> None:
+@pytest.mark.parametrize("name", [*verdict.EACH_STEP, verdict.HELD_OUT])
+def test_it_finds_a_gap_in_any_curve(job: Job, name: str) -> None:
     (run,) = job.training_runs.all()
-    MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 11) if step != 5])
-    assert verdict.curve_faults() == [f"run {run.pk}: 9 points for 10 steps, missing [5]"]
+    draw(run, 10, spoilt=name, without=5)
+    assert verdict.curve_faults() == [f"run {run.pk}, {name}: 9 points, right are 10, missing [5]"]
+
+
+def test_it_finds_a_curve_that_was_never_drawn(job: Job) -> None:
+    (run,) = job.training_runs.all()
+    draw(run, 10)
+    assert verdict.curve_faults() == []
+    MetricSeries.objects.get(name=verdict.HELD_OUT).delete()
+    assert len(verdict.curve_faults()) == 1
+
+
+@pytest.mark.parametrize(("outcome", "faults"), [("cancelled", 0), ("succeeded", 1)])
+def test_only_who_was_stopped_may_lack_its_last_held_out_loss(job: Job, outcome: str, faults: int) -> None:
+    (run,) = job.training_runs.all()
+    TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=10)
+    draw(run, 10, spoilt=verdict.HELD_OUT, without=10)
+    assert len(verdict.curve_faults()) == faults
+
+
+def test_held_out_losses_come_about_ten_times_and_at_the_end() -> None:
+    assert verdict.held_out_steps(4) == [1, 2, 3, 4]
+    assert verdict.held_out_steps(25) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
 
 
 @pytest.mark.parametrize(("outcome", "is_whole"), [("stopped_early", True), ("succeeded", False)])
 def test_it_finds_points_beyond_the_last_step(job: Job, outcome: str, is_whole: bool) -> None:
     (run,) = job.training_runs.all()
-    TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=10)
-    MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 13)])
+    TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=8)
+    draw(run, 10 if is_whole else 12)
     assert (verdict.curve_faults() == []) == is_whole
 
 

@@ -15,8 +15,18 @@ from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
 from workers.errors import RunError
 from workers.publishing import check_adapter
+from workers.workload import VALIDATIONS_PER_RUN
 
 KEPT = ("succeeded", "stopped_early")
+# What the engine tells of each step, in one line; the held-out loss comes at some of them.
+EACH_STEP = (
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "system/memory_bytes",
+)
+HELD_OUT = "validation/loss"
 
 
 def was_worn_out(job: Job, hits: Sequence[Hit]) -> bool:
@@ -109,23 +119,42 @@ def unscored() -> list[str]:
     return [f"adapter {adapter.pk}" for adapter in never]
 
 
-def curve(run: TrainingRun) -> list[int]:
-    """The steps of its curve, in the order in which they are kept."""
-    series = MetricSeries.objects.filter(run=run, name="train/loss").first()
-    return [int(step) for step, _loss in series.points()] if series else []
+def curve(run: TrainingRun, name: str = "train/loss") -> list[int]:
+    """The steps of one of its curves, in the order in which they are kept."""
+    series = MetricSeries.objects.filter(run=run, name=name).first()
+    return [int(step) for step, _value in series.points()] if series else []
 
 
 def curve_faults() -> list[str]:
-    """Each step stands once in its run's curve, without a gap; who came to the end has all, no more."""
+    """Each step stands once in each curve of its run, without a gap; who came to the end has all, no more."""
     found = []
     for run in TrainingRun.objects.exclude(job=None):
-        steps = curve(run)
-        # One that ended early keeps its best, and the steps after it stay in its curve.
-        last = run.total_steps if run.outcome == "succeeded" else max(len(steps), run.ended_step or 0)
-        if steps != list(range(1, last + 1)):
-            missing = sorted(set(range(1, last + 1)) - set(steps))[:5]
-            found.append(f"run {run.pk}: {len(steps)} points for {last} steps, missing {missing}")
+        # One that ended early keeps its best, and the steps after it stay in its curves.
+        is_whole = run.outcome == "succeeded"
+        last = run.total_steps if is_whole else max(len(curve(run)), run.ended_step or 0)
+        for name in EACH_STEP:
+            found += _faults(run, name, list(range(1, last + 1)))
+        due = held_out_steps(run.total_steps)
+        if not is_whole:
+            # A stop may come between the last step and its held-out loss.
+            before = sum(step < last for step in due)
+            due = due[: max(before, len(curve(run, HELD_OUT)))]
+        found += _faults(run, HELD_OUT, due)
     return found
+
+
+def _faults(run: TrainingRun, name: str, right: list[int]) -> list[str]:
+    steps = curve(run, name)
+    if steps == right:
+        return []
+    missing = sorted(set(right) - set(steps))[:5]
+    return [f"run {run.pk}, {name}: {len(steps)} points, right are {len(right)}, missing {missing}"]
+
+
+def held_out_steps(total: int) -> list[int]:
+    """After which steps the engine measures the held-out loss of a run that says nothing about it."""
+    every = max(1, round(total / VALIDATIONS_PER_RUN))
+    return [step for step in range(1, total + 1) if step % every == 0 or step == total]
 
 
 def leftovers() -> list[str]:
