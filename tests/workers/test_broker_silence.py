@@ -1,17 +1,18 @@
 """A broker that takes connections and never answers: nobody waits for it, and people are told.
 
-`CHAOS_SILENT_SECONDS` sets for how long it is silent. Web and dispatcher are real processes and have no other
-way to the broker than the silent one.
+`CHAOS_SILENT_SECONDS` sets for how long it is silent; `tests/chaos/silence.py` says what is judged. Web and
+dispatcher are real processes and have no other way to the broker than the silent one.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
+import re
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.cookiejar import CookieJar
 
 import pytest
 from django.conf import settings
@@ -20,15 +21,13 @@ from django.test import Client
 from redis import Redis
 
 from dashboard.models import BaseModel, Dataset, Job, Outbox, User, WorkerNode
+from tests.chaos.silence import SECONDS, held_up, p95
+from tests.conftest import PASSWORD
 from tests.e2e.installation import Answer, Api, send
 from tests.proxy import Proxy
 from tests.servers import free_port
 from tests.workers.programs import running, until
 
-SECONDS = float(os.environ.get("CHAOS_SILENT_SECONDS", "10"))
-# The goal is for the long form; the short one beside other tests only sees that nobody waits for an answer,
-# since the shortest time that anything waits for a broker is that of connecting to it, three seconds.
-MOST_SECONDS = 0.3 if SECONDS >= 300 else 2.5
 TOLD = b"The queue is unavailable at the moment"
 
 
@@ -56,6 +55,18 @@ def home(url: str, session: str) -> Answer:
     return send(urllib.request.Request(f"{url}/", headers={"Cookie": f"{name}={session}"}))
 
 
+def sign_in(url: str, person: User) -> str:
+    """Through the form, as browsers do; the session that begins with it."""
+    cookies = CookieJar()
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
+    page = browser.open(f"{url}/sign-in/", timeout=60).read().decode()
+    hidden = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
+    assert hidden, page
+    typed = {"csrfmiddlewaretoken": hidden.group(1), "login": person.email, "password": PASSWORD}
+    browser.open(f"{url}/sign-in/", data=urllib.parse.urlencode(typed).encode(), timeout=60)
+    return {cookie.name: cookie.value or "" for cookie in cookies}[settings.SESSION_COOKIE_NAME]
+
+
 @pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_silent_broker_holds_up_nobody_and_is_told(
@@ -79,25 +90,26 @@ def test_a_silent_broker_holds_up_nobody_and_is_told(
             assert TOLD not in home(url, session).body
             proxy.black_hole()
             silent = WorkerNode.objects.exclude(broker_silent_since=None)
-            submits, pages, began = [], [], time.monotonic()
+            submits, pages, entered, began = [], [], "", time.monotonic()
             while time.monotonic() - began < SECONDS:
                 asked = time.monotonic()
                 api.post("/runs", {"name": f"silent {len(submits)}", **chosen})
                 submits.append(time.monotonic() - asked)
                 assert home(url, session).status == 200
                 pages.append(time.monotonic() - asked - submits[-1])
+                if not entered and time.monotonic() - began > SECONDS / 2:
+                    entered = session = sign_in(url, mara)
                 time.sleep(1)
-            until(lambda: TOLD in home(url, session).body, 60, "the page says so")
+            assert entered, "nobody signed in while it was silent"
+            until(lambda: TOLD in home(url, entered).body, 60, "the page says so")
             assert silent.filter(leads_until__gt=Now()).exists()
             assert Job.objects.filter(kind="train", state="queued").count() == len(submits)
             proxy.heal()
             until(lambda: not Outbox.objects.filter(sent_at=None).exists(), 60, "all wake-ups are sent")
             until(lambda: not silent.exists(), 60, "the dispatcher notices that it is back")
             assert TOLD not in home(url, session).body
-    p95 = {
-        name: statistics.quantiles(took, n=20, method="inclusive")[-1]
-        for name, took in (("submits", submits), ("pages", pages))
-    }
-    words = ", ".join(f"{name} p95 {seconds * 1000:.0f} ms" for name, seconds in p95.items())
+    words = ", ".join(
+        f"{name} p95 {p95(took) * 1000:.0f} ms" for name, took in (("submits", submits), ("pages", pages))
+    )
     measured(f"{len(submits)} submits beside a broker silent for {SECONDS:.0f} s: {words}")
-    assert p95["submits"] < MOST_SECONDS
+    assert not held_up(submits)
