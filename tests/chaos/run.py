@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection
 
 from dashboard.models import Adapter, Job
-from tests.chaos import verdict
+from tests.chaos import silence, verdict
 from tests.chaos.stage import ServerBroker, Stage
 from tests.chaos.storm import Storm, schedule
 from tests.chaos.watch import Watch
@@ -50,8 +50,8 @@ def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, li
     try:
         api = Api(stage.installation.url, token(stage))
         work = Work(api, make_dataset(api), asked.jobs, asked.seed)
-        watch = Watch(stage, asked.pause_seconds)
-        storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs))
+        watch = Watch(stage)
+        storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs), watch.hits)
         ending = Ending()
         threading.excepthook = lambda died: ending.crashes.append(f"{died.thread}: {died.exc_value!r}")
         # Daemons, so that a storm that is broken off ends.
@@ -180,6 +180,9 @@ def checks(work: Work, storm: Storm, watch: Watch, ending: Ending) -> dict[str, 
         "temporary folders and checkpoints left": ending.left,
         "wake-ups not sent": verdict.unsent(),
         "wrong answers of the API": work.complaints,
+        "submits held up by a silent broker": silence.held_up(
+            verdict.during(storm.hits, work.submitted) if silence.IS_JUDGED else []
+        ),
         "blows that struck nobody": storm.shortfall(),
         "threads of the harness that died": ending.crashes,
         "not over in time": [] if ending.in_time else ["some jobs had not ended"],
@@ -202,7 +205,7 @@ def figures(name: str, seconds: list[float], places: int = 1) -> str:
     """Count, median, p95 and longest, in words."""
     if not seconds:
         return f"{name}: none measured."
-    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
+    p95 = silence.p95(seconds)
     numbers = (("median", statistics.median(seconds)), ("p95", p95), ("longest", max(seconds)))
     return f"{name}: {len(seconds)} times, " + ", ".join(f"{word} {n:.{places}f} s" for word, n in numbers)
 

@@ -167,6 +167,9 @@ class Storm:
             process.send_signal(signal.SIGSTOP if blow.seconds else signal.SIGKILL)
         except psutil.Error:
             return False
+        if blow.seconds:
+            # It may have claimed one in between, and holds that until it is continued.
+            held = tuple({*held, *self._held(blow.role, process)})
         self.hits.append(Hit(time.time(), blow.role, process.pid, blow.seconds, held))
         if blow.role not in ("trainer", "pool") and not blow.seconds:
             self.last[program] = time.monotonic()
