@@ -37,13 +37,17 @@ ENGINE = (sys.executable, "-m", "workers.engine")
 LAST_WORDS_SECONDS = 5.0
 LEAVE_SECONDS = 10.0
 PACES = 51
-# The first field of an event is its kind.
-PROGRESS = (b'{"event": "Progress"', b'{"event": "Metrics"')
+# The first field of an event is its kind. A step's values come right before its progress: they are no pace.
+PACE = b'{"event": "Progress"'
+SIGNS_OF_LIFE = (PACE, b'{"event": "Metrics"', b'{"event": "Working"')
 # Only these reach the child; broker, database and secret key stay with the parent.
 PASSED_ON = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SSL_CERT_FILE",
-    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY",
-    "GRAFTWORKS_DISK_RESERVE_BYTES", faults.ASKED, faults.ONCE,
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES", faults.ASKED, faults.ONCE,
+)  # fmt: skip
+# And these where it downloads; a proxy's address may hold a password.
+FOR_DOWNLOADS = (
+    "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
 
 
@@ -57,7 +61,8 @@ class Child:
     stop_asked: float = 0.0
     was_killed: bool = False  # by this parent
     dead_since: float = 0.0  # when its death was noticed
-    progress_at: float = field(default_factory=time.monotonic)
+    progress_at: float = field(default_factory=time.monotonic)  # the last sign of life
+    paced_at: float = field(default_factory=time.monotonic)
     kills: Kills = field(init=False)
     arms_asked: dict[int, str] = field(default_factory=dict)  # to end alone, and why
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=PACES))
@@ -70,6 +75,9 @@ class Child:
         """Execute `python -m workers.engine` in its own session and hand it the spec."""
         outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
         ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
+        # Asked while an earlier attempt was at work, and not carried out by it.
+        wishes = arms_to_stop(job)
+        # Nothing that may fail stands behind this line: a child that nobody holds would train unseen.
         process = subprocess.Popen(
             [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
             stdin=subprocess.PIPE,
@@ -84,8 +92,7 @@ class Child:
         child._limit()
         threading.Thread(target=child._read, daemon=True).start()
         child.tell({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
-        # Asked while an earlier attempt was at work, and not carried out by it.
-        child.ask_arms_to_stop(arms_to_stop(job))
+        child.ask_arms_to_stop(wishes)
         return child
 
     def _limit(self) -> None:
@@ -99,17 +106,18 @@ class Child:
         assert self.process.stdout is not None  # noqa: S101 - opened above
         with contextlib.suppress(ValueError):  # closed by `kill`
             while line := self.process.stdout.readline(MAX_LINE + 1):
-                if line.startswith(PROGRESS):
-                    now = time.monotonic()
-                    self._paces.append(now - self.progress_at)
-                    self.progress_at = now
+                if line.startswith(SIGNS_OF_LIFE):
+                    self.progress_at = time.monotonic()
+                if line.startswith(PACE):
+                    self._paces.append(self.progress_at - self.paced_at)
+                    self.paced_at = self.progress_at
                 self.lines.put(line)
         self.kills.close()
         self.lines.close()
 
     @property
     def pace(self) -> float:
-        """The median of the seconds between two signs of progress."""
+        """The median of the seconds between two words on how far it is."""
         return statistics.median(tuple(self._paces) or (0.0,))
 
     @property
@@ -187,6 +195,6 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
-    if kind in (Job.Kind.TRAIN, Job.Kind.EVALUATE):
-        known["HF_HUB_OFFLINE"] = "1"
-    return known
+    if kind == Job.Kind.INSPECT:
+        return known | {name: os.environ[name] for name in FOR_DOWNLOADS if name in os.environ}
+    return known | {"HF_HUB_OFFLINE": "1"}

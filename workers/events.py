@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 MAX_LINE = 4 * 1024 * 1024
 # Why a child may be asked to stop, the strongest last. `drain`: write a checkpoint, somebody goes on later.
@@ -58,6 +58,11 @@ class Metrics:
     arm: int
     step: int
     values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Working:
+    """It works on, within a piece that takes long: nothing to count or to measure yet."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +130,14 @@ class Bye:
     reason: str
 
 
-Event = Hello | Progress | Metrics | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
+Event = (
+    Hello | Progress | Metrics | Working | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
+)
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else one of STOPS
 ShouldStopArm = Callable[[int], str]  # the same for one arm: "", or one of ARM_STOPS
 
-_TYPES: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (Hello, Progress, Metrics, Message, Artifact, Checkpoint, ArmEnd, Result, Failure, Bye)
-}
+_TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def to_line(event: Event) -> str:

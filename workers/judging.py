@@ -211,7 +211,7 @@ def _end(job: Job, tally: Tally, stop: str) -> None:
     if stop == "cancel":
         job.move("stopped", actor=job.worker, fenced=True)
     elif stop:
-        job.interrupt(PUT_ASIDE["drain"], actor=job.worker, blameless=True)
+        job.interrupt(PUT_ASIDE, actor=job.worker, blameless=True)
     elif tally.total and not tally.judged:
         message = (
             f"None of the judge's {tally.unreadable:,} replies was the verdict that was asked for, so "

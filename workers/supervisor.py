@@ -47,10 +47,7 @@ STALL_SECONDS = 15 * 60.0
 STALL_PACES = 10
 SUSPECTED = "oom_suspected"
 DRAINED_BY_OTHERS = "Something outside Graftworks asked the engine to stop, and it did so in order."
-PUT_ASIDE = {
-    "drain": "The worker is shutting down.",
-    "finish": "It could not stop in time, and does so at its next start.",
-}
+PUT_ASIDE = "The worker is shutting down."
 
 
 class Fenced(Exception):
@@ -81,8 +78,9 @@ class Attempt:
     is_warned: bool = False
     progress: Progress | None = None
     began_at: int | None = None  # the step from which a training continues
-    stands_at: float = 0.0  # since when it stands there
+    is_shown: bool = False  # that it trains, to whoever reads its row
     has_stepped: bool = False
+    pressed: float = 0.0  # since when it may not take its time any more
 
     def write_down(self, child: Child) -> None:
         """Take what the child has said, keep the lease, and see what the row asks for. Bears repetition."""
@@ -99,10 +97,13 @@ class Attempt:
         if now - self.looked >= LOOK_SECONDS:
             self.looked = now
             self.flush()
-            wanted = self.job.stop_wanted()
-            if wanted is None:
-                raise Fenced
-            self.wanted, self.arms_to_stop = wanted, arms_to_stop(self.job)
+            self._look()
+
+    def _look(self) -> None:
+        wanted = self.job.stop_wanted()
+        if wanted is None:
+            raise Fenced
+        self.wanted, self.arms_to_stop = wanted, arms_to_stop(self.job)
 
     def _come_back(self) -> None:
         """The lease may have run out meanwhile, and a move that was not committed has left a wrong state."""
@@ -114,16 +115,21 @@ class Attempt:
             raise Fenced
         self.renewed = time.monotonic()
 
-    def keep_lease(self) -> None:
-        """Ask for this between two pieces of what takes long: nobody else may take the job meanwhile."""
-        if time.monotonic() - self.renewed >= RENEW_SECONDS:
+    def stay_alive(self, child: Child) -> None:
+        """Between two pieces of what takes long: nobody else takes the job, and the child hears of a stop."""
+        now = time.monotonic()
+        if now - self.renewed >= RENEW_SECONDS:
             self._renew()
             self.database.answered()
+        if now - self.looked >= LOOK_SECONDS:
+            self.looked = now
+            self._look()
+            self.stop_where_wanted(child)
 
     def flush(self) -> None:
-        """Write the batched metrics and the newest progress."""
-        self.recorder.flush()
+        """Write the newest progress and the batched metrics: a curve is never ahead of its row."""
         self.write_progress()
+        self.recorder.flush()
 
     def take(self, line: bytes) -> None:
         """Note one line of the child."""
@@ -136,10 +142,11 @@ class Attempt:
             self.job.advance(child_pid=event.pid, child_started=birth(event.pid))
         elif isinstance(event, Progress):
             self.progress = event
-            if event.phase == "training" and self.began_at is None:
-                self.began_at, self.stands_at = event.step, time.monotonic()
+            if event.phase == "training" and not self.is_shown:
+                self.began_at = event.step
                 # Before its first point is stored: who sees a curve may ask to keep what it shows.
                 self.write_progress()
+                self.is_shown = True
             if self.job.state == State.STARTING:
                 # A cancel that came first wins; it is seen at the next look.
                 with contextlib.suppress(IllegalMove):
@@ -183,25 +190,27 @@ class Attempt:
         if RANK.index(wanted) > RANK.index(self.stop_reason):
             self.stop_reason = wanted
             child.ask_to_stop(wanted)
+        if self.stop_reason and not self.takes_its_time:
+            self.pressed = self.pressed or time.monotonic()
+
+    @property
+    def takes_its_time(self) -> bool:
+        """Whether a child saves its best and nobody waits for the worker: what is kept is worth the time.
+
+        It may have to load first, or to end a long step, and several arms are saved one after the other.
+        """
+        return self.stop_reason == "finish" and not (self.is_lost or self.draining())
 
     def has_overstayed(self, child: Child) -> bool:
         """Whether the time to stop is over, for the child and for what is still to be written."""
-        began = child.stop_asked
-        # What is to be kept can be saved only once all is loaded, and a large model takes its time.
-        if self.loads_to_finish and not (self.is_lost or self.draining()):
+        if not self.stop_reason or self.takes_its_time:
             return False
-        if self.stop_reason == "finish":
-            began = max(began, self.stands_at)
-        return bool(self.stop_reason) and time.monotonic() - began > GRACE_SECONDS[self.stop_reason]
-
-    @property
-    def loads_to_finish(self) -> bool:
-        """Whether a child that shall save its best does not stand yet where an earlier attempt left it."""
-        return self.stop_reason == "finish" and not self.stands_at
+        began = max(child.stop_asked, self.pressed)
+        return time.monotonic() - began > GRACE_SECONDS[self.stop_reason]
 
     def watch_progress(self, child: Child) -> None:
-        """Warn about a child that stands still, then end it. One that was asked to stop has its own time."""
-        if (self.stop_reason and not self.loads_to_finish) or child.has_ended:
+        """Warn about a child that stands still, then end it. One that has to hurry has its own limit."""
+        if (self.stop_reason and not self.takes_its_time) or child.has_ended:
             return
         limit = max(STALL_SECONDS, STALL_PACES * child.pace)
         silent = time.monotonic() - child.progress_at
@@ -226,9 +235,9 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
     The parent-death signal of the child is tied to the thread that started it.
     """
     attempt = Attempt(job, recorder, draining)
-    recorder.alive = attempt.keep_lease
     with _log(job) as log, _slot(job) as occupy, attempt.database.watched():
         child = Child.start(job, out_dir, log)
+        recorder.alive = lambda: attempt.stay_alive(child)
         try:
             occupy(child.process.pid)
             _watch(attempt, child)
@@ -245,7 +254,7 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[]
 
 
 def _watch(attempt: Attempt, child: Child) -> None:
-    """Until the child has ended and its lines are written, or it overstays its time to stop."""
+    """Until the child has ended and its lines are written; one that overstays its time to stop is ended."""
     last_turn = time.monotonic()
     while True:
         if attempt.database.since:
@@ -266,9 +275,8 @@ def _watch(attempt: Attempt, child: Child) -> None:
             return
         if has_ended:
             _give_up_where_lost(attempt, child)
-        elif attempt.has_overstayed(child):
+        elif attempt.has_overstayed(child) and child.process.poll() is None:
             child.kill()
-            return
 
 
 def _give_up_where_lost(attempt: Attempt, child: Child) -> None:
@@ -314,13 +322,11 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
             job.interrupt(reason, actor=worker, blameless=True)
         elif attempt.is_stalled:
             job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
-        elif attempt.stop_reason:
-            reason = PUT_ASIDE.get(attempt.stop_reason, "It was asked to stop.")
+        elif attempt.pressed:
+            reason = PUT_ASIDE
             if attempt.is_lost:
                 reason = f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes."
-            # Who never gets as far as saving must not try for ever.
-            was_late = attempt.stop_reason == "finish" and not (attempt.is_lost or attempt.draining())
-            job.interrupt(reason, actor=worker, blameless=not was_late)
+            job.interrupt(reason, actor=worker, blameless=True)
         elif attempt.farewell == "drain":
             # A signal to the engine alone, which it obeys as it would a worker that shuts down.
             job.interrupt(DRAINED_BY_OTHERS, actor=worker, blameless=True)

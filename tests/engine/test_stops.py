@@ -197,6 +197,30 @@ def test_an_arm_whose_end_nobody_stored_is_saved_again(
     assert_equal(weights(tmp_path / "again"), before)
 
 
+def test_before_the_best_is_saved_all_it_has_learned_is_safe(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Whoever dies while saving, or is heard by nobody, saves again instead of training again."""
+    asker, _ends = run_until("finish", 5, make_spec(max_steps=50), tmp_path)
+    kinds = [type(event) for event in asker if isinstance(event, Checkpoint | Artifact)]
+    assert kinds == [Checkpoint, Artifact]
+    assert asker.of(Checkpoint)[0].step == 5
+
+
+def test_before_one_run_of_several_is_saved_all_it_has_learned_is_safe(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    asker = Asker("finish", 4)
+    train(
+        [make_spec(name=str(seed), seed=seed, max_steps=6, validation_steps=5) for seed in (1, 2)],
+        tmp_path,
+        report=asker,
+        should_stop_arm=lambda arm: asker.should_stop() if arm == 0 else "",
+        checkpoint_dir=tmp_path / "kept",
+    )
+    saved = next(place for place, event in enumerate(asker) if isinstance(event, Artifact))
+    before = [event.step for event in asker[:saved] if isinstance(event, Checkpoint)]
+    assert before[-1] == 4
+
+
 def test_to_finish_leaves_an_adapter_of_every_arm_that_has_learned(
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from workers.engine import model as model_module
 from workers.engine import train as train_module
 from workers.engine.train import learning_rate, train
 from workers.errors import DataError, Diverged, ModelError, RunError, Stopped, TargetError
-from workers.events import ArmEnd, Artifact, Event, Message, Metrics, Progress
+from workers.events import ArmEnd, Artifact, Event, Message, Metrics, Progress, Working
 from workers.specs import BaseSpec, Hyperparameters, TargetSpec, TrainSpec
 
 MakeSpec = Callable[..., TrainSpec]
@@ -126,6 +126,25 @@ def test_it_tells_the_story_of_a_run(make_spec: MakeSpec, tmp_path: Path, record
     assert summary["train_loss"] == record.series("train/loss")[-1]
     assert summary["best_validation_loss"] == min(record.series("validation/loss"))
     assert summary["peak_memory_bytes"] > 0
+
+
+def test_it_says_that_it_works_within_a_step_and_within_a_validation(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of a large model may take longer than anybody waits for a silent process."""
+    monkeypatch.setattr(train_module, "WORKING_SECONDS", 0.0)
+    spec = make_spec(max_steps=2, gradient_accumulation_steps=3, per_device_train_batch_size=1)
+    train([spec], tmp_path, report=record)
+    between = dict.fromkeys(("step", "validation"), 0)
+    before: list[Event] = []
+    for event in record:
+        if isinstance(event, Metrics):
+            kind = "step" if "train/loss" in event.values else "validation"
+            between[kind] += sum(isinstance(one, Working) for one in before)
+            before = []
+        before.append(event)
+    assert between["step"] == 6
+    assert between["validation"] >= 2
 
 
 def test_it_counts_steps_by_epochs(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import subprocess
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,12 +14,14 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from dashboard.models import Adapter, Job, State, TrainingRun
+from dashboard.models import Adapter, Job, State, TrainingRun, User
 from tests.workers.conftest import claim, play
 from tests.workers.test_recorders import SUCCEEDED, make_artifact
 from workers import publishing, recorders, supervisor
+from workers.child import Child
 from workers.publishing import Alive, PublishError, check_adapter, publish_folder
 from workers.recorders import TrainRecorder
+from workers.spool import Spool
 from workers.supervisor import Attempt, Fenced
 
 # Says that it has an adapter, and that its only arm has succeeded.
@@ -42,7 +48,9 @@ def begin(job: Job, folder: Path) -> tuple[Attempt, TrainRecorder]:
     job.move("progress")
     recorder = TrainRecorder(job, folder)
     attempt = Attempt(job, recorder, lambda: False)
-    recorder.alive = attempt.keep_lease
+    ended = Child(subprocess.Popen(["true"]), Spool(folder), io.BytesIO())
+    ended.process.wait()
+    recorder.alive = lambda: attempt.stay_alive(ended)
     return attempt, recorder
 
 
@@ -60,6 +68,40 @@ def test_the_supervisor_lends_its_lease_to_who_publishes(job: Job, monkeypatch: 
     monkeypatch.setattr(recorders, "publish_adapter", slow)
     assert play(DONE, job, monkeypatch).error_code == "publish_failed"
     assert left[0] > timedelta(seconds=60)
+
+
+STOPPED_MEANWHILE = """
+tell("Progress", phase="training", step=0, total=9)
+tell("Artifact", arm=0, path="arm-0/adapter", files={})
+tell("ArmEnd", arm=0, outcome="succeeded", step=1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("%s", "w").write(sys.stdin.readline())
+tell("Bye", reason="cancel")
+"""
+
+
+def test_a_stop_is_passed_on_while_one_adapter_of_several_is_published(
+    job: Job, run: TrainingRun, ed: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.pk, run._state.adding, run.name = None, True, "Second"
+    run.save()
+    heard = tmp_path / "heard"
+    waited: list[float] = []
+
+    def slow(_source: Path, _target: Path, _files: dict[str, str], alive: Alive) -> None:
+        assert Job.objects.get(pk=job.pk).request_cancel(ed)
+        began = time.monotonic()
+        while not heard.exists() and time.monotonic() - began < 5:
+            alive()
+            time.sleep(0.02)
+        waited.append(time.monotonic() - began)
+        raise PublishError("This was enough.")
+
+    monkeypatch.setattr(recorders, "publish_adapter", slow)
+    ended = play(STOPPED_MEANWHILE % heard, job, monkeypatch)
+    assert json.loads(heard.read_text()) == {"stop": "cancel"}
+    assert waited[0] < 2
+    assert (ended.state, Adapter.objects.count()) == (State.CANCELLED, 0)
 
 
 def test_the_lease_is_kept_from_piece_to_piece(

@@ -16,10 +16,14 @@ from django.conf import settings
 
 from dashboard.models import Job, JobEvent, MetricSeries, Project, State, TrainingRun, User
 from dashboard.models.stopping import stop_run
+from tests.dashboard.conftest import make_checkpoint
 from tests.workers.conftest import cast, claim, play, work_until
 from workers import child, supervisor
-from workers.tasks import attempt
+from workers.events import MAX_LINE, ArmEnd
+from workers.recorders import TrainRecorder
+from workers.tasks import attempt, work
 
+FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Bye", reason="failed")\n'
 HELLO = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2}\', flush=True)\n'
 
 
@@ -27,6 +31,18 @@ HELLO = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2
 def job(db: None, project: Project) -> Job:
     Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
     return claim("cpu")
+
+
+def test_who_signals_the_whole_group_drains_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
+    told = 'tell("Progress", phase="counting")\nos.kill(os.getppid(), signal.SIGTERM)\n'
+    told += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    told += 'tell("Bye", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    cast(told, job, monkeypatch)
+    work.apply([job.pk], routing_key="cpu")
+    job.refresh_from_db()
+    assert (job.state, job.excused) == (State.INTERRUPTED, 1)
+    assert job.events.latest("pk").text == supervisor.PUT_ASIDE
 
 
 def test_it_gives_no_secret_to_the_child(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +53,21 @@ def test_it_gives_no_secret_to_the_child(job: Job, monkeypatch: pytest.MonkeyPat
     seen = (Path(settings.DATA_DIR) / "work" / "environment").read_text()
     assert "canary-7341" not in seen
     assert "OMP_NUM_THREADS" in seen
+
+
+def test_only_who_downloads_learns_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "https://user:password@proxy.example.org")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere/token")
+    told = {kind for kind in Job.Kind if "password" in str(child.environment(kind, Path("out")))}
+    tokens = {kind for kind in Job.Kind if "HF_TOKEN_PATH" in child.environment(kind, Path("out"))}
+    assert told == tokens == {Job.Kind.INSPECT}
+
+
+def test_it_survives_a_line_without_end_and_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = play(HELLO + f'print("x" * {MAX_LINE + 10_000_000}, flush=True)\n' + FAILS, job, monkeypatch)
+    warnings = [event.text for event in JobEvent.objects.filter(job=job, level="warning")]
+    assert warnings[0].startswith(f"The engine sent a line that could not be read: a line of {MAX_LINE + 1}")
+    assert ended.error_message == "as asked"
 
 
 def test_it_survives_a_garbage_line_and_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +103,7 @@ def test_a_stop_needs_no_room_on_the_disk(job: Job, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(supervisor, "_log", full)
     ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch, draining=lambda: True)
     assert (ended.state, ended.error) == (State.INTERRUPTED, None)
-    assert job.events.latest("pk").text == supervisor.PUT_ASIDE["drain"]
+    assert job.events.latest("pk").text == supervisor.PUT_ASIDE
 
 
 def test_a_log_on_a_full_disk_costs_no_attempt(
@@ -180,8 +211,6 @@ tell("Progress", phase="training", step=0, total=9)
 tell("Metrics", arm=0, step=1, values={"train/loss": 1.0})
 tell("Checkpoint", step=1, path="step-1", manifest_sha256="")
 tell("Progress", phase="saving")
-tell("Failure", code="bad_model", message="as asked")
-tell("Bye", reason="failed")
 """
 
 
@@ -195,7 +224,7 @@ def test_the_row_says_that_it_trains_before_anybody_sees_a_point_of_its_curve(
         append(*values)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MetricSeries.objects, "append", look)
-    ended = play(LEARNS, claim("gpu"), monkeypatch)
+    ended = play(LEARNS + FAILS, claim("gpu"), monkeypatch)
     assert (ended.error_message, phases) == ("as asked", ["training"])
 
 
@@ -262,14 +291,52 @@ def test_a_person_who_keeps_the_best_is_passed_on(
     assert play(HEARS % 1, waiting, monkeypatch).error_message == "finish"
 
 
-def test_a_child_that_cannot_finish_in_time_may_do_so_later(
+def test_a_child_that_cannot_finish_before_its_worker_leaves_does_so_later(
+    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, began = claim("gpu"), time.monotonic()
+    Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
+    make_checkpoint(waiting, step=1)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.1)
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.5)
+    deaf = 'signal.alarm(60)\ntell("Progress", phase="training", step=1, total=9)\nsys.stdin.readline()\n'
+    deaf += "time.sleep(60)\n"
+    ended = play(deaf, waiting, monkeypatch, lambda: time.monotonic() - began > 3)
+    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
+    assert 3.5 < time.monotonic() - began < 20, "the time to hurry begins when the worker is told to leave"
+
+
+def test_what_is_said_while_its_time_runs_out_is_still_heard(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = claim("gpu")
     Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
-    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.5)
-    ended = play(HEARS % 2, waiting, monkeypatch)
-    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 0, Job.Keep.ADAPTER)
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.2)
+    ended: list[TrainingRun] = []
+
+    def publish_slowly(_recorder: TrainRecorder, end: ArmEnd) -> None:
+        time.sleep(1)
+        run.end(end.outcome, step=end.step)
+        ended.append(run)
+
+    monkeypatch.setattr(TrainRecorder, "_end_arm", publish_slowly)
+    saves = """
+tell("Progress", phase="training", step=1, total=9)
+sys.stdin.readline()
+tell("ArmEnd", arm=0, outcome="succeeded", step=1)
+time.sleep(0.3)
+tell("Bye", reason="done")
+"""
+    assert play(saves, waiting, monkeypatch, lambda: bool(ended)).state == State.SUCCEEDED
+
+
+def test_saving_the_best_takes_as_long_as_it_takes(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = claim("gpu")
+    Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
+    monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.2)
+    saving = 'tell("Progress", phase="training", step=1, total=9)\nsys.stdin.readline()\ntime.sleep(1)\n'
+    saved = 'tell("Failure", code="bad_model", message="It is saved.")\ntell("Bye", reason="failed")\n'
+    assert play(saving + saved, waiting, monkeypatch).error_message == "It is saved."
 
 
 def test_a_child_that_cannot_save_in_time_keeps_nothing_and_that_is_said(

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
 from django.conf import settings
+from django.db import OperationalError
 
 from dashboard.models import Job, JobEvent, State, TrainingRun
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import cast, claim, play
 from workers import child, slots, supervisor
 from workers.child import Child
 from workers.identity import SPAN
@@ -27,6 +29,7 @@ tell("Progress", phase="training", step=0, total=9)
 tell("Progress", phase="training", step=1, total=9)
 time.sleep(60)
 """
+FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Bye", reason="failed")\n'
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -58,6 +61,50 @@ def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None
     attempt.watch_progress(watched)
     assert attempt.is_stalled
     assert watched.leave() < 0
+
+
+LONG_STEPS = """
+for step in range(9):
+    tell("Metrics", arm=0, step=step, values={"train/loss": 1.0})
+    tell("Progress", phase="training", step=step, total=99)
+    time.sleep(0.2)
+time.sleep(60)
+"""
+
+
+def test_the_pace_of_a_training_is_that_of_its_steps(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step says two things at once; the time between those two is no pace."""
+    cast(LONG_STEPS, job, monkeypatch)
+    with (tmp_path / "log").open("wb") as log:
+        watched = Child.start(job, tmp_path / "out", log)
+    try:
+        deadline = time.monotonic() + 20
+        while len(watched._paces) < 9 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert watched.pace >= 0.2
+    finally:
+        watched.kill()
+
+
+def test_a_sign_of_life_within_a_long_step_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
+    working = 'tell("Progress", phase="training", step=0, total=9)\n'
+    working += 'for _ in range(12):\n    tell("Working")\n    time.sleep(0.25)\n'
+    ended = play(working + FAILS, job, monkeypatch)
+    assert (ended.error_message, JobEvent.objects.filter(job=job, level="warning").count()) == ("as asked", 0)
+
+
+def test_nothing_that_may_fail_stands_between_the_start_of_a_child_and_who_ends_it(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that nobody holds would train unseen, beside the next attempt."""
+    cast("time.sleep(60)\n", job, monkeypatch)
+    monkeypatch.setattr(child, "arms_to_stop", mock.Mock(side_effect=OperationalError("away")))
+    with pytest.raises(OperationalError):
+        Child.start(job, tmp_path / "out", io.BytesIO())
+    assert not psutil.Process().children()
 
 
 def test_a_parent_that_slept_while_its_child_ended_hears_its_last_words(

@@ -43,6 +43,7 @@ from workers.events import (
     Report,
     ShouldStop,
     ShouldStopArm,
+    Working,
     never_stop,
     never_stop_arm,
     print_event,
@@ -50,6 +51,8 @@ from workers.events import (
 from workers.specs import Hyperparameters, TrainSpec
 
 PROGRESS_SECONDS = 0.5
+# Whoever watches ends a training that is silent for long; one step alone may take longer than that.
+WORKING_SECONDS = 30.0
 
 
 @dataclass
@@ -181,8 +184,9 @@ def train(
     try:
         loop.run()
     except Stopped as stop:
-        if stop.reason in ("drain", "park"):
+        if stop.reason != "cancel":
             keeper.write_last(arms)
+        if stop.reason in ("drain", "park"):
             raise
         saver.stop(arms, stop.reason)
         if stop.reason == "cancel":
@@ -257,7 +261,7 @@ class Loop:
     def __post_init__(self) -> None:
         unfinished = [arm.step for arm in self.arms if arm.is_live and not arm.is_done]
         self.begin = min(unfinished, default=self.steps)
-        self.started = self.told = time.monotonic()
+        self.started = self.told = self.worked = time.monotonic()
 
     @property
     def steps(self) -> int:
@@ -290,6 +294,9 @@ class Loop:
         """End this arm before its next step where somebody asked for it; the others never notice."""
         reason = self.should_stop_arm(arm.index)
         if reason and arm.is_live:
+            # Who dies while saving only saves again.
+            if reason == "finish":
+                self.keeper.write_last(self.arms)
             self.report(Message(f"{arm.spec.name} was stopped after step {arm.step:,}, as asked."))
             self.saver.stop([arm], reason)
 
@@ -308,7 +315,7 @@ class Loop:
             return False
         lora.set_dropout(self.model, False)
         set_recompute(self.model, False)
-        held_out = validation_loss(self.scorer, arm, self.device, self.asked)
+        held_out = validation_loss(self.scorer, arm, self.device, self.work_on)
         arm.note_validation(held_out)
         self.keeper.tell(Metrics(arm.index, step, {"validation/loss": held_out}))
         faults.point("train.after_validation")
@@ -365,7 +372,20 @@ class Loop:
             loss.backward()
             loss_sum += float(loss.detach())
             tokens += batch.tokens
+            self.say_it_works()
         return loss_sum, tokens
+
+    def say_it_works(self) -> None:
+        """A sign of life within a step or a validation, once in a while."""
+        now = time.monotonic()
+        if now - self.worked >= WORKING_SECONDS:
+            self.worked = now
+            self.report(Working())
+
+    def work_on(self) -> str:
+        """Asked between two batches of held-out rows."""
+        self.say_it_works()
+        return self.asked()
 
     def tell(self, step: int) -> None:
         """How far it is, and about how many seconds are left."""
