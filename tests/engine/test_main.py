@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import pytest
 
 from tests.engine.conftest import Recorder
@@ -422,3 +424,34 @@ def test_each_kind_of_ending_has_its_own_code() -> None:
     assert hidden.code == "internal_error"
     assert "secret" not in hidden.message
     assert from_line(to_line(hidden)) == hidden
+
+
+STARTS_AN_ENGINE = """
+import subprocess, sys, time
+command = [sys.executable, "-m", "workers.engine", "train", "-", sys.argv[1]]
+print(subprocess.Popen(command, stdin=int(sys.argv[2]), pass_fds=[int(sys.argv[2])]).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_dies_with_its_parent_even_where_its_standard_input_stays_open(tmp_path: Path) -> None:
+    """A third process may hold the other end of the pipe, so that its closing never comes."""
+    ours, theirs = os.pipe()
+    command = [sys.executable, "-c", STARTS_AN_ENGINE, str(tmp_path), str(ours)]
+    try:
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, pass_fds=[ours]) as parent:
+            assert parent.stdout is not None
+            engine = psutil.Process(int(parent.stdout.readline()))
+            until = time.monotonic() + 60
+            spent = -1.0
+            # It waits for its spec once it needs no more processor time.
+            while (now := sum(engine.cpu_times()[:2])) != spent or not now:
+                assert time.monotonic() < until
+                spent = now
+                time.sleep(1.5)
+            parent.kill()
+        _gone, alive = psutil.wait_procs([engine], timeout=5)
+        assert not alive
+    finally:
+        os.close(ours)
+        os.close(theirs)
