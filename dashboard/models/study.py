@@ -347,7 +347,8 @@ class Study(models.Model):
     def stop(self, by: User | None = None, *, reason: str = "") -> bool:
         """Ask every job of it to stop, or none; runs that have finished keep their adapters.
 
-        False if it had ended. What follows from it, `advance` does.
+        `reason`: why it stops by itself, which leaves alone what somebody is stopping already, perhaps with
+        something kept. False if it had ended. What follows from it, `advance` does.
         """
         with transaction.atomic():
             self.lock()
@@ -358,8 +359,10 @@ class Study(models.Model):
             # Whoever moves several jobs in the queue does so first as well; workers have one job each.
             self.project.hold()
             open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
-            for job in Job.objects.filter(pk__in=open_ones).order_by("pk"):
-                job.request_cancel(by)
+            # Locked, so that nobody asks to keep something between the look at a job and its stop.
+            for job in Job.objects.select_for_update().filter(pk__in=open_ones).order_by("pk"):
+                if not (reason and job.stop_is_asked):
+                    job.request_cancel(by)
         return True
 
     def go_on(self) -> float:
