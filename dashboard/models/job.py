@@ -320,9 +320,12 @@ class Job(models.Model):
                 run_after=db_now(wait),
                 slot=None,
             )
-            self.refresh_from_db(fields=["fruitless", "excused"])
+            self.refresh_from_db(fields=["fruitless", "excused", "keep"])
             # A page would say for minutes that it continues by itself, and it would not.
-            if self.is_hopeless:
+            if self.keep == Job.Keep.ADAPTER and not self.may_have_checkpoint:
+                words = _("Nothing had been saved yet, so there is nothing to keep.")
+                self.move("cancel_waiting", reason=words, keep=Job.Keep.NOTHING)
+            elif self.is_hopeless:
                 self.try_again()
 
     def abandon(self, reason: str) -> None:

@@ -407,6 +407,10 @@ class Walk:
                 self.wait(row)
 
     def wait(self, row: Row) -> None:
+        if row.keep == "adapter" and not row.has_checkpoint:
+            row.keep, row.slot = "", None
+            row.end(State.CANCELLED)
+            return
         if row.fruitless >= MAX_FRUITLESS or row.attempt - row.excused >= MAX_ATTEMPTS:
             row.slot = None
             row.end(State.FAILED)

@@ -154,6 +154,24 @@ def test_a_waiting_job_with_a_checkpoint_finishes_at_its_next_attempt(training: 
     assert claimed.stop_wanted() == "finish"
 
 
+def test_who_was_to_keep_its_best_and_has_lost_all_does_not_wait_to_be_told_so(
+    training: Job, ed: User
+) -> None:
+    training.request_cancel(ed, keep="adapter")
+    training.interrupt("the worker died")
+    training.refresh_from_db()
+    assert (training.state, training.keep) == (State.CANCELLED, "")
+    assert words(training).endswith("Nothing had been saved yet, so there is nothing to keep.")
+    assert [run.outcome for run in training.training_runs.all()] == ["cancelled"]
+
+
+def test_who_was_to_keep_its_best_goes_on_from_its_checkpoint(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=3)
+    training.request_cancel(ed, keep="adapter")
+    training.interrupt("the worker died")
+    assert (training.state, training.keep) == (State.INTERRUPTED, "adapter")
+
+
 def test_a_waiting_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
     make_checkpoint(training, step=3)
     training.interrupt("the worker died")
