@@ -137,23 +137,26 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             if candidate is None:
                 continue  # deleted with its project
             try:
-                candidate.move(
-                    "claim",
-                    actor=worker,
-                    attempt=models.F("attempt") + 1,
-                    fruitless=models.F("fruitless") + 1,
-                    worker=worker,
-                    slot=slot,
-                    host=host,
-                    pid=pid,
-                    pid_started=pid_started,
-                    child_pid=None,
-                    lease_until=db_now(LEASE),
-                    started_at=Now(),
-                    phase="",
-                    step=0,
-                    eta_seconds=None,
-                )
+                with transaction.atomic():
+                    if node and node.is_paused_now():
+                        return None
+                    candidate.move(
+                        "claim",
+                        actor=worker,
+                        attempt=models.F("attempt") + 1,
+                        fruitless=models.F("fruitless") + 1,
+                        worker=worker,
+                        slot=slot,
+                        host=host,
+                        pid=pid,
+                        pid_started=pid_started,
+                        child_pid=None,
+                        lease_until=db_now(LEASE),
+                        started_at=Now(),
+                        phase="",
+                        step=0,
+                        eta_seconds=None,
+                    )
             except IllegalMove:
                 continue  # another worker was quicker
             except IntegrityError:
@@ -176,7 +179,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
     def unanswered(self, seconds: int = 30) -> JobQuerySet:
-        """Waiting jobs that nobody has claimed for a while although their wake-up went out."""
+        """Waiting jobs that nobody has claimed for a while although their wake-up went out.
+
+        Half a minute, so that a job whose wake-up a broker lost starts within a minute, its start included.
+        Waiting longer between two would save little: there are never more of them than idle workers.
+        """
         overdue = db_now(timedelta(seconds=-seconds))
         on_its_way = Outbox.objects.filter(job=models.OuterRef("pk")).filter(
             models.Q(sent_at=None) | models.Q(sent_at__gt=overdue)

@@ -166,6 +166,11 @@ class WorkerNode(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def is_paused_now(self) -> bool:
+        """Ask inside a transaction: until its end nobody pauses this worker."""
+        paused = WorkerNode.objects.select_for_update().filter(pk=self.pk).values_list("paused_at", flat=True)
+        return paused.first() is not None
+
     def pause(self, by: object) -> None:
         """It ends what it has and takes nothing more, also after a restart, until somebody resumes it."""
         free = WorkerNode.objects.filter(pk=self.pk, paused_at=None)

@@ -6,7 +6,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Job, Outbox, Project, User, WorkerNode
+from dashboard.models import Job, Outbox, Project, TrainingRun, User, WorkerNode
+from dashboard.models.job_queue import JobQuerySet
 
 
 @pytest.fixture
@@ -58,6 +59,24 @@ def test_a_superuser_may_without_a_project(client: Client, project: Project, nod
 def test_others_may_not(client: Client, node: WorkerNode, name: str, request: pytest.FixtureRequest) -> None:
     client.force_login(request.getfixturevalue(name))
     assert (press(client, node), paused(node)) == (403, False)
+
+
+def test_who_pauses_a_worker_while_it_looks_for_work_is_in_time(
+    node: WorkerNode, run: TrainingRun, mara: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at its own row and its claim."""
+    in_turn = JobQuerySet.in_turn
+
+    def meanwhile(jobs: JobQuerySet, queue: str, **asked: bool) -> object:
+        node.pause(mara)
+        return in_turn(jobs, queue, **asked)
+
+    monkeypatch.setattr(JobQuerySet, "in_turn", meanwhile)
+    claimed = Job.objects.claim("gpu", worker=node.name, slot="s", host="h", pid=1, pid_started=1.0)
+    assert claimed is None
+    monkeypatch.setattr(JobQuerySet, "in_turn", in_turn)
+    node.resume()
+    assert Job.objects.claim("gpu", worker=node.name, slot="s", host="h", pid=1, pid_started=1.0)
 
 
 def test_a_dispatcher_cannot_be_paused(client: Client, mara: User) -> None:
