@@ -324,7 +324,7 @@ class Job(models.Model):
             # A page would say for minutes that it continues by itself, and it would not.
             if self.keep == Job.Keep.ADAPTER and not self.may_have_checkpoint:
                 words = _("Nothing had been saved yet, so there is nothing to keep.")
-                self.move("cancel_waiting", reason=words, keep=Job.Keep.NOTHING)
+                self.move("cancel_waiting", reason=str(words), keep=Job.Keep.NOTHING)
             elif self.is_hopeless:
                 self.try_again()
 
