@@ -43,6 +43,18 @@ DEED_WORDS = {
 NOBODY = ("", "system")
 
 
+class JobEventQuerySet(models.QuerySet["JobEvent"]):
+    """Histories are read and appended to. They go with their job alone, by the database's cascade."""
+
+    def update(self, **_fields: Any) -> int:
+        """Refused, as `save` refuses it."""
+        raise TypeError("A JobEvent is never changed.")
+
+    def delete(self) -> tuple[int, dict[str, int]]:
+        """Refused: delete the job."""
+        raise TypeError("A JobEvent is never deleted without its job.")
+
+
 class JobEvent(models.Model):
     """One line of a job's history; appended, never changed."""
 
@@ -57,6 +69,8 @@ class JobEvent(models.Model):
     level = models.CharField(max_length=10, default="info")
     created_at = models.DateTimeField(db_default=Now())
 
+    objects = JobEventQuerySet.as_manager()
+
     class Meta:
         ordering = ["job", "seq"]
         constraints = [models.UniqueConstraint(fields=["job", "seq"], name="job_event_seq_once")]
@@ -69,6 +83,10 @@ class JobEvent(models.Model):
         if self.pk:
             raise TypeError("A JobEvent is never changed.")
         super().save(*args, **kwargs)
+
+    def delete(self, *_args: Any, **_kwargs: Any) -> tuple[int, dict[str, int]]:
+        """Never alone."""
+        raise TypeError("A JobEvent is never deleted without its job.")
 
     @property
     def words(self) -> str:

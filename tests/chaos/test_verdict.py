@@ -9,7 +9,7 @@ from dashboard.models.adapter import WEIGHTS
 from tests.chaos import verdict
 from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
-from tests.conftest import finish
+from tests.conftest import finish, rewrite
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_it_finds_a_failed_evaluation_unless_the_storm_wore_it_out(job: Job) -> 
     ],
 )
 def test_it_finds_moves_that_no_table_lists(job: Job, change: dict[str, object], what: str) -> None:
-    JobEvent.objects.filter(job=job, event="progress").update(**change)
+    rewrite(JobEvent.objects.filter(job=job, event="progress"), **change)
     assert any(what in line for line in verdict.illegal_moves())
 
 

@@ -9,6 +9,7 @@ from dashboard.models import (
     JobEvent,
     TrainingRun,
 )
+from tests.conftest import rewrite
 
 
 def expect(run: TrainingRun, seconds: float) -> TrainingRun:
@@ -22,7 +23,7 @@ def held(job: Job | None, begin: datetime, seconds: float) -> None:
     """Let the ended job's only attempt have held its worker from `begin` on."""
     assert job is not None
     events = JobEvent.objects.filter(job=job)
-    events.filter(event="claim").update(created_at=begin)
+    rewrite(events.filter(event="claim"), created_at=begin)
     end = begin + timedelta(seconds=seconds)
-    events.filter(event__in=["succeed", "fail", "stopped"]).update(created_at=end)
+    rewrite(events.filter(event__in=["succeed", "fail", "stopped"]), created_at=end)
     Job.objects.filter(pk=job.pk).update(finished_at=end)

@@ -24,7 +24,7 @@ from dashboard.models import (
 from dashboard.models.compute_budget import Standing, months_of
 from dashboard.models.compute_use import HOUR, Month, by_person, holds, in_hours, unit_words
 from dashboard.models.worker_node import WorkerNode
-from tests.conftest import finish, make_run
+from tests.conftest import finish, make_run, rewrite
 from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
@@ -53,7 +53,7 @@ def test_it_counts_evaluations_and_nothing_that_needs_no_device(run: TrainingRun
     adapter = publish(run)
     job = finish(Evaluation.objects.submit(adapter, None))
     begin = Month.present().begin
-    JobEvent.objects.update(created_at=begin)
+    rewrite(JobEvent.objects.all(), created_at=begin)
     Job.objects.update(finished_at=begin)
     held(job, begin, 90)
     assert used(project) == pytest.approx(90)
@@ -75,14 +75,14 @@ def test_it_counts_each_attempt_and_not_the_wait_between_them(run: TrainingRun, 
     for event, seconds in moments.items():
         rows = JobEvent.objects.filter(job=job, event=event).order_by("seq").values_list("pk", flat=True)
         for pk, after in zip(list(rows), seconds, strict=True):
-            JobEvent.objects.filter(pk=pk).update(created_at=begin + timedelta(seconds=after))
+            rewrite(JobEvent.objects.filter(pk=pk), created_at=begin + timedelta(seconds=after))
     assert used(project) == pytest.approx(300)
 
 
 def test_it_counts_what_still_works_up_to_now(run: TrainingRun, project: Project) -> None:
     assert run.job is not None
     run.job.move("claim", attempt=1)
-    JobEvent.objects.filter(event="claim").update(created_at=timezone.now() - timedelta(seconds=40))
+    rewrite(JobEvent.objects.filter(event="claim"), created_at=timezone.now() - timedelta(seconds=40))
     assert 39 < used(project) < 60 or Month.present().begin > timezone.now() - timedelta(seconds=60)
 
 
