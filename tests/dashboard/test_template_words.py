@@ -9,7 +9,7 @@ from django import forms
 from django.template import Context, Template
 from django.utils import timezone
 
-from dashboard.models import State
+from dashboard.models import Job, State
 from dashboard.templatetags.graftworks import (
     STATE_LOOKS,
     duration,
@@ -103,22 +103,34 @@ def test_the_absolute_time_is_on_hover_and_in_print() -> None:
     assert "2 hours ago" in text
 
 
-@pytest.mark.parametrize(
-    ("state", "kind", "word"),
-    [
-        ("queued", "", "Waiting"),
-        ("running", "train", "Training"),
-        ("running", "evaluate", "Evaluating"),
-        ("running", "import", "Importing"),
-        ("running", "", "Running"),
-        ("finalizing", "train", "Saving"),
-        ("cancelled", "train", "Stopped"),
-        ("stopped_early", "train", "Stopped early, best kept"),
-        ("draft", "", "Draft"),
-    ],
-)
+STATE_WORDS = [
+    ("draft", "", "Draft"),
+    ("queued", "train", "Waiting"),
+    ("starting", "train", "Starting"),
+    ("running", "train", "Training"),
+    ("running", "evaluate", "Evaluating"),
+    ("running", "import", "Importing"),
+    ("running", "inspect", "Inspecting"),
+    ("running", "judge", "Judging"),
+    ("running", "", "Running"),
+    ("finalizing", "train", "Saving"),
+    ("cancelling", "train", "Stopping"),
+    ("interrupted", "train", "Interrupted, will continue by itself"),
+    ("succeeded", "train", "Finished"),
+    ("stopped_early", "train", "Stopped early, best kept"),
+    ("failed", "train", "Failed"),
+    ("cancelled", "train", "Stopped"),
+]
+
+
+@pytest.mark.parametrize(("state", "kind", "word"), STATE_WORDS)
 def test_a_state_has_its_word(state: str, kind: str, word: str) -> None:
     assert state_word(state, kind) == word
+
+
+def test_no_state_is_left_without_a_word() -> None:
+    assert {*State.values, "draft", "stopped_early"} == {state for state, _kind, _word in STATE_WORDS}
+    assert {*Job.Kind.values, ""} == {kind for state, kind, _word in STATE_WORDS if state == "running"}
 
 
 def test_every_state_has_a_look_and_only_failure_is_red() -> None:
