@@ -28,6 +28,8 @@ REMEMBERED = 20
 # Of what a job at work says itself, and of a kind that has ended only a few times.
 ETA_SPREAD = (0.8, 1.0, 1.25)
 FEW, FEW_SPREAD = 5, (0.5, 1.0, 2.0)
+# Of a job that was asked to stop: it finishes its step, and saves what is to be kept.
+STOPPING: Seconds = (2.0, 20.0, 60.0)
 # A job that outlasts the usual time has at least this share of it before it.
 OVERTIME = 0.1
 # The number of a job that is not there yet.
@@ -94,6 +96,16 @@ class Outlook:
         return {pk: place for line in self.lines.values() for place, pk in enumerate(line, start=1)}
 
     @classmethod
+    def of(cls, job: Job | None) -> Outlook:
+        """That of the queue in which a job waits; an empty one for a job that does not."""
+        waits = job is not None and job.state == State.QUEUED
+        return cls.read([job.queue]) if job is not None and waits else cls({}, {})
+
+    def place(self, job: Job | None) -> tuple[int | None, Start | None]:
+        """A job's place in its queue and when it probably starts; None for what is not known."""
+        return (self.places.get(job.pk), self.starts.get(job.pk)) if job else (None, None)
+
+    @classmethod
     def read(cls, queues: Iterable[str] = Job.Queue.values, *, also: Waiting | None = None) -> Outlook:
         """As it stands now, in a fixed number of queries per queue. `also` waits in each as well."""
         lines: dict[str, list[int]] = {}
@@ -149,6 +161,8 @@ def usual_seconds(kind: str) -> Seconds:
 
 def remaining(job: Job, usual: Seconds) -> Seconds:
     """How long a job at work still takes: what it says itself, else what its kind usually takes."""
+    if job.stop_is_asked:
+        return STOPPING
     if job.eta_seconds is not None:
         return job.eta_seconds * ETA_SPREAD[0], job.eta_seconds, job.eta_seconds * ETA_SPREAD[2]
     gone = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0

@@ -33,7 +33,7 @@ from dashboard.models.job_state import WAITING
 from dashboard.models.queue import Outlook
 from dashboard.models.standstill import standstill_of
 from dashboard.models.stopping import StopRefused, companions, has_learned, stop_run
-from dashboard.stages import PHASES, eta_range, stages, stopping_words
+from dashboard.stages import PHASES, eta_range, said, stages, stopping_words
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run
 from workers.specs import Hyperparameters
@@ -176,10 +176,11 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
     stopping = stopping_words(run)
+    steps = stages(run, evaluation)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
-    outlook = Outlook.read([working.queue]) if working and working.state == State.QUEUED else None
+    position, start = Outlook.of(working).place(working)
     waits = bool(working and working.state == State.QUEUED)
     no_4bit = waits and run.in_4bit and not WorkerNode.objects.packing().exists()
     return {
@@ -187,13 +188,14 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "working": working,
         "evaluation": evaluation,
         "phase": PHASES.get(working.phase, working.phase) if working else "",
-        "stages": stages(run, evaluation),
-        "position": outlook.places.get(working.pk) if working and outlook else None,
-        "start": outlook.starts.get(working.pk) if working and outlook and not no_4bit else None,
+        "stages": steps,
+        "said": said(steps, working),
+        "position": position,
+        "start": None if no_4bit else start,
         "stopping": stopping,
         "standstill": standstill_of(working),
         "no_4bit": no_4bit,
-        "eta": None if stopping else eta_range(working),
+        "eta": eta_range(run if working and working == run.job else working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
         "device": node.device if node else run.measured.get("device", ""),

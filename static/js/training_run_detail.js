@@ -12,6 +12,7 @@ const announcement = document.getElementById("run-announcement");
 const curves = { "train/loss": [], "validation/loss": [] };
 let state = region.querySelector("[data-state]").dataset.state;
 let announced = 0;
+let told = "";
 let logged = 0;
 
 function show() {
@@ -45,11 +46,13 @@ async function load() {
   return facts;
 }
 
+// Another state is told at once, how far the same one is only now and then.
 function announce() {
-  const percent = region.querySelector("[data-percent]").dataset.percent;
-  if (!percent || Date.now() - announced < ANNOUNCE_MILLISECONDS) return;
+  const { work, announcement: sentence } = region.querySelector("[data-announcement]").dataset;
+  if (work === told && Date.now() - announced < ANNOUNCE_MILLISECONDS) return;
+  told = work;
   announced = Date.now();
-  announcement.textContent = announcement.dataset.template.replace("%(percent)s", percent);
+  if (announcement.textContent !== sentence) announcement.textContent = sentence;
 }
 
 // Whether the page shows now what the server says.
