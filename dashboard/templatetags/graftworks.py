@@ -20,7 +20,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from dashboard.models import Job, State
+from dashboard import stages
+from dashboard.models import Job, State, TrainingRun
 from dashboard.models.compute_use import in_hours
 
 register = template.Library()
@@ -252,6 +253,12 @@ def about(value: float | str | None) -> str:
 def hours(value: float | str | None) -> str:
     """Seconds of a device as hours: 0.42 h, 3.1 h, 20 h."""
     return "–" if value is None or isinstance(value, str) else in_hours(value)
+
+
+@register.filter
+def time_left(row: TrainingRun | Job | str | None) -> float | None:
+    """Seconds until the last step of a run or job; None where nobody knows or it was asked to stop."""
+    return None if isinstance(row, str) else stages.time_left(row)
 
 
 @register.filter

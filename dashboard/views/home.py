@@ -66,12 +66,12 @@ def live(request: Request) -> dict[str, Any]:
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
     waiting = list(own.order_by("pk")[:SHOWN])
     queues = {job.queue for job in waiting}
-    places = Outlook.read(queues).places
+    outlook = Outlook.read(queues)
     stopped = {queue: one for queue, one in standstills().items() if queue in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
-        "waiting": [(job, places.get(job.pk)) for job in waiting],
+        "waiting": [(job, *outlook.place(job)) for job in waiting],
         "standstills": told(stopped),
     }
 

@@ -16,6 +16,7 @@ from dashboard.models.evaluation import scoring_of
 from dashboard.models.queue import Outlook, Start
 from dashboard.models.standstill import Standstill, standstill_of
 from dashboard.models.study_plan import halvings
+from dashboard.stages import time_left
 
 PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
 # Nothing more happens to a cell in one of these.
@@ -128,9 +129,10 @@ class Grid:
         trainings = [job for one in self.columns for job in one.jobs if job.kind == Job.Kind.TRAIN]
         waiting = sum(job.state == State.QUEUED for job in trainings)
         for job in trainings:
-            if job.eta_seconds is not None and job.started_at:
+            left = time_left(job)
+            if left is not None and job.started_at:
                 gone = (timezone.now() - job.started_at).total_seconds()
-                return job.eta_seconds + waiting * (gone + job.eta_seconds)
+                return left + waiting * (gone + left)
         return None
 
 
