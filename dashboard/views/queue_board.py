@@ -25,8 +25,8 @@ from dashboard.models import (
 )
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.queue import Outlook, Start
-from dashboard.models.standstill import standstills, told
-from dashboard.stages import loses_nothing, stop_loses
+from dashboard.models.standstill import standstill_of, standstills, told
+from dashboard.stages import ended_words, loses_nothing, stop_loses
 
 GONE_AFTER = timedelta(hours=24)
 # Of each queue; one's own jobs behind these are shown as well.
@@ -67,6 +67,11 @@ class Line:
     def stop_loses(self) -> str:
         """What a stop takes away, in words."""
         return stop_loses(self.job)
+
+    @property
+    def ended_words(self) -> str:
+        """How its runs ended, where it had several; "" for others."""
+        return ended_words(self.job)
 
     @property
     def took(self) -> timedelta | None:
@@ -145,6 +150,12 @@ def board_context(request: Request) -> dict[str, Any]:
     }
 
 
+def waiting_context(job: Job | None) -> dict[str, Any]:
+    """What the page of its subject tells of a job that waits: its place, its start, and why it has none."""
+    position, start = Outlook.of(job).place(job)
+    return {"position": position, "start": start, "standstill": standstill_of(job)}
+
+
 def waiting_lines(reader: Reader) -> tuple[list[Line], dict[str, int]]:
     """What waits, per queue in the order of claims, and how many of each queue are not shown."""
     outlook = Outlook.read()
@@ -200,7 +211,7 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             Prefetch(
                 "training_runs",
                 TrainingRun.objects.select_related("study_arm__study").only(
-                    "name", "job", "spec", "rung", "study_arm__study__name"
+                    "name", "job", "spec", "rung", "outcome", "error_code", "study_arm__study__name"
                 ),
             ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),

@@ -12,8 +12,19 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import BaseModel, Dataset, Job, Outbox, Project, TrainingRun, User, WorkerNode
-from tests.conftest import make_dataset, make_run
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    Job,
+    Outbox,
+    Project,
+    State,
+    Study,
+    TrainingRun,
+    User,
+    WorkerNode,
+)
+from tests.conftest import finish, make_dataset, make_run
 from tests.dashboard.studies import end_training, make_study
 
 
@@ -249,3 +260,72 @@ def test_it_tells_what_ended_in_the_last_day(
 @pytest.mark.parametrize("route", ["queue-index", "queue-board"])
 def test_strangers_sign_in_first(client: Client, vera: User, route: str) -> None:
     assert client.get(reverse(route)).status_code == 302
+
+
+def ended_study(study: Study, *endings: tuple[str, str]) -> Job:
+    """The training job of a study, ended, with an outcome and error code for each of its runs."""
+    job = study.jobs().earliest("pk")
+    runs = list(job.training_runs.order_by("pk"))
+    for run, (outcome, code) in zip(runs, endings, strict=True):
+        TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, error_code=code)
+    some = any(outcome in ("succeeded", "stopped_early") for outcome, _code in endings)
+    return finish(job, State.SUCCEEDED if some else State.FAILED)
+
+
+FINISHED, EARLY, DIVERGED = ("succeeded", ""), ("stopped_early", ""), ("failed", "diverged")
+FAILED, STOPPED = ("failed", "publish_failed"), ("cancelled", "")
+
+
+@pytest.mark.parametrize(
+    ("endings", "words"),
+    [
+        ((FINISHED, FINISHED, FINISHED), "3 of 3 finished"),
+        ((FINISHED, FINISHED, DIVERGED), "2 of 3 finished, 1 diverged"),
+        ((FINISHED, EARLY, STOPPED), "2 of 3 finished, 1 stopped"),
+        ((EARLY, DIVERGED, FAILED), "1 of 3 finished, 1 diverged, 1 failed"),
+        ((DIVERGED, DIVERGED, FAILED), "none of 3 finished, 2 diverged, 1 failed"),
+    ],
+)
+def test_a_job_of_several_runs_tells_how_each_of_them_ended(
+    client: Client,
+    vera: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    endings: tuple[tuple[str, str], ...],
+    words: str,
+) -> None:
+    study = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1])
+    ended_study(study, *endings)
+    client.force_login(vera)
+    assert f"<span>{words}</span>" in board(client)
+
+
+def test_a_job_of_one_run_has_plain_words(client: Client, vera: User, run: TrainingRun) -> None:
+    assert run.job
+    finish(run.job)
+    run.end("succeeded", step=10)
+    client.force_login(vera)
+    text = board(client)
+    assert "<span>Finished</span>" in text
+    assert "of 1 finished" not in text
+
+
+def test_more_runs_that_ended_need_no_more_queries(
+    client: Client,
+    vera: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    django_assert_max_num_queries: DjangoAssertNumQueries,
+) -> None:
+    client.force_login(vera)
+    ended_study(make_study(project, dataset, base_model, seeds=[1]), FINISHED, DIVERGED)
+    with CaptureQueriesContext(connection) as few:
+        board(client)
+    slugs = ("efficient", "mlp", "attention", "quality")
+    ended_study(
+        make_study(project, dataset, base_model, slugs=slugs, seeds=[1]), FINISHED, EARLY, DIVERGED, STOPPED
+    )
+    with django_assert_max_num_queries(len(few)):
+        assert "2 of 4 finished, 1 diverged, 1 stopped" in board(client)
