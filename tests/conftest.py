@@ -39,7 +39,7 @@ PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|compute_(budget|use)|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog|leftovers"
+    r"|compute_(budget|use)|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog"
     r"|retention|judging|evaluation|rescoring|(api|study)_score_again|stop_one_run|api_training_run_stop)"
 )
 
