@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Any
 
 from django import forms
@@ -38,6 +39,7 @@ class FolderForm(forms.Form):
         validators=[hub_id_rule],
         help_text=_("Stands in every adapter as the name of its base model, so that others can find it."),
     )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False, initial=uuid.uuid4)
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,6 +72,7 @@ class HubForm(forms.Form):
         validators=[revision_rule],
         help_text=_("A branch, tag or commit. Left empty, the newest commit is taken and kept."),
     )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False, initial=uuid.uuid4)
 
     def __init__(self, *args: Any, project: Project, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class UploadForm(forms.Form):
         required=False,
         help_text=_("Otherwise one bad row stops the import, and the report names every one of them."),
     )
+
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False, initial=uuid.uuid4)
 
     def clean_file(self) -> UploadedFile[Any]:
         """A file with something in it, of a kind that the import reads, no larger than the limit."""

@@ -15,10 +15,11 @@ from django_htmx.http import HttpResponseClientRefresh
 
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
-from dashboard.models import BaseModel, Role, State, TargetModuleConfig
+from dashboard.models import BaseModel, Job, Project, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
 from dashboard.models.forecast import Outlook, Reckoner
-from dashboard.models.standstill import standstill_of
+from dashboard.views.launching import key_of
+from dashboard.views.queue_board import waiting_context
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import INSPECT, ModelError, TargetError, advice
 from workers.forecast import adapter_bytes, adapter_params
@@ -50,10 +51,14 @@ def create(request: Request) -> HttpResponse:
         request.POST if source == "hub" else None, project=request.project, auto_id="id_hub_%s"
     )
     form = hub_form if source == "hub" else folder_form
-    if form.is_valid():
-        base_model = add(request, BaseModel.Source(source), form.cleaned_data)
-        if base_model:
-            return redirect(base_model)
+    is_valid = form.is_valid()
+    # Asked first: sent again, the form names a model that the project has by now.
+    base_model = added_with(request.project, form) if form.is_bound else None
+    if base_model is None and is_valid:
+        base_model = add(request, BaseModel.Source(source), form)
+    if base_model:
+        return redirect(base_model)
+    if is_valid:
         form.add_error("hub_id", _("This project already has that base model."))
     context = {
         "folder_form": folder_form,
@@ -65,15 +70,36 @@ def create(request: Request) -> HttpResponse:
     return render(request, "base_models/create.html", context, status=422 if request.POST else 200)
 
 
-def add(request: Request, source: BaseModel.Source, values: dict[str, Any]) -> BaseModel | None:
+def added_with(project: Project, form: FolderForm | HubForm) -> BaseModel | None:
+    """The model that this form has added already, if it was sent before."""
+    job = Job.objects.answered(project, key_of(form))
+    if job is None or job.kind != Job.Kind.INSPECT:
+        return None
+    asked = {name: str(form.data.get(name, "")).strip() for name in ("hub_id", "revision")}
+    if (job.spec.get("revision") or "") != asked["revision"]:
+        return None
+    named = BaseModel.objects.filter(project=project, hub_id=asked["hub_id"])
+    # Inspected again since, it has another job.
+    return named.filter(job=job).first() or named.first()
+
+
+def add(request: Request, source: BaseModel.Source, form: FolderForm | HubForm) -> BaseModel | None:
     """The new row with its inspect job, or None when somebody else has just added the same model."""
+    values = {name: value for name, value in form.cleaned_data.items() if name != "idempotency_key"}
+    # Whoever goes back and asks for another model sends that under the old key.
+    key = "" if Job.objects.answered(request.project, key_of(form)) else key_of(form)
     name = values.get("name") or values["hub_id"].rpartition("/")[2]
     try:
         return BaseModel.objects.add(
-            project=request.project, by=request.user, source=source, **{**values, "name": name}
+            project=request.project,
+            by=request.user,
+            source=source,
+            idempotency_key=key,
+            **{**values, "name": name},
         )
     except IntegrityError:
-        return None
+        # Perhaps the other request of a double click was quicker by a moment.
+        return added_with(request.project, form)
 
 
 @require_GET
@@ -86,7 +112,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "may_manage": request.user.projects(Role.MANAGER)
         .filter(pk=base_model.project_id or request.project.pk)
         .exists(),
-        "standstill": standstill_of(base_model.job),
+        **waiting_context(base_model.job),
         **cause(base_model),
         "census": census,
         "outdated": outdated,
@@ -105,7 +131,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
     if base_model.job is None or base_model.job.is_over:
         return HttpResponseClientRefresh()
-    context = {"base_model": base_model, "standstill": standstill_of(base_model.job)}
+    context = {"base_model": base_model, **waiting_context(base_model.job)}
     return render(request, "base_models/_progress.html", context)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
+from django.db import IntegrityError
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.text import slugify
@@ -18,8 +20,18 @@ from django_htmx.http import HttpResponseClientRefresh
 from dashboard.charts import length_bars
 from dashboard.forms.datasets import ColumnsForm, UploadForm
 from dashboard.gate import Request
-from dashboard.models import Dataset, DatasetVersion, ImportKept, Role, State, TrainingRun
-from dashboard.models.standstill import standstill_of
+from dashboard.models import (
+    Dataset,
+    DatasetVersion,
+    ImportKept,
+    Job,
+    Project,
+    Role,
+    State,
+    TrainingRun,
+)
+from dashboard.views.launching import key_of
+from dashboard.views.queue_board import waiting_context
 from workers.errors import IMPORT, ColumnsUnclear, DataError, advice
 
 # Of a part of a row that is shown; rows may hold a megabyte.
@@ -48,18 +60,46 @@ def create(request: Request) -> HttpResponse:
     if not form.is_valid():
         context = {"form": form, "limit": settings.UPLOAD_LIMIT_BYTES}
         return render(request, "datasets/create.html", context, status=422 if form.is_bound else 200)
-    values = form.cleaned_data
+    return redirect(uploaded(request, form))
+
+
+def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
+    """The version that the form asks for; the same form sent again leads to the first one's."""
+    values, key = form.cleaned_data, key_of(form)
+    earlier = uploaded_with(request.project, key)
+    sent = (values["name"], values["file"].name, values["file"].size)
+    if earlier and (earlier.dataset.name, earlier.filename, earlier.size_bytes) == sent:
+        return earlier
     dataset = Dataset.objects.named(request.project, values["name"], request.user)
-    version = dataset.add_version(
-        Dataset.keep_upload(values["file"]),
-        values["file"].name,
-        by=request.user,
-        prompt_column=values["prompt_column"],
-        completion_column=values["completion_column"],
-        group_column=values["group_column"],
-        skip_bad_rows=values["skip_bad_rows"],
-    )
-    return redirect(version)
+    upload = Dataset.keep_upload(values["file"])
+    try:
+        return dataset.add_version(
+            upload,
+            values["file"].name,
+            by=request.user,
+            prompt_column=values["prompt_column"],
+            completion_column=values["completion_column"],
+            group_column=values["group_column"],
+            skip_bad_rows=values["skip_bad_rows"],
+            # Whoever goes back and chooses another file sends another upload under the old key.
+            idempotency_key="" if earlier else key,
+        )
+    except IntegrityError:
+        # The other request of a double click was quicker by a moment.
+        upload.unlink()
+        quicker = uploaded_with(request.project, key)
+        if quicker is None:
+            raise
+        return quicker
+
+
+def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
+    """The version that an earlier form with this key made, if any; it may have been imported again since."""
+    job = Job.objects.answered(project, key)
+    if job is None or job.kind != Job.Kind.IMPORT:
+        return None
+    upload = Path(job.spec["upload"]).name
+    return DatasetVersion.objects.filter(project=project, upload=upload).select_related("dataset").first()
 
 
 @require_POST
@@ -88,7 +128,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
     if version is None or version.job is None or version.job.is_over:
         return HttpResponseClientRefresh()
     context = {"dataset": dataset, "version": version, "may_edit": may_edit(request, dataset)}
-    context["standstill"] = standstill_of(version.job)
+    context |= waiting_context(version.job)
     return render(request, "datasets/_progress.html", context)
 
 
@@ -163,7 +203,7 @@ def detail_context(
         "version": version,
         "versions": dataset.versions.select_related("job").defer("report").order_by("-version"),
         "form": form,
-        "standstill": standstill_of(version.job) if version else None,
+        **waiting_context(version.job if version else None),
         **cause(version),
         "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
         "lengths": length_bars(found.get("token_lengths", {})),

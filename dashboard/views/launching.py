@@ -25,14 +25,25 @@ class LaunchForm(Protocol):
     def add_error(self, field: str | None, error: Any) -> None: ...
 
 
+class Keyed(Protocol):
+    """A form that was checked and carries an idempotency key."""
+
+    cleaned_data: dict[str, Any]
+
+
+def key_of(form: Keyed) -> str:
+    """The key under which the form's job is remembered; "" for a form that came without one."""
+    given = form.cleaned_data.get("idempotency_key")
+    return f"form:{given}" if given else ""
+
+
 def launched_once(
     form: LaunchForm, earlier: Callable[[str], RowT | None], launch: Callable[[str], RowT]
 ) -> RowT | None:
     """What `launch` made, or `earlier` found, under the form's key; None with the form saying why not."""
     if not form.is_valid():
         return None
-    given = form.cleaned_data["idempotency_key"]
-    key = f"form:{given}" if given else ""
+    key = key_of(form)
     try:
         return earlier(key) or launch(key)
     except SpecError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from django.urls import reverse
 
 from dashboard.models import BaseModel, Job, User
 from dashboard.models.base_model import model_folders
-from tests.conftest import make_base_model
+from tests.conftest import finish, make_base_model
 
 FOLDER = {"source": "folder", "folder": "qwen", "name": "Qwen", "hub_id": "Qwen/Qwen3-0.6B"}
 HUB = {"source": "hub", "hub_id": "Qwen/Qwen3-0.6B", "revision": ""}
@@ -113,3 +114,46 @@ def test_it_refuses_everybody_but_managers(client: Client, ed: User, vera: User)
         client.force_login(person)
         assert client.get(reverse("base-model-create")).status_code == 403
         assert client.post(reverse("base-model-create"), HUB).status_code == 403
+
+
+@pytest.mark.usefixtures("models_folder")
+@pytest.mark.parametrize("values", [HUB, FOLDER])
+def test_a_form_that_is_sent_again_leads_to_its_first_model(
+    client: Client, mara: User, values: dict[str, str]
+) -> None:
+    client.force_login(mara)
+    sent = {**values, "idempotency_key": str(uuid.uuid4())}
+    first, again = (client.post(reverse("base-model-create"), sent) for _time in range(2))
+    assert (again.status_code, again["Location"]) == (302, first["Location"])
+    assert Job.objects.filter(kind="inspect").count() == 1
+
+
+def test_a_model_that_was_inspected_again_since_is_still_found(client: Client, mara: User) -> None:
+    client.force_login(mara)
+    sent = {**HUB, "idempotency_key": str(uuid.uuid4())}
+    first = client.post(reverse("base-model-create"), sent)
+    base_model = BaseModel.objects.get(source="hub")
+    assert base_model.job
+    finish(base_model.job)
+    base_model.inspect(mara)
+    BaseModel.objects.filter(pk=base_model.pk).update(revision="0123abcd")
+    assert client.post(reverse("base-model-create"), sent)["Location"] == first["Location"]
+
+
+@pytest.mark.parametrize("change", [{"hub_id": "Qwen/Qwen3-4B"}, {"revision": "v2"}])
+def test_another_model_under_the_same_key_is_added_as_well(
+    client: Client, mara: User, change: dict[str, str]
+) -> None:
+    client.force_login(mara)
+    sent = {**HUB, "idempotency_key": str(uuid.uuid4())}
+    first, other = (client.post(reverse("base-model-create"), {**sent, **one}) for one in ({}, change))
+    assert other.status_code == 302
+    assert other["Location"] != first["Location"]
+
+
+@pytest.mark.usefixtures("models_folder")
+def test_both_forms_have_a_key_of_their_own(client: Client, mara: User) -> None:
+    client.force_login(mara)
+    page = client.get(reverse("base-model-create")).content.decode()
+    keys = [part.split('"')[0] for part in page.split('name="idempotency_key" value="')[1:]]
+    assert len(set(keys)) == 2

@@ -6,7 +6,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, State, User
+from dashboard.models import BaseModel, State, User, WorkerNode
 from tests.conftest import finish, make_base_model
 
 
@@ -102,6 +102,17 @@ def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, b
     assert client.get(address)["HX-Refresh"] == "true"
     base_model.inspect()
     assert "Place 1 in the queue" in client.get(address).content.decode()
+
+
+@pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
+def test_it_tells_when_a_waiting_inspection_starts(
+    client: Client, vera: User, base_model: BaseModel, route: str
+) -> None:
+    base_model.inspect()
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    client.force_login(vera)
+    page = client.get(reverse(route, args=[base_model.pk])).content.decode()
+    assert "Place 1 in the queue, starts in a moment." in page
 
 
 def test_experts_and_towers_are_shown_for_what_they_are(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
-from dashboard.models import Dataset, DatasetVersion, Job, Outbox, User
-from tests.conftest import make_dataset
+from dashboard.models import Dataset, DatasetVersion, Job, Outbox, State, User
+from dashboard.views import datasets
+from tests.conftest import finish, make_dataset
 
 ROWS = b'{"prompt": "hello", "completion": "hi"}\n' * 5
 
@@ -157,3 +159,60 @@ def test_another_projects_name_is_not_taken(
     send(client, name="Secret")
     assert theirs.versions.count() == 1
     assert Dataset.objects.get(project=ed.projects().get()).name == "Secret"
+
+
+def test_a_form_that_is_sent_again_leads_to_its_first_upload(
+    client: Client, ed: User, settings: Settings
+) -> None:
+    client.force_login(ed)
+    key = str(uuid.uuid4())
+    first = send(client, name="Tickets", idempotency_key=key)
+    kept = set(Path(settings.UPLOAD_DIR).iterdir())
+    again = send(client, name="Tickets", idempotency_key=key)
+    assert again.url == first.url  # type: ignore[attr-defined]
+    assert DatasetVersion.objects.count() == Job.objects.filter(kind="import").count() == 1
+    assert set(Path(settings.UPLOAD_DIR).iterdir()) == kept
+
+
+def test_an_upload_that_was_imported_again_since_is_still_found(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    key = str(uuid.uuid4())
+    first = send(client, idempotency_key=key)
+    version = DatasetVersion.objects.get()
+    assert version.job
+    finish(version.job, State.FAILED)
+    version.refresh_from_db()
+    version.import_again(ed)
+    assert send(client, idempotency_key=key).url == first.url  # type: ignore[attr-defined]
+    assert DatasetVersion.objects.count() == 1
+
+
+def test_the_slower_half_of_a_double_click_keeps_nothing(
+    client: Client, ed: User, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.force_login(ed)
+    key = str(uuid.uuid4())
+    first = send(client, idempotency_key=key)
+    kept = set(Path(settings.UPLOAD_DIR).iterdir())
+    look = datasets.uploaded_with
+    answers = iter([lambda *_asked: None, look])
+    monkeypatch.setattr(datasets, "uploaded_with", lambda *asked: next(answers)(*asked))
+    assert send(client, idempotency_key=key).url == first.url  # type: ignore[attr-defined]
+    assert DatasetVersion.objects.count() == 1
+    assert set(Path(settings.UPLOAD_DIR).iterdir()) == kept
+
+
+def test_another_file_or_name_under_the_same_key_is_another_upload(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    key = str(uuid.uuid4())
+    send(client, name="Tickets", idempotency_key=key)
+    send(client, ROWS * 2, name="Tickets", idempotency_key=key)
+    send(client, name="Letters", idempotency_key=key)
+    assert DatasetVersion.objects.count() == 3
+
+
+def test_each_form_has_a_key_of_its_own(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    forms = [client.get(reverse("dataset-create")).content.decode() for _form in range(2)]
+    keys = {form.split('name="idempotency_key" value="')[1].split('"')[0] for form in forms}
+    assert len(keys) == 2

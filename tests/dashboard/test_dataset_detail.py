@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.charts import length_bars
-from dashboard.models import Dataset, DatasetVersion, Project, State, TrainingRun, User
+from dashboard.models import Dataset, DatasetVersion, Project, State, TrainingRun, User, WorkerNode
 from tests.conftest import finish, make_dataset
 
 
@@ -74,6 +74,18 @@ def test_it_follows_a_running_import(client: Client, ed: User, project: Project)
     page = page_of(client, dataset)
     assert "every 2s" in page
     assert "Place 1 in the queue" in page
+
+
+@pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress"])
+def test_it_tells_when_a_waiting_import_starts(
+    client: Client, ed: User, project: Project, route: str
+) -> None:
+    waiting = make_dataset(project, "Fresh", by=ed, ready=False)
+    client.force_login(ed)
+    assert "starts in a moment" not in client.get(reverse(route, args=[waiting.pk])).content.decode()
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    page = client.get(reverse(route, args=[waiting.pk])).content.decode()
+    assert "Place 1 in the queue, starts in a moment." in page
 
 
 def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, project: Project) -> None:
