@@ -236,6 +236,8 @@ class TrainRecorder:
         size = (published / WEIGHTS).stat().st_size
         faults.point("publish.before_commit")
         with transaction.atomic():
+            # Before the job, as whoever stops a whole study; else each may wait for the other.
+            run.project.hold()
             if not self.job.may_commit():
                 return
             if self._as_asked(run, end) != end:

@@ -104,6 +104,34 @@ def test_an_adapter_that_is_not_as_reported_costs_its_arm_alone(
     assert (job.state, job.error_code) == (State.FAILED, "publish_failed")
 
 
+def test_it_holds_the_project_before_the_job_as_whoever_stops_a_whole_study_does(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold, may_commit, locked = Project.hold, Job.may_commit, []
+
+    def hold_project(project: Project) -> None:
+        locked.append("project")
+        hold(project)
+
+    def lock_job(job: Job) -> bool:
+        locked.append("job")
+        return may_commit(job)
+
+    recorder = TrainRecorder(job, tmp_path)
+    recorder.record(make_artifact(tmp_path))
+    begin = recorders.publish_adapter
+
+    def publish_and_listen(*paths: object) -> None:
+        begin(*paths)  # type: ignore[arg-type]
+        monkeypatch.setattr(Project, "hold", hold_project)
+        monkeypatch.setattr(Job, "may_commit", lock_job)
+
+    monkeypatch.setattr(recorders, "publish_adapter", publish_and_listen)
+    recorder.record(SUCCEEDED)
+    assert locked == ["project", "job"]
+    assert Adapter.objects.get().run == run
+
+
 def test_the_row_says_that_it_is_being_saved_while_it_is(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
