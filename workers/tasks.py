@@ -15,8 +15,11 @@ from types import FrameType
 
 from celery import Task
 from django.conf import settings
+from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, Study
+from dashboard.models.data_folder import erase, is_plain_folder, set_aside
+from dashboard.models.retention import forget_checkpoint
 from workers import slots
 from workers.abandoned import holder
 from workers.celery import app
@@ -69,12 +72,9 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
     try:
         out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if not job.renew():
+        if not _begin(job):
             logger.warning("%s was taken over before this attempt began", job)
             return
-        if job.attempt == 1:
-            # A database that was set up anew counts from 1 again beside folders of the old one.
-            shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
         _work_off(job, out_dir, lambda: told_to_stop() or is_draining())
     except AWAY:
         # Not the work's fault.
@@ -92,6 +92,21 @@ def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
         shutil.rmtree(out_dir, ignore_errors=True)
         _forget_checkpoints(job)
         _move_study_on(job)
+
+
+def _begin(job: Job) -> bool:
+    """Whether the job is still this attempt's; the first one begins without checkpoints."""
+    folder, hidden = job.checkpoint_folder(), None
+    with transaction.atomic():
+        # Locks the row, so that whatever lies there is nobody's who took the job over meanwhile.
+        if not job.renew():
+            return False
+        # A database that was set up anew counts from 1 again beside folders of the old one.
+        if job.attempt == 1 and is_plain_folder(folder):
+            hidden = set_aside(folder)
+    if hidden:
+        erase(hidden)
+    return True
 
 
 def _work_off(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
@@ -118,10 +133,10 @@ def _leave(write: Callable[[], None]) -> None:
 
 def _forget_checkpoints(job: Job) -> None:
     """Nobody continues a job that ended well or was discarded. What this misses, the dispatcher clears."""
-    with suppress(*AWAY, Job.DoesNotExist):
-        job.refresh_from_db(fields=["state", "keep"])
-        if not job.keeps_checkpoint:
-            shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
+    folder = job.checkpoint_folder()
+    with suppress(*AWAY, OSError):
+        if is_plain_folder(folder):
+            forget_checkpoint(folder, also=Job.objects.none())
 
 
 def _move_study_on(job: Job) -> None:
