@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -308,6 +309,36 @@ def test_it_does_not_pile_up_wake_ups_that_cannot_go_out(dispatcher: Dispatcher,
     for _round in range(2):
         dispatcher.wake_again()
     assert job.outbox.count() == 1
+
+
+@pytest.mark.parametrize(("seconds", "is_woken"), [(10, False), (40, True)])
+def test_a_wake_up_that_nobody_followed_is_sent_again_after_half_a_minute_and_no_sooner(
+    dispatcher: Dispatcher, project: Project, seconds: int, is_woken: bool
+) -> None:
+    job, ago = submit(project), db_now(-timedelta(seconds=seconds))
+    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
+    Outbox.objects.update(sent_at=ago)
+    dispatcher.wake_again()
+    Outbox.objects.mark_sent(job.outbox.unsent().values_list("pk", flat=True))
+    dispatcher.wake_again()
+    assert job.outbox.count() == 1 + is_woken, "the second one has half a minute too"
+
+
+def test_its_tick_notes_the_disk_and_the_clock(dispatcher: Dispatcher) -> None:
+    mine = WorkerNode.objects.filter(name=dispatcher.name)
+    assert mine.values_list("free_bytes", "clock_ahead").get() == (None, None)
+    dispatcher.tick()
+    free_bytes, clock_ahead = mine.values_list("free_bytes", "clock_ahead").get()
+    assert free_bytes == pytest.approx(shutil.disk_usage(settings.DATA_DIR).free, rel=0.2)
+    assert clock_ahead == pytest.approx(0, abs=2)
+
+
+def test_each_beat_is_a_sign_of_life_and_the_first_one_ticks(dispatcher: Dispatcher) -> None:
+    mine = WorkerNode.objects.filter(name=dispatcher.name)
+    mine.update(heartbeat_at=db_now(-AGO))
+    dispatcher.beat()
+    assert mine.alive().exclude(free_bytes=None).exclude(clock_ahead=None).exists()
 
 
 def test_it_goes_on_when_a_job_is_cancelled_under_its_hands(
