@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,8 @@ def create(request: Request) -> HttpResponse:
 
 def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
     """The version that the form asks for; the same form sent again leads to the first one's."""
-    values, key = form.cleaned_data, key_of(form)
-    earlier = uploaded_with(request.project, key)
-    sent = (values["name"], values["file"].name, values["file"].size)
-    if earlier and (earlier.dataset.name, earlier.filename, earlier.size_bytes) == sent:
+    values, key = form.cleaned_data, key_of_upload(form)
+    if earlier := uploaded_with(request.project, key):
         return earlier
     dataset = Dataset.objects.named(request.project, values["name"], request.user)
     upload = Dataset.keep_upload(values["file"])
@@ -81,8 +80,7 @@ def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
             completion_column=values["completion_column"],
             group_column=values["group_column"],
             skip_bad_rows=values["skip_bad_rows"],
-            # Whoever goes back and chooses another file sends another upload under the old key.
-            idempotency_key="" if earlier else key,
+            idempotency_key=key,
         )
     except IntegrityError:
         # The other request of a double click was quicker by a moment.
@@ -91,6 +89,17 @@ def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
         if quicker is None:
             raise
         return quicker
+
+
+def key_of_upload(form: UploadForm) -> str:
+    """The form's key with all that it asks for: who goes back and sends another file asks for another upload."""
+    key = key_of(form)
+    asked = hashlib.sha256()
+    for name, value in sorted(form.cleaned_data.items()):
+        asked.update(f"{name}={value}\n".encode())
+    for chunk in form.cleaned_data["file"].chunks():
+        asked.update(chunk)
+    return key and f"{key}:{asked.hexdigest()}"
 
 
 def uploaded_with(project: Project, key: str) -> DatasetVersion | None:

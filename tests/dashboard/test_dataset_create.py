@@ -207,8 +207,10 @@ def test_another_file_or_name_under_the_same_key_is_another_upload(client: Clien
     key = str(uuid.uuid4())
     send(client, name="Tickets", idempotency_key=key)
     send(client, ROWS * 2, name="Tickets", idempotency_key=key)
+    # As long as the first one, and not the same.
+    send(client, ROWS[::-1], name="Tickets", idempotency_key=key)
     send(client, name="Letters", idempotency_key=key)
-    assert DatasetVersion.objects.count() == 3
+    assert DatasetVersion.objects.count() == 4
 
 
 def test_each_form_has_a_key_of_its_own(client: Client, ed: User) -> None:
