@@ -92,7 +92,7 @@ def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
 
 
 def key_of_upload(form: UploadForm) -> str:
-    """The form's key with all that it asks for: who goes back and sends another file asks for another upload."""
+    """The form's key with all that it asks for: another file sent under it is another upload."""
     key = key_of(form)
     asked = hashlib.sha256()
     for name, value in sorted(form.cleaned_data.items()):
