@@ -156,6 +156,8 @@ def add(request: Call, payload: BaseModelIn, key: str) -> Job:
     if payload.folder and payload.revision:
         raise invalid("revision", _("A folder has no revision. Leave it out."))
     values = {"name": payload.name or payload.hub_id.rpartition("/")[2], **form.cleaned_data}
+    # Here the key comes in a header.
+    values.pop("idempotency_key", None)
     try:
         row = BaseModel.objects.add(
             project=request.auth.project, by=request.auth.user, source=source, idempotency_key=key, **values

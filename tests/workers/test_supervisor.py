@@ -296,12 +296,18 @@ def test_a_child_that_cannot_finish_before_its_worker_leaves_does_so_later(
 ) -> None:
     waiting, began = claim("gpu"), time.monotonic()
     Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
-    make_checkpoint(waiting, step=1)
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.1)
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.5)
+
+    def told_to_leave() -> bool:
+        if time.monotonic() - began < 3:
+            return False
+        make_checkpoint(waiting, step=1)
+        return True
+
     deaf = 'signal.alarm(60)\ntell("Progress", phase="training", step=1, total=9)\nsys.stdin.readline()\n'
     deaf += "time.sleep(60)\n"
-    ended = play(deaf, waiting, monkeypatch, lambda: time.monotonic() - began > 3)
+    ended = play(deaf, waiting, monkeypatch, told_to_leave)
     assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
     assert 3.5 < time.monotonic() - began < 20, "the time to hurry begins when the worker is told to leave"
 
