@@ -28,10 +28,11 @@ def the_run(job: Job) -> list[int]:
 
 
 def draw(run: TrainingRun, last: int, *, spoilt: str = "", without: int = 0) -> None:
-    """All its curves up to a step, one of them perhaps with a gap."""
+    """All its curves up to a step, one of them perhaps with a gap. Held-out losses begin with the base's."""
     for name in (*verdict.EACH_STEP, verdict.HELD_OUT):
-        gap = without if name == spoilt else 0
-        MetricSeries.objects.append(run, name, [(step, 1.0) for step in range(1, last + 1) if step != gap])
+        gap, first = without if name == spoilt else None, int(name != verdict.HELD_OUT)
+        points = [(step, 1.0) for step in range(first, last + 1) if step != gap]
+        MetricSeries.objects.append(run, name, points)
 
 
 def test_it_has_nothing_against_a_clean_history(job: Job) -> None:
@@ -108,7 +109,10 @@ def test_it_finds_missing_adapters_and_missing_files(job: Job) -> None:
 def test_it_finds_a_gap_in_any_curve(job: Job, name: str) -> None:
     (run,) = job.training_runs.all()
     draw(run, 10, spoilt=name, without=5)
-    assert verdict.curve_faults() == [f"run {run.pk}, {name}: 9 points, right are 10, missing [5]"]
+    right = 10 + (name == verdict.HELD_OUT)
+    assert verdict.curve_faults() == [
+        f"run {run.pk}, {name}: {right - 1} points, right are {right}, missing [5]"
+    ]
 
 
 def test_it_finds_a_curve_that_was_never_drawn(job: Job) -> None:
@@ -128,8 +132,8 @@ def test_only_who_was_stopped_may_lack_its_last_held_out_loss(job: Job, outcome:
 
 
 def test_held_out_losses_come_about_ten_times_and_at_the_end() -> None:
-    assert verdict.held_out_steps(4) == [1, 2, 3, 4]
-    assert verdict.held_out_steps(25) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
+    assert verdict.held_out_steps(4) == [0, 1, 2, 3, 4]
+    assert verdict.held_out_steps(25) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
 
 
 @pytest.mark.parametrize(("outcome", "is_whole"), [("stopped_early", True), ("succeeded", False)])

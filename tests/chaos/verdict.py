@@ -152,9 +152,12 @@ def _faults(run: TrainingRun, name: str, right: list[int]) -> list[str]:
 
 
 def held_out_steps(total: int) -> list[int]:
-    """After which steps the engine measures the held-out loss of a run that says nothing about it."""
+    """After which steps the engine measures the held-out loss of a run that says nothing about it.
+
+    After none at first: that is the base model's.
+    """
     every = max(1, round(total / VALIDATIONS_PER_RUN))
-    return [step for step in range(1, total + 1) if step % every == 0 or step == total]
+    return [step for step in range(total + 1) if step % every == 0 or step == total]
 
 
 def leftovers() -> list[str]:
