@@ -33,18 +33,18 @@ class Part:
 
 
 PARTS = (
-    Part("quick", "pages, API, rules, and the engine on tiny models", 7, (*PYTEST, "-m", "not slow")),
+    Part("quick", "pages, API, rules, and the engine on tiny models", 8, (*PYTEST, "-m", "not slow")),
     Part(
         "slow",
         "browsers, brokers, real trainings, and a short storm of kills",
-        14,
+        19,
         # As `tests/sharing.py` says.
         (*PYTEST, "--dist", "loadscope", "-m", "slow"),
     ),
     Part(
         "jobs",
         "queue, workers and recovery once more, on PostgreSQL with Valkey or Redis",
-        4,
+        7,
         (*SERVERS, *PYTEST, "-m", "jobs", "tests/dashboard", "tests/workers"),
     ),
 )
