@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,13 +34,15 @@ from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
 
+REST_SECONDS = 1.0
+
 
 @app.task(name="workers.tasks.work", bind=True)  # type: ignore[untyped-decorator]
 def work(self: Task[[int], None], job_id: int) -> None:
     """Claim the best job of this node's queue and see it to its end. `job_id`: whom the wake-up was for."""
     queue = str((self.request.delivery_info or {}).get("routing_key"))
     node = str(self.request.hostname)
-    job = _claim(queue, node)
+    job = _claim_in_time(queue, node)
     if job is None:
         logger.info("woken for job %s, nothing to claim", job_id)
     # One wake-up is enough for all that waits: the broker may have lost the others.
@@ -53,6 +56,19 @@ def work(self: Task[[int], None], job_id: int) -> None:
         logger.info("%s: %s", job, job.state)
         hang_up()
         job = None if stop else _claim(queue, node)
+
+
+def _claim_in_time(queue: str, node: str) -> Job | None:
+    """The job whose turn it is, as soon as this node may take one; None where nothing waits any more.
+
+    A node that is paused, or cannot do what waits, keeps its wake-up meanwhile. If it came back for the next
+    one, it could swallow all those of an idle neighbour: the broker serves them in turn, each second anew.
+    """
+    while (job := _claim(queue, node)) is None:
+        if is_draining() or not Job.objects.waiting(queue).exists():
+            return None
+        time.sleep(REST_SECONDS)
+    return job
 
 
 def _claim(queue: str, node: str) -> Job | None:

@@ -6,20 +6,24 @@ The children here are scripts: a garbage line, a deaf process or a sudden death 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import pytest
+from celery.utils.nodenames import gethostname
 from django.conf import settings
+from django.db import connection
 
-from dashboard.models import Job, JobEvent, MetricSeries, Project, State, TrainingRun, User
+from dashboard.models import Job, JobEvent, MetricSeries, Project, State, TrainingRun, User, WorkerNode
 from dashboard.models.stopping import stop_run
 from tests.dashboard.conftest import make_checkpoint
 from tests.workers.conftest import cast, claim, play, work_until
-from workers import child, supervisor
+from workers import child, supervisor, tasks
 from workers.events import MAX_LINE, ArmEnd
+from workers.node import row_name
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt, work
 
@@ -43,6 +47,33 @@ def test_who_signals_the_whole_group_drains_it(project: Project, monkeypatch: py
     job.refresh_from_db()
     assert (job.state, job.excused) == (State.INTERRUPTED, 1)
     assert job.events.latest("pk").text == supervisor.PUT_ASIDE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_paused_node_keeps_its_wake_up_until_it_is_resumed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it came back for the next one at once, it could swallow all those of an idle neighbour."""
+    monkeypatch.setattr(tasks, "REST_SECONDS", 0.1)
+    job = Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
+    cast(FAILS, job, monkeypatch)
+    node = row_name(gethostname())
+    WorkerNode.objects.beat(node, queue="cpu", host="box", pid=1, device="CPU")
+    WorkerNode.objects.get(name=node).pause(by="mara")
+    states: list[str] = []
+
+    def resume() -> None:
+        time.sleep(1)
+        states.append(Job.objects.get(pk=job.pk).state)
+        WorkerNode.objects.get(name=node).resume()
+        connection.close()
+
+    person = threading.Thread(target=resume)
+    person.start()
+    work.apply([job.pk], routing_key="cpu")
+    person.join()
+    job.refresh_from_db()
+    assert (states, job.error_message) == ([State.QUEUED], "as asked")
 
 
 def test_it_gives_no_secret_to_the_child(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
