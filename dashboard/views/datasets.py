@@ -94,12 +94,14 @@ def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
 def key_of_upload(form: UploadForm) -> str:
     """The form's key with all that it asks for: another file sent under it is another upload."""
     key = key_of(form)
+    if not key:
+        return ""
     asked = hashlib.sha256()
     for name, value in sorted(form.cleaned_data.items()):
         asked.update(f"{name}={value}\n".encode())
     for chunk in form.cleaned_data["file"].chunks():
         asked.update(chunk)
-    return key and f"{key}:{asked.hexdigest()}"
+    return f"{key}:{asked.hexdigest()}"
 
 
 def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
