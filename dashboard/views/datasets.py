@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.db import IntegrityError
+from django.db.models import QuerySet
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.text import slugify
@@ -138,8 +139,14 @@ def progress(request: Request, pk: int) -> HttpResponse:
     version = version_of(dataset, request.GET.get("version"))
     if version is None or version.job is None or version.job.is_over:
         return HttpResponseClientRefresh()
-    context = {"dataset": dataset, "version": version, "may_edit": may_edit(request, dataset)}
-    context |= waiting_context(version.job)
+    context = {
+        "dataset": dataset,
+        "version": version,
+        "versions": versions_of(dataset),
+        "live": True,
+        "may_edit": may_edit(request, dataset),
+        **waiting_context(version.job),
+    }
     return render(request, "datasets/_progress.html", context)
 
 
@@ -196,6 +203,11 @@ def version_of(dataset: Dataset, number: str | None) -> DatasetVersion | None:
     return found
 
 
+def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
+    """Every version for the list on the page, newest first."""
+    return dataset.versions.select_related("job").defer("report").order_by("-version")
+
+
 def may_edit(request: Request, dataset: Dataset) -> bool:
     """Whether to offer what changes this dataset; its project need not be the one that is open."""
     return request.user.projects(Role.EDITOR).filter(pk=dataset.project_id).exists()
@@ -212,7 +224,7 @@ def detail_context(
         "dataset": dataset,
         "may_edit": may_edit(request, dataset),
         "version": version,
-        "versions": dataset.versions.select_related("job").defer("report").order_by("-version"),
+        "versions": versions_of(dataset),
         "form": form,
         **waiting_context(version.job if version else None),
         **cause(version),

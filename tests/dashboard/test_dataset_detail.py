@@ -264,6 +264,23 @@ def test_progress_shows_a_running_import(client: Client, vera: User, ed: User, p
     assert "30 %" in page
 
 
+def test_the_list_of_versions_says_the_state_of_the_import_above_it(
+    client: Client, vera: User, ed: User, project: Project
+) -> None:
+    dataset = make_dataset(project, "Waiting", by=ed, ready=False)
+    version = dataset.newest()
+    assert version
+    assert version.job
+    version.job.move("claim", attempt=1)
+    version.job.move("progress")
+    client.force_login(vera)
+    page = client.get(reverse("dataset-progress", args=[dataset.pk])).content.decode()
+    _, _, versions = page.partition('id="dataset-versions"')
+    assert 'hx-swap-oob="true"' in versions
+    assert "Importing" in versions
+    assert "Waiting" not in versions
+
+
 def test_the_report_is_a_file(client: Client, vera: User, dataset: Dataset) -> None:
     client.force_login(vera)
     response = client.get(reverse("dataset-report", args=[dataset.pk]))
