@@ -47,26 +47,45 @@ function datasets(all) {
   });
 }
 
-// Names stand at the ends of their lines, moved apart where they would cover each other.
+// Names stand at the ends of their lines. One that would cover another moves towards the middle, where there is room:
+// lines often meet at the bottom.
+const LABEL_HEIGHT = 14;
+
+function apart(labels, middle) {
+  const placed = [];
+  const outermost = (one, other) => Math.abs(other.y - middle) - Math.abs(one.y - middle);
+  for (const label of [...labels].sort(outermost)) {
+    const inwards = label.y > middle ? -1 : 1;
+    // A pixel less than a move, so that none is undone by rounding.
+    const covered = (other) =>
+      label.left <= other.right && other.left <= label.right && Math.abs(label.y - other.y) < LABEL_HEIGHT - 1;
+    for (let other = placed.find(covered); other; other = placed.find(covered)) label.y = other.y + inwards * LABEL_HEIGHT;
+    placed.push(label);
+  }
+  return placed;
+}
+
 const endLabels = {
   id: "endLabels",
   afterDatasetsDraw(chart) {
     const { ctx, chartArea } = chart;
-    const labels = chart.data.datasets
-      .map((set, place) => ({ set, last: chart.getDatasetMeta(place).data.at(-1) }))
-      .filter(({ set, last }) => set.endLabel && last)
-      .map(({ set, last }) => ({ text: set.endLabel, colour: set.borderColor, x: last.x, y: last.y }))
-      .sort((one, other) => one.y - other.y);
+    const widest = room(chart.width) - 6;
     ctx.save();
     ctx.font = `500 12px ${getComputedStyle(document.body).fontFamily}`;
     ctx.textBaseline = "middle";
-    let floor = chartArea.top;
-    for (const label of labels) {
-      const early = label.x < chartArea.right - 60;
-      const y = early ? label.y : Math.max(label.y, floor + 7);
+    const labels = chart.data.datasets
+      .map((set, place) => ({ set, last: chart.getDatasetMeta(place).data.at(-1) }))
+      .filter(({ set, last }) => set.endLabel && last)
+      .map(({ set, last }) => ({
+        text: set.endLabel,
+        colour: set.borderColor,
+        left: last.x + 6,
+        right: last.x + 6 + Math.min(widest, ctx.measureText(set.endLabel).width),
+        y: last.y,
+      }));
+    for (const label of apart(labels, (chartArea.top + chartArea.bottom) / 2)) {
       ctx.fillStyle = label.colour;
-      ctx.fillText(label.text, label.x + 6, y, room(chart.width) - 6);
-      if (!early) floor = y + 7;
+      ctx.fillText(label.text, label.left, label.y, widest);
     }
     ctx.restore();
   },
