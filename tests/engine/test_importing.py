@@ -418,7 +418,7 @@ def test_a_row_of_wrong_bytes_is_named(load: Importer) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (b"a", "has 1 values for 2 columns"),
+        (b"a", "has 1 value for 2 columns"),
         (b"a,b,c", "has 3 values for 2 columns"),
         (b'"a"x,b', "quotation marks"),
         (b"\xff,b", "not valid UTF-8"),
@@ -451,6 +451,13 @@ def test_bad_rows_fail_the_import_and_the_report_stays(load: Importer) -> None:
     )
     assert [problem["row"] for problem in load.report()["problems"]] == [7, 42]
     assert not list(load.out.glob("*.parquet"))
+
+
+def test_good_rows_are_offered_alone_where_they_would_do(load: Importer) -> None:
+    for good, advice in ((3, "import the good rows alone."), (2, "Correct them and upload the file again.")):
+        with pytest.raises(DataError) as caught:
+            load(lines(*ROWS[:good], {"prompt": "a"}))
+        assert caught.value.message.endswith(advice)
 
 
 def test_the_first_hundred_problems_are_kept_and_all_counted(load: Importer) -> None:

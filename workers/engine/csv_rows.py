@@ -109,8 +109,11 @@ def _csv_problem(error: Exception) -> str:
 
 def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[str]) -> Row:
     if len(cells) != len(header):
+        values = "value" if len(cells) == 1 else "values"
+        columns = "column" if len(header) == 1 else "columns"
         problem = (
-            f"This row has {len(cells)} values for {len(header)} columns. Put text with separators in quotes."
+            f"This row has {len(cells)} {values} for {len(header)} {columns}. "
+            "Put text with separators in quotes."
         )
         return Row(number, position, problem=problem)
     return Row(number, position, dict(zip(header, cells, strict=True)))

@@ -214,10 +214,12 @@ def _check(findings: Findings, spec: ImportSpec) -> None:
         raise DataError(_nothing_read(spec.filename, []))
     if findings.bad_rows and (not spec.skip_bad_rows or not findings.rows):
         first = findings.problems[0]
-        advice = " Correct them, or import the good rows alone." if findings.rows else ""
+        advice = "Correct them, or import the good rows alone."
+        if findings.rows < MIN_ROWS:
+            advice = "Correct them and upload the file again."
         raise DataError(
             f"{findings.bad_rows:,} of {total:,} rows cannot be used. First: row {first['row']}. "
-            f"{first['message']}{advice}"
+            f"{first['message']} {advice}"
         )
     different = len(numpy.unique(numpy.frombuffer(findings.keys.contents, dtype=numpy.uint64)))
     if different < MIN_ROWS:
