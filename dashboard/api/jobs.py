@@ -17,6 +17,7 @@ from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.models import BaseModel, DatasetVersion, Evaluation, Job, JobEvent, Role, State, TrainingRun
 from dashboard.models import queue as order
+from dashboard.stages import time_left
 
 # No postponed annotations here: below `paginate` the framework could not resolve `State` by its name.
 router = Router()
@@ -109,7 +110,7 @@ def facts(job: Job, starts_at: Callable[[Job | None], datetime | None]) -> dict[
         "phase": job.phase or None,
         "step": job.step,
         "total_steps": job.total_steps,
-        "eta_seconds": job.eta_seconds,
+        "eta_seconds": time_left(job),
         "attempt": job.attempt,
         "run": next(iter(runs), None),
         "dataset": next(iter(datasets), None),

@@ -54,6 +54,15 @@ def test_it_stops_a_job_once(api: Client, run: TrainingRun) -> None:
     assert (second.status_code, second.json()["error"]["code"]) == (409, "already_ended")
 
 
+def test_a_job_that_was_asked_to_end_has_no_time_left(api: Client, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", attempt=1)
+    run.job.move("progress", phase="training", step=5, total_steps=10, eta_seconds=3600.0)
+    assert api.get(f"{JOBS}/{run.job_id}").json()["eta_seconds"] == 3600.0
+    run.job.move("cancel")
+    assert api.get(f"{JOBS}/{run.job_id}").json()["eta_seconds"] is None
+
+
 def test_it_tells_a_jobs_history(api: Client, run: TrainingRun) -> None:
     events = api.get(f"{JOBS}/{run.job_id}/events").json()["data"]
     assert [(one["event"], one["state"]) for one in events] == [("submit", "queued")]
