@@ -27,7 +27,7 @@ test:
 # Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
 STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
 # The lines to PostgreSQL and to the broker break instead of processes.
-BREAKS ?= --jobs 100 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
+BREAKS ?= --jobs 200 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
 # One at a time, to see how long each way back takes.
 BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
 chaos: export CHAOS_SEQUENCES = 2000

@@ -135,6 +135,8 @@ def stopping_words(run: TrainingRun) -> str:
         return ""
     if run.state in (State.QUEUED, State.INTERRUPTED):
         return _("As soon as a worker takes it up, the best so far is saved as an adapter and it ends.")
+    if not has_learned(run.job):
+        return _("It stops as soon as it can. What it has learned by then is kept as an adapter.")
     return _("Asked to stop: it trains no further, and the best so far is saved as an adapter.")
 
 

@@ -63,13 +63,13 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
     # What is being saved is the best there is.
     if keep == Job.Keep.ADAPTER and (row.state == State.FINALIZING or row.keep == keep):
         return True
-    if keep == Job.Keep.ADAPTER and has_learned(row):
+    if keep == Job.Keep.ADAPTER and may_have_learned(row):
         Job.objects.filter(pk=row.pk).update(keep=keep, run_after=Now())
         row.record("finish", State(row.state), State(row.state), actor=actor)
         return True
     if row.state not in WAITING and _is_all_done(row):
         return False
-    may_keep = keep == Job.Keep.CHECKPOINT and (row.state not in WAITING or has_learned(row))
+    may_keep = keep == Job.Keep.CHECKPOINT and may_have_learned(row)
     keep = Job.Keep.CHECKPOINT if may_keep else Job.Keep.NOTHING
     event = "cancel_waiting" if row.state in WAITING else "cancel"
     row.move(event, actor=actor, reason=_words_of(row, keep), keep=keep)
@@ -77,7 +77,7 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
 
 
 def _require_nothing_lost(row: Job) -> None:
-    if not row.is_over and (row.state not in WAITING or has_learned(row)):
+    if not row.is_over and may_have_learned(row):
         words = _("It has begun meanwhile, so something may be lost. Please choose again.")
         raise StopRefused("has_begun", words)
 
@@ -100,11 +100,17 @@ def _discard_after_all(row: Job, actor: str) -> bool:
     return True
 
 
-def has_learned(row: Job) -> bool:
+def may_have_learned(row: Job) -> bool:
     """Whether there may be anything to keep: beyond its last checkpoint a lost attempt leaves nothing.
 
-    One that trains may be steps ahead of its row: what it really has, its engine finds when it stops.
+    One that works may be ahead of its row, by a second or by all of an outage: its engine finds what there
+    is when it stops, and says so where that is nothing.
     """
+    return row.state not in WAITING or has_learned(row)
+
+
+def has_learned(row: Job) -> bool:
+    """Whether its row tells of anything to keep."""
     trains = row.state not in WAITING and (row.phase == "training" or bool(row.step))
     return row.may_have_checkpoint or trains
 
@@ -189,7 +195,7 @@ def _stop_alone(run: TrainingRun, job: Job, actor: str, keep: str) -> None:
     if keep and (job.state == State.CANCELLING or run.stop_asked == run.Stop.CANCEL):
         raise _already_stopping()
     # Of a run that only looks for a learning rate nothing is published.
-    may_finish = keep == Job.Keep.ADAPTER and run.rung is None and has_learned(job)
+    may_finish = keep == Job.Keep.ADAPTER and run.rung is None and may_have_learned(job)
     wish = run.Stop.FINISH if may_finish else run.Stop.CANCEL
     if stronger(wish, run.stop_asked) == run.stop_asked:
         return

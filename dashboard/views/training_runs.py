@@ -29,10 +29,9 @@ from dashboard.models import (
     forgetting,
 )
 from dashboard.models.evaluation import scoring_of
-from dashboard.models.job_state import WAITING
 from dashboard.models.queue import Outlook
 from dashboard.models.standstill import standstill_of
-from dashboard.models.stopping import StopRefused, companions, has_learned, stop_run
+from dashboard.models.stopping import StopRefused, companions, may_have_learned, stop_run
 from dashboard.stages import PHASES, eta_range, said, stages, stopping_words
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run
@@ -141,8 +140,7 @@ def stop_context(run: TrainingRun) -> dict[str, Any]:
     if run.is_over or run.job is None or is_asked:
         return {"can_stop": False}
     beside = companions(run).count()
-    # A run that works may have learned something by the time the question is answered.
-    can_keep = run.job.state not in WAITING or has_learned(run.job)
+    can_keep = may_have_learned(run.job)
     keeps_best = run.job.keep == Job.Keep.ADAPTER or run.stop_asked == TrainingRun.Stop.FINISH
     return {
         "can_stop": True,

@@ -90,8 +90,8 @@ class Row:
     adapters: set[int] = field(default_factory=set)
 
     @property
-    def has_learned(self) -> bool:
-        return self.has_checkpoint or (self.state in LIVE and self.step > 0)
+    def may_have_learned(self) -> bool:
+        return self.has_checkpoint or self.state in LIVE
 
     def let_go(self) -> None:
         """No worker holds it any more: what was to end alone with nothing kept has ended."""
@@ -195,12 +195,12 @@ class Walk:
             return may
         if keep == "adapter" and (row.state == State.FINALIZING or row.keep == keep):
             return True
-        if keep == "adapter" and row.has_learned:
+        if keep == "adapter" and row.may_have_learned:
             row.keep, row.run_after = keep, self.now
             return True
         if row.state in OPEN and row.arms and all(row.arms.values()):
             return False
-        may_keep = keep == "checkpoint" and (row.state in OPEN or row.has_learned)
+        may_keep = keep == "checkpoint" and row.may_have_learned
         row.keep = keep if may_keep else ""
         if row.state in WAITING:
             row.end(State.CANCELLED)
@@ -235,7 +235,7 @@ class Walk:
             return False
         if keep and "cancel" in (row.wishes.get(pk), STOPPING.get(row.state)):
             return False
-        if keep and row.has_learned:
+        if keep and row.may_have_learned:
             row.wishes.setdefault(pk, "finish")
             return True
         row.wishes[pk] = "cancel"

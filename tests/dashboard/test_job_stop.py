@@ -46,20 +46,15 @@ def test_it_finishes_early_to_keep_the_best(training: Job, ed: User) -> None:
     assert words(training) == "ed@example.org asked to stop and to keep the best so far"
 
 
-def test_it_finishes_early_too_where_its_first_steps_are_ahead_of_its_row(job: Job, ed: User) -> None:
+@pytest.mark.parametrize("phase", ["", "loading", "training"])
+def test_it_finishes_early_too_where_its_engine_is_ahead_of_its_row(job: Job, ed: User, phase: str) -> None:
     job.move("claim", attempt=1, worker="w@host")
-    job.move("progress")
-    job.advance(phase="training")
+    if phase:
+        job.move("progress")
+        job.advance(phase=phase)
+    state = job.state
     assert job.request_cancel(ed, keep="adapter")
-    assert (job.state, job.stop_wanted()) == (State.RUNNING, "finish")
-
-
-def test_it_does_not_wait_for_the_best_of_what_still_loads(job: Job, ed: User) -> None:
-    job.move("claim", attempt=1, worker="w@host")
-    job.move("progress")
-    job.advance(phase="loading")
-    assert job.request_cancel(ed, keep="adapter")
-    assert (job.state, job.stop_wanted()) == (State.CANCELLING, "cancel")
+    assert (job.state, job.stop_wanted()) == (state, "finish")
 
 
 def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:

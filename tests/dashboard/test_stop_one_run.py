@@ -69,10 +69,13 @@ def test_its_best_is_kept_where_that_is_asked_for(training: Job, runs: Runs, ed:
     assert last_words(training).endswith("; the best so far is to be kept")
 
 
-def test_before_the_first_step_there_is_no_best_to_keep(training: Job, runs: Runs, ed: User) -> None:
+def test_before_its_row_tells_of_a_step_its_engine_says_what_there_is(
+    training: Job, runs: Runs, ed: User
+) -> None:
     training.advance(step=0)
     stop_run(runs[0], ed, "adapter")
-    assert arms_to_stop(training) == {0: "cancel"}
+    assert arms_to_stop(training) == {0: "finish"}
+    stop_run(runs[1], ed)
     assert last_words(training).endswith("; it had learned nothing yet")
 
 

@@ -163,6 +163,16 @@ def test_it_stops_one_run_of_two_alone(
     assert 'id="stop-run"' in client.get(other.get_absolute_url()).content.decode()
 
 
+def test_one_that_loads_promises_no_adapter_before_it_has_learned_something(
+    client: Client, ed: User, run: TrainingRun, training: Job
+) -> None:
+    training.advance(step=0, phase="loading")
+    assert stop(client, ed, run, keep="adapter") == 302
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "What it has learned by then is kept as an adapter." in page
+    assert "the best so far is saved" not in page
+
+
 def test_its_question_says_who_goes_on_and_offers_no_checkpoint_in_common(
     client: Client, ed: User, run: TrainingRun, training: Job, other: TrainingRun
 ) -> None:

@@ -105,10 +105,9 @@ def test_an_interrupted_training_only_saves_its_best(run: TrainingRun, ed: User)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: TrainingRun) -> None:
+def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
-    # As when the first step was done in the moment of the question, and lost with its worker.
-    Job.objects.filter(pk=job.pk).update(keep="adapter")
+    assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
     attempt(job, lambda: False)
     job.refresh_from_db()
     assert job.state == State.CANCELLED
