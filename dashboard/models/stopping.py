@@ -103,8 +103,8 @@ def _discard_after_all(row: Job, actor: str) -> bool:
 def may_have_learned(row: Job) -> bool:
     """Whether there may be anything to keep: beyond its last checkpoint a lost attempt leaves nothing.
 
-    One that works may be ahead of its row, by a second or by all of an outage: its engine finds what there
-    is when it stops, and says so where that is nothing.
+    One that works may be ahead of its row, and goes on until it hears of the stop: its engine finds what
+    there is, and says so where that is nothing.
     """
     return row.state not in WAITING or has_learned(row)
 

@@ -25,6 +25,7 @@ from tests.conftest import make_run
 from tests.workers.conftest import claim, work_until
 from tests.workers.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
 from workers import supervisor
+from workers.child import Child
 from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,25 @@ def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: Tra
     assert job.state == State.CANCELLED
     assert job.events.get(event="cancel").words.startswith("Asked to stop: Nothing had been learned yet")
     assert not Adapter.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_it_learns_before_it_hears_of_the_stop_is_kept_too(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
+    write_down = supervisor.Attempt.write_down
+
+    def late(attempt: supervisor.Attempt, child: Child) -> None:
+        if len(checkpoints_of(job)) >= 2:
+            write_down(attempt, child)
+
+    monkeypatch.setattr(supervisor.Attempt, "write_down", late)
+    attempt(job, lambda: False)
+    run.refresh_from_db()
+    assert run.state == "stopped_early"
+    assert Adapter.objects.get().run == run
 
 
 @pytest.mark.django_db(transaction=True)
