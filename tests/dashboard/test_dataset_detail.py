@@ -250,7 +250,9 @@ def test_progress_brings_the_whole_page_once_the_import_is_over(
     assert client.get(reverse("dataset-progress", args=[dataset.pk]))["HX-Refresh"] == "true"
 
 
-def test_progress_shows_a_running_import(client: Client, vera: User, ed: User, project: Project) -> None:
+@pytest.fixture
+def importing(ed: User, project: Project) -> Dataset:
+    """One whose rows a worker is reading."""
     dataset = make_dataset(project, "Waiting", by=ed, ready=False)
     version = dataset.newest()
     assert version
@@ -258,23 +260,21 @@ def test_progress_shows_a_running_import(client: Client, vera: User, ed: User, p
     version.job.move("claim", attempt=1)
     version.job.move("progress")
     version.job.advance(phase="reading", step=30, total_steps=100)
+    return dataset
+
+
+def test_progress_shows_a_running_import(client: Client, vera: User, importing: Dataset) -> None:
     client.force_login(vera)
-    page = client.get(reverse("dataset-progress", args=[dataset.pk])).content.decode()
+    page = client.get(reverse("dataset-progress", args=[importing.pk])).content.decode()
     assert "Reading and checking every row" in page
     assert "30 %" in page
 
 
 def test_the_list_of_versions_says_the_state_of_the_import_above_it(
-    client: Client, vera: User, ed: User, project: Project
+    client: Client, vera: User, importing: Dataset
 ) -> None:
-    dataset = make_dataset(project, "Waiting", by=ed, ready=False)
-    version = dataset.newest()
-    assert version
-    assert version.job
-    version.job.move("claim", attempt=1)
-    version.job.move("progress")
     client.force_login(vera)
-    page = client.get(reverse("dataset-progress", args=[dataset.pk])).content.decode()
+    page = client.get(reverse("dataset-progress", args=[importing.pk])).content.decode()
     _, _, versions = page.partition('id="dataset-versions"')
     assert 'hx-swap-oob="true"' in versions
     assert "Importing" in versions
