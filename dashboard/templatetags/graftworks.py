@@ -124,6 +124,22 @@ def navigation(context: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return groups
 
 
+@register.simple_block_tag
+def table(
+    content: str, css: str = "card-table", *, labelledby: str = "", label: str = "", wrapper: str = ""
+) -> SafeString:
+    """Return a table that scrolls sideways. A keyboard reaches the scroll area when it has a label."""
+    name, value = ("labelledby", labelledby) if labelledby else ("label", label)
+    area = format_html(' tabindex="0" role="group" aria-{}="{}"', name, value) if value else ""
+    return format_html(
+        '<div class="{}"{}><table class="table {}">{}</table></div>',
+        f"table-responsive {wrapper}".strip(),
+        area,
+        css,
+        content,
+    )
+
+
 @register.filter
 def state_word(state: str, kind: str = "") -> str:
     """The word people read for a job's or run's state; `kind` says what running means."""
