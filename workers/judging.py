@@ -193,8 +193,8 @@ def _write(job: Job, judging: Judging, tally: Tally) -> None:
         )
         shown = {"phase": "judging", "step": tally.done, "total_steps": tally.total}
         # Verdicts are progress: an attempt that has brought some was not in vain.
-        fruit = {"fruitless": 0} if tally.verdicts else {}
-        job.advance(eta_seconds=tally.seconds_left, **shown, **fruit)
+        reset = {"failed_attempts": 0} if tally.verdicts else {}
+        job.advance(eta_seconds=tally.seconds_left, **shown, **reset)
     tally.fresh = []
 
 
@@ -211,7 +211,7 @@ def _end(job: Job, tally: Tally, stop: str) -> None:
     if stop == "cancel":
         job.move("stopped", actor=job.worker, fenced=True)
     elif stop:
-        job.interrupt(PUT_ASIDE, actor=job.worker, blameless=True)
+        job.interrupt(PUT_ASIDE, actor=job.worker, counts_as_failure=False)
     elif tally.total and not tally.judged:
         message = (
             f"None of the judge's {tally.unreadable:,} replies was the verdict that was asked for, so "

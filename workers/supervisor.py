@@ -177,7 +177,7 @@ class Attempt:
             # right after each start must end.
             if trains and progress.step > (self.began_at or 0) and not has_stepped:
                 has_stepped = True
-                fields["fruitless"] = 0
+                fields["failed_attempts"] = 0
         if not self.job.advance(**fields):
             raise Fenced
         self.progress, self.has_stepped = None, has_stepped
@@ -319,17 +319,17 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
         elif attempt.farewell == "taken_over":
             # Only a database that was put back from a copy still takes this attempt for the newest.
             reason = "A later attempt had taken over the checkpoints of this training."
-            job.interrupt(reason, actor=worker, blameless=True)
+            job.interrupt(reason, actor=worker, counts_as_failure=False)
         elif attempt.is_stalled:
             job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
         elif attempt.pressed:
             reason = PUT_ASIDE
             if attempt.is_lost:
                 reason = f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes."
-            job.interrupt(reason, actor=worker, blameless=True)
+            job.interrupt(reason, actor=worker, counts_as_failure=False)
         elif attempt.farewell == "drain":
             # A signal to the engine alone, which it obeys as it would a worker that shuts down.
-            job.interrupt(DRAINED_BY_OTHERS, actor=worker, blameless=True)
+            job.interrupt(DRAINED_BY_OTHERS, actor=worker, counts_as_failure=False)
         elif status == -signal.SIGKILL and not child.was_killed:
             _explain_kill(attempt, for_memory=child.kills.blame)
         else:
@@ -350,7 +350,7 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
         if code == OutOfMemory.code and job.kind == Job.Kind.TRAIN:
             change = use_smaller_batches(job, code)
             if change:
-                job.interrupt(f"{message} {change}", actor=job.worker, blameless=True)
+                job.interrupt(f"{message} {change}", actor=job.worker, counts_as_failure=False)
                 return
         job.move(
             "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
@@ -365,9 +365,9 @@ def _explain_kill(attempt: Attempt, *, for_memory: bool | None) -> None:
         _fail(attempt, Failure(OutOfMemory.code, message))
     elif for_memory is False:
         job.interrupt("Something outside Graftworks killed the engine.", actor=job.worker)
-    elif job.suspicion != SUSPECTED or attempt.has_stepped:
+    elif job.suspected_cause != SUSPECTED or attempt.has_stepped:
         reason = "The engine was killed, perhaps for lack of memory."
-        job.interrupt(reason, actor=job.worker, suspicion=SUSPECTED)
+        job.interrupt(reason, actor=job.worker, suspected_cause=SUSPECTED)
     else:
         message = "The engine was killed twice before it got on, most likely for lack of memory."
         _fail(attempt, Failure(OutOfMemory.code, message))

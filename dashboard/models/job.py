@@ -26,9 +26,9 @@ from dashboard.models.worker_node import WorkerNode
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# Wait before the next attempt, by attempts in a row that completed no step; MAX_FRUITLESS ends them.
+# Wait before the next attempt, by attempts in a row that completed no step; MAX_FAILED_ATTEMPTS ends them.
 BACK_OFF = (timedelta(), timedelta(seconds=2), timedelta(seconds=60))
-MAX_FRUITLESS = 3
+MAX_FAILED_ATTEMPTS = 3
 MAX_ATTEMPTS = 10
 # Pages read this much of a log per line they show.
 LOG_LINE_BYTES = 400
@@ -81,9 +81,12 @@ class Job(models.Model):
     finished_at = models.DateTimeField(null=True, blank=True)
     # The fencing token: every write of a worker names the attempt it belongs to.
     attempt = models.PositiveIntegerField(default=0)
-    fruitless = models.PositiveSmallIntegerField(default=0)  # attempts in a row without a completed step
-    excused = models.PositiveIntegerField(default=0)  # attempts that count for nothing, such as a drained one
-    suspicion = models.CharField(max_length=40, blank=True)  # of what the attempt before seems to have died
+    # Consecutive attempts without a completed step.
+    failed_attempts = models.PositiveSmallIntegerField(default=0)
+    # Attempts that do not count towards MAX_ATTEMPTS, such as drained ones.
+    ignored_attempts = models.PositiveIntegerField(default=0)
+    # Error code of what probably ended the previous attempt.
+    suspected_cause = models.CharField(max_length=40, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=120, blank=True)
     slot = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - NULLs do not collide, '' would
@@ -297,35 +300,36 @@ class Job(models.Model):
         *,
         actor: str = "system",
         fenced: bool = True,
-        blameless: bool = False,
-        suspicion: str = "",
+        counts_as_failure: bool = True,
+        suspected_cause: str = "",
     ) -> None:
         """Give the attempt up; the dispatcher queues it again after a back-off.
 
-        A `blameless` attempt counts for nothing, `suspicion` is the code of what it may have died of.
+        `counts_as_failure=False` exempts the attempt from the limits, for example after a drain.
+        `suspected_cause` is the code of the error that probably ended the attempt.
         """
         # A step since the claim has set the row's count back, and this object does not know it.
-        self.refresh_from_db(fields=["fruitless"])
-        fruitless = 0 if blameless else self.fruitless
-        wait = BACK_OFF[min(fruitless, len(BACK_OFF) - 1)]
+        self.refresh_from_db(fields=["failed_attempts"])
+        failed_attempts = self.failed_attempts if counts_as_failure else 0
+        wait = BACK_OFF[min(failed_attempts, len(BACK_OFF) - 1)]
         with transaction.atomic():
             self.move(
                 "interrupt",
                 actor=actor,
                 reason=reason,
                 fenced=fenced,
-                fruitless=fruitless,
-                excused=models.F("excused") + int(blameless),
-                suspicion=suspicion,
+                failed_attempts=failed_attempts,
+                ignored_attempts=models.F("ignored_attempts") + int(not counts_as_failure),
+                suspected_cause=suspected_cause,
                 run_after=db_now(wait),
                 slot=None,
             )
-            self.refresh_from_db(fields=["fruitless", "excused", "keep"])
+            self.refresh_from_db(fields=["failed_attempts", "ignored_attempts", "keep"])
             # A page would say for minutes that it continues by itself, and it would not.
             if self.keep == Job.Keep.ADAPTER and not self.may_have_checkpoint:
                 words = _("Nothing had been saved yet, so there is nothing to keep.")
                 self.move("cancel_waiting", reason=str(words), keep=Job.Keep.NOTHING)
-            elif self.is_hopeless:
+            elif self.has_exhausted_attempts:
                 self.try_again()
 
     def abandon(self, reason: str) -> None:
@@ -336,13 +340,16 @@ class Job(models.Model):
             self.interrupt(reason)
 
     @property
-    def is_hopeless(self) -> bool:
+    def has_exhausted_attempts(self) -> bool:
         """Whether it has been tried often enough."""
-        return self.fruitless >= MAX_FRUITLESS or self.attempt - self.excused >= MAX_ATTEMPTS
+        return (
+            self.failed_attempts >= MAX_FAILED_ATTEMPTS
+            or self.attempt - self.ignored_attempts >= MAX_ATTEMPTS
+        )
 
     def try_again(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
-        if self.is_hopeless:
+        if self.has_exhausted_attempts:
             message = _("The work was interrupted %(times)d times and never came to its end.") % {
                 "times": self.attempt
             }

@@ -144,7 +144,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
                         "claim",
                         actor=worker,
                         attempt=models.F("attempt") + 1,
-                        fruitless=models.F("fruitless") + 1,
+                        failed_attempts=models.F("failed_attempts") + 1,
                         worker=worker,
                         slot=slot,
                         host=host,

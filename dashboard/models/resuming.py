@@ -51,10 +51,10 @@ def resume(job: Job, by: User | None = None) -> None:
                 "resume",
                 actor=str(by or "system"),
                 keep=Job.Keep.NOTHING,
-                fruitless=0,
+                failed_attempts=0,
                 # Somebody has looked at it: what happened before counts no more.
-                excused=models.F("attempt"),
-                suspicion="",
+                ignored_attempts=models.F("attempt"),
+                suspected_cause="",
                 run_after=Now(),
                 # It was moved up among jobs that waited at another time.
                 place=None,

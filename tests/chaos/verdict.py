@@ -9,7 +9,7 @@ from pathlib import Path
 from django.conf import settings
 
 from dashboard.models import Adapter, Evaluation, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
-from dashboard.models.job import MAX_FRUITLESS
+from dashboard.models.job import MAX_FAILED_ATTEMPTS
 from dashboard.models.job_state import MOVES, TERMINAL
 from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
@@ -32,7 +32,7 @@ HELD_OUT = "validation/loss"
 def was_worn_out(job: Job, hits: Sequence[Hit]) -> bool:
     """Whether the storm itself hit its last three attempts before a step: then giving up is the right end."""
     hit = {attempt for blow in hits for pk, attempt in blow.held if pk == job.pk}
-    last = {job.attempt - back for back in range(MAX_FRUITLESS)}
+    last = {job.attempt - back for back in range(MAX_FAILED_ATTEMPTS)}
     return job.error_code == "worker_lost" and last <= hit
 
 

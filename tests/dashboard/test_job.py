@@ -139,11 +139,11 @@ def test_it_does_not_count_attempts_that_got_somewhere(project: Project) -> None
         Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
         claimed = claim()
         assert claimed is not None
-        claimed.advance(step=1, fruitless=0)
+        claimed.advance(step=1, failed_attempts=0)
         claimed.interrupt("the worker died")
         Job.objects.get(pk=job.pk).try_again()
     job.refresh_from_db()
-    assert (job.state, job.fruitless) == (State.QUEUED, 0)
+    assert (job.state, job.failed_attempts) == (State.QUEUED, 0)
 
 
 def test_it_keeps_a_history_that_cannot_be_changed(project: Project) -> None:

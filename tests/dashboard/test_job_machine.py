@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from dashboard.models import Adapter, IllegalMove, Job, JobEvent, Outbox, Project, State, TrainingRun
 from dashboard.models.adapter import WEIGHTS
-from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FRUITLESS
+from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FAILED_ATTEMPTS
 from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from dashboard.models.resuming import resume
 from dashboard.models.stopping import StopRefused, arms_to_stop, stop_run
@@ -76,8 +76,8 @@ class Row:
     queue: str
     state: State = State.QUEUED
     attempt: int = 0
-    fruitless: int = 0
-    excused: int = 0
+    failed_attempts: int = 0
+    ignored_attempts: int = 0
     keep: str = ""
     step: int = 0
     has_checkpoint: bool = False
@@ -251,7 +251,7 @@ class Walk:
         again = [run for run in again if run not in row.diverged and run not in alone]
         kept = row.state == State.FAILED or (row.state == State.CANCELLED and row.keep == "checkpoint")
         if self.expect(bool(kept and row.has_checkpoint and again), lambda: resume(job)):
-            row.state, row.keep, row.fruitless, row.excused = State.QUEUED, "", 0, row.attempt
+            row.state, row.keep, row.failed_attempts, row.ignored_attempts = State.QUEUED, "", 0, row.attempt
             row.run_after = self.now
             row.arms.update(dict.fromkeys(again, ""))
             row.wishes = {run: wish for run, wish in row.wishes.items() if run not in again}
@@ -275,10 +275,10 @@ class Walk:
         assert not taken
         assert job.pk in ready
         row = self.rows[job.pk]
-        row.state, row.attempt, row.fruitless, row.step = (
+        row.state, row.attempt, row.failed_attempts, row.step = (
             State.STARTING,
             row.attempt + 1,
-            row.fruitless + 1,
+            row.failed_attempts + 1,
             0,
         )
         row.slot, row.lease_until = slot, self.now + LEASE.total_seconds()
@@ -294,9 +294,9 @@ class Walk:
     def step(self, node: str, _number: int) -> None:
         if found := self.holds(node):
             job, row, mine = found
-            assert job.advance(step=F("step") + 1, fruitless=0) == mine
+            assert job.advance(step=F("step") + 1, failed_attempts=0) == mine
             if mine:
-                row.step, row.fruitless = row.step + 1, 0
+                row.step, row.failed_attempts = row.step + 1, 0
 
     def checkpoint(self, node: str, _number: int) -> None:
         if (found := self.holds(node)) and found[2] and found[1].step and found[1].arms:
@@ -399,11 +399,11 @@ class Walk:
     def give_back(self, node: str, number: int) -> None:
         if found := self.holds(node):
             job, row, mine = found
-            blameless = number // 3 % 4 == 0
+            counts_as_failure = number // 3 % 4 != 0
             legal = mine and row.state in OPEN
-            if self.expect(legal, lambda: job.interrupt("drained", blameless=blameless)):
-                row.fruitless = 0 if blameless else row.fruitless
-                row.excused += int(blameless)
+            if self.expect(legal, lambda: job.interrupt("drained", counts_as_failure=counts_as_failure)):
+                row.failed_attempts = row.failed_attempts if counts_as_failure else 0
+                row.ignored_attempts += int(not counts_as_failure)
                 self.wait(row)
 
     def wait(self, row: Row) -> None:
@@ -411,13 +411,13 @@ class Walk:
             row.keep, row.slot = "", None
             row.end(State.CANCELLED)
             return
-        if row.fruitless >= MAX_FRUITLESS or row.attempt - row.excused >= MAX_ATTEMPTS:
+        if row.failed_attempts >= MAX_FAILED_ATTEMPTS or row.attempt - row.ignored_attempts >= MAX_ATTEMPTS:
             row.slot = None
             row.end(State.FAILED)
             return
         row.state, row.slot = State.INTERRUPTED, None
         row.let_go()
-        back_off = BACK_OFF[min(row.fruitless, len(BACK_OFF) - 1)]
+        back_off = BACK_OFF[min(row.failed_attempts, len(BACK_OFF) - 1)]
         row.run_after = self.now + back_off.total_seconds()
 
     # Dispatcher and clock --------------------------------------------------------------------------------
@@ -456,10 +456,10 @@ class Walk:
         self.every_waiting_job_has_a_wake_up()
 
     def database_and_model_agree(self) -> None:
-        facts = ("state", "attempt", "fruitless", "excused", "keep")
+        facts = ("state", "attempt", "failed_attempts", "ignored_attempts", "keep")
         jobs = {pk: values for pk, *values in Job.objects.filter(pk__in=self.rows).values_list("pk", *facts)}
         assert jobs == {
-            pk: [row.state, row.attempt, row.fruitless, row.excused, row.keep]
+            pk: [row.state, row.attempt, row.failed_attempts, row.ignored_attempts, row.keep]
             for pk, row in self.rows.items()
         }
         runs = TrainingRun.objects.filter(job__in=self.rows).values_list("pk", "outcome", "stop_asked")

@@ -257,7 +257,12 @@ def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingR
     Outbox.objects.all().delete()
     resume(training, ed)
     run.refresh_from_db()
-    assert (training.state, training.keep, training.fruitless, run.state) == (State.QUEUED, "", 0, "queued")
+    assert (training.state, training.keep, training.failed_attempts, run.state) == (
+        State.QUEUED,
+        "",
+        0,
+        "queued",
+    )
     assert Outbox.objects.filter(job=training).exists()
     assert words(training) == "ed@example.org asked to continue"
 

@@ -33,7 +33,7 @@ def test_the_arms_beside_it_and_the_other_seeds_go_on(study: Study, ed: User) ->
     job.move("progress")
     stop_run(stopped, ed)
     assert (job.stop_wanted(), arms_to_stop(job)) == ("", {1: "cancel"})
-    job.interrupt("The worker died.", blameless=True)
+    job.interrupt("The worker died.", counts_as_failure=False)
     job.try_again()
     end_training(Job.objects.get(pk=job.pk))
     fetched(study).advance()

@@ -314,7 +314,7 @@ def test_an_attempt_without_a_verdict_of_its_own_was_in_vain(put_aside: Judging,
     seen: list[int] = []
 
     def draining() -> bool:
-        seen.append(Job.objects.get(pk=job.pk).fruitless)
+        seen.append(Job.objects.get(pk=job.pk).failed_attempts)
         return len(seen) > 2
 
     attempt(job, draining)

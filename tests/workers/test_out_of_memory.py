@@ -113,7 +113,7 @@ def test_it_is_tried_once_more_with_half_the_batch(
 ) -> None:
     ended = play(TOO_LITTLE, job, monkeypatch)
     run.refresh_from_db()
-    assert (ended.state, ended.excused, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     changes = {"per_device_train_batch_size": [8, 4], "gradient_accumulation_steps": [1, 2]}
     assert run.adjustments == [{"reason": "out_of_memory", "attempt": 1, "changes": changes}]
     assert batch_of(run) == (8, 1), "what the person chose stays readable"
@@ -138,7 +138,7 @@ def test_the_batch_is_halved_once_though_the_database_goes_away_meanwhile(
     ended = play(TOO_LITTLE, job, monkeypatch)
     run.refresh_from_db()
     assert lost, "the first write was to fail"
-    assert (ended.state, ended.excused, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     assert run.adjustments[0]["changes"]["per_device_train_batch_size"] == [8, 4]
 
 
@@ -185,7 +185,7 @@ def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_t
 ) -> None:
     ended = play(starved, job, monkeypatch)
     run.refresh_from_db()
-    assert (ended.state, ended.excused, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     assert run.adjustments[0]["reason"] == "out_of_memory"
     said = JobEvent.objects.get(job=job, event="interrupt").text
     assert said.startswith("The machine had no memory left, so its kernel ended the engine. It is tried once")
@@ -209,7 +209,7 @@ def test_where_only_the_machine_counts_the_first_kill_is_a_suspicion(
     job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = play(perhaps_starved, job, monkeypatch)
-    assert (ended.state, ended.suspicion, batch(ended)) == (State.INTERRUPTED, "oom_suspected", (8, 1))
+    assert (ended.state, ended.suspected_cause, batch(ended)) == (State.INTERRUPTED, "oom_suspected", (8, 1))
 
 
 def test_the_second_without_a_step_is_taken_for_lack_of_memory(
@@ -217,7 +217,7 @@ def test_the_second_without_a_step_is_taken_for_lack_of_memory(
 ) -> None:
     for _attempt in range(2):
         job = again(play(perhaps_starved, job, monkeypatch))
-    assert (batch(job), job.excused) == ((4, 2), 1)
+    assert (batch(job), job.ignored_attempts) == ((4, 2), 1)
     ended = play(perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
     assert ended.error is not None
@@ -228,7 +228,7 @@ def test_a_step_between_two_kills_clears_the_suspicion(
     job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = play(STEPPED + perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
-    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
+    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "oom_suspected")
 
 
 def test_a_scored_row_clears_none(
@@ -255,7 +255,7 @@ def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
 ) -> None:
     for _attempt in range(2):
         job = play(KILLED, job, monkeypatch)
-        assert (job.state, job.suspicion) == (State.INTERRUPTED, "")
+        assert (job.state, job.suspected_cause) == (State.INTERRUPTED, "")
         assert "outside Graftworks" in JobEvent.objects.filter(job=job, event="interrupt").latest("seq").text
         job = again(job)
     ended = play(KILLED, job, monkeypatch)
@@ -267,14 +267,14 @@ def test_where_no_kernel_counts_a_kill_stays_suspicious(
 ) -> None:
     monkeypatch.setattr(kernel_kills, "PROC", tmp_path / "none")
     ended = play(KILLED, job, monkeypatch)
-    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "oom_suspected")
+    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "oom_suspected")
 
 
 def test_a_kill_by_its_own_parent_is_no_suspicion(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "drain", 0.5)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
     ended = play(deaf, job, monkeypatch, lambda: True)
-    assert (ended.state, ended.suspicion, ended.excused) == (State.INTERRUPTED, "", 1)
+    assert (ended.state, ended.suspected_cause, ended.ignored_attempts) == (State.INTERRUPTED, "", 1)
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_a_worker_that_shuts_down_meanwhile_drains_the_child(
     later(1.0, away), later(4.0, back)
     began = time.monotonic()
     ended = play(UNTIL_STOPPED, job, monkeypatch, lambda: time.monotonic() - began > 2)
-    assert (ended.state, ended.fruitless, ended.excused) == (State.INTERRUPTED, 0, 1)
+    assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
 
 
 def test_a_recorder_keeps_its_points_until_they_are_through(

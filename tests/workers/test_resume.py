@@ -123,7 +123,7 @@ def test_a_drained_training_continues_at_the_step_it_had_reached(
 def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: TrainingRun) -> None:
     job = claim("gpu")
     interrupted = work_until(job, lambda: bool(checkpoints_of(job)), lambda: kill_engine(job, signal.SIGTERM))
-    assert (interrupted.state, interrupted.excused) == (State.INTERRUPTED, 1)
+    assert (interrupted.state, interrupted.ignored_attempts) == (State.INTERRUPTED, 1)
     assert interrupted.events.latest("seq").text == supervisor.DRAINED_BY_OTHERS
     reached = max(curve(run))
     attempt(claim_again(job), lambda: False)
@@ -170,4 +170,4 @@ def test_an_attempt_that_only_gets_back_to_where_it_was_is_fruitless(
     monkeypatch.setattr(child, "ENGINE", (sys.executable, str(tmp_path / "child.py")))
     attempt(job, lambda: False)
     job.refresh_from_db()
-    assert (job.state, job.step, job.fruitless) == (State.INTERRUPTED, 5, 1)
+    assert (job.state, job.step, job.failed_attempts) == (State.INTERRUPTED, 5, 1)

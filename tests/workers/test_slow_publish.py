@@ -157,5 +157,5 @@ def test_an_engine_that_another_attempt_has_ousted_is_no_failure(
 ) -> None:
     ousted = 'tell("Progress", phase="loading")\ntell("Bye", reason="taken_over")\nsys.exit(3)'
     ended = play(ousted, job, monkeypatch)
-    assert (ended.state, ended.fruitless, ended.excused) == (State.INTERRUPTED, 0, 1)
+    assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
     assert "taken over" in ended.events.order_by("-seq")[0].text

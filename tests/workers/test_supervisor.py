@@ -45,7 +45,7 @@ def test_who_signals_the_whole_group_drains_it(project: Project, monkeypatch: py
     cast(told, job, monkeypatch)
     work.apply([job.pk], routing_key="cpu")
     job.refresh_from_db()
-    assert (job.state, job.excused) == (State.INTERRUPTED, 1)
+    assert (job.state, job.ignored_attempts) == (State.INTERRUPTED, 1)
     assert job.events.latest("pk").text == supervisor.PUT_ASIDE
 
 
@@ -151,7 +151,7 @@ def test_an_engine_that_is_told_to_stop_by_others_counts_for_nothing(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = play('tell("Bye", reason="drain")\nsys.exit(3)\n', job, monkeypatch)
-    assert (ended.state, ended.excused, ended.suspicion) == (State.INTERRUPTED, 1, "")
+    assert (ended.state, ended.ignored_attempts, ended.suspected_cause) == (State.INTERRUPTED, 1, "")
     assert job.events.latest("pk").words.endswith(supervisor.DRAINED_BY_OTHERS)
 
 
@@ -305,7 +305,7 @@ def test_a_wish_that_an_attempt_did_not_carry_out_is_told_to_the_next_before_it_
     job.advance(step=5)
     stop_run(runs[1], ed, "adapter")
     stop_run(runs[2], ed)
-    job.interrupt("The engine was killed.", blameless=True)
+    job.interrupt("The engine was killed.", counts_as_failure=False)
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 60.0)
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
     Job.objects.get(pk=job.pk).try_again()
@@ -339,7 +339,7 @@ def test_a_child_that_cannot_finish_before_its_worker_leaves_does_so_later(
     deaf = 'signal.alarm(60)\ntell("Progress", phase="training", step=1, total=9)\nsys.stdin.readline()\n'
     deaf += "time.sleep(60)\n"
     ended = play(deaf, waiting, monkeypatch, told_to_leave)
-    assert (ended.state, ended.excused, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
+    assert (ended.state, ended.ignored_attempts, ended.keep) == (State.INTERRUPTED, 1, Job.Keep.ADAPTER)
     assert 3.5 < time.monotonic() - began < 20, "the time to hurry begins when the worker is told to leave"
 
 

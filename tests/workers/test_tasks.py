@@ -162,7 +162,7 @@ def test_a_drain_gives_the_job_back(
     job = claim("gpu")
     attempt(job, lambda: True)
     job.refresh_from_db()
-    assert (job.state, job.fruitless) == (State.INTERRUPTED, 0)
+    assert (job.state, job.failed_attempts) == (State.INTERRUPTED, 0)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_a_child_that_stands_still_is_ended_after_a_warning(
 ) -> None:
     monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
     ended = play(STUCK, job, monkeypatch)
-    assert (ended.state, ended.suspicion) == (State.INTERRUPTED, "")
+    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "")
     warning = JobEvent.objects.get(job=job, level="warning").text
     assert warning.startswith("There was no progress for")
     assert "stood still" in JobEvent.objects.get(job=job, event="interrupt").text
@@ -174,7 +174,7 @@ def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch)
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + obedient
     for number in range(1, 12):
         ended = play(script, job, monkeypatch, lambda: True)
-        assert (ended.state, ended.attempt, ended.excused) == (State.INTERRUPTED, number, number)
+        assert (ended.state, ended.attempt, ended.ignored_attempts) == (State.INTERRUPTED, number, number)
         ended.try_again()
         Job.objects.filter(pk=job.pk).update(run_after=ended.created_at)
         job = claim("gpu")

@@ -101,7 +101,7 @@ def test_no_process_outlives_its_worker_and_no_work_is_lost(
         took = until(lambda: is_gone(main), "the end", 60)
         assert not engine.is_running()
     job.refresh_from_db()
-    assert (job.state, job.excused, job.fruitless) == (State.INTERRUPTED, 1, 0)
+    assert (job.state, job.ignored_attempts, job.failed_attempts) == (State.INTERRUPTED, 1, 0)
     stopped_at = job.checkpoint_step()
     assert stopped_at is not None
     assert stopped_at > 2
