@@ -39,7 +39,7 @@ LEAVE_SECONDS = 10.0
 PACES = 51
 # The first field of an event is its kind. A step's values come right before its progress: they are no pace.
 PACE = b'{"event": "Progress"'
-SIGNS_OF_LIFE = (PACE, b'{"event": "Metrics"', b'{"event": "Working"')
+SIGNS_OF_LIFE = (PACE, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
 # Only these reach the child; broker, database and secret key stay with the parent.
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",

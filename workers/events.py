@@ -29,8 +29,8 @@ class ProtocolError(Exception):
 
 
 @dataclass(frozen=True)
-class Hello:
-    """First line: who works where. `versions` maps package to version; `threads` is the OpenMP count."""
+class Started:
+    """First line: process and device. `versions` maps package to version; `threads` is the OpenMP count."""
 
     pid: int
     device: str
@@ -61,8 +61,8 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Working:
-    """It works on, within a piece that takes long: nothing to count or to measure yet."""
+class KeepAlive:
+    """Sign of life within a long step, where there is nothing to count or to measure yet."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,27 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Bye:
-    """Last line. `reason` is done, failed, what the child was stopped for (cancel, park or drain), or
-    taken_over: a later attempt works on the same training.
+class Finished:
+    """Last line. `reason`: done, failed, a stop (cancel, park or drain), or taken_over.
+
+    `taken_over` means that a later attempt works on the same training.
     """
 
     reason: str
 
 
 Event = (
-    Hello | Progress | Metrics | Working | Message | Artifact | Checkpoint | ArmEnd | Result | Failure | Bye
+    Started
+    | Progress
+    | Metrics
+    | KeepAlive
+    | Message
+    | Artifact
+    | Checkpoint
+    | ArmEnd
+    | Result
+    | Failure
+    | Finished
 )
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else one of STOPS

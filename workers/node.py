@@ -133,7 +133,7 @@ def begin(sender: Any, **_kwargs: object) -> None:
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     device, memory, gpu = describe_device(queue)
     place = here()
-    life = Life(
+    life = Heartbeat(
         name,
         {
             "place": place.machine if place else "",
@@ -159,7 +159,7 @@ def begin(sender: Any, **_kwargs: object) -> None:
 
 
 @dataclass
-class Life:
+class Heartbeat:
     """The node's row: written as soon as the database answers, then kept fresh."""
 
     node: str

@@ -25,7 +25,7 @@ from dashboard.models.stopping import arms_to_stop
 from workers import slots
 from workers.child import Child
 from workers.errors import OutOfMemory
-from workers.events import Bye, Failure, Hello, Message, Progress, ProtocolError, from_line
+from workers.events import Failure, Finished, Message, Progress, ProtocolError, Started, from_line
 from workers.identity import birth
 from workers.outage import Database
 from workers.recorders import Recorder, stop_at_the_end
@@ -138,7 +138,7 @@ class Attempt:
         except ProtocolError as error:
             self._say(f"The engine sent a line that could not be read: {error}", level="warning")
             return
-        if isinstance(event, Hello):
+        if isinstance(event, Started):
             self.job.advance(child_pid=event.pid, child_started=birth(event.pid))
         elif isinstance(event, Progress):
             self.progress = event
@@ -155,7 +155,7 @@ class Attempt:
             self._say(event.text, level=event.level)
         elif isinstance(event, Failure):
             self.failure = event
-        elif isinstance(event, Bye):
+        elif isinstance(event, Finished):
             self.farewell = event.reason
         else:
             self.recorder.record(event)

@@ -20,7 +20,7 @@ from workers import faults, handover
 from workers.engine import checkpoints
 from workers.engine.train import train
 from workers.errors import DiskFull, TakenOver
-from workers.events import ArmEnd, Bye, Checkpoint, Event, Message, from_line
+from workers.events import ArmEnd, Checkpoint, Event, Finished, Message, from_line
 from workers.specs import TrainSpec, to_dict
 
 ROOT = Path(__file__).parents[2]
@@ -217,12 +217,12 @@ def test_of_two_engines_the_one_that_came_first_ends_in_words(
         second = start(spec, tmp_path / "second")
         said, _log = second.communicate(timeout=240)
         assert second.returncode == 0
-        assert told(said)[-1] == Bye("done")
+        assert told(said)[-1] == Finished("done")
         assert "Continues from step 3." in [event.text for event in told(said) if isinstance(event, Message)]
         said, log = first.communicate(timeout=240)
     finally:
         first.kill()
-    assert (first.returncode, told(said)[-1]) == (3, Bye("taken_over"))
+    assert (first.returncode, told(said)[-1]) == (3, Finished("taken_over"))
     assert b"Attempt 3 has taken over the checkpoints of this training" in log
     assert b"Traceback" not in log
     assert not [event for event in told(said) if isinstance(event, ArmEnd)]

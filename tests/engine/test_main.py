@@ -23,14 +23,14 @@ from workers.errors import Diverged, SpecError
 from workers.events import (
     ArmEnd,
     Artifact,
-    Bye,
     Checkpoint,
     Event,
     Failure,
-    Hello,
+    Finished,
     Message,
     Metrics,
     Result,
+    Started,
     from_line,
     to_line,
 )
@@ -98,10 +98,10 @@ def test_it_trains_and_then_evaluates(start: Start, make_spec: MakeSpec, tmp_pat
     child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
     told = events(child.communicate(timeout=120)[0])
     assert child.returncode == 0
-    assert isinstance(told[0], Hello)
+    assert isinstance(told[0], Started)
     assert (told[0].pid, told[0].device, told[0].threads) == (child.pid, "cpu", 1)
     assert set(told[0].versions) >= {"python", "torch", "transformers", "peft"}
-    assert told[-1] == Bye("done")
+    assert told[-1] == Finished("done")
     artifact = next(event for event in told if isinstance(event, Artifact))
 
     asked = EvalSpec(
@@ -167,12 +167,12 @@ def test_a_bad_spec_fails_with_its_field(
     spec["hyperparameters"] |= values
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
-    failed, bye = events(child.communicate(timeout=60)[0])
+    failed, finished = events(child.communicate(timeout=60)[0])
     assert child.returncode == 1
     assert isinstance(failed, Failure)
     assert failed.code == "bad_spec"
     assert said in failed.message
-    assert bye == Bye("failed")
+    assert finished == Finished("failed")
 
 
 def test_a_spec_that_is_no_json_fails(start: Start, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_it_obeys_a_line_that_stops_one_arm(start: Start, make_spec: MakeSpec, t
     assert child.wait(timeout=30) == 0
     ends = [(event.arm, event.outcome) for event in told if isinstance(event, ArmEnd)]
     assert ends == [(0, "cancelled"), (1, "succeeded")]
-    assert told[-1] == Bye("done")
+    assert told[-1] == Finished("done")
     assert 'Unknown request: b\'{"stop_arm": "0"}' in (tmp_path / "log").read_text()
 
 
@@ -222,7 +222,7 @@ def test_it_obeys_a_stop_line(start: Start, make_spec: MakeSpec, tmp_path: Path,
     send(child, to_dict(make_spec(max_steps=1_000_000)))
     wait_for(child, Metrics)
     send(child, {"stop": reason})
-    assert wait_for(child, Bye) == Bye(reason)
+    assert wait_for(child, Finished) == Finished(reason)
     assert child.wait(timeout=30) == 3
 
 
@@ -237,7 +237,7 @@ def test_a_line_to_finish_leaves_an_adapter_whatever_the_signal_that_comes_with_
     end = wait_for(child, ArmEnd)
     assert isinstance(end, ArmEnd)
     assert end.outcome == "stopped_early"
-    assert wait_for(child, Bye) == Bye("done")
+    assert wait_for(child, Finished) == Finished("done")
     assert child.wait(timeout=30) == 0
     assert (tmp_path / "out/arm-0/adapter/adapter_model.safetensors").is_file()
 
@@ -250,7 +250,7 @@ def test_it_trains_only_the_arms_that_have_not_ended(
     send(child, {"parent": os.getpid(), "spec": {"specs": specs}, "ended": [0]})
     end = wait_for(child, ArmEnd)
     assert isinstance(end, ArmEnd)
-    assert (end.arm, wait_for(child, Bye)) == (1, Bye("done"))
+    assert (end.arm, wait_for(child, Finished)) == (1, Finished("done"))
     assert [path.name for path in (tmp_path / "out").glob("arm-*")] == ["arm-1"]
 
 
@@ -278,7 +278,7 @@ def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path
     send(child, to_dict(make_spec(max_steps=1_000_000)))
     wait_for(child, Metrics)
     child.send_signal(signal.SIGTERM)
-    assert wait_for(child, Bye) == Bye("drain")
+    assert wait_for(child, Finished) == Finished("drain")
     assert child.wait(timeout=30) == 3
 
 
@@ -289,7 +289,7 @@ def test_an_interrupt_to_a_supervised_engine_drains_it(
     send(child, to_dict(make_spec(max_steps=1_000_000)))
     wait_for(child, Metrics)
     child.send_signal(signal.SIGINT)
-    assert wait_for(child, Bye) == Bye("drain")
+    assert wait_for(child, Finished) == Finished("drain")
 
 
 def test_an_interrupt_by_hand_ends_a_run_by_hand(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_an_interrupt_by_hand_ends_a_run_by_hand(start: Start, make_spec: MakeSp
     child = start("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
     wait_for(child, Metrics)
     child.send_signal(signal.SIGINT)
-    assert wait_for(child, Bye) == Bye("cancel")
+    assert wait_for(child, Finished) == Finished("cancel")
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_a_full_log_does_not_swallow_the_last_words(
     failed = wait_for(child, Failure)
     assert isinstance(failed, Failure)
     assert failed.code == "bad_model"
-    assert (wait_for(child, Bye), child.wait(timeout=30)) == (Bye("failed"), 1)
+    assert (wait_for(child, Finished), child.wait(timeout=30)) == (Finished("failed"), 1)
 
 
 def test_it_hears_on_where_its_log_is_full(
@@ -327,7 +327,7 @@ def test_it_hears_on_where_its_log_is_full(
     wait_for(child, Metrics)
     send(child, "nobody knows this")
     send(child, {"stop": "cancel"})
-    assert (wait_for(child, Bye), child.wait(timeout=30)) == (Bye("cancel"), 3)
+    assert (wait_for(child, Finished), child.wait(timeout=30)) == (Finished("cancel"), 3)
 
 
 def test_what_libraries_print_costs_nothing_where_the_log_is_full(
@@ -350,7 +350,7 @@ def test_what_libraries_print_costs_nothing_where_the_log_is_full(
     )
     command = [sys.executable, "-u", "-c", code]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full_log, timeout=120)
-    assert events(done.stdout)[-1] == Bye("done")
+    assert events(done.stdout)[-1] == Finished("done")
     assert done.returncode == 0
 
 
@@ -381,7 +381,7 @@ def test_a_stray_print_goes_to_the_log(start: Start, make_spec: MakeSpec, tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == 0
-    assert events(done.stdout)[-1] == Bye("done")
+    assert events(done.stdout)[-1] == Finished("done")
     assert b"stray" in done.stderr
     assert b"raw" in done.stderr
 

@@ -20,7 +20,7 @@ from workers.engine import model as model_module
 from workers.engine import train as train_module
 from workers.engine.train import learning_rate, train
 from workers.errors import DataError, Diverged, ModelError, RunError, Stopped, TargetError
-from workers.events import ArmEnd, Artifact, Event, Message, Metrics, Progress, Working
+from workers.events import ArmEnd, Artifact, Event, KeepAlive, Message, Metrics, Progress
 from workers.specs import BaseSpec, Hyperparameters, TargetSpec, TrainSpec
 
 MakeSpec = Callable[..., TrainSpec]
@@ -140,7 +140,7 @@ def test_it_says_that_it_works_within_a_step_and_within_a_validation(
     for event in record:
         if isinstance(event, Metrics):
             kind = "step" if "train/loss" in event.values else "validation"
-            between[kind] += sum(isinstance(one, Working) for one in before)
+            between[kind] += sum(isinstance(one, KeepAlive) for one in before)
             before = []
         before.append(event)
     assert between["step"] == 6

@@ -14,7 +14,7 @@ from redis import Redis
 from dashboard.models import BaseModel, Job, JobEvent, Outbox, Project, State
 from tests.conftest import tiny_census
 from tests.workers.programs import running, until
-from workers.events import Bye, Progress, Result, to_line
+from workers.events import Finished, Progress, Result, to_line
 
 JOBS = 100
 WORKER = """
@@ -33,7 +33,7 @@ def test_a_hundred_jobs_run_once_each_although_the_broker_forgot_them(
     project: Project, broker: Redis, tmp_path: Path
 ) -> None:
     found = {"census": tiny_census(), "path": "/nowhere", "sha256": "ab" * 32, "parameters": 40_000}
-    lines = [to_line(event) for event in (Progress("reading"), Result(found), Bye("done"))]
+    lines = [to_line(event) for event in (Progress("reading"), Result(found), Finished("done"))]
     child = tmp_path / "child.py"
     child.write_text(f"import sys\nsys.stdin.readline()\nsys.stdout.write({''.join(lines)!r})\n")
     for number in range(JOBS):

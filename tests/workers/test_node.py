@@ -53,7 +53,7 @@ import django
 django.setup()
 from workers import node
 node.WATCH_SECONDS, node.SILENT_SECONDS = 0.1, 0.3
-life = node.Life("gpu0@host", {})
+life = node.Heartbeat("gpu0@host", {})
 if sys.argv[1] == "working":
     import subprocess
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
@@ -141,8 +141,8 @@ def sign_on(place: str, **facts: object) -> None:
     WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1, place=place, **facts)
 
 
-def life() -> node.Life:
-    return node.Life("gpu0@host", {"queue": "gpu", "host": "host", "pid": 2, "place": MACHINE})
+def life() -> node.Heartbeat:
+    return node.Heartbeat("gpu0@host", {"queue": "gpu", "host": "host", "pid": 2, "place": MACHINE})
 
 
 def test_a_name_that_lives_elsewhere_too_gets_its_place_beside_it(db: None) -> None:
@@ -211,7 +211,7 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     assert release_abandoned_jobs() == 0, "it is at work"
     pool.kill()
     pool.wait()
-    node.Life("gpu@test", {}, signed=time.monotonic()).look()
+    node.Heartbeat("gpu@test", {}, signed=time.monotonic()).look()
     node._stop.clear()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED

@@ -21,7 +21,7 @@ from workers.specs import Hyperparameters
 
 TOO_LITTLE = """
 tell("Failure", code="out_of_memory", message="There was not enough memory.")
-tell("Bye", reason="failed")
+tell("Finished", reason="failed")
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)\n"
 # As the kernel does it: it kills, and it counts.

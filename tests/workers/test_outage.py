@@ -23,7 +23,7 @@ from workers.tasks import attempt
 
 # Reports a step each 50 ms, and marks when it is half through.
 STEADY = """
-tell("Hello", pid=os.getpid(), device="cpu")
+tell("Started", pid=os.getpid(), device="cpu")
 for step in range(1, 101):
     tell("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
     tell("Progress", phase="training", step=step, total=100)
@@ -32,7 +32,7 @@ for step in range(1, 101):
     time.sleep(0.05)
 tell("ArmEnd", arm=0, outcome="failed", step=100, code="diverged", message="The end.")
 tell("Failure", code="diverged", message="The end.")
-tell("Bye", reason="failed")
+tell("Finished", reason="failed")
 """
 # Trains until it is told to stop, then says good-bye.
 UNTIL_STOPPED = """
@@ -41,7 +41,7 @@ tell("Progress", phase="training", step=0, total=100)
 tell("Progress", phase="training", step=1, total=100)
 reason = json.loads(sys.stdin.readline())["stop"]
 open(sys.argv[-1] + "/../stopped", "w").write(reason)
-tell("Bye", reason=reason)
+tell("Finished", reason=reason)
 """
 
 

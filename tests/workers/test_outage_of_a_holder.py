@@ -23,7 +23,7 @@ for step in range(1, 11):
     time.sleep(0.3)
 tell("ArmEnd", arm=0, outcome="failed", step=10, code="diverged", message="The end.")
 tell("Failure", code="diverged", message="The end.")
-tell("Bye", reason="failed")
+tell("Finished", reason="failed")
 """
 # Locks the first job's row and falls asleep, for longer than a test would wait.
 SLEEPER = """

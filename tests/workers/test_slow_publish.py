@@ -29,7 +29,7 @@ DONE = """
 tell("Progress", phase="training", step=1, total=1)
 tell("Artifact", arm=0, path="arm-0/adapter", files={})
 tell("ArmEnd", arm=0, outcome="succeeded", step=1)
-tell("Bye", reason="done")
+tell("Finished", reason="done")
 """
 
 
@@ -76,7 +76,7 @@ tell("Artifact", arm=0, path="arm-0/adapter", files={})
 tell("ArmEnd", arm=0, outcome="succeeded", step=1)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open("%s", "w").write(sys.stdin.readline())
-tell("Bye", reason="cancel")
+tell("Finished", reason="cancel")
 """
 
 
@@ -155,7 +155,7 @@ def test_a_dataset_is_published_under_the_lease_too(tmp_path: Path) -> None:
 def test_an_engine_that_another_attempt_has_ousted_is_no_failure(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ousted = 'tell("Progress", phase="loading")\ntell("Bye", reason="taken_over")\nsys.exit(3)'
+    ousted = 'tell("Progress", phase="loading")\ntell("Finished", reason="taken_over")\nsys.exit(3)'
     ended = play(ousted, job, monkeypatch)
     assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
     assert "taken over" in ended.events.order_by("-seq")[0].text

@@ -27,8 +27,8 @@ from workers.node import row_name
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt, work
 
-FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Bye", reason="failed")\n'
-HELLO = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2}\', flush=True)\n'
+FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Finished", reason="failed")\n'
+PROGRESS = 'print(\'{"event": "Progress", "phase": "reading", "step": 1, "total": 2}\', flush=True)\n'
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_who_signals_the_whole_group_drains_it(project: Project, monkeypatch: py
     job = Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
     told = 'tell("Progress", phase="counting")\nos.kill(os.getppid(), signal.SIGTERM)\n'
     told += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    told += 'tell("Bye", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    told += 'tell("Finished", reason=json.loads(sys.stdin.readline())["stop"])\n'
     cast(told, job, monkeypatch)
     work.apply([job.pk], routing_key="cpu")
     job.refresh_from_db()
@@ -95,7 +95,7 @@ def test_only_who_downloads_learns_the_way_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_it_survives_a_line_without_end_and_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = play(HELLO + f'print("x" * {MAX_LINE + 10_000_000}, flush=True)\n' + FAILS, job, monkeypatch)
+    ended = play(PROGRESS + f'print("x" * {MAX_LINE + 10_000_000}, flush=True)\n' + FAILS, job, monkeypatch)
     warnings = [event.text for event in JobEvent.objects.filter(job=job, level="warning")]
     assert warnings[0].startswith(f"The engine sent a line that could not be read: a line of {MAX_LINE + 1}")
     assert ended.error_message == "as asked"
@@ -103,7 +103,7 @@ def test_it_survives_a_line_without_end_and_says_so(job: Job, monkeypatch: pytes
 
 def test_it_survives_a_garbage_line_and_says_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = 'print(\'{"event": "Failure", "code": "bad_model", "message": "No weights."}\')\n'
-    ended = play(HELLO + 'print("Segmentation fault?")\n' + failure, job, monkeypatch)
+    ended = play(PROGRESS + 'print("Segmentation fault?")\n' + failure, job, monkeypatch)
     assert ended.error == {"code": "bad_model", "message": "No weights."}
     assert JobEvent.objects.filter(job=job, level="warning", text__contains="could not be read").exists()
 
@@ -111,7 +111,7 @@ def test_it_survives_a_garbage_line_and_says_so(job: Job, monkeypatch: pytest.Mo
 def test_it_interrupts_a_job_whose_child_dies_without_a_word(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(HELLO + "os.kill(os.getpid(), signal.SIGSEGV)\n", job, monkeypatch)
+    ended = play(PROGRESS + "os.kill(os.getpid(), signal.SIGSEGV)\n", job, monkeypatch)
     assert ended.state == State.INTERRUPTED
 
 
@@ -132,7 +132,7 @@ def test_a_stop_needs_no_room_on_the_disk(job: Job, monkeypatch: pytest.MonkeyPa
             yield log
 
     monkeypatch.setattr(supervisor, "_log", full)
-    ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch, draining=lambda: True)
+    ended = play(PROGRESS + "time.sleep(60)\n", job, monkeypatch, draining=lambda: True)
     assert (ended.state, ended.error) == (State.INTERRUPTED, None)
     assert job.events.latest("pk").text == supervisor.PUT_ASIDE
 
@@ -143,14 +143,14 @@ def test_a_log_on_a_full_disk_costs_no_attempt(
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
     (tmp_path / "logs").mkdir()
     (tmp_path / f"logs/job-{job.pk}.log").symlink_to("/dev/full")
-    failure = 'tell("Failure", code="bad_model", message="No weights.")\ntell("Bye", reason="failed")\n'
+    failure = 'tell("Failure", code="bad_model", message="No weights.")\ntell("Finished", reason="failed")\n'
     assert play(failure, job, monkeypatch).error == {"code": "bad_model", "message": "No weights."}
 
 
 def test_an_engine_that_is_told_to_stop_by_others_counts_for_nothing(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play('tell("Bye", reason="drain")\nsys.exit(3)\n', job, monkeypatch)
+    ended = play('tell("Finished", reason="drain")\nsys.exit(3)\n', job, monkeypatch)
     assert (ended.state, ended.ignored_attempts, ended.suspected_cause) == (State.INTERRUPTED, 1, "")
     assert job.events.latest("pk").words.endswith(supervisor.DRAINED_BY_OTHERS)
 
@@ -160,7 +160,7 @@ def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
 ) -> None:
     monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 1.0)
     began = time.monotonic()
-    ended = play(HELLO + "if not os.fork():\n    time.sleep(60)\n", job, monkeypatch)
+    ended = play(PROGRESS + "if not os.fork():\n    time.sleep(60)\n", job, monkeypatch)
     assert ended.state == State.INTERRUPTED
     assert time.monotonic() - began < 20
 
@@ -194,13 +194,13 @@ def test_it_writes_nothing_once_another_attempt_has_the_job(
 ) -> None:
     Job.objects.filter(pk=job.pk).update(attempt=2)
     began = time.monotonic()
-    ended = play(HELLO + "time.sleep(60)\n", job, monkeypatch)
+    ended = play(PROGRESS + "time.sleep(60)\n", job, monkeypatch)
     assert (ended.state, ended.attempt, ended.phase) == (State.STARTING, 2, "")
     assert time.monotonic() - began < 20
 
 
 def test_it_refuses_a_result_that_is_no_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = play(HELLO + 'print(\'{"event": "Bye", "reason": "done"}\')\n', job, monkeypatch)
+    ended = play(PROGRESS + 'print(\'{"event": "Finished", "reason": "done"}\')\n', job, monkeypatch)
     assert ended.error is not None
     assert ended.error["code"] == "internal_error"
 
@@ -212,7 +212,7 @@ heard = []
 while len(heard) < %d:
     heard.append(json.loads(sys.stdin.readline())["stop"])
 tell("Failure", code="bad_model", message=" ".join(heard))
-tell("Bye", reason=heard[-1])
+tell("Finished", reason=heard[-1])
 """
 
 
@@ -233,7 +233,7 @@ heard = []
 while len(heard) < %d:
     heard.append("%%(stop_arm)s %%(reason)s" %% json.loads(sys.stdin.readline()))
 tell("Failure", code="bad_model", message=", ".join(heard))
-tell("Bye", reason="failed")
+tell("Finished", reason="failed")
 """
 
 
@@ -310,7 +310,7 @@ def test_a_wish_that_an_attempt_did_not_carry_out_is_told_to_the_next_before_it_
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
     Job.objects.get(pk=job.pk).try_again()
     script = 'tell("Failure", code="bad_model", message=f"{asked[\'ended\']} {sys.stdin.readline()}")\n'
-    ended = play(script + 'tell("Bye", reason="failed")\n', claim("gpu"), monkeypatch)
+    ended = play(script + 'tell("Finished", reason="failed")\n', claim("gpu"), monkeypatch)
     assert ended.error_message.strip() == '[2] {"stop_arm": 1, "reason": "finish"}'
 
 
@@ -362,7 +362,7 @@ tell("Progress", phase="training", step=1, total=9)
 sys.stdin.readline()
 tell("ArmEnd", arm=0, outcome="succeeded", step=1)
 time.sleep(0.3)
-tell("Bye", reason="done")
+tell("Finished", reason="done")
 """
     assert play(saves, waiting, monkeypatch, lambda: bool(ended)).state == State.SUCCEEDED
 
@@ -372,7 +372,7 @@ def test_saving_the_best_takes_as_long_as_it_takes(run: TrainingRun, monkeypatch
     Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.2)
     saving = 'tell("Progress", phase="training", step=1, total=9)\nsys.stdin.readline()\ntime.sleep(1)\n'
-    saved = 'tell("Failure", code="bad_model", message="It is saved.")\ntell("Bye", reason="failed")\n'
+    saved = 'tell("Failure", code="bad_model", message="It is saved.")\ntell("Finished", reason="failed")\n'
     assert play(saving + saved, waiting, monkeypatch).error_message == "It is saved."
 
 
@@ -399,7 +399,9 @@ def test_a_child_that_still_loads_has_time_to_keep_the_best(
     Job.objects.filter(pk=waiting.pk).update(keep=Job.Keep.ADAPTER)
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "finish", 0.2)
     loading = 'tell("Progress", phase="loading")\nsys.stdin.readline()\ntime.sleep(1)\n'
-    loaded = 'tell("Failure", code="bad_model", message="It has loaded.")\ntell("Bye", reason="failed")\n'
+    loaded = (
+        'tell("Failure", code="bad_model", message="It has loaded.")\ntell("Finished", reason="failed")\n'
+    )
     assert play(loading + loaded, waiting, monkeypatch).error_message == "It has loaded."
 
 

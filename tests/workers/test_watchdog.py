@@ -24,12 +24,12 @@ from workers.recorders import TrainRecorder
 from workers.spool import Spool
 
 STUCK = """
-tell("Hello", pid=os.getpid(), device="cpu")
+tell("Started", pid=os.getpid(), device="cpu")
 tell("Progress", phase="training", step=0, total=9)
 tell("Progress", phase="training", step=1, total=9)
 time.sleep(60)
 """
-FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Bye", reason="failed")\n'
+FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Finished", reason="failed")\n'
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -91,7 +91,7 @@ def test_the_pace_of_a_training_is_that_of_its_steps(
 def test_a_sign_of_life_within_a_long_step_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
     working = 'tell("Progress", phase="training", step=0, total=9)\n'
-    working += 'for _ in range(12):\n    tell("Working")\n    time.sleep(0.25)\n'
+    working += 'for _ in range(12):\n    tell("KeepAlive")\n    time.sleep(0.25)\n'
     ended = play(working + FAILS, job, monkeypatch)
     assert (ended.error_message, JobEvent.objects.filter(job=job, level="warning").count()) == ("as asked", 0)
 
@@ -170,7 +170,7 @@ def test_its_child_learns_which_arms_have_ended_and_which_faults_to_play(
 
 
 def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    obedient = 'tell("Bye", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    obedient = 'tell("Finished", reason=json.loads(sys.stdin.readline())["stop"])\n'
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + obedient
     for number in range(1, 12):
         ended = play(script, job, monkeypatch, lambda: True)

@@ -30,7 +30,7 @@ from typing import Any
 
 from workers.engine import runtime
 from workers.errors import OutOfMemory, RunError, SpecError, Stopped, TakenOver, disk_error, lack_of_memory
-from workers.events import ARM_STOPS, STOPS, Bye, Event, Failure, Hello, Report, stronger, to_line
+from workers.events import ARM_STOPS, STOPS, Event, Failure, Finished, Report, Started, stronger, to_line
 from workers.specs import SPEC_TYPES, EvalSpec, ImportSpec, InspectSpec, from_dict, needs_4bit
 
 PR_SET_PDEATHSIG = 1
@@ -115,23 +115,23 @@ def main(arguments: list[str] | None = None) -> int:
         # What libraries will change in their next versions concerns nobody who reads the job's log.
         warnings.simplefilter("ignore", FutureWarning)
         runtime.prepare_environment(offline=asked.kind != "inspect", in_4bit=needs_4bit(values))
-        report(_hello(asked.kind))
+        report(_started_event(asked.kind))
         asked.out_dir.mkdir(parents=True, exist_ok=True)
         _run(asked, report, stop)
     except Stopped as stopped:
-        report(Bye(stopped.reason))
+        report(Finished(stopped.reason))
         return STOPPED
     except TakenOver as lost:
         # Whoever watches may be without the database, and the log is all that there is.
         print(lost.message, file=sys.stderr)
-        report(Bye("taken_over"))
+        report(Finished("taken_over"))
         return STOPPED
     except Exception as error:
         traceback.print_exc()
         report(failure(error))
-        report(Bye("failed"))
+        report(Finished("failed"))
         return FAILED
-    report(Bye("done"))
+    report(Finished("done"))
     return DONE
 
 
@@ -219,11 +219,11 @@ def _parse(kind: str, values: Any) -> list[Any]:
     return [from_dict(SPEC_TYPES[kind], item) for item in plain]
 
 
-def _hello(kind: str) -> Hello:
+def _started_event(kind: str) -> Started:
     device = "cpu"
     if kind in ("train", "evaluate"):
         device = runtime.device_name(runtime.pick_device())
-    return Hello(os.getpid(), device, runtime.versions(), runtime.thread_count())
+    return Started(os.getpid(), device, runtime.versions(), runtime.thread_count())
 
 
 def _run(asked: Asked, report: Report, should_stop: StopFlag) -> None:

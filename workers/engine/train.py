@@ -37,13 +37,13 @@ from workers.engine.runtime import stop_if_asked
 from workers.errors import DiskFull, RunError, Stopped
 from workers.events import (
     ArmEnd,
+    KeepAlive,
     Message,
     Metrics,
     Progress,
     Report,
     ShouldStop,
     ShouldStopArm,
-    Working,
     never_stop,
     never_stop_arm,
     print_event,
@@ -380,7 +380,7 @@ class Loop:
         now = time.monotonic()
         if now - self.worked >= WORKING_SECONDS:
             self.worked = now
-            self.report(Working())
+            self.report(KeepAlive())
 
     def work_on(self) -> str:
         """Asked between two batches of held-out rows."""
