@@ -37,17 +37,10 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # What pages load, by its place under static/vendor/.
 VENDOR = {
     "tabler/tabler.min.css": "@tabler/core/dist/css/tabler.min.css",
-    "tabler/tabler.min.js": "@tabler/core/dist/js/tabler.min.js",
     "htmx/htmx.min.js": "htmx.org/dist/htmx.min.js",
     "htmx/LICENSE": "htmx.org/LICENSE",
-    "htmx/sse.min.js": "htmx-ext-sse/dist/sse.min.js",
-    "htmx/sse.LICENSE": "htmx-ext-sse/LICENSE",
     "chart/chart.umd.min.js": "chart.js/dist/chart.umd.min.js",
     "chart/LICENSE.md": "chart.js/LICENSE.md",
-    "chart/annotation.min.js": "chartjs-plugin-annotation/dist/chartjs-plugin-annotation.min.js",
-    "chart/annotation.LICENSE.md": "chartjs-plugin-annotation/LICENSE.md",
-    "chart/error-bars.umd.min.js": "chartjs-chart-error-bars/build/index.umd.min.js",
-    "chart/error-bars.LICENSE": "chartjs-chart-error-bars/LICENSE",
 }
 # A hashed static file must not name a source map that is not there.
 SOURCE_MAP = re.compile(rb"(//[#@]\s*sourceMappingURL=\S*|/\*[#@]\s*sourceMappingURL=.*?\*/)")
@@ -142,6 +135,7 @@ def vendor_files() -> None:
     stamp = Stamp(STATIC / "vendor" / "graftworks.stamp", "static/package-lock.json", "dashboard/machine.py")
     if stamp.fresh():
         return
+    shutil.rmtree(STATIC / "vendor", ignore_errors=True)
     for target, source in VENDOR.items():
         path = STATIC / "vendor" / target
         path.parent.mkdir(parents=True, exist_ok=True)
