@@ -29,7 +29,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if expected := outage(sys.exception(), is_call=is_call, may_reload=request.method == "GET"):
         return expected
     if is_call:
-        return api_error(500, "internal_error", _("This is an internal error of Graftworks. Its log shows the cause."))
+        return api_error(500, "internal_error", _("Internal error. The log of Graftworks shows the cause."))
     return HttpResponse(loader.render_to_string("500.html"), status=500)
 
 
