@@ -1,8 +1,8 @@
-"""Studies: plan, list, look, stop, add seeds and arms; and every score behind the verdict."""
+"""Studies: start, list, show, stop, add seeds; and every score behind the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any, Literal, cast
@@ -26,7 +26,7 @@ from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
 from dashboard.models.study_export import shown, whole
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from workers.errors import SpecError
-from workers.specs import Hyperparameters, hyperparameters_from
+from workers.specs import hyperparameters_from
 
 router = Router()
 MOST_ROWS = 10_000
@@ -47,7 +47,6 @@ class StudyIn(Schema):
 
     `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
     `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect. Null stands for left out.
-    `strict`: every run trains in a job of its own, so that its time and memory are measured alone.
     `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
     """
 
@@ -65,7 +64,6 @@ class StudyIn(Schema):
     margin: Annotated[StrictFloat, Field(ge=0)] | None = None
     learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
-    strict: StrictBool = False
     confirmed: StrictBool = False
 
 
@@ -75,24 +73,6 @@ class SeedsIn(Schema):
     model_config = ConfigDict(extra="forbid")
 
     seeds: list[StrictInt] = []
-
-
-class ArmsIn(Schema):
-    """Arms to add. Settings that are left out are the reference's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    arms: list[ArmIn] = []
-    confirmed: StrictBool = False
-
-
-class RateIn(Schema):
-    """The arm whose learning rate lies at an edge. `learning_rate`: its `next_learning_rate`, or left out."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    arm: StrictStr = ""
-    learning_rate: StrictFloat | None = None
 
 
 class Estimate(Schema):
@@ -109,7 +89,6 @@ class ArmOut(Schema):
     `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
     `measured_alone`: whether its time and memory were taken with no other arm in the same job.
     `bracketed`: whether the chosen rate lies inside of `learning_rates_tried`; null where none was chosen.
-    `next_learning_rate`: the value beyond the edge that `POST …/rates` would try.
     """
 
     name: str
@@ -117,7 +96,6 @@ class ArmOut(Schema):
     learning_rate: float | None
     learning_rates_tried: list[float]
     bracketed: bool | None
-    next_learning_rate: float | None
     trainable_parameters: int | None
     adapter_bytes: int | None
     seconds: float | None
@@ -149,12 +127,10 @@ class ComparisonOut(Schema):
 
 
 class AdditionOut(Schema):
-    """Arms, seeds or rates that came after the start. `after_result`: when a first result was known."""
+    """Seeds that were added after the start. `after_result`: whether a first result was known."""
 
     at: datetime
-    arms: list[str]
     seeds: list[int]
-    rates: dict[str, float]
     after_result: bool
 
 
@@ -176,7 +152,6 @@ class StudyOut(Schema):
     reference: str
     margin: float
     seeds: list[int]
-    strict: bool
     additions: list[AdditionOut]
     arms: list[ArmOut]
     base: BaseOut
@@ -233,9 +208,9 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
 
 @router.post("", response={202: StudyOut, **WRITING})
 def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
-    """Queue a study: its arms train together, one job for each seed; with `strict` a job for each run.
+    """Queue a study: its arms train together, one job for each seed.
 
-    Arms with DoRA, or on experts, share no base and train alone in any case.
+    Arms with DoRA, or on experts, share no base and train alone.
 
     409 `over_budget`: the project's month has no room for all of it; the message says what is left.
     """
@@ -268,7 +243,6 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
             margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
             learning_rates=payload.learning_rates or [],
             test_rows=payload.test_rows,
-            strict=payload.strict,
             confirmed=payload.confirmed,
             idempotency_key=key,
         )
@@ -285,12 +259,7 @@ def named_as_asked() -> Iterator[None]:
         raise SpecError(field, error.message) from error
 
 
-def plan_of(
-    request: Call,
-    arm: ArmIn,
-    number: int,
-    settings_of: Callable[[dict[str, Any]], Hyperparameters] = hyperparameters_from,
-) -> ArmPlan:
+def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
     """An arm with its config and resolved settings."""
     try:
         config: TargetModuleConfig = config_of(request, arm.target_module_config)
@@ -301,7 +270,7 @@ def plan_of(
     if not name:
         raise invalid(f"arms.{number}.name", _("Give this arm a name."))
     try:
-        return ArmPlan(name, config, settings_of(values))
+        return ArmPlan(name, config, hyperparameters_from(values))
     except SpecError as error:
         raise invalid(f"arms.{number}.hyperparameters.{error.field}", error.message) from error
 
@@ -337,48 +306,10 @@ def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
     return Status(202, detail(request, pk))
 
 
-@router.post("/{int:pk}/arms", response={202: StudyOut, **WRITING})
-def arms(request: Call, pk: int, payload: ArmsIn) -> Status[dict[str, Any]]:
-    """Compare more arms with the same reference on the same seeds; what is done is used again."""
-    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-
-    def grow() -> None:
-        require_growth(study)
-        like = study.reference_arm.varied
-        plans = [plan_of(request, arm, number, like) for number, arm in enumerate(payload.arms)]
-        study.add_arms(plans, request.auth.user, confirmed=payload.confirmed)
-
-    do_once(request, f"arms {pk}", grow)
-    return Status(202, detail(request, pk))
-
-
-@router.post("/{int:pk}/rates", response={202: StudyOut, **WRITING})
-def rates(request: Call, pk: int, payload: RateIn) -> Status[dict[str, Any]]:
-    """Try one learning rate more, beyond the edge at which an arm's lies.
-
-    If it does better on validation rows, the arm's seeds are trained with it, and those that it had count no
-    more. 409 `nothing_to_try`: the rate lies inside of what was tried, or values are still being tried.
-    """
-    study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-
-    def grow() -> None:
-        require_growth(study)
-        arm = next((arm for arm in study.arms.all() if arm.name == payload.arm), None)
-        known = [] if arm is None else [*arm.rates_tried, arm.rate_being_tried]
-        if arm and arm.no_next_rate and (payload.learning_rate is None or payload.learning_rate not in known):
-            raise Refusal(409, "nothing_to_try", arm.no_next_rate)
-        study.try_rate(payload.arm, request.auth.user, rate=payload.learning_rate)
-
-    do_once(request, f"rates {pk}", grow)
-    return Status(202, detail(request, pk))
-
-
 def require_growth(study: Study) -> None:
     """Refuse to extend a study in which what comes would be compared with nothing."""
     if not study.may_grow:
-        message = _(
-            "Seeds, arms and rates can be added to a study that runs or has finished. This one: %(state)s."
-        )
+        message = _("Seeds can be added to a study that runs or has finished. This one: %(state)s.")
         raise Refusal(409, "not_extendable", message % {"state": study.state})
 
 
@@ -396,6 +327,6 @@ def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict
 def export(request: Call, pk: int) -> dict[str, Any]:
     """Settings and every score: enough to compute each number of the verdict again.
 
-    `scores` is empty until the study is over, also while seeds or arms that came later are trained.
+    `scores` is empty until the study is over, also while added seeds are trained.
     """
     return whole(Study.objects.with_facts().fetch(request.auth, pk))

@@ -150,14 +150,6 @@ class StudyForm(forms.Form):
         MOST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to score."),
     )
-    strict = forms.BooleanField(
-        label=gettext_lazy("Train every run alone (strict)"),
-        required=False,
-        help_text=gettext_lazy(
-            "Otherwise the arms of a seed take turns on one loaded base model, and time and memory are those "
-            "of an arm's own turns. Alone they are measured with nothing beside them; loading takes longer."
-        ),
-    )
     length = _run["length"]
     max_steps = _run["max_steps"]
     num_train_epochs = _run["num_train_epochs"]

@@ -257,7 +257,6 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         seeds=seeds,
         rates=len(rates),
         test_rows=values.get("test_rows") or TEST_ROWS,
-        strict=bool(values.get("strict")),
     )
     kept = sum(one.adapter_bytes for one in plan.arms)
     working = sum(one.disk_bytes - one.adapter_bytes for one in plan.arms)

@@ -1,4 +1,4 @@
-"""What people do with a finished study: decide, share, and look for rows."""
+"""Forms of a finished study: add seeds, decide, share the report, filter rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models import SHARE_DAYS, Adapter, Study
 from dashboard.models.answers import BASE, ORDERS
+
+MOST_SEEDS_AT_ONCE = 5
+
+
+class SeedsForm(forms.Form):
+    """How many seeds to add. `first` is the first one that the page offered, so a double click adds once."""
+
+    count = forms.TypedChoiceField(
+        label=gettext_lazy("Seeds to add"),
+        choices=[(number, str(number)) for number in range(1, MOST_SEEDS_AT_ONCE + 1)],
+        coerce=int,
+        error_messages=dict.fromkeys(
+            ("required", "invalid_choice"),
+            gettext_lazy("Choose how many seeds to add, from 1 to %(most)d.") % {"most": MOST_SEEDS_AT_ONCE},
+        ),
+    )
+    first = forms.IntegerField(min_value=0, max_value=2**32 - 1, widget=forms.HiddenInput)
+
+    def seeds(self) -> list[int]:
+        """Return the seeds to add."""
+        first = self.cleaned_data["first"]
+        return list(range(first, first + self.cleaned_data["count"]))
 
 
 class ShareLinkForm(forms.Form):

@@ -520,7 +520,6 @@ class Migration(migrations.Migration):
                 ('learning_rates', models.JSONField(default=list)),
                 ('pattern', models.CharField(blank=True, max_length=200)),
                 ('test_rows', models.PositiveIntegerField(default=200)),
-                ('strict', models.BooleanField(default=False)),
                 ('additions', models.JSONField(default=list)),
                 ('forecast_seconds', models.FloatField(default=0)),
                 ('forecast', models.JSONField(default=dict)),

@@ -21,11 +21,9 @@ from django.utils.translation import gettext_lazy
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_room
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
 from dashboard.models.project import Project, ProjectQuerySet
-from dashboard.models.study_arm import StudyArm
 from dashboard.models.study_forecast import (
     PlanForecast,
     forecast_of,
@@ -45,13 +43,12 @@ from dashboard.models.study_plan import (
     check_plan,
     check_seeds,
     chosen_reference,
-    confirmations,
     default_metric,
     with_equal_parameters,
     with_rate,
 )
-from dashboard.models.study_steps import queue_next, submit_training
-from dashboard.models.training_run import TrainingRun, require_packing, unconfirmed
+from dashboard.models.study_steps import queue_next
+from dashboard.models.training_run import TrainingRun, require_packing
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
 
@@ -104,7 +101,6 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         margin: float = DEFAULT_MARGIN,
         learning_rates: Sequence[float] = (),
         test_rows: int = TEST_ROWS,
-        strict: bool = False,
         confirmed: bool = False,
         idempotency_key: str = "",
     ) -> Study:
@@ -112,8 +108,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
 
         OverBudget says that the month has no room for all of it.
 
-        `strict`: each run trains in a job of its own. `confirmed`: `by` has accepted what the arms' choices
-        leave out or reach besides.
+        `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
         """
         metric = metric or default_metric(dataset_version)
         check_plan(arms, seeds, learning_rates, margin, metric)
@@ -133,7 +128,6 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             seeds=list(seeds),
             learning_rates=sorted(learning_rates),
             test_rows=test_rows,
-            strict=strict,
             confirmed_by=by if confirmed else None,
         )
         if len(learning_rates) == 1:
@@ -171,9 +165,7 @@ class Study(models.Model):
     # What an answer must hold, where the metric is `regex`.
     pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
-    # Whether every run trains in a job of its own; arms that cannot share a base do so in any study.
-    strict = models.BooleanField(default=False)
-    # What came after the start: [{at, arms, seeds, rates: {arm: rate beyond its edge}, after_result}].
+    # Seeds added after the start: [{at, seeds, after_result}].
     additions = models.JSONField(default=list)
     # Who has accepted what the arms' choices leave out or reach besides; each run keeps the sentences.
     confirmed_by = models.ForeignKey(
@@ -318,10 +310,6 @@ class Study(models.Model):
         from dashboard.models.study_result import result_of
         from dashboard.models.study_words import recommended
 
-        if self.cancelled_at:
-            for arm in self.arms.all():
-                if any(run.rung is None for run in arm.runs.all()):
-                    arm.choose_rate()
         # Outside of the lock: the draws take a second, and a second caller would find the same.
         self.result = found = result_of(self)
         # Forms ask for it at every change, and would have to read every run's size.
@@ -376,8 +364,6 @@ class Study(models.Model):
         self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
         if had_ended:
             self._queue_next()
-        # A rate that had not come through may do so now, and then its arm's seeds are trained as well.
-        if had_ended or any(arm.is_searching for arm in self.arms.all()):
             self.forecast_seconds = seconds_queued(self) + training_to_come(self)
             self.save(update_fields=["forecast_seconds"])
         return self.seconds_to_come
@@ -386,18 +372,8 @@ class Study(models.Model):
 
     @property
     def may_grow(self) -> bool:
-        """Whether further arms and seeds would be compared with what is there."""
+        """Whether seeds can be added: what comes would be compared with what is there."""
         return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
-
-    @property
-    def reference_arm(self) -> StudyArm:
-        """The arm that every other one is compared with."""
-        return next(arm for arm in self.arms.all() if arm.name == self.reference)
-
-    @property
-    def later_arms(self) -> list[str]:
-        """Names of the arms that were not planned before the start."""
-        return [name for one in self.additions for name in one["arms"]]
 
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
         """Train every arm with more seeds and judge anew; what is done is used again.
@@ -413,62 +389,10 @@ class Study(models.Model):
             self.seeds = [*self.seeds, *fresh]
             # Not of the runs that are there: an arm has none while its learning rate is looked for.
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
-            self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, seeds=fresh)
+            self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
 
-    def add_arms(self, plans: Sequence[ArmPlan], by: User | None = None, *, confirmed: bool = False) -> None:
-        """Compare more arms with the same reference on the same seeds, and judge all anew.
-
-        What is done is used again, and what was fixed before the start stays. SpecError names the field;
-        OverBudget says that the month has no room for them.
-        """
-        with transaction.atomic():
-            self.lock()
-            present = [arm.plan for arm in self.arms.all()]
-            if not plans:
-                raise SpecError("arms", _("Name at least one arm to add."))
-            check_plan([*present, *plans], self.seeds, self.learning_rates, self.margin, self.metric)
-            require_packing(plans[0].hyperparameters)
-            if self.budget == self.Budget.EQUAL_PARAMETERS:
-                plans = with_equal_parameters(plans, self.base_model)
-            sentences = confirmations(plans, self.base_model)
-            if sentences and not confirmed:
-                raise SpecError("confirmed", unconfirmed(sentences))
-            if sentences and self.confirmed_by is None:
-                self.confirmed_by = by
-            self._create_arms(plans, first=len(present))
-            rates = len(self.learning_rates)
-            plan = forecast_of(self, plans, seeds=len(self.seeds), rates=rates, with_base=False)
-            self._grow(plan, by, arms=[one.name for one in plans])
-
-    def try_rate(self, name: str, by: User | None = None, *, rate: float | None = None) -> None:
-        """Try the next learning rate beyond the edge at which that of an arm lies.
-
-        Should it do better on validation rows, the arm's seeds are trained with it, and those that it had
-        count no more. `rate`: the one that was offered; asked for again, it changes nothing. SpecError says
-        why there is none; OverBudget, that the month has no room.
-        """
-        with transaction.atomic():
-            self.lock()
-            arm = next((arm for arm in self.arms.all() if arm.name == name), None)
-            if arm is None:
-                named = _("`%(name)s` is no arm of this study.") % {"name": name[:100]}
-                raise SpecError("arm", named if name else _("Name the arm: `arm`."))
-            if rate is not None and rate in (*arm.rates_tried, arm.rate_being_tried):
-                return
-            found = arm.next_rate
-            if found is None:
-                raise SpecError("arm", arm.no_next_rate)
-            if rate not in (None, found):
-                say = _("The next learning rate of `%(arm)s` is %(next)s. Leave `learning_rate` out.")
-                raise SpecError("learning_rate", say % {"arm": name, "next": f"{found:g}"})
-            rung, learn = arm.trial(found)
-            submit_training(self, [(arm, learn, rung)])
-            tried = told_seconds(max(arm.search_runs(), key=lambda run: run.pk).forecast)
-            plan = forecast_of(self, [arm.plan], seeds=len(self.seeds), with_base=False)
-            self._grow(plan.with_seconds(tried), by, rates={arm.name: found})
-
-    def _create_arms(self, plans: Sequence[ArmPlan], *, first: int = 0) -> None:
-        for position, plan in enumerate(plans, first):
+    def _create_arms(self, plans: Sequence[ArmPlan]) -> None:
+        for position, plan in enumerate(plans):
             self.arms.create(
                 position=position,
                 name=plan.name,
@@ -476,19 +400,19 @@ class Study(models.Model):
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),
             )
 
-    def _grow(self, plan: PlanForecast, by: User | None, **came: object) -> None:
-        """Go on with what has just come; remember when it came, and whether a result was known then."""
+    def _grow(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
+        """Reopen the study for the new seeds; record when they came and whether a result was known."""
         now = timezone.now().isoformat(timespec="seconds")
         after_result = bool(self.finished_at and self.result.get("comparisons"))
-        told = {"at": now, "arms": [], "seeds": [], "rates": {}, "after_result": after_result, **came}
-        self.additions = [*self.additions, told]
+        addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
+        self.additions = [*self.additions, addition]
         # What an ended study has never queued does not come any more.
         self.forecast = plan.added_to(self.forecast)
         self.forecast_seconds = plan.promised + (
             seconds_queued(self) if self.finished_at else self.forecast_seconds
         )
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-        grown = ["seeds", "confirmed_by", "additions", "forecast_seconds", "forecast"]
+        grown = ["seeds", "additions", "forecast_seconds", "forecast"]
         self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
         self._queue_next()
         require_room(self.project, plan.charge, by)

@@ -5,7 +5,6 @@ One answer for the form, the start and whatever comes later.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +47,6 @@ class PlanForecast:
         """Training and scoring."""
         return {name: self.training[name] + self.scoring[name] for name in ENDS}
 
-    def with_seconds(self, more: float) -> PlanForecast:
-        """With so many more of training."""
-        training = {name: value + more for name, value in self.training.items()}
-        return dataclasses.replace(self, promised=self.promised + more, training=training)
-
     def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:
         """What a study keeps, with what has come to it."""
         return {
@@ -73,7 +67,6 @@ def plan_forecast(
     seeds: int,
     rates: int,
     test_rows: int,
-    strict: bool,
     with_base: bool = True,
 ) -> PlanForecast:
     """The arms one after the other, less the loading that they share. May raise TargetError.
@@ -84,14 +77,13 @@ def plan_forecast(
     tried = rates if rates > 1 else 0
     found = tuple(reckoner.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms)
     apart = [arm for arm in arms if trains_alone(arm, base_model)]
-    alone = arms if strict else apart
     trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
-    jobs = jobs_of(len(arms), len(alone), seeds, tried)
+    jobs = jobs_of(len(arms), len(apart), seeds, tried)
     saved = _loading(reckoner, arms[0]) * (len(arms) * seeds + trials - jobs)
     whole = {name: passes(seeds, tried) * sum(one.main.seconds[name] for one in found) for name in ENDS}
     return PlanForecast(
         arms=found,
-        alone=tuple(arm.name for arm in alone),
+        alone=tuple(arm.name for arm in apart),
         trials=trials,
         promised=whole["expected"],
         saved=saved,
@@ -137,7 +129,6 @@ def forecast_of(
         seeds=seeds,
         rates=rates,
         test_rows=study.test_rows,
-        strict=study.strict,
         with_base=with_base,
     )
 
@@ -154,11 +145,10 @@ def training_to_come(study: Study) -> float:
 
 def _to_come(study: Study, arm: StudyArm) -> float:
     seeds = arm.final_runs()
-    if arm.is_lost or (not arm.is_searching and {run.seed for run in seeds}.issuperset(study.seeds)):
+    if arm.is_lost or {run.seed for run in seeds}.issuperset(study.seeds):
         return 0.0
     whole = forecast_of(study, [arm.plan], seeds=len(study.seeds), rates=len(study.learning_rates))
-    # Should the search come to another rate, all seeds are trained with that one.
-    queued = [*arm.search_runs(), *([] if arm.is_searching else seeds)]
+    queued = [*arm.search_runs(), *seeds]
     return max(0.0, whole.promised - sum(told_seconds(run.forecast) for run in queued))
 
 

@@ -51,10 +51,8 @@ def _searches(study: Study, idempotency_key: str) -> bool:
         return True
     cells: list[Cell] = []
     for arm in arms:
-        # Of its own: an arm that came later begins with the first rung.
         rung, trials = arm.next_trials()
         cells += [(arm, learn, rung) for learn in trials]
-        # One that has chosen chooses again: a rate may have been tried beyond its edge.
         if not trials:
             arm.choose_rate()
     if cells:
@@ -78,7 +76,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
         )
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
         runs.append(run)
-    for place, batch in enumerate(batches(runs, [study.strict or run.shares_no_base for run in runs])):
+    for place, batch in enumerate(batches(runs, [run.shares_no_base for run in runs])):
         job = Job.objects.submit(
             Job.Kind.TRAIN,
             {"specs": [run.spec for run in batch]},

@@ -251,37 +251,18 @@ def share_in_words(size: int, reference: int) -> str:
 
 
 def later(study: Study) -> list[str]:
-    """What was not planned before the start, and whether a result was known when it came."""
+    """Say which seeds were added after the start, and whether a result was known then."""
     said = []
-    for one in study.additions:
-        rates = one.get("rates") or {}
-        names = [
-            _("%(rate)s for %(arm)s") % {"rate": f"{rate:.10f}".rstrip("0"), "arm": arm}
-            for arm, rate in rates.items()
-        ]
-        came = {"day": one["at"][:10], "names": ", ".join(names or map(str, one["arms"] or one["seeds"]))}
-        if rates:
-            what = (
-                _("One more learning rate tried on %(day)s, when a first result was known: %(names)s.")
-                if one["after_result"]
-                else _("One more learning rate tried on %(day)s, before any result was known: %(names)s.")
+    for addition in study.additions:
+        values = {"day": addition["at"][:10], "seeds": ", ".join(map(str, addition["seeds"]))}
+        if addition["after_result"]:
+            text = _(
+                "Seeds added on %(day)s, after a first result: %(seeds)s. "
+                "The intervals do not correct for having looked at it."
             )
-            rule = _("It was chosen on validation rows, as the others were.")
-        elif one["arms"]:
-            what = (
-                _("Arms added on %(day)s, when a first result was known: %(names)s.")
-                if one["after_result"]
-                else _("Arms added on %(day)s, before any result was known: %(names)s.")
-            )
-            rule = _("Metric, reference and margin stayed as they were, and the correction counts every arm.")
         else:
-            what = (
-                _("Seeds added on %(day)s, when a first result was known: %(names)s.")
-                if one["after_result"]
-                else _("Seeds added on %(day)s, before any result was known: %(names)s.")
-            )
-            rule = _("The intervals do not allow for having looked before.") if one["after_result"] else ""
-        said.append(f"{what % came} {rule}".strip())
+            text = _("Seeds added on %(day)s, before any result: %(seeds)s.")
+        said.append(text % values)
     return said
 
 

@@ -16,16 +16,17 @@ from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.studies import CARRIED, SETTINGS, StudyForm
 from dashboard.forms.study_arms import with_one_more
 from dashboard.forms.study_costs import study_outlook
+from dashboard.forms.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
-from dashboard.models import Dataset, Role, State, Study, TrainingRun
-from dashboard.models.study_plan import rates_to_try
-from dashboard.models.study_words import amount, later, sentence
+from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
+from dashboard.models.study_words import amount, later, more_seeds, sentence
 from dashboard.views.evaluations import unscored_runs
 from dashboard.views.launching import launched_once
-from dashboard.views.study_additions import additions_context
 from dashboard.views.study_grid import grid_of
 from dashboard.views.study_results import result_context
+from workers.errors import SpecError, TargetError
 
 # Fields of a link are at most as long as anything that the form would take.
 LONGEST = 40
@@ -98,7 +99,6 @@ def launched(request: Request, form: StudyForm) -> Study | None:
             margin=form.margin_in_unit(),
             learning_rates=values["learning_rates"],
             test_rows=values["test_rows"],
-            strict=values["strict"],
             confirmed=form.is_confirmed(),
             idempotency_key=key,
         )
@@ -196,7 +196,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
         "later": later(study),
-        **additions_context(study, request.user, may_edit=may_edit),
+        **seeds_context(study, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
     }
     return render(request, "studies/detail.html", context)
@@ -222,6 +222,35 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     return redirect(study)
 
 
+@require_POST
+def seeds(request: Request, pk: int) -> HttpResponse:
+    """Train every arm with more seeds."""
+    study = Study.objects.fetch(request.user, pk, Role.EDITOR)
+    form = SeedsForm(request.POST)
+    if not form.is_valid():
+        for errors in form.errors.values():
+            messages.error(request, str(errors[0]))
+    elif not study.may_grow:
+        messages.error(request, _("Seeds can only be added to a study that has come to a result."))
+    elif not set(form.seeds()) <= set(study.seeds):  # the second half of a double click adds nothing
+        try:
+            study.add_seeds(form.seeds(), request.user)
+        except OverBudget as refusal:
+            messages.error(request, str(refusal))
+        except (SpecError, TargetError) as refusal:
+            messages.error(request, refusal.message)
+    return redirect(study)
+
+
+def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
+    """Return the form that adds seeds, for studies that came to a result."""
+    if not may_edit or study.state != State.SUCCEEDED or len(study.seeds) >= MOST_SEEDS:
+        return {}
+    advised = more_seeds(study)
+    first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(study.seeds) + 1}
+    return {"seeds_form": SeedsForm(initial=first), "advised_seeds": advised}
+
+
 def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
     return {
@@ -229,7 +258,6 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
         "grid": grid_of(study, with_starts=True),
         "may_edit": may_edit,
         "unscored": unscored_runs(study),
-        "at_edge": [arm for arm in study.arms.all() if not arm.is_bracketed] if study.may_grow else [],
     }
 
 

@@ -59,7 +59,6 @@ class Search:
     percent: int | None = None
     chosen: float | None = None
     is_bracketed: bool = True
-    one_more: float | None = None  # a rate beyond the edge that is being tried
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,6 @@ def search_of(study: Study, arm: StudyArm) -> Search | None:
             SCORED,
             chosen=arm.learning_rate,
             is_bracketed=arm.is_bracketed,
-            one_more=arm.rate_being_tried,
         )
     if not runs:
         return Search(LEFT_OUT if study.is_over else PLANNED)

@@ -195,6 +195,8 @@ def test_it_adds_seeds_to_a_finished_study(
     answer = api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [3]}, **HEAD)
     assert (answer.status_code, answer.json()["state"], answer.json()["seeds"]) == (202, "running", [1, 2, 3])
     assert answer.json()["verdict"] is None
+    (addition,) = answer.json()["additions"]
+    assert (addition["seeds"], addition["after_result"]) == ([3], True)
     assert refused(api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [3]}, **HEAD), 422, "seeds")
 
 
@@ -209,89 +211,25 @@ def test_another_project_sees_nothing_of_it(
         refused(theirs.post(f"{STUDIES}/{study.pk}{path}", {"seeds": [9]}, **HEAD), 404)
 
 
-def test_it_adds_arms_to_a_finished_study(
-    api: Client, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
-    before = set(study.runs().values_list("pk", flat=True))
-    asked = {"arms": [{"target_module_config": "mlp", "hyperparameters": {"r": 8}}]}
-    answer = api.post(f"{STUDIES}/{study.pk}/arms", asked, **HEAD)
-    assert (answer.status_code, answer.json()["state"], answer.json()["verdict"]) == (202, "running", None)
-    arms = {arm["name"]: arm for arm in answer.json()["arms"]}
-    assert list(arms) == ["efficient", "quality", "mlp"]
-    assert len(arms["mlp"]["runs"]) == 2
-    assert not before & set(arms["mlp"]["runs"]), "only the new arm is trained"
-    assert study.runs().count() == len(before) + 2
-    (told,) = answer.json()["additions"]
-    assert (told["arms"], told["seeds"], told["after_result"]) == (["mlp"], [], True)
-    learn = api.get(f"{STUDIES}/{study.pk}/export").json()["settings"][-1]["spec"]["hyperparameters"]
-    assert (learn["r"], learn["lora_alpha"], learn["max_steps"]) == (8, 16, 10), "the rest is the reference's"
-
-
-@pytest.mark.parametrize(
-    ("arms", "field"),
-    [
-        ([], "arms"),
-        ([{"target_module_config": "efficient"}], "arms"),
-        ([{"target_module_config": "mlp", "name": "base"}], "arms"),
-        ([{"target_module_config": "mlp", "hyperparameters": {"max_steps": 99}}], "arms"),
-        ([{"target_module_config": "mlp", "hyperparameters": {"r": 0}}], "arms.0.hyperparameters.r"),
-        ([{"target_module_config": "mlp", "name": f"a{n}"} for n in range(11)], "arms"),
-    ],
-)
-def test_it_refuses_arms_that_could_not_be_compared(
-    api: Client, project: Project, dataset: Dataset, base_model: BaseModel, arms: Any, field: str
-) -> None:
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
-    assert refused(api.post(f"{STUDIES}/{study.pk}/arms", {"arms": arms}, **HEAD), 422, field)
-    assert Study.objects.get(pk=study.pk).state == "succeeded"
-
-
-def test_a_study_without_result_takes_neither_arms_nor_seeds(
+def test_a_study_without_result_takes_no_seeds(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model)
     api.post(f"{STUDIES}/{study.pk}/cancel")
-    for path, asked in (("arms", {"arms": [{"target_module_config": "mlp"}]}), ("seeds", {"seeds": [9]})):
-        answer = api.post(f"{STUDIES}/{study.pk}/{path}", asked, **HEAD)
-        assert "cancelled" in refused(answer, 409)
-        assert answer.json()["error"]["code"] == "not_extendable"
+    answer = api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [9]}, **HEAD)
+    refused(answer, 409)
+    assert answer.json()["error"]["code"] == "not_extendable"
 
 
-def test_repeated_with_its_key_arms_are_added_once(
+def test_a_repeated_key_adds_seeds_once_and_refuses_another_body(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
-    asked = {"arms": [{"target_module_config": "mlp"}]}
+    address, key = f"{STUDIES}/{study.pk}/seeds", {"Idempotency-Key": "k"}
     for _call in range(2):
-        answer = api.post(f"{STUDIES}/{study.pk}/arms", asked, headers={"Idempotency-Key": "k"}, **HEAD)
-        assert (answer.status_code, len(answer.json()["arms"])) == (202, 3)
-
-
-@pytest.mark.parametrize(
-    ("path", "asked", "other"),
-    [
-        (
-            "arms",
-            {"arms": [{"target_module_config": "mlp"}]},
-            {"arms": [{"target_module_config": "balanced"}]},
-        ),
-        ("seeds", {"seeds": [3]}, {"seeds": [4]}),
-    ],
-)
-def test_a_key_that_comes_with_another_body_is_refused(
-    api: Client,
-    project: Project,
-    dataset: Dataset,
-    base_model: BaseModel,
-    path: str,
-    asked: dict[str, Any],
-    other: dict[str, Any],
-) -> None:
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
-    address, key = f"{STUDIES}/{study.pk}/{path}", {"Idempotency-Key": "k"}
-    assert api.post(address, asked, headers=key, **HEAD).status_code == 202
-    refused(api.post(address, other, headers=key, **HEAD), 422, "Idempotency-Key")
+        answer = api.post(address, {"seeds": [3]}, headers=key, **HEAD)
+        assert (answer.status_code, answer.json()["seeds"]) == (202, [1, 2, 3])
+    refused(api.post(address, {"seeds": [4]}, headers=key, **HEAD), 422, "Idempotency-Key")
     assert len(Study.objects.get(pk=study.pk).additions) == 1
 
 

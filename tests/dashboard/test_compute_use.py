@@ -27,7 +27,7 @@ from dashboard.models.worker_node import WorkerNode
 from tests.conftest import finish, make_run, rewrite
 from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import publish
-from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
+from tests.dashboard.studies import Table, conclude, end_training, make_study
 
 
 def used(project: Project) -> float:
@@ -174,7 +174,7 @@ def test_what_an_ended_study_has_never_queued_is_promised_no_more(
     scores: Table = {name: {1: [0, 1]} for name in ("base", "efficient", "quality")}
     study = conclude(make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4]), scores)
     Study.objects.update(forecast_seconds=10**6)
-    study.add_arms(make_arms("mlp"))
+    study.add_seeds([2])
     assert 0 < Standing.of(project).promised < 10**5
 
 

@@ -171,16 +171,13 @@ def test_a_study_goes_on_while_its_worker_is_away(
     assert [run.seed for run in study.runs().filter(rung=None)] == [1, 1]
 
 
-def test_a_study_and_its_further_arms_are_refused_while_no_worker_can(
+def test_a_study_is_refused_while_no_worker_can_load_4_bits(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
-    study = make_packed_study(project, dataset, base_model, ed)
     leave()
     with pytest.raises(SpecError, match="both an NVIDIA card"):
         make_packed_study(project, dataset, base_model, ed)
-    with pytest.raises(SpecError, match="both an NVIDIA card"):
-        study.add_arms(make_arms("mlp", load_in_4bit=True), ed)
-    assert Study.objects.get().arms.count() == 2
+    assert not Study.objects.exists()
 
 
 def test_its_evaluation_scores_on_the_same_base(

@@ -22,7 +22,7 @@ from dashboard.models.compute_budget import OverBudget, Standing
 from dashboard.models.compute_use import HOUR
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
-from tests.dashboard.studies import Table, conclude, end_training, make_study
+from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
 from workers.errors import SpecError
 
 TABLE: Table = {name: {1: [0, 1, 1, 0]} for name in ("base", "efficient", "quality")}
@@ -49,8 +49,10 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -
 @pytest.fixture
 def searching(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
     """One arm came through its search and has its scores. The other was lost in it, on a full disk."""
+    # With DoRA each run has a job of its own.
+    arms = make_arms("efficient", "quality", use_dora=True)
     study = make_study(
-        project, dataset, base_model, by=ed, seeds=[1], learning_rates=RATES, strict=True, reference="quality"
+        project, dataset, base_model, by=ed, seeds=[1], learning_rates=RATES, arms=arms, reference="quality"
     )
     for job in study.jobs():
         arm = job.training_runs.get().study_arm

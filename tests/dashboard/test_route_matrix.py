@@ -151,8 +151,6 @@ RULES: dict[tuple[str, str], str] = {
     ("study-grid", "GET"): READ,
     ("study-cancel", "POST"): EDIT,
     ("study-seeds", "POST"): EDIT,
-    ("study-more-arms", "POST"): EDIT,
-    ("study-one-more-rate", "POST"): EDIT,
     ("study-score", "POST"): EDIT,
     ("study-deltas-csv", "GET"): READ,
     ("study-scores-csv", "GET"): READ,

@@ -1,14 +1,16 @@
-"""The search for a learning rate: rungs of each arm's own, and what a rung without any loss leaves."""
+"""The search for a learning rate by successive halving."""
 
 from __future__ import annotations
 
-from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun, User
-from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
+import pytest
+
+from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun
+from dashboard.models.study_export import shown as study_dict
+from dashboard.models.study_words import unmeasured
+from tests.dashboard.studies import Table, conclude, end_training, make_study
 
 RATES = [1e-4, 5e-4, 1e-3]
-TABLE: Table = {
-    name: {seed: [0, 1, 1, 0] for seed in (1, 2, 3)} for name in ("base", "efficient", "quality", "mlp")
-}
+TABLE: Table = {name: {seed: [0, 1, 1, 0] for seed in (1, 2, 3)} for name in ("base", "efficient", "quality")}
 
 
 def first_queued(study: Study) -> Job:
@@ -34,19 +36,21 @@ def test_the_better_half_of_the_rates_goes_on(
     assert trials(study) == {(name, rung, 3 - rung) for name in ("efficient", "quality") for rung in (0, 1)}
 
 
-def test_an_arm_that_comes_while_others_search_begins_with_the_first_rung(
-    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
+@pytest.mark.parametrize(("best", "is_bracketed"), [(1e-4, False), (5e-4, True), (1e-3, False)])
+def test_a_rate_at_the_edge_is_not_bracketed(
+    project: Project, dataset: Dataset, base_model: BaseModel, best: float, is_bracketed: bool
 ) -> None:
-    study = make_study(project, dataset, base_model, by=ed, learning_rates=RATES)
-    end_training(first_queued(study))
-    study.advance()
-    study.add_arms(make_arms("mlp"), ed)
+    study = make_study(project, dataset, base_model, seeds=[1], learning_rates=RATES)
+    while (job := first_queued(study)).training_runs.exclude(rung=None).exists():
+        for run in job.training_runs.all():
+            loss = 1 + abs(run.hyperparameters["learning_rate"] - best)
+            run.end(TrainingRun.Outcome.SUCCEEDED, step=5, measured={"validation_loss": loss})
+        end_training(job)
+        study.advance()
     study = conclude(Study.objects.get(pk=study.pk), TABLE)
-    assert study.state == "succeeded"
-    arms = ("efficient", "quality", "mlp")
-    assert trials(study) == {(name, rung, 3 - rung) for name in arms for rung in (0, 1)}
-    assert {arm.learning_rate for arm in study.arms.all()} == {RATES[0]}
-    assert len(study.result["comparisons"]) == 2
+    arm = study_dict(study)["arms"][0]
+    assert (arm["learning_rate"], arm["bracketed"]) == (best, is_bracketed)
+    assert any("not bracketed" in text for text in unmeasured(study)) == (not is_bracketed)
 
 
 def test_where_the_last_rung_came_to_nothing_the_rung_before_decides(

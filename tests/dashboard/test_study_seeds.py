@@ -11,7 +11,7 @@ from django.urls import reverse
 from dashboard.models import BaseModel, Dataset, Project, Study, User
 from tests.dashboard.studies import conclude, make_study
 
-TABLE: Any = {"base": {0: [1]}, "efficient": {1: [1], 2: [1]}, "quality": {1: [1], 2: [1]}}
+TABLE: Any = {"base": {0: [1]}, "efficient": {1: [1], 2: [1], 3: [1]}, "quality": {1: [1], 2: [1], 3: [1]}}
 
 
 @pytest.fixture
@@ -68,6 +68,33 @@ def test_a_stopped_study_without_result_takes_none(
     study.request_cancel(ed)
     client.force_login(ed)
     assert "come to a result" in send(client, study, first=9).content.decode()
+
+
+def test_the_page_and_the_report_name_added_seeds(client: Client, ed: User, study: Study) -> None:
+    study.add_seeds([3], ed)
+    study = conclude(Study.objects.get(pk=study.pk), TABLE)
+    client.force_login(ed)
+    for name in ("study-detail", "study-report"):
+        assert "after a first result: 3." in client.get(reverse(name, args=[study.pk])).content.decode()
+
+
+def test_concurrent_additions_are_both_kept(ed: User, study: Study) -> None:
+    first, second = (Study.objects.get(pk=study.pk) for _copy in range(2))
+    first.add_seeds([3], ed)
+    second.add_seeds([4], ed)
+    study = Study.objects.get(pk=study.pk)
+    assert study.seeds == [1, 2, 3, 4]
+    assert [addition["seeds"] for addition in study.additions] == [[3], [4]]
+    assert study.runs().filter(job__state="queued").count() == 4
+
+
+def test_advancing_a_stale_copy_keeps_added_seeds(ed: User, study: Study) -> None:
+    stale = Study.objects.with_facts().get(pk=study.pk)
+    study.add_seeds([3], ed)
+    stale.advance()
+    saved = Study.objects.get(pk=study.pk)
+    assert (saved.seeds, saved.finished_at) == ([1, 2, 3], None)
+    assert saved.forecast_seconds == study.forecast_seconds
 
 
 def test_it_refuses_a_viewer(client: Client, vera: User, study: Study) -> None:

@@ -75,8 +75,8 @@ NOT_HERE = {
     *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-resume"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
-    *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds", "study-more-arms"),
-    *("study-one-more-rate", "study-score", "training-run-score"),
+    *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
+    *("study-score", "training-run-score"),
     # Pages of a finished study: `test_study.py` looks at them.
     *("study-judge", "study-vote"),
     *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "study-json", "decision-create"),

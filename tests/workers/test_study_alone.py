@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from dashboard.models import BaseModel, Dataset, DatasetVersion, Job, Project, Study, User
+from dashboard.models import BaseModel, Dataset, DatasetVersion, Project, Study, User
 from tests.conftest import finish as end_job
 from tests.workers.conftest import engine_result
 from tests.workers.test_study import WorkOff, arm, finish
@@ -85,27 +85,3 @@ def test_dora_is_compared_with_plain_lora_on_one_base(
     assert with_dora.job_id != plain.job_id
     sizes = [run.measured["trainable_parameters"] for run in (plain, with_dora)]
     assert sizes[1] > sizes[0], "a magnitude for each output"
-
-
-@pytest.mark.slow
-def test_a_strict_study_scores_as_one_that_shares_its_base(
-    project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
-) -> None:
-    shared, strict = (
-        finish(
-            launch(
-                project,
-                ed,
-                real_base,
-                real_dataset,
-                arms=[arm("efficient"), arm("quality")],
-                strict=strict,
-                metric="loss",
-            ),
-            work_off,
-        )
-        for strict in (False, True)
-    )
-    means = [[one["metric"]["mean"] for one in study.result["arms"]] for study in (shared, strict)]
-    assert means[0] == pytest.approx(means[1], rel=1e-5)
-    assert [study.jobs().filter(kind=Job.Kind.TRAIN).count() for study in (shared, strict)] == [1, 2]

@@ -1,4 +1,4 @@
-"""Which runs of a study train alone: all of a strict one, and arms that share no base in any."""
+"""Arms that cannot share a base model, with DoRA or on experts, train and are scored in jobs of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from django.test import Client
-from django.urls import reverse
 
 from dashboard.models import ArmPlan, BaseModel, Dataset, Job, Project, State, Study, TargetModuleConfig, User
 from dashboard.models.study_export import shown
@@ -16,13 +15,14 @@ from dashboard.models.study_plan import jobs_of
 from dashboard.models.study_words import measured_beside
 from dashboard.views.study_grid import grid_of
 from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
-from tests.dashboard.test_study_create import PLAN, URL, entered
+from tests.dashboard.test_study_create import PLAN, entered
 from workers.specs import Hyperparameters
 
 SEEDS = (1, 2)
 TABLE: Table = {
     name: {seed: [0, 1, 1, 0] for seed in SEEDS} for name in ("base", "efficient", "quality", "mlp")
 }
+RATES = [1e-4, 2e-4, 4e-4]
 SLUGS = ("efficient", "mlp", "quality")
 
 
@@ -58,34 +58,6 @@ def test_the_arms_of_a_seed_share_one_job(project: Project, dataset: Dataset, ba
     assert together(study) == {SLUGS: 2}
 
 
-def test_every_run_of_a_strict_study_has_a_job_of_its_own(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = make_study(project, dataset, base_model, slugs=SLUGS, seeds=SEEDS, strict=True)
-    assert together(study) == {(name,): 2 for name in SLUGS}
-    study = conclude(study, TABLE)
-    assert study.state == "succeeded"
-    assert together(study, Job.Kind.EVALUATE) == {SLUGS: 2}, "scores do not depend on who was scored beside"
-
-
-def test_strict_short_runs_that_look_for_a_rate_are_alone_too(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = make_study(
-        project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4, 4e-4], strict=True
-    )
-    assert together(study) == {("efficient",): 3, ("quality",): 3}
-
-
-def test_what_comes_to_a_strict_study_later_trains_alone(
-    project: Project, dataset: Dataset, base_model: BaseModel, ed: User
-) -> None:
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2], strict=True), TABLE)
-    study.add_arms(make_arms("mlp"), ed)
-    study.add_seeds([3], ed)
-    assert set(together(study).keys()) == {("efficient",), ("quality",), ("mlp",)}
-
-
 def test_arms_with_dora_train_and_are_scored_alone_in_any_study(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
@@ -113,10 +85,9 @@ def test_arms_on_experts_train_and_are_scored_alone_in_any_study(
 def test_jobs_are_counted_before_as_they_are_queued_after(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
-    for strict, alone in ((False, 0), (True, 2)):
-        study = make_study(
-            project, dataset, base_model, seeds=SEEDS, learning_rates=[1e-4, 2e-4, 4e-4], strict=strict
-        )
+    for use_dora, alone in ((False, 0), (True, 2)):
+        arms = make_arms("efficient", "quality", use_dora=use_dora)
+        study = make_study(project, dataset, base_model, seeds=SEEDS, learning_rates=RATES, arms=arms)
         conclude(study, TABLE)
         assert study.jobs().filter(kind=Job.Kind.TRAIN).count() == jobs_of(2, alone, len(SEEDS), 3)
 
@@ -126,36 +97,14 @@ def test_what_was_measured_alone_is_said(project: Project, dataset: Dataset, bas
     mixed = make_study(project, dataset, base_model, seeds=[1], arms=arms)
     assert measured_beside(mixed).endswith("Trained alone, with no other arm beside them: dora.")
     assert [arm["measured_alone"] for arm in shown(mixed)["arms"]] == [False, False, True]
-    strict = make_study(project, dataset, base_model, seeds=[1], strict=True)
-    assert measured_beside(strict).startswith("Every run trained alone")
-    assert [arm["measured_alone"] for arm in shown(strict)["arms"]] == [True, True]
+    alone = make_study(
+        project, dataset, base_model, seeds=[1], arms=make_arms("efficient", "quality", use_dora=True)
+    )
+    assert measured_beside(alone).startswith("Every run trained alone")
+    assert [arm["measured_alone"] for arm in shown(alone)["arms"]] == [True, True]
     plain = make_study(project, dataset, base_model, seeds=[1])
     assert "Trained alone" not in measured_beside(plain)
     assert "take turns" in measured_beside(plain) or "by turns" in measured_beside(plain)
-
-
-def test_page_report_and_export_say_that_it_is_strict(
-    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = conclude(make_study(project, dataset, base_model, seeds=SEEDS, strict=True), TABLE)
-    client.force_login(vera)
-    for name in ("study-detail", "study-report"):
-        page = client.get(reverse(name, args=[study.pk])).content.decode()
-        assert "every run alone (strict)" in page
-        assert "Every run trained alone: time and memory were taken with no other arm beside it." in page
-    assert client.get(reverse("study-json", args=[study.pk])).json()["study"]["strict"] is True
-
-
-def test_the_form_starts_a_strict_study(
-    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
-) -> None:
-    client.force_login(ed)
-    client.post(URL, entered(dataset, base_model, strict="on"))
-    assert Study.objects.get().strict
-    client.post(URL, entered(dataset, base_model, use_dora="on"))
-    study = Study.objects.latest("pk")
-    assert not study.strict
-    assert together(study) == {("Efficient",): 3, ("Quality",): 3}
 
 
 def test_the_plan_says_who_trains_alone(
@@ -169,10 +118,10 @@ def test_the_plan_says_who_trains_alone(
 
     shared, text = plan()
     assert "train together on one loaded base model" in text
-    strict, text = plan(strict="on")
+    alone, text = plan(use_dora="on")
     assert "Every run trains alone and loads the base model for itself." in text
-    assert strict.plan.seconds["expected"] > shared.plan.seconds["expected"]
-    assert strict.plan.saved == 0
+    assert alone.plan.seconds["expected"] > shared.plan.seconds["expected"]
+    assert alone.plan.saved == 0
 
 
 def test_the_plan_offers_arms_on_experts(client: Client, ed: User, dataset: Dataset, moe: BaseModel) -> None:
@@ -184,7 +133,8 @@ def test_the_plan_offers_arms_on_experts(client: Client, ed: User, dataset: Data
 
 
 def test_the_grid_shows_all_jobs_of_a_seed(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
-    study = make_study(project, dataset, base_model, seeds=[1], strict=True)
+    arms = make_arms("efficient", "quality", use_dora=True)
+    study = make_study(project, dataset, base_model, seeds=[1], arms=arms)
     found = grid_of(Study.objects.with_facts().get(pk=study.pk))
     assert [len(column.jobs) for column in found.columns] == [2]
     end_training(study.jobs().filter(state=State.QUEUED).earliest("pk"))
@@ -192,37 +142,3 @@ def test_the_grid_shows_all_jobs_of_a_seed(project: Project, dataset: Dataset, b
     found = grid_of(Study.objects.with_facts().get(pk=study.pk))
     assert [cell.state for row in found.rows for cell in row.cells] == ["trained", "queued"]
     assert [len(column.jobs) for column in found.columns] == [1]
-
-
-def test_the_api_takes_it_and_refuses_what_is_no_truth_value(
-    client: Client, token: str, dataset: Dataset, base_model: BaseModel
-) -> None:
-    learn = {"r": 4, "max_steps": 10, "max_length": 64}
-    arms = [{"target_module_config": slug, "hyperparameters": learn} for slug in ("efficient", "quality")]
-    asked = {"dataset": dataset.pk, "base_model": base_model.pk, "arms": arms, "seeds": [1]}
-    head = {"Authorization": f"Bearer {token}"}
-
-    def start(**changes: Any) -> Any:
-        return client.post("/api/v1/studies", asked | changes, content_type="application/json", headers=head)
-
-    assert start().json()["strict"] is False
-    answer = start(strict=True)
-    assert (answer.status_code, answer.json()["strict"]) == (202, True)
-    assert together(Study.objects.get(pk=answer.json()["id"])) == {("efficient",): 1, ("quality",): 1}
-    assert start(strict="yes").status_code == 422
-    arms[0]["hyperparameters"] = {**learn, "use_dora": True}
-    assert together(Study.objects.get(pk=start().json()["id"])) == {("efficient",): 1, ("quality",): 1}
-
-
-def test_a_repeated_call_with_its_key_makes_one_strict_study(
-    client: Client, token: str, dataset: Dataset, base_model: BaseModel
-) -> None:
-    arms = [{"target_module_config": slug} for slug in ("efficient", "quality")]
-    asked = {"dataset": dataset.pk, "base_model": base_model.pk, "arms": arms, "seeds": [1], "strict": True}
-    head = {"Authorization": f"Bearer {token}", "Idempotency-Key": "k"}
-    found = [
-        client.post("/api/v1/studies", asked, content_type="application/json", headers=head).json()["id"]
-        for _call in range(2)
-    ]
-    assert found[0] == found[1]
-    assert Study.objects.count() == 1
