@@ -1,6 +1,6 @@
-"""Answers side by side: what two sides answered to the same held-out rows, row by row and page by page.
+"""Pair the answers of two sides to the same rows of the test split, and filter, order and page the pairs.
 
-A side is what somebody wants to look at, as evaluations by seed: an arm, one seed of it, or the base model.
+A side is an arm, one seed of it, or the base model, as its evaluations by seed.
 """
 
 from __future__ import annotations
@@ -17,190 +17,198 @@ from django.core.cache import cache
 from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.judging import JUDGE
+from dashboard.models.metrics import JUDGE
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study
 
 BASE = "base"
 MOST_LABELS = 12
-# A label is short; whoever answers in sentences has no confusion to show.
+# Longer answers are text, for which a confusion matrix says nothing.
 LABEL_LETTERS = 40
-# Whoever turns pages and filters rows does so within the hour; ten thousand rows take some 300 kB.
-KEPT_SECONDS = 3600
+# Paging and filtering repeat within the hour; the scores of ten thousand rows take some 300 kB.
+CACHE_SECONDS = 3600
 
 # seed -> evaluation
 Side = dict[int, Evaluation]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One row: each side's mean score over its seeds, and the answer of its first seed where it is shown.
+class AnswerPair:
+    """One row: each side's mean score over its seeds, and its first seed's answer once loaded.
 
-    `gap`: how much better the first side is, whichever way the metric points.
+    `gap` is positive where the first side is better, whichever way the metric points.
     """
 
     row: int
-    one: float
-    other: float
+    first_score: float
+    second_score: float
     gap: float
-    answer: EvaluationItem | None = None
-    counterpart: EvaluationItem | None = None
+    first_answer: EvaluationItem | None = None
+    second_answer: EvaluationItem | None = None
 
 
-WON: dict[str, Callable[[Pair], bool]] = {
+OUTCOMES: dict[str, Callable[[AnswerPair], bool]] = {
     "wins": lambda pair: pair.gap > 0,
     "losses": lambda pair: pair.gap < 0,
     "same": lambda pair: pair.gap == 0,
     "changed": lambda pair: pair.gap != 0,
 }
-# How rows are ordered -> words. A metric's good end is at its top, so a loss counts from below.
 ORDERS = {
-    "gap": gettext_lazy("largest differences first"),
-    "high": gettext_lazy("where the first does well"),
-    "low": gettext_lazy("where the first does badly"),
-    "row": gettext_lazy("in the order of the rows"),
+    "gap": gettext_lazy("Largest difference first"),
+    "high": gettext_lazy("Best answers of the first side first"),
+    "low": gettext_lazy("Worst answers of the first side first"),
+    "row": gettext_lazy("Row number"),
 }
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What somebody wants to see: whose wins, which words, in which order, and the page of it."""
+class AnswerQuery:
+    """A filter by outcome and text, an order, and a page number. An unknown outcome means all rows."""
 
-    show: str = ""
-    words: str = ""
+    outcome: str = ""
+    text: str = ""
     order: str = "gap"
     page: int = 1
 
 
 @dataclass(frozen=True)
-class PairPage:
-    """Some pairs, how many rows each side won, how many fit, and where among the pages this one lies."""
+class AnswerPage:
+    """One page of pairs, with the number of pairs per outcome (before filtering) and after filtering."""
 
-    pairs: list[Pair]
+    pairs: list[AnswerPair]
     counts: dict[str, int]
-    found: int
+    total: int
     number: int
     pages: int
 
     @property
-    def before(self) -> int:
-        """The page before; 0 on the first."""
+    def previous(self) -> int:
+        """Return the number of the page before; 0 on the first."""
         return self.number - 1
 
     @property
-    def after(self) -> int:
-        """The page after; 0 on the last."""
+    def next(self) -> int:
+        """Return the number of the page after; 0 on the last."""
         return self.number + 1 if self.number < self.pages else 0
 
 
-def side_of(study: Study, subject: str, seed: int) -> Side:
-    """A study's arm with a seed, or its base model, if its evaluation has ended; else nobody."""
-    ended = Evaluation.objects.of_study(study).order_by("-pk")
+def study_side(study: Study, subject: str, seed: int) -> Side:
+    """Return a study's arm at a seed, or its base model; empty without an ended evaluation."""
+    ended = Evaluation.objects.of_study(study).order_by("-pk").select_related("run")
     if subject == BASE:
-        one = ended.filter(subject=Evaluation.Subject.BASE).first()
+        evaluation = ended.filter(subject=Evaluation.Subject.BASE).first()
     else:
-        of_arm = ended.filter(subject=Evaluation.Subject.ADAPTER, run__study_arm__name=subject)
-        one = next((found for found in of_arm.select_related("run") if found.run.seed == seed), None)
-    return {seed: one} if one else {}
+        arm = ended.filter(subject=Evaluation.Subject.ADAPTER, run__study_arm__name=subject)
+        evaluation = next((candidate for candidate in arm if candidate.run.seed == seed), None)
+    return {seed: evaluation} if evaluation else {}
 
 
-def pairs_of(metric: str, one: Side, other: Side, *, lower_is_better: bool) -> list[Pair]:
-    """Every row that both sides were scored on, by row and without the answers."""
-    numbers = [sorted(evaluation.pk for evaluation in side.values()) for side in (one, other)]
+def answer_pairs(metric: str, first: Side, second: Side, *, lower_is_better: bool) -> list[AnswerPair]:
+    """Return every row that both sides have a score for, in order of rows, without the answers."""
+    numbers = [sorted(evaluation.pk for evaluation in side.values()) for side in (first, second)]
     key = f"pairs-{metric}-" + hashlib.sha256(repr(numbers).encode()).hexdigest()
-    # Scores of an ended evaluation never change, but those of the judge come later.
-    is_kept = metric != JUDGE
-    scores = cache.get(key) if is_kept else None
+    # Scores of an ended evaluation never change, except those of a judge, which come later.
+    is_cached = metric != JUDGE
+    scores = cache.get(key) if is_cached else None
     if scores is None:
-        scores = _scores(metric, one, other)
-        if is_kept:
-            cache.set(key, scores, KEPT_SECONDS)
+        scores = _mean_scores(metric, first, second)
+        if is_cached:
+            cache.set(key, scores, CACHE_SECONDS)
     sign = -1.0 if lower_is_better else 1.0
-    return [Pair(row, mine, theirs, sign * (mine - theirs)) for row, mine, theirs in scores]
+    return [AnswerPair(row, mine, theirs, sign * (mine - theirs)) for row, mine, theirs in scores]
 
 
-def _scores(metric: str, one: Side, other: Side) -> list[tuple[int, float, float]]:
-    """(row, mean score of the one, mean score of the other) over their seeds; one query."""
-    sides = [{evaluation.pk for evaluation in side.values()} for side in (one, other)]
-    found: list[dict[int, list[float]]] = [{}, {}]
+def _mean_scores(metric: str, first: Side, second: Side) -> list[tuple[int, float, float]]:
+    """Return (row, mean of the first, mean of the second) over the seeds of each side, by one query."""
+    sides = [{evaluation.pk for evaluation in side.values()} for side in (first, second)]
+    by_row: list[dict[int, list[float]]] = [{}, {}]
     items = EvaluationItem.objects.filter(evaluation__in=sides[0] | sides[1]).order_by()
     for pk, row, scores in items.values_list("evaluation_id", "row", "scores").iterator():
         if metric in scores:
-            for side, values in zip(sides, found, strict=True):
+            for side, values in zip(sides, by_row, strict=True):
                 if pk in side:
                     values.setdefault(row, []).append(float(scores[metric]))
-    mine, theirs = found
+    mine, theirs = by_row
     return [(row, fmean(mine[row]), fmean(theirs[row])) for row in sorted(mine.keys() & theirs.keys())]
 
 
-def page_of(
-    pairs: Sequence[Pair], one: Side, other: Side, asked: Asked, *, size: int, lower_is_better: bool
-) -> PairPage:
-    """The pairs that are asked for, with both sides' answers."""
-    counts = {name: sum(test(pair) for pair in pairs) for name, test in WON.items()}
-    kept = [pair for pair in pairs if asked.show not in WON or WON[asked.show](pair)]
-    if asked.words:
-        rows = _rows_with(asked.words.casefold(), one, other)
-        kept = [pair for pair in kept if pair.row in rows]
-    kept.sort(key=_order(asked.order, -1.0 if lower_is_better else 1.0))
-    pages = max(1, math.ceil(len(kept) / size))
-    number = min(max(1, asked.page), pages)
-    shown = with_answers(kept[(number - 1) * size : number * size], one, other)
-    return PairPage(shown, counts, len(kept), number, pages)
-
-
-def _order(order: str, sign: float) -> Callable[[Pair], tuple[float, int]]:
-    """What pairs are sorted by; the row decides between equal ones."""
-    keys: dict[str, Callable[[Pair], float]] = {
+def answer_page(
+    pairs: Sequence[AnswerPair],
+    first: Side,
+    second: Side,
+    query: AnswerQuery,
+    *,
+    size: int,
+    lower_is_better: bool,
+) -> AnswerPage:
+    """Return the page of pairs that a query selects, with the answers of both sides."""
+    counts = {name: sum(map(matches, pairs)) for name, matches in OUTCOMES.items()}
+    selected = [pair for pair in pairs if query.outcome not in OUTCOMES or OUTCOMES[query.outcome](pair)]
+    if query.text:
+        rows = _rows_containing(query.text.casefold(), first, second)
+        selected = [pair for pair in selected if pair.row in rows]
+    sign = -1.0 if lower_is_better else 1.0
+    keys: dict[str, Callable[[AnswerPair], float]] = {
         "gap": lambda pair: -abs(pair.gap),
-        "high": lambda pair: -sign * pair.one,
-        "low": lambda pair: sign * pair.one,
+        "high": lambda pair: -sign * pair.first_score,
+        "low": lambda pair: sign * pair.first_score,
         "row": lambda _pair: 0.0,
     }
-    key = keys.get(order, keys["gap"])
-    return lambda pair: (key(pair), pair.row)
+    key = keys.get(query.order, keys["gap"])
+    selected.sort(key=lambda pair: (key(pair), pair.row))
+    pages = max(1, math.ceil(len(selected) / size))
+    number = min(max(1, query.page), pages)
+    page = load_answers(selected[(number - 1) * size : number * size], first, second)
+    return AnswerPage(page, counts, len(selected), number, pages)
 
 
-def _rows_with(words: str, one: Side, other: Side) -> set[int]:
-    """Rows whose question, expected answer or shown answer holds the words, in any case."""
-    items = EvaluationItem.objects.filter(evaluation__in=[*map(_first, (one, other))]).order_by()
+def _rows_containing(text: str, first: Side, second: Side) -> set[int]:
+    """Return rows whose prompt, expected answer or answer contains the text, in any case."""
+    items = EvaluationItem.objects.filter(evaluation__in=[*map(_first_seed, (first, second))]).order_by()
     texts = items.values_list("row", "prompt", "expected", "output").iterator()
-    return {row for row, *fields in texts if any(words in field.casefold() for field in fields)}
+    return {row for row, *fields in texts if any(text in field.casefold() for field in fields)}
 
 
-def with_answers(pairs: Sequence[Pair], one: Side, other: Side) -> list[Pair]:
-    """The pairs with the answers of each side's first seed; two evaluations' items in one query."""
-    first, second = _first(one), _first(other)
-    items = EvaluationItem.objects.filter(
-        evaluation__in=[first, second], row__in=[pair.row for pair in pairs]
-    )
-    known = {(item.evaluation_id, item.row): item for item in items}
+def load_answers(pairs: Sequence[AnswerPair], first: Side, second: Side) -> list[AnswerPair]:
+    """Return the pairs with the answers of each side's first seed, by one query."""
+    evaluations = [_first_seed(first), _first_seed(second)]
+    items = EvaluationItem.objects.filter(evaluation__in=evaluations, row__in=[pair.row for pair in pairs])
+    answers = {(item.evaluation_id, item.row): item for item in items}
     return [
-        replace(pair, answer=known.get((first, pair.row)), counterpart=known.get((second, pair.row)))
+        replace(
+            pair,
+            first_answer=answers.get((evaluations[0], pair.row)),
+            second_answer=answers.get((evaluations[1], pair.row)),
+        )
         for pair in pairs
     ]
 
 
-def _first(side: Side) -> int:
-    return min((seed, evaluation.pk) for seed, evaluation in side.items())[1] if side else 0
+def _first_seed(side: Side) -> int:
+    """Return the number of the evaluation with the lowest seed; 0 for an empty side."""
+    return side[min(side)].pk if side else 0
 
 
-def confusion(side: Side) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
-    """Labels, and for each of them how often it was answered by each; None where answers are no labels."""
-    items = EvaluationItem.objects.filter(evaluation=_first(side)).order_by("row")
-    return confused(list(items.values_list("expected", "output")))
+# Labels, and for each of them the number of answers with each label; the last number is of other answers.
+Confusions = tuple[list[str], list[tuple[str, list[int]]]]
 
 
-def confused(answers: Sequence[tuple[str, str]]) -> tuple[list[str], list[tuple[str, list[int]]]] | None:
-    """The same of (expected, answered). The most frequent labels; the last count is of every other answer."""
-    expected = Counter(wanted.strip() for wanted, _answer in answers)
+def confusion_matrix(side: Side) -> Confusions | None:
+    """Return the confusions of a side's first seed; None unless its expected answers are labels."""
+    items = EvaluationItem.objects.filter(evaluation=_first_seed(side)).order_by("row")
+    return count_confusions(list(items.values_list("expected", "output")))
+
+
+def count_confusions(answers: Sequence[tuple[str, str]]) -> Confusions | None:
+    """Return the confusions of (expected, answered) among the most frequent labels; None for free text."""
+    expected = Counter(label.strip() for label, _answer in answers)
     if len(expected) < 2 or len(expected) * 2 > len(answers):
         return None
     if any(len(label) > LABEL_LETTERS for label in expected):
         return None
     labels = [label for label, _count in expected.most_common(MOST_LABELS)]
-    counts: Counter[Any] = Counter((wanted.strip(), answer.strip()) for wanted, answer in answers)
+    counts: Counter[Any] = Counter((label.strip(), answer.strip()) for label, answer in answers)
     rows = []
     for label in labels:
         found = [counts[label, answer] for answer in labels]

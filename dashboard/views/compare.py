@@ -23,7 +23,7 @@ from dashboard.models import (
     comparison_words,
     forgetting,
 )
-from dashboard.models.answers import ORDERS, Asked, page_of, pairs_of
+from dashboard.models.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
 from dashboard.models.comparison import COMPARED_BY, Comparison
 from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
@@ -134,14 +134,14 @@ def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
     (name, one), (other_name, other) = sides[first], sides[beside]
     lower = comparison.lower_is_better
     query = request.GET
-    asked = Asked(
+    asked = AnswerQuery(
         query.get("won", ""),
         query.get("q", "")[:120],
         query.get("sort", ""),
         page_number(query.get("page", "")),
     )
-    pairs = pairs_of(comparison.metric, one, other, lower_is_better=lower)
-    found = page_of(pairs, one, other, asked, size=ITEMS_SHOWN, lower_is_better=lower)
+    pairs = answer_pairs(comparison.metric, one, other, lower_is_better=lower)
+    found = answer_page(pairs, one, other, asked, size=ITEMS_SHOWN, lower_is_better=lower)
     return {
         "carried_items": carried(request, "arm", "beside", "won", "sort", "q"),
         "sides": [(key, side[0]) for key, side in sides.items()],

@@ -11,10 +11,18 @@ from django.views.decorators.http import require_GET
 from dashboard.forms.study_results import ItemsForm
 from dashboard.gate import Request
 from dashboard.models import Study
-from dashboard.models.answers import Asked, PairPage, Side, confusion, page_of, pairs_of, side_of
+from dashboard.models.answers import (
+    AnswerPage,
+    AnswerQuery,
+    Side,
+    answer_page,
+    answer_pairs,
+    confusion_matrix,
+    study_side,
+)
 
 ITEMS_SHOWN = 10
-NOTHING = PairPage([], {}, 0, 1, 1)
+NOTHING = AnswerPage([], {}, 0, 1, 1)
 
 
 @require_GET
@@ -29,18 +37,20 @@ def items(request: Request, pk: int) -> HttpResponse:
     page = NOTHING
     if form.is_valid():
         asked = form.cleaned_data
-        one, other = (side_of(study, asked[name], asked["seed"]) for name in ("one", "other"))
-        choice = Asked(asked["show"], asked["text"], asked["order"], page_number(request.GET.get("page", "")))
+        one, other = (study_side(study, asked[name], asked["seed"]) for name in ("one", "other"))
+        choice = AnswerQuery(
+            asked["show"], asked["text"], asked["order"], page_number(request.GET.get("page", ""))
+        )
         lower = study.lower_is_better
-        pairs = pairs_of(study.metric, one, other, lower_is_better=lower)
-        page = page_of(pairs, one, other, choice, size=ITEMS_SHOWN, lower_is_better=lower)
+        pairs = answer_pairs(study.metric, one, other, lower_is_better=lower)
+        page = answer_page(pairs, one, other, choice, size=ITEMS_SHOWN, lower_is_better=lower)
     context = {
         "study": study,
         "form": form,
         "page": page,
         "one": form["one"].value(),
         "other": form["other"].value(),
-        "confusion": confusion(one),
+        "confusion": confusion_matrix(one),
     }
     return render(request, "studies/items.html", context)
 

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.gate import Request
 from dashboard.models import Adapter, Study
-from dashboard.models.answers import Pair, pairs_of, side_of, with_answers
+from dashboard.models.answers import AnswerPair, answer_pairs, load_answers, study_side
 from dashboard.study_charts import quality
 from dashboard.views.study_results import result_context
 
@@ -45,11 +45,11 @@ def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = 
     }
 
 
-def example_pairs(study: Study, arm: str) -> list[Pair]:
+def example_pairs(study: Study, arm: str) -> list[AnswerPair]:
     """The first rows on which an arm and the reference differ, for a report that may show rows."""
-    one, other = (side_of(study, name, study.seeds[0]) for name in (arm, study.reference))
-    found = pairs_of(study.metric, one, other, lower_is_better=study.lower_is_better)
-    return with_answers([pair for pair in found if pair.gap][:SHARED_ROWS], one, other)
+    one, other = (study_side(study, name, study.seeds[0]) for name in (arm, study.reference))
+    found = answer_pairs(study.metric, one, other, lower_is_better=study.lower_is_better)
+    return load_answers([pair for pair in found if pair.gap][:SHARED_ROWS], one, other)
 
 
 def by_seed(study: Study) -> list[dict[str, Any]]:

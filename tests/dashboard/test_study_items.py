@@ -10,7 +10,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import EvaluationItem, Study, User
-from dashboard.models.answers import confused, pairs_of, side_of
+from dashboard.models.answers import answer_pairs, count_confusions, study_side
 from tests.dashboard.test_study_result import study
 
 __all__ = ["study"]
@@ -100,29 +100,29 @@ def test_a_choice_that_is_none_is_no_crash(client: Client, vera: User, study: St
 
 
 def test_a_pair_is_better_in_the_direction_of_the_metric(study: Study) -> None:
-    one, other = side_of(study, "quality", 1), side_of(study, "mlp", 1)
-    gaps = [pair.gap for pair in pairs_of(study.metric, one, other, lower_is_better=False)]
+    one, other = study_side(study, "quality", 1), study_side(study, "mlp", 1)
+    gaps = [pair.gap for pair in answer_pairs(study.metric, one, other, lower_is_better=False)]
     assert (sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps)) == (30, 0)
-    turned = [pair.gap for pair in pairs_of(study.metric, one, other, lower_is_better=True)]
+    turned = [pair.gap for pair in answer_pairs(study.metric, one, other, lower_is_better=True)]
     assert (sum(gap > 0 for gap in turned), sum(gap < 0 for gap in turned)) == (0, 30)
 
 
 def test_only_scores_that_never_change_are_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     monkeypatch.setattr(cache, "set", lambda key, *_value: kept.append(key))
-    one, other = side_of(study, "quality", 1), side_of(study, "mlp", 1)
+    one, other = study_side(study, "quality", 1), study_side(study, "mlp", 1)
     for metric in (study.metric, "judge"):
-        pairs_of(metric, one, other, lower_is_better=False)
+        answer_pairs(metric, one, other, lower_is_better=False)
     assert [key.split("-")[1] for key in kept] == [study.metric]
 
 
 def test_labels_that_are_mixed_up_are_counted() -> None:
     answers = [("a", "a"), ("a", "b"), ("b", "b"), ("b", "b"), ("b", "none of them")]
-    assert confused(answers) == (["b", "a"], [("b", [2, 0, 1]), ("a", [1, 1, 0])])
+    assert count_confusions(answers) == (["b", "a"], [("b", [2, 0, 1]), ("a", [1, 1, 0])])
 
 
 def test_free_text_has_no_confusion() -> None:
-    assert confused([(f"answer {number}", "x") for number in range(9)]) is None
+    assert count_confusions([(f"answer {number}", "x") for number in range(9)]) is None
 
 
 def test_an_outsider_sees_no_rows(client: Client, otto: User, study: Study) -> None:
