@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from django.db import transaction
 
-from dashboard.models import IllegalMove, Job, Judging, State
+from dashboard.models import IllegalMove, Job, JudgeEvaluation, State
 from dashboard.models.judging import endpoint
 from workers import judge
 from workers.errors import RunError
@@ -80,19 +80,19 @@ class Tally:
 
 def judge_answers(job: Job, draining: Callable[[], bool]) -> None:
     """One attempt, with its ending. A RunError says why the judge cannot judge."""
-    judging = Judging.objects.select_related("study", "run").get(job=job)
-    judge_ = judge_of(judging)
+    judge_evaluation = JudgeEvaluation.objects.select_related("study", "run").get(job=job)
+    judge_ = judge_of(judge_evaluation)
     try:
         job.move("progress", actor=job.worker, fenced=True)
-        questions = judging.open_questions()
-        tally = Tally(len(questions), earlier=judging.judged)
+        questions = judge_evaluation.open_questions()
+        tally = Tally(len(questions), earlier=judge_evaluation.judged)
         try:
-            stop = _ask_all(job, judging, judge_, questions, tally, draining)
+            stop = _ask_all(job, judge_evaluation, judge_, questions, tally, draining)
         except RunError:
-            _write(job, judging, tally)
-            _sum_up(job, judging)
+            _write(job, judge_evaluation, tally)
+            _sum_up(job, judge_evaluation)
             raise
-        _sum_up(job, judging)
+        _sum_up(job, judge_evaluation)
         _end(job, tally, stop)
     except Fenced:
         return
@@ -102,16 +102,16 @@ def judge_answers(job: Job, draining: Callable[[], bool]) -> None:
             job.move("stopped", actor=job.worker, fenced=True)
 
 
-def judge_of(judging: Judging) -> Endpoint:
+def judge_of(judge_evaluation: JudgeEvaluation) -> Endpoint:
     """The judge that was agreed to; refused where another one is set up by now."""
     found = endpoint()
     if found is None:
         raise RunError("No judge is set up any more: `JUDGE_URL` is not set.", code="judge_off")
-    agreed = (judging.host, judging.model, judging.prompt_sha256)
+    agreed = (judge_evaluation.host, judge_evaluation.model, judge_evaluation.prompt_sha256)
     if agreed != (found.host, found.model, PROMPT_SHA256):
         raise RunError(
-            f"Another judge is set up by now than the one that was agreed to ({judging.model} at "
-            f"{judging.host}). Start the judging again.",
+            f"Another judge is set up by now than the one that was agreed to ({judge_evaluation.model} at "
+            f"{judge_evaluation.host}). Start the judge evaluation again.",
             code="judge_changed",
         )
     return found
@@ -119,7 +119,7 @@ def judge_of(judging: Judging) -> Endpoint:
 
 def _ask_all(
     job: Job,
-    judging: Judging,
+    judge_evaluation: JudgeEvaluation,
     judge_: Endpoint,
     questions: list[tuple[Question, list[int]]],
     tally: Tally,
@@ -142,14 +142,14 @@ def _ask_all(
             if tally.silent >= SILENT:
                 raise RunError(
                     f"The judge at {judge_.host} did not answer {SILENT} times in a row. What it has judged "
-                    "so far is kept; start the judging again when it answers.",
+                    "so far is kept; start the judge evaluation again when it answers.",
                     code="judge_silent",
                 )
             if time.monotonic() - written >= WRITE_SECONDS:
-                _write(job, judging, tally)
+                _write(job, judge_evaluation, tally)
                 written = time.monotonic()
                 stop = _stop_wanted(job, draining)
-    _write(job, judging, tally)
+    _write(job, judge_evaluation, tally)
     return stop
 
 
@@ -179,13 +179,13 @@ def _stop_wanted(job: Job, draining: Callable[[], bool]) -> str:
     return wanted or ("drain" if draining() else "")
 
 
-def _write(job: Job, judging: Judging, tally: Tally) -> None:
+def _write(job: Job, judge_evaluation: JudgeEvaluation, tally: Tally) -> None:
     """Verdicts, counts and progress in one transaction; renews the lease."""
     with transaction.atomic():
         if not job.renew():
             raise Fenced
-        judging.note(tally.fresh)
-        Judging.objects.filter(pk=judging.pk).update(
+        judge_evaluation.note(tally.fresh)
+        JudgeEvaluation.objects.filter(pk=judge_evaluation.pk).update(
             asked=tally.total,
             judged=tally.judged,
             unreadable=tally.unreadable,
@@ -198,12 +198,12 @@ def _write(job: Job, judging: Judging, tally: Tally) -> None:
     tally.fresh = []
 
 
-def _sum_up(job: Job, judging: Judging) -> None:
+def _sum_up(job: Job, judge_evaluation: JudgeEvaluation) -> None:
     """Whatever has a verdict counts, however the job ends; so this is kept before its ending is written."""
     with transaction.atomic():
         if not job.renew():
             raise Fenced
-        judging.sum_up()
+        judge_evaluation.sum_up()
 
 
 def _end(job: Job, tally: Tally, stop: str) -> None:

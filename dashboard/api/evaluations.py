@@ -5,13 +5,13 @@ from __future__ import annotations
 from dashboard.api.access import Call, do_once
 from dashboard.api.refusals import Refusal
 from dashboard.models import Study
-from dashboard.models.rescoring import NotScorable, Scope, score_again
+from dashboard.models.rescoring import ReevaluationRefused, Scope, reevaluate
 
 
-def ask_again(request: Call, scope: Scope) -> None:
+def submit_reevaluation(request: Call, scope: Scope) -> None:
     """Queue them; 409 says why there is nothing to score."""
     kind = "study" if isinstance(scope, Study) else "run"
     try:
-        do_once(request, f"score {kind} {scope.pk}", lambda: score_again(scope, request.auth.user))
-    except NotScorable as refusal:
+        do_once(request, f"score {kind} {scope.pk}", lambda: reevaluate(scope, request.auth.user))
+    except ReevaluationRefused as refusal:
         raise Refusal(409, "not_scorable", str(refusal)) from refusal

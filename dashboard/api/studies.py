@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from dashboard.api.access import Call, do_once, once
 from dashboard.api.base_models import inspected
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
-from dashboard.api.evaluations import ask_again
+from dashboard.api.evaluations import submit_reevaluation
 from dashboard.api.failures import Failure
 from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
@@ -319,7 +319,7 @@ def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict
 
     409 `not_scorable`: each of its adapters has scores, or they are to come; 409 `over_budget`.
     """
-    ask_again(request, Study.objects.fetch(request.auth, pk, Role.EDITOR))
+    submit_reevaluation(request, Study.objects.fetch(request.auth, pk, Role.EDITOR))
     return Status(202, detail(request, pk))
 
 

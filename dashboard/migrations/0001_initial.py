@@ -312,7 +312,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Judging',
+            name='JudgeEvaluation',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('host', models.CharField(max_length=255)),
@@ -325,8 +325,8 @@ class Migration(migrations.Migration):
                 ('unanswered', models.PositiveIntegerField(default=0)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judgings', to='dashboard.job')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='judgings', to='dashboard.project')),
+                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judge_evaluations', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.project')),
             ],
             options={
                 'ordering': ['-pk'],
@@ -334,8 +334,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='evaluation',
-            name='judging',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='dashboard.judging'),
+            name='judge_evaluation',
+            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='dashboard.judgeevaluation'),
         ),
         migrations.CreateModel(
             name='MetricChunk',
@@ -557,9 +557,9 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.AddField(
-            model_name='judging',
+            model_name='judgeevaluation',
             name='study',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judgings', to='dashboard.study'),
+            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.study'),
         ),
         migrations.CreateModel(
             name='Decision',
@@ -648,9 +648,9 @@ class Migration(migrations.Migration):
             field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metric_series', to='dashboard.trainingrun'),
         ),
         migrations.AddField(
-            model_name='judging',
+            model_name='judgeevaluation',
             name='run',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judgings', to='dashboard.trainingrun'),
+            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.trainingrun'),
         ),
         migrations.AddField(
             model_name='evaluation',
@@ -857,8 +857,8 @@ class Migration(migrations.Migration):
             constraint=models.UniqueConstraint(fields=('run', 'name'), name='metric_series_once_per_run'),
         ),
         migrations.AddConstraint(
-            model_name='judging',
-            constraint=models.CheckConstraint(condition=models.Q(('study', None), ('run', None), _connector='XOR'), name='judging_of_a_study_or_a_run'),
+            model_name='judgeevaluation',
+            constraint=models.CheckConstraint(condition=models.Q(('study', None), ('run', None), _connector='XOR'), name='judge_evaluation_of_study_or_run'),
         ),
         migrations.AddConstraint(
             model_name='adapter',

@@ -12,7 +12,7 @@ from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import IllegalMove, State
-from dashboard.models.judging import Judging
+from dashboard.models.judging import JudgeEvaluation
 from dashboard.models.metric_series import MetricChunk, MetricSeries
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import (
@@ -60,7 +60,7 @@ __all__ = [
     "InvitationUsed",
     "Job",
     "JobEvent",
-    "Judging",
+    "JudgeEvaluation",
     "LastManager",
     "Membership",
     "MetricChunk",

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job_state import State
-from dashboard.models.judging import JUDGE, Judging
+from dashboard.models.judging import JUDGE, JudgeEvaluation
 from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS, default_metric
 from dashboard.models.study_result import against, clusters_of, common_rows, estimated, matrix
 from dashboard.models.training_run import TrainingRun
@@ -161,7 +161,7 @@ class Comparison:
         if self.metric != JUDGE:
             return (evaluation.pk,)
         judged = (evaluation.metrics.get(name) for name in (JUDGE, "judge_rows"))
-        return (evaluation.pk, evaluation.judging_id, *judged)
+        return (evaluation.pk, evaluation.judge_evaluation_id, *judged)
 
     @cached_property
     def judges(self) -> set[tuple[str, str]]:
@@ -169,8 +169,12 @@ class Comparison:
         if self.metric != JUDGE:
             return set()
         evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
-        judgings = [one.judging_id for one in [*evaluations, *self.bases.values()] if one.judging_id]
-        return set(Judging.objects.filter(pk__in=judgings).values_list("model", "prompt_sha256"))
+        judge_evaluations = [
+            one.judge_evaluation_id for one in [*evaluations, *self.bases.values()] if one.judge_evaluation_id
+        ]
+        return set(
+            JudgeEvaluation.objects.filter(pk__in=judge_evaluations).values_list("model", "prompt_sha256")
+        )
 
     def scores(self) -> tuple[dict[str, BySeed], dict[str, dict[int, float]]]:
         """The metric's value of every item: by arm and seed, and of each base model; one query."""

@@ -40,7 +40,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         spec = EvalSpec(
             base=run.base_model.spec(),
             data=run.dataset_version.spec(),
-            adapters={subject_of(run): str(adapter.path())},
+            adapters={subject_name(run): str(adapter.path())},
             load_in_4bit=run.in_4bit,
             max_length=run.hyperparameters["max_length"],
             seed=run.hyperparameters["seed"],
@@ -75,7 +75,7 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         spec = EvalSpec(
             base=first.base_model.spec(),
             data=first.dataset_version.spec(),
-            adapters={subject_of(adapter.run): str(adapter.path()) for adapter in adapters},
+            adapters={subject_name(adapter.run): str(adapter.path()) for adapter in adapters},
             with_base=with_base,
             load_in_4bit=first.in_4bit,
             metric=metric,
@@ -117,12 +117,12 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         )
 
 
-def subject_of(run: TrainingRun) -> str:
+def subject_name(run: TrainingRun) -> str:
     """What the engine calls the adapter of a run among those it scores."""
     return f"run-{run.pk}"
 
 
-def scoring_of(run: TrainingRun) -> Evaluation | None:
+def adapter_evaluation(run: TrainingRun) -> Evaluation | None:
     """What counts of its adapter's evaluations: the newest with results, else the newest; None if unasked."""
     found = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
     return max(found, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
@@ -147,8 +147,10 @@ class Evaluation(models.Model):
     metrics = models.JSONField(default=dict)
     # Version, SHA-256 and choices of the general questions, and a mark of 0 or 1 for each; {} if not asked.
     general_questions = models.JSONField(default=dict)
-    # The last go of the judge over its answers, if any.
-    judging = models.ForeignKey("dashboard.Judging", models.SET_NULL, null=True, blank=True, related_name="+")
+    # The latest judge evaluation of its answers, if any.
+    judge_evaluation = models.ForeignKey(
+        "dashboard.JudgeEvaluation", models.SET_NULL, null=True, blank=True, related_name="+"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = EvaluationQuerySet.as_manager()
@@ -172,7 +174,7 @@ class Evaluation(models.Model):
     @property
     def key(self) -> str:
         """Its name in the engine's result."""
-        return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_of(self.run)
+        return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_name(self.run)
 
     def record_result(
         self,

@@ -73,43 +73,43 @@ def judged_otherwise(
     evaluations: models.QuerySet[Evaluation], judge: Endpoint
 ) -> models.QuerySet[Evaluation]:
     """Those whose verdicts are of another model or another prompt than this judge's."""
-    same = models.Q(judging__model=judge.model, judging__prompt_sha256=PROMPT_SHA256)
-    return evaluations.exclude(judging=None).exclude(same)
+    same = models.Q(judge_evaluation__model=judge.model, judge_evaluation__prompt_sha256=PROMPT_SHA256)
+    return evaluations.exclude(judge_evaluation=None).exclude(same)
 
 
-class JudgingQuerySet(ProjectQuerySet["Judging"]):
+class JudgeEvaluationQuerySet(ProjectQuerySet["JudgeEvaluation"]):
     """Judgings by what they are about."""
 
-    def of(self, scope: Scope) -> JudgingQuerySet:
+    def of(self, scope: Scope) -> JudgeEvaluationQuerySet:
         """Those of a study or a run."""
         return self.filter(study=scope) if isinstance(scope, Study) else self.filter(run=scope)
 
-    def working(self) -> JudgingQuerySet:
+    def working(self) -> JudgeEvaluationQuerySet:
         """Those that wait or work."""
         return self.exclude(job__state__in=TERMINAL).exclude(job=None)
 
-    def submit(self, scope: Scope, *, by: User, judge: Endpoint, rows: int) -> Judging:
+    def submit(self, scope: Scope, *, by: User, judge: Endpoint, rows: int) -> JudgeEvaluation:
         """Queue the job that asks the judge; whoever calls has told `by` what is sent, and `by` has agreed.
 
         Raises JudgeBusy while an earlier one of the same answers is not over.
         """
         about = {"study": scope} if isinstance(scope, Study) else {"run": scope}
         with transaction.atomic():
-            # The row's lock: two clicks at once make one judging.
+            # The row's lock: two clicks at once make one judge evaluation.
             type(scope).objects.select_for_update().get(pk=scope.pk)
             if self.of(scope).working().exists():
                 raise JudgeBusy
             evaluations = evaluations_of(scope)
             self._forget_others(evaluations, judge)
-            judging = self.create(
+            judge_evaluation = self.create(
                 project=scope.project, by=by, host=judge.host, model=judge.model, rows=rows,
                 prompt_sha256=PROMPT_SHA256, **about,
             )  # fmt: skip
-            spec = {"judging": judging.pk, "model": judge.model, "host": judge.host}
-            judging.job = Job.objects.submit(Job.Kind.JUDGE, spec, project=scope.project, by=by)
-            judging.save(update_fields=["job"])
-            evaluations.update(judging=judging)
-        return judging
+            spec = {"judge_evaluation": judge_evaluation.pk, "model": judge.model, "host": judge.host}
+            judge_evaluation.job = Job.objects.submit(Job.Kind.JUDGE, spec, project=scope.project, by=by)
+            judge_evaluation.save(update_fields=["job"])
+            evaluations.update(judge_evaluation=judge_evaluation)
+        return judge_evaluation
 
     def _forget_others(self, evaluations: models.QuerySet[Evaluation], judge: Endpoint) -> None:
         """Take off what another model, or another prompt, has said: verdicts of two judges do not mix."""
@@ -123,13 +123,15 @@ class JudgingQuerySet(ProjectQuerySet["Judging"]):
             EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
 
 
-class Judging(models.Model):
+class JudgeEvaluation(models.Model):
     """The answers of a study or of a run, sent to the judge once."""
 
-    project = models.ForeignKey(Project, models.CASCADE, related_name="judgings")
-    study = models.ForeignKey(Study, models.CASCADE, null=True, blank=True, related_name="judgings")
-    run = models.ForeignKey(TrainingRun, models.CASCADE, null=True, blank=True, related_name="judgings")
-    job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="judgings")
+    project = models.ForeignKey(Project, models.CASCADE, related_name="judge_evaluations")
+    study = models.ForeignKey(Study, models.CASCADE, null=True, blank=True, related_name="judge_evaluations")
+    run = models.ForeignKey(
+        TrainingRun, models.CASCADE, null=True, blank=True, related_name="judge_evaluations"
+    )
+    job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="judge_evaluations")
     # Who has agreed that these rows leave this machine, and where they went.
     by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
     host = models.CharField(max_length=255)
@@ -143,13 +145,13 @@ class Judging(models.Model):
     unanswered = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
-    objects = JudgingQuerySet.as_manager()
+    objects = JudgeEvaluationQuerySet.as_manager()
 
     class Meta:
         ordering = ["-pk"]
         constraints = [
             models.CheckConstraint(
-                condition=models.Q(study=None) ^ models.Q(run=None), name="judging_of_a_study_or_a_run"
+                condition=models.Q(study=None) ^ models.Q(run=None), name="judge_evaluation_of_study_or_run"
             )
         ]
 
@@ -170,7 +172,7 @@ class Judging(models.Model):
 
     def evaluations(self) -> models.QuerySet[Evaluation]:
         """What it is to judge."""
-        return Evaluation.objects.filter(judging=self)
+        return Evaluation.objects.filter(judge_evaluation=self)
 
     def open_questions(self) -> list[tuple[Question, list[int]]]:
         """Each different answer that has no verdict yet, with the items that it is the answer of."""

@@ -17,7 +17,7 @@ from dashboard.models.data_folder import batches, entries, is_plain_folder, job_
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.evaluation import Evaluation
 from dashboard.models.job import Job
-from dashboard.models.judging import Judging
+from dashboard.models.judging import JudgeEvaluation
 from dashboard.models.publication import Publication
 from dashboard.models.storage import StorageUse
 from dashboard.models.training_run import TrainingRun
@@ -96,8 +96,11 @@ def subjects(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
         found[run.job_id or 0] = (run.name, run.get_absolute_url())
     for version in DatasetVersion.objects.filter(job__in=numbers).select_related("dataset").defer("report"):
         found[version.job_id or 0] = (str(version), version.get_absolute_url())
-    for judging in Judging.objects.filter(job__in=numbers).select_related("study", "run"):
-        found[judging.job_id or 0] = (str(judging.subject), judging.subject.get_absolute_url())
+    for judge_evaluation in JudgeEvaluation.objects.filter(job__in=numbers).select_related("study", "run"):
+        found[judge_evaluation.job_id or 0] = (
+            str(judge_evaluation.subject),
+            judge_evaluation.subject.get_absolute_url(),
+        )
     for evaluation in Evaluation.objects.filter(job__in=numbers).select_related("run"):
         found[evaluation.job_id or 0] = (evaluation.run.name, evaluation.run.get_absolute_url())
     return found

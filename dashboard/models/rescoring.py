@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models.adapter import Adapter
 from dashboard.models.compute_budget import require_room_beside
-from dashboard.models.evaluation import Evaluation, scoring_of
+from dashboard.models.evaluation import Evaluation, adapter_evaluation
 from dashboard.models.job_state import State
 from dashboard.models.scoring import seconds_of
 from dashboard.models.study import Study
@@ -19,29 +19,29 @@ from dashboard.models.study_steps import submit_scoring
 from dashboard.models.training_run import TrainingRun
 from dashboard.models.user import User
 
-CAME_TO_NOTHING = (State.FAILED, State.CANCELLED)
+UNSUCCESSFUL = (State.FAILED, State.CANCELLED)
 Scope = Study | TrainingRun
 
 
-class NotScorable(Exception):
+class ReevaluationRefused(Exception):
     """Nothing is to be scored again; the text says why."""
 
 
-def lacks_scores(run: TrainingRun) -> bool:
+def needs_evaluation(run: TrainingRun) -> bool:
     """Whether it has an adapter without scores, and none will come by themselves."""
-    found = scoring_of(run)
+    found = adapter_evaluation(run)
     if found:
-        return found.state in CAME_TO_NOTHING
+        return found.state in UNSUCCESSFUL
     # The adapters of a study that was stopped may never have had their turn.
     return hasattr(run, "adapter") and (run.study_arm is None or run.study_arm.study.is_over)
 
 
 def unscored(study: Study) -> list[TrainingRun]:
     """The runs that its verdict should count and cannot, for want of scores."""
-    return [run for run in study.final_runs() if lacks_scores(run)]
+    return [run for run in study.final_runs() if needs_evaluation(run)]
 
 
-def run_for_the_base(study: Study) -> TrainingRun | None:
+def run_for_base_evaluation(study: Study) -> TrainingRun | None:
     """The run to score the base model with, where that alone came to nothing: it has no job of its own."""
     asked = Evaluation.objects.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
     if not asked.exists() or Evaluation.objects.of_base(study).exists():
@@ -49,20 +49,20 @@ def run_for_the_base(study: Study) -> TrainingRun | None:
     return next((run for run in study.final_runs() if hasattr(run, "adapter")), None)
 
 
-def score_again(scope: Scope, by: User | None = None) -> None:
+def reevaluate(scope: Scope, by: User | None = None) -> None:
     """Queue the scores that a run or a study lacks; of two clicks at once the second finds them queued.
 
-    NotScorable says why not; OverBudget, that the month has no room for them.
+    ReevaluationRefused says why not; OverBudget, that the month has no room for them.
     """
     with transaction.atomic():
         if isinstance(scope, Study):
             study = _locked(scope)
-            first = run_for_the_base(study)
+            first = run_for_base_evaluation(study)
             _score_in_study(study, unscored(study) or ([first] if first else []), by)
         elif scope.study_arm:
             study = _locked(scope.study_arm.study)
             run = TrainingRun.objects.get(pk=scope.pk)
-            _score_in_study(study, [run] if lacks_scores(run) else [], by, asked=run)
+            _score_in_study(study, [run] if needs_evaluation(run) else [], by, asked=run)
         else:
             _score(TrainingRun.objects.select_for_update().get(pk=scope.pk), by)
 
@@ -72,8 +72,8 @@ def _locked(study: Study) -> Study:
 
 
 def _score(run: TrainingRun, by: User | None) -> None:
-    if not lacks_scores(run):
-        raise NotScorable(_refusal(run))
+    if not needs_evaluation(run):
+        raise ReevaluationRefused(_refusal(run))
     _require_same_base(run)
     require_room_beside(run.project, seconds_of(run), by)
     Evaluation.objects.submit(run.adapter, by)
@@ -84,7 +84,7 @@ def _score_in_study(
 ) -> None:
     if not runs:
         every = _("Each of its adapters has scores, or they are to come. There is nothing to score again.")
-        raise NotScorable(_refusal(asked) if asked else every)
+        raise ReevaluationRefused(_refusal(asked) if asked else every)
     for run in runs:
         _require_same_base(run)
     require_room_beside(study.project, _seconds_of(study, runs), by)
@@ -106,12 +106,12 @@ def _require_same_base(run: TrainingRun) -> None:
     trained_on, now = run.spec["base"].get("sha256"), run.base_model.sha256
     if trained_on and now and trained_on != now:
         text = _("%(base)s has changed since this adapter was trained on it. Put it back as it was first.")
-        raise NotScorable(text % {"base": run.base_model})
+        raise ReevaluationRefused(text % {"base": run.base_model})
 
 
 def _refusal(run: TrainingRun) -> str:
     """Why there is nothing to score of this run."""
-    found = scoring_of(run)
+    found = adapter_evaluation(run)
     if found and found.state == State.SUCCEEDED:
         return _("Its adapter has its scores already.")
     if found:

@@ -34,13 +34,13 @@ SENTENCES = {
         "Every worker for training is shutting down, so trainings and evaluations wait."
     ),
     (Job.Queue.CPU, Cause.GONE): _(
-        "No worker for light work answers, so imports, inspections and judgings wait."
+        "No worker for light work answers, so imports, inspections and judge evaluations wait."
     ),
     (Job.Queue.CPU, Cause.PAUSED): _(
-        "Every worker for light work is paused, so imports, inspections and judgings wait."
+        "Every worker for light work is paused, so imports, inspections and judge evaluations wait."
     ),
     (Job.Queue.CPU, Cause.LEAVING): _(
-        "Every worker for light work is shutting down, so imports, inspections and judgings wait."
+        "Every worker for light work is shutting down, so imports, inspections and judge evaluations wait."
     ),
     (EVERY, Cause.GONE): _("No worker answers, so all jobs wait."),
     (EVERY, Cause.PAUSED): _("All workers are paused, so all jobs wait."),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dashboard.models import scoring
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.evaluation import scoring_of
+from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.forecast import Forecast, Range, Reckoner, told_seconds
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.study_plan import ArmPlan, halvings, jobs_of, passes, trains_alone
@@ -162,6 +162,6 @@ def scoring_to_come(study: Study) -> float:
     planned = len(study.seeds) * len(study.arms.all())
     # Those of an arm that was lost in its search are never queued.
     queued = [run for arm in study.arms.all() for run in arm.runs.all() if run.rung is None]
-    found = map(scoring_of, queued)
+    found = map(adapter_evaluation, queued)
     scored = sum(one is not None and one.state in TERMINAL for one in found)
     return scoring_forecast(study) * max(0, (len(queued) or planned) - scored) / max(1, planned)

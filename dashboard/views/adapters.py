@@ -16,7 +16,7 @@ from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
 from dashboard.models import Adapter, Role, Study, forgetting
 from dashboard.views import adapter_rows
-from dashboard.views.evaluations import unscored_run
+from dashboard.views.evaluations import unscored_run_notice
 
 
 @require_GET
@@ -53,7 +53,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "versions": versions,
         "score_rows": charts.score_rows(forgetting.scores_beside_base(adapter.run)),
         "forgetting": forgetting_charts.table({str(adapter): forgetting.of_run(adapter.run)}),
-        "unscored": unscored_run(adapter.run),
+        "unscored": unscored_run_notice(adapter.run),
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]

@@ -11,13 +11,13 @@ from django.views.decorators.http import require_POST
 
 from dashboard.gate import Request
 from dashboard.models import OverBudget, Role, Study, TrainingRun
-from dashboard.models.evaluation import scoring_of
+from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.rescoring import (
-    NotScorable,
+    ReevaluationRefused,
     Scope,
-    lacks_scores,
-    run_for_the_base,
-    score_again,
+    needs_evaluation,
+    reevaluate,
+    run_for_base_evaluation,
     unscored,
 )
 from workers.errors import SCORE, advice
@@ -39,17 +39,17 @@ def of_study(request: Request, pk: int) -> HttpResponse:
 def scored(request: Request, scope: Scope) -> HttpResponse:
     """Its page, with the scores in the queue or with the reason why not."""
     try:
-        score_again(scope, request.user)
-    except (NotScorable, OverBudget) as refusal:
+        reevaluate(scope, request.user)
+    except (ReevaluationRefused, OverBudget) as refusal:
         messages.warning(request, str(refusal))
     return redirect(scope)
 
 
-def unscored_run(run: TrainingRun) -> dict[str, Any] | None:
+def unscored_run_notice(run: TrainingRun) -> dict[str, Any] | None:
     """Why a run's adapter has no scores, and what helps; None where it has them or they are to come."""
-    if not lacks_scores(run):
+    if not needs_evaluation(run):
         return None
-    found = scoring_of(run)
+    found = adapter_evaluation(run)
     error = (found.error if found else None) or {}
     return {
         "state": found.state if found else "",
@@ -58,10 +58,10 @@ def unscored_run(run: TrainingRun) -> dict[str, Any] | None:
     }
 
 
-def unscored_runs(study: Study) -> dict[str, Any] | None:
+def unscored_study_notice(study: Study) -> dict[str, Any] | None:
     """How many adapters of a study have no scores, and each reason once; 0: the base model alone has none."""
     missing = unscored(study)
-    if not missing and not (study.is_over and run_for_the_base(study)):
+    if not missing and not (study.is_over and run_for_base_evaluation(study)):
         return None
-    reasons = {str(one): one for one in filter(None, map(unscored_run, missing))}
+    reasons = {str(one): one for one in filter(None, map(unscored_run_notice, missing))}
     return {"count": len(missing), "reasons": list(reasons.values())}

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard.forms.judgings import ConsentForm, RowsForm
 from dashboard.gate import Request
-from dashboard.models import Evaluation, EvaluationItem, Judging, Role, Study, TrainingRun, Vote
+from dashboard.models import Evaluation, EvaluationItem, JudgeEvaluation, Role, Study, TrainingRun, Vote
 from dashboard.models.evaluation import EvaluationQuerySet
 from dashboard.models.judging import (
     JUDGE,
@@ -93,7 +93,7 @@ def judged(request: Request, scope: Scope) -> HttpResponse:
     consent = ConsentForm(judge, sent) if judge else None
     if judge and consent and consent.is_valid() and asked.is_valid():
         try:
-            Judging.objects.submit(scope, by=request.user, judge=judge, rows=asked.number)
+            JudgeEvaluation.objects.submit(scope, by=request.user, judge=judge, rows=asked.number)
             messages.success(request, _("The answers go to the judge in the order of the queue."))
         except JudgeBusy:
             messages.info(request, _("These answers are with the judge already."))
@@ -137,15 +137,15 @@ def asking_context(scope: Scope, judge: Endpoint, number: int) -> dict[str, Any]
 def page_context(scope: Scope) -> dict[str, Any]:
     """What is judged, and how far people agree."""
     evaluations = evaluations_of(scope)
-    judgings = Judging.objects.of(scope).select_related("job", "by")[:JUDGINGS_SHOWN]
+    judge_evaluations = JudgeEvaluation.objects.of(scope).select_related("job", "by")[:JUDGINGS_SHOWN]
     return {
         "scope": scope,
         "is_study": isinstance(scope, Study),
         "vote_address": address_of(scope, "vote"),
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,
-        "judgings": judgings,
-        "works": any(not one.is_over for one in judgings),
+        "judge_evaluations": judge_evaluations,
+        "works": any(not one.is_over for one in judge_evaluations),
         "shares": shares_of(evaluations),
         "compare": compare_address(scope),
         "votes": Vote.objects.on(evaluations).count(),

@@ -16,7 +16,7 @@ from dashboard.models import (
     DatasetVersion,
     Evaluation,
     Job,
-    Judging,
+    JudgeEvaluation,
     Outbox,
     Role,
     State,
@@ -217,7 +217,7 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
             Prefetch("evaluations", Evaluation.objects.select_related("run__study_arm__study")),
-            Prefetch("judgings", Judging.objects.select_related("study", "run")),
+            Prefetch("judge_evaluations", JudgeEvaluation.objects.select_related("study", "run")),
         )
     )
 
@@ -241,8 +241,8 @@ def subject_of(job: Job) -> Any:
             return row
     for evaluation in job.evaluations.all():
         return evaluation.run
-    for judging in job.judgings.all():
-        return judging.subject
+    for judge_evaluation in job.judge_evaluations.all():
+        return judge_evaluation.subject
     return None
 
 

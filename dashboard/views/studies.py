@@ -22,7 +22,7 @@ from dashboard.gate import Request
 from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
 from dashboard.models.study_words import amount, later, more_seeds, sentence
-from dashboard.views.evaluations import unscored_runs
+from dashboard.views.evaluations import unscored_study_notice
 from dashboard.views.launching import launched_once
 from dashboard.views.study_grid import grid_of
 from dashboard.views.study_results import result_context
@@ -257,7 +257,7 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
         "study": study,
         "grid": grid_of(study, with_starts=True),
         "may_edit": may_edit,
-        "unscored": unscored_runs(study),
+        "unscored": unscored_study_notice(study),
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from django.utils import timezone
 
 from dashboard.models import Job, State, Study, StudyArm, TrainingRun
-from dashboard.models.evaluation import scoring_of
+from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.queue import Outlook, Start
 from dashboard.models.standstill import Standstill, standstill_of
 from dashboard.models.study_plan import halvings
@@ -177,7 +177,7 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
         return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
     if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):
         return Cell(seed, run.state, run, percent=None if run.is_over else percent_of(run.job))
-    newest = scoring_of(run)
+    newest = adapter_evaluation(run)
     # "Waiting" would read as if nothing had been learned yet.
     if newest is None or newest.state == State.QUEUED:
         return Cell(seed, TRAINED, run)

@@ -28,13 +28,13 @@ from dashboard.models import (
     WorkerNode,
     forgetting,
 )
-from dashboard.models.evaluation import scoring_of
+from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.queue import Outlook
 from dashboard.models.standstill import standstill_of
 from dashboard.models.stopping import StopRefused, companions, may_have_learned, stop_run
 from dashboard.stages import PHASES, eta_range, said, stages, stopping_words
 from dashboard.views.endings import ending_context
-from dashboard.views.evaluations import unscored_run
+from dashboard.views.evaluations import unscored_run_notice
 from workers.specs import Hyperparameters
 
 SAMPLES_PER_PAGE = 10
@@ -85,7 +85,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "finding": charts.finding(run.metric_series.filter(name="train/loss").first()),
         "look": charts.colours([run.pk])[run.pk],
         "compared": compared(run),
-        "unscored": unscored_run(run),
+        "unscored": unscored_run_notice(run),
         **ending_context(run),
         **stop_context(run),
     }
@@ -170,7 +170,7 @@ def samples(request: Request, pk: int) -> HttpResponse:
 
 def progress_context(run: TrainingRun) -> dict[str, Any]:
     """What the live region shows; everything comes from the database."""
-    scoring = scoring_of(run)
+    scoring = adapter_evaluation(run)
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
     stopping = stopping_words(run)

@@ -8,7 +8,7 @@ from django.urls import reverse
 
 from dashboard.models import Adapter, ComputeBudget, Evaluation, Job, JobEvent, State, TrainingRun, User
 from dashboard.models.compute_use import HOUR
-from dashboard.models.rescoring import NotScorable, score_again
+from dashboard.models.rescoring import ReevaluationRefused, reevaluate
 from dashboard.models.scoring import seconds_of
 from tests.conftest import finish
 from tests.dashboard.conftest import evaluate
@@ -65,15 +65,15 @@ def test_what_has_scores_is_not_scored_again(client: Client, ed: User, adapter: 
 
 
 def test_a_run_without_an_adapter_has_nothing_to_score(run: TrainingRun, ed: User) -> None:
-    with pytest.raises(NotScorable, match="It has no adapter"):
-        score_again(run, ed)
+    with pytest.raises(ReevaluationRefused, match="It has no adapter"):
+        reevaluate(run, ed)
 
 
 def test_the_page_shows_the_new_scores_as_if_they_were_the_first(
     client: Client, vera: User, ed: User, adapter: Adapter
 ) -> None:
     scoring_fails(adapter)
-    score_again(adapter.run, ed)
+    reevaluate(adapter.run, ed)
     job = Job.objects.get(kind="evaluate", state=State.QUEUED)
     for evaluation in job.evaluations.all():
         score = 0.0 if evaluation.subject == Evaluation.Subject.BASE else 0.6
@@ -132,7 +132,7 @@ def test_the_page_of_the_adapter_has_the_same(client: Client, ed: User, vera: Us
     scoring_fails(adapter)
     client.force_login(ed)
     assert BUTTON in client.get(adapter.get_absolute_url()).content.decode()
-    score_again(adapter.run, ed)
+    reevaluate(adapter.run, ed)
     page = client.get(adapter.get_absolute_url()).content.decode()
     assert BUTTON not in page
     assert "The evaluation is still running" in page
@@ -155,8 +155,8 @@ def test_it_is_refused_where_the_base_model_is_another_one_by_now(ed: User, adap
     scoring_fails(adapter)
     adapter.base_model.sha256 = "cd" * 32
     adapter.base_model.save()
-    with pytest.raises(NotScorable, match="has changed since this adapter was trained on it"):
-        score_again(TrainingRun.objects.get(pk=adapter.run_id), ed)
+    with pytest.raises(ReevaluationRefused, match="has changed since this adapter was trained on it"):
+        reevaluate(TrainingRun.objects.get(pk=adapter.run_id), ed)
 
 
 def test_the_history_names_who_asked(client: Client, ed: User, adapter: Adapter) -> None:

@@ -14,7 +14,7 @@ from dashboard.models import (
     Dataset,
     EvaluationItem,
     Job,
-    Judging,
+    JudgeEvaluation,
     Project,
     Study,
     TrainingRun,
@@ -60,20 +60,20 @@ def address(scope: Study | TrainingRun) -> str:
     return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-judge", args=[scope.pk])
 
 
-def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200, **counts: int) -> Judging:
+def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200, **counts: int) -> JudgeEvaluation:
     """What a worker leaves: right where the answer is the expected one."""
     found = endpoint()
     assert found
-    judging = Judging.objects.submit(scope, by=by, judge=found, rows=rows)
-    questions = judging.open_questions()
-    judging.note((asked.answer == asked.expected, items) for asked, items in questions)
-    judging.sum_up()
-    Judging.objects.filter(pk=judging.pk).update(
+    judge_evaluation = JudgeEvaluation.objects.submit(scope, by=by, judge=found, rows=rows)
+    questions = judge_evaluation.open_questions()
+    judge_evaluation.note((asked.answer == asked.expected, items) for asked, items in questions)
+    judge_evaluation.sum_up()
+    JudgeEvaluation.objects.filter(pk=judge_evaluation.pk).update(
         **{"asked": len(questions), "judged": len(questions), **counts}
     )
-    assert judging.job
-    finish(judging.job)
-    return judging
+    assert judge_evaluation.job
+    finish(judge_evaluation.job)
+    return judge_evaluation
 
 
 def test_it_tells_what_would_be_sent_where_before_it_is_sent(
@@ -97,7 +97,7 @@ def test_without_the_tick_nothing_is_sent(client: Client, ed: User, scored: Trai
     answer = client.post(address(scored), {"rows": 200})
     assert answer.status_code == 422
     assert "Tick this first" in answer.content.decode()
-    assert not Judging.objects.exists()
+    assert not JudgeEvaluation.objects.exists()
 
 
 @pytest.mark.parametrize("rows", ["", "0", "1001", "many", "9" * 40])
@@ -115,11 +115,16 @@ def test_with_it_a_light_job_is_queued_and_who_allowed_it_is_kept(
 ) -> None:
     client.force_login(ed)
     assert client.post(address(scored), {"rows": 50, "agreed": "on"}).status_code == 302
-    judging = Judging.objects.get()
-    assert judging.job
-    assert (judging.job.kind, judging.job.queue, judging.by, judging.rows) == ("judge", "cpu", ed, 50)
-    assert (judging.host, judging.model) == ("judge.invalid", "gpt-test")
-    assert KEY not in str(judging.job.spec)
+    judge_evaluation = JudgeEvaluation.objects.get()
+    assert judge_evaluation.job
+    assert (
+        judge_evaluation.job.kind,
+        judge_evaluation.job.queue,
+        judge_evaluation.by,
+        judge_evaluation.rows,
+    ) == ("judge", "cpu", ed, 50)
+    assert (judge_evaluation.host, judge_evaluation.model) == ("judge.invalid", "gpt-test")
+    assert KEY not in str(judge_evaluation.job.spec)
     text = page_of(client, ed, scored)
     assert "allowed by ed@example.org" in text
     assert "The judge is at work on these answers" in text
@@ -131,7 +136,7 @@ def test_a_double_click_sends_once(client: Client, ed: User, scored: TrainingRun
     client.force_login(ed)
     for _click in range(2):
         client.post(address(scored), {"rows": 50, "agreed": "on"})
-    assert Judging.objects.count() == 1
+    assert JudgeEvaluation.objects.count() == 1
     assert "with the judge already" in client.get(address(scored)).content.decode()
 
 
@@ -167,7 +172,7 @@ def test_rows_beyond_the_usual_number_can_be_sent_after_them(
     text = client.get(address(many), {"rows": 400}).content.decode()
     assert "up to 400 test rows, and 200 different answers" in text
     client.post(address(many), {"rows": 400, "agreed": "on"})
-    assert len(Judging.objects.latest("pk").open_questions()) == 200
+    assert len(JudgeEvaluation.objects.latest("pk").open_questions()) == 200
 
 
 def test_where_all_of_many_rows_are_judged_the_form_is_gone(
@@ -204,12 +209,12 @@ def test_the_page_is_loaded_anew_once_the_judge_has_finished(
 ) -> None:
     found = endpoint()
     assert found
-    judging = Judging.objects.submit(scored, by=ed, judge=found, rows=50)
+    judge_evaluation = JudgeEvaluation.objects.submit(scored, by=ed, judge=found, rows=50)
     client.force_login(vera)
     poll = {"HX-Request": "true", "HX-Target": "judged"}
     assert "HX-Refresh" not in client.get(address(scored), headers=poll).headers
-    assert judging.job
-    finish(judging.job)
+    assert judge_evaluation.job
+    finish(judge_evaluation.job)
     assert client.get(address(scored), headers=poll).headers["HX-Refresh"] == "true"
     assert "HX-Refresh" not in client.get(address(scored)).headers
 
@@ -249,7 +254,7 @@ def test_without_a_judge_it_says_how_to_name_one(
     settings.JUDGE_URL = ""
     assert "No judge is set up" in page_of(client, ed, scored)
     client.post(address(scored), {"rows": 50, "agreed": "on"})
-    assert not Judging.objects.exists()
+    assert not JudgeEvaluation.objects.exists()
 
 
 def test_a_viewer_looks_and_sends_nothing(client: Client, vera: User, scored: TrainingRun) -> None:
@@ -274,7 +279,7 @@ def test_a_study_that_works_still_hides_its_answers(
     assert client.post(address(working), {"rows": 5, "agreed": "on"}).status_code == 302
     for run in working.runs():
         assert client.get(address(run)).status_code == 302
-    assert not Judging.objects.exists()
+    assert not JudgeEvaluation.objects.exists()
 
 
 def test_a_run_of_a_study_is_judged_with_the_whole_study(client: Client, ed: User, study: Study) -> None:
@@ -282,7 +287,7 @@ def test_a_run_of_a_study_is_judged_with_the_whole_study(client: Client, ed: Use
     run = study.runs()[0]
     for answer in (client.get(address(run)), client.post(address(run), {"rows": 5, "agreed": "on"})):
         assert answer.url == address(study)  # type: ignore[attr-defined]
-    assert not Judging.objects.exists()
+    assert not JudgeEvaluation.objects.exists()
 
 
 def test_who_sends_answers_of_a_study_s_run_is_told_that_nothing_was_sent(
@@ -332,7 +337,7 @@ def test_verdicts_that_come_later_are_not_hidden_by_the_cache(scored: TrainingRu
     for item in adapter.items.all():
         item.scores[JUDGE] = 1.0
         item.save()
-    adapter.judging.sum_up()
+    adapter.judge_evaluation.sum_up()
     run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
     assert Comparison.of([run], JUDGE).numbers["arms"][0]["metric"]["mean"] == 1.0
 

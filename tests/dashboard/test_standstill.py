@@ -16,7 +16,7 @@ from tests.dashboard.studies import make_study
 
 GONE = "No worker for training answers, so trainings and evaluations wait."
 PAUSED = "Every worker for training is paused, so trainings and evaluations wait."
-LIGHT = "No worker for light work answers, so imports, inspections and judgings wait."
+LIGHT = "No worker for light work answers, so imports, inspections and judge evaluations wait."
 
 
 @pytest.fixture(autouse=True)

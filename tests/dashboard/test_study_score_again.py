@@ -8,7 +8,7 @@ from django.urls import reverse
 
 from dashboard.models import BaseModel, ComputeBudget, Dataset, Evaluation, Job, Project, State, Study, User
 from dashboard.models.compute_use import HOUR
-from dashboard.models.rescoring import NotScorable, score_again, unscored
+from dashboard.models.rescoring import ReevaluationRefused, reevaluate, unscored
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, end_training, make_study
 
@@ -61,7 +61,7 @@ def ask(client: Client, user: User, study: Study) -> int:
 def test_only_what_is_missing_is_queued_again(study: Study, mara: User) -> None:
     study = with_a_hole(study)
     assert (study.state, study.result["base"]) == ("succeeded", None)
-    score_again(study, mara)
+    reevaluate(study, mara)
     (job,) = scoring(study)
     asked = [(one.subject, one.run.seed, one.run.study_arm.name) for one in job.evaluations.all()]  # type: ignore[union-attr]
     assert sorted(asked) == [("adapter", 1, "efficient"), ("adapter", 1, "quality"), ("base", 1, "efficient")]
@@ -71,7 +71,7 @@ def test_only_what_is_missing_is_queued_again(study: Study, mara: User) -> None:
 def test_it_is_asked_as_it_was_at_first(study: Study, ed: User) -> None:
     study = with_a_hole(study)
     failed = study.jobs().get(state=State.FAILED)
-    score_again(study, ed)
+    reevaluate(study, ed)
     (job,) = scoring(study)
     assert job.spec == failed.spec
 
@@ -80,7 +80,7 @@ def test_the_verdict_is_that_of_a_study_without_a_failure(
     study: Study, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:
     study = with_a_hole(study)
-    score_again(study, ed)
+    reevaluate(study, ed)
     assert Study.objects.get(pk=study.pk).state == State.RUNNING
     mended = conclude(study, TABLE)
     whole = conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), TABLE)
@@ -97,7 +97,7 @@ def test_a_study_without_any_scores_comes_to_a_verdict_after_all(study: Study, e
     study.advance()
     study = Study.objects.get(pk=study.pk)
     assert study.state == State.FAILED
-    score_again(study, ed)
+    reevaluate(study, ed)
     assert len(scoring(study)) == 2
     assert sum(job.evaluations.filter(subject="base").count() for job in scoring(study)) == 1
     assert conclude(study, TABLE).state == State.SUCCEEDED
@@ -106,7 +106,7 @@ def test_a_study_without_any_scores_comes_to_a_verdict_after_all(study: Study, e
 def test_one_run_of_it_is_scored_as_the_study_does(study: Study, ed: User) -> None:
     study = with_a_hole(study)
     run = unscored(study)[0]
-    score_again(run, ed)
+    reevaluate(run, ed)
     (job,) = scoring(study)
     assert {one.run_id for one in job.evaluations.filter(subject="adapter")} == {run.pk}
     assert job.evaluations.filter(subject="base").exists()
@@ -119,7 +119,7 @@ def test_a_study_that_was_stopped_is_scored_and_trains_nothing_more(study: Study
     study.request_cancel(ed)
     study = Study.objects.get(pk=study.pk)
     assert (study.state, len(unscored(study))) == (State.CANCELLED, 2)
-    score_again(study, ed)
+    reevaluate(study, ed)
     assert Study.objects.get(pk=study.pk).state == State.RUNNING
     study = conclude(study, TABLE)
     assert (study.state, [arm["seeds"] for arm in study.result["arms"]]) == ("succeeded", [[1], [1]])
@@ -131,7 +131,7 @@ def test_a_stopped_study_whose_scores_are_asked_for_can_be_stopped_again(
 ) -> None:
     end_training(study.jobs().order_by("pk")[0])
     study.request_cancel(ed)
-    score_again(Study.objects.get(pk=study.pk), ed)
+    reevaluate(Study.objects.get(pk=study.pk), ed)
     client.force_login(ed)
     assert reverse("study-cancel", args=[study.pk]) in client.get(study.get_absolute_url()).content.decode()
     client.post(reverse("study-cancel", args=[study.pk]))
@@ -143,8 +143,8 @@ def test_what_is_still_to_come_by_itself_is_no_hole(study: Study, ed: User) -> N
     end_training(study.jobs().order_by("pk")[0])
     study.advance()
     assert not unscored(Study.objects.get(pk=study.pk))
-    with pytest.raises(NotScorable, match="they are to come"):
-        score_again(study, ed)
+    with pytest.raises(ReevaluationRefused, match="they are to come"):
+        reevaluate(study, ed)
 
 
 def test_the_base_model_alone_is_scored_with_a_run_that_has_scores(study: Study, ed: User) -> None:
@@ -155,7 +155,7 @@ def test_the_base_model_alone_is_scored_with_a_run_that_has_scores(study: Study,
         kind="evaluate", queue="gpu", spec={}, state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z"
     )
     Evaluation.objects.filter(job=base.job, subject="adapter").update(job=others)
-    score_again(study, ed)
+    reevaluate(study, ed)
     (job,) = scoring(study)
     assert sorted(job.evaluations.values_list("subject", flat=True)) == ["adapter", "base"]
 
@@ -213,6 +213,6 @@ def test_it_is_refused_where_the_month_has_no_room(client: Client, study: Study,
 
 def test_scores_that_are_asked_for_again_are_promised_again(study: Study, ed: User) -> None:
     study = with_a_hole(study)
-    score_again(study, ed)
+    reevaluate(study, ed)
     study = Study.objects.with_facts().get(pk=study.pk)
     assert study.seconds_to_come == pytest.approx(study.forecast["scoring"]["expected"] / 2)

@@ -19,7 +19,7 @@ from dashboard.models import (
     EvaluationItem,
     Job,
     JobEvent,
-    Judging,
+    JudgeEvaluation,
     Project,
     State,
     Study,
@@ -69,10 +69,10 @@ def scored(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) 
     return run
 
 
-def begin(run: TrainingRun | Study, by: User, rows: int = 200) -> Judging:
+def begin(run: TrainingRun | Study, by: User, rows: int = 200) -> JudgeEvaluation:
     found = endpoint()
     assert found
-    return Judging.objects.submit(run, by=by, judge=found, rows=rows)
+    return JudgeEvaluation.objects.submit(run, by=by, judge=found, rows=rows)
 
 
 def verdicts(run: TrainingRun | Study) -> list[float | None]:
@@ -83,13 +83,18 @@ def verdicts(run: TrainingRun | Study) -> list[float | None]:
 def test_every_answer_gets_its_verdict_and_each_evaluation_its_share(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
-    judging = begin(scored, ed)
+    judge_evaluation = begin(scored, ed)
     job = work_off("cpu")
     assert (job.state, job.kind, job.queue) == (State.SUCCEEDED, "judge", "cpu"), job.error
     assert verdicts(scored) == [0.0] * 6 + [1.0] * 4 + [0.0] * 2
-    judging.refresh_from_db()
+    judge_evaluation.refresh_from_db()
     # The base says the same wrong thing to a row as the adapter does twice: sent once.
-    assert (judging.asked, judging.judged, judging.unreadable, judging.unanswered) == (10, 10, 0, 0)
+    assert (
+        judge_evaluation.asked,
+        judge_evaluation.judged,
+        judge_evaluation.unreadable,
+        judge_evaluation.unanswered,
+    ) == (10, 10, 0, 0)
     assert len(listening.requests) == 10
     base, adapter = evaluations_of(scored).order_by("pk")
     assert (base.metrics["judge"], base.metrics["judge_rows"]) == (0.0, 6)
@@ -126,10 +131,10 @@ def test_replies_that_cannot_be_read_are_counted_and_the_rest_counts(
 
     with judge(moody) as listening:
         set_up(settings, listening)
-        judging = begin(scored, ed)
+        judge_evaluation = begin(scored, ed)
         assert work_off("cpu").state == State.SUCCEEDED
-    judging.refresh_from_db()
-    assert (judging.asked, judging.judged, judging.unreadable) == (10, 8, 2)
+    judge_evaluation.refresh_from_db()
+    assert (judge_evaluation.asked, judge_evaluation.judged, judge_evaluation.unreadable) == (10, 8, 2)
     assert verdicts(scored).count(None) == 2
     assert evaluations_of(scored).latest("pk").metrics["judge_rows"] == 5
 
@@ -240,7 +245,7 @@ def test_a_stop_leaves_what_is_judged(
 
     with judge(slowly) as listening:
         set_up(settings, listening)
-        judging = begin(scored, ed)
+        judge_evaluation = begin(scored, ed)
         job = claim("cpu")
 
         def cancel_soon() -> bool:
@@ -251,8 +256,8 @@ def test_a_stop_leaves_what_is_judged(
         attempt(job, cancel_soon)
     job.refresh_from_db()
     assert job.state == State.CANCELLED
-    judging.refresh_from_db()
-    assert 0 < judging.judged < 10
+    judge_evaluation.refresh_from_db()
+    assert 0 < judge_evaluation.judged < 10
 
 
 def test_a_worker_that_shuts_down_puts_it_aside_and_it_goes_on(
@@ -273,21 +278,23 @@ def test_a_worker_that_shuts_down_puts_it_aside_and_it_goes_on(
 
 
 @pytest.fixture
-def put_aside(listening: Judge, scored: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch) -> Judging:
-    """A judging whose first attempt has brought a few verdicts, queued again."""
+def put_aside(
+    listening: Judge, scored: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> JudgeEvaluation:
+    """A judge evaluation whose first attempt has brought a few verdicts, queued again."""
     monkeypatch.setattr(glue, "CALLS", 1)
-    judging = begin(scored, ed)
+    judge_evaluation = begin(scored, ed)
     job = claim("cpu")
     attempt(job, lambda: len(listening.requests) > 2)
     job.refresh_from_db()
     job.try_again()
-    judging.refresh_from_db()
-    assert (judging.asked, 0 < judging.judged < 10) == (10, True)
-    return judging
+    judge_evaluation.refresh_from_db()
+    assert (judge_evaluation.asked, 0 < judge_evaluation.judged < 10) == (10, True)
+    return judge_evaluation
 
 
 def test_what_earlier_attempts_have_judged_counts(
-    put_aside: Judging, scored: TrainingRun, work_off: WorkOff
+    put_aside: JudgeEvaluation, scored: TrainingRun, work_off: WorkOff
 ) -> None:
     job = work_off("cpu")
     assert (job.state, job.step, job.total_steps) == (State.SUCCEEDED, 10, 10)
@@ -298,7 +305,7 @@ def test_what_earlier_attempts_have_judged_counts(
 
 
 def test_a_rest_that_cannot_be_read_fails_nothing(
-    put_aside: Judging, listening: Judge, work_off: WorkOff
+    put_aside: JudgeEvaluation, listening: Judge, work_off: WorkOff
 ) -> None:
     before = put_aside.judged
     listening.answer = lambda _material: saying("Hm.")
@@ -308,7 +315,9 @@ def test_a_rest_that_cannot_be_read_fails_nothing(
     assert (put_aside.asked, put_aside.judged, put_aside.unreadable) == (10, before, 10 - before)
 
 
-def test_an_attempt_without_a_verdict_of_its_own_was_in_vain(put_aside: Judging, listening: Judge) -> None:
+def test_an_attempt_without_a_verdict_of_its_own_was_in_vain(
+    put_aside: JudgeEvaluation, listening: Judge
+) -> None:
     listening.answer = lambda _material: saying("Hm.")
     job = claim("cpu")
     seen: list[int] = []
@@ -368,7 +377,7 @@ def test_the_key_is_nowhere_but_in_the_header(
     job = work_off("cpu")
     assert listening.headers[0]["Authorization"] == f"Bearer {KEY}"
     stored = [json.dumps(job.spec), job.error_message, *JobEvent.objects.values_list("text", flat=True)]
-    stored += [str(row) for row in Judging.objects.values_list()]
+    stored += [str(row) for row in JudgeEvaluation.objects.values_list()]
     assert not any(KEY in text for text in stored)
     out, err = capfd.readouterr()
     assert KEY not in caplog.text + out + err

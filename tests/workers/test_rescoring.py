@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, Project, State, TrainingRun, User
-from dashboard.models.rescoring import score_again
+from dashboard.models.rescoring import reevaluate
 from tests.conftest import make_run
 
 
@@ -33,7 +33,7 @@ def test_an_adapter_whose_files_were_away_is_scored_once_they_are_back(
     run = TrainingRun.objects.get()
     page = client.get(run.get_absolute_url()).content.decode()
     assert "Restore the adapter&#x27;s folder from a backup, then score it again." in page
-    score_again(run, ed)
+    reevaluate(run, ed)
     again = work_off("gpu")
     assert (again.state, again.spec) == (State.SUCCEEDED, failed.spec)
     scores = TrainingRun.objects.get().scores()
