@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models import Job, State, TrainingRun
 from dashboard.models.job_state import WAITING
-from dashboard.models.stopping import has_learned
+from dashboard.models.stopping import has_progress
 
 # What the engine calls its phases, in words.
 PHASES = {
@@ -105,7 +105,7 @@ def time_left(row: TrainingRun | Job | None) -> float | None:
     """
     if isinstance(row, TrainingRun):
         return None if row.is_over or row.stop_asked else time_left(row.job)
-    if row is None or row.state != State.RUNNING or row.stop_is_asked:
+    if row is None or row.state != State.RUNNING or row.is_stop_requested:
         return None
     return row.eta_seconds
 
@@ -121,12 +121,12 @@ def eta_range(row: TrainingRun | Job | None) -> tuple[float, float] | None:
     return unit * math.floor(low / unit), unit * math.ceil(high / unit)
 
 
-def stopping_words(run: TrainingRun) -> str:
+def stopping_text(run: TrainingRun) -> str:
     """What happens to a run that somebody has asked to stop, until it has ended; "" for others."""
     if run.is_over or run.job is None:
         return ""
     if run.state == State.CANCELLING and run.job.keep == Job.Keep.CHECKPOINT:
-        if has_learned(run.job):
+        if has_progress(run.job):
             return _("It finishes its step, saves where it stands and stops. You can resume it then.")
         return _("It stops as soon as it can. What it has learned by then is kept, to resume it later.")
     if run.state == State.CANCELLING or run.stop_asked == TrainingRun.Stop.CANCEL:
@@ -135,12 +135,12 @@ def stopping_words(run: TrainingRun) -> str:
         return ""
     if run.state in (State.QUEUED, State.INTERRUPTED):
         return _("As soon as a worker takes it up, the best so far is saved as an adapter and it ends.")
-    if not has_learned(run.job):
+    if not has_progress(run.job):
         return _("It stops as soon as it can. What it has learned by then is kept as an adapter.")
     return _("Asked to stop: it trains no further, and the best so far is saved as an adapter.")
 
 
-def ended_words(job: Job) -> str:
+def outcome_summary(job: Job) -> str:
     """How the runs of a job that trained several ended: 3 of 4 finished, 1 diverged. "" for any other job."""
     runs = list(job.training_runs.all())
     if len(runs) < 2 or not job.is_over:
@@ -160,16 +160,16 @@ def ended_words(job: Job) -> str:
     return ", ".join([*parts, *(words % {"count": count} for count, words in others if count)])
 
 
-def loses_nothing(job: Job) -> bool:
+def is_stop_lossless(job: Job) -> bool:
     """Whether a stop takes nothing away but a place in the queue."""
     has_trained = job.kind == Job.Kind.TRAIN and job.attempt
     return job.state in WAITING and not has_trained
 
 
-def stop_loses(job: Job) -> str:
+def stop_loss_text(job: Job) -> str:
     """What a stop of this whole job takes away."""
     runs = len(job.training_runs.all())
-    if loses_nothing(job):
+    if is_stop_lossless(job):
         said = ngettext(
             "It leaves the queue and will not start.",
             "Its %(count)d runs leave the queue and will not start.",

@@ -54,6 +54,6 @@ def release_abandoned_jobs() -> int:
                 slots.kill(child)
         # Somebody else may see it at the same moment.
         with contextlib.suppress(IllegalMove, Job.DoesNotExist):
-            job.abandon("Its worker process is gone.")
+            job.recover("Its worker process is gone.")
             released += 1
     return released

@@ -173,7 +173,7 @@ def _few(left: Iterator[tuple[Question, list[int]]], count: int) -> Iterator[tup
 
 
 def _stop_wanted(job: Job, draining: Callable[[], bool]) -> str:
-    wanted = job.stop_wanted()
+    wanted = job.read_stop_request()
     if wanted is None:
         raise Fenced
     return wanted or ("drain" if draining() else "")
@@ -182,7 +182,7 @@ def _stop_wanted(job: Job, draining: Callable[[], bool]) -> str:
 def _write(job: Job, judge_evaluation: JudgeEvaluation, tally: Tally) -> None:
     """Verdicts, counts and progress in one transaction; renews the lease."""
     with transaction.atomic():
-        if not job.renew():
+        if not job.renew_lease():
             raise Fenced
         judge_evaluation.note(tally.fresh)
         JudgeEvaluation.objects.filter(pk=judge_evaluation.pk).update(
@@ -194,14 +194,14 @@ def _write(job: Job, judge_evaluation: JudgeEvaluation, tally: Tally) -> None:
         shown = {"phase": "judging", "step": tally.done, "total_steps": tally.total}
         # Verdicts are progress: an attempt that has brought some was not in vain.
         reset = {"failed_attempts": 0} if tally.verdicts else {}
-        job.advance(eta_seconds=tally.seconds_left, **shown, **reset)
+        job.update_progress(eta_seconds=tally.seconds_left, **shown, **reset)
     tally.fresh = []
 
 
 def _sum_up(job: Job, judge_evaluation: JudgeEvaluation) -> None:
     """Whatever has a verdict counts, however the job ends; so this is kept before its ending is written."""
     with transaction.atomic():
-        if not job.renew():
+        if not job.renew_lease():
             raise Fenced
         judge_evaluation.sum_up()
 

@@ -204,14 +204,16 @@ class Heartbeat:
         name = row_name(self.node)
         if name == self.node:
             beat = (
-                WorkerNode.objects.elsewhere(name, self.place).values_list("heartbeat_at", flat=True).first()
+                WorkerNode.objects.running_elsewhere(name, self.place)
+                .values_list("heartbeat_at", flat=True)
+                .first()
             )
             if beat and self.other in (None, beat):
                 # Perhaps the row of its own life before, in a container that was killed: it beats no more.
                 self.other = beat
                 return
             name = slots.name_of(self.node) if beat else name
-        WorkerNode.objects.beat(name, **self.facts, draining=is_told_to_drain())
+        WorkerNode.objects.register(name, **self.facts, draining=is_told_to_drain())
         self.signed = time.monotonic()
 
     def guard(self) -> None:
@@ -244,7 +246,7 @@ def sign_life(node: str, place: str) -> bool:
     """One heartbeat of this node; its row also says whether it drains. False where the row is gone, or
     another's by now."""
     mine = WorkerNode.objects.filter(place=place)
-    return mine.pulse(row_name(node), draining=is_told_to_drain())
+    return mine.record_heartbeat(row_name(node), draining=is_told_to_drain())
 
 
 def is_told_to_drain() -> bool:

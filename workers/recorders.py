@@ -74,7 +74,7 @@ def stop_at_the_end(job: Job, reason: str) -> None:
     """The work has come to its end and nothing is kept of it, as people asked: what remains is a stop."""
     with transaction.atomic():
         job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
-        job.stopped(actor=job.worker)
+        job.complete_stop(actor=job.worker)
 
 
 class ImportRecorder:
@@ -179,7 +179,7 @@ class TrainRecorder:
         if not self.points:
             return
         with transaction.atomic():
-            if not self.job.renew():
+            if not self.job.renew_lease():
                 return
             for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)

@@ -100,7 +100,7 @@ class Attempt:
             self._look()
 
     def _look(self) -> None:
-        wanted = self.job.stop_wanted()
+        wanted = self.job.read_stop_request()
         if wanted is None:
             raise Fenced
         self.wanted, self.arms_to_stop = wanted, arms_to_stop(self.job)
@@ -111,7 +111,7 @@ class Attempt:
         self.job.refresh_from_db(fields=["state"])
 
     def _renew(self) -> None:
-        if not self.job.renew():
+        if not self.job.renew_lease():
             raise Fenced
         self.renewed = time.monotonic()
 
@@ -139,7 +139,7 @@ class Attempt:
             self._say(f"The engine sent a line that could not be read: {error}", level="warning")
             return
         if isinstance(event, Started):
-            self.job.advance(child_pid=event.pid, child_started=birth(event.pid))
+            self.job.update_progress(child_pid=event.pid, child_started=birth(event.pid))
         elif isinstance(event, Progress):
             self.progress = event
             if event.phase == "training" and not self.is_shown:
@@ -161,7 +161,7 @@ class Attempt:
             self.recorder.record(event)
 
     def _say(self, text: str, level: str) -> None:
-        if not self.job.say(text, level):
+        if not self.job.add_message(text, level):
             raise Fenced
 
     def write_progress(self) -> None:
@@ -178,7 +178,7 @@ class Attempt:
             if trains and progress.step > (self.began_at or 0) and not has_stepped:
                 has_stepped = True
                 fields["failed_attempts"] = 0
-        if not self.job.advance(**fields):
+        if not self.job.update_progress(**fields):
             raise Fenced
         self.progress, self.has_stepped = None, has_stepped
 
@@ -221,7 +221,7 @@ class Attempt:
             self.is_warned = False
         elif not self.is_warned:
             self.is_warned = self.database.try_to(
-                lambda: self.job.say(
+                lambda: self.job.add_message(
                     f"There was no progress for {limit / 60:.0f} minutes. After {2 * limit / 60:.0f} minutes "
                     "this attempt is ended and the work is tried again.",
                     level="warning",
@@ -306,7 +306,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
     try:
         job.refresh_from_db(fields=["state"])
         if job.state == State.CANCELLING:
-            job.stopped(actor=worker)
+            job.complete_stop(actor=worker)
         elif attempt.failure:
             _fail(attempt, attempt.failure)
         elif attempt.farewell == "done" and status == 0:
@@ -339,7 +339,7 @@ def _end(attempt: Attempt, child: Child, status: int) -> None:
         job.refresh_from_db(fields=["state"])
         if job.state != State.CANCELLING:
             raise Fenced from overtaken
-        job.stopped(actor=worker)
+        job.complete_stop(actor=worker)
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
@@ -381,7 +381,9 @@ def _slot(job: Job) -> Iterator[Callable[[int], None]]:
         return
     slot = job.slot
     if pid := slots.vacate(slot):
-        job.say(f"Ended process {pid}, which an earlier attempt had left on this device.", level="warning")
+        job.add_message(
+            f"Ended process {pid}, which an earlier attempt had left on this device.", level="warning"
+        )
     try:
         yield lambda pid: slots.occupy(slot, pid)
     finally:

@@ -115,7 +115,7 @@ def _begin(job: Job) -> bool:
     folder, hidden = job.checkpoint_folder(), None
     with transaction.atomic():
         # Locks the row, so that whatever lies there is nobody's who took the job over meanwhile.
-        if not job.renew():
+        if not job.renew_lease():
             return False
         # A database that was set up anew counts from 1 again beside folders of the old one.
         if job.attempt == 1 and is_plain_folder(folder):
@@ -186,7 +186,7 @@ def _give_back(job: Job, reason: str) -> None:
     """A job that was stopping has stopped, any other may be tried again."""
     job.refresh_from_db(fields=["state"])
     try:
-        job.abandon(reason)
+        job.recover(reason)
     except IllegalMove:
         logger.warning("%s had ended or was taken over", job)
 

@@ -106,13 +106,13 @@ def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
     """The job that an earlier call with this Idempotency-Key started, else that of `start(key)`."""
     key, project = idempotency_key(request), request.auth.project
     memory, asked = _memory_of(request, "once"), _fingerprint(request)
-    job = Job.objects.answered(project, key)
+    job = Job.objects.find_by_idempotency_key(project, key)
     if job is None:
         try:
             job = start(key)
         except IntegrityError:
             # The same call may have arrived twice at one moment; any other cause is not ours to hide.
-            job = Job.objects.answered(project, key)
+            job = Job.objects.find_by_idempotency_key(project, key)
             if job is None:
                 raise
         else:

@@ -163,7 +163,7 @@ def add(request: Call, payload: BaseModelIn, key: str) -> Job:
             project=request.auth.project, by=request.auth.user, source=source, idempotency_key=key, **values
         )
     except IntegrityError as error:
-        if Job.objects.answered(request.auth.project, key):
+        if Job.objects.find_by_idempotency_key(request.auth.project, key):
             raise
         raise invalid("hub_id", _("This project already has that base model.")) from error
     return cast("Job", row.job)

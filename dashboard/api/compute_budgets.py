@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StrictFloat
 from dashboard.api.access import Call, Token
 from dashboard.api.refusals import READING, WRITING
 from dashboard.models import ComputeBudget, Project, Role
-from dashboard.models.compute_budget import MOST_HOURS, Standing
+from dashboard.models.compute_budget import MAX_HOURS_PER_MONTH, BudgetStatus
 from dashboard.models.compute_use import HOUR
 
 router = Router()
@@ -21,7 +21,7 @@ class ComputeBudgetIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    hours_per_month: Annotated[StrictFloat, Field(ge=0, le=MOST_HOURS)] | None
+    hours_per_month: Annotated[StrictFloat, Field(ge=0, le=MAX_HOURS_PER_MONTH)] | None
 
 
 class ComputeBudgetOut(Schema):
@@ -40,13 +40,13 @@ class ComputeBudgetOut(Schema):
 
 def shown(project: Project) -> dict[str, object]:
     """The object as every answer has it."""
-    standing = Standing.of(project)
+    status = BudgetStatus.for_project(project)
     return {
-        "month": standing.month.begin.strftime("%Y-%m"),
-        "hours_per_month": None if standing.limit is None else standing.limit / HOUR,
-        "used_hours": standing.used / HOUR,
-        "promised_hours": standing.promised / HOUR,
-        "left_hours": None if standing.left is None else standing.left / HOUR,
+        "month": status.month.begin.strftime("%Y-%m"),
+        "hours_per_month": None if status.limit is None else status.limit / HOUR,
+        "used_hours": status.used / HOUR,
+        "promised_hours": status.promised / HOUR,
+        "left_hours": None if status.left is None else status.left / HOUR,
     }
 
 

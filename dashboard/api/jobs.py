@@ -85,7 +85,7 @@ class JobEventOut(Schema):
 
 def expected_starts() -> Callable[[Job | None], datetime | None]:
     """When a job probably starts. Asks the database once for all jobs, and only if one of them waits."""
-    outlook = cache(order.Outlook.read)
+    outlook = cache(order.QueueForecast.read)
 
     def starts_at(job: Job | None) -> datetime | None:
         waits = job is not None and job.state == State.QUEUED
@@ -130,7 +130,7 @@ def event_facts(event: JobEvent) -> dict[str, Any]:
         "event": event.event,
         "state": event.to_state,
         "level": event.level,
-        "message": event.words,
+        "message": event.description,
         "at": event.created_at,
     }
 
@@ -158,7 +158,7 @@ def index(request: Call, state: State | None = None) -> Rows:
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """One job, with its place in the queue."""
     job = with_subjects().fetch(request.auth, pk)
-    outlook = order.Outlook.read([job.queue])
+    outlook = order.QueueForecast.read([job.queue])
     start = outlook.starts.get(job.pk)
     return {
         **facts(job, lambda _job: start.at if start else None),

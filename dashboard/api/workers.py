@@ -15,7 +15,7 @@ from dashboard.api.access import Call
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing
 from dashboard.models import Job, WorkerNode
-from dashboard.models.worker_node import ONLY_KEEPERS
+from dashboard.models.worker_node import PAUSE_FORBIDDEN
 
 router = Router()
 
@@ -86,7 +86,7 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> dict[str, 
 def fetch(request: Call, pk: int) -> WorkerNode:
     """The worker, for a caller who may pause it."""
     if not WorkerNode.objects.may_be_paused_by(request.auth.user, request.auth):
-        raise PermissionDenied(ONLY_KEEPERS)
+        raise PermissionDenied(PAUSE_FORBIDDEN)
     return get_object_or_404(WorkerNode, pk=pk, kind=WorkerNode.Kind.WORKER)
 
 

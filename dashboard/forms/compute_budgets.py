@@ -7,10 +7,10 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.compute_budget import MOST_HOURS
+from dashboard.models.compute_budget import MAX_HOURS_PER_MONTH
 
 SAY = _("Enter a number of hours from 0 to %(most)s, such as 20 or 7.5. Leave it empty for no limit.") % {
-    "most": f"{MOST_HOURS:,}"
+    "most": f"{MAX_HOURS_PER_MONTH:,}"
 }
 
 
@@ -21,7 +21,7 @@ class ComputeBudgetForm(forms.Form):
         label=_("Hours per month"),
         required=False,
         min_value=0,
-        max_value=MOST_HOURS,
+        max_value=MAX_HOURS_PER_MONTH,
         help_text=_("Left empty there is no limit. With 0 nothing more is started."),
         error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), SAY),
         widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),

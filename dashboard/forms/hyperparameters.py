@@ -13,7 +13,7 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy
 
 from dashboard.models import WorkerNode
-from dashboard.models.worker_node import NO_4BIT
+from dashboard.models.worker_node import NO_4BIT_WORKER
 from workers.specs import LIMITS, Hyperparameters
 
 DEFAULTS = Hyperparameters()
@@ -233,9 +233,11 @@ class HyperparametersForm(forms.Form):
 
 def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
     """Where no worker can do it, say why; what is on can still be turned off."""
-    if not WorkerNode.objects.packing().exists():
+    if not WorkerNode.objects.supporting_4bit().exists():
         field.widget.attrs["disabled"] = not is_on
-        field.help_text = format_lazy("{} {} {}", field.help_text, gettext_lazy("Not possible now:"), NO_4BIT)
+        field.help_text = format_lazy(
+            "{} {} {}", field.help_text, gettext_lazy("Not possible now:"), NO_4BIT_WORKER
+        )
 
 
 def hyperparameters_of(cleaned: dict[str, Any]) -> Hyperparameters:

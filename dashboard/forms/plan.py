@@ -21,7 +21,7 @@ from dashboard.models.calibration import Cost, Errors
 from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast, Outlook, Reckoner
 from dashboard.models.job import Job
-from dashboard.models.queue import Start, start_of_next
+from dashboard.models.queue import StartEstimate, estimate_next_start
 from workers.errors import SpecError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
 from workers.presets import RECOMMENDED
@@ -91,7 +91,7 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     reckoner: Reckoner | None = None
     errors: Errors | None = None
-    start: Start | None = None
+    start: StartEstimate | None = None
     charge: Charge | None = None
     confirmed: str = ""  # what was ticked, if anything was
 
@@ -168,7 +168,7 @@ def _reckoned(form: TrainingRunForm, found: Plan) -> Plan:
     if found.base_model is None or reckoner is None or found.card is None or found.card.resolution.refusal:
         return found
     resolution, learn = found.card.resolution, found.hyperparameters
-    start = start_of_next(Job.Queue.GPU, form.project, form.by)
+    start = estimate_next_start(Job.Queue.GPU, form.project, form.by)
     smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
     forecast = reckoner.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(

@@ -17,7 +17,7 @@ from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast
-from dashboard.models.queue import Start, start_of_next
+from dashboard.models.queue import StartEstimate, estimate_next_start
 from dashboard.models.study import Study
 from dashboard.models.study_forecast import PlanForecast, plan_forecast
 from dashboard.models.study_plan import (
@@ -60,7 +60,7 @@ class Costs:
     plan: PlanForecast
     disk_bytes: int
     device: str
-    start: Start | None
+    start: StartEstimate | None
     charge: Charge
     train_rows: int
 
@@ -266,7 +266,7 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         plan=plan,
         disk_bytes=kept * seeds + working * max(1, len(rates)),
         device=plan.arms[0].main.device,
-        start=start_of_next(Job.Queue.GPU, form.project, form.by),
+        start=estimate_next_start(Job.Queue.GPU, form.project, form.by),
         # Runs that train together still promise each its own loading.
         charge=Charge.of(form.project, plan.charge, form.by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,

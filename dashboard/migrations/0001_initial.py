@@ -83,7 +83,7 @@ class Migration(migrations.Migration):
                 ('paused_at', models.DateTimeField(blank=True, null=True)),
                 ('paused_by', models.CharField(blank=True, max_length=254)),
                 ('leads_until', models.DateTimeField(blank=True, null=True)),
-                ('spares_until', models.DateTimeField(blank=True, null=True)),
+                ('grants_grace_until', models.DateTimeField(blank=True, null=True)),
                 ('clock_ahead', models.FloatField(blank=True, null=True)),
                 ('broker_silent_since', models.DateTimeField(blank=True, null=True)),
                 ('free_bytes', models.BigIntegerField(blank=True, null=True)),

@@ -20,7 +20,7 @@ def newest_step(folder: Path) -> int | None:
         return None
 
 
-def may_be_there(folder: Path) -> bool:
+def may_exist(folder: Path) -> bool:
     """Whether there is a checkpoint, or cannot be said not to be: who asks this is about to delete."""
     try:
         return any(step_of(path) for path in handover.checkpoints(folder))

@@ -1,6 +1,6 @@
 """How many hours of devices a project may use in a month.
 
-A budget keeps new work out: `require_room` is asked by whatever queues training for a person, in the
+A budget keeps new work out: `require_budget` is asked by whatever queues training for a person, in the
 transaction that does so. What was let in goes on to its end, and its evaluations with it.
 """
 
@@ -15,14 +15,14 @@ from django.db import models
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models.compute_use import HOUR, Month, holds, in_hours, promised, unit_words
+from dashboard.models.compute_use import HOUR, Month, device_usage, format_hours, promised, unit_label
 from dashboard.models.project import Project, ProjectQuerySet, Role
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
 # More than a thousand devices work in a month.
-MOST_HOURS = 1_000_000
+MAX_HOURS_PER_MONTH = 1_000_000
 MONTHS_SHOWN = 12
 MANAGERS_NAMED = 3
 # From this part of the limit on, people should know before they plan.
@@ -56,7 +56,7 @@ class ComputeBudget(models.Model):
         gettext_lazy("hours per month"),
         null=True,
         blank=True,
-        validators=[MinValueValidator(0), MaxValueValidator(MOST_HOURS)],
+        validators=[MinValueValidator(0), MaxValueValidator(MAX_HOURS_PER_MONTH)],
     )
     set_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
@@ -74,11 +74,11 @@ class ComputeBudget(models.Model):
         ]
 
     def __str__(self) -> str:
-        return _("No limit") if self.hours is None else in_hours(self.hours * HOUR)
+        return _("No limit") if self.hours is None else format_hours(self.hours * HOUR)
 
 
 @dataclass(frozen=True)
-class Standing:
+class BudgetStatus:
     """A project's present month, in seconds of devices. `limit` is None where there is none."""
 
     month: Month
@@ -87,14 +87,14 @@ class Standing:
     promised: float
 
     @classmethod
-    def of(cls, project: Project) -> Standing:
+    def for_project(cls, project: Project) -> BudgetStatus:
         """As it is now."""
         month = Month.present()
         hours = ComputeBudget.objects.hours_of(project)
         return cls(
             month=month,
             limit=None if hours is None else hours * HOUR,
-            used=sum(hold.within(month) for hold in holds(project, month.begin)),
+            used=sum(hold.within(month) for hold in device_usage(project, month.begin)),
             promised=promised(project),
         )
 
@@ -115,7 +115,7 @@ class Standing:
         """Whether little or nothing is left."""
         return self.share >= NEARLY_USED
 
-    def has_room_for(self, seconds: float) -> bool:
+    def covers(self, seconds: float) -> bool:
         """Whether work of so many seconds may be started."""
         return self.limit is None or self.used + self.promised + seconds <= self.limit
 
@@ -124,7 +124,7 @@ class Standing:
 class Charge:
     """What work that is planned would take of the month. `who` can make room where there is none."""
 
-    standing: Standing
+    status: BudgetStatus
     seconds: float
     unit: str
     who: str
@@ -132,26 +132,26 @@ class Charge:
     @classmethod
     def of(cls, project: Project, seconds: float, by: User | None) -> Charge:
         """As it is now."""
-        standing = Standing.of(project)
-        who = "" if standing.has_room_for(seconds) else who_can_raise(project, by)
-        return cls(standing, seconds, unit_words(), who)
+        status = BudgetStatus.for_project(project)
+        who = "" if status.covers(seconds) else budget_raise_hint(project, by)
+        return cls(status, seconds, unit_label(), who)
 
     @property
-    def has_room(self) -> bool:
+    def is_covered(self) -> bool:
         """Whether it may be started."""
-        return self.standing.has_room_for(self.seconds)
+        return self.status.covers(self.seconds)
 
     @property
     def bar(self) -> dict[str, float]:
         """Where used, promised and this work end on a bar of 100 that stands for the limit."""
-        used = self.standing.used
-        ends = {"used": used, "promised": used + self.standing.promised}
+        used = self.status.used
+        ends = {"used": used, "promised": used + self.status.promised}
         ends["work"] = ends["promised"] + self.seconds
-        whole = self.standing.limit or ends["work"] or 1.0
+        whole = self.status.limit or ends["work"] or 1.0
         return {name: min(100.0, 100 * end / whole) for name, end in ends.items()}
 
 
-def require_room(project: Project, seconds: float, by: User | None) -> None:
+def require_budget(project: Project, seconds: float, by: User | None) -> None:
     """Refuse work of so many seconds that has just been written, where the month has no room for it.
 
     Call it last in the transaction that writes the work: whoever comes second waits here for the first and
@@ -160,7 +160,7 @@ def require_room(project: Project, seconds: float, by: User | None) -> None:
     _require(project, seconds, by, promised=seconds)
 
 
-def require_room_beside(project: Project, seconds: float, by: User | None) -> None:
+def require_budget_before_writing(project: Project, seconds: float, by: User | None) -> None:
     """The same for work that is not written yet; call it in the transaction that then writes it."""
     _require(project, seconds, by, promised=0.0)
 
@@ -169,29 +169,31 @@ def _require(project: Project, seconds: float, by: User | None, *, promised: flo
     if ComputeBudget.objects.hours_of(project) is None:
         return
     project.hold()
-    standing = Standing.of(project)
-    if not standing.has_room_for(seconds - promised):
-        raise OverBudget(_refusal(project, standing, seconds, by, others=standing.promised - promised))
+    status = BudgetStatus.for_project(project)
+    if not status.covers(seconds - promised):
+        raise OverBudget(_refusal(project, status, seconds, by, others=status.promised - promised))
 
 
-def _refusal(project: Project, standing: Standing, seconds: float, by: User | None, *, others: float) -> str:
-    others, limit = max(0.0, others), standing.limit or 0.0
+def _refusal(
+    project: Project, status: BudgetStatus, seconds: float, by: User | None, *, others: float
+) -> str:
+    others, limit = max(0.0, others), status.limit or 0.0
     return _(
         "This needs about %(needs)s, and %(left)s are left. %(project)s may use %(limit)s in %(month)s: "
         "%(used)s are used, and %(promised)s are promised to work that waits or runs. %(who)s"
     ) % {
-        "needs": in_hours(seconds),
-        "left": in_hours(max(0.0, limit - standing.used - others)),
+        "needs": format_hours(seconds),
+        "left": format_hours(max(0.0, limit - status.used - others)),
         "project": project,
-        "limit": in_hours(limit),
-        "month": standing.month.name,
-        "used": in_hours(standing.used),
-        "promised": in_hours(others),
-        "who": who_can_raise(project, by),
+        "limit": format_hours(limit),
+        "month": status.month.name,
+        "used": format_hours(status.used),
+        "promised": format_hours(others),
+        "who": budget_raise_hint(project, by),
     }
 
 
-def who_can_raise(project: Project, by: User | None) -> str:
+def budget_raise_hint(project: Project, by: User | None) -> str:
     """Whom to ask for more hours; a manager is told where."""
     managers = project.memberships.filter(role=Role.MANAGER).select_related("user").order_by("pk")
     people = [member.user for member in managers]
@@ -203,12 +205,12 @@ def who_can_raise(project: Project, by: User | None) -> str:
     return _("%(names)s can raise the budget.") % {"names": _(" or ").join(names)}
 
 
-def months_of(project: Project) -> list[tuple[Month, float, float | None]]:
+def monthly_usage(project: Project) -> list[tuple[Month, float, float | None]]:
     """The last months, newest first: the month, what was used, and the limit in force at its end."""
     months = [Month.present()]
     while len(months) < MONTHS_SHOWN:
         months.append(months[-1].before)
-    taken = list(holds(project, months[-1].begin))
+    taken = list(device_usage(project, months[-1].begin))
     limits = list(ComputeBudget.objects.filter(project=project).values_list("created_at", "hours"))
     found = []
     for month in months:

@@ -48,7 +48,7 @@ class Month(NamedTuple):
         return date_format(self.begin, "F Y")
 
 
-class Hold(NamedTuple):
+class DeviceUsage(NamedTuple):
     """For how long one attempt occupied a device, and whose work it was."""
 
     person: int | None
@@ -62,19 +62,19 @@ class Hold(NamedTuple):
         return max(0.0, end.timestamp() - begin.timestamp())
 
 
-def holds(project: Project, since: datetime) -> Iterator[Hold]:
+def device_usage(project: Project, since: datetime) -> Iterator[DeviceUsage]:
     """Attempts at trainings and evaluations of the project, of jobs that ended after `since` or go on."""
     ended_since = Q(job__finished_at=None) | Q(job__finished_at__gte=since)
-    return _holds(JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU))
+    return _device_usage(JobEvent.objects.filter(ended_since, job__project=project, job__queue=Job.Queue.GPU))
 
 
-def held_seconds(jobs: QuerySet[Job]) -> float:
+def used_seconds(jobs: QuerySet[Job]) -> float:
     """For how long devices were occupied by these jobs, all their attempts together."""
-    taken = _holds(JobEvent.objects.filter(job__in=jobs.values("pk")))
+    taken = _device_usage(JobEvent.objects.filter(job__in=jobs.values("pk")))
     return sum((hold.end - hold.begin).total_seconds() for hold in taken)
 
 
-def _holds(found: QuerySet[JobEvent]) -> Iterator[Hold]:
+def _device_usage(found: QuerySet[JobEvent]) -> Iterator[DeviceUsage]:
     leaves = Q(from_state__in=LIVE) & ~Q(to_state__in=LIVE)
     events = found.filter(Q(event="claim") | leaves).order_by("job_id", "seq")
     began: dict[int, tuple[int | None, datetime]] = {}
@@ -82,9 +82,9 @@ def _holds(found: QuerySet[JobEvent]) -> Iterator[Hold]:
         if event == "claim":
             began[job] = (person, at)
         elif job in began:
-            yield Hold(*began.pop(job), at)
+            yield DeviceUsage(*began.pop(job), at)
     now = timezone.now()
-    yield from (Hold(*held, now) for held in began.values())
+    yield from (DeviceUsage(*held, now) for held in began.values())
 
 
 def promised(project: Project) -> float:
@@ -105,7 +105,7 @@ def promised(project: Project) -> float:
     )
 
 
-def by_person(taken: Iterable[Hold], month: Month) -> list[tuple[int | None, float]]:
+def by_person(taken: Iterable[DeviceUsage], month: Month) -> list[tuple[int | None, float]]:
     """(person, seconds) of the month, most first."""
     sums: dict[int | None, float] = {}
     for hold in taken:
@@ -113,7 +113,7 @@ def by_person(taken: Iterable[Hold], month: Month) -> list[tuple[int | None, flo
     return sorted(((who, seconds) for who, seconds in sums.items() if seconds), key=lambda one: -one[1])
 
 
-def in_hours(seconds: float) -> str:
+def format_hours(seconds: float) -> str:
     """0.42 h, 3.1 h, 20 h."""
     hours = seconds / HOUR
     if 0 < hours < 0.005:
@@ -124,7 +124,7 @@ def in_hours(seconds: float) -> str:
     return _("%(count)s h") % {"count": shown}
 
 
-def unit_words() -> str:
+def unit_label() -> str:
     """What an hour of a device is called here: devices that train are graphics cards, or not all of them."""
     devices = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER, queue=Job.Queue.GPU)
     kinds = {kind_of(name) for name in devices.exclude(device="").values_list("device", flat=True)}

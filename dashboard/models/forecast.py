@@ -145,7 +145,7 @@ class Reckoner:
             .distinct()
         )
         last = rows[0].device if rows else NO_DEVICE
-        packing = frozenset(WorkerNode.objects.packing().values_list("device", flat=True))
+        packing = frozenset(WorkerNode.objects.supporting_4bit().values_list("device", flat=True))
         return cls(base_model, version, nodes or ((last, 0),), rows, packing)
 
     def to(self, base_model: BaseModel) -> Reckoner:

@@ -216,7 +216,7 @@ class Job(models.Model):
             actor=actor[:ACTOR_LETTERS], text=text, level=level,
         )  # fmt: skip
 
-    def say(self, text: str, level: str = "info") -> bool:
+    def add_message(self, text: str, level: str = "info") -> bool:
         """Append a sentence from this attempt's engine to the history; False means fenced."""
         with transaction.atomic():
             mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
@@ -236,18 +236,18 @@ class Job(models.Model):
 
         return stop_job(self, by, keep)
 
-    def stopped(self, *, actor: str = "system", reason: str = "") -> None:
+    def complete_stop(self, *, actor: str = "system", reason: str = "") -> None:
         """Its work has stopped as somebody asked; what was to be kept is, where there is anything."""
-        from dashboard.models.stopping import words_at_the_end
+        from dashboard.models.stopping import describe_kept_checkpoint
 
         with transaction.atomic():
             keep = Job.objects.select_for_update().values_list("keep", flat=True).get(pk=self.pk)
             if keep == Job.Keep.CHECKPOINT:
-                reason = " ".join(filter(None, (reason, words_at_the_end(self))))
+                reason = " ".join(filter(None, (reason, describe_kept_checkpoint(self))))
                 keep = keep if self.may_have_checkpoint else Job.Keep.NOTHING
             self.move("stopped", actor=actor, reason=reason, fenced=True, keep=keep)
 
-    def stop_wanted(self) -> str | None:
+    def read_stop_request(self) -> str | None:
         """What its worker is asked for: "" to go on, "cancel", "park" or "finish"; None means fenced."""
         held = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
         state, keep = held.values_list("state", "keep").first() or (None, "")
@@ -258,7 +258,7 @@ class Job(models.Model):
         return "finish" if keep == Job.Keep.ADAPTER else ""
 
     @property
-    def stop_is_asked(self) -> bool:
+    def is_stop_requested(self) -> bool:
         """Whether somebody wants it to end before its last step; it may wait, work or be stopping already."""
         early = self.keep == Job.Keep.ADAPTER and not self.is_over
         return early or self.state == State.CANCELLING
@@ -276,9 +276,9 @@ class Job(models.Model):
     @property
     def may_have_checkpoint(self) -> bool:
         """Whether there is one, or a disk that does not answer hides it; who would delete it asks this."""
-        return checkpoint.may_be_there(self.checkpoint_folder())
+        return checkpoint.may_exist(self.checkpoint_folder())
 
-    def renew(self) -> bool:
+    def renew_lease(self) -> bool:
         """Extend the lease; False means fenced: another attempt or an end has taken the job away."""
         mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
         return bool(mine.update(lease_until=db_now(LEASE)))
@@ -290,7 +290,7 @@ class Job(models.Model):
         mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=open_ones)
         return bool(mine.update(lease_until=db_now(LEASE)))
 
-    def advance(self, **fields: Any) -> bool:
+    def update_progress(self, **fields: Any) -> bool:
         """Update what pages show of this attempt's progress; False means fenced."""
         return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))
 
@@ -330,12 +330,12 @@ class Job(models.Model):
                 words = _("Nothing had been saved yet, so there is nothing to keep.")
                 self.move("cancel_waiting", reason=str(words), keep=Job.Keep.NOTHING)
             elif self.has_exhausted_attempts:
-                self.try_again()
+                self.requeue_or_fail()
 
-    def abandon(self, reason: str) -> None:
+    def recover(self, reason: str) -> None:
         """Its holder is gone for certain: a job that was stopping has stopped, any other is interrupted."""
         if self.state == State.CANCELLING:
-            self.stopped(reason=reason)
+            self.complete_stop(reason=reason)
         else:
             self.interrupt(reason)
 
@@ -347,7 +347,7 @@ class Job(models.Model):
             or self.attempt - self.ignored_attempts >= MAX_ATTEMPTS
         )
 
-    def try_again(self) -> None:
+    def requeue_or_fail(self) -> None:
         """Queue an interrupted job again, or fail it when it never gets anywhere."""
         if self.has_exhausted_attempts:
             message = _("The work was interrupted %(times)d times and never came to its end.") % {
@@ -393,5 +393,5 @@ class Job(models.Model):
         """1 for the next job of its queue to start, None when it does not wait."""
         if self.state != State.QUEUED:
             return None
-        line = list(Job.objects.in_turn(self.queue, WorkerNode.objects.takers(self.queue)))
+        line = list(Job.objects.claim_order(self.queue, WorkerNode.objects.slots_by_worker(self.queue)))
         return line.index(self.pk) + 1 if self.pk in line else None

@@ -89,7 +89,7 @@ class JobEvent(models.Model):
         raise TypeError("A JobEvent is never deleted without its job.")
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What happened, as a sentence for people who watch the work."""
         if self.is_message:
             return self.text

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from dashboard.models.job_state import LEASE, LIVE, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
-from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
+from dashboard.models.queue_order import Owner, Turns, Waiting, claim_order
 from dashboard.models.worker_node import WorkerNode
 from workers.specs import needs_4bit
 
@@ -55,7 +55,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             Outbox.objects.create(job=job)
         return job
 
-    def answered(self, project: Project, idempotency_key: str) -> Job | None:
+    def find_by_idempotency_key(self, project: Project, idempotency_key: str) -> Job | None:
         """The job an earlier request with this Idempotency-Key made, if any."""
         return (
             self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
@@ -65,7 +65,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         """Claimable jobs of a queue, in no order."""
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
-    def in_turn(
+    def claim_order(
         self,
         queue: str,
         takers: Mapping[str, int] | None = None,
@@ -92,10 +92,10 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         holders: list[Owner] = [(project, person) for _start, _pk, project, person, _worker in in_order]
         turns = Turns.after(holders, self.last_turns(queue))
         if takers is None:
-            return in_turn(waiting, holders, turns)
+            return claim_order(waiting, holders, turns)
         # A worker that takes nothing more frees no place for what waits.
         working = [owner for owner, row in zip(holders, in_order, strict=True) if row[-1] in takers]
-        return in_turn(waiting, working, turns, sum(takers.values()))
+        return claim_order(waiting, working, turns, sum(takers.values()))
 
     def last_turns(self, queue: str) -> dict[Owner, float]:
         """When each person's last job in a project started, as far as it was in the last day."""
@@ -105,8 +105,8 @@ class JobQuerySet(ProjectQuerySet["Job"]):
 
     def idle_slots(self, queue: str, *, only_4bit: bool = False) -> int:
         """How many more jobs of a queue could be worked on now; `only_4bit`: with a base model in 4 bits."""
-        nodes = WorkerNode.objects.packing() if only_4bit else WorkerNode.objects.all()
-        takers = nodes.takers(queue)
+        nodes = WorkerNode.objects.supporting_4bit() if only_4bit else WorkerNode.objects.all()
+        takers = nodes.slots_by_worker(queue)
         busy = self.live().filter(worker__in=takers, queue=queue).count()
         return max(0, sum(takers.values()) - busy)
 
@@ -132,7 +132,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         if node and node.paused_at:
             return None
         with_4bit = node is not None and node.loads_4bit
-        for pk in islice(self.in_turn(queue, with_4bit=with_4bit), CANDIDATES):
+        for pk in islice(self.claim_order(queue, with_4bit=with_4bit), CANDIDATES):
             candidate = self.filter(pk=pk).first()
             if candidate is None:
                 continue  # deleted with its project
@@ -165,20 +165,20 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             return candidate
         return None
 
-    def lost(self) -> JobQuerySet:
+    def with_expired_lease(self) -> JobQuerySet:
         """Live jobs whose holder has not renewed its lease in time."""
         return self.live().filter(lease_until__lt=db_now())
 
-    def expirable(self) -> JobQuerySet:
+    def recoverable(self) -> JobQuerySet:
         """Of lost ones those that may be taken from their holders, which were able to renew all the time."""
-        attended = models.Exists(WorkerNode.objects.attending())
-        return self.filter(attended, ~models.Exists(WorkerNode.objects.sparing()))
+        attended = models.Exists(WorkerNode.objects.dispatchers_online())
+        return self.filter(attended, ~models.Exists(WorkerNode.objects.granting_grace()))
 
-    def due_again(self) -> JobQuerySet:
+    def due_for_retry(self) -> JobQuerySet:
         """Interrupted jobs whose back-off is over."""
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
-    def unanswered(self, seconds: int = 30) -> JobQuerySet:
+    def unclaimed(self, seconds: int = 30) -> JobQuerySet:
         """Waiting jobs that nobody has claimed for a while although their wake-up went out.
 
         Half a minute, so that a job whose wake-up a broker lost starts within a minute, its start included.

@@ -41,7 +41,7 @@ class MoveRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Start:
+class StartEstimate:
     """In how many seconds a waiting job probably starts."""
 
     low: float
@@ -54,14 +54,14 @@ class Start:
         return timezone.now().replace(microsecond=0) + timedelta(seconds=round(self.expected))
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """In about 20 min."""
         if self.high < 60:
             return _("in a moment")
         return _("in about %(time)s") % {"time": about(self.expected)}
 
     @property
-    def span(self) -> str:
+    def range_text(self) -> str:
         """Between 10 and 40 min; "" where that says no more than the words."""
         low, high = about(self.low), about(self.high)
         if self.high < 60 or low == high:
@@ -84,11 +84,11 @@ def about(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class QueueForecast:
     """Each queue's jobs in the order of claims and, where there is something to go by, their starts."""
 
     lines: dict[str, list[int]]
-    starts: dict[int, Start]
+    starts: dict[int, StartEstimate]
 
     @property
     def places(self) -> dict[int, int]:
@@ -96,36 +96,36 @@ class Outlook:
         return {pk: place for line in self.lines.values() for place, pk in enumerate(line, start=1)}
 
     @classmethod
-    def of(cls, job: Job | None) -> Outlook:
+    def for_job(cls, job: Job | None) -> QueueForecast:
         """That of the queue in which a job waits; an empty one for a job that does not."""
         waits = job is not None and job.state == State.QUEUED
         return cls.read([job.queue]) if job is not None and waits else cls({}, {})
 
-    def place(self, job: Job | None) -> tuple[int | None, Start | None]:
+    def estimate_for(self, job: Job | None) -> tuple[int | None, StartEstimate | None]:
         """A job's place in its queue and when it probably starts; None for what is not known."""
         return (self.places.get(job.pk), self.starts.get(job.pk)) if job else (None, None)
 
     @classmethod
-    def read(cls, queues: Iterable[str] = Job.Queue.values, *, also: Waiting | None = None) -> Outlook:
+    def read(cls, queues: Iterable[str] = Job.Queue.values, *, also: Waiting | None = None) -> QueueForecast:
         """As it stands now, in a fixed number of queries per queue. `also` waits in each as well."""
         lines: dict[str, list[int]] = {}
-        starts: dict[int, Start] = {}
+        starts: dict[int, StartEstimate] = {}
         for queue in queues:
-            takers = WorkerNode.objects.takers(queue)
-            line = lines[queue] = list(Job.objects.in_turn(queue, takers, also))
+            takers = WorkerNode.objects.slots_by_worker(queue)
+            line = lines[queue] = list(Job.objects.claim_order(queue, takers, also))
             if line and takers:
                 starts.update(expected_starts(queue, line, takers))
         return cls(lines, starts)
 
 
-def start_of_next(queue: str, project: Project | None, by: User | None) -> Start | None:
+def estimate_next_start(queue: str, project: Project | None, by: User | None) -> StartEstimate | None:
     """When a job would start that this person submits now."""
     owner = (project.pk if project else None, by.pk if by else None)
     new = Waiting(NEWEST, Job.Priority.NORMAL, *owner, None, None)
-    return Outlook.read([queue], also=new).starts.get(NEWEST)
+    return QueueForecast.read([queue], also=new).starts.get(NEWEST)
 
 
-def expected_starts(queue: str, line: list[int], takers: Mapping[str, int]) -> dict[int, Start]:
+def expected_starts(queue: str, line: list[int], takers: Mapping[str, int]) -> dict[int, StartEstimate]:
     """Let the jobs of `line` start one after the other as workers become free."""
     kinds: dict[int, str] = dict(Job.objects.waiting(queue).values_list("pk", "kind"))
     at_work = list(Job.objects.live().filter(queue=queue, worker__in=takers).defer("spec"))
@@ -143,7 +143,7 @@ def expected_starts(queue: str, line: list[int], takers: Mapping[str, int]) -> d
             heapq.heapreplace(free, free[0] + usual.get(kinds.get(pk, ""), UNKNOWN)[which])
         scenarios.append(begins)
     found = zip(line, *scenarios, strict=True)
-    return {pk: Start(*moments) for pk, *moments in found if math.isfinite(moments[1])}
+    return {pk: StartEstimate(*moments) for pk, *moments in found if math.isfinite(moments[1])}
 
 
 def usual_seconds(kind: str) -> Seconds:
@@ -161,7 +161,7 @@ def usual_seconds(kind: str) -> Seconds:
 
 def remaining(job: Job, usual: Seconds) -> Seconds:
     """How long a job at work still takes: what it says itself, else what its kind usually takes."""
-    if job.stop_is_asked:
+    if job.is_stop_requested:
         return STOPPING
     if job.eta_seconds is not None:
         return job.eta_seconds * ETA_SPREAD[0], job.eta_seconds, job.eta_seconds * ETA_SPREAD[2]
@@ -199,7 +199,7 @@ def companions(job: Job, caller: Caller, user: User, line: list[int]) -> list[in
 
 def step(job: Job, caller: Caller, user: User, *, up: bool) -> None:
     """Change places with the one before or after it that the caller may move; without one, do nothing."""
-    line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
+    line = list(Job.objects.claim_order(job.queue, WorkerNode.objects.slots_by_worker(job.queue)))
     order = companions(job, caller, user, line)
     at = order.index(job.pk) if job.pk in order else -1
     other = at - 1 if up else at + 1
@@ -218,7 +218,7 @@ def move(job: Job, caller: Caller, user: User, *, target: int, after: bool) -> N
         Project.objects.filter(jobs=job).update(name=models.F("name"))
         # Locked, so that no worker takes it before its history says that it was moved while it waited.
         Job.objects.select_for_update().filter(pk=job.pk).first()
-        line = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
+        line = list(Job.objects.claim_order(job.queue, WorkerNode.objects.slots_by_worker(job.queue)))
         order = companions(job, caller, user, line)
         if job.pk not in order:
             raise MoveRefused(_("It does not wait any more."))
@@ -229,7 +229,7 @@ def move(job: Job, caller: Caller, user: User, *, target: int, after: bool) -> N
         moved = [pk for pk in order if pk != job.pk]
         moved.insert(moved.index(target) + after, job.pk)
         (arrange if decides(job, caller) else exchange)(order, moved)
-        came = list(Job.objects.in_turn(job.queue, WorkerNode.objects.takers(job.queue)))
+        came = list(Job.objects.claim_order(job.queue, WorkerNode.objects.slots_by_worker(job.queue)))
         words = _("from place %(before)d to place %(after)d") % {
             "before": line.index(job.pk) + 1,
             "after": came.index(job.pk) + 1,

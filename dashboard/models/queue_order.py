@@ -72,7 +72,7 @@ class Turns:
         return self.held[key], self.served.get(key, 0.0), oldest
 
 
-def in_turn(
+def claim_order(
     waiting: Iterable[Waiting], working: Iterable[Owner], turns: Turns, slots: int | None = None
 ) -> Iterator[int]:
     """The waiting jobs' numbers in the order in which they will be claimed.

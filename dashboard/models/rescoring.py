@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from dashboard.models.adapter import Adapter
-from dashboard.models.compute_budget import require_room_beside
+from dashboard.models.compute_budget import require_budget_before_writing
 from dashboard.models.evaluation import Evaluation, adapter_evaluation
 from dashboard.models.job_state import State
 from dashboard.models.scoring import seconds_of
@@ -75,7 +75,7 @@ def _score(run: TrainingRun, by: User | None) -> None:
     if not needs_evaluation(run):
         raise ReevaluationRefused(_refusal(run))
     _require_same_base(run)
-    require_room_beside(run.project, seconds_of(run), by)
+    require_budget_before_writing(run.project, seconds_of(run), by)
     Evaluation.objects.submit(run.adapter, by)
 
 
@@ -87,7 +87,7 @@ def _score_in_study(
         raise ReevaluationRefused(_refusal(asked) if asked else every)
     for run in runs:
         _require_same_base(run)
-    require_room_beside(study.project, _seconds_of(study, runs), by)
+    require_budget_before_writing(study.project, _seconds_of(study, runs), by)
     for seed in dict.fromkeys(run.seed for run in runs):
         with_it = [run.pk for run in runs if run.seed == seed]
         submit_scoring(study, Adapter.objects.filter(run__in=with_it), by)

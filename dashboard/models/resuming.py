@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models.compute_budget import require_room
+from dashboard.models.compute_budget import require_budget
 from dashboard.models.job import Job
 from dashboard.models.job_state import IllegalMove, State
 from workers.errors import SpecError, TargetError
@@ -101,7 +101,7 @@ def resume_run(run: TrainingRun, by: User | None = None) -> None:
             seconds += _go_on(study)
         if had_ended:
             run.job.record("go_on", State.QUEUED, State.QUEUED)
-        require_room(run.project, seconds, by)
+        require_budget(run.project, seconds, by)
 
 
 def _has_ended(study: Study) -> bool:

@@ -63,13 +63,13 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
     # What is being saved is the best there is.
     if keep == Job.Keep.ADAPTER and (row.state == State.FINALIZING or row.keep == keep):
         return True
-    if keep == Job.Keep.ADAPTER and may_have_learned(row):
+    if keep == Job.Keep.ADAPTER and may_have_progress(row):
         Job.objects.filter(pk=row.pk).update(keep=keep, run_after=Now())
         row.record("finish", State(row.state), State(row.state), actor=actor)
         return True
     if row.state not in WAITING and _is_all_done(row):
         return False
-    may_keep = keep == Job.Keep.CHECKPOINT and may_have_learned(row)
+    may_keep = keep == Job.Keep.CHECKPOINT and may_have_progress(row)
     keep = Job.Keep.CHECKPOINT if may_keep else Job.Keep.NOTHING
     event = "cancel_waiting" if row.state in WAITING else "cancel"
     row.move(event, actor=actor, reason=_words_of(row, keep), keep=keep)
@@ -77,7 +77,7 @@ def _stop(row: Job, actor: str, keep: str) -> bool:
 
 
 def _require_nothing_lost(row: Job) -> None:
-    if not row.is_over and may_have_learned(row):
+    if not row.is_over and may_have_progress(row):
         words = _("It has begun meanwhile, so something may be lost. Please choose again.")
         raise StopRefused("has_begun", words)
 
@@ -100,16 +100,16 @@ def _discard_after_all(row: Job, actor: str) -> bool:
     return True
 
 
-def may_have_learned(row: Job) -> bool:
+def may_have_progress(row: Job) -> bool:
     """Whether there may be anything to keep: beyond its last checkpoint a lost attempt leaves nothing.
 
     One that works may be ahead of its row, and goes on until it hears of the stop: its engine finds what
     there is, and says so where that is nothing.
     """
-    return row.state not in WAITING or has_learned(row)
+    return row.state not in WAITING or has_progress(row)
 
 
-def has_learned(row: Job) -> bool:
+def has_progress(row: Job) -> bool:
     """Whether its row tells of anything to keep."""
     trains = row.state not in WAITING and (row.phase == "training" or bool(row.step))
     return row.may_have_checkpoint or trains
@@ -123,10 +123,10 @@ def _words_of(row: Job, keep: str) -> str:
         return _("what it has learned is kept, to resume later")
     if keep == Job.Keep.CHECKPOINT:
         return _("what it has learned is to be kept, to resume later")
-    return _("what it has learned is discarded") if has_learned(row) else _("it had learned nothing yet")
+    return _("what it has learned is discarded") if has_progress(row) else _("it had learned nothing yet")
 
 
-def words_at_the_end(job: Job) -> str:
+def describe_kept_checkpoint(job: Job) -> str:
     """What a stop that was to keep the checkpoint has left, for the history: it may have come to less."""
     step = job.checkpoint_step()
     reached = Job.objects.values_list("step", flat=True).get(pk=job.pk)
@@ -195,7 +195,7 @@ def _stop_alone(run: TrainingRun, job: Job, actor: str, keep: str) -> None:
     if keep and (job.state == State.CANCELLING or run.stop_asked == run.Stop.CANCEL):
         raise _already_stopping()
     # Of a run that only looks for a learning rate nothing is published.
-    may_finish = keep == Job.Keep.ADAPTER and run.rung is None and may_have_learned(job)
+    may_finish = keep == Job.Keep.ADAPTER and run.rung is None and may_have_progress(job)
     wish = run.Stop.FINISH if may_finish else run.Stop.CANCEL
     if stronger(wish, run.stop_asked) == run.stop_asked:
         return

@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.compute_budget import require_room
+from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
@@ -81,7 +81,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
 
     def launched_with(self, project: Project, idempotency_key: str) -> Study | None:
         """The study that an earlier request with this key started, if any."""
-        job = Job.objects.answered(project, idempotency_key)
+        job = Job.objects.find_by_idempotency_key(project, idempotency_key)
         return self.of_job(job).first() if job else None
 
     def launch(
@@ -141,7 +141,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
             study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
             study.save(update_fields=["forecast_seconds", "forecast"])
-            require_room(project, study.whole_forecast, by)
+            require_budget(project, study.whole_forecast, by)
         return study
 
 
@@ -349,7 +349,7 @@ class Study(models.Model):
             open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
             # Locked, so that nobody asks to keep something between the look at a job and its stop.
             for job in Job.objects.select_for_update().filter(pk__in=open_ones).order_by("pk"):
-                if not (reason and job.stop_is_asked):
+                if not (reason and job.is_stop_requested):
                     job.request_cancel(by)
         return True
 
@@ -415,4 +415,4 @@ class Study(models.Model):
         grown = ["seeds", "additions", "forecast_seconds", "forecast"]
         self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
         self._queue_next()
-        require_room(self.project, plan.charge, by)
+        require_budget(self.project, plan.charge, by)

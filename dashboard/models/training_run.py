@@ -12,16 +12,16 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.compute_budget import require_room
+from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.forecast import Reckoner, note, told_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
-from dashboard.models.queue import start_of_next
+from dashboard.models.queue import estimate_next_start
 from dashboard.models.resuming import resume_run
 from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.worker_node import NO_4BIT, WorkerNode
+from dashboard.models.worker_node import NO_4BIT_WORKER, WorkerNode
 from workers.errors import SpecError
 from workers.specs import Hyperparameters, TrainSpec, to_dict
 from workers.targets import target_spec
@@ -71,7 +71,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
 
     def launched_with(self, project: Project, idempotency_key: str) -> TrainingRun | None:
         """The run that an earlier request with this key started, if any."""
-        job = Job.objects.answered(project, idempotency_key)
+        job = Job.objects.find_by_idempotency_key(project, idempotency_key)
         return self.filter(job=job).first() if job else None
 
     def launch(
@@ -107,7 +107,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
                 Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
             )
             run.save()
-            require_room(project, run.seconds_left, by)
+            require_budget(project, run.seconds_left, by)
         return run
 
 
@@ -225,7 +225,7 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
-        start = start_of_next(Job.Queue.GPU, self.project, self.created_by)
+        start = estimate_next_start(Job.Queue.GPU, self.project, self.created_by)
         reckoner = Reckoner.of(self.base_model, self.dataset_version)
         self.forecast = reckoner.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
 
@@ -394,8 +394,10 @@ def require_packing(hyperparameters: Hyperparameters) -> None:
 
     Asked where new work comes in. What was let in waits for such a worker, should it be away for a while.
     """
-    if hyperparameters.load_in_4bit and not WorkerNode.objects.packing().exists():
-        raise SpecError("load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT})
+    if hyperparameters.load_in_4bit and not WorkerNode.objects.supporting_4bit().exists():
+        raise SpecError(
+            "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT_WORKER}
+        )
 
 
 def unconfirmed(sentences: Sequence[str]) -> str:

@@ -20,10 +20,10 @@ HEARTBEAT_SECONDS = 10
 SILENT_AFTER = timedelta(seconds=45)
 LEADER_LEASE = timedelta(seconds=20)
 # Dispatchers beat each second, and start again within this.
-UNATTENDED_AFTER = timedelta(seconds=30)
+DISPATCHERS_OFFLINE_AFTER = timedelta(seconds=30)
 FORGOTTEN_AFTER = timedelta(hours=24)
-ONLY_KEEPERS = _("Only a superuser, or a manager of all projects, can pause a worker.")
-NO_4BIT = _(
+PAUSE_FORBIDDEN = _("Only a superuser, or a manager of all projects, can pause a worker.")
+NO_4BIT_WORKER = _(
     "none of the workers that are there has both an NVIDIA card and the package bitsandbytes. "
     "Install it on a machine that has the card, and start its worker again."
 )
@@ -38,20 +38,20 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Nodes that were heard from lately."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
 
-    def elsewhere(self, name: str, place: str) -> WorkerNodeQuerySet:
+    def running_elsewhere(self, name: str, place: str) -> WorkerNodeQuerySet:
         """A node of this name that is alive at another place; nobody is where places cannot be told."""
         others = self.alive().filter(name=name).exclude(place__in=["", place])
         return others if place else self.none()
 
-    def taking(self) -> WorkerNodeQuerySet:
+    def accepting_jobs(self) -> WorkerNodeQuerySet:
         """Workers that claim jobs: there, not shutting down, not paused."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, draining=False, paused_at=None)
 
-    def takers(self, queue: str) -> dict[str, int]:
+    def slots_by_worker(self, queue: str) -> dict[str, int]:
         """Which workers claim jobs of a queue, and how many each works on at once."""
-        return dict(self.taking().filter(queue=queue).values_list("name", "processes"))
+        return dict(self.accepting_jobs().filter(queue=queue).values_list("name", "processes"))
 
-    def packing(self) -> WorkerNodeQuerySet:
+    def supporting_4bit(self) -> WorkerNodeQuerySet:
         """Workers that are there and can keep a base model in 4 bits."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, loads_4bit=True)
 
@@ -74,34 +74,38 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """The dispatcher that leads, if it is alive."""
         return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
 
-    def attending(self) -> WorkerNodeQuerySet:
+    def dispatchers_online(self) -> WorkerNodeQuerySet:
         """Dispatchers that have reached the database just now; while none does, perhaps nobody can."""
         # The clock may have been set since, also back.
-        lately = (db_now(-UNATTENDED_AFTER), db_now(UNATTENDED_AFTER))
+        lately = (db_now(-DISPATCHERS_OFFLINE_AFTER), db_now(DISPATCHERS_OFFLINE_AFTER))
         return self.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__range=lately)
 
-    def sparing(self) -> WorkerNodeQuerySet:
+    def granting_grace(self) -> WorkerNodeQuerySet:
         """Dispatchers that came back to an unattended database: holders have a full lease to report back."""
-        return self.filter(spares_until__gt=Now(), spares_until__lte=db_now(LEASE))
+        return self.filter(grants_grace_until__gt=Now(), grants_grace_until__lte=db_now(LEASE))
 
-    def attend(self, name: str) -> bool:
+    def record_dispatcher_heartbeat(self, name: str) -> bool:
         """Dispatcher `name` is at work; False without a row. After a time without any, leases are spared."""
         # One statement: who is held up in the middle must not take its own heartbeat for an unbroken watch.
         spared = models.Case(
-            models.When(models.Exists(WorkerNode.objects.attending()), then=models.F("spares_until")),
+            models.When(
+                models.Exists(WorkerNode.objects.dispatchers_online()), then=models.F("grants_grace_until")
+            ),
             default=db_now(LEASE),
         )
-        return bool(self.filter(name=name).update(heartbeat_at=Now(), stopped_at=None, spares_until=spared))
+        return bool(
+            self.filter(name=name).update(heartbeat_at=Now(), stopped_at=None, grants_grace_until=spared)
+        )
 
     def with_wrong_clock(self, seconds: float) -> WorkerNodeQuerySet:
         """Nodes whose clock is off by more than `seconds`."""
         return self.filter(models.Q(clock_ahead__gt=seconds) | models.Q(clock_ahead__lt=-seconds))
 
-    def pulse(self, name: str, **facts: object) -> bool:
+    def record_heartbeat(self, name: str, **facts: object) -> bool:
         """Node `name` is still there; False without a row."""
-        return self.note(name, **facts, heartbeat_at=Now())
+        return self.update_facts(name, **facts, heartbeat_at=Now())
 
-    def note(self, name: str, **facts: object) -> bool:
+    def update_facts(self, name: str, **facts: object) -> bool:
         """Write facts of node `name`, with its clock so far ahead of the database's; False without a row."""
         asked = time.time()
         theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
@@ -110,11 +114,11 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
             facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
         return bool(self.filter(name=name).update(**facts))
 
-    def beat(self, name: str, **facts: object) -> None:
+    def register(self, name: str, **facts: object) -> None:
         """Say that node `name` is there now; facts are the row's other fields."""
         self.update_or_create(name=name, defaults={**facts, "heartbeat_at": Now()})
 
-    def lead(self, name: str) -> bool:
+    def acquire_lead(self, name: str) -> bool:
         """Whether dispatcher `name` leads: takes the lead when it is free or its lease has run out."""
         free = models.Q(leads_until=None) | models.Q(leads_until__lt=db_now())
         dispatchers = self.filter(kind=WorkerNode.Kind.DISPATCHER)
@@ -152,7 +156,7 @@ class WorkerNode(models.Model):
     paused_by = models.CharField(max_length=254, blank=True)
     leads_until = models.DateTimeField(null=True, blank=True)
     # Noted here, so that it also holds for another dispatcher and for one that starts again.
-    spares_until = models.DateTimeField(null=True, blank=True)
+    grants_grace_until = models.DateTimeField(null=True, blank=True)
     clock_ahead = models.FloatField(null=True, blank=True)  # seconds, against the database's clock
     # What a dispatcher knows of its surroundings, so that pages need not ask.
     broker_silent_since = models.DateTimeField(null=True, blank=True)

@@ -22,7 +22,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard import stages
 from dashboard.models import Job, State, TrainingRun
-from dashboard.models.compute_use import in_hours
+from dashboard.models.compute_use import format_hours
 
 register = template.Library()
 
@@ -268,7 +268,7 @@ def about(value: float | str | None) -> str:
 @register.filter
 def hours(value: float | str | None) -> str:
     """Seconds of a device as hours: 0.42 h, 3.1 h, 20 h."""
-    return "–" if value is None or isinstance(value, str) else in_hours(value)
+    return "–" if value is None or isinstance(value, str) else format_hours(value)
 
 
 @register.filter

@@ -19,7 +19,7 @@ from dashboard.models import BaseModel, Job, Project, Role, State, TargetModuleC
 from dashboard.models.base_model import model_folders
 from dashboard.models.forecast import Outlook, Reckoner
 from dashboard.views.launching import key_of
-from dashboard.views.queue_board import waiting_context
+from dashboard.views.queue_board import queue_position_context
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import INSPECT, ModelError, TargetError, advice
 from workers.forecast import adapter_bytes, adapter_params
@@ -72,7 +72,7 @@ def create(request: Request) -> HttpResponse:
 
 def added_with(project: Project, form: FolderForm | HubForm) -> BaseModel | None:
     """The model that this form has added already, if it was sent before."""
-    job = Job.objects.answered(project, key_of(form))
+    job = Job.objects.find_by_idempotency_key(project, key_of(form))
     if job is None or job.kind != Job.Kind.INSPECT:
         return None
     asked = {name: str(form.data.get(name, "")).strip() for name in ("hub_id", "revision")}
@@ -87,7 +87,7 @@ def add(request: Request, source: BaseModel.Source, form: FolderForm | HubForm) 
     """The new row with its inspect job, or None when somebody else has just added the same model."""
     values = {name: value for name, value in form.cleaned_data.items() if name != "idempotency_key"}
     # Whoever goes back and asks for another model sends that under the old key.
-    key = "" if Job.objects.answered(request.project, key_of(form)) else key_of(form)
+    key = "" if Job.objects.find_by_idempotency_key(request.project, key_of(form)) else key_of(form)
     name = values.get("name") or values["hub_id"].rpartition("/")[2]
     try:
         return BaseModel.objects.add(
@@ -112,7 +112,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "may_manage": request.user.projects(Role.MANAGER)
         .filter(pk=base_model.project_id or request.project.pk)
         .exists(),
-        **waiting_context(base_model.job),
+        **queue_position_context(base_model.job),
         **cause(base_model),
         "census": census,
         "outdated": outdated,
@@ -131,7 +131,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
     if base_model.job is None or base_model.job.is_over:
         return HttpResponseClientRefresh()
-    context = {"base_model": base_model, **waiting_context(base_model.job)}
+    context = {"base_model": base_model, **queue_position_context(base_model.job)}
     return render(request, "base_models/_progress.html", context)
 
 

@@ -13,8 +13,8 @@ from django.views.decorators.http import require_GET, require_POST
 from dashboard.forms.compute_budgets import ComputeBudgetForm
 from dashboard.gate import Request
 from dashboard.models import ComputeBudget, Project, Role, User
-from dashboard.models.compute_budget import Charge, months_of
-from dashboard.models.compute_use import by_person, holds
+from dashboard.models.compute_budget import Charge, monthly_usage
+from dashboard.models.compute_use import by_person, device_usage
 
 CHANGES_SHOWN = 10
 
@@ -42,10 +42,10 @@ def change(request: Request) -> HttpResponse:
 def context_of(project: Project) -> dict[str, Any]:
     """The month, its people, the months before and the changes of the limit."""
     charge = Charge.of(project, 0.0, None)
-    month = charge.standing.month
-    people = by_person(holds(project, month.begin), month)
+    month = charge.status.month
+    people = by_person(device_usage(project, month.begin), month)
     names = User.objects.in_bulk([pk for pk, _seconds in people if pk])
-    months = months_of(project)
+    months = monthly_usage(project)
     most = max([max(used, limit or 0.0) for _month, used, limit in months] + [1.0])
     return {
         "charge": charge,

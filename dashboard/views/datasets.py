@@ -33,7 +33,7 @@ from dashboard.models import (
     TrainingRun,
 )
 from dashboard.views.launching import key_of
-from dashboard.views.queue_board import waiting_context
+from dashboard.views.queue_board import queue_position_context
 from workers.errors import IMPORT, ColumnsUnclear, DataError, advice
 
 # Of a part of a row that is shown; rows may hold a megabyte.
@@ -107,7 +107,7 @@ def key_of_upload(form: UploadForm) -> str:
 
 def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
     """The version that an earlier form with this key made, if any; it may have been imported again since."""
-    job = Job.objects.answered(project, key)
+    job = Job.objects.find_by_idempotency_key(project, key)
     if job is None or job.kind != Job.Kind.IMPORT:
         return None
     upload = Path(job.spec["upload"]).name
@@ -145,7 +145,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
         "versions": versions_of(dataset),
         "live": True,
         "may_edit": may_edit(request, dataset),
-        **waiting_context(version.job),
+        **queue_position_context(version.job),
     }
     return render(request, "datasets/_progress.html", context)
 
@@ -226,7 +226,7 @@ def detail_context(
         "version": version,
         "versions": versions_of(dataset),
         "form": form,
-        **waiting_context(version.job if version else None),
+        **queue_position_context(version.job if version else None),
         **cause(version),
         "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
         "lengths": length_bars(found.get("token_lengths", {})),

@@ -24,8 +24,8 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.compute_budget import Standing, who_can_raise
-from dashboard.models.queue import Outlook
+from dashboard.models.compute_budget import BudgetStatus, budget_raise_hint
+from dashboard.models.queue import QueueForecast
 from dashboard.models.standstill import standstills, told
 from dashboard.models.study_words import sentence
 from dashboard.views.study_grid import grid_of
@@ -66,12 +66,12 @@ def live(request: Request) -> dict[str, Any]:
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
     waiting = list(own.order_by("pk")[:SHOWN])
     queues = {job.queue for job in waiting}
-    outlook = Outlook.read(queues)
+    outlook = QueueForecast.read(queues)
     stopped = {queue: one for queue, one in standstills().items() if queue in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
-        "waiting": [(job, *outlook.place(job)) for job in waiting],
+        "waiting": [(job, *outlook.estimate_for(job)) for job in waiting],
         "standstills": told(stopped),
     }
 
@@ -93,8 +93,8 @@ def nearly_used(project: Project, reader: User) -> dict[str, Any] | None:
     """How the month stands where little of its compute budget is left, and who can make more of it."""
     if ComputeBudget.objects.hours_of(project) is None:
         return None
-    standing = Standing.of(project)
-    return {"standing": standing, "who": who_can_raise(project, reader)} if standing.is_nearly_used else None
+    status = BudgetStatus.for_project(project)
+    return {"status": status, "who": budget_raise_hint(project, reader)} if status.is_nearly_used else None
 
 
 def attention(project: Project) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.job_state import TERMINAL
-from dashboard.models.queue import Outlook, Start
+from dashboard.models.queue import QueueForecast, StartEstimate
 from dashboard.models.standstill import standstill_of, standstills, told
-from dashboard.stages import ended_words, loses_nothing, stop_loses
+from dashboard.stages import is_stop_lossless, outcome_summary, stop_loss_text
 
 GONE_AFTER = timedelta(hours=24)
 # Of each queue; one's own jobs behind these are shown as well.
@@ -45,7 +45,7 @@ class Line:
     may_cancel: bool
     who: str = ""
     position: int | None = None
-    start: Start | None = None
+    start: StartEstimate | None = None
     may_prioritise: bool = False
     # The jobs with which it could change places, where the caller may move it.
     before: int | None = None
@@ -59,19 +59,19 @@ class Line:
         return self.before is not None or self.after is not None
 
     @property
-    def loses_nothing(self) -> bool:
+    def is_stop_lossless(self) -> bool:
         """Whether a stop takes nothing away but its place."""
-        return loses_nothing(self.job)
+        return is_stop_lossless(self.job)
 
     @property
-    def stop_loses(self) -> str:
+    def stop_loss_text(self) -> str:
         """What a stop takes away, in words."""
-        return stop_loses(self.job)
+        return stop_loss_text(self.job)
 
     @property
-    def ended_words(self) -> str:
+    def outcome_summary(self) -> str:
         """How its runs ended, where it had several; "" for others."""
-        return ended_words(self.job)
+        return outcome_summary(self.job)
 
     @property
     def took(self) -> timedelta | None:
@@ -150,15 +150,15 @@ def board_context(request: Request) -> dict[str, Any]:
     }
 
 
-def waiting_context(job: Job | None) -> dict[str, Any]:
+def queue_position_context(job: Job | None) -> dict[str, Any]:
     """What the page of its subject tells of a job that waits: its place, its start, and why it has none."""
-    position, start = Outlook.of(job).place(job)
+    position, start = QueueForecast.for_job(job).estimate_for(job)
     return {"position": position, "start": start, "standstill": standstill_of(job)}
 
 
 def waiting_lines(reader: Reader) -> tuple[list[Line], dict[str, int]]:
     """What waits, per queue in the order of claims, and how many of each queue are not shown."""
-    outlook = Outlook.read()
+    outlook = QueueForecast.read()
     waiting = Job.objects.filter(state__in=[State.QUEUED, State.INTERRUPTED])
     own = waiting.filter(created_by=reader.pk).values_list("pk", flat=True)[:SHOWN]
     shown = {pk for line in outlook.lines.values() for pk in line[:SHOWN]} | set(own)

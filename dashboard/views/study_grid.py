@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from dashboard.models import Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.evaluation import adapter_evaluation
-from dashboard.models.queue import Outlook, Start
+from dashboard.models.queue import QueueForecast, StartEstimate
 from dashboard.models.standstill import Standstill, standstill_of
 from dashboard.models.study_plan import halvings
 from dashboard.stages import time_left
@@ -83,7 +83,7 @@ class Column:
     seed: int | None
     jobs: tuple[Job, ...] = ()
     place: int | None = None
-    start: Start | None = None
+    start: StartEstimate | None = None
 
     @property
     def job(self) -> Job | None:
@@ -150,7 +150,7 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         found.append(Column(seed, at_work(runs)))
     waiting = [column.job for column in found if column.job and column.job.state == State.QUEUED]
     queues = {job.queue for job in waiting} if with_starts else set()
-    outlook = Outlook.read(queues) if queues else Outlook({}, {})
+    outlook = QueueForecast.read(queues) if queues else QueueForecast({}, {})
     columns = (
         dataclasses.replace(column, place=outlook.places.get(job.pk), start=outlook.starts.get(job.pk))
         if (job := column.job)

@@ -16,7 +16,7 @@ from dashboard.downloads import csv_file, json_file
 from dashboard.forms.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Job, Role, ShareLink, State, Study, User, forgetting
-from dashboard.models.compute_use import held_seconds
+from dashboard.models.compute_use import used_seconds
 from dashboard.models.study_export import scores_shown, whole
 from dashboard.models.study_result import base_ms_per_token, costs_of
 from dashboard.models.study_words import (
@@ -82,7 +82,7 @@ def times_of(study: Study) -> list[dict[str, Any]]:
         ("scoring", _("Scoring the test rows"), Job.Kind.EVALUATE),
     )
     return [
-        {"label": label, "span": span, "measured": held_seconds(study.jobs().filter(kind=kind))}
+        {"label": label, "span": span, "measured": used_seconds(study.jobs().filter(kind=kind))}
         for part, label, kind in parts
         if (span := study.forecast.get(part)) and study.is_over
     ]

@@ -29,10 +29,10 @@ from dashboard.models import (
     forgetting,
 )
 from dashboard.models.evaluation import adapter_evaluation
-from dashboard.models.queue import Outlook
+from dashboard.models.queue import QueueForecast
 from dashboard.models.standstill import standstill_of
-from dashboard.models.stopping import StopRefused, companions, may_have_learned, stop_run
-from dashboard.stages import PHASES, eta_range, said, stages, stopping_words
+from dashboard.models.stopping import StopRefused, companions, may_have_progress, stop_run
+from dashboard.stages import PHASES, eta_range, said, stages, stopping_text
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run_notice
 from workers.specs import Hyperparameters
@@ -140,7 +140,7 @@ def stop_context(run: TrainingRun) -> dict[str, Any]:
     if run.is_over or run.job is None or is_asked:
         return {"can_stop": False}
     beside = companions(run).count()
-    can_keep = may_have_learned(run.job)
+    can_keep = may_have_progress(run.job)
     keeps_best = run.job.keep == Job.Keep.ADAPTER or run.stop_asked == TrainingRun.Stop.FINISH
     return {
         "can_stop": True,
@@ -173,14 +173,14 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     scoring = adapter_evaluation(run)
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
-    stopping = stopping_words(run)
+    stopping = stopping_text(run)
     steps = stages(run, evaluation)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
     node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
-    position, start = Outlook.of(working).place(working)
+    position, start = QueueForecast.for_job(working).estimate_for(working)
     waits = bool(working and working.state == State.QUEUED)
-    no_4bit = waits and run.in_4bit and not WorkerNode.objects.packing().exists()
+    no_4bit = waits and run.in_4bit and not WorkerNode.objects.supporting_4bit().exists()
     return {
         "run": run,
         "working": working,

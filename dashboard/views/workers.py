@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST
 
 from dashboard.gate import Request
 from dashboard.models import Job, WorkerNode
-from dashboard.models.worker_node import ONLY_KEEPERS
+from dashboard.models.worker_node import PAUSE_FORBIDDEN
 
 
 @require_POST
@@ -36,5 +36,5 @@ def resume(request: Request, pk: int) -> HttpResponse:
 def fetch(request: Request, pk: int) -> WorkerNode:
     """The worker, for somebody who may pause it."""
     if not WorkerNode.objects.may_be_paused_by(request.user, request.user):
-        raise PermissionDenied(ONLY_KEEPERS)
+        raise PermissionDenied(PAUSE_FORBIDDEN)
     return get_object_or_404(WorkerNode, pk=pk, kind=WorkerNode.Kind.WORKER)

@@ -80,7 +80,7 @@ def stuck_after(watch: Watch, seconds: float) -> list[str]:
 def test_it_sees_a_row_at_work_that_does_not_move(run: TrainingRun, stage: Stage) -> None:
     job, watch = claim("gpu"), Watch(stage)
     assert stuck_after(watch, STUCK_SECONDS - 5) == []
-    assert job.renew()
+    assert job.renew_lease()
     assert stuck_after(watch, 10) == [f"job {job.pk}"], "a lease that is renewed is no step"
 
 
@@ -121,7 +121,7 @@ def test_what_only_the_dispatcher_moves_may_wait_for_it(run: TrainingRun, stage:
 def test_a_row_that_moves_is_not_stuck(run: TrainingRun, stage: Stage) -> None:
     job, watch = claim("gpu"), Watch(stage)
     for step in range(3):
-        job.advance(step=step)
+        job.update_progress(step=step)
         watch.look()
         age(watch, STUCK_SECONDS - 1)
     assert not watch.stuck
@@ -140,7 +140,7 @@ def test_it_sees_a_row_that_waits_beside_an_idle_worker(run: TrainingRun, stage:
 def test_a_node_is_not_idle_while_its_pool_is_paused(
     run: TrainingRun, stage: Stage, of_its_pool: bool, stands: int
 ) -> None:
-    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=os.getppid() if of_its_pool else 1)
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=os.getppid() if of_its_pool else 1)
     watch = Watch(stage, [pause("pool", 10, 1000)])
     assert len(stuck_after(watch, STUCK_SECONDS + 1)) == stands
 

@@ -21,11 +21,11 @@ UNAVAILABLE = "The queue is unavailable at the moment. Your jobs are safe: they 
 @pytest.fixture(autouse=True)
 def sound(db: None) -> None:
     """A dispatcher that leads, and a worker."""
-    WorkerNode.objects.beat(
+    WorkerNode.objects.register(
         "dispatch@box", kind="dispatcher", host="box", pid=1, free_bytes=50 * 1024**3, clock_ahead=0.1
     )
-    assert WorkerNode.objects.lead("dispatch@box")
-    WorkerNode.objects.beat("gpu0@box", queue="gpu", host="box", pid=2, clock_ahead=0.1)
+    assert WorkerNode.objects.acquire_lead("dispatch@box")
+    WorkerNode.objects.register("gpu0@box", queue="gpu", host="box", pid=2, clock_ahead=0.1)
 
 
 def change(name: str = "dispatch@box", **fields: object) -> None:
@@ -63,7 +63,7 @@ def test_without_any_dispatcher_the_queue_is_unavailable(gone: dict[str, object]
 
 
 def test_one_of_two_dispatchers_is_enough() -> None:
-    WorkerNode.objects.beat("dispatch@other", kind="dispatcher", host="other", pid=1)
+    WorkerNode.objects.register("dispatch@other", kind="dispatcher", host="other", pid=1)
     change("dispatch@other", heartbeat_at=db_now(-AGO), broker_silent_since=db_now(-AGO))
     assert checks() == []
 
@@ -86,7 +86,7 @@ def test_a_wrong_clock_is_said_to_keepers(seconds: float) -> None:
 
 def test_it_takes_one_query(django_assert_num_queries: DjangoAssertNumQueries) -> None:
     for number in range(20):
-        WorkerNode.objects.beat(f"gpu{number}@far", queue="gpu", host="far", pid=number, clock_ahead=60)
+        WorkerNode.objects.register(f"gpu{number}@far", queue="gpu", host="far", pid=number, clock_ahead=60)
     with django_assert_num_queries(1):
         alarms(keeper=True)
 

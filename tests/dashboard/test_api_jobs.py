@@ -82,13 +82,13 @@ def test_a_viewer_stops_nothing(run: TrainingRun, project: Project, vera: User) 
 
 
 def test_it_lists_the_workers(api: Client) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     worker = api.get("/api/v1/workers").json()["data"][0]
     assert (worker["name"], worker["alive"], worker["device"]) == ("gpu@host", True, None)
 
 
 def test_it_tells_when_a_waiting_job_starts(api: Client, run: TrainingRun) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     job = api.get(f"{JOBS}/{run.job_id}").json()
     listed = api.get(f"{JOBS}?state=queued").json()["data"][0]
     for said in (job, listed):
@@ -145,7 +145,7 @@ def test_it_refuses_a_place_that_is_none(
 
 
 def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara: User) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     pk = WorkerNode.objects.get().pk
     api = as_manager(project, mara)
     assert post(api, f"/api/v1/workers/{pk}/pause")[1]["paused"] is True
@@ -153,7 +153,7 @@ def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara:
 
 
 def test_a_token_that_only_reads_pauses_nothing(project: Project) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     root = User.objects.create_superuser("root@example.org")
     project.admit(root, Role.MANAGER)
     reading = ApiToken.issue(project, root, "x", scope=ApiToken.Scope.READ)[1]

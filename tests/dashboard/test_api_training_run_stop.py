@@ -30,7 +30,7 @@ def training(run: TrainingRun) -> TrainingRun:
     assert run.job
     run.job.move("claim", attempt=1, worker="w")
     run.job.move("progress")
-    run.job.advance(step=5)
+    run.job.update_progress(step=5)
     return run
 
 
@@ -87,26 +87,26 @@ def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, trai
     key = {"Idempotency-Key": "stop"}
     assert stop(api, training, {"keep": "checkpoint"}, **key).status_code == 202
     assert refusal(stop(api, training, {}, **key), 422)["field"] == "Idempotency-Key"
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == "park"
 
 
 @pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
 def test_it_keeps_nothing_where_nothing_is_said(api: Client, training: TrainingRun, body: object) -> None:
     assert stop(api, training, body).status_code == 202
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == "cancel"
 
 
 def test_it_stops_and_keeps_the_best(api: Client, training: TrainingRun) -> None:
     for _time in range(2):
         answer = stop(api, training, {"keep": "adapter"})
         assert (answer.status_code, answer.json()["state"]) == (202, "running")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "finish"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == "finish"
 
 
 def test_it_stops_and_keeps_the_checkpoint(api: Client, training: TrainingRun) -> None:
     answer = stop(api, training, {"keep": "checkpoint"})
     assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "park"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == "park"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_it_refuses_to_keep_anything_else(
     problem = refusal(stop(api, training, body), 422)
     assert problem["field"] == field
     assert problem["message"].endswith(".")
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == ""
 
 
 def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training: TrainingRun) -> None:
@@ -162,7 +162,7 @@ def test_it_stops_one_run_of_two_alone(
         answer = stop(api, training, body)
         assert (answer.status_code, answer.json()["state"]) == (202, "running")
     job = Job.objects.get(pk=training.job_id)
-    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {0: wish})
+    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {0: wish})
     assert api.get(f"{RUNS}/{other.pk}").json()["state"] == "running"
 
 
@@ -172,7 +172,7 @@ def test_it_refuses_to_keep_a_checkpoint_that_others_have_in_common(
     problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
     assert (problem["code"], problem["field"]) == ("trains_with_others", "keep")
     job = Job.objects.get(pk=training.job_id)
-    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {})
+    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {})
 
 
 @pytest.mark.parametrize("body", [{}, {"keep": "adapter"}, {"keep": "checkpoint"}])
@@ -183,7 +183,7 @@ def test_a_run_that_has_ended_is_refused_and_never_stops_the_one_beside_it(
     problem = refusal(stop(api, training, body), 409)
     assert (problem["code"], problem["message"]) == ("already_ended", "It has already ended: Finished.")
     job = Job.objects.get(pk=training.job_id)
-    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {})
+    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {})
 
 
 def test_a_run_of_a_waiting_job_ends_at_once_and_once(api: Client, run: TrainingRun) -> None:
@@ -200,7 +200,7 @@ def test_a_run_of_a_waiting_job_ends_at_once_and_once(api: Client, run: Training
 
 def test_the_whole_job_can_still_be_stopped(api: Client, training: TrainingRun, other: TrainingRun) -> None:
     assert api.post(f"/api/v1/jobs/{training.job_id}/cancel").status_code == 202
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == "cancel"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == "cancel"
 
 
 def test_a_viewer_stops_no_run_of_two(
@@ -263,7 +263,7 @@ def test_a_call_that_dies_half_way_has_neither_acted_nor_used_its_key(
     with monkeypatch.context() as dying:
         dying.setattr(Job, "request_cancel", act_and_die)
         assert stop(api, training, **{"Idempotency-Key": "stop"}).status_code == 500
-    assert Job.objects.get(pk=training.job_id).stop_wanted() == ""
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == ""
     assert stop(api, training, **{"Idempotency-Key": "stop"}).json()["state"] == "cancelling"
 
 

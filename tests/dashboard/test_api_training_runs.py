@@ -88,7 +88,7 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
 
 
 def test_it_tells_when_a_waiting_run_starts(api: Client, body: dict[str, Any]) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=7)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     run = post(api, body).json()
     assert timezone.now() - datetime.fromisoformat(run["starts_at"]) < timedelta(minutes=1)
 

@@ -109,7 +109,7 @@ def test_it_tells_when_a_waiting_inspection_starts(
     client: Client, vera: User, base_model: BaseModel, route: str
 ) -> None:
     base_model.inspect()
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     client.force_login(vera)
     page = client.get(reverse(route, args=[base_model.pk])).content.decode()
     assert "Place 1 in the queue, starts in a moment." in page

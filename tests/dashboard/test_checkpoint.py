@@ -54,14 +54,14 @@ def test_it_is_the_newest_that_looks_whole(folder: Path) -> None:
     assert checkpoint.newest_step(folder) == 6
     (folder / "000002/state.json").unlink()
     assert checkpoint.newest_step(folder) == 3
-    assert checkpoint.may_be_there(folder)
+    assert checkpoint.may_exist(folder)
     (folder / "000001" / handover.MANIFEST).write_text("{")
-    assert (checkpoint.newest_step(folder), checkpoint.may_be_there(folder)) == (None, False)
+    assert (checkpoint.newest_step(folder), checkpoint.may_exist(folder)) == (None, False)
 
 
 def test_there_is_none_where_nothing_is(tmp_path: Path) -> None:
     missing = tmp_path / "job-7"
-    assert (checkpoint.newest_step(missing), checkpoint.may_be_there(missing)) == (None, False)
+    assert (checkpoint.newest_step(missing), checkpoint.may_exist(missing)) == (None, False)
 
 
 def test_what_was_written_after_the_hand_over_is_not_offered(folder: Path) -> None:
@@ -79,4 +79,4 @@ def test_what_cannot_be_read_now_is_not_offered_and_not_given_up(
 ) -> None:
     handover.take(folder, 2)
     breaks(name, number)
-    assert (checkpoint.newest_step(folder), checkpoint.may_be_there(folder)) == (None, True)
+    assert (checkpoint.newest_step(folder), checkpoint.may_exist(folder)) == (None, True)

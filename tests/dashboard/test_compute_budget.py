@@ -22,7 +22,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.compute_budget import Standing, months_of
+from dashboard.models.compute_budget import BudgetStatus, monthly_usage
 from dashboard.models.compute_use import HOUR, Month
 from tests.conftest import finish, make_run, shared_environment
 from tests.dashboard.computing import expect, held
@@ -31,9 +31,9 @@ from tests.dashboard.studies import make_study
 
 
 def test_without_a_budget_everything_may_start(run: TrainingRun, project: Project) -> None:
-    standing = Standing.of(project)
-    assert standing.left is None
-    assert standing.has_room_for(10**9)
+    status = BudgetStatus.for_project(project)
+    assert status.left is None
+    assert status.covers(10**9)
 
 
 def test_a_run_beyond_the_budget_is_refused_and_leaves_nothing(
@@ -64,7 +64,7 @@ def test_what_is_used_and_what_is_promised_both_count(
     run.end("succeeded", step=10)
     waiting = expect(make_run(project, dataset, base_model), 1700)
     ComputeBudget.objects.change(project, 1, mara)
-    assert Standing.of(project).left == pytest.approx(100)
+    assert BudgetStatus.for_project(project).left == pytest.approx(100)
     with pytest.raises(OverBudget, match=r"0\.03 h are left.*0\.50 h are used, and 0\.47 h are promised"):
         # Longer than what is left, whatever this machine is taken for.
         make_run(project, dataset, base_model, max_steps=100_000)
@@ -145,7 +145,7 @@ def test_more_seeds_must_fit_while_learning_rates_are_still_looked_for(
     grown = Study.objects.get()
     assert grown.seeds == [1, 2]
     assert grown.forecast_seconds == pytest.approx(3 * one)
-    assert Standing.of(project).promised == pytest.approx(grown.whole_forecast)
+    assert BudgetStatus.for_project(project).promised == pytest.approx(grown.whole_forecast)
 
 
 def test_resuming_must_fit_what_is_left_of_the_run(run: TrainingRun, project: Project, mara: User) -> None:
@@ -171,7 +171,7 @@ def test_the_budget_of_a_month_stays_in_its_history(project: Project, mara: User
     ComputeBudget.objects.change(project, 5, mara)
     ComputeBudget.objects.update(created_at=Month.present().before.begin)
     ComputeBudget.objects.change(project, 8, mara)
-    limits = [limit and limit / HOUR for _month, _used, limit in months_of(project)[:3]]
+    limits = [limit and limit / HOUR for _month, _used, limit in monthly_usage(project)[:3]]
     assert limits == [8, 5, None]
 
 

@@ -21,8 +21,8 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.compute_budget import Standing, months_of
-from dashboard.models.compute_use import HOUR, Month, by_person, holds, in_hours, unit_words
+from dashboard.models.compute_budget import BudgetStatus, monthly_usage
+from dashboard.models.compute_use import HOUR, Month, by_person, device_usage, format_hours, unit_label
 from dashboard.models.worker_node import WorkerNode
 from tests.conftest import finish, make_run, rewrite
 from tests.dashboard.computing import expect, held
@@ -31,7 +31,7 @@ from tests.dashboard.studies import Table, conclude, end_training, make_study
 
 
 def used(project: Project) -> float:
-    return Standing.of(project).used
+    return BudgetStatus.for_project(project).used
 
 
 # Used
@@ -90,7 +90,7 @@ def test_what_went_on_over_the_turn_of_the_month_is_split(run: TrainingRun, proj
     assert run.job is not None
     begin = Month.present().begin
     held(finish(run.job), begin - timedelta(minutes=30), 3600)
-    (_month, now, _limit), (_before, before, _no_limit), *_rest = months_of(project)
+    (_month, now, _limit), (_before, before, _no_limit), *_rest = monthly_usage(project)
     assert (now, before) == (pytest.approx(1800), pytest.approx(1800))
 
 
@@ -98,14 +98,14 @@ def test_it_says_who_used_it(run: TrainingRun, project: Project, ed: User) -> No
     assert run.job is not None
     held(finish(run.job), Month.present().begin, 1800)
     month = Month.present()
-    assert by_person(holds(project, month.begin), month) == [(ed.pk, pytest.approx(1800))]
+    assert by_person(device_usage(project, month.begin), month) == [(ed.pk, pytest.approx(1800))]
 
 
 def test_it_counts_nothing_of_another_project(run: TrainingRun, other_project: Project) -> None:
     assert run.job is not None
     held(finish(run.job), Month.present().begin, 1800)
-    assert Standing.of(other_project).used == 0
-    assert months_of(other_project)[0][1] == 0
+    assert BudgetStatus.for_project(other_project).used == 0
+    assert monthly_usage(other_project)[0][1] == 0
 
 
 # Promised
@@ -113,22 +113,22 @@ def test_it_counts_nothing_of_another_project(run: TrainingRun, other_project: P
 
 def test_a_run_that_waits_is_promised_its_forecast(run: TrainingRun, project: Project) -> None:
     expect(run, 600)
-    assert Standing.of(project).promised == 600
+    assert BudgetStatus.for_project(project).promised == 600
 
 
 def test_a_run_that_works_is_promised_what_is_left_of_it(run: TrainingRun, project: Project) -> None:
     expect(run, 600)
     assert run.job is not None
     run.job.move("claim", attempt=1)
-    assert Standing.of(project).promised == 600
+    assert BudgetStatus.for_project(project).promised == 600
     MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 5)])
-    assert Standing.of(project).promised == pytest.approx(360)
+    assert BudgetStatus.for_project(project).promised == pytest.approx(360)
 
 
 def test_a_run_that_has_ended_is_promised_nothing(run: TrainingRun, project: Project) -> None:
     assert run.job is not None
     run.job.request_cancel()
-    assert Standing.of(project).promised == 0
+    assert BudgetStatus.for_project(project).promised == 0
 
 
 def test_a_study_is_promised_the_runs_that_it_has_not_queued_yet(
@@ -138,9 +138,9 @@ def test_a_study_is_promised_the_runs_that_it_has_not_queued_yet(
     queued = sum(run.seconds_left for run in study.runs())
     assert study.runs().filter(rung=None).count() == 0
     assert 0 < queued < study.forecast_seconds
-    assert Standing.of(project).promised == pytest.approx(study.whole_forecast)
+    assert BudgetStatus.for_project(project).promised == pytest.approx(study.whole_forecast)
     study.request_cancel()
-    assert Standing.of(project).promised == 0
+    assert BudgetStatus.for_project(project).promised == 0
 
 
 def test_trying_learning_rates_is_promised_too(
@@ -165,7 +165,9 @@ def test_an_arm_that_was_lost_in_the_search_is_promised_nothing_more(
     assert {str(run.study_arm) for run in waiting} == {"quality"}
     # Half of the adapters are scored now.
     scoring = (study.whole_forecast - study.forecast_seconds) / 2
-    assert Standing.of(project).promised == pytest.approx(sum(run.seconds_left for run in waiting) + scoring)
+    assert BudgetStatus.for_project(project).promised == pytest.approx(
+        sum(run.seconds_left for run in waiting) + scoring
+    )
 
 
 def test_what_an_ended_study_has_never_queued_is_promised_no_more(
@@ -175,7 +177,7 @@ def test_what_an_ended_study_has_never_queued_is_promised_no_more(
     study = conclude(make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4]), scores)
     Study.objects.update(forecast_seconds=10**6)
     study.add_seeds([2])
-    assert 0 < Standing.of(project).promised < 10**5
+    assert 0 < BudgetStatus.for_project(project).promised < 10**5
 
 
 def test_many_open_studies_cost_no_more_queries(
@@ -184,7 +186,7 @@ def test_many_open_studies_cost_no_more_queries(
     for _study in range(4):
         make_study(project, dataset, base_model)
     with django_assert_max_num_queries(8):  # type: ignore[operator]
-        assert Standing.of(project).promised > 0
+        assert BudgetStatus.for_project(project).promised > 0
 
 
 def test_many_waiting_runs_cost_no_more_queries(
@@ -193,7 +195,7 @@ def test_many_waiting_runs_cost_no_more_queries(
     for number in range(6):
         make_run(project, dataset, base_model, name=f"Run {number}")
     with django_assert_max_num_queries(5):  # type: ignore[operator]
-        Standing.of(project)
+        BudgetStatus.for_project(project)
 
 
 # Words
@@ -201,15 +203,15 @@ def test_many_waiting_runs_cost_no_more_queries(
 
 def test_hours_are_said_as_people_say_them() -> None:
     seconds = (0, 10, 1500, 4000, 20 * HOUR, 20.5 * HOUR, 12_345 * HOUR)
-    assert [in_hours(one) for one in seconds] == [
+    assert [format_hours(one) for one in seconds] == [
         "0 h", "less than 0.01 h", "0.42 h", "1.1 h", "20 h", "20.5 h", "12,345 h"
     ]  # fmt: skip
 
 
 def test_an_hour_is_one_of_a_gpu_only_where_every_device_is_one(db: None) -> None:
-    assert unit_words() == "Compute hours"
+    assert unit_label() == "Compute hours"
     node = {"queue": "gpu", "host": "here", "pid": 1}
     WorkerNode.objects.create(name="gpu0@here", device="NVIDIA H100", **node)
-    assert unit_words() == "GPU-hours"
+    assert unit_label() == "GPU-hours"
     WorkerNode.objects.create(name="gpu1@here", device="CPU, 8 cores", **node)
-    assert unit_words() == "Compute hours"
+    assert unit_label() == "Compute hours"

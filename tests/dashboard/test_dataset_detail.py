@@ -83,7 +83,7 @@ def test_it_tells_when_a_waiting_import_starts(
     waiting = make_dataset(project, "Fresh", by=ed, ready=False)
     client.force_login(ed)
     assert "starts in a moment" not in client.get(reverse(route, args=[waiting.pk])).content.decode()
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     page = client.get(reverse(route, args=[waiting.pk])).content.decode()
     assert "Place 1 in the queue, starts in a moment." in page
 
@@ -259,7 +259,7 @@ def importing(ed: User, project: Project) -> Dataset:
     assert version.job
     version.job.move("claim", attempt=1)
     version.job.move("progress")
-    version.job.advance(phase="reading", step=30, total_steps=100)
+    version.job.update_progress(phase="reading", step=30, total_steps=100)
     return dataset
 
 

@@ -37,7 +37,7 @@ RUNS, FORECAST = "/api/v1/runs", "/api/v1/forecast"
 
 
 def make_node(name: str, *, able: bool, **facts: Any) -> None:
-    WorkerNode.objects.beat(
+    WorkerNode.objects.register(
         name, queue="gpu", host="box", pid=1, device=name, memory_bytes=8 * 10**9, loads_4bit=able, **facts
     )
 

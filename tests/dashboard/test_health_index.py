@@ -53,9 +53,9 @@ def change(name: str, **fields: object) -> None:
 def sound(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation in which everything is in order."""
     for name, queue in (("gpu0@box", "gpu"), ("cpu@box", "cpu")):
-        WorkerNode.objects.beat(name, queue=queue, host="box", pid=1, clock_ahead=0.1)
-    WorkerNode.objects.beat("dispatch@box", kind="dispatcher", host="box", pid=1)
-    assert WorkerNode.objects.lead("dispatch@box")
+        WorkerNode.objects.register(name, queue=queue, host="box", pid=1, clock_ahead=0.1)
+    WorkerNode.objects.register("dispatch@box", kind="dispatcher", host="box", pid=1)
+    assert WorkerNode.objects.acquire_lead("dispatch@box")
     MARK.unlink(missing_ok=True)
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -104,7 +104,7 @@ def test_with_a_broker_of_its_own_each_worker_has_its_own_command(
 
 
 def test_one_silent_worker_of_two_is_a_warning(sound: None) -> None:
-    WorkerNode.objects.beat("gpu1@box", queue="gpu", host="box", pid=2)
+    WorkerNode.objects.register("gpu1@box", queue="gpu", host="box", pid=2)
     change("gpu1@box", heartbeat_at=db_now(-AGO))
     finding = found("worker-gpu")
     assert finding.level == Level.WARNING
@@ -133,7 +133,7 @@ def test_a_dispatcher_that_does_not_lead_is_a_problem(sound: None) -> None:
     change("dispatch@box", leads_until=db_now(-AGO))
     assert found("dispatcher").level == Level.PROBLEM
     assert "none leads" in found("dispatcher").text
-    assert WorkerNode.objects.lead("dispatch@box")
+    assert WorkerNode.objects.acquire_lead("dispatch@box")
     assert found("dispatcher").level == Level.OK
 
 
@@ -290,13 +290,13 @@ def test_a_job_that_nobody_takes_from_its_dead_worker_is_a_problem(sound: None, 
     assert found("jobs").level == Level.PROBLEM
     assert f"Fine-tune {job.pk}" in found("jobs").text
     job.refresh_from_db()
-    job.abandon("Its worker was not heard from in time.")
+    job.recover("Its worker was not heard from in time.")
     assert found("jobs").level == Level.OK
 
 
 def test_many_names_are_cut_short(sound: None) -> None:
     for number in range(9):
-        WorkerNode.objects.beat(f"gpu{number}@far", queue="gpu", host="far", pid=number)
+        WorkerNode.objects.register(f"gpu{number}@far", queue="gpu", host="far", pid=number)
     change("gpu0@box", heartbeat_at=db_now(-AGO))
     WorkerNode.objects.filter(host="far").update(heartbeat_at=db_now(-AGO))
     assert "and 5 more" in found("worker-gpu").text
@@ -304,7 +304,7 @@ def test_many_names_are_cut_short(sound: None) -> None:
 
 def test_sqlite_on_several_machines_is_a_problem(sound: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dashboard.models.health.connection", Mock(vendor="sqlite"))
-    WorkerNode.objects.beat("gpu0@far", queue="gpu", host="far", pid=1)
+    WorkerNode.objects.register("gpu0@far", queue="gpu", host="far", pid=1)
     assert database().level == Level.PROBLEM
     assert "box, far" in database().text
     change("gpu0@far", stopped_at=db_now())
@@ -313,7 +313,7 @@ def test_sqlite_on_several_machines_is_a_problem(sound: None, monkeypatch: pytes
 
 def test_a_database_server_may_have_many_machines(sound: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dashboard.models.health.connection", Mock(vendor="postgresql"))
-    WorkerNode.objects.beat("gpu0@far", queue="gpu", host="far", pid=1)
+    WorkerNode.objects.register("gpu0@far", queue="gpu", host="far", pid=1)
     assert database().level == Level.OK
 
 

@@ -85,13 +85,13 @@ def test_a_waiting_run_shows_its_place(client: Client, ed: User, run: TrainingRu
 
 
 def test_a_waiting_run_shows_when_it_starts(client: Client, ed: User, run: TrainingRun) -> None:
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=1)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
     assert "Fine-tune (place 1, starts in a moment)" in page(client, ed)
 
 
 def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
     assert "No worker for training answers" in page(client, ed)
-    WorkerNode.objects.beat("gpu@host", queue="gpu", host="host", pid=1)
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
     assert "No worker for training answers" not in page(client, ed)
 
 

@@ -80,8 +80,8 @@ def test_it_fences_an_earlier_attempt(project: Project) -> None:
     stale = claim()
     assert stale is not None
     Job.objects.filter(pk=stale.pk).update(attempt=2)
-    assert not stale.renew()
-    assert not stale.advance(step=5)
+    assert not stale.renew_lease()
+    assert not stale.update_progress(step=5)
     with pytest.raises(IllegalMove):
         stale.move("progress", fenced=True)
 
@@ -128,7 +128,7 @@ def test_it_backs_off_and_gives_up_when_no_attempt_gets_anywhere(project: Projec
         claimed.refresh_from_db()
         assert claimed.state == state, "after the last attempt nobody is told that it continues by itself"
         if state == State.INTERRUPTED:
-            claimed.try_again()
+            claimed.requeue_or_fail()
     job.refresh_from_db()
     assert (job.state, job.error_code) == (State.FAILED, "worker_lost")
 
@@ -139,9 +139,9 @@ def test_it_does_not_count_attempts_that_got_somewhere(project: Project) -> None
         Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
         claimed = claim()
         assert claimed is not None
-        claimed.advance(step=1, failed_attempts=0)
+        claimed.update_progress(step=1, failed_attempts=0)
         claimed.interrupt("the worker died")
-        Job.objects.get(pk=job.pk).try_again()
+        Job.objects.get(pk=job.pk).requeue_or_fail()
     job.refresh_from_db()
     assert (job.state, job.failed_attempts) == (State.QUEUED, 0)
 
@@ -150,7 +150,7 @@ def test_it_keeps_a_history_that_cannot_be_changed(project: Project) -> None:
     submit(project)
     job = claim()
     assert job is not None
-    job.say("Read 20 rows.")
+    job.add_message("Read 20 rows.")
     event = JobEvent.objects.get(job=job, event="message")
     event.text = "Read 21 rows."
     with pytest.raises(TypeError):
@@ -162,7 +162,7 @@ def test_an_attempt_that_was_replaced_says_nothing_more(project: Project) -> Non
     job = claim()
     assert job is not None
     Job.objects.filter(pk=job.pk).update(attempt=2)
-    assert not job.say("Read 20 rows.")
+    assert not job.add_message("Read 20 rows.")
     assert not JobEvent.objects.filter(job=job, event="message").exists()
 
 

@@ -90,7 +90,7 @@ class Row:
     adapters: set[int] = field(default_factory=set)
 
     @property
-    def may_have_learned(self) -> bool:
+    def may_have_progress(self) -> bool:
         return self.has_checkpoint or self.state in LIVE
 
     def let_go(self) -> None:
@@ -195,12 +195,12 @@ class Walk:
             return may
         if keep == "adapter" and (row.state == State.FINALIZING or row.keep == keep):
             return True
-        if keep == "adapter" and row.may_have_learned:
+        if keep == "adapter" and row.may_have_progress:
             row.keep, row.run_after = keep, self.now
             return True
         if row.state in OPEN and row.arms and all(row.arms.values()):
             return False
-        may_keep = keep == "checkpoint" and row.may_have_learned
+        may_keep = keep == "checkpoint" and row.may_have_progress
         row.keep = keep if may_keep else ""
         if row.state in WAITING:
             row.end(State.CANCELLED)
@@ -235,7 +235,7 @@ class Walk:
             return False
         if keep and "cancel" in (row.wishes.get(pk), STOPPING.get(row.state)):
             return False
-        if keep and row.may_have_learned:
+        if keep and row.may_have_progress:
             row.wishes.setdefault(pk, "finish")
             return True
         row.wishes[pk] = "cancel"
@@ -294,7 +294,7 @@ class Walk:
     def step(self, node: str, _number: int) -> None:
         if found := self.holds(node):
             job, row, mine = found
-            assert job.advance(step=F("step") + 1, failed_attempts=0) == mine
+            assert job.update_progress(step=F("step") + 1, failed_attempts=0) == mine
             if mine:
                 row.step, row.failed_attempts = row.step + 1, 0
 
@@ -313,7 +313,7 @@ class Walk:
     def renew(self, node: str, _number: int) -> None:
         if found := self.holds(node):
             job, row, mine = found
-            assert job.renew() == mine
+            assert job.renew_lease() == mine
             if mine:
                 row.lease_until = self.now + LEASE.total_seconds()
 
@@ -323,7 +323,7 @@ class Walk:
             stopping = {"checkpoint": "park"}.get(row.keep, "cancel")
             going_on = "finish" if row.keep == "adapter" else ""
             wanted = stopping if row.state == State.CANCELLING else going_on
-            assert job.stop_wanted() == (wanted if mine else None)
+            assert job.read_stop_request() == (wanted if mine else None)
             if mine:
                 arms = sorted(row.arms)
                 open_ones = {run for run in row.arms if not row.arms[run]}
@@ -388,7 +388,7 @@ class Walk:
         if found := self.holds(node):
             job, row, mine = found
             legal = mine and row.state == State.CANCELLING
-            if self.expect(legal, lambda: job.stopped(actor=node)):
+            if self.expect(legal, lambda: job.complete_stop(actor=node)):
                 self.stop(row)
 
     def stop(self, row: Row) -> None:
@@ -423,18 +423,18 @@ class Walk:
     # Dispatcher and clock --------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        for job in Job.objects.lost():
+        for job in Job.objects.with_expired_lease():
             row = self.rows[job.pk]
             assert row.lease_until < self.now + SLACK
-            job.abandon("not heard from")
+            job.recover("not heard from")
             if row.state == State.CANCELLING:
                 self.stop(row)
             else:
                 self.wait(row)
-        for job in Job.objects.due_again():
+        for job in Job.objects.due_for_retry():
             row = self.rows[job.pk]
             assert row.run_after <= self.now + SLACK
-            job.try_again()
+            job.requeue_or_fail()
             row.state = State.QUEUED
         live = [row for row in self.rows.values() if row.state in LIVE]
         assert all(row.lease_until >= self.now - SLACK for row in live), "an expired lease was overlooked"

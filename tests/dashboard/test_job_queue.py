@@ -51,12 +51,12 @@ def test_one_worker_alternates_although_nothing_is_held(project: Project, ed: Us
 
 def test_the_places_come_true(project: Project, other_project: Project, ed: User, mara: User) -> None:
     """Two workers, three people, two projects, three priorities: as shown, so claimed."""
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1, processes=2)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1, processes=2)
     for number, person in enumerate([ed, ed, ed, mara, None, ed, mara, ed, None, mara]):
         job = submit(other_project if person is None else project, person)
         Job.objects.filter(pk=job.pk).update(priority=(0, 0, 1, 0, -1)[number % 5])
     claim(), claim()
-    promised = list(Job.objects.in_turn("cpu", {"cpu@host": 2}))
+    promised = list(Job.objects.claim_order("cpu", {"cpu@host": 2}))
     assert promised == sorted(promised, key=lambda pk: Job.objects.get(pk=pk).position() or 0)
     came = []
     while Job.objects.waiting("cpu").exists():
@@ -79,7 +79,7 @@ def test_a_turn_of_last_week_is_forgotten(project: Project, ed: User, mara: User
 
 def test_a_paused_worker_takes_nothing_until_it_is_resumed(project: Project) -> None:
     job = submit(project)
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     node = WorkerNode.objects.get()
     node.pause(by="Mara")
     assert claim() is None
@@ -93,26 +93,26 @@ def test_a_paused_worker_keeps_what_it_has_and_stays_paused_over_a_restart(proje
     submit(project)
     job = claim()
     assert job
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     WorkerNode.objects.get().pause(by="Mara")
-    assert job.renew()
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=2, started_at=db_now())
+    assert job.renew_lease()
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=2, started_at=db_now())
     node = WorkerNode.objects.get()
     assert (node.paused_by, node.paused_at is None, job.state in LIVE) == ("Mara", False, True)
-    assert WorkerNode.objects.takers("cpu") == {}
+    assert WorkerNode.objects.slots_by_worker("cpu") == {}
 
 
 def test_a_paused_workers_job_frees_no_place(
     project: Project, other_project: Project, ed: User, mara: User
 ) -> None:
-    WorkerNode.objects.beat("paused@host", queue="cpu", host="host", pid=1)
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=2)
+    WorkerNode.objects.register("paused@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=2)
     submit(project, ed)
     claim("paused@host")
     WorkerNode.objects.get(name="paused@host").pause(by="Mara")
     waiting = [submit(project, ed), submit(other_project), submit(other_project)]
     theirs = [job.pk for job in waiting[1:]]
-    promised = list(Job.objects.in_turn("cpu", WorkerNode.objects.takers("cpu")))
+    promised = list(Job.objects.claim_order("cpu", WorkerNode.objects.slots_by_worker("cpu")))
     assert promised[0] == theirs[0]
     came = []
     while job := claim():

@@ -26,23 +26,23 @@ def training(job: Job) -> Job:
     """A job whose worker has trained five steps."""
     job.move("claim", attempt=1, worker="w@host")
     job.move("progress")
-    job.advance(step=5)
+    job.update_progress(step=5)
     return job
 
 
 def words(job: Job) -> str:
     event = job.events.last()
     assert event is not None
-    return event.words
+    return event.description
 
 
 def test_it_goes_on_until_somebody_wants_a_stop(training: Job) -> None:
-    assert training.stop_wanted() == ""
+    assert training.read_stop_request() == ""
 
 
 def test_it_finishes_early_to_keep_the_best(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="adapter")
-    assert (training.state, training.stop_wanted()) == (State.RUNNING, "finish")
+    assert (training.state, training.read_stop_request()) == (State.RUNNING, "finish")
     assert words(training) == "ed@example.org asked to stop and to keep the best so far"
 
 
@@ -51,10 +51,10 @@ def test_it_finishes_early_too_where_its_engine_is_ahead_of_its_row(job: Job, ed
     job.move("claim", attempt=1, worker="w@host")
     if phase:
         job.move("progress")
-        job.advance(phase=phase)
+        job.update_progress(phase=phase)
     state = job.state
     assert job.request_cancel(ed, keep="adapter")
-    assert (job.state, job.stop_wanted()) == (state, "finish")
+    assert (job.state, job.read_stop_request()) == (state, "finish")
 
 
 def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
@@ -66,12 +66,12 @@ def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
 def test_of_a_search_for_a_rate_there_is_no_adapter_to_keep(training: Job, ed: User) -> None:
     TrainingRun.objects.update(rung=0)
     assert training.request_cancel(ed, keep="adapter")
-    assert (training.state, training.stop_wanted()) == (State.CANCELLING, "cancel")
+    assert (training.state, training.read_stop_request()) == (State.CANCELLING, "cancel")
 
 
 def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="checkpoint")
-    assert (training.state, training.stop_wanted()) == (State.CANCELLING, "park")
+    assert (training.state, training.read_stop_request()) == (State.CANCELLING, "park")
     assert (
         words(training) == "ed@example.org asked to stop: what it has learned is to be kept, to resume later"
     )
@@ -81,7 +81,7 @@ def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
 
 def test_it_discards_without_a_word_about_keeping(training: Job, ed: User) -> None:
     assert training.request_cancel(ed)
-    assert training.stop_wanted() == "cancel"
+    assert training.read_stop_request() == "cancel"
     training.move("stopped", fenced=True)
     assert not training.keeps_checkpoint
 
@@ -89,13 +89,13 @@ def test_it_discards_without_a_word_about_keeping(training: Job, ed: User) -> No
 def test_a_plain_cancel_overrides_an_end_that_keeps_the_best(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="adapter")
     assert training.request_cancel(ed)
-    assert (training.keep, training.stop_wanted()) == ("", "cancel")
+    assert (training.keep, training.read_stop_request()) == ("", "cancel")
 
 
 def test_a_checkpoint_on_its_way_can_still_be_discarded(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
     assert training.request_cancel(ed)
-    assert training.stop_wanted() == "cancel"
+    assert training.read_stop_request() == "cancel"
     training.refresh_from_db()
     assert not training.keep
 
@@ -104,14 +104,14 @@ def test_a_checkpoint_on_its_way_can_still_be_discarded(training: Job, ed: User)
 def test_what_is_being_discarded_cannot_be_kept_any_more(training: Job, ed: User, keep: str) -> None:
     training.request_cancel(ed)
     assert not training.request_cancel(ed, keep=keep)
-    assert training.stop_wanted() == "cancel"
+    assert training.read_stop_request() == "cancel"
 
 
 def test_nothing_is_left_to_stop_once_every_arm_has_ended(training: Job, run: TrainingRun, ed: User) -> None:
     run.end("succeeded", step=5)
     assert not training.request_cancel(ed)
     assert not training.request_cancel(ed, keep="checkpoint")
-    assert (training.state, training.stop_wanted()) == (State.RUNNING, "")
+    assert (training.state, training.read_stop_request()) == (State.RUNNING, "")
 
 
 def test_one_arm_of_two_that_has_ended_leaves_the_other_to_stop(
@@ -130,7 +130,7 @@ def test_one_arm_of_two_that_has_ended_leaves_the_other_to_stop(
 def test_an_attempt_that_was_replaced_is_fenced(training: Job) -> None:
     stale = Job.objects.get(pk=training.pk)
     Job.objects.filter(pk=training.pk).update(attempt=2)
-    assert stale.stop_wanted() is None
+    assert stale.read_stop_request() is None
 
 
 def test_keeping_the_best_of_nothing_is_a_plain_cancel(job: Job, ed: User) -> None:
@@ -143,10 +143,10 @@ def test_a_waiting_job_with_a_checkpoint_finishes_at_its_next_attempt(training: 
     training.interrupt("the worker died")
     assert training.request_cancel(ed, keep="adapter")
     assert (training.state, training.keep) == (State.INTERRUPTED, "adapter")
-    training.try_again()
+    training.requeue_or_fail()
     claimed = Job.objects.claim("gpu", worker="w", slot="s", host="h", pid=1, pid_started=1.0)
     assert claimed is not None
-    assert claimed.stop_wanted() == "finish"
+    assert claimed.read_stop_request() == "finish"
 
 
 def test_who_was_to_keep_its_best_and_has_lost_all_does_not_wait_to_be_told_so(
@@ -184,7 +184,7 @@ def test_a_job_that_ends_before_it_has_learned_anything_keeps_nothing_and_says_s
     job.move("claim", attempt=1, worker="w@host")
     assert job.request_cancel(ed, keep="checkpoint")
     assert words(job).endswith("what it has learned is to be kept, to resume later"), "a wish, not a promise"
-    job.stopped(actor="w@host")
+    job.complete_stop(actor="w@host")
     assert (job.state, Job.objects.get(pk=job.pk).keep) == (State.CANCELLED, "")
     assert words(job) == "Stopped: It had learned nothing yet, so nothing is kept."
 
@@ -192,7 +192,7 @@ def test_a_job_that_ends_before_it_has_learned_anything_keeps_nothing_and_says_s
 def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, ed: User) -> None:
     job.move("claim", attempt=1, worker="w@host")
     job.request_cancel(ed, keep="checkpoint")
-    job.abandon("Its worker process is gone.")
+    job.recover("Its worker process is gone.")
     assert Job.objects.get(pk=job.pk).keep == ""
     assert (
         words(job) == "Stopped: Its worker process is gone. It had learned nothing yet, so nothing is kept."
@@ -202,7 +202,7 @@ def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, 
 def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
     make_checkpoint(training, step=5)
-    training.stopped(actor="w@host")
+    training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
     assert words(training) == "Stopped: It can be resumed from step 5."
 
@@ -210,13 +210,13 @@ def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -
 def test_it_says_where_the_last_steps_could_not_be_saved(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
     make_checkpoint(training, step=3)
-    training.stopped(actor="w@host")
+    training.complete_stop(actor="w@host")
     assert words(training) == "Stopped: Its last steps could not be saved. It can be resumed from step 3."
 
 
 def test_it_says_where_nothing_could_be_saved(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
-    training.stopped(actor="w@host")
+    training.complete_stop(actor="w@host")
     assert not Job.objects.get(pk=training.pk).keeps_checkpoint
     assert words(training) == "Stopped: Nothing of it could be saved, so nothing is kept."
 
@@ -231,7 +231,7 @@ def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("workers.handover.checkpoints", refuse)
-    training.stopped(actor="w@host")
+    training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
     assert words(training) == "Stopped: Its checkpoint cannot be read at the moment."
 
@@ -239,7 +239,7 @@ def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
 def test_a_stop_that_keeps_nothing_says_no_more(training: Job, ed: User) -> None:
     training.request_cancel(ed)
     make_checkpoint(training, step=5)
-    training.stopped(actor="w@host")
+    training.complete_stop(actor="w@host")
     assert words(training) == "Stopped"
 
 

@@ -64,7 +64,7 @@ def test_it_and_whoever_works_on_the_jobs_wait_for_one_another_and_never_in_a_ri
                 job = Job.objects.get(pk=pk)
                 try:
                     job.move("claim", attempt=job.attempt + 1, worker="w@host")
-                    job.say("It works.")
+                    job.add_message("It works.")
                     job.interrupt("It ends.", counts_as_failure=False)
                     job.move("requeue")
                 except IllegalMove:

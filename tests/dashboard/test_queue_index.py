@@ -112,7 +112,7 @@ def test_it_shows_a_worker_and_its_job(client: Client, vera: User, run: Training
     assert run.job
     run.job.move("claim", attempt=1, worker="gpu0@box")
     run.job.move("progress")
-    run.job.advance(phase="training", step=3, total_steps=10)
+    run.job.update_progress(phase="training", step=3, total_steps=10)
     client.force_login(vera)
     page = board(client)
     for words in ("gpu0@box", "CPU, 2 cores", "Alive", "Training", "30 %", run.get_absolute_url()):

@@ -15,7 +15,7 @@ def submit(project: Project, by: User | None) -> Job:
 
 
 def line() -> list[int]:
-    return list(Job.objects.in_turn("cpu"))
+    return list(Job.objects.claim_order("cpu"))
 
 
 def move(client: Client, job: Job, **wanted: object) -> HttpResponse:
@@ -138,7 +138,7 @@ def test_the_history_names_who_moved_it(client: Client, mara: User, eds: list[Jo
     client.force_login(mara)
     move(client, eds[2], before=eds[0].pk)
     event = eds[2].events.get(event="move")
-    assert event.words == "mara@example.org moved it in the queue: from place 3 to place 1"
+    assert event.description == "mara@example.org moved it in the queue: from place 3 to place 1"
 
 
 def test_the_script_gets_the_board_back(client: Client, mara: User, eds: list[Job]) -> None:

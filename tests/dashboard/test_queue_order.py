@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashboard.models.queue_order import Owner, Turns, Waiting, in_turn
+from dashboard.models.queue_order import Owner, Turns, Waiting, claim_order
 
 ANN, BOB, CAT = (1, 11), (1, 12), (2, 13)
 
@@ -25,7 +25,7 @@ def order(
     served: Mapping[Owner, float] | None = None,
     slots: int | None = None,
 ) -> list[int]:
-    return list(in_turn(waiting, working, Turns.after(working, served or {}), slots))
+    return list(claim_order(waiting, working, Turns.after(working, served or {}), slots))
 
 
 def test_one_person_is_served_by_age() -> None:
@@ -98,7 +98,7 @@ def test_the_shown_order_is_the_order_of_claims(
     while left:
         while len(working) >= slots:
             working.popleft()
-        pk = next(in_turn(left.values(), (), Turns.after(working, served)))
+        pk = next(claim_order(left.values(), (), Turns.after(working, served)))
         job = left.pop(pk)
         claimed.append(pk)
         working.append(job.owner)

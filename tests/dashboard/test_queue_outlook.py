@@ -8,14 +8,14 @@ import pytest
 from django.utils import timezone
 
 from dashboard.models import Job, Project, User, WorkerNode
-from dashboard.models.queue import Outlook, Start, start_of_next
+from dashboard.models.queue import QueueForecast, StartEstimate, estimate_next_start
 
 MINUTE = 60.0
 
 
 @pytest.fixture
 def node(db: None) -> WorkerNode:
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     return WorkerNode.objects.get()
 
 
@@ -39,25 +39,25 @@ def has_taken(project: Project, *minutes: float) -> None:
         )
 
 
-def start_of(job: Job) -> Start | None:
-    return Outlook.read([job.queue]).starts.get(job.pk)
+def start_of(job: Job) -> StartEstimate | None:
+    return QueueForecast.read([job.queue]).starts.get(job.pk)
 
 
-def minutes(start: Start | None) -> tuple[int, int, int] | None:
+def minutes(start: StartEstimate | None) -> tuple[int, int, int] | None:
     return (round(start.low / 60), round(start.expected / 60), round(start.high / 60)) if start else None
 
 
 def test_it_starts_at_once_where_a_worker_is_idle(project: Project, node: WorkerNode) -> None:
     start = start_of(submit(project))
     assert start is not None
-    assert (start.expected, start.words) == (0, "in a moment")
+    assert (start.expected, start.text) == (0, "in a moment")
 
 
 def test_it_starts_after_what_runs_and_what_is_ahead(project: Project, node: WorkerNode) -> None:
     has_taken(project, *[10.0] * 6)
     submit(project), submit(project)
     last = submit(project)
-    claim().advance(eta_seconds=5 * MINUTE)
+    claim().update_progress(eta_seconds=5 * MINUTE)
     assert minutes(start_of(last)) == (14, 15, 16)
 
 
@@ -69,14 +69,14 @@ def test_a_wide_spread_of_earlier_times_gives_a_wide_range(project: Project, nod
     start = start_of(last)
     assert minutes(start) == (4, 10, 20)
     assert start
-    assert (start.words, start.span) == ("in about 10 min", "between 4 and 20 min")
+    assert (start.text, start.range_text) == ("in about 10 min", "between 4 and 20 min")
 
 
 def test_several_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
     has_taken(project, *[10.0] * 6)
     WorkerNode.objects.update(processes=2)
     waiting = [submit(project) for _number in range(5)]
-    starts = Outlook.read().starts
+    starts = QueueForecast.read().starts
     assert [minutes(starts[job.pk]) for job in waiting] == [(at, at, at) for at in (0, 0, 10, 10, 20)]
 
 
@@ -116,8 +116,8 @@ def test_it_tells_when_a_new_job_would_start(
     for _number in range(3):
         submit(project, ed)
     claim()
-    assert minutes(start_of_next("cpu", project, ed)) == (30, 30, 30)
-    assert minutes(start_of_next("cpu", project, mara)) == (10, 10, 10)
+    assert minutes(estimate_next_start("cpu", project, ed)) == (30, 30, 30)
+    assert minutes(estimate_next_start("cpu", project, mara)) == (10, 10, 10)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_it_tells_when_a_new_job_would_start(
 def test_it_is_said_as_roughly_as_it_is_known(
     seconds: tuple[float, float, float], words: str, span: str
 ) -> None:
-    assert (Start(*seconds).words, Start(*seconds).span) == (words, span)
+    assert (StartEstimate(*seconds).text, StartEstimate(*seconds).range_text) == (words, span)

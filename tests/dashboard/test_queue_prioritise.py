@@ -26,7 +26,7 @@ def test_a_manager_lets_a_job_go_first(client: Client, mara: User, later: Job) -
     client.force_login(mara)
     prioritise(client, later, 1)
     assert Job.objects.get(pk=later.pk).position() == 1
-    assert later.events.get(event="prioritise").words == "mara@example.org changed its priority: High"
+    assert later.events.get(event="prioritise").description == "mara@example.org changed its priority: High"
 
 
 def test_it_loses_the_place_that_it_was_moved_to(client: Client, mara: User, later: Job) -> None:

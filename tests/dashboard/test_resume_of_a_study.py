@@ -18,7 +18,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.compute_budget import OverBudget, Standing
+from dashboard.models.compute_budget import BudgetStatus, OverBudget
 from dashboard.models.compute_use import HOUR
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
@@ -135,7 +135,7 @@ def test_the_month_must_have_room_for_what_follows_from_it(
     searching: Study, project: Project, ed: User
 ) -> None:
     run = run_of(searching)
-    used = Standing.of(project).used
+    used = BudgetStatus.for_project(project).used
     # Enough for the run itself, and for nothing that comes after it.
     ComputeBudget.objects.change(project, (used + 1.1 * run.forecast["seconds"]["expected"]) / HOUR, None)
     with pytest.raises(OverBudget):
@@ -144,7 +144,7 @@ def test_the_month_must_have_room_for_what_follows_from_it(
     assert run_of(searching).state == State.FAILED
     ComputeBudget.objects.change(project, (used + 2 * searching.whole_forecast) / HOUR, None)
     run_of(searching).resume(ed)
-    promised = Standing.of(project).promised
+    promised = BudgetStatus.for_project(project).promised
     assert promised == pytest.approx(run.forecast["seconds"]["expected"] + now(searching).seconds_to_come)
 
 

@@ -23,8 +23,8 @@ LIGHT = "No worker for light work answers, so imports, inspections and judge eva
 def workers(db: None) -> None:
     """One for training and one for light work, as every installation has them."""
     for name in ("gpu0", "cpu"):
-        WorkerNode.objects.beat(f"{name}@box", queue=name.rstrip("0"), host="box", pid=1)
-    WorkerNode.objects.beat("dispatcher@box", kind="dispatcher", host="box", pid=2)
+        WorkerNode.objects.register(f"{name}@box", queue=name.rstrip("0"), host="box", pid=1)
+    WorkerNode.objects.register("dispatcher@box", kind="dispatcher", host="box", pid=2)
 
 
 def change(name: str, **fields: object) -> None:
@@ -61,7 +61,7 @@ def test_a_worker_of_the_other_queue_does_not_count() -> None:
 
 
 def test_one_that_takes_jobs_is_enough() -> None:
-    WorkerNode.objects.beat("gpu1@box", queue="gpu", host="box", pid=3)
+    WorkerNode.objects.register("gpu1@box", queue="gpu", host="box", pid=3)
     change("gpu0@box", paused_at=timezone.now())
     assert standstills() == {}
 
@@ -74,7 +74,7 @@ def test_a_pause_is_not_called_an_absence() -> None:
 def test_a_worker_that_shuts_down_takes_nothing() -> None:
     change("gpu0@box", draining=True)
     assert sentences()[0].startswith("Every worker for training is shutting down")
-    WorkerNode.objects.beat("gpu1@box", queue="gpu", host="box", pid=3, paused_at=timezone.now())
+    WorkerNode.objects.register("gpu1@box", queue="gpu", host="box", pid=3, paused_at=timezone.now())
     assert sentences()[0].startswith(PAUSED), "that one can be resumed"
 
 
@@ -89,7 +89,7 @@ def test_the_same_of_both_queues_is_said_once() -> None:
 
 def test_it_takes_one_query(django_assert_num_queries: DjangoAssertNumQueries) -> None:
     for number in range(1, 20):
-        WorkerNode.objects.beat(f"gpu{number}@far", queue="gpu", host="far", pid=number)
+        WorkerNode.objects.register(f"gpu{number}@far", queue="gpu", host="far", pid=number)
     with django_assert_num_queries(1):
         standstills()
 

@@ -29,7 +29,7 @@ def training(runs: Runs) -> Job:
     job = Job.objects.get(pk=runs[0].job_id)
     job.move("claim", attempt=1, worker="w@host")
     job.move("progress")
-    job.advance(step=5)
+    job.update_progress(step=5)
     return job
 
 
@@ -40,7 +40,7 @@ def outcomes(job: Job) -> list[str]:
 def last_words(job: Job) -> str:
     event = job.events.last()
     assert event is not None
-    return event.words
+    return event.description
 
 
 def refused(run: TrainingRun, keep: str = "", *, seen_waiting: bool = False) -> StopRefused:
@@ -52,7 +52,7 @@ def refused(run: TrainingRun, keep: str = "", *, seen_waiting: bool = False) -> 
 def test_a_run_at_work_is_asked_to_end_alone(training: Job, runs: Runs, ed: User) -> None:
     stop_run(runs[1], ed)
     training.refresh_from_db()
-    assert (training.state, training.stop_wanted(), arms_to_stop(training)) == (
+    assert (training.state, training.read_stop_request(), arms_to_stop(training)) == (
         State.RUNNING,
         "",
         {1: "cancel"},
@@ -72,7 +72,7 @@ def test_its_best_is_kept_where_that_is_asked_for(training: Job, runs: Runs, ed:
 def test_before_its_row_tells_of_a_step_its_engine_says_what_there_is(
     training: Job, runs: Runs, ed: User
 ) -> None:
-    training.advance(step=0)
+    training.update_progress(step=0)
     stop_run(runs[0], ed, "adapter")
     assert arms_to_stop(training) == {0: "finish"}
     stop_run(runs[1], ed)
@@ -91,11 +91,11 @@ def test_of_a_search_that_trains_alone_in_its_job_nothing_is_kept_either(run: Tr
     job = Job.objects.get(pk=run.job_id)
     job.move("claim", attempt=1)
     job.move("progress")
-    job.advance(step=5)
+    job.update_progress(step=5)
     run.refresh_from_db()
     stop_run(run, ed, "adapter")
     job.refresh_from_db()
-    assert (job.state, job.stop_wanted()) == (State.CANCELLING, "cancel")
+    assert (job.state, job.read_stop_request()) == (State.CANCELLING, "cancel")
 
 
 def test_to_ask_again_changes_nothing(training: Job, runs: Runs, ed: User) -> None:
@@ -138,7 +138,7 @@ def test_a_run_of_an_interrupted_job_keeps_its_best_at_the_next_attempt(
     training.interrupt("the worker died")
     stop_run(runs[0], ed, "adapter")
     assert (training.state, outcomes(training)) == (State.INTERRUPTED, ["", "", ""])
-    training.try_again()
+    training.requeue_or_fail()
     claimed = Job.objects.claim("gpu", worker="w", slot="s", host="h", pid=1, pid_started=1.0)
     assert claimed is not None
     assert arms_to_stop(claimed) == {0: "finish"}
@@ -165,15 +165,15 @@ def test_the_last_run_stops_the_job_where_none_has_left_an_adapter(
     stop_run(runs[2], ed, keep)
     training.refresh_from_db()
     wanted = {"": (State.CANCELLING, "cancel"), "adapter": (State.RUNNING, "finish")}[keep]
-    assert (training.state, training.stop_wanted()) == wanted
+    assert (training.state, training.read_stop_request()) == wanted
 
 
 def test_when_all_are_asked_to_end_the_job_is_stopped(training: Job, runs: Runs, ed: User) -> None:
     for run in runs:
         stop_run(run, ed)
     training.refresh_from_db()
-    assert (training.state, training.stop_wanted()) == (State.CANCELLING, "cancel")
-    training.stopped()
+    assert (training.state, training.read_stop_request()) == (State.CANCELLING, "cancel")
+    training.complete_stop()
     assert outcomes(training) == ["cancelled"] * 3
 
 
@@ -200,7 +200,7 @@ def test_the_last_run_keeps_the_checkpoint_of_the_job(training: Job, runs: Runs,
     for run in runs[:2]:
         run.end("succeeded", step=5)
     stop_run(runs[2], ed, "checkpoint")
-    assert Job.objects.get(pk=training.pk).stop_wanted() == "park"
+    assert Job.objects.get(pk=training.pk).read_stop_request() == "park"
 
 
 def test_a_run_that_has_ended_is_refused_and_stops_nobody(training: Job, runs: Runs) -> None:
@@ -210,7 +210,7 @@ def test_a_run_that_has_ended_is_refused_and_stops_nobody(training: Job, runs: R
         assert refusal.code == "already_ended"
         assert str(refusal) == "It has already ended: Finished."
     training.refresh_from_db()
-    assert (training.state, training.stop_wanted(), arms_to_stop(training)) == (State.RUNNING, "", {})
+    assert (training.state, training.read_stop_request(), arms_to_stop(training)) == (State.RUNNING, "", {})
 
 
 def test_a_run_without_a_job_is_refused(run: TrainingRun) -> None:
@@ -242,7 +242,7 @@ Lose = Callable[[Job], None]
 
 def park(job: Job) -> None:
     job.request_cancel(keep="checkpoint")
-    job.stopped()
+    job.complete_stop()
 
 
 def fail(job: Job) -> None:

@@ -22,14 +22,14 @@ def jobs(
     for job in jobs:
         job.move("claim", attempt=1, worker="w@host")
         job.move("progress")
-        job.advance(step=5)
+        job.update_progress(step=5)
     changed = SpecError("base_model", "The base model has changed.")
     monkeypatch.setattr(Study, "_queue_next", Mock(side_effect=changed))
     return jobs
 
 
 def wanted(jobs: list[Job]) -> list[str | None]:
-    return [job.stop_wanted() for job in jobs]
+    return [job.read_stop_request() for job in jobs]
 
 
 def test_it_leaves_what_a_person_is_stopping_as_they_asked(jobs: list[Job], ed: User) -> None:
@@ -48,7 +48,7 @@ def test_it_is_judged_once_that_has_ended(jobs: list[Job], ed: User) -> None:
     for job in jobs:
         assert not Study.objects.get().is_over
         job.refresh_from_db()
-        job.stopped()
+        job.complete_stop()
         Study.objects.get().advance()
     assert Study.objects.get().is_over
     assert Job.objects.get(pk=jobs[1].pk).keeps_checkpoint

@@ -117,7 +117,7 @@ def test_a_seed_whose_arms_have_all_ended_waits_for_nothing(client: Client, vera
     first, _second = grid_of(Study.objects.with_facts().get(pk=study.pk)).columns
     assert first.job is None
     job.interrupt("The worker died.")
-    job.try_again()
+    job.requeue_or_fail()
     first, second = grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True).columns
     assert (first.place, second.place) == (None, 2)
 

@@ -32,9 +32,9 @@ def test_the_arms_beside_it_and_the_other_seeds_go_on(study: Study, ed: User) ->
     job.move("claim", attempt=1)
     job.move("progress")
     stop_run(stopped, ed)
-    assert (job.stop_wanted(), arms_to_stop(job)) == ("", {1: "cancel"})
+    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {1: "cancel"})
     job.interrupt("The worker died.", counts_as_failure=False)
-    job.try_again()
+    job.requeue_or_fail()
     end_training(Job.objects.get(pk=job.pk))
     fetched(study).advance()
     scored = Evaluation.objects.filter(subject="adapter").values_list("run__study_arm__name", flat=True)
@@ -108,4 +108,4 @@ def test_the_study_still_stops_whole_jobs(study: Study, ed: User) -> None:
     job.move("progress")
     stop_run(run, ed)
     study.request_cancel(ed)
-    assert job.stop_wanted() == "cancel"
+    assert job.read_stop_request() == "cancel"

@@ -18,7 +18,7 @@ def training(run: TrainingRun) -> Job:
     assert run.job is not None
     run.job.move("claim", attempt=1)
     run.job.move("progress")
-    run.job.advance(step=5, total_steps=10, phase="training", eta_seconds=60.0)
+    run.job.update_progress(step=5, total_steps=10, phase="training", eta_seconds=60.0)
     return run.job
 
 
@@ -44,12 +44,12 @@ def test_it_asks_a_working_run_to_stop(
     client: Client, ed: User, run: TrainingRun, training: Job, keep: str, wanted: str
 ) -> None:
     assert stop(client, ed, run, keep=keep) == 302
-    assert training.stop_wanted() == wanted
+    assert training.read_stop_request() == wanted
 
 
 def test_it_refuses_to_keep_anything_else(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
     assert stop(client, ed, run, keep="everything") == 422
-    assert training.stop_wanted() == ""
+    assert training.read_stop_request() == ""
 
 
 def test_it_leaves_an_ended_run_alone_and_says_so(client: Client, ed: User, run: TrainingRun) -> None:
@@ -71,7 +71,7 @@ def test_its_question_is_a_page_of_its_own(client: Client, ed: User, run: Traini
     page = question(client, ed, run)
     for choice in ("as an adapter", "to resume later", "Discard what it has learned", "Let it go on"):
         assert choice in page
-    assert training.stop_wanted() == ""
+    assert training.read_stop_request() == ""
 
 
 def test_a_run_that_has_learned_nothing_has_nothing_to_keep(
@@ -107,7 +107,7 @@ def test_who_was_told_that_nothing_is_lost_is_asked_again_once_it_trains(
     for choice in ("as an adapter", "to resume later", "Discard what it has learned", "Let it go on"):
         assert choice in page
     assert 'name="seen"' not in page
-    assert Job.objects.get(pk=job.pk).stop_wanted() == ""
+    assert Job.objects.get(pk=job.pk).read_stop_request() == ""
 
 
 def test_who_was_told_that_nothing_is_lost_is_told_when_it_has_ended(
@@ -154,7 +154,7 @@ def test_it_stops_one_run_of_two_alone(
     client: Client, ed: User, run: TrainingRun, training: Job, other: TrainingRun, keep: str, wish: str
 ) -> None:
     assert stop(client, ed, run, keep=keep) == 302
-    assert (training.stop_wanted(), arms_to_stop(training)) == ("", {0: wish})
+    assert (training.read_stop_request(), arms_to_stop(training)) == ("", {0: wish})
     page = client.get(run.get_absolute_url()).content.decode()
     assert ("What it has learned is discarded." in page) == (wish == "cancel")
     assert ("the best so far is saved as an adapter." in page) == (wish == "finish")
@@ -166,7 +166,7 @@ def test_it_stops_one_run_of_two_alone(
 def test_one_that_loads_promises_no_adapter_before_it_has_learned_something(
     client: Client, ed: User, run: TrainingRun, training: Job
 ) -> None:
-    training.advance(step=0, phase="loading")
+    training.update_progress(step=0, phase="loading")
     assert stop(client, ed, run, keep="adapter") == 302
     page = client.get(run.get_absolute_url()).content.decode()
     assert "What it has learned by then is kept as an adapter." in page
@@ -195,7 +195,7 @@ def test_it_asks_again_who_wants_to_keep_a_checkpoint_in_common(
     page = answer.content.decode()
     assert "have one checkpoint in common" in page
     assert "Keep the best so far as an adapter" in page
-    assert (training.stop_wanted(), arms_to_stop(training)) == ("", {})
+    assert (training.read_stop_request(), arms_to_stop(training)) == ("", {})
 
 
 @pytest.mark.parametrize("keep", ["", "adapter", "checkpoint"])
@@ -206,7 +206,7 @@ def test_a_run_that_has_ended_never_stops_the_one_beside_it(
     assert stop(client, ed, run, keep=keep) == 302
     assert "It has already ended: Finished." in client.get(run.get_absolute_url()).content.decode()
     training.refresh_from_db()
-    assert (training.state, training.stop_wanted(), arms_to_stop(training)) == (State.RUNNING, "", {})
+    assert (training.state, training.read_stop_request(), arms_to_stop(training)) == (State.RUNNING, "", {})
 
 
 def test_a_short_run_that_looks_for_a_rate_offers_no_adapter(

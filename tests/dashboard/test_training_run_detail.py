@@ -37,7 +37,7 @@ def test_it_says_that_it_waits_and_where(client: Client, vera: User, run: Traini
 
 
 def test_it_says_when_it_starts(client: Client, vera: User, run: TrainingRun) -> None:
-    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1)
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1)
     assert "starts in a moment" in page_of(client, vera, run)
     run.project.jobs.filter(training_runs=run).update(priority=-1)
     make_run(run.project, run.dataset_version.dataset, run.base_model, name="Ahead")
@@ -157,7 +157,7 @@ def test_it_tells_events_in_words(client: Client, vera: User, run: TrainingRun) 
     start(run)
     assert run.job is not None
     run.job.refresh_from_db()
-    run.job.say("4 × 8 = 32 rows per step")
+    run.job.add_message("4 × 8 = 32 rows per step")
     page = page_of(client, vera, run)
     for words in ("Waiting in the queue", "A worker took it", "The work began", "4 × 8 = 32 rows per step"):
         assert words in page

@@ -106,7 +106,7 @@ def test_an_arm_that_has_ended_does_not_wait_again_with_its_job(
     job = ended_arm(run).job
     assert job
     job.interrupt("The worker died.")
-    job.try_again()
+    job.requeue_or_fail()
     assert job.state == "queued"
     piece = piece_of(client, vera, run)
     assert 'data-state="failed"' in piece

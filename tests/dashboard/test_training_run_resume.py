@@ -19,7 +19,7 @@ def parked(run: TrainingRun) -> TrainingRun:
     assert run.job is not None
     run.job.move("claim", attempt=1)
     run.job.move("progress")
-    run.job.advance(step=5)
+    run.job.update_progress(step=5)
     make_checkpoint(run.job, step=4)
     run.job.request_cancel(keep="checkpoint")
     run.job.move("stopped")

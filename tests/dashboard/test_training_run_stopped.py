@@ -23,7 +23,7 @@ def job(run: TrainingRun) -> Job:
     assert run.job is not None
     run.job.move("claim", attempt=1, worker="w@host")
     run.job.move("progress")
-    run.job.advance(step=5)
+    run.job.update_progress(step=5)
     MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 6)])
     return run.job
 
@@ -39,7 +39,7 @@ def stop(job: Job, by: User, keep: str, step: int | None) -> None:
     job.request_cancel(by, keep)
     if step:
         make_checkpoint(job, step=step)
-    job.stopped(actor="w@host")
+    job.complete_stop(actor="w@host")
 
 
 def test_it_can_be_resumed_from_where_it_stood(client: Client, ed: User, run: TrainingRun, job: Job) -> None:

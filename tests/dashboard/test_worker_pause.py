@@ -12,7 +12,7 @@ from dashboard.models.job_queue import JobQuerySet
 
 @pytest.fixture
 def node(db: None) -> WorkerNode:
-    WorkerNode.objects.beat("gpu0@box", queue="gpu", host="box", pid=1, device="NVIDIA H100", gpu=0)
+    WorkerNode.objects.register("gpu0@box", queue="gpu", host="box", pid=1, device="NVIDIA H100", gpu=0)
     return WorkerNode.objects.get()
 
 
@@ -65,22 +65,22 @@ def test_who_pauses_a_worker_while_it_looks_for_work_is_in_time(
     node: WorkerNode, run: TrainingRun, mara: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its look at its own row and its claim."""
-    in_turn = JobQuerySet.in_turn
+    claim_order = JobQuerySet.claim_order
 
     def meanwhile(jobs: JobQuerySet, queue: str, **asked: bool) -> object:
         node.pause(mara)
-        return in_turn(jobs, queue, **asked)
+        return claim_order(jobs, queue, **asked)
 
-    monkeypatch.setattr(JobQuerySet, "in_turn", meanwhile)
+    monkeypatch.setattr(JobQuerySet, "claim_order", meanwhile)
     claimed = Job.objects.claim("gpu", worker=node.name, slot="s", host="h", pid=1, pid_started=1.0)
     assert claimed is None
-    monkeypatch.setattr(JobQuerySet, "in_turn", in_turn)
+    monkeypatch.setattr(JobQuerySet, "claim_order", claim_order)
     node.resume()
     assert Job.objects.claim("gpu", worker=node.name, slot="s", host="h", pid=1, pid_started=1.0)
 
 
 def test_a_dispatcher_cannot_be_paused(client: Client, mara: User) -> None:
-    WorkerNode.objects.beat("dispatcher@box", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.register("dispatcher@box", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     client.force_login(mara)
     assert press(client, WorkerNode.objects.get()) == 404
 

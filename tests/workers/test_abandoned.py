@@ -204,7 +204,7 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
     assert release_abandoned_jobs() == 0
     assert Job.objects.get(host=host).state == State.STARTING
     Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
-    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     Dispatcher().beat()
     assert Job.objects.get(host=host).state == State.INTERRUPTED
 

@@ -79,7 +79,7 @@ def test_nobody_takes_a_job_over_while_its_first_attempt_clears_the_folder(
 
 def test_nobody_resumes_a_job_while_its_checkpoints_are_cleared(job: Job, overtake: Overtake) -> None:
     job.request_cancel()
-    job.stopped()
+    job.complete_stop()
     waited = overtake(lambda: Job.objects.filter(pk=job.pk).update(state=State.QUEUED))
     tasks._forget_checkpoints(job)
     assert (waited, left(job)) == ([True], [])

@@ -60,14 +60,14 @@ def test_no_process_of_the_engine_s_group_outlives_a_cancel(
 ) -> None:
     NOTE.unlink(missing_ok=True)
     monkeypatch.setitem(supervisor.GRACE_SECONDS, "cancel", 2.0)
-    look = Job.stop_wanted
+    look = Job.read_stop_request
 
     def cancel_once_it_works(self: Job) -> str | None:
         if NOTE.exists() and NOTE.read_text() and self.state != State.CANCELLING:
             Job.objects.get(pk=job.pk).request_cancel(ed)
         return look(self)
 
-    monkeypatch.setattr(Job, "stop_wanted", cancel_once_it_works)
+    monkeypatch.setattr(Job, "read_stop_request", cancel_once_it_works)
     began = time.monotonic()
     ended = play(FAMILY + ending, job, monkeypatch)
     assert ended.state == State.CANCELLED, way

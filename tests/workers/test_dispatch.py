@@ -37,7 +37,7 @@ def dispatcher(db: None) -> Dispatcher:
     """One that has led for a while and has no slow work to do."""
     dispatcher = Dispatcher()
     dispatcher.register()
-    WorkerNode.objects.update(spares_until=None)
+    WorkerNode.objects.update(grants_grace_until=None)
     dispatcher.leads = True
     dispatcher.chores_began = time.monotonic()
     return dispatcher
@@ -80,23 +80,23 @@ def test_one_that_does_not_lead_publishes_nothing(dispatcher: Dispatcher, projec
 
 
 def test_only_one_of_two_leads(dispatcher: Dispatcher) -> None:
-    WorkerNode.objects.beat("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
-    assert WorkerNode.objects.lead(dispatcher.name)
-    assert not WorkerNode.objects.lead("dispatcher-other@host")
+    WorkerNode.objects.register("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+    assert WorkerNode.objects.acquire_lead(dispatcher.name)
+    assert not WorkerNode.objects.acquire_lead("dispatcher-other@host")
     dispatcher.leave()
-    assert WorkerNode.objects.lead("dispatcher-other@host")
+    assert WorkerNode.objects.acquire_lead("dispatcher-other@host")
 
 
 @pytest.mark.django_db(transaction=True)
 def test_two_that_find_the_lead_free_at_once_do_not_both_lead() -> None:
     names = ["dispatcher-1@host", "dispatcher-2@host"]
     for name in names:
-        WorkerNode.objects.beat(name, kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+        WorkerNode.objects.register(name, kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
 
     def lead(name: str) -> bool:
         start.wait()
         try:
-            return WorkerNode.objects.lead(name)
+            return WorkerNode.objects.acquire_lead(name)
         finally:
             connection.close()
 
@@ -108,9 +108,9 @@ def test_two_that_find_the_lead_free_at_once_do_not_both_lead() -> None:
 
 
 def test_it_takes_over_from_a_leader_whose_lease_has_run_out(dispatcher: Dispatcher) -> None:
-    WorkerNode.objects.beat("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+    WorkerNode.objects.register("dispatcher-other@host", kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
     WorkerNode.objects.filter(name="dispatcher-other@host").update(leads_until=db_now(-AGO))
-    assert WorkerNode.objects.lead(dispatcher.name)
+    assert WorkerNode.objects.acquire_lead(dispatcher.name)
 
 
 def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: TrainingRun) -> None:
@@ -146,8 +146,8 @@ def test_it_spares_a_job_whose_holder_came_back_in_time(
 ) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    found = Job.objects.lost().get()
-    job.renew()
+    found = Job.objects.with_expired_lease().get()
+    job.renew_lease()
     dispatcher.recover(found)
     job.refresh_from_db()
     assert job.state == State.STARTING
@@ -176,7 +176,9 @@ def state_of(job: Job) -> str:
 
 def let_time_pass() -> None:
     """The time in which holders may report back is over, and the lead is free."""
-    WorkerNode.objects.exclude(spares_until=None).update(spares_until=db_now(timedelta(seconds=-1)))
+    WorkerNode.objects.exclude(grants_grace_until=None).update(
+        grants_grace_until=db_now(timedelta(seconds=-1))
+    )
     WorkerNode.objects.update(leads_until=None)
 
 
@@ -205,7 +207,7 @@ def test_one_that_starts_where_none_was_at_work_spares_holders_for_a_whole_lease
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
     another().beat()
     assert state_of(late) == State.STARTING
-    left = WorkerNode.objects.get(name="dispatcher-2@elsewhere").spares_until
+    left = WorkerNode.objects.get(name="dispatcher-2@elsewhere").grants_grace_until
     assert left is not None
     assert 80 < (left - timezone.now()).total_seconds() < 100
     let_time_pass()
@@ -228,16 +230,16 @@ def test_one_that_is_killed_meanwhile_does_not_cut_that_time_short(late: Job) ->
 
 
 def test_one_that_comes_back_second_does_not_either(dispatcher: Dispatcher, late: Job) -> None:
-    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO), leads_until=None)
-    WorkerNode.objects.attend("dispatcher-1@elsewhere")
+    WorkerNode.objects.record_dispatcher_heartbeat("dispatcher-1@elsewhere")
     dispatcher.beat()
     assert dispatcher.leads
     assert state_of(late) == State.STARTING
 
 
 def test_one_that_starts_again_in_the_usual_time_recovers_at_once(late: Job) -> None:
-    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     WorkerNode.objects.update(heartbeat_at=db_now(timedelta(seconds=-20)))
     another().beat()
     assert state_of(late) == State.INTERRUPTED
@@ -245,7 +247,7 @@ def test_one_that_starts_again_in_the_usual_time_recovers_at_once(late: Job) -> 
 
 def test_one_that_slept_beside_another_recovers_at_once(dispatcher: Dispatcher, late: Job) -> None:
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
-    WorkerNode.objects.beat("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
+    WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     dispatcher.beat()
     assert state_of(late) == State.INTERRUPTED, "holders could reach the database all the time"
 
@@ -273,7 +275,7 @@ def test_a_clock_of_the_database_that_is_set_forward_costs_nobody_the_lease(
         rows.update(**{field: F(field) - hour})
     dispatcher.beat()
     assert state_of(job) == State.STARTING
-    assert job.renew()
+    assert job.renew_lease()
     let_time_pass()
     dispatcher.beat()
     assert state_of(job) == State.STARTING
@@ -288,7 +290,7 @@ def test_a_machine_that_starts_again_gets_its_own_jobs_back_at_once(run: Trainin
         young.setattr("workers.abandoned.uptime", lambda: 20.0)
         another().beat()
     assert state_of(job) == State.INTERRUPTED
-    assert WorkerNode.objects.sparing().exists(), "jobs of other machines still have time"
+    assert WorkerNode.objects.granting_grace().exists(), "jobs of other machines still have time"
 
 
 def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project) -> None:
@@ -297,7 +299,7 @@ def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project)
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
     dispatcher.wake_again()
     assert not job.outbox.filter(sent_at=None).exists(), "no node is there to be woken"
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     dispatcher.wake_again()
     assert job.outbox.filter(sent_at=None).count() == 1
 
@@ -305,7 +307,7 @@ def test_it_wakes_an_idle_worker_again(dispatcher: Dispatcher, project: Project)
 def test_it_does_not_pile_up_wake_ups_that_cannot_go_out(dispatcher: Dispatcher, project: Project) -> None:
     job = submit(project)
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     for _round in range(2):
         dispatcher.wake_again()
     assert job.outbox.count() == 1
@@ -316,7 +318,7 @@ def test_a_wake_up_that_nobody_followed_is_sent_again_after_half_a_minute_and_no
     dispatcher: Dispatcher, project: Project, seconds: int, is_woken: bool
 ) -> None:
     job, ago = submit(project), db_now(-timedelta(seconds=seconds))
-    WorkerNode.objects.beat("cpu@host", queue="cpu", host="host", pid=1)
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
     Outbox.objects.update(sent_at=ago)
     dispatcher.wake_again()
@@ -346,7 +348,7 @@ def test_it_goes_on_when_a_job_is_cancelled_under_its_hands(
 ) -> None:
     job = submit(project)
     stale = Job.objects.filter(pk=job.pk)
-    monkeypatch.setattr(type(stale), "due_again", lambda _self: stale)
+    monkeypatch.setattr(type(stale), "due_for_retry", lambda _self: stale)
     dispatcher.beat()
     assert dispatcher.last_tick > 0
 
@@ -416,7 +418,7 @@ def test_a_model_whose_files_are_gone_is_left_as_it_is(dispatcher: Dispatcher, c
 
 def make_nodes(*names: str) -> None:
     for name in names:
-        WorkerNode.objects.beat(name, queue="cpu", host="host", pid=1)
+        WorkerNode.objects.register(name, queue="cpu", host="host", pid=1)
 
 
 def test_an_idle_worker_is_woken_past_a_paused_one(dispatcher: Dispatcher, project: Project) -> None:
@@ -436,11 +438,11 @@ def test_a_worker_that_can_is_woken_past_one_that_cannot(
     assert job is not None
     Job.objects.filter(pk=job.pk).update(needs_4bit=True)
     for name in ("cpu@host", "cuda@host"):
-        WorkerNode.objects.beat(name, queue="gpu", host="host", pid=1)
+        WorkerNode.objects.register(name, queue="gpu", host="host", pid=1)
     Outbox.objects.mark_sent(Outbox.objects.values_list("pk", flat=True))
     dispatcher.wake_past_paused()
     assert not job.outbox.filter(sent_at=None).exists(), "nobody could take it"
-    WorkerNode.objects.beat("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
+    WorkerNode.objects.register("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
     dispatcher.wake_past_paused()
     assert job.outbox.filter(sent_at=None).count() == 1
 
@@ -448,8 +450,8 @@ def test_a_worker_that_can_is_woken_past_one_that_cannot(
 @pytest.fixture
 def packed(run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel) -> Job:
     """A job in 4 bits that waits while the only worker for it has another one; its neighbour is idle."""
-    WorkerNode.objects.beat("cpu@host", queue="gpu", host="host", pid=1)
-    WorkerNode.objects.beat("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
+    WorkerNode.objects.register("cpu@host", queue="gpu", host="host", pid=1)
+    WorkerNode.objects.register("cuda@host", queue="gpu", host="host", pid=1, loads_4bit=True)
     assert Job.objects.claim("gpu", worker="cuda@host", slot="cuda@host", **holder()) == run.job
     job = make_run(project, dataset, base_model, name="Packed").job
     assert job is not None
@@ -507,7 +509,7 @@ def test_it_ends_the_lead_of_a_killed_predecessor_of_its_own_place(dispatcher: D
     dead.wait()
     names = {"gone": f"dispatcher-{dead.pid}@{here()}", "elsewhere": f"dispatcher-{dead.pid}@box/aa/bb"}
     for name in names.values():
-        WorkerNode.objects.beat(name, kind=WorkerNode.Kind.DISPATCHER, host=dispatcher.host, pid=dead.pid)
+        WorkerNode.objects.register(name, kind=WorkerNode.Kind.DISPATCHER, host=dispatcher.host, pid=dead.pid)
     dispatcher.register()
     stopped = WorkerNode.objects.exclude(stopped_at=None).values_list("name", flat=True)
     assert list(stopped) == [names["gone"]], "a container of the same host name has numbers of its own"

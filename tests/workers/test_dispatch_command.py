@@ -83,7 +83,7 @@ def test_a_silent_broker_holds_up_nothing_else(run: TrainingRun, project: Projec
         stack.enter_context(dispatching(f"redis://127.0.0.1:{silent.getsockname()[1]}/0"))
         until(leader, "it leads")
         # Where nobody was at work before, it spares holders for a lease: that time is over now.
-        WorkerNode.objects.update(spares_until=None)
+        WorkerNode.objects.update(grants_grace_until=None)
         until(lambda: Job.objects.get(pk=job.pk).state == State.QUEUED, "the lost job waits again")
         until(lambda: leader() and leader().broker_silent_since, "the silence is noted")  # type: ignore[union-attr]
         # Each try to publish takes 5 s, every 10 s. A busy machine may stall it once, not three times.

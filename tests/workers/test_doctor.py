@@ -73,16 +73,16 @@ def test_only_a_problem_is_an_error(monkeypatch: pytest.MonkeyPatch, level: Leve
 
 @pytest.mark.parametrize("ahead", [0.0, 600.0, -600.0])
 def test_a_heartbeat_compares_the_clocks(db: None, monkeypatch: pytest.MonkeyPatch, ahead: float) -> None:
-    WorkerNode.objects.beat("cpu@box", queue="cpu", host="box", pid=1)
+    WorkerNode.objects.register("cpu@box", queue="cpu", host="box", pid=1)
     real = time.time
     monkeypatch.setattr("dashboard.models.worker_node.time.time", lambda: real() + ahead)
-    WorkerNode.objects.pulse("cpu@box")
+    WorkerNode.objects.record_heartbeat("cpu@box")
     assert WorkerNode.objects.get().clock_ahead == pytest.approx(ahead, abs=1)
 
 
 def test_a_slow_answer_says_nothing_about_the_clocks(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    WorkerNode.objects.beat("cpu@box", queue="cpu", host="box", pid=1, clock_ahead=0.25)
+    WorkerNode.objects.register("cpu@box", queue="cpu", host="box", pid=1, clock_ahead=0.25)
     moments = iter([1000.0, 1030.0])
     monkeypatch.setattr("dashboard.models.worker_node.time.time", lambda: next(moments))
-    WorkerNode.objects.pulse("cpu@box")
+    WorkerNode.objects.record_heartbeat("cpu@box")
     assert WorkerNode.objects.get().clock_ahead == 0.25

@@ -30,7 +30,7 @@ WorkOff = Callable[[str], Job]
 def test_it_trains_publishes_and_scores_in_4_bits(
     client: Client, project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
-    WorkerNode.objects.beat("gpu@test", queue="gpu", host="box", pid=1, device="cpu", loads_4bit=True)
+    WorkerNode.objects.register("gpu@test", queue="gpu", host="box", pid=1, device="cpu", loads_4bit=True)
     version = real_dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
     learn = Hyperparameters(r=4, max_steps=4, max_length=64, learning_rate=1e-2, load_in_4bit=True)

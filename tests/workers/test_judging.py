@@ -271,7 +271,7 @@ def test_a_worker_that_shuts_down_puts_it_aside_and_it_goes_on(
     assert job.state == State.INTERRUPTED
     done = sum(found is not None for found in verdicts(scored))
     assert 0 < done < 12
-    job.try_again()
+    job.requeue_or_fail()
     assert work_off("cpu").state == State.SUCCEEDED
     assert len(listening.requests) in (10, 11)
     assert None not in verdicts(scored)
@@ -287,7 +287,7 @@ def put_aside(
     job = claim("cpu")
     attempt(job, lambda: len(listening.requests) > 2)
     job.refresh_from_db()
-    job.try_again()
+    job.requeue_or_fail()
     judge_evaluation.refresh_from_db()
     assert (judge_evaluation.asked, 0 < judge_evaluation.judged < 10) == (10, True)
     return judge_evaluation

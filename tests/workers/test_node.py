@@ -117,7 +117,7 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
 
 
 def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
-    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1, place=MACHINE)
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=MACHINE)
     node.sign_life("gpu0@host", MACHINE)
     assert not WorkerNode.objects.get().draining
     flag.touch()
@@ -138,7 +138,7 @@ def test_it_does_not_drain_because_a_node_in_another_container_has_its_number(
 
 def sign_on(place: str, **facts: object) -> None:
     """A node of the usual name that is alive at a place."""
-    WorkerNode.objects.beat("gpu0@host", queue="gpu", host="host", pid=1, place=place, **facts)
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=place, **facts)
 
 
 def life() -> node.Heartbeat:

@@ -98,7 +98,7 @@ def scoring(run: TrainingRun) -> Job:
 
 def again(job: Job) -> Job:
     """The next attempt of an interrupted job."""
-    job.try_again()
+    job.requeue_or_fail()
     Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
     return claim("gpu")
 
@@ -293,7 +293,7 @@ def test_a_real_engine_without_memory_comes_through_with_half_the_batch(
     ended = work_off("gpu")
     assert (ended.state, batch(ended)) == (State.INTERRUPTED, (4, 2)), ended.log_tail()
     assert "There was not enough memory" in JobEvent.objects.get(job=ended, event="interrupt").text
-    ended.try_again()
+    ended.requeue_or_fail()
     Job.objects.filter(pk=ended.pk).update(run_after=F("created_at"))
     ended = work_off("gpu")
     assert ended.state == State.SUCCEEDED, ended.error

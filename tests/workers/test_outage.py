@@ -146,7 +146,7 @@ def test_after_too_long_the_child_is_drained_and_the_row_is_left_to_its_lease(
     ended = Job.objects.get(pk=job.pk)
     assert (ended.state, ended.attempt) == (State.RUNNING, 1)
     assert not psutil.Process().children()
-    ended.abandon("Its worker was not heard from in time.")
+    ended.recover("Its worker was not heard from in time.")
     assert ended.state == State.INTERRUPTED
 
 
@@ -211,9 +211,9 @@ def test_a_curve_has_no_hole_after_an_outage_that_ended_the_attempt(
     assert job.state == State.RUNNING
     assert reached
     assert stored < reached < 600, "it went on without its database, until it was asked to save"
-    job.abandon("Its worker was not heard from in time.")
+    job.recover("Its worker was not heard from in time.")
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
-    Job.objects.get(pk=job.pk).try_again()
+    Job.objects.get(pk=job.pk).requeue_or_fail()
     again = claim("gpu")
     attempt(again, lambda: False)
     again.refresh_from_db()

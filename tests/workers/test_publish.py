@@ -66,9 +66,9 @@ def go_on(job: Job, folder: Path) -> None:
     job.refresh_from_db()
     if job.is_over:
         return
-    job.abandon("Its worker was not heard from in time.")
+    job.recover("Its worker was not heard from in time.")
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z", priority=9)
-    Job.objects.get(pk=job.pk).try_again()
+    Job.objects.get(pk=job.pk).requeue_or_fail()
     again = claim("gpu")
     assert again.pk == job.pk
     if TrainingRun.objects.filter(job=job, outcome="").exists():

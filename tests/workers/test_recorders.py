@@ -225,7 +225,7 @@ def test_a_search_for_a_rate_that_was_stopped_leaves_no_result(
 
 def test_a_job_each_of_whose_arms_was_stopped_has_stopped(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     make_checkpoint(job, step=3)
-    job.advance(step=5)
+    job.update_progress(step=5)
     other = beside(run)
     # Its best was to be kept, and there was none: the step was lost with an attempt.
     stop_run(other, None, "adapter")
@@ -236,7 +236,7 @@ def test_a_job_each_of_whose_arms_was_stopped_has_stopped(job: Job, run: Trainin
     recorder.finish()
     job.refresh_from_db()
     assert (job.state, job.error, job.keeps_checkpoint) == (State.CANCELLED, None, False)
-    assert job.events.get(event="cancel").words == "Asked to stop: Each of its runs was stopped."
+    assert job.events.get(event="cancel").description == "Asked to stop: Each of its runs was stopped."
 
 
 def test_a_stopped_arm_beside_one_that_failed_fails_the_job(

@@ -49,7 +49,7 @@ def checkpoints_of(job: Job) -> list[Path]:
 def claim_again(job: Job) -> Job:
     """What dispatcher and worker do once the back-off is over."""
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
-    Job.objects.get(pk=job.pk).try_again()
+    Job.objects.get(pk=job.pk).requeue_or_fail()
     return claim("gpu")
 
 

@@ -240,8 +240,10 @@ def test_a_new_database_deletes_no_file_of_the_old_one(project: Project) -> None
 
 
 def test_nothing_goes_while_the_clock_is_wrong(db: None) -> None:
-    WorkerNode.objects.beat("dispatch@box", kind="dispatcher", host="box", pid=1, clock_ahead=86_400 * 365)
-    assert WorkerNode.objects.lead("dispatch@box")
+    WorkerNode.objects.register(
+        "dispatch@box", kind="dispatcher", host="box", pid=1, clock_ahead=86_400 * 365
+    )
+    assert WorkerNode.objects.acquire_lead("dispatch@box")
     folder = make("work", "job-999-1")
     clear()
     assert folder.exists()
@@ -286,7 +288,7 @@ def test_rows_that_nobody_reads_go(project: Project, run: TrainingRun) -> None:
     Session.objects.create(session_key="old", session_data="", expire_date=timezone.now() - 2 * DAY)
     Session.objects.create(session_key="new", session_data="", expire_date=timezone.now() + DAY)
     for name, kind, ago in (("d1", "dispatcher", 2), ("d2", "dispatcher", 0), ("w", "worker", 2)):
-        WorkerNode.objects.beat(name, kind=kind, host="box", pid=1)
+        WorkerNode.objects.register(name, kind=kind, host="box", pid=1)
         WorkerNode.objects.filter(name=name).update(heartbeat_at=db_now(-ago * DAY))
     clear()
     assert not Outbox.objects.filter(pk=sent.pk).exists()

@@ -112,7 +112,9 @@ def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: Tra
     attempt(job, lambda: False)
     job.refresh_from_db()
     assert job.state == State.CANCELLED
-    assert job.events.get(event="cancel").words.startswith("Asked to stop: Nothing had been learned yet")
+    assert job.events.get(event="cancel").description.startswith(
+        "Asked to stop: Nothing had been learned yet"
+    )
     assert not Adapter.objects.exists()
 
 

@@ -83,7 +83,7 @@ def test_the_others_end_as_if_nobody_had_stopped_it(arms: Arms, ed: User, keep: 
     assert Adapter.objects.filter(run=runs[1]).exists() == bool(keep)
     assert Evaluation.objects.filter(run=runs[1]).exists() == bool(keep)
     assert not job.checkpoint_folder().exists()
-    assert any("Long was stopped after step" in event.words for event in job.events.all())
+    assert any("Long was stopped after step" in event.description for event in job.events.all())
 
     Job.objects.filter(kind="evaluate").delete()
     whole = arms()

@@ -58,7 +58,7 @@ def test_a_paused_node_keeps_its_wake_up_until_it_is_resumed(
     job = Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
     cast(FAILS, job, monkeypatch)
     node = row_name(gethostname())
-    WorkerNode.objects.beat(node, queue="cpu", host="box", pid=1, device="CPU")
+    WorkerNode.objects.register(node, queue="cpu", host="box", pid=1, device="CPU")
     WorkerNode.objects.get(name=node).pause(by="mara")
     states: list[str] = []
 
@@ -152,7 +152,7 @@ def test_an_engine_that_is_told_to_stop_by_others_counts_for_nothing(
 ) -> None:
     ended = play('tell("Finished", reason="drain")\nsys.exit(3)\n', job, monkeypatch)
     assert (ended.state, ended.ignored_attempts, ended.suspected_cause) == (State.INTERRUPTED, 1, "")
-    assert job.events.latest("pk").words.endswith(supervisor.DRAINED_BY_OTHERS)
+    assert job.events.latest("pk").description.endswith(supervisor.DRAINED_BY_OTHERS)
 
 
 def test_it_does_not_wait_for_a_pipe_that_a_grandchild_keeps_open(
@@ -219,7 +219,7 @@ tell("Finished", reason=heard[-1])
 def test_a_stronger_wish_follows_a_weaker_one(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, wishes = claim("gpu"), iter(["", "finish", "finish", "park", "finish", "cancel"])
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(Job, "stop_wanted", lambda _job: next(wishes, "cancel"))
+    monkeypatch.setattr(Job, "read_stop_request", lambda _job: next(wishes, "cancel"))
     ended = play(HEARS % 4, waiting, monkeypatch, lambda: True)
     assert ended.error_message == "drain finish park cancel"
 
@@ -302,13 +302,13 @@ def test_a_wish_that_an_attempt_did_not_carry_out_is_told_to_the_next_before_it_
 ) -> None:
     runs, job = three_runs(run), claim("gpu")
     job.move("progress")
-    job.advance(step=5)
+    job.update_progress(step=5)
     stop_run(runs[1], ed, "adapter")
     stop_run(runs[2], ed)
     job.interrupt("The engine was killed.", counts_as_failure=False)
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 60.0)
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
-    Job.objects.get(pk=job.pk).try_again()
+    Job.objects.get(pk=job.pk).requeue_or_fail()
     script = 'tell("Failure", code="bad_model", message=f"{asked[\'ended\']} {sys.stdin.readline()}")\n'
     ended = play(script + 'tell("Finished", reason="failed")\n', claim("gpu"), monkeypatch)
     assert ended.error_message.strip() == '[2] {"stop_arm": 1, "reason": "finish"}'
@@ -384,7 +384,9 @@ def test_a_child_that_cannot_save_in_time_keeps_nothing_and_that_is_said(
     waiting.request_cancel(ed, keep="checkpoint")
     ended = play(HEARS % 2, waiting, monkeypatch)
     assert (ended.state, ended.keep, ended.step) == (State.CANCELLED, "", 1)
-    assert ended.events.latest("seq").words == "Stopped: Nothing of it could be saved, so nothing is kept."
+    assert (
+        ended.events.latest("seq").description == "Stopped: Nothing of it could be saved, so nothing is kept."
+    )
 
 
 def test_keeping_a_checkpoint_may_take_as_long_as_a_drain() -> None:

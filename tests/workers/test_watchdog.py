@@ -175,7 +175,7 @@ def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch)
     for number in range(1, 12):
         ended = play(script, job, monkeypatch, lambda: True)
         assert (ended.state, ended.attempt, ended.ignored_attempts) == (State.INTERRUPTED, number, number)
-        ended.try_again()
+        ended.requeue_or_fail()
         Job.objects.filter(pk=job.pk).update(run_after=ended.created_at)
         job = claim("gpu")
     assert job.attempt == 12

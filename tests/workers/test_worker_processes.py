@@ -88,7 +88,7 @@ def test_no_process_outlives_its_worker_and_no_work_is_lost(
 
     def queue_again() -> None:
         job.refresh_from_db()
-        job.try_again()
+        job.requeue_or_fail()
         Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
         wake(job)
 

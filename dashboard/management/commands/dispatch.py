@@ -31,7 +31,7 @@ from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study
 from dashboard.models.job_state import db_now
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
-from dashboard.models.worker_node import UNATTENDED_AFTER
+from dashboard.models.worker_node import DISPATCHERS_OFFLINE_AFTER
 from workers.abandoned import release_abandoned_jobs
 from workers.celery import app
 from workers.identity import here
@@ -104,10 +104,10 @@ class Dispatcher:
             "pid": os.getpid(),
             "started_at": Now(),
             # Not yet heard from: it is no proof that holders could reach the database.
-            "heartbeat_at": db_now(-2 * UNATTENDED_AFTER),
+            "heartbeat_at": db_now(-2 * DISPATCHERS_OFFLINE_AFTER),
         }
         WorkerNode.objects.update_or_create(name=self.name, defaults=node)
-        WorkerNode.objects.attend(self.name)
+        WorkerNode.objects.record_dispatcher_heartbeat(self.name)
         if self.place is None:
             return
         beginning = f"@{self.place.earlier_starts}"
@@ -121,18 +121,18 @@ class Dispatcher:
         # First, because a database on a full disk cannot be written to.
         ballast.drop_when_full()
         now = time.monotonic()
-        if not WorkerNode.objects.attend(self.name):
+        if not WorkerNode.objects.record_dispatcher_heartbeat(self.name):
             self.register()
         # Whether it leads or not: only who runs beside a dead process knows that it is dead.
         release_abandoned_jobs()
-        self.leads = WorkerNode.objects.lead(self.name)
+        self.leads = WorkerNode.objects.acquire_lead(self.name)
         if not self.leads:
             return
-        for job in Job.objects.lost().expirable():
+        for job in Job.objects.with_expired_lease().recoverable():
             self.recover(job)
-        for job in Job.objects.due_again()[:BATCH]:
+        for job in Job.objects.due_for_retry()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
-                job.try_again()
+                job.requeue_or_fail()
                 self.news.set()
         self.wake_past_paused()
         if now - self.last_wake >= WAKE_SECONDS:
@@ -182,7 +182,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Note disk and clock, inspect models that are new or counted otherwise, move studies on."""
-        WorkerNode.objects.note(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
+        WorkerNode.objects.update_facts(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         ballast.restore()
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
@@ -197,7 +197,7 @@ class Dispatcher:
         """Take a job from a holder that is still silent now that the row is locked."""
         try:
             with transaction.atomic():
-                Job.objects.lost().expirable().select_for_update().get(pk=job.pk).abandon(
+                Job.objects.with_expired_lease().recoverable().select_for_update().get(pk=job.pk).recover(
                     "Its worker was not heard from in time."
                 )
         except (IllegalMove, Job.DoesNotExist):
@@ -207,14 +207,14 @@ class Dispatcher:
     def wake_again(self) -> None:
         """A wake-up may have been lost on its way; only idle nodes need another one."""
         for queue in Job.Queue:
-            Job.objects.unanswered().wake_idle(queue)
+            Job.objects.unclaimed().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
         """A node that is paused, or cannot do what waits, swallows wake-ups, so its idle neighbours get one a
         second until they work."""
         paused = WorkerNode.objects.alive().exclude(paused_at=None)
         queues = set(paused.values_list("queue", flat=True))
-        packing = WorkerNode.objects.packing().values_list("queue", flat=True)
+        packing = WorkerNode.objects.supporting_4bit().values_list("queue", flat=True)
         queues |= {queue for queue in packing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()}
         # While the broker is away they would pile up.
         if not queues or Outbox.objects.unsent().exists():
