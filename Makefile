@@ -7,11 +7,12 @@ MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none
 VENV = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help start test check chaos clean
+.PHONY: help start test test-postgres check proof clean
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
-	@echo "make test    every test, with a real broker, worker and browser (PARTS=quick, slow, jobs)"
-	@echo "make chaos   hours of kill -9 while trainings run, on SQLite and PostgreSQL (STORM, BLOWS)"
+	@echo "make test    every test, with a real broker, worker and browser "
+	@echo "make test-postgres   the tests of jobs again, on PostgreSQL and Valkey"
+	@echo "make proof   hours: kill storms, long walks, simulations, on SQLite and PostgreSQL (STORM, BREAKS, BLOWS)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
@@ -19,32 +20,38 @@ start:
 	@$(MACHINE) start
 	@exec $(VENV) manage.py start
 
-# What has to do with jobs runs a second time, on PostgreSQL and Debian's Valkey, where they are installed.
+BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
+PYTEST = $(VENV) -m pytest -q
 test:
 	@$(MACHINE) test
-	@CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM && exec $(VENV) -m tests $(PARTS)
+	@$(BROWSER) && exec $(PYTEST) -n 2 --durations 10
 
-# Seeded: the same STORM makes the same schedule. The races and walks of the quick tests run at their full length.
-STORM ?= --jobs 500 --kills 200 --pauses 20 --seed 1
-# The lines to PostgreSQL and to the broker break instead of processes.
-BREAKS ?= --jobs 200 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
-# One at a time, to see how long each way back takes.
-BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
-chaos: export CHAOS_SEQUENCES = 2000
-chaos: export CHAOS_CLAIMERS = 32
-chaos: export CHAOS_CLAIMED = 1000
-chaos: export CHAOS_WALK = all
-chaos: export CHAOS_SILENT_SECONDS = 300
-chaos:
+# The queue, workers and recovery once more, on PostgreSQL and Debian's Valkey.
+test-postgres:
 	@$(MACHINE) test
+	@exec $(VENV) -m tests.servers $(PYTEST) -n 2 -m "jobs and not proof" tests/dashboard tests/workers
+
+# Seeded: the same STORM makes the same schedule.
+STORM ?= --jobs 100 --kills 40 --pauses 4 --seed 1
+# The connections to PostgreSQL and to the broker break instead of processes.
+BREAKS ?= --jobs 200 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
+# One at a time, to measure how long each recovery takes.
+BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
+proof: export CHAOS_SEQUENCES ?= 500
+proof: export CHAOS_CLAIMERS = 32
+proof: export CHAOS_CLAIMED = 1000
+proof: export CHAOS_WALK = all
+proof: export CHAOS_SILENT_SECONDS = 300
+proof:
+	@$(MACHINE) test
+	@$(BROWSER) && $(PYTEST) -m proof
+	$(VENV) -m tests.servers $(PYTEST) -m "proof and jobs"
+	$(VENV) -m tests.proof.api_recording check
 	$(VENV) -m tests.chaos $(STORM)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(STORM)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BREAKS)
 	$(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BLOWS)
-	$(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py tests/engine/test_death.py \
-		tests/workers/test_broker_silence.py
-	$(VENV) -m tests.servers $(VENV) -m pytest -q tests/dashboard/test_job_machine.py tests/workers/test_claim_race.py
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org

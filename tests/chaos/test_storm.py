@@ -1,4 +1,4 @@
-"""The kill storm in short; `make chaos` is the long one."""
+"""The kill storm in short; `make proof` runs the long one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = "2687"
 
 
 @pytest.mark.slow
-def test_a_short_storm_loses_nothing_and_makes_nothing_twice(measured: Callable[[str], None]) -> None:
+def test_a_short_storm_loses_and_doubles_nothing(measured: Callable[[str], None]) -> None:
     """On PostgreSQL and Debian's broker where they are installed, as the other tests use SQLite."""
     beside = [] if servers.what_is_missing() else [sys.executable, "-m", "tests.servers"]
     command = [*beside, sys.executable, "-m", "tests.chaos", *SHORT, "--seed", SEED]
