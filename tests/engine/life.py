@@ -96,7 +96,7 @@ def _live(
                 specs,
                 out,
                 report=report,
-                resume_from=checkpoints.newest(kept, report),
+                resume_from=checkpoints.find_newest(kept, report),
                 checkpoint_dir=kept,
                 attempt=attempt,
                 ended=ended,

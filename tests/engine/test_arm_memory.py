@@ -46,6 +46,6 @@ def test_an_arm_alone_needs_what_the_process_needs(
 
 def test_only_what_lies_on_the_device_counts(make_spec: MakeSpec) -> None:
     arm = Arm(0, make_spec(), {}, [], [], 1)
-    arm.kept = [torch.zeros(100)]
-    assert arm.held_bytes(torch.device("cpu")) == 400
-    assert arm.held_bytes(torch.device("cuda")) == 0
+    arm.best_weights = [torch.zeros(100)]
+    assert arm.device_bytes(torch.device("cpu")) == 400
+    assert arm.device_bytes(torch.device("cuda")) == 0

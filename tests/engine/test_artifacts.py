@@ -58,7 +58,7 @@ def test_a_clean_process_gets_the_products_own_logits(
         trained.append(model)
         return real(model, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train_module.artifacts, "save_arm", keep)
+    monkeypatch.setattr(artifacts, "save_arm", keep)
     train([make_spec()], tmp_path / "out", report=Recorder())
     arguments = [str(tiny_folder), str(tmp_path / "out/arm-0/adapter"), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", RELOAD, *arguments], check=True, timeout=120, capture_output=True)

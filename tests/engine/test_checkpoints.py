@@ -21,7 +21,7 @@ from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_can
 from workers import faults, outage, supervisor
 from workers.engine import checkpoints, loss
 from workers.engine.__main__ import failure
-from workers.engine.checkpoints import Unreadable
+from workers.engine.checkpoints import CheckpointUnreadable
 from workers.engine.train import train
 from workers.errors import CheckpointMismatch, DiskFull, RunError, Stopped
 from workers.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
@@ -75,7 +75,7 @@ def tensors(out: Path, arm: int = 0) -> dict[str, torch.Tensor]:
 def run_on(specs: list[TrainSpec], out: Path, record: Recorder, **options: Any) -> list[ArmEnd]:
     """What `python -m workers.engine train` does: continue from the newest checkpoint that is whole."""
     kept = out / "checkpoints"
-    options = {"resume_from": checkpoints.newest(kept, record), "checkpoint_dir": kept} | options
+    options = {"resume_from": checkpoints.find_newest(kept, record), "checkpoint_dir": kept} | options
     return train(specs, out, report=record, **options)
 
 
@@ -260,7 +260,7 @@ def test_it_begins_again_when_no_checkpoint_is_whole(
     for manifest in (tmp_path / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
     run_on(one, tmp_path, record)
-    assert "No checkpoint is whole, so the run starts again from step 0." in [
+    assert "No checkpoint is intact, so the run starts again from step 0." in [
         event.text for event in record.of(Message)
     ]
     assert len(record.series("train/loss")) == 12
@@ -270,7 +270,7 @@ def test_half_a_checkpoint_is_none(one: list[TrainSpec], tmp_path: Path, record:
     half = tmp_path / "checkpoints" / ".writing-1"
     half.mkdir(parents=True)
     (half / "state.json").write_text("{")
-    assert checkpoints.newest(tmp_path / "checkpoints", record) is None
+    assert checkpoints.find_newest(tmp_path / "checkpoints", record) is None
     assert not half.exists()
     assert not record
 
@@ -405,7 +405,7 @@ def test_the_latest_damaged_checkpoint_stays_to_be_looked_at(
     kept = tmp_path / "checkpoints"
     for name in ("000004", "000003"):
         (kept / name / "state.json").write_text("{")
-        checkpoints.newest(kept, record)
+        checkpoints.find_newest(kept, record)
     assert [path.name for path in kept.iterdir()] == ["damaged-000003"]
 
 
@@ -413,7 +413,7 @@ def test_a_damaged_checkpoint_is_kept_from_the_moment_it_was_found(cut_off: Path
     (cut_off / "state.json").write_text("{")
     long_ago = time.time() - 30 * 86400
     os.utime(cut_off, (long_ago, long_ago))
-    assert checkpoints.newest(cut_off.parent, record) is None
+    assert checkpoints.find_newest(cut_off.parent, record) is None
     (found,) = cut_off.parent.iterdir()
     assert found.name.startswith("damaged-")
     assert time.time() - found.stat().st_mtime < 3600
@@ -434,12 +434,12 @@ def test_a_disk_that_does_not_answer_proves_no_damage(
     before = sorted(cut_off.parent.rglob("*"))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "open", refuse)
-        with pytest.raises(Unreadable) as caught:
-            checkpoints.newest(cut_off.parent, record)
+        with pytest.raises(CheckpointUnreadable) as caught:
+            checkpoints.find_newest(cut_off.parent, record)
     assert (failure(caught.value).code, record) == ("checkpoint_unreadable", [])
     assert os.strerror(number) in caught.value.message
     assert sorted(cut_off.parent.rglob("*")) == before, "nothing was put aside"
-    assert checkpoints.newest(cut_off.parent, record) == cut_off
+    assert checkpoints.find_newest(cut_off.parent, record) == cut_off
 
 
 def test_what_the_longest_outage_may_have_swallowed_is_told_again(
@@ -448,30 +448,30 @@ def test_what_the_longest_outage_may_have_swallowed_is_told_again(
     """Four arms at a step a second; a worker waits for its database, then for its engine to stop."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    keeper = checkpoints.Keeper(
-        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), began=now[0]
+    writer = checkpoints.CheckpointWriter(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=now[0]
     )
     for step in range(1, 3601):
         now[0] += 1.0
         for arm in range(4):
-            keeper.tell(Metrics(arm, step, {"train/loss": 1.0}))
+            writer.report_metrics(Metrics(arm, step, {"train/loss": 1.0}))
     seconds = round(
         supervisor.OUTAGE_SECONDS + max(supervisor.GRACE_SECONDS.values()) + outage.ANSWER_SECONDS
     )
     lost = [(arm, step) for step in range(3600 - seconds, 3601) for arm in range(4)]
-    kept = [(point.arm, point.step) for _told, point in keeper.recent]
+    kept = [(point.arm, point.step) for _told, point in writer.recent_metrics]
     assert kept[-len(lost) :] == lost
     assert len(kept) < 2 * len(lost), "and not the whole run"
 
 
 def test_a_fast_run_keeps_its_checkpoints_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "RETOLD_POINTS", 100)
-    keeper = checkpoints.Keeper(
-        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), began=0.0
+    monkeypatch.setattr(checkpoints, "REPLAY_POINTS", 100)
+    writer = checkpoints.CheckpointWriter(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=0.0
     )
     for step in range(1, 1001):
-        keeper.tell(Metrics(0, step, {"train/loss": 1.0}))
-    assert [point.step for _told, point in keeper.recent] == list(range(901, 1001))
+        writer.report_metrics(Metrics(0, step, {"train/loss": 1.0}))
+    assert [point.step for _told, point in writer.recent_metrics] == list(range(901, 1001))
 
 
 def test_it_reads_no_pickle(one: list[TrainSpec], cut_off: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_an_arm_that_diverges_fails_alone_and_moves_no_number_of_the_others(
     assert [(end.outcome, end.step) for end in ends] == [("succeeded", 6), ("failed", 3), ("succeeded", 6)]
     (failed,) = (end for end in beside.of(ArmEnd) if end.outcome == "failed")
     assert failed.code == "diverged"
-    assert "no finite number in step 3 of 6" in failed.message
+    assert "not finite in step 3 of 6" in failed.message
     assert "Use a lower `learning_rate` than 1e+37" in failed.message
     assert not (tmp_path / "beside/arm-1").exists()
     for name in SERIES:

@@ -55,7 +55,7 @@ def run(
 ) -> list[ArmEnd]:
     """What the engine does as this attempt of a job."""
     handover.take(kept, attempt)
-    resume = checkpoints.newest(kept, record)
+    resume = checkpoints.find_newest(kept, record)
     options = {"resume_from": resume, "checkpoint_dir": kept, "attempt": attempt} | options
     return train(specs, out, report=record, **options)
 
@@ -127,7 +127,7 @@ def test_what_an_earlier_attempt_wrote_after_the_hand_over_is_picked_by_nobody(
     assert checkpoint.newest_step(kept) == 6, "pages offer what the engine would take"
     record = Recorder()
     handover.take(kept, 3)  # the second died before it had written any
-    assert checkpoints.newest(kept, record) == kept / "000002"
+    assert checkpoints.find_newest(kept, record) == kept / "000002"
     assert not record.of(Message), "they are not damaged, and nobody's"
     resumed = run(specs, tmp_path / "third", kept, 3, second)
     assert "Continues from step 6." in [event.text for event in second.of(Message)]
@@ -152,7 +152,7 @@ def test_checkpoints_from_before_there_was_a_holder_count(
     train(specs, tmp_path / "old", report=Recorder(), checkpoint_dir=kept)
     assert not (kept / handover.HOLDER).exists()
     handover.take(kept, 4)
-    assert checkpoints.newest(kept, Recorder()) == kept / names(kept)[-1]
+    assert checkpoints.find_newest(kept, Recorder()) == kept / names(kept)[-1]
     assert checkpoint.newest_step(kept) == 12
 
 
@@ -170,18 +170,18 @@ def test_the_first_attempt_leaves_nothing_before_it_has_learned_anything(kept: P
 
 
 def test_who_does_not_count_attempts_is_always_the_next(kept: Path) -> None:
-    assert [checkpoints.take(kept, 0), checkpoints.take(kept, 0)] == [2, 3]
+    assert [checkpoints.take_ownership(kept, 0), checkpoints.take_ownership(kept, 0)] == [2, 3]
     with pytest.raises(TakenOver):
         handover.check(kept, 2)
 
 
 def test_a_folder_that_cannot_be_signed_is_told_in_words(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=EACCES")
-    with pytest.raises(checkpoints.Unreadable, match="Permission denied"):
-        checkpoints.take(kept, 2)
+    with pytest.raises(checkpoints.CheckpointUnreadable, match="Permission denied"):
+        checkpoints.take_ownership(kept, 2)
     monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=ENOSPC")
     with pytest.raises(DiskFull):
-        checkpoints.take(kept, 2)
+        checkpoints.take_ownership(kept, 2)
     assert not list(kept.iterdir())
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.engine.conftest import Recorder
-from workers.engine.__main__ import RESERVE, failure
+from workers.engine.__main__ import DISK_RESERVE, failure
 from workers.engine.train import train
 from workers.errors import Diverged, SpecError
 from workers.events import (
@@ -56,7 +56,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", RESERVE: reserve},
+            env=os.environ | {"OMP_NUM_THREADS": "1", DISK_RESERVE: reserve},
             start_new_session=True,
         )
         children.append(child)
@@ -193,27 +193,6 @@ def test_a_bad_model_fails_with_its_code(start: Start, make_spec: MakeSpec, tmp_
     assert isinstance(failed, Failure)
     assert failed.code == "bad_model"
     assert str(tmp_path) not in failed.message
-
-
-def test_it_obeys_a_line_that_stops_one_arm(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
-    child = start("train", "-", str(tmp_path / "out"))
-    long = make_spec(name="long", max_steps=1_000_000)
-    send(child, {"specs": [to_dict(long), to_dict(make_spec(max_steps=3))]})
-    for request in (
-        {"stop_arm": 7, "reason": "cancel"},
-        {"stop_arm": "0"},
-        {"stop_arm": 0, "reason": "cancel"},
-    ):
-        send(child, request)
-    told: list[Event] = []
-    assert child.stdout is not None
-    for line in child.stdout:
-        told.append(from_line(line))
-    assert child.wait(timeout=30) == 0
-    ends = [(event.arm, event.outcome) for event in told if isinstance(event, ArmEnd)]
-    assert ends == [(0, "cancelled"), (1, "succeeded")]
-    assert told[-1] == Finished("done")
-    assert 'Unknown request: b\'{"stop_arm": "0"}' in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("reason", ["cancel", "park", "drain"])

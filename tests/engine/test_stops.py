@@ -114,7 +114,7 @@ def test_a_run_that_continues_can_finish_at_once(rising: TrainSpec, tmp_path: Pa
         tmp_path / "out",
         report=record,
         should_stop=lambda: "finish",
-        resume_from=checkpoints.newest(kept, record),
+        resume_from=checkpoints.find_newest(kept, record),
         checkpoint_dir=kept,
     )
     assert (end.outcome, end.step) == ("stopped_early", 11)
@@ -147,10 +147,10 @@ def test_the_strongest_reason_wins_whatever_comes_last() -> None:
             for order in ((strong, weak), (weak, strong)):
                 flag = StopFlag()
                 for reason in order:
-                    flag.ask(reason)
+                    flag.request(reason)
                 assert flag() == strong
     flag = StopFlag()
-    flag.ask("sideways")
+    flag.request("sideways")
     assert flag() == ""
 
 
@@ -173,7 +173,7 @@ def test_arms_that_have_ended_are_neither_trained_nor_told(
     with pytest.raises(Stopped):
         train(specs, tmp_path, report=asker, should_stop=asker.should_stop, checkpoint_dir=kept)
     assert [event.arm for event in asker.of(ArmEnd)] == [0]
-    resume = checkpoints.newest(kept, record)
+    resume = checkpoints.find_newest(kept, record)
     ends = train(specs, tmp_path, report=record, resume_from=resume, checkpoint_dir=kept, ended=[0])
     assert [(end.arm, end.outcome, end.step) for end in ends] == [(1, "succeeded", 8)]
     told: list[Event] = [event for event in record if getattr(event, "arm", 1) == 0]
@@ -190,7 +190,7 @@ def test_an_arm_whose_end_nobody_stored_is_saved_again(
     with pytest.raises(Stopped):
         train(specs, tmp_path, report=asker, should_stop=asker.should_stop, checkpoint_dir=kept)
     before = weights(tmp_path)
-    resume = checkpoints.newest(kept, record)
+    resume = checkpoints.find_newest(kept, record)
     ends = train(specs, tmp_path / "again", report=record, resume_from=resume, checkpoint_dir=kept)
     assert [(end.arm, end.outcome, end.step) for end in ends] == [(0, "succeeded", 3), (1, "succeeded", 8)]
     assert "Continues from step 5." in [event.text for event in record.of(Message)]
@@ -203,22 +203,6 @@ def test_before_the_best_is_saved_all_it_has_learned_is_safe(make_spec: MakeSpec
     kinds = [type(event) for event in asker if isinstance(event, Checkpoint | Artifact)]
     assert kinds == [Checkpoint, Artifact]
     assert asker.of(Checkpoint)[0].step == 5
-
-
-def test_before_one_run_of_several_is_saved_all_it_has_learned_is_safe(
-    make_spec: MakeSpec, tmp_path: Path
-) -> None:
-    asker = Asker("finish", 4)
-    train(
-        [make_spec(name=str(seed), seed=seed, max_steps=6, validation_steps=5) for seed in (1, 2)],
-        tmp_path,
-        report=asker,
-        should_stop_arm=lambda arm: asker.should_stop() if arm == 0 else "",
-        checkpoint_dir=tmp_path / "kept",
-    )
-    saved = next(place for place, event in enumerate(asker) if isinstance(event, Artifact))
-    before = [event.step for event in asker[:saved] if isinstance(event, Checkpoint)]
-    assert before[-1] == 4
 
 
 def test_to_finish_leaves_an_adapter_of_every_arm_that_has_learned(

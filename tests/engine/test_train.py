@@ -17,6 +17,7 @@ from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, chat, colour_rows, tiny_base, write_canonical
 from workers.engine import loss as loss_module
 from workers.engine import model as model_module
+from workers.engine import reporting
 from workers.engine import train as train_module
 from workers.engine.train import learning_rate, train
 from workers.errors import DataError, Diverged, ModelError, RunError, Stopped, TargetError
@@ -132,7 +133,7 @@ def test_it_says_that_it_works_within_a_step_and_within_a_validation(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of a large model may take longer than anybody waits for a silent process."""
-    monkeypatch.setattr(train_module, "WORKING_SECONDS", 0.0)
+    monkeypatch.setattr(reporting, "KEEP_ALIVE_SECONDS", 0.0)
     spec = make_spec(max_steps=2, gradient_accumulation_steps=3, per_device_train_batch_size=1)
     train([spec], tmp_path, report=record)
     between = dict.fromkeys(("step", "validation"), 0)
@@ -347,12 +348,12 @@ def test_each_arm_is_told_the_memory_of_its_own_turns(
     size = 64 * 1024**2
     peaks = []
     for held in (0, size):
-        runtime.forget_peak_memory(torch.device("cpu"))
+        runtime.reset_peak_memory(torch.device("cpu"))
         block = torch.ones(held // 4)
         peaks.append(runtime.peak_memory_bytes(torch.device("cpu")))
         del block
     assert peaks[1] - peaks[0] > size // 2
-    runtime.forget_peak_memory(torch.device("cpu"))
+    runtime.reset_peak_memory(torch.device("cpu"))
     assert runtime.peak_memory_bytes(torch.device("cpu")) < peaks[1] - size // 2
     ends = train([make_spec(), make_spec()], tmp_path / "out", report=record)
     assert all(0 < end.summary["peak_memory_bytes"] < 2 * peaks[1] for end in ends)

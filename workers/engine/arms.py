@@ -1,12 +1,12 @@
-"""One arm of a training: its spec, its rows, what must survive a checkpoint, and what is told of it.
+"""One arm of a training: its spec, its rows, and the state that a checkpoint keeps.
 
-Knows nothing of the loop that trains it, nor of the other arms.
+Knows nothing of the loop that trains it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from workers.engine import lora, runtime
 from workers.engine.data import Example, Split, encode_rows, epoch_order, micro_batches, step_rows
-from workers.engine.model import kept_as
+from workers.engine.model import storage_description
 from workers.errors import DataError, Diverged, RunError
-from workers.events import ArmEnd, Message, Report, ShouldStop
+from workers.events import Message, Report, ShouldStop
 from workers.specs import Hyperparameters, TrainSpec
 
 VALIDATIONS_PER_RUN = 10
@@ -26,142 +26,163 @@ VALIDATIONS_PER_RUN = 10
 
 @dataclass
 class Arm:
-    """One adapter on its way: its spec, its rows and everything that must survive a checkpoint."""
+    """An adapter in training."""
 
     index: int
     spec: TrainSpec
-    rows: dict[int, Example]  # by position in the split: those that the arm draws
-    pool: Sequence[int]  # positions that can be drawn
-    validation: list[Example]
-    total: int
+    examples: dict[int, Example]  # by position in the training split: those that the arm draws
+    positions: Sequence[int]  # in the training split: those that can be drawn
+    validation_examples: list[Example]
+    total_steps: int
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
-    random_state: Any = None
+    random_state: Any = None  # of the dropout generator, uint8 on the CPU
     step: int = 0  # completed optimizer steps
-    validated: int = -1  # the last step whose held-out loss is known
-    kept: list[Tensor] = field(default_factory=list)  # the weights with the lowest held-out loss so far
-    kept_step: int = 0  # the step they are from; 0: none is known to be the best
-    kept_loss: float | None = None
+    validated_step: int = -1  # the last step whose validation loss is known
+    best_weights: list[Tensor] = field(
+        default_factory=list
+    )  # in main memory, with the lowest validation loss
+    best_weights_step: int = 0  # 0: no weights are known to be the best
+    best_weights_loss: float | None = None
     tokens: int = 0
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0  # in its own turns and without the others, where several share the process
+    seconds: float = 0.0  # in its own turns
+    peak_memory_bytes: int = 0  # in its own turns, less what other arms keep; 0 if it trains alone
     train_loss: float = math.nan
     validation_loss: float | None = None
-    best_validation_loss: float | None = None
-    best_step: int = 0
+    best_validation_loss: float | None = None  # that of step 0 included
+    best_validation_step: int = 0
     error: RunError | None = None
-    is_over: bool = False  # its end has been told, now or by an earlier attempt
+    has_ended: bool = False  # its outcome has been reported, now or by an earlier attempt
 
     @property
     def name(self) -> str:
+        """PEFT's name of its adapter."""
         return lora.arm_name(self.index)
 
     @property
     def validate_every(self) -> int:
-        return self.spec.validation_steps or max(1, round(self.total / VALIDATIONS_PER_RUN))
+        return self.spec.validation_steps or max(1, round(self.total_steps / VALIDATIONS_PER_RUN))
 
     @property
     def is_live(self) -> bool:
-        return self.error is None and not self.is_over
+        return self.error is None and not self.has_ended
 
     @property
-    def is_done(self) -> bool:
-        """Whether only its adapter remains to be saved."""
-        is_validated = self.validated == self.total or not self.validation
-        return self.is_live and self.step == self.total and is_validated
+    def is_finished(self) -> bool:
+        """Return whether only its adapter remains to be saved."""
+        is_validated = self.validated_step == self.total_steps or not self.validation_examples
+        return self.is_live and self.step == self.total_steps and is_validated
 
-    def is_due(self, step: int) -> bool:
-        """Whether the held-out loss is to be measured: before the first step, on schedule, after the last."""
-        on_schedule = step % self.validate_every == 0 or step == self.total
-        return bool(self.validation) and on_schedule and self.validated < step
+    def is_validation_due(self, step: int) -> bool:
+        """Return whether to validate now: before the first step, on schedule, and after the last step."""
+        on_schedule = step % self.validate_every == 0 or step == self.total_steps
+        return bool(self.validation_examples) and on_schedule and self.validated_step < step
 
-    def note_step(self, step: int, loss: float, tokens: int, seconds: float, drawn: Tensor) -> None:
-        """Remember a completed step; `drawn` is the state of the dice after it."""
-        self.step, self.train_loss, self.random_state = step, loss, drawn
+    def create_optimizer(self, model: Any, device: torch.device) -> None:
+        """Create AdamW over the adapter's weights alone, and seed the adapter's dropout."""
+        learn = self.spec.hyperparameters
+        lora.activate(model, self.name)
+        self.parameters = lora.arm_parameters(model, self.name)
+        groups = lora.optimizer_groups(model, self.name, learn)
+        self.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
+        torch.manual_seed(learn.seed)
+        self.random_state = runtime.random_state(device)
+
+    def step_examples(self, step: int) -> Iterator[list[Example]]:
+        """Yield the micro-batches of optimizer step `step`, rows of similar length together."""
+        learn = self.spec.hyperparameters
+        order = step_rows(len(self.positions), learn.rows_per_step, learn.seed, step)
+        rows = [self.examples[self.positions[index]] for index in order]
+        yield from micro_batches(rows, learn.per_device_train_batch_size)
+
+    def record_step(self, step: int, loss: float, tokens: int, seconds: float, random_state: Tensor) -> None:
+        """Record a completed step; `random_state` is the dropout generator's after it."""
+        self.step, self.train_loss, self.random_state = step, loss, random_state
         self.tokens += tokens
         self.seconds += seconds
 
-    def held_bytes(self, device: torch.device) -> int:
-        """What it keeps on the device between turns: weights, the optimizer's memory, the best weights."""
-        state = self.optimizer.state.values() if self.optimizer else ()
-        moments = [value for one in state for value in one.values() if isinstance(value, Tensor)]
-        kept = [*self.parameters, *moments, *self.kept]
-        return sum(tensor.nbytes for tensor in kept if tensor.device.type == device.type)
-
-    def note_peak(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
-        """Remember the most memory of its turns, less what the others keep there: what it needs alone."""
-        others = sum(arm.held_bytes(device) for arm in arms if arm is not self)
+    def record_peak_memory(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
+        """Record the peak of its turns in bytes, less what the other arms keep: what it needs alone."""
+        others = sum(arm.device_bytes(device) for arm in arms if arm is not self)
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak - others)
 
-    def note_validation(self, loss: float) -> None:
-        """Remember the held-out loss of the present step, and the weights when they are the best so far."""
-        self.validation_loss, self.validated = loss, self.step
+    def device_bytes(self, device: torch.device) -> int:
+        """Return the bytes that it keeps on the device between turns: weights, moments, best weights."""
+        states = self.optimizer.state.values() if self.optimizer else ()
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        tensors = [*self.parameters, *moments, *self.best_weights]
+        return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
+
+    def record_validation(self, loss: float) -> None:
+        """Record the validation loss of the present step, and the weights if they are the best so far."""
+        self.validation_loss, self.validated_step = loss, self.step
         if not math.isfinite(loss):
             return
         if self.best_validation_loss is None or loss < self.best_validation_loss:
-            self.best_validation_loss, self.best_step = loss, self.step
-        # Before the first step the adapter does nothing, so there is nothing to keep.
-        if self.step and (self.kept_loss is None or loss < self.kept_loss):
-            self.kept_loss, self.kept_step = loss, self.step
-            self.keep_weights()
+            self.best_validation_loss, self.best_validation_step = loss, self.step
+        # Before the first step the adapter changes nothing, so there is nothing to keep.
+        if self.step and (self.best_weights_loss is None or loss < self.best_weights_loss):
+            self.best_weights_loss, self.best_weights_step = loss, self.step
+            self.copy_best_weights()
 
-    def keep_weights(self) -> None:
-        """Copy the present weights to main memory."""
-        self.kept = self._copied()
+    def copy_best_weights(self) -> None:
+        """Keep a copy of the present weights in main memory as the best ones."""
+        self.best_weights = self._copied()
 
     @contextmanager
-    def best_weights(self) -> Iterator[int]:
-        """Meanwhile the best weights are in place, where some are known; the step they are from."""
-        if not self.kept_step:
+    def with_best_weights(self) -> Iterator[int]:
+        """Put the best weights into the model for a while, if any are known; yield the step they are from."""
+        if not self.best_weights_step:
             yield self.step
             return
         present = self._copied()
-        self._put(self.kept)
+        self._load(self.best_weights)
         try:
-            yield self.kept_step
+            yield self.best_weights_step
         finally:
-            # Later checkpoints hold this arm too: whoever continues it goes on from where it stood.
-            self._put(present)
+            # Later checkpoints hold this arm too, and a continued run needs its present weights.
+            self._load(present)
 
     def _copied(self) -> list[Tensor]:
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
 
-    def _put(self, weights: Sequence[Tensor]) -> None:
+    def _load(self, weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
             for parameter, weight in zip(self.parameters, weights, strict=True):
                 parameter.copy_(weight)
 
-    def step_examples(self, step: int) -> Iterator[list[Example]]:
-        """The micro-batches of optimizer step `step`, rows of like length together."""
-        learn = self.spec.hyperparameters
-        order = step_rows(len(self.pool), learn.rows_per_step, learn.seed, step)
-        rows = [self.rows[self.pool[index]] for index in order]
-        yield from micro_batches(rows, learn.per_device_train_batch_size)
-
 
 def check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
+    """Return the first spec; raise RunError if the arms differ in what they must share."""
     if not specs:
         raise RunError("There is nothing to train: the list of specs is empty.")
-    first = specs[0]
-    for spec in specs:
-        if _shared(spec) != _shared(first):
-            raise RunError(
-                "Arms of one call must share the base model, the dataset version and the number format."
-            )
-    return first
+    if any(_shared_settings(spec) != _shared_settings(specs[0]) for spec in specs):
+        raise RunError(
+            "Arms of one call must share the base model, the dataset version and the number format."
+        )
+    return specs[0]
 
 
-def _shared(spec: TrainSpec) -> tuple[object, ...]:
+def _shared_settings(spec: TrainSpec) -> tuple[object, ...]:
     return spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit
 
 
-def prepare(specs: Sequence[TrainSpec], tokenizer: Any, report: Report, should_stop: ShouldStop) -> list[Arm]:
-    """Tokenize the rows that the arms will draw, and no others; cut them; tell what was cut."""
-    train_split, validation_split = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
-    if not len(train_split):
+def prepare_arms(
+    specs: Sequence[TrainSpec],
+    tokenizer: Any,
+    report: Report,
+    should_stop: ShouldStop,
+    ended: Collection[int] = (),
+) -> list[Arm]:
+    """Tokenize and cut the rows that the arms will draw, and no others; report what was cut.
+
+    Raises DataError if the training split has no row with an answer to learn from.
+    """
+    training, validation = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
+    if not len(training):
         raise DataError("The training split of this dataset has no rows. Upload more rows.")
-    whole: dict[int, Example] = {}
-    held_out: dict[int, Example] = {}
+    training_rows: dict[int, Example] = {}
+    validation_rows: dict[int, Example] = {}
 
     def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
         missing = [index for index in wanted if index not in known]
@@ -170,36 +191,33 @@ def prepare(specs: Sequence[TrainSpec], tokenizer: Any, report: Report, should_s
     arms = []
     for index, spec in enumerate(specs):
         learn = spec.hyperparameters
-        needed = _rows_needed(learn, len(train_split))
-        read(train_split, whole, needed)
-        rows = {place: whole[place].cut(learn.max_length) for place in needed}
-        pool: Sequence[int] = range(len(train_split))
-        if not all(example.labelled for example in rows.values()):
-            # Rows with nothing to learn leave the draw, so the draw must know every row first.
-            read(train_split, whole, pool)
-            rows = {place: whole[place].cut(learn.max_length) for place in pool}
-            pool = [place for place in pool if rows[place].labelled]
-            if not pool:
-                raise _nothing_to_learn(list(whole.values()), learn.max_length)
-        _tell_cuts([whole[place] for place in rows], learn.max_length, report)
-        drawn = sorted(
-            int(place) for place in epoch_order(len(validation_split), 0, 0)[: spec.validation_rows]
-        )
-        read(validation_split, held_out, drawn)
-        validation = [held_out[place].cut(learn.max_length) for place in drawn]
-        validation = [example for example in validation if example.labelled]
-        if not validation:
-            report(
-                Message(
-                    "No held-out row has an answer to learn from, so there is no validation loss.", "warning"
-                )
-            )
-        arms.append(Arm(index, spec, rows, pool, validation, learn.total_steps(len(pool))))
+        needed = _needed_positions(learn, len(training))
+        read(training, training_rows, needed)
+        examples = {place: training_rows[place].cut(learn.max_length) for place in needed}
+        positions: Sequence[int] = range(len(training))
+        if not all(example.labelled for example in examples.values()):
+            # Rows with nothing to learn leave the draw, so every row must be known first.
+            read(training, training_rows, positions)
+            examples = {place: training_rows[place].cut(learn.max_length) for place in positions}
+            positions = [place for place in positions if examples[place].labelled]
+            if not positions:
+                raise _nothing_to_learn(list(training_rows.values()), learn.max_length)
+        _report_cuts([training_rows[place] for place in examples], learn.max_length, report)
+        shuffled = epoch_order(len(validation), 0, 0)[: spec.validation_rows]
+        drawn = sorted(int(place) for place in shuffled)
+        read(validation, validation_rows, drawn)
+        cut = [validation_rows[place].cut(learn.max_length) for place in drawn]
+        held_out = [example for example in cut if example.labelled]
+        if not held_out:
+            text = "No validation row has an answer to learn from, so there is no validation loss."
+            report(Message(text, "warning"))
+        steps = learn.total_steps(len(positions))
+        arms.append(Arm(index, spec, examples, positions, held_out, steps, has_ended=index in ended))
     return arms
 
 
-def _rows_needed(learn: Hyperparameters, count: int) -> list[int]:
-    """Positions of the rows that an arm draws in all its steps, sorted."""
+def _needed_positions(learn: Hyperparameters, count: int) -> list[int]:
+    """Return the sorted positions of the rows that an arm draws in all its steps."""
     steps = min(learn.total_steps(count), math.ceil(count / learn.rows_per_step))
     if steps * learn.rows_per_step >= count:
         return list(range(count))
@@ -224,7 +242,7 @@ def _nothing_to_learn(examples: list[Example], max_length: int) -> DataError:
     )
 
 
-def _tell_cuts(examples: list[Example], max_length: int, report: Report) -> None:
+def _report_cuts(examples: list[Example], max_length: int, report: Report) -> None:
     long = [example for example in examples if len(example.ids) > max_length]
     lost = sum(example.labelled > 0 and not example.cut(max_length).labelled for example in examples)
     silent = sum(not example.labelled for example in examples)
@@ -250,20 +268,20 @@ def _tell_cuts(examples: list[Example], max_length: int, report: Report) -> None
         )
 
 
-def arithmetic(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
-    """The sums of the run, in words, before it starts; `frozen` numbers of the base stay as they are."""
+def describe_run(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
+    """Return the run's arithmetic in words; `frozen` is the number of the base model's parameters."""
     learn = arm.spec.hyperparameters
-    per_epoch = math.ceil(len(arm.pool) / learn.rows_per_step)
-    tokens = sum(len(example.ids) for example in arm.rows.values())
-    labelled = sum(example.labelled for example in arm.rows.values())
+    epochs = arm.total_steps / math.ceil(len(arm.positions) / learn.rows_per_step)
+    tokens = sum(len(example.ids) for example in arm.examples.values())
+    labelled = sum(example.labelled for example in arm.examples.values())
     trainable = sum(parameter.numel() for parameter in arm.parameters)
     batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
     sentences = (
-        f"{arm.spec.name}: {len(arm.pool):,} rows to draw from.",
-        f"{arm.total:,} steps of {learn.rows_per_step:,} rows ({batch}), {arm.total / per_epoch:.2f} epochs.",
-        f"The {len(arm.rows):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
+        f"{arm.spec.name}: {len(arm.positions):,} rows to draw from.",
+        f"{arm.total_steps:,} steps of {learn.rows_per_step:,} rows ({batch}), {epochs:.2f} epochs.",
+        f"The {len(arm.examples):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
         f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
-        f"The frozen ones are kept {kept_as(dtype_name(dtype), in_4bit=learn.load_in_4bit)}.",
+        f"The frozen ones are stored {storage_description(dtype_name(dtype), in_4bit=learn.load_in_4bit)}.",
     )
     return " ".join(sentences)
 
@@ -272,45 +290,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def diverged(arm: Arm, step: int, loss: float, norm: float) -> Diverged:
-    what = "loss" if not math.isfinite(loss) else "gradient norm"
+def divergence(arm: Arm, step: int, loss: float, norm: float) -> Diverged:
+    """Return the error of an arm whose loss or gradient norm is not finite in `step`."""
+    value = "loss" if not math.isfinite(loss) else "gradient norm"
     rate = arm.spec.hyperparameters.learning_rate
     return Diverged(
-        f"The {what} was no finite number in step {step:,} of {arm.total:,} (loss {loss:g}, gradient norm "
+        f"The {value} was not finite in step {step:,} of {arm.total_steps:,} (loss {loss:g}, gradient norm "
         f"{norm:g}), so {arm.spec.name} was stopped. Use a lower `learning_rate` than {rate:g}, for example "
         f"{rate / 3:.1g}."
     )
-
-
-def end(
-    arm: Arm,
-    outcome: str,
-    report: Report,
-    *,
-    error: RunError | None = None,
-    summary: dict[str, Any] | None = None,
-) -> ArmEnd:
-    code, message = (error.code, error.message) if error else ("", "")
-    arm.is_over = True
-    told = ArmEnd(arm.index, outcome, arm.step, code, message, summary or {})
-    report(told)
-    return told
-
-
-def summary_of(arm: Arm, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    return {
-        "train_loss": arm.train_loss,
-        "validation_loss": arm.validation_loss,
-        "best_validation_loss": arm.best_validation_loss,
-        "best_validation_step": arm.best_step,
-        "steps": arm.step,
-        "published_step": arm.step,
-        "seconds": arm.seconds,
-        "tokens": arm.tokens,
-        "tokens_per_second": arm.tokens / max(arm.seconds, 1e-9),
-        "peak_memory_bytes": arm.peak_memory_bytes or runtime.peak_memory_bytes(device),
-        "trainable_parameters": sum(parameter.numel() for parameter in arm.parameters),
-        "dtype": dtype_name(dtype),
-        "device": runtime.device_name(device),
-        "threads": runtime.thread_count(),
-    }

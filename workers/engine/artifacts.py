@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from workers import faults
 from workers.engine import lora, runtime
-from workers.engine.model import TOKENIZER_FILES, kept_as
+from workers.engine.model import TOKENIZER_FILES, storage_description
 from workers.errors import Diverged, RunError, disk_error
 from workers.events import Artifact, finite
 from workers.loading import loading_code
@@ -233,7 +233,7 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
         ("rows per step", f"{learn.rows_per_step}"),
         ("max_length", f"{learn.max_length} tokens"),
         ("seed", f"{learn.seed}"),
-        ("base model kept", kept_as(summary["dtype"], in_4bit=learn.load_in_4bit)),
+        ("base model kept", storage_description(summary["dtype"], in_4bit=learn.load_in_4bit)),
     ]
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: one folder for all live arms, whole or not there, safetensors and JSON only.
+"""Checkpoints of a run: one folder for all live arms, complete or absent, safetensors and JSON only.
 
-A folder is written aside and synced, its manifest with every file's SHA-256 comes last, one rename gives it
-its name. Each holds the best weights of each arm too, so whoever has one folder has all there is to keep.
-Knows nothing of jobs: whoever starts the engine says where checkpoints lie, and which attempt writes there.
+A folder is written under a temporary name and synced; its manifest with every file's SHA-256 comes last; one
+rename gives it its number. It also holds the best weights of each arm, so one folder is all that a run needs
+to continue or to finish. Knows nothing of jobs: the caller names the folder and the attempt.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 from collections import deque
@@ -34,56 +33,56 @@ from workers.handover import MANIFEST, MISSING
 if TYPE_CHECKING:
     from workers.engine.arms import Arm
 
-FORMAT = 2
+FORMAT = 3
 SECONDS = 180.0
-KEPT = 2
-# Metrics that the parent may not have stored yet when everything died are said again by whoever continues: of
-# as long as a parent bears without its database, and some minutes more. Both are bounds.
-RETOLD_SECONDS = 20 * 60.0
-RETOLD_POINTS = 50_000
+KEEP = 2
+# The next attempt reports again what the supervisor may not have stored when it died: the metrics of as long
+# as a supervisor endures without its database, and of some minutes more. Both are upper bounds.
+REPLAY_SECONDS = 20 * 60.0
+REPLAY_POINTS = 50_000
 STATE = "state.json"
-WRITING, GONE, DAMAGED = ".writing-", ".gone-", "damaged-"
+WRITING, REMOVED, DAMAGED = ".writing-", ".gone-", "damaged-"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Adam's moments are stored beside each parameter; the schedule's and the data's position follow from `step`.
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 COUNTERS = (
     "step",
-    "validated",
+    "validated_step",
     "tokens",
     "seconds",
     "peak_memory_bytes",
     "train_loss",
     "validation_loss",
     "best_validation_loss",
-    "best_step",
-    "kept_step",
-    "kept_loss",
+    "best_validation_step",
+    "best_weights_step",
+    "best_weights_loss",
 )
 
 
-class Damaged(RunError):
+class CheckpointDamaged(RunError):
     """A folder that is no complete checkpoint."""
 
     code = "checkpoint_damaged"
 
     def __init__(self) -> None:
-        super().__init__("This checkpoint is damaged, so the run cannot continue from it. Take another one.")
+        super().__init__(
+            "This checkpoint is damaged, so the run cannot continue from it. Choose another one."
+        )
 
 
-class Unreadable(RunError):
-    """The disk does not give a checkpoint out, which may be whole: nothing is concluded from that."""
+class CheckpointUnreadable(RunError):
+    """A disk that does not return a checkpoint, which may be intact."""
 
     code = "checkpoint_unreadable"
 
     def __init__(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or str(error)
-        super().__init__(
-            f"The checkpoints of this run could not be read: {reason}. They were left as they are."
-        )
+        super().__init__(f"The checkpoints of this run could not be read: {reason}. They are unchanged.")
 
 
 @dataclass(frozen=True)
-class Kept:
+class LoadedCheckpoint:
     """A checkpoint whose hashes have been verified."""
 
     folder: Path
@@ -92,13 +91,13 @@ class Kept:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's number format: `auto` might choose another one this time."""
+        """The base model's number format: `auto` might choose another one in this attempt."""
         return DTYPES[self.state["dtype"]]
 
 
 @dataclass
-class Keeper:
-    """Writes a run's checkpoints, and knows when the next one is due. Without a folder it does nothing."""
+class CheckpointWriter:
+    """Writes a run's checkpoints and knows when the next one is due. Without a folder it writes none."""
 
     folder: Path | None
     every_seconds: float
@@ -106,39 +105,48 @@ class Keeper:
     origin: dict[str, str]
     dtype: torch.dtype
     device: torch.device
-    began: float  # of the run on this process's monotonic clock, earlier attempts counted in
-    attempt: int = 0  # that writes below the folder, and ends where a later one has taken it
-    written: float = field(default_factory=time.monotonic)
-    recent: deque[tuple[float, Metrics]] = field(default_factory=lambda: deque(maxlen=RETOLD_POINTS))
+    run_started: float  # on this process's monotonic clock, the time of earlier attempts subtracted
+    attempt: int = 0
+    last_write: float = field(default_factory=time.monotonic)
+    recent_metrics: deque[tuple[float, Metrics]] = field(default_factory=lambda: deque(maxlen=REPLAY_POINTS))
 
-    def tell(self, metrics: Metrics) -> None:
-        """Report values, and remember them, with the time, for the next checkpoints."""
+    def report_metrics(self, metrics: Metrics) -> None:
+        """Report values, and remember them for the next checkpoints."""
         now = time.monotonic()
-        while self.recent and now - self.recent[0][0] > RETOLD_SECONDS:
-            self.recent.popleft()
-        self.recent.append((now, metrics))
+        while self.recent_metrics and now - self.recent_metrics[0][0] > REPLAY_SECONDS:
+            self.recent_metrics.popleft()
+        self.recent_metrics.append((now, metrics))
         self.report(metrics)
 
     @property
     def is_due(self) -> bool:
-        return time.monotonic() - self.written >= self.every_seconds
+        return time.monotonic() - self.last_write >= self.every_seconds
 
     def write(self, arms: Sequence[Arm]) -> None:
-        """Write what the arms need to go on. What fails is tried once more, then a full disk raises."""
-        live = [arm for arm in arms if arm.error is None]
-        if self.folder is None or not any(arm.step for arm in live):
+        """Write what the arms need to continue, with one retry.
+
+        Raises DiskFull, and TakenOver if a later attempt has taken ownership. After any other error the
+        training goes on.
+        """
+        live_steps = [arm.step for arm in arms if arm.error is None]
+        if self.folder is None or not any(live_steps):
             return
-        step = max(arm.step for arm in live)
-        try:
-            self._write(self.folder, arms, step)
-        except (OSError, SafetensorError) as error:
-            if is_full(error):
-                self._forget_all_but(self.folder, 1)  # the newest is whole, and the other's room is needed
-            self._write_again(self.folder, arms, step)
-        self.written = time.monotonic()
+        for is_retry in (False, True):
+            try:
+                self._write(self.folder, arms, max(live_steps))
+                break
+            except (OSError, SafetensorError) as error:
+                if not is_retry:
+                    if is_full(error):  # the newest is complete, and the other one's room is needed
+                        self._remove_all_but(self.folder, 1)
+                elif full := disk_error(error):
+                    raise full from error
+                else:
+                    self._report_failure(max(live_steps), error)
+        self.last_write = time.monotonic()
 
     def write_last(self, arms: Sequence[Arm]) -> None:
-        """Write before a stop; without it, whoever continues takes the checkpoint before."""
+        """Write before a stop; if the disk is full, the next attempt continues from the checkpoint before."""
         try:
             self.write(arms)
         except DiskFull as error:
@@ -146,39 +154,34 @@ class Keeper:
                 Message(f"No checkpoint could be written before the stop. {error.message}", "warning")
             )
 
-    def _write_again(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
-        try:
-            self._write(folder, arms, step)
-        except (OSError, SafetensorError) as error:
-            if full := disk_error(error):
-                raise full from error
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            self.report(
-                Message(
-                    f"The checkpoint of step {step:,} could not be written: {reason}. The training goes on; "
-                    "if it is interrupted now, it continues from the checkpoint before.",
-                    "warning",
-                )
+    def _report_failure(self, step: int, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        self.report(
+            Message(
+                f"The checkpoint of step {step:,} could not be written: {reason}. The training goes on; "
+                "if it is interrupted now, it continues from the checkpoint before.",
+                "warning",
             )
+        )
 
     def _write(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
         handover.check(folder, self.attempt)
-        aside = folder / f"{WRITING}{self.attempt}-{os.getpid()}"
+        temporary = folder / f"{WRITING}{self.attempt}-{os.getpid()}"
         try:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             faults.point("checkpoint.make_folder")
-            aside.mkdir(parents=True)
-            self._fill(aside, arms, step)
+            temporary.mkdir(parents=True)
+            self._fill(temporary, arms, step)
             handover.check(folder, self.attempt)
             final = folder / f"{_next_number(folder):06d}"
             faults.point("checkpoint.rename")
-            aside.rename(final)
+            temporary.rename(final)
             faults.point("checkpoint.after_rename")
             faults.point("checkpoint.sync_parent")
             sync(folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        self._forget_all_but(folder, KEPT)
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._remove_all_but(folder, KEEP)
         faults.point("checkpoint.before_report")
         self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
 
@@ -187,9 +190,8 @@ class Keeper:
             "step": step,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
-            "wall_seconds": time.monotonic() - self.began,
-            "python_random": random.getstate(),
-            "recent": [[point.arm, point.step, point.values] for _told, point in self.recent],
+            "wall_seconds": time.monotonic() - self.run_started,
+            "recent_metrics": [[item.arm, item.step, item.values] for _time, item in self.recent_metrics],
             "arms": [_arm_state(arm) for arm in arms],
         }
         faults.point("checkpoint.write_state")
@@ -218,126 +220,123 @@ class Keeper:
         faults.point("checkpoint.sync_folder")
         sync(folder)
 
-    def _forget_all_but(self, folder: Path, count: int) -> None:
-        """Renamed first: a folder that is half removed must not look like a damaged checkpoint."""
+    def _remove_all_but(self, folder: Path, count: int) -> None:
+        """Rename before removing: a folder that is half removed must not look like a damaged checkpoint."""
         handover.check(folder, self.attempt)
-        # What an earlier attempt wrote after it had lost the folder goes too.
-        kept = handover.checkpoints(folder)[:count]
+        # Those that an earlier attempt wrote after it had lost the folder are removed too.
+        keep = handover.checkpoints(folder)[:count]
         for path in handover.numbered(folder):
-            if path in kept:
+            if path in keep:
                 continue
-            gone = path.with_name(f"{GONE}{path.name}")
+            removed = path.with_name(f"{REMOVED}{path.name}")
             with contextlib.suppress(OSError):
-                path.rename(gone)
+                path.rename(removed)
                 faults.point("checkpoint.while_forgetting")
-            shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
-def take(folder: Path, attempt: int) -> int:
-    """Hold the folder as this attempt, 0 as the next one; raises TakenOver where a later one does."""
+def take_ownership(folder: Path, attempt: int) -> int:
+    """Take the folder for this attempt, or for the next one if `attempt` is 0; return the attempt's number.
+
+    Raises TakenOver if a later attempt owns it, and CheckpointUnreadable.
+    """
     try:
         if not attempt:
             return handover.take_as_next(folder)
         handover.take(folder, attempt)
     except OSError as error:
-        raise Unreadable(error) from error
+        raise CheckpointUnreadable(error) from error
     return attempt
 
 
-def newest(folder: Path, report: Report) -> Path | None:
-    """The newest checkpoint that is whole, or None. Damaged ones are put aside, and that is said.
+def find_newest(folder: Path, report: Report) -> Path | None:
+    """Return the newest intact checkpoint, or None; put damaged ones aside and report it.
 
-    For the attempt that holds the folder: what others have left unfinished is cleared.
+    Only the attempt that owns the folder may call it: unfinished files of other attempts are removed.
     """
-    for prefix in (WRITING, GONE):
+    for prefix in (WRITING, REMOVED):
         for unfinished in folder.glob(f"{prefix}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-    damaged = False
-    for path in _those_that_count(folder):
+    try:
+        candidates = handover.checkpoints(folder)
+    except OSError as error:
+        raise CheckpointUnreadable(error) from error
+    for path in candidates:
         try:
             load(path)
-        except Damaged:
-            damaged = True
+        except CheckpointDamaged:
             report(Message("The newest checkpoint is damaged, so the one before it is tried.", "warning"))
-            _quarantine(path)
+            _put_aside(path)
         else:
             return path
-    if damaged:
-        report(Message("No checkpoint is whole, so the run starts again from step 0.", "warning"))
+    if candidates:
+        report(Message("No checkpoint is intact, so the run starts again from step 0.", "warning"))
     return None
 
 
-def _those_that_count(folder: Path) -> list[Path]:
-    try:
-        return handover.checkpoints(folder)
-    except OSError as error:
-        raise Unreadable(error) from error
-
-
-def _quarantine(path: Path) -> None:
-    """Put a damaged checkpoint where nobody continues from it; the latest one stays for whoever looks."""
+def _put_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that no attempt continues from it; only the latest one is kept."""
     for earlier in path.parent.glob(f"{DAMAGED}*"):
         shutil.rmtree(earlier, ignore_errors=True)
-    aside = path.with_name(f"{DAMAGED}{path.name}")
+    damaged = path.with_name(f"{DAMAGED}{path.name}")
     with contextlib.suppress(OSError):
-        path.rename(aside)
-        os.utime(aside)  # the time for which it is kept begins now, not when it was written
+        path.rename(damaged)
+        os.utime(damaged)  # its retention period begins now, not when it was written
 
 
-def load(folder: Path) -> Kept:
-    """Read and verify one checkpoint; raises Damaged unless every file is as its manifest says.
+def load(folder: Path) -> LoadedCheckpoint:
+    """Read one checkpoint and verify every file against its manifest.
 
-    A disk that does not answer proves no damage: that is Unreadable.
+    Raises CheckpointDamaged, or CheckpointUnreadable if the disk fails: an I/O error proves no damage.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
         seal = manifest.pop("seal")
         # A name with a folder in it would lead out of the checkpoint.
-        safe = all(Path(name).name == name for name in files)
-        whole = safe and manifest["format"] == FORMAT and seal == _seal(manifest)
-        if not whole or any(file_sha256(folder / name) != digest for name, digest in files.items()):
-            raise Damaged
+        has_plain_names = all(Path(name).name == name for name in files)
+        is_sealed = has_plain_names and manifest["format"] == FORMAT and seal == _seal(manifest)
+        if not is_sealed or any(file_sha256(folder / name) != digest for name, digest in files.items()):
+            raise CheckpointDamaged
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return Kept(folder, dict(manifest["origin"]), dict(state))
+        return LoadedCheckpoint(folder, dict(manifest["origin"]), dict(state))
     except (*MISSING, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged from error
+        raise CheckpointDamaged from error
     except OSError as error:
-        raise Unreadable(error) from error
+        raise CheckpointUnreadable(error) from error
 
 
-def restore(kept: Kept, keeper: Keeper, arms: Sequence[Arm]) -> None:
-    """Put the arms where the checkpoint left them; refuses a checkpoint of another run.
+def restore(checkpoint: LoadedCheckpoint, writer: CheckpointWriter, arms: Sequence[Arm]) -> None:
+    """Put the arms where the checkpoint left them and report its recent metrics again.
 
-    Of arms that have ended nothing is told again, but what is kept of them stays in the next checkpoints.
+    Metrics of arms that have ended are not reported again. Raises CheckpointMismatch for another run's
+    checkpoint.
     """
-    if changed := fingerprint.changes(keeper.origin, kept.origin):
+    if changed := fingerprint.changes(writer.origin, checkpoint.origin):
         raise CheckpointMismatch(
             f"The checkpoint was made with {' and '.join(changed)} than this run has, so "
             "it cannot be continued. Start a new run, or put back what was changed."
         )
-    same_device = kept.state["device"] == keeper.device.type
-    for arm, values in zip(arms, kept.state["arms"], strict=True):
+    same_device = checkpoint.state["device"] == writer.device.type
+    for arm, values in zip(arms, checkpoint.state["arms"], strict=True):
         for name in COUNTERS:
             setattr(arm, name, values[name])
         if values["error"] is not None:
             arm.error = RunError(values["error"]["message"], code=values["error"]["code"])
         else:
-            _restore_tensors(arm, _read(kept.folder / _file_name(arm)), with_random=same_device)
-    version, numbers, gauss = kept.state["python_random"]
-    random.setstate((version, tuple(numbers), gauss))
-    keeper.began -= kept.state["wall_seconds"]
-    over = {arm.index for arm in arms if arm.is_over}
-    for arm_index, step, measured in kept.state["recent"]:
-        if arm_index not in over:
-            keeper.tell(Metrics(arm_index, step, measured))
+            _restore_tensors(arm, _read(checkpoint.folder / _file_name(arm)), with_random=same_device)
+    writer.run_started -= checkpoint.state["wall_seconds"]
+    ended = {arm.index for arm in arms if arm.has_ended}
+    for arm_index, step, values in checkpoint.state["recent_metrics"]:
+        if arm_index not in ended:
+            writer.report_metrics(Metrics(arm_index, step, values))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:  # it was whole when its hash was verified
-        raise Unreadable(error) from error
+    except (OSError, SafetensorError) as error:  # it was intact when its hash was verified
+        raise CheckpointUnreadable(error) from error
 
 
 def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random: bool) -> None:
@@ -347,16 +346,16 @@ def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random:
         for number, parameter in enumerate(arm.parameters):
             parameter.copy_(tensors[f"{number}.weight"])
             # AdamW keeps its count of steps on the CPU, and its moments beside the weight.
-            found = {name: tensors[key] for name in MOMENTS if (key := f"{number}.{name}") in tensors}
-            if found:
+            moments = {name: tensors[key] for name in MOMENTS if (key := f"{number}.{name}") in tensors}
+            if moments:
                 arm.optimizer.state[parameter] = {
                     name: value if name == "step" else value.to(parameter.device)
-                    for name, value in found.items()
+                    for name, value in moments.items()
                 }
-    if arm.kept_step == arm.step:
-        arm.keep_weights()
-    elif arm.kept_step:
-        arm.kept = [tensors[f"{number}.kept"] for number in range(len(arm.parameters))]
+    if arm.best_weights_step == arm.step:
+        arm.copy_best_weights()
+    elif arm.best_weights_step:
+        arm.best_weights = [tensors[f"{number}.best"] for number in range(len(arm.parameters))]
 
 
 def _tensors(arm: Arm) -> dict[str, torch.Tensor]:
@@ -365,8 +364,8 @@ def _tensors(arm: Arm) -> dict[str, torch.Tensor]:
         tensors[f"{number}.weight"] = parameter.detach().contiguous()
         moments = arm.optimizer.state.get(parameter, {})
         tensors |= {f"{number}.{name}": moments[name].contiguous() for name in MOMENTS if name in moments}
-    if arm.kept_step != arm.step:  # else they are the weights above
-        tensors |= {f"{number}.kept": weight for number, weight in enumerate(arm.kept)}
+    if arm.best_weights_step != arm.step:  # else they are the weights above
+        tensors |= {f"{number}.best": weight for number, weight in enumerate(arm.best_weights)}
     return tensors
 
 
@@ -380,7 +379,7 @@ def _to_json(values: dict[str, Any]) -> str:
 
 
 def _seal(manifest: dict[str, Any]) -> str:
-    """A hash of the manifest itself: a flipped bit there must not read as another run's checkpoint."""
+    """Return a hash of the manifest itself: a flipped bit there must not read as another run's checkpoint."""
     return hashlib.sha256(_to_json(manifest).encode()).hexdigest()
 
 

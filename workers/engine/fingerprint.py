@@ -41,10 +41,10 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
         learn["rows_per_step"] = spec.hyperparameters.rows_per_step
     data = hashlib.sha256(first.data.sha256.encode())
     for arm in arms:
-        for place in sorted(arm.rows):
+        for place in sorted(arm.examples):
             data.update(place.to_bytes(8, "little"))
-            data.update(arm.rows[place].ids.tobytes() + arm.rows[place].learn.tobytes())
-        for example in arm.validation:
+            data.update(arm.examples[place].ids.tobytes() + arm.examples[place].learn.tobytes())
+        for example in arm.validation_examples:
             data.update(example.ids.tobytes() + example.learn.tobytes())
     weights = hashlib.sha256(json.dumps([first.base.name, first.base.revision, first.base.sha256]).encode())
     for path, weight in base.named_parameters():

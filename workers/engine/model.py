@@ -149,7 +149,7 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
     return model.to(device).requires_grad_(False).eval()
 
 
-def kept_as(dtype: str, *, in_4bit: bool) -> str:
+def storage_description(dtype: str, *, in_4bit: bool) -> str:
     """How the base model lies in memory, in words."""
     return f"in 4 bits (NF4) and computed as {dtype}" if in_4bit else f"as {dtype}"
 

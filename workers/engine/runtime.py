@@ -131,7 +131,7 @@ def _gemm_seconds(dtype: torch.dtype) -> float:
     return best
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_bytes` count from now; where the system cannot, it goes on counting from the start."""
     import torch
 
