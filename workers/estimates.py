@@ -1,4 +1,4 @@
-"""Memory and time of a run before it starts, by arithmetic over a census and the run's load.
+"""Memory and time of a run before it starts, by arithmetic over a census and the run's workload.
 
 The sums describe this engine: the head runs at learned positions only, and nothing is computed twice. What
 hardware and libraries add is learned by `workers.calibration` from runs that have ended. Standard library
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workers.census import Census, Group, Matched
-from workers.workload import Load
+from workers.workload import Workload
 
 # Changes whenever a formula does: runs forecast by other sums teach these nothing.
 FORMULA = 3
@@ -56,7 +56,7 @@ GPU_OPERATIONS = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What the sums need of a base model and of the layers that an adapter sits on."""
 
     parameters: int
@@ -84,7 +84,7 @@ class Shape:
 ACTIVE_EXPERTS = 8  # of a mixture of experts each token meets a few; families choose 2 to 10
 
 
-def shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) -> Shape:
+def model_shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) -> ModelShape:
     """From the census of the base model and the layers that get an adapter, in a run of rank `r`."""
     chosen = tuple(adapted)
     inner = [group for group in census.groups if "*" in group.pattern and group.kind != "embedding"]
@@ -97,7 +97,7 @@ def shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) ->
         group.modules * _active(group) * min(_sides(group)) for group in downs if group.kind == "expert"
     )
     mlp = widths["mlp_down"][0] or per_layer // max(1, census.num_layers) or 4 * census.hidden_size
-    return Shape(
+    return ModelShape(
         parameters=census.parameters,
         hidden=census.hidden_size,
         layers=census.num_layers,
@@ -133,7 +133,7 @@ def _width(groups: Iterable[Group], role: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class How:
+class ComputeOptions:
     """In which way a run is computed: bytes per number of the base, dropout, layers computed twice."""
 
     dtype_bytes: int = 4
@@ -149,72 +149,74 @@ class How:
         return "cuda" if self.on_cuda else "cpu"
 
 
-def memory(sizes: Shape, load: Load, how: How) -> dict[str, float]:
+def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptions) -> dict[str, float]:
     """Peak bytes by part; their sum is the peak.
 
     Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
     8h for two norms in fp32; queries, keys, values and attention's answer; three widths of the MLP.
     """
-    width = how.dtype_bytes
-    tokens = load.rows * (load.longest - load.prefix) + load.prefix
-    kept = sizes.layers - sizes.lowest
-    layer = 8 * sizes.hidden + width * (2 * (sizes.attention + sizes.keys) + _mlp_widths(sizes) * sizes.mlp)
-    inputs = _adapter_inputs(sizes, how)
+    width = options.dtype_bytes
+    tokens = workload.rows * (workload.longest - workload.prefix) + workload.prefix
+    kept = shape.layers - shape.lowest
+    layer = 8 * shape.hidden + width * (2 * (shape.attention + shape.keys) + _mlp_widths(shape) * shape.mlp)
+    inputs = _adapter_inputs(shape, options)
     activations = tokens * (kept * layer + inputs)
     at_once = tokens * layer  # one layer's gradients live beside what is kept
-    if load.prefix:
+    if workload.prefix:
         # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
-        wide = 2 * sizes.attention * load.longest - 2 * sizes.keys * (load.longest - load.prefix)
-        activations += kept * load.rows * width * max(0.0, wide)
-    held = (activations + at_once) * _holes(how)
-    if how.recomputes:  # each layer keeps its input, and one at a time all that it computes again
-        again = tokens * (kept * width * sizes.hidden + layer + inputs / max(1, kept)) + at_once
-        saved = held - again * _holes(how)
-        held -= saved if how.on_cuda else max(saved - RECOMPUTE_HOLES_BYTES, saved / 2)
-    rows = min(CHUNK_ROWS, load.rows * max(1.0, load.learned / max(1, load.rows * load.batches)))
-    logits = rows * sizes.vocabulary * (8 + (0 if width == 4 else width))
+        wide = 2 * shape.attention * workload.longest - 2 * shape.keys * (workload.longest - workload.prefix)
+        activations += kept * workload.rows * width * max(0.0, wide)
+    held = (activations + at_once) * _holes(options)
+    if options.recomputes:  # each layer keeps its input, and one at a time all that it computes again
+        again = tokens * (kept * width * shape.hidden + layer + inputs / max(1, kept)) + at_once
+        saved = held - again * _holes(options)
+        held -= saved if options.on_cuda else max(saved - RECOMPUTE_HOLES_BYTES, saved / 2)
+    rows = min(
+        CHUNK_ROWS, workload.rows * max(1.0, workload.learned / max(1, workload.rows * workload.batches))
+    )
+    logits = rows * shape.vocabulary * (8 + (0 if width == 4 else width))
     return {
-        "process": GPU_PROCESS_BYTES if how.on_cuda else PROCESS_BYTES,
-        "base": _base(sizes, how),
-        "adapter": STATE_BYTES * sizes.trainable * how.adapter_bytes / 4,
+        "process": GPU_PROCESS_BYTES if options.on_cuda else PROCESS_BYTES,
+        "base": _base(shape, options),
+        "adapter": STATE_BYTES * shape.trainable * options.adapter_bytes / 4,
         # Small runs need most while the base is loaded.
-        "activations": max(held, _loading(sizes, how)),
+        "activations": max(held, _loading(shape, options)),
         "logits": logits,
     }
 
 
-def _holes(how: How) -> float:
-    if how.on_cuda or not how.drops or how.recomputes:
-        return HOLES[how.kind]
+def _holes(options: ComputeOptions) -> float:
+    if options.on_cuda or not options.drops or options.recomputes:
+        return HOLES[options.kind]
     return DROPOUT_HOLES
 
 
-def _loading(sizes: Shape, how: How) -> float:
-    return 0.0 if how.on_cuda or how.dtype_bytes < 4 else LOADING * _base(sizes, how)
+def _loading(shape: ModelShape, options: ComputeOptions) -> float:
+    return 0.0 if options.on_cuda or options.dtype_bytes < 4 else LOADING * _base(shape, options)
 
 
-def _base(sizes: Shape, how: How) -> float:
-    if not how.in_4bit:
-        return sizes.parameters * how.dtype_bytes
+def _base(shape: ModelShape, options: ComputeOptions) -> float:
+    if not options.in_4bit:
+        return shape.parameters * options.dtype_bytes
     # One layer is unpacked at a time.
-    whole = (sizes.parameters - sizes.packed + sizes.largest) * how.dtype_bytes
-    return whole + sizes.packed * PACKED_BYTES
+    whole = (shape.parameters - shape.packed + shape.largest) * options.dtype_bytes
+    return whole + shape.packed * PACKED_BYTES
 
 
-def _mlp_widths(sizes: Shape) -> int:
-    return 3 if sizes.gated else 2
+def _mlp_widths(shape: ModelShape) -> int:
+    return 3 if shape.gated else 2
 
 
-def _adapter_inputs(sizes: Shape, how: How) -> float:
+def _adapter_inputs(shape: ModelShape, options: ComputeOptions) -> float:
     """Bytes per token that the adapted modules keep besides what their layers keep anyway."""
-    width = how.adapter_bytes
-    inner = width * sum(one.rank(sizes.rank) * one.modules * _active(one.group) for one in sizes.adapted)
-    if how.drops:  # every module has a dropped copy of its own, and the mask
-        return inner + 2 * width * sum(one.modules * one.group.d_in for one in sizes.adapted)
-    if how.dtype_bytes < width:  # PEFT casts each module's input to fp32
-        return inner + 4 * sum(one.modules * one.group.d_in for one in sizes.adapted)
+    width = options.adapter_bytes
+    inner = width * sum(one.rank(shape.rank) * one.modules * _active(one.group) for one in shape.adapted)
+    if options.drops:  # every module has a dropped copy of its own, and the mask
+        return inner + 2 * width * sum(one.modules * one.group.d_in for one in shape.adapted)
+    if options.dtype_bytes < width:  # PEFT casts each module's input to fp32
+        return inner + 4 * sum(one.modules * one.group.d_in for one in shape.adapted)
     shared: dict[tuple[str, int], int] = {}
-    for one in sizes.adapted:
+    for one in shape.adapted:
         family = _input_of(one.role)
         if family != "attention's answer":
             for layer in one.layers:
@@ -235,7 +237,7 @@ def _input_of(role: str) -> str:
 
 
 @dataclass(frozen=True)
-class Seconds:
+class TimeEstimate:
     """Seconds of the parts of a run; `total` is what a person waits for once it has started."""
 
     training: float
@@ -249,36 +251,40 @@ class Seconds:
         return self.training + self.validation + self.start + self.saving
 
 
-def operations(sizes: Shape, load: Load, *, recomputes: bool = False) -> tuple[float, float]:
+def count_operations(
+    shape: ModelShape, workload: Workload, *, recomputes: bool = False
+) -> tuple[float, float]:
     """(of one training step, of all validations). LoRA needs 4N + 6P per token, the head its learned ones.
 
     Layers that are computed again need another 2N; those below the lowest adapted one never are.
     """
-    passes = 2 + 2 * sizes.share * (1 + (1 / AGAIN_SPEED if recomputes else 0))
-    adapters = sizes.trainable * (1 + RANK_FLOOR / sizes.rank) / ADAPTER_SPEED
-    per_token = sizes.body * passes + 6 * adapters
-    width = 4 * sizes.layers * sizes.attention / ATTENTION_SPEED  # per token and token looked at, forwards
-    head = sizes.vocabulary * sizes.hidden
-    step = load.computed * per_token + load.learned * 4 * head
-    step += load.attended * width * (passes - 1)
-    held_out = load.validated * (2 * sizes.body + 2 * adapters)
-    return step, held_out + load.validation_attended * width + load.validation_learned * 2 * head
+    passes = 2 + 2 * shape.share * (1 + (1 / AGAIN_SPEED if recomputes else 0))
+    adapters = shape.trainable * (1 + RANK_FLOOR / shape.rank) / ADAPTER_SPEED
+    per_token = shape.body * passes + 6 * adapters
+    width = 4 * shape.layers * shape.attention / ATTENTION_SPEED  # per token and token looked at, forwards
+    head = shape.vocabulary * shape.hidden
+    step = workload.computed * per_token + workload.learned * 4 * head
+    step += workload.attended * width * (passes - 1)
+    held_out = workload.validated * (2 * shape.body + 2 * adapters)
+    return step, held_out + workload.validation_attended * width + workload.validation_learned * 2 * head
 
 
-def seconds(sizes: Shape, load: Load, per_second: float, how: How) -> Seconds:
+def estimate_time(
+    shape: ModelShape, workload: Workload, per_second: float, options: ComputeOptions
+) -> TimeEstimate:
     """At `per_second` operations; the calls of every layer cost their own time, whatever their size."""
-    step, held_out = operations(sizes, load, recomputes=how.recomputes)
-    calls = load.batches * (sizes.layers + sum(one.modules for one in sizes.adapted) / 4)
-    writes = min(load.validations, load.steps) + 1
-    return Seconds(
-        training=load.steps * (step / per_second + calls * CALL_SECONDS[how.kind]),
+    step, held_out = count_operations(shape, workload, recomputes=options.recomputes)
+    calls = workload.batches * (shape.layers + sum(one.modules for one in shape.adapted) / 4)
+    writes = min(workload.validations, workload.steps) + 1
+    return TimeEstimate(
+        training=workload.steps * (step / per_second + calls * CALL_SECONDS[options.kind]),
         validation=held_out / per_second / FORWARD_SPEED,
-        start=START_SECONDS[how.kind] + sizes.parameters * 4 / 1e9,
-        saving=1.0 + writes * (0.05 + CHECKPOINT_BYTES * sizes.trainable / DISK_BYTES_PER_SECOND),
+        start=START_SECONDS[options.kind] + shape.parameters * 4 / 1e9,
+        saving=1.0 + writes * (0.05 + CHECKPOINT_BYTES * shape.trainable / DISK_BYTES_PER_SECOND),
     )
 
 
-def operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
+def typical_operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
     """A first guess for a device nobody has trained on yet."""
     if device.lower().startswith("cpu"):
         return threads * CPU_OPERATIONS[dtype_bytes]

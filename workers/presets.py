@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from workers.census import PRESET_SCOPES, ROLES, Census, Group, stand_ins, whole
 from workers.errors import SpecError
-from workers.targets import Resolution, aim, with_warnings
+from workers.targets import Resolution, to_peft_arguments, with_warnings
 
 # Older MLPs have no gate, and most models no linear attention: their absence is no gap.
 OPTIONAL = ("mlp_gate", "linattn_in")
@@ -104,7 +104,7 @@ def _resolve(roles: Sequence[str], census: Census) -> Resolution:
         return Resolution(layers_total=census.num_layers, refusal=refusal)
     wanted = {stand_in for role in roles for stand_in in stand_ins(role)}
     chosen = whole(group for group in _reachable(census) if group.role in wanted)
-    return with_warnings(aim(chosen, census), census, roles=roles)
+    return with_warnings(to_peft_arguments(chosen, census), census, roles=roles)
 
 
 def _reachable(census: Census) -> list[Group]:

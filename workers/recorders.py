@@ -28,7 +28,7 @@ from dashboard.models import (
     TrainingRun,
 )
 from dashboard.models.adapter import WEIGHTS
-from dashboard.models.scoring import note_scoring
+from dashboard.models.scoring import record_scoring_time
 from workers import faults
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
@@ -320,7 +320,7 @@ class EvaluateRecorder:
                 evaluation.record_result(self.found["rows"], metrics, found, asked)
                 if evaluation.split == "test":
                     evaluation.dataset_version.freeze_test_rows(self.found["split_sha256"])
-            note_scoring(self.job, self.found)
+            record_scoring_time(self.job, self.found)
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""

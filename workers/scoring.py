@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from workers.estimates import FORWARD_SPEED, START_SECONDS, Shape
+from workers.estimates import FORWARD_SPEED, START_SECONDS, ModelShape
 
 # Changes whenever the formula does: jobs forecast by other sums teach it nothing.
 FORMULA = 1
@@ -25,7 +25,7 @@ TIMED_TOKENS, ATTACH_SECONDS = 48, 0.5
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoringRows:
     """Test rows: how many, their mean tokens, whole and of the answer, and those with which all begin."""
 
     count: int
@@ -45,21 +45,21 @@ class Rows:
         return min(MOST_NEW_TOKENS, 2 * self.answer + 8)
 
 
-def seconds(
-    sizes: Shape, rows: Rows, per_second: float, kind: str, *, adapters: int, with_base: bool
+def estimate_scoring_time(
+    shape: ModelShape, rows: ScoringRows, per_second: float, kind: str, *, adapters: int, with_base: bool
 ) -> float:
     """One job that scores so many adapters, and the base where nobody has yet; `kind` is `cpu` or `cuda`."""
     speed = per_second * FORWARD_SPEED
-    head = sizes.vocabulary * sizes.hidden
+    head = shape.vocabulary * shape.hidden
     learned = rows.count * rows.answer
     # Once for the loss, and once without the answer to begin writing one.
     read = 2 * rows.read - learned + GENERAL_TOKENS
     batches = math.ceil(rows.count / ROWS_AT_ONCE)
     write = batches * rows.written
-    calls = sizes.layers * CALL_SECONDS
-    one = 2 * (read * sizes.body + learned * head) / speed + write * (
-        2 * min(rows.count, ROWS_AT_ONCE) * (sizes.body + head) / speed + calls
+    calls = shape.layers * CALL_SECONDS
+    one = 2 * (read * shape.body + learned * head) / speed + write * (
+        2 * min(rows.count, ROWS_AT_ONCE) * (shape.body + head) / speed + calls
     )
-    timed = (adapters + 1) * TIMED_TOKENS * (2 * (sizes.body + head) / speed + calls)
-    start = START_SECONDS[kind] + sizes.parameters * 4 / 1e9
+    timed = (adapters + 1) * TIMED_TOKENS * (2 * (shape.body + head) / speed + calls)
+    start = START_SECONDS[kind] + shape.parameters * 4 / 1e9
     return start + (adapters + with_base) * one + timed + 2 * adapters * ATTACH_SECONDS

@@ -19,7 +19,7 @@ from workers.errors import SpecError
 from workers.matching import Arguments, NotConvertible, attached, matches
 from workers.specs import LIMITS
 from workers.spelling import tail_of
-from workers.targets import Resolution, Unmatched, aim, with_warnings
+from workers.targets import Resolution, Unmatched, to_peft_arguments, with_warnings
 
 NEAR_NAMES = 3
 MAX_ENTRIES = 100
@@ -131,7 +131,9 @@ def pick(
         for group in census.groups
         if group.pattern in wanted
     ]
-    return with_warnings(aim([one for one in chosen if one.modules], census), census, layers=layers)
+    return with_warnings(
+        to_peft_arguments([one for one in chosen if one.modules], census), census, layers=layers
+    )
 
 
 def explain(
@@ -174,7 +176,7 @@ def explain(
         for group in census.groups
         if group in hits
     ]
-    answer = with_warnings(aim(chosen, census), census, layers=layers)
+    answer = with_warnings(to_peft_arguments(chosen, census), census, layers=layers)
     return dataclasses.replace(
         answer,
         notes=(*answer.notes, *_peft_alone(entries, layers, answer, census)),

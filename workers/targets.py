@@ -206,7 +206,7 @@ def names_sha256(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def aim(chosen: Sequence[Matched], census: Census) -> Resolution:
+def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
     """PEFT's arguments for exactly these groups and layers; a refusal if PEFT cannot be told so."""
     if not any(one.modules for one in chosen):
         return Resolution(layers_total=census.num_layers, refusal="Choose at least one layer to adapt.")

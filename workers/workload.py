@@ -106,7 +106,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What one run asks of a device: counts of tokens, of steps and of calls, before any speed is known."""
 
     steps: int
@@ -124,7 +124,9 @@ class Load:
     validations: int
 
 
-def load_of(rows: RowLengths, learn: Hyperparameters, *, shares: bool, validation_rows: int = 0) -> Load:
+def estimate_workload(
+    rows: RowLengths, learn: Hyperparameters, *, shares: bool, validation_rows: int = 0
+) -> Workload:
     """What these settings ask for on rows that `RowLengths.kept` has cut.
 
     `shares`: whether this model type lets rows share a prefix; `validation_rows`: held-out rows there are.
@@ -143,7 +145,7 @@ def load_of(rows: RowLengths, learn: Hyperparameters, *, shares: bool, validatio
     held_out = min(VALIDATION_ROWS, validation_rows)
     mean = _mean(rows.lengths)
     padded = held_out * (mean - prefix) + prefix
-    return Load(
+    return Workload(
         steps=steps,
         batches=batches,
         rows=batch,

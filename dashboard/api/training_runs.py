@@ -97,7 +97,7 @@ class BytesRange(Schema):
 
 
 class Forecast(Schema):
-    """Reckoned before the start, for the quickest device on which the run fits.
+    """Estimated before the start, for the quickest device on which the run fits.
 
     `rows_cut`: about how many training rows have an answer that `max_length` cuts; null where that is not
     known. `starts_at`: when it would probably begin; null where there is nothing to go by.

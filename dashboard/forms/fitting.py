@@ -14,7 +14,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from dashboard.models import BaseModel, TargetModuleConfig
-from dashboard.models.forecast import Outlook, Reckoner
+from dashboard.models.forecast import DeviceForecast, RunForecaster
 from workers.presets import RECOMMENDED
 from workers.specs import LIMITS, Hyperparameters
 from workers.targets import Resolution
@@ -31,7 +31,7 @@ class Edit:
     label: str
     effect: str
     values: dict[str, Any]
-    outlook: Outlook
+    forecast: DeviceForecast
 
     @property
     def values_text(self) -> str:
@@ -41,31 +41,31 @@ class Edit:
     @property
     def is_enough(self) -> bool:
         """Whether it would fit for certain, as far as forecasts go."""
-        return self.outlook.fit == "fits"
+        return self.forecast.fit == "fits"
 
 
 def edits(
-    reckoner: Reckoner,
+    forecaster: RunForecaster,
     resolution: Resolution,
     learn: Hyperparameters,
     smallest: tuple[TargetModuleConfig, Resolution] | None,
 ) -> list[Edit]:
     """Ways out where memory is short on every device, the gentlest first; nothing where it fits."""
-    if reckoner.fits(resolution, learn).fit not in ("tight", "too_large"):
+    if forecaster.forecast_best_device(resolution, learn).fit not in ("tight", "too_large"):
         return []
     found = [
         edit
         for edit in (
-            _first(reckoner, resolution, _smaller_batches(learn)),
-            _first(reckoner, resolution, _layers_twice(learn)),
-            _first(reckoner, resolution, _base_in_4bit(reckoner, resolution, learn)),
-            _first(reckoner, resolution, _shorter_rows(reckoner, learn)),
-            _other_layers(reckoner, learn, smallest) if smallest else None,
+            _first(forecaster, resolution, _smaller_batches(learn)),
+            _first(forecaster, resolution, _layers_twice(learn)),
+            _first(forecaster, resolution, _base_in_4bit(forecaster, resolution, learn)),
+            _first(forecaster, resolution, _shorter_rows(forecaster, learn)),
+            _other_layers(forecaster, learn, smallest) if smallest else None,
         )
         if edit
     ]
     if not any(edit.is_enough for edit in found):
-        both = _first(reckoner, resolution, _shorter_rows(reckoner, one_row(learn), alone=True))
+        both = _first(forecaster, resolution, _shorter_rows(forecaster, one_row(learn), alone=True))
         found += [both] if both else []
     return found
 
@@ -79,11 +79,11 @@ def one_row(learn: Hyperparameters) -> Hyperparameters:
 Option = tuple[str, str, dict[str, Any], Hyperparameters]
 
 
-def _first(reckoner: Reckoner, resolution: Resolution, options: Iterator[Option]) -> Edit | None:
+def _first(forecaster: RunForecaster, resolution: Resolution, options: Iterator[Option]) -> Edit | None:
     """The first option that is enough, else the last one."""
     edit = None
     for label, effect, values, learn in options:
-        edit = Edit(label, effect, values, reckoner.fits(resolution, learn))
+        edit = Edit(label, effect, values, forecaster.forecast_best_device(resolution, learn))
         if edit.is_enough:
             break
     return edit
@@ -107,15 +107,19 @@ def _layers_twice(learn: Hyperparameters) -> Iterator[Option]:
         yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
 
 
-def _base_in_4bit(reckoner: Reckoner, resolution: Resolution, learn: Hyperparameters) -> Iterator[Option]:
-    able = reckoner.packing and not resolution.has_experts and learn.autocast_adapter_dtype
+def _base_in_4bit(
+    forecaster: RunForecaster, resolution: Resolution, learn: Hyperparameters
+) -> Iterator[Option]:
+    able = forecaster.packing and not resolution.has_experts and learn.autocast_adapter_dtype
     if able and not learn.load_in_4bit:
         label = _("Keep the base model in 4 bits")
         effect = _("It answers a little differently, and the adapter learns on that.")
         yield label, effect, {"load_in_4bit": True}, dataclasses.replace(learn, load_in_4bit=True)
 
 
-def _shorter_rows(reckoner: Reckoner, learn: Hyperparameters, *, alone: bool = False) -> Iterator[Option]:
+def _shorter_rows(
+    forecaster: RunForecaster, learn: Hyperparameters, *, alone: bool = False
+) -> Iterator[Option]:
     for part in SHORTER:
         length = int(learn.max_length * part) // STEP * STEP
         if length < LIMITS["max_length"][0]:
@@ -130,7 +134,7 @@ def _shorter_rows(reckoner: Reckoner, learn: Hyperparameters, *, alone: bool = F
         if alone:
             times = learn.gradient_accumulation_steps
             values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
-        cut = reckoner.cut(length)
+        cut = forecaster.cut(length)
         if cut is None:
             effect = _("Longer rows lose their end.")
         elif cut:
@@ -141,14 +145,19 @@ def _shorter_rows(reckoner: Reckoner, learn: Hyperparameters, *, alone: bool = F
 
 
 def _other_layers(
-    reckoner: Reckoner, learn: Hyperparameters, smallest: tuple[TargetModuleConfig, Resolution]
+    forecaster: RunForecaster, learn: Hyperparameters, smallest: tuple[TargetModuleConfig, Resolution]
 ) -> Edit | None:
     config, resolution = smallest
     if resolution.refusal:
         return None
     effect = _("A smaller adapter on other layers: it may learn less.")
     label = _("Train %(preset)s instead") % {"preset": config.name}
-    return Edit(label, effect, {"target_module_config": config.pk}, reckoner.fits(resolution, learn))
+    return Edit(
+        label,
+        effect,
+        {"target_module_config": config.pk},
+        forecaster.forecast_best_device(resolution, learn),
+    )
 
 
 def smallest_of(

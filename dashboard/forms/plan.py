@@ -1,6 +1,6 @@
 """What the choices of the fine-tune form mean: preset cards, the plan of a run, settings in words.
 
-Reckons from the census and the frozen rows alone, while the form is being filled in and after it was sent.
+Estimates from the census and the frozen rows alone, while the form is being filled in and after it was sent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dashboard.forms.fitting import Edit, edits, smallest_of
 from dashboard.forms.hyperparameters import DEFAULTS, plain
 from dashboard.forms.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
-from dashboard.models.calibration import Cost, Errors
+from dashboard.models.calibration import ForecastErrors, MeasuredCost
 from dashboard.models.compute_budget import Charge
-from dashboard.models.forecast import Forecast, Outlook, Reckoner
+from dashboard.models.forecast import DeviceForecast, Forecast, RunForecaster
 from dashboard.models.job import Job
 from dashboard.models.queue import StartEstimate, estimate_next_start
 from workers.errors import SpecError, TargetError
@@ -39,7 +39,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class PresetCard:
-    """One choice of target modules, reckoned on one base model at one rank."""
+    """One choice of target modules, resolved on one base model at one rank."""
 
     config: TargetModuleConfig
     resolution: Resolution
@@ -47,8 +47,8 @@ class PresetCard:
     adapter_bytes: int
     share: float
     shares: tuple[str, ...] = ()  # what one expert gets of the rank
-    outlook: Outlook | None = None  # memory and time of the form as it stands, with this choice in it
-    cost: Cost | None = None  # what the project's own runs with it have cost
+    forecast: DeviceForecast | None = None  # memory and time of the form as it stands, with this choice in it
+    cost: MeasuredCost | None = None  # what the project's own runs with it have cost
     measured: str = ""  # how it compared in the project's studies
 
     @property
@@ -89,8 +89,8 @@ class Plan:
     differences: tuple[tuple[str, str, str], ...]
     forecast: Forecast | None = None
     edits: tuple[Edit, ...] = ()
-    reckoner: Reckoner | None = None
-    errors: Errors | None = None
+    forecaster: RunForecaster | None = None
+    errors: ForecastErrors | None = None
     start: StartEstimate | None = None
     charge: Charge | None = None
     confirmed: str = ""  # what was ticked, if anything was
@@ -141,40 +141,40 @@ def plan(form: TrainingRunForm) -> Plan:
         card=_card(config, base_model, learn.r) if base_model and config else None,
         differences=tuple(differences(learn)),
         confirmed=values.get("confirmed") or "",
-        reckoner=Reckoner.of(base_model, values.get("dataset_version")) if base_model else None,
+        forecaster=RunForecaster.load(base_model, values.get("dataset_version")) if base_model else None,
     )
-    return _reckoned(form, found)
+    return _with_forecast(form, found)
 
 
 def cards_of(form: TrainingRunForm, found: Plan) -> list[PresetCard]:
     """Everything that may be chosen on the plan's base model, each with what the run would need with it."""
-    if found.base_model is None or found.reckoner is None:
+    if found.base_model is None or found.forecaster is None:
         return []
     offered = list(form.configs)
     if found.card and found.card.config not in offered:
         offered.append(found.card.config)
-    learn, reckoner = found.hyperparameters, found.reckoner
+    learn, forecaster = found.hyperparameters, found.forecaster
     return [
         card
         if card.resolution.refusal
-        else dataclasses.replace(card, outlook=reckoner.fits(card.resolution, learn))
+        else dataclasses.replace(card, forecast=forecaster.forecast_best_device(card.resolution, learn))
         for card in preset_cards(offered, found.base_model, learn.r)
     ]
 
 
-def _reckoned(form: TrainingRunForm, found: Plan) -> Plan:
+def _with_forecast(form: TrainingRunForm, found: Plan) -> Plan:
     """The plan with memory, time and start, as far as it says what would run."""
-    reckoner = found.reckoner
-    if found.base_model is None or reckoner is None or found.card is None or found.card.resolution.refusal:
+    forecaster = found.forecaster
+    if found.base_model is None or forecaster is None or found.card is None or found.card.resolution.refusal:
         return found
     resolution, learn = found.card.resolution, found.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project, form.by)
     smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
-    forecast = reckoner.forecast(resolution, learn, start.at if start else None)
+    forecast = forecaster.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(
         found,
         forecast=forecast,
-        edits=tuple(edits(reckoner, resolution, learn, smallest)),
+        edits=tuple(edits(forecaster, resolution, learn, smallest)),
         errors=Calibration.objects.errors(),
         start=start,
         charge=Charge.of(form.project, forecast.main.seconds["expected"], form.by),

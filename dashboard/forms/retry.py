@@ -19,7 +19,7 @@ from dashboard.forms.hyperparameters import EXPERT
 from dashboard.forms.plan import label_of, worded
 from dashboard.forms.training_runs import TrainingRunForm, initial_from
 from dashboard.models import TrainingRun
-from dashboard.models.forecast import Reckoner
+from dashboard.models.forecast import RunForecaster
 from workers.specs import LIMITS, Hyperparameters
 
 # Failures that a smaller need of memory may mend. One that a person has stopped has no code.
@@ -104,7 +104,7 @@ def _shorter_rows(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
     length = learn.max_length // 2
     if length < LIMITS["max_length"][0]:
         return None
-    cut = Reckoner(run.base_model, run.dataset_version, (), []).cut(length)
+    cut = RunForecaster(run.base_model, run.dataset_version, (), []).cut(length)
     rows = run.dataset_version.splits.get("train", 0)
     if cut is None or not rows:
         effect = _("Needs less memory and time. Longer rows lose their end.")

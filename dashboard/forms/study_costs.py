@@ -1,6 +1,6 @@
 """What a study would cost and what it could show, while its form is being filled in.
 
-Reckons from the census, the frozen rows and earlier evaluations alone; starts nothing.
+Estimates from the census, the frozen rows and earlier evaluations alone; starts nothing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from workers.calibration import MEMORY, START, TIME, Correction, Observation, Pr
 from workers.estimates import FORMULA
 
 if TYPE_CHECKING:
-    from dashboard.models.forecast import Reckoned
+    from dashboard.models.forecast import RawEstimate
     from dashboard.models.project import Project
 
 # Older runs say little about a machine that may have changed since.
@@ -29,7 +29,7 @@ PRIORS: tuple[Prior, ...] = (MEMORY, TIME, START)
 
 
 @dataclass(frozen=True)
-class Cost:
+class MeasuredCost:
     """What runs of one kind have cost: how many, the highest peak, and the usual time of a step."""
 
     runs: int
@@ -38,7 +38,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Errors:
+class ForecastErrors:
     """How far the last forecasts were off, as shares that nine of ten did not exceed."""
 
     count: int
@@ -53,15 +53,17 @@ class CalibrationQuerySet(models.QuerySet["Calibration"]):
         """The newest ones that were reckoned by today's formulas."""
         return list(self.filter(formula=FORMULA).order_by("-pk")[:REMEMBERED])
 
-    def errors(self) -> Errors | None:
+    def errors(self) -> ForecastErrors | None:
         """The record of the last forecasts that people were shown; None before the first."""
         shown = self.filter(expected_seconds__gt=0, expected_memory_bytes__gt=0)
         rows = list(shown.order_by("-pk")[:RECORD])
         memory = within([row.memory_bytes / row.expected_memory_bytes for row in rows])
         seconds = within([row.seconds / row.expected_seconds for row in rows])
-        return Errors(len(rows), memory, seconds) if memory is not None and seconds is not None else None
+        return (
+            ForecastErrors(len(rows), memory, seconds) if memory is not None and seconds is not None else None
+        )
 
-    def costs_by_config(self, project: Project, base_model: BaseModel) -> dict[int, Cost]:
+    def costs_by_config(self, project: Project, base_model: BaseModel) -> dict[int, MeasuredCost]:
         """Config -> what the project's last runs with it have cost on this base model."""
         own = self.filter(run__project=project, base_model=base_model, run__ended_step__gt=0)
         facts = ("run__target_module_config", "memory_bytes", "training_seconds", "run__ended_step")
@@ -69,7 +71,7 @@ class CalibrationQuerySet(models.QuerySet["Calibration"]):
         for config, memory, seconds, steps in own.order_by("-pk").values_list(*facts)[:REMEMBERED]:
             found.setdefault(config, []).append((memory, seconds / steps))
         return {
-            config: Cost(len(seen), max(one[0] for one in seen), median(one[1] for one in seen))
+            config: MeasuredCost(len(seen), max(one[0] for one in seen), median(one[1] for one in seen))
             for config, seen in found.items()
         }
 
@@ -85,10 +87,10 @@ class Calibration(models.Model):
     dtype = models.CharField(max_length=20)
     setting = models.CharField(max_length=60)
     formula = models.PositiveSmallIntegerField()
-    reckoned_memory_bytes = models.BigIntegerField()
-    reckoned_training_seconds = models.FloatField()
-    reckoned_validation_seconds = models.FloatField()
-    reckoned_other_seconds = models.FloatField()
+    estimated_memory_bytes = models.BigIntegerField()
+    estimated_training_seconds = models.FloatField()
+    estimated_validation_seconds = models.FloatField()
+    estimated_other_seconds = models.FloatField()
     expected_memory_bytes = models.BigIntegerField(default=0)  # as the run's page said; 0: nothing was said
     expected_seconds = models.FloatField(default=0)
     memory_bytes = models.BigIntegerField()
@@ -107,19 +109,19 @@ class Calibration(models.Model):
     @property
     def memory_ratio(self) -> float:
         """Measured / reckoned peak."""
-        return self.memory_bytes / max(1, self.reckoned_memory_bytes)
+        return self.memory_bytes / max(1, self.estimated_memory_bytes)
 
     @property
     def speed_ratio(self) -> float:
         """Measured / reckoned seconds of the training steps."""
-        return self.training_seconds / max(self.reckoned_training_seconds, 1e-9)
+        return self.training_seconds / max(self.estimated_training_seconds, 1e-9)
 
     @property
     def other_ratio(self) -> float:
         """Measured / reckoned seconds of loading and saving."""
-        rest = self.seconds - self.training_seconds - self.reckoned_validation_seconds * self.speed_ratio
+        rest = self.seconds - self.training_seconds - self.estimated_validation_seconds * self.speed_ratio
         # What is left of a long run is mostly the error of its larger parts.
-        return min(max(rest / max(self.reckoned_other_seconds, 1e-9), 0.25), 4.0)
+        return min(max(rest / max(self.estimated_other_seconds, 1e-9), 0.25), 4.0)
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,17 @@ class Corrections:
     other: Correction
 
 
-class Lessons:
+class CalibrationIndex:
     """Finished runs, sorted once by device and number format, and then asked about many runs."""
 
     def __init__(self, rows: Sequence[Calibration]) -> None:
         self.rows = rows
         self.seen: dict[tuple[str, str], list[list[Observation]]] = {}
 
-    def on(self, reckoned: Reckoned) -> Corrections:
+    def corrections(self, estimate: RawEstimate) -> Corrections:
         """For a run that is reckoned like this."""
-        place = (reckoned.device, str(reckoned.base_model_id), reckoned.setting)
-        seen = self._seen_on(reckoned.device, reckoned.dtype)
+        place = (estimate.device, str(estimate.base_model_id), estimate.setting)
+        seen = self._seen_on(estimate.device, estimate.dtype)
         found = (correction(one, *place, prior) for one, prior in zip(seen, PRIORS, strict=True))
         return Corrections(*found)
 

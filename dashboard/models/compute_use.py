@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 
-from dashboard.models.forecast import kind_of, told_seconds
+from dashboard.models.forecast import device_kind, expected_seconds
 from dashboard.models.job import Job
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_state import LIVE
@@ -99,7 +99,7 @@ def promised(project: Project) -> float:
         known, Prefetch("arms__runs__evaluations", scores)
     )
     return (
-        sum(told_seconds(forecast) for forecast in waiting)
+        sum(expected_seconds(forecast) for forecast in waiting)
         + sum(run.seconds_left for run in begun.prefetch_related("metric_series"))
         + sum(study.seconds_to_come for study in studies)
     )
@@ -127,5 +127,5 @@ def format_hours(seconds: float) -> str:
 def unit_label() -> str:
     """What an hour of a device is called here: devices that train are graphics cards, or not all of them."""
     devices = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER, queue=Job.Queue.GPU)
-    kinds = {kind_of(name) for name in devices.exclude(device="").values_list("device", flat=True)}
+    kinds = {device_kind(name) for name in devices.exclude(device="").values_list("device", flat=True)}
     return _("GPU-hours") if kinds == {"cuda"} else _("Compute hours")

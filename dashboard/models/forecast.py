@@ -1,4 +1,4 @@
-"""What a run will need and how long it will take on each device: formulas corrected by finished runs.
+"""What a run will need and options long it will take on each device: formulas corrected by finished runs.
 
 One answer for the form, the launch and the API. Knows nothing of pages; reads rows of nodes and calibrations,
 and what a dataset's import has measured.
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from dashboard.models.base_model import BaseModel
-from dashboard.models.calibration import Calibration, Lessons
+from dashboard.models.calibration import Calibration, CalibrationIndex
 from dashboard.models.worker_node import WorkerNode
 from workers import estimates
 from workers.census import Census
 from workers.errors import TargetError
-from workers.estimates import How, Seconds, Shape
+from workers.estimates import ComputeOptions, ModelShape, TimeEstimate
 from workers.forecast import adapter_bytes, adapter_params
 from workers.specs import Hyperparameters
 from workers.targets import Resolution
-from workers.workload import PREFIX_TYPES, Load, RowLengths, load_of
+from workers.workload import PREFIX_TYPES, RowLengths, Workload, estimate_workload
 
 if TYPE_CHECKING:
     from dashboard.models.dataset import DatasetVersion
@@ -39,7 +39,7 @@ Range = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Reckoned:
+class RawEstimate:
     """One run on one device by formula alone."""
 
     device: str
@@ -47,11 +47,11 @@ class Reckoned:
     base_model_id: int
     setting: str
     memory_bytes: float
-    seconds: Seconds
+    seconds: TimeEstimate
 
 
 @dataclass(frozen=True)
-class Outlook:
+class DeviceForecast:
     """One run on one device, corrected. `memory_bytes` is the device's own; 0 where nobody knows it."""
 
     device: str
@@ -89,13 +89,13 @@ class Forecast:
     rows_cut: int | None
     rows_lost: int | None
     train_rows: int
-    outlooks: tuple[Outlook, ...] = field(default=())
+    devices: tuple[DeviceForecast, ...] = field(default=())
     starts_at: datetime | None = None
 
     @property
-    def main(self) -> Outlook:
+    def main(self) -> DeviceForecast:
         """The device that the numbers of one line stand for."""
-        return main(self.outlooks)
+        return main(self.devices)
 
     @property
     def cut_share(self) -> float | None:
@@ -115,16 +115,16 @@ class Forecast:
         }
 
 
-def main(outlooks: tuple[Outlook, ...]) -> Outlook:
+def main(devices: tuple[DeviceForecast, ...]) -> DeviceForecast:
     """The quickest device on which the run fits, else the one with the most memory."""
-    fitting = [one for one in outlooks if one.fit != "too_large"]
+    fitting = [one for one in devices if one.fit != "too_large"]
     if fitting:
         return min(fitting, key=lambda one: one.seconds["expected"])
-    return max(outlooks, key=lambda one: one.memory_bytes)
+    return max(devices, key=lambda one: one.memory_bytes)
 
 
 @dataclass(frozen=True)
-class Reckoner:
+class RunForecaster:
     """Forecasts of runs on one base model and dataset; asks the database once, then only reckons."""
 
     base_model: BaseModel
@@ -134,7 +134,7 @@ class Reckoner:
     packing: frozenset[str] = frozenset()  # devices that can keep a base model in 4 bits
 
     @classmethod
-    def of(cls, base_model: BaseModel, version: DatasetVersion | None) -> Reckoner:
+    def load(cls, base_model: BaseModel, version: DatasetVersion | None) -> RunForecaster:
         """With the devices that train now, else the one that trained last."""
         rows = Calibration.objects.usable()
         nodes = tuple(
@@ -148,7 +148,7 @@ class Reckoner:
         packing = frozenset(WorkerNode.objects.supporting_4bit().values_list("device", flat=True))
         return cls(base_model, version, nodes or ((last, 0),), rows, packing)
 
-    def to(self, base_model: BaseModel) -> Reckoner:
+    def for_base_model(self, base_model: BaseModel) -> RunForecaster:
         """With the same devices and measurements, for another model before its dataset is chosen."""
         return dataclasses.replace(self, base_model=base_model, version=None)
 
@@ -156,33 +156,33 @@ class Reckoner:
         self, resolution: Resolution, learn: Hyperparameters, starts_at: datetime | None = None
     ) -> Forecast:
         """The whole forecast of one run. The resolution must not be a refusal."""
-        sizes = self.sizes(resolution, learn)
+        shape = self.shape(resolution, learn)
         rows = self.rows(learn)
         kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
-        load = self.load(kept, learn)
+        workload = self.workload(kept, learn)
         resolution = resolution.shaped(learn)
-        outlooks = self.outlooks(sizes, load, learn)
-        width = adapter_width(self.dtype_on(main(outlooks).device), learn)
+        devices = self.device_forecasts(shape, workload, learn)
+        width = adapter_width(self.dtype_on(main(devices).device), learn)
         weights = adapter_bytes(resolution.matched, learn.r, dtype_bytes=width)
         cut = self.cut(learn.max_length)
         return Forecast(
-            trainable_parameters=sizes.trainable,
+            trainable_parameters=shape.trainable,
             adapter_bytes=weights,
             half_adapter_bytes=adapter_bytes(resolution.matched, learn.r, dtype_bytes=2),
-            disk_bytes=estimates.disk_bytes(sizes.trainable, weights),
-            tokens=round(load.seen),
+            disk_bytes=estimates.disk_bytes(shape.trainable, weights),
+            tokens=round(workload.seen),
             rows_cut=cut,
             rows_lost=None if cut is None else min(cut, rows.rows - kept.rows),
             train_rows=rows.rows if self.version else 0,
-            outlooks=outlooks,
+            devices=devices,
             starts_at=starts_at,
         )
 
-    def fits(self, resolution: Resolution, learn: Hyperparameters) -> Outlook:
+    def forecast_best_device(self, resolution: Resolution, learn: Hyperparameters) -> DeviceForecast:
         """How the run would do on the device that suits it; the rest of its forecast is left out."""
         rows = self.rows(learn)
         kept = rows.kept(learn.max_length) or full_rows(rows.rows, learn.max_length)
-        return main(self.outlooks(self.sizes(resolution, learn), self.load(kept, learn), learn))
+        return main(self.device_forecasts(self.shape(resolution, learn), self.workload(kept, learn), learn))
 
     def cut(self, max_length: int) -> int | None:
         """Training rows whose answer would be cut at that length; None where lengths are not known."""
@@ -191,58 +191,70 @@ class Reckoner:
         rows = RowLengths.from_report(self._lengths(), int(self.version.splits.get("train", 0)))
         return round(rows.rows * rows.cut(max_length)) if rows else None
 
-    def outlooks(self, sizes: Shape, load: Load, learn: Hyperparameters) -> tuple[Outlook, ...]:
+    def device_forecasts(
+        self, shape: ModelShape, workload: Workload, learn: Hyperparameters
+    ) -> tuple[DeviceForecast, ...]:
         """One run on every device."""
         able = [node for node in self.nodes if not learn.load_in_4bit or node[0] in self.packing]
-        return tuple(self.outlook(name, memory, sizes, load, learn) for name, memory in able or self.nodes)
+        return tuple(
+            self.device_forecast(name, memory, shape, workload, learn) for name, memory in able or self.nodes
+        )
 
-    def outlook(
-        self, device: str, memory_bytes: int, sizes: Shape, load: Load, learn: Hyperparameters
-    ) -> Outlook:
+    def device_forecast(
+        self, device: str, memory_bytes: int, shape: ModelShape, workload: Workload, learn: Hyperparameters
+    ) -> DeviceForecast:
         """One run on one device."""
-        reckoned = self.reckon(device, self.dtype_on(device), threads_of(device), sizes, load, learn)
-        found = self.lessons.on(reckoned)
-        parts = reckoned.seconds
+        estimate = self.estimate(
+            device, self.dtype_on(device), device_threads(device), shape, workload, learn
+        )
+        found = self.lessons.corrections(estimate)
+        parts = estimate.seconds
         steps = found.speed.span(parts.training + parts.validation)
         other = found.other.span(parts.start + parts.saving)
-        reserved = RESERVED[kind_of(device)]
-        return Outlook(
+        reserved = RESERVED[device_kind(device)]
+        return DeviceForecast(
             device=device,
             memory_bytes=memory_bytes,
             usable_bytes=max(0, memory_bytes - reserved),
-            peak_memory_bytes=found.memory.span(reckoned.memory_bytes),
+            peak_memory_bytes=found.memory.span(estimate.memory_bytes),
             seconds={name: steps[name] + other[name] for name in steps},
             is_rough=found.speed.is_rough or found.memory.is_rough,
         )
 
-    def reckon(
-        self, device: str, dtype: str, threads: int, sizes: Shape, load: Load, learn: Hyperparameters
-    ) -> Reckoned:
+    def estimate(
+        self,
+        device: str,
+        dtype: str,
+        threads: int,
+        shape: ModelShape,
+        workload: Workload,
+        learn: Hyperparameters,
+    ) -> RawEstimate:
         """By formula alone."""
-        how = How(
+        options = ComputeOptions(
             dtype_bytes=DTYPE_BYTES.get(dtype, 4),
-            on_cuda=kind_of(device) == "cuda",
+            on_cuda=device_kind(device) == "cuda",
             drops=learn.lora_dropout > 0,
             recomputes=learn.gradient_checkpointing,
             adapter_bytes=adapter_width(dtype, learn),
             in_4bit=learn.load_in_4bit,
         )
-        parts = estimates.memory(sizes, load, how)
-        speed = estimates.operations_per_second(device, threads, how.dtype_bytes)
-        modules = sum(one.modules for one in sizes.adapted)
-        return Reckoned(
+        parts = estimates.estimate_memory(shape, workload, options)
+        speed = estimates.typical_operations_per_second(device, threads, options.dtype_bytes)
+        modules = sum(one.modules for one in shape.adapted)
+        return RawEstimate(
             device=device,
             dtype=dtype,
             base_model_id=self.base_model.pk,
             setting=setting_of(modules, learn),
             memory_bytes=sum(parts.values()),
-            seconds=estimates.seconds(sizes, load, speed, how),
+            seconds=estimates.estimate_time(shape, workload, speed, options),
         )
 
-    def sizes(self, resolution: Resolution, learn: Hyperparameters) -> Shape:
+    def shape(self, resolution: Resolution, learn: Hyperparameters) -> ModelShape:
         """The base model's numbers with this adapter on it."""
         trainable = adapter_params(resolution.shaped(learn).matched, learn.r)
-        return estimates.shape(self.census, resolution.matched, learn.r, trainable)
+        return estimates.model_shape(self.census, resolution.matched, learn.r, trainable)
 
     @functools.cached_property
     def census(self) -> Census:
@@ -250,9 +262,9 @@ class Reckoner:
         return self.base_model.counted()
 
     @functools.cached_property
-    def lessons(self) -> Lessons:
+    def lessons(self) -> CalibrationIndex:
         """What the calibrations teach, sorted once."""
-        return Lessons(self.calibrations)
+        return CalibrationIndex(self.calibrations)
 
     def rows(self, learn: Hyperparameters) -> RowLengths:
         """The dataset's rows; without one, or without measured lengths, all as long as may be."""
@@ -260,15 +272,15 @@ class Reckoner:
         found = RowLengths.from_report(self._lengths(), train_rows)
         return found or full_rows(max(1, train_rows or learn.rows_per_step), learn.max_length)
 
-    def load(self, kept: RowLengths, learn: Hyperparameters) -> Load:
+    def workload(self, kept: RowLengths, learn: Hyperparameters) -> Workload:
         """What the run computes."""
         shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
         held_out = int(self.version.splits.get("validation", 0)) if self.version else 0
-        return load_of(kept, learn, shares=shares, validation_rows=held_out)
+        return estimate_workload(kept, learn, shares=shares, validation_rows=held_out)
 
     def dtype_on(self, device: str) -> str:
         """The number format that the engine chose there last; before the first run, the usual one."""
-        usual = "bfloat16" if kind_of(device) == "cuda" else "float32"
+        usual = "bfloat16" if device_kind(device) == "cuda" else "float32"
         return next((row.dtype for row in self.calibrations if row.device == device), usual)
 
     def _lengths(self) -> dict[str, Any]:
@@ -287,7 +299,7 @@ def adapter_width(dtype: str, learn: Hyperparameters) -> int:
 
 
 def setting_of(modules: int, learn: Hyperparameters) -> str:
-    """What sets a run apart beyond its size: how many modules, and what is kept or done twice for them."""
+    """Return what sets a run apart beyond its size: modules, and what is kept or computed twice."""
     ways = [f"{modules} modules"]
     ways += ["dropout"] if learn.lora_dropout else []
     ways += ["computed twice"] if learn.gradient_checkpointing else []
@@ -297,23 +309,23 @@ def setting_of(modules: int, learn: Hyperparameters) -> str:
     return ", ".join(ways)
 
 
-def kind_of(device: str) -> str:
+def device_kind(device: str) -> str:
     """`cpu` or `cuda`."""
     return "cpu" if device.lower().startswith("cpu") else "cuda"
 
 
-def threads_of(device: str) -> int:
+def device_threads(device: str) -> int:
     """Threads that the engine takes on a node that calls itself "CPU, 8 cores"."""
     cores = re.search(r"(\d+) core", device)
     return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
 
 
-def told_seconds(forecast: dict[str, Any]) -> float:
+def expected_seconds(forecast: dict[str, Any]) -> float:
     """The time that a run's stored forecast expects; 0 where it says nothing."""
     return float((forecast.get("seconds") or {}).get("expected", 0.0))
 
 
-def note(run: TrainingRun) -> Calibration | None:
+def record_calibration(run: TrainingRun) -> Calibration | None:
     """Keep what a run measured beside what is reckoned for it; None for a run that teaches nothing.
 
     A run of several attempts or arms, or with settings changed on its way, has no clear time of its own.
@@ -327,35 +339,35 @@ def note(run: TrainingRun) -> Calibration | None:
     node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
     device = node.device if node else str(measured["device"])
     learn = Hyperparameters(**run.hyperparameters)
-    reckoner = Reckoner(run.base_model, run.dataset_version, ((device, 0),), [])
+    forecaster = RunForecaster(run.base_model, run.dataset_version, ((device, 0),), [])
     try:
         resolution = run.target_module_config.resolve(run.base_model)
-        sizes = reckoner.sizes(resolution, learn)
+        shape = forecaster.shape(resolution, learn)
     except TargetError:
         return None  # counted by another version since
     if resolution.refusal:
         return None
-    kept = reckoner.rows(learn).kept(learn.max_length)
+    kept = forecaster.rows(learn).kept(learn.max_length)
     if kept is None:
         return None
-    threads = int(measured.get("threads") or threads_of(device))
-    load = reckoner.load(kept, learn)
-    reckoned = reckoner.reckon(device, str(measured["dtype"]), threads, sizes, load, learn)
-    parts = reckoned.seconds
+    threads = int(measured.get("threads") or device_threads(device))
+    workload = forecaster.workload(kept, learn)
+    estimate = forecaster.estimate(device, str(measured["dtype"]), threads, shape, workload, learn)
+    parts = estimate.seconds
     told = run.forecast
     return Calibration.objects.create(
         run=run,
         base_model=run.base_model,
         device=device[:120],
-        dtype=reckoned.dtype,
-        setting=reckoned.setting,
+        dtype=estimate.dtype,
+        setting=estimate.setting,
         formula=estimates.FORMULA,
-        reckoned_memory_bytes=round(reckoned.memory_bytes),
-        reckoned_training_seconds=parts.training,
-        reckoned_validation_seconds=parts.validation,
-        reckoned_other_seconds=parts.start + parts.saving,
+        estimated_memory_bytes=round(estimate.memory_bytes),
+        estimated_training_seconds=parts.training,
+        estimated_validation_seconds=parts.validation,
+        estimated_other_seconds=parts.start + parts.saving,
         expected_memory_bytes=told.get("peak_memory_bytes", {}).get("expected", 0),
-        expected_seconds=told_seconds(told),
+        expected_seconds=expected_seconds(told),
         memory_bytes=int(measured["peak_memory_bytes"]),
         training_seconds=float(measured["seconds"]),
         seconds=float(measured["wall_seconds"]),

@@ -13,7 +13,7 @@ from dashboard.models.adapter import Adapter
 from dashboard.models.compute_budget import require_budget_before_writing
 from dashboard.models.evaluation import Evaluation, adapter_evaluation
 from dashboard.models.job_state import State
-from dashboard.models.scoring import seconds_of
+from dashboard.models.scoring import expected_scoring_seconds
 from dashboard.models.study import Study
 from dashboard.models.study_steps import submit_scoring
 from dashboard.models.training_run import TrainingRun
@@ -75,7 +75,7 @@ def _score(run: TrainingRun, by: User | None) -> None:
     if not needs_evaluation(run):
         raise ReevaluationRefused(_refusal(run))
     _require_same_base(run)
-    require_budget_before_writing(run.project, seconds_of(run), by)
+    require_budget_before_writing(run.project, expected_scoring_seconds(run), by)
     Evaluation.objects.submit(run.adapter, by)
 
 

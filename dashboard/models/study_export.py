@@ -1,4 +1,4 @@
-"""A study as plain JSON: what the API answers, and the file that its verdict can be reckoned from again."""
+"""A study as plain JSON: what the API answers, and the file that its verdict can be recomputed."""
 
 from __future__ import annotations
 

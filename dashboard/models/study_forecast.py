@@ -14,7 +14,7 @@ from dashboard.models import scoring
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.evaluation import adapter_evaluation
-from dashboard.models.forecast import Forecast, Range, Reckoner, told_seconds
+from dashboard.models.forecast import Forecast, Range, RunForecaster, expected_seconds
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.study_plan import ArmPlan, halvings, jobs_of, passes, trains_alone
 
@@ -73,13 +73,13 @@ def plan_forecast(
 
     On a CPU they take turns, and what a GPU gains by computing them at once is not counted on.
     """
-    reckoner = Reckoner.of(base_model, version)
+    forecaster = RunForecaster.load(base_model, version)
     tried = rates if rates > 1 else 0
-    found = tuple(reckoner.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms)
+    found = tuple(forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms)
     apart = [arm for arm in arms if trains_alone(arm, base_model)]
     trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
     jobs = jobs_of(len(arms), len(apart), seeds, tried)
-    saved = _loading(reckoner, arms[0]) * (len(arms) * seeds + trials - jobs)
+    saved = _loading(forecaster, arms[0]) * (len(arms) * seeds + trials - jobs)
     whole = {name: passes(seeds, tried) * sum(one.main.seconds[name] for one in found) for name in ENDS}
     return PlanForecast(
         arms=found,
@@ -88,31 +88,37 @@ def plan_forecast(
         promised=whole["expected"],
         saved=saved,
         training={name: max(1.0, value - saved) for name, value in whole.items()},
-        scoring=_scoring(reckoner, arms, len(apart), seeds, test_rows, with_base=with_base),
+        scoring=_scoring(forecaster, arms, len(apart), seeds, test_rows, with_base=with_base),
     )
 
 
 def _scoring(
-    reckoner: Reckoner, arms: Sequence[ArmPlan], apart: int, seeds: int, test_rows: int, *, with_base: bool
+    forecaster: RunForecaster,
+    arms: Sequence[ArmPlan],
+    apart: int,
+    seeds: int,
+    test_rows: int,
+    *,
+    with_base: bool,
 ) -> Range:
     """One job for each seed and for each arm that shares no base; the base once."""
-    there = int(reckoner.version.splits.get("test", 0)) if reckoner.version else 0
+    there = int(forecaster.version.splits.get("test", 0)) if forecaster.version else 0
     if not there:
         return dict.fromkeys(ENDS, 0.0)
-    rows = scoring.rows_of(reckoner, min(there, test_rows), arms[0].hyperparameters.max_length)
+    rows = scoring.scoring_rows(forecaster, min(there, test_rows), arms[0].hyperparameters.max_length)
     shared = len(arms) - apart
     each = [shared] * bool(shared) + [1] * apart
     jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
-    return scoring.span(reckoner, rows, jobs)
+    return scoring.forecast_scoring(forecaster, rows, jobs)
 
 
-def _loading(reckoner: Reckoner, arm: ArmPlan) -> float:
+def _loading(forecaster: RunForecaster, arm: ArmPlan) -> float:
     """Seconds until a run on its own has loaded its base."""
     learn = arm.hyperparameters
-    sizes = reckoner.sizes(arm.config.resolve(reckoner.base_model), learn)
-    device = reckoner.nodes[0][0]
-    load = reckoner.load(reckoner.rows(learn), learn)
-    return reckoner.reckon(device, reckoner.dtype_on(device), 1, sizes, load, learn).seconds.start
+    shape = forecaster.shape(arm.config.resolve(forecaster.base_model), learn)
+    device = forecaster.nodes[0][0]
+    workload = forecaster.workload(forecaster.rows(learn), learn)
+    return forecaster.estimate(device, forecaster.dtype_on(device), 1, shape, workload, learn).seconds.start
 
 
 # Of a study that is there
@@ -135,7 +141,7 @@ def forecast_of(
 
 def seconds_queued(study: Study) -> float:
     """What the forecasts of all its runs hold, ended ones included."""
-    return sum(told_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
+    return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
 
 
 def training_to_come(study: Study) -> float:
@@ -149,7 +155,7 @@ def _to_come(study: Study, arm: StudyArm) -> float:
         return 0.0
     whole = forecast_of(study, [arm.plan], seeds=len(study.seeds), rates=len(study.learning_rates))
     queued = [*arm.search_runs(), *seeds]
-    return max(0.0, whole.promised - sum(told_seconds(run.forecast) for run in queued))
+    return max(0.0, whole.promised - sum(expected_seconds(run.forecast) for run in queued))
 
 
 def scoring_forecast(study: Study) -> float:

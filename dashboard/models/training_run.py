@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import Reckoner, note, told_seconds
+from dashboard.models.forecast import RunForecaster, expected_seconds, record_calibration
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
@@ -226,8 +226,10 @@ class TrainingRun(models.Model):
         )
         self.spec = to_dict(spec)
         start = estimate_next_start(Job.Queue.GPU, self.project, self.created_by)
-        reckoner = Reckoner.of(self.base_model, self.dataset_version)
-        self.forecast = reckoner.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
+        forecaster = RunForecaster.load(self.base_model, self.dataset_version)
+        self.forecast = forecaster.forecast(
+            resolution, hyperparameters, start.at if start else None
+        ).to_dict()
 
     @property
     def state(self) -> str:
@@ -305,7 +307,7 @@ class TrainingRun(models.Model):
     @property
     def seconds_left(self) -> float:
         """What is left of the time that was forecast for it."""
-        expected = told_seconds(self.forecast)
+        expected = expected_seconds(self.forecast)
         return expected * max(0.0, 1 - self.trained_step / max(1, self.total_steps))
 
     @property
@@ -386,7 +388,7 @@ class TrainingRun(models.Model):
         if changed:
             self.refresh_from_db()
         if changed and outcome == self.Outcome.SUCCEEDED:
-            note(self)
+            record_calibration(self)
 
 
 def require_packing(hyperparameters: Hyperparameters) -> None:

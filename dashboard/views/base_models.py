@@ -17,7 +17,7 @@ from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Job, Project, Role, State, TargetModuleConfig
 from dashboard.models.base_model import model_folders
-from dashboard.models.forecast import Outlook, Reckoner
+from dashboard.models.forecast import DeviceForecast, RunForecaster
 from dashboard.views.launching import key_of
 from dashboard.views.queue_board import queue_position_context
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
@@ -148,18 +148,20 @@ def inspect(request: Request, pk: int) -> HttpResponse:
     return redirect(base_model)
 
 
-def needs_of(base_models: list[BaseModel]) -> list[tuple[BaseModel, Outlook | None]]:
-    """Each with what a fine-tune by the form's defaults would need; None where that cannot be reckoned."""
+def needs_of(base_models: list[BaseModel]) -> list[tuple[BaseModel, DeviceForecast | None]]:
+    """Each with what a fine-tune by the form's defaults would need; None where that cannot be estimated."""
     recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED).first()
-    reckoner = Reckoner.of(base_models[0], None) if base_models else None
-    found: list[tuple[BaseModel, Outlook | None]] = []
+    forecaster = RunForecaster.load(base_models[0], None) if base_models else None
+    found: list[tuple[BaseModel, DeviceForecast | None]] = []
     for base_model in base_models:
-        outlook = None
-        if recommended and reckoner and base_model.is_ready and counted(base_model)[0]:
+        forecast = None
+        if recommended and forecaster and base_model.is_ready and counted(base_model)[0]:
             resolution = recommended.resolve(base_model)
             if not resolution.refusal:
-                outlook = reckoner.to(base_model).fits(resolution, Hyperparameters())
-        found.append((base_model, outlook))
+                forecast = forecaster.for_base_model(base_model).forecast_best_device(
+                    resolution, Hyperparameters()
+                )
+        found.append((base_model, forecast))
     return found
 
 

@@ -130,7 +130,7 @@ def choose_defaults(form: TrainingRunForm) -> None:
 
 
 def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
-    """The form as if it had been sent the way it is prefilled, to reckon with."""
+    """The form as if it had been sent the way it is prefilled, to estimate with."""
     data = {name: "" if value is None else value for name, value in form.initial.items()}
     draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
     draft.full_clean()

@@ -145,7 +145,7 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
 
 
 def drafted(request: Request, form: StudyForm) -> StudyForm:
-    """The form as if it had been sent the way it is prefilled, to reckon with."""
+    """The form as if it had been sent the way it is prefilled, to estimate with."""
     data = {name: "" if value is None else value for name, value in form.initial.items()}
     draft = StudyForm(data, caller=request.user, project=request.project, initial={})
     draft.full_clean()

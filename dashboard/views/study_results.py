@@ -213,7 +213,7 @@ def scores_csv(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def whole_json(request: Request, pk: int) -> HttpResponse:
-    """Settings, numbers and every score: enough to reckon the verdict again."""
+    """Settings, numbers and every score: enough to recompute the verdict again."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     if not study.scores_are_open:
         return not_yet(request, study)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dashboard.models import Calibration, Dataset, Job, TrainingRun, WorkerNode
-from dashboard.models.forecast import Reckoner, note
+from dashboard.models.forecast import RunForecaster, record_calibration
 from tests.conftest import finish, make_run
 from workers.estimates import FORMULA
 from workers.specs import Hyperparameters
@@ -56,9 +56,9 @@ def end(run: TrainingRun, **changes: Any) -> TrainingRun:
     return run
 
 
-def reckon(run: TrainingRun, learn: Hyperparameters = LEARN) -> Any:
-    reckoner = Reckoner.of(run.base_model, run.dataset_version)
-    return reckoner.forecast(run.target_module_config.resolve(run.base_model), learn)
+def forecast(run: TrainingRun, learn: Hyperparameters = LEARN) -> Any:
+    forecaster = RunForecaster.load(run.base_model, run.dataset_version)
+    return forecaster.forecast(run.target_module_config.resolve(run.base_model), learn)
 
 
 def test_a_run_keeps_what_it_was_told(run: TrainingRun) -> None:
@@ -75,19 +75,19 @@ def test_every_node_that_trains_is_a_device(run: TrainingRun, node: WorkerNode) 
         name="gpu1@there", queue="gpu", host="there", pid=2, device="NVIDIA H100", memory_bytes=80_000_000_000
     )
     WorkerNode.objects.create(name="cpu@here", queue="cpu", host="here", pid=3, device=CPU, memory_bytes=1)
-    found = reckon(run)
-    assert [one.device for one in found.outlooks] == [CPU, "NVIDIA H100"]
-    assert {one.fit for one in found.outlooks} == {"fits"}
-    assert found.main.seconds["expected"] == min(one.seconds["expected"] for one in found.outlooks)
+    found = forecast(run)
+    assert [one.device for one in found.devices] == [CPU, "NVIDIA H100"]
+    assert {one.fit for one in found.devices} == {"fits"}
+    assert found.main.seconds["expected"] == min(one.seconds["expected"] for one in found.devices)
 
 
 def test_a_device_that_is_too_small_says_so(run: TrainingRun, node: WorkerNode) -> None:
     WorkerNode.objects.filter(pk=node.pk).update(memory_bytes=1_600_000_000)
-    assert reckon(run).main.fit == "too_large"
+    assert forecast(run).main.fit == "too_large"
 
 
 def test_without_a_node_it_reckons_for_a_processor_of_unknown_size(run: TrainingRun) -> None:
-    found = reckon(run).main
+    found = forecast(run).main
     assert (found.device, found.fit, found.is_rough) == ("CPU", "", True)
 
 
@@ -105,23 +105,23 @@ def test_a_run_that_has_no_clear_time_teaches_nothing(run: TrainingRun, node: Wo
     ended = end(run)
     Calibration.objects.all().delete()
     ended.adjustments = [{"reason": "out_of_memory"}]
-    assert note(ended) is None
+    assert record_calibration(ended) is None
     ended.adjustments = []
     assert ended.job is not None
     ended.job.attempt = 2
-    assert note(ended) is None
+    assert record_calibration(ended) is None
     ended.job.attempt = 1
     ended.measured = {"seconds": 1.0}
-    assert note(ended) is None
+    assert record_calibration(ended) is None
 
 
 def test_runs_that_ended_correct_the_next_forecast(
     measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
 ) -> None:
-    before = reckon(run).main
+    before = forecast(run).main
     for name in ("a", "b", "c"):
         end(make_run(run.project, measured_dataset, run.base_model, name=name))
-    after = reckon(run).main
+    after = forecast(run).main
     assert before.is_rough
     assert not after.is_rough
     assert after.peak_memory_bytes["expected"] == pytest.approx(900_000_000, rel=0.05)
@@ -132,10 +132,10 @@ def test_runs_that_ended_correct_the_next_forecast(
 def test_the_number_format_is_the_one_that_the_device_used_last(
     measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
 ) -> None:
-    reckoner = Reckoner.of(run.base_model, run.dataset_version)
-    assert reckoner.dtype_on(CPU) == "float32"
+    forecaster = RunForecaster.load(run.base_model, run.dataset_version)
+    assert forecaster.dtype_on(CPU) == "float32"
     end(run, dtype="bfloat16")
-    assert Reckoner.of(run.base_model, run.dataset_version).dtype_on(CPU) == "bfloat16"
+    assert RunForecaster.load(run.base_model, run.dataset_version).dtype_on(CPU) == "bfloat16"
 
 
 def test_the_record_says_how_far_forecasts_were_off(
@@ -155,14 +155,14 @@ def test_a_deleted_run_leaves_what_it_taught(run: TrainingRun, node: WorkerNode)
 
 
 def test_a_dataset_without_measured_lengths_counts_as_full_rows(run: TrainingRun) -> None:
-    found = reckon(run)
+    found = forecast(run)
     assert found.rows_cut is None
     assert found.tokens == 10 * 8 * 64
 
 
 def test_cut_answers_are_counted_in_rows(measured_dataset: Dataset, run: TrainingRun) -> None:
     run.dataset_version.refresh_from_db()
-    whole, half = (reckon(run, Hyperparameters(max_length=length)) for length in (64, 35))
+    whole, half = (forecast(run, Hyperparameters(max_length=length)) for length in (64, 35))
     assert (whole.rows_cut, whole.rows_lost) == (0, 0)
     assert (half.rows_cut, half.cut_share) == (8, 0.5)
     assert half.rows_lost < half.rows_cut

@@ -9,7 +9,7 @@ from django.urls import reverse
 from dashboard.models import Adapter, ComputeBudget, Evaluation, Job, JobEvent, State, TrainingRun, User
 from dashboard.models.compute_use import HOUR
 from dashboard.models.rescoring import ReevaluationRefused, reevaluate
-from dashboard.models.scoring import seconds_of
+from dashboard.models.scoring import expected_scoring_seconds
 from tests.conftest import finish
 from tests.dashboard.conftest import evaluate
 
@@ -140,7 +140,7 @@ def test_the_page_of_the_adapter_has_the_same(client: Client, ed: User, vera: Us
 
 def test_it_is_refused_where_the_month_has_no_room(client: Client, ed: User, adapter: Adapter) -> None:
     scoring_fails(adapter)
-    needed = seconds_of(adapter.run)
+    needed = expected_scoring_seconds(adapter.run)
     assert needed > 0
     ComputeBudget.objects.change(adapter.project, 0.5 * needed / HOUR, None)
     ask(client, ed, adapter)

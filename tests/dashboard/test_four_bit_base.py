@@ -23,7 +23,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.evaluation import EvaluationQuerySet
-from dashboard.models.forecast import Reckoner
+from dashboard.models.forecast import RunForecaster
 from tests.conftest import make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies import end_training, make_arms
@@ -231,14 +231,14 @@ def test_the_forecast_counts_a_quarter_of_the_base_on_the_workers_that_can(
     base_model: BaseModel, dataset: Dataset, able: None
 ) -> None:
     make_node("cpu@box", able=False)
-    reckoner = Reckoner.of(base_model, dataset.newest_ready())
+    forecaster = RunForecaster.load(base_model, dataset.newest_ready())
     resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
     found = {
-        in_4bit: reckoner.forecast(resolution, Hyperparameters(r=4, max_length=64, load_in_4bit=in_4bit))
+        in_4bit: forecaster.forecast(resolution, Hyperparameters(r=4, max_length=64, load_in_4bit=in_4bit))
         for in_4bit in (True, False)
     }
-    assert [one.device for one in found[True].outlooks] == ["cuda0@box"]
-    assert {one.device for one in found[False].outlooks} == {"cpu@box", "cuda0@box"}
+    assert [one.device for one in found[True].devices] == ["cuda0@box"]
+    assert {one.device for one in found[False].devices} == {"cpu@box", "cuda0@box"}
 
 
 @pytest.mark.parametrize(

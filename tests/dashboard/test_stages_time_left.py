@@ -16,7 +16,7 @@ HOURS = 3 * 3600.0
 
 
 def at_work(job: Job | None, **fields: object) -> Job:
-    """The job with hours before it by its own reckoning."""
+    """The job with hours before it by its own estimate."""
     assert job
     Job.objects.filter(pk=job.pk).update(
         state=State.RUNNING, attempt=1, phase="training", step=1, total_steps=10, eta_seconds=HOURS,

@@ -30,7 +30,7 @@ def test_the_differences_are_in_the_metrics_own_unit(client: Client, vera: User,
     assert rows["quality"]["difference"] == ""
 
 
-def test_the_scores_are_enough_to_reckon_every_mean_again(client: Client, vera: User, study: Study) -> None:
+def test_the_scores_are_enough_to_recompute_every_mean(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     rows = rows_of(client, "study-scores-csv", study)
     own = [float(row["value"]) for row in rows if row["arm"] == "mlp"]

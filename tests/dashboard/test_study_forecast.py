@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, Job, Project, ScoringTime, State, Study, User
 from dashboard.models.compute_budget import BudgetStatus
-from dashboard.models.scoring import note_scoring
+from dashboard.models.scoring import record_scoring_time
 from dashboard.models.study_forecast import plan_forecast
 from dashboard.views.study_results import times_of
 from tests.dashboard.studies import Table, conclude, end_evaluation, end_training, make_arms, make_study
@@ -38,7 +38,7 @@ def measured(base_model: BaseModel, times: float, *, device: str = "CPU", count:
             device=device,
             dtype="float32",
             formula=scoring.FORMULA,
-            reckoned_seconds=10.0,
+            estimated_seconds=10.0,
             seconds=10.0 * times,
         )
 
@@ -87,11 +87,11 @@ def test_a_job_that_has_ended_leaves_its_time(
     end_training(study.jobs().get())
     study.advance()
     job = study.jobs().get(kind=Job.Kind.EVALUATE)
-    assert note_scoring(job, FOUND) is None, "an older engine told no time"
-    kept = note_scoring(job, FOUND | {"seconds": 42.0})
+    assert record_scoring_time(job, FOUND) is None, "an older engine told no time"
+    kept = record_scoring_time(job, FOUND | {"seconds": 42.0})
     assert kept
     assert (kept.seconds, kept.device, kept.base_model) == (42.0, "CPU", base_model)
-    assert kept.reckoned_seconds > 0
+    assert kept.estimated_seconds > 0
 
 
 def test_what_is_promised_shrinks_as_adapters_get_their_scores(

@@ -1,4 +1,4 @@
-"""Every number on a study's page, reckoned again from the downloaded scores by their description alone.
+"""Every number on a study's page, recomputed from the downloaded scores by their description alone.
 
 Twenty items, two arms, two seeds, written down by hand. Nothing of `workers.verdicts` is used here.
 """

@@ -21,7 +21,7 @@ from dashboard.models import (
     User,
     WorkerNode,
 )
-from dashboard.models.forecast import Reckoner
+from dashboard.models.forecast import RunForecaster
 from tests.dashboard.test_training_run_create import entered
 from workers.estimates import FORMULA
 from workers.specs import Hyperparameters
@@ -72,7 +72,7 @@ def test_its_button_names_what_is_missing(
     assert "Start fine-tune" in ask(client, ed, dataset, base_model).content.decode()
 
 
-def test_it_reckons_with_half_typed_values(
+def test_it_estimates_with_half_typed_values(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     for text in ("", "0", "1e", "-", "1e99"):
@@ -116,7 +116,7 @@ def test_it_offers_edits_where_memory_is_short(
     assert plan.forecast.main.fit == "too_large"
     assert "Make it fit" in page.content.decode()
     for edit in plan.edits:
-        assert edit.outlook.peak_memory_bytes["expected"] < plan.forecast.main.peak_memory_bytes["expected"]
+        assert edit.forecast.peak_memory_bytes["expected"] < plan.forecast.main.peak_memory_bytes["expected"]
 
 
 def test_an_edit_does_what_it_promises(
@@ -129,7 +129,7 @@ def test_an_edit_does_what_it_promises(
     assert any(edit.is_enough for edit in edits)
     for edit in edits:
         again = ask(client, ed, dataset, base_model, **{**wide, **edit.values}).context["plan"]
-        assert again.forecast.main.peak_memory_bytes == edit.outlook.peak_memory_bytes
+        assert again.forecast.main.peak_memory_bytes == edit.forecast.peak_memory_bytes
         assert again.hyperparameters.rows_per_step == 512
         assert (again.forecast.main.fit == "fits") == edit.is_enough
 
@@ -141,8 +141,8 @@ def test_it_shows_its_own_record(
     for off in (0.9, 1.05):
         Calibration.objects.create(
             base_model=base_model, device="CPU", dtype="float32", setting="2 modules", formula=FORMULA,
-            reckoned_memory_bytes=10**9, reckoned_training_seconds=10, reckoned_validation_seconds=0,
-            reckoned_other_seconds=5, expected_memory_bytes=10**9, expected_seconds=20,
+            estimated_memory_bytes=10**9, estimated_training_seconds=10, estimated_validation_seconds=0,
+            estimated_other_seconds=5, expected_memory_bytes=10**9, expected_seconds=20,
             memory_bytes=round(off * 10**9), training_seconds=10, seconds=off * 20,
         )  # fmt: skip
     page = ask(client, ed, dataset, base_model).content.decode()
@@ -188,10 +188,10 @@ def test_an_adapter_in_the_bases_format_is_half_as_large_where_that_is_bfloat16(
     resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
     learn = Hyperparameters(r=4, autocast_adapter_dtype=False)
     for device in ("NVIDIA H100", "CPU, 2 cores"):
-        reckoner = Reckoner(base_model, dataset.newest_ready(), ((device, 0),), [])
-        usual = reckoner.forecast(resolution, Hyperparameters(r=4))
+        forecaster = RunForecaster(base_model, dataset.newest_ready(), ((device, 0),), [])
+        usual = forecaster.forecast(resolution, Hyperparameters(r=4))
         expected = usual.half_adapter_bytes if "H100" in device else usual.adapter_bytes
-        assert reckoner.forecast(resolution, learn).adapter_bytes == expected
+        assert forecaster.forecast(resolution, learn).adapter_bytes == expected
 
 
 def test_it_says_what_the_run_takes_of_the_month(

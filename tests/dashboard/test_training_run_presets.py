@@ -1,4 +1,4 @@
-"""The preset cards: reckoned on the chosen model and rank, keeping the choice."""
+"""The preset cards: resolved on the chosen model and rank, keeping the choice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.estimates import FORMULA
 URL = reverse("training-run-presets")
 
 
-def test_it_reckons_with_the_rank(client: Client, ed: User, base_model: BaseModel) -> None:
+def test_it_estimates_with_the_rank(client: Client, ed: User, base_model: BaseModel) -> None:
     client.force_login(ed)
     cards = {r: client.get(URL, {"base_model": base_model.pk, "r": r}).context["cards"] for r in (4, 8)}
     # o_proj of two 32-wide layers: r * 2 * (32 + 32).
@@ -104,9 +104,9 @@ def test_each_card_says_memory_and_time_of_the_form_as_filled_in(
     few = filled(client, ed, dataset, base_model)
     many = filled(client, ed, dataset, base_model, max_steps="1000", per_device_train_batch_size="64")
     for short, long in zip(few, many, strict=True):
-        assert short.outlook.seconds["expected"] < long.outlook.seconds["expected"]
-        assert short.outlook.peak_memory_bytes["expected"] < long.outlook.peak_memory_bytes["expected"]
-    sizes = {card.config.slug: card.outlook.peak_memory_bytes["expected"] for card in few}
+        assert short.forecast.seconds["expected"] < long.forecast.seconds["expected"]
+        assert short.forecast.peak_memory_bytes["expected"] < long.forecast.peak_memory_bytes["expected"]
+    sizes = {card.config.slug: card.forecast.peak_memory_bytes["expected"] for card in few}
     assert sizes["efficient"] < sizes["quality"]
 
 
@@ -116,7 +116,7 @@ def test_the_chosen_card_and_the_forecast_say_the_same(
     client.force_login(ed)
     page = client.get(URL, entered(dataset, base_model))
     chosen = next(one for one in page.context["cards"] if one.config == page.context["plan"].card.config)
-    assert chosen.outlook == page.context["plan"].forecast.main
+    assert chosen.forecast == page.context["plan"].forecast.main
 
 
 def test_a_card_that_does_not_fit_says_so(
@@ -150,8 +150,8 @@ def measured(run: TrainingRun, memory: int, seconds: float) -> None:
     Calibration.objects.filter(run=run).delete()
     Calibration.objects.create(
         run=run, base_model=run.base_model, device="CPU", dtype="float32", setting="2 modules",
-        formula=FORMULA, reckoned_memory_bytes=10**9, reckoned_training_seconds=10,
-        reckoned_validation_seconds=0, reckoned_other_seconds=5, memory_bytes=memory,
+        formula=FORMULA, estimated_memory_bytes=10**9, estimated_training_seconds=10,
+        estimated_validation_seconds=0, estimated_other_seconds=5, memory_bytes=memory,
         training_seconds=seconds, seconds=seconds + 5,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Near duplicates against a plain reckoning of every pair, and the traps: instructions, odd texts."""
+"""Near duplicates against a plain comparison of every pair, and the traps: instructions, odd texts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def words(count: int, kind: str) -> str:
     return " ".join(f"{kind}{place}" for place in range(count))
 
 
-def test_it_finds_just_the_pairs_of_a_plain_reckoning() -> None:
+def test_it_finds_the_pairs_of_a_plain_comparison() -> None:
     draw = random.Random(7)
     prompts = []
     for number in range(150):

@@ -8,8 +8,15 @@ import pytest
 
 from workers import estimates
 from workers.census import Census, Group, Matched
-from workers.estimates import How, Shape, memory, operations, seconds, shape
-from workers.workload import Load
+from workers.estimates import (
+    ComputeOptions,
+    ModelShape,
+    count_operations,
+    estimate_memory,
+    estimate_time,
+    model_shape,
+)
+from workers.workload import Workload
 
 # h 512, f 1792, 8 heads and 2 key-value heads of 64: the layer whose bytes were counted.
 WIDTHS = {
@@ -36,7 +43,7 @@ def group(name: str, layers: int = 1) -> Group:
     return Group(f"model.layers.*.{name}_proj", role, "decoder", "linear", tuple(range(layers)), d_in, d_out)
 
 
-def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> Shape:
+def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> ModelShape:
     census = Census(
         model_type="llama",
         parameters=100_000_000,
@@ -47,10 +54,10 @@ def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> Shape:
         groups=tuple(group(name, layers) for name in WIDTHS),
     )
     adapted = [Matched(group(name, layers), tuple(range(lowest, layers))) for name in names.split()]
-    return shape(census, adapted, r, sum(one.params(r) for one in adapted))
+    return model_shape(census, adapted, r, sum(one.params(r) for one in adapted))
 
 
-ONE_TOKEN = Load(
+ONE_TOKEN = Workload(
     steps=10, batches=1, rows=1, longest=1.0, prefix=0, computed=1.0, attended=0.0, learned=0.0, seen=10.0,
     validated=0.0, validation_attended=0.0, validation_learned=0.0, validations=0,
 )  # fmt: skip
@@ -69,9 +76,9 @@ COUNTED_AS_BASE = {
 def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: int = 4) -> float:
     """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
     of = sizes(names)
-    found = memory(of, ONE_TOKEN, How(dtype_bytes, on_cuda=True, drops=drops, adapter_bytes=adapter_bytes))[
-        "activations"
-    ]
+    found = estimate_memory(
+        of, ONE_TOKEN, ComputeOptions(dtype_bytes, on_cuda=True, drops=drops, adapter_bytes=adapter_bytes)
+    )["activations"]
     layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
     return found / estimates.HOLES["cuda"] - layer
 
@@ -96,12 +103,12 @@ def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
 def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
     of = sizes("q k v o gate up down", layers=8)
     many = dataclasses.replace(ONE_TOKEN, longest=1000.0, computed=1000.0)
-    again = How(2, on_cuda=True, recomputes=True)
-    kept_twice = memory(of, many, again)["activations"] / estimates.HOLES["cuda"]
+    again = ComputeOptions(2, on_cuda=True, recomputes=True)
+    kept_twice = estimate_memory(of, many, again)["activations"] / estimates.HOLES["cuda"]
     layer = 8 * 512 + 2 * (2 * (512 + 128) + 3 * 1792)
     # 2h bytes per token and layer, one layer in full and the gradients of one.
     assert kept_twice == pytest.approx(1000 * (8 * 2 * 512 + 37_352 + layer), rel=0.01)
-    once, twice = (operations(of, many, recomputes=on)[0] for on in (False, True))
+    once, twice = (count_operations(of, many, recomputes=on)[0] for on in (False, True))
     assert twice - once == pytest.approx(2 * of.body * 1000 / estimates.AGAIN_SPEED)
 
 
@@ -110,8 +117,11 @@ def test_a_cpus_heap_has_holes_by_the_way_of_computing() -> None:
     many = dataclasses.replace(ONE_TOKEN, longest=20_000.0, computed=20_000.0)
 
     def held(**how: bool) -> tuple[float, float]:
-        on_card = memory(of, many, How(on_cuda=True, **how))["activations"] / estimates.HOLES["cuda"]
-        return memory(of, many, How(**how))["activations"], on_card
+        on_card = (
+            estimate_memory(of, many, ComputeOptions(on_cuda=True, **how))["activations"]
+            / estimates.HOLES["cuda"]
+        )
+        return estimate_memory(of, many, ComputeOptions(**how))["activations"], on_card
 
     plain, needed = held()
     assert plain == pytest.approx(estimates.HOLES["cpu"] * needed)
@@ -123,35 +133,39 @@ def test_a_cpus_heap_has_holes_by_the_way_of_computing() -> None:
 
 def test_a_small_run_needs_most_while_its_base_is_loaded() -> None:
     of = sizes("o")
-    assert memory(of, ONE_TOKEN, How())["activations"] == 200_000_000
-    assert memory(of, ONE_TOKEN, How(on_cuda=True))["activations"] < 1_000_000
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions())["activations"] == 200_000_000
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions(on_cuda=True))["activations"] < 1_000_000
 
 
 def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
     of = sizes("o")
-    found = memory(of, ONE_TOKEN, How())
+    found = estimate_memory(of, ONE_TOKEN, ComputeOptions())
     assert (found["base"], found["adapter"]) == (400_000_000, 16 * 16 * 1024)
-    assert memory(of, ONE_TOKEN, How(2))["base"] == 200_000_000
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions(2))["base"] == 200_000_000
 
 
 def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
     low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
     many = dataclasses.replace(ONE_TOKEN, longest=1000.0)
-    whole = memory(low, many, How(on_cuda=True))["activations"]
-    assert memory(high, many, How(on_cuda=True))["activations"] == pytest.approx(whole * 3 / 9, rel=0.01)
+    whole = estimate_memory(low, many, ComputeOptions(on_cuda=True))["activations"]
+    assert estimate_memory(high, many, ComputeOptions(on_cuda=True))["activations"] == pytest.approx(
+        whole * 3 / 9, rel=0.01
+    )
     assert high.share == 0.25
 
 
 def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
     few = dataclasses.replace(ONE_TOKEN, learned=10.0)
     many = dataclasses.replace(ONE_TOKEN, learned=10_000.0)
-    found = [memory(sizes("o"), load, How(on_cuda=True))["logits"] for load in (few, many)]
+    found = [
+        estimate_memory(sizes("o"), load, ComputeOptions(on_cuda=True))["logits"] for load in (few, many)
+    ]
     assert found == [10 * 32_000 * 8, 256 * 32_000 * 8]
 
 
 def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() -> None:
     of = sizes("q k v o gate up down")
-    step, held_out = operations(of, ONE_TOKEN)
+    step, held_out = count_operations(of, ONE_TOKEN)
     assert of.body == 512 * (512 + 128 + 128 + 512) + 3 * 512 * 1792
     assert step == pytest.approx(
         4 * of.body + 6 * of.trainable * (1 + estimates.RANK_FLOOR / 16) / estimates.ADAPTER_SPEED
@@ -161,23 +175,23 @@ def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() 
 
 def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed=2000.0)
-    whole, upper = (operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
-    every = operations(sizes("q k v o gate up down", layers=8), load)[0]
+    whole, upper = (count_operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
+    every = count_operations(sizes("q k v o gate up down", layers=8), load)[0]
     assert upper / whole == pytest.approx(2.5 / 4, rel=0.05)
     assert every / whole < 1.5  # of a model as small as this; far less of a large one
 
 
 def test_time_has_the_parts_that_a_person_waits_for() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed=2000.0, validated=500.0, validations=11)
-    found = seconds(sizes("o"), load, 1e10, How())
-    slow = seconds(sizes("o"), load, 5e9, How())
+    found = estimate_time(sizes("o"), load, 1e10, ComputeOptions())
+    slow = estimate_time(sizes("o"), load, 5e9, ComputeOptions())
     assert found.total == pytest.approx(found.training + found.validation + found.start + found.saving)
     assert slow.validation == pytest.approx(2 * found.validation)
     assert slow.start == found.start
 
 
 def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
-    guess = estimates.operations_per_second
+    guess = estimates.typical_operations_per_second
     assert (
         guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
     )
@@ -215,10 +229,12 @@ def test_a_base_in_4_bits_takes_half_a_byte_for_each_linear_parameter_and_little
         vocab_size=128_256,
         groups=groups,
     )
-    eight_b = shape(census, [Matched(groups[3], layers)], 16, 4_194_304)
+    eight_b = model_shape(census, [Matched(groups[3], layers)], 16, 4_194_304)
     assert eight_b.packed == 6_979_321_856
     found = {
-        in_4bit: memory(eight_b, ONE_TOKEN, How(dtype_bytes=2, on_cuda=True, in_4bit=in_4bit))
+        in_4bit: estimate_memory(
+            eight_b, ONE_TOKEN, ComputeOptions(dtype_bytes=2, on_cuda=True, in_4bit=in_4bit)
+        )
         for in_4bit in (False, True)
     }
     assert found[False]["base"] == pytest.approx(16.06e9, rel=1e-3)
@@ -242,4 +258,4 @@ def test_experts_are_not_packed() -> None:
         vocab_size=100,
         groups=groups,
     )
-    assert shape(census, [Matched(groups[0], layers)], 4, 1024).packed == 2 * 64 * 64
+    assert model_shape(census, [Matched(groups[0], layers)], 4, 1024).packed == 2 * 64 * 64

@@ -85,7 +85,7 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     assert Evaluation.objects.filter(subject="adapter").count() == 6
     times = ScoringTime.objects.all()
     assert len(times) == 3, "each job of scores teaches the next forecast"
-    assert all(one.seconds > 0 < one.reckoned_seconds for one in times)
+    assert all(one.seconds > 0 < one.estimated_seconds for one in times)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.specs import Hyperparameters
-from workers.workload import RowLengths, load_of
+from workers.workload import RowLengths, estimate_workload
 
 REPORT = {
     "rows": 400,
@@ -63,34 +63,36 @@ def test_nothing_is_known_of_rows_that_were_not_measured() -> None:
 
 
 def test_a_step_is_padded_to_its_longest_row() -> None:
-    asked = load_of(rows(), learn(per_device_train_batch_size=8), shares=False)
+    asked = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares=False)
     assert asked.computed == pytest.approx(8 * rows().quantile(8 / 9))
     assert asked.longest == pytest.approx(rows().quantile(80 / 81))
 
 
 def test_smaller_batches_pad_less() -> None:
-    whole = load_of(rows(), learn(per_device_train_batch_size=8), shares=False)
-    parts = load_of(rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), shares=False)
+    whole = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares=False)
+    parts = estimate_workload(
+        rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), shares=False
+    )
     assert (parts.batches, parts.rows) == (4, 2)
     assert parts.computed < whole.computed
     assert parts.seen == whole.seen
 
 
 def test_a_shared_beginning_is_computed_once() -> None:
-    apart = load_of(rows(), learn(), shares=False)
-    together = load_of(rows(), learn(), shares=True)
+    apart = estimate_workload(rows(), learn(), shares=False)
+    together = estimate_workload(rows(), learn(), shares=True)
     assert together.computed == pytest.approx(apart.computed - 7 * 20)
-    assert load_of(rows(), learn(lora_dropout=0.1), shares=True).computed == apart.computed
+    assert estimate_workload(rows(), learn(lora_dropout=0.1), shares=True).computed == apart.computed
 
 
 def test_held_out_rows_are_read_before_during_and_after_the_run() -> None:
-    asked = load_of(rows(), learn(max_steps=25), shares=False, validation_rows=40)
+    asked = estimate_workload(rows(), learn(max_steps=25), shares=False, validation_rows=40)
     # Every second step (25 / 10 rounded), before the first, and once more after the last.
     assert asked.validations == 14
     assert asked.validated == pytest.approx(14 * 40 * 150)
-    assert load_of(rows(), learn(), shares=False).validations == 0
+    assert estimate_workload(rows(), learn(), shares=False).validations == 0
 
 
 def test_few_rows_fill_no_large_batch() -> None:
-    asked = load_of(rows(5), learn(per_device_train_batch_size=64), shares=False)
+    asked = estimate_workload(rows(5), learn(per_device_train_batch_size=64), shares=False)
     assert (asked.rows, asked.batches) == (5, 1)

@@ -37,7 +37,7 @@ from workers.forecast import adapter_params
 from workers.presets import PRESETS, preset, resolve
 from workers.specs import BaseSpec, DataSpec, Hyperparameters, ImportSpec, InspectSpec, TrainSpec, to_dict
 from workers.targets import Resolution, target_spec
-from workers.workload import PREFIX_TYPES, RowLengths, load_of
+from workers.workload import PREFIX_TYPES, RowLengths, estimate_workload
 
 GOAL_MEMORY, GOAL_TIME = 0.15, 0.25
 FEWEST = 3  # of one setting alone nothing can be predicted, and of two little
@@ -82,13 +82,13 @@ def _draw(dice: random.Random) -> Hyperparameters:
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting: reckoned by formula and measured."""
+    """One setting: estimated by formula and measured."""
 
     preset: str
     learn: Hyperparameters
     setting: str  # what it has in common with others, as calibrations know it
-    reckoned_bytes: float
-    reckoned_seconds: float
+    estimated_bytes: float
+    estimated_seconds: float
     bytes: float
     seconds: float
 
@@ -125,15 +125,15 @@ def checked(found: Sequence[Measured]) -> list[Checked]:
     results = []
     for one in found:
         others = [other for other in found if other is not one]
-        size = one.reckoned_bytes * _factor(others, one, MEMORY, "bytes")
-        results.append(Checked(one, size, one.reckoned_seconds * _factor(others, one, TIME, "seconds")))
+        size = one.estimated_bytes * _factor(others, one, MEMORY, "bytes")
+        results.append(Checked(one, size, one.estimated_seconds * _factor(others, one, TIME, "seconds")))
     return results
 
 
 def _factor(others: Sequence[Measured], one: Measured, prior: Prior, what: str) -> float:
     seen = [
         Observation(
-            "here", "bundled", other.setting, getattr(other, what) / getattr(other, f"reckoned_{what}")
+            "here", "bundled", other.setting, getattr(other, what) / getattr(other, f"estimated_{what}")
         )
         for other in others
     ]
@@ -146,7 +146,7 @@ class Command(BaseCommand):
     help = "Train a few steps under many settings and print predicted against measured memory and time."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """How much, and in which number format."""
+        """Add the number of settings and in which number format."""
         parser.add_argument("--count", type=int, default=18, help="how many settings are measured")
         parser.add_argument("--minutes", type=float, help="measure no further setting that would end later")
         parser.add_argument("--seed", type=int, help="of the draw; without it, another one each time")
@@ -226,19 +226,19 @@ class Bench:
         )
 
     def measure(self, slug: str, learn: Hyperparameters) -> Measured:
-        """Reckon one setting, then train it."""
+        """Estimate one setting, then train it."""
         resolution = resolve(preset(slug).roles, self.census)
         lengths = RowLengths.from_report(self.report["token_lengths"], self.report["splits"]["train"])
         kept = lengths.kept(learn.max_length) if lengths else None
         if kept is None:
             raise CommandError(f"No row keeps its answer at {learn.max_length} tokens.")
         again = learn.gradient_checkpointing
-        load = load_of(kept, learn, shares=self.census.model_type in PREFIX_TYPES and not again)
+        workload = estimate_workload(kept, learn, shares=self.census.model_type in PREFIX_TYPES and not again)
         trainable = adapter_params(resolution.matched, learn.r)
-        sizes = estimates.shape(self.census, resolution.matched, learn.r, trainable)
+        shape = estimates.model_shape(self.census, resolution.matched, learn.r, trainable)
         width = {"float32": 4, "bfloat16": 2}[self.dtype]
-        how = estimates.How(dtype_bytes=width, drops=learn.lora_dropout > 0, recomputes=again)
-        speed = estimates.operations_per_second("cpu", 1, width)
+        options = estimates.ComputeOptions(dtype_bytes=width, drops=learn.lora_dropout > 0, recomputes=again)
+        speed = estimates.typical_operations_per_second("cpu", 1, width)
         events, seconds = self.run("train", to_dict(self.spec(slug, resolution, learn)), self.folder / "out")
         shutil.rmtree(self.folder / "out")  # with checkpoints, which the next setting could not continue
         summary = next(event.summary for event in events if isinstance(event, ArmEnd))
@@ -246,8 +246,8 @@ class Bench:
             preset=slug,
             learn=learn,
             setting=setting_of(resolution.modules, learn),
-            reckoned_bytes=sum(estimates.memory(sizes, load, how).values()),
-            reckoned_seconds=estimates.seconds(sizes, load, speed, how).training,
+            estimated_bytes=sum(estimates.estimate_memory(shape, workload, options).values()),
+            estimated_seconds=estimates.estimate_time(shape, workload, speed, options).training,
             bytes=float(summary["peak_memory_bytes"]),
             seconds=seconds,
         )
