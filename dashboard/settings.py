@@ -289,8 +289,6 @@ ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
-# Space that is held back for database and logs, and freed when the disk is full; 0 holds nothing back.
-BALLAST_BYTES = env.int("BALLAST_BYTES", default=256 * 1024**2)
 # An OpenAI-compatible chat endpoint that may judge answers; unset, nothing is ever sent anywhere. Its key is
 # read by workers alone, and stays out of the database, the logs, the pages and the engine's environment.
 JUDGE_URL = env.str("JUDGE_URL", default="")

@@ -16,8 +16,6 @@ os.environ["DATA_DIR"] = _data_dir.name
 os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
 os.environ.setdefault("SECRET_KEY", "only-for-tests")
 os.environ["EMAIL_URL"] = "memorymail://"
-# A dispatcher under test would put 256 MB on the disk.
-os.environ["BALLAST_BYTES"] = "0"
 for _name in ("DATABASE_URL", "REDIS_URL", "PUBLIC_URL", "STATIC_MANIFEST"):
     os.environ.pop(_name, None)
 # Set by `python -m tests.servers`: PostgreSQL, and a broker on a port for whichever test starts one.

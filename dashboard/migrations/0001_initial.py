@@ -493,7 +493,7 @@ class Migration(migrations.Migration):
             name='StorageUse',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('ballast', 'Reserve'), ('other', 'Other files')], max_length=12)),
+                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('other', 'Other files')], max_length=12)),
                 ('bytes', models.BigIntegerField(default=0)),
                 ('count', models.PositiveIntegerField(default=0)),
                 ('removable_bytes', models.BigIntegerField(default=0)),

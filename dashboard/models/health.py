@@ -15,7 +15,6 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from dashboard.models import ballast
 from dashboard.models.alarm import LOW_BYTES, SKEW_SECONDS
 from dashboard.models.base_model import BaseModel
 from dashboard.models.finding import Finding, Level, listed, manage, start
@@ -33,7 +32,7 @@ STUCK_AFTER = timedelta(seconds=120)
 
 def findings() -> list[Finding]:
     """Everything that was looked at, the worst first."""
-    found = [tables(), disk(), reserve()]
+    found = [tables(), disk()]
     # Rows can only be read from tables that are there.
     if found[0].level == Level.OK:
         try:
@@ -113,32 +112,6 @@ def disk() -> Finding:
             "or move the data folder to a larger disk and set DATA_DIR. This shows what takes the space:"
         ),
         'du -h --max-depth=1 "${DATA_DIR:-.graftworks}" | sort -h',
-    )
-
-
-def reserve() -> Finding:
-    """The file that is dropped when the disk is full, so that the database can still be written to."""
-    title, megabytes = _("Reserve on the disk"), settings.BALLAST_BYTES // 10**6
-    if not settings.BALLAST_BYTES:
-        return Finding("reserve", title, Level.OK, _("None is kept, because BALLAST_BYTES is 0."))
-    if ballast.is_in_place():
-        text = _("%(megabytes)d MB are held back for the database and logs.") % {"megabytes": megabytes}
-        return Finding("reserve", title, Level.OK, text)
-    if ballast.has_room():
-        return Finding("reserve", title, Level.OK, _("There is room for it: the dispatcher makes it soon."))
-    return Finding(
-        "reserve",
-        title,
-        Level.WARNING,
-        _(
-            "The %(megabytes)d MB that are held back for database and logs are not there: the disk has too "
-            "little room, or was full and they were freed."
-        )
-        % {"megabytes": megabytes},
-        _(
-            "Free some space: Settings, Storage says what is safe to remove. "
-            "The reserve then comes back by itself."
-        ),
     )
 
 

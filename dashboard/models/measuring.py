@@ -12,7 +12,6 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from dashboard.models.adapter import Adapter
-from dashboard.models.ballast import NAME as BALLAST
 from dashboard.models.data_folder import batches, entries, is_plain_folder, job_number, size
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.evaluation import Evaluation
@@ -27,7 +26,7 @@ BIGGEST = 5
 # The folders whose content belongs to jobs, by the names of their entries.
 OF_JOBS = (Kind.CHECKPOINTS, Kind.WORK, Kind.LOGS)
 # Looked at one by one; everything else in the data folder counts as other files.
-KNOWN = {Kind.UPLOADS, Kind.DATASETS, Kind.ADAPTERS, Kind.ARCHIVES, *OF_JOBS, "models", "hub", BALLAST}
+KNOWN = {Kind.UPLOADS, Kind.DATASETS, Kind.ADAPTERS, Kind.ARCHIVES, *OF_JOBS, "models", "hub"}
 
 
 class Tally:
@@ -173,14 +172,11 @@ def archives(tally: Tally) -> Iterator[None]:
 
 
 def installation(tally: Tally) -> Iterator[None]:
-    """What belongs to no project: base models, the database, the reserve and the rest."""
-    folder = Path(settings.DATA_DIR)
+    """What belongs to no project: base models, the database and other files."""
     for path in [*entries("models"), *entries("hub"), Path(settings.BUNDLED_MODEL_DIR)]:
         if path.exists():
             tally.add(Kind.MODELS, size(path), [])
         yield
-    if (folder / BALLAST).exists():
-        tally.add(Kind.BALLAST, size(folder / BALLAST), [])
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_database_size(current_database())")

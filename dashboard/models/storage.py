@@ -41,7 +41,6 @@ class StorageUse(models.Model):
         ARCHIVES = "archives", _("Prepared downloads")
         MODELS = "models", _("Base models")
         DATABASE = "database", _("Database")
-        BALLAST = "ballast", _("Reserve")
         OTHER = "other", _("Other files")
 
     kind = models.CharField(max_length=12, choices=Kind.choices)

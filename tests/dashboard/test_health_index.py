@@ -167,20 +167,6 @@ def test_a_paused_worker_is_a_warning(sound: None) -> None:
     assert found("paused").level == Level.OK
 
 
-def test_a_reserve_that_had_to_be_freed_is_a_warning(sound: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "BALLAST_BYTES", 256 * 1024**2)
-    assert found("reserve").level == Level.OK, "there is room for it, so the dispatcher makes it"
-    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=GIB // 2))
-    assert found("reserve").level == Level.WARNING
-    assert "Settings, Storage" in found("reserve").mend
-    ballast = Path(settings.DATA_DIR) / "ballast"
-    ballast.touch()
-    assert found("reserve").level == Level.OK
-    ballast.unlink()
-    monkeypatch.setattr(settings, "BALLAST_BYTES", 0)
-    assert "BALLAST_BYTES is 0" in found("reserve").text
-
-
 def test_a_data_folder_of_another_database_is_a_problem(sound: None) -> None:
     MARK.write_text("another database wrote this\n")
     assert found("data-folder").level == Level.PROBLEM
@@ -240,9 +226,7 @@ def test_missing_migrations_are_a_problem_that_comes_first(sound: None) -> None:
     assert (finding.check, finding.level) == ("tables", Level.PROBLEM)
     assert finding.text.startswith("1 migration is missing")
     assert finding.command.endswith("manage.py migrate")
-    assert {one.check for one in findings()} == {"tables", "disk", "reserve"}, (
-        "rows are not read from old tables"
-    )
+    assert {one.check for one in findings()} == {"tables", "disk"}, "rows are not read from old tables"
     recorder.record_applied("dashboard", newest)
     assert found("tables").level == Level.OK
 

@@ -27,7 +27,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode, ballast
+from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode
 from dashboard.models.job_state import db_now
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
@@ -118,8 +118,6 @@ class Dispatcher:
 
     def beat(self) -> None:
         """Each second: lead, recover what is lost, queue what is due. Each 15 s the tick."""
-        # First, because a database on a full disk cannot be written to.
-        ballast.drop_when_full()
         now = time.monotonic()
         if not WorkerNode.objects.record_dispatcher_heartbeat(self.name):
             self.register()
@@ -183,7 +181,6 @@ class Dispatcher:
     def tick(self) -> None:
         """Note disk and clock, inspect models that are new or counted otherwise, move studies on."""
         WorkerNode.objects.update_facts(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
-        ballast.restore()
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
                 base_model.inspect()
