@@ -24,7 +24,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from dashboard.models import ApiToken, Project, Role, User
-from dashboard.models.alarm import alarms
+from dashboard.models.alarm import current_alerts
 
 # The only routes that answer without a session or a token.
 PUBLIC_ROUTES = frozenset(
@@ -173,9 +173,12 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         return {"project": None, "projects": [], "role": None}
     membership = project.memberships.filter(user=user).first() if project else None
     role = Role(membership.role) if membership else None
-    keeper = user.is_superuser or role in Role.MANAGER.and_above()
+    is_administrator = user.is_superuser or role in Role.MANAGER.and_above()
     # Asked only by templates that have the frame: a live region has none.
-    around = {"keeper": keeper, "alarms": partial(alarms, keeper=keeper)}
+    around = {
+        "is_administrator": is_administrator,
+        "alerts": partial(current_alerts, administrator=is_administrator),
+    }
     if project is None:
         return {"project": None, "projects": [], "role": None, **around}
     return {

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from dashboard.gate import API_PREFIX, api_error
-from dashboard.models.finding import manage
+from dashboard.models.finding import manage_command
 from dashboard.models.old_tables import TEXT, is_due_to_old_tables
 
 # A locked SQLite file counts as away: it also answers again later.
@@ -53,7 +53,7 @@ def outdated(*, is_call: bool) -> HttpResponse:
     if is_call:
         response: HttpResponse = api_error(503, "tables_outdated", str(TEXT))
     else:
-        shown = {"text": TEXT, "command": manage("migrate"), "health": reverse("health-index")}
+        shown = {"text": TEXT, "command": manage_command("migrate"), "health": reverse("health-index")}
         response = HttpResponse(loader.render_to_string("outdated.html", shown), status=503)
     response["Cache-Control"] = "no-store"
     return response

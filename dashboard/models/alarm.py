@@ -1,6 +1,6 @@
-"""What the frame around every page says while something is wrong that people there would wonder about.
+"""Alerts at the top of every page while the queue, the disk or a clock has a problem.
 
-Read from the rows of workers and dispatcher in one query. The whole story is on the page Settings, Health.
+Read from the rows of workers and dispatchers in one query. Settings, Health has the details.
 """
 
 from __future__ import annotations
@@ -15,77 +15,81 @@ from django.utils.translation import gettext as _
 from dashboard.models import old_tables
 from dashboard.models.worker_node import SILENT_AFTER, WorkerNode
 
-# Less than this, and pages ask for a clean-up.
+# Less free space than this shows an alert.
 LOW_BYTES = 2 * 1024**3
 SKEW_SECONDS = 5.0
-# A broker that is started again is back sooner.
+# A broker that is restarted answers again within this time.
 BROKER_PATIENCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
-class Alarm:
-    """One sentence, and for those who can mend it the page to go to."""
+class Alert:
+    """One sentence, and the page where an administrator can act on it."""
 
-    check: str
+    code: str
     text: str
     route: str
     label: str
 
 
-def alarms(*, keeper: bool) -> list[Alarm]:
-    """What to say now: everybody hears of the queue, managers and superusers also of disk and clocks."""
+def current_alerts(*, administrator: bool) -> list[Alert]:
+    """Return the alerts for a page. Only managers and superusers see those about disk and clocks."""
     try:
         nodes = list(WorkerNode.objects.annotate(seen_at=Now()))
     except DatabaseError as error:
         if not old_tables.is_due_to_old_tables(error):
             raise
-        # The page that says how to mend it has this frame as well.
-        return [Alarm("tables", str(old_tables.TEXT), "health-index", _("How to mend it"))]
+        # The health page, which explains the fix, shows this frame too.
+        return [Alert("tables", str(old_tables.TEXT), "health-index", _("How to fix it"))]
     alive = [
-        node for node in nodes if node.stopped_at is None and now(node) - node.heartbeat_at < SILENT_AFTER
+        node
+        for node in nodes
+        if node.stopped_at is None and database_time(node) - node.heartbeat_at < SILENT_AFTER
     ]
-    found = queue_alarms(nodes, alive)
-    if keeper:
-        found += disk_alarms(alive) + clock_alarms(alive)
-    return found
+    alerts = queue_alerts(nodes, alive)
+    return alerts + disk_alerts(alive) + clock_alerts(alive) if administrator else alerts
 
 
-def now(node: WorkerNode) -> datetime:
-    """The database's clock, when it was asked."""
+def database_time(node: WorkerNode) -> datetime:
+    """Return the database's clock at the time of the query."""
     moment: datetime = node.seen_at  # type: ignore[attr-defined]
     return moment
 
 
-def queue_alarms(nodes: list[WorkerNode], alive: list[WorkerNode]) -> list[Alarm]:
-    """Nobody wakes workers: the broker is silent, or every dispatcher that was there is gone."""
+def queue_alerts(nodes: list[WorkerNode], alive: list[WorkerNode]) -> list[Alert]:
+    """Alert when the broker is silent or no dispatcher is left. Before the first dispatcher there is none."""
     dispatchers = [node for node in nodes if node.kind == WorkerNode.Kind.DISPATCHER]
-    there = [node for node in dispatchers if node in alive]
-    unheard = [node for node in there if is_unheard(node)]
-    if (not dispatchers or there) and not unheard:
+    alive_dispatchers = [node for node in dispatchers if node in alive]
+    lacks_dispatcher = bool(dispatchers) and not alive_dispatchers
+    if not lacks_dispatcher and not any(has_lost_broker(node) for node in alive_dispatchers):
         return []
-    text = _("The queue is unavailable at the moment. Your jobs are safe: they wait and start by themselves.")
-    return [Alarm("queue", text, "health-index", _("What is wrong"))]
+    text = _("The queue is unavailable at the moment. Your jobs are saved and start when it is back.")
+    return [Alert("queue", text, "health-index", _("Details"))]
 
 
-def is_unheard(dispatcher: WorkerNode) -> bool:
-    """Whether the broker has not answered this leader for a while."""
-    since, leads_until, seen = dispatcher.broker_silent_since, dispatcher.leads_until, now(dispatcher)
-    return bool(since and leads_until and leads_until > seen and seen - since > BROKER_PATIENCE)
+def has_lost_broker(dispatcher: WorkerNode) -> bool:
+    """Whether the broker has not answered this leading dispatcher for a while."""
+    since, leads_until, now = (
+        dispatcher.broker_silent_since,
+        dispatcher.leads_until,
+        database_time(dispatcher),
+    )
+    return bool(since and leads_until and leads_until > now and now - since > BROKER_PATIENCE)
 
 
-def disk_alarms(alive: list[WorkerNode]) -> list[Alarm]:
-    """The data folder's disk, as the dispatcher saw it last."""
+def disk_alerts(alive: list[WorkerNode]) -> list[Alert]:
+    """Alert when the data folder's disk is nearly full, as last measured by a dispatcher."""
     free = min((node.free_bytes for node in alive if node.free_bytes is not None), default=LOW_BYTES)
     if free >= LOW_BYTES:
         return []
-    text = _("The disk is nearly full: %(free).1f GB are free. Runs fail when it is full.")
-    return [Alarm("disk", text % {"free": free / 10**9}, "storage-index", _("See what takes the space"))]
+    text = _("The disk is almost full: %(free).1f GB free. Runs fail when no space is left.")
+    return [Alert("disk", text % {"free": free / 10**9}, "storage-index", _("See storage use"))]
 
 
-def clock_alarms(alive: list[WorkerNode]) -> list[Alarm]:
-    """Leases run on the database's clock, so this is about what people read."""
+def clock_alerts(alive: list[WorkerNode]) -> list[Alert]:
+    """Alert about wrong clocks. Leases use the database's clock, so only displayed times are off."""
     wrong = [node for node in alive if abs(node.clock_ahead or 0.0) > SKEW_SECONDS]
     if not wrong:
         return []
     text = _("The clock of %(name)s differs from the database's, so times in logs are wrong. Jobs are safe.")
-    return [Alarm("clocks", text % {"name": wrong[0]}, "health-index", _("How to set it right"))]
+    return [Alert("clocks", text % {"name": wrong[0]}, "health-index", _("How to fix it"))]

@@ -1,8 +1,9 @@
-"""A finding about this installation: what is wrong in words, how bad it is, and the command that mends it."""
+"""The result of one health check: its level, a sentence, and the command that fixes the problem."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,54 +12,58 @@ from django.db import models
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-NAMED = 5
+NAMES_SHOWN = 5
 
 
 class Level(models.TextChoices):
-    """How much a finding matters. The labels are the words people read."""
+    """Severity, the worst first."""
 
     PROBLEM = "problem", gettext_lazy("Problem")
     WARNING = "warning", gettext_lazy("Warning")
-    OK = "ok", gettext_lazy("In order")
+    OK = "ok", gettext_lazy("OK")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one check found: a sentence, and unless all is well what to do and a command to copy."""
+class HealthCheck:
+    """The result of a check. A problem or a warning has a remedy, and often a command to copy."""
 
-    check: str
+    code: str
     title: str
     level: Level
     text: str
-    mend: str = ""
+    remedy: str = ""
     command: str = ""
 
 
-def summary(found: list[Finding]) -> str:
-    """All findings in one sentence."""
-    problems = sum(finding.level == Level.PROBLEM for finding in found)
-    warnings = sum(finding.level == Level.WARNING for finding in found)
-    parts = [
-        ngettext("%(count)d problem", "%(count)d problems", problems) % {"count": problems},
-        ngettext("%(count)d warning", "%(count)d warnings", warnings) % {"count": warnings},
-    ]
-    said = [part for part, count in zip(parts, (problems, warnings), strict=True) if count]
-    return _(" and ").join(said) + "." if said else _("Everything is in order.")
+def worst_first(checks: Sequence[HealthCheck]) -> list[HealthCheck]:
+    return sorted(checks, key=lambda check: list(Level).index(check.level))
 
 
-def manage(arguments: str) -> str:
-    """A management command as it is typed in the folder of this installation."""
+def summarize(checks: Sequence[HealthCheck]) -> str:
+    """Return the number of problems and warnings as a sentence."""
+    problems = sum(check.level == Level.PROBLEM for check in checks)
+    warnings = sum(check.level == Level.WARNING for check in checks)
+    parts = []
+    if problems:
+        parts.append(ngettext("%(count)d problem", "%(count)d problems", problems) % {"count": problems})
+    if warnings:
+        parts.append(ngettext("%(count)d warning", "%(count)d warnings", warnings) % {"count": warnings})
+    return _(" and ").join(parts) + "." if parts else _("All checks passed.")
+
+
+def manage_command(arguments: str) -> str:
+    """Return a management command as typed in the folder of this installation."""
     own = Path(sys.prefix) == Path(settings.BASE_DIR) / ".venv"
     return f"{'.venv/bin/python' if own else 'python'} manage.py {arguments}"
 
 
-def start(program: str) -> str:
-    """How one program is started: alone where the broker is a server of its own, else with all others."""
+def start_command(program: str) -> str:
+    """Return what starts a program: itself where the broker is a separate server, else the launcher."""
     return program if settings.REDIS_URL else "make start"
 
 
-def listed(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - NAMED
-    shown = ", ".join(names[:NAMED])
-    return _("%(names)s and %(more)d more") % {"names": shown, "more": more} if more > 0 else shown
+def join_names(names: Sequence[str]) -> str:
+    """Return the first few names and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    first = ", ".join(names[:NAMES_SHOWN])
+    return _("%(names)s and %(more)d more") % {"names": first, "more": more} if more > 0 else first

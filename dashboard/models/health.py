@@ -1,7 +1,7 @@
-"""Whether this installation is in order: findings in words, each with the way to mend it.
+"""Health checks of this installation: workers, dispatcher, broker, database, disk and data folder.
 
-Looks at rows, the disk and the migrations. Asks no broker, so that a page may show it; `manage.py doctor`
-asks the broker as well.
+Reads rows, the disk and the migrations. Does not contact the broker, so that a page can run it; `manage.py
+doctor` contacts the broker as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from django.utils.translation import ngettext
 
 from dashboard.models.alarm import LOW_BYTES, SKEW_SECONDS
 from dashboard.models.base_model import BaseModel
-from dashboard.models.finding import Finding, Level, listed, manage, start
+from dashboard.models.finding import (
+    HealthCheck,
+    Level,
+    join_names,
+    manage_command,
+    start_command,
+    worst_first,
+)
 from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_state import State, db_now
@@ -30,308 +37,267 @@ FULL_BYTES = 1024**3
 STUCK_AFTER = timedelta(seconds=120)
 
 
-def findings() -> list[Finding]:
-    """Everything that was looked at, the worst first."""
-    found = [tables(), disk()]
-    # Rows can only be read from tables that are there.
-    if found[0].level == Level.OK:
+def run_health_checks() -> list[HealthCheck]:
+    """Return the result of every check, the worst first."""
+    tables = check_tables()
+    checks = [check_disk()]
+    if tables.level == Level.OK:
         try:
-            found += rows()
+            checks += check_rows()
         except DatabaseError as error:
             if not is_due_to_old_tables(error):
                 raise
-            found[0] = altered_tables(error)
-    return sorted(found, key=lambda finding: list(Level).index(finding.level))
+            tables = altered_tables(error)
+    return worst_first([tables, *checks])
 
 
-def rows() -> list[Finding]:
-    """What the tables tell."""
-    found = [worker(queue) for queue in Job.Queue]
-    found += [dispatcher(), wake_ups(), stuck_jobs(), clocks(), bundled_model(), database()]
-    return [*found, paused_workers(), data_folder(), unknown_folders()]
+def check_rows() -> list[HealthCheck]:
+    """Return the checks that read tables."""
+    return [
+        *(check_workers(queue) for queue in Job.Queue),
+        check_dispatcher(),
+        check_wake_ups(),
+        check_stuck_jobs(),
+        check_clocks(),
+        check_bundled_model(),
+        check_database(),
+        check_paused_workers(),
+        check_data_folder(),
+        check_unknown_folders(),
+    ]
 
 
-def tables() -> Finding:
-    """Whether the database answers and has the tables that this version needs."""
-    title = _("Database tables")
+def check_tables() -> HealthCheck:
+    """Check that the database answers and that every migration is applied."""
+    code, title = "tables", _("Database tables")
     try:
         executor = MigrationExecutor(connection)
         missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except OperationalError:
-        return Finding(
-            "tables",
-            title,
-            Level.PROBLEM,
-            _("The database does not answer, so nothing else could be looked at."),
-            _("Start the database, or correct DATABASE_URL. This says what is wrong:"),
-            manage("check --database default"),
-        )
+        text = _("The database does not answer, so the other checks could not run.")
+        remedy = _("Start the database or correct DATABASE_URL. This command shows the error:")
+        command = manage_command("check --database default")
+        return HealthCheck(code, title, Level.PROBLEM, text, remedy, command)
     if not missing:
-        return Finding("tables", title, Level.OK, _("The tables are those of this version."))
+        return HealthCheck(code, title, Level.OK, _("All migrations are applied."))
     text = ngettext(
-        "%(count)d migration is missing: the tables are older than the program.",
-        "%(count)d migrations are missing: the tables are older than the program.",
+        "%(count)d migration is not applied: the tables are older than the program.",
+        "%(count)d migrations are not applied: the tables are older than the program.",
         len(missing),
-    )
-    return Finding(
-        "tables",
-        title,
-        Level.PROBLEM,
-        text % {"count": len(missing)},
-        _("Make a copy of the database, then bring the tables up to date and start Graftworks again."),
-        manage("migrate"),
-    )
+    ) % {"count": len(missing)}
+    remedy = _("Back up the database, run the migrations and restart Graftworks.")
+    return HealthCheck(code, title, Level.PROBLEM, text, remedy, manage_command("migrate"))
 
 
-def altered_tables(error: DatabaseError) -> Finding:
-    """Every migration is noted as done, and yet something is not there."""
-    return Finding(
+def altered_tables(error: DatabaseError) -> HealthCheck:
+    """Return the result for a missing table or column although every migration is applied."""
+    text = _("All migrations are applied, but a table or column is missing: %(error)s")
+    return HealthCheck(
         "tables",
         _("Database tables"),
         Level.PROBLEM,
-        _("All migrations are noted as done, but a part of the tables is missing: %(error)s")
-        % {"error": f"{error}".strip().splitlines()[0].rstrip(".") + "."},
-        _("Somebody has altered the tables by hand. Put the last copy back. This lists all:"),
-        manage("showmigrations dashboard"),
+        text % {"error": f"{error}".strip().splitlines()[0].rstrip(".") + "."},
+        _("The tables were changed by hand. Restore the last backup. This command lists the migrations:"),
+        manage_command("showmigrations dashboard"),
     )
 
 
-def disk() -> Finding:
-    """Room for datasets, checkpoints and adapters."""
+def check_disk() -> HealthCheck:
+    """Check the free space for datasets, checkpoints and adapters."""
     free = shutil.disk_usage(settings.DATA_DIR).free
     text = _("%(free).1f GB are free on the disk of the data folder.") % {"free": free / 1024**3}
     if free >= LOW_BYTES:
-        return Finding("disk", _("Disk"), Level.OK, text)
-    return Finding(
+        return HealthCheck("disk", _("Disk"), Level.OK, text)
+    return HealthCheck(
         "disk",
         _("Disk"),
         Level.WARNING if free >= FULL_BYTES else Level.PROBLEM,
         text,
         _(
-            "Runs fail when it is full, and Graftworks does not start with less than 1 GB. Free some space, "
-            "or move the data folder to a larger disk and set DATA_DIR. This shows what takes the space:"
+            "Runs fail when no space is left, and Graftworks does not start with less than 1 GB. Free some "
+            "space, or move the data folder to a larger disk and set DATA_DIR. This command lists the sizes:"
         ),
         'du -h --max-depth=1 "${DATA_DIR:-.graftworks}" | sort -h',
     )
 
 
-def worker(queue: Job.Queue) -> Finding:
-    """Whether somebody takes the jobs of a queue, and everybody who did is still there."""
-    check = f"worker-{queue}"
+def check_workers(queue: Job.Queue) -> HealthCheck:
+    """Check that a worker takes the jobs of `queue` and that none has fallen silent."""
+    code = f"worker-{queue}"
     title = _("Training worker") if queue == Job.Queue.GPU else _("Worker for light jobs")
     nodes = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue=queue)
-    taking, draining = nodes.alive().filter(draining=False).count(), nodes.alive().filter(draining=True)
+    taking = nodes.alive().filter(draining=False).count()
     silent = list(nodes.silent().values_list("name", flat=True))
-    quiet = _("Silent without a good-bye: %(names)s.") % {"names": listed(silent)} if silent else ""
     if taking:
-        text = ngettext("%(count)d worker answers.", "%(count)d workers answer.", taking) % {"count": taking}
+        text = ngettext("%(count)d worker is online.", "%(count)d workers are online.", taking)
+        text %= {"count": taking}
         if not silent:
-            return Finding(check, title, Level.OK, text)
+            return HealthCheck(code, title, Level.OK, text)
         level = Level.WARNING
-        mend = _("Start it again. One that was removed for good is forgotten a day after its last sign.")
-    elif draining.exists():
-        level, text = Level.WARNING, _("The worker shuts down: it saves its work and takes no new job.")
-        mend = _("Once it has ended, start it again.")
+        remedy = _(
+            "Start it again. A worker that you removed for good disappears from this check after a day."
+        )
+    elif nodes.alive().filter(draining=True).exists():
+        level, text = Level.WARNING, _("The worker is shutting down: it saves its work and takes no new job.")
+        remedy = _("Start it again when it has stopped.")
     else:
-        level, text = Level.PROBLEM, _("No worker takes jobs of this kind, so they wait.")
-        mend = _("Start Graftworks or this worker. If it runs, look at its log: it says why it cannot work.")
-    return Finding(check, title, level, f"{text} {quiet}".strip(), mend, start(worker_command(queue)))
+        level, text = Level.PROBLEM, _("No worker takes these jobs, so they wait.")
+        remedy = _("Start Graftworks or this worker. If it is running, its log shows why it cannot work.")
+    if silent:
+        text = f"{text} {_('Stopped responding: %(names)s.') % {'names': join_names(silent)}}"
+    processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
+    command = start_command(f"celery -A workers.celery worker -P prefork {processes}")
+    return HealthCheck(code, title, level, text, remedy, command)
 
 
-def paused_workers() -> Finding:
-    """A pause is easily forgotten."""
+def check_paused_workers() -> HealthCheck:
+    """Check for paused workers, because a pause is easily forgotten."""
+    code, title = "paused", _("Paused workers")
     paused = list(WorkerNode.objects.alive().exclude(paused_at=None).values_list("name", flat=True))
     if not paused:
-        return Finding("paused", _("Paused workers"), Level.OK, _("No worker is paused."))
-    return Finding(
-        "paused",
-        _("Paused workers"),
-        Level.WARNING,
-        _("They take no new job: %(names)s.") % {"names": listed(paused)},
-        _("Open Workers and queue and choose Resume, when they are to work again."),
-    )
+        return HealthCheck(code, title, Level.OK, _("No worker is paused."))
+    text = _("These workers take no new job: %(names)s.") % {"names": join_names(paused)}
+    remedy = _("Open Workers and queue and choose Resume to let them work again.")
+    return HealthCheck(code, title, Level.WARNING, text, remedy)
 
 
-def worker_command(queue: Job.Queue) -> str:
-    """What starts one worker alone."""
-    processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
-    return f"celery -A workers.celery worker -P prefork {processes}"
-
-
-def dispatcher() -> Finding:
-    """Whether one dispatcher is there and leads."""
-    title, command = _("Dispatcher"), start(manage("dispatch"))
+def check_dispatcher() -> HealthCheck:
+    """Check that one dispatcher leads."""
+    code, title = "dispatcher", _("Dispatcher")
     if WorkerNode.objects.leading().exists():
-        return Finding("dispatcher", title, Level.OK, _("A dispatcher leads."))
+        return HealthCheck(code, title, Level.OK, _("A dispatcher is leading."))
     if WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists():
-        text = _("A dispatcher is there but none leads, so no job starts.")
-        mend = _("After a crash the lead is free within 30 s. If this stays, look at its log and restart it.")
+        text = _("A dispatcher is running but none is leading, so no job starts.")
+        remedy = _("After a crash this takes up to 30 s. If it lasts longer, check its log and restart it.")
     else:
-        text = _("No dispatcher answers, so no job starts and none is recovered.")
-        mend = _("Start Graftworks or its dispatcher. If it runs, look at its log.")
-    return Finding("dispatcher", title, Level.PROBLEM, text, mend, command)
+        text = _("No dispatcher is running, so no job starts and none is recovered.")
+        remedy = _("Start Graftworks or its dispatcher. If it is running, check its log.")
+    command = start_command(manage_command("dispatch"))
+    return HealthCheck(code, title, Level.PROBLEM, text, remedy, command)
 
 
-def wake_ups() -> Finding:
-    """Whether what the outbox holds goes out: if not, the broker cannot be reached."""
+def check_wake_ups() -> HealthCheck:
+    """Check that the outbox is emptied. If it is not, the dispatcher cannot reach the broker."""
+    code, title = "wake-ups", _("Messages to workers")
     late = Outbox.objects.overdue().count()
     leader = WorkerNode.objects.leading().first()
-    if leader and leader.broker_silent_since:
-        return Finding(
-            "wake-ups",
-            _("Wake-ups for workers"),
-            Level.PROBLEM,
-            _("The broker (Valkey or Redis) does not answer the dispatcher. No job is lost: they wait."),
-            _("Start the broker, or correct REDIS_URL. This asks the broker itself:"),
-            manage("doctor"),
-        )
-    if not late:
-        return Finding("wake-ups", _("Wake-ups for workers"), Level.OK, _("No wake-up waits to be sent."))
-    text = ngettext(
-        "%(count)d wake-up has waited for more than 30 s.",
-        "%(count)d wake-ups have waited for more than 30 s.",
-        late,
-    ) % {"count": late}
+    is_silent = leader is not None and leader.broker_silent_since is not None
+    if not late and not is_silent:
+        return HealthCheck(code, title, Level.OK, _("No message is waiting to be sent."))
     if leader:
-        cause = _("The dispatcher cannot reach the broker (Valkey or Redis). No job is lost.")
-        mend = _("Start the broker, or correct REDIS_URL. This asks the broker itself:")
+        text = _("The dispatcher cannot reach the broker (Valkey or Redis). Jobs wait, and none is lost.")
+        remedy = _("Start the broker or correct REDIS_URL. This command contacts the broker:")
     else:
-        cause = _("They wait for a dispatcher. No job is lost.")
-        mend = _("Mend the dispatcher first. Then this asks the broker itself:")
-    return Finding(
-        "wake-ups", _("Wake-ups for workers"), Level.PROBLEM, f"{text} {cause}", mend, manage("doctor")
-    )
+        text = _("Messages are waiting for a dispatcher. Jobs wait, and none is lost.")
+        remedy = _("Fix the dispatcher first. This command then contacts the broker:")
+    return HealthCheck(code, title, Level.PROBLEM, text, remedy, manage_command("doctor"))
 
 
-def stuck_jobs() -> Finding:
-    """Jobs whose worker is long gone, and which nobody has taken away from it."""
+def check_stuck_jobs() -> HealthCheck:
+    """Check for jobs whose worker is gone and that no dispatcher has recovered."""
+    code, title = "jobs", _("Jobs")
     stuck = [str(job) for job in Job.objects.live().filter(lease_until__lt=db_now(-STUCK_AFTER))]
     if not stuck:
-        return Finding("jobs", _("Jobs"), Level.OK, _("Each job at work has a worker that reports."))
-    return Finding(
-        "jobs",
-        _("Jobs"),
-        Level.PROBLEM,
-        _("Held by workers that do not report, for more than 120 s past their time: %(jobs)s.")
-        % {"jobs": listed(stuck)},
-        _("The dispatcher queues such jobs again. Start it; if it runs, its log says why it cannot."),
-        start(manage("dispatch")),
+        return HealthCheck(code, title, Level.OK, _("Every running job has a worker that reports."))
+    text = _("The workers of these jobs stopped reporting more than 120 s ago: %(jobs)s.")
+    remedy = _("The dispatcher queues such jobs again. Start it. If it is running, check its log.")
+    command = start_command(manage_command("dispatch"))
+    return HealthCheck(code, title, Level.PROBLEM, text % {"jobs": join_names(stuck)}, remedy, command)
+
+
+def check_clocks() -> HealthCheck:
+    """Check that the workers' clocks agree with the database's."""
+    code, title = "clocks", _("Clocks")
+    wrong = [
+        clock_difference(node.name, node.clock_ahead or 0.0)
+        for node in WorkerNode.objects.alive().with_wrong_clock(SKEW_SECONDS)
+    ]
+    if not wrong:
+        text = _("No worker's clock differs from the database's.")
+        return HealthCheck(code, title, Level.OK, text)
+    remedy = _(
+        "Jobs are safe because leases use the database's clock, but times in logs and of files are wrong. "
+        "Turn on time synchronization on that machine:"
     )
+    command = "sudo timedatectl set-ntp true"
+    return HealthCheck(code, title, Level.WARNING, " ".join(wrong), remedy, command)
 
 
-def clocks() -> Finding:
-    """Whether the workers' clocks agree with the database's."""
-    compared = WorkerNode.objects.alive().exclude(clock_ahead=None)
-    wrong = compared.with_wrong_clock(SKEW_SECONDS)
-    said = [ahead(node.name, node.clock_ahead or 0.0) for node in wrong]
-    if said:
-        return Finding(
-            "clocks",
-            _("Clocks"),
-            Level.WARNING,
-            " ".join(said),
-            _(
-                "Jobs are safe, because leases run on the database's clock, but times in logs and of files "
-                "are wrong. Switch on time synchronisation on that machine:"
-            ),
-            "sudo timedatectl set-ntp true",
-        )
-    text = _("The workers' clocks agree with the database's.") if compared else _("No clock to compare yet.")
-    return Finding("clocks", _("Clocks"), Level.OK, text)
-
-
-def ahead(name: str, seconds: float) -> str:
-    """One worker's clock in a sentence."""
-    facts = {"name": name, "seconds": round(abs(seconds))}
+def clock_difference(name: str, seconds: float) -> str:
+    values = {"name": name, "seconds": round(abs(seconds))}
     if seconds > 0:
-        return _("The clock of %(name)s is %(seconds)d s ahead of the database's.") % facts
-    return _("The clock of %(name)s is %(seconds)d s behind the database's.") % facts
+        return _("The clock of %(name)s is %(seconds)d s ahead of the database's.") % values
+    return _("The clock of %(name)s is %(seconds)d s behind the database's.") % values
 
 
-def bundled_model() -> Finding:
-    """Whether the model that needs no hub is there and can be trained on."""
-    title, row = _("Bundled base model"), BaseModel.objects.filter(source=BaseModel.Source.BUNDLED).first()
+def check_bundled_model() -> HealthCheck:
+    """Check that the model that needs no hub is present and inspected."""
+    code, title = "bundled-model", _("Bundled base model")
+    row = BaseModel.objects.filter(source=BaseModel.Source.BUNDLED).first()
     if row is None or not (row.local_folder() / "config.json").is_file():
         others = BaseModel.objects.ready().exclude(source=BaseModel.Source.BUNDLED)
-        return Finding(
-            "bundled-model",
+        return HealthCheck(
+            code,
             title,
             Level.WARNING if others.exists() else Level.PROBLEM,
-            _("The files of the bundled base model are not there."),
-            _("Fetch them, or set BUNDLED_MODEL_DIR to their folder and start Graftworks again."),
+            _("The files of the bundled base model are missing."),
+            _("Download them, or set BUNDLED_MODEL_DIR to their folder and restart Graftworks."),
             "python3 dashboard/machine.py start",
         )
     if row.is_ready:
-        return Finding("bundled-model", title, Level.OK, _("It has been inspected: runs can start on it."))
+        return HealthCheck(code, title, Level.OK, _("The model is inspected, and runs can use it."))
     if row.state in (State.FAILED, State.CANCELLED):
-        text = _("Its inspection did not succeed, so no run can start on it.")
-        mend = _("Open Settings, Base models, %(name)s. The page says why and can inspect it again.")
-        return Finding("bundled-model", title, Level.PROBLEM, text, mend % {"name": row})
-    return Finding(
-        "bundled-model",
-        title,
-        Level.WARNING,
-        _("It has not been inspected yet, so no run can start on it."),
-        _("The dispatcher asks for it and a worker for light jobs does it, within a minute when both run."),
-    )
+        text = _("The inspection of the model failed, so no run can use it.")
+        remedy = _("Open Settings, Base models, %(name)s to see the reason and to inspect it again.")
+        return HealthCheck(code, title, Level.PROBLEM, text, remedy % {"name": row})
+    text = _("The model is not inspected yet, so no run can use it.")
+    remedy = _("This takes about a minute while the dispatcher and a worker for light jobs are running.")
+    return HealthCheck(code, title, Level.WARNING, text, remedy)
 
 
-def data_folder() -> Finding:
-    """A database that does not belong to its folder knows none of the files there."""
-    title = _("Data folder")
+def check_data_folder() -> HealthCheck:
+    """Check that data folder and database belong together, because one without the other loses files."""
+    code, title = "data-folder", _("Data folder")
     if Installation.objects.is_at_home():
-        return Finding("data-folder", title, Level.OK, _("It belongs to this database."))
-    return Finding(
-        "data-folder",
-        title,
-        Level.PROBLEM,
-        _("It belongs to another database, so old files are not cleared: this database knows none of them."),
-        _(
-            "Set DATABASE_URL or DATA_DIR to the pair that belongs together. Only if the old files are not "
-            "needed any more, delete the file installation-id in the data folder: leftovers are then cleared."
-        ),
+        return HealthCheck(code, title, Level.OK, _("The data folder belongs to this database."))
+    text = _("The data folder belongs to another database, so Graftworks deletes no old files from it.")
+    remedy = _(
+        "Set DATABASE_URL and DATA_DIR to a database and a folder that belong together. If the old "
+        "files are not needed, delete the file installation-id in the data folder to have them cleaned up."
     )
+    return HealthCheck(code, title, Level.PROBLEM, text, remedy)
 
 
-def unknown_folders() -> Finding:
-    """Adapters and datasets on the disk that no row names and that this database did not publish."""
-    title = _("Folders without an owner")
+def check_unknown_folders() -> HealthCheck:
+    """Check for adapters and datasets on the disk that this database has no row for and did not publish."""
+    code, title = "unknown-folders", _("Unknown folders")
     uses = list(StorageUse.objects.filter(project=None, unknown_count__gt=0))
     if not uses:
-        return Finding(
-            "unknown-folders", title, Level.OK, _("Each adapter and dataset on the disk is known.")
-        )
+        text = _("Every adapter and dataset on the disk has a row in the database.")
+        return HealthCheck(code, title, Level.OK, text)
     names = [f"{use.kind}/{name}" for use in uses for name, _address, _bytes in use.biggest]
     count = sum(use.unknown_count for use in uses)
-    return Finding(
-        "unknown-folders",
-        title,
-        Level.WARNING,
-        ngettext(
-            "%(count)d folder is in no row of the database, so it is kept and shown nowhere: %(names)s.",
-            "%(count)d folders are in no row of the database, so they are kept and shown nowhere: %(names)s.",
-            count,
-        )
-        % {"count": count, "names": listed(names)},
-        _(
-            "Such folders come from another database, or from this one before an older copy was put back. "
-            "Keep them if you may need them, else delete them in the data folder."
-        ),
+    text = ngettext(
+        "The database has no row for %(count)d folder, which is kept but not listed: %(names)s.",
+        "The database has no rows for %(count)d folders, which are kept but not listed: %(names)s.",
+        count,
+    ) % {"count": count, "names": join_names(names)}
+    remedy = _(
+        "Such folders come from another database, or from this one before an older backup was restored. "
+        "If you do not need them, delete them from the data folder."
     )
+    return HealthCheck(code, title, Level.WARNING, text, remedy)
 
 
-def database() -> Finding:
-    """SQLite is a file of one machine; programs on several would spoil it."""
-    hosts = sorted(set(WorkerNode.objects.alive().values_list("host", flat=True)))
+def check_database() -> HealthCheck:
+    """Check that SQLite, a file of one machine, is not used from several."""
+    code, title = "database", _("Database")
     if connection.vendor != "sqlite":
-        return Finding("database", _("Database"), Level.OK, _("A database server, fit for several machines."))
+        return HealthCheck(code, title, Level.OK, _("A database server that several machines can use."))
+    hosts = sorted(set(WorkerNode.objects.alive().values_list("host", flat=True)))
     if len(hosts) < 2:
-        return Finding("database", _("Database"), Level.OK, _("SQLite, and one machine that uses it."))
-    return Finding(
-        "database",
-        _("Database"),
-        Level.PROBLEM,
-        _("SQLite is used from several machines, which can spoil it: %(hosts)s.") % {"hosts": listed(hosts)},
-        _("Stop the programs of all machines but one, or set up PostgreSQL and name it on each of them:"),
-        "export DATABASE_URL=postgres://user:password@host/graftworks",
-    )
+        return HealthCheck(code, title, Level.OK, _("SQLite, used from one machine."))
+    text = _("SQLite is used from several machines, which can corrupt it: %(hosts)s.")
+    remedy = _("Stop Graftworks on all machines but one, or set up PostgreSQL and set it on each of them:")
+    command = "export DATABASE_URL=postgres://user:password@host/graftworks"
+    return HealthCheck(code, title, Level.PROBLEM, text % {"hosts": join_names(hosts)}, remedy, command)

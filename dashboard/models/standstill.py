@@ -1,96 +1,91 @@
-"""Why nothing of a queue starts: nobody is there who takes its jobs. One sentence for every page.
-
-A queue whose own workers are gone or paused stands still, however many work for the other one.
-"""
+"""Queues in which no job starts because no worker takes their jobs, and the sentence for pages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from django.db import models
-from django.utils.translation import gettext_lazy as _
+from django.utils.translation import gettext_lazy
 
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.worker_node import WorkerNode
 
-EVERY = ""  # in place of one queue
-
-
-class Cause(models.TextChoices):
-    """What has become of the workers. The labels say what the jobs wait for."""
-
-    GONE = "gone", _("They are saved and start by themselves as soon as one is back.")
-    PAUSED = "paused", _("They are saved and start as soon as one is resumed.")
-    LEAVING = "leaving", _("They are saved and start as soon as one has been started again.")
-
-
-SENTENCES = {
-    (Job.Queue.GPU, Cause.GONE): _("No worker for training answers, so trainings and evaluations wait."),
-    (Job.Queue.GPU, Cause.PAUSED): _(
-        "Every worker for training is paused, so trainings and evaluations wait."
-    ),
-    (Job.Queue.GPU, Cause.LEAVING): _(
-        "Every worker for training is shutting down, so trainings and evaluations wait."
-    ),
-    (Job.Queue.CPU, Cause.GONE): _(
-        "No worker for light work answers, so imports, inspections and judge evaluations wait."
-    ),
-    (Job.Queue.CPU, Cause.PAUSED): _(
-        "Every worker for light work is paused, so imports, inspections and judge evaluations wait."
-    ),
-    (Job.Queue.CPU, Cause.LEAVING): _(
-        "Every worker for light work is shutting down, so imports, inspections and judge evaluations wait."
-    ),
-    (EVERY, Cause.GONE): _("No worker answers, so all jobs wait."),
-    (EVERY, Cause.PAUSED): _("All workers are paused, so all jobs wait."),
-    (EVERY, Cause.LEAVING): _("All workers are shutting down, so all jobs wait."),
+ALL_QUEUES = ""
+WORK = {
+    Job.Queue.GPU: gettext_lazy("training and evaluation"),
+    Job.Queue.CPU: gettext_lazy("imports, inspections and judging"),
+    ALL_QUEUES: gettext_lazy("any job"),
 }
 
 
+class StallReason(models.TextChoices):
+    """The state of a queue's workers. The label is the sentence that pages show."""
+
+    MISSING = (
+        "missing",
+        gettext_lazy(
+            "No worker is available for %(work)s. Waiting jobs are saved and start when a worker is back."
+        ),
+    )
+    PAUSED = (
+        "paused",
+        gettext_lazy(
+            "No worker accepts %(work)s while workers are paused. Waiting jobs start when one is resumed."
+        ),
+    )
+    DRAINING = (
+        "draining",
+        gettext_lazy(
+            "Workers are shutting down and do not accept %(work)s. Waiting jobs start when one is restarted."
+        ),
+    )
+
+
 @dataclass(frozen=True)
-class Standstill:
-    """Nobody takes jobs of this queue, and why."""
+class StalledQueue:
+    """A queue, or all of them, without a worker that takes jobs."""
 
     queue: str
-    cause: Cause
+    reason: StallReason
 
     @property
     def text(self) -> str:
-        """Which work waits, why, and for what."""
-        return f"{SENTENCES[self.queue, self.cause]} {self.cause.label}"
+        """The sentence for pages."""
+        return str(self.reason.label) % {"work": WORK[self.queue]}
 
     @property
-    def is_meant(self) -> bool:
-        """Whether somebody has asked for it, so that there is nothing to mend."""
-        return self.cause == Cause.PAUSED
+    def is_intended(self) -> bool:
+        """Whether a user paused the workers, so that nothing needs fixing."""
+        return self.reason == StallReason.PAUSED
 
 
-def standstills() -> dict[str, Standstill]:
-    """The queues of which nothing starts now, in one query."""
-    causes = dict.fromkeys(Job.Queue.values, Cause.GONE)
+def stalled_queues() -> dict[str, StalledQueue]:
+    """Return the queues whose jobs cannot start now, in one query."""
+    reasons = dict.fromkeys(Job.Queue.values, StallReason.MISSING)
     workers = WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.WORKER)
     for queue, draining, paused_at in workers.values_list("queue", "draining", "paused_at"):
-        known = causes.get(queue)
-        if known is None:
-            continue  # somebody takes jobs of it
+        reason = reasons.get(queue)
+        if reason is None:
+            continue  # another worker takes its jobs
         if draining:
-            causes[queue] = Cause.LEAVING if known == Cause.GONE else known
+            reasons[queue] = StallReason.DRAINING if reason == StallReason.MISSING else reason
         elif paused_at:
-            causes[queue] = Cause.PAUSED
+            reasons[queue] = StallReason.PAUSED
         else:
-            del causes[queue]
-    return {queue: Standstill(queue, cause) for queue, cause in causes.items()}
+            del reasons[queue]
+    return {queue: StalledQueue(queue, reason) for queue, reason in reasons.items()}
 
 
-def standstill_of(job: Job | None) -> Standstill | None:
-    """Why this job waits for longer than its turn; None where it does not, or somebody takes its kind."""
-    return standstills().get(job.queue) if job and job.state == State.QUEUED else None
+def stalled_queue_of(job: Job | None) -> StalledQueue | None:
+    """Return the stalled queue that a queued job waits in, if it is stalled."""
+    return stalled_queues().get(job.queue) if job and job.state == State.QUEUED else None
 
 
-def told(found: dict[str, Standstill]) -> list[Standstill]:
-    """What to say of them: the same of every queue is said once."""
-    causes = {one.cause for one in found.values()}
-    if len(found) == len(Job.Queue.values) and len(causes) == 1:
-        return [Standstill(EVERY, causes.pop())]
-    return list(found.values())
+def merge_stalled(stalled: Mapping[str, StalledQueue]) -> list[StalledQueue]:
+    """Return the queues as one entry when all are stalled for the same reason."""
+    reasons = {queue.reason for queue in stalled.values()}
+    if len(stalled) == len(Job.Queue.values) and len(reasons) == 1:
+        return [StalledQueue(ALL_QUEUES, reasons.pop())]
+    return list(stalled.values())

@@ -1,4 +1,4 @@
-"""Settings, Health: what is wrong with this installation and how to mend it. Asks no broker."""
+"""Settings, Health: the checks of this installation. Does not contact the broker."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from django.views.decorators.http import require_GET
 
 from dashboard.gate import Request
 from dashboard.models import Role
-from dashboard.models.finding import Level, summary
-from dashboard.models.health import findings
+from dashboard.models.finding import Level, summarize
+from dashboard.models.health import run_health_checks
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """For managers, and for superusers whether or not they belong to a project."""
+    """For managers, and for superusers with or without a project."""
     if not request.user.is_superuser:
         if not request.project:
             raise PermissionDenied(_("Only a manager or a superuser can do this."))
         request.project.require(request.user, Role.MANAGER)
-    found = findings()
+    checks = run_health_checks()
     context = {
-        "summary": summary(found),
-        "worst": found[0].level,
-        "trouble": [finding for finding in found if finding.level != Level.OK],
-        "fine": [finding for finding in found if finding.level == Level.OK],
+        "summary": summarize(checks),
+        "worst": checks[0].level,
+        "failed": [check for check in checks if check.level != Level.OK],
+        "passed": [check for check in checks if check.level == Level.OK],
     }
     return render(request, "health/index.html", context)

@@ -26,7 +26,7 @@ from dashboard.models import (
 )
 from dashboard.models.compute_budget import BudgetStatus, budget_raise_hint
 from dashboard.models.queue import QueueForecast
-from dashboard.models.standstill import standstills, told
+from dashboard.models.standstill import merge_stalled, stalled_queues
 from dashboard.models.study_words import sentence
 from dashboard.views.study_grid import grid_of
 
@@ -67,12 +67,12 @@ def live(request: Request) -> dict[str, Any]:
     waiting = list(own.order_by("pk")[:SHOWN])
     queues = {job.queue for job in waiting}
     outlook = QueueForecast.read(queues)
-    stopped = {queue: one for queue, one in standstills().items() if queue in queues}
+    stalled = {name: queue for name, queue in stalled_queues().items() if name in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
         "waiting": [(job, *outlook.estimate_for(job)) for job in waiting],
-        "standstills": told(stopped),
+        "stalled_queues": merge_stalled(stalled),
     }
 
 

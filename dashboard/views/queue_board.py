@@ -25,7 +25,7 @@ from dashboard.models import (
 )
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.queue import QueueForecast, StartEstimate
-from dashboard.models.standstill import standstill_of, standstills, told
+from dashboard.models.standstill import merge_stalled, stalled_queue_of, stalled_queues
 from dashboard.stages import is_stop_lossless, outcome_summary, stop_loss_text
 
 GONE_AFTER = timedelta(hours=24)
@@ -153,7 +153,7 @@ def board_context(request: Request) -> dict[str, Any]:
 def queue_position_context(job: Job | None) -> dict[str, Any]:
     """What the page of its subject tells of a job that waits: its place, its start, and why it has none."""
     position, start = QueueForecast.for_job(job).estimate_for(job)
-    return {"position": position, "start": start, "standstill": standstill_of(job)}
+    return {"position": position, "start": start, "stalled_queue": stalled_queue_of(job)}
 
 
 def waiting_lines(reader: Reader) -> tuple[list[Line], dict[str, int]]:
@@ -266,7 +266,7 @@ def trouble(something_waits: bool) -> dict[str, Any]:
     """Which parts of the machinery are silent or held back, for the banner."""
     return {
         "unsent": Outbox.objects.overdue().exists(),
-        "standstills": told(standstills()),
+        "stalled_queues": merge_stalled(stalled_queues()),
         "no_dispatcher": not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
         "something_waits": something_waits,
     }

@@ -14,7 +14,7 @@ from django.utils import timezone
 from dashboard.models import Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.queue import QueueForecast, StartEstimate
-from dashboard.models.standstill import Standstill, standstill_of
+from dashboard.models.standstill import StalledQueue, stalled_queue_of
 from dashboard.models.study_plan import halvings
 from dashboard.stages import time_left
 
@@ -97,7 +97,7 @@ class Grid:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    standstill: Standstill | None = None  # why what waits does not start
+    stalled_queue: StalledQueue | None = None  # why what waits does not start
 
     @property
     def total(self) -> int:
@@ -158,7 +158,7 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         for column in found
     )
     # All jobs of a study wait in the same queue.
-    held = standstill_of(waiting[0]) if waiting and with_starts else None
+    held = stalled_queue_of(waiting[0]) if waiting and with_starts else None
     return Grid(tuple(columns), rows, held)
 
 

@@ -30,7 +30,7 @@ from dashboard.models import (
 )
 from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.queue import QueueForecast
-from dashboard.models.standstill import standstill_of
+from dashboard.models.standstill import stalled_queue_of
 from dashboard.models.stopping import StopRefused, companions, may_have_progress, stop_run
 from dashboard.stages import PHASES, eta_range, said, stages, stopping_text
 from dashboard.views.endings import ending_context
@@ -191,7 +191,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "position": position,
         "start": None if no_4bit else start,
         "stopping": stopping,
-        "standstill": standstill_of(working),
+        "stalled_queue": stalled_queue_of(working),
         "no_4bit": no_4bit,
         "eta": eta_range(run if working and working == run.job else working),
         "events": events,

@@ -90,9 +90,9 @@ def test_a_waiting_run_shows_when_it_starts(client: Client, ed: User, run: Train
 
 
 def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
-    assert "No worker for training answers" in page(client, ed)
+    assert 'data-stalled-queue="gpu"' in page(client, ed)
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
-    assert "No worker for training answers" not in page(client, ed)
+    assert 'data-stalled-queue="gpu"' not in page(client, ed)
 
 
 def test_a_study_under_way_is_one_line(

@@ -1,4 +1,4 @@
-"""What is said while the tables are older than the program; here something really is missing."""
+"""Answers while the tables are older than the program; the tests really remove a column or table."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import User
-from dashboard.models.health import findings
+from dashboard.models.health import run_health_checks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 # What a later release would have added, and the migration that it would have come with.
 COLUMN, MIGRATION = ("dashboard_workernode", "loads_4bit"), ("dashboard", "0001_initial")
-SENTENCE = "The tables of the database are older than the program, so some pages fail: run manage.py migrate."
+SENTENCE = "The database tables are older than this version, so some pages fail. Run manage.py migrate."
 
 
 @pytest.fixture
-def keeper(client: Client, mara: User) -> Client:
-    """Mara's browser, which gets answers and no exceptions."""
+def browser(client: Client, mara: User) -> Client:
+    """Return Mara's client, which gets responses instead of exceptions."""
     client.force_login(mara)
     client.raise_request_exception = False
     return client
@@ -29,16 +29,16 @@ def keeper(client: Client, mara: User) -> Client:
 
 @pytest.fixture
 def not_migrated(transactional_db: None) -> Iterator[None]:
-    """The program was updated without `migrate`: a column and the note of its migration are missing."""
+    """Simulate an update without `migrate`: a column and the record of its migration are missing."""
     table, column = COLUMN
     alter(f"ALTER TABLE {table} RENAME COLUMN {column} TO taken_away")
     MigrationRecorder(connection).record_unapplied(*MIGRATION)
     yield
-    migrated()
+    migrate()
 
 
-def migrated() -> None:
-    """Do what `manage.py migrate` would do, unless it is done."""
+def migrate() -> None:
+    """Undo `not_migrated`, as `manage.py migrate` would."""
     table, column = COLUMN
     if MIGRATION not in MigrationRecorder(connection).applied_migrations():
         alter(f"ALTER TABLE {table} RENAME COLUMN taken_away TO {column}")
@@ -46,65 +46,62 @@ def migrated() -> None:
 
 
 def alter(statement: str) -> None:
-    """Change a table behind the back of the migrations."""
     with connection.cursor() as cursor:
         cursor.execute(statement)
 
 
-def test_the_health_page_opens_and_says_what_to_do(keeper: Client, not_migrated: None) -> None:
-    answer = keeper.get(reverse("health-index"))
+def test_health_page_opens_and_shows_the_command(browser: Client, not_migrated: None) -> None:
+    answer = browser.get(reverse("health-index"))
     page = answer.content.decode()
     assert answer.status_code == 200
-    assert "1 migration is missing: the tables are older than the program." in page
     assert "manage.py migrate" in page
-    assert 'data-alarm="tables"' in page
+    assert 'data-alert="tables"' in page
     assert SENTENCE in page
 
 
-def test_every_page_with_a_frame_says_it_and_shows_the_way(keeper: Client, not_migrated: None) -> None:
-    answer = keeper.get(reverse("settings"))
+def test_pages_show_alert_with_link_to_health(browser: Client, not_migrated: None) -> None:
+    answer = browser.get(reverse("settings"))
     assert answer.status_code == 200
     assert SENTENCE in answer.content.decode()
-    assert f'href="{reverse("health-index")}">How to mend it' in answer.content.decode()
+    assert f'href="{reverse("health-index")}">How to fix it' in answer.content.decode()
 
 
-def test_a_page_that_needs_what_is_missing_says_it_too(keeper: Client, not_migrated: None) -> None:
-    answer = keeper.get(reverse("queue-index"))
+def test_page_that_reads_missing_column_answers_503(browser: Client, not_migrated: None) -> None:
+    answer = browser.get(reverse("queue-index"))
     assert answer.status_code == 503
     assert SENTENCE in answer.content.decode()
     assert "cannot reach its database" not in answer.content.decode()
     assert b'http-equiv="refresh"' not in answer.content, "waiting alone does not help"
 
 
-def test_a_call_is_told_as_well(client: Client, token: str, not_migrated: None) -> None:
+def test_api_answers_tables_outdated(client: Client, token: str, not_migrated: None) -> None:
     client.raise_request_exception = False
     answer = client.get("/api/v1/workers", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "tables_outdated")
     assert answer.json()["error"]["message"] == SENTENCE
 
 
-def test_all_is_well_once_the_tables_are_up_to_date(keeper: Client, not_migrated: None) -> None:
-    migrated()
-    assert SENTENCE not in keeper.get(reverse("health-index")).content.decode()
-    assert keeper.get(reverse("queue-index")).status_code == 200
+def test_migrating_restores_pages(browser: Client, not_migrated: None) -> None:
+    migrate()
+    assert SENTENCE not in browser.get(reverse("health-index")).content.decode()
+    assert browser.get(reverse("queue-index")).status_code == 200
 
 
-def test_a_column_that_somebody_took_away_is_a_finding(keeper: Client) -> None:
+def test_column_removed_by_hand_is_a_problem(browser: Client) -> None:
     alter("ALTER TABLE dashboard_workernode RENAME COLUMN loads_4bit TO taken_away")
     try:
-        assert keeper.get(reverse("health-index")).status_code == 200
-        worst = findings()[0]
-        assert (worst.check, worst.level) == ("tables", "problem")
-        assert "a part of the tables is missing" in worst.text
+        assert browser.get(reverse("health-index")).status_code == 200
+        worst = run_health_checks()[0]
+        assert (worst.code, worst.level) == ("tables", "problem")
         assert "loads_4bit" in worst.text
     finally:
         alter("ALTER TABLE dashboard_workernode RENAME COLUMN taken_away TO loads_4bit")
 
 
-def test_a_missing_table_is_not_taken_for_a_database_that_is_away(keeper: Client) -> None:
+def test_missing_table_is_not_an_outage(browser: Client) -> None:
     alter("ALTER TABLE dashboard_user RENAME TO taken_away")
     try:
-        answer = keeper.get(reverse("health-index"))
+        answer = browser.get(reverse("health-index"))
     finally:
         alter("ALTER TABLE taken_away RENAME TO dashboard_user")
     assert answer.status_code == 503, "nobody can be let in"

@@ -33,7 +33,7 @@ def test_it_says_that_it_waits_and_where(client: Client, vera: User, run: Traini
     page = page_of(client, vera, run)
     assert "Waiting" in page
     assert "number 1 in the queue" in page
-    assert "No worker for training answers, so trainings and evaluations wait." in page
+    assert 'data-stalled-queue="gpu"' in page
 
 
 def test_it_says_when_it_starts(client: Client, vera: User, run: TrainingRun) -> None:

@@ -1,7 +1,6 @@
-"""`manage.py doctor`: what is wrong with this installation and how to mend it, in words.
+"""`manage.py doctor`: the checks of Settings, Health as text, and a ping of the broker.
 
-The same findings as the page Settings, Health, and one real question to the broker. Ends with status 1 when
-there is a problem; warnings alone end with 0.
+Exits with status 1 when a check reports a problem; warnings alone exit with 0.
 """
 
 from __future__ import annotations
@@ -17,49 +16,42 @@ from redis.exceptions import RedisError
 
 from dashboard.management.commands.dispatch import ask_broker
 from dashboard.management.commands.start import SOCKET_LENGTH
-from dashboard.models.finding import Finding, Level, start, summary
-from dashboard.models.health import findings
+from dashboard.models.finding import HealthCheck, Level, start_command, summarize, worst_first
+from dashboard.models.health import run_health_checks
 
 
 class Command(BaseCommand):
-    """See the module."""
-
-    help = "Say what is wrong with this installation and how to mend it; status 1 when there is a problem."
+    help = "Check this installation and print how to fix what is wrong; exits with 1 when there is a problem."
     requires_system_checks = []
 
     def handle(self, *_arguments: Any, **_options: Any) -> None:
-        found = sorted([broker(), *findings()], key=lambda finding: list(Level).index(finding.level))
-        for finding in found:
-            self.stdout.write(told(finding))
-        self.stdout.write(f"\n{summary(found)}")
-        if any(finding.level == Level.PROBLEM for finding in found):
+        checks = worst_first([check_broker(), *run_health_checks()])
+        for check in checks:
+            self.stdout.write(as_text(check))
+        self.stdout.write(f"\n{summarize(checks)}")
+        if any(check.level == Level.PROBLEM for check in checks):
             sys.exit(1)
 
 
-def told(finding: Finding) -> str:
-    """The finding as lines of text; what to do is indented below it."""
-    below = [finding.mend, f"$ {finding.command}" if finding.command else ""]
-    head = f"{finding.level.label:<10}{finding.title}: {finding.text}"
-    return "\n".join([head, *(f"{'':10}{line}" for line in below if line)])
+def as_text(check: HealthCheck) -> str:
+    """Return the check in one line, with remedy and command indented below it."""
+    details = [check.remedy, f"$ {check.command}" if check.command else ""]
+    head = f"{check.level.label:<10}{check.title}: {check.text}"
+    return "\n".join([head, *(f"{'':10}{line}" for line in details if line)])
 
 
-def broker() -> Finding:
-    """One real ping. A broker that takes the call and stays silent is given up after some seconds."""
-    check, title = "broker-ping", _("Broker")
-    unknown = len(os.fsencode(settings.BROKER_SOCKET)) > SOCKET_LENGTH and not settings.REDIS_URL
-    if unknown:
-        text = _("Its socket lies in a folder that only `make start` knows, because DATA_DIR is so long.")
-        mend = _("Nothing needs to be done. To have the broker asked, choose a shorter DATA_DIR.")
-        return Finding(check, title, Level.WARNING, text, mend)
+def check_broker() -> HealthCheck:
+    """Ping the broker. The socket's time limit ends the wait for a silent one."""
+    code, title = "broker-ping", _("Broker")
+    if not settings.REDIS_URL and len(os.fsencode(settings.BROKER_SOCKET)) > SOCKET_LENGTH:
+        text = _("The path of DATA_DIR is so long that only `make start` knows the broker's socket.")
+        remedy = _("No action is needed. Choose a shorter DATA_DIR to let this command contact the broker.")
+        return HealthCheck(code, title, Level.WARNING, text, remedy)
     try:
         ask_broker()
     except (RedisError, OSError) as error:
-        return Finding(
-            check,
-            title,
-            Level.PROBLEM,
-            _("The broker does not answer: %(error)s") % {"error": f"{error}".rstrip(".") + "."},
-            _("Start it, or correct REDIS_URL. Jobs are saved and start by themselves when it is back."),
-            start('valkey-cli -u "$REDIS_URL" ping'),
-        )
-    return Finding(check, title, Level.OK, _("The broker answers."))
+        text = _("The broker does not answer: %(error)s") % {"error": f"{error}".rstrip(".") + "."}
+        remedy = _("Start it or correct REDIS_URL. Jobs are saved and start when it is back.")
+        command = start_command('valkey-cli -u "$REDIS_URL" ping')
+        return HealthCheck(code, title, Level.PROBLEM, text, remedy, command)
+    return HealthCheck(code, title, Level.OK, _("The broker answers."))
