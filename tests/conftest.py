@@ -33,7 +33,7 @@ from dashboard.models import (  # noqa: E402
     TrainingRun,
     User,
 )
-from workers.specs import Hyperparameters  # noqa: E402
+from workers.hyperparameters import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.

@@ -16,8 +16,8 @@ from typing import Any
 
 from workers.census import ROLES, Census, Group, Matched, spans, stand_ins
 from workers.errors import SpecError
+from workers.hyperparameters import LIMITS
 from workers.matching import Arguments, NotConvertible, attached, matches
-from workers.specs import LIMITS
 from workers.spelling import tail_of
 from workers.targets import Resolution, Unmatched, to_peft_arguments, with_warnings
 

@@ -7,145 +7,18 @@ submitted: no form, row or setting is read again. Standard library only; knows n
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from workers.errors import SpecError
+from workers.hyperparameters import Hyperparameters
 
 SpecT = TypeVar("SpecT")
 
-# (lowest, highest) value that forms, the API and the specs accept, under PEFT's and HF Trainer's own names.
-LIMITS: dict[str, tuple[float, float]] = {
-    "r": (1, 512),
-    "lora_alpha": (1, 2048),
-    "lora_dropout": (0.0, 0.9),
-    "loraplus_lr_ratio": (1.0, 64.0),
-    "learning_rate": (1e-7, 0.1),
-    "warmup_ratio": (0.0, 0.5),
-    "weight_decay": (0.0, 1.0),
-    "max_grad_norm": (0.01, 100.0),
-    "max_steps": (1, 1_000_000),
-    "num_train_epochs": (0.01, 1000.0),
-    "per_device_train_batch_size": (1, 1024),
-    "gradient_accumulation_steps": (1, 1024),
-    "max_length": (16, 131_072),
-    "seed": (0, 2**32 - 1),
-}
-SCHEDULERS = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
-
-
-def _check_limit(name: str, value: float) -> None:
-    low, high = LIMITS[name]
-    span = f"between {_said(low)} and {_said(high)}"
-    # Untrue of infinity, of what is no number, and of whole numbers beyond any float.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
-        raise SpecError(name, f"`{name}` must be a number {span}.")
-    if not low <= value <= high:
-        raise SpecError(name, f"`{name}` is {_said(value)}. It must lie {span}.")
-
-
-def _said(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**12 else f"{value:g}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """How one arm learns. `lora_alpha` left out becomes 2r; a length left out becomes 100 steps."""
-
-    r: int = 16
-    lora_alpha: int | None = None
-    lora_dropout: float = 0.0
-    use_rslora: bool = False
-    use_dora: bool = False
-    loraplus_lr_ratio: float = 1.0  # the second matrix learns so many times as fast
-    autocast_adapter_dtype: bool = True  # False: the adapter is kept in the base model's number format
-    learning_rate: float = 2e-4
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_steps: int | None = None
-    num_train_epochs: float | None = None
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    max_length: int = 512
-    gradient_checkpointing: bool = False
-    load_in_4bit: bool = False  # the frozen base as NF4 with double quantisation (QLoRA, arXiv 2305.14314)
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        if self.max_steps is not None and self.num_train_epochs is not None:
-            raise SpecError("max_steps", "Give `max_steps` or `num_train_epochs`, not both.")
-        # A frozen dataclass resolves its own defaults once, so that a stored spec has no open questions.
-        if self.lora_alpha is None:
-            object.__setattr__(self, "lora_alpha", 2 * self.r)
-        if self.max_steps is None and self.num_train_epochs is None:
-            object.__setattr__(self, "max_steps", 100)
-        for name in LIMITS:
-            value = getattr(self, name)
-            if value is not None:
-                _check_limit(name, value)
-        for name in (
-            "r",
-            "lora_alpha",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "max_length",
-            "seed",
-        ):
-            if not isinstance(getattr(self, name), int):
-                raise SpecError(name, f"`{name}` must be a whole number.")
-        if self.use_dora and self.lora_dropout:
-            raise SpecError(
-                "lora_dropout",
-                "`lora_dropout` must be 0 with `use_dora`: the base stays in evaluation mode, in which PEFT "
-                "drops nothing there.",
-            )
-        if self.load_in_4bit and not self.autocast_adapter_dtype:
-            raise SpecError(
-                "autocast_adapter_dtype",
-                "`autocast_adapter_dtype` must stay on with `load_in_4bit`: no adapter is kept in 4 bits.",
-            )
-        if self.lr_scheduler_type not in SCHEDULERS:
-            raise SpecError(
-                "lr_scheduler_type", f"`lr_scheduler_type` must be one of {', '.join(SCHEDULERS)}."
-            )
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows in one optimizer step: batch x accumulation."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
-
-    def with_smaller_batch(self) -> Hyperparameters | None:
-        """As many rows per step from at most half the batch and more accumulation; None where that is all."""
-        rows, limit = self.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1])
-        for batch in range(self.per_device_train_batch_size // 2, 0, -1):
-            if rows % batch == 0 and rows // batch <= limit:
-                return dataclasses.replace(
-                    self, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch
-                )
-        return None
-
-    def total_steps(self, train_rows: int) -> int:
-        """Optimizer steps of the whole run on `train_rows` rows; the last step of an epoch may be short."""
-        if self.max_steps is not None:
-            return self.max_steps
-        epochs = self.num_train_epochs or 0.0
-        return max(1, math.ceil(epochs * math.ceil(train_rows / self.rows_per_step)))
-
-
-def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
-    """Hyper-parameters from loose values; unknown names and values out of range raise SpecError."""
-    known = {field.name for field in dataclasses.fields(Hyperparameters)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")
-    return Hyperparameters(**{name: value for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

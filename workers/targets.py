@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Matched, spans, stand_ins
 from workers.errors import SpecError, TargetError
+from workers.hyperparameters import Hyperparameters
 from workers.matching import Arguments, NotConvertible, any_matches, attached
-from workers.specs import Hyperparameters, TargetSpec
+from workers.specs import TargetSpec
 from workers.spelling import (
     also_named,
     common_layers,

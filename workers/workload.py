@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 # Model types whose rows share a prefix, and the other constants of the engine that the sums need; a test
 # compares them with the engine's own.

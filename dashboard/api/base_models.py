@@ -20,7 +20,7 @@ from dashboard.api.texts import Name
 from dashboard.forms.base_models import FolderForm, HubForm
 from dashboard.forms.plan import preset_cards
 from dashboard.models import BaseModel, Job, Role, TargetModuleConfig
-from workers.specs import LIMITS
+from workers.hyperparameters import LIMITS
 
 router = Router()
 Rank = Annotated[int, Query(ge=1, le=int(LIMITS["r"][1]))]

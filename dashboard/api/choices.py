@@ -10,17 +10,20 @@ from ninja import Schema
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     WithJsonSchema,
+    create_model,
 )
 
 from dashboard.api import datasets
 from dashboard.api.access import Call
 from dashboard.api.refusals import Refusal, unknown
 from dashboard.models import DatasetVersion, TargetModuleConfig
+from workers.hyperparameters import SETTINGS
 
 
 def id_or_slug(value: Any) -> int | str:
@@ -37,31 +40,17 @@ IdOrSlug = Annotated[
 ]
 
 
-class HyperparametersIn(Schema):
-    """How the run learns. What is left out has the form's default; limits are those of the form."""
+STRICT: dict[type, Any] = {int: StrictInt, float: StrictFloat, bool: StrictBool, str: StrictStr}
+HYPERPARAMETERS: dict[str, Any] = {
+    name: (STRICT[setting.kind] | None, Field(None, description=f"{setting.label}. {setting.explanation}"))
+    for name, setting in SETTINGS.items()
+}
+
+
+class HyperparametersIn(create_model("Hyperparameters", __base__=Schema, **HYPERPARAMETERS)):  # type: ignore[misc]
+    """Hyper-parameters of a run. Those left out have the form's default; limits are those of the form."""
 
     model_config = ConfigDict(extra="forbid")
-
-    r: StrictInt | None = None
-    lora_alpha: StrictInt | None = None
-    lora_dropout: StrictFloat | None = None
-    use_rslora: StrictBool | None = None
-    use_dora: StrictBool | None = None
-    loraplus_lr_ratio: StrictFloat | None = None
-    autocast_adapter_dtype: StrictBool | None = None
-    learning_rate: StrictFloat | None = None
-    lr_scheduler_type: StrictStr | None = None
-    warmup_ratio: StrictFloat | None = None
-    weight_decay: StrictFloat | None = None
-    max_grad_norm: StrictFloat | None = None
-    max_steps: StrictInt | None = None
-    num_train_epochs: StrictFloat | None = None
-    per_device_train_batch_size: StrictInt | None = None
-    gradient_accumulation_steps: StrictInt | None = None
-    max_length: StrictInt | None = None
-    gradient_checkpointing: StrictBool | None = None
-    load_in_4bit: StrictBool | None = None
-    seed: StrictInt | None = None
 
 
 def newest_version(request: Call, pk: int) -> DatasetVersion:

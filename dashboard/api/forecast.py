@@ -10,7 +10,7 @@ from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.training_runs import Forecast, RunIn
 from dashboard.models import TrainingRun
 from dashboard.models.training_run import require_packing
-from workers.specs import hyperparameters_from
+from workers.hyperparameters import hyperparameters_from
 
 router = Router()
 

@@ -26,7 +26,7 @@ from dashboard.gate import api_error
 from dashboard.models import OverBudget
 from dashboard.outage import outage
 from workers.errors import SpecError, TargetError
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
 HYPERPARAMETERS = frozenset(Hyperparameters.__dataclass_fields__)

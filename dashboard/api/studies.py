@@ -26,7 +26,7 @@ from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
 from dashboard.models.study_export import shown, whole
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from workers.errors import SpecError
-from workers.specs import hyperparameters_from
+from workers.hyperparameters import hyperparameters_from
 
 router = Router()
 MOST_ROWS = 10_000

@@ -40,7 +40,7 @@ from dashboard.models import (
     forgetting,
 )
 from dashboard.models.stopping import StopRefused, stop_run
-from workers.specs import hyperparameters_from
+from workers.hyperparameters import hyperparameters_from
 
 router = Router()
 # Curves that a run may have; before their first point they are empty.

@@ -16,7 +16,6 @@ from django.utils.translation import gettext as _
 from dashboard.models import BaseModel, TargetModuleConfig
 from dashboard.models.forecast import DeviceForecast, RunForecaster
 from workers.presets import RECOMMENDED
-from workers.specs import LIMITS, Hyperparameters
 from workers.targets import Resolution
 
 # Parts of the present maximum length that are tried, the longest first.

@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from dashboard.forms.fitting import Edit, edits, smallest_of
-from dashboard.forms.hyperparameters import DEFAULTS, plain
+from dashboard.forms.hyperparameters import DEFAULTS, differences
 from dashboard.forms.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
 from dashboard.models.calibration import ForecastErrors, MeasuredCost
@@ -24,17 +22,9 @@ from dashboard.models.job import Job
 from dashboard.models.queue import StartEstimate, estimate_next_start
 from workers.errors import SpecError, TargetError
 from workers.forecast import adapter_bytes, adapter_params
+from workers.hyperparameters import Hyperparameters
 from workers.presets import RECOMMENDED
-from workers.specs import Hyperparameters
 from workers.targets import Resolution
-
-# Settings that the form does not ask for.
-LABELS = {
-    "dataset": gettext_lazy("Dataset"),
-    "target_modules": gettext_lazy("What is trained"),
-    "weight_decay": gettext_lazy("Pull towards zero (weight decay)"),
-    "max_grad_norm": gettext_lazy("Largest step (gradient clipping)"),
-}
 
 
 @dataclass(frozen=True)
@@ -179,29 +169,3 @@ def _with_forecast(form: TrainingRunForm, found: Plan) -> Plan:
         start=start,
         charge=Charge.of(form.project, forecast.main.seconds["expected"], form.by),
     )
-
-
-def differences(learn: Hyperparameters) -> list[tuple[str, str, str]]:
-    """(name, value, default) of every setting that is not its default; alpha's default follows the rank."""
-    usual = dataclasses.replace(DEFAULTS, lora_alpha=2 * learn.r)
-    found = []
-    for field in dataclasses.fields(Hyperparameters):
-        value, default = getattr(learn, field.name), getattr(usual, field.name)
-        if value != default and value is not None:
-            found.append((field.name, worded(value), worded(default)))
-    return found
-
-
-def label_of(name: str) -> str:
-    """A setting in words: the form's own label where the form asks for it."""
-    field = TrainingRunForm.base_fields.get(name)
-    return str(field.label if field else LABELS.get(name, ""))
-
-
-def worded(value: Any) -> str:
-    """A setting as people write it: 0.00002 rather than 2e-05, yes rather than True."""
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return _("yes") if value else _("no")
-    return plain(value) if isinstance(value, int | float) else str(value)

@@ -15,12 +15,11 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
-from dashboard.forms.hyperparameters import EXPERT
-from dashboard.forms.plan import label_of, worded
-from dashboard.forms.training_runs import TrainingRunForm, initial_from
+from dashboard.forms.hyperparameters import EXPERT, format_value, setting_field
+from dashboard.forms.training_runs import initial_from
 from dashboard.models import TrainingRun
 from dashboard.models.forecast import RunForecaster
-from workers.specs import LIMITS, Hyperparameters
+from workers.hyperparameters import LIMITS, SETTINGS, Hyperparameters
 
 # Failures that a smaller need of memory may mend. One that a person has stopped has no code.
 MENDED_BY_LESS = ("", "out_of_memory", "worker_lost")
@@ -123,7 +122,7 @@ def overrides(query: Mapping[str, str]) -> dict[str, Any]:
     for name in EXPERT:
         if name in query:
             try:
-                found[name] = TrainingRunForm.base_fields[name].clean(query[name])
+                found[name] = setting_field(SETTINGS[name]).clean(query[name])
             except ValidationError:
                 continue
     return found
@@ -133,7 +132,7 @@ def changes(run: TrainingRun, values: Mapping[str, Any]) -> list[tuple[str, str,
     """(name in words, before, after) of each of these values that differs from the run's."""
     old = initial_from(run)
     return [
-        (label_of(name), worded(old[name]), worded(value))
+        (SETTINGS[name].label, format_value(old[name]), format_value(value))
         for name, value in values.items()
         if value != old[name]
     ]

@@ -15,11 +15,10 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.forms.hyperparameters import (
     EXPERT,
+    HyperparametersForm,
     defaults,
-    hyperparameters_of,
+    format_number,
     length_missing,
-    offer_4bit,
-    plain,
 )
 from dashboard.forms.study_arms import FurtherArmForm, further_arms
 from dashboard.forms.training_runs import TrainingRunForm, choices
@@ -37,8 +36,8 @@ from dashboard.models.study_plan import (
     default_metric,
 )
 from workers.errors import SpecError
+from workers.hyperparameters import LIMITS
 from workers.patterns import PATTERN_LETTERS
-from workers.specs import LIMITS, Hyperparameters
 from workers.targets import Resolution
 
 MOST_ROWS = 10_000
@@ -71,7 +70,7 @@ def _number(label: Any, low: int, high: int, sentence: Any = "") -> forms.Intege
     )
 
 
-class StudyForm(forms.Form):
+class StudyForm(HyperparametersForm):
     """Every field has a default, so that a dataset is all one has to choose."""
 
     name = forms.CharField(
@@ -150,25 +149,8 @@ class StudyForm(forms.Form):
         MOST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to score."),
     )
-    length = _run["length"]
-    max_steps = _run["max_steps"]
-    num_train_epochs = _run["num_train_epochs"]
-    r = _run["r"]
-    lora_alpha = _run["lora_alpha"]
-    lora_dropout = _run["lora_dropout"]
-    use_rslora = _run["use_rslora"]
-    use_dora = _run["use_dora"]
-    autocast_adapter_dtype = _run["autocast_adapter_dtype"]
-    learning_rate = _run["learning_rate"]
-    loraplus_lr_ratio = _run["loraplus_lr_ratio"]
-    lr_scheduler_type = _run["lr_scheduler_type"]
-    warmup_ratio = _run["warmup_ratio"]
-    per_device_train_batch_size = _run["per_device_train_batch_size"]
-    gradient_accumulation_steps = _run["gradient_accumulation_steps"]
-    max_length = _run["max_length"]
-    gradient_checkpointing = _run["gradient_checkpointing"]
-    load_in_4bit = _run["load_in_4bit"]
     confirmed = _run["confirmed"]
+    without = ("seed",)
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
     def __init__(
@@ -183,7 +165,6 @@ class StudyForm(forms.Form):
             "test_rows": TEST_ROWS,
         }
         super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
-        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or initial).get("load_in_4bit")))
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.offered = choices(caller, project)
@@ -222,7 +203,7 @@ class StudyForm(forms.Form):
             if not low <= rate <= high:
                 raise forms.ValidationError(
                     _("`%(text)s` is no rate from %(low)s to %(high)s. Write them as 0.0002, 0.001."),
-                    params={"text": text[:30], "low": plain(low), "high": plain(high)},
+                    params={"text": text[:30], "low": format_number(low), "high": format_number(high)},
                 )
             rates.append(rate)
         return rates
@@ -307,10 +288,6 @@ class StudyForm(forms.Form):
                 )
         for sentence in self.further.said():
             self.add_error(None, sentence)
-
-    def hyperparameters(self) -> Hyperparameters:
-        """What all arms share, for the parts that are valid; defaults for the rest. May raise SpecError."""
-        return hyperparameters_of(self.cleaned_data)
 
     def reference(self) -> str:
         """The reference arm's name."""

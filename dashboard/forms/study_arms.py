@@ -5,7 +5,6 @@ Rows of a form set; whatever a row leaves empty is as in all other arms.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from django.http import QueryDict
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.forms.hyperparameters import HyperparametersForm, plain
+from dashboard.forms.hyperparameters import format_number, setting_field
 from dashboard.models import ArmPlan, TargetModuleConfig
 from dashboard.models.study_plan import MOST_ARMS, varied
-from workers.specs import Hyperparameters
+from workers.hyperparameters import SETTINGS, Hyperparameters
 
 PREFIX = "more"
 TOTAL = f"{PREFIX}-TOTAL_FORMS"
@@ -35,9 +34,7 @@ LONGEST = 120
 
 
 def _own(name: str, label: Any) -> forms.Field:
-    field: forms.Field = copy.deepcopy(HyperparametersForm.base_fields[name])
-    field.label, field.required, field.help_text = label, False, ""
-    return field
+    return setting_field(SETTINGS[name], label=label, required=False, help_text="")
 
 
 class FurtherArmForm(forms.Form):
@@ -140,7 +137,7 @@ def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:
     if like.lora_alpha == 2 * like.r:
         usual["lora_alpha"] = 2 * learn.r
     differing = [
-        str(words) % {"value": plain(getattr(learn, name))}
+        str(words) % {"value": format_number(getattr(learn, name))}
         for name, words in OWN.items()
         if getattr(learn, name) != usual[name]
     ]

@@ -30,7 +30,7 @@ from dashboard.models.study_plan import (
 )
 from workers import verdicts
 from workers.errors import SpecError, TargetError
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 from workers.targets import Resolution
 
 

@@ -19,8 +19,8 @@ from dashboard.models import BaseModel, TargetModuleConfig
 from dashboard.models.target_module_config import TEXT_LENGTH
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, spans
 from workers.errors import SpecError
+from workers.hyperparameters import LIMITS
 from workers.selections import Selection
-from workers.specs import LIMITS
 from workers.targets import Resolution
 
 LONGEST = 64_000

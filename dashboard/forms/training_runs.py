@@ -16,15 +16,13 @@ from django.utils.translation import gettext_lazy
 from dashboard.forms.hyperparameters import (
     HyperparametersForm,
     defaults,
-    entered,
-    hyperparameters_of,
     length_missing,
-    offer_4bit,
+    to_form,
 )
 from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, TrainingRun, User
 from dashboard.models.dataset import SAMPLE_NAME
 from workers.errors import SpecError
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 # Seen to work on the bundled model with the sample; other data starts at the common default.
 SAMPLE_LEARNING_RATE = 1e-3
@@ -100,7 +98,6 @@ class TrainingRunForm(HyperparametersForm):
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
     ) -> None:
         super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
-        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or initial).get("load_in_4bit")))
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.configs = choices(caller, project)
@@ -140,10 +137,6 @@ class TrainingRunForm(HyperparametersForm):
         message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
         self.add_error(name if name in self.fields else None, message)
 
-    def hyperparameters(self) -> Hyperparameters:
-        """What was entered, for the parts that are valid; defaults for the rest. May raise SpecError."""
-        return hyperparameters_of(self.cleaned_data)
-
 
 def choices(
     caller: Caller, project: Project
@@ -177,7 +170,7 @@ def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
 def initial_from(run: TrainingRun) -> dict[str, Any]:
     """The settings of an earlier run."""
     return {
-        **entered(Hyperparameters(**run.hyperparameters)),
+        **to_form(Hyperparameters(**run.hyperparameters)),
         "name": run.name,
         "dataset_version": run.dataset_version_id,
         "base_model": run.base_model_id,

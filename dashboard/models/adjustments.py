@@ -8,7 +8,8 @@ from django.utils.translation import gettext as _
 
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, IllegalMove
-from workers.specs import Hyperparameters, from_dict
+from workers.hyperparameters import Hyperparameters
+from workers.specs import from_dict
 
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 

@@ -23,7 +23,7 @@ from workers.census import Census
 from workers.errors import TargetError
 from workers.estimates import ComputeOptions, ModelShape, TimeEstimate
 from workers.forecast import adapter_bytes, adapter_params
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 from workers.targets import Resolution
 from workers.workload import PREFIX_TYPES, RowLengths, Workload, estimate_workload
 

@@ -14,7 +14,8 @@ from dashboard.models.worker_node import WorkerNode
 from workers import estimates, scoring
 from workers.calibration import TIME, Observation, correction
 from workers.errors import TargetError
-from workers.specs import EvalSpec, Hyperparameters
+from workers.hyperparameters import Hyperparameters
+from workers.specs import EvalSpec
 from workers.workload import PREFIX_TYPES
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from dashboard.models.study_plan import ArmPlan, halvings
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.training_run import TrainingRun
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 
 def rate_of(run: TrainingRun) -> float:

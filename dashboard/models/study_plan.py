@@ -16,9 +16,9 @@ from dashboard.models.dataset import DatasetVersion
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
 from workers.forecast import adapter_params
+from workers.hyperparameters import LIMITS, Hyperparameters, hyperparameters_from
 from workers.patterns import check_pattern
 from workers.presets import PRESETS, resolve
-from workers.specs import LIMITS, Hyperparameters, hyperparameters_from
 
 DEFAULT_SEEDS = (1, 2, 3)
 DEFAULT_MARGIN = 0.02

@@ -14,7 +14,7 @@ from dashboard.models.evaluation import Evaluation
 from dashboard.models.job import Job
 from dashboard.models.study_arm import StudyArm
 from dashboard.models.training_run import TrainingRun
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study

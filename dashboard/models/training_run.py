@@ -23,7 +23,8 @@ from dashboard.models.resuming import resume_run
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.worker_node import NO_4BIT_WORKER, WorkerNode
 from workers.errors import SpecError
-from workers.specs import Hyperparameters, TrainSpec, to_dict
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec, to_dict
 from workers.targets import target_spec
 
 if TYPE_CHECKING:

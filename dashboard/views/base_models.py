@@ -23,8 +23,8 @@ from dashboard.views.queue_board import queue_position_context
 from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group
 from workers.errors import INSPECT, ModelError, TargetError, advice
 from workers.forecast import adapter_bytes, adapter_params
+from workers.hyperparameters import Hyperparameters
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
-from workers.specs import Hyperparameters
 
 SHOWN_RANK = 16
 LOG_LINES = 50

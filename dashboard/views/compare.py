@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard import charts, comparison_charts, forgetting_charts
 from dashboard.downloads import csv_file, json_file
-from dashboard.forms.plan import label_of, worded
+from dashboard.forms.hyperparameters import format_value
 from dashboard.gate import Request
 from dashboard.models import (
     MetricSeries,
@@ -28,6 +28,7 @@ from dashboard.models.comparison import COMPARED_BY, Comparison
 from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
 from dashboard.views.study_items import page_number
+from workers.hyperparameters import SETTINGS
 
 RUNS_OFFERED = 100
 ITEMS_SHOWN = 20
@@ -302,15 +303,27 @@ def chosen(request: Request) -> list[TrainingRun]:
     return [found[pk] for pk in wanted]
 
 
+CHOICES = {
+    "dataset": gettext_lazy("Dataset"),
+    "base_model": gettext_lazy("Base model"),
+    "target_modules": gettext_lazy("Target modules"),
+}
+
+
 def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """One row per setting, with each run's value and whether they differ."""
     shown = [run.settings_shown() for run in runs]
     names = list(dict.fromkeys(name for values in shown for name in values))
     rows = []
     for name in names:
-        values = [worded(values.get(name)) for values in shown]
+        values = [format_value(values.get(name)) for values in shown]
         rows.append(
-            {"name": name, "label": label_of(name), "values": values, "differs": len(set(values)) > 1}
+            {
+                "name": name,
+                "label": CHOICES.get(name) or SETTINGS[name].label,
+                "values": values,
+                "differs": len(set(values)) > 1,
+            }
         )
     return rows
 

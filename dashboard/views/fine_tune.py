@@ -23,8 +23,8 @@ from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
 from dashboard.models.study_evidence import preference, told_by_config
 from dashboard.views.launching import launched_once
+from workers.hyperparameters import Hyperparameters
 from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
-from workers.specs import Hyperparameters
 
 
 @require_http_methods(["GET", "POST"])
@@ -139,33 +139,11 @@ def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
 
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
     """The form's page: fields from `form`, numbers from `draft`."""
-    expert = (
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_ratio",
-        "loraplus_lr_ratio",
-        "autocast_adapter_dtype",
-        "use_rslora",
-        "use_dora",
-    )
-    batch = (
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "max_length",
-        "gradient_checkpointing",
-        "load_in_4bit",
-        "seed",
-    )
     sample = [version.pk for version in form.versions if is_sample(version)]
     return {
         "form": form,
-        "adapter_fields": [form[name] for name in expert],
-        "batch_fields": [form[name] for name in batch],
         "has_datasets": form.versions.exists(),
-        "expert_open": any(name in form.errors for name in (*expert, *batch)),
+        "expert_open": form.has_expert_errors(),
         "suggestions": {
             "samples": sample,
             "sampleRate": SAMPLE_LEARNING_RATE,

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard import charts, forgetting_charts
 from dashboard.forms.comparison import compared
-from dashboard.forms.plan import differences, label_of, worded
+from dashboard.forms.hyperparameters import differences, format_value
 from dashboard.gate import Request
 from dashboard.models import (
     EvaluationItem,
@@ -35,7 +35,7 @@ from dashboard.models.stopping import StopRefused, companions, may_have_progress
 from dashboard.stages import PHASES, eta_range, said, stages, stopping_text
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run_notice
-from workers.specs import Hyperparameters
+from workers.hyperparameters import SETTINGS, Hyperparameters
 
 SAMPLES_PER_PAGE = 10
 EVENTS_SHOWN = 200
@@ -227,7 +227,12 @@ def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
     learn = Hyperparameters(**run.hyperparameters)
     changed = {name: default for name, _value, default in differences(learn)}
     return [
-        {"name": name, "label": label_of(name), "value": worded(value), "default": changed.get(name)}
+        {
+            "name": name,
+            "label": SETTINGS[name].label,
+            "value": format_value(value),
+            "default": changed.get(name),
+        }
         for name, value in run.hyperparameters.items()
         if value is not None
     ]

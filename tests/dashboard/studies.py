@@ -20,7 +20,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import finish
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 # arm -> seed -> score of each row, and the base's under `base`
 Table = dict[str, dict[int, Sequence[float]]]

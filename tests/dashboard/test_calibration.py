@@ -10,7 +10,7 @@ from dashboard.models import Calibration, Dataset, Job, TrainingRun, WorkerNode
 from dashboard.models.forecast import RunForecaster, record_calibration
 from tests.conftest import finish, make_run
 from workers.estimates import FORMULA
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 CPU = "CPU, 4 cores (x86_64)"
 LENGTHS = {

@@ -189,7 +189,7 @@ import json, multiprocessing, sys
 import django
 django.setup()
 from dashboard.models import *
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 def launch(number, begin, found):
     project = Project.objects.get(name="Support")

@@ -30,7 +30,7 @@ from tests.dashboard.studies import end_training, make_arms
 from tests.dashboard.test_training_run_create import entered
 from workers import node
 from workers.errors import SpecError
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 FORM = reverse("training-run-create")
 RUNS, FORECAST = "/api/v1/runs", "/api/v1/forecast"

@@ -16,8 +16,8 @@ from django.core.management.base import CommandError
 
 from dashboard.management.commands import measure_forecast
 from dashboard.management.commands.measure_forecast import Measured, checked, drawn
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS
-from workers.specs import Hyperparameters
 
 
 class FakeBench:

@@ -16,7 +16,7 @@ from dashboard.models.study_words import measured_beside
 from dashboard.views.study_grid import grid_of
 from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
 from tests.dashboard.test_study_create import PLAN, entered
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 SEEDS = (1, 2)
 TABLE: Table = {

@@ -12,6 +12,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from dashboard.forms.hyperparameters import defaults
 from dashboard.models import (
     BaseModel,
     Dataset,
@@ -54,15 +55,9 @@ def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[
         "metric": "",
         "margin": "2",
         "test_rows": "200",
-        "length": "steps",
+        **{name: "" if value is None else str(value) for name, value in defaults().items()},
         "max_steps": "10",
-        "num_train_epochs": "3",
         "r": "4",
-        "lora_alpha": "",
-        "lora_dropout": "0",
-        "learning_rate": "0.0002",
-        "lr_scheduler_type": "cosine",
-        "warmup_ratio": "0.05",
         "per_device_train_batch_size": "4",
         "gradient_accumulation_steps": "2",
         "max_length": "64",

@@ -10,6 +10,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
+from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for
 from dashboard.models import (
     BaseModel,
@@ -39,19 +40,12 @@ def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[
         "dataset_version": version.pk if version else "",
         "base_model": base_model.pk,
         "target_module_config": config.pk,
-        "length": "steps",
+        **{name: "" if value is None else str(value) for name, value in defaults().items()},
         "max_steps": "10",
-        "num_train_epochs": "3",
         "r": "4",
-        "lora_alpha": "",
-        "lora_dropout": "0",
-        "learning_rate": "0.0002",
-        "lr_scheduler_type": "cosine",
-        "warmup_ratio": "0.05",
         "per_device_train_batch_size": "4",
         "gradient_accumulation_steps": "2",
         "max_length": "64",
-        "seed": "42",
         "idempotency_key": str(uuid.uuid4()),
     }
     return {**values, **changes}

@@ -24,7 +24,7 @@ from dashboard.models import (
 from dashboard.models.forecast import RunForecaster
 from tests.dashboard.test_training_run_create import entered
 from workers.estimates import FORMULA
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 URL = reverse("training-run-forecast")
 

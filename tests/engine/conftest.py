@@ -10,7 +10,8 @@ import pytest
 
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, tiny_target, write_canonical
 from workers.events import Event, Metrics
-from workers.specs import BaseSpec, DataSpec, Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import BaseSpec, DataSpec, TrainSpec
 
 
 class Recorder(list[Event]):

@@ -24,8 +24,9 @@ from workers.engine.model import load_base, read_config
 from workers.engine.train import train
 from workers.errors import ModelError, RunError, SpecError
 from workers.events import Message
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, resolve
-from workers.specs import EvalSpec, Hyperparameters, TargetSpec, TrainSpec, needs_4bit, to_dict
+from workers.specs import EvalSpec, TargetSpec, TrainSpec, needs_4bit, to_dict
 from workers.targets import target_spec
 
 MakeSpec = Callable[..., TrainSpec]

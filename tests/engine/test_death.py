@@ -23,7 +23,8 @@ from workers import faults, handover
 from workers.engine.artifacts import file_sha256
 from workers.engine.train import train
 from workers.events import Artifact, Event, Metrics
-from workers.specs import Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec
 
 ENGINE = ("train.", "checkpoint.", "save.")
 POINTS = sorted(name for name in faults.POINTS if name.startswith(ENGINE))

@@ -11,7 +11,8 @@ import pytest
 
 from workers.engine import disk_room
 from workers.errors import DiskFull
-from workers.specs import BaseSpec, DataSpec, Hyperparameters, TargetSpec, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import BaseSpec, DataSpec, TargetSpec, TrainSpec
 
 Usage = namedtuple("Usage", "total used free")
 SPARE = 2_000_000_000

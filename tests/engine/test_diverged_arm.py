@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.conftest import Recorder
-from workers import specs
+from workers import hyperparameters
 from workers.engine.train import train
 from workers.events import ArmEnd
 from workers.specs import TrainSpec
@@ -26,7 +26,7 @@ def test_an_arm_that_diverges_fails_alone_and_moves_no_number_of_the_others(
     make_spec: Callable[..., TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A rate that no form takes: after one step its weights are so large that the next loss is no number.
-    monkeypatch.setitem(specs.LIMITS, "learning_rate", (0.0, 1e38))
+    monkeypatch.setitem(hyperparameters.LIMITS, "learning_rate", (0.0, 1e38))
     first = make_spec(name="first", seed=1)
     last = make_spec(name="last", seed=1, r=2, lora_alpha=8, lora_dropout=0.1)
     wild = make_spec(name="wild", seed=1, learning_rate=1e37, lr_scheduler_type="constant", warmup_ratio=0.0)

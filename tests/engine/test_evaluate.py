@@ -32,7 +32,7 @@ MakeSpec = Callable[..., TrainSpec]
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[BaseSpec, DataSpec, Path]:
     """An adapter that knows four rows by heart."""
     from tests.tiny_model import tiny_base
-    from workers.specs import Hyperparameters
+    from workers.hyperparameters import Hyperparameters
 
     folder = tmp_path_factory.mktemp("trained")
     data = write_canonical(folder / "data", colour_rows(4))

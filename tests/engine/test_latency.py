@@ -23,8 +23,9 @@ from workers.engine.model import load_base
 from workers.engine.train import train
 from workers.errors import Stopped
 from workers.events import Progress, never_stop
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, resolve
-from workers.specs import BaseSpec, Hyperparameters
+from workers.specs import BaseSpec
 from workers.targets import target_spec
 
 __all__ = ["folders"]

@@ -21,9 +21,10 @@ from workers.engine.model import load_base, read_config
 from workers.engine.train import train
 from workers.errors import SpecError, TargetError
 from workers.forecast import adapter_bytes
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, resolve
 from workers.selections import Selection
-from workers.specs import Hyperparameters, TrainSpec
+from workers.specs import TrainSpec
 from workers.targets import Resolution, target_spec
 
 MakeSpec = Callable[..., TrainSpec]

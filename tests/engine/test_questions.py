@@ -15,7 +15,8 @@ from workers.engine.model import load_tokenizer
 from workers.engine.questions import CHOICES, QUESTIONS, SHA256, VERSION, choices, marks, read_questions
 from workers.engine.train import train
 from workers.errors import DataError
-from workers.specs import EvalSpec, Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import EvalSpec, TrainSpec
 
 KNOWN = 6
 

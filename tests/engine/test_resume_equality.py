@@ -20,7 +20,8 @@ from tests.engine.test_death import curve
 from tests.tiny_model import colour_rows, tiny_base, tiny_target, write_canonical
 from workers.engine.train import train
 from workers.events import ArmEnd, Checkpoint, Event, Message, Metrics, from_line
-from workers.specs import Hyperparameters, TrainSpec, to_dict
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec, to_dict
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5

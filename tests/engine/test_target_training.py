@@ -21,9 +21,10 @@ from workers.engine.train import train
 from workers.errors import RunError, SpecError, TargetError
 from workers.events import Artifact
 from workers.forecast import adapter_bytes
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, resolve
 from workers.selections import Selection
-from workers.specs import Hyperparameters, TargetSpec, TrainSpec
+from workers.specs import TargetSpec, TrainSpec
 from workers.targets import Resolution, names_sha256, target_spec
 
 MakeSpec = Callable[..., TrainSpec]

@@ -22,7 +22,8 @@ from workers.engine import train as train_module
 from workers.engine.train import learning_rate, train
 from workers.errors import DataError, Diverged, ModelError, RunError, Stopped, TargetError
 from workers.events import ArmEnd, Artifact, Event, KeepAlive, Message, Metrics, Progress
-from workers.specs import BaseSpec, Hyperparameters, TargetSpec, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import BaseSpec, TargetSpec, TrainSpec
 
 MakeSpec = Callable[..., TrainSpec]
 EVERYTHING = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -21,7 +21,7 @@ from dashboard.models import (
     User,
     WorkerNode,
 )
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 WorkOff = Callable[[str], Job]
 

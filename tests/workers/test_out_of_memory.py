@@ -17,7 +17,7 @@ from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project
 from tests.conftest import make_run
 from tests.workers.conftest import claim, play
 from workers import child, kernel_kills, supervisor
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 TOO_LITTLE = """
 tell("Failure", code="out_of_memory", message="There was not enough memory.")

@@ -9,9 +9,9 @@ import pytest
 
 from workers.census import Census, Group
 from workers.errors import SpecError, TargetError
+from workers.hyperparameters import Hyperparameters
 from workers.matching import attached, matches
 from workers.presets import PRESETS, preset, resolve
-from workers.specs import Hyperparameters
 from workers.targets import Resolution, target_spec
 
 LAYERS = tuple(range(4))

@@ -21,7 +21,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.study_words import sentence
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 
 WorkOff = Callable[[str], Job]
 

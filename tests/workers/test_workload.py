@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.specs import Hyperparameters
+from workers.hyperparameters import Hyperparameters
 from workers.workload import RowLengths, estimate_workload
 
 REPORT = {

@@ -19,7 +19,8 @@ from workers.engine.data import Example, Split, encode_rows, epoch_order, micro_
 from workers.engine.model import storage_description
 from workers.errors import DataError, Diverged, RunError
 from workers.events import Message, Report, ShouldStop
-from workers.specs import Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec
 
 VALIDATIONS_PER_RUN = 10
 

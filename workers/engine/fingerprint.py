@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workers.specs import Hyperparameters, TrainSpec, to_dict
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec, to_dict
 
 if TYPE_CHECKING:
     from workers.engine.arms import Arm

@@ -16,7 +16,8 @@ from torch import nn
 
 from workers.engine.model import build, read_config
 from workers.errors import TargetError
-from workers.specs import Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec
 from workers.targets import names_sha256
 
 

@@ -26,7 +26,8 @@ from workers.engine.reporting import OutcomeReporter, ProgressReporter
 from workers.engine.runtime import stop_if_asked
 from workers.errors import Stopped
 from workers.events import ArmEnd, Message, Metrics, Progress, Report, ShouldStop, never_stop, print_event
-from workers.specs import Hyperparameters, TrainSpec
+from workers.hyperparameters import Hyperparameters
+from workers.specs import TrainSpec
 
 
 def train(

@@ -34,8 +34,9 @@ from workers.calibration import MEMORY, TIME, Observation, Prior, correction
 from workers.census import Census
 from workers.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
 from workers.forecast import adapter_params
+from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, preset, resolve
-from workers.specs import BaseSpec, DataSpec, Hyperparameters, ImportSpec, InspectSpec, TrainSpec, to_dict
+from workers.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec, to_dict
 from workers.targets import Resolution, target_spec
 from workers.workload import PREFIX_TYPES, RowLengths, estimate_workload
 
