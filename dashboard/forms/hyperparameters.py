@@ -89,15 +89,15 @@ def setting_field(setting: Setting, **options: Any) -> forms.Field:
 def _number_field(setting: Setting, values: dict[str, Any]) -> forms.Field:
     span = _span(setting)
     if setting.kind is int:
-        field: type[forms.Field] = forms.IntegerField
+        field: type[forms.IntegerField] = forms.IntegerField
         attributes, sentence = {"inputmode": "numeric"}, _WHOLE
     else:
         field = forms.FloatField
         attributes, sentence = {"step": "any", "inputmode": "decimal"}, _NUMBER
-    low, high = setting.limits or (None, None)
+    limits: Any = setting.limits or (None, None)
     return field(
-        min_value=low,
-        max_value=high,
+        min_value=limits[0],
+        max_value=limits[1],
         error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), sentence % span),
         widget=forms.NumberInput(attrs=attributes),
         **values,

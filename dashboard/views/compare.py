@@ -303,7 +303,7 @@ def chosen(request: Request) -> list[TrainingRun]:
     return [found[pk] for pk in wanted]
 
 
-CHOICES = {
+SOURCES = {
     "dataset": gettext_lazy("Dataset"),
     "base_model": gettext_lazy("Base model"),
     "target_modules": gettext_lazy("Target modules"),
@@ -320,7 +320,7 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "label": CHOICES.get(name) or SETTINGS[name].label,
+                "label": SOURCES.get(name) or SETTINGS[name].label,
                 "values": values,
                 "differs": len(set(values)) > 1,
             }

@@ -109,7 +109,7 @@ def test_it_warns_of_different_data(
 
 def test_settings_are_named_in_words_first(client: Client, vera: User, run: TrainingRun) -> None:
     text = page(client, vera, run)
-    assert re.search(r"How strongly to learn \(learning rate\) <code>learning_rate</code>", text)
+    assert re.search(r"Learning rate <code>learning_rate</code>", text)
     assert re.search(r"<td>0.0002</td>", text)
 
 

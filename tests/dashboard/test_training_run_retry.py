@@ -94,7 +94,7 @@ def test_the_form_shows_the_change_beside_the_earlier_value(
     smaller = retries(failed(run, "out_of_memory"))[0]
     page = client.get(smaller.url).content.decode()
     assert f'href="{run.get_absolute_url()}">Triage #{run.pk}</a>' in page
-    assert "Rows at once (batch size): <del>8</del> → <strong>4</strong>" in page
+    assert "Batch size per device: <del>8</del> → <strong>4</strong>" in page
     form = client.get(smaller.url).context["form"]
     assert (form["per_device_train_batch_size"].value(), form["gradient_accumulation_steps"].value()) == (
         4,

@@ -21,7 +21,7 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
     page.get_by_label("How often each arm is trained").fill("1")
     page.locator("#id_max_steps").fill("4")
     page.locator("details.expert summary").click()
-    page.get_by_label("Longest row in tokens").fill("128")
+    page.get_by_label("Maximum sequence length").fill("128")
     plan = page.locator("#plan")
     plan.get_by_text("2 arms × 1 seed").wait_for()
     plan.get_by_text("Indicative only").wait_for()
