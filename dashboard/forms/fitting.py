@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models import BaseModel, TargetModuleConfig
 from dashboard.models.forecast import DeviceForecast, RunForecaster
+from workers.hyperparameters import LIMITS, Hyperparameters
 from workers.presets import RECOMMENDED
 from workers.targets import Resolution
 
