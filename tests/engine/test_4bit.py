@@ -125,7 +125,7 @@ def test_the_adapter_tells_on_what_it_was_trained(
     plain = load_base(make_spec().base, torch.float32, CPU)
     sums = next(event.text for event in record.of(Message) if "parameters train" in event.text)
     assert f"of the {plain.num_parameters():,} frozen ones" in sums
-    assert "kept in 4 bits (NF4)" in sums
+    assert "stored in 4 bits (NF4)" in sums
 
 
 def test_arms_share_one_base_in_4_bits_and_not_another(make_spec: MakeSpec, tmp_path: Path) -> None:

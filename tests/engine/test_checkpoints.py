@@ -375,7 +375,7 @@ def test_a_disk_with_too_little_room_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(DiskFull, match=r"needs [\d,.]+ GB .* only [\d,.]+ GB are free") as caught:
         train(one, tmp_path / "out", report=Recorder(), disk_reserve=10**18)
-    assert "1,000,000,000.00 GB to spare" in caught.value.message
+    assert "1,000,000,000.00 GB in reserve" in caught.value.message
     assert not (tmp_path / "out").exists()
 
 

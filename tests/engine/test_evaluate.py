@@ -219,7 +219,7 @@ def test_no_adapter_is_loaded_while_another_is_timed(
         seen.append({name for layer in layers for name in layer.lora_A})
         return [0.001]
 
-    monkeypatch.setattr(latency, "_turn", turn)
+    monkeypatch.setattr(latency, "_measure", turn)
     adapters = {"one": str(folder), "two": str(folder)}
     spec = EvalSpec(base=base, data=data, adapters=adapters, dtype="float32", with_base=False)
     found = evaluate(spec, tmp_path, report=Recorder())

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from tests.engine.families import FAMILIES
 from workers.census import PRESET_SCOPES, Census
 from workers.engine import census
-from workers.engine.lora import attach_one
+from workers.engine.lora import attach_adapter
 from workers.forecast import adapter_bytes, adapter_params
 from workers.matching import Arguments, NotConvertible, attached
 from workers.presets import PRESETS, resolve
@@ -62,7 +62,7 @@ def test_every_preset_attaches_exactly_what_is_meant_on(family: str) -> None:
         arguments = resolution.arguments(RANK, ALPHA)
         with torch.device("meta"):
             config = LoraConfig(r=RANK, lora_alpha=ALPHA, bias="none", **arguments.to_dict())
-            model = attach_one(FAMILIES[family].build(family), config)
+            model = attach_adapter(FAMILIES[family].build(family), config)
         found = sorted([*model.targeted_module_names, *model.targeted_parameter_names])
         assert found == meant_names(family, slug), slug
         assert found == sorted(attached(arguments, counted, RANK)), slug
@@ -80,7 +80,7 @@ def peft_attaches(family: str, arguments: Arguments) -> tuple[list[str], int]:
     with torch.device("meta"):
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, bias="none", **arguments.to_dict())
         try:
-            model = attach_one(FAMILIES[family].build(family), config)
+            model = attach_adapter(FAMILIES[family].build(family), config)
         except ValueError:
             return [], 0
     names = sorted([*model.targeted_module_names, *model.targeted_parameter_names])

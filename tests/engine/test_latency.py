@@ -63,7 +63,7 @@ def test_every_kind_of_layer_is_timed_and_taken_off_again(
     with torch.no_grad():
         before = base(input_ids=ids).logits
     carried: list[bool] = []
-    turn = latency._turn
+    turn = latency._measure
 
     def watched(*arguments: Any) -> list[float]:
         ran: set[bool] = set()
@@ -72,7 +72,7 @@ def test_every_kind_of_layer_is_timed_and_taken_off_again(
         carried.append(True in ran)
         return seconds
 
-    monkeypatch.setattr(latency, "_turn", watched)
+    monkeypatch.setattr(latency, "_measure", watched)
     record = Recorder()
     found = ms_per_token(
         base,
@@ -97,14 +97,14 @@ def test_it_writes_as_many_tokens_whatever_the_model_would_say(base: BaseSpec) -
         first = int(model(input_ids=torch.as_tensor(prompt())[None].long()).logits[0, -1].argmax())
     # A model that would end at once.
     model.generation_config.eos_token_id = first
-    seconds = latency._turn(model, prompt(), CPU, never_stop)
+    seconds = latency._measure(model, prompt(), CPU, never_stop)
     assert len(seconds) == latency.TOKENS - latency.WARM_UP - 1
 
 
 def test_a_slow_machine_gets_a_short_turn(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
-    seconds = latency._turn(load_base(base, torch.float32, CPU), prompt(), CPU, never_stop)
-    assert len(seconds) == latency.FEWEST
+    monkeypatch.setattr(latency, "MEASUREMENT_SECONDS", 0.0)
+    seconds = latency._measure(load_base(base, torch.float32, CPU), prompt(), CPU, never_stop)
+    assert len(seconds) == latency.MIN_INTERVALS
 
 
 def test_a_long_prompt_costs_no_more_than_its_end(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,13 +117,13 @@ def test_a_long_prompt_costs_no_more_than_its_end(base: BaseSpec, monkeypatch: p
         return real(**keywords)
 
     monkeypatch.setattr(model, "generate", generate)
-    latency._turn(model, prompt(400), CPU, never_stop)
-    assert seen == [latency.LONGEST_PROMPT]
+    latency._measure(model, prompt(400), CPU, never_stop)
+    assert seen == [latency.MAX_PROMPT_TOKENS]
 
 
 def test_a_model_with_few_positions_keeps_room_for_the_answer() -> None:
     few = GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=64, n_positions=latency.TOKENS + 16)
-    seconds = latency._turn(GPT2LMHeadModel(few), prompt(30), CPU, never_stop)
+    seconds = latency._measure(GPT2LMHeadModel(few), prompt(30), CPU, never_stop)
     assert len(seconds) == latency.TOKENS - latency.WARM_UP - 1
 
 
@@ -135,5 +135,5 @@ def test_it_obeys_a_stop_between_two_tokens(base: BaseSpec) -> None:
         return "cancel" if len(asked) > 3 else ""
 
     with pytest.raises(Stopped):
-        latency._turn(load_base(base, torch.float32, CPU), prompt(), CPU, should_stop)
+        latency._measure(load_base(base, torch.float32, CPU), prompt(), CPU, should_stop)
     assert len(asked) < latency.TOKENS

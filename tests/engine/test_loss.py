@@ -95,7 +95,7 @@ def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, mo
     assert parted.prefix.shape[1] > 40
     assert parted.tokens == whole.tokens
     scorer = make_scorer(model, model, whole)
-    assert scorer.shares
+    assert scorer.shares_prefix
     layers = [
         item.requires_grad_(True) for name, item in model.named_parameters() if ".0." in name or ".1." in name
     ]

@@ -249,7 +249,7 @@ def test_the_space_to_spare_can_be_set(start: Start, make_spec: MakeSpec, tmp_pa
     failed = wait_for(child, Failure)
     assert isinstance(failed, Failure)
     assert failed.code == "disk_full"
-    assert "1,000,000,000.00 GB to spare" in failed.message
+    assert "1,000,000,000.00 GB in reserve" in failed.message
 
 
 def test_a_termination_signal_drains(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:

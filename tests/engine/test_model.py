@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny_model import tiny_base
-from workers.engine.model import end_ids, load_base, load_tokenizer, watch
+from workers.engine.model import add_stop_hooks, end_ids, load_base, load_tokenizer
 from workers.engine.runtime import pick_dtype, stop_if_asked
 from workers.errors import Stopped
 
@@ -20,7 +20,7 @@ def test_a_stop_is_obeyed_in_the_middle_of_forward_and_backward(tiny_folder: Pat
     model = load_base(tiny_base(tiny_folder), torch.float32, CPU)
     model.get_input_embeddings().weight.requires_grad_(True)
     asked = [""]
-    watch(model, lambda: stop_if_asked(lambda: asked[0]))
+    add_stop_hooks(model, lambda: stop_if_asked(lambda: asked[0]))
     loss = model(input_ids=IDS).logits.sum()
     asked[0] = "cancel"
     with pytest.raises(Stopped):

@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from tests.engine.families import FAMILIES
 from workers.census import Census
 from workers.engine import census
-from workers.engine.lora import attach_one
+from workers.engine.lora import attach_adapter
 from workers.presets import PRESETS, resolve
 from workers.selections import explain
 from workers.targets import Resolution
@@ -32,7 +32,7 @@ def on(family: str, preset: str) -> Resolution:
 def peft_attaches(family: str, **arguments: Any) -> set[str]:
     """Names that PEFT adapts when it is given these arguments as they stand, layer numbers left out."""
     with torch.device("meta"):
-        model = attach_one(FAMILIES[family].build(family), LoraConfig(r=8, **arguments))
+        model = attach_adapter(FAMILIES[family].build(family), LoraConfig(r=8, **arguments))
     names = [*model.targeted_module_names, *model.targeted_parameter_names]
     return {".".join(part for part in name.split(".") if not part.isdigit()) for name in names}
 
@@ -81,7 +81,7 @@ def test_mixtral_router_is_adapted_by_nobody_by_accident() -> None:
 def test_qwen3_moe_down_proj_multiplies_the_budget_by_its_experts() -> None:
     with torch.device("meta"):
         config = LoraConfig(r=8, target_modules=["down_proj"])
-        model = attach_one(FAMILIES["qwen3_moe"].build("qwen3_moe"), config)
+        model = attach_adapter(FAMILIES["qwen3_moe"].build("qwen3_moe"), config)
     full = sum(item.numel() for item in model.parameters() if item.requires_grad)
     resolution = explain(["down_proj"], counted("qwen3_moe"))
     assert resolution.params(8) * 8 == full  # eight experts share r 8
@@ -92,7 +92,7 @@ def test_qwen3_moe_expert_scale_equals_lora_alpha_by_r() -> None:
     arguments = on("qwen3_moe", "mlp").arguments(16, 32)
     with torch.device("meta"):
         config = LoraConfig(r=16, lora_alpha=32, **arguments.to_dict())
-        model = attach_one(FAMILIES["qwen3_moe"].build("qwen3_moe"), config)
+        model = attach_adapter(FAMILIES["qwen3_moe"].build("qwen3_moe"), config)
     scales = {layer.scaling["default"] for layer in model.modules() if isinstance(layer, LoraLayer)}
     assert scales == {32 / 16}
 

@@ -24,7 +24,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from workers.census import Census, Group
-from workers.engine.lora import attach_one
+from workers.engine.lora import attach_adapter
 from workers.engine.model import build
 from workers.presets import PRESETS, resolve
 from workers.targets import Resolution
@@ -235,7 +235,7 @@ def attach_problem(model: PreTrainedModel, resolution: Resolution, r: int = 64) 
     arguments = resolution.arguments(r, 2 * r)
     try:
         with torch.device("meta"):
-            attached = attach_one(
+            attached = attach_adapter(
                 model, LoraConfig(r=r, lora_alpha=2 * r, bias="none", **arguments.to_dict())
             )
     except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:

@@ -312,9 +312,9 @@ def restore(checkpoint: LoadedCheckpoint, writer: CheckpointWriter, arms: Sequen
     Metrics of arms that have ended are not reported again. Raises CheckpointMismatch for another run's
     checkpoint.
     """
-    if changed := fingerprint.changes(writer.origin, checkpoint.origin):
+    if different := fingerprint.differences(writer.origin, checkpoint.origin):
         raise CheckpointMismatch(
-            f"The checkpoint was made with {' and '.join(changed)} than this run has, so "
+            f"The checkpoint was made with {' and '.join(different)} than this run has, so "
             "it cannot be continued. Start a new run, or put back what was changed."
         )
     same_device = checkpoint.state["device"] == writer.device.type

@@ -1,4 +1,4 @@
-"""Whether the disk has room for the checkpoints of a run, before it begins."""
+"""Check before a run that the disk has room for its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from pathlib import Path
 from workers.errors import DiskFull
 from workers.specs import TrainSpec
 
-# fp32: the weight, Adam's two moments and the weight at its best.
+# fp32: the weight, Adam's two moments and the best weight.
 BYTES_PER_PARAMETER = 16
-# Bytes that stay free for the database, the logs and the other programs.
+# Bytes to leave free for the database, the logs and other programs.
 RESERVE = 2 * 10**9
 
 
 def check_room(folder: Path, specs: Sequence[TrainSpec], reserve: int) -> None:
-    """Refuse a run whose checkpoints would fill the disk: two are kept while a third is written."""
+    """Raise DiskFull if the run's checkpoints would fill the disk: two are kept while a third is written.
+
+    `reserve`: bytes that must stay free.
+    """
     needed = 3 * BYTES_PER_PARAMETER * sum(spec.target.trainable_parameters for spec in specs)
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    # What an earlier attempt has written is room that this one need not find.
-    kept = sum(path.stat().st_size for path in folder.glob("[0-9]*/*"))
-    if free < max(0, needed - kept) + reserve:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    # An earlier attempt's checkpoints are replaced by this one's.
+    written = sum(path.stat().st_size for path in folder.glob("[0-9]*/*"))
+    if free < max(0, needed - written) + reserve:
         raise DiskFull(
             f"This run needs {_gigabytes(needed + reserve)} of disk space, {_gigabytes(needed)} for its "
-            f"checkpoints and {_gigabytes(reserve)} to spare, and only {_gigabytes(free)} are free."
+            f"checkpoints and {_gigabytes(reserve)} in reserve, but only {_gigabytes(free)} are free."
         )
 
 

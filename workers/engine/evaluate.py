@@ -32,7 +32,14 @@ from workers.engine.data import (
 from workers.engine.generate import greedy
 from workers.engine.latency import BASE, ms_per_token
 from workers.engine.loss import Scorer, make_scorer
-from workers.engine.model import check_folder, check_max_length, end_ids, load_base, load_tokenizer, watch
+from workers.engine.model import (
+    add_stop_hooks,
+    check_folder,
+    check_max_length,
+    end_ids,
+    load_base,
+    load_tokenizer,
+)
 from workers.engine.runtime import stop_if_asked
 from workers.engine.scores import Scores, answer_kind, text_scores
 from workers.errors import DataError, ModelError, TargetError
@@ -64,10 +71,10 @@ def evaluate(
     report(Progress("loading"))
     base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
     check_max_length(base, spec.base, spec.max_length)
-    watch(base, lambda: stop_if_asked(should_stop))
+    add_stop_hooks(base, lambda: stop_if_asked(should_stop))
     scorer = make_scorer(base, base, collate(examples[:2], device))
     model = _attach(base, spec.base.name, spec.adapters)
-    scorer = Scorer(model, scorer.body, scorer.head, scorer.shares)
+    scorer = Scorer(model, scorer.body, scorer.head, scorer.shares_prefix)
     stop_if_asked(should_stop)
 
     chats = [example for example in examples if example.prompt_length]
@@ -221,7 +228,7 @@ def _losses(
     found: dict[int, tuple[float, int]] = {}
     for part in micro_batches(examples, ROWS_AT_ONCE):
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(part, device, share=scorer.shares)).double()
+        losses = scorer.token_losses(collate(part, device, share=scorer.shares_prefix)).double()
         counts = [example.labelled for example in part]
         for example, own in zip(part, torch.split(losses, counts), strict=True):
             found[example.row] = (float(own.sum()), len(own))
@@ -250,7 +257,7 @@ def _answers(
         max_new_tokens=min(spec.max_new_tokens, longest + max(8, longest // 4)),
         end_ids=end_ids(base, tokenizer),
         device=device,
-        share=scorer.shares,
+        share=scorer.shares_prefix,
         should_stop=should_stop,
         on_rows=on_rows,
     )

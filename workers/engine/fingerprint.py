@@ -1,7 +1,7 @@
-"""Hashes of what must not change between attempts: a checkpoint is continued by its own run alone.
+"""Hashes of what must not change between the attempts of a run: only that run continues its checkpoints.
 
-Where things lie on this machine may change, and so may how a step's rows are split into micro-batches: after
-running out of memory they become smaller.
+Folders may change, and so may the split of a step's rows into micro-batches: after an attempt that ran out of
+memory the next one uses smaller batches.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workers.hyperparameters import Hyperparameters
 from workers.specs import TrainSpec, to_dict
 
 if TYPE_CHECKING:
     from workers.engine.arms import Arm
 
-DEFAULTS = Hyperparameters()
-WEIGHT_SAMPLES = 256
-OTHER = {"settings": "other settings", "dataset": "another dataset", "base": "another base model"}
+WEIGHT_SAMPLES = 256  # values of each tensor of the base model
+DIFFERENCES = {"settings": "other settings", "dataset": "another dataset", "base": "another base model"}
 
 
 def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[str, str]:
-    """`dataset` covers the tokens that the arms draw, `base` a sample of every weight, so that a dataset or a
-    model changed in place is noticed too.
+    """Return SHA-256 digests of the run's settings, dataset and base model.
+
+    `dataset` covers the tokens that the arms draw, and `base` a sample of every weight, so that files changed
+    in place are detected too.
     """
     first = specs[0]
     settings = [to_dict(spec) for spec in specs]
@@ -35,10 +35,6 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
         learn = values["hyperparameters"]
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
             learn.pop(name, None)
-        # Options that came later: left at their defaults, they change nothing of an earlier checkpoint.
-        for name in ("use_dora", "loraplus_lr_ratio", "autocast_adapter_dtype", "load_in_4bit"):
-            if learn[name] == getattr(DEFAULTS, name):
-                del learn[name]
         learn["rows_per_step"] = spec.hyperparameters.rows_per_step
     data = hashlib.sha256(first.data.sha256.encode())
     for arm in arms:
@@ -59,6 +55,6 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
     }
 
 
-def changes(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """What differs between two runs, in words."""
-    return [OTHER[name] for name, digest in mine.items() if theirs.get(name) != digest]
+def differences(run: Mapping[str, str], checkpoint: Mapping[str, str]) -> list[str]:
+    """Return in words what differs between a run and a checkpoint."""
+    return [DIFFERENCES[name] for name, digest in run.items() if checkpoint.get(name) != digest]

@@ -1,6 +1,8 @@
-"""From specs to PEFT: attaches every arm to the shared base and checks what was really attached.
+"""Attaches the adapter of every arm to the shared base model through PEFT, and checks what was attached.
 
-PEFT owns parameters, initial values, names and the file format. Knows nothing of data or of the loop.
+LoRA (arXiv 2106.09685): h = W x + s B A x, with W [d_out, d_in] frozen, A [r, d_in], B [d_out, r] = 0 at the
+start and s = lora_alpha / r; with rsLoRA (arXiv 2312.03732) s = lora_alpha / sqrt(r). PEFT owns parameters,
+initial values, names and the file format. Knows nothing of data or of the loop.
 """
 
 from __future__ import annotations
@@ -22,26 +24,29 @@ from workers.targets import names_sha256
 
 
 def arm_name(index: int) -> str:
-    """PEFT's adapter name of an arm: no dot, and no part of the string `lora_`."""
+    """Return PEFT's adapter name of an arm: without a dot, and without `lora_`."""
     return f"arm{index}"
 
 
 def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
-    """One PEFT model that carries every arm; each arm's first values depend on its own seed alone."""
+    """Return one PEFT model with the adapters of all arms; initial values depend on the arm's own seed alone.
+
+    Raises TargetError.
+    """
     if len(specs) > 1 and any(spec.target.target_parameters for spec in specs):
         raise TargetError(
             "An adapter on experts trains alone, because PEFT keeps one set of experts per model. Start each "
-            "as a run of its own."
+            "of them as a separate run."
         )
     if len(specs) > 1 and any(spec.hyperparameters.use_dora for spec in specs):
-        raise TargetError("An adapter with `use_dora` trains alone. Start it as a run of its own.")
+        raise TargetError("An adapter with `use_dora` trains alone. Start it as a separate run.")
     model: Any = None
     for index, spec in enumerate(specs):
         config = _config(spec)
         with torch.random.fork_rng():
             torch.manual_seed(spec.hyperparameters.seed)
             try:
-                model = attach_one(
+                model = attach_adapter(
                     base if model is None else model,
                     config,
                     arm_name(index),
@@ -51,23 +56,25 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
                 raise TargetError(
                     f"The target modules fit nothing in {spec.base.name}: {_short(error)}"
                 ) from error
-        # PEFT writes the folder it loaded from; people need the public name.
+        # PEFT would write the folder that it was loaded from.
         attached = model.peft_config[arm_name(index)]
         attached.base_model_name_or_path = spec.base.name
         attached.revision = spec.base.revision
-        _check_count(model, index, spec)
+        _check_attached(model, index, spec)
     return model.eval()
 
 
-def rehearse(specs: Sequence[TrainSpec]) -> None:
-    """Attach every arm to an empty copy of the base, so that a mismatch is told before weights are loaded."""
+def check_targets(specs: Sequence[TrainSpec]) -> None:
+    """Attach every arm to an empty copy of the base model: raises TargetError before weights are loaded."""
     empty = build(read_config(Path(specs[0].base.path)))
     with torch.device("meta"):
         attach(empty, specs)
 
 
-def attach_one(model: Any, config: Any, name: str = "default", *, autocast_adapter_dtype: bool = True) -> Any:
-    """The PEFT model with one adapter more, in fp32 or in the base's own number format."""
+def attach_adapter(
+    model: Any, config: Any, name: str = "default", *, autocast_adapter_dtype: bool = True
+) -> Any:
+    """Return the PEFT model with one more adapter, in fp32 or in the base model's number format."""
     from peft.mapping_func import get_peft_model
     from peft.peft_model import PeftModel
 
@@ -80,7 +87,7 @@ def attach_one(model: Any, config: Any, name: str = "default", *, autocast_adapt
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without PEFT's warning that the ranks of experts are ignored: they are not."""
+    """Suppress PEFT's warning that the ranks of experts are ignored: they are not."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         yield
@@ -108,36 +115,36 @@ def _config(spec: TrainSpec) -> Any:
     )
 
 
-def _check_count(model: Any, index: int, spec: TrainSpec) -> None:
+def _check_attached(model: Any, index: int, spec: TrainSpec) -> None:
     names = attached_names(model, arm_name(index))
     parameters = sum(parameter.numel() for parameter in arm_parameters(model, arm_name(index)))
-    promised = spec.target
-    if (len(names), parameters) != (promised.modules, promised.trainable_parameters):
+    expected = spec.target
+    if (len(names), parameters) != (expected.modules, expected.trainable_parameters):
         raise TargetError(
-            f"{spec.base.name} took {len(names):,} adapted modules with {parameters:,} parameters, but "
-            f"{promised.modules:,} modules with {promised.trainable_parameters:,} parameters were promised."
+            f"PEFT adapted {len(names):,} modules of {spec.base.name} with {parameters:,} parameters, but "
+            f"{expected.modules:,} modules with {expected.trainable_parameters:,} parameters were expected."
         )
-    if promised.names_sha256 and promised.names_sha256 != names_sha256(names):
+    if expected.names_sha256 and expected.names_sha256 != names_sha256(names):
         raise TargetError(
-            f"{spec.base.name} took an adapter on other modules than promised, for example {names[0]}."
+            f"PEFT adapted other modules of {spec.base.name} than expected, for example {names[0]}."
         )
 
 
 def attached_names(model: Any, name: str) -> list[str]:
-    """Sorted names of the modules, and of the tensors of experts, that really carry the adapter."""
+    """Return the sorted names of the modules and expert tensors that carry the adapter."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
-    found = []
+    names = []
     for path, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer) and (name in layer.lora_A or name in layer.lora_embedding_A):
             # Adapters on several tensors of one module are wrapped around each other.
             module = path.replace(".base_layer", "")
-            found.append(f"{module}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module)
-    return sorted(found)
+            names.append(f"{module}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module)
+    return sorted(names)
 
 
 def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:
-    """The adapter's own parameters in the model's order."""
+    """Return the adapter's own parameters in the model's order."""
     return [
         parameter
         for path, parameter in model.named_parameters()
@@ -146,9 +153,9 @@ def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:
 
 
 def optimizer_groups(model: Any, name: str, learn: Hyperparameters) -> list[dict[str, Any]]:
-    """The adapter's parameters for the optimizer; `ratio` is by how much their rate exceeds the run's.
+    """Return the adapter's parameter groups; the loop multiplies the learning rate by each group's `ratio`.
 
-    LoRA+ (arXiv 2402.12354): the second matrix, B, learns faster than the first.
+    LoRA+ (arXiv 2402.12354): lr(B) = loraplus_lr_ratio * lr(A).
     """
     if learn.loraplus_lr_ratio == 1:
         return [{"params": arm_parameters(model, name), "ratio": 1.0}]
@@ -157,18 +164,18 @@ def optimizer_groups(model: Any, name: str, learn: Hyperparameters) -> list[dict
         for path, parameter in model.named_parameters()
         if name in path.split(".") and ("lora_B" in path or "lora_embedding_B" in path)
     ]
-    known = {id(parameter) for parameter in fast}
-    slow = [parameter for parameter in arm_parameters(model, name) if id(parameter) not in known]
+    fast_ids = {id(parameter) for parameter in fast}
+    slow = [parameter for parameter in arm_parameters(model, name) if id(parameter) not in fast_ids]
     return [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": learn.loraplus_lr_ratio}]
 
 
 def activate(model: Any, name: str) -> None:
-    """Let this arm alone act and learn."""
+    """Make this adapter the only active and trainable one."""
     model.set_adapter(name)
 
 
 def set_dropout(model: Any, on: bool) -> None:
-    """Switch LoRA dropout; the frozen base stays in evaluation mode."""
+    """Switch LoRA dropout; the frozen base model stays in evaluation mode."""
     from peft.tuners.lora.layer import LoraLayer
 
     for layer in model.modules():

@@ -1,7 +1,7 @@
-"""Cross-entropy at labelled positions only, so that logits of the other tokens are never computed.
+"""Cross-entropy at labelled positions only: logits of the other tokens are never computed.
 
-`LabelledLoss` forms the gradient in the forward pass, since the head is frozen: per chunk one GEMM for the
-logits and one for the gradient, and nothing of vocabulary size outlives its chunk. Knows no model by name.
+Because the head is frozen, `LabelledLoss` computes the gradient in the forward pass: per chunk one GEMM for
+the logits and one for the gradient, and no tensor of vocabulary size outlives its chunk.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from workers.engine.data import Batch
 from workers.engine.model import plain_head
 
 CHUNK_ROWS = 256
-# Model types whose fast path the tests compare with the plain one; every other type proves itself first.
+# Model types whose fast path the tests compare with the plain one; other types are compared at run time.
 PROVEN_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox", "opt"})
-# Model types on which a shared prefix was seen to give the same losses and gradients. Others go without.
+# Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
 
 
 class LabelledLoss(torch.autograd.Function):
-    """sum of weights[i] * CE(hidden[i] @ head.T, targets[i]); hidden [n, d], head [V, d]."""
+    """Scalar sum over i of weights[i] * CE(hidden[i] @ head.T, targets[i]).
+
+    hidden [n, d], head [V, d] (frozen), targets [n] int64, weights [n]. With p = softmax(hidden @ head.T) the
+    gradient of hidden is weights * (p - onehot(targets)) @ head.
+    """
 
     @staticmethod
     def forward(
@@ -38,9 +42,9 @@ class LabelledLoss(torch.autograd.Function):
             log_total = logits.logsumexp(-1)
             picked = logits.gather(1, targets[rows, None])[:, 0]
             total += ((log_total - picked) * weights[rows]).sum()
-            share = (logits - log_total[:, None]).exp_()
-            share[torch.arange(len(share), device=share.device), targets[rows]] -= 1
-            gradient[rows] = (share * weights[rows, None]).to(hidden.dtype) @ head
+            error = (logits - log_total[:, None]).exp_()  # softmax [chunk, V]
+            error[torch.arange(len(error), device=error.device), targets[rows]] -= 1
+            gradient[rows] = (error * weights[rows, None]).to(hidden.dtype) @ head
         ctx.save_for_backward(gradient)
         return total
 
@@ -52,18 +56,18 @@ class LabelledLoss(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Scorer:
-    """How losses are computed on one PEFT or plain model. `head` None means the plain path.
+    """Losses of one PEFT or plain model; without a `head` it takes the plain path, the model's own logits.
 
-    `shares`: rows that begin with the same tokens may compute them once, exactly as if each did so alone.
+    `shares_prefix`: tokens with which all rows of a batch begin are computed once, with the same result.
     """
 
     model: Any
     body: Any
     head: nn.Linear | None
-    shares: bool = False
+    shares_prefix: bool = False
 
     def training_loss(self, batch: Batch, labelled: int) -> Tensor:
-        """The batch's share of the step's mean loss: sum of CE / `labelled` tokens of the whole step."""
+        """Return the batch's share of the step's mean loss: sum of CE / `labelled` tokens of the step."""
         if self.head is None:
             return self.token_losses(batch).sum() / labelled
         weights = torch.full((len(batch.targets),), 1 / labelled, device=batch.targets.device)
@@ -72,7 +76,7 @@ class Scorer:
         return loss
 
     def token_losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy of every labelled token, fp32, in the order of `batch.targets`."""
+        """Return the cross-entropy of every labelled token, fp32 [n], in the order of `batch.targets`."""
         if self.head is None:
             assert not batch.prefix.shape[1], "the plain path takes whole rows"
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
@@ -89,7 +93,8 @@ class Scorer:
         return torch.cat(parts)
 
     def _hidden(self, batch: Batch) -> Tensor:
-        # No mask: padding stands on the right, where a causal model never looks from a real token.
+        """Return the last hidden states that predict a target, [n, d]."""
+        # No mask: padding is on the right, where causal attention never looks from a real token.
         if batch.prefix.shape[1]:
             # The cache keeps its graph, so the rows' gradients flow back through the one prefix, summed.
             past = self.body(input_ids=batch.prefix, use_cache=True).past_key_values
@@ -104,7 +109,7 @@ class Scorer:
 
 
 def make_scorer(model: Any, causal_lm: Any, first: Batch) -> Scorer:
-    """The fast path where the head allows it; on an unproven model type only if it equals the plain one."""
+    """Return the fast path if the head allows it; for other model types only if it equals the plain one."""
     plain = Scorer(model, None, None)
     head = plain_head(causal_lm)
     if head is None:

@@ -29,12 +29,12 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-# Settings by which a model changes its logits after the head; each needs the plain path.
+# Settings that change the logits after the head; a model with one of them takes the plain path.
 LOGIT_CHANGES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
 
 
 def check_folder(base: BaseSpec) -> None:
-    """Refuse a folder that has no safetensors, or that asks to run code of its own."""
+    """Raise ModelError for a folder without safetensors, or with program code of its own."""
     folder = Path(base.path)
     config = _read_json(folder / "config.json", base.name)
     tokenizer = _read_json(folder / "tokenizer_config.json", base.name)
@@ -61,7 +61,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> Any:
-    """The folder's `config.json`, for a model type that this version of transformers knows itself."""
+    """Return the folder's `config.json`; raise ModelError for an unknown model type."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
@@ -71,7 +71,7 @@ def read_config(folder: Path) -> Any:
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers class that builds and loads this type: a language model, with its tower if any."""
+    """Return the transformers class for this type: a language model, with its image tower if any."""
     from transformers.models.auto import modeling_auto
 
     text_only = type(config) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
@@ -82,7 +82,7 @@ def auto_class(config: Any) -> Any:
 
 
 def build(config: Any) -> Any:
-    """The model on the meta device, without weights, as `load_base` would load it."""
+    """Return the model on the meta device, without weights, as `load_base` would load it."""
     try:
         with torch.device("meta"):
             return auto_class(config).from_config(config, trust_remote_code=False)
@@ -97,7 +97,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_tokenizer(base: BaseSpec) -> Any:
-    """The base's tokenizer. `check_folder` comes first."""
+    """Return the base model's tokenizer. Call `check_folder` first."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     try:
@@ -107,24 +107,25 @@ def load_tokenizer(base: BaseSpec) -> Any:
 
 
 def tokenizer_record(base: BaseSpec, tokenizer: Any) -> dict[str, str]:
-    """What tells tokenizers apart: SHA-256 of the files, and of the chat template, "" without one."""
+    """Return the SHA-256 of the tokenizer's files and of its chat template, "" without one."""
     files = hashlib.sha256()
     for name in sorted(TOKENIZER_FILES):
         path = Path(base.path) / name
         if path.is_file():
             files.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     template = tokenizer.chat_template
-    told = template if isinstance(template, str) or not template else json.dumps(template, sort_keys=True)
+    text = template if isinstance(template, str) or not template else json.dumps(template, sort_keys=True)
     return {
         "tokenizer_sha256": files.hexdigest(),
-        "chat_template_sha256": hashlib.sha256(told.encode()).hexdigest() if told else "",
+        "chat_template_sha256": hashlib.sha256(text.encode()).hexdigest() if text else "",
     }
 
 
 def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4bit: bool = False) -> Any:
-    """The base model, frozen and in evaluation mode: its own dropout, if it has any, stays off.
+    """Return the base model, frozen and in evaluation mode, so that its own dropout stays off.
 
-    `in_4bit`: its linear layers as NF4, computed in `dtype`; embeddings, norms and head stay whole.
+    `in_4bit`: linear layers as NF4 (QLoRA, arXiv 2305.14314), computed in `dtype`; embeddings, norms and head
+    keep `dtype`. Raises ModelError.
     """
     from safetensors import SafetensorError
     from transformers.models.auto.configuration_auto import AutoConfig
@@ -138,7 +139,7 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            **(_packing(base, dtype, device) if in_4bit else {}),
+            **(_quantization_arguments(base, dtype, device) if in_4bit else {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
@@ -150,22 +151,22 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
 
 
 def storage_description(dtype: str, *, in_4bit: bool) -> str:
-    """How the base model lies in memory, in words."""
+    """Return in words how the base model is stored in memory."""
     return f"in 4 bits (NF4) and computed as {dtype}" if in_4bit else f"as {dtype}"
 
 
-def _packing(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """How transformers packs the linear layers into 4 bits while it reads them, one by one."""
+def _quantization_arguments(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return `from_pretrained` arguments that quantize each linear layer to 4 bits while it is read."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"To keep {base.name} in 4 bits, the worker's machine needs the package bitsandbytes. Install it "
-            "there, or turn `load_in_4bit` off.",
+            f"Loading {base.name} in 4 bits needs the package bitsandbytes on the worker. Install it, or "
+            "turn `load_in_4bit` off.",
             code="no_4bit",
         )
     from transformers.utils.quantization_config import BitsAndBytesConfig
 
-    configure: Any = BitsAndBytesConfig
-    config = configure(
+    config_class: Any = BitsAndBytesConfig
+    config = config_class(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -175,7 +176,7 @@ def _packing(base: BaseSpec, dtype: torch.dtype, device: torch.device) -> dict[s
 
 
 def _keep_gradients(model: Any) -> None:
-    """On some CPUs bitsandbytes packs a layer anew for answers alone, and no gradient gets through that."""
+    """Turn off a CPU path of bitsandbytes that repacks layers for inference and lets no gradient through."""
     from bitsandbytes.nn.modules import Linear4bit
 
     for layer in model.modules():
@@ -185,32 +186,32 @@ def _keep_gradients(model: Any) -> None:
 
 def _first_line(error: Exception, base: BaseSpec) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return line.replace(base.path, base.name)  # people read the model's name, not where the server keeps it
+    return line.replace(base.path, base.name)  # users know the model's name, not its folder on the server
 
 
-def positions(model: Any) -> int | None:
-    """How many tokens a model reads at most; None for one without a limit, such as a recurrent one."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
+def max_positions(model: Any) -> int | None:
+    """Return the model's maximum number of tokens; None without a limit, as for a recurrent model."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
 
 
 def check_max_length(model: Any, base: BaseSpec, max_length: int) -> None:
-    """Refuse lengths for which the model has no positions."""
-    most = positions(model)
-    if most and max_length > most:
+    """Raise RunError if `max_length` exceeds the model's positions."""
+    limit = max_positions(model)
+    if limit and max_length > limit:
         raise RunError(
-            f"`max_length` is {max_length:,}, but {base.name} reads at most {most:,} tokens. "
-            f"Set `max_length` to {most:,} or less.",
+            f"`max_length` is {max_length:,}, but {base.name} reads at most {limit:,} tokens. "
+            f"Set `max_length` to {limit:,} or less.",
             code="max_length_too_long",
         )
 
 
-def watch(model: Any, check: Callable[[], None]) -> None:
-    """Call `check` at each block, forwards and backwards: one large batch may outlast a cancel's patience."""
+def add_stop_hooks(model: Any, check: Callable[[], None]) -> None:
+    """Call `check` before each block, forwards and backwards: a stop must not wait for a large batch."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = max(lists, key=len, default=())
 
-    def before(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def check_block(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
         check()
         states = inputs[0] if inputs else None
         if isinstance(states, torch.Tensor) and states.requires_grad:
@@ -218,11 +219,11 @@ def watch(model: Any, check: Callable[[], None]) -> None:
             hook(lambda _gradient: check())
 
     for block in blocks:
-        block.register_forward_pre_hook(before)
+        block.register_forward_pre_hook(check_block)
 
 
 def plain_head(model: Any) -> nn.Linear | None:
-    """The output head if logits are exactly `hidden @ weight.T`, else None."""
+    """Return the output head if logits are exactly `hidden @ weight.T`, else None."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
         return None
@@ -231,7 +232,7 @@ def plain_head(model: Any) -> nn.Linear | None:
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's and the model's own end tokens."""
+    """Return the ids of tokens that end an answer: the tokenizer's and the model's own."""
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
     return sorted({token for token in ids if token is not None})

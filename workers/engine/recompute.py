@@ -1,6 +1,6 @@
-"""Less memory for more time: layers that keep their inputs alone and are computed again in the backward pass.
+"""Gradient checkpointing: each layer keeps only its input and is computed again in the backward pass.
 
-Rows cannot share a prefix meanwhile, because a cache would be filled twice.
+Saves memory and costs time. Rows cannot share a prefix meanwhile: the cache would be filled twice.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def set_recompute(model: Any, on: bool) -> None:
-    """Switch it for every layer of the model.
+    """Switch gradient checkpointing for every layer of the model.
 
-    transformers recomputes layers in training mode only, so the layers alone are told that they train: their
-    parts stay in evaluation mode, and with them the base model's own dropout stays off.
+    Transformers recomputes only layers in training mode, so the flag is set on the layers alone: their
+    submodules stay in evaluation mode, and the base model's own dropout stays off.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     # Not reentrant: the lowest layers need no gradient for their inputs.
-    again: Any = functools.partial(checkpoint, use_reentrant=False)
+    recompute: Any = functools.partial(checkpoint, use_reentrant=False)
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing = on
             layer.training = on
-            layer._gradient_checkpointing_func = again
+            layer._gradient_checkpointing_func = recompute

@@ -1,4 +1,4 @@
-"""What the process runs on: threads, device, number format, versions, memory.
+"""The process's environment: threads, device, number format, versions, memory.
 
 `prepare_environment` must run before torch is imported; nothing here imports torch at module level.
 """
@@ -27,16 +27,16 @@ BFLOAT16_GAIN = 1.2
 
 
 def stop_if_asked(should_stop: ShouldStop) -> None:
-    """Raise `Stopped` when somebody asked for it."""
+    """Raise Stopped if `should_stop` returns a reason."""
     reason = should_stop()
     if reason:
         raise Stopped(reason)
 
 
 def thread_count() -> int:
-    """OMP_NUM_THREADS when it is set, else the cores this process may use, less one for the web process."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, _usable_cores() - 1)
+    """Return OMP_NUM_THREADS if it is set, else the cores of this process less one for the web process."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else max(1, _usable_cores() - 1)
 
 
 def _usable_cores() -> int:
@@ -49,9 +49,9 @@ def _usable_cores() -> int:
 
 
 def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
-    """Set what torch, OpenMP and the hub client read once, when they are loaded."""
+    """Set what torch, OpenMP and the hub client read once, at import."""
     if not in_4bit:
-        # Where it is installed PEFT loads it always: a second and 50 MB of each job that has no use for it.
+        # PEFT imports it whenever it is installed, which costs each job one second and 50 MB.
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     os.environ["OMP_NUM_THREADS"] = str(thread_count())
     # A waiting OpenMP thread that spins starves the web process on the same cores.
@@ -65,7 +65,7 @@ def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions, read from package metadata: no import is paid for it."""
+    """Return the installed versions from package metadata, without importing the packages."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -76,21 +76,21 @@ def versions() -> dict[str, str]:
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device, else the CPU."""
+    """Return the first CUDA device, else the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    """State of the generator that dropout on this device draws from, uint8 on the CPU."""
+    """Return the state of the generator that dropout on this device uses, uint8 on the CPU."""
     import torch
 
     return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
 
 
 def set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    """The counterpart of `random_state`."""
+    """Restore what `random_state` returned."""
     import torch
 
     if device.type == "cpu":
@@ -100,26 +100,26 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or `cuda` with the card's name."""
+    """Return `cpu`, or `cuda` with the card's name."""
     import torch
 
     return "cpu" if device.type == "cpu" else f"cuda ({torch.cuda.get_device_name(device)})"
 
 
-def pick_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """The base model's number format; `auto` takes bfloat16 only where it is faster on this machine."""
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the base model's number format; `auto` picks bfloat16 only if it is faster on this machine."""
     import torch
 
-    if asked != "auto":
-        return torch.bfloat16 if asked == "bfloat16" else torch.float32
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    plain, half = _gemm_seconds(torch.float32), _gemm_seconds(torch.bfloat16)
-    return torch.bfloat16 if plain > BFLOAT16_GAIN * half else torch.float32
+    full, half = _gemm_seconds(torch.float32), _gemm_seconds(torch.bfloat16)
+    return torch.bfloat16 if full > BFLOAT16_GAIN * half else torch.float32
 
 
 def _gemm_seconds(dtype: torch.dtype) -> float:
-    """Best of eight: [256, 576] x [576, 1536], the shape of a small model's feed-forward layer."""
+    """Return the best of eight times of [256, 576] x [576, 1536], a small model's feed-forward layer."""
     import torch
 
     left, right = torch.ones(256, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
@@ -132,19 +132,19 @@ def _gemm_seconds(dtype: torch.dtype) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` count from now; where the system cannot, it goes on counting from the start."""
+    """Let `peak_memory_bytes` count from now, on systems that support it."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        # Linux's own way to set a process's resident peak back to what it holds now (proc(5)).
+        # proc(5): 5 resets the peak resident set size to the present one.
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes(device: torch.device | None = None) -> int:
-    """The most memory so far: of the card on CUDA, else of this process (resident)."""
+    """Return the peak memory: allocated on the card with CUDA, else resident in this process."""
     if device is not None and device.type == "cuda":
         import torch
 

@@ -20,7 +20,7 @@ from workers.engine import checkpoints, disk_room, fingerprint, lora, runtime
 from workers.engine.arms import Arm, check_shared, describe_run, divergence, prepare_arms
 from workers.engine.data import collate, micro_batches
 from workers.engine.loss import Scorer, make_scorer
-from workers.engine.model import check_folder, check_max_length, load_base, load_tokenizer, watch
+from workers.engine.model import add_stop_hooks, check_folder, check_max_length, load_base, load_tokenizer
 from workers.engine.recompute import set_recompute
 from workers.engine.reporting import OutcomeReporter, ProgressReporter
 from workers.engine.runtime import stop_if_asked
@@ -67,7 +67,7 @@ def train(
     stop_if_asked(setup_stop)
 
     report(Progress("loading"))
-    lora.rehearse(specs)
+    lora.check_targets(specs)
     base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
     for spec in specs:
         check_max_length(base, spec.base, spec.hyperparameters.max_length)
@@ -93,7 +93,7 @@ def train(
     progress = ProgressReporter(arms, report)
     if checkpoint:
         report(Message(f"Continues from step {progress.first_step:,}."))
-    watch(base, lambda: stop_if_asked(should_stop))
+    add_stop_hooks(base, lambda: stop_if_asked(should_stop))
 
     try:
         progress.start()
@@ -115,7 +115,9 @@ def train(
                     batches = list(arm.step_examples(step))
                     labelled = sum(example.labelled for batch in batches for example in batch)
                     # Each row draws its own dropout, and a layer that is computed twice fills no cache.
-                    share = scorer.shares and not learn.lora_dropout and not learn.gradient_checkpointing
+                    share = (
+                        scorer.shares_prefix and not learn.lora_dropout and not learn.gradient_checkpointing
+                    )
                     lora.set_dropout(model, learn.lora_dropout > 0)
                     set_recompute(model, learn.gradient_checkpointing)
                     runtime.set_random_state(arm.random_state, device)
@@ -222,6 +224,6 @@ def validation_loss(
     ):
         keep_alive()
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(examples, device, share=scorer.shares))
+        losses = scorer.token_losses(collate(examples, device, share=scorer.shares_prefix))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
     return total / tokens
