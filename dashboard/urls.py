@@ -1,8 +1,9 @@
-"""All routes, grouped per object. The address is for people; the name says object and verb."""
+"""All routes, grouped by object. A route's name consists of object and verb."""
 
 from __future__ import annotations
 
 from django.contrib import admin
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
 
@@ -45,8 +46,9 @@ from dashboard.views import (
 handler500 = "dashboard.outage.server_error"
 
 
+@login_not_required
 def alive(_request: HttpRequest) -> HttpResponse:
-    """Whether the web process answers; public, for launchers and proxies."""
+    """Answer launchers and proxies that ask whether the web process runs."""
     return HttpResponse("ok", content_type="text/plain")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import login
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.mail import send_mail
 from django.db import IntegrityError, transaction
@@ -61,6 +62,7 @@ def revoke(request: Request, pk: int) -> HttpResponse:
     return redirect("team-index")
 
 
+@login_not_required
 @never_cache
 @sensitive_post_parameters("password")
 @require_http_methods(["GET", "POST"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from allauth.account.adapter import get_adapter
 from django.conf import settings
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -48,6 +49,7 @@ def revoke(request: Request, pk: int) -> HttpResponse:
     return redirect(f"{link.study.get_absolute_url()}#study-share")
 
 
+@login_not_required
 @never_cache
 @require_GET
 def open(request: HttpRequest, secret: str) -> HttpResponse:

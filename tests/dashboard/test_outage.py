@@ -105,7 +105,7 @@ def test_another_fault_is_still_a_fault(
     def break_down(*_arguments: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("dashboard.gate.present_project", break_down)
+    monkeypatch.setattr("dashboard.gate.current_project", break_down)
     client.raise_request_exception = False
     client.force_login(ed)
     assert client.get("/").status_code == 500

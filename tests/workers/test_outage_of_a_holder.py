@@ -126,7 +126,7 @@ def test_a_page_that_slept_within_a_transaction_says_when_to_come_back(
 
     client.force_login(vera)
     client.raise_request_exception = False
-    monkeypatch.setattr("dashboard.gate.present_project", sleep)
+    monkeypatch.setattr("dashboard.gate.current_project", sleep)
     answer = client.get("/")
     connection.close()
     assert (answer.status_code, answer.get("Retry-After")) == (503, "10")
