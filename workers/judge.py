@@ -1,27 +1,25 @@
-"""The judge: an OpenAI-compatible chat endpoint that says whether an answer is right. Only workers call it.
+"""Ask a judge, a language model behind an OpenAI-compatible endpoint, whether one answer is right.
 
-One answer per request, beside the question and the expected answer, so there is no first and second place
-that could sway it. The key goes into one header and nowhere else; of a reply only the verdict is kept, as an
-error's text may repeat the key. Standard library only; knows nothing of rows.
+One answer per request, next to the question and the expected answer, so that position cannot sway the judge.
+The key goes into one header and nowhere else. Of a reply only the verdict is kept, because the text of an
+error may repeat the key. Knows nothing of rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import ipaddress
 import json
-import random
-import re
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from workers.errors import RunError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 PROMPT = (
     "You check answers. You get a JSON object with a question, the expected answer and the given answer. "
@@ -35,17 +33,17 @@ PROMPT_SHA256 = hashlib.sha256(PROMPT.encode()).hexdigest()
 MOST_LETTERS = 8000
 MOST_REPLY_BYTES = 64 * 1024
 REPLY_TOKENS = 100
-# How long one request may take, and the waits before it is tried again.
-SECONDS = 60.0
-WAITS = (1.0, 4.0, 15.0)
-LONGEST_WAIT = 60.0
-BUSY = (408, 425, 429, 500, 502, 503, 504)
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*)\n```", re.DOTALL)
+REQUEST_SECONDS = 60.0
+RETRIES = 3
+# Statuses that say "later"; every status from 500 on does so too.
+BUSY = (408, 409, 425, 429)
+# Sent where no key is set, as the client insists on one; servers without keys ignore it.
+NO_KEY = "EMPTY"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge is, which model judges, and the key for it."""
+    """Address, model and key of a judge."""
 
     url: str
     model: str
@@ -53,7 +51,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """What people are told of where their rows go."""
+        """Return host and port, without a user."""
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
 
@@ -66,29 +64,23 @@ class Question:
     answer: str
 
 
-@dataclass(frozen=True)
-class Reply:
-    """Whether the answer is right; None where the judge's reply could not be read, or none came in time."""
+class Reply(Enum):
+    """The outcome of one request."""
 
-    is_right: bool | None
-    came: bool = True
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNREADABLE = "unreadable"
+    MISSING = "missing"
 
 
 class JudgeRefused(RunError):
-    """The judge will not answer any question as it is set up."""
+    """The endpoint refuses every request in its present configuration."""
 
     code = "judge_refused"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry rows and key to an address that nobody has set."""
-
-    def redirect_request(self, *_arguments: Any) -> None:
-        """Never."""
-
-
 def address_fault(url: str) -> str:
-    """What is wrong with an address for the judge, or ""."""
+    """Return the fault of a judge's address, or ""."""
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
@@ -102,135 +94,96 @@ def address_fault(url: str) -> str:
 
 
 def key_fault(key: str) -> str:
-    """What is wrong with the judge's key, or ""; it never repeats the key."""
+    """Return the fault of a judge's key, or ""; never repeats the key."""
     if key.isascii() and key.isprintable():
         return ""
-    # The standard library would refuse it too, with the key in its words.
+    # An HTTP client would refuse it too, with the key in its message.
     return "holds a character that no header can carry; copy the key again, and nothing beside it"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or number can only mean this machine."""
+    """Return whether a host's name or number can only mean this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def ask(
-    endpoint: Endpoint,
-    question: Question,
-    *,
-    wait: Callable[[float], object] = time.sleep,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Reply:
-    """The verdict on one answer. Tries again where that may help; JudgeRefused where it cannot."""
-    read = False
-    for pause in (*WAITS, None):
-        status, body, asked_pause = _post(endpoint, question)
-        if status == 200:
-            verdict = verdict_of(body)
-            # Asked once more: a model that slips once need not slip twice.
-            if verdict is not None or read:
-                return Reply(verdict)
-            read = True
-        elif status is not None and status not in BUSY:
-            raise JudgeRefused(_refusal(status, endpoint))
-        if pause is None or should_stop():
-            break
-        # Several askers that were refused at once should not come back at once.
-        wait(min(LONGEST_WAIT, asked_pause or pause) * (1 + random.random() / 4))  # noqa: S311
-        if should_stop():
-            break
-    return Reply(None, came=read)
+def connect(endpoint: Endpoint) -> OpenAI:
+    """Return a client that retries, follows no redirect, and uses no proxy to reach this machine."""
+    import httpx2
+    import openai
 
-
-def _post(endpoint: Endpoint, question: Question) -> tuple[int | None, bytes, float]:
-    """(status, body, seconds that the server asks to wait); status None where no whole reply came in time."""
-    body = json.dumps(
-        {
-            "model": endpoint.model,
-            "messages": [
-                {"role": "system", "content": PROMPT},
-                {"role": "user", "content": material(question)},
-            ],
-            "temperature": 0,
-            "max_tokens": REPLY_TOKENS,
-        }
-    ).encode()
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if endpoint.key:
-        headers["Authorization"] = f"Bearer {endpoint.key}"
-    address = f"{endpoint.url.rstrip('/')}/chat/completions"
-    request = urllib.request.Request(address, body, headers, method="POST")  # noqa: S310 - checked: https or loopback
-    deadline = time.monotonic() + SECONDS
-    try:
-        with _opener(endpoint).open(request, timeout=SECONDS) as answer:
-            return answer.status, _read(answer, deadline), 0.0
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, b"", _seconds(error.headers.get("Retry-After", ""))
-    except (OSError, http.client.HTTPException):
-        return None, b"", 0.0
-
-
-def _opener(endpoint: Endpoint) -> urllib.request.OpenerDirector:
-    # No proxy between this machine and itself.
     local = is_loopback(urlsplit(endpoint.url).hostname or "")
-    proxies = urllib.request.ProxyHandler({} if local else None)
-    return urllib.request.build_opener(_NoRedirect, proxies)
+    # A redirect would carry rows and key to an address that nobody has set.
+    http = httpx2.Client(follow_redirects=False, trust_env=not local, timeout=REQUEST_SECONDS)
+    return openai.OpenAI(
+        base_url=endpoint.url, api_key=endpoint.key or NO_KEY, max_retries=RETRIES, http_client=http
+    )
 
 
-def _read(answer: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body, in time and not too long; a server that drips one byte after another is late all the same."""
+def ask(client: OpenAI, model: str, question: Question) -> Reply:
+    """Return the judge's reply to one question. Raises JudgeRefused if no request can succeed."""
+    import httpx2
+    import openai
+
+    deadline = time.monotonic() + REQUEST_SECONDS * (RETRIES + 1)
     body = b""
-    while piece := answer.read1(8192):
-        body += piece
-        if len(body) > MOST_REPLY_BYTES or time.monotonic() > deadline:
-            raise TimeoutError
-    return body
-
-
-def _seconds(text: str) -> float:
-    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0.0
+    try:
+        with client.chat.completions.with_streaming_response.create(
+            model=model,
+            messages=[{"role": "system", "content": PROMPT}, {"role": "user", "content": material(question)}],
+            temperature=0,
+            max_tokens=REPLY_TOKENS,
+        ) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MOST_REPLY_BYTES or time.monotonic() > deadline:
+                    return Reply.MISSING
+    except openai.APIStatusError as error:
+        if error.status_code in BUSY or error.status_code >= 500:
+            return Reply.MISSING
+        # The cause is cut off: its text may repeat the key.
+        raise JudgeRefused(_refusal(error.status_code, client.base_url.netloc.decode())) from None
+    except (openai.APIConnectionError, httpx2.HTTPError):
+        return Reply.MISSING
+    return read_verdict(body)
 
 
 def material(question: Question) -> str:
-    """What is judged, as JSON, so that no text can pass for the frame around it."""
+    """Return the texts to judge as JSON, so that none of them can pass for the frame around it."""
     texts = {"question": question.prompt, "expected": question.expected, "given": question.answer}
-    return json.dumps({name: shortened(text) for name, text in texts.items()}, ensure_ascii=False)
-
-
-def shortened(text: str) -> str:
-    """Beginning and end of a text that is too long."""
     half = MOST_LETTERS // 2
-    return text if len(text) <= MOST_LETTERS else f"{text[:half]} […] {text[-half:]}"
+    for name, text in texts.items():
+        if len(text) > MOST_LETTERS:
+            texts[name] = f"{text[:half]} […] {text[-half:]}"
+    return json.dumps(texts, ensure_ascii=False)
 
 
-def verdict_of(body: bytes) -> bool | None:
-    """Right or wrong, from exactly the reply that was asked for; None for anything else."""
+def read_verdict(body: bytes) -> Reply:
+    """Read a chat completion. Only exactly the reply that was asked for counts, bare or in a code fence."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"].strip()
-        fenced = _FENCE.fullmatch(text)
-        found = json.loads(fenced[1] if fenced else text)
+        if text.startswith("```") and text.endswith("```"):
+            text = text.strip("`").removeprefix("json")
+        found = json.loads(text)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return None
-    if found == {"verdict": "right"}:
-        return True
-    return False if found == {"verdict": "wrong"} else None
+        return Reply.UNREADABLE
+    verdicts = (Reply.RIGHT, Reply.WRONG)
+    return next((one for one in verdicts if found == {"verdict": one.value}), Reply.UNREADABLE)
 
 
-def _refusal(status: int, endpoint: Endpoint) -> str:
+def _refusal(status: int, host: str) -> str:
     if status in (401, 403):
-        return f"The judge at {endpoint.host} refused the key (status {status}). Check `JUDGE_API_KEY`."
+        return f"The judge at {host} refused the key (status {status}). Check `JUDGE_API_KEY`."
     if status == 404:
         return (
-            f"The judge at {endpoint.host} knows no such address or model (status 404). Check `JUDGE_URL`, "
-            "which ends before `/chat/completions`, and `JUDGE_MODEL`."
+            f"The judge at {host} has no such address or model (status 404). Check `JUDGE_URL`, which ends "
+            "before `/chat/completions`, and `JUDGE_MODEL`."
         )
     if 300 <= status < 400:
-        return f"The judge at {endpoint.host} points elsewhere (status {status}). Set `JUDGE_URL` to there."
+        return f"The judge at {host} redirects (status {status}). Set `JUDGE_URL` to the new address."
     return (
-        f"The judge at {endpoint.host} did not take the request (status {status}). Check that `JUDGE_MODEL` "
-        "is a chat model that takes `temperature` and `max_tokens`."
+        f"The judge at {host} rejected the request (status {status}). Check that `JUDGE_MODEL` is a chat "
+        "model that accepts `temperature` and `max_tokens`."
     )

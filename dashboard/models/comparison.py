@@ -19,7 +19,8 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job_state import State
-from dashboard.models.judging import JUDGE, JudgeEvaluation
+from dashboard.models.judging import JudgeEvaluation
+from dashboard.models.metrics import JUDGE
 from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS, default_metric
 from dashboard.models.study_result import against, clusters_of, common_rows, estimated, matrix
 from dashboard.models.training_run import TrainingRun

@@ -1,7 +1,7 @@
-"""Judgings: answers of a study or a run that were sent to the judge, by whose consent, and what came of it.
+"""Judge evaluations: answers of a study or a run sent to the judge, by whose consent, and the verdicts.
 
-A verdict is one more score of an item, so it is compared like any other metric. What people say of the same
-answers is `dashboard.models.vote`. Knows nothing of HTTP: a worker asks the judge.
+A verdict is one more score of an item, so it is compared like any other metric. Votes on the same answers are
+in `dashboard.models.vote`. Knows nothing of HTTP: a worker calls the judge.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import models, transaction
-from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem, EvaluationQuerySet
 from dashboard.models.job import Job
 from dashboard.models.job_state import TERMINAL
+from dashboard.models.metrics import JUDGE
 from dashboard.models.project import Project, ProjectQuerySet
 from dashboard.models.study import Study
 from dashboard.models.training_run import TrainingRun
@@ -25,106 +25,101 @@ from workers.judge import PROMPT_SHA256, Endpoint, Question
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# The name of the judge's verdict among the scores of an item.
-JUDGE = "judge"
 DEFAULT_ROWS, MOST_ROWS = 200, 1000
 Scope = Study | TrainingRun
 
 
 class JudgeBusy(Exception):
-    """These answers are being judged already."""
+    """A judge evaluation of these answers is queued or running."""
 
 
-def endpoint() -> Endpoint | None:
-    """The judge of this installation; None where none is set up."""
+def configured_judge() -> Endpoint | None:
+    """Return the judge of this installation, if any."""
     if not settings.JUDGE_URL:
         return None
     return Endpoint(settings.JUDGE_URL, settings.JUDGE_MODEL, settings.JUDGE_API_KEY)
 
 
 def evaluations_of(scope: Scope) -> EvaluationQuerySet:
-    """The ended evaluations of a study's arms and base, or the newest ones of a run."""
+    """Return the ended evaluations of a study's arms and base model, or the newest ones of a run."""
     if isinstance(scope, Study):
         return Evaluation.objects.of_study(scope)
-    newest = {one.subject: one.pk for one in scope.evaluations.ended().order_by("pk")}
+    newest = {evaluation.subject: evaluation.pk for evaluation in scope.evaluations.ended().order_by("pk")}
     return Evaluation.objects.filter(pk__in=newest.values())
 
 
-def rows_of(evaluations: models.QuerySet[Evaluation], most: int) -> list[int]:
-    """At most so many of the rows that they were scored on, drawn by chance: always the same ones.
+def pending_items(
+    evaluations: models.QuerySet[Evaluation], model: str, most_rows: int
+) -> models.QuerySet[EvaluationItem]:
+    """Return the items without a verdict of this model and the present prompt.
 
-    Those of a smaller number are among those of a larger one.
+    At most `most_rows` rows are drawn at random: always the same ones, and a larger number adds to them.
     """
     items = EvaluationItem.objects.filter(evaluation__in=evaluations).order_by()
     rows = sorted(set(items.values_list("row", flat=True)))
-    drawn = random.Random(0).sample(rows, len(rows))  # noqa: S311 - a draw, no secret
-    return sorted(drawn[:most])
+    drawn = random.Random(0).sample(rows, len(rows))[:most_rows]  # noqa: S311 - a draw, no secret
+    same_judge = evaluations.filter(
+        judge_evaluation__model=model, judge_evaluation__prompt_sha256=PROMPT_SHA256
+    )
+    return items.filter(row__in=drawn).exclude(scores__has_key=JUDGE, evaluation__in=same_judge)
 
 
-def unjudged(
-    evaluations: models.QuerySet[Evaluation], rows: Sequence[int]
-) -> models.QuerySet[EvaluationItem]:
-    """Items of these rows that have no verdict."""
-    items = EvaluationItem.objects.filter(evaluation__in=evaluations, row__in=rows)
-    return items.exclude(scores__has_key=JUDGE).order_by()
-
-
-def judged_otherwise(
-    evaluations: models.QuerySet[Evaluation], judge: Endpoint
-) -> models.QuerySet[Evaluation]:
-    """Those whose verdicts are of another model or another prompt than this judge's."""
-    same = models.Q(judge_evaluation__model=judge.model, judge_evaluation__prompt_sha256=PROMPT_SHA256)
-    return evaluations.exclude(judge_evaluation=None).exclude(same)
+def count_answers(items: models.QuerySet[EvaluationItem]) -> int:
+    """Return the number of different answers; equal answers to a row are sent once."""
+    return items.values("row", "output").distinct().count()
 
 
 class JudgeEvaluationQuerySet(ProjectQuerySet["JudgeEvaluation"]):
-    """Judgings by what they are about."""
+    """Judge evaluations by scope."""
 
     def of(self, scope: Scope) -> JudgeEvaluationQuerySet:
-        """Those of a study or a run."""
+        """Filter those of a study or a run."""
         return self.filter(study=scope) if isinstance(scope, Study) else self.filter(run=scope)
 
-    def working(self) -> JudgeEvaluationQuerySet:
-        """Those that wait or work."""
-        return self.exclude(job__state__in=TERMINAL).exclude(job=None)
-
     def submit(self, scope: Scope, *, by: User, judge: Endpoint, rows: int) -> JudgeEvaluation:
-        """Queue the job that asks the judge; whoever calls has told `by` what is sent, and `by` has agreed.
+        """Queue a job that asks the judge. The caller has the consent of `by` to send the answers.
 
-        Raises JudgeBusy while an earlier one of the same answers is not over.
+        Raises JudgeBusy while an earlier one of the same answers has not ended.
         """
-        about = {"study": scope} if isinstance(scope, Study) else {"run": scope}
         with transaction.atomic():
-            # The row's lock: two clicks at once make one judge evaluation.
+            # The lock on the row makes one judge evaluation of two requests at once.
             type(scope).objects.select_for_update().get(pk=scope.pk)
-            if self.of(scope).working().exists():
+            if self.of(scope).exclude(job=None).exclude(job__state__in=TERMINAL).exists():
                 raise JudgeBusy
             evaluations = evaluations_of(scope)
-            self._forget_others(evaluations, judge)
+            _remove_other_verdicts(evaluations, judge.model)
             judge_evaluation = self.create(
-                project=scope.project, by=by, host=judge.host, model=judge.model, rows=rows,
-                prompt_sha256=PROMPT_SHA256, **about,
-            )  # fmt: skip
+                project=scope.project,
+                study=scope if isinstance(scope, Study) else None,
+                run=None if isinstance(scope, Study) else scope,
+                by=by,
+                host=judge.host,
+                model=judge.model,
+                prompt_sha256=PROMPT_SHA256,
+                rows=rows,
+            )
             spec = {"judge_evaluation": judge_evaluation.pk, "model": judge.model, "host": judge.host}
             judge_evaluation.job = Job.objects.submit(Job.Kind.JUDGE, spec, project=scope.project, by=by)
             judge_evaluation.save(update_fields=["job"])
             evaluations.update(judge_evaluation=judge_evaluation)
         return judge_evaluation
 
-    def _forget_others(self, evaluations: models.QuerySet[Evaluation], judge: Endpoint) -> None:
-        """Take off what another model, or another prompt, has said: verdicts of two judges do not mix."""
-        for evaluation in judged_otherwise(evaluations, judge):
-            for name in (JUDGE, "judge_rows"):
-                evaluation.metrics.pop(name, None)
-            evaluation.save(update_fields=["metrics"])
-            items = list(evaluation.items.filter(scores__has_key=JUDGE))
-            for item in items:
-                item.scores.pop(JUDGE)
-            EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
+
+def _remove_other_verdicts(evaluations: models.QuerySet[Evaluation], model: str) -> None:
+    """Remove the verdicts of another model or prompt: verdicts of two judges do not mix."""
+    same = models.Q(judge_evaluation__model=model, judge_evaluation__prompt_sha256=PROMPT_SHA256)
+    for evaluation in evaluations.exclude(judge_evaluation=None).exclude(same):
+        for name in (JUDGE, "judge_rows"):
+            evaluation.metrics.pop(name, None)
+        evaluation.save(update_fields=["metrics"])
+        items = list(evaluation.items.filter(scores__has_key=JUDGE))
+        for item in items:
+            item.scores.pop(JUDGE)
+        EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
 
 
 class JudgeEvaluation(models.Model):
-    """The answers of a study or of a run, sent to the judge once."""
+    """One job that sends the pending answers of a study or a run to the judge."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="judge_evaluations")
     study = models.ForeignKey(Study, models.CASCADE, null=True, blank=True, related_name="judge_evaluations")
@@ -132,17 +127,15 @@ class JudgeEvaluation(models.Model):
         TrainingRun, models.CASCADE, null=True, blank=True, related_name="judge_evaluations"
     )
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="judge_evaluations")
-    # Who has agreed that these rows leave this machine, and where they went.
+    # The user who consented to sending, and the host that received the rows.
     by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
     host = models.CharField(max_length=255)
-    model = models.CharField(_("model"), max_length=200)
+    model = models.CharField(max_length=200)
     prompt_sha256 = models.CharField(max_length=64)
     rows = models.PositiveIntegerField()
-    # Different answers: equal ones to the same row are sent once.
-    asked = models.PositiveIntegerField(default=0)
+    # Different answers to be judged, and those with a verdict, over all attempts.
+    answers = models.PositiveIntegerField(default=0)
     judged = models.PositiveIntegerField(default=0)
-    unreadable = models.PositiveIntegerField(default=0)
-    unanswered = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = JudgeEvaluationQuerySet.as_manager()
@@ -160,43 +153,38 @@ class JudgeEvaluation(models.Model):
 
     @property
     def subject(self) -> Scope:
-        """The study or run whose answers are judged."""
-        found = self.study or self.run
-        assert found  # noqa: S101 - the constraint says so
-        return found
+        """Return the study or run whose answers are judged."""
+        subject = self.study or self.run
+        assert subject  # noqa: S101 - the constraint says so
+        return subject
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether no further verdicts will come."""
         return self.job is None or self.job.is_over
 
-    def evaluations(self) -> models.QuerySet[Evaluation]:
-        """What it is to judge."""
-        return Evaluation.objects.filter(judge_evaluation=self)
-
-    def open_questions(self) -> list[tuple[Question, list[int]]]:
-        """Each different answer that has no verdict yet, with the items that it is the answer of."""
-        evaluations = self.evaluations()
-        items = unjudged(evaluations, rows_of(evaluations, self.rows))
-        facts = items.values_list("pk", "row", "prompt", "expected", "output").iterator(chunk_size=500)
+    def pending_questions(self) -> list[tuple[Question, list[int]]]:
+        """Return each different answer without a verdict, and the numbers of its items."""
+        items = pending_items(Evaluation.objects.filter(judge_evaluation=self), self.model, self.rows)
+        fields = items.values_list("pk", "row", "prompt", "expected", "output").iterator(chunk_size=500)
         found: dict[tuple[int, str], tuple[Question, list[int]]] = {}
-        for pk, row, prompt, expected, output in facts:
+        for pk, row, prompt, expected, output in fields:
             found.setdefault((row, output), (Question(prompt, expected, output), []))[1].append(pk)
         return list(found.values())
 
-    def note(self, verdicts: Iterable[tuple[bool, Sequence[int]]]) -> None:
-        """Write verdicts down: (is it right, items with that answer)."""
+    def record(self, verdicts: Iterable[tuple[bool, Sequence[int]]]) -> None:
+        """Store verdicts: (is the answer right, numbers of its items)."""
         by_item = {pk: float(is_right) for is_right, items in verdicts for pk in items}
         items = list(EvaluationItem.objects.filter(pk__in=by_item))
         for item in items:
             item.scores[JUDGE] = by_item[item.pk]
         EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
 
-    def sum_up(self) -> None:
-        """Each evaluation's share of right answers, and of how many."""
-        for evaluation in self.evaluations():
+    def summarize(self) -> None:
+        """Store the share of right answers of each evaluation, and how many answers have a verdict."""
+        for evaluation in Evaluation.objects.filter(judge_evaluation=self):
             scores = evaluation.items.filter(scores__has_key=JUDGE).values_list("scores", flat=True)
-            values = [float(one[JUDGE]) for one in scores]
+            values = [float(item[JUDGE]) for item in scores]
             if values:
                 evaluation.metrics |= {JUDGE: sum(values) / len(values), "judge_rows": len(values)}
                 evaluation.save(update_fields=["metrics"])

@@ -1,4 +1,4 @@
-"""What people say of single answers without knowing whose they are, and how far the judge says the same."""
+"""Blind votes of people on single answers, and the judge's agreement with them."""
 
 from __future__ import annotations
 
@@ -8,58 +8,57 @@ from django.conf import settings
 from django.db import models
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.judging import JUDGE
+from dashboard.models.metrics import JUDGE
 from workers.agreement import Agreement, agreement
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# So many drawn answers are looked at together for one that is not equal to one already voted on.
-DRAWN = 50
+CHUNK_ROWS = 50
 
 
 class VoteQuerySet(models.QuerySet["Vote"]):
     """Votes on the answers of some evaluations."""
 
     def on(self, evaluations: models.QuerySet[Evaluation]) -> VoteQuerySet:
-        """Those on their items."""
+        """Filter the votes on their items."""
         return self.filter(item__evaluation__in=evaluations)
 
-    def cast_by(self, voter: User, item: EvaluationItem, *, is_right: bool) -> Vote:
-        """One person's vote on an item; who votes again changes their mind."""
+    def cast(self, voter: User, item: EvaluationItem, *, is_right: bool) -> Vote:
+        """Store a user's vote on an item; a second vote replaces the first."""
         vote, _created = self.update_or_create(item=item, voter=voter, defaults={"is_right": is_right})
         return vote
 
-    def next_for(self, voter: User, evaluations: models.QuerySet[Evaluation]) -> EvaluationItem | None:
-        """An answer by chance that this person has not voted on, nor on an equal one; None when all is done.
+    def next_item(self, voter: User, evaluations: models.QuerySet[Evaluation]) -> EvaluationItem | None:
+        """Return a random answer unlike those that the user has voted on; None if there is none.
 
-        Where the judge has spoken, its answers come first: only there the two can be compared.
+        Answers with a verdict of the judge come first, because only those can be compared.
         """
         mine = self.on(evaluations).filter(voter=voter)
         known = set(mine.values_list("item__row", "item__output"))
         items = EvaluationItem.objects.filter(evaluation__in=evaluations).exclude(pk__in=mine.values("item"))
-        for some in (items.filter(scores__has_key=JUDGE), items):
-            for item in some.order_by("?").iterator(chunk_size=DRAWN):
+        for candidates in (items.filter(scores__has_key=JUDGE), items):
+            for item in candidates.order_by("?").iterator(chunk_size=CHUNK_ROWS):
                 if (item.row, item.output) not in known:
                     return item
         return None
 
     def agreement(self, evaluations: models.QuerySet[Evaluation]) -> Agreement | None:
-        """The judge's verdicts against the majority of people's, by answer; even votes do not count."""
+        """Return the judge's agreement with the majority of votes per answer; ties do not count."""
         voted = self.on(evaluations).filter(item__scores__has_key=JUDGE)
-        told: dict[tuple[int, str], list[bool]] = {}
+        fields = voted.values_list("item__row", "item__output", "item__scores", "is_right")
+        balance: dict[tuple[int, str], int] = {}
         judged: dict[tuple[int, str], bool] = {}
-        for row, output, scores, is_right in voted.values_list(
-            "item__row", "item__output", "item__scores", "is_right"
-        ):
-            told.setdefault((row, output), []).append(is_right)
+        for row, output, scores, is_right in fields:
+            balance[row, output] = balance.get((row, output), 0) + (1 if is_right else -1)
             judged[row, output] = bool(scores[JUDGE])
-        clear = {answer: votes for answer, votes in told.items() if 2 * sum(votes) != len(votes)}
-        return agreement([(2 * sum(votes) > len(votes), judged[answer]) for answer, votes in clear.items()])
+        majorities = {answer: votes > 0 for answer, votes in balance.items() if votes}
+        same = sum(judged[answer] == is_right for answer, is_right in majorities.items())
+        return agreement(same, len(majorities))
 
 
 class Vote(models.Model):
-    """Right or wrong, by one person, on one answer."""
+    """Right or wrong, by one user, on one answer."""
 
     item = models.ForeignKey(EvaluationItem, models.CASCADE, related_name="votes")
     voter = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")

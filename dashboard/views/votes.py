@@ -1,4 +1,4 @@
-"""Votes: one answer at a time, drawn by chance, without a word on whose it is or what the judge says."""
+"""Blind votes: one random answer at a time, without its origin or the verdict of the judge."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from dashboard.forms.judgings import VoteForm
 from dashboard.gate import Request
 from dashboard.models import EvaluationItem, Vote
 from dashboard.models.judging import Scope, evaluations_of
-from dashboard.views.judgings import address_of, not_yet, run_of, study_of
+from dashboard.views.judgings import fetch_run, fetch_study, hidden_reason, scope_url
 from workers.agreement import ENOUGH
 
 
 @never_cache
 @require_http_methods(["GET", "POST"])
 def of_study(request: Request, pk: int) -> HttpResponse:
-    """A study's answers, those of all arms and of the base model mixed."""
-    return voted(request, study_of(request, pk))
+    """Vote on the answers of all arms and of the base model of a study."""
+    return vote_page(request, fetch_study(request, pk))
 
 
 @never_cache
 @require_http_methods(["GET", "POST"])
 def of_run(request: Request, pk: int) -> HttpResponse:
-    """A run's answers and its base model's, mixed."""
-    return voted(request, run_of(request, pk))
+    """Vote on the answers of a run and of its base model."""
+    return vote_page(request, fetch_run(request, pk))
 
 
-def voted(request: Request, scope: Scope) -> HttpResponse:
-    """The next answer; with POST, the vote on the last one first."""
-    if reason := not_yet(scope):
+def vote_page(request: Request, scope: Scope) -> HttpResponse:
+    """Show the next answer; on POST, store the vote on the last one."""
+    if reason := hidden_reason(scope):
         if request.method == "POST":
-            messages.error(request, _("Your vote does not count."))
+            messages.error(request, _("Your vote was not stored."))
         messages.info(request, reason)
         return redirect(scope)
     evaluations = evaluations_of(scope)
     if request.method == "POST":
         form = VoteForm(request.POST)
         if not form.is_valid():
-            messages.error(request, _("That was no vote. Choose “Right” or “Wrong”."))
+            messages.error(request, _("Choose “Right” or “Wrong”."))
             return redirect(request.path)
         item = EvaluationItem.objects.filter(evaluation__in=evaluations, pk=form.cleaned_data["item"]).first()
         if item is None:
             raise Http404
-        Vote.objects.cast_by(request.user, item, is_right=form.cleaned_data["verdict"] == "right")
+        Vote.objects.cast(request.user, item, is_right=form.cleaned_data["verdict"] == "right")
         return redirect(request.path)
     context = {
         "scope": scope,
-        "judge_address": address_of(scope, "judge"),
-        "item": Vote.objects.next_for(request.user, evaluations),
-        "own": Vote.objects.on(evaluations).filter(voter=request.user).count(),
+        "judge_url": scope_url(scope, "judge"),
+        "item": Vote.objects.next_item(request.user, evaluations),
+        "own_votes": Vote.objects.on(evaluations).filter(voter=request.user).count(),
         "enough": ENOUGH,
     }
     return render(request, "votes/create.html", context)
