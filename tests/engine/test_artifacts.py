@@ -52,13 +52,13 @@ def test_a_clean_process_gets_the_products_own_logits(
     make_spec: MakeSpec, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    real = artifacts.save_arm
+    real = artifacts.save_adapter
 
     def keep(model: torch.nn.Module, *arguments: object) -> Artifact:
         trained.append(model)
         return real(model, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(artifacts, "save_arm", keep)
+    monkeypatch.setattr(artifacts, "save_adapter", keep)
     train([make_spec()], tmp_path / "out", report=Recorder())
     arguments = [str(tiny_folder), str(tmp_path / "out/arm-0/adapter"), str(tmp_path / "logits.pt")]
     subprocess.run([sys.executable, "-c", RELOAD, *arguments], check=True, timeout=120, capture_output=True)

@@ -71,13 +71,13 @@ def test_it_loads_in_peft_with_equal_logits(
     with_option: Callable[..., TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     models: list[torch.nn.Module] = []
-    real = artifacts.save_arm
+    real = artifacts.save_adapter
 
     def keep(model: torch.nn.Module, *arguments: Any) -> Any:
         models.append(model)
         return real(model, *arguments)
 
-    monkeypatch.setattr(artifacts, "save_arm", keep)
+    monkeypatch.setattr(artifacts, "save_adapter", keep)
     spec = with_option(OPTIONS[name], max_steps=3)
     train([spec], tmp_path, report=Recorder())
     ids = torch.arange(3, 43).reshape(2, 20)

@@ -95,13 +95,13 @@ def trained(
 ) -> Callable[..., Any]:
     """Train for three steps; logits of the base, of the model that was saved, and of the file in PEFT."""
     models: list[torch.nn.Module] = []
-    real = artifacts.save_arm
+    real = artifacts.save_adapter
 
     def keep(model: torch.nn.Module, *arguments: Any) -> Artifact:
         models.append(model)
         return real(model, *arguments)
 
-    monkeypatch.setattr(artifacts, "save_arm", keep)
+    monkeypatch.setattr(artifacts, "save_adapter", keep)
 
     def run(model_type: str, target: TargetSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         base = tiny_base(folders(model_type))

@@ -1,7 +1,7 @@
-"""Writes a finished adapter: a folder that PEFT loads as it is, complete or not there at all.
+"""Writes a trained adapter: a folder that PEFT loads as it is, complete or absent.
 
-Files are written aside, synced, and renamed once. The folder names the base by its public name; no path of
-this machine stands in any file. Knows nothing of publishing, of `eval.json` or of the zip's checksums.
+Files are written under a temporary name, synced, and renamed once. They contain the base model's public name
+and no path of this machine. Knows nothing of publishing, of `eval.json` or of the zip's checksums.
 """
 
 from __future__ import annotations
@@ -27,41 +27,47 @@ from workers.specs import TrainSpec, to_dict
 WEIGHTS = "adapter_model.safetensors"
 
 
-def save_arm(
+def save_adapter(
     model: Any, tokenizer: Any, spec: TrainSpec, out_dir: Path, index: int, summary: dict[str, Any]
 ) -> Artifact:
-    """Save arm `index` under `out_dir/arm-<index>/adapter`; the answer lists each file's SHA-256.
+    """Save arm `index` under `out_dir/arm-<index>/adapter` and return each file's SHA-256.
 
-    A disk that refuses is asked once more, after what was written has been removed.
+    Raises DiskFull if the retry fails too, and RunError for an adapter that must not be published.
     """
     final = out_dir / f"arm-{index}" / "adapter"
-    aside = final.with_name(".saving")
-    for is_last in (False, True):
+    temporary = final.with_name(".saving")
+    for is_retry in (False, True):
         try:
-            _write_arm(model, tokenizer, spec, aside, final, summary)
+            _write_adapter(model, tokenizer, spec, index, temporary, final, summary)
             break
         except (OSError, SafetensorError) as error:
-            if is_last:
+            if is_retry:
                 raise disk_error(error) or error from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     files = {path.name: file_sha256(path) for path in sorted(final.iterdir())}
     return Artifact(index, final.relative_to(out_dir).as_posix(), files)
 
 
-def _write_arm(
-    model: Any, tokenizer: Any, spec: TrainSpec, aside: Path, final: Path, summary: dict[str, Any]
+def _write_adapter(
+    model: Any,
+    tokenizer: Any,
+    spec: TrainSpec,
+    index: int,
+    temporary: Path,
+    final: Path,
+    summary: dict[str, Any],
 ) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     faults.point("save.make_folder")
-    aside.mkdir(parents=True)
-    name = lora.arm_name(int(final.parent.name.removeprefix("arm-")))
+    temporary.mkdir(parents=True)
+    name = lora.arm_name(index)
     faults.point("save.write_weights")
-    model.save_pretrained(str(aside), selected_adapters=[name], save_embedding_layers=False)
+    model.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
     faults.point("save.after_weights")
-    folder = aside / name
+    folder = temporary / name
     faults.point("save.write_config")
-    _finish_config(folder / "adapter_config.json")
+    _normalize_config(folder / "adapter_config.json")
     faults.point("save.write_tokenizer")
     _save_tokenizer(tokenizer, spec, folder)
     faults.point("save.write_card")
@@ -69,7 +75,7 @@ def _write_arm(
     faults.point("save.write_record")
     (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
     for path in sorted(folder.iterdir()):
-        path.chmod(0o640)  # safetensors writes 0600, but the web process may be another user of the group
+        path.chmod(0o640)  # safetensors writes 0600, but the web process may run as another user of the group
         faults.point("save.sync_file")
         sync(path)
     folder.chmod(0o750)
@@ -86,31 +92,34 @@ def _write_arm(
 
 
 def check_saved(folder: Path, model: Any, name: str) -> None:
-    """Open the saved file again: the tensors that the model has, each of them finite, as the config says."""
+    """Read the saved adapter back: the model's tensors, all finite, with the r of the config.
+
+    Raises RunError, or Diverged for weights that are not finite.
+    """
     from peft.utils.save_and_load import get_peft_model_state_dict
     from safetensors.torch import load_file
 
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    found = load_file(folder / WEIGHTS)
-    if {key: value.shape for key, value in found.items()} != {
+    saved = load_file(folder / WEIGHTS)
+    if {key: value.shape for key, value in saved.items()} != {
         key: value.shape for key, value in expected.items()
     }:
         raise RunError("The saved adapter holds other tensors than the model has.", code="publish_failed")
-    if not all(bool(value.isfinite().all()) for value in found.values()):
+    if not all(bool(value.isfinite().all()) for value in saved.values()):
         raise Diverged(
-            "The adapter's weights are no finite numbers, so it is not published. "
+            "The adapter's weights are not finite, so it is not published. "
             "Use a lower `learning_rate`, for example a third of this one."
         )
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     ranks = {config["r"], *config["rank_pattern"].values()}
-    sizes = {value.shape[0] for key, value in found.items() if ".lora_A." in key}
-    # Where all experts of a layer share one tensor, it has r rows for each.
+    sizes = {value.shape[0] for key, value in saved.items() if ".lora_A." in key}
+    # If all experts of a layer share one tensor, it has r rows for each of them.
     if not all(any(size % rank == 0 for rank in ranks) for size in sizes):
         raise RunError("The saved adapter has another r than its config says.", code="publish_failed")
 
 
 def adapter_bytes(out_dir: Path, artifact: Artifact) -> int:
-    """Size of the weights that people download."""
+    """Return the size of the weights file."""
     return (out_dir / artifact.path / WEIGHTS).stat().st_size
 
 
@@ -120,7 +129,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -133,8 +142,8 @@ def _to_json(values: dict[str, Any]) -> str:
     return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finish_config(path: Path) -> None:
-    """PEFT writes sets in random order; sorted, two equal runs give equal files."""
+def _normalize_config(path: Path) -> None:
+    """Sort the lists that PEFT writes in random order, so that equal runs write equal files."""
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("target_modules", "target_parameters", "exclude_modules"):
         if isinstance(config.get(key), list):
@@ -143,25 +152,23 @@ def _finish_config(path: Path) -> None:
 
 
 def _save_tokenizer(tokenizer: Any, spec: TrainSpec, folder: Path) -> None:
-    """The tokenizer as used in training, without what it remembers of the folder it came from."""
+    """Save the tokenizer as used in training, without the folder that it was loaded from."""
     tokenizer.save_pretrained(str(folder))
     for path in list(folder.iterdir()):
-        known = path.name in TOKENIZER_FILES or path.name.startswith("adapter_")
-        if not known:
+        if path.name not in TOKENIZER_FILES and not path.name.startswith("adapter_"):
             path.unlink() if path.is_file() else shutil.rmtree(path)
     config = folder / "tokenizer_config.json"
     values = json.loads(config.read_text(encoding="utf-8"))
     for key in ("name_or_path", "auto_map", "is_local", "local_files_only"):
         values.pop(key, None)
     if values.get("tokenizer_class") == "TokenizersBackend":
-        values["tokenizer_class"] = (
-            "PreTrainedTokenizerFast"  # the same class under the name that 4.x knows too
-        )
+        # The same class under the name that Transformers 4 knows too.
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.write_text(_to_json(values), encoding="utf-8")
 
 
 def run_record(spec: TrainSpec, summary: dict[str, Any]) -> dict[str, Any]:
-    """Everything needed to know where an adapter comes from. Folders on this machine are left out."""
+    """Return the origin of an adapter: spec, versions and result, without folders of this machine."""
     settings = to_dict(spec)
     for part in ("base", "data"):
         settings[part].pop("path")
@@ -169,7 +176,7 @@ def run_record(spec: TrainSpec, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_card(spec: TrainSpec, summary: dict[str, Any]) -> str:
-    """README.md: the hub's metadata block, then what was trained on what, how, and how to load it."""
+    """Return README.md: the hub's metadata block, origin, loading code, settings and results."""
     from huggingface_hub.repocard_data import ModelCardData
 
     data = ModelCardData(
@@ -233,7 +240,7 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
         ("rows per step", f"{learn.rows_per_step}"),
         ("max_length", f"{learn.max_length} tokens"),
         ("seed", f"{learn.seed}"),
-        ("base model kept", storage_description(summary["dtype"], in_4bit=learn.load_in_4bit)),
+        ("base model stored", storage_description(summary["dtype"], in_4bit=learn.load_in_4bit)),
     ]
 
 

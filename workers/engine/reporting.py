@@ -95,7 +95,7 @@ class OutcomeReporter:
         try:
             with arm.with_best_weights() if is_early else nullcontext(arm.step) as step:
                 summary["published_step"] = step
-                artifact = artifacts.save_arm(
+                artifact = artifacts.save_adapter(
                     self.model, self.tokenizer, arm.spec, self.out_dir, arm.index, summary
                 )
         except DiskFull:
