@@ -13,10 +13,10 @@ from typing import Any
 
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from dashboard.models import MetricSeries, TrainingRun
 from dashboard.models.metric_series import Point
+from dashboard.models.metrics import METRICS, Metric
 
 POINTS_SHOWN = 1000
 # The curves of a run's page; the place in this tuple is the place in a cursor.
@@ -193,50 +193,45 @@ def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
     return bars
 
 
-# name -> (label, whether it is a share from 0 to 1, whether more is better)
-SCORES = {
-    "exact_match": (gettext_lazy("Exact match"), True, True),
-    "token_f1": (gettext_lazy("Token F1"), True, True),
-    "rouge_l": (gettext_lazy("ROUGE-L"), True, True),
-    "chrf": (gettext_lazy("chrF"), True, True),
-    "loss": (gettext_lazy("Loss"), False, False),
-    "perplexity": (gettext_lazy("Perplexity"), False, False),
-}
-
-
 @dataclass(frozen=True)
 class ScoreRow:
-    """One metric of base and adapter on the same rows. `better`: did the adapter move it the good way."""
+    """One metric of base model and adapter on the same rows."""
 
-    name: str
-    label: str
-    is_share: bool
+    metric: Metric
     base: float | None
     adapter: float | None
 
     @property
     def difference(self) -> str:
-        """With its sign; shares in percentage points."""
+        """Return adapter minus base with its sign; shares in percentage points."""
         if self.base is None or self.adapter is None:
             return "–"
         gap = self.adapter - self.base
-        if self.is_share:
+        if self.metric.is_share:
             return _("%(gap)s points") % {"gap": f"{100 * gap:+.1f}"}
         return f"{gap:+,.0f}" if abs(gap) >= 100 else f"{gap:+.3g}"
 
     @property
-    def better(self) -> bool | None:
-        """None where nothing changed or something is missing."""
+    def is_better(self) -> bool | None:
+        """Tell whether the adapter improved the metric; None if it did not change or a value is missing."""
         if self.base is None or self.adapter is None or self.base == self.adapter:
             return None
-        return (self.adapter > self.base) == SCORES[self.name][2]
+        return (self.adapter > self.base) == self.metric.higher_is_better
 
 
-def score_rows(scores: dict[str, dict[str, Any]]) -> list[ScoreRow]:
-    """The known metrics that at least one side has, in the order that people read them."""
+def score_rows(run: TrainingRun, scores: dict[str, dict[str, Any]] | None = None) -> list[ScoreRow]:
+    """Return the registered metrics that at least one side has, the dataset's main metric first."""
+    scores = run.scores() if scores is None else scores
     base, adapter = scores.get("base", {}), scores.get("adapter", {})
-    return [
-        ScoreRow(name, str(label), is_share, base.get(name), adapter.get(name))
-        for name, (label, is_share, _more) in SCORES.items()
+    rows = [
+        ScoreRow(metric, base.get(name), adapter.get(name))
+        for name, metric in METRICS.items()
         if base.get(name) is not None or adapter.get(name) is not None
     ]
+    main = run.dataset_version.main_metric
+    return sorted(rows, key=lambda row: row.metric.name != main)
+
+
+def main_score(run: TrainingRun) -> ScoreRow | None:
+    """Return the dataset's main metric of base model and adapter; None without an evaluation."""
+    return next((row for row in score_rows(run) if row.metric.name == run.dataset_version.main_metric), None)

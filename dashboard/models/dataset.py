@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
+from dashboard.models.metrics import main_metric
 from dashboard.models.project import Project, ProjectQuerySet
 from workers.specs import SPLITS, DataSpec, ImportSpec, to_dict
 
@@ -276,6 +277,11 @@ class DatasetVersion(models.Model):
         """What its rows were recognised as, in words; "" while nobody knows."""
         found = str(self.report.get("shape", ""))
         return str(SHAPES.get(found, found))
+
+    @property
+    def main_metric(self) -> str:
+        """Return the metric that fits the kind of its answers."""
+        return main_metric(str(self.report.get("answers", "")))
 
     @property
     def problems(self) -> list[dict[str, Any]]:

@@ -7,36 +7,25 @@ from dataclasses import dataclass
 
 from django.db.models import Prefetch
 
+from dashboard.charts import ScoreRow
 from dashboard.models import Adapter, Evaluation, Study, TrainingRun
 from dashboard.models.adapter import AdapterQuerySet
-from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS
+from dashboard.models.metrics import METRICS, is_lower_better
 from dashboard.models.study_words import recommended
 
 
 @dataclass(frozen=True)
 class Row:
-    """An adapter, what it scored beside its base model, and how many of its study stand behind it."""
+    """An adapter with its score, and the number of other adapters of its study that the row stands for."""
 
     adapter: Adapter
-    metric: str
-    base: float | None
-    tuned: float | None
+    score: ScoreRow
     more: int
 
     @property
     def study(self) -> Study | None:
         """The study that it was trained in."""
         return self.adapter.run.study_arm.study if self.adapter.run.study_arm else None
-
-    @property
-    def metric_label(self) -> str:
-        """By what it was scored: a study's metric, else exact match."""
-        return str(METRICS.get(self.metric, self.metric))
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the score is a part of the rows."""
-        return self.metric not in LOWER_IS_BETTER
 
 
 def folded_rows(adapters: AdapterQuerySet, page: Sequence[Adapter]) -> list[Row]:
@@ -61,10 +50,11 @@ def rows_of(shown: Sequence[tuple[int, int]]) -> list[Row]:
     for pk, more in shown:
         adapter = adapters[pk]
         scores, arm = adapter.run.scores(), adapter.run.study_arm
-        metric = arm.study.metric if arm else "exact_match"
+        metric = arm.study.metric if arm else adapter.run.dataset_version.main_metric
         base = scores.get("base") or (bases[arm.study_id].metrics if arm and arm.study_id in bases else {})
         tuned = scores.get("adapter", {})
-        rows.append(Row(adapter, metric, base.get(metric), tuned.get(metric), more))
+        score = ScoreRow(METRICS[metric], base.get(metric), tuned.get(metric))
+        rows.append(Row(adapter, score, more))
     return rows
 
 
@@ -91,7 +81,7 @@ def ranked(adapters: AdapterQuerySet, studies: Iterable[Study]) -> dict[int, lis
 
 def places_of(study: Study) -> dict[int, int]:
     """Where each arm stands: the one that the evidence speaks for first, then by mean, then as planned."""
-    sign = 1 if study.metric in LOWER_IS_BETTER else -1
+    sign = 1 if is_lower_better(study.metric) else -1
     means = {arm["name"]: sign * arm["metric"]["mean"] for arm in study.result.get("arms", [])}
     first = recommended(study) if means else ""
     arms = sorted(

@@ -51,7 +51,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "adapter": adapter,
         "run": adapter.run,
         "versions": versions,
-        "score_rows": charts.score_rows(forgetting.scores_beside_base(adapter.run)),
+        "score_rows": charts.score_rows(adapter.run, forgetting.scores_beside_base(adapter.run)),
         "forgetting": forgetting_charts.table({str(adapter): forgetting.of_run(adapter.run)}),
         "unscored": unscored_run_notice(adapter.run),
         "settled": adapter.run.is_settled,

@@ -25,6 +25,7 @@ from dashboard.models import (
 )
 from dashboard.models.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
 from dashboard.models.comparison import COMPARED_BY, Comparison
+from dashboard.models.metrics import METRICS
 from dashboard.models.study_result import base_ms_per_token
 from dashboard.study_charts import COSTS
 from dashboard.views.study_items import page_number
@@ -330,9 +331,9 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
 
 def score_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """One row per metric: base, adapter and difference of each run."""
-    by_run = [{row.name: row for row in charts.score_rows(run.scores())} for run in runs]
-    names = [name for name in charts.SCORES if any(name in rows for rows in by_run)]
-    return [{"label": charts.SCORES[name][0], "cells": [rows.get(name) for rows in by_run]} for name in names]
+    by_run = [{row.metric.name: row for row in charts.score_rows(run)} for run in runs]
+    names = dict.fromkeys(name for rows in by_run for name in rows)
+    return [{"label": METRICS[name].label, "cells": [rows.get(name) for rows in by_run]} for name in names]
 
 
 def loss_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
@@ -359,7 +360,7 @@ def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """What the page says in words first: each run's exact match before and after, and on how many rows."""
     told = []
     for run in runs:
-        row = next((row for row in charts.score_rows(run.scores()) if row.name == "exact_match"), None)
+        row = next((row for row in charts.score_rows(run) if row.metric.name == "exact_match"), None)
         if row and row.base is not None and row.adapter is not None:
             ended = [one for one in run.evaluations.all() if one.state == State.SUCCEEDED]
             told.append({"run": run, "row": row, "rows": ended[-1].rows})

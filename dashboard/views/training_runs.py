@@ -61,7 +61,14 @@ def index(request: Request) -> HttpResponse:
     if words:
         runs = runs.filter(name__icontains=words)
     page, following = runs.visible_to(request.user).page(request.GET.get("cursor"))
-    context = {"runs": page, "next": following, "groups": GROUPS, "group": group, "words": words}
+    context = {
+        "runs": page,
+        "rows": [(run, charts.main_score(run)) for run in page],
+        "next": following,
+        "groups": GROUPS,
+        "group": group,
+        "words": words,
+    }
     return render(request, "training_runs/index.html", context)
 
 
@@ -76,7 +83,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **progress_context(run),
         **samples_context(request, run),
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=run.project_id).exists(),
-        "score_rows": charts.score_rows(forgetting.scores_beside_base(run)),
+        "score_rows": charts.score_rows(run, forgetting.scores_beside_base(run)),
         "forgetting": forgetting_charts.table({str(run): forgetting.of_run(run)}),
         "settings": settings_of(run),
         "learn": Hyperparameters(**run.hyperparameters),

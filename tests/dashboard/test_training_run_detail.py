@@ -8,7 +8,7 @@ from django.conf import settings
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Evaluation, MetricSeries, State, TrainingRun, User, WorkerNode
+from dashboard.models import DatasetVersion, Evaluation, MetricSeries, State, TrainingRun, User, WorkerNode
 from dashboard.models.adjustments import use_smaller_batches
 from dashboard.stages import eta_range
 from tests.conftest import finish, make_run
@@ -96,6 +96,21 @@ def test_it_shows_the_scores_and_the_adapter(client: Client, vera: User, run: Tr
     assert "Download adapter" in page
     assert "Triage:v1" in page
     assert page.count("Predicted and measured") <= 1
+
+
+def test_a_run_on_json_answers_shows_its_main_metric_first(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    DatasetVersion.objects.update(report={"answers": "json"})
+    evaluate(publish(run), 0.0, 0.6)
+    for number, evaluation in enumerate(run.evaluations.order_by("subject")):
+        metrics = {"exact_match": 0.1, "field_f1": 0.5 + number / 10, "json_valid": 1.0}
+        evaluation.record_result(200, metrics, [])
+    client.force_login(vera)
+    rows = client.get(run.get_absolute_url()).context["score_rows"]
+    assert [row.metric.name for row in rows] == ["field_f1", "exact_match", "json_valid"]
+    [(_run, score)] = client.get(reverse("training-run-index")).context["rows"]
+    assert score.metric.name == "field_f1"
 
 
 def test_it_says_when_only_the_evaluation_failed(client: Client, vera: User, run: TrainingRun) -> None:
