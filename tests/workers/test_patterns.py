@@ -1,4 +1,4 @@
-"""Regular expressions as a metric: what they find, what is refused, and that none of them takes long."""
+"""Regular expressions as a metric: scores, refused patterns, and linear running time."""
 
 from __future__ import annotations
 
@@ -24,36 +24,25 @@ from workers.patterns import check_pattern, pattern_score
         (r"Grüße(.)", "Viele Grüße!", "Grüße!", 1.0),
     ],
 )
-def test_it_scores_one_answer(pattern: str, output: str, expected: str, score: float) -> None:
+def test_a_pattern_scores_one_answer(pattern: str, output: str, expected: str, score: float) -> None:
     check_pattern(pattern)
     assert pattern_score(pattern, output, expected) == score
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"),
-    [
-        ("", "Write the `pattern`"),
-        ("(", "missing )"),
-        ("[a", "missing ]"),
-        (r"(a)\1", "repeating a group"),
-        (r"(?<=a)b", "Looking ahead or back"),
-        ("a{1000}{1000}", "bad repetition"),
-        ("x" * 201, "At most 200"),
-        ("a\0", "NUL"),
-        ("\ud800", "no regular expression"),
-        (r"((((\pL{1,900}){1,1}){1,1}){1,1})", "too large"),
-    ],
-)
-def test_it_says_what_it_cannot_look_for(pattern: str, words: str) -> None:
-    with pytest.raises(SpecError, match="pattern") as refusal:
+    "pattern",
+    ["", "(", "[a", r"(a)\1", r"(?<=a)b", "a{1000}{1000}", "x" * 201, "a\0", "\ud800",
+     r"((((\pL{1,900}){1,1}){1,1}){1,1})"],
+)  # fmt: skip
+def test_unusable_patterns_are_refused(pattern: str) -> None:
+    with pytest.raises(SpecError) as refusal:
         check_pattern(pattern)
     assert refusal.value.field == "pattern"
-    assert words in refusal.value.message
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(.*)(.*)(.*)(.*)x$"])
-def test_no_pattern_holds_up_a_worker(pattern: str) -> None:
-    """Each of these takes longer than the age of the universe where the engine goes back and tries again."""
+def test_no_pattern_stalls_a_worker(pattern: str) -> None:
+    """A backtracking engine would not finish any of these."""
     check_pattern(pattern)
     began = time.monotonic()
     assert pattern_score(pattern, "a" * 50_000 + "c", "a") == 0.0

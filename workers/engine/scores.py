@@ -23,8 +23,6 @@ LABEL_LETTERS = 60
 MOST_LABELS = 50
 LABEL_SHARE = 0.2
 JSON_SHARE = 0.95
-# What a page compares first, by kind of answer.
-MAIN_METRIC = {LABEL: "exact_match", JSON: "field_f1", TEXT: "token_f1"}
 
 
 def answer_kind(answers: Sequence[str]) -> str:
