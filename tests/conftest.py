@@ -39,7 +39,7 @@ PASSWORD = "correct-horse-battery"
 # Queue, workers and recovery run on both databases: `pytest -m jobs`.
 JOBS = re.compile(
     r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|compute_(budget|use)|recorders|publish|resume|node|devices|faults|claim|outage|broker|out_of_memory|watchdog"
+    r"|compute_(budget|use)|recorders|publish|resume|node|devices|claim|outage|broker|out_of_memory|watchdog"
     r"|retention|judging|evaluation|rescoring|(api|study)_score_again|stop(?!ped_arm)|api_training_run_stop|disk_full|lease"
     r"|checkpoint_forgetting|standstill|alarms|health_index|doctor|training_run_(progress|stopped|ending)|study_advance)"
 )

@@ -27,7 +27,6 @@ from django.conf import settings
 
 from dashboard.models import Job
 from dashboard.models.stopping import arms_to_stop
-from workers import faults
 from workers.events import MAX_LINE
 from workers.kernel_kills import Kills
 from workers.spool import Spool
@@ -43,7 +42,7 @@ SIGNS_OF_LIFE = (PACE, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
 # Only these reach the child; broker, database and secret key stay with the parent.
 PASSED_ON = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES", faults.ASKED, faults.ONCE,
+    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES",
 )  # fmt: skip
 # And these where it downloads; a proxy's address may hold a password.
 FOR_DOWNLOADS = (

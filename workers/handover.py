@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers import faults
 from workers.errors import TakenOver, disk_error
 
 MANIFEST, HOLDER = "manifest.json", "holder.json"
@@ -74,7 +73,6 @@ def _sign(folder: Path, attempt: int) -> None:
     aside = folder / f"{ASIDE}{attempt}"
     try:
         with aside.open("w", encoding="utf-8") as file:
-            faults.point("checkpoint.write_holder")
             file.write(json.dumps(values))
             file.flush()
             os.fsync(file.fileno())

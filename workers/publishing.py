@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dashboard.models.adapter import WEIGHTS
-from workers import faults
 from workers.errors import RunError, disk_error
 
 TRIES = 3
@@ -42,7 +41,6 @@ def publish_adapter(source: Path, target: Path, files: dict[str, str], alive: Al
     """Publish a folder of exactly these files; a disk that refuses is asked three times."""
     for left in reversed(range(TRIES)):
         try:
-            faults.point("publish.before_check")
             if source.exists():
                 check_adapter(source, files, alive)
             publish_folder(source, target, alive)
@@ -65,9 +63,7 @@ def publish_folder(source: Path, target: Path, alive: Alive = unwatched) -> None
     if source.exists() or not target.is_dir():
         for path in [*source.rglob("*"), source]:
             alive()
-            faults.point("publish.sync_file")
             _sync(path)
-        faults.point("publish.rename")
         try:
             source.rename(target)
         except OSError as error:
@@ -75,8 +71,6 @@ def publish_folder(source: Path, target: Path, alive: Alive = unwatched) -> None
                 raise
             _mend(target, source, alive)
             shutil.rmtree(source)
-        faults.point("publish.after_rename")
-    faults.point("publish.sync_parent")
     _sync(target.parent)
 
 

@@ -29,7 +29,6 @@ from dashboard.models import (
 )
 from dashboard.models.adapter import WEIGHTS
 from dashboard.models.scoring import record_scoring_time
-from workers import faults
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
 from workers.publishing import Alive, PublishError, publish_adapter, publish_folder, unwatched
@@ -183,8 +182,6 @@ class TrainRecorder:
                 return
             for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
-            faults.point("metrics.before_commit")
-        faults.point("metrics.after_commit")
         # Only now: while the database is away, they wait for the next flush.
         self.points = {}
 
@@ -234,7 +231,6 @@ class TrainRecorder:
         published = Path(settings.DATA_DIR) / "adapters" / content
         publish_adapter(self.out_dir / artifact.path, published, artifact.files, self.alive)
         size = (published / WEIGHTS).stat().st_size
-        faults.point("publish.before_commit")
         with transaction.atomic():
             # Before the job, as whoever stops a whole study; else each may wait for the other.
             run.project.hold()
@@ -248,8 +244,6 @@ class TrainRecorder:
             # A study has the adapters of all its arms scored together.
             if run.study_arm_id is None:
                 Evaluation.objects.submit(adapter, self.job.created_by)
-            faults.point("publish.inside_commit")
-        faults.point("publish.after_commit")
 
     def _measured(self, end: ArmEnd) -> dict[str, Any]:
         """What the engine says of an arm, and the attempt in which it ended."""
@@ -257,13 +251,11 @@ class TrainRecorder:
 
     def finish(self) -> None:
         """The job succeeded if any arm did; else it shares the first arm's failure, or their stop."""
-        faults.point("publish.before_finish")
         for run in self.arms:
             run.refresh_from_db()
         if any(run.outcome in HAS_ADAPTER for run in self.arms):
             with transaction.atomic():
                 finish_job(self.job)
-            faults.point("publish.after_finish")
             return
         if all(run.outcome == State.CANCELLED for run in self.arms):
             stop_at_the_end(self.job, "Each of its runs was stopped.")

@@ -1,4 +1,4 @@
-"""One life of a training in a process of its own, which may be killed at any point.
+"""One attempt of a training in a process of its own, which may be killed at any moment.
 
 It is forked from a server that has imported torch already, so that a hundred deaths take minutes.
 """
@@ -17,7 +17,8 @@ import peft  # noqa: F401 - imported once, by the server
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 from tests.engine.conftest import Recorder
-from workers import faults, handover
+from tests.moments import Interruption, install
+from workers import handover
 from workers.engine import checkpoints
 from workers.engine.train import train
 from workers.errors import DiskFull
@@ -44,8 +45,8 @@ class Story:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def live(self, asked: str = "", *, limit: int = 0) -> int:
-        """One attempt with these faults; the exit status of its process, negative where it was killed."""
+    def live(self, interruption: Interruption | None = None, *, limit: int = 0) -> int:
+        """Run one attempt; returns the exit status of its process, negative where it was killed."""
         ended = {event.arm for event in self.events.of(ArmEnd)}
         self.lives += 1
         told = self.folder / "events"
@@ -53,7 +54,7 @@ class Story:
         told.write_bytes(b"")
         # The first attempt has nobody to oust; here each of them does.
         attempt = self.lives + 1
-        options = (self.specs, attempt, self.out, self.checkpoints, told, asked, sorted(ended), limit)
+        options = (self.specs, attempt, self.out, self.checkpoints, told, interruption, sorted(ended), limit)
         process = _SERVER.Process(target=_live, args=options)
         process.start()
         process.join(120)
@@ -75,17 +76,20 @@ def _live(
     out: Path,
     kept: Path,
     told: Path,
-    asked: str,
+    interruption: Interruption | None,
     ended: list[int],
     limit: int,
 ) -> None:
-    os.environ |= {"OMP_NUM_THREADS": "1", faults.ASKED: asked}
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with told.open("a") as lines:
+        pass_moment = install(interruption, told.parent) if interruption else None
 
         def report(event: Event) -> None:
+            if pass_moment:
+                pass_moment(f"report {type(event).__name__}")
             if not limit:
                 lines.write(to_line(event))
                 lines.flush()

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
+from tests.moments import refusing
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
-from workers import faults, outage, supervisor
+from workers import outage, supervisor
 from workers.engine import checkpoints, loss
 from workers.engine.__main__ import failure
 from workers.engine.checkpoints import CheckpointUnreadable
@@ -334,7 +335,7 @@ def test_a_damaged_checkpoint_named_by_hand_is_refused(
 def test_a_write_that_fails_once_is_done_again(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(faults.ASKED, "checkpoint.write_arm=ENOSPC@2")
+    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2]))
     run_on(one, tmp_path, record)
     assert [event.step for event in record.of(Checkpoint)] == [3, 6, 9, 12]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
@@ -343,13 +344,13 @@ def test_a_write_that_fails_once_is_done_again(
 def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(faults.ASKED, "checkpoint.write_arm=ENOSPC@3;checkpoint.write_arm=ENOSPC@4")
-    with pytest.raises(DiskFull, match="The disk is full"):
-        run_on(one, tmp_path, record)
+    with monkeypatch.context() as full:
+        full.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[3, 4]))
+        with pytest.raises(DiskFull, match="The disk is full"):
+            run_on(one, tmp_path, record)
     assert [event.step for event in record.of(Checkpoint)] == [3, 6]
     # The older one made room for the second try.
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000002"]
-    monkeypatch.delenv(faults.ASKED)
     (end,) = run_on(one, tmp_path, record)
     assert "Continues from step 6." in [event.text for event in record.of(Message)]
     assert end.outcome == "succeeded"
@@ -358,7 +359,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
 def test_a_drain_on_a_full_disk_continues_from_the_checkpoint_before(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(faults.ASKED, "checkpoint.rename=ENOSPC@2;checkpoint.rename=ENOSPC@3")
+    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2, 3]))
     with pytest.raises(Stopped):
         run_on(
             one,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import pytest
 from dashboard.models import checkpoint
 from tests.engine.conftest import Recorder
 from tests.engine.test_checkpoints import assert_equal_runs, curves
-from workers import faults, handover
-from workers.engine import checkpoints
+from tests.moments import refusing
+from workers import handover
+from workers.engine import artifacts, checkpoints
 from workers.engine.train import train
 from workers.errors import DiskFull, TakenOver
 from workers.events import ArmEnd, Checkpoint, Event, Finished, Message, from_line
@@ -64,18 +67,35 @@ def names(kept: Path) -> list[str]:
     return sorted(path.name for path in kept.iterdir() if path.name != handover.HOLDER)
 
 
+def at_rename(
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> list[str]:
+    """Act just before or after the N-th checkpoint gets its name; returns the names given, as a live list."""
+    real, names_given = Path.rename, list[str]()
+
+    def rename(path: Path, target: Path) -> Path:
+        is_checkpoint = target.name.isdecimal()
+        if is_checkpoint and len(names_given) == at - 1:
+            before()
+        renamed = real(path, target)
+        if is_checkpoint:
+            names_given.append(target.name)
+            if len(names_given) == at:
+                after()
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename)
+    return names_given
+
+
 def lose(specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The first attempt loses the folder between its look and the rename of its third; what it has told."""
     record = Recorder()
-    passed: list[str] = []
-
-    def note(point: str) -> None:
-        passed.append(point)
-        if point == "checkpoint.rename" and passed.count(point) == 3:
-            handover.take(kept, 2)
-
     with monkeypatch.context() as stopped:
-        stopped.setattr(faults, "point", note)
+        at_rename(stopped, 3, before=lambda: handover.take(kept, 2))
         with pytest.raises(TakenOver):
             run(specs, tmp_path / "first", kept, 1, record)
     return record
@@ -98,23 +118,27 @@ def test_the_earlier_attempt_ends_before_its_next_checkpoint(
     )
 
 
-@pytest.mark.parametrize("name", ["checkpoint.rename", "checkpoint.after_rename"])
-def test_it_looks_again_before_the_rename_and_before_it_removes_older_ones(
-    specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_earlier_attempt_ends_before_its_checkpoint_gets_a_name(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = "checkpoint.after_manifest" if name == "checkpoint.rename" else name
-    passed: list[str] = []
-
-    def note(point: str) -> None:
-        passed.append(point)
-        if point == at and passed.count(point) == 3:
+    def sync(path: Path) -> None:
+        if path.name == handover.MANIFEST and (kept / "000002").exists():
             handover.take(kept, 2)
+        artifacts.sync(path)
 
-    monkeypatch.setattr(faults, "point", note)
+    monkeypatch.setattr(checkpoints, "sync", sync)
     with pytest.raises(TakenOver):
         run(specs, tmp_path / "first", kept, 1, Recorder())
-    assert names(kept)[:2] == ["000001", "000002"], "they are the later attempt's now"
-    assert passed.count("checkpoint.rename") == (2 if name == "checkpoint.rename" else 3)
+    assert names(kept) == ["000001", "000002"]
+
+
+def test_earlier_attempt_removes_no_checkpoint_of_the_later_one(
+    specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names_given = at_rename(monkeypatch, 3, after=lambda: handover.take(kept, 2))
+    with pytest.raises(TakenOver):
+        run(specs, tmp_path / "first", kept, 1, Recorder())
+    assert names(kept) == names_given == ["000001", "000002", "000003"]
 
 
 def test_what_an_earlier_attempt_wrote_after_the_hand_over_is_picked_by_nobody(
@@ -176,21 +200,21 @@ def test_who_does_not_count_attempts_is_always_the_next(kept: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_signed_is_told_in_words(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=EACCES")
+    monkeypatch.setattr(os, "fsync", refusing(os.fsync, "EACCES"))
     with pytest.raises(checkpoints.CheckpointUnreadable, match="Permission denied"):
         checkpoints.take_ownership(kept, 2)
-    monkeypatch.setenv(faults.ASKED, "checkpoint.write_holder=ENOSPC")
+    monkeypatch.setattr(os, "fsync", refusing(os.fsync, "ENOSPC"))
     with pytest.raises(DiskFull):
         checkpoints.take_ownership(kept, 2)
     assert not list(kept.iterdir())
 
 
-def start(spec: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
+def start(spec: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "workers.engine", "train", str(spec), str(out)]
     return subprocess.Popen(
         [*command, "--checkpoints", str(out.parent / "checkpoints")],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -205,20 +229,24 @@ def test_of_two_engines_the_one_that_came_first_ends_in_words(
     specs: list[TrainSpec], tmp_path: Path, kept: Path
 ) -> None:
     spec = tmp_path / "spec.json"
-    spec.write_text(json.dumps(to_dict(specs[0])))
-    # It dawdles after its first checkpoint, as one does that has lost its database and does not know it.
-    first = start(spec, tmp_path / "first", **{faults.ASKED: "train.after_step=pause:60@4"})
+    longer = replace(specs[0], hyperparameters=replace(specs[0].hyperparameters, max_steps=60))
+    spec.write_text(json.dumps(to_dict(longer)))
+    first = start(spec, tmp_path / "first")
     try:
         until = time.monotonic() + 240
         while not (kept / "000001").exists():
             assert first.poll() is None
             assert time.monotonic() < until
-            time.sleep(0.1)
+            time.sleep(0.01)
+        # It stands still after its first checkpoint, as on a machine that sleeps.
+        first.send_signal(signal.SIGSTOP)
         second = start(spec, tmp_path / "second")
         said, _log = second.communicate(timeout=240)
         assert second.returncode == 0
         assert told(said)[-1] == Finished("done")
-        assert "Continues from step 3." in [event.text for event in told(said) if isinstance(event, Message)]
+        messages = [event.text for event in told(said) if isinstance(event, Message)]
+        assert any(text.startswith("Continues from step ") for text in messages)
+        first.send_signal(signal.SIGCONT)
         said, log = first.communicate(timeout=240)
     finally:
         first.kill()

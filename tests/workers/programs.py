@@ -46,9 +46,9 @@ def running(*command: str, **environment: str) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait for it; a timeout says what was waited for."""
+def until(holds: Callable[[], bool], seconds: float, what: str, pause: float = 0.2) -> None:
+    """Wait until `holds()`, looking each `pause` seconds; the timeout's error says `what`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.2)
+        time.sleep(pause)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +9,9 @@ from django.test import Client
 
 from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Job, Project, State, TrainingRun, User
 from tests.conftest import make_run
+from tests.moments import refusing
 from tests.workers.test_resume import begins, checkpoints_of
-from workers import faults, publishing
+from workers import publishing
 from workers.publishing import check_adapter
 
 STEPS = 60
@@ -31,9 +31,8 @@ def test_a_run_that_finds_the_disk_full_is_resumed_and_makes_one_adapter(
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=STEPS)
     with monkeypatch.context() as full:
         full.setattr(publishing, "RETRY_SECONDS", 0.0)
-        full.setenv(faults.ASKED, "publish.rename=ENOSPC")
+        full.setattr(publishing, "publish_folder", refusing(publishing.publish_folder, "ENOSPC"))
         job = work_off("gpu")
-    assert faults.ASKED not in os.environ
     run = TrainingRun.objects.get()
     assert (job.state, run.state, run.error and run.error["code"]) == (State.FAILED, "failed", "disk_full")
     assert not Adapter.objects.exists()

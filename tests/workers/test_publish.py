@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -9,25 +10,27 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun
+from tests.moments import Interruption, install, refusing
 from tests.workers.conftest import claim
 from tests.workers.test_recorders import SUCCEEDED, make_artifact
-from workers import faults, publishing
+from workers import publishing
 from workers.errors import DiskFull
 from workers.events import Metrics
 from workers.publishing import PublishError, check_adapter, check_safetensors, publish_adapter, publish_folder
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
 
-POINTS = sorted(name for name in faults.POINTS if name.startswith(("publish.", "metrics.")))
-WRITES = [name for name in faults.WRITES if name.startswith("publish.")]
+# Of a worker that takes a metric, an adapter and the end of a training: syncs, the rename, and commits.
+MOMENTS = 15
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -38,12 +41,21 @@ def job(run: TrainingRun) -> Job:
     return job
 
 
-def in_another_process(work: Callable[[], None]) -> int:
-    """The exit status of a process that did `work` on this database, negative where a signal ended it."""
+def in_another_process(work: Callable[[], None], interruption: Interruption) -> int:
+    """Return the exit status of a process that did `work` on this database, negative after a signal."""
     connections.close_all()
     child = os.fork()
     if not child:
         try:
+            pass_moment = install(interruption, Path(settings.DATA_DIR))
+            commit = BaseDatabaseWrapper.commit
+
+            def commit_with_moments(wrapper: BaseDatabaseWrapper) -> None:
+                pass_moment("before commit")
+                commit(wrapper)
+                pass_moment("after commit")
+
+            BaseDatabaseWrapper.commit = commit_with_moments  # type: ignore[method-assign]
             work()
         except BaseException:
             traceback.print_exc()
@@ -102,13 +114,12 @@ def empty_shelf() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("empty_shelf")
-@pytest.mark.parametrize("name", POINTS)
-def test_a_worker_that_dies_anywhere_while_it_publishes_leaves_one_adapter_in_the_end(
-    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("at", range(1, MOMENTS + 2))
+def test_worker_killed_while_publishing_leaves_one_adapter(
+    job: Job, run: TrainingRun, tmp_path: Path, at: int
 ) -> None:
-    with monkeypatch.context() as doomed:
-        doomed.setenv(faults.ASKED, f"{name}=kill")
-        assert in_another_process(lambda: tell(job, tmp_path / "first")) == -signal.SIGKILL
+    status = in_another_process(lambda: tell(job, tmp_path / "first"), Interruption(at))
+    assert status == (0 if at > MOMENTS else -signal.SIGKILL)
     assert_each_is_complete()
     assert Adapter.objects.count() == TrainingRun.objects.exclude(outcome="").count()
     go_on(job, tmp_path / "second")
@@ -121,44 +132,57 @@ def test_a_worker_that_dies_anywhere_while_it_publishes_leaves_one_adapter_in_th
     assert MetricSeries.objects.get(name="train/loss").points() == [(1, 2.0)]
 
 
+@contextlib.contextmanager
+def refusing_disk(monkeypatch: pytest.MonkeyPatch, call: str, error: str, *at: int) -> Iterator[None]:
+    """The disk refuses to sync or to rename."""
+    with monkeypatch.context() as broken:
+        broken.setattr(publishing, "RETRY_SECONDS", 0.0)
+        if call == "rename":
+            broken.setattr(Path, "rename", refusing(Path.rename, error, at))
+        else:
+            broken.setattr(os, "fsync", refusing(os.fsync, error, at))
+        yield
+
+
 @pytest.mark.usefixtures("empty_shelf")
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize("name", WRITES)
-def test_a_disk_that_refuses_once_is_asked_again(
-    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+@pytest.mark.parametrize(("call", "at"), [("rename", 1), ("sync", 1), ("sync", 2), ("sync", 3)])
+def test_refused_write_is_tried_again(
+    job: Job,
+    run: TrainingRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    at: int,
+    error: str,
 ) -> None:
-    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
-    monkeypatch.setenv(faults.ASKED, f"{name}={error}@1")
-    tell(job, tmp_path)
+    with refusing_disk(monkeypatch, call, error, at):
+        tell(job, tmp_path)
     assert job.state == State.SUCCEEDED
     check_adapter(Adapter.objects.get().path(), Adapter.objects.get().files)
 
 
 @pytest.mark.usefixtures("empty_shelf")
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EFBIG"])
-@pytest.mark.parametrize("name", WRITES)
-def test_a_disk_that_goes_on_refusing_leaves_a_complete_folder_or_none(
-    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+@pytest.mark.parametrize("call", ["rename", "sync"])
+def test_full_disk_leaves_complete_folder_or_none(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: str
 ) -> None:
-    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
-    monkeypatch.setenv(faults.ASKED, f"{name}={error}")
-    with pytest.raises(DiskFull, match="could not be written"):
+    with refusing_disk(monkeypatch, call, error), pytest.raises(DiskFull, match="could not be written"):
         tell(job, tmp_path / "first")
     assert not Adapter.objects.exists()
     assert_each_is_complete()
-    monkeypatch.delenv(faults.ASKED)
     go_on(job, tmp_path / "second")
     assert job.state == State.SUCCEEDED
     assert published() == [Adapter.objects.get().path()]
 
 
-def test_a_refusal_that_no_room_would_mend_is_told_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(publishing, "RETRY_SECONDS", 0.0)
-    monkeypatch.setenv(faults.ASKED, "publish.rename=EACCES")
+def test_other_refusals_of_the_disk_fail_to_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = make_artifact(tmp_path)
-    with pytest.raises(PublishError, match="Permission denied"):
+    with (
+        refusing_disk(monkeypatch, "rename", "EACCES"),
+        pytest.raises(PublishError, match="Permission denied"),
+    ):
         publish_adapter(tmp_path / artifact.path, tmp_path / "shelf/one", artifact.files)
 
 

@@ -157,16 +157,14 @@ tell("Failure", code="bad_model", message=json.dumps(seen))
     assert ended.error == {"code": "bad_model", "message": '["500", 0]'}
 
 
-def test_its_child_learns_which_arms_have_ended_and_which_faults_to_play(
+def test_engine_is_told_which_arms_have_ended(
     job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = TrainingRun.objects.get(pk=run.pk)
     second.pk, second.outcome = None, "failed"
     second.save(force_insert=True)
-    monkeypatch.setenv("GRAFTWORKS_FAULTS", "nowhere=kill")
-    said = 'json.dumps([asked["ended"], os.environ.get("GRAFTWORKS_FAULTS")])'
-    ended = play(f'tell("Failure", code="bad_model", message={said})\n', job, monkeypatch)
-    assert ended.error == {"code": "bad_model", "message": '[[1], "nowhere=kill"]'}
+    ended = play('tell("Failure", code="bad_model", message=json.dumps(asked["ended"]))\n', job, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": "[1]"}
 
 
 def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

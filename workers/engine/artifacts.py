@@ -16,7 +16,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from workers import faults
 from workers.engine import lora, runtime
 from workers.engine.model import TOKENIZER_FILES, storage_description
 from workers.errors import Diverged, RunError, disk_error
@@ -59,35 +58,22 @@ def _write_adapter(
     summary: dict[str, Any],
 ) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
-    faults.point("save.make_folder")
     temporary.mkdir(parents=True)
     name = lora.arm_name(index)
-    faults.point("save.write_weights")
     model.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
-    faults.point("save.after_weights")
     folder = temporary / name
-    faults.point("save.write_config")
     _normalize_config(folder / "adapter_config.json")
-    faults.point("save.write_tokenizer")
     _save_tokenizer(tokenizer, spec, folder)
-    faults.point("save.write_card")
     (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
-    faults.point("save.write_record")
     (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
     for path in sorted(folder.iterdir()):
         path.chmod(0o640)  # safetensors writes 0600, but the web process may run as another user of the group
-        faults.point("save.sync_file")
         sync(path)
     folder.chmod(0o750)
-    faults.point("save.sync_folder")
     sync(folder)
-    faults.point("save.before_check")
     check_saved(folder, model, name)
     shutil.rmtree(final, ignore_errors=True)
-    faults.point("save.rename")
     folder.rename(final)
-    faults.point("save.after_rename")
-    faults.point("save.sync_parent")
     sync(final.parent)
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from workers import faults, handover
+from workers import handover
 from workers.engine import fingerprint, lora
 from workers.engine.artifacts import file_sha256, sync
 from workers.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
@@ -169,20 +169,15 @@ class CheckpointWriter:
         temporary = folder / f"{WRITING}{self.attempt}-{os.getpid()}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
-            faults.point("checkpoint.make_folder")
             temporary.mkdir(parents=True)
             self._fill(temporary, arms, step)
             handover.check(folder, self.attempt)
             final = folder / f"{_next_number(folder):06d}"
-            faults.point("checkpoint.rename")
             temporary.rename(final)
-            faults.point("checkpoint.after_rename")
-            faults.point("checkpoint.sync_parent")
             sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._remove_all_but(folder, KEEP)
-        faults.point("checkpoint.before_report")
         self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
 
     def _fill(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
@@ -194,13 +189,10 @@ class CheckpointWriter:
             "recent_metrics": [[item.arm, item.step, item.values] for _time, item in self.recent_metrics],
             "arms": [_arm_state(arm) for arm in arms],
         }
-        faults.point("checkpoint.write_state")
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         for arm in arms:
             if arm.error is None:
-                faults.point("checkpoint.write_arm")
                 save_file(_tensors(arm), folder / _file_name(arm))
-                faults.point("checkpoint.after_arm")
         names = sorted(path.name for path in folder.iterdir())
         manifest = {
             "format": FORMAT,
@@ -210,14 +202,9 @@ class CheckpointWriter:
             "files": {name: file_sha256(folder / name) for name in names},
         }
         for name in names:
-            faults.point("checkpoint.sync_file")
             sync(folder / name)
-        faults.point("checkpoint.write_manifest")
         (folder / MANIFEST).write_text(_to_json(manifest | {"seal": _seal(manifest)}), encoding="utf-8")
-        faults.point("checkpoint.after_manifest")
-        faults.point("checkpoint.sync_manifest")
         sync(folder / MANIFEST)
-        faults.point("checkpoint.sync_folder")
         sync(folder)
 
     def _remove_all_but(self, folder: Path, count: int) -> None:
@@ -231,7 +218,6 @@ class CheckpointWriter:
             removed = path.with_name(f"{REMOVED}{path.name}")
             with contextlib.suppress(OSError):
                 path.rename(removed)
-                faults.point("checkpoint.while_forgetting")
             shutil.rmtree(removed, ignore_errors=True)
 
 

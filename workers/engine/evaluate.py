@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from workers import faults
 from workers.engine import lora, questions, runtime
 from workers.engine.data import (
     Example,
@@ -106,7 +105,6 @@ def evaluate(
             "general_accuracy": sum(marks[subject]) / len(marks[subject]),
         }
         items += found
-        faults.point("score.after_subject")
     _write_items(out_dir / "items.jsonl", items)
     values["general_questions"] = {
         "version": questions.VERSION,

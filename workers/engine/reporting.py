@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from workers import faults
 from workers.engine import artifacts, runtime
 from workers.engine.arms import Arm, dtype_name
 from workers.engine.checkpoints import CheckpointWriter
@@ -104,9 +103,7 @@ class OutcomeReporter:
             arm.error = error
             self.fail(arm)
             return
-        faults.point("save.before_report")
         self.report(artifact)
-        faults.point("save.before_end")
         summary["adapter_bytes"] = artifacts.adapter_bytes(self.out_dir, artifact)
         summary["versions"] = runtime.versions()  # run.json has them beside the result
         self._end(arm, outcome, summary)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from workers import faults
 from workers.engine import checkpoints, disk_room, fingerprint, lora, runtime
 from workers.engine.arms import Arm, check_shared, describe_run, divergence, prepare_arms
 from workers.engine.data import collate, micro_batches
@@ -154,7 +153,6 @@ def train(
                         "system/memory_bytes": float(peak),
                     }
                     writer.report_metrics(Metrics(arm.index, step, values))
-                    faults.point("train.after_step")
 
                 if arm.is_validation_due(step):
                     lora.set_dropout(model, False)
@@ -163,7 +161,6 @@ def train(
                     arm.record_validation(held_out)
                     writer.report_metrics(Metrics(arm.index, step, {"validation/loss": held_out}))
                     is_validated = True
-                    faults.point("train.after_validation")
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
             finished = [arm for arm in arms if arm.is_finished]
