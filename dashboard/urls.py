@@ -158,7 +158,6 @@ urlpatterns = [
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),
     path("queue/<int:pk>/cancel/", queue.cancel, name="queue-cancel"),
-    path("queue/<int:pk>/move/", queue.move, name="queue-move"),
     path("queue/<int:pk>/priority/", queue.prioritise, name="queue-prioritise"),
     path("queue/workers/<int:pk>/pause/", workers.pause, name="worker-pause"),
     path("queue/workers/<int:pk>/resume/", workers.resume, name="worker-resume"),

@@ -403,7 +403,7 @@ def pair_shown(base: EvaluationItem, adapter: EvaluationItem) -> dict[str, Any]:
 def events(request: Call, pk: int) -> Rows:
     """What happened to it, in words."""
     run = TrainingRun.objects.fetch(request.auth, pk)
-    return Rows(JobEvent.objects.filter(job=run.job_id), jobs.event_facts)
+    return Rows(JobEvent.objects.filter(job=run.job_id), jobs.serialize_event)
 
 
 @router.get("/{int:pk}/log", response={200: LogOut, **READING})

@@ -158,7 +158,7 @@ def _with_forecast(form: TrainingRunForm, found: Plan) -> Plan:
     if found.base_model is None or forecaster is None or found.card is None or found.card.resolution.refusal:
         return found
     resolution, learn = found.card.resolution, found.hyperparameters
-    start = estimate_next_start(Job.Queue.GPU, form.project, form.by)
+    start = estimate_next_start(Job.Queue.GPU, form.project)
     smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
     forecast = forecaster.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(

@@ -98,7 +98,7 @@ class Costs:
     @property
     def finishes_at(self) -> datetime:
         """When the last answer is scored if nothing else comes between."""
-        waits = self.start.expected if self.start else 0.0
+        waits = self.start.seconds if self.start else 0.0
         return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"])
 
     @property
@@ -266,7 +266,7 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
         plan=plan,
         disk_bytes=kept * seeds + working * max(1, len(rates)),
         device=plan.arms[0].main.device,
-        start=estimate_next_start(Job.Queue.GPU, form.project, form.by),
+        start=estimate_next_start(Job.Queue.GPU, form.project),
         # Runs that train together still promise each its own loading.
         charge=Charge.of(form.project, plan.charge, form.by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,

@@ -243,8 +243,6 @@ class Migration(migrations.Migration):
                 ('state', models.CharField(choices=[('queued', 'Waiting'), ('starting', 'Starting'), ('running', 'Running'), ('finalizing', 'Saving'), ('cancelling', 'Stopping'), ('interrupted', 'Interrupted, will continue by itself'), ('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped')], default='queued', max_length=12)),
                 ('spec', models.JSONField()),
                 ('priority', models.SmallIntegerField(choices=[(1, 'High'), (0, 'Normal'), (-1, 'Low')], default=0)),
-                ('place', models.PositiveIntegerField(blank=True, null=True)),
-                ('own_place', models.PositiveBigIntegerField(blank=True, null=True)),
                 ('needs_4bit', models.BooleanField(default=False)),
                 ('idempotency_key', models.CharField(blank=True, max_length=200)),
                 ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
@@ -728,11 +726,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='job',
-            index=models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'created_by', 'place', 'own_place', 'needs_4bit'], name='job_order'),
+            index=models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'needs_4bit'], name='job_order'),
         ),
         migrations.AddIndex(
             model_name='job',
-            index=models.Index(fields=['queue', 'started_at', 'project', 'created_by'], name='job_turns'),
+            index=models.Index(fields=['queue', 'started_at', 'project'], name='job_starts'),
         ),
         migrations.AddIndex(
             model_name='job',

@@ -18,10 +18,9 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models import checkpoint
 from dashboard.models.job_event import JobEvent
 from dashboard.models.job_queue import JobQuerySet
-from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, IllegalMove, State, db_now
+from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project
-from dashboard.models.worker_node import WorkerNode
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
@@ -67,9 +66,6 @@ class Job(models.Model):
     state = models.CharField(max_length=12, choices=State.choices, default=State.QUEUED)
     spec = models.JSONField()
     priority = models.SmallIntegerField(choices=Priority.choices, default=Priority.NORMAL)
-    # Set by a manager, among the jobs of the project; and by the person, among their own jobs.
-    place = models.PositiveIntegerField(null=True, blank=True)
-    own_place = models.PositiveBigIntegerField(null=True, blank=True)
     needs_4bit = models.BooleanField(default=False)  # only some workers can keep a base model in 4 bits
     idempotency_key = models.CharField(max_length=200, blank=True)
     created_by = models.ForeignKey(
@@ -109,22 +105,11 @@ class Job(models.Model):
     class Meta:
         ordering = ["-pk"]
         indexes = [
-            # A claim reads nothing else of what waits and of whose turns there were, so it touches no row.
+            # These two cover all that a claim reads of waiting jobs and of earlier starts.
             models.Index(
-                fields=[
-                    "queue",
-                    "state",
-                    "run_after",
-                    "priority",
-                    "project",
-                    "created_by",
-                    "place",
-                    "own_place",
-                    "needs_4bit",
-                ],
-                name="job_order",
+                fields=["queue", "state", "run_after", "priority", "project", "needs_4bit"], name="job_order"
             ),
-            models.Index(fields=["queue", "started_at", "project", "created_by"], name="job_turns"),
+            models.Index(fields=["queue", "started_at", "project"], name="job_starts"),
             # The forms ask at every change what a project has used this month.
             models.Index(fields=["project", "queue", "finished_at", "created_by"], name="job_used"),
             models.Index(fields=["kind", "state", "finished_at"]),
@@ -393,5 +378,14 @@ class Job(models.Model):
         """1 for the next job of its queue to start, None when it does not wait."""
         if self.state != State.QUEUED:
             return None
-        line = list(Job.objects.claim_order(self.queue, WorkerNode.objects.slots_by_worker(self.queue)))
-        return line.index(self.pk) + 1 if self.pk in line else None
+        order = list(Job.objects.claim_order(self.queue))
+        return order.index(self.pk) + 1 if self.pk in order else None
+
+    def set_priority(self, priority: Priority, by: User) -> None:
+        """Change the priority of a waiting job, or raise IllegalMove."""
+        with transaction.atomic():
+            if not Job.objects.filter(pk=self.pk, state__in=WAITING).update(priority=priority):
+                raise IllegalMove(_("This job is no longer waiting, so its priority cannot be changed."))
+            self.refresh_from_db(fields=["state", "priority"])
+            state = State(self.state)
+            self.record("prioritise", state, state, actor=str(by), text=str(priority.label))

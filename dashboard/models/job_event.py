@@ -26,7 +26,6 @@ EVENT_WORDS = {
     "finish": _("Asked to stop and to keep the best so far"),
     "discard": _("Asked to keep nothing after all"),
     "stop_run": _("Asked to stop one of its runs"),
-    "move": _("Moved in the queue"),
     "prioritise": _("Priority changed"),
 }
 # What people did, with their name before it.
@@ -37,7 +36,6 @@ DEED_WORDS = {
     "discard": _("%(actor)s asked to keep nothing after all"),
     "stop_run": _("%(actor)s asked to stop one of its runs"),
     "resume": _("%(actor)s asked to continue"),
-    "move": _("%(actor)s moved it in the queue"),
     "prioritise": _("%(actor)s changed its priority"),
 }
 NOBODY = ("", "system")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from dashboard.models.job_state import LEASE, LIVE, IllegalMove, State, db_now
 from dashboard.models.outbox import Outbox
 from dashboard.models.project import Project, ProjectQuerySet
-from dashboard.models.queue_order import Owner, Turns, Waiting, claim_order
+from dashboard.models.queue_order import WaitingJob, claim_order
 from dashboard.models.worker_node import WorkerNode
 from workers.specs import needs_4bit
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # A claimer that loses a race tries the next one; with this many it has lost to a whole installation.
 CANDIDATES = 50
-TURNS_REMEMBERED = timedelta(hours=24)
+STARTS_REMEMBERED = timedelta(hours=24)
 
 
 class JobQuerySet(ProjectQuerySet["Job"]):
@@ -66,42 +66,25 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
     def claim_order(
-        self,
-        queue: str,
-        takers: Mapping[str, int] | None = None,
-        also: Waiting | None = None,
-        *,
-        with_4bit: bool = True,
+        self, queue: str, *, also: WaitingJob | None = None, with_4bit: bool = True
     ) -> Iterator[int]:
-        """Numbers of the waiting jobs of a queue in the order in which they will be claimed.
+        """Yield the ids of the waiting jobs of a queue in the order in which they are claimed.
 
-        A claimer asks who is next now (`takers` None); pages ask who comes when these workers take so many
-        jobs at once, and when `also` would come, which is no row yet. `with_4bit` False leaves out the jobs
-        that need a base model in 4 bits.
+        `also` is added to them without a row. `with_4bit=False` omits jobs that need a base model in 4 bits.
         """
-        facts = ("pk", "priority", "project", "created_by", "place", "own_place")
         rows = self.waiting(queue) if with_4bit else self.waiting(queue).filter(needs_4bit=False)
-        waiting = [Waiting(*row) for row in rows.values_list(*facts)]
+        waiting = [WaitingJob(*row) for row in rows.values_list("pk", "priority", "project")]
         waiting += [also] if also else []
         if not waiting:
             return iter(())
-        # Sorted here: told to sort, SQLite walks all jobs that ever started.
-        at_work = self.live().filter(queue=queue).order_by()
-        starts = at_work.values_list("started_at", "pk", "project", "created_by", "worker")
-        in_order = sorted(starts, key=lambda row: (row[0].timestamp() if row[0] else 0.0, row[1]))
-        holders: list[Owner] = [(project, person) for _start, _pk, project, person, _worker in in_order]
-        turns = Turns.after(holders, self.last_turns(queue))
-        if takers is None:
-            return claim_order(waiting, holders, turns)
-        # A worker that takes nothing more frees no place for what waits.
-        working = [owner for owner, row in zip(holders, in_order, strict=True) if row[-1] in takers]
-        return claim_order(waiting, working, turns, sum(takers.values()))
+        running = self.live().filter(queue=queue).order_by().values_list("project", flat=True)
+        return claim_order(waiting, running, self.last_starts(queue))
 
-    def last_turns(self, queue: str) -> dict[Owner, float]:
-        """When each person's last job in a project started, as far as it was in the last day."""
-        lately = self.filter(queue=queue, started_at__gt=db_now(-TURNS_REMEMBERED)).order_by()
-        starts = lately.values_list("project", "created_by").annotate(last=models.Max("started_at"))
-        return {(project, person): last.timestamp() for project, person, last in starts}
+    def last_starts(self, queue: str) -> dict[int | None, float]:
+        """Return when a job of each project last started, as far as that was in the last day."""
+        recent = self.filter(queue=queue, started_at__gt=db_now(-STARTS_REMEMBERED)).order_by()
+        starts = recent.values_list("project").annotate(last=models.Max("started_at"))
+        return {project: last.timestamp() for project, last in starts}
 
     def idle_slots(self, queue: str, *, only_4bit: bool = False) -> int:
         """How many more jobs of a queue could be worked on now; `only_4bit`: with a base model in 4 bits."""

@@ -56,9 +56,6 @@ def resume(job: Job, by: User | None = None) -> None:
                 ignored_attempts=models.F("attempt"),
                 suspected_cause="",
                 run_after=Now(),
-                # It was moved up among jobs that waited at another time.
-                place=None,
-                own_place=None,
                 phase="",
                 eta_seconds=None,
                 error_code="",

@@ -226,7 +226,7 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
-        start = estimate_next_start(Job.Queue.GPU, self.project, self.created_by)
+        start = estimate_next_start(Job.Queue.GPU, self.project)
         forecaster = RunForecaster.load(self.base_model, self.dataset_version)
         self.forecast = forecaster.forecast(
             resolution, hyperparameters, start.at if start else None

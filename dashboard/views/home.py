@@ -66,12 +66,12 @@ def live(request: Request) -> dict[str, Any]:
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
     waiting = list(own.order_by("pk")[:SHOWN])
     queues = {job.queue for job in waiting}
-    outlook = QueueForecast.read(queues)
+    forecast = QueueForecast.read(queues)
     stalled = {name: queue for name, queue in stalled_queues().items() if name in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
-        "waiting": [(job, *outlook.estimate_for(job)) for job in waiting],
+        "waiting": [(job, *forecast.estimate_for(job)) for job in waiting],
         "stalled_queues": merge_stalled(stalled),
     }
 

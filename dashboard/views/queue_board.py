@@ -1,8 +1,8 @@
-"""What the queue page shows: each job as this caller may see it, and what they may do with it there."""
+"""The rows of the queue page: each job as the user may see it, with the actions that are allowed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
@@ -23,187 +23,148 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
-from dashboard.models.job_state import TERMINAL
+from dashboard.models.job_state import TERMINAL, WAITING
 from dashboard.models.queue import QueueForecast, StartEstimate
 from dashboard.models.standstill import merge_stalled, stalled_queue_of, stalled_queues
 from dashboard.stages import is_stop_lossless, outcome_summary, stop_loss_text
 
-GONE_AFTER = timedelta(hours=24)
-# Of each queue; one's own jobs behind these are shown as well.
+SHOWN_FOR = timedelta(hours=24)
+# Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
 SHOWN = 50
 ENDED_SHOWN = 30
 
 
 @dataclass(frozen=True)
-class Line:
-    """A job as this caller may see it: whose it is and what it is about only in their own projects."""
+class QueueRow:
+    """A job as one user may see it; owner and subject are shown only in that user's projects."""
 
     job: Job
     title: str
     url: str
-    mine: bool
-    may_cancel: bool
-    who: str = ""
+    is_readable: bool
+    may_stop: bool
+    owner: str = ""
     position: int | None = None
     start: StartEstimate | None = None
     may_prioritise: bool = False
-    # The jobs with which it could change places, where the caller may move it.
-    before: int | None = None
-    after: int | None = None
-    # The same for all jobs among which it may be moved.
-    group: str = ""
-
-    @property
-    def may_move(self) -> bool:
-        """Whether there is another place for it."""
-        return self.before is not None or self.after is not None
 
     @property
     def is_stop_lossless(self) -> bool:
-        """Whether a stop takes nothing away but its place."""
+        """Whether stopping the job discards no work."""
         return is_stop_lossless(self.job)
 
     @property
     def stop_loss_text(self) -> str:
-        """What a stop takes away, in words."""
+        """A sentence that says what stopping the job discards."""
         return stop_loss_text(self.job)
 
     @property
     def outcome_summary(self) -> str:
-        """How its runs ended, where it had several; "" for others."""
+        """How the runs of a job with several runs ended; "" for other jobs."""
         return outcome_summary(self.job)
 
     @property
-    def took(self) -> timedelta | None:
-        """How long its last attempt worked, once it has ended."""
-        return (
-            self.job.finished_at - self.job.started_at
-            if self.job.finished_at and self.job.started_at
-            else None
-        )
+    def duration(self) -> timedelta | None:
+        """How long the last attempt of an ended job took."""
+        job = self.job
+        return job.finished_at - job.started_at if job.finished_at and job.started_at else None
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Who looks at the board, and the projects in which they may do what."""
+class QueueAccess:
+    """The ids of the projects in which a user may read, stop and prioritise jobs."""
 
-    pk: int
+    user: int
     readable: set[int]
-    workable: set[int]
-    managed: set[int] = field(default_factory=set)
+    editable: set[int]
+    managed: set[int]
 
     @classmethod
-    def of(cls, request: Request) -> Reader:
-        """Asked once per page."""
+    def for_request(cls, request: Request) -> QueueAccess:
+        """Read the projects once per page."""
         user = request.user
-        reads, works, manages = (
+        readable, editable, managed = (
             set(user.projects(role).values_list("pk", flat=True))
             for role in (Role.VIEWER, Role.EDITOR, Role.MANAGER)
         )
-        return cls(user.pk, reads, works, manages)
+        return cls(user.pk, readable, editable, managed)
 
-    def line(self, job: Job) -> Line:
-        """The job in this caller's eyes. Jobs without a project belong to the installation: all may know."""
-        shared = job.project_id is None
-        if not shared and job.project_id not in self.readable:
-            return Line(job, _("Another project's job"), "", mine=False, may_cancel=False)
-        title, url = named(job)
-        person = job.created_by
-        return Line(
+    def row(self, job: Job) -> QueueRow:
+        """Return the row of a job. Every user may read a job without a project."""
+        if job.project_id is not None and job.project_id not in self.readable:
+            return QueueRow(job, _("Another project's job"), "", is_readable=False, may_stop=False)
+        title, url = title_and_url(job)
+        user = job.created_by
+        return QueueRow(
             job,
             title,
             url,
-            mine=True,
-            may_cancel=job.project_id in self.workable,
-            who=(person.first_name or str(person)) if person else "",
+            is_readable=True,
+            may_stop=job.project_id in self.editable,
+            owner=(user.first_name or str(user)) if user else "",
             may_prioritise=job.project_id in self.managed,
         )
 
-    def may_move(self, job: Job) -> bool:
-        """Managers move every job of their project, editors their own."""
-        own = job.created_by_id == self.pk and job.project_id in self.workable
-        return own or job.project_id in self.managed
 
-
-def line_of(request: Request, pk: int) -> Line:
-    """One job in this caller's eyes."""
-    return Reader.of(request).line(with_subjects(Job.objects.all()).get(pk=pk))
+def row_of(request: Request, pk: int) -> QueueRow:
+    """Return the row of one job."""
+    return QueueAccess.for_request(request).row(with_subjects(Job.objects.all()).get(pk=pk))
 
 
 def board_context(request: Request) -> dict[str, Any]:
-    """Everything the board shows, in a fixed number of queries."""
-    reader = Reader.of(request)
-    running = [reader.line(job) for job in with_subjects(Job.objects.live().order_by("started_at", "pk"))]
-    queued, more = waiting_lines(reader)
+    """Return everything the board shows, in a fixed number of queries."""
+    access = QueueAccess.for_request(request)
+    running = [access.row(job) for job in with_subjects(Job.objects.live().order_by("started_at", "pk"))]
+    waiting, hidden = waiting_rows(access)
     return {
-        "nodes": nodes(running),
+        "nodes": worker_rows(running),
         "may_pause": WorkerNode.objects.may_be_paused_by(request.user, request.user),
         "running": running,
-        "queued": queued,
+        "waiting": waiting,
         "queues": [
-            {"name": name, "label": Job.Queue(name).label, "lines": list(lines), "more": more[name]}
-            for name, lines in groupby(queued, key=lambda line: line.job.queue)
+            {"name": name, "label": Job.Queue(name).label, "rows": list(rows), "hidden": hidden[name]}
+            for name, rows in groupby(waiting, key=lambda row: row.job.queue)
         ],
         "priorities": Job.Priority.choices,
-        "ended": ended_lines(reader),
-        **trouble(bool(queued)),
+        "ended": ended_rows(access),
+        **alert_context(bool(waiting)),
     }
 
 
 def queue_position_context(job: Job | None) -> dict[str, Any]:
-    """What the page of its subject tells of a job that waits: its place, its start, and why it has none."""
+    """Return position, estimated start and the reason for a stall, for the page of what a job works for."""
     position, start = QueueForecast.for_job(job).estimate_for(job)
     return {"position": position, "start": start, "stalled_queue": stalled_queue_of(job)}
 
 
-def waiting_lines(reader: Reader) -> tuple[list[Line], dict[str, int]]:
-    """What waits, per queue in the order of claims, and how many of each queue are not shown."""
-    outlook = QueueForecast.read()
-    waiting = Job.objects.filter(state__in=[State.QUEUED, State.INTERRUPTED])
-    own = waiting.filter(created_by=reader.pk).values_list("pk", flat=True)[:SHOWN]
-    shown = {pk for line in outlook.lines.values() for pk in line[:SHOWN]} | set(own)
-    places = outlook.places
-    lines = []
-    for job in with_subjects(waiting.filter(Q(pk__in=shown) | Q(state=State.INTERRUPTED))):
-        line = replace(reader.line(job), position=places.get(job.pk), start=outlook.starts.get(job.pk))
-        lines.append(line)
-    order = list(Job.Queue.values)
-    lines.sort(key=lambda line: (order.index(line.job.queue), line.position or len(places) + 1))
-    more = {queue: len(set(line) - shown) for queue, line in outlook.lines.items()}
-    return with_neighbours(reader, lines), more
+def waiting_rows(access: QueueAccess) -> tuple[list[QueueRow], dict[str, int]]:
+    """Return the waiting jobs per queue in the order of claims, and how many of each queue are not shown."""
+    forecast = QueueForecast.read()
+    waiting = Job.objects.filter(state__in=WAITING)
+    own = waiting.filter(created_by=access.user).values_list("pk", flat=True)[:SHOWN]
+    shown = {pk for order in forecast.order.values() for pk in order[:SHOWN]} | set(own)
+    positions = forecast.positions
+    rows = [
+        replace(access.row(job), position=positions.get(job.pk), start=forecast.starts.get(job.pk))
+        for job in with_subjects(waiting.filter(Q(pk__in=shown) | Q(state=State.INTERRUPTED)))
+    ]
+    queues = list(Job.Queue.values)
+    rows.sort(key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
+    return rows, {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
 
 
-def with_neighbours(reader: Reader, lines: list[Line]) -> list[Line]:
-    """Each line with the jobs before and after it with which the caller may exchange it."""
-    last: dict[tuple[Any, ...], int] = {}  # of each group of jobs, the line shown last
-    done = list(lines)
-    for at, line in enumerate(lines):
-        job = line.job
-        if line.position is None or not reader.may_move(job):
-            continue
-        company = None if job.project_id in reader.managed else job.created_by_id
-        group = (job.queue, job.project_id, job.priority, company)
-        done[at] = replace(line, group="-".join(str(part) for part in group))
-        if group in last:
-            before = last[group]
-            done[before] = replace(done[before], after=job.pk)
-            done[at] = replace(done[at], before=lines[before].job.pk)
-        last[group] = at
-    return done
-
-
-def ended_lines(reader: Reader) -> list[Line]:
-    """What has ended in the last day in the caller's projects, the newest first."""
+def ended_rows(access: QueueAccess) -> list[QueueRow]:
+    """Return the jobs that ended in the last day in the user's projects, the newest first."""
     ended = Job.objects.filter(
-        Q(project=None) | Q(project__in=reader.readable),
+        Q(project=None) | Q(project__in=access.readable),
         state__in=TERMINAL,
-        finished_at__gt=timezone.now() - GONE_AFTER,
+        finished_at__gt=timezone.now() - SHOWN_FOR,
     )
-    return [reader.line(job) for job in with_subjects(ended.order_by("-finished_at", "-pk"))[:ENDED_SHOWN]]
+    return [access.row(job) for job in with_subjects(ended.order_by("-finished_at", "-pk"))[:ENDED_SHOWN]]
 
 
 def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
-    """Jobs with what they are about, so that a line needs no query of its own."""
+    """Prefetch what the jobs work for, so that a row needs no query of its own."""
     return (
         jobs.select_related("project", "created_by")
         .defer("spec")
@@ -222,8 +183,8 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
     )
 
 
-def named(job: Job) -> tuple[str, str]:
-    """What the job is about, and where that is. A job of a study works for several arms at once."""
+def title_and_url(job: Job) -> tuple[str, str]:
+    """Return the name and the page of what the job works for; of a study's job those of the study."""
     subject = subject_of(job)
     if subject is None:
         return str(job), ""
@@ -235,7 +196,7 @@ def named(job: Job) -> tuple[str, str]:
 
 
 def subject_of(job: Job) -> Any:
-    """The run, study, dataset version or base model that the job works for; None when its row is gone."""
+    """Return the run, dataset version, base model or judged study of a job; None if it was deleted."""
     for rows in (job.training_runs, job.dataset_versions, job.base_models):
         for row in rows.all():
             return row
@@ -246,24 +207,24 @@ def subject_of(job: Job) -> Any:
     return None
 
 
-def nodes(running: list[Line]) -> list[dict[str, Any]]:
-    """Workers and dispatchers heard from in the last day, with what each works on."""
+def worker_rows(running: list[QueueRow]) -> list[dict[str, Any]]:
+    """Return the workers and dispatchers with a heartbeat in the last day, and the running jobs of each."""
     alive = set(WorkerNode.objects.alive().values_list("pk", flat=True))
-    known = WorkerNode.objects.filter(heartbeat_at__gt=timezone.now() - GONE_AFTER)
+    known = WorkerNode.objects.filter(heartbeat_at__gt=timezone.now() - SHOWN_FOR)
     return [
         {
             "node": node,
             "alive": node.pk in alive,
-            "lines": [line for line in running if line.job.worker == node.name],
+            "rows": [row for row in running if row.job.worker == node.name],
         }
         for node in known
-        # Nodes that said good-bye are no trouble, and would bury the ones that matter.
+        # A node that shut down in order needs no attention.
         if node.stopped_at is None
     ]
 
 
-def trouble(something_waits: bool) -> dict[str, Any]:
-    """Which parts of the machinery are silent or held back, for the banner."""
+def alert_context(something_waits: bool) -> dict[str, Any]:
+    """Return which parts of the installation do not answer or hold jobs back, for the banner."""
     return {
         "unsent": Outbox.objects.overdue().exists(),
         "stalled_queues": merge_stalled(stalled_queues()),

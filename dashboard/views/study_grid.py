@@ -82,7 +82,7 @@ class Column:
 
     seed: int | None
     jobs: tuple[Job, ...] = ()
-    place: int | None = None
+    position: int | None = None
     start: StartEstimate | None = None
 
     @property
@@ -150,9 +150,10 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         found.append(Column(seed, at_work(runs)))
     waiting = [column.job for column in found if column.job and column.job.state == State.QUEUED]
     queues = {job.queue for job in waiting} if with_starts else set()
-    outlook = QueueForecast.read(queues) if queues else QueueForecast({}, {})
+    forecast = QueueForecast.read(queues)
+    positions = forecast.positions
     columns = (
-        dataclasses.replace(column, place=outlook.places.get(job.pk), start=outlook.starts.get(job.pk))
+        dataclasses.replace(column, position=positions.get(job.pk), start=forecast.starts.get(job.pk))
         if (job := column.job)
         else column
         for column in found

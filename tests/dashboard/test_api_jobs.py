@@ -11,7 +11,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import ApiToken, Job, Project, Role, TrainingRun, User, WorkerNode
-from tests.conftest import make_dataset, make_run
+from tests.conftest import make_dataset
 
 JOBS = "/api/v1/jobs"
 
@@ -44,7 +44,7 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
     for number in range(rows):
         make_dataset(project, f"Set {number}", ready=False)
     api.get(JOBS)
-    with django_assert_num_queries(12):
+    with django_assert_num_queries(11):
         assert len(api.get(f"{JOBS}?limit=200").json()["data"]) == rows
 
 
@@ -124,24 +124,6 @@ def test_what_has_started_has_no_priority_to_change(project: Project, mara: User
 def post(client: Client, address: str, **body: object) -> tuple[int, dict[str, Any]]:
     answer = client.post(address, body, content_type="application/json")
     return answer.status_code, answer.json()
-
-
-def test_it_moves_a_job_before_another(api: Client, run: TrainingRun) -> None:
-    later = make_run(run.project, run.dataset_version.dataset, run.base_model, by=run.created_by)
-    status, job = post(api, f"{JOBS}/{later.job_id}/move", before=run.job_id)
-    assert (status, job["position"]) == (200, 1)
-    status, job = post(api, f"{JOBS}/{later.job_id}/move", after=run.job_id)
-    assert (status, job["position"]) == (200, 2)
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [({}, 422), ({"before": 1, "after": 1}, 422), ({"before": "1"}, 422), ({"before": 2**62}, 409)],
-)
-def test_it_refuses_a_place_that_is_none(
-    api: Client, run: TrainingRun, body: dict[str, object], status: int
-) -> None:
-    assert post(api, f"{JOBS}/{run.job_id}/move", **body)[0] == status
 
 
 def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara: User) -> None:

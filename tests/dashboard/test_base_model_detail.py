@@ -101,7 +101,7 @@ def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, b
     address = reverse("base-model-progress", args=[base_model.pk])
     assert client.get(address)["HX-Refresh"] == "true"
     base_model.inspect()
-    assert "Place 1 in the queue" in client.get(address).content.decode()
+    assert "Position 1 in the queue" in client.get(address).content.decode()
 
 
 @pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
@@ -112,7 +112,7 @@ def test_it_tells_when_a_waiting_inspection_starts(
     WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     client.force_login(vera)
     page = client.get(reverse(route, args=[base_model.pk])).content.decode()
-    assert "Place 1 in the queue, starts in a moment." in page
+    assert "Position 1 in the queue, starts in a moment." in page
 
 
 def test_experts_and_towers_are_shown_for_what_they_are(

@@ -73,7 +73,7 @@ def test_it_follows_a_running_import(client: Client, ed: User, project: Project)
     client.force_login(ed)
     page = page_of(client, dataset)
     assert "every 2s" in page
-    assert "Place 1 in the queue" in page
+    assert "Position 1 in the queue" in page
 
 
 @pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress"])
@@ -85,7 +85,7 @@ def test_it_tells_when_a_waiting_import_starts(
     assert "starts in a moment" not in client.get(reverse(route, args=[waiting.pk])).content.decode()
     WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     page = client.get(reverse(route, args=[waiting.pk])).content.decode()
-    assert "Place 1 in the queue, starts in a moment." in page
+    assert "Position 1 in the queue, starts in a moment." in page
 
 
 def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, project: Project) -> None:

@@ -81,12 +81,12 @@ def test_a_running_run_shows_its_progress(client: Client, ed: User, run: Trainin
 
 
 def test_a_waiting_run_shows_its_place(client: Client, ed: User, run: TrainingRun) -> None:
-    assert "place 1, start unknown yet" in page(client, ed)
+    assert "position 1, start unknown" in page(client, ed)
 
 
 def test_a_waiting_run_shows_when_it_starts(client: Client, ed: User, run: TrainingRun) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
-    assert "Fine-tune (place 1, starts in a moment)" in page(client, ed)
+    assert "Fine-tune (position 1, starts in a moment)" in page(client, ed)
 
 
 def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:

@@ -1,4 +1,4 @@
-"""High, normal or low: a manager's word comes before any turn."""
+"""A manager changes the priority of a waiting job: high, normal or low."""
 
 from __future__ import annotations
 
@@ -22,23 +22,15 @@ def later(run: TrainingRun) -> Job:
     return made.job
 
 
-def test_a_manager_lets_a_job_go_first(client: Client, mara: User, later: Job) -> None:
+def test_high_priority_moves_a_job_to_the_front(client: Client, mara: User, later: Job) -> None:
     client.force_login(mara)
     prioritise(client, later, 1)
     assert Job.objects.get(pk=later.pk).position() == 1
     assert later.events.get(event="prioritise").description == "mara@example.org changed its priority: High"
 
 
-def test_it_loses_the_place_that_it_was_moved_to(client: Client, mara: User, later: Job) -> None:
-    Job.objects.filter(pk=later.pk).update(place=1, own_place=1)
-    client.force_login(mara)
-    prioritise(client, later, -1)
-    later.refresh_from_db()
-    assert (later.priority, later.place, later.own_place) == (Job.Priority.LOW, None, None)
-
-
 @pytest.mark.parametrize("priority", ["", "2", "high", "9" * 40])
-def test_other_words_are_refused(client: Client, mara: User, later: Job, priority: str) -> None:
+def test_an_unknown_priority_is_refused(client: Client, mara: User, later: Job, priority: str) -> None:
     client.force_login(mara)
     address = reverse("queue-prioritise", args=[later.pk])
     page = client.post(address, {"priority": priority}, follow=True).content.decode()
@@ -46,16 +38,8 @@ def test_other_words_are_refused(client: Client, mara: User, later: Job, priorit
     assert Job.objects.get(pk=later.pk).priority == Job.Priority.NORMAL
 
 
-def test_a_job_that_has_started_keeps_its_own(client: Client, mara: User, later: Job) -> None:
+def test_a_started_job_keeps_its_priority(client: Client, mara: User, later: Job) -> None:
     later.move("claim", attempt=1)
     client.force_login(mara)
     prioritise(client, later, 1)
     assert Job.objects.get(pk=later.pk).priority == Job.Priority.NORMAL
-
-
-@pytest.mark.parametrize(("name", "status"), [("ed", 403), ("vera", 403), ("otto", 404)])
-def test_only_a_manager_may(
-    client: Client, later: Job, name: str, status: int, request: pytest.FixtureRequest
-) -> None:
-    client.force_login(request.getfixturevalue(name))
-    assert prioritise(client, later, 1).status_code == status  # type: ignore[attr-defined]

@@ -180,7 +180,6 @@ RULES: dict[tuple[str, str], str] = {
     ("queue-index", "GET"): SIGNED_IN,
     ("queue-board", "GET"): SIGNED_IN,
     ("queue-cancel", "POST"): EDIT,
-    ("queue-move", "POST"): EDIT,
     ("queue-prioritise", "POST"): MANAGE,
     ("worker-pause", "POST"): SITE,
     ("worker-resume", "POST"): SITE,

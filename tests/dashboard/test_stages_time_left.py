@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import BaseModel, Dataset, Job, Project, State, TrainingRun, User
-from dashboard.models.queue import STOPPING, UNKNOWN, remaining
+from dashboard.models.queue import STOP_SECONDS, remaining_seconds
 from dashboard.stages import time_left
 from tests.dashboard.studies import make_study
 
@@ -88,7 +88,7 @@ def test_who_waits_behind_a_job_that_ends_now_does_not_wait_for_hours(
     run: TrainingRun, asked: dict[str, str]
 ) -> None:
     job = at_work(run.job)
-    assert remaining(job, UNKNOWN)[1] == HOURS
+    assert remaining_seconds(job, 0.0) == HOURS
     for name, value in asked.items():
         setattr(job, name, value)
-    assert remaining(job, UNKNOWN) == STOPPING
+    assert remaining_seconds(job, 0.0) == STOP_SECONDS

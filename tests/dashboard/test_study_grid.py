@@ -119,7 +119,7 @@ def test_a_seed_whose_arms_have_all_ended_waits_for_nothing(client: Client, vera
     job.interrupt("The worker died.")
     job.requeue_or_fail()
     first, second = grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True).columns
-    assert (first.place, second.place) == (None, 2)
+    assert (first.position, second.position) == (None, 2)
 
 
 def test_a_search_whose_runs_have_ended_shows_no_progress(
@@ -185,7 +185,7 @@ def test_a_search_without_one_rate_that_came_through_has_failed(
 def test_a_waiting_job_says_its_place(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
-    assert "place 1 in the queue" in page
+    assert "position 1 in the queue" in page
     assert "every 5s" in page
 
 

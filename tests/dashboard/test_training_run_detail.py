@@ -32,7 +32,7 @@ def start(run: TrainingRun) -> None:
 def test_it_says_that_it_waits_and_where(client: Client, vera: User, run: TrainingRun) -> None:
     page = page_of(client, vera, run)
     assert "Waiting" in page
-    assert "number 1 in the queue" in page
+    assert "position 1 in the queue" in page
     assert 'data-stalled-queue="gpu"' in page
 
 
@@ -41,7 +41,7 @@ def test_it_says_when_it_starts(client: Client, vera: User, run: TrainingRun) ->
     assert "starts in a moment" in page_of(client, vera, run)
     run.project.jobs.filter(training_runs=run).update(priority=-1)
     make_run(run.project, run.dataset_version.dataset, run.base_model, name="Ahead")
-    assert "start unknown yet" in page_of(client, vera, run)
+    assert "start unknown" in page_of(client, vera, run)
 
 
 def test_it_shows_step_percent_and_time_left_as_a_range(client: Client, vera: User, run: TrainingRun) -> None:

@@ -126,7 +126,7 @@ def test_after_the_run_it_shows_how_far_its_evaluation_is(
     client: Client, vera: User, run: TrainingRun
 ) -> None:
     job = Evaluation.objects.submit(publish(run), None)
-    assert "number 1 in the queue" in piece_of(client, vera, run)
+    assert "position 1 in the queue" in piece_of(client, vera, run)
     job.move("claim", attempt=1)
     job.move("progress", phase="scoring", step=3, total_steps=12)
     piece = piece_of(client, vera, run)

@@ -83,7 +83,7 @@ NOT_HERE = {
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("target-module-config-explain", "target-module-config-export"),
-    *("worker-pause", "worker-resume", "queue-move", "queue-prioritise"),
+    *("worker-pause", "worker-resume", "queue-prioritise"),
 }
 
 
