@@ -1,7 +1,4 @@
-"""What adapters forget, as rows of a table and as two figures against the metric.
-
-Pure functions from rows to plain values, in the shapes of a study's figures.
-"""
+"""Forgetting as the rows of a table, and as two figures against the metric."""
 
 from __future__ import annotations
 
@@ -18,93 +15,89 @@ from dashboard.models.study_words import Judged
 from dashboard.study_charts import PARETO_HEIGHT, apart, beside, tick
 
 NOT_MEASURED = "–"
-# Figure -> (label, what stands on which side of the base model).
+# Figure -> (label, explanation).
 FIGURES = {
     "loss": (
         gettext_lazy("Rise of the loss on general text"),
-        gettext_lazy("The further right of the line, the more of what the base model knew is lost."),
+        gettext_lazy("The further right of the line, the more the adapter has forgotten."),
     ),
     "questions": (
-        gettext_lazy("Change of general questions answered right"),
-        gettext_lazy("Left of the line fewer are answered right than by the base model."),
+        gettext_lazy("Change of the accuracy on general questions"),
+        gettext_lazy("Left of the line the adapter answers fewer questions correctly than the base model."),
     ),
 }
 
 
-def table(found: Mapping[str, Forgetting]) -> dict[str, Any] | None:
-    """The base model and every arm in words, and what has to be said of them. None: nothing was measured."""
-    known = {name: one for name, one in found.items() if one.losses or one.accuracy is not None}
-    if not known:
+def table(arms: Mapping[str, Forgetting]) -> dict[str, Any] | None:
+    """Return the rows of the arms and of the base model as texts; None if nothing was measured."""
+    measured = {name: arm for name, arm in arms.items() if arm.losses or arm.accuracy is not None}
+    if not measured:
         return None
-    # Runs that were scored alone have an evaluation of the same base model each, mostly with the same result.
+    # Runs evaluated alone have an evaluation of the same base model each, mostly with equal results.
     bases = {
-        (one.base.base_model_id, one.base_loss, one.base_accuracy): one for one in known.values() if one.base
+        (arm.base.base_model_id, arm.base_loss, arm.base_accuracy): arm
+        for arm in measured.values()
+        if arm.base
     }
     return {
         "bases": [
             {
-                "name": str(one.base.base_model) if one.base and len(bases) > 1 else "",
-                "loss": _loss(one.base_loss),
-                "right": _share(one.base_accuracy),
+                "name": str(arm.base.base_model) if arm.base and len(bases) > 1 else "",
+                "loss": _loss_text(arm.base_loss),
+                "right": _percent(arm.base_accuracy),
             }
-            for one in bases.values()
+            for arm in bases.values()
         ],
-        "rows": [{"arm": name, **_row(one)} for name, one in known.items()],
-        "questions": max(one.questions for one in known.values()),
-        "seeds": max(len(one.tuned) for one in known.values()),
+        "rows": [{"arm": name, **_row(arm)} for name, arm in measured.items()],
+        "questions": max(arm.questions for arm in measured.values()),
+        "seeds": max(len(arm.adapters) for arm in measured.values()),
         "guesses": [
-            _("%(right)d of %(questions)d") % {"right": _right(one), "questions": one.questions}
-            for one in bases.values()
-            if one.base_guesses
+            _("%(right)d of %(questions)d")
+            % {"right": round((arm.base_accuracy or 0.0) * arm.questions), "questions": arm.questions}
+            for arm in bases.values()
+            if arm.is_base_guessing
         ],
-        "not_asked": [name for name, one in known.items() if one.accuracy is None],
     }
 
 
-def _row(one: Forgetting) -> dict[str, str]:
-    change = one.change()
-    return {
-        "loss": _loss(one.loss),
-        "rise": _loss(one.rise, signed=True),
-        "spread": f"{min(one.rises):+.3f} – {max(one.rises):+.3f}" if len(one.rises) > 1 else "",
-        "right": _share(one.accuracy),
-        "change": _("%(points)+.1f points") % {"points": 100 * change["mean"]} if change else NOT_MEASURED,
-        "interval": _("95 %% interval %(low)+.1f to %(high)+.1f")
-        % {end: 100 * change[end] for end in ("low", "high")}
-        if change
-        else "",
+def _row(arm: Forgetting) -> dict[str, str]:
+    row = {
+        "loss": _loss_text(arm.loss),
+        "rise": _loss_text(arm.rise, sign="+"),
+        "spread": f"{min(arm.rises):+.3f} – {max(arm.rises):+.3f}" if len(arm.rises) > 1 else "",
+        "right": _percent(arm.accuracy),
+        "change": NOT_MEASURED,
+        "interval": "",
     }
+    if change := arm.change():
+        points = {end: 100 * value for end, value in change.items()}
+        row["change"] = _("%(mean)+.1f points") % points
+        row["interval"] = _("95 %% interval %(low)+.1f to %(high)+.1f") % points
+    return row
 
 
-def _loss(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return NOT_MEASURED
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
+def _loss_text(value: float | None, *, sign: str = "") -> str:
+    return NOT_MEASURED if value is None else f"{value:{sign}.3f}"
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
 
 
-def _right(one: Forgetting) -> int:
-    return round((one.base_accuracy or 0.0) * one.questions)
-
-
 def plots(
-    judged: Judged, found: Mapping[str, Forgetting], metrics: Mapping[str, dict[str, float]]
+    judged: Judged, arms: Mapping[str, Forgetting], metrics: Mapping[str, dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """The metric upwards against each measure of what is forgotten; a figure without points is left out."""
+    """Return the figures of the metric over each measure of forgetting; one without points is left out."""
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in FIGURES}
     for name, metric in metrics.items():
-        one = found.get(name)
-        if one and one.rise is not None:
-            ends = {"least": min(one.rises), "most": max(one.rises)}
-            points["loss"].append({"name": name, "x": one.rise, **ends, **metric})
-        change = one.change() if one else None
-        if change:
+        arm = arms.get(name)
+        if arm and arm.rise is not None:
+            ends = {"least": min(arm.rises), "most": max(arm.rises)}
+            points["loss"].append({"name": name, "x": arm.rise, **ends, **metric})
+        if arm and (change := arm.change()):
             ends = {"least": 100 * change["low"], "most": 100 * change["high"]}
             points["questions"].append({"name": name, "x": 100 * change["mean"], **ends, **metric})
-    return [_plot(judged, name, of) for name, of in points.items() if of]
+    return [_plot(judged, name, arm_points) for name, arm_points in points.items() if arm_points]
 
 
 def _plot(judged: Judged, name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -120,21 +113,21 @@ def _plot(judged: Judged, name: str, points: Sequence[dict[str, Any]]) -> dict[s
         }
         for point in points
     ]
-    label, reading = FIGURES[name]
+    label, explanation = FIGURES[name]
     return {
         "name": name,
         "label": label,
-        "reading": reading,
+        "reading": explanation,
         "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
-        "is_cut": any(end for mark in marks for side in ("across", "up") for end in cut_ends(mark[side])),
+        "is_cut": any(
+            mark[side][end]
+            for mark in marks
+            for side in ("across", "up")
+            for end in ("is_low_cut", "is_high_cut")
+        ),
         "zero": across.across(0.0),
         "ticks_x": [(across.across(value), f"{value:+g}" if value else "0") for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(judged, value)) for value in up.ticks(5)],
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }
-
-
-def cut_ends(whisker: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Which ends of an interval lie outside of the picture."""
-    return whisker["is_low_cut"], whisker["is_high_cut"]

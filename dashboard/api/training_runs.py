@@ -370,7 +370,7 @@ def metric_series(request: Call, pk: int) -> Rows:
 def evaluations(request: Call, pk: int) -> Rows:
     """How base model and adapter did on the same held-out rows."""
     run = TrainingRun.objects.with_scores().fetch(request.auth, pk)
-    base = forgetting.base_beside(run)
+    base = forgetting.base_evaluation(run)
     return Rows(run.evaluations.select_related("job"), lambda one: evaluation_shown(one, base))
 
 

@@ -13,7 +13,7 @@ from dashboard.models.study_words import sentence
 def shown(study: Study) -> dict[str, Any]:
     """The study without its scores, as every answer of the API has it."""
     metrics = {arm["name"]: arm["metric"] for arm in study.result.get("arms", [])}
-    forgotten = forgetting.of_study(study)
+    forgotten = forgetting.study_forgetting(study)
     return {
         "id": study.pk,
         "name": study.name,
@@ -56,10 +56,13 @@ def shown(study: Study) -> dict[str, Any]:
 def general_questions(study: Study) -> list[dict[str, Any]]:
     """Every mark of the base model and of each arm and seed that was asked."""
     found = []
-    for place, (name, one) in enumerate(forgetting.of_study(study).items()):
+    for place, (name, one) in enumerate(forgetting.study_forgetting(study).items()):
         # All arms have one base model beside them.
         bases = [("base", None, one.base)] if one.base and not place else []
-        for arm, seed, evaluation in [*bases, *((name, tuned.run.seed, tuned) for tuned in one.tuned)]:
+        for arm, seed, evaluation in [
+            *bases,
+            *((name, adapter.run.seed, adapter) for adapter in one.adapters),
+        ]:
             if evaluation.general_questions:
                 found.append({"arm": arm, "seed": seed, **evaluation.general_questions})
     return found

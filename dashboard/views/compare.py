@@ -105,7 +105,7 @@ def verdict_context(request: Request, comparison: Comparison, runs: list[Trainin
     if not comparison.numbers["arms"]:
         told = exact_matches(runs)
         return {"told": told, "sentence": comparison_words.sentence(comparison) if told else ""}
-    forgotten = forgetting.of_comparison(comparison)
+    forgotten = forgetting.comparison_forgetting(comparison)
     metrics = {arm["name"]: arm["metric"] for arm in comparison.numbers["arms"]}
     return {
         "sentence": comparison_words.sentence(comparison),
@@ -245,7 +245,9 @@ def numbers(request: Request) -> HttpResponse:
         "sentence": comparison_words.sentence(comparison),
         "warnings": comparison_words.warnings(comparison),
         **comparison.numbers,
-        "forgetting": {name: one.facts() for name, one in forgetting.of_comparison(comparison).items()},
+        "forgetting": {
+            name: one.facts() for name, one in forgetting.comparison_forgetting(comparison).items()
+        },
         "runs": [
             {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.settings_shown()}
             for arm in comparison.arms
@@ -284,7 +286,7 @@ def verdict_lines(comparison: Comparison) -> list[list[str | float | None]]:
         for name in ("difference", "low", "high", "p_adjusted", "outcome")
     ] + [
         [first[arm], arm, "against the base model", f"general_accuracy change {end}", None, change[end]]
-        for arm, one in forgetting.of_comparison(comparison).items()
+        for arm, one in forgetting.comparison_forgetting(comparison).items()
         if (change := one.change())
         for end in ("mean", "low", "high")
     ]

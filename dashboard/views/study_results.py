@@ -43,7 +43,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     cost = cost if cost in costs else next(iter(costs), "")
     only = query.get("only") != "all"
     settings = settings_of(study)
-    forgotten = forgetting.of_study(study)
+    forgotten = forgetting.study_forgetting(study)
     return {
         "sentence": sentence(study),
         "recommended": recommended(study),
@@ -177,7 +177,7 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
     header += ["general_accuracy_change", "general_accuracy_change_low", "general_accuracy_change_high"]
     rows: list[list[str | float | None]] = [list(header)]
     found = {arm["name"]: arm for arm in study.result.get("arms", [])}
-    forgotten = forgetting.of_study(study)
+    forgotten = forgetting.study_forgetting(study)
     for arm in study.arms.all():
         general = forgotten[arm.name].facts()
         own, one, costs = found.get(arm.name), compared.get(arm.name, {}), costs_of(arm)
