@@ -1,0 +1,151 @@
+"""Who may use which route: the expected outcome for every route, method and caller."""
+
+from __future__ import annotations
+
+# Otto manages another project. Mixed views Support and has a project of their own open, which they manage.
+# Root is a superuser without a membership. API calls use a token of each caller's open project.
+CALLERS = ("anonymous", "viewer", "editor", "manager", "otto", "mixed", "root")
+# One character per caller: + allowed, ? must sign in or send a token, - forbidden (403), 0 not found (404).
+RULES = {
+    # Public.
+    "+++++++": """
+        GET health account_login account_inactive account_reset_password account_reset_password_done
+        GET account_reset_password_from_key account_reset_password_from_key_done share-link-open
+        POST account_login account_logout account_reset_password account_reset_password_from_key
+    """,
+    # Gone as soon as an account exists; tests/dashboard/test_set_up.py covers it.
+    "0000000": """
+        GET set-up
+        POST set-up
+    """,
+    # For the invited address alone; signed-in users of other addresses are refused.
+    "+------": """
+        GET invitation-accept
+        POST invitation-accept
+    """,
+    # Signed in, or any valid token.
+    "?++++++": """
+        GET home account_change_password account_set_password queue-index queue-board settings
+        GET api:openapi-json api:openapi-view api:me-detail api:base-model-index api:dataset-index
+        GET api:training-run-index api:study-index api:adapter-index api:job-index api:worker-index
+        GET api:compute-budget-detail api:membership-index api:invitation-index api:token-index
+        POST account_change_password account_set_password
+    """,
+    # Members, about the project that they have open.
+    "?+++++-": """
+        GET home-progress team-index dataset-index base-model-index target-module-config-index
+        GET training-run-presets training-run-forecast training-run-index study-index study-arms
+        GET study-plan compare compare-csv adapter-index compute-budget-index token-index token-create
+        POST token-create
+    """,
+    # Editors, in the project that they have open.
+    "?-++++-": """
+        GET dataset-create target-module-config-create training-run-create study-create
+        POST dataset-create dataset-sample target-module-config-create target-module-config-explain
+        POST training-run-create study-create saved-view-create api:target-module-config-index
+        POST api:dataset-index api:dataset-sample api:training-run-index api:forecast-index
+        POST api:study-index api:token-index
+    """,
+    # Managers, in the project that they have open.
+    "?--+++-": """
+        GET invitation-create base-model-create
+        POST invitation-create base-model-create compute-budget-change api:base-model-index
+        POST api:invitation-index
+        PATCH api:compute-budget-detail
+    """,
+    # Managers, and superusers without a project.
+    "?--++++": """
+        GET health-index storage-index
+        POST storage-clean-up
+    """,
+    # Superusers.
+    "?-----+": """
+        GET project-create
+        POST project-create worker-pause worker-resume
+    """,
+    # Members of the object's project.
+    "?+++0+-": """
+        POST project-open
+        GET dataset-detail dataset-progress dataset-report base-model-detail base-model-progress
+        GET target-module-config-detail target-module-config-export training-run-detail
+        GET training-run-progress training-run-samples training-run-log training-run-stream
+        GET training-run-judge training-run-vote training-run-metrics training-run-metrics-csv
+        GET study-detail study-grid study-deltas-csv study-scores-csv study-json study-report
+        GET study-items study-judge study-vote adapter-detail adapter-download
+    """,
+    # Editors of the object's project.
+    "?-++0--": """
+        POST dataset-import-again training-run-cancel training-run-resume training-run-score
+        POST training-run-judge training-run-vote study-cancel study-seeds study-score study-judge
+        POST study-vote decision-create saved-view-delete queue-cancel
+        GET training-run-cancel
+    """,
+    # Managers of the object's project.
+    "?--+0--": """
+        POST membership-change membership-remove invitation-revoke base-model-inspect share-link-create
+        POST share-link-revoke adapter-stage queue-prioritise
+    """,
+    # The owner of the token (Ed) and managers.
+    "?0++00-": """
+        POST token-revoke
+    """,
+    # No comparison without runs in the query; its own test covers it.
+    "?00000-": """
+        GET compare-json
+    """,
+    # API: tokens of the object's project.
+    "?+++000": """
+        GET api:base-model-detail api:base-model-modules api:base-model-presets
+        GET api:target-module-config-index api:dataset-detail api:dataset-versions api:dataset-preview
+        GET api:training-run-detail api:training-run-metrics api:training-run-metric-series
+        GET api:training-run-evaluations api:training-run-samples api:training-run-events
+        GET api:training-run-log api:study-detail api:study-export api:adapter-detail
+        GET api:adapter-download api:job-detail api:job-events
+    """,
+    # API: tokens of editors.
+    "?-++000": """
+        POST api:dataset-import-again api:training-run-cancel api:training-run-resume
+        POST api:training-run-score api:study-cancel api:study-seeds
+        POST api:study-score api:job-cancel
+        DELETE api:token-revoke
+    """,
+    # API: tokens of managers.
+    "?--+000": """
+        POST api:base-model-inspect api:adapter-stage api:membership-change
+        PATCH api:job-detail
+        DELETE api:membership-remove api:invitation-revoke
+    """,
+    # API: unknown address.
+    "?000000": """
+        GET api:api-root api:missing
+    """,
+    # API: a token of one project cannot pause workers of several; its own test covers it.
+    "?------": """
+        POST api:worker-pause api:worker-resume
+    """,
+}
+QUERIES = {
+    "api:training-run-metrics": "?name=train/loss",
+    "api:target-module-config-index": "?base_model={base_model}",
+}
+# The object in a route's address, by the longest matching prefix of the route's name.
+OBJECTS = {
+    "dataset": "dataset",
+    "base-model": "base_model",
+    "target-module-config": "target_module_config",
+    "training-run": "run",
+    "adapter": "adapter",
+    "membership": "membership",
+    "invitation": "invitation",
+    "token": "token",
+    "queue": "job",
+    "worker": "worker",
+    "evaluation": "run",
+    "job": "job",
+    "run": "run",
+    "study": "study",
+    "decision": "study",
+    "share-link": "share_link",
+    "saved-view": "saved_view",
+    "share-link-create": "study",
+}
