@@ -57,7 +57,7 @@ def gradient(model: Any) -> torch.Tensor:
     return states.grad
 
 
-def test_linear_layers_are_packed_and_all_else_stays_whole(tiny_folder: Path) -> None:
+def test_only_linear_layers_are_quantized(tiny_folder: Path) -> None:
     model = load_base(tiny_base(tiny_folder), torch.float32, CPU, in_4bit=True)
     packed = {name for name, weight in model.named_parameters() if weight.dtype == torch.uint8}
     assert len(packed) == 2 * 7
@@ -70,7 +70,7 @@ def test_linear_layers_are_packed_and_all_else_stays_whole(tiny_folder: Path) ->
     assert layer.quant_state.nested
 
 
-def test_answers_and_gradients_are_those_of_the_rounded_weights(tiny_folder: Path) -> None:
+def test_logits_and_gradients_match_dequantized_weights(tiny_folder: Path) -> None:
     model = load_base(tiny_base(tiny_folder), torch.float32, CPU, in_4bit=True)
     plain = load_base(tiny_base(tiny_folder), torch.float32, CPU)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_answers_and_gradients_are_those_of_the_rounded_weights(tiny_folder: Pat
     assert far > 0.1
 
 
-def test_gpt2s_own_layers_are_packed_too(tmp_path: Path, make_spec: MakeSpec) -> None:
+def test_gpt2_conv1d_layers_are_quantized(tmp_path: Path, make_spec: MakeSpec) -> None:
     base = tiny_base(build_tiny_model(tmp_path / "gpt2", model_type="gpt2"))
     counted = census.count(read_config(Path(base.path)), has_chat_template=True)
     learn = Hyperparameters(r=4, max_steps=2, learning_rate=5e-2, load_in_4bit=True)
@@ -107,9 +107,7 @@ def test_base_and_adapter_are_scored_in_4_bits(make_spec: MakeSpec, tmp_path: Pa
     assert found[True]["run-1"]["loss"] < found[True]["base"]["loss"]
 
 
-def test_the_adapter_tells_on_what_it_was_trained(
-    make_spec: MakeSpec, tmp_path: Path, record: Recorder
-) -> None:
+def test_adapter_card_says_4_bits(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
     train([make_spec(load_in_4bit=True)], tmp_path, report=record)
     folder = tmp_path / "arm-0/adapter"
     card = (folder / "README.md").read_text()
@@ -128,7 +126,7 @@ def test_the_adapter_tells_on_what_it_was_trained(
     assert "stored in 4 bits (NF4)" in sums
 
 
-def test_arms_share_one_base_in_4_bits_and_not_another(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_arms_share_one_4bit_base(make_spec: MakeSpec, tmp_path: Path) -> None:
     ends = train(
         [make_spec(load_in_4bit=True), make_spec(load_in_4bit=True, seed=1)], tmp_path, report=Recorder()
     )
@@ -137,16 +135,14 @@ def test_arms_share_one_base_in_4_bits_and_not_another(make_spec: MakeSpec, tmp_
         train([make_spec(load_in_4bit=True), make_spec()], tmp_path, report=Recorder())
 
 
-def test_without_bitsandbytes_it_says_what_is_missing(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_bitsandbytes_is_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ModelError, match="needs the package bitsandbytes") as error:
         load_base(tiny_base(tiny_folder), torch.float32, CPU, in_4bit=True)
     assert error.value.code == "no_4bit"
 
 
-def test_what_cannot_go_together_is_refused(make_spec: MakeSpec) -> None:
+def test_options_that_exclude_4bit_are_refused(make_spec: MakeSpec) -> None:
     with pytest.raises(SpecError, match="no adapter is kept in 4 bits"):
         Hyperparameters(load_in_4bit=True, autocast_adapter_dtype=False)
     experts = TargetSpec(
@@ -156,7 +152,7 @@ def test_what_cannot_go_together_is_refused(make_spec: MakeSpec) -> None:
         make_spec(load_in_4bit=True, target=experts)
 
 
-def test_a_stored_spec_says_whether_its_job_needs_it(make_spec: MakeSpec) -> None:
+def test_needs_4bit_of_a_stored_spec(make_spec: MakeSpec) -> None:
     packed, whole = to_dict(make_spec(load_in_4bit=True)), to_dict(make_spec())
     assert [needs_4bit(spec) for spec in (packed, whole, {"specs": [packed]}, {"specs": [whole]})] == [
         True, False, True, False,
@@ -167,7 +163,7 @@ def test_a_stored_spec_says_whether_its_job_needs_it(make_spec: MakeSpec) -> Non
 
 
 @pytest.mark.parametrize("in_4bit", [True, False])
-def test_a_job_loads_bitsandbytes_only_for_a_base_in_4_bits(in_4bit: bool) -> None:
+def test_bitsandbytes_is_imported_only_for_4bit(in_4bit: bool) -> None:
     code = (
         "import sys; from workers.engine import runtime\n"
         f"runtime.prepare_environment(offline=True, in_4bit={in_4bit})\n"

@@ -20,7 +20,7 @@ MakeSpec = Callable[..., TrainSpec]
 PEAK = 10**9
 
 
-def test_what_the_others_keep_is_not_an_arms_own(
+def test_peak_memory_excludes_other_arms(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device=None: PEAK)
@@ -35,7 +35,7 @@ def test_what_the_others_keep_is_not_an_arms_own(
     assert 0 <= PEAK - large["peak_memory_bytes"] - 4 * weights[0] < 1000
 
 
-def test_an_arm_alone_needs_what_the_process_needs(
+def test_single_arm_reports_the_process_peak(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device=None: PEAK)
@@ -44,7 +44,7 @@ def test_an_arm_alone_needs_what_the_process_needs(
     assert record.of(ArmEnd)[0].summary["peak_memory_bytes"] == PEAK
 
 
-def test_only_what_lies_on_the_device_counts(make_spec: MakeSpec) -> None:
+def test_device_bytes_counts_only_that_device(make_spec: MakeSpec) -> None:
     arm = Arm(0, make_spec(), {}, [], [], 1)
     arm.best_weights = [torch.zeros(100)]
     assert arm.device_bytes(torch.device("cpu")) == 400

@@ -48,7 +48,7 @@ def folder(make_spec: MakeSpec, tmp_path: Path) -> Path:
     return tmp_path / "out/arm-0/adapter"
 
 
-def test_a_clean_process_gets_the_products_own_logits(
+def test_peft_in_a_clean_process_gives_the_same_logits(
     make_spec: MakeSpec, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
@@ -69,7 +69,7 @@ def test_a_clean_process_gets_the_products_own_logits(
     assert (found["adapter"] - found["base"]).abs().max() > 1e-2
 
 
-def test_the_folder_holds_what_the_download_needs(folder: Path) -> None:
+def test_files_of_the_adapter_folder(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -83,7 +83,7 @@ def test_the_folder_holds_what_the_download_needs(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
-def test_no_file_names_a_folder_of_this_machine(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_no_file_contains_a_local_path(folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         content = path.read_bytes()
         assert str(tmp_path).encode() not in content, path.name
@@ -107,7 +107,7 @@ def test_the_base_revision_is_kept(make_spec: MakeSpec, tmp_path: Path) -> None:
     assert 'revision="abc123"' in (folder / "README.md").read_text()
 
 
-def test_the_card_is_real(folder: Path) -> None:
+def test_model_card_is_complete(folder: Path) -> None:
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(folder / "README.md")
@@ -164,7 +164,7 @@ def save_with(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_never_published(
+def test_weights_that_are_not_finite_are_not_saved(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     record = save_with(make_spec, tmp_path, monkeypatch, lambda weights: _first(weights)[0].fill_(value))
@@ -172,7 +172,7 @@ def test_weights_that_are_no_numbers_are_never_published(
     assert (end.outcome, end.code, record.of(Artifact)) == ("failed", "diverged", [])
 
 
-def test_weights_that_the_model_does_not_have_are_never_published(
+def test_unexpected_weights_are_not_saved(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = save_with(make_spec, tmp_path, monkeypatch, lambda weights: weights.popitem())
@@ -183,7 +183,7 @@ def _first(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return next(iter(weights.values()))
 
 
-def test_an_arm_that_cannot_be_published_fails_alone(
+def test_arm_with_unusable_adapter_fails_alone(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = artifacts.check_saved
@@ -198,7 +198,7 @@ def test_an_arm_that_cannot_be_published_fails_alone(
     assert [(end.outcome, end.code) for end in ends] == [("failed", "publish_failed"), ("succeeded", "")]
 
 
-def test_a_loss_that_is_no_number_stands_in_no_file(
+def test_nan_loss_is_null_in_files(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_module, "validation_loss", lambda *_arguments: float("nan"))
@@ -209,7 +209,7 @@ def test_a_loss_that_is_no_number_stands_in_no_file(
     assert "nan" not in (folder / "README.md").read_text().lower()
 
 
-def test_an_awkward_name_does_not_break_the_card(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_special_characters_in_the_name_keep_the_card_valid(make_spec: MakeSpec, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     train([make_spec(name='---\n"x": [y]: {z}')], tmp_path, report=Recorder())

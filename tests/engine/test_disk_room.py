@@ -52,7 +52,7 @@ def is_refused(folder: Path, *specs: TrainSpec) -> bool:
     return False
 
 
-def test_three_checkpoints_and_two_gigabytes_are_enough_and_a_byte_less_is_not(
+def test_three_checkpoints_and_the_reserve_must_fit(
     tmp_path: Path, leave_free: Callable[[int], None]
 ) -> None:
     spec = make_spec()
@@ -63,7 +63,7 @@ def test_three_checkpoints_and_two_gigabytes_are_enough_and_a_byte_less_is_not(
     assert is_refused(tmp_path, spec)
 
 
-def test_each_arm_needs_its_own(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
+def test_every_arm_counts(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
     specs = [make_spec(), make_spec(2000)]
     enough = 3 * sum(map(checkpoint, specs)) + SPARE
     leave_free(enough)
@@ -72,9 +72,7 @@ def test_each_arm_needs_its_own(tmp_path: Path, leave_free: Callable[[int], None
     assert is_refused(tmp_path, *specs)
 
 
-def test_what_an_earlier_attempt_has_written_need_not_be_found_again(
-    tmp_path: Path, leave_free: Callable[[int], None]
-) -> None:
+def test_existing_checkpoints_count_as_free(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
     spec, kept = make_spec(), 100
     (tmp_path / "000001").mkdir()
     (tmp_path / "000001" / "state.safetensors").write_bytes(b"x" * kept)
@@ -85,7 +83,7 @@ def test_what_an_earlier_attempt_has_written_need_not_be_found_again(
     assert is_refused(tmp_path, spec)
 
 
-def test_what_is_kept_never_eats_into_the_bytes_to_spare(
+def test_existing_checkpoints_never_reduce_the_reserve(
     tmp_path: Path, leave_free: Callable[[int], None]
 ) -> None:
     spec = make_spec()
@@ -97,8 +95,6 @@ def test_what_is_kept_never_eats_into_the_bytes_to_spare(
     assert is_refused(tmp_path, spec)
 
 
-def test_a_folder_that_is_not_there_yet_counts_as_its_disk(
-    tmp_path: Path, leave_free: Callable[[int], None]
-) -> None:
+def test_missing_folder_counts_as_its_disk(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
     leave_free(0)
     assert is_refused(tmp_path / "job-1" / "checkpoints", make_spec())

@@ -22,7 +22,7 @@ def weights(folder: Path, arm: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"arm-{arm}/adapter/adapter_model.safetensors")
 
 
-def test_an_arm_that_diverges_fails_alone_and_moves_no_number_of_the_others(
+def test_diverged_arm_fails_alone(
     make_spec: Callable[..., TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A rate that no form takes: after one step its weights are so large that the next loss is no number.

@@ -54,7 +54,7 @@ def meant_names(family: str, slug: str) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_preset_attaches_exactly_what_is_meant_on(family: str) -> None:
+def test_presets_attach_exactly_the_expected_names(family: str) -> None:
     counted = census.listed(FAMILIES[family].build(family))
     for slug, preset in PRESETS.items():
         resolution = resolve(preset.roles, counted)
@@ -102,7 +102,7 @@ def promised(arguments: Arguments, counted: Census) -> tuple[list[str], int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_rules_in_plain_python_equal_peft_on(family: str) -> None:
+def test_python_rules_equal_peft(family: str) -> None:
     counted = census.listed(FAMILIES[family].build(family))
     reached = [group for group in counted.groups if group.scope in PRESET_SCOPES and group.role in ADAPTED]
     leaves = sorted({group.pattern.split(".")[-1] for group in reached})
@@ -117,5 +117,5 @@ def test_the_rules_in_plain_python_equal_peft_on(family: str) -> None:
     assert found == (sorted(half.names()), half.params(RANK))
 
 
-def test_the_table_has_thirty_families_and_more() -> None:
+def test_at_least_thirty_families() -> None:
     assert len(FAMILIES) >= 30

@@ -101,7 +101,7 @@ def lose(specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest
     return record
 
 
-def test_the_earlier_attempt_ends_before_its_next_checkpoint(
+def test_earlier_attempt_ends_before_its_next_checkpoint(
     specs: list[TrainSpec], tmp_path: Path, kept: Path
 ) -> None:
     whole, second = Recorder(), Recorder()
@@ -141,7 +141,7 @@ def test_earlier_attempt_removes_no_checkpoint_of_the_later_one(
     assert names(kept) == names_given == ["000001", "000002", "000003"]
 
 
-def test_what_an_earlier_attempt_wrote_after_the_hand_over_is_picked_by_nobody(
+def test_checkpoints_written_after_the_takeover_do_not_count(
     specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, second = Recorder(), Recorder()
@@ -162,7 +162,7 @@ def test_what_an_earlier_attempt_wrote_after_the_hand_over_is_picked_by_nobody(
     assert attempts == [3, 3], "the strangers are cleared away"
 
 
-def test_an_earlier_attempt_cannot_take_the_folder_back(kept: Path) -> None:
+def test_earlier_attempt_cannot_take_ownership_back(kept: Path) -> None:
     handover.take(kept, 2)
     with pytest.raises(TakenOver):
         handover.take(kept, 1)
@@ -170,9 +170,7 @@ def test_an_earlier_attempt_cannot_take_the_folder_back(kept: Path) -> None:
     assert handover.holder(kept).attempt == 2
 
 
-def test_checkpoints_from_before_there_was_a_holder_count(
-    specs: list[TrainSpec], tmp_path: Path, kept: Path
-) -> None:
+def test_checkpoints_without_owner_count(specs: list[TrainSpec], tmp_path: Path, kept: Path) -> None:
     train(specs, tmp_path / "old", report=Recorder(), checkpoint_dir=kept)
     assert not (kept / handover.HOLDER).exists()
     handover.take(kept, 4)
@@ -181,25 +179,25 @@ def test_checkpoints_from_before_there_was_a_holder_count(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"attempt": "x", "found": []}'])
-def test_a_note_that_cannot_be_read_binds_nobody(kept: Path, text: str) -> None:
+def test_unreadable_owner_file_is_ignored(kept: Path, text: str) -> None:
     kept.mkdir()
     (kept / handover.HOLDER).write_text(text)
     handover.take(kept, 2)
     assert handover.holder(kept).attempt == 2
 
 
-def test_the_first_attempt_leaves_nothing_before_it_has_learned_anything(kept: Path) -> None:
+def test_first_attempt_creates_no_folder(kept: Path) -> None:
     handover.take(kept, 1)
     assert not kept.exists()
 
 
-def test_who_does_not_count_attempts_is_always_the_next(kept: Path) -> None:
+def test_attempt_without_number_is_the_next_one(kept: Path) -> None:
     assert [checkpoints.take_ownership(kept, 0), checkpoints.take_ownership(kept, 0)] == [2, 3]
     with pytest.raises(TakenOver):
         handover.check(kept, 2)
 
 
-def test_a_folder_that_cannot_be_signed_is_told_in_words(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_ownership_write_raises(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", refusing(os.fsync, "EACCES"))
     with pytest.raises(checkpoints.CheckpointUnreadable, match="Permission denied"):
         checkpoints.take_ownership(kept, 2)
@@ -225,9 +223,7 @@ def told(said: bytes) -> list[Event]:
 
 
 @pytest.mark.slow
-def test_of_two_engines_the_one_that_came_first_ends_in_words(
-    specs: list[TrainSpec], tmp_path: Path, kept: Path
-) -> None:
+def test_first_of_two_engines_ends_as_taken_over(specs: list[TrainSpec], tmp_path: Path, kept: Path) -> None:
     spec = tmp_path / "spec.json"
     longer = replace(specs[0], hyperparameters=replace(specs[0].hyperparameters, max_steps=60))
     spec.write_text(json.dumps(to_dict(longer)))

@@ -46,7 +46,7 @@ def prompt(length: int = 20) -> Ids:
         ("llava", "query_value"),
     ],
 )
-def test_every_kind_of_layer_is_timed_and_taken_off_again(
+def test_every_kind_of_adapter_layer_is_timed_and_removed(
     folders: Callable[[str], Path],
     make_spec: MakeSpec,
     tmp_path: Path,
@@ -91,7 +91,7 @@ def test_every_kind_of_layer_is_timed_and_taken_off_again(
         assert torch.equal(base(input_ids=ids).logits, before)
 
 
-def test_it_writes_as_many_tokens_whatever_the_model_would_say(base: BaseSpec) -> None:
+def test_end_token_does_not_shorten_the_measurement(base: BaseSpec) -> None:
     model = load_base(base, torch.float32, CPU)
     with torch.no_grad():
         first = int(model(input_ids=torch.as_tensor(prompt())[None].long()).logits[0, -1].argmax())
@@ -101,13 +101,7 @@ def test_it_writes_as_many_tokens_whatever_the_model_would_say(base: BaseSpec) -
     assert len(seconds) == latency.TOKENS - latency.WARM_UP - 1
 
 
-def test_a_slow_machine_gets_a_short_turn(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "MEASUREMENT_SECONDS", 0.0)
-    seconds = latency._measure(load_base(base, torch.float32, CPU), prompt(), CPU, never_stop)
-    assert len(seconds) == latency.MIN_INTERVALS
-
-
-def test_a_long_prompt_costs_no_more_than_its_end(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompt_is_cut(base: BaseSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_base(base, torch.float32, CPU)
     seen: list[int] = []
     real = model.generate

@@ -24,7 +24,7 @@ def load(folder: Path, model_type: str) -> tuple[Any, Batch]:
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
-def test_the_function_equals_cross_entropy(chunk: int) -> None:
+def test_labelled_loss_equals_cross_entropy(chunk: int) -> None:
     torch.manual_seed(1)
     hidden, head = torch.randn(10, 16, requires_grad=True), torch.randn(50, 16)
     targets, weights = torch.randint(0, 50, (10,)), torch.rand(10)
@@ -52,7 +52,7 @@ def test_both_paths_give_the_same_losses_and_gradients(tmp_path: Path, model_typ
     assert torch.allclose(*gradients, atol=1e-5)
 
 
-def test_padding_changes_no_loss(tmp_path: Path) -> None:
+def test_padding_does_not_change_the_loss(tmp_path: Path) -> None:
     base = tiny_base(build_tiny_model(tmp_path / "m"))
     rows = [Row(1, chat("Short?", "yes"), None), Row(2, chat("A longer question?", "no, not at all"), None)]
     examples = encode(load_tokenizer(base), rows)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 IDS = torch.arange(10, 20)[None]
 
 
-def test_a_stop_is_obeyed_in_the_middle_of_forward_and_backward(tiny_folder: Path) -> None:
+def test_stop_within_forward_and_backward(tiny_folder: Path) -> None:
     model = load_base(tiny_base(tiny_folder), torch.float32, CPU)
     model.get_input_embeddings().weight.requires_grad_(True)
     asked = [""]
@@ -29,7 +29,7 @@ def test_a_stop_is_obeyed_in_the_middle_of_forward_and_backward(tiny_folder: Pat
         model(input_ids=IDS)
 
 
-def test_the_base_is_frozen_and_quiet(tiny_folder: Path) -> None:
+def test_base_is_frozen_in_evaluation_mode(tiny_folder: Path) -> None:
     model = load_base(tiny_base(tiny_folder), torch.bfloat16, CPU)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())

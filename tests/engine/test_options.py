@@ -67,7 +67,7 @@ def with_option(make_spec: MakeSpec) -> Callable[..., TrainSpec]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_loads_in_peft_with_equal_logits(
+def test_peft_gives_equal_logits_with_each_option(
     with_option: Callable[..., TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     models: list[torch.nn.Module] = []
@@ -97,7 +97,7 @@ def test_it_loads_in_peft_with_equal_logits(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_killed_run_equals_one_that_was_not(
+def test_resume_equals_uninterrupted_run_with_each_option(
     with_option: Callable[..., TrainSpec], tmp_path: Path, name: str
 ) -> None:
     specs = [with_option(OPTIONS[name], max_steps=6)]
@@ -112,9 +112,7 @@ def test_a_killed_run_equals_one_that_was_not(
     )
 
 
-def test_doras_magnitudes_are_counted_before_the_run(
-    with_option: Callable[..., TrainSpec], tmp_path: Path
-) -> None:
+def test_dora_magnitudes_are_forecast(with_option: Callable[..., TrainSpec], tmp_path: Path) -> None:
     spec = with_option({"use_dora": True}, max_steps=1)
     ends = train([spec], tmp_path, report=Recorder())
     resolution = chosen(ATTENTION, spec.base.path)
@@ -128,9 +126,7 @@ def test_doras_magnitudes_are_counted_before_the_run(
     assert json.loads((tmp_path / "arm-0/adapter/adapter_config.json").read_text())["use_dora"] is True
 
 
-def test_an_adapter_as_the_base_is_saved_at_half_the_size(
-    with_option: Callable[..., TrainSpec], tmp_path: Path
-) -> None:
+def test_bfloat16_adapter_is_half_the_size(with_option: Callable[..., TrainSpec], tmp_path: Path) -> None:
     spec = with_option(OPTIONS["as the base"], max_steps=1)
     ends = train([spec], tmp_path, report=Recorder())
     saved = load_file(tmp_path / "arm-0/adapter/adapter_model.safetensors")
@@ -139,7 +135,7 @@ def test_an_adapter_as_the_base_is_saved_at_half_the_size(
     assert ends[0].summary["adapter_bytes"] == adapter_bytes(resolution.matched, 4, dtype_bytes=2)
 
 
-def test_the_second_matrix_learns_as_many_times_as_fast(
+def test_loraplus_multiplies_the_learning_rate_of_b(
     with_option: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:
     # At the first step B is zero, so A has no gradient, and AdamW moves each weight of B by the rate itself.
@@ -167,7 +163,7 @@ def test_every_parameter_is_in_one_group_of_the_optimizer(with_option: Callable[
     assert [group["ratio"] for group in groups] == [1.0, 4.0]
 
 
-def test_dora_trains_alone_and_on_linear_layers(
+def test_dora_needs_its_own_run_and_linear_layers(
     with_option: Callable[..., TrainSpec], tmp_path: Path
 ) -> None:
     specs = [with_option({"use_dora": True}), with_option({})]

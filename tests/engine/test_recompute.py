@@ -22,7 +22,9 @@ MakeSpec = Callable[..., TrainSpec]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_it_learns_the_same(make_spec: MakeSpec, tmp_path: Path, dropout: float) -> None:
+def test_gradient_checkpointing_gives_the_same_run(
+    make_spec: MakeSpec, tmp_path: Path, dropout: float
+) -> None:
     losses, weights = [], []
     for again in (False, True):
         seen = Recorder()
@@ -52,7 +54,7 @@ def kept_bytes(model: Any, ids: torch.Tensor) -> int:
     return sum(seen.values())
 
 
-def test_it_keeps_the_inputs_of_layers_alone(make_spec: MakeSpec) -> None:
+def test_only_layer_inputs_are_kept(make_spec: MakeSpec) -> None:
     spec = make_spec(target=everything(4))
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
     ids = torch.zeros((2, 30), dtype=torch.long)
@@ -63,7 +65,7 @@ def test_it_keeps_the_inputs_of_layers_alone(make_spec: MakeSpec) -> None:
     assert kept_bytes(model, ids) == whole
 
 
-def test_the_parts_of_a_layer_stay_in_evaluation_mode(make_spec: MakeSpec) -> None:
+def test_submodules_stay_in_evaluation_mode(make_spec: MakeSpec) -> None:
     spec = make_spec(target=everything(4))
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
     set_recompute(model, True)

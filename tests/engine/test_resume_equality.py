@@ -100,9 +100,7 @@ def begins(events: list[Event]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arms", [1, 4])
-def test_a_run_killed_five_times_equals_one_that_was_not(
-    tiny_folder: Path, tmp_path: Path, arms: int
-) -> None:
+def test_run_killed_five_times_equals_uninterrupted_run(tiny_folder: Path, tmp_path: Path, arms: int) -> None:
     specs, record, chance = make_specs(tiny_folder, tmp_path, arms), Recorder(), random.Random(arms)
     ends = train(specs, tmp_path / "whole", report=record)
     (tmp_path / "spec.json").write_text(json.dumps({"specs": [to_dict(spec) for spec in specs]}))

@@ -59,9 +59,7 @@ def rising(make_spec: MakeSpec, tmp_path: Path) -> TrainSpec:
     return make_spec(data=data, validation_steps=2, **learn)
 
 
-def test_to_finish_publishes_the_weights_with_the_lowest_held_out_loss(
-    rising: TrainSpec, tmp_path: Path
-) -> None:
+def test_finish_saves_the_weights_with_the_lowest_validation_loss(rising: TrainSpec, tmp_path: Path) -> None:
     asker, (end,) = run_until("finish", 11, rising, tmp_path / "out")
     losses = dict(zip(range(0, 11, 2), asker.series("validation/loss"), strict=True))
     best = min(list(losses)[1:], key=losses.__getitem__)
@@ -78,7 +76,7 @@ def test_to_finish_publishes_the_weights_with_the_lowest_held_out_loss(
     assert f"| weights of | step {best} of 11 trained |" in card
 
 
-def test_without_a_held_out_loss_it_publishes_the_last_step(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_finish_without_validation_saves_the_last_step(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(max_steps=50, validation_rows=0, lr_scheduler_type="constant")
     _asker, (end,) = run_until("finish", 3, spec, tmp_path / "out")
     assert (end.outcome, end.summary["published_step"], end.summary["validation_loss"]) == (
@@ -88,7 +86,7 @@ def test_without_a_held_out_loss_it_publishes_the_last_step(make_spec: MakeSpec,
     )
 
 
-def test_to_finish_before_the_first_step_is_to_cancel(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_finish_before_the_first_step_cancels(make_spec: MakeSpec, tmp_path: Path) -> None:
     for looks in (0, 3, 12):
         left, record = [looks], Recorder()
 
@@ -103,7 +101,7 @@ def test_to_finish_before_the_first_step_is_to_cancel(make_spec: MakeSpec, tmp_p
         assert not (tmp_path / "arm-0").exists()
 
 
-def test_a_run_that_continues_can_finish_at_once(rising: TrainSpec, tmp_path: Path, record: Recorder) -> None:
+def test_resumed_run_can_finish_at_once(rising: TrainSpec, tmp_path: Path, record: Recorder) -> None:
     """The best is older than the checkpoint from which it continues."""
     with pytest.raises(Stopped):
         run_until("park", 11, rising, tmp_path / "out")
@@ -123,9 +121,12 @@ def test_a_run_that_continues_can_finish_at_once(rising: TrainSpec, tmp_path: Pa
     assert_equal(weights(tmp_path / "out"), weights(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("reason", ["park", "drain"])
-def test_a_checkpoint_is_written_for_whoever_goes_on(
-    make_spec: MakeSpec, tmp_path: Path, reason: str
+@pytest.mark.parametrize(
+    ("reason", "checkpoint_steps", "outcomes"),
+    [("park", [4], []), ("drain", [4], []), ("cancel", [], ["cancelled"])],
+)
+def test_park_and_drain_leave_a_checkpoint_and_cancel_leaves_nothing(
+    make_spec: MakeSpec, tmp_path: Path, reason: str, checkpoint_steps: list[int], outcomes: list[str]
 ) -> None:
     asker = Asker(reason, 4)
     with pytest.raises(Stopped) as caught:
@@ -137,11 +138,12 @@ def test_a_checkpoint_is_written_for_whoever_goes_on(
             checkpoint_dir=tmp_path / "checkpoints",
         )
     assert caught.value.reason == reason
-    assert [event.step for event in asker.of(Checkpoint)] == [4]
-    assert not asker.of(ArmEnd)
+    assert [event.step for event in asker.of(Checkpoint)] == checkpoint_steps
+    assert [end.outcome for end in asker.of(ArmEnd)] == outcomes
+    assert not (tmp_path / "arm-0").exists()
 
 
-def test_the_strongest_reason_wins_whatever_comes_last() -> None:
+def test_strongest_stop_reason_wins() -> None:
     for strong in STOPS:
         for weak in STOPS[: STOPS.index(strong)]:
             for order in ((strong, weak), (weak, strong)):
@@ -154,7 +156,7 @@ def test_the_strongest_reason_wins_whatever_comes_last() -> None:
     assert flag() == ""
 
 
-def test_an_arm_is_saved_and_told_as_soon_as_it_is_done(
+def test_arm_is_saved_and_reported_after_its_last_step(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     train([make_spec(max_steps=3), make_spec(name="long", max_steps=6)], tmp_path, report=record)
@@ -165,7 +167,7 @@ def test_an_arm_is_saved_and_told_as_soon_as_it_is_done(
     assert set(after) == {4, 5, 6}
 
 
-def test_arms_that_have_ended_are_neither_trained_nor_told(
+def test_ended_arms_are_neither_trained_nor_reported(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     specs = [make_spec(name="done", max_steps=3), make_spec(name="open", seed=7, max_steps=8)]
@@ -182,7 +184,7 @@ def test_arms_that_have_ended_are_neither_trained_nor_told(
     assert_equal(weights(tmp_path, 1), weights(tmp_path / "whole", 1))
 
 
-def test_an_arm_whose_end_nobody_stored_is_saved_again(
+def test_arm_whose_end_was_not_stored_is_saved_again(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     specs = [make_spec(name="done", max_steps=3), make_spec(name="open", seed=7, max_steps=8)]
@@ -197,7 +199,7 @@ def test_an_arm_whose_end_nobody_stored_is_saved_again(
     assert_equal(weights(tmp_path / "again"), before)
 
 
-def test_before_the_best_is_saved_all_it_has_learned_is_safe(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_finish_writes_a_checkpoint_before_the_adapter(make_spec: MakeSpec, tmp_path: Path) -> None:
     """Whoever dies while saving, or is heard by nobody, saves again instead of training again."""
     asker, _ends = run_until("finish", 5, make_spec(max_steps=50), tmp_path)
     kinds = [type(event) for event in asker if isinstance(event, Checkpoint | Artifact)]
@@ -205,9 +207,7 @@ def test_before_the_best_is_saved_all_it_has_learned_is_safe(make_spec: MakeSpec
     assert asker.of(Checkpoint)[0].step == 5
 
 
-def test_to_finish_leaves_an_adapter_of_every_arm_that_has_learned(
-    make_spec: MakeSpec, tmp_path: Path
-) -> None:
+def test_finish_saves_an_adapter_of_every_trained_arm(make_spec: MakeSpec, tmp_path: Path) -> None:
     specs = [make_spec(name="done", max_steps=3), make_spec(name="open", seed=7, max_steps=50)]
     asker = Asker("finish", 5, arm=1)
     ends = train(specs, tmp_path, report=asker, should_stop=asker.should_stop)

@@ -61,7 +61,7 @@ def test_another_seed_gives_other_losses(make_spec: MakeSpec, tmp_path: Path) ->
     assert first.series("train/loss") != second.series("train/loss")
 
 
-def test_it_leaves_the_base_unmoved(
+def test_base_weights_stay_unchanged(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
@@ -99,7 +99,7 @@ def test_accumulation_equals_one_big_batch(make_spec: MakeSpec, tmp_path: Path) 
     assert small.series("train/grad_norm") == pytest.approx(big.series("train/grad_norm"), rel=1e-4)
 
 
-def test_two_arms_learn_as_each_would_alone(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_two_arms_train_as_each_would_alone(make_spec: MakeSpec, tmp_path: Path) -> None:
     one = make_spec(name="one", lora_dropout=0.2)
     two = make_spec(name="two", target=everything(2), r=2, seed=7, max_steps=4, lora_dropout=0.1)
     together, alone = Recorder(), [Recorder(), Recorder()]
@@ -115,7 +115,7 @@ def test_two_arms_learn_as_each_would_alone(make_spec: MakeSpec, tmp_path: Path)
     assert weights[0] == weights[1]
 
 
-def test_it_tells_the_story_of_a_run(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
+def test_events_of_a_run(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
     ends = train([make_spec(validation_steps=3)], tmp_path, report=record)
     assert [event.step for event in record.of(Metrics) if "validation/loss" in event.values] == [0, 3, 6]
     assert [event.step for event in record.of(Metrics) if "train/loss" in event.values] == [1, 2, 3, 4, 5, 6]
@@ -130,7 +130,7 @@ def test_it_tells_the_story_of_a_run(make_spec: MakeSpec, tmp_path: Path, record
     assert summary["peak_memory_bytes"] > 0
 
 
-def test_it_says_that_it_works_within_a_step_and_within_a_validation(
+def test_keep_alive_within_step_and_validation(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of a large model may take longer than anybody waits for a silent process."""
@@ -154,7 +154,7 @@ def test_it_counts_steps_by_epochs(make_spec: MakeSpec, tmp_path: Path, record: 
     assert ends[0].step == math.ceil(1.5 * math.ceil(24 / 5))
 
 
-def test_the_rate_warms_up_and_falls() -> None:
+def test_learning_rate_warms_up_and_decays() -> None:
     learn = Hyperparameters(learning_rate=1.0 / 10, warmup_ratio=0.2, max_steps=10)
     rates = [learning_rate(learn, step, 10) for step in range(1, 11)]
     assert rates[0] < rates[1] < rates[2] == pytest.approx(0.1)
@@ -162,7 +162,7 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert 0 < rates[-1] < 0.01
 
 
-def test_labels_all_cut_off_are_refused_with_the_numbers(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_max_length_that_cuts_off_all_labels_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "long", [chat("x" * 80, "yes")] * 5)
     with pytest.raises(DataError, match=r"all 5 training rows.*at least \d+") as caught:
         train([make_spec(data=data, max_length=32)], tmp_path / "out", report=Recorder())
@@ -181,24 +181,24 @@ def test_rows_that_are_partly_cut_are_counted(make_spec: MakeSpec, tmp_path: Pat
     assert "21 rows to draw from" in record.of(Message)[1].text
 
 
-def test_a_length_beyond_the_model_is_refused_with_both_numbers(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_max_length_beyond_the_model_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"2,000.*1,024"):
         train([make_spec(max_length=2000)], tmp_path, report=Recorder())
 
 
-def test_a_count_that_differs_from_the_promise_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_unexpected_number_of_modules_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
     target = TargetSpec(target_modules=("o_proj", "typo"), modules=4, trainable_parameters=1024)
     with pytest.raises(TargetError, match=r"adapted 2 modules .* with 512 parameters.*4 modules with 1,024"):
         train([make_spec(target=target)], tmp_path, report=Recorder())
 
 
-def test_modules_that_fit_nothing_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_target_modules_without_match_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
     target = TargetSpec(target_modules=("typo",), modules=1, trainable_parameters=1)
     with pytest.raises(TargetError, match="fit nothing"):
         train([make_spec(target=target)], tmp_path, report=Recorder())
 
 
-def test_a_loss_that_is_no_number_ends_the_arm(
+def test_nan_loss_fails_the_arm(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = loss_module.Scorer.training_loss
@@ -212,36 +212,6 @@ def test_a_loss_that_is_no_number_ends_the_arm(
     assert len(record.series("train/loss")) == 3
     end = record.of(ArmEnd)[0]
     assert (end.outcome, end.code, end.step) == ("failed", "diverged", 4)
-    assert not (tmp_path / "arm-0").exists()
-
-
-def test_one_lost_arm_does_not_take_the_other_with_it(
-    make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = loss_module.Scorer.training_loss
-
-    def poisoned(self: Any, batch: Any, labelled: int) -> torch.Tensor:
-        lost = self.model.active_adapter == "arm0" and len(record.series("train/loss", 1)) == 2
-        return real(self, batch, labelled) * (math.inf if lost else 1.0)
-
-    monkeypatch.setattr(loss_module.Scorer, "training_loss", poisoned)
-    ends = train([make_spec(name="lost"), make_spec(name="kept", seed=7)], tmp_path, report=record)
-    assert [(end.outcome, end.step) for end in ends] == [("failed", 3), ("succeeded", 6)]
-    assert (tmp_path / "arm-1/adapter/adapter_model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(("reason", "told"), [("cancel", 1), ("drain", 0)])
-def test_it_obeys_a_stop_between_micro_batches(
-    make_spec: MakeSpec, tmp_path: Path, record: Recorder, reason: str, told: int
-) -> None:
-    def should_stop() -> str:
-        return reason if len(record.series("train/loss")) == 2 else ""
-
-    with pytest.raises(Stopped) as caught:
-        train([make_spec(max_steps=500)], tmp_path, report=record, should_stop=should_stop)
-    assert caught.value.reason == reason
-    assert len(record.series("train/loss")) == 2
-    assert [end.outcome for end in record.of(ArmEnd)] == ["cancelled"] * told
     assert not (tmp_path / "arm-0").exists()
 
 
@@ -279,13 +249,13 @@ def test_damaged_weights_are_refused_without_naming_the_folder(
     assert str(folder) not in caught.value.message
 
 
-def test_arms_of_unlike_bases_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_arms_with_different_base_models_are_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
     other = BaseSpec(path=str(tmp_path), name="other")
     with pytest.raises(RunError, match="share the base"):
         train([make_spec(), make_spec(base=other)], tmp_path, report=Recorder())
 
 
-def test_a_dataset_without_validation_rows_trains_and_says_so(
+def test_training_without_validation_rows_warns(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     data = write_canonical(tmp_path / "none", colour_rows(8), validation=[])
@@ -294,7 +264,7 @@ def test_a_dataset_without_validation_rows_trains_and_says_so(
     assert ends[0].summary["validation_loss"] is None
 
 
-def test_a_bfloat16_base_trains_to_the_same_held_out_loss(make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_bfloat16_reaches_the_same_validation_loss(make_spec: MakeSpec, tmp_path: Path) -> None:
     full, half = Recorder(), Recorder()
     train([make_spec()], tmp_path / "a", report=full)
     ends = train([make_spec(dtype="bfloat16")], tmp_path / "b", report=half)
@@ -332,15 +302,7 @@ def _copy(folder: Path, target: Path) -> Path:
     return target
 
 
-def test_events_survive_the_wire(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
-    from workers.events import from_line, to_line
-
-    train([make_spec(max_steps=1)], tmp_path, report=record)
-    events: list[Event] = [from_line(to_line(event)) for event in record]
-    assert events == list(record)
-
-
-def test_each_arm_is_told_the_memory_of_its_own_turns(
+def test_peak_memory_can_be_reset_between_turns(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     """An arm that holds a large block while it works raises its own figure, not its neighbour's."""
