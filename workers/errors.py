@@ -143,7 +143,7 @@ class TakenOver(Exception):
 
 
 # What people do in the end, as their page offers it.
-START, RESUME, SCORE = "start again", "resume", "score it again"
+START, RESUME, SCORE = "start again", "resume", "re-evaluate it"
 IMPORT, INSPECT = "import it again", "inspect it again"
 ADVICE: dict[str, str] = {
     "bad_data": "Open the dataset's check report, correct the rows it names, and upload the file again.",
@@ -170,17 +170,17 @@ ADVICE_TO: dict[tuple[str, str], str] = {
         "Start a new run with the same settings; it begins at step 0. Resuming helps only once what the "
         "message names is as it was."
     ),
-    ("test_set_changed", SCORE): "Restore the dataset's folder from a backup, then score it again.",
-    ("out_of_memory", SCORE): "Score it again when the device has more memory free.",
+    ("test_set_changed", SCORE): "Restore the dataset's folder from a backup, then re-evaluate it.",
+    ("out_of_memory", SCORE): "Re-evaluate it when the device has more memory free.",
     ("out_of_memory", IMPORT): (
         "Import it again when the worker's machine has more memory free, or upload the rows in smaller files."
     ),
     ("out_of_memory", INSPECT): "Inspect it again when the worker's machine has more memory free.",
     ("bad_adapter", SCORE): (
-        "Restore the adapter's folder from a backup, then score it again. If there is none, train it again."
+        "Restore the adapter's folder from a backup, then re-evaluate it. If there is none, train it again."
     ),
     ("internal_error", SCORE): (
-        "This is a fault in Graftworks, not in your data. Score it again; if that fails too, report it."
+        "This is a fault in Graftworks, not in your data. Re-evaluate it; if that fails too, report it."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Scores that a run or a study lacks, asked for again; the objects themselves are shown by their modules."""
+"""Re-evaluation over the API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dashboard.models.rescoring import ReevaluationRefused, Scope, reevaluate
 
 
 def submit_reevaluation(request: Call, scope: Scope) -> None:
-    """Queue them; 409 says why there is nothing to score."""
+    """Queue the missing evaluations. Refuses with 409 if there is nothing to evaluate."""
     kind = "study" if isinstance(scope, Study) else "run"
     try:
         do_once(request, f"score {kind} {scope.pk}", lambda: reevaluate(scope, request.auth.user))

@@ -1,4 +1,4 @@
-"""What adapters change outside of their data, as answers of runs and of studies have it."""
+"""Forgetting in the answers of runs and of studies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ChangeOut(Schema):
 
 
 class ForgettingOut(Schema):
-    """Against the base model; null where it was not measured.
+    """Changes outside of the trained data, against the base model; null if not measured.
 
     `general_loss`: mean loss per token on a fixed text. `general_accuracy`: share of the general questions
-    that were answered right. Both are means over seeds.
+    answered correctly. Both are means over seeds.
     """
 
     general_loss: float | None

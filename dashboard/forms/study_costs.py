@@ -278,7 +278,7 @@ def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -
     values = form.cleaned_data
     there = int(version.splits.get("test", 0))
     rows = min(there, values.get("test_rows") or TEST_ROWS)
-    seen = EvaluationItem.objects.variance_between(version, metric)
+    seen = EvaluationItem.objects.variance_of_difference(version, metric)
     if not rows or (seen is None and metric in LOWER_IS_BETTER):
         return None
     margin = values.get("margin")

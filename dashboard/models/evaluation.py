@@ -1,4 +1,4 @@
-"""Evaluations: base model or adapter, scored on the same held-out rows, item by item."""
+"""Evaluations of base models and adapters on the same rows, item by item."""
 
 from __future__ import annotations
 
@@ -23,42 +23,20 @@ if TYPE_CHECKING:
     from dashboard.models.study import Study
     from dashboard.models.user import User
 
-# Enough to know how often two adapters disagree, and little enough to ask while somebody types.
-EVALUATIONS_LOOKED_AT, ROWS_LOOKED_AT = 4, 500
+# The newest evaluations and rows that a variance is estimated from: fast enough while a user types.
+VARIANCE_EVALUATIONS, VARIANCE_ROWS = 4, 500
 
 
 class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
-    """Evaluations by run and state."""
+    """Evaluations by study and state."""
 
     def ended(self) -> EvaluationQuerySet:
-        """Those with results."""
+        """Filter those with results."""
         return self.filter(job__state=State.SUCCEEDED)
 
     def submit(self, adapter: Adapter, by: User | None) -> Job:
-        """Queue one job that scores base and adapter on the same test rows: two rows, one job."""
-        run = adapter.run
-        spec = EvalSpec(
-            base=run.base_model.spec(),
-            data=run.dataset_version.spec(),
-            adapters={subject_name(run): str(adapter.path())},
-            load_in_4bit=run.in_4bit,
-            max_length=run.hyperparameters["max_length"],
-            seed=run.hyperparameters["seed"],
-        )
-        with transaction.atomic():
-            job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=run.project, by=by)
-            for subject in Evaluation.Subject:
-                self.create(
-                    project=run.project,
-                    run=run,
-                    job=job,
-                    subject=subject,
-                    adapter=adapter if subject == Evaluation.Subject.ADAPTER else None,
-                    base_model=run.base_model,
-                    dataset_version=run.dataset_version,
-                    split=spec.split,
-                )
-        return job
+        """Queue one job that evaluates an adapter and its base model on the same test rows."""
+        return self._submit([adapter], by, with_base=True, seed=adapter.run.hyperparameters["seed"])
 
     def submit_for_study(
         self,
@@ -70,7 +48,15 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         metric: str = "",
         pattern: str = "",
     ) -> Job:
-        """Queue one job that scores the adapters of a study's arms on the same rows, perhaps the base too."""
+        """Queue one job that evaluates adapters of a study's arms on the same rows."""
+        return self._submit(
+            adapters, by, with_base=with_base, max_rows=max_rows, metric=metric, pattern=pattern
+        )
+
+    def _submit(
+        self, adapters: Sequence[Adapter], by: User | None, *, with_base: bool, **options: Any
+    ) -> Job:
+        """Create the job, and a row for each of its subjects."""
         first = adapters[0].run
         spec = EvalSpec(
             base=first.base_model.spec(),
@@ -78,15 +64,14 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
             adapters={subject_name(adapter.run): str(adapter.path()) for adapter in adapters},
             with_base=with_base,
             load_in_4bit=first.in_4bit,
-            metric=metric,
-            pattern=pattern,
-            max_rows=max_rows,
             max_length=first.hyperparameters["max_length"],
+            **options,
         )
+        subjects: list[tuple[TrainingRun, Adapter | None]] = [(first, None)] if with_base else []
+        subjects += [(adapter.run, adapter) for adapter in adapters]
         with transaction.atomic():
             job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=first.project, by=by)
-            subjects = [(adapter.run, adapter) for adapter in adapters]
-            for run, adapter in [(first, None)] * with_base + subjects:
+            for run, adapter in subjects:
                 self.create(
                     project=run.project,
                     run=run,
@@ -100,36 +85,36 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         return job
 
     def of_study(self, study: Study) -> EvaluationQuerySet:
-        """Those with results that count in a study: of its base model, and of its arms as they are now."""
+        """Filter those with results that count in a study: of its base model and of its arms' final runs."""
         base = models.Q(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
         return self.ended().filter(base | models.Q(run__in=study.final_runs()))
 
-    def bases_of(self, studies: Iterable[Study]) -> dict[int, Evaluation]:
-        """The newest result of each study's base model, by the study's number."""
+    def base_by_study(self, studies: Iterable[Study]) -> dict[int, Evaluation]:
+        """Return the newest result of each study's base model, by the study's number."""
         bases = self.ended().filter(subject=Evaluation.Subject.BASE, run__study_arm__study__in=studies)
-        found = bases.select_related("run__study_arm").order_by("pk")
-        return {one.run.study_arm.study_id: one for one in found if one.run.study_arm}
+        bases = bases.select_related("run__study_arm").order_by("pk")
+        return {base.run.study_arm.study_id: base for base in bases if base.run.study_arm}
 
-    def of_base(self, study: Study) -> EvaluationQuerySet:
-        """The base model's evaluation within a study, unless it came to nothing."""
+    def active_base_of(self, study: Study) -> EvaluationQuerySet:
+        """Filter the evaluation of a study's base model, unless it failed or was cancelled."""
         return self.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE).exclude(
             job__state__in=[State.FAILED, State.CANCELLED]
         )
 
 
 def subject_name(run: TrainingRun) -> str:
-    """What the engine calls the adapter of a run among those it scores."""
+    """Return the name of a run's adapter in the engine's spec and result."""
     return f"run-{run.pk}"
 
 
 def adapter_evaluation(run: TrainingRun) -> Evaluation | None:
-    """What counts of its adapter's evaluations: the newest with results, else the newest; None if unasked."""
-    found = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
-    return max(found, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
+    """Return the evaluation of a run's adapter that counts: the newest with results, else the newest."""
+    evaluations = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
+    return max(evaluations, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
 
 
 class Evaluation(models.Model):
-    """One subject on one split. Items are kept, so that two evaluations can be compared in pairs."""
+    """One subject evaluated on one split, with an item for each row."""
 
     class Subject(models.TextChoices):
         BASE = "base", _("Base model")
@@ -163,17 +148,17 @@ class Evaluation(models.Model):
 
     @property
     def state(self) -> str:
-        """Its job's state."""
+        """Return the state of its job."""
         return self.job.state if self.job else State.QUEUED
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Why it failed, or None."""
+        """Return the error of its job, if it failed."""
         return self.job.error if self.job else None
 
     @property
     def key(self) -> str:
-        """Its name in the engine's result."""
+        """Return its name in the engine's result."""
         return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_name(self.run)
 
     def record_result(
@@ -183,7 +168,7 @@ class Evaluation(models.Model):
         items: list[dict[str, Any]],
         general_questions: dict[str, Any] | None = None,
     ) -> None:
-        """Store metrics and items; a repeated attempt replaces what an earlier one wrote."""
+        """Store metrics and items in place of those of an earlier attempt."""
         with transaction.atomic():
             self.items.all().delete()
             self.rows, self.metrics, self.general_questions = rows, metrics, general_questions or {}
@@ -204,7 +189,7 @@ class Evaluation(models.Model):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What eval.json says of it."""
+        """Return its entry in eval.json."""
         return {
             "subject": self.subject,
             "dataset": str(self.dataset_version),
@@ -217,10 +202,10 @@ class Evaluation(models.Model):
 
 
 class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
-    """Items in pairs: what base and adapter answered on the same row."""
+    """Items in pairs of base model and adapter."""
 
     def pairs(self, run: TrainingRun) -> list[tuple[EvaluationItem, EvaluationItem]]:
-        """(base's item, adapter's item) of the newest ended evaluation of `run`, in the order of the rows."""
+        """Return (base item, adapter item) of the newest ended evaluations of a run, in order of rows."""
         newest = {one.subject: one for one in run.evaluations.ended().order_by("pk")}
         if len(newest) < len(Evaluation.Subject):
             return []
@@ -231,42 +216,40 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
         return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
 
     def groups_of(self, evaluation: Evaluation | None) -> dict[int, int]:
-        """Row -> the first row of those that it belongs together with; rows that nobody has grouped miss."""
-        found = self.filter(evaluation=evaluation) if evaluation else self.none()
-        return {row: group for row, group in found.values_list("row", "group") if group is not None}
+        """Return the group of each row, as the number of its first row; rows without a group are left out."""
+        items = self.filter(evaluation=evaluation) if evaluation else self.none()
+        return {row: group for row, group in items.values_list("row", "group") if group is not None}
 
-    def variance_between(self, version: DatasetVersion, metric: str) -> float | None:
-        """How far two adapters' scores of one row lie apart: the variance of that difference.
+    def variance_of_difference(self, version: DatasetVersion, metric: str) -> float | None:
+        """Return the variance of the difference between two adapters' scores of one row.
 
-        For right-or-wrong scores it is about the share of rows on which the two disagree. None before two
-        adapters were scored on this data, and where the last ones never disagreed, which says little.
+        For 0-or-1 scores it is about the share of rows on which the two disagree. None before two adapters
+        were evaluated on this data, and if the last ones never disagreed, which says little.
         """
-        scored = Evaluation.objects.ended().filter(
-            dataset_version=version, subject=Evaluation.Subject.ADAPTER
-        )
-        newest = {one.run_id: one.pk for one in scored.order_by("pk")}
+        ended = Evaluation.objects.ended().filter(dataset_version=version, subject=Evaluation.Subject.ADAPTER)
+        newest = {evaluation.run_id: evaluation.pk for evaluation in ended.order_by("pk")}
         tables = [
             {
                 row: float(scores[metric])
-                for row, scores in self.filter(evaluation=pk).values_list("row", "scores")[:ROWS_LOOKED_AT]
+                for row, scores in self.filter(evaluation=pk).values_list("row", "scores")[:VARIANCE_ROWS]
                 if metric in scores
             }
-            for pk in sorted(newest.values())[-EVALUATIONS_LOOKED_AT:]
+            for pk in sorted(newest.values())[-VARIANCE_EVALUATIONS:]
         ]
-        found = []
-        for one, other in itertools.combinations(tables, 2):
-            differences = [one[row] - other[row] for row in one.keys() & other.keys()]
+        variances = []
+        for first, second in itertools.combinations(tables, 2):
+            differences = [first[row] - second[row] for row in first.keys() & second.keys()]
             if len(differences) > 1:
-                found.append(statistics.variance(differences))
-        return statistics.fmean(found) or None if found else None
+                variances.append(statistics.variance(differences))
+        return statistics.fmean(variances) or None if variances else None
 
 
 class EvaluationItem(models.Model):
-    """One held-out row: what was asked, what was expected, what came out, and its scores."""
+    """The prompt, expected answer, output and scores of one row."""
 
     evaluation = models.ForeignKey(Evaluation, models.CASCADE, related_name="items")
     row = models.PositiveIntegerField()
-    # The first row of those that it belongs together with; its own number, or none in older ones, if alone.
+    # The number of the first row of its group; its own number for a row without a group.
     group = models.PositiveIntegerField(null=True, blank=True)
     prompt = models.TextField()
     expected = models.TextField()
@@ -286,5 +269,5 @@ class EvaluationItem(models.Model):
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer equals the expected one."""
+        """Return whether the answer equals the expected one."""
         return bool(self.scores.get("exact_match"))

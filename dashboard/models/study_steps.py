@@ -111,5 +111,5 @@ def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> Non
             max_rows=study.test_rows,
             metric=study.metric,
             pattern=study.pattern,
-            with_base=not Evaluation.objects.of_base(study).exists(),
+            with_base=not Evaluation.objects.active_base_of(study).exists(),
         )

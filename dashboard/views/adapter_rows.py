@@ -43,7 +43,7 @@ def rows_of(shown: Sequence[tuple[int, int]]) -> list[Row]:
     """Rows for (adapter, how many stand behind it), in that order."""
     found = Adapter.objects.with_facts().select_related("run__study_arm__study")
     adapters = found.prefetch_related("run__evaluations__job").in_bulk([pk for pk, _more in shown])
-    bases = Evaluation.objects.bases_of(
+    bases = Evaluation.objects.base_by_study(
         {one.run.study_arm.study for one in adapters.values() if one.run.study_arm}
     )
     rows = []

@@ -1,4 +1,4 @@
-"""Scores that a run or a study lacks: what its page says of them, and asking for them again."""
+"""Re-evaluation of a run or a study, and the notice about missing scores on its page."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from dashboard.models.rescoring import (
     needs_evaluation,
     reevaluate,
     run_for_base_evaluation,
-    unscored,
+    runs_to_evaluate,
 )
 from workers.errors import SCORE, advice
 
 
 @require_POST
 def of_run(request: Request, pk: int) -> HttpResponse:
-    """Score a run's adapter again."""
+    """Re-evaluate a run's adapter."""
     runs = TrainingRun.objects.select_related("study_arm__study")
-    return scored(request, runs.fetch(request.user, pk, Role.EDITOR))
+    return reevaluate_and_redirect(request, runs.fetch(request.user, pk, Role.EDITOR))
 
 
 @require_POST
 def of_study(request: Request, pk: int) -> HttpResponse:
-    """Score again what a study lacks."""
-    return scored(request, Study.objects.fetch(request.user, pk, Role.EDITOR))
+    """Re-evaluate the adapters of a study that have no scores."""
+    return reevaluate_and_redirect(request, Study.objects.fetch(request.user, pk, Role.EDITOR))
 
 
-def scored(request: Request, scope: Scope) -> HttpResponse:
-    """Its page, with the scores in the queue or with the reason why not."""
+def reevaluate_and_redirect(request: Request, scope: Scope) -> HttpResponse:
+    """Queue the missing evaluations, or show why there are none to queue."""
     try:
         reevaluate(scope, request.user)
     except (ReevaluationRefused, OverBudget) as refusal:
@@ -46,22 +46,22 @@ def scored(request: Request, scope: Scope) -> HttpResponse:
 
 
 def unscored_run_notice(run: TrainingRun) -> dict[str, Any] | None:
-    """Why a run's adapter has no scores, and what helps; None where it has them or they are to come."""
+    """Return why a run's adapter has no scores, and advice; None if it has them or they are to come."""
     if not needs_evaluation(run):
         return None
-    found = adapter_evaluation(run)
-    error = (found.error if found else None) or {}
+    evaluation = adapter_evaluation(run)
+    error = (evaluation.error if evaluation else None) or {}
     return {
-        "state": found.state if found else "",
+        "state": evaluation.state if evaluation else "",
         "message": error.get("message", ""),
         "advice": advice(error.get("code", ""), SCORE),
     }
 
 
 def unscored_study_notice(study: Study) -> dict[str, Any] | None:
-    """How many adapters of a study have no scores, and each reason once; 0: the base model alone has none."""
-    missing = unscored(study)
-    if not missing and not (study.is_over and run_for_base_evaluation(study)):
+    """Return how many adapters have no scores (0: only the base model has none), and each reason once."""
+    runs = runs_to_evaluate(study)
+    if not runs and not (study.is_over and run_for_base_evaluation(study)):
         return None
-    reasons = {str(one): one for one in filter(None, map(unscored_run_notice, missing))}
-    return {"count": len(missing), "reasons": list(reasons.values())}
+    reasons = {str(notice): notice for run in runs if (notice := unscored_run_notice(run))}
+    return {"count": len(runs), "reasons": list(reasons.values())}

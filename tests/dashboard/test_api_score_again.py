@@ -1,4 +1,4 @@
-"""Scores of a run or a study, asked for again over the API."""
+"""Re-evaluation of a run or a study over the API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.test import Client
 from dashboard.models import Adapter, ApiToken, ComputeBudget, Evaluation, Job, Project, State, Study, User
 from tests.conftest import finish
 from tests.dashboard.refusals import refusal
-from tests.dashboard.test_evaluation_score_again import scoring_fails
+from tests.dashboard.test_evaluation_score_again import evaluation_fails
 from tests.dashboard.test_study_score_again import study as study
 from tests.dashboard.test_study_score_again import with_a_hole
 
@@ -25,8 +25,8 @@ def waiting() -> int:
     return Job.objects.filter(kind="evaluate", state=State.QUEUED).count()
 
 
-def test_a_run_is_scored_again(api: Client, adapter: Adapter, ed: User) -> None:
-    scoring_fails(adapter)
+def test_a_run_is_reevaluated(api: Client, adapter: Adapter, ed: User) -> None:
+    evaluation_fails(adapter)
     address = f"{RUNS}/{adapter.run_id}"
     answer = score(api, address)
     assert answer.status_code == 202
@@ -36,20 +36,17 @@ def test_a_run_is_scored_again(api: Client, adapter: Adapter, ed: User) -> None:
     assert Job.objects.get(kind="evaluate", state=State.QUEUED).created_by == ed
 
 
-def test_it_is_refused_while_scores_are_there_or_to_come(api: Client, adapter: Adapter) -> None:
-    scoring_fails(adapter)
+def test_scores_that_exist_or_are_to_come_are_refused(api: Client, adapter: Adapter) -> None:
+    evaluation_fails(adapter)
     score(api, f"{RUNS}/{adapter.run_id}")
     problem = refusal(score(api, f"{RUNS}/{adapter.run_id}"), 409)
     assert problem["code"] == "not_scorable"
-    assert "is being scored already" in problem["message"]
     finish(Job.objects.get(kind="evaluate", state=State.QUEUED))
-    assert "already" in refusal(score(api, f"{RUNS}/{adapter.run_id}"), 409)["message"]
+    assert refusal(score(api, f"{RUNS}/{adapter.run_id}"), 409)["code"] == "not_scorable"
 
 
-def test_a_repeated_call_with_its_key_is_answered_again_and_queues_nothing(
-    api: Client, adapter: Adapter
-) -> None:
-    scoring_fails(adapter)
+def test_a_repeated_idempotency_key_queues_nothing(api: Client, adapter: Adapter) -> None:
+    evaluation_fails(adapter)
     for _time in range(2):
         assert score(api, f"{RUNS}/{adapter.run_id}", "again").status_code == 202
     assert waiting() == 1
@@ -58,7 +55,7 @@ def test_a_repeated_call_with_its_key_is_answered_again_and_queues_nothing(
     assert waiting() == 0
 
 
-def test_a_study_is_scored_again(api: Client, study: Study) -> None:
+def test_a_study_is_reevaluated(api: Client, study: Study) -> None:
     with_a_hole(study)
     answer = score(api, f"{STUDIES}/{study.pk}")
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
@@ -67,18 +64,18 @@ def test_a_study_is_scored_again(api: Client, study: Study) -> None:
     assert refusal(score(api, f"{STUDIES}/{study.pk}"), 409)["code"] == "not_scorable"
 
 
-def test_it_is_refused_where_the_month_has_no_room(api: Client, adapter: Adapter, project: Project) -> None:
-    scoring_fails(adapter)
+def test_the_compute_budget_limits_it(api: Client, adapter: Adapter, project: Project) -> None:
+    evaluation_fails(adapter)
     ComputeBudget.objects.change(project, 0, None)
     assert refusal(score(api, f"{RUNS}/{adapter.run_id}"), 409)["code"] == "over_budget"
     assert waiting() == 0
 
 
 @pytest.mark.parametrize("role", ["viewer", "outsider"])
-def test_it_is_for_editors_of_the_project(
+def test_only_editors_of_the_project_may_reevaluate(
     adapter: Adapter, project: Project, other_project: Project, vera: User, otto: User, role: str
 ) -> None:
-    scoring_fails(adapter)
+    evaluation_fails(adapter)
     person, home = (vera, project) if role == "viewer" else (otto, other_project)
     secret = ApiToken.issue(home, person, "tests")[1]
     theirs = Client(headers={"Authorization": f"Bearer {secret}"})

@@ -377,8 +377,8 @@ def test_the_plan_takes_the_disagreement_that_was_measured(
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
     # Differences 0, 1, 0, -1.
-    assert EvaluationItem.objects.variance_between(version, "exact_match") == pytest.approx(2 / 3)
-    assert EvaluationItem.objects.variance_between(version, "chrf") is None
+    assert EvaluationItem.objects.variance_of_difference(version, "exact_match") == pytest.approx(2 / 3)
+    assert EvaluationItem.objects.variance_of_difference(version, "chrf") is None
     assert "how far earlier adapters disagreed" in look(metric="exact_match")
     assert Evaluation.objects.count() == 3
 

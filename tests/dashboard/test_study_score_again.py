@@ -1,4 +1,4 @@
-"""Asking again for the scores that a study lacks: its verdict counts them as if they had come at first."""
+"""Re-evaluation of a study: its verdict counts the scores as if they had come at first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.urls import reverse
 
 from dashboard.models import BaseModel, ComputeBudget, Dataset, Evaluation, Job, Project, State, Study, User
 from dashboard.models.compute_use import HOUR
-from dashboard.models.rescoring import ReevaluationRefused, reevaluate, unscored
+from dashboard.models.rescoring import ReevaluationRefused, reevaluate, runs_to_evaluate
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, end_training, make_study
 
@@ -18,7 +18,6 @@ TABLE: Table = {
     "efficient": {1: ROWS, 2: ROWS},
     "quality": {1: [1] * 8, 2: ROWS},
 }
-BUTTON = "Score the missing ones again"
 
 
 @pytest.fixture
@@ -58,25 +57,17 @@ def ask(client: Client, user: User, study: Study) -> int:
     return client.post(reverse("study-score", args=[study.pk])).status_code
 
 
-def test_only_what_is_missing_is_queued_again(study: Study, mara: User) -> None:
+def test_only_missing_evaluations_are_queued(study: Study, mara: User) -> None:
     study = with_a_hole(study)
     assert (study.state, study.result["base"]) == ("succeeded", None)
     reevaluate(study, mara)
     (job,) = scoring(study)
     asked = [(one.subject, one.run.seed, one.run.study_arm.name) for one in job.evaluations.all()]  # type: ignore[union-attr]
     assert sorted(asked) == [("adapter", 1, "efficient"), ("adapter", 1, "quality"), ("base", 1, "efficient")]
-    assert job.created_by == mara
+    assert (job.created_by, job.spec) == (mara, study.jobs().get(state=State.FAILED).spec)
 
 
-def test_it_is_asked_as_it_was_at_first(study: Study, ed: User) -> None:
-    study = with_a_hole(study)
-    failed = study.jobs().get(state=State.FAILED)
-    reevaluate(study, ed)
-    (job,) = scoring(study)
-    assert job.spec == failed.spec
-
-
-def test_the_verdict_is_that_of_a_study_without_a_failure(
+def test_the_verdict_equals_that_of_a_study_without_a_failure(
     study: Study, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:
     study = with_a_hole(study)
@@ -86,11 +77,11 @@ def test_the_verdict_is_that_of_a_study_without_a_failure(
     whole = conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), TABLE)
     assert mended.result == whole.result
     assert mended.state == State.SUCCEEDED
-    assert not unscored(mended)
+    assert not runs_to_evaluate(mended)
     assert not mended.additions
 
 
-def test_a_study_without_any_scores_comes_to_a_verdict_after_all(study: Study, ed: User) -> None:
+def test_a_study_without_any_scores_gets_a_verdict(study: Study, ed: User) -> None:
     train(study)
     for job in scoring(study):
         job.request_cancel(ed)
@@ -103,9 +94,9 @@ def test_a_study_without_any_scores_comes_to_a_verdict_after_all(study: Study, e
     assert conclude(study, TABLE).state == State.SUCCEEDED
 
 
-def test_one_run_of_it_is_scored_as_the_study_does(study: Study, ed: User) -> None:
+def test_one_run_of_a_study_is_evaluated_with_the_study_s_settings(study: Study, ed: User) -> None:
     study = with_a_hole(study)
-    run = unscored(study)[0]
+    run = runs_to_evaluate(study)[0]
     reevaluate(run, ed)
     (job,) = scoring(study)
     assert {one.run_id for one in job.evaluations.filter(subject="adapter")} == {run.pk}
@@ -114,11 +105,11 @@ def test_one_run_of_it_is_scored_as_the_study_does(study: Study, ed: User) -> No
     assert Study.objects.get(pk=study.pk).finished_at is None
 
 
-def test_a_study_that_was_stopped_is_scored_and_trains_nothing_more(study: Study, ed: User) -> None:
+def test_a_cancelled_study_is_evaluated_and_trains_nothing_more(study: Study, ed: User) -> None:
     end_training(study.jobs().order_by("pk")[0])
     study.request_cancel(ed)
     study = Study.objects.get(pk=study.pk)
-    assert (study.state, len(unscored(study))) == (State.CANCELLED, 2)
+    assert (study.state, len(runs_to_evaluate(study))) == (State.CANCELLED, 2)
     reevaluate(study, ed)
     assert Study.objects.get(pk=study.pk).state == State.RUNNING
     study = conclude(study, TABLE)
@@ -126,9 +117,7 @@ def test_a_study_that_was_stopped_is_scored_and_trains_nothing_more(study: Study
     assert not study.jobs().exclude(state__in=[State.SUCCEEDED, State.CANCELLED]).exists()
 
 
-def test_a_stopped_study_whose_scores_are_asked_for_can_be_stopped_again(
-    client: Client, study: Study, ed: User
-) -> None:
+def test_a_re_evaluated_study_can_be_cancelled_again(client: Client, study: Study, ed: User) -> None:
     end_training(study.jobs().order_by("pk")[0])
     study.request_cancel(ed)
     reevaluate(Study.objects.get(pk=study.pk), ed)
@@ -139,15 +128,15 @@ def test_a_stopped_study_whose_scores_are_asked_for_can_be_stopped_again(
     assert Study.objects.get(pk=study.pk).state == State.CANCELLED
 
 
-def test_what_is_still_to_come_by_itself_is_no_hole(study: Study, ed: User) -> None:
+def test_evaluations_to_come_are_refused(study: Study, ed: User) -> None:
     end_training(study.jobs().order_by("pk")[0])
     study.advance()
-    assert not unscored(Study.objects.get(pk=study.pk))
-    with pytest.raises(ReevaluationRefused, match="they are to come"):
+    assert not runs_to_evaluate(Study.objects.get(pk=study.pk))
+    with pytest.raises(ReevaluationRefused):
         reevaluate(study, ed)
 
 
-def test_the_base_model_alone_is_scored_with_a_run_that_has_scores(study: Study, ed: User) -> None:
+def test_the_base_model_alone_is_evaluated_with_a_scored_run(study: Study, ed: User) -> None:
     study = conclude(study, TABLE)
     base = Evaluation.objects.get(subject="base")
     Job.objects.filter(pk=base.job_id).update(state=State.FAILED)
@@ -160,58 +149,28 @@ def test_the_base_model_alone_is_scored_with_a_run_that_has_scores(study: Study,
     assert sorted(job.evaluations.values_list("subject", flat=True)) == ["adapter", "base"]
 
 
-def test_two_presses_queue_it_once(client: Client, study: Study, ed: User) -> None:
-    study = with_a_hole(study)
-    assert (ask(client, ed, study), ask(client, ed, study)) == (302, 302)
-    assert len(scoring(study)) == 1
-
-
-def test_the_page_says_how_many_why_and_what_helps(client: Client, study: Study, ed: User) -> None:
+def test_the_page_shows_count_reason_and_advice(client: Client, study: Study, ed: User) -> None:
     study = with_a_hole(study)
     page = page_of(client, ed, study)
     assert "2 runs have an adapter and no scores, so the verdict cannot count them." in page
-    assert page.count("Scoring failed: It never came to its end.") == 1
-    assert "If the machine is healthy, score it again." in page
-    assert BUTTON in page
+    assert page.count("The evaluation failed: It never came to its end.") == 1
+    assert "If the machine is healthy, re-evaluate it." in page
+    assert reverse("study-score", args=[study.pk]) in page
     ask(client, ed, study)
-    assert "no scores" not in page_of(client, ed, study)
+    assert reverse("study-score", args=[study.pk]) not in page_of(client, ed, study)
 
 
-def test_it_says_so_as_soon_as_it_happens(client: Client, study: Study, ed: User) -> None:
-    end_training(study.jobs().order_by("pk")[0])
-    study.advance()
-    finish(scoring(study)[0], State.FAILED)
-    client.force_login(ed)
-    live = client.get(reverse("study-grid", args=[study.pk])).content.decode()
-    assert BUTTON in live
-    assert page_of(client, ed, study).count(BUTTON) == 1
-
-
-def test_a_viewer_reads_it_and_may_not_ask(client: Client, study: Study, vera: User) -> None:
-    study = with_a_hole(study)
-    page = page_of(client, vera, study)
-    assert "2 runs have an adapter and no scores" in page
-    assert BUTTON not in page
-    assert ask(client, vera, study) == 403
-    assert not scoring(study)
-
-
-def test_it_hides_the_study_from_an_outsider(client: Client, study: Study, otto: User) -> None:
-    assert ask(client, otto, with_a_hole(study)) == 404
-
-
-def test_it_is_refused_where_the_month_has_no_room(client: Client, study: Study, ed: User) -> None:
+def test_the_compute_budget_limits_it(client: Client, study: Study, ed: User) -> None:
     study = with_a_hole(study)
     needed = study.forecast["scoring"]["expected"] / 2
     assert needed > 0
     ComputeBudget.objects.change(study.project, 0.5 * needed / HOUR, None)
     ask(client, ed, study)
-    assert "can raise the budget" in page_of(client, ed, study)
     assert not scoring(study)
     assert Study.objects.get(pk=study.pk).is_over
 
 
-def test_scores_that_are_asked_for_again_are_promised_again(study: Study, ed: User) -> None:
+def test_the_budget_counts_the_expected_time(study: Study, ed: User) -> None:
     study = with_a_hole(study)
     reevaluate(study, ed)
     study = Study.objects.with_facts().get(pk=study.pk)

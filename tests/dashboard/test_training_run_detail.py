@@ -116,7 +116,7 @@ def test_a_run_on_json_answers_shows_its_main_metric_first(
 def test_it_says_when_only_the_evaluation_failed(client: Client, vera: User, run: TrainingRun) -> None:
     adapter = publish(run)
     finish(Evaluation.objects.submit(adapter, None), State.FAILED)
-    assert "Scoring failed: Row 1 has no answer." in " ".join(page_of(client, vera, run).split())
+    assert "The evaluation failed: Row 1 has no answer." in " ".join(page_of(client, vera, run).split())
 
 
 def test_it_is_evaluating_until_the_evaluation_is_over(client: Client, vera: User, run: TrainingRun) -> None:

@@ -20,7 +20,7 @@ def test_every_advice_is_whole_sentences_whatever_follows(code: str, then: str) 
 def test_what_can_be_resumed_is_not_started_again(code: str) -> None:
     assert advice(code).endswith("start again.")
     assert advice(code, RESUME).endswith(" resume.")
-    assert advice(code, SCORE).endswith(" score it again.")
+    assert advice(code, SCORE).endswith(" re-evaluate it.")
 
 
 def test_every_other_ending_belongs_to_a_known_failure() -> None:

@@ -81,7 +81,7 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     assert (comparison["arm"], comparison["reference"]) == ("efficient", "quality")
     assert comparison["low"] <= comparison["difference"] <= comparison["high"]
     assert sentence(study)
-    assert Evaluation.objects.of_base(study).count() == 1, "the base is scored once"
+    assert Evaluation.objects.active_base_of(study).count() == 1, "the base is scored once"
     assert Evaluation.objects.filter(subject="adapter").count() == 6
     times = ScoringTime.objects.all()
     assert len(times) == 3, "each job of scores teaches the next forecast"
