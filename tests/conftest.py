@@ -45,24 +45,12 @@ JOBS = re.compile(
 )
 
 
-# They take minutes and come first, so that all processes end at about the same time.
-LONGEST = ("test_storm.py", "test_study_kill.py")
-# These start installations of their own; the other browser tests share one.
-OWN_INSTALLATION = ("test_start_command.py",)
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what also runs on PostgreSQL, order the longest first, group tests that share a process."""
+    """Mark tests that must hold on PostgreSQL as well: those that use the database and concern jobs."""
     for item in items:
-        file, folder = item.path, item.path.parent.name
-        if JOBS.match(file.name) and folder in ("dashboard", "workers") and uses_database(item):
+        is_about_jobs = JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers")
+        if is_about_jobs and uses_database(item):
             item.add_marker("jobs")
-        if folder == "e2e" and file.name not in OWN_INSTALLATION:
-            item.add_marker(pytest.mark.xdist_group("browser"))
-        elif item.get_closest_marker("slow") is None:
-            item.add_marker(pytest.mark.xdist_group(str(file)))
-    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def uses_database(item: pytest.Item) -> bool:
