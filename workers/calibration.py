@@ -1,7 +1,6 @@
-"""What runs that have ended teach forecasts: by which factor a sum is off on a device, a model and a setting.
+"""Correct estimates by what finished runs measured: one factor per device and base model.
 
-Medians of logarithms, so that one odd run moves nothing; each level is shrunk towards the one above it, and
-the first towards the plain formula, by how little it has seen. Standard library only; knows no rows.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -11,88 +10,43 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Within how many standard deviations nine of ten forecasts should lie.
-RANGE = 1.65
-# A device with fewer runs than this has taught too little: its forecasts are called rough.
-ENOUGH = 2
-
 
 @dataclass(frozen=True)
-class Prior:
-    """Spread, as logarithms, of devices around the formula, of models and settings around theirs, of runs."""
+class Tolerance:
+    """Factor between the expected value and either end of its range."""
 
-    device: float
-    model: float
-    setting: float
-    noise: float
+    rough: float  # before the first measured run
+    measured: float
 
 
-MEMORY = Prior(device=0.25, model=0.1, setting=0.05, noise=0.05)
-TIME = Prior(device=0.7, model=0.25, setting=0.15, noise=0.12)
-START = Prior(device=0.7, model=0.3, setting=0.0, noise=0.3)
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One run that has ended: where, on what, with which setting, and measured / reckoned."""
-
-    device: str
-    model: str
-    setting: str
-    ratio: float
+MEMORY = Tolerance(rough=1.6, measured=1.15)
+TIME = Tolerance(rough=3.5, measured=1.25)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """`factor` corrects a sum; `spread` is the standard deviation of its logarithm, `runs` of this device."""
+    """Factor from an estimate to the expected value; rough if no run of this base model was measured."""
 
-    factor: float
-    spread: float
-    runs: int
+    factor: float = 1.0
+    is_rough: bool = True
 
-    @property
-    def is_rough(self) -> bool:
-        """Whether this device has hardly taught anything."""
-        return self.runs < ENOUGH
-
-    def span(self, value: float) -> dict[str, float]:
-        """The corrected sum with its range."""
-        expected, reach = value * self.factor, math.exp(RANGE * self.spread)
+    def interval(self, estimate: float, tolerance: Tolerance, fixed: float = 0.0) -> dict[str, float]:
+        """Return the corrected estimate plus an uncorrected part as `low`, `expected` and `high`."""
+        expected = estimate * self.factor + fixed
+        reach = tolerance.rough if self.is_rough else tolerance.measured
         return {"expected": expected, "low": expected / reach, "high": expected * reach}
 
 
-def correction(
-    seen: Sequence[Observation], device: str, model: str, setting: str, prior: Prior
-) -> Correction:
-    """What the runs seen so far say about one more run."""
-    here = [one for one in seen if one.device == device and one.ratio > 0]
-    alike = [one for one in here if one.model == model]
-    same = [one for one in alike if one.setting == setting]
-    noise = _noise(same if len(same) >= ENOUGH else alike, prior.noise)
-    factor, variance = 0.0, noise**2
-    for runs, spread in ((here, prior.device), (alike, prior.model), (same, prior.setting)):
-        trust = len(runs) * spread**2 / (len(runs) * spread**2 + noise**2)
-        if runs:
-            factor += trust * statistics.median([math.log(one.ratio) - factor for one in runs])
-        variance += spread**2 * (1 - trust)
-    return Correction(math.exp(factor), math.sqrt(variance), len(here))
+def correct(same_model: Sequence[float], same_device: Sequence[float] = ()) -> Correction:
+    """Return the median of measured / estimated over runs of one base model on one device.
+
+    Without such runs the median of the device's other base models is used, and the result stays rough.
+    """
+    ratios = same_model or same_device
+    return Correction(statistics.median(ratios) if ratios else 1.0, is_rough=not same_model)
 
 
-def _noise(runs: Sequence[Observation], usual: float) -> float:
-    """Scatter of like runs: the usual one until there are some, never below half of it."""
-    if len(runs) < 2:
-        return usual
-    logs = [math.log(one.ratio) for one in runs]
-    middle = statistics.median(logs)
-    # 1.48 times the median deviation is a normal distribution's standard deviation.
-    found = 1.48 * statistics.median([abs(value - middle) for value in logs])
-    trust = len(runs) / (len(runs) + 4)
-    return max(usual / 2, trust * found + (1 - trust) * usual)
-
-
-def within(ratios: Sequence[float]) -> float | None:
-    """The error that nine of ten forecasts did not exceed, as a share; None without any."""
+def error_quantile(ratios: Sequence[float], share: float = 0.9) -> float | None:
+    """Return the relative error that `share` of the measured / expected ratios do not exceed."""
     errors = sorted(abs(ratio - 1) for ratio in ratios)
-    if not errors:
-        return None
-    return errors[min(len(errors) - 1, math.ceil(0.9 * len(errors)) - 1)]
+    return errors[max(0, math.ceil(share * len(errors)) - 1)] if errors else None

@@ -1,8 +1,7 @@
-"""Memory and time of a run before it starts, by arithmetic over a census and the run's workload.
+"""Memory and time of a run before it starts, computed from a census and the run's workload.
 
-The sums describe this engine: the head runs at learned positions only, and nothing is computed twice. What
-hardware and libraries add is learned by `workers.calibration` from runs that have ended. Standard library
-only; bytes, seconds and floating-point operations, no rows and no tensors.
+The formulas describe this engine, whose head runs at learned positions only. `workers.calibration` corrects
+what hardware and libraries add. Units: bytes, seconds, floating-point operations. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,37 +12,28 @@ from dataclasses import dataclass
 from workers.census import Census, Group, Matched
 from workers.workload import Workload
 
-# Changes whenever a formula does: runs forecast by other sums teach these nothing.
-FORMULA = 3
+# Changes with every formula: runs estimated by another version are not used for calibration.
+FORMULA = 4
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
-# What a process holds in its allocator's holes once it has trained on rows of many lengths. On a CPU fewer
-# where dropout keeps many tensors of one size, and more by a sum, never by more than half of what is saved,
-# where layers free what they compute again.
-HOLES = {"cpu": 1.4, "cuda": 1.05}
-DROPOUT_HOLES = 1.22
-RECOMPUTE_HOLES_BYTES = 230_000_000
-# A CPU's copy in fp32 is filled from a file of half its size, which counts as the process's own meanwhile.
-LOADING = 0.5
+# Allocator fragmentation after training on rows of many lengths.
+FRAGMENTATION = {"cpu": 1.25, "cuda": 1.05}
+# On a CPU the allocator keeps blocks that gradient checkpointing frees: up to this and half of the saving.
+# Without this term memory is 19 % too low on the bundled model.
+CHECKPOINTING_FRAGMENTATION_BYTES = 230_000_000
+# A CPU's fp32 base is read from a bf16 file of half its size, which counts as the process's own meanwhile.
+LOADING_SHARE = 0.5
 STATE_BYTES = 16  # per trainable parameter: weight, gradient and AdamW's two moments, all fp32
-# NF4, double quantisation: half a byte, and scales for 64 numbers and for 256 scales (arXiv 2305.14314).
-PACKED_BYTES = 0.516
+NF4_BYTES = 0.516  # per parameter: 4 bits and doubly quantised scales (QLoRA, arXiv 2305.14314, section 3)
 KEPT_CHECKPOINTS = 3  # two newest and the best
 CHECKPOINT_BYTES = 12  # per trainable parameter: weight and two moments
 DISK_BYTES_PER_SECOND = 200e6
-# Attention reaches this part of a matrix product's speed: softmax and short rows.
-ATTENTION_SPEED = 0.35
-# So do the narrow products of an adapter; and forward passes alone are quicker than the average of a step.
-ADAPTER_SPEED = 0.5
-FORWARD_SPEED = 1.25
-# Products are so narrow that they take the time of a rank higher by this.
-RANK_FLOOR = 32
-# A second forward pass within a step was seen to cost a quarter of the step, half of what its operations say.
-AGAIN_SPEED = 2.0
-CALL_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}  # per layer and micro-batch, forwards and backwards
+READ_BYTES_PER_SECOND = 1e9
+# Overhead of launching one layer's kernels, forwards and backwards, per micro-batch.
+CALL_SECONDS = {"cpu": 4e-3, "cuda": 1e-3}
 START_SECONDS = {"cpu": 3.0, "cuda": 12.0}
-# Operations per second before anything is known: per thread of a CPU, and per card by a word of its name.
+# Operations per second before the first measured run: per thread of a CPU by bytes per number, and per card.
 CPU_OPERATIONS = {4: 8e10, 2: 1e11}
 GPU_OPERATIONS = (
     ("H200", 4e14),
@@ -53,79 +43,86 @@ GPU_OPERATIONS = (
     ("4090", 8e13),
     ("", 3e13),
 )
+ACTIVE_EXPERTS = 8  # of a mixture of experts each token uses a few; families choose 2 to 10
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the sums need of a base model and of the layers that an adapter sits on."""
+    """Sizes of a base model and of the layers that an adapter sits on."""
 
     parameters: int
-    hidden: int
-    layers: int
-    vocabulary: int
-    body: int  # linear parameters that every token meets, without the head
-    packed: int  # linear parameters that a base in 4 bits packs: neither experts nor embeddings nor the head
-    largest: int  # of the layers that hold these
-    attention: int  # width of the queries
-    keys: int  # width of the keys
-    mlp: int  # width of the MLP, all that a token meets
-    gated: bool
-    lowest: int  # the first layer that is adapted
-    adapted: tuple[Matched, ...]
-    trainable: int
-    rank: int
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    linear_parameters: int  # that every token meets, without the head
+    quantizable_parameters: int  # stored in 4 bits: neither experts nor embeddings nor the head
+    largest_linear: int  # parameters of the largest quantizable layer
+    query_width: int
+    key_width: int
+    mlp_width: int  # of all experts that a token meets
+    has_gate: bool
+    lowest_adapted_layer: int
+    matched: tuple[Matched, ...]
+    trainable_parameters: int
+    r: int
 
     @property
-    def share(self) -> float:
-        """The part of the layers that gradients pass through: nothing below the lowest adapted one."""
-        return (self.layers - self.lowest) / self.layers if self.layers else 1.0
+    def gradient_share(self) -> float:
+        """Share of the layers that gradients pass through: none below the lowest adapted layer."""
+        return self.adapted_depth / self.num_layers if self.num_layers else 1.0
+
+    @property
+    def adapted_depth(self) -> int:
+        """Number of layers from the lowest adapted one upwards."""
+        return self.num_layers - self.lowest_adapted_layer
+
+    @property
+    def adapted_modules(self) -> int:
+        """Number of modules that get an adapter."""
+        return sum(item.modules for item in self.matched)
 
 
-ACTIVE_EXPERTS = 8  # of a mixture of experts each token meets a few; families choose 2 to 10
-
-
-def model_shape(census: Census, adapted: Iterable[Matched], r: int, trainable: int) -> ModelShape:
-    """From the census of the base model and the layers that get an adapter, in a run of rank `r`."""
-    chosen = tuple(adapted)
+def model_shape(census: Census, matched: Iterable[Matched], r: int, trainable: int) -> ModelShape:
+    """Return the sizes of a base model with an adapter of rank `r` on the matched layers."""
+    matched = tuple(matched)
     inner = [group for group in census.groups if "*" in group.pattern and group.kind != "embedding"]
     widths = {role: _width(inner, role) for role in ("attn_q", "attn_k", "attn_out", "attn_qkv", "mlp_down")}
-    attention = widths["attn_out"][0] or widths["attn_q"][1] or census.hidden_size
-    keys = widths["attn_k"][1] or max(0, widths["attn_qkv"][1] - attention) // 2 or attention
-    downs = [group for group in inner if group.role in ("mlp_down", "expert_down")]
-    packable = [group for group in inner if group.kind in ("linear", "conv1d")]
-    per_layer = sum(
-        group.modules * _active(group) * min(_sides(group)) for group in downs if group.kind == "expert"
+    queries = widths["attn_out"][0] or widths["attn_q"][1] or census.hidden_size
+    keys = widths["attn_k"][1] or max(0, widths["attn_qkv"][1] - queries) // 2 or queries
+    quantizable = [group for group in inner if group.kind in ("linear", "conv1d")]
+    expert_width = sum(
+        group.modules * _active_experts(group) * min(group.d_in, group.d_out)
+        for group in inner
+        if group.role in ("mlp_down", "expert_down") and group.kind == "expert"
     )
-    mlp = widths["mlp_down"][0] or per_layer // max(1, census.num_layers) or 4 * census.hidden_size
+    mlp = widths["mlp_down"][0] or expert_width // max(1, census.num_layers) or 4 * census.hidden_size
     return ModelShape(
         parameters=census.parameters,
-        hidden=census.hidden_size,
-        layers=census.num_layers,
-        vocabulary=census.vocab_size,
-        packed=sum(group.modules * group.d_in * group.d_out for group in packable),
-        largest=max((group.d_in * group.d_out for group in packable), default=0),
-        body=sum(group.modules * _active(group) * group.d_in * group.d_out for group in inner),
-        attention=attention,
-        keys=keys,
-        mlp=mlp,
-        gated=any(group.role in ("mlp_gate", "mlp_gate_up", "expert_gate_up") for group in inner),
-        lowest=min((layer for one in chosen for layer in one.layers), default=0),
-        adapted=chosen,
-        trainable=trainable,
-        rank=r,
+        hidden_size=census.hidden_size,
+        num_layers=census.num_layers,
+        vocab_size=census.vocab_size,
+        linear_parameters=sum(
+            group.modules * _active_experts(group) * group.d_in * group.d_out for group in inner
+        ),
+        quantizable_parameters=sum(group.modules * group.d_in * group.d_out for group in quantizable),
+        largest_linear=max((group.d_in * group.d_out for group in quantizable), default=0),
+        query_width=queries,
+        key_width=keys,
+        mlp_width=mlp,
+        has_gate=any(group.role in ("mlp_gate", "mlp_gate_up", "expert_gate_up") for group in inner),
+        lowest_adapted_layer=min((layer for item in matched for layer in item.layers), default=0),
+        matched=matched,
+        trainable_parameters=trainable,
+        r=r,
     )
 
 
-def _active(group: Group) -> int:
+def _active_experts(group: Group) -> int:
     return min(group.experts, ACTIVE_EXPERTS)
 
 
-def _sides(group: Group) -> tuple[int, int]:
-    return group.d_in, group.d_out
-
-
 def _width(groups: Iterable[Group], role: str) -> tuple[int, int]:
-    """The largest (d_in, d_out) among the layers of one role."""
+    """Return the largest (d_in, d_out) among the layers of one role."""
     return max(((group.d_in, group.d_out) for group in groups if group.role == role), default=(0, 0))
 
 
@@ -134,103 +131,99 @@ def _width(groups: Iterable[Group], role: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """In which way a run is computed: bytes per number of the base, dropout, layers computed twice."""
+    """Number formats, device and options that change what a run keeps in memory or computes."""
 
-    dtype_bytes: int = 4
+    dtype_bytes: int = 4  # per number of the base model
     on_cuda: bool = False
-    drops: bool = False
-    recomputes: bool = False
-    adapter_bytes: int = 4  # per number of the adapter: PEFT's fp32, or the base's own format
-    in_4bit: bool = False  # the base's linear layers, computed in `dtype_bytes`
+    has_dropout: bool = False
+    gradient_checkpointing: bool = False
+    adapter_dtype_bytes: int = 4  # PEFT keeps adapters in fp32 unless told to use the base's format
+    load_in_4bit: bool = False
 
     @property
-    def kind(self) -> str:
+    def device_kind(self) -> str:
         """`cpu` or `cuda`."""
         return "cuda" if self.on_cuda else "cpu"
 
 
 def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptions) -> dict[str, float]:
-    """Peak bytes by part; their sum is the peak.
+    """Return peak bytes by part; their sum is the peak.
 
     Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
-    8h for two norms in fp32; queries, keys, values and attention's answer; three widths of the MLP.
+    8h for two norms in fp32; queries, keys, values and the attention output; three widths of the MLP.
     """
     width = options.dtype_bytes
-    tokens = workload.rows * (workload.longest - workload.prefix) + workload.prefix
-    kept = shape.layers - shape.lowest
-    layer = 8 * shape.hidden + width * (2 * (shape.attention + shape.keys) + _mlp_widths(shape) * shape.mlp)
-    inputs = _adapter_inputs(shape, options)
-    activations = tokens * (kept * layer + inputs)
-    at_once = tokens * layer  # one layer's gradients live beside what is kept
-    if workload.prefix:
-        # Keys and values of the shared part are copied for each row, and repeated to the queries' width.
-        wide = 2 * shape.attention * workload.longest - 2 * shape.keys * (workload.longest - workload.prefix)
-        activations += kept * workload.rows * width * max(0.0, wide)
-    held = (activations + at_once) * _holes(options)
-    if options.recomputes:  # each layer keeps its input, and one at a time all that it computes again
-        again = tokens * (kept * width * shape.hidden + layer + inputs / max(1, kept)) + at_once
-        saved = held - again * _holes(options)
-        held -= saved if options.on_cuda else max(saved - RECOMPUTE_HOLES_BYTES, saved / 2)
-    rows = min(
-        CHUNK_ROWS, workload.rows * max(1.0, workload.learned / max(1, workload.rows * workload.batches))
-    )
-    logits = rows * shape.vocabulary * (8 + (0 if width == 4 else width))
+    logit_rows = min(CHUNK_ROWS, max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches)))
+    base = _base_bytes(shape, options)
+    loading = 0.0 if options.on_cuda or width < 4 else LOADING_SHARE * base
     return {
         "process": GPU_PROCESS_BYTES if options.on_cuda else PROCESS_BYTES,
-        "base": _base(shape, options),
-        "adapter": STATE_BYTES * shape.trainable * options.adapter_bytes / 4,
+        "base": base,
+        "adapter": STATE_BYTES * shape.trainable_parameters * options.adapter_dtype_bytes / 4,
         # Small runs need most while the base is loaded.
-        "activations": max(held, _loading(shape, options)),
-        "logits": logits,
+        "activations": max(_activation_bytes(shape, workload, options), loading),
+        "logits": logit_rows * shape.vocab_size * (8 + (0 if width == 4 else width)),
     }
 
 
-def _holes(options: ComputeOptions) -> float:
-    if options.on_cuda or not options.drops or options.recomputes:
-        return HOLES[options.kind]
-    return DROPOUT_HOLES
+def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOptions) -> float:
+    width = options.dtype_bytes
+    prefix = workload.shared_prefix
+    tokens = workload.rows * (workload.longest_row - prefix) + prefix
+    mlp = (3 if shape.has_gate else 2) * shape.mlp_width
+    layer = 8 * shape.hidden_size + width * (2 * (shape.query_width + shape.key_width) + mlp)
+    inputs = _adapter_input_bytes(shape, options)
+    kept = tokens * (shape.adapted_depth * layer + inputs)
+    if prefix:
+        # Keys and values of the shared prefix are copied for each row, and repeated to the queries' width.
+        copies = 2 * shape.query_width * workload.longest_row
+        copies -= 2 * shape.key_width * (workload.longest_row - prefix)
+        kept += shape.adapted_depth * workload.rows * width * max(0.0, copies)
+    gradients = tokens * layer  # of one layer, beside what is kept
+    fragmentation = FRAGMENTATION[options.device_kind]
+    whole = (kept + gradients) * fragmentation
+    if not options.gradient_checkpointing:
+        return whole
+    # Each layer keeps its input, and one at a time all that it computes again.
+    one_layer = layer + inputs / max(1, shape.adapted_depth)
+    inputs_kept = shape.adapted_depth * width * shape.hidden_size
+    saved = whole - (tokens * (inputs_kept + one_layer) + gradients) * fragmentation
+    return whole - (saved if options.on_cuda else max(saved - CHECKPOINTING_FRAGMENTATION_BYTES, saved / 2))
 
 
-def _loading(shape: ModelShape, options: ComputeOptions) -> float:
-    return 0.0 if options.on_cuda or options.dtype_bytes < 4 else LOADING * _base(shape, options)
-
-
-def _base(shape: ModelShape, options: ComputeOptions) -> float:
-    if not options.in_4bit:
+def _base_bytes(shape: ModelShape, options: ComputeOptions) -> float:
+    if not options.load_in_4bit:
         return shape.parameters * options.dtype_bytes
     # One layer is unpacked at a time.
-    whole = (shape.parameters - shape.packed + shape.largest) * options.dtype_bytes
-    return whole + shape.packed * PACKED_BYTES
+    unpacked = shape.parameters - shape.quantizable_parameters + shape.largest_linear
+    return unpacked * options.dtype_bytes + shape.quantizable_parameters * NF4_BYTES
 
 
-def _mlp_widths(shape: ModelShape) -> int:
-    return 3 if shape.gated else 2
-
-
-def _adapter_inputs(shape: ModelShape, options: ComputeOptions) -> float:
-    """Bytes per token that the adapted modules keep besides what their layers keep anyway."""
-    width = options.adapter_bytes
-    inner = width * sum(one.rank(shape.rank) * one.modules * _active(one.group) for one in shape.adapted)
-    if options.drops:  # every module has a dropped copy of its own, and the mask
-        return inner + 2 * width * sum(one.modules * one.group.d_in for one in shape.adapted)
+def _adapter_input_bytes(shape: ModelShape, options: ComputeOptions) -> float:
+    """Return bytes per token that adapted modules keep besides what their layers keep anyway."""
+    width = options.adapter_dtype_bytes
+    ranks = width * sum(
+        item.rank(shape.r) * item.modules * _active_experts(item.group) for item in shape.matched
+    )
+    all_inputs = sum(item.modules * item.group.d_in for item in shape.matched)
+    if options.has_dropout:  # every module keeps a dropped copy of its own, and the mask
+        return ranks + 2 * width * all_inputs
     if options.dtype_bytes < width:  # PEFT casts each module's input to fp32
-        return inner + 4 * sum(one.modules * one.group.d_in for one in shape.adapted)
-    shared: dict[tuple[str, int], int] = {}
-    for one in shape.adapted:
-        family = _input_of(one.role)
-        if family != "attention's answer":
-            for layer in one.layers:
-                shared[family, layer] = width * one.group.d_in
-    return inner + sum(shared.values())
+        return ranks + 4 * all_inputs
+    # Modules that read the same tensor keep it once.
+    shared = {
+        (_input_tensor(item.role), layer): width * item.group.d_in
+        for item in shape.matched
+        if item.role != "attn_out"  # attention keeps its own output anyway
+        for layer in item.layers
+    }
+    return ranks + sum(shared.values())
 
 
-def _input_of(role: str) -> str:
-    """Modules that read the same tensor keep it once; attention keeps its own answer anyway."""
+def _input_tensor(role: str) -> str:
     if role in ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_kv"):
         return "attention"
-    if role in ("mlp_gate", "mlp_up", "mlp_gate_up"):
-        return "mlp"
-    return "attention's answer" if role == "attn_out" else role
+    return "mlp" if role in ("mlp_gate", "mlp_up", "mlp_gate_up") else role
 
 
 # Time
@@ -238,7 +231,7 @@ def _input_of(role: str) -> str:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Seconds of the parts of a run; `total` is what a person waits for once it has started."""
+    """Seconds of the parts of a run."""
 
     training: float
     validation: float
@@ -246,51 +239,68 @@ class TimeEstimate:
     saving: float
 
     @property
-    def total(self) -> float:
-        """From loading to the saved adapter."""
-        return self.training + self.validation + self.start + self.saving
+    def computing(self) -> float:
+        """Seconds that depend on the device's speed."""
+        return self.training + self.validation
+
+    @property
+    def loading_and_saving(self) -> float:
+        """Seconds before the first and after the last step, and for checkpoints."""
+        return self.start + self.saving
 
 
 def count_operations(
-    shape: ModelShape, workload: Workload, *, recomputes: bool = False
+    shape: ModelShape, workload: Workload, *, gradient_checkpointing: bool = False
 ) -> tuple[float, float]:
-    """(of one training step, of all validations). LoRA needs 4N + 6P per token, the head its learned ones.
+    """Return the operations of one training step and of all validations.
 
-    Layers that are computed again need another 2N; those below the lowest adapted one never are.
+    N linear parameters and P trainable ones cost 4N + 6P per token: 2N forwards, 2N for gradients through the
+    frozen layers above the lowest adapted one, and 6P for the adapter (2N of 6N less than full fine-tuning,
+    Kaplan et al., arXiv 2001.08361, section 2.1). Attention adds 4 * layers * width per token and position
+    forwards, twice that backwards. Gradient checkpointing repeats the forward pass of the adapted layers.
     """
-    passes = 2 + 2 * shape.share * (1 + (1 / AGAIN_SPEED if recomputes else 0))
-    adapters = shape.trainable * (1 + RANK_FLOOR / shape.rank) / ADAPTER_SPEED
-    per_token = shape.body * passes + 6 * adapters
-    width = 4 * shape.layers * shape.attention / ATTENTION_SPEED  # per token and token looked at, forwards
-    head = shape.vocabulary * shape.hidden
-    step = workload.computed * per_token + workload.learned * 4 * head
-    step += workload.attended * width * (passes - 1)
-    held_out = workload.validated * (2 * shape.body + 2 * adapters)
-    return step, held_out + workload.validation_attended * width + workload.validation_learned * 2 * head
+    backward = shape.gradient_share
+    repeated = backward if gradient_checkpointing else 0.0
+    per_token = 2 * shape.linear_parameters * (1 + backward + repeated) + 6 * shape.trainable_parameters
+    attention = 4 * shape.num_layers * shape.query_width
+    head = 2 * shape.vocab_size * shape.hidden_size
+    step = workload.computed_tokens * per_token + workload.learned_tokens * 2 * head
+    step += workload.attention_pairs * attention * (1 + 2 * backward + repeated)
+    validation = workload.validation_tokens * 2 * (shape.linear_parameters + shape.trainable_parameters)
+    validation += workload.validation_attention_pairs * attention + workload.validation_learned_tokens * head
+    return step, validation
 
 
 def estimate_time(
     shape: ModelShape, workload: Workload, per_second: float, options: ComputeOptions
 ) -> TimeEstimate:
-    """At `per_second` operations; the calls of every layer cost their own time, whatever their size."""
-    step, held_out = count_operations(shape, workload, recomputes=options.recomputes)
-    calls = workload.batches * (shape.layers + sum(one.modules for one in shape.adapted) / 4)
-    writes = min(workload.validations, workload.steps) + 1
+    """Return the seconds of a run at `per_second` operations per second."""
+    step, validation = count_operations(
+        shape, workload, gradient_checkpointing=options.gradient_checkpointing
+    )
+    calls = workload.micro_batches * (shape.num_layers + shape.adapted_modules / 4)
+    checkpoints = min(workload.validations, workload.steps) + 1
+    checkpoint_bytes = CHECKPOINT_BYTES * shape.trainable_parameters
     return TimeEstimate(
-        training=workload.steps * (step / per_second + calls * CALL_SECONDS[options.kind]),
-        validation=held_out / per_second / FORWARD_SPEED,
-        start=START_SECONDS[options.kind] + shape.parameters * 4 / 1e9,
-        saving=1.0 + writes * (0.05 + CHECKPOINT_BYTES * shape.trainable / DISK_BYTES_PER_SECOND),
+        training=workload.steps * (step / per_second + calls * CALL_SECONDS[options.device_kind]),
+        validation=validation / per_second,
+        start=load_seconds(shape.parameters, options.device_kind),
+        saving=1.0 + checkpoints * (0.05 + checkpoint_bytes / DISK_BYTES_PER_SECOND),
     )
 
 
+def load_seconds(parameters: int, device_kind: str) -> float:
+    """Return the seconds until a new process has loaded the base model."""
+    return START_SECONDS[device_kind] + parameters * 4 / READ_BYTES_PER_SECOND
+
+
 def typical_operations_per_second(device: str, threads: int, dtype_bytes: int) -> float:
-    """A first guess for a device nobody has trained on yet."""
+    """Return the usual speed of a device on which no run has been measured yet."""
     if device.lower().startswith("cpu"):
         return threads * CPU_OPERATIONS[dtype_bytes]
     return next(speed for word, speed in GPU_OPERATIONS if word in device)
 
 
 def disk_bytes(trainable: int, adapter: int) -> int:
-    """The most that a run writes: its checkpoints beside each other, and the adapter."""
+    """Return the most that a run writes: its checkpoints beside each other, and the adapter."""
     return KEPT_CHECKPOINTS * CHECKPOINT_BYTES * trainable + adapter

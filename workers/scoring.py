@@ -1,8 +1,7 @@
-"""Seconds that scoring takes, before it starts: by arithmetic, as `workers.estimates` does for training.
+"""Seconds that an evaluation job takes, estimated before it starts as `workers.estimates` does for training.
 
-One job loads the base, and for each subject reads every test row for its loss and writes its answer, many
-rows at a time; afterwards it times a token for each adapter. What hardware and libraries add is learned by
-`workers.calibration` from jobs that have ended. Standard library only; knows no rows and no tensors.
+One job loads the base model, and for each subject reads every test row for its loss and writes its answer, in
+batches; then it times single tokens for each adapter. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from workers.estimates import FORWARD_SPEED, START_SECONDS, ModelShape
+from workers.estimates import ModelShape, load_seconds
 
-# Changes whenever the formula does: jobs forecast by other sums teach it nothing.
-FORMULA = 1
-ROWS_AT_ONCE = 16
-MOST_NEW_TOKENS = 256
-# The general text and the general questions with four answers each, read once for each subject.
+# Changes with the formula: jobs estimated by another version are not used for calibration.
+FORMULA = 2
+BATCH_ROWS = 16
+MAX_NEW_TOKENS = 256
+# The fixed general text and the general questions with four answers each, read once for each subject.
 GENERAL_TOKENS = 5_500
-# Of one layer, for one more token, however few rows there are: calls and the reading of weights.
+# One layer for one more token, however few rows there are: kernel launches and reading the weights.
 CALL_SECONDS = 1e-3
-# Two turns of so many tokens for each adapter and the base; and attaching it alone, twice.
+# Two passes over so many tokens for each adapter and the base; and attaching the adapter alone, twice.
 TIMED_TOKENS, ATTACH_SECONDS = 48, 0.5
 
 
 @dataclass(frozen=True)
 class ScoringRows:
-    """Test rows: how many, their mean tokens, whole and of the answer, and those with which all begin."""
+    """Test rows: their count, the mean tokens of a row and of its answer, and the prefix that all share."""
 
     count: int
     tokens: float
@@ -34,32 +33,36 @@ class ScoringRows:
     prefix: int = 0
 
     @property
-    def read(self) -> float:
-        """Tokens that are computed to read them once: what all begin with, once for each batch."""
-        batches = math.ceil(self.count / ROWS_AT_ONCE)
-        return self.count * (self.tokens - self.prefix) + batches * self.prefix
+    def batches(self) -> int:
+        """Number of batches."""
+        return math.ceil(self.count / BATCH_ROWS)
 
     @property
-    def written(self) -> float:
-        """Tokens that a batch writes: its longest answer, about twice the usual one, and a little more."""
-        return min(MOST_NEW_TOKENS, 2 * self.answer + 8)
+    def read_tokens(self) -> float:
+        """Tokens computed to read every row once; a shared prefix is computed once per batch."""
+        return self.count * (self.tokens - self.prefix) + self.batches * self.prefix
+
+    @property
+    def written_tokens(self) -> float:
+        """Tokens that a batch writes: its longest answer, about twice the mean, and a little more."""
+        return min(MAX_NEW_TOKENS, 2 * self.answer + 8)
 
 
 def estimate_scoring_time(
     shape: ModelShape, rows: ScoringRows, per_second: float, kind: str, *, adapters: int, with_base: bool
 ) -> float:
-    """One job that scores so many adapters, and the base where nobody has yet; `kind` is `cpu` or `cuda`."""
-    speed = per_second * FORWARD_SPEED
-    head = shape.vocabulary * shape.hidden
+    """Return the seconds of one job for these adapters, and for the base model if it has no scores yet.
+
+    A forward pass costs 2N operations per token, and the head only at learned positions. `kind`: `cpu` or
+    `cuda`.
+    """
+    head = shape.vocab_size * shape.hidden_size
     learned = rows.count * rows.answer
     # Once for the loss, and once without the answer to begin writing one.
-    read = 2 * rows.read - learned + GENERAL_TOKENS
-    batches = math.ceil(rows.count / ROWS_AT_ONCE)
-    write = batches * rows.written
-    calls = shape.layers * CALL_SECONDS
-    one = 2 * (read * shape.body + learned * head) / speed + write * (
-        2 * min(rows.count, ROWS_AT_ONCE) * (shape.body + head) / speed + calls
-    )
-    timed = (adapters + 1) * TIMED_TOKENS * (2 * (shape.body + head) / speed + calls)
-    start = START_SECONDS[kind] + shape.parameters * 4 / 1e9
-    return start + (adapters + with_base) * one + timed + 2 * adapters * ATTACH_SECONDS
+    read = 2 * rows.read_tokens - learned + GENERAL_TOKENS
+    calls = shape.num_layers * CALL_SECONDS
+    token = 2 * (shape.linear_parameters + head) / per_second
+    subject = 2 * (read * shape.linear_parameters + learned * head) / per_second
+    subject += rows.batches * rows.written_tokens * (min(rows.count, BATCH_ROWS) * token + calls)
+    timing = (adapters + 1) * TIMED_TOKENS * (token + calls) + 2 * adapters * ATTACH_SECONDS
+    return load_seconds(shape.parameters, kind) + (adapters + with_base) * subject + timing

@@ -1,13 +1,13 @@
-"""How much a run computes: tokens, padding, learned positions and steps, from the lengths of its rows.
+"""Tokens, padding, learned positions and steps of a run, from the lengths of its rows.
 
-Follows the engine: the longest rows of a step are cut into micro-batches first, and rows that
-begin alike compute that part once. Standard library only; knows no model, no device and no tensors.
+Follows the engine: rows of a step are sorted by length before they are cut into micro-batches, and a shared
+prefix is computed once. Standard library only; knows no model and no device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,37 +23,42 @@ VALIDATIONS_PER_RUN = 10
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of a dataset's rows: percentiles 0..100 of whole rows and of where their answers end."""
+    """Token lengths of a dataset's rows: percentiles 0 to 100 of whole rows and of the ends of answers."""
 
     rows: int
     lengths: tuple[float, ...]
     ends: tuple[float, ...]
-    learned: float
-    prefix: int = 0
+    learned: float  # tokens of the mean answer
+    prefix: int = 0  # tokens that all rows begin with
 
     @classmethod
     def from_report(cls, report: dict[str, Any], rows: int) -> RowLengths | None:
-        """From what the import measured; versions imported earlier have a histogram alone."""
-        if not report.get("rows") or not rows:
+        """Return the lengths that an import measured; None where it measured none."""
+        if not report.get("quantiles") or not rows:
             return None
-        lengths = tuple(report.get("quantiles") or _percentiles(report))
         return cls(
             rows=rows,
-            lengths=lengths,
-            ends=tuple(report.get("answer_ends") or lengths),
-            learned=float(report.get("learned_mean") or lengths[50] / 4),
-            prefix=int(report.get("shared_prefix") or 0),
+            lengths=tuple(report["quantiles"]),
+            ends=tuple(report["answer_ends"]),
+            learned=float(report["learned_mean"]),
+            prefix=int(report["shared_prefix"]),
         )
 
+    @classmethod
+    def full(cls, rows: int, max_length: int) -> RowLengths:
+        """Return rows that all fill the maximum length, a quarter of it learned."""
+        length = float(max_length)
+        return cls(rows, (length, length), (length, length), max(1.0, length / 4))
+
     def quantile(self, share: float) -> float:
-        """The length that `share` of the rows do not exceed."""
+        """Return the length that `share` of the rows do not exceed."""
         place = min(max(share, 0.0), 1.0) * (len(self.lengths) - 1)
         low = math.floor(place)
         high = min(low + 1, len(self.lengths) - 1)
         return self.lengths[low] + (self.lengths[high] - self.lengths[low]) * (place - low)
 
-    def kept(self, max_length: int) -> RowLengths | None:
-        """The rows as they are learned from: cut, and without those that lose their whole answer."""
+    def truncated(self, max_length: int) -> RowLengths | None:
+        """Return the rows cut to `max_length`, without those that lose their whole answer; None if all do."""
         pairs = [
             (min(length, max_length), min(end, max_length))
             for length, end in zip(self.lengths, self.ends, strict=True)
@@ -61,102 +66,81 @@ class RowLengths:
         ]
         if not pairs:
             return None
-        whole = [min(max_length - (end - self.learned), self.learned) for end in self.ends]
+        learned = [min(max_length - (end - self.learned), self.learned) for end in self.ends]
         return RowLengths(
             rows=max(1, round(self.rows * len(pairs) / len(self.lengths))),
             lengths=tuple(length for length, _end in pairs),
             ends=tuple(end for _length, end in pairs),
-            learned=_mean([tokens for tokens in whole if tokens > 0]),
+            learned=statistics.fmean([tokens for tokens in learned if tokens > 0]),
             prefix=min(self.prefix, max_length - 1),
         )
 
-    def cut(self, max_length: int) -> float:
-        """Share of the rows whose answer ends behind `max_length`."""
+    def cut_share(self, max_length: int) -> float:
+        """Return the share of the rows whose answer ends behind `max_length`."""
         last = len(self.ends) - 1
-        beyond = [place for place, end in enumerate(self.ends) if end > max_length]
-        if not beyond:
+        first = next((place for place, end in enumerate(self.ends) if end > max_length), None)
+        if first is None:
             return 0.0
-        first = beyond[0]
         if first == 0:
             return 1.0
         low, high = self.ends[first - 1], self.ends[first]
         return (last - first + (high - max_length) / (high - low)) / last
 
 
-def _percentiles(report: dict[str, Any]) -> list[float]:
-    """Percentiles read off a histogram, evenly spread within each bin."""
-    histogram = report["histogram"]
-    edges = [0, *(edge if edge is not None else report["max"] for edge in histogram["up_to"])]
-    points, seen = [(0.0, 1.0)], 0
-    for place, count in enumerate(histogram["rows"]):
-        if count:
-            seen += count
-            points.append((seen / report["rows"], float(min(edges[place + 1], report["max"]))))
-    found = []
-    for hundredth in range(101):
-        share = hundredth / 100
-        after = next((place for place, point in enumerate(points) if point[0] >= share), len(points) - 1)
-        (x0, y0), (x1, y1) = points[max(0, after - 1)], points[after]
-        found.append(y1 if x1 == x0 else y0 + (y1 - y0) * (share - x0) / (x1 - x0))
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 @dataclass(frozen=True)
 class Workload:
-    """What one run asks of a device: counts of tokens, of steps and of calls, before any speed is known."""
+    """Counts of tokens, steps and micro-batches of one run, before any speed is known."""
 
     steps: int
-    batches: int  # micro-batches of one step
-    rows: int  # of a micro-batch
-    longest: float  # the longest row that the run is likely to draw
-    prefix: int  # tokens that are computed once for all rows of a micro-batch
-    computed: float  # tokens that one step computes, padding included
-    attended: float  # of those, times the tokens that each looks at on average
-    learned: float  # learned tokens of one step
-    seen: float  # tokens of the whole run, padding left out
-    validated: float  # held-out tokens that are computed over the whole run
-    validation_attended: float
-    validation_learned: float
+    micro_batches: int  # per step
+    rows: int  # per micro-batch
+    longest_row: float  # tokens of the longest row that the run is likely to draw
+    shared_prefix: int  # tokens that are computed once for all rows of a micro-batch
+    computed_tokens: float  # per step, padding included
+    attention_pairs: float  # per step: each computed token times the positions it attends to
+    learned_tokens: float  # per step
+    total_tokens: float  # of the whole run, without padding
+    validation_tokens: float  # of the whole run
+    validation_attention_pairs: float
+    validation_learned_tokens: float
     validations: int
 
 
 def estimate_workload(
-    rows: RowLengths, learn: Hyperparameters, *, shares: bool, validation_rows: int = 0
+    rows: RowLengths, learn: Hyperparameters, *, shares_prefix: bool, validation_rows: int = 0
 ) -> Workload:
-    """What these settings ask for on rows that `RowLengths.kept` has cut.
+    """Return the workload of a run on rows that `RowLengths.truncated` has cut.
 
-    `shares`: whether this model type lets rows share a prefix; `validation_rows`: held-out rows there are.
+    `shares_prefix`: whether this model type lets rows share a prefix; `validation_rows`: rows of that split.
     """
     steps = learn.total_steps(rows.rows)
     batch = min(learn.per_device_train_batch_size, rows.rows)
     drawn = min(learn.rows_per_step, rows.rows)
-    batches = -(-drawn // batch)
-    alike = shares and learn.lora_dropout == 0 and batch > 1 and rows.prefix >= SHORTEST_PREFIX
-    prefix = rows.prefix if alike else 0
+    micro_batches = -(-drawn // batch)
+    is_shared = shares_prefix and learn.lora_dropout == 0 and batch > 1 and rows.prefix >= SHORTEST_PREFIX
+    prefix = rows.prefix if is_shared else 0
     # Sorted by length, the longest row of each micro-batch is an order statistic of the rows drawn.
-    tops = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(batches)]
-    whole = [(batch * (top - prefix) + prefix, (top + prefix) / 2) for top in tops]
+    longest = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(micro_batches)]
+    computed = [batch * (length - prefix) + prefix for length in longest]
     every = max(1, round(steps / VALIDATIONS_PER_RUN))
     validations = (steps // every + 1 + bool(steps % every)) if validation_rows else 0
-    held_out = min(VALIDATION_ROWS, validation_rows)
-    mean = _mean(rows.lengths)
-    padded = held_out * (mean - prefix) + prefix
+    validated_rows = min(VALIDATION_ROWS, validation_rows)
+    mean = statistics.fmean(rows.lengths)
+    validation_tokens = validations * (validated_rows * (mean - prefix) + prefix)
     return Workload(
         steps=steps,
-        batches=batches,
+        micro_batches=micro_batches,
         rows=batch,
-        longest=rows.quantile(steps * drawn / (steps * drawn + 1)),
-        prefix=prefix,
-        computed=sum(tokens for tokens, _looked_at in whole),
-        attended=sum(tokens * looked_at for tokens, looked_at in whole),
-        learned=drawn * rows.learned,
-        seen=steps * drawn * mean,
-        validated=validations * padded,
-        validation_attended=validations * padded * mean / 2,
-        validation_learned=validations * held_out * rows.learned,
+        longest_row=rows.quantile(steps * drawn / (steps * drawn + 1)),
+        shared_prefix=prefix,
+        computed_tokens=sum(computed),
+        attention_pairs=sum(
+            tokens * (length + prefix) / 2 for tokens, length in zip(computed, longest, strict=True)
+        ),
+        learned_tokens=drawn * rows.learned,
+        total_tokens=steps * drawn * mean,
+        validation_tokens=validation_tokens,
+        validation_attention_pairs=validation_tokens * mean / 2,
+        validation_learned_tokens=validations * validated_rows * rows.learned,
         validations=validations,
     )

@@ -1,4 +1,4 @@
-"""What a run would need and how long it would take, without starting it."""
+"""The forecast of a run, without starting it."""
 
 from ninja import Router
 
@@ -9,6 +9,7 @@ from dashboard.api.refusals import WRITING
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.training_runs import Forecast, RunIn
 from dashboard.models import TrainingRun
+from dashboard.models.forecast import forecast_run
 from dashboard.models.training_run import require_packing
 from workers.hyperparameters import hyperparameters_from
 
@@ -17,7 +18,7 @@ router = Router()
 
 @router.post("", response={200: Forecast, **WRITING})
 def create(request: Call, payload: RunIn) -> dict[str, object]:
-    """The forecast of the run that the same body would start. Nothing is started or kept."""
+    """Return the forecast of the run that the same body would start. Nothing is started or stored."""
     config = config_of(request, payload.target_module_config)
     run = TrainingRun(
         project=request.auth.project,
@@ -31,5 +32,4 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     # Nothing starts, so nothing has to be confirmed yet.
     run.freeze(learn, confirmed=True)
     require_packing(learn)
-    found: dict[str, object] = run.forecast
-    return found
+    return forecast_run(run)

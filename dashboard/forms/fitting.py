@@ -110,7 +110,7 @@ def _layers_twice(learn: Hyperparameters) -> Iterator[Option]:
 def _base_in_4bit(
     forecaster: RunForecaster, resolution: Resolution, learn: Hyperparameters
 ) -> Iterator[Option]:
-    able = forecaster.packing and not resolution.has_experts and learn.autocast_adapter_dtype
+    able = forecaster.quantizing_devices and not resolution.has_experts and learn.autocast_adapter_dtype
     if able and not learn.load_in_4bit:
         label = _("Keep the base model in 4 bits")
         effect = _("It answers a little differently, and the adapter learns on that.")
@@ -134,7 +134,7 @@ def _shorter_rows(
         if alone:
             times = learn.gradient_accumulation_steps
             values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
-        cut = forecaster.cut(length)
+        cut = forecaster.count_cut_rows(length)
         if cut is None:
             effect = _("Longer rows lose their end.")
         elif cut:

@@ -103,7 +103,7 @@ def _shorter_rows(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
     length = learn.max_length // 2
     if length < LIMITS["max_length"][0]:
         return None
-    cut = RunForecaster(run.base_model, run.dataset_version, (), []).cut(length)
+    cut = RunForecaster(run.base_model, run.dataset_version).count_cut_rows(length)
     rows = run.dataset_version.splits.get("train", 0)
     if cut is None or not rows:
         effect = _("Needs less memory and time. Longer rows lose their end.")

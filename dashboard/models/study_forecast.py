@@ -1,6 +1,6 @@
-"""What a study's plan would take: training and scoring, on the device that suits it. Makes no row.
+"""Time of a study: training and scoring, on the device that suits it.
 
-One answer for the form, the start and whatever comes later.
+The form, the start and later additions use the same forecast. Writes no rows.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dashboard.models import scoring
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.evaluation import adapter_evaluation
-from dashboard.models.forecast import Forecast, Range, RunForecaster, expected_seconds
+from dashboard.models.forecast import Forecast, Range, RunForecaster, device_kind, expected_seconds
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.study_plan import ArmPlan, halvings, jobs_of, passes, trains_alone
+from workers.estimates import load_seconds
 
 if TYPE_CHECKING:
     from dashboard.models.study import Study
@@ -27,7 +28,7 @@ ENDS = ("low", "expected", "high")
 
 @dataclass(frozen=True)
 class PlanForecast:
-    """Seconds with their range. `promised` are those of training where each run loads for itself."""
+    """Seconds of a study's plan with their range. `promised` counts loading the base model for every run."""
 
     arms: tuple[Forecast, ...]
     alone: tuple[str, ...]  # arms each of whose runs trains in a job of its own
@@ -39,7 +40,7 @@ class PlanForecast:
 
     @property
     def charge(self) -> float:
-        """What a budget is asked for: each run with loading of its own, and the scoring."""
+        """Seconds that the compute budget is charged: `promised` and the scoring."""
         return self.promised + self.scoring["expected"]
 
     @property
@@ -48,14 +49,14 @@ class PlanForecast:
         return {name: self.training[name] + self.scoring[name] for name in ENDS}
 
     def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:
-        """What a study keeps, with what has come to it."""
+        """Return the study's stored forecast plus this one."""
         return {
             part: {name: value + kept.get(part, {}).get(name, 0.0) for name, value in span.items()}
             for part, span in self.to_dict().items()
         }
 
     def to_dict(self) -> dict[str, Range]:
-        """What a study keeps of it."""
+        """Return what a study stores of it."""
         return {"training": self.training, "scoring": self.scoring}
 
 
@@ -69,20 +70,26 @@ def plan_forecast(
     test_rows: int,
     with_base: bool = True,
 ) -> PlanForecast:
-    """The arms one after the other, less the loading that they share. May raise TargetError.
+    """Return the time of all arms, one after the other, less the loading that they share.
 
-    On a CPU they take turns, and what a GPU gains by computing them at once is not counted on.
+    What a GPU gains by computing arms at once is not counted. Raises TargetError.
     """
     forecaster = RunForecaster.load(base_model, version)
     tried = rates if rates > 1 else 0
-    found = tuple(forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms)
+    forecasts = tuple(
+        forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms
+    )
     apart = [arm for arm in arms if trains_alone(arm, base_model)]
     trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
     jobs = jobs_of(len(arms), len(apart), seeds, tried)
-    saved = _loading(forecaster, arms[0]) * (len(arms) * seeds + trials - jobs)
-    whole = {name: passes(seeds, tried) * sum(one.main.seconds[name] for one in found) for name in ENDS}
+    loading = load_seconds(forecaster.census.parameters, device_kind(forecaster.devices[0][0]))
+    saved = loading * (len(arms) * seeds + trials - jobs)
+    whole = {
+        name: passes(seeds, tried) * sum(forecast.main.seconds[name] for forecast in forecasts)
+        for name in ENDS
+    }
     return PlanForecast(
-        arms=found,
+        arms=forecasts,
         alone=tuple(arm.name for arm in apart),
         trials=trials,
         promised=whole["expected"],
@@ -101,33 +108,21 @@ def _scoring(
     *,
     with_base: bool,
 ) -> Range:
-    """One job for each seed and for each arm that shares no base; the base once."""
-    there = int(forecaster.version.splits.get("test", 0)) if forecaster.version else 0
-    if not there:
+    """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
+    available = int(forecaster.version.splits.get("test", 0)) if forecaster.version else 0
+    if not available:
         return dict.fromkeys(ENDS, 0.0)
-    rows = scoring.scoring_rows(forecaster, min(there, test_rows), arms[0].hyperparameters.max_length)
+    rows = scoring.scoring_rows(forecaster, min(available, test_rows), arms[0].hyperparameters.max_length)
     shared = len(arms) - apart
     each = [shared] * bool(shared) + [1] * apart
     jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
     return scoring.forecast_scoring(forecaster, rows, jobs)
 
 
-def _loading(forecaster: RunForecaster, arm: ArmPlan) -> float:
-    """Seconds until a run on its own has loaded its base."""
-    learn = arm.hyperparameters
-    shape = forecaster.shape(arm.config.resolve(forecaster.base_model), learn)
-    device = forecaster.nodes[0][0]
-    workload = forecaster.workload(forecaster.rows(learn), learn)
-    return forecaster.estimate(device, forecaster.dtype_on(device), 1, shape, workload, learn).seconds.start
-
-
-# Of a study that is there
-
-
 def forecast_of(
     study: Study, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
 ) -> PlanForecast:
-    """What these arms take with so many seeds, the search for learning rates and the scoring included."""
+    """Return the time of these arms with so many seeds, the learning-rate search and the scoring included."""
     return plan_forecast(
         study.base_model,
         study.dataset_version,
@@ -140,12 +135,12 @@ def forecast_of(
 
 
 def seconds_queued(study: Study) -> float:
-    """What the forecasts of all its runs hold, ended ones included."""
+    """Return the expected seconds of all its runs, ended ones included."""
     return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
 
 
 def training_to_come(study: Study) -> float:
-    """What runs that may still be queued take, at most. May raise SpecError or TargetError."""
+    """Return the most seconds that runs yet to be queued take. Raises SpecError or TargetError."""
     return sum(_to_come(study, arm) for arm in study.arms.all())
 
 
@@ -159,15 +154,15 @@ def _to_come(study: Study, arm: StudyArm) -> float:
 
 
 def scoring_forecast(study: Study) -> float:
-    """Seconds that the scoring of all its adapters is expected to take."""
+    """Return the expected seconds to score all its adapters."""
     return float(study.forecast.get("scoring", {}).get("expected", 0.0))
 
 
 def scoring_to_come(study: Study) -> float:
-    """What the forecast of scoring holds for runs that have no scores yet."""
+    """Return the expected seconds to score the runs that have no scores yet."""
     planned = len(study.seeds) * len(study.arms.all())
-    # Those of an arm that was lost in its search are never queued.
+    # An arm whose search failed queues no runs.
     queued = [run for arm in study.arms.all() for run in arm.runs.all() if run.rung is None]
-    found = map(adapter_evaluation, queued)
-    scored = sum(one is not None and one.state in TERMINAL for one in found)
+    evaluations = map(adapter_evaluation, queued)
+    scored = sum(evaluation is not None and evaluation.state in TERMINAL for evaluation in evaluations)
     return scoring_forecast(study) * max(0, (len(queued) or planned) - scored) / max(1, planned)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashboard.models.adapter import Adapter, AdapterQuerySet
 from dashboard.models.evaluation import Evaluation
+from dashboard.models.forecast import forecast_run
 from dashboard.models.job import Job
 from dashboard.models.study_arm import StudyArm
 from dashboard.models.training_run import TrainingRun
@@ -75,6 +76,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
             rung=rung,
         )
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
+        run.forecast = forecast_run(run)
         runs.append(run)
     for place, batch in enumerate(batches(runs, [run.shares_no_base for run in runs])):
         job = Job.objects.submit(

@@ -14,11 +14,10 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import RunForecaster, expected_seconds, record_calibration
+from dashboard.models.forecast import expected_seconds, forecast_run, record_calibration
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
-from dashboard.models.queue import estimate_next_start
 from dashboard.models.resuming import resume_run
 from dashboard.models.target_module_config import TargetModuleConfig
 from dashboard.models.worker_node import NO_4BIT_WORKER, WorkerNode
@@ -102,6 +101,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             target_module_config=target_module_config,
         )
         run.freeze(hyperparameters, confirmed=confirmed)
+        run.forecast = forecast_run(run)
         require_packing(hyperparameters)
         with transaction.atomic():
             run.job = Job.objects.submit(
@@ -195,7 +195,7 @@ class TrainingRun(models.Model):
         return f"{version.dataset.name} {config.name}"[:120]
 
     def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
-        """Check that the pieces fit, and build the spec and the forecast from them.
+        """Check that the pieces fit, and build the spec from them.
 
         `confirmed`: whoever starts the run has accepted what the resolution wants accepted.
         """
@@ -226,11 +226,6 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
-        start = estimate_next_start(Job.Queue.GPU, self.project)
-        forecaster = RunForecaster.load(self.base_model, self.dataset_version)
-        self.forecast = forecaster.forecast(
-            resolution, hyperparameters, start.at if start else None
-        ).to_dict()
 
     @property
     def state(self) -> str:

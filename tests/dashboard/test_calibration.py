@@ -61,12 +61,12 @@ def forecast(run: TrainingRun, learn: Hyperparameters = LEARN) -> Any:
     return forecaster.forecast(run.target_module_config.resolve(run.base_model), learn)
 
 
-def test_a_run_keeps_what_it_was_told(run: TrainingRun) -> None:
-    told = TrainingRun.objects.get(pk=run.pk).forecast
-    assert set(told) == {
+def test_a_run_stores_its_forecast(run: TrainingRun) -> None:
+    forecast_ = TrainingRun.objects.get(pk=run.pk).forecast
+    assert set(forecast_) == {
         "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "rows_cut", "starts_at",
     }  # fmt: skip
-    for span in (told["peak_memory_bytes"], told["seconds"]):
+    for span in (forecast_["peak_memory_bytes"], forecast_["seconds"]):
         assert span["low"] < span["expected"] < span["high"]
 
 
@@ -86,7 +86,7 @@ def test_a_device_that_is_too_small_says_so(run: TrainingRun, node: WorkerNode) 
     assert forecast(run).main.fit == "too_large"
 
 
-def test_without_a_node_it_reckons_for_a_processor_of_unknown_size(run: TrainingRun) -> None:
+def test_without_a_node_the_device_is_a_processor_of_unknown_size(run: TrainingRun) -> None:
     found = forecast(run).main
     assert (found.device, found.fit, found.is_rough) == ("CPU", "", True)
 
@@ -125,7 +125,7 @@ def test_runs_that_ended_correct_the_next_forecast(
     assert before.is_rough
     assert not after.is_rough
     assert after.peak_memory_bytes["expected"] == pytest.approx(900_000_000, rel=0.05)
-    assert after.seconds["expected"] == pytest.approx(20.0, rel=0.15)
+    assert after.seconds["expected"] == pytest.approx(20.0, rel=0.25)
     assert after.seconds["high"] / after.seconds["low"] < before.seconds["high"] / before.seconds["low"]
 
 

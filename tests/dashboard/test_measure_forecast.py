@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from dashboard.management.commands import measure_forecast
-from dashboard.management.commands.measure_forecast import Measured, checked, drawn
+from dashboard.management.commands.measure_forecast import Measurement, cross_validate, draw_settings
 from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS
 
@@ -27,9 +27,9 @@ class FakeBench:
 
     def __init__(self, _folder: Path, _dtype: str) -> None: ...
 
-    def measure(self, slug: str, learn: Hyperparameters) -> Measured:
+    def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
         """As the formula, by the factors above."""
-        return Measured(slug, learn, "30 modules", 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
+        return Measurement(slug, learn, 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def measure(*options: str) -> str:
 
 
 def test_settings_are_drawn_anew_and_a_seed_repeats_them() -> None:
-    first, again, other = (list(itertools.islice(drawn(seed), 18)) for seed in (1, 1, 2))
+    first, again, other = (list(itertools.islice(draw_settings(seed), 18)) for seed in (1, 1, 2))
     assert first == again
     assert not set(first) & set(other)
     assert len(set(first)) == 18
@@ -54,7 +54,7 @@ def test_settings_are_drawn_anew_and_a_seed_repeats_them() -> None:
 
 
 def test_settings_reach_over_ranks_batches_lengths_and_ways() -> None:
-    found = [learn for _slug, learn in itertools.islice(drawn(3), 200)]
+    found = [learn for _slug, learn in itertools.islice(draw_settings(3), 200)]
     for name in ("r", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
         assert len({getattr(learn, name) for learn in found}) >= 3, name
     assert 0 < sum(learn.gradient_checkpointing for learn in found) < 100
@@ -66,10 +66,10 @@ def test_settings_reach_over_ranks_batches_lengths_and_ways() -> None:
 
 
 def test_no_setting_is_predicted_from_itself() -> None:
-    slug, learn = next(drawn(1))
-    usual = Measured(slug, learn, "30 modules", 1e9, 10.0, 1e9, 10.0)
+    slug, learn = next(draw_settings(1))
+    usual = Measurement(slug, learn, 1e9, 10.0, 1e9, 10.0)
     odd = dataclasses.replace(usual, bytes=3e9, seconds=30.0)
-    results = checked([usual] * 1 + [dataclasses.replace(usual) for _time in range(6)] + [odd])
+    results = cross_validate([usual] * 1 + [dataclasses.replace(usual) for _time in range(6)] + [odd])
     assert results[-1].memory_error == pytest.approx(1 / 3 - 1, abs=0.02)
     assert results[-1].time_error == pytest.approx(1 / 3 - 1, abs=0.02)
 
@@ -82,8 +82,8 @@ def test_it_prints_a_line_per_setting_and_how_many_were_near_enough(bench: type[
     lines = said.split(head)[1].strip().splitlines()[:6]
     assert all("/ 1.10" in line and "/ 26.6" in line for line in lines)
     assert [line.split()[0] for line in lines] == list(PRESETS)
-    assert "Memory: 6 of 6 within 15%, worst -" in said
-    assert "Time: 6 of 6 within 25%, worst -" in said
+    assert "Memory: 6 of 6 within 15%, worst +0.0%" in said
+    assert "Time: 6 of 6 within 25%, worst +0.0%" in said
 
 
 def test_it_fails_when_a_forecast_is_beyond_its_goal(

@@ -140,9 +140,9 @@ def test_it_shows_its_own_record(
     assert "Predicted by formulas alone" in ask(client, ed, dataset, base_model).content.decode()
     for off in (0.9, 1.05):
         Calibration.objects.create(
-            base_model=base_model, device="CPU", dtype="float32", setting="2 modules", formula=FORMULA,
-            estimated_memory_bytes=10**9, estimated_training_seconds=10, estimated_validation_seconds=0,
-            estimated_other_seconds=5, expected_memory_bytes=10**9, expected_seconds=20,
+            base_model=base_model, device="CPU", dtype="float32", formula=FORMULA,
+            estimated_memory_bytes=10**9, estimated_training_seconds=10,
+            expected_memory_bytes=10**9, expected_seconds=20,
             memory_bytes=round(off * 10**9), training_seconds=10, seconds=off * 20,
         )  # fmt: skip
     page = ask(client, ed, dataset, base_model).content.decode()
@@ -188,9 +188,9 @@ def test_an_adapter_in_the_bases_format_is_half_as_large_where_that_is_bfloat16(
     resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
     learn = Hyperparameters(r=4, autocast_adapter_dtype=False)
     for device in ("NVIDIA H100", "CPU, 2 cores"):
-        forecaster = RunForecaster(base_model, dataset.newest_ready(), ((device, 0),), [])
+        forecaster = RunForecaster(base_model, dataset.newest_ready(), ((device, 0),))
         usual = forecaster.forecast(resolution, Hyperparameters(r=4))
-        expected = usual.half_adapter_bytes if "H100" in device else usual.adapter_bytes
+        expected = usual.bf16_adapter_bytes if "H100" in device else usual.adapter_bytes
         assert forecaster.forecast(resolution, learn).adapter_bytes == expected
 
 

@@ -67,7 +67,8 @@ def test_a_stopped_run_has_proposals_and_a_working_one_has_none(run: TrainingRun
 )
 def test_shorter_rows_say_how_many_answers_they_cut(run: TrainingRun, longest: int, words: str) -> None:
     version = run.dataset_version
-    lengths = {"rows": 16, "quantiles": [longest * place / 100 for place in range(101)]}
+    ends = [longest * place / 100 for place in range(101)]
+    lengths = {"quantiles": ends, "answer_ends": ends, "learned_mean": longest / 8, "shared_prefix": 0}
     version.report = {**version.report, "token_lengths": lengths}
     version.save()
     shorter = retries(failed(run, "out_of_memory"))[-1]

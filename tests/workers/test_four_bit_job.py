@@ -58,5 +58,5 @@ def test_it_trains_publishes_and_scores_in_4_bits(
     assert record["spec"]["hyperparameters"]["load_in_4bit"] is True
     client.force_login(ed)
     assert b"trained and scored on it in 4 bits" in client.get(packed.adapter.get_absolute_url()).content
-    settings = set(Calibration.objects.values_list("setting", flat=True))
-    assert settings == {"2 modules, base in 4 bits", "2 modules"}
+    estimates = Calibration.objects.in_bulk(field_name="run")
+    assert estimates[packed.pk].estimated_memory_bytes < estimates[whole.pk].estimated_memory_bytes

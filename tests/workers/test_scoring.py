@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import tiny_census
 from workers.census import Census
 from workers.estimates import ModelShape, model_shape
-from workers.scoring import MOST_NEW_TOKENS, ScoringRows, estimate_scoring_time
+from workers.scoring import MAX_NEW_TOKENS, ScoringRows, estimate_scoring_time
 
 ROWS = ScoringRows(count=200, tokens=60.0, answer=10.0)
 SPEED = 1e11
@@ -20,7 +20,12 @@ def small() -> ModelShape:
     """A model of 135 million parameters in 30 layers."""
     tiny = model_shape(Census.from_dict(tiny_census()), (), 1, 0)
     return dataclasses.replace(
-        tiny, parameters=135_000_000, hidden=576, layers=30, vocabulary=49_152, body=106_000_000
+        tiny,
+        parameters=135_000_000,
+        hidden_size=576,
+        num_layers=30,
+        vocab_size=49_152,
+        linear_parameters=106_000_000,
     )
 
 
@@ -45,12 +50,12 @@ def test_twice_the_rows_take_twice_as_long_besides_what_is_fixed(small: ModelSha
 def test_longer_answers_take_longer_until_none_is_written_any_longer(small: ModelShape) -> None:
     times = [job(small, ScoringRows(200, 400.0, answer)) for answer in (10.0, 50.0, 120.0)]
     assert times == sorted(times)
-    assert ScoringRows(1, 900.0, 500.0).written == MOST_NEW_TOKENS
+    assert ScoringRows(1, 900.0, 500.0).written_tokens == MAX_NEW_TOKENS
 
 
 def test_what_all_rows_begin_with_is_read_once_for_each_batch(small: ModelShape) -> None:
     alike = dataclasses.replace(ROWS, prefix=40)
-    assert alike.read == 200 * 20 + 13 * 40
+    assert alike.read_tokens == 200 * 20 + 13 * 40
     assert job(small, alike) < job(small)
 
 

@@ -1,9 +1,8 @@
-"""`manage.py measure_forecast`: trains a few steps under many settings and prints predicted against measured.
+"""`manage.py measure_forecast`: train a few steps under many settings and print predicted against measured.
 
-The settings are drawn anew each time, so that no formula can have been fitted to them; `--seed` repeats a
-draw. Each one is predicted from all the others (leave one out), as an installation would that has run them,
-and never from itself. Time is the engine's processor time, so that other work on the machine hardly counts.
-Needs the bundled base model, no database and no broker; takes minutes.
+Settings are drawn at random, so that no formula can have been fitted to them; `--seed` repeats a draw. Each
+one is predicted from all the others (leave one out). Time is the engine's processor time, so that other work
+on the machine hardly counts. Needs the bundled base model, no database and no broker; takes minutes.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from dashboard.models.dataset import SAMPLE_FILE
-from dashboard.models.forecast import setting_of
-from workers import estimates
-from workers.calibration import MEMORY, TIME, Observation, Prior, correction
+from dashboard.models.forecast import estimate_run
+from workers.calibration import MEMORY, TIME, correct
 from workers.census import Census
+from workers.estimates import model_shape
 from workers.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
 from workers.forecast import adapter_params
 from workers.hyperparameters import Hyperparameters
@@ -40,62 +39,61 @@ from workers.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec
 from workers.targets import Resolution, target_spec
 from workers.workload import PREFIX_TYPES, RowLengths, estimate_workload
 
-GOAL_MEMORY, GOAL_TIME = 0.15, 0.25
-FEWEST = 3  # of one setting alone nothing can be predicted, and of two little
-# What is drawn from. Rows that all draws of a setting see together: few would often miss the long ones.
+GOAL_MEMORY, GOAL_TIME = MEMORY.measured - 1, TIME.measured - 1  # 15 % and 25 %
+MIN_SETTINGS = 3
+# Values that settings are drawn from. Each setting sees ROWS rows in all: fewer would often miss long ones.
 RANKS = (4, 8, 16, 32, 64, 128)
 LENGTHS = (96, 128, 192, 256, 320, 384, 448, 512)
 BATCHES = (2, 3, 4, 6, 8, 12, 16)
 ACCUMULATIONS = (1, 1, 2, 4)
-MOST_AT_ONCE = 2048  # tokens of a micro-batch, padding included
-MOST_PER_STEP = 16
+MAX_TOKENS = 2048  # tokens of a micro-batch, padding included
+MAX_ROWS_PER_STEP = 16
 ROWS = 32
-DROPS, AGAIN = 1 / 6, 1 / 6
+DROPOUT_SHARE = CHECKPOINTING_SHARE = 1 / 6
 
 
-def drawn(seed: int) -> Iterator[tuple[str, Hyperparameters]]:
-    """Settings without end, no two alike: the presets in turn, all else by the dice."""
-    dice = random.Random(seed)  # noqa: S311 - a draw that can be repeated
+def draw_settings(seed: int) -> Iterator[tuple[str, Hyperparameters]]:
+    """Yield settings without end, no two alike: the presets in turn, everything else at random."""
+    generator = random.Random(seed)  # noqa: S311 - a draw that can be repeated
     seen = set()
     for place in count():
         slug = list(PRESETS)[place % len(PRESETS)]
         learn = None
         while learn is None or (slug, learn) in seen:
-            learn = _draw(dice)
+            learn = _draw(generator)
         seen.add((slug, learn))
         yield slug, learn
 
 
-def _draw(dice: random.Random) -> Hyperparameters:
-    max_length = dice.choice(LENGTHS)
-    batch = dice.choice([one for one in BATCHES if one * max_length <= MOST_AT_ONCE])
-    times = dice.choice([one for one in ACCUMULATIONS if one * batch <= MOST_PER_STEP])
+def _draw(generator: random.Random) -> Hyperparameters:
+    max_length = generator.choice(LENGTHS)
+    batch = generator.choice([one for one in BATCHES if one * max_length <= MAX_TOKENS])
+    times = generator.choice([one for one in ACCUMULATIONS if one * batch <= MAX_ROWS_PER_STEP])
     return Hyperparameters(
-        r=dice.choice(RANKS),
-        lora_dropout=0.1 if dice.random() < DROPS else 0.0,
+        r=generator.choice(RANKS),
+        lora_dropout=0.1 if generator.random() < DROPOUT_SHARE else 0.0,
         max_steps=max(2, round(ROWS / (batch * times))),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=times,
         max_length=max_length,
-        gradient_checkpointing=dice.random() < AGAIN,
+        gradient_checkpointing=generator.random() < CHECKPOINTING_SHARE,
     )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One setting: estimated by formula and measured."""
+class Measurement:
+    """Estimate and measurement of one setting."""
 
     preset: str
     learn: Hyperparameters
-    setting: str  # what it has in common with others, as calibrations know it
     estimated_bytes: float
     estimated_seconds: float
     bytes: float
     seconds: float
 
     @property
-    def words(self) -> str:
-        """As the table names it."""
+    def description(self) -> str:
+        """The columns of the table."""
         learn = self.learn
         rows = f"{learn.per_device_train_batch_size}x{learn.gradient_accumulation_steps}"
         ways = ("d" if learn.lora_dropout else "") + ("c" if learn.gradient_checkpointing else "")
@@ -103,42 +101,35 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """One setting as the others predict it."""
+class Prediction:
+    """One setting as predicted from the others."""
 
-    measured: Measured
+    measurement: Measurement
     bytes: float
     seconds: float
 
     @property
     def memory_error(self) -> float:
-        """By which share the forecast is off; positive where it expected more."""
-        return self.bytes / self.measured.bytes - 1
+        """Relative error; positive where the forecast expected more."""
+        return self.bytes / self.measurement.bytes - 1
 
     @property
     def time_error(self) -> float:
-        """By which share the forecast is off; positive where it expected more."""
-        return self.seconds / self.measured.seconds - 1
+        """Relative error; positive where the forecast expected more."""
+        return self.seconds / self.measurement.seconds - 1
 
 
-def checked(found: Sequence[Measured]) -> list[Checked]:
-    """Each setting, predicted from all the others and not from itself."""
+def cross_validate(measurements: Sequence[Measurement]) -> list[Prediction]:
+    """Predict each setting with the factor that all the others give, and not itself."""
     results = []
-    for one in found:
-        others = [other for other in found if other is not one]
-        size = one.estimated_bytes * _factor(others, one, MEMORY, "bytes")
-        results.append(Checked(one, size, one.estimated_seconds * _factor(others, one, TIME, "seconds")))
-    return results
-
-
-def _factor(others: Sequence[Measured], one: Measured, prior: Prior, what: str) -> float:
-    seen = [
-        Observation(
-            "here", "bundled", other.setting, getattr(other, what) / getattr(other, f"estimated_{what}")
+    for item in measurements:
+        others = [other for other in measurements if other is not item]
+        memory = correct([other.bytes / other.estimated_bytes for other in others])
+        time_ = correct([other.seconds / other.estimated_seconds for other in others])
+        results.append(
+            Prediction(item, item.estimated_bytes * memory.factor, item.estimated_seconds * time_.factor)
         )
-        for other in others
-    ]
-    return correction(seen, "here", "bundled", one.setting, prior).factor
+    return results
 
 
 class Command(BaseCommand):
@@ -147,7 +138,7 @@ class Command(BaseCommand):
     help = "Train a few steps under many settings and print predicted against measured memory and time."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the number of settings and in which number format."""
+
         parser.add_argument("--count", type=int, default=18, help="how many settings are measured")
         parser.add_argument("--minutes", type=float, help="measure no further setting that would end later")
         parser.add_argument("--seed", type=int, help="of the draw; without it, another one each time")
@@ -155,49 +146,55 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         """Measure, predict each from the others, print the table, and fail when a goal is missed."""
-        if options["count"] < FEWEST:
-            raise CommandError(f"Measure at least {FEWEST} settings: each is predicted from the others.")
+        if options["count"] < MIN_SETTINGS:
+            raise CommandError(
+                f"Measure at least {MIN_SETTINGS} settings: each is predicted from the others."
+            )
         seed = random.SystemRandom().randrange(10**6) if options["seed"] is None else options["seed"]
         self.stdout.write(f"{options['count']} settings drawn with --seed {seed}, {options['dtype']}.")
         with tempfile.TemporaryDirectory(prefix="graftworks-measure-") as name:
             bench = Bench(Path(name), options["dtype"])
-            found = list(self.measure(bench, seed, options["count"], options["minutes"]))
-        if len(found) < FEWEST:
-            raise CommandError(f"Only {len(found)} settings were measured in that time. Allow more minutes.")
-        results = checked(found)
+            measurements = list(self.measure(bench, seed, options["count"], options["minutes"]))
+        if len(measurements) < MIN_SETTINGS:
+            raise CommandError(
+                f"Only {len(measurements)} settings were measured in that time. Allow more minutes."
+            )
+        results = cross_validate(measurements)
         self.table(results)
         if not self.summary(results):
             raise CommandError("A goal was missed.")
 
-    def measure(self, bench: Bench, seed: int, most: int, minutes: float | None) -> Iterator[Measured]:
+    def measure(self, bench: Bench, seed: int, most: int, minutes: float | None) -> Iterator[Measurement]:
         """One setting after the other, until there are enough or time is short."""
         started, longest = time.monotonic(), 0.0
-        for place, (slug, learn) in zip(range(1, most + 1), drawn(seed), strict=False):
+        for place, (slug, learn) in zip(range(1, most + 1), draw_settings(seed), strict=False):
             began = time.monotonic()
             if minutes is not None and began - started + longest > 60 * minutes:
                 self.stdout.write(f"Time is short: {place - 1} of {most} settings were measured.")
                 return
             one = bench.measure(slug, learn)
             longest = max(longest, time.monotonic() - began)
-            self.stdout.write(f"measured {place:>2} of {most}: {one.words} {time.monotonic() - began:.0f} s")
+            self.stdout.write(
+                f"measured {place:>2} of {most}: {one.description} {time.monotonic() - began:.0f} s"
+            )
             self.stdout.flush()
             yield one
 
-    def table(self, results: Sequence[Checked]) -> None:
+    def table(self, results: Sequence[Prediction]) -> None:
         """One line per setting; d: with dropout, c: layers computed twice."""
         self.stdout.write("")
         self.stdout.write(f"{'preset':12}{'r':>4}{'batch':>7}{'length':>8}{'steps':>7}     "
                           f"{'memory, GB':>16}{'off':>8}{'CPU seconds':>18}{'off':>8}")  # fmt: skip
         for one in results:
             self.stdout.write(
-                f"{one.measured.words} {one.bytes / 1e9:>8.2f} / {one.measured.bytes / 1e9:<5.2f}"
-                f"{one.memory_error:>+8.1%}{one.seconds:>9.1f} / {one.measured.seconds:<6.1f}"
+                f"{one.measurement.description} {one.bytes / 1e9:>8.2f} / {one.measurement.bytes / 1e9:<5.2f}"
+                f"{one.memory_error:>+8.1%}{one.seconds:>9.1f} / {one.measurement.seconds:<6.1f}"
                 f"{one.time_error:>+8.1%}"
             )
         self.stdout.write("Left of each / what the other settings predict, right what was measured; "
                           "d: dropout, c: layers computed twice.")  # fmt: skip
 
-    def summary(self, results: Sequence[Checked]) -> bool:
+    def summary(self, results: Sequence[Prediction]) -> bool:
         """How many forecasts were near enough and how far off the worst was; whether all were."""
         good = True
         for what, goal, errors in (
@@ -226,29 +223,26 @@ class Bench:
             result(self.run("inspect", to_dict(InspectSpec(path=model)), folder / "model")[0])["census"]
         )
 
-    def measure(self, slug: str, learn: Hyperparameters) -> Measured:
+    def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
         """Estimate one setting, then train it."""
         resolution = resolve(preset(slug).roles, self.census)
         lengths = RowLengths.from_report(self.report["token_lengths"], self.report["splits"]["train"])
-        kept = lengths.kept(learn.max_length) if lengths else None
+        kept = lengths.truncated(learn.max_length) if lengths else None
         if kept is None:
             raise CommandError(f"No row keeps its answer at {learn.max_length} tokens.")
-        again = learn.gradient_checkpointing
-        workload = estimate_workload(kept, learn, shares=self.census.model_type in PREFIX_TYPES and not again)
+        shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
+        workload = estimate_workload(kept, learn, shares_prefix=shares)
         trainable = adapter_params(resolution.matched, learn.r)
-        shape = estimates.model_shape(self.census, resolution.matched, learn.r, trainable)
-        width = {"float32": 4, "bfloat16": 2}[self.dtype]
-        options = estimates.ComputeOptions(dtype_bytes=width, drops=learn.lora_dropout > 0, recomputes=again)
-        speed = estimates.typical_operations_per_second("cpu", 1, width)
+        shape = model_shape(self.census, resolution.matched, learn.r, trainable)
+        estimate = estimate_run(shape, workload, learn, "cpu", self.dtype, threads=1)
         events, seconds = self.run("train", to_dict(self.spec(slug, resolution, learn)), self.folder / "out")
         shutil.rmtree(self.folder / "out")  # with checkpoints, which the next setting could not continue
         summary = next(event.summary for event in events if isinstance(event, ArmEnd))
-        return Measured(
+        return Measurement(
             preset=slug,
             learn=learn,
-            setting=setting_of(resolution.modules, learn),
-            estimated_bytes=sum(estimates.estimate_memory(shape, workload, options).values()),
-            estimated_seconds=estimates.estimate_time(shape, workload, speed, options).training,
+            estimated_bytes=estimate.memory_bytes,
+            estimated_seconds=estimate.seconds.training,
             bytes=float(summary["peak_memory_bytes"]),
             seconds=seconds,
         )
