@@ -1,4 +1,4 @@
-"""Answers of base and adapter side by side: in pairs, filtered and paged."""
+"""Answers of base model and adapter side by side: in pairs, filtered and paged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def item(row: int, output: str, expected: str = "yes") -> dict[str, Any]:
 
 @pytest.fixture
 def evaluated(run: TrainingRun) -> TrainingRun:
-    """Twelve rows: the adapter mends rows 1 to 8, leaves 9 and 10 wrong, and breaks none."""
+    """Twelve rows: the adapter corrects rows 1 to 8, leaves 9 and 10 wrong, and breaks none."""
     finish(Evaluation.objects.submit(publish(run), None))
     base = [item(row, "no" if row <= 10 else "yes") for row in range(1, 13)]
     tuned = [item(row, "yes" if row not in (9, 10) else "no") for row in range(1, 13)]
@@ -44,21 +44,21 @@ def test_it_pairs_answers_by_row(client: Client, vera: User, evaluated: Training
     assert shown(client, evaluated, page="2") == [11, 12]
 
 
-def test_it_filters_changed_and_wrong_ones(client: Client, vera: User, evaluated: TrainingRun) -> None:
+def test_it_filters_changed_and_wrong_answers(client: Client, vera: User, evaluated: TrainingRun) -> None:
     client.force_login(vera)
     assert shown(client, evaluated, samples="changed") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert shown(client, evaluated, samples="wrong") == [9, 10]
 
 
 @pytest.mark.parametrize("query", [{"samples": "x"}, {"page": "x"}, {"page": "-1"}, {"page": "9" * 30}])
-def test_it_bears_broken_addresses(
+def test_malformed_queries_show_the_first_page(
     client: Client, vera: User, evaluated: TrainingRun, query: dict[str, str]
 ) -> None:
     client.force_login(vera)
     assert shown(client, evaluated, **query)
 
 
-def test_it_shows_what_a_model_wrote_as_text(client: Client, vera: User, evaluated: TrainingRun) -> None:
+def test_model_output_is_escaped(client: Client, vera: User, evaluated: TrainingRun) -> None:
     for evaluation in evaluated.evaluations.all():
         evaluation.record_result(1, {}, [item(1, "<img src=x onerror=alert(1)>")])
     client.force_login(vera)
@@ -67,7 +67,7 @@ def test_it_shows_what_a_model_wrote_as_text(client: Client, vera: User, evaluat
     assert b"&lt;img" in page
 
 
-def test_it_has_none_before_the_evaluation(client: Client, vera: User, run: TrainingRun) -> None:
+def test_it_is_empty_before_the_evaluation(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
     assert shown(client, run) == []
 

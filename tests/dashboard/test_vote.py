@@ -1,4 +1,4 @@
-"""Votes on single answers: blind, in an order of chance, equal answers once, changeable, counted fairly."""
+"""Votes on single answers: blind, in random order, once per different answer, and changeable."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def address(scope: Study | TrainingRun) -> str:
 
 
 def shown(client: Client, scope: Study | TrainingRun) -> tuple[int, str]:
-    """The item on the page, and the page."""
+    """Return the number of the item on the page, and the page."""
     text = client.get(address(scope)).content.decode()
     found = re.search(r'name="item"\s+value="(\d+)"', text)
     return (int(found[1]) if found else 0), text
 
 
-def test_the_answer_stands_alone_without_its_name(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_the_page_hides_the_origin_of_the_answer(client: Client, ed: User, scored: TrainingRun) -> None:
     judge_all(scored, ed)
     client.force_login(ed)
     pk, text = shown(client, scored)
@@ -44,7 +44,7 @@ def test_the_answer_stands_alone_without_its_name(client: Client, ed: User, scor
     assert "judged" not in body
 
 
-def test_a_vote_is_kept_and_the_next_answer_follows(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_a_vote_is_stored_and_the_next_answer_follows(client: Client, ed: User, scored: TrainingRun) -> None:
     client.force_login(ed)
     pk, _text = shown(client, scored)
     answer = client.post(address(scored), {"item": pk, "verdict": "wrong"})
@@ -56,7 +56,7 @@ def test_a_vote_is_kept_and_the_next_answer_follows(client: Client, ed: User, sc
     assert "You have voted on 1 answer." in text
 
 
-def test_who_votes_again_changes_their_mind(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_a_second_vote_replaces_the_first(client: Client, ed: User, scored: TrainingRun) -> None:
     client.force_login(ed)
     pk, _text = shown(client, scored)
     for verdict in ("wrong", "right"):
@@ -64,9 +64,7 @@ def test_who_votes_again_changes_their_mind(client: Client, ed: User, scored: Tr
     assert Vote.objects.get().is_right
 
 
-def test_equal_answers_are_asked_about_once_until_none_is_left(
-    client: Client, ed: User, scored: TrainingRun
-) -> None:
+def test_equal_answers_are_shown_once(client: Client, ed: User, scored: TrainingRun) -> None:
     client.force_login(ed)
     seen = []
     while True:
@@ -80,7 +78,7 @@ def test_equal_answers_are_asked_about_once_until_none_is_left(
     assert "No answers are left. You have voted on 10 different answers." in text
 
 
-def test_an_answer_is_found_among_many_that_equal_known_ones(
+def test_a_new_answer_is_found_among_many_known_ones(
     ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed)
@@ -94,7 +92,7 @@ def test_an_answer_is_found_among_many_that_equal_known_ones(
         assert (item.row, item.output) == (61, "yes")
 
 
-def test_answers_that_the_judge_has_judged_come_first(client: Client, ed: User, study: Study) -> None:
+def test_judged_answers_come_first(client: Client, ed: User, study: Study) -> None:
     client.force_login(ed)
     chosen = EvaluationItem.objects.filter(evaluation__in=evaluations_of(study)).first()
     assert chosen
@@ -112,7 +110,7 @@ def test_answers_that_the_judge_has_judged_come_first(client: Client, ed: User, 
         {"item": "9" * 40, "verdict": "right"},
     ],
 )
-def test_what_is_no_vote_is_told_and_changes_nothing(
+def test_a_malformed_vote_changes_nothing(
     client: Client, ed: User, scored: TrainingRun, body: dict[str, str]
 ) -> None:
     client.force_login(ed)
@@ -120,7 +118,7 @@ def test_what_is_no_vote_is_told_and_changes_nothing(
     assert not Vote.objects.exists()
 
 
-def test_an_answer_of_something_else_is_none_of_these(
+def test_an_answer_of_another_scope_is_not_found(
     client: Client, ed: User, scored: TrainingRun, study: Study
 ) -> None:
     client.force_login(ed)
@@ -140,20 +138,20 @@ def test_a_viewer_may_not_vote_and_an_outsider_sees_nothing(
     assert client.get(address(scored)).status_code == 404
 
 
-def test_the_majority_of_people_is_compared_with_the_judge(
+def test_the_majority_of_votes_is_compared_with_the_judge(
     ed: User, mara: User, vera: User, scored: TrainingRun
 ) -> None:
     judge_all(scored, ed)
     items = list(evaluations_of(scored).get(subject="adapter").items.all())
     assert [item.scores[JUDGE] for item in items] == [1, 1, 1, 1, 0, 0]
-    told = {
+    votes = {
         0: (True, True, False),  # people: right, as the judge
         1: (True, False, None),  # even: does not count
         4: (True, True, None),  # people: right, the judge: wrong
         5: (False, None, None),
     }
-    for place, votes in told.items():
-        for voter, is_right in zip((ed, mara, vera), votes, strict=True):
+    for place, of_item in votes.items():
+        for voter, is_right in zip((ed, mara, vera), of_item, strict=True):
             if is_right is not None:
                 Vote.objects.cast(voter, items[place], is_right=is_right)
     found = Vote.objects.agreement(evaluations_of(scored))
