@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 # Room at both ends, so that a mark on the edge is drawn whole.
 EDGE = 3.0
@@ -143,15 +143,28 @@ def places_of(line: dict[str, Any], axis: Axis) -> dict[str, Any]:
     }
 
 
-def differences(found: Sequence[dict[str, Any]], *, margin: float | None = None) -> dict[str, Any]:
-    """Arm -> its difference to the reference on a shared axis that marks no difference, and the margin."""
+class Difference(Protocol):
+    """A difference to the reference with its interval."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def differences(found: Sequence[Difference], *, margin: float | None = None) -> dict[str, Any]:
+    """Place differences on a shared axis that marks 0, and the margin if there is one; rows by position."""
     marks = [0.0] if margin is None else [0.0, -margin]
-    axis = around_spans([Span(one["difference"], one["low"], one["high"]) for one in found], marks=marks)
+    axis = around_spans([Span(one.difference, one.low, one.high) for one in found], marks=marks)
     return {
         "zero": axis.across(0.0),
         "margin": None if margin is None else axis.across(-margin),
         "rows": {
-            one["arm"]: {**axis.whisker(one["low"], one["high"]), "mean": axis.across(one["difference"])}
+            one.position: {**axis.whisker(one.low, one.high), "mean": axis.across(one.difference)}
             for one in found
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from django.utils.text import Truncator
@@ -11,7 +12,7 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.axes import AXIS_HEIGHT, LABEL_HEIGHT, Span, around_spans
 from dashboard.models.forgetting import Forgetting
-from dashboard.models.study_words import Judged
+from dashboard.models.study_result import AnyStudy
 from dashboard.study_charts import PARETO_HEIGHT, apart, beside, tick
 
 NOT_MEASURED = "–"
@@ -84,23 +85,21 @@ def _percent(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
 
 
-def plots(
-    judged: Judged, arms: Mapping[str, Forgetting], metrics: Mapping[str, dict[str, float]]
-) -> list[dict[str, Any]]:
+def plots(study: AnyStudy, arms: Mapping[str, Forgetting]) -> list[dict[str, Any]]:
     """Return the figures of the metric over each measure of forgetting; one without points is left out."""
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in FIGURES}
-    for name, metric in metrics.items():
-        arm = arms.get(name)
+    for own in study.result.arms:
+        arm, metric = arms.get(own.name), asdict(own.metric)
         if arm and arm.rise is not None:
             ends = {"least": min(arm.rises), "most": max(arm.rises)}
-            points["loss"].append({"name": name, "x": arm.rise, **ends, **metric})
+            points["loss"].append({"name": own.name, "x": arm.rise, **ends, **metric})
         if arm and (change := arm.change()):
             ends = {"least": 100 * change["low"], "most": 100 * change["high"]}
-            points["questions"].append({"name": name, "x": 100 * change["mean"], **ends, **metric})
-    return [_plot(judged, name, arm_points) for name, arm_points in points.items() if arm_points]
+            points["questions"].append({"name": own.name, "x": 100 * change["mean"], **ends, **metric})
+    return [_plot(study, name, arm_points) for name, arm_points in points.items() if arm_points]
 
 
-def _plot(judged: Judged, name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _plot(study: AnyStudy, name: str, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     across = around_spans([Span(point["x"], point["least"], point["most"]) for point in points], marks=[0.0])
     up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
     marks = [
@@ -127,7 +126,7 @@ def _plot(judged: Judged, name: str, points: Sequence[dict[str, Any]]) -> dict[s
         ),
         "zero": across.across(0.0),
         "ticks_x": [(across.across(value), f"{value:+g}" if value else "0") for value in across.ticks()],
-        "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(judged, value)) for value in up.ticks(5)],
+        "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }

@@ -1,7 +1,7 @@
-"""A finished study as pictures: places on axes in percent of the width, ready for plain SVG.
+"""The result of a study, saved or not, as figures: positions on axes in percent of the width, for plain SVG.
 
-SVG instead of a script's canvas: the same figure prints sharply, reads on a phone and needs no script on a
-shared page. Pure functions from rows to plain values; what they look like is the style sheet's business.
+SVG instead of a canvas: the same figure prints sharply, fits a phone and needs no script on a shared page.
+Functions from rows to plain values; colours and lines are the style sheet's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dashboard import axes
 from dashboard.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_spans, axis_of, places_of
 from dashboard.charts import thin
 from dashboard.models import MetricSeries, Study
-from dashboard.models.study_result import costs_of
-from dashboard.models.study_words import Judged
+from dashboard.models.study_result import AnyArm, AnyStudy, costs_of
+from dashboard.models.study_words import quality, with_interval
 from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
-from workers.verdicts import MIN_SEEDS
+from workers.verdicts import MIN_SEEDS, Estimate
 
 ROW_HEIGHT = 46
 PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
@@ -38,53 +38,39 @@ COSTS = {
 }
 
 
-def quality(study: Judged, value: float) -> str:
-    """A value of the study's metric as people read it."""
-    return f"{value:.3f}" if study.lower_is_better else f"{100 * value:.1f} %"
-
-
-def with_interval(study: Judged, estimate: dict[str, float]) -> str:
-    """A mean with its 95 % interval."""
-    mean, low, high = (quality(study, estimate[key]) for key in ("mean", "low", "high"))
-    return f"{mean} ({low} – {high})"
-
-
-def tick(study: Judged, value: float) -> str:
+def tick(study: AnyStudy, value: float) -> str:
+    """Return the label of a tick on the metric's axis."""
     return f"{value:g}" if study.lower_is_better else f"{100 * value:g} %"
 
 
-def intervals(study: Study) -> dict[str, Any]:
-    """Every arm and the base model with mean, 95 % interval and seeds, by mean: the order decides nothing."""
-    found = {arm["name"]: arm for arm in study.result.get("arms", [])}
-    base = study.result.get("base")
-    lines = [
-        {"arm": arm, **found[arm.name]["metric"], "seeds": found[arm.name]["by_seed"]}
-        for arm in study.arms.all()
-        if arm.name in found
+def shorten(name: str, length: int) -> str:
+    """Cut a name to `length` letters; the number that tells runs of one name apart stays."""
+    text, separator, run = name.rpartition(" #")
+    if separator and run.isdecimal():
+        return f"{Truncator(text).chars(length)} #{run}"
+    return Truncator(name).chars(length)
+
+
+def intervals(study: AnyStudy) -> dict[str, Any] | None:
+    """Draw every arm and base model with mean, 95 % interval and seeds, by mean; None without arms."""
+    result = study.result
+    found = [(arm, own) for arm in study.arm_list if (own := result.of_arm(arm))]
+    if not found:
+        return None
+    found.sort(key=lambda pair: pair[1].metric.mean, reverse=not study.lower_is_better)
+    lines = [_line(study, arm, own.metric, own.by_seed) for arm, own in found]
+    lines += [
+        _line(study, None, base, []) | {"config": name if len(result.bases) > 1 else ""}
+        for name, base in result.bases.items()
     ]
-    lines.sort(key=lambda line: line["mean"], reverse=not study.lower_is_better)
-    lines += [{"arm": None, **base, "seeds": []}] if base else []
     axis = axis_of(lines)
-    reference = found.get(study.reference)
-    rows = [
-        {
-            "name": Truncator(line["arm"].name).chars(32) if line["arm"] else _("Base model"),
-            "config": config_label(line["arm"]) if line["arm"] else "",
-            "is_base": line["arm"] is None,
-            "is_reference": bool(line["arm"] and line["arm"].name == study.reference),
-            "words": with_interval(study, line),
-            "quality": quality(study, line["mean"]),
-            **places_of(line, axis),
-            **ends_in_words(study, line),
-            "y": ROW_HEIGHT * place,
-        }
-        for place, line in enumerate(lines)
-    ]
+    rows = [{**line, **places_of(line, axis), "y": ROW_HEIGHT * place} for place, line in enumerate(lines)]
+    reference = result.of_arm(study.reference_arm)
     height = ROW_HEIGHT * len(rows)
     return {
         "rows": rows,
-        "base": next((row for row in rows if row["is_base"]), None),
-        "reference": axis.across(reference["metric"]["mean"]) if reference else None,
+        "bases": [row for row in rows if row["is_base"]],
+        "reference": axis.across(reference.metric.mean) if reference else None,
         "is_base_outside": any(row["beyond"] for row in rows),
         "is_cut": any(is_cut(row) for row in rows),
         "ticks": [(axis.across(value), tick(study, value)) for value in axis.ticks()],
@@ -93,103 +79,110 @@ def intervals(study: Study) -> dict[str, Any]:
     }
 
 
+def _line(study: AnyStudy, arm: AnyArm | None, estimate: Estimate, by_seed: list[float]) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "mean": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "seeds": by_seed,
+        "name": shorten(arm.name, 28) if arm else _("Base model"),
+        "config": arm.target_module_label if arm else "",
+        "is_base": arm is None,
+        "is_reference": arm is not None and arm.position == study.reference_arm.position,
+        "words": with_interval(study, estimate),
+        "quality": quality(study, estimate.mean),
+        "low_words": quality(study, estimate.low),
+        "high_words": quality(study, estimate.high),
+    }
+
+
 def is_cut(places: dict[str, Any]) -> bool:
-    """Whether an interval goes on outside of the picture, though its mean lies within."""
+    """Return whether an interval continues outside of the figure, though its mean lies within."""
     return bool(not places.get("beyond") and (places["is_low_cut"] or places["is_high_cut"]))
 
 
-def ends_in_words(study: Judged, line: dict[str, float]) -> dict[str, str]:
-    """The ends of an interval, to be read where it is cut."""
-    return {"low_words": quality(study, line["low"]), "high_words": quality(study, line["high"])}
+def differences(study: AnyStudy) -> dict[str, Any]:
+    """Place every arm's difference to the reference on a shared axis that marks 0 and the margin."""
+    return axes.differences(study.result.comparisons, margin=study.margin)
 
 
-def config_label(arm: Any) -> str:
-    """What the arm trains, where its name does not say so already."""
-    label = str(arm.target_module_config.name)
-    return "" if label.lower() == arm.name.lower() else label
-
-
-def differences(study: Study) -> dict[str, Any]:
-    """Arm -> its difference to the reference on a shared axis that marks no difference and the margin."""
-    return axes.differences(study.result.get("comparisons", []), margin=study.margin)
-
-
-def pareto(study: Study, cost: str) -> dict[str, Any] | None:
-    """Quality against a cost; grey are arms that another certainly beats at no more cost. None: no costs."""
-    known = {arm["name"]: arm for arm in study.result.get("arms", [])}
-    points = []
-    for arm in study.arms.all():
-        value = costs_of(arm).get(cost)
-        if arm.name in known and value is not None:
-            points.append({"name": arm.name, "cost": float(value), **known[arm.name]["metric"]})
+def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
+    """Draw quality against a cost; grey: another arm is certainly better at no more cost. None: no costs."""
+    result = study.result
+    points: list[dict[str, Any]] = []
+    for arm in study.arm_list:
+        own, value = result.of_arm(arm), costs_of(arm.final_runs())[cost]
+        if own and value is not None:
+            points.append(
+                {
+                    "position": arm.position,
+                    "name": shorten(arm.name, 24),
+                    "cost": float(value),
+                    "mean": own.metric.mean,
+                    "low": own.metric.low,
+                    "high": own.metric.high,
+                    "words": with_interval(study, own.metric),
+                    # With fewer seeds nothing is certain.
+                    "is_certain": len(own.seeds) >= MIN_SEEDS,
+                }
+            )
     if not points:
         return None
-    base = study.result.get("base")
     across = Axis.around((point["cost"] for point in points), zero=True)
     up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
-    tied = [point for point in points if point["name"] in tied_with_reference(study)]
-    marks = _marks(study, points, across, up)
+    marks = [
+        {
+            **beside(point["name"], across.share(point["cost"])),
+            "x": across.across(point["cost"]),
+            "y": up.down(point["mean"], PARETO_HEIGHT),
+            **up.upright(point["low"], point["high"], PARETO_HEIGHT),
+            "words": point["words"],
+            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
+        }
+        for point in points
+    ]
     label, written = COSTS[cost]
     return {
         "cost": cost,
         "label": label,
         "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
-        "tied": _band(study, tied, up) if len(tied) > 1 else None,
+        "tied": _tied_band(study, points, up),
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
         "cut": [mark for mark in marks if is_cut(mark)],
-        "base": quality(study, base["mean"]) if base else None,
+        "base": quality(study, result.base.mean) if len(result.bases) == 1 and result.base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }
 
 
-def _marks(study: Study, points: Sequence[dict[str, Any]], across: Axis, up: Axis) -> list[dict[str, Any]]:
-    """Where each arm lies, and whether another one certainly beats it at no more cost."""
-    # With fewer seeds nothing is certain.
-    judged = len(study.seeds) >= MIN_SEEDS
-    return [
-        {
-            **beside(Truncator(point["name"]).chars(24), across.share(point["cost"])),
-            "x": across.across(point["cost"]),
-            "y": up.down(point["mean"], PARETO_HEIGHT),
-            **up.upright(point["low"], point["high"], PARETO_HEIGHT),
-            "words": with_interval(study, point),
-            "is_dominated": judged
-            and any(dominates(other, point, study.lower_is_better) for other in points),
-        }
-        for point in points
+def _tied_band(study: AnyStudy, points: Sequence[dict[str, Any]], up: Axis) -> dict[str, Any] | None:
+    """Return the band around the reference and the arms whose difference to it may be 0; None for none."""
+    reference = study.reference_arm.position
+    tied = {one.position for one in study.result.comparisons if one.low <= 0 <= one.high}
+    heights = [
+        up.down(point["mean"], PARETO_HEIGHT) for point in points if point["position"] in {reference, *tied}
     ]
-
-
-def _band(study: Study, tied: Sequence[dict[str, Any]], up: Axis) -> dict[str, Any]:
-    """One group for all arms that cannot be told apart from the reference."""
-    places = [up.down(point["mean"], PARETO_HEIGHT) for point in tied]
+    if len(heights) < 2:
+        return None
     return {
-        "top": min(places) - 8,
-        "height": max(places) - min(places) + 16,
-        "names": ", ".join(
-            Truncator(point["name"]).chars(24) for point in tied if point["name"] != study.reference
-        ),
+        "top": min(heights) - 8,
+        "height": max(heights) - min(heights) + 16,
+        "names": ", ".join(point["name"] for point in points if point["position"] in tied),
     }
 
 
-def tied_with_reference(study: Study) -> set[str]:
-    """The reference and the arms whose difference to it may be nothing."""
-    found = study.result.get("comparisons", [])
-    return {study.reference} | {one["arm"] for one in found if one["low"] <= 0 <= one["high"]}
-
-
 def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
-    """Whether `other` costs no more and its whole interval lies on the good side of the point's."""
-    if other["cost"] > point["cost"]:
+    """Return whether `other` costs no more and its whole interval lies on the good side of the point's."""
+    if other["cost"] > point["cost"] or not (other["is_certain"] and point["is_certain"]):
         return False
     return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
 
 
 def beside(name: str, share: float) -> dict[str, Any]:
-    """A name next to its mark, and the part of the width that it covers at most."""
+    """Place a name next to its mark, with the part of the width that it covers at most."""
     # A name beside a mark on the right would leave the figure.
     is_left = share > 0.6
     width = LETTER * len(name)
@@ -201,7 +194,7 @@ def beside(name: str, share: float) -> dict[str, Any]:
 
 
 def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[str, Any]]:
-    """A height for each name, so that none covers another one or leaves the figure."""
+    """Set the height of each name, so that none covers another one or leaves the figure."""
     placed: list[dict[str, Any]] = []
     for mark in sorted(marks, key=lambda mark: mark["y"]):
         above = [other["label_y"] for other in placed if meet(mark, other)]
@@ -215,12 +208,12 @@ def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[st
 
 
 def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two names may share a part of the width."""
+    """Return whether two names may share a part of the width."""
     return bool(one["span"][0] < other["span"][1] and other["span"][0] < one["span"][1])
 
 
 def validation_curves(study: Study) -> dict[str, Any] | None:
-    """Held-out loss while learning: each arm's mean over its seeds, in a band from lowest to highest."""
+    """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
     bands = [(arm.name, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
     bands = [(name, band) for name, band in bands if len(band) > 1]
     if not bands:
@@ -262,7 +255,7 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
 
 
 def band_of(run_ids: Sequence[int]) -> list[tuple[int, float, float, float]]:
-    """(step, mean, lowest, highest) at the steps that every run has."""
+    """Return (step, mean, lowest, highest) at the steps that every run has."""
     stored = MetricSeries.objects.filter(run__in=run_ids, name="validation/loss").prefetch_related("chunks")
     curves = [dict(series.points()) for series in stored]
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []

@@ -23,7 +23,7 @@ from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
-from dashboard.models.study_export import shown, whole
+from dashboard.models.study_export import export_dict, study_dict
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from workers.errors import SpecError
 from workers.hyperparameters import hyperparameters_from
@@ -197,13 +197,13 @@ class ExportOut(Schema):
 @paginate(Newest)
 def index(request: Call) -> Rows:
     """The project's studies."""
-    return Rows(Study.objects.with_facts().visible_to(request.auth), shown)
+    return Rows(Study.objects.with_facts().visible_to(request.auth), study_dict)
 
 
 @router.get("/{int:pk}", response={200: StudyOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """One study."""
-    return shown(Study.objects.with_facts().fetch(request.auth, pk))
+    return study_dict(Study.objects.with_facts().fetch(request.auth, pk))
 
 
 @router.post("", response={202: StudyOut, **WRITING})
@@ -219,7 +219,7 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
     if study is None:
         message = _("This `Idempotency-Key` was used for something else. Choose a new one.")
         raise invalid("Idempotency-Key", message)
-    return Status(202, shown(study))
+    return Status(202, study_dict(study))
 
 
 def launch(request: Call, payload: StudyIn, key: str) -> Job:
@@ -329,4 +329,4 @@ def export(request: Call, pk: int) -> dict[str, Any]:
 
     `scores` is empty until the study is over, also while added seeds are trained.
     """
-    return whole(Study.objects.with_facts().fetch(request.auth, pk))
+    return export_dict(Study.objects.with_facts().fetch(request.auth, pk))

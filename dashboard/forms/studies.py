@@ -23,17 +23,15 @@ from dashboard.forms.hyperparameters import (
 from dashboard.forms.study_arms import FurtherArmForm, further_arms
 from dashboard.forms.training_runs import TrainingRunForm, choices
 from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
+from dashboard.models.metrics import METRICS, REGEX, STUDY_METRICS
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
-    METRICS,
     MOST_RATES,
     MOST_SEEDS,
-    PATTERN_METRIC,
     TEST_ROWS,
     check_metric,
     check_names,
-    default_metric,
 )
 from workers.errors import SpecError
 from workers.hyperparameters import LIMITS
@@ -113,7 +111,10 @@ class StudyForm(HyperparametersForm):
     )
     metric = forms.ChoiceField(
         label=gettext_lazy("Measured by"),
-        choices=[("", gettext_lazy("What fits the answers")), *METRICS.items()],
+        choices=[
+            ("", gettext_lazy("What fits the answers")),
+            *((name, METRICS[name].label) for name in STUDY_METRICS),
+        ],
         required=False,
     )
     pattern = forms.CharField(
@@ -221,11 +222,11 @@ class StudyForm(HyperparametersForm):
             self.add_error("compared_with", _("Choose one of the arms as the reference."))
         if not self.errors:
             # Hidden while another metric is chosen, and then what was typed means nothing.
-            values["pattern"] = values["pattern"] if values["metric"] == PATTERN_METRIC else ""
+            values["pattern"] = values["pattern"] if values["metric"] == REGEX else ""
             version = values["dataset_version"]
             try:
                 values["arms"] = self.arms()
-                check_metric(values["metric"] or default_metric(version), values["pattern"], version)
+                check_metric(values["metric"] or version.main_metric, values["pattern"], version)
             except SpecError as error:
                 self.refuse(error)
             named = {"dataset": version.dataset.name[:100]}

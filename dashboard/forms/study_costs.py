@@ -17,15 +17,13 @@ from dashboard.forms.studies import MOST_ROWS, POINTS, StudyForm
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion, EvaluationItem, Job, TargetModuleConfig
 from dashboard.models.compute_budget import Charge
 from dashboard.models.forecast import Forecast
+from dashboard.models.metrics import is_lower_better, metric_label
 from dashboard.models.queue import StartEstimate, estimate_next_start
 from dashboard.models.study import Study
 from dashboard.models.study_forecast import PlanForecast, plan_forecast
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
-    LOWER_IS_BETTER,
-    METRICS,
     TEST_ROWS,
-    default_metric,
     with_equal_parameters,
 )
 from workers import verdicts
@@ -194,7 +192,7 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
     """The outlook of a form whose fields have been cleaned, valid or not."""
     values = form.cleaned_data
     base_model, version = values.get("base_model"), values.get("dataset_version")
-    metric = values.get("metric") or (default_metric(version) if version else "")
+    metric = values.get("metric") or (version.main_metric if version else "")
     seeds, rates = values.get("seeds") or 1, tuple(values.get("learning_rates") or ())
     arms: list[ArmPlan] = []
     refusal, costs, to_confirm = "", None, None
@@ -212,7 +210,7 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
     return StudyOutlook(
         cards=cards,
         ticked=frozenset(str(value) for value in form["configs"].value() or ()),
-        metric=str(METRICS.get(metric, "")),
+        metric=metric_label(metric),
         seeds=seeds,
         rates=rates,
         costs=costs,
@@ -279,7 +277,7 @@ def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -
     there = int(version.splits.get("test", 0))
     rows = min(there, values.get("test_rows") or TEST_ROWS)
     seen = EvaluationItem.objects.variance_of_difference(version, metric)
-    if not rows or (seen is None and metric in LOWER_IS_BETTER):
+    if not rows or (seen is None and is_lower_better(metric)):
         return None
     margin = values.get("margin")
     return Power(
@@ -290,5 +288,5 @@ def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -
         variance=verdicts.ASSUMED_DISAGREEMENT if seen is None else seen,
         is_assumed=seen is None,
         margin=DEFAULT_MARGIN if margin is None else margin / POINTS,
-        unit="nats" if metric in LOWER_IS_BETTER else "points",
+        unit="nats" if is_lower_better(metric) else "points",
     )

@@ -106,8 +106,9 @@ class ItemsForm(forms.Form):
     text = forms.CharField(label=gettext_lazy("Containing"), required=False, max_length=200)
 
     def __init__(self, study: Study, data: Any) -> None:
-        arms = [arm["name"] for arm in study.result.get("arms", [])]
-        seeds = [seed for seed in study.seeds if all(seed in arm["seeds"] for arm in study.result["arms"])]
+        results = study.result.arms
+        arms = [arm.name for arm in results]
+        seeds = [seed for seed in study.seeds if all(seed in arm.seeds for arm in results)]
         others = [name for name in arms if name != study.reference]
         first = {
             "one": (others or arms)[0],

@@ -510,7 +510,6 @@ class Migration(migrations.Migration):
                 ('name', models.CharField(max_length=120, verbose_name='name')),
                 ('budget', models.CharField(choices=[('equal-rank', 'Equal rank: what you would do in practice'), ('equal-parameters', 'Equal parameters: a fair test of the modules')], default='equal-rank', max_length=20)),
                 ('metric', models.CharField(max_length=20)),
-                ('reference', models.CharField(max_length=120)),
                 ('margin', models.FloatField()),
                 ('seeds', models.JSONField()),
                 ('learning_rates', models.JSONField(default=list)),
@@ -519,7 +518,7 @@ class Migration(migrations.Migration):
                 ('additions', models.JSONField(default=list)),
                 ('forecast_seconds', models.FloatField(default=0)),
                 ('forecast', models.JSONField(default=dict)),
-                ('result', models.JSONField(default=dict)),
+                ('stored_result', models.JSONField(default=dict)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('cancelled_at', models.DateTimeField(blank=True, null=True)),
                 ('stop_reason', models.TextField(blank=True)),
@@ -599,6 +598,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('position', models.PositiveSmallIntegerField()),
                 ('name', models.CharField(max_length=120)),
+                ('is_reference', models.BooleanField(default=False)),
                 ('hyperparameters', models.JSONField()),
                 ('learning_rate', models.FloatField(blank=True, null=True)),
                 ('study', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='arms', to='dashboard.study')),
@@ -824,6 +824,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='studyarm',
             constraint=models.UniqueConstraint(fields=('study', 'name'), name='study_arm_name_once'),
+        ),
+        migrations.AddConstraint(
+            model_name='studyarm',
+            constraint=models.UniqueConstraint(condition=models.Q(('is_reference', True)), fields=('study',), name='study_one_reference_arm'),
         ),
         migrations.AddIndex(
             model_name='trainingrun',

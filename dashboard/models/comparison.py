@@ -1,7 +1,7 @@
-"""Any chosen runs as arms: runs that differ in nothing but the seed are one arm; arms are compared in pairs.
+"""The unsaved study of the Compare page: chosen runs as arms, against a reference that the user picks.
 
-Nobody fixed a margin before, so nothing is ever called "as good". Numbers are kept in the cache, as rows and
-scores of an evaluation that has ended never change.
+Runs that differ only in the seed are one arm. No margin was fixed before the start, so no arm is called as
+good as the reference. Results are cached: the scores of an ended evaluation never change.
 """
 
 from __future__ import annotations
@@ -13,35 +13,27 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from django.core.cache import cache
-from django.utils.translation import gettext_lazy
 
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.job_state import State
 from dashboard.models.judging import JudgeEvaluation
-from dashboard.models.metrics import JUDGE
-from dashboard.models.study_plan import LOWER_IS_BETTER, METRICS, default_metric
-from dashboard.models.study_result import against, clusters_of, common_rows, estimated, matrix
+from dashboard.models.metrics import COMPARABLE, JUDGE, is_lower_better, metric_label
+from dashboard.models.study_result import ArmScores, StudyResult, common_rows, compute_result
 from dashboard.models.training_run import TrainingRun
-from workers import verdicts
 
-BETTER, WORSE = "better", "worse"
-COMPARED_BY = {**METRICS, JUDGE: gettext_lazy("Judged right")}
-KEPT_SECONDS = 30 * 24 * 3600
-# Part of the cache's key: numbers of another way of counting are not taken for these.
-WAY = 2
-
-# seed -> row -> score
-BySeed = dict[int, dict[int, float]]
+CACHE_SECONDS = 30 * 24 * 3600
+# Part of the cache's key: raise it when results are computed in another way.
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
-class ComparedArm:
-    """Runs with the same data, base model, modules and settings: one per seed."""
+class ChosenArm:
+    """Runs with the same data, base model, target modules and settings: one for each seed."""
 
-    runs: list[TrainingRun]
-    # Same settings and same seed once more: they tell nothing new, so they are shown and not counted.
+    position: int
+    runs: list[TrainingRun] = field(default_factory=list)
+    # The same settings and seed once more: they add no information, so they are shown and not counted.
     repeats: list[TrainingRun] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -49,235 +41,208 @@ class ComparedArm:
 
     @property
     def first(self) -> TrainingRun:
-        """The run that speaks for all of them."""
+        """Return the run that stands for the arm in links and settings."""
         return self.runs[0]
 
     @property
     def name(self) -> str:
-        """What it is called on the page; names of runs repeat, so the number tells them apart."""
+        """Return the name shown on the page; the run's number tells runs of one name apart."""
         arm = self.first.study_arm
         return f"{arm.name if arm and len(self.runs) > 1 else self.first.name} #{self.first.pk}"
 
     @property
+    def target_module_label(self) -> str:
+        """Return the choice of target modules, unless the arm's name contains it."""
+        label = str(self.first.target_module_config.name)
+        return "" if label.lower() in self.name.lower() else label
+
+    @property
     def seeds(self) -> list[int]:
-        """The seeds of its runs."""
+        """Return the seeds of its runs."""
         return [run.seed for run in self.runs]
 
+    def final_runs(self) -> list[TrainingRun]:
+        """Return the runs whose scores count."""
+        return self.runs
+
     def evaluations(self) -> dict[int, Evaluation]:
-        """The newest ended evaluation of each run's adapter, by seed."""
-        found = {}
+        """Return the newest ended evaluation of each run's adapter, by seed."""
+        newest = {}
         for run in self.runs:
             for evaluation in sorted(run.evaluations.all(), key=lambda one: one.pk):
                 ended = evaluation.state == State.SUCCEEDED
                 if ended and evaluation.subject == Evaluation.Subject.ADAPTER and evaluation.rows:
-                    found[run.seed] = evaluation
-        return found
+                    newest[run.seed] = evaluation
+        return newest
 
 
-def arms_of(runs: Sequence[TrainingRun]) -> list[ComparedArm]:
-    """The chosen runs as arms, in the order in which they were chosen."""
-    arms: dict[str, ComparedArm] = {}
+def arms_of(runs: Sequence[TrainingRun]) -> list[ChosenArm]:
+    """Group the chosen runs into arms, in the order in which they were chosen."""
+    arms: dict[str, ChosenArm] = {}
     for run in runs:
         settings = {name: value for name, value in run.hyperparameters.items() if name != "seed"}
         target = run.spec.get("target", {})
-        same = json.dumps([run.dataset_version_id, run.base_model_id, target, settings], sort_keys=True)
-        arm = arms.setdefault(same, ComparedArm([]))
+        key = json.dumps([run.dataset_version_id, run.base_model_id, target, settings], sort_keys=True)
+        arm = arms.setdefault(key, ChosenArm(len(arms)))
         (arm.repeats if run.seed in arm.seeds else arm.runs).append(run)
     return list(arms.values())
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Arms against the reference that somebody pinned, by one metric."""
+class UnsavedStudy:
+    """Chosen runs as arms, with one metric and one reference."""
 
-    arms: list[ComparedArm]
-    reference: ComparedArm
+    arm_list: list[ChosenArm]
+    reference_arm: ChosenArm
     metric: str
     metrics: list[str]
-    bases: dict[str, Evaluation]
+    base_evaluations: dict[str, Evaluation]  # by the base model's name
+    margin: None = None
 
     @classmethod
-    def of(cls, runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> Comparison:
-        """The comparison of at least one run; unknown metric or reference: the first that has scores."""
+    def of(cls, runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> UnsavedStudy:
+        """Build it from one or more runs; an unknown metric or reference becomes the first with scores."""
         arms = arms_of(runs)
         scored = [arm for arm in arms if arm.evaluations()]
-        pinned = [arm for arm in arms if reference in {str(run.pk) for run in [*arm.runs, *arm.repeats]}]
-        chosen = (pinned or scored or arms)[0]
-        metrics = metrics_of(chosen, scored)
-        usual = default_metric(chosen.first.dataset_version)
-        wanted = metric if metric in metrics else usual if usual in metrics else next(iter(metrics), usual)
-        return cls(arms, chosen, wanted, metrics, base_evaluations(chosen, arms))
+        picked = [arm for arm in arms if reference in {str(run.pk) for run in [*arm.runs, *arm.repeats]}]
+        reference_arm = (picked or scored or arms)[0]
+        metrics = metrics_of(reference_arm, scored)
+        usual = reference_arm.first.dataset_version.main_metric
+        if metric not in metrics:
+            metric = usual if usual in metrics else next(iter(metrics), usual)
+        return cls(arms, reference_arm, metric, metrics, base_evaluations(reference_arm, arms))
+
+    @property
+    def reference(self) -> str:
+        """Return the reference arm's name."""
+        return self.reference_arm.name
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the metric is a loss."""
-        return self.metric in LOWER_IS_BETTER
+        """Return whether the metric is a loss."""
+        return is_lower_better(self.metric)
 
     @property
     def metric_label(self) -> str:
-        """The metric in words."""
-        return str(COMPARED_BY.get(self.metric, self.metric))
+        """Return the metric's label."""
+        return metric_label(self.metric)
 
     @cached_property
-    def scored(self) -> list[ComparedArm]:
-        """Arms that were scored on the reference's own data, and so can be compared with it."""
-        place = place_of(self.reference)
-        return [arm for arm in self.arms if place and place_of(arm) == place]
+    def scored(self) -> list[ChosenArm]:
+        """Return the arms that were scored on the reference's rows, and so can be compared with it."""
+        rows = scored_rows_of(self.reference_arm)
+        return [arm for arm in self.arm_list if rows and scored_rows_of(arm) == rows]
 
     @cached_property
-    def unscored(self) -> list[ComparedArm]:
-        """Arms without any scores."""
-        return [arm for arm in self.arms if not arm.evaluations()]
+    def scored_elsewhere(self) -> list[ChosenArm]:
+        """Return the arms that were scored on other rows than the reference."""
+        return [arm for arm in self.arm_list if arm not in self.scored and arm.evaluations()]
 
     @cached_property
-    def elsewhere(self) -> list[ComparedArm]:
-        """Arms that were scored on other rows than the reference was."""
-        return [arm for arm in self.arms if arm not in self.scored and arm not in self.unscored]
-
-    @cached_property
-    def numbers(self) -> dict[str, Any]:
-        """Items, bases, arms and comparisons, as a study's result has them; `{"arms": []}` without any.
-
-        Kept in the cache by the evaluations, the metric and the reference: the draws take seconds.
-        """
+    def result(self) -> StudyResult:
+        """Return the result, from the cache if nothing has changed: the draws take seconds."""
         plan = [
-            WAY,
+            CACHE_VERSION,
             self.metric,
-            self.reference.name,
+            self.reference,
             [
-                [arm.name, sorted((seed, *self._state_of(one)) for seed, one in arm.evaluations().items())]
+                [arm.name, sorted((seed, *self._scores_key(one)) for seed, one in arm.evaluations().items())]
                 for arm in self.scored
             ],
-            sorted((name, *self._state_of(one)) for name, one in self.bases.items()),
+            sorted((name, *self._scores_key(one)) for name, one in self.base_evaluations.items()),
         ]
         key = "comparison-" + hashlib.sha256(json.dumps(plan).encode()).hexdigest()
-        known = cache.get(key)
-        if known is None:
-            known = self._count()
-            cache.set(key, known, KEPT_SECONDS)
-        return dict(known)
+        stored = cache.get(key)
+        if stored is None:
+            stored = self._compute().to_dict()
+            cache.set(key, stored, CACHE_SECONDS)
+        return StudyResult.from_dict(stored)
 
-    def _state_of(self, evaluation: Evaluation) -> tuple[Any, ...]:
-        """Which scores these are: an ended evaluation keeps its own, but the judge's may come later."""
+    def _scores_key(self, evaluation: Evaluation) -> tuple[Any, ...]:
+        """Name the scores: an ended evaluation keeps its own, but the judge's may come later."""
         if self.metric != JUDGE:
             return (evaluation.pk,)
         judged = (evaluation.metrics.get(name) for name in (JUDGE, "judge_rows"))
         return (evaluation.pk, evaluation.judge_evaluation_id, *judged)
 
+    def _compute(self) -> StudyResult:
+        arms, bases = self.scores()
+        rows = common_rows(arms, [])
+        if not rows:
+            return StudyResult(metric=self.metric)
+        return compute_result(
+            arms,
+            {name: scores for name, scores in bases.items() if scores.keys() >= set(rows)},
+            rows,
+            self.groups(),
+            reference=self.reference_arm.position,
+            metric=self.metric,
+            margin=None,
+        )
+
     @cached_property
     def judges(self) -> set[tuple[str, str]]:
-        """Model and prompt of the judges whose verdicts are compared; none for other metrics."""
+        """Return model and prompt of the judges whose verdicts are compared; none for other metrics."""
         if self.metric != JUDGE:
             return set()
         evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
-        judge_evaluations = [
-            one.judge_evaluation_id for one in [*evaluations, *self.bases.values()] if one.judge_evaluation_id
-        ]
-        return set(
-            JudgeEvaluation.objects.filter(pk__in=judge_evaluations).values_list("model", "prompt_sha256")
-        )
+        judgings = [one.judge_evaluation_id for one in [*evaluations, *self.base_evaluations.values()]]
+        found = JudgeEvaluation.objects.filter(pk__in=[pk for pk in judgings if pk])
+        return set(found.values_list("model", "prompt_sha256"))
 
-    def scores(self) -> tuple[dict[str, BySeed], dict[str, dict[int, float]]]:
-        """The metric's value of every item: by arm and seed, and of each base model; one query."""
-        evaluations = {arm.name: arm.evaluations() for arm in self.scored}
+    def scores(self) -> tuple[list[ArmScores], dict[str, dict[int, float]]]:
+        """Return the metric's value of every row, of each arm and of each base model, with one query."""
+        evaluations = {arm.position: arm.evaluations() for arm in self.scored}
         wanted = [one.pk for by_seed in evaluations.values() for one in by_seed.values()]
-        wanted += [one.pk for one in self.bases.values()]
+        wanted += [one.pk for one in self.base_evaluations.values()]
         values: dict[int, dict[int, float]] = {pk: {} for pk in wanted}
         items = EvaluationItem.objects.filter(evaluation__in=wanted).order_by()
         for pk, row, scores in items.values_list("evaluation_id", "row", "scores").iterator():
             if self.metric in scores:
                 values[pk][row] = float(scores[self.metric])
-        arms = {
-            name: {seed: values[one.pk] for seed, one in sorted(by_seed.items()) if values[one.pk]}
-            for name, by_seed in evaluations.items()
-        }
-        bases = {name: values[one.pk] for name, one in self.bases.items() if values[one.pk]}
-        return {name: seeds for name, seeds in arms.items() if seeds}, bases
+        arms = []
+        for arm in self.scored:
+            by_seed = sorted(evaluations[arm.position].items())
+            scored = {seed: values[one.pk] for seed, one in by_seed if values[one.pk]}
+            if scored:
+                arms.append(ArmScores(arm.position, arm.name, scored))
+        bases = {name: values[one.pk] for name, one in self.base_evaluations.items() if values[one.pk]}
+        return arms, bases
 
     def groups(self) -> dict[int, int]:
-        """Row -> its group; the newest evaluation tells, because an older one may be from before groups."""
+        """Return row -> group, from the newest evaluation."""
         evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
         newest = max(evaluations, key=lambda one: one.pk, default=None)
         return EvaluationItem.objects.groups_of(newest)
 
-    def _count(self) -> dict[str, Any]:
-        arms, bases = self.scores()
-        rows = common_rows(arms, {})
-        if not rows or not arms:
-            return {"arms": []}
-        sign = -1.0 if self.lower_is_better else 1.0
-        is_share = not self.lower_is_better
-        paired = pairable(arms, self.reference.name)
-        clusters = clusters_of(rows, self.groups())
-        return {
-            "items": len(rows),
-            "groups": len(set(clusters)) if clusters else len(rows),
-            "most_items": max(len(values) for seeds in arms.values() for values in seeds.values()),
-            "bases": {
-                name: estimated(matrix([values], rows), clusters, is_share=is_share)
-                for name, values in bases.items()
-                if values.keys() >= set(rows)
-            },
-            "arms": [
-                {
-                    "name": name,
-                    "seeds": sorted(seeds),
-                    "by_seed": [float(np.mean([seeds[seed][row] for row in rows])) for seed in sorted(seeds)],
-                    "metric": estimated(
-                        matrix([seeds[seed] for seed in sorted(seeds)], rows), clusters, is_share=is_share
-                    ),
-                }
-                for name, seeds in arms.items()
-            ],
-            "comparisons": [
-                {**one, "outcome": outcome(one), "paired": set(arms[one["arm"]]) >= set(one["seeds"])}
-                for one in against(self.reference.name, paired, {}, rows, clusters, sign, 0.0)
-            ],
-        }
+
+def scored_rows_of(arm: ChosenArm) -> tuple[int, str] | None:
+    """Return dataset version and split that an arm was scored on; other ones are other rows."""
+    evaluation = next(iter(arm.evaluations().values()), None)
+    return (evaluation.dataset_version_id, evaluation.split) if evaluation else None
 
 
-def outcome(one: dict[str, Any]) -> str:
-    """What may be said without a margin: better or worse after the correction, else that it is not known."""
-    if len(one["seeds"]) < verdicts.MIN_SEEDS:
-        return verdicts.INDICATIVE_ONLY
-    if one["p_adjusted"] < 1 - verdicts.LEVEL:
-        return BETTER if one["difference"] > 0 else WORSE
-    return verdicts.NOT_ENOUGH_EVIDENCE
-
-
-def pairable(arms: dict[str, BySeed], reference: str) -> dict[str, BySeed]:
-    """Arms that share no seed with the reference are paired with its seeds in order: as good, less sharp."""
-    pinned = sorted(arms.get(reference, {}))
-    return {
-        name: seeds
-        if seeds.keys() & set(pinned)
-        else dict(zip(pinned, (seeds[seed] for seed in sorted(seeds)), strict=False))
-        for name, seeds in arms.items()
-    }
-
-
-def place_of(arm: ComparedArm) -> tuple[int, str] | None:
-    """Which rows an arm was scored on: dataset version and split; rows of another one are other rows."""
-    found = next(iter(arm.evaluations().values()), None)
-    return (found.dataset_version_id, found.split) if found else None
-
-
-def metrics_of(reference: ComparedArm, scored: Sequence[ComparedArm]) -> list[str]:
-    """Metrics that every arm on the reference's rows has, in the order that people read them."""
-    place = place_of(reference)
-    found = [
-        set(one.metrics) for arm in scored if place_of(arm) == place for one in arm.evaluations().values()
+def metrics_of(reference: ChosenArm, scored: Sequence[ChosenArm]) -> list[str]:
+    """Return the metrics that every arm on the reference's rows has, in the registry's order."""
+    rows = scored_rows_of(reference)
+    measured = [
+        set(one.metrics)
+        for arm in scored
+        if scored_rows_of(arm) == rows
+        for one in arm.evaluations().values()
     ]
-    shared = set.intersection(*found) if found else set()
-    return [name for name in COMPARED_BY if name in shared]
+    shared = set.intersection(*measured) if measured else set()
+    return [name for name in COMPARABLE if name in shared]
 
 
-def base_evaluations(reference: ComparedArm, arms: Sequence[ComparedArm]) -> dict[str, Evaluation]:
-    """The base models' own scores on the reference's rows, by their names: of these runs, or of any other."""
-    place = place_of(reference)
-    if place is None:
+def base_evaluations(reference: ChosenArm, arms: Sequence[ChosenArm]) -> dict[str, Evaluation]:
+    """Return the base models' evaluations on the reference's rows, those of the chosen runs before others."""
+    rows = scored_rows_of(reference)
+    if rows is None:
         return {}
-    models = {arm.first.base_model_id: str(arm.first.base_model) for arm in arms if place_of(arm) == place}
+    models = {
+        arm.first.base_model_id: str(arm.first.base_model) for arm in arms if scored_rows_of(arm) == rows
+    }
     chosen = {run.pk for arm in arms for run in [*arm.runs, *arm.repeats]}
     ended = (
         Evaluation.objects.ended()
@@ -285,13 +250,13 @@ def base_evaluations(reference: ComparedArm, arms: Sequence[ComparedArm]) -> dic
             project_id=reference.first.project_id,
             subject=Evaluation.Subject.BASE,
             base_model__in=models,
-            dataset_version=place[0],
-            split=place[1],
+            dataset_version=rows[0],
+            split=rows[1],
             rows__gt=0,
         )
         .only("pk", "run_id", "base_model_id")
     )
-    found: dict[str, Evaluation] = {}
+    by_name: dict[str, Evaluation] = {}
     for one in sorted(ended, key=lambda one: (one.run_id in chosen, one.pk)):
-        found[models[one.base_model_id]] = one
-    return found
+        by_name[models[one.base_model_id]] = one
+    return by_name

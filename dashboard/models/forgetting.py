@@ -19,7 +19,7 @@ from dashboard.models.job_state import State
 from workers import verdicts
 
 if TYPE_CHECKING:
-    from dashboard.models.comparison import Comparison
+    from dashboard.models.comparison import UnsavedStudy
     from dashboard.models.study import Study
     from dashboard.models.training_run import TrainingRun
 
@@ -157,12 +157,12 @@ def study_forgetting(study: Study) -> dict[str, Forgetting]:
     }
 
 
-def comparison_forgetting(comparison: Comparison) -> dict[str, Forgetting]:
+def chosen_runs_forgetting(study: UnsavedStudy) -> dict[str, Forgetting]:
     """Return the forgetting of every arm against its own base evaluation, else that of the same model."""
     forgetting = {}
-    for arm in comparison.scored:
+    for arm in study.scored:
         own = _newest(arm.first.evaluations.all(), BASE)
-        base = own[0] if own else comparison.bases.get(str(arm.first.base_model))
+        base = own[0] if own else study.base_evaluations.get(str(arm.first.base_model))
         forgetting[arm.name] = Forgetting(base, list(arm.evaluations().values()))
     return forgetting
 

@@ -23,7 +23,9 @@ from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
 from dashboard.models.job import Job
 from dashboard.models.job_state import LIVE, TERMINAL, State
+from dashboard.models.metrics import is_lower_better, metric_label
 from dashboard.models.project import Project, ProjectQuerySet
+from dashboard.models.study_arm import StudyArm
 from dashboard.models.study_forecast import (
     PlanForecast,
     forecast_of,
@@ -35,19 +37,18 @@ from dashboard.models.study_forecast import (
 from dashboard.models.study_plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
-    LOWER_IS_BETTER,
-    METRICS,
     TEST_ROWS,
     ArmPlan,
     check_metric,
     check_plan,
     check_seeds,
     chosen_reference,
-    default_metric,
     with_equal_parameters,
     with_rate,
 )
+from dashboard.models.study_result import StudyResult, result_of
 from dashboard.models.study_steps import queue_next
+from dashboard.models.study_words import recommended_arm
 from dashboard.models.training_run import TrainingRun, require_packing
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
@@ -110,8 +111,9 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
 
         `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
         """
-        metric = metric or default_metric(dataset_version)
+        metric = metric or dataset_version.main_metric
         check_plan(arms, seeds, learning_rates, margin, metric)
+        reference = chosen_reference(arms, reference)
         check_metric(metric, pattern, dataset_version)
         require_packing(arms[0].hyperparameters)
         study = Study(
@@ -123,7 +125,6 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             budget=budget,
             metric=metric,
             pattern=pattern,
-            reference=chosen_reference(arms, reference),
             margin=margin,
             seeds=list(seeds),
             learning_rates=sorted(learning_rates),
@@ -136,7 +137,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             arms = with_equal_parameters(arms, base_model)
         with transaction.atomic():
             study.save()
-            study._create_arms(arms)
+            study._create_arms(arms, reference)
             study._queue_next(idempotency_key)
             plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
             study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
@@ -158,7 +159,6 @@ class Study(models.Model):
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="studies")
     budget = models.CharField(max_length=20, choices=Budget.choices, default=Budget.EQUAL_RANK)
     metric = models.CharField(max_length=20)
-    reference = models.CharField(max_length=120)
     margin = models.FloatField()
     seeds = models.JSONField()
     learning_rates = models.JSONField(default=list)
@@ -175,8 +175,8 @@ class Study(models.Model):
     forecast_seconds = models.FloatField(default=0)
     # What people were shown: {training, scoring: {low, expected, high}} in seconds, with what came later.
     forecast = models.JSONField(default=dict)
-    # Numbers of the verdict, written when everything has ended; `dashboard.models.study_result` says which.
-    result = models.JSONField(default=dict)
+    # A `StudyResult`, written when everything has ended; {} until then.
+    stored_result = models.JSONField(default=dict)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -223,9 +223,9 @@ class Study(models.Model):
     def state(self) -> str:
         """queued, running, cancelling, succeeded, failed or cancelled: derived from its jobs."""
         if self.finished_at:
-            if self.cancelled_at and not self.result.get("comparisons"):
+            if self.cancelled_at and not self.result.comparisons:
                 return State.FAILED if self.stop_reason else State.CANCELLED
-            return State.SUCCEEDED if self.result.get("arms") else State.FAILED
+            return State.SUCCEEDED if self.result.arms else State.FAILED
         # Read from what `with_facts` has fetched, so that a list asks for all its studies at once.
         runs = [run for arm in self.arms.all() for run in arm.runs.all()]
         scoring = [one.job for run in runs for one in run.evaluations.all()]
@@ -258,13 +258,34 @@ class Study(models.Model):
         return first or {"code": "no_result", "message": _("No arm of this study came to a result.")}
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the metric is a loss."""
-        return self.metric in LOWER_IS_BETTER
+    def result(self) -> StudyResult:
+        """Return the numbers of the verdict; an empty result before the end."""
+        return StudyResult.from_dict(self.stored_result)
 
+    @property
+    def arm_list(self) -> list[StudyArm]:
+        """Return the arms by position."""
+        return list(self.arms.all())
+
+    @property
+    def reference_arm(self) -> StudyArm:
+        """Return the arm that every other one is compared with."""
+        return next(arm for arm in self.arms.all() if arm.is_reference)
+
+    @property
+    def reference(self) -> str:
+        """Return the reference arm's name."""
+        return self.reference_arm.name
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Return whether the metric is a loss."""
+        return is_lower_better(self.metric)
+
+    @property
     def metric_label(self) -> str:
-        """The metric in words."""
-        return str(METRICS.get(self.metric, self.metric))
+        """Return the metric's label."""
+        return metric_label(self.metric)
 
     @property
     def seconds_to_come(self) -> float:
@@ -307,18 +328,16 @@ class Study(models.Model):
 
     def _conclude(self) -> None:
         """Write the numbers of the verdict and the end."""
-        from dashboard.models.study_result import result_of
-        from dashboard.models.study_words import recommended
-
         # Outside of the lock: the draws take a second, and a second caller would find the same.
-        self.result = found = result_of(self)
-        # Forms ask for it at every change, and would have to read every run's size.
-        found["recommended"] = recommended(self)
+        self.stored_result = result_of(self).to_dict()
+        # Forms read it at every change; without it they would read the size of every run.
+        self.stored_result["recommended"] = recommended_arm(self)
         with transaction.atomic():
             Study.objects.select_for_update().get(pk=self.pk)
             if not self._works():
-                Study.objects.filter(pk=self.pk, finished_at=None).update(result=found, finished_at=Now())
-        self.refresh_from_db(fields=["result", "finished_at"])
+                unfinished = Study.objects.filter(pk=self.pk, finished_at=None)
+                unfinished.update(stored_result=self.stored_result, finished_at=Now())
+        self.refresh_from_db(fields=["stored_result", "finished_at"])
 
     @property
     def train_rows(self) -> int:
@@ -391,11 +410,12 @@ class Study(models.Model):
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
             self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
 
-    def _create_arms(self, plans: Sequence[ArmPlan]) -> None:
+    def _create_arms(self, plans: Sequence[ArmPlan], reference: str) -> None:
         for position, plan in enumerate(plans):
             self.arms.create(
                 position=position,
                 name=plan.name,
+                is_reference=plan.name == reference,
                 target_module_config=plan.config,
                 hyperparameters=dataclasses.asdict(plan.hyperparameters),
             )
@@ -403,7 +423,7 @@ class Study(models.Model):
     def _grow(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
         """Reopen the study for the new seeds; record when they came and whether a result was known."""
         now = timezone.now().isoformat(timespec="seconds")
-        after_result = bool(self.finished_at and self.result.get("comparisons"))
+        after_result = bool(self.finished_at and self.result.comparisons)
         addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
         self.additions = [*self.additions, addition]
         # What an ended study has never queued does not come any more.

@@ -26,6 +26,7 @@ class StudyArm(models.Model):
     study = models.ForeignKey("dashboard.Study", models.CASCADE, related_name="arms")
     position = models.PositiveSmallIntegerField()
     name = models.CharField(max_length=120)
+    is_reference = models.BooleanField(default=False)
     target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="study_arms")
     hyperparameters = models.JSONField()
     # Chosen on validation, when the study looks for one.
@@ -33,10 +34,21 @@ class StudyArm(models.Model):
 
     class Meta:
         ordering = ["study", "position"]
-        constraints = [models.UniqueConstraint(fields=["study", "name"], name="study_arm_name_once")]
+        constraints = [
+            models.UniqueConstraint(fields=["study", "name"], name="study_arm_name_once"),
+            models.UniqueConstraint(
+                fields=["study"], condition=models.Q(is_reference=True), name="study_one_reference_arm"
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def target_module_label(self) -> str:
+        """Return the choice of target modules, unless it is the arm's name."""
+        label = str(self.target_module_config.name)
+        return "" if label.lower() == self.name.lower() else label
 
     @property
     def plan(self) -> ArmPlan:

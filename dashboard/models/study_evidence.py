@@ -6,13 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from django.db.models import Prefetch, prefetch_related_objects
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from dashboard.models.study import Study
-from dashboard.models.study_words import OUTCOMES, recommended, sentence
-from dashboard.models.training_run import TrainingRun
+from dashboard.models.study_words import OUTCOMES, sentence
 
 if TYPE_CHECKING:
     from dashboard.models.base_model import BaseModel
@@ -33,7 +31,7 @@ class Evidence:
 def evidence_of(project: Project) -> list[Evidence]:
     """Studies of the project that compared something, newest first."""
     studies = Study.objects.with_facts().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
-    return [Evidence(study, sentence(study)) for study in studies if study.result.get("comparisons")]
+    return [Evidence(study, sentence(study)) for study in studies if study.result.comparisons]
 
 
 def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
@@ -42,15 +40,15 @@ def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
     ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)
     # The form asks at every change, so runs and their settings stay in the database.
     for study in ended.prefetch_related("arms")[:STUDIES_READ]:
-        comparisons = study.result.get("comparisons")
+        comparisons = study.result.comparisons
         if not comparisons:
             continue
-        outcomes = {one["arm"]: str(OUTCOMES[one["outcome"]]) for one in comparisons}
-        outcomes[study.reference] = _("Reference")
-        # An arm can stand for a config several times, with other settings: each counts.
+        outcomes = {one.position: str(OUTCOMES[one.outcome]) for one in comparisons}
+        outcomes[study.reference_arm.position] = _("Reference")
+        # Several arms can have one config and different settings: each counts.
         for arm in study.arms.all():
-            if arm.name in outcomes:
-                counts.setdefault(arm.target_module_config_id, Counter())[outcomes[arm.name]] += 1
+            if arm.position in outcomes:
+                counts.setdefault(arm.target_module_config_id, Counter())[outcomes[arm.position]] += 1
     return {config: _told(found) for config, found in counts.items()}
 
 
@@ -83,14 +81,10 @@ def preference(project: Project, base_model_id: int | None) -> Preference | None
     """
     ended = Study.objects.filter(project=project, base_model=base_model_id, finished_at__isnull=False)
     spoken: dict[int, list[Study]] = {}
-    studies = list(ended.prefetch_related("arms")[:STUDIES_READ])
-    # Results of earlier versions do not name it, and finding it takes the sizes of their runs.
-    sizes = Prefetch("arms__runs", TrainingRun.objects.only("study_arm", "rung", "forecast"))
-    prefetch_related_objects([study for study in studies if "recommended" not in study.result], sizes)
-    for study in studies:
-        name = study.result["recommended"] if "recommended" in study.result else recommended(study)
+    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
+        recommended = study.result.recommended
         for arm in study.arms.all():
-            if name and arm.name == name:
+            if recommended and arm.name == recommended:
                 spoken.setdefault(arm.target_module_config_id, []).append(study)
     decided = sum(map(len, spoken.values()))
     config_id, studies = max(spoken.items(), key=lambda one: len(one[1]), default=(0, []))

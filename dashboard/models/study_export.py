@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dashboard.models import forgetting
 from dashboard.models.study import Study
-from dashboard.models.study_result import costs_of, groups_of, scores_of
+from dashboard.models.study_result import ArmScores, RowScores, costs_of, groups_of, scores_of
 from dashboard.models.study_words import sentence
 
 
-def shown(study: Study) -> dict[str, Any]:
+def study_dict(study: Study) -> dict[str, Any]:
     """The study without its scores, as every answer of the API has it."""
-    metrics = {arm["name"]: arm["metric"] for arm in study.result.get("arms", [])}
+    result = study.result
+    metrics = {arm.position: asdict(arm.metric) for arm in result.arms}
     forgotten = forgetting.study_forgetting(study)
     return {
         "id": study.pk,
         "name": study.name,
         "state": study.state,
         "dataset": study.dataset_version.dataset_id,
-        "test_sha256": study.result.get("test_sha256") or study.dataset_version.test_sha256 or None,
+        "test_sha256": result.test_sha256 or study.dataset_version.test_sha256 or None,
         "base_model": study.base_model_id,
         "budget": study.budget,
         "metric": study.metric,
@@ -35,19 +38,19 @@ def shown(study: Study) -> dict[str, Any]:
                 "learning_rate": arm.learning_rate or arm.hyperparameters.get("learning_rate"),
                 "learning_rates_tried": study.learning_rates,
                 "bracketed": arm.is_bracketed if arm.learning_rate is not None else None,
-                **costs_of(arm),
+                **costs_of(arm.final_runs()),
                 "measured_alone": arm.is_measured_alone,
                 "runs": [run.pk for run in arm.final_runs()],
                 "error": arm.error,
-                "metric": metrics.get(arm.name),
-                "forgetting": forgotten[arm.name].facts() if arm.name in metrics else None,
+                "metric": metrics.get(arm.position),
+                "forgetting": forgotten[arm.name].facts() if arm.position in metrics else None,
             }
             for arm in study.arms.all()
         ],
-        "base": {"metric": study.result.get("base")},
-        "comparisons": study.result.get("comparisons", []),
-        "items": study.result.get("items"),
-        "groups": study.result.get("groups"),
+        "base": {"metric": asdict(result.base) if result.base else None},
+        "comparisons": [asdict(comparison) for comparison in result.comparisons],
+        "items": result.items or None,
+        "groups": result.groups or None,
         "verdict": sentence(study) or None if study.is_over else None,
         "error": study.error,
     }
@@ -68,12 +71,12 @@ def general_questions(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def whole(study: Study) -> dict[str, Any]:
+def export_dict(study: Study) -> dict[str, Any]:
     """Settings and every score: enough to compute each number of the verdict again.
 
     Before the end there are no scores.
     """
-    rows = scores_shown(study) if study.scores_are_open else []
+    rows = item_scores(study) if study.scores_are_open else []
     settings = [
         {
             "arm": arm.name,
@@ -86,14 +89,21 @@ def whole(study: Study) -> dict[str, Any]:
         for run in arm.final_runs()
     ]
     asked = general_questions(study) if study.scores_are_open else []
-    return {"study": shown(study), "settings": settings, "scores": rows, "general_questions": asked}
+    return {"study": study_dict(study), "settings": settings, "scores": rows, "general_questions": asked}
 
 
-def scores_shown(study: Study) -> list[dict[str, Any]]:
+def item_scores(study: Study) -> list[dict[str, Any]]:
     """Every score behind the verdict, with the group that its item is drawn with; the base has no seed."""
-    (scores, base), groups = scores_of(study), groups_of(study)
-    sides: list[tuple[str, int | None, dict[int, float]]] = [("base", None, base)]
-    sides += [(arm, seed, values) for arm, by_seed in scores.items() for seed, values in by_seed.items()]
+    (arms, base), groups = scores_of(study), groups_of(study)
+    return score_rows(arms, {"base": base}, groups)
+
+
+def score_rows(
+    arms: Sequence[ArmScores], bases: Mapping[str, RowScores], groups: Mapping[int, int]
+) -> list[dict[str, Any]]:
+    """Return one entry for each score; base models have no seed."""
+    sides: list[tuple[str, int | None, RowScores]] = [(name, None, scores) for name, scores in bases.items()]
+    sides += [(arm.name, seed, scores) for arm in arms for seed, scores in arm.by_seed.items()]
     return [
         {"arm": arm, "seed": seed, "item": item, "group": groups.get(item, item), "value": value}
         for arm, seed, values in sides

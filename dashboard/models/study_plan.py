@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from dashboard.models.base_model import BaseModel
 from dashboard.models.dataset import DatasetVersion
+from dashboard.models.metrics import LOSS, NO_ANSWERS, REGEX, STUDY_METRICS
 from dashboard.models.target_module_config import TargetModuleConfig
 from workers.errors import SpecError
 from workers.forecast import adapter_params
@@ -28,24 +28,6 @@ TEST_ROWS = 200
 # need ranks below 2, which cannot be rounded fairly.
 ANCHOR_RANK = 8
 BUDGET_TOLERANCE = 0.05
-# Unit interval and higher is better, except for the losses.
-METRICS = {
-    "exact_match": gettext_lazy("Exact match"),
-    "accuracy": gettext_lazy("Right label"),
-    "contains": gettext_lazy("Answer contained"),
-    "token_f1": gettext_lazy("Word overlap (token F1)"),
-    "rouge_l": gettext_lazy("Longest common part (ROUGE-L)"),
-    "chrf": gettext_lazy("Letter overlap (chrF)"),
-    "json_valid": gettext_lazy("Valid JSON"),
-    "field_f1": gettext_lazy("Right fields (field F1)"),
-    "regex": gettext_lazy("Pattern found (regular expression)"),
-    "loss": gettext_lazy("Loss on answers"),
-}
-LOWER_IS_BETTER = ("loss",)
-PATTERN_METRIC = "regex"
-# What an import report says of the answers -> what to compare first.
-METRIC_OF_ANSWERS = {"label": "exact_match", "json": "field_f1", "text": "token_f1", "none": "loss"}
-
 # Parameters of the base from which the lower learning rates are tried, and the rates of both classes.
 LARGE_MODEL = 1e9
 RATES_OF_LARGE, RATES_OF_SMALL = (5e-5, 1e-4, 2e-4, 4e-4), (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -94,11 +76,6 @@ def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
     if {"max_steps", "num_train_epochs"} & changed.keys():
         own |= {"max_steps": None, "num_train_epochs": None}
     return hyperparameters_from(own | changed)
-
-
-def default_metric(version: DatasetVersion) -> str:
-    """What fits the dataset's answers."""
-    return METRIC_OF_ANSWERS.get(str(version.report.get("answers", "")), "token_f1")
 
 
 def chosen_reference(arms: Sequence[ArmPlan], name: str) -> str:
@@ -152,8 +129,9 @@ def check_plan(
         dataclasses.replace(first, learning_rate=rate)  # raises where the rate is out of range
     if not math.isfinite(margin) or margin < 0:
         raise SpecError("margin", _("`margin` must not be negative."))
-    if metric and metric not in METRICS:
-        raise SpecError("metric", _("`metric` must be one of: %(names)s.") % {"names": ", ".join(METRICS)})
+    if metric and metric not in STUDY_METRICS:
+        names = ", ".join(STUDY_METRICS)
+        raise SpecError("metric", _("`metric` must be one of: %(names)s.") % {"names": names})
 
 
 def check_names(arms: Sequence[ArmPlan]) -> None:
@@ -169,11 +147,11 @@ def check_names(arms: Sequence[ArmPlan]) -> None:
 
 def check_metric(metric: str, pattern: str, version: DatasetVersion) -> None:
     """Refuse a metric that could not be taken on this data, before anything is trained."""
-    if metric == PATTERN_METRIC:
+    if metric == REGEX:
         check_pattern(pattern)
     elif pattern:
         raise SpecError("pattern", _("`pattern` goes with the metric `regex` alone. Leave it out."))
-    if version.report.get("answers") == "none" and metric not in LOWER_IS_BETTER:
+    if version.report.get("answers") == NO_ANSWERS and metric != LOSS:
         raise SpecError(
             "metric",
             _("The rows of %(dataset)s are plain text without answers, so only `loss` can be measured.")

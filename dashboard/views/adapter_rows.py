@@ -10,8 +10,8 @@ from django.db.models import Prefetch
 from dashboard.charts import ScoreRow
 from dashboard.models import Adapter, Evaluation, Study, TrainingRun
 from dashboard.models.adapter import AdapterQuerySet
-from dashboard.models.metrics import METRICS, is_lower_better
-from dashboard.models.study_words import recommended
+from dashboard.models.metrics import METRICS
+from dashboard.models.study_words import recommended_arm
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def ranked(adapters: AdapterQuerySet, studies: Iterable[Study]) -> dict[int, lis
 
 def places_of(study: Study) -> dict[int, int]:
     """Where each arm stands: the one that the evidence speaks for first, then by mean, then as planned."""
-    sign = 1 if is_lower_better(study.metric) else -1
-    means = {arm["name"]: sign * arm["metric"]["mean"] for arm in study.result.get("arms", [])}
-    first = recommended(study) if means else ""
+    sign = 1 if study.lower_is_better else -1
+    means = {arm.name: sign * arm.metric.mean for arm in study.result.arms}
+    first = recommended_arm(study) if means else ""
     arms = sorted(
         study.arms.all(),
         key=lambda arm: (arm.name != first, means.get(arm.name, float("inf")), arm.position),

@@ -10,7 +10,7 @@ from django.shortcuts import render
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
-from dashboard import charts, comparison_charts, forgetting_charts
+from dashboard import charts
 from dashboard.downloads import csv_file, json_file
 from dashboard.forms.hyperparameters import format_value
 from dashboard.gate import Request
@@ -20,14 +20,16 @@ from dashboard.models import (
     SavedView,
     State,
     TrainingRun,
-    comparison_words,
     forgetting,
 )
 from dashboard.models.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
-from dashboard.models.comparison import COMPARED_BY, Comparison
+from dashboard.models.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.metrics import METRICS
-from dashboard.models.study_result import base_ms_per_token
-from dashboard.study_charts import COSTS
+from dashboard.models.study_export import score_rows
+from dashboard.models.study_limits import warnings
+from dashboard.models.study_words import sentence
+from dashboard.study_charts import shorten
+from dashboard.study_page import ResultPage
 from dashboard.views.study_items import page_number
 from workers.hyperparameters import SETTINGS
 
@@ -68,8 +70,8 @@ def index(request: Request) -> HttpResponse:
 
 
 def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any]:
-    """Everything that the page says of chosen runs."""
-    comparison = comparison_of(request, runs)
+    """Return everything that the page shows of chosen runs."""
+    study = study_of(request, runs)
     settings, only = settings_table(runs), request.GET.get("show") == "differences"
     across = request.GET.get("x", "")
     across = across if across in ACROSS else next(iter(ACROSS))
@@ -77,10 +79,10 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
     tables: dict[str, Any] = {}
     for name, curve in curves.items():
         tables[name] = {"rows": table_of(curve), "labels": [one["label"] for one in curve["series"]]}
-        curve["series"] = scaled(by_arm(curve["series"], comparison), runs, across)
+        curve["series"] = scaled(by_arm(curve["series"], study), runs, across)
     context = {
-        "comparison": comparison,
-        "warnings": comparison_words.warnings(comparison),
+        "study": study,
+        "warnings": warnings(study),
         "settings": [row for row in settings if row["differs"] or not only],
         "same": sum(not row["differs"] for row in settings),
         "scores": score_table(runs),
@@ -90,51 +92,38 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         "across_label": ACROSS[across],
         "acrosses": ACROSS,
     }
-    return context | verdict_context(request, comparison, runs) | items_context(request, comparison)
+    return context | verdict_context(request, study, runs) | items_context(request, study)
 
 
-def comparison_of(request: Request, runs: list[TrainingRun]) -> Comparison:
-    """The runs, by the metric and against the reference of the address."""
-    return Comparison.of(runs, request.GET.get("metric", ""), request.GET.get("reference", ""))
+def study_of(request: Request, runs: list[TrainingRun]) -> UnsavedStudy:
+    """Return the unsaved study of the runs, by the metric and against the reference of the address."""
+    return UnsavedStudy.of(runs, request.GET.get("metric", ""), request.GET.get("reference", ""))
 
 
-def verdict_context(request: Request, comparison: Comparison, runs: list[TrainingRun]) -> dict[str, Any]:
-    """The sentence and its figures; without scores of single rows, each run's exact match alone."""
-    cost = request.GET.get("cost", "")
-    cost = cost if cost in COSTS else next(iter(COSTS))
-    if not comparison.numbers["arms"]:
-        told = exact_matches(runs)
-        return {"told": told, "sentence": comparison_words.sentence(comparison) if told else ""}
-    forgotten = forgetting.comparison_forgetting(comparison)
-    metrics = {arm["name"]: arm["metric"] for arm in comparison.numbers["arms"]}
+def verdict_context(request: Request, study: UnsavedStudy, runs: list[TrainingRun]) -> dict[str, Any]:
+    """Return the sentence and its figures; without scores of single rows, each run's exact match alone."""
+    if not study.result.arms:
+        return {"exact_matches": exact_matches(runs)}
+    page = ResultPage(study, forgetting.chosen_runs_forgetting(study), request.GET.get("cost", ""))
     return {
-        "sentence": comparison_words.sentence(comparison),
-        "metrics": {name: COMPARED_BY[name] for name in comparison.metrics},
+        **page.context(),
+        "metrics": {name: METRICS[name].label for name in study.metrics},
         "carried_choices": carried(request, "metric", "reference", "cost"),
-        "intervals": comparison_charts.intervals(comparison),
-        "costs": COSTS,
-        "cost": cost,
-        "pareto": comparison_charts.pareto(comparison, cost),
-        "differences": comparison_charts.differences(comparison),
-        "deltas": comparison_charts.deltas(comparison),
-        "forgetting": forgetting_charts.table(forgotten),
-        "forgotten": forgetting_charts.plots(comparison, forgotten, metrics),
-        "base_ms_per_token": base_ms_per_token(runs) if len(comparison.bases) == 1 else None,
     }
 
 
-def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
-    """Single rows of one arm beside the reference's."""
-    sides = {str(arm.first.pk): (arm.name, arm.evaluations()) for arm in comparison.scored}
-    sides |= {f"base-{one.pk}": (name, {0: one}) for name, one in comparison.bases.items()}
+def items_context(request: Request, study: UnsavedStudy) -> dict[str, Any]:
+    """Return single rows of one arm beside the reference's."""
+    sides = {str(arm.first.pk): (arm.name, arm.evaluations()) for arm in study.scored}
+    sides |= {f"base-{one.pk}": (name, {0: one}) for name, one in study.base_evaluations.items()}
     arms = [key for key in sides if not key.startswith("base")]
-    pinned = str(comparison.reference.first.pk)
+    pinned = str(study.reference_arm.first.pk)
     first = one_of(sorted(arms, key=lambda key: key == pinned), request.GET.get("arm", ""))
     beside = one_of([key for key in (pinned, *sides) if key != first], request.GET.get("beside", ""))
-    if not comparison.numbers["arms"] or not first or not beside:
+    if not study.result.arms or not first or not beside:
         return {}
     (name, one), (other_name, other) = sides[first], sides[beside]
-    lower = comparison.lower_is_better
+    lower = study.lower_is_better
     query = request.GET
     asked = AnswerQuery(
         query.get("won", ""),
@@ -142,7 +131,7 @@ def items_context(request: Request, comparison: Comparison) -> dict[str, Any]:
         query.get("sort", ""),
         page_number(query.get("page", "")),
     )
-    pairs = answer_pairs(comparison.metric, one, other, lower_is_better=lower)
+    pairs = answer_pairs(study.metric, one, other, lower_is_better=lower)
     found = answer_page(pairs, one, other, asked, size=ITEMS_SHOWN, lower_is_better=lower)
     return {
         "carried_items": carried(request, "arm", "beside", "won", "sort", "q"),
@@ -163,17 +152,17 @@ def one_of(keys: Sequence[str], wanted: str) -> str:
     return wanted if wanted in keys else next(iter(keys), "")
 
 
-def by_arm(series: list[dict[str, Any]], comparison: Comparison) -> list[dict[str, Any]]:
-    """The seeds of an arm in one colour, with its name at the first of them alone."""
-    looks = charts.colours(arm.first.pk for arm in comparison.arms)
-    arms = {run.pk: arm for arm in comparison.arms for run in [*arm.runs, *arm.repeats]}
+def by_arm(series: list[dict[str, Any]], study: UnsavedStudy) -> list[dict[str, Any]]:
+    """Give the seeds of an arm one colour, and the first of them the arm's name."""
+    looks = charts.colours(arm.first.pk for arm in study.arm_list)
+    arms: dict[int, ChosenArm] = {run.pk: arm for arm in study.arm_list for run in [*arm.runs, *arm.repeats]}
     named: set[int] = set()
     found = []
     for one in series:
         arm = arms[one["run"]]
         look = {**one, **looks[arm.first.pk]}
         if len(arm.runs) > 1:
-            look["label"] = "" if arm.first.pk in named else comparison_charts.short(arm.name, 16)
+            look["label"] = "" if arm.first.pk in named else shorten(arm.name, 16)
         named.add(arm.first.pk)
         found.append(look)
     return found
@@ -226,7 +215,7 @@ def export(request: Request) -> HttpResponse:
     header = ["run", "name", "kind", "measure", "step", "value"]
     rows: list[list[str | float | None]] = [list(header), *(row for run in runs for row in lines(run))]
     if runs:
-        rows += verdict_lines(comparison_of(request, runs))
+        rows += verdict_lines(study_of(request, runs))
     return csv_file("compare.csv", rows)
 
 
@@ -236,60 +225,39 @@ def numbers(request: Request) -> HttpResponse:
     runs = chosen(request)
     if not runs:
         raise Http404
-    comparison = comparison_of(request, runs)
-    (arms, bases), groups = comparison.scores(), comparison.groups()
-    found = {
-        "metric": comparison.metric,
-        "lower_is_better": comparison.lower_is_better,
-        "reference": comparison.reference.name,
-        "sentence": comparison_words.sentence(comparison),
-        "warnings": comparison_words.warnings(comparison),
-        **comparison.numbers,
-        "forgetting": {
-            name: one.facts() for name, one in forgetting.comparison_forgetting(comparison).items()
-        },
+    study = study_of(request, runs)
+    arms, bases = study.scores()
+    exported = {
+        **study.result.to_dict(),
+        "metric": study.metric,
+        "lower_is_better": study.lower_is_better,
+        "reference": study.reference,
+        "sentence": sentence(study),
+        "warnings": warnings(study),
+        "forgetting": {name: one.facts() for name, one in forgetting.chosen_runs_forgetting(study).items()},
         "runs": [
             {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.settings_shown()}
-            for arm in comparison.arms
+            for arm in study.arm_list
             for run in [*arm.runs, *arm.repeats]
         ],
-        "scores": [
-            *(
-                {"arm": name, "seed": seed, "item": item, "group": groups.get(item, item), "value": value}
-                for name, by_seed in arms.items()
-                for seed, rows in by_seed.items()
-                for item, value in rows.items()
-            ),
-            *(
-                {"arm": name, "seed": None, "item": item, "group": groups.get(item, item), "value": value}
-                for name, rows in bases.items()
-                for item, value in rows.items()
-            ),
-        ],
+        "scores": score_rows(arms, bases, study.groups()),
     }
-    return json_file("compare.json", found)
+    return json_file("compare.json", exported)
 
 
-def verdict_lines(comparison: Comparison) -> list[list[str | float | None]]:
-    """The differences to the reference for the CSV, in the metric's unit."""
-    first = {arm.name: arm.first.pk for arm in comparison.arms}
-    return [
-        [
-            first[one["arm"]],
-            one["arm"],
-            f"against {one['reference']}",
-            f"{comparison.metric} {name}",
-            None,
-            one[name],
-        ]
-        for one in comparison.numbers.get("comparisons", [])
-        for name in ("difference", "low", "high", "p_adjusted", "outcome")
-    ] + [
-        [first[arm], arm, "against the base model", f"general_accuracy change {end}", None, change[end]]
-        for arm, one in forgetting.comparison_forgetting(comparison).items()
-        if (change := one.change())
-        for end in ("mean", "low", "high")
-    ]
+def verdict_lines(study: UnsavedStudy) -> list[list[str | float | None]]:
+    """Return the differences to the reference for the CSV, in the metric's unit."""
+    first = {arm.name: arm.first.pk for arm in study.arm_list}
+    lines: list[list[str | float | None]] = []
+    for one in study.result.comparisons:
+        against: list[str | float | None] = [first[one.arm], one.arm, f"against {one.reference}"]
+        for name in ("difference", "low", "high", "p_adjusted", "outcome"):
+            lines.append([*against, f"{study.metric} {name}", None, getattr(one, name)])
+    for arm, forgotten in forgetting.chosen_runs_forgetting(study).items():
+        for end, value in (forgotten.change() or {}).items():
+            against = [first[arm], arm, "against the base model"]
+            lines.append([*against, f"general_accuracy change {end}", None, value])
+    return lines
 
 
 def chosen(request: Request) -> list[TrainingRun]:

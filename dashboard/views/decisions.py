@@ -18,7 +18,7 @@ def create(request: Request, pk: int) -> HttpResponse:
     """Write down what is shipped and why; a manager's decision approves the adapter."""
     study = Study.objects.fetch(request.user, pk, Role.EDITOR)
     form = DecisionForm(study, request.POST)
-    if not study.is_over or not study.result.get("arms"):
+    if not study.is_over or not study.result.arms:
         messages.error(request, _("Decide when the study has come to a result."))
     elif not form.is_valid():
         messages.error(

@@ -152,6 +152,6 @@ def compare_url(scope: Scope) -> str:
     if not isinstance(scope, Study):
         return ""
     runs = scope.final_runs()
-    reference = next((run.pk for run in runs if run.study_arm and run.study_arm.name == scope.reference), "")
+    reference = next((run.pk for run in runs if run.study_arm and run.study_arm.is_reference), "")
     query = f"runs={','.join(str(run.pk) for run in runs)}&metric={JUDGE}&reference={reference}"
     return f"{reverse('compare')}?{query}" if len(runs) > 1 else ""

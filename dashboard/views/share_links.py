@@ -29,7 +29,7 @@ def create(request: Request, pk: int) -> HttpResponse:
     """A new link to the report of a finished study; it is shown once."""
     study = Study.objects.fetch(request.user, pk, Role.MANAGER)
     form = ShareLinkForm(request.POST)
-    if not study.result.get("arms"):
+    if not study.result.arms:
         messages.error(request, _("This study has no result yet, so there is no report to share."))
         return redirect(study)
     if not form.is_valid():

@@ -20,8 +20,9 @@ from dashboard.forms.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
 from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models.study_limits import added_seeds
 from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
-from dashboard.models.study_words import amount, later, more_seeds, sentence
+from dashboard.models.study_words import amount, more_seeds, sentence
 from dashboard.views.evaluations import unscored_study_notice
 from dashboard.views.launching import launched_once
 from dashboard.views.study_grid import grid_of
@@ -195,7 +196,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
         "verdict": verdict_of(study),
         "margin": amount(study, study.margin),
-        "later": later(study),
+        "added_seeds": added_seeds(study),
         **seeds_context(study, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
     }

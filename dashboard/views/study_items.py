@@ -29,7 +29,7 @@ NOTHING = AnswerPage([], {}, 0, 1, 1)
 def items(request: Request, pk: int) -> HttpResponse:
     """What two subjects answered on the same rows, filtered and searched; the choice is in the address."""
     study = Study.objects.with_facts().fetch(request.user, pk)
-    if not study.is_over or not study.result.get("arms"):
+    if not study.is_over or not study.result.arms:
         messages.info(request, _("Answers are shown when the study has come to a result."))
         return redirect(study)
     form = ItemsForm(study, request.GET)

@@ -1,4 +1,4 @@
-"""A study on paper: the verdict, how it was found, and an appendix with everything that led to it."""
+"""The report of a study: verdict, method, and an appendix with everything that led to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 from dashboard.gate import Request
 from dashboard.models import Adapter, Study
 from dashboard.models.answers import AnswerPair, answer_pairs, load_answers, study_side
-from dashboard.study_charts import quality
+from dashboard.study_page import by_seed
 from dashboard.views.study_results import result_context
 
 SHARED_ROWS = 5
@@ -25,17 +25,17 @@ LIBRARIES = ("python", "torch", "transformers", "peft", "tokenizers", "safetenso
 
 @require_GET
 def report(request: Request, pk: int) -> HttpResponse:
-    """The result on paper: A4, no navigation."""
+    """Show the result as a report: A4, without navigation."""
     study = Study.objects.with_facts().fetch(request.user, pk)
-    if not study.is_over or not study.result.get("arms"):
-        messages.info(request, _("There is a report when the study has come to a result."))
+    if not study.is_over or not study.result.arms:
+        messages.info(request, _("The report is available when the study has come to a result."))
         return redirect(study)
     return render(request, "studies/report.html", report_context(study, request.GET))
 
 
 def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = False) -> dict[str, Any]:
-    """The verdict with its appendix: all settings, hashes, versions and seeds."""
-    compared = [one["arm"] for one in study.result.get("comparisons", [])]
+    """Return the verdict with its appendix: all settings, hashes, versions and seeds."""
+    compared = [one.arm for one in study.result.comparisons]
     return {
         **result_context(study, {"cost": query.get("cost", "")}),
         "study": study,
@@ -46,28 +46,14 @@ def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = 
 
 
 def example_pairs(study: Study, arm: str) -> list[AnswerPair]:
-    """The first rows on which an arm and the reference differ, for a report that may show rows."""
+    """Return the first rows on which an arm and the reference differ, for a report that may show rows."""
     one, other = (study_side(study, name, study.seeds[0]) for name in (arm, study.reference))
     found = answer_pairs(study.metric, one, other, lower_is_better=study.lower_is_better)
     return load_answers([pair for pair in found if pair.gap][:SHARED_ROWS], one, other)
 
 
-def by_seed(study: Study) -> list[dict[str, Any]]:
-    """Every arm's mean for each of the study's seeds."""
-    return [
-        {
-            "name": arm["name"],
-            "values": [
-                quality(study, arm["by_seed"][arm["seeds"].index(seed)]) if seed in arm["seeds"] else "–"
-                for seed in study.seeds
-            ],
-        }
-        for arm in study.result.get("arms", [])
-    ]
-
-
 def versions_of(study: Study) -> list[tuple[str, str]]:
-    """Libraries that its adapters were made with, as their run.json says; several where they differ."""
+    """Return the library versions that its adapters were made with, as their run.json names them."""
     found: dict[str, set[str]] = {}
     for adapter in Adapter.objects.filter(run__in=study.final_runs()):
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from django.test import Client
 
@@ -65,15 +67,15 @@ def test_among_two_intervals_the_wide_one_is_cut() -> None:
 
 def test_no_difference_and_the_margin_stay_in_the_picture() -> None:
     found = [
-        {"arm": "MLP", "difference": -0.008, "low": -0.40, "high": 0.365},
-        {"arm": "Efficient", "difference": -0.08, "low": -0.114, "high": -0.047},
-        {"arm": "Balanced", "difference": -0.046, "low": -0.071, "high": -0.021},
+        SimpleNamespace(position=0, difference=-0.008, low=-0.40, high=0.365),
+        SimpleNamespace(position=1, difference=-0.08, low=-0.114, high=-0.047),
+        SimpleNamespace(position=2, difference=-0.046, low=-0.071, high=-0.021),
     ]
     picture = axes.differences(found, margin=0.05)
     for name in ("zero", "margin"):
         assert axes.EDGE <= float(picture[name].rstrip("%")) <= 100 - axes.EDGE
-    cut = {name: (row["is_low_cut"], row["is_high_cut"]) for name, row in picture["rows"].items()}
-    assert cut == {"MLP": (True, True), "Efficient": (False, False), "Balanced": (False, False)}
+    cut = {place: (row["is_low_cut"], row["is_high_cut"]) for place, row in picture["rows"].items()}
+    assert cut == {0: (True, True), 1: (False, False), 2: (False, False)}
 
 
 def test_what_rounding_leaves_beyond_an_end_is_not_cut() -> None:

@@ -51,7 +51,7 @@ def test_it_speaks_first_and_draws_every_arm_and_the_base(
     order += ['id="settings"', 'id="chart-1"', "Row by row"]
     places = [text.index(words) for words in order]
     assert places == sorted(places)
-    assert "ComparedArm" not in text
+    assert "ChosenArm" not in text
     # Three arms' rows: two arms and the base model; three seeds each.
     assert text.count('class="plot-row') == 3
     assert text.count('class="plot-seed"') == 6

@@ -9,10 +9,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from dashboard.comparison_charts import pareto
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, TrainingRun, User
-from dashboard.models.comparison import Comparison, arms_of
-from dashboard.models.comparison_words import sentence, warnings
+from dashboard.models.comparison import UnsavedStudy, arms_of
+from dashboard.models.study_limits import warnings
+from dashboard.models.study_words import sentence
+from dashboard.study_charts import pareto
 from tests.conftest import make_dataset, make_run
 from tests.dashboard.comparisons import rights, score, scored_runs
 from tests.dashboard.conftest import publish
@@ -37,8 +38,8 @@ def again(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
     return [found[run.pk] for run in runs]
 
 
-def compared(runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> Comparison:
-    return Comparison.of(runs, metric, reference)
+def compared(runs: Sequence[TrainingRun], metric: str = "", reference: str = "") -> UnsavedStudy:
+    return UnsavedStudy.of(runs, metric, reference)
 
 
 def test_runs_that_differ_in_nothing_but_the_seed_are_one_arm(scored: Scored) -> None:
@@ -57,7 +58,7 @@ def test_the_same_seed_twice_counts_once(scored: Scored) -> None:
         learning_rate=1e-4,
     )
     comparison = compared(again([*runs, twin]))
-    assert [len(arm.runs) for arm in comparison.arms] == [1, 1]
+    assert [len(arm.runs) for arm in comparison.arm_list] == [1, 1]
     assert any(f"not counted: Twin #{twin.pk}" in text for text in warnings(comparison))
 
 
@@ -101,7 +102,7 @@ def test_seeds_that_are_not_shared_are_paired_in_order_and_it_says_so(
     other = make_run(project, dataset, base_model, name="High", seed=77, learning_rate=0.05)
     score(publish(other), rights(0.9, seed=8))
     comparison = compared(again([*runs, other]))
-    assert len(comparison.numbers["comparisons"]) == 1
+    assert len(comparison.result.comparisons) == 1
     assert any("No seed in common" in text for text in warnings(comparison))
 
 
@@ -112,7 +113,7 @@ def test_it_compares_on_the_rows_that_all_have(
     other = make_run(project, dataset, base_model, name="High", learning_rate=0.05)
     score(publish(other), rights(0.9, count=40), first_row=31)
     comparison = compared(again([*runs, other]))
-    assert comparison.numbers["items"] == 30
+    assert comparison.result.items == 30
     assert "Compared on the 30 rows that all were scored on; some were scored on up to 60." in warnings(
         comparison
     )
@@ -125,7 +126,7 @@ def test_it_compares_nothing_across_datasets_and_says_why(
     other = make_run(project, make_dataset(project, "Mails", by=ed), base_model, by=ed, name="Mails")
     score(publish(other), rights(0.9))
     comparison = compared(again([*runs, other]))
-    assert comparison.numbers["comparisons"] == []
+    assert comparison.result.comparisons == []
     assert any(f"so not compared with it: Mails #{other.pk}" in text for text in warnings(comparison))
 
 
@@ -151,20 +152,20 @@ def test_arms_that_cannot_be_told_apart_are_one_group_on_the_cost_chart(scored: 
 def test_it_says_so_where_the_reference_has_no_single_rows(scored: Scored) -> None:
     runs = scored({"Low": [rights(0.4)], "High": [rights(0.9)]})
     EvaluationItem.objects.filter(evaluation__run=runs[0]).delete()
-    assert sentence(compared(runs)).startswith(f"Low #{runs[0].pk} has no scores of single rows")
+    assert sentence(compared(runs)).startswith(f"The reference, Low #{runs[0].pk}, has no result")
 
 
 def test_the_base_model_has_a_row_even_if_another_run_scored_it(scored: Scored) -> None:
     runs = scored({"Low": [rights(0.4)], "High": [rights(0.9)]})
     runs[1].evaluations.filter(subject="base").delete()
-    assert list(compared(again(runs[1:])).numbers["bases"]) == [str(runs[1].base_model)]
+    assert list(compared(again(runs[1:])).result.bases) == [str(runs[1].base_model)]
 
 
 def test_it_counts_once_and_asks_the_cache_afterwards(scored: Scored) -> None:
     runs = scored(THREE)
-    before = compared(runs).numbers
+    before = compared(runs).result
     EvaluationItem.objects.all().delete()
-    assert compared(runs).numbers == before
+    assert compared(runs).result == before
 
 
 def test_two_and_twelve_runs_take_the_same_queries(scored: Scored) -> None:
@@ -174,6 +175,6 @@ def test_two_and_twelve_runs_take_the_same_queries(scored: Scored) -> None:
         with CaptureQueriesContext(
             connection,
         ) as seen:
-            assert compared(runs).numbers["arms"]
+            assert compared(runs).result.arms
         counts.append(len([one for one in seen if "dashboard_" in one["sql"]]))
     assert counts[0] == counts[1] == 3

@@ -21,10 +21,10 @@ from dashboard.models import (
     User,
     Vote,
 )
-from dashboard.models.comparison import Comparison
-from dashboard.models.comparison_words import warnings
+from dashboard.models.comparison import UnsavedStudy
 from dashboard.models.judging import configured_judge, evaluations_of, pending_items
 from dashboard.models.metrics import JUDGE
+from dashboard.models.study_limits import warnings
 from tests.conftest import finish, make_run
 from tests.dashboard.comparisons import score
 from tests.dashboard.conftest import publish
@@ -230,7 +230,7 @@ def test_later_verdicts_are_not_hidden_by_the_cache(
 ) -> None:
     def numbers() -> dict[str, object]:
         run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
-        return Comparison.of([run], JUDGE).numbers
+        return UnsavedStudy.of([run], JUDGE).result.to_dict()
 
     judge_all(scored, ed)
     before = numbers()
@@ -256,7 +256,7 @@ def test_a_comparison_warns_of_two_judges(
         score(publish(run), [1, 1, 0, 0])
         judge_all(run, ed)
         runs.append(TrainingRun.objects.with_facts().with_scores().get(pk=run.pk))
-    by_judge, by_match = (warnings(Comparison.of(runs, metric)) for metric in (JUDGE, "exact_match"))
+    by_judge, by_match = (warnings(UnsavedStudy.of(runs, metric)) for metric in (JUDGE, "exact_match"))
     assert len(by_judge) == len(by_match) + 1
 
 

@@ -84,7 +84,7 @@ def test_the_study_waits_for_it_and_comes_to_a_verdict(study: Study, ed: User) -
     assert not now(study).is_over, "while its run waits"
     study = conclude(study, TABLE)
     assert study.state == State.SUCCEEDED
-    assert [arm["name"] for arm in study.result["arms"]] == ["efficient", "quality"]
+    assert [arm.name for arm in study.result.arms] == ["efficient", "quality"]
 
 
 def test_pages_say_that_it_goes_on(study: Study, client: Client, ed: User) -> None:
@@ -127,7 +127,7 @@ def test_an_arm_that_was_lost_in_its_search_gets_its_seeds_after_all(searching: 
     assert study.seconds_to_come > 0
     study = conclude(study, TABLE)
     assert study.state == State.SUCCEEDED
-    assert [arm["name"] for arm in study.result["arms"]] == ["efficient", "quality"]
+    assert [arm.name for arm in study.result.arms] == ["efficient", "quality"]
     assert study.seconds_to_come == 0
 
 

@@ -10,9 +10,9 @@ import pytest
 from django.test import Client
 
 from dashboard.models import ArmPlan, BaseModel, Dataset, Job, Project, State, Study, TargetModuleConfig, User
-from dashboard.models.study_export import shown
+from dashboard.models.study_export import study_dict
+from dashboard.models.study_limits import measured_beside
 from dashboard.models.study_plan import jobs_of
-from dashboard.models.study_words import measured_beside
 from dashboard.views.study_grid import grid_of
 from tests.dashboard.studies import Table, conclude, end_training, make_arms, make_study
 from tests.dashboard.test_study_create import PLAN, entered
@@ -68,7 +68,7 @@ def test_arms_with_dora_train_and_are_scored_alone_in_any_study(
     study = conclude(study, {**TABLE, "dora": TABLE["efficient"]})
     assert together(study, Job.Kind.EVALUATE) == {("efficient", "quality"): 2, ("dora",): 2}
     assert study.state == "succeeded"
-    assert len(study.result["comparisons"]) == 2
+    assert len(study.result.comparisons) == 2
 
 
 def test_arms_on_experts_train_and_are_scored_alone_in_any_study(
@@ -96,12 +96,12 @@ def test_what_was_measured_alone_is_said(project: Project, dataset: Dataset, bas
     arms = [*make_arms("efficient", "quality"), dora_arm()]
     mixed = make_study(project, dataset, base_model, seeds=[1], arms=arms)
     assert measured_beside(mixed).endswith("Trained alone, with no other arm beside them: dora.")
-    assert [arm["measured_alone"] for arm in shown(mixed)["arms"]] == [False, False, True]
+    assert [arm["measured_alone"] for arm in study_dict(mixed)["arms"]] == [False, False, True]
     alone = make_study(
         project, dataset, base_model, seeds=[1], arms=make_arms("efficient", "quality", use_dora=True)
     )
     assert measured_beside(alone).startswith("Every run trained alone")
-    assert [arm["measured_alone"] for arm in shown(alone)["arms"]] == [True, True]
+    assert [arm["measured_alone"] for arm in study_dict(alone)["arms"]] == [True, True]
     plain = make_study(project, dataset, base_model, seeds=[1])
     assert "Trained alone" not in measured_beside(plain)
     assert "take turns" in measured_beside(plain) or "by turns" in measured_beside(plain)

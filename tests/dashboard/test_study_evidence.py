@@ -110,14 +110,6 @@ def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> No
     assert found.sentence.startswith("1 of 1 study of this project")
 
 
-def test_a_result_of_an_earlier_version_speaks_too(study: Study) -> None:
-    told = preference(study.project, study.base_model_id)
-    result = {name: value for name, value in study.result.items() if name != "recommended"}
-    Study.objects.update(result=result)
-    assert told is not None
-    assert preference(study.project, study.base_model_id) == told
-
-
 def test_a_study_that_decided_nothing_moves_no_default(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:

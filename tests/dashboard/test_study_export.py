@@ -35,8 +35,8 @@ def test_the_scores_are_enough_to_recompute_every_mean(client: Client, vera: Use
     rows = rows_of(client, "study-scores-csv", study)
     own = [float(row["value"]) for row in rows if row["arm"] == "mlp"]
     assert len(own) == 180
-    found = next(arm for arm in study.result["arms"] if arm["name"] == "mlp")
-    assert abs(sum(own) / len(own) - found["metric"]["mean"]) < 1e-12
+    found = next(arm for arm in study.result.arms if arm.name == "mlp")
+    assert abs(sum(own) / len(own) - found.metric.mean) < 1e-12
     assert {row["seed"] for row in rows if row["arm"] == "base"} == {""}
     assert all(row["group"] == row["item"] for row in rows), "these rows stand alone"
 
@@ -48,7 +48,7 @@ def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
     answer = client.get(reverse("study-json", args=[study.pk]))
     assert answer.headers["Content-Disposition"] == f'attachment; filename="study-{study.pk}.json"'
     found = answer.json()
-    assert found["study"]["comparisons"] == study.result["comparisons"]
+    assert found["study"]["comparisons"] == study.result.to_dict()["comparisons"]
     assert len(found["scores"]) == 60 + 3 * 3 * 60
     assert {one["arm"] for one in found["settings"]} == {"efficient", "mlp", "quality"}
     assert found["study"]["test_sha256"] == study.dataset_version.test_sha256 == "ef" * 32
@@ -66,7 +66,7 @@ def test_before_the_end_no_file_is_given_and_the_page_says_why(
     for route in ("study-deltas-csv", "study-scores-csv", "study-json"):
         answer = client.get(reverse(route, args=[working.pk]), follow=True)
         assert answer.redirect_chain == [(working.get_absolute_url(), 302)]
-        assert "Scores are told when all runs of the study have ended." in answer.content.decode()
+        assert "Scores are available when all runs of the study have ended." in answer.content.decode()
 
 
 def test_an_outsider_gets_none(client: Client, otto: User, study: Study) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from django.test import Client
 from django.urls import reverse
@@ -19,8 +21,12 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.study_words import outcome_in_words, recommended, sentence, unmeasured
-from dashboard.views.study_results import deltas, result_context
+from dashboard.models.forgetting import study_forgetting
+from dashboard.models.study_limits import unmeasured
+from dashboard.models.study_result import ArmComparison
+from dashboard.models.study_words import outcome_label, recommended_arm, sentence
+from dashboard.study_page import ResultPage
+from dashboard.views.study_results import result_context
 from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
 
@@ -107,7 +113,7 @@ def test_names_far_from_one_another_stay_beside_their_marks() -> None:
 
 
 def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -> None:
-    rows = {row["arm"].name: row for row in deltas(study)}
+    rows = {row["arm"].name: row for row in ResultPage(study, study_forgetting(study)).deltas()}
     assert rows["mlp"]["difference"] == "-50.0 points"
     assert rows["mlp"]["p"] == "< 0.001"
     assert rows["mlp"]["kept"]["mean"] == "14 %"
@@ -118,12 +124,26 @@ def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -
 
 
 def test_an_open_case_says_what_is_certain_already() -> None:
-    one = {"outcome": "not_enough_evidence", "low": -0.145, "high": -0.041, "p_adjusted": 0.024}
-    assert outcome_in_words(one) == "Worse; whether within your margin is open"
-    assert outcome_in_words({**one, "high": 0.001}) == "Not enough evidence"
+    one = ArmComparison(
+        position=0,
+        arm="efficient",
+        reference="quality",
+        difference=-0.09,
+        low=-0.145,
+        high=-0.041,
+        p=0.012,
+        p_adjusted=0.024,
+        outcome="not_enough_evidence",
+        seeds=[1, 2, 3],
+        seeds_disagree=False,
+        seeds_needed=5,
+        kept=None,
+    )
+    assert outcome_label(one) == "Worse; whether within your margin is open"
+    assert outcome_label(replace(one, high=0.001)) == "Not enough evidence"
     # Without the correction for the number of arms it would be certain; with it, it is not.
-    assert outcome_in_words({**one, "p_adjusted": 0.06}) == "Not enough evidence"
-    assert outcome_in_words({**one, "outcome": "indicative_only"}) == "Indicative only"
+    assert outcome_label(replace(one, p_adjusted=0.06)) == "Not enough evidence"
+    assert outcome_label(replace(one, outcome="indicative_only")) == "Indicative only"
 
 
 def test_an_unfinished_study_has_no_result_to_show(
@@ -190,7 +210,6 @@ def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
 ) -> None:
     client.force_login(vera)
     few = client.get(study.get_absolute_url()).content.decode()
-    assert "What is trained" in few.split('id="study-settings"')[1]
     assert "settings are the same for all" in few
     every = client.get(study.get_absolute_url(), {"only": "all"}).content.decode()
     assert every.count("<tr>") > few.count("<tr>")
@@ -238,12 +257,12 @@ def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(
     lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
     conclude(queued, TABLE)
     few = Study.objects.with_facts().get(pk=queued.pk)
-    assert {one["arm"]: one["outcome"] for one in few.result["comparisons"]} == {
+    assert {one.arm: one.outcome for one in few.result.comparisons} == {
         "efficient": "not_inferior",
         "mlp": "indicative_only",
     }
     assert sentence(few) == said
-    assert recommended(few) == few.result["recommended"] == "efficient"
+    assert recommended_arm(few) == few.result.recommended == "efficient"
     assert "Fewer than three seeds, so indicative only: mlp." in unmeasured(few)
     assert "indicative" not in " ".join(unmeasured(study))
 
@@ -260,7 +279,7 @@ def test_no_arm_is_called_worse_by_the_sentence_that_has_too_few_seeds(
     assert sentence(few).startswith(
         "Not enough evidence to say how the arms compare with quality. 1 more seed"
     )
-    assert recommended(few) == ""
+    assert recommended_arm(few) == ""
 
 
 def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_others(
@@ -272,8 +291,14 @@ def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_othe
         run.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no finite number.")
     beside = conclude(beside, TABLE)
     assert beside.state == "succeeded"
-    for name in ("base", "arms", "comparisons", "items"):
-        assert beside.result[name] == without.result[name]
+    assert (beside.result.base, beside.result.items) == (without.result.base, without.result.items)
+    for mine, other in zip(beside.result.comparisons, without.result.comparisons, strict=True):
+        assert (mine.difference, mine.low, mine.high, mine.p_adjusted) == (
+            other.difference,
+            other.low,
+            other.high,
+            other.p_adjusted,
+        )
     client.force_login(vera)
     page = client.get(beside.get_absolute_url()).content.decode()
     assert "Failed: The loss was no finite number." in page
@@ -286,7 +311,7 @@ def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
     assert any(
         f"at equal rank, quality has {times} times the parameters of efficient." in text for text in said
     )
-    assert not any("by one rule" in text for text in said)
+    assert not any("different rules" in text for text in said)
 
 
 def test_page_and_report_say_when_the_seeds_disagree(
@@ -295,7 +320,7 @@ def test_page_and_report_say_when_the_seeds_disagree(
     said = "The seeds disagree more than the test rows do: more seeds tell more than more rows."
     apart = {**TABLE, "efficient": {1: [1] * 60, 2: [0] * 60, 3: [1, 0] * 30}}
     study = conclude(make_study(project, dataset, base_model), apart)
-    assert any(one["seeds_disagree"] for one in study.result["comparisons"])
+    assert any(one.seeds_disagree for one in study.result.comparisons)
     client.force_login(vera)
     for address in (study.get_absolute_url(), reverse("study-report", args=[study.pk])):
         assert said in client.get(address).content.decode()
@@ -305,4 +330,4 @@ def test_it_says_when_arms_are_scaled_by_different_rules(study: Study) -> None:
     arm = study.arms.get(name="mlp")
     arm.hyperparameters["lora_alpha"] = arm.hyperparameters["r"]
     arm.save()
-    assert any("by one rule" in text for text in unmeasured(Study.objects.get(pk=study.pk)))
+    assert any("different rules" in text for text in unmeasured(Study.objects.get(pk=study.pk)))

@@ -59,7 +59,7 @@ def ask(client: Client, user: User, study: Study) -> int:
 
 def test_only_missing_evaluations_are_queued(study: Study, mara: User) -> None:
     study = with_a_hole(study)
-    assert (study.state, study.result["base"]) == ("succeeded", None)
+    assert (study.state, study.result.base) == ("succeeded", None)
     reevaluate(study, mara)
     (job,) = scoring(study)
     asked = [(one.subject, one.run.seed, one.run.study_arm.name) for one in job.evaluations.all()]  # type: ignore[union-attr]
@@ -113,7 +113,7 @@ def test_a_cancelled_study_is_evaluated_and_trains_nothing_more(study: Study, ed
     reevaluate(study, ed)
     assert Study.objects.get(pk=study.pk).state == State.RUNNING
     study = conclude(study, TABLE)
-    assert (study.state, [arm["seeds"] for arm in study.result["arms"]]) == ("succeeded", [[1], [1]])
+    assert (study.state, [arm.seeds for arm in study.result.arms]) == ("succeeded", [[1], [1]])
     assert not study.jobs().exclude(state__in=[State.SUCCEEDED, State.CANCELLED]).exists()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun
-from dashboard.models.study_export import shown as study_dict
-from dashboard.models.study_words import unmeasured
+from dashboard.models.study_export import study_dict
+from dashboard.models.study_limits import unmeasured
 from tests.dashboard.studies import Table, conclude, end_training, make_study
 
 RATES = [1e-4, 5e-4, 1e-3]

@@ -91,7 +91,7 @@ def test_concurrent_additions_are_both_kept(ed: User, study: Study) -> None:
 def test_advancing_a_stale_copy_keeps_added_seeds(ed: User, study: Study) -> None:
     stale = Study.objects.with_facts().get(pk=study.pk)
     study.add_seeds([3], ed)
-    stale.update_progress()
+    stale.advance()
     saved = Study.objects.get(pk=study.pk)
     assert (saved.seeds, saved.finished_at) == ([1, 2, 3], None)
     assert saved.forecast_seconds == study.forecast_seconds

@@ -7,7 +7,7 @@ from django.test import Client
 
 from dashboard.models import BaseModel, Dataset, Evaluation, Job, Project, State, Study, TrainingRun, User
 from dashboard.models.stopping import arms_to_stop, stop_run
-from dashboard.models.study_words import cut_short, unmeasured
+from dashboard.models.study_limits import cut_short, unmeasured
 from tests.dashboard.studies import conclude, end_training, make_study
 from tests.dashboard.test_study_result import TABLE
 
@@ -51,9 +51,9 @@ def test_page_and_report_say_which_run_has_no_result(
     conclude(study, TABLE)
     study = fetched(study)
     assert study.state == "succeeded"
-    words = "Stopped by a person, so without a result: mlp with seed 2."
+    words = "Stopped, so without a result: mlp with seed 2."
     assert words in unmeasured(study)
-    seeds = {one["arm"]: one["seeds"] for one in study.result["comparisons"]}
+    seeds = {one.arm: one.seeds for one in study.result.comparisons}
     assert seeds == {"efficient": [1, 2, 3], "mlp": [1, 3]}
     client.force_login(vera)
     for address in (study.get_absolute_url(), f"{study.get_absolute_url()}report/"):
@@ -69,7 +69,7 @@ def test_an_arm_each_run_of_which_was_stopped_stays_in_the_table(
     client.force_login(vera)
     page = client.get(study.get_absolute_url()).content.decode()
     assert "Stopped, so it has no result" in page
-    assert [one["name"] for one in fetched(study).result["arms"]] == ["efficient", "quality"]
+    assert [one.name for one in fetched(study).result.arms] == ["efficient", "quality"]
 
 
 def test_it_says_which_run_is_compared_by_fewer_steps(study: Study) -> None:
@@ -78,8 +78,7 @@ def test_it_says_which_run_is_compared_by_fewer_steps(study: Study) -> None:
     TrainingRun.objects.filter(pk=run.pk).update(outcome="stopped_early", ended_step=4)
     (said,) = cut_short(fetched(study))
     assert said == (
-        "Stopped by a person after fewer steps than planned, and compared by the best until then: "
-        "quality with seed 1."
+        "Stopped after fewer steps than planned, and compared by the best checkpoint: quality with seed 1."
     )
 
 

@@ -75,11 +75,11 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     study = finish(study, work_off)
     assert study.state == "succeeded"
     result = study.result
-    assert [one["name"] for one in result["arms"]] == ["efficient", "quality"]
-    assert all(one["seeds"] == [1, 2, 3] for one in result["arms"])
-    (comparison,) = result["comparisons"]
-    assert (comparison["arm"], comparison["reference"]) == ("efficient", "quality")
-    assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+    assert [one.name for one in result.arms] == ["efficient", "quality"]
+    assert all(one.seeds == [1, 2, 3] for one in result.arms)
+    (comparison,) = result.comparisons
+    assert (comparison.arm, comparison.reference) == ("efficient", "quality")
+    assert comparison.low <= comparison.difference <= comparison.high
     assert sentence(study)
     assert Evaluation.objects.active_base_of(study).count() == 1, "the base is scored once"
     assert Evaluation.objects.filter(subject="adapter").count() == 6
@@ -98,7 +98,7 @@ def test_it_chooses_a_learning_rate_per_arm_and_trains_with_it(
         assert [len(one._rung(rung)) for rung in (0, 1)] == [3, 2]
         (run,) = one.final_runs()
         assert run.hyperparameters["learning_rate"] == one.learning_rate
-    assert study.result["comparisons"][0]["outcome"] == "indicative_only"
+    assert study.result.comparisons[0].outcome == "indicative_only"
 
 
 @pytest.mark.slow
@@ -108,6 +108,6 @@ def test_more_seeds_use_what_is_done(launch: Callable[..., Study], work_off: Wor
     study.add_seeds([2, 3])
     assert study.state == "running"
     study = finish(study, work_off)
-    assert study.result["comparisons"][0]["seeds"] == [1, 2, 3]
+    assert study.result.comparisons[0].seeds == [1, 2, 3]
     assert before < set(study.runs().values_list("pk", flat=True))
     assert study.runs().count() == 6

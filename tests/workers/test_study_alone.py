@@ -66,7 +66,7 @@ def test_arms_on_experts_are_compared_with_arms_on_attention(
     study = finish(study, work_off)
     assert study.state == "succeeded"
     assert [one.error for one in study.arms.all()] == [None] * 3
-    assert len(study.result["comparisons"]) == 2
+    assert len(study.result.comparisons) == 2
     alone = {one.name: one.is_measured_alone for one in study.arms.all()}
     assert alone == {"efficient": False, "attention": False, "quality": True}
     assert all(run.measured["peak_memory_bytes"] for run in study.final_runs())
@@ -80,7 +80,7 @@ def test_dora_is_compared_with_plain_lora_on_one_base(
     plans = [arm("quality"), type(dora)("quality, DoRA", dora.config, dora.hyperparameters)]
     study = finish(launch(project, ed, real_base, real_dataset, arms=plans), work_off)
     assert study.state == "succeeded"
-    assert {one["arm"] for one in study.result["comparisons"]} == {"quality, DoRA"}
+    assert {one.arm for one in study.result.comparisons} == {"quality, DoRA"}
     plain, with_dora = (study.arms.get(name=name).final_runs()[0] for name in ("quality", "quality, DoRA"))
     assert with_dora.job_id != plain.job_id
     sizes = [run.measured["trainable_parameters"] for run in (plain, with_dora)]
