@@ -152,7 +152,7 @@ def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
         ({"margin": "nan"}, "Enter a number from 0 to 100."),
         ({"test_rows": "0"}, "Enter a whole number from 1 to 10,000."),
         ({"learning_rates": "fast"}, "is no rate"),
-        ({"metric": "regex"}, "that a right answer holds, such as"),
+        ({"metric": "regex"}, "that a correct answer contains"),
         ({"metric": "regex", "pattern": "(a"}, "is not a valid regular expression"),
         ({"metric": "regex", "pattern": "x" * 201}, "at most 200 characters"),
         ({"learning_rates": "nan"}, "is no rate"),
