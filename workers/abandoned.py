@@ -1,6 +1,6 @@
-"""Live jobs whose process is gone: whoever runs at the same place can prove it and need not await the lease.
+"""Orphaned jobs: live jobs whose process is gone, which a process of the same place can prove.
 
-Nodes and dispatchers look often, so that a dead node's jobs do not wait until it has started again.
+Nodes and dispatchers release them every few seconds, without waiting for the lease.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SILENT_SECONDS = 30.0
 
 
 class Holder(TypedDict):
-    """Which process works on a job."""
+    """The process that holds a job."""
 
     host: str
     pid: int
@@ -30,21 +30,21 @@ class Holder(TypedDict):
 
 
 def holder() -> Holder:
-    """How this process signs the jobs that it holds. One that cannot tell its place is judged by nobody."""
+    """Identify this process as a job's holder; without a known place only the lease can release its jobs."""
     place, born = here(), birth(os.getpid())
     host = str(place) if place and born else ""
     return {"host": host, "pid": os.getpid(), "pid_started": born or 0.0}
 
 
-def release_abandoned_jobs() -> int:
-    """Interrupt live jobs whose process, here or before this start of the machine, is gone; how many."""
+def release_orphaned_jobs() -> int:
+    """Interrupt live jobs whose process, of this or an earlier boot, is gone; return their count."""
     place = here()
     if place is None:
         return 0
-    # No process outlives the start of the machine in which it was born. But a copy of the machine has all its
-    # names, so whoever was heard from in this start lives elsewhere.
-    unheard = db_now(LEASE - timedelta(seconds=max(SILENT_SECONDS, uptime())))
-    before = Q(host__startswith=place.earlier_starts, lease_until__lt=unheard)
+    # No process outlives a boot of its machine. But a copy of the machine has the same names, so a holder
+    # that renewed its lease since this boot lives elsewhere.
+    silent_since = db_now(LEASE - timedelta(seconds=max(SILENT_SECONDS, uptime())))
+    before = Q(host__startswith=place.earlier_starts, lease_until__lt=silent_since)
     released = 0
     for job in Job.objects.live().filter(before | Q(host=str(place))):
         if job.host == str(place):
@@ -52,7 +52,7 @@ def release_abandoned_jobs() -> int:
                 continue
             if child := living(job.child_pid, job.child_started):
                 slots.kill(child)
-        # Somebody else may see it at the same moment.
+        # Another process may release it at the same moment.
         with contextlib.suppress(IllegalMove, Job.DoesNotExist):
             job.recover("Its worker process is gone.")
             released += 1

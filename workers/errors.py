@@ -1,7 +1,7 @@
-"""Endings that are not success: the user's error, our bug, and a stop, each of its own type.
+"""The ends of a job that are no success: the user's error, our bug, and a stop, each of its own type.
 
-Every `RunError` carries a stable code, a sentence for people (what happened, where, what to do), and nothing
-that a stranger should not read. Knows nothing of rows, HTTP or tensors.
+Every `RunError` carries a stable code and a sentence for the user (what happened, where, what to do), which
+holds nothing confidential. Knows nothing of rows, HTTP or tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 # Full, over the quota, or beyond the size that one file may have; then: the device itself failed.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BROKEN = (errno.EIO, errno.EROFS)
-# How torch and what it is built upon say that there is no memory.
+# How torch and the libraries below it word a lack of memory.
 NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -32,7 +32,7 @@ class SpecError(ValueError):
 
 
 class RunError(Exception):
-    """The job cannot succeed as it was asked; the message is for the person who asked."""
+    """The job cannot succeed as it was configured; the message is for the user."""
 
     code = "run_failed"
 
@@ -50,7 +50,7 @@ class DataError(RunError):
 
 
 class ColumnsUnclear(DataError):
-    """A table whose columns fit no known shape; the page asks which column is what."""
+    """The table's columns fit no known shape; the page asks for the mapping."""
 
     code = "columns_unclear"
 
@@ -80,29 +80,29 @@ class OutOfMemory(RunError):
 
 
 class DiskFull(RunError):
-    """What must be kept could not be written, although it was tried twice."""
+    """A required file could not be written, although it was tried twice."""
 
     code = "disk_full"
 
 
 def disk_error(error: BaseException) -> DiskFull | None:
-    """What to tell people when the disk is the reason for this error, else None."""
+    """Return the DiskFull to raise if the disk caused this error, else None."""
     if isinstance(error, DiskFull):
         return error
     if is_full(error):
         return DiskFull("The disk is full, so the result could not be written.")
     if _is_one_of(error, BROKEN):
-        return DiskFull("The disk could not be written. Look at its health.")
+        return DiskFull("The disk could not be written. Check its health.")
     return None
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether room on the disk would have helped."""
+    """Return whether free space on the disk would have helped."""
     return _is_one_of(error, FULL)
 
 
 def lack_of_memory(error: BaseException) -> BaseException | None:
-    """The lack of memory behind an error, whatever has been made of it since; None where there was enough."""
+    """Return the lack of memory in the chain of an error, or None."""
     link: BaseException | None = error
     while link is not None and not _says_no_memory(link):
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
@@ -127,7 +127,7 @@ class CheckpointMismatch(RunError):
 
 
 class Stopped(Exception):
-    """Somebody asked the engine to stop. `reason` is one of `events.STOPS`; it is no failure."""
+    """A stop was requested; no failure. `reason` is one of `events.STOPS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -135,14 +135,14 @@ class Stopped(Exception):
 
 
 class TakenOver(Exception):
-    """A later attempt works on the same training, so this one has nothing more to write; it is no failure."""
+    """A later attempt works on the same training, so this one writes nothing more; no failure."""
 
     def __init__(self, attempt: int) -> None:
         self.message = f"Attempt {attempt} has taken over the checkpoints of this training, so this one ends."
         super().__init__(self.message)
 
 
-# What people do in the end, as their page offers it.
+# The ways on that a page offers.
 START, RESUME, SCORE = "start again", "resume", "re-evaluate it"
 IMPORT, INSPECT = "import it again", "inspect it again"
 ADVICE: dict[str, str] = {
@@ -153,22 +153,22 @@ ADVICE: dict[str, str] = {
     "target_modules_mismatch": "Inspect the base model again, then start the run with a built-in preset.",
     "diverged": "Use a lower learning rate, for example a third of this one, and start again.",
     "out_of_memory": "Use a smaller batch with more accumulation, or a shorter maximum length.",
-    "disk_full": "Make room on the disk where the data folder lies, or mend that disk, then {then}.",
+    "disk_full": "Free space on the disk that holds the data folder, or repair that disk, then {then}.",
     "checkpoint_mismatch": "Start a new run with the same settings; it begins at step 0.",
-    "checkpoint_unreadable": "Mend the disk or the share where the data folder lies, then {then}.",
-    "worker_lost": "Look at the worker's log. If the machine is healthy, {then}.",
-    "publish_failed": "Look at the log below, then {then}.",
+    "checkpoint_unreadable": "Repair the disk or the share that holds the data folder, then {then}.",
+    "worker_lost": "Check the worker's log. If the machine is healthy, {then}.",
+    "publish_failed": "Check the log below, then {then}.",
     "bad_spec": "Change the setting that the message names, then start again.",
-    "labels_cut_off": "Raise the maximum length to what the message says, or shorten the prompts.",
-    "max_length_too_long": "Lower the maximum length to what the base model can read.",
+    "labels_cut_off": "Raise the maximum length to the value in the message, or shorten the prompts.",
+    "max_length_too_long": "Lower the maximum length to what the base model supports.",
     "bad_adapter": "Restore the adapter's folder from a backup, or train the adapter again.",
-    "internal_error": "This is a fault in Graftworks, not in your data. The log below helps to report it.",
+    "internal_error": "This is an error in Graftworks, not in your data. Report it with the log below.",
 }
-# Where another end of the work leaves other ways on.
+# Other advice where the page offers another way on.
 ADVICE_TO: dict[tuple[str, str], str] = {
     ("checkpoint_mismatch", RESUME): (
-        "Start a new run with the same settings; it begins at step 0. Resuming helps only once what the "
-        "message names is as it was."
+        "Start a new run with the same settings; it begins at step 0. You can resume this one only after "
+        "the change that the message names is undone."
     ),
     ("test_set_changed", SCORE): "Restore the dataset's folder from a backup, then re-evaluate it.",
     ("out_of_memory", SCORE): "Re-evaluate it when the device has more memory free.",
@@ -180,11 +180,11 @@ ADVICE_TO: dict[tuple[str, str], str] = {
         "Restore the adapter's folder from a backup, then re-evaluate it. If there is none, train it again."
     ),
     ("internal_error", SCORE): (
-        "This is a fault in Graftworks, not in your data. Re-evaluate it; if that fails too, report it."
+        "This is an error in Graftworks, not in your data. Re-evaluate it; if that fails too, report it."
     ),
 }
 
 
 def advice(code: str, then: str = START) -> str:
-    """What helps against a failure, or "". `then`: what the page offers once its cause is mended."""
+    """Return what helps against a failure, or "". `then` is the way on that the page offers."""
     return ADVICE_TO.get((code, then)) or ADVICE.get(code, "").format(then=then)

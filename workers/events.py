@@ -1,8 +1,7 @@
-"""What the engine says while it works: one JSON object per line, from the child to its supervisor.
+"""The protocol between engine and supervisor: events, one JSON object per line.
 
-The child writes events to standard output and takes requests on standard input: `{"stop": reason}`, see
-`STOPS`, and `{"stop_arm": arm, "reason": reason}`, see `ARM_STOPS`.
-A line that is too long or unknown is an error of its own, never a crash. Standard library only.
+The engine writes events to standard output and reads requests on standard input: `{"stop": reason}`, see
+`STOPS`. A line that is too long or unknown is a ProtocolError, never a crash. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,17 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 MAX_LINE = 4 * 1024 * 1024
-# Why a child may be asked to stop, the strongest last. `drain`: write a checkpoint, somebody goes on later.
+# The reasons to stop, the strongest last. `drain`: write a checkpoint, another attempt continues.
 # `finish`: publish the best of each arm that still trains. `park`: write a checkpoint, the job ends.
 # `cancel`: write nothing.
 STOPS = ("drain", "finish", "park", "cancel")
-# Why one arm of several may be asked to end alone, the strongest last.
-ARM_STOPS = ("finish", "cancel")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ProtocolError(Exception):
-    """The child said something that is no event."""
+    """The engine wrote a line that is no event."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the work stands. `phase` is one word: loading, tokenizing, training, validating, scoring…
+    """Progress within a phase, which is one word: loading, tokenizing, training, validating, scoring…
 
     `step` of `total` in the phase's own unit (optimizer steps while training); total 0 when unknown.
     """
@@ -67,7 +64,7 @@ class KeepAlive:
 
 @dataclass(frozen=True)
 class Message:
-    """A sentence for the people who watch the run."""
+    """A sentence for the job's history."""
 
     text: str
     level: str = "info"
@@ -93,7 +90,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class ArmEnd:
-    """An arm is over at `step`: `succeeded`, `stopped_early`, `failed` or `cancelled`.
+    """The end of an arm at `step`: `succeeded`, `stopped_early`, `failed` or `cancelled`.
 
     `summary`: final metrics and costs; `published_step` is the step whose weights the adapter holds.
     """
@@ -108,14 +105,14 @@ class ArmEnd:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job without arms found out: a census, an import report, or evaluation metrics."""
+    """The result of a job without arms: a census, an import report, or evaluation metrics."""
 
     values: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The job is lost. `code` is a RunError's; `message` is for the person who asked."""
+    """The failure of the job. `code` is a RunError's; `message` is for the user."""
 
     code: str
     message: str
@@ -146,18 +143,17 @@ Event = (
 )
 Report = Callable[[Event], None]
 ShouldStop = Callable[[], str]  # "" to go on, else one of STOPS
-ShouldStopArm = Callable[[int], str]  # the same for one arm: "", or one of ARM_STOPS
 
 _TYPES: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def to_line(event: Event) -> str:
-    """The event as one line of JSON, newline included. Not-a-number values become null."""
+    """Return the event as one line of JSON with its newline. NaN and Infinity become null."""
     return json.dumps({"event": type(event).__name__, **finite(dataclasses.asdict(event))}) + "\n"
 
 
 def finite(value: Any) -> Any:
-    """JSON values with null where a number is none: JSON knows neither NaN nor Infinity."""
+    """Replace NaN and Infinity by None: JSON knows neither."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, dict):
@@ -168,7 +164,7 @@ def finite(value: Any) -> Any:
 
 
 def storable(value: Any) -> Any:
-    """JSON values without the characters that no database takes: NUL and halves of surrogate pairs."""
+    """Replace the characters that no database takes: NUL and halves of surrogate pairs."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -179,7 +175,7 @@ def storable(value: Any) -> Any:
 
 
 def from_line(line: str | bytes) -> Event:
-    """Parse one line; raises ProtocolError for anything that is not exactly one known event."""
+    """Parse one line. Raises ProtocolError unless it is exactly one known event."""
     if len(line) > MAX_LINE:
         raise ProtocolError(f"a line of {len(line)} bytes")
     try:
@@ -201,11 +197,6 @@ def never_stop() -> str:
     return ""
 
 
-def never_stop_arm(_arm: int) -> str:
-    """The default `should_stop_arm`."""
-    return ""
-
-
-def stronger(one: str, other: str) -> str:
-    """The stronger of two reasons to stop; "" is none."""
-    return max(one, other, key=("", *STOPS).index)
+def stronger(first: str, second: str) -> str:
+    """Return the stronger of two reasons to stop; "" is none."""
+    return max(first, second, key=("", *STOPS).index)

@@ -18,7 +18,7 @@ from dashboard.models.judging import configured_judge
 from workers.errors import RunError
 from workers.judge import PROMPT_SHA256, Endpoint, Reply, ask, connect
 from workers.recorders import finish_job
-from workers.supervisor import PUT_ASIDE, Fenced
+from workers.supervisor import WORKER_SHUTS_DOWN, Fenced
 
 PARALLEL_CALLS = 4
 TICK_SECONDS = 1.0
@@ -36,7 +36,7 @@ def judge_answers(job: Job, is_draining: Callable[[], bool]) -> None:
         if stop == "cancel":
             job.move("stopped", actor=job.worker, fenced=True)
         elif stop:
-            job.interrupt(PUT_ASIDE, actor=job.worker, counts_as_failure=False)
+            job.interrupt(WORKER_SHUTS_DOWN, actor=job.worker, counts_as_failure=False)
         else:
             with transaction.atomic():
                 finish_job(job)

@@ -1,4 +1,4 @@
-"""The life signs of a Celery node: its row, its heartbeat, and the flag that tells its pool to drain.
+"""The heartbeat of a Celery node: its row, and the flag that tells its pool processes to drain.
 
 Runs in the node's main process; the pool processes only read the flag.
 """
@@ -26,30 +26,30 @@ from django.db.models.functions import Now
 from dashboard.models import Job, WorkerNode
 from dashboard.models.worker_node import HEARTBEAT_SECONDS
 from workers import slots
-from workers.abandoned import release_abandoned_jobs
+from workers.abandoned import release_orphaned_jobs
 from workers.identity import here
-from workers.outage import hang_up
+from workers.outage import close_connection
 
 logger = logging.getLogger(__name__)
 _stop = threading.Event()
-# A pool process that was killed holds its job until somebody looks.
+# A pool process that was killed holds its job until the next check.
 WATCH_SECONDS = 2.0
 # A query that has not come back for so long hangs.
 SILENT_SECONDS = 60.0
-# How long a new pool process waits for the end of a look, which may hang.
+# How long a fork waits for the end of a query, which may hang.
 FORK_SECONDS = 30.0
 
 
-class Asking:
-    """Held while this process asks the database beside the thread that forks the pool's processes.
+class QueryLock:
+    """Held while this process queries the database beside the thread that forks the pool's processes.
 
     SQLite notes in memory which locks a process holds. One that was forked in the middle of a query inherits
     the note without the lock, and finds its database locked for ever. So forking waits.
     """
 
     def __init__(self) -> None:
-        self.lock, self.here = threading.Lock(), threading.local()
-        os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._go_on)
+        self.lock, self.thread = threading.Lock(), threading.local()
+        os.register_at_fork(before=self._acquire, after_in_parent=self._release, after_in_child=self._release)
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -60,29 +60,29 @@ class Asking:
             connection.close()
         self.lock.release()
 
-    def _wait(self) -> None:
-        self.here.waited = self.lock.acquire(timeout=FORK_SECONDS)
+    def _acquire(self) -> None:
+        self.thread.is_locked = self.lock.acquire(timeout=FORK_SECONDS)
 
-    def _go_on(self) -> None:
-        if self.here.waited:
+    def _release(self) -> None:
+        if self.thread.is_locked:
             self.lock.release()
 
 
-asking = Asking()
+query_lock = QueryLock()
 
 
-def _flag(main_pid: int) -> Path:
+def _drain_flag(main_pid: int) -> Path:
     # Containers share the folder, and in each of them the node may be process 1.
-    return Path(settings.DATA_DIR) / "run" / slots.name_of(f"draining-{main_pid}").replace("/", "-")
+    return Path(settings.DATA_DIR) / "run" / slots.slot_name(f"draining-{main_pid}").replace("/", "-")
 
 
 def is_draining() -> bool:
-    """Whether the node of this pool process has been told to shut down."""
-    return _flag(os.getppid()).exists()
+    """Return whether the node of this pool process is shutting down."""
+    return _drain_flag(os.getppid()).exists()
 
 
 def describe_device(queue: str) -> tuple[str, int, int | None]:
-    """Name and memory in bytes of what this node computes on, and the GPU's number on this machine."""
+    """Return the device's name, its memory in bytes, and the GPU's number on this machine."""
     if queue == Job.Queue.GPU:
         gpu = _first_gpu()
         if gpu:
@@ -92,12 +92,12 @@ def describe_device(queue: str) -> tuple[str, int, int | None]:
 
 
 def loads_4bit(gpu: int | None) -> bool:
-    """Whether this node can keep a base model in 4 bits: CUDA and bitsandbytes are there."""
+    """Return whether this node can load a base model in 4 bits: it has CUDA and bitsandbytes."""
     return gpu is not None and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _first_gpu() -> tuple[str, int, int] | None:
-    """The GPU that this process may use, without touching CUDA."""
+    """Describe the GPU that this process may use, without touching CUDA."""
     import pynvml
 
     try:
@@ -121,19 +121,19 @@ def _first_gpu() -> tuple[str, int, int] | None:
 
 
 @worker_init.connect  # type: ignore[untyped-decorator]
-def forget_drain(**_kwargs: object) -> None:
-    """A node that was killed while it drained left a flag; in a container the next one has the same pid."""
-    _flag(os.getpid()).unlink(missing_ok=True)
+def delete_stale_flag(**_kwargs: object) -> None:
+    """Delete the flag of a node killed while it drained: in a container the next one has the same pid."""
+    _drain_flag(os.getpid()).unlink(missing_ok=True)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def begin(sender: Any, **_kwargs: object) -> None:
-    """Free what dead processes of this place left behind, then keep the row's heart beating."""
+def start(sender: Any, **_kwargs: object) -> None:
+    """Release the jobs of dead processes of this place, then start the heartbeat."""
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     device, memory, gpu = describe_device(queue)
     place = here()
-    life = Heartbeat(
+    heartbeat = Heartbeat(
         name,
         {
             "place": place.machine if place else "",
@@ -151,56 +151,55 @@ def begin(sender: Any, **_kwargs: object) -> None:
         },
     )
     # Once before the first message: a slot that a dead process holds would make this node miss its wake-up.
-    life.look()
+    heartbeat.beat()
     # This thread forks the pool's later processes, which must not inherit a connection.
     connection.close()
-    threading.Thread(target=life.go_on, daemon=True).start()
-    threading.Thread(target=life.guard, daemon=True).start()
+    threading.Thread(target=heartbeat.run, daemon=True).start()
+    threading.Thread(target=heartbeat.guard, daemon=True).start()
 
 
 @dataclass
 class Heartbeat:
-    """The node's row: written as soon as the database answers, then kept fresh."""
+    """Writes the node's row as soon as the database answers, then keeps it fresh."""
 
     node: str
     facts: dict[str, Any]
-    signed: float = 0.0  # when the row was last written; 0 while there is none
-    other: datetime | None = None  # the last heartbeat of a node of this name at another place
-    looked: float = field(default_factory=time.monotonic)
+    written: float = 0.0  # monotonic, when the row was last written; 0 while there is none
+    other_heartbeat: datetime | None = None  # the last heartbeat of a node of this name at another place
+    last_beat: float = field(default_factory=time.monotonic)
 
-    def go_on(self) -> None:
-        """Look after the node until it ends."""
+    def run(self) -> None:
+        """Beat until the node ends."""
         while not _stop.wait(WATCH_SECONDS):
-            with asking:
-                self.look()
+            with query_lock:
+                self.beat()
         connection.close()
 
-    def look(self) -> None:
-        """Take jobs from dead processes, and write a heartbeat when it is time."""
+    def beat(self) -> None:
+        """Release the jobs of dead processes, and write the row when it is due."""
         try:
             close_old_connections()
-            release_abandoned_jobs()
+            release_orphaned_jobs()
             self.keep_row()
         except Exception:
-            # The database may be away for a while; the next look tells.
             logger.warning("no heartbeat could be written", exc_info=True)
-            hang_up()
-        self.looked = time.monotonic()
+            close_connection()
+        self.last_beat = time.monotonic()
 
     @property
     def place(self) -> str:
-        """Where it runs."""
+        """The machine and boot that its pid belongs to."""
         return str(self.facts.get("place", ""))
 
     def keep_row(self) -> None:
-        """Write the row, or its next heartbeat when it is time."""
-        if not self.signed:
-            self.sign_on()
-        elif time.monotonic() - self.signed >= HEARTBEAT_SECONDS:
-            self.signed = time.monotonic() if sign_life(self.node, self.place) else 0.0
+        """Write the row, or its next heartbeat when it is due."""
+        if not self.written:
+            self.register()
+        elif time.monotonic() - self.written >= HEARTBEAT_SECONDS:
+            self.written = time.monotonic() if record_heartbeat(self.node, self.place) else 0.0
 
-    def sign_on(self) -> None:
-        """Write the row: under the node's name, or under its own where that name is alive elsewhere too."""
+    def register(self) -> None:
+        """Write the row under the node's name, or with its place added if that name is alive elsewhere."""
         name = row_name(self.node)
         if name == self.node:
             beat = (
@@ -208,19 +207,19 @@ class Heartbeat:
                 .values_list("heartbeat_at", flat=True)
                 .first()
             )
-            if beat and self.other in (None, beat):
-                # Perhaps the row of its own life before, in a container that was killed: it beats no more.
-                self.other = beat
+            if beat and self.other_heartbeat in (None, beat):
+                # Perhaps its own row from before a restart of its container: then it beats no more.
+                self.other_heartbeat = beat
                 return
-            name = slots.name_of(self.node) if beat else name
-        WorkerNode.objects.register(name, **self.facts, draining=is_told_to_drain())
-        self.signed = time.monotonic()
+            name = slots.slot_name(self.node) if beat else name
+        WorkerNode.objects.register(name, **self.facts, draining=is_shutting_down())
+        self.written = time.monotonic()
 
     def guard(self) -> None:
-        """End a node that hangs and works on nothing; whoever keeps it alive starts it again."""
+        """Exit if the node hangs and runs no engine; its process manager starts it again."""
         suspected = False
         while not _stop.wait(WATCH_SECONDS):
-            is_silent = time.monotonic() - self.looked > SILENT_SECONDS and not is_working()
+            is_silent = time.monotonic() - self.last_beat > SILENT_SECONDS and not has_engine()
             if is_silent and suspected:
                 logger.error("%s has not come through to the database, so it starts again", self.node)
                 os._exit(1)
@@ -228,8 +227,8 @@ class Heartbeat:
             suspected = is_silent
 
 
-def is_working() -> bool:
-    """Whether a process of this node's pool has started an engine that still runs."""
+def has_engine() -> bool:
+    """Return whether a process of this node's pool runs an engine."""
     try:
         return any(process.children() for process in psutil.Process().children())
     except psutil.Error:
@@ -237,36 +236,35 @@ def is_working() -> bool:
 
 
 def row_name(node: str) -> str:
-    """Under which name this node stands among the workers: its own with the place, if it had to have one."""
-    own = slots.name_of(node)
+    """Return the name of this node's row: with its place added if it was registered so."""
+    own = slots.slot_name(node)
     return own if WorkerNode.objects.filter(name=own).exists() else node
 
 
-def sign_life(node: str, place: str) -> bool:
-    """One heartbeat of this node; its row also says whether it drains. False where the row is gone, or
-    another's by now."""
+def record_heartbeat(node: str, place: str) -> bool:
+    """Write one heartbeat and whether the node drains; False if the row is gone or another node's."""
     mine = WorkerNode.objects.filter(place=place)
-    return mine.record_heartbeat(row_name(node), draining=is_told_to_drain())
+    return mine.record_heartbeat(row_name(node), draining=is_shutting_down())
 
 
-def is_told_to_drain() -> bool:
-    """Whether this node, whose main process this is, has been told to shut down."""
-    return _flag(os.getpid()).exists()
+def is_shutting_down() -> bool:
+    """Return whether this node, whose main process this is, is shutting down."""
+    return _drain_flag(os.getpid()).exists()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def drain(**_kwargs: object) -> None:
-    """Tell the pool processes: they end their children politely, and take no further job."""
-    flag = _flag(os.getpid())
+def set_drain_flag(**_kwargs: object) -> None:
+    """Tell the pool processes to stop their engines with a checkpoint and to claim no further job."""
+    flag = _drain_flag(os.getpid())
     flag.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flag.touch()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
-def end(sender: Any, **_kwargs: object) -> None:
-    """Leave the row with an end, and no flag behind."""
+def stop(sender: Any, **_kwargs: object) -> None:
+    """Mark the row as stopped, and delete the flag."""
     _stop.set()
-    _flag(os.getpid()).unlink(missing_ok=True)
+    _drain_flag(os.getpid()).unlink(missing_ok=True)
     place = here()
     mine = WorkerNode.objects.filter(place=place.machine if place else "")
     mine.filter(name=row_name(str(sender.hostname))).update(stopped_at=Now(), draining=False)

@@ -1,7 +1,7 @@
-"""Whether the database answers a worker, and for how long it has not.
+"""Outages of the database, as a worker sees them.
 
-Every write of an attempt goes through `Database.try_to`: one that fails because the database is away is asked
-for again later, so it must be repeatable. Knows nothing of jobs.
+Every write of an attempt goes through `Database.try_write`. One that fails because the database is away is
+tried again later, so it must be repeatable. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -21,84 +21,89 @@ from django.db import InterfaceError, OperationalError, connection, connections
 logger = logging.getLogger(__name__)
 
 # A locked SQLite file counts as away: it also answers again later.
-AWAY = (InterfaceError, OperationalError)
+DATABASE_AWAY = (InterfaceError, OperationalError)
 RETRY_SECONDS = 1.0
 # A write that takes longer hangs; one that only saves a large folder finds it saved the second time.
 ANSWER_SECONDS = 30.0
-LISTEN_SECONDS = 0.5
+WATCH_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class Database:
-    """The way to the database, in monotonic seconds; `since` is 0 while it answers."""
+    """The connection of one attempt. Times are monotonic seconds, 0 for never."""
 
-    since: float = 0.0
-    asked: float = 0.0
-    busy: float = 0.0  # when the write that is on its way began
+    away_since: float = 0.0
+    last_tried: float = 0.0
+    write_started: float = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last write failed."""
+        return bool(self.away_since)
 
     @property
     def seconds_away(self) -> float:
-        """0 while it answers."""
-        return time.monotonic() - self.since if self.since else 0.0
+        """Seconds since the first failed write; 0 while the database answers."""
+        return time.monotonic() - self.away_since if self.is_away else 0.0
 
-    def answered(self) -> None:
-        """It has answered in the middle of a long write, which therefore does not hang."""
-        self.busy = time.monotonic()
+    def note_answer(self) -> None:
+        """Note that the database answered in the middle of a long write, which therefore does not hang."""
+        self.write_started = time.monotonic()
 
-    def try_to(self, write: Callable[[], object]) -> bool:
-        """Whether `write` came through. It is not even tried right after a failure."""
+    def try_write(self, write: Callable[[], object]) -> bool:
+        """Return whether `write` succeeded. Right after a failure it is not even tried."""
         now = time.monotonic()
-        if self.since and now - self.asked < RETRY_SECONDS:
+        if self.is_away and now - self.last_tried < RETRY_SECONDS:
             return False
-        self.busy = now
+        self.write_started = now
         try:
             write()
-        except AWAY as error:
-            if not self.since:
-                self.since = now
-                logger.warning("the database is away, the work goes on: %s", str(error).strip())
-            self.asked = time.monotonic()
-            hang_up()
+        except DATABASE_AWAY as error:
+            if not self.is_away:
+                self.away_since = now
+                logger.warning("the database is away, the engine works on: %s", str(error).strip())
+            self.last_tried = time.monotonic()
+            close_connection()
             return False
         finally:
-            self.busy = 0.0
-        if self.since:
+            self.write_started = 0.0
+        if self.is_away:
             logger.warning("the database is back after %.0f s", self.seconds_away)
-            self.since = 0.0
+            self.away_since = 0.0
         return True
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Meanwhile, cut the connection of this thread under a write that hangs: its server may be silent."""
-        over = threading.Event()
-        mine: Any = connections["default"]
+        """Cut this thread's connection when a write hangs meanwhile: a server may accept and never answer."""
+        is_over = threading.Event()
+        own: Any = connections["default"]
 
         def watch() -> None:
-            while not over.wait(LISTEN_SECONDS):
-                began = self.busy
-                if began and time.monotonic() - began > ANSWER_SECONDS:
-                    _cut(mine.connection)
+            while not is_over.wait(WATCH_SECONDS):
+                started = self.write_started
+                if started and time.monotonic() - started > ANSWER_SECONDS:
+                    _cut(own.connection)
 
         # A file cannot be silent: it is locked or not.
-        if mine.vendor == "postgresql":
+        if own.vendor == "postgresql":
             threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:
-            over.set()
+            is_over.set()
 
 
 def _cut(server: Any) -> None:
-    """Whoever waits for an answer on this connection learns that there will be none."""
+    """Shut the socket down, so that the thread that waits for an answer gets an error."""
     with (
-        contextlib.suppress(OSError, AttributeError, *AWAY),
+        contextlib.suppress(OSError, AttributeError, *DATABASE_AWAY),
         socket.socket(fileno=os.dup(server.pgconn.socket)) as line,
     ):
         line.shutdown(socket.SHUT_RDWR)
 
 
-def hang_up() -> None:
+def close_connection() -> None:
     """Forget a connection that may be broken; the next query makes a new one."""
     if not connection.in_atomic_block:
-        with contextlib.suppress(*AWAY):
+        with contextlib.suppress(*DATABASE_AWAY):
             connection.close()

@@ -1,4 +1,4 @@
-"""What each kind of job leaves behind: engine events become rows and published folders, under the fence.
+"""Recorders turn the engine's events into rows and published folders, under the fence; one per kind of job.
 
 A folder is published first, and only then comes its row. Knows nothing of processes and nothing of tensors.
 """
@@ -31,58 +31,59 @@ from dashboard.models.adapter import WEIGHTS
 from dashboard.models.scoring import record_scoring_time
 from workers.errors import ModelError
 from workers.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
-from workers.publishing import Alive, PublishError, publish_adapter, publish_folder, unwatched
+from workers.publishing import KeepLease, PublishError, keep_no_lease, publish_adapter, publish_folder
 
 HAS_ADAPTER = (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY)
 
 
 class Recorder(Protocol):
-    """Turns what the engine reports into rows; one for each kind of job."""
+    """Turns the engine's events into rows."""
 
-    alive: Alive  # called between two pieces of what takes long
+    keep_lease: KeepLease  # called between two pieces of a long write
 
     def record(self, event: Event) -> None:
-        """Note an event; may batch."""
+        """Handle an event; may batch."""
 
     def flush(self) -> None:
-        """Write what was batched."""
+        """Write the batch."""
 
     def finish(self) -> None:
-        """The child has said a clean good-bye: commit the result and end the job."""
+        """Commit the result and end the job: the engine has finished its work."""
 
     def fail(self, code: str) -> None:
-        """The job is about to fail: keep what its page needs."""
+        """Keep what the page of a failed job needs."""
 
 
-def begin_to_save(job: Job) -> None:
-    """The work is done. A large result takes its time until it lies on the disk; pages say so meanwhile."""
-    # Whoever has asked for a stop before, wins; it is seen before anything is committed.
+def start_finalizing(job: Job) -> None:
+    """Show that the result is being saved, which takes a while for a large one."""
+    # A stop that came first wins; it is seen before anything is committed.
     with contextlib.suppress(IllegalMove):
         job.move("work_done", actor=job.worker, fenced=True)
 
 
 def finish_job(job: Job) -> None:
-    """The last moves of a job whose work is done; call inside the transaction that commits its result."""
+    """Mark the job succeeded; call inside the transaction that commits its result."""
     job.refresh_from_db(fields=["state"])
     if job.state == State.RUNNING:
         job.move("work_done", actor=job.worker, fenced=True)
     job.move("succeed", actor=job.worker, fenced=True)
 
 
-def stop_at_the_end(job: Job, reason: str) -> None:
-    """The work has come to its end and nothing is kept of it, as people asked: what remains is a stop."""
+def cancel_without_result(job: Job) -> None:
+    """Cancel a training that was stopped to keep its best before there was any."""
     with transaction.atomic():
+        reason = "Nothing had been learned yet, so there is nothing to keep."
         job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
         job.complete_stop(actor=job.worker)
 
 
 class ImportRecorder:
-    """An imported dataset version, or the report of why it could not be imported."""
+    """Records an imported dataset version, or the report of why it could not be imported."""
 
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job, self.out_dir = job, out_dir
         self.report: dict[str, Any] = {}
-        self.alive: Alive = unwatched
+        self.keep_lease: KeepLease = keep_no_lease
 
     def record(self, event: Event) -> None:
         """Keep the report."""
@@ -95,17 +96,17 @@ class ImportRecorder:
     def finish(self) -> None:
         """Publish the splits under their content hash, then commit the version."""
         version = self._version()
-        begin_to_save(self.job)
+        start_finalizing(self.job)
         Publication.objects.begin(Publication.Kind.DATASET, self.report["sha256"])
         folder = Path(settings.DATA_DIR) / "datasets" / self.report["sha256"]
-        publish_folder(self.out_dir, folder, self.alive)
+        publish_folder(self.out_dir, folder, self.keep_lease)
         with transaction.atomic():
             finish_job(self.job)
             version.record_import({key: value for key, value in self.report.items() if key != "path"})
         version.forget_upload()
 
     def fail(self, code: str) -> None:
-        """The page shows which rows were bad, or which columns there are to choose from."""
+        """Keep the report: the page shows the bad rows, or the columns to choose from."""
         path = self.out_dir / "report.json"
         # On a full disk there may be no report, or half of one.
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -117,17 +118,17 @@ class ImportRecorder:
 
 
 class InspectRecorder:
-    """A base model's census."""
+    """Records a base model's census."""
 
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job = job
-        self.found: dict[str, Any] = {}
-        self.alive: Alive = unwatched
+        self.result: dict[str, Any] = {}
+        self.keep_lease: KeepLease = keep_no_lease
 
     def record(self, event: Event) -> None:
         """Keep the census."""
         if isinstance(event, Result):
-            self.found = event.values
+            self.result = event.values
 
     def flush(self) -> None:
         """Nothing is batched."""
@@ -138,7 +139,7 @@ class InspectRecorder:
         try:
             with transaction.atomic():
                 finish_job(self.job)
-                base_model.record_inspection(self.found)
+                base_model.record_inspection(self.result)
         except IntegrityError as error:
             # Only now is it known which commit a branch or "newest" stands for.
             raise ModelError(
@@ -150,14 +151,14 @@ class InspectRecorder:
 
 
 class TrainRecorder:
-    """Metrics, adapters and outcomes of the arms of a training job."""
+    """Records metrics, adapters and outcomes of the arms of a training job."""
 
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job, self.out_dir = job, out_dir
         self.arms = list(TrainingRun.objects.filter(job=job).order_by("pk"))
         self.points: dict[tuple[int, str], list[tuple[int, float]]] = {}
         self.artifacts: dict[int, Artifact] = {}
-        self.alive: Alive = unwatched
+        self.keep_lease: KeepLease = keep_no_lease
 
     def record(self, event: Event) -> None:
         """Batch metrics; publish an arm's adapter as soon as the arm ends."""
@@ -182,20 +183,19 @@ class TrainRecorder:
                 return
             for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
-        # Only now: while the database is away, they wait for the next flush.
+        # Cleared after the commit: while the database is away, they wait for the next flush.
         self.points = {}
 
     def _end_arm(self, end: ArmEnd) -> None:
-        """Write how an arm ended, once: after an outage the same line may come again."""
+        """Write an arm's outcome, once: after an outage the same line may come again."""
         run = self.arms[end.arm]
         run.refresh_from_db(fields=["outcome"])
         if run.outcome:
             return
-        end = self._as_asked(run, end)
-        # A run that only looks for a learning rate leaves its losses; its short adapter is for nobody.
+        # Search runs publish no adapter.
         if end.outcome in HAS_ADAPTER and run.rung is None:
             if not TrainingRun.objects.filter(job=self.job, outcome="").exclude(pk=run.pk).exists():
-                begin_to_save(self.job)
+                start_finalizing(self.job)
             try:
                 self._publish(run, self.artifacts[end.arm], end)
             except PublishError as error:
@@ -204,16 +204,9 @@ class TrainRecorder:
         else:
             self._write_end(run, end)
 
-    def _as_asked(self, run: TrainingRun, end: ArmEnd) -> ArmEnd:
-        """How it ends: who has asked to keep nothing of it wins, unless its end was committed before."""
-        run.refresh_from_db(fields=["stop_asked"])
-        is_discarded = run.stop_asked == run.Stop.CANCEL and end.outcome in HAS_ADAPTER
-        return ArmEnd(end.arm, State.CANCELLED, end.step) if is_discarded else end
-
     def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
         with transaction.atomic():
             if self.job.may_commit():
-                end = self._as_asked(run, end)
                 run.end(
                     end.outcome,
                     step=end.step,
@@ -229,15 +222,12 @@ class TrainRecorder:
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
         Publication.objects.begin(Publication.Kind.ADAPTER, content)
         published = Path(settings.DATA_DIR) / "adapters" / content
-        publish_adapter(self.out_dir / artifact.path, published, artifact.files, self.alive)
+        publish_adapter(self.out_dir / artifact.path, published, artifact.files, self.keep_lease)
         size = (published / WEIGHTS).stat().st_size
         with transaction.atomic():
-            # Before the job, as whoever stops a whole study; else each may wait for the other.
+            # Locked before the job, in the order of a stop of the whole study: no deadlock.
             run.project.hold()
             if not self.job.may_commit():
-                return
-            if self._as_asked(run, end) != end:
-                self._write_end(run, end)
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=self._measured(end))
@@ -246,11 +236,11 @@ class TrainRecorder:
                 Evaluation.objects.submit(adapter, self.job.created_by)
 
     def _measured(self, end: ArmEnd) -> dict[str, Any]:
-        """What the engine says of an arm, and the attempt in which it ended."""
+        """Return the engine's summary of an arm with the attempt in which it ended."""
         return {**end.summary, "attempt": self.job.attempt}
 
     def finish(self) -> None:
-        """The job succeeded if any arm did; else it shares the first arm's failure, or their stop."""
+        """End the job: succeeded if any arm is, cancelled if all are, else failed with the first error."""
         for run in self.arms:
             run.refresh_from_db()
         if any(run.outcome in HAS_ADAPTER for run in self.arms):
@@ -258,7 +248,7 @@ class TrainRecorder:
                 finish_job(self.job)
             return
         if all(run.outcome == State.CANCELLED for run in self.arms):
-            stop_at_the_end(self.job, "Each of its runs was stopped.")
+            cancel_without_result(self.job)
             return
         failed = next((run for run in self.arms if run.error_code), None)
         code = failed.error_code if failed else "internal_error"
@@ -268,22 +258,22 @@ class TrainRecorder:
         )
 
     def fail(self, code: str) -> None:
-        """Curves up to the failure stay."""
+        """Keep the curves up to the failure."""
         self.flush()
 
 
 class EvaluateRecorder:
-    """Metrics and items of base and adapter on the same rows."""
+    """Records metrics and items of base and adapter on the same rows."""
 
     def __init__(self, job: Job, out_dir: Path) -> None:
         self.job, self.out_dir = job, out_dir
-        self.found: dict[str, Any] = {}
-        self.alive: Alive = unwatched
+        self.result: dict[str, Any] = {}
+        self.keep_lease: KeepLease = keep_no_lease
 
     def record(self, event: Event) -> None:
         """Keep the metrics."""
         if isinstance(event, Result):
-            self.found = event.values
+            self.result = event.values
 
     def flush(self) -> None:
         """Nothing is batched."""
@@ -298,21 +288,21 @@ class EvaluateRecorder:
                 for line in lines:
                     item = storable(json.loads(line, parse_constant=_no_number))
                     items.setdefault(item["subject"], []).append(item)
-        speeds, questions = self.found["ms_per_token"], self.found["general_questions"]
+        speeds, questions = self.result["ms_per_token"], self.result["general_questions"]
         with transaction.atomic():
             finish_job(self.job)
             for evaluation in self.job.evaluations.select_related("run", "dataset_version"):
                 # Beside the base's at the same time: two moments of a busy machine are hard to compare.
-                metrics = self.found[evaluation.key] | {
+                metrics = self.result[evaluation.key] | {
                     "ms_per_token": speeds[evaluation.key],
                     "base_ms_per_token": speeds["base"],
                 }
                 asked = {**questions, "marks": questions["marks"][evaluation.key]}
                 found = items.get(evaluation.key, [])
-                evaluation.record_result(self.found["rows"], metrics, found, asked)
+                evaluation.record_result(self.result["rows"], metrics, found, asked)
                 if evaluation.split == "test":
-                    evaluation.dataset_version.freeze_test_rows(self.found["split_sha256"])
-            record_scoring_time(self.job, self.found)
+                    evaluation.dataset_version.freeze_test_rows(self.result["split_sha256"])
+            record_scoring_time(self.job, self.result)
 
     def fail(self, code: str) -> None:
         """Nothing to keep."""
@@ -327,4 +317,4 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
 
 
 def _no_number(_name: str) -> None:
-    """Databases refuse NaN and Infinity in JSON."""
+    """Replace NaN and Infinity, which databases refuse in JSON."""

@@ -1,4 +1,7 @@
-"""Which process works on a slot of this machine: a note in the data folder, by which a successor ends it."""
+"""Device locks: a file per slot of this machine names the process that uses it.
+
+A later attempt on the slot kills the process that an earlier one has left.
+"""
 
 from __future__ import annotations
 
@@ -15,50 +18,53 @@ from django.conf import settings
 
 from workers.identity import birth, here, living
 
-DIE_SECONDS = 10.0
+EXIT_SECONDS = 10.0
 
 
-class Occupied(Exception):
+class DeviceBusy(Exception):
     """The process of an earlier attempt does not die, so its device is not free."""
 
 
-def name_of(node: str) -> str:
-    """The slot of a node. In two containers nodes of the same name have each a device of their own."""
+def slot_name(node: str) -> str:
+    """Return a node's slot. Nodes of the same name in two containers have each a device of their own."""
     place = here()
     return f"{node}/{place.tag}" if place else node
 
 
-def occupy(slot: str, pid: int) -> None:
-    """Note that this process works on the slot now."""
-    note = _note(slot)
-    aside = note.with_suffix(".new")
+def acquire(slot: str, pid: int) -> None:
+    """Record that this process uses the slot now."""
+    file = _lock_file(slot)
+    temporary = file.with_suffix(".new")
     with contextlib.suppress(OSError):
-        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"pid": pid, "born": birth(pid)}))
-        aside.rename(note)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"pid": pid, "born": birth(pid)}))
+        temporary.rename(file)
 
 
-def leave(slot: str) -> None:
-    """Its process has ended."""
-    _note(slot).unlink(missing_ok=True)
+def release(slot: str) -> None:
+    """Remove the record; the process has ended."""
+    _lock_file(slot).unlink(missing_ok=True)
 
 
-def vacate(slot: str) -> int | None:
-    """End what an earlier attempt has left running on the slot, and wait for it; its pid."""
-    process = _occupant(slot)
+def clear(slot: str) -> int | None:
+    """Kill the process that an earlier attempt has left on the slot, and wait for its end; return its pid.
+
+    Raises DeviceBusy if it does not end.
+    """
+    process = _holder(slot)
     if process is None:
-        leave(slot)
+        release(slot)
         return None
     kill(process)
-    _gone, alive = psutil.wait_procs([process], timeout=DIE_SECONDS)
+    _gone, alive = psutil.wait_procs([process], timeout=EXIT_SECONDS)
     if alive:
-        raise Occupied(f"The earlier process {process.pid} on {slot} cannot be ended.")
-    leave(slot)
+        raise DeviceBusy(f"The earlier process {process.pid} on {slot} cannot be ended.")
+    release(slot)
     return int(process.pid)
 
 
 def kill(engine: psutil.Process) -> None:
-    """End an engine that nobody watches any more."""
+    """Kill an engine that no supervisor watches any more."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         # It leads a group of its own; whatever it has started goes with it.
         os.killpg(engine.pid, signal.SIGKILL)
@@ -66,14 +72,14 @@ def kill(engine: psutil.Process) -> None:
         engine.kill()
 
 
-def _occupant(slot: str) -> psutil.Process | None:
+def _holder(slot: str) -> psutil.Process | None:
     try:
-        note: dict[str, Any] = json.loads(_note(slot).read_text())
-        return living(note["pid"], note["born"])
+        record: dict[str, Any] = json.loads(_lock_file(slot).read_text())
+        return living(record["pid"], record["born"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _note(slot: str) -> Path:
+def _lock_file(slot: str) -> Path:
     name = re.sub(r"[^\w@.-]", "_", slot)
     return Path(settings.DATA_DIR) / "run" / f"slot-{name}.json"

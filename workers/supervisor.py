@@ -1,8 +1,8 @@
-"""The parent side of one attempt: writes down what the engine says, keeps the lease, passes on stops.
+"""Supervises one attempt of a job: writes the engine's events, renews the lease, passes on stops.
 
-All writes to the database are the parent's and carry the attempt as fence. While the database is away the
-child works on, its lines wait in order, and whatever is written must bear being written twice. Knows nothing
-of tensors: it executes the engine, never imports it.
+All writes to the database are the supervisor's and carry the attempt as fence. While the database is away the
+engine works on and its lines wait in order, so every write must be repeatable. Knows nothing of tensors: it
+executes the engine and never imports it.
 """
 
 from __future__ import annotations
@@ -21,33 +21,24 @@ from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, State
 from dashboard.models.adjustments import use_smaller_batches
-from dashboard.models.stopping import arms_to_stop
 from workers import slots
-from workers.child import Child
+from workers.child import EngineProcess
 from workers.errors import OutOfMemory
 from workers.events import Failure, Finished, Message, Progress, ProtocolError, Started, from_line
 from workers.identity import birth
 from workers.outage import Database
-from workers.recorders import Recorder, stop_at_the_end
+from workers.recorders import Recorder, cancel_without_result
+from workers.stop_policy import OUTAGE_SECONDS, StopPolicy
 
 logger = logging.getLogger(__name__)
 
 RENEW_SECONDS = 10.0
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 WAIT_SECONDS = 0.2
-# A longer turn than this means that this process was stopped, or the machine slept.
-PAUSE_SECONDS = 60.0
-# Why a child is asked to stop, the stronger reason last; and how long it may take.
-GRACE_SECONDS = {"drain": 45.0, "finish": 45.0, "park": 45.0, "cancel": 20.0}
-RANK = ("", *GRACE_SECONDS)
-# After so long without a database the work is put aside.
-OUTAGE_SECONDS = 15 * 60.0
-# No progress for so long, or for so many times the usual, is worth a warning; for twice as long, an end.
+# No progress for so long, or for so many times the usual step, is worth a warning; for twice as long, a kill.
 STALL_SECONDS = 15 * 60.0
-STALL_PACES = 10
-SUSPECTED = "oom_suspected"
-DRAINED_BY_OTHERS = "Something outside Graftworks asked the engine to stop, and it did so in order."
-PUT_ASIDE = "The worker is shutting down."
+STALL_STEPS = 10
+WORKER_SHUTS_DOWN = "The worker is shutting down."
 
 
 class Fenced(Exception):
@@ -60,290 +51,277 @@ class DatabaseLost(Exception):
 
 @dataclass(slots=True)
 class Attempt:
-    """What one attempt has seen so far, and what of it still has to be written."""
+    """The state of one attempt, and what of it is still to be written."""
 
     job: Job
     recorder: Recorder
-    draining: Callable[[], bool]
-    database: Database = field(default_factory=Database)
-    renewed: float = field(default_factory=time.monotonic)
-    looked: float = field(default_factory=time.monotonic)
+    stop: StopPolicy
+    database: Database
+    lease_renewed: float = field(default_factory=time.monotonic)
+    row_polled: float = field(default_factory=time.monotonic)
     failure: Failure | None = None
-    farewell: str = ""
-    stop_reason: str = ""
-    wanted: str = ""  # what the row asks for
-    arms_to_stop: dict[int, str] = field(default_factory=dict)  # what its runs' rows ask for
-    is_lost: bool = False  # the database, for too long
-    is_stalled: bool = False
-    is_warned: bool = False
-    progress: Progress | None = None
-    began_at: int | None = None  # the step from which a training continues
-    is_shown: bool = False  # that it trains, to whoever reads its row
+    finished: str = ""  # the reason in the engine's last line
+    progress: Progress | None = None  # not yet written
+    first_step: int | None = None  # from which a training continues
     has_stepped: bool = False
-    pressed: float = 0.0  # since when it may not take its time any more
+    has_stalled: bool = False
+    is_stall_warned: bool = False
 
-    def write_down(self, child: Child) -> None:
-        """Take what the child has said, keep the lease, and see what the row asks for. Bears repetition."""
-        if self.database.since:
-            self._come_back()
-        began = time.monotonic()
-        # No longer than a look's time at once, however much an outage has left to write.
-        while (line := child.lines.first()) and time.monotonic() - began < LOOK_SECONDS:
-            self.take(line)
-            child.lines.drop()
-        now = time.monotonic()
-        if now - self.renewed >= RENEW_SECONDS:
-            self._renew()
-        if now - self.looked >= LOOK_SECONDS:
-            self.looked = now
+    @classmethod
+    def of(cls, job: Job, recorder: Recorder, is_draining: Callable[[], bool]) -> Attempt:
+        """A new attempt."""
+        database = Database()
+        return cls(job, recorder, StopPolicy(database, is_draining), database)
+
+    def write_events(self, engine: EngineProcess) -> None:
+        """Write the engine's lines, renew the lease, and read the row's stop request. Repeatable."""
+        if self.database.is_away:
+            self.resume_after_outage()
+        started = time.monotonic()
+        # At most one poll's time at once, however many lines an outage has left.
+        while (line := engine.lines.first()) and time.monotonic() - started < POLL_SECONDS:
+            self.handle(line)
+            engine.lines.drop()
+        self._renew_lease_when_due()
+        if self._is_poll_due():
             self.flush()
-            self._look()
+            self._read_stop_request()
 
-    def _look(self) -> None:
-        wanted = self.job.read_stop_request()
-        if wanted is None:
-            raise Fenced
-        self.wanted, self.arms_to_stop = wanted, arms_to_stop(self.job)
+    def keep_lease(self, engine: EngineProcess) -> None:
+        """Renew the lease and pass on a stop between two pieces of a long write."""
+        if self._renew_lease_when_due():
+            self.database.note_answer()
+        if self._is_poll_due():
+            self._read_stop_request()
+            self.pass_on_stop(engine)
 
-    def _come_back(self) -> None:
-        """The lease may have run out meanwhile, and a move that was not committed has left a wrong state."""
-        self._renew()
+    def pass_on_stop(self, engine: EngineProcess) -> None:
+        """Send the engine a stop that is stronger than the one before."""
+        if reason := self.stop.update():
+            engine.request_stop(reason)
+
+    def resume_after_outage(self) -> None:
+        """Renew the lease, which may have run out, and re-read a state whose change was not committed."""
+        self._renew_lease()
         self.job.refresh_from_db(fields=["state"])
 
-    def _renew(self) -> None:
+    def _renew_lease_when_due(self) -> bool:
+        is_due = time.monotonic() - self.lease_renewed >= RENEW_SECONDS
+        if is_due:
+            self._renew_lease()
+        return is_due
+
+    def _renew_lease(self) -> None:
         if not self.job.renew_lease():
             raise Fenced
-        self.renewed = time.monotonic()
+        self.lease_renewed = time.monotonic()
 
-    def stay_alive(self, child: Child) -> None:
-        """Between two pieces of what takes long: nobody else takes the job, and the child hears of a stop."""
-        now = time.monotonic()
-        if now - self.renewed >= RENEW_SECONDS:
-            self._renew()
-            self.database.answered()
-        if now - self.looked >= LOOK_SECONDS:
-            self.looked = now
-            self._look()
-            self.stop_where_wanted(child)
+    def _is_poll_due(self) -> bool:
+        is_due = time.monotonic() - self.row_polled >= POLL_SECONDS
+        if is_due:
+            self.row_polled = time.monotonic()
+        return is_due
 
-    def flush(self) -> None:
-        """Write the newest progress and the batched metrics: a curve is never ahead of its row."""
-        self.write_progress()
-        self.recorder.flush()
+    def _read_stop_request(self) -> None:
+        requested = self.job.read_stop_request()
+        if requested is None:
+            raise Fenced
+        self.stop.requested = requested
 
-    def take(self, line: bytes) -> None:
-        """Note one line of the child."""
+    def handle(self, line: bytes) -> None:
+        """Handle one line of the engine."""
         try:
             event = from_line(line)
         except ProtocolError as error:
-            self._say(f"The engine sent a line that could not be read: {error}", level="warning")
+            self._add_message(f"The engine sent a line that could not be read: {error}", level="warning")
             return
         if isinstance(event, Started):
             self.job.update_progress(child_pid=event.pid, child_started=birth(event.pid))
         elif isinstance(event, Progress):
-            self.progress = event
-            if event.phase == "training" and not self.is_shown:
-                self.began_at = event.step
-                # Before its first point is stored: who sees a curve may ask to keep what it shows.
-                self.write_progress()
-                self.is_shown = True
-            if self.job.state == State.STARTING:
-                # A cancel that came first wins; it is seen at the next look.
-                with contextlib.suppress(IllegalMove):
-                    self.job.move("progress", actor=self.job.worker, fenced=True)
+            self._handle_progress(event)
         elif isinstance(event, Message):
-            self._say(event.text, level=event.level)
+            self._add_message(event.text, level=event.level)
         elif isinstance(event, Failure):
             self.failure = event
         elif isinstance(event, Finished):
-            self.farewell = event.reason
+            self.finished = event.reason
         else:
             self.recorder.record(event)
 
-    def _say(self, text: str, level: str) -> None:
+    def _handle_progress(self, progress: Progress) -> None:
+        self.progress = progress
+        if progress.phase == "training" and self.first_step is None:
+            # Written before the first point of a curve: whoever sees one may ask to keep what it shows.
+            self.write_progress(first_step=progress.step)
+            self.first_step = progress.step
+        if self.job.state == State.STARTING:
+            # A cancel that came first wins; it is seen at the next poll.
+            with contextlib.suppress(IllegalMove):
+                self.job.move("progress", actor=self.job.worker, fenced=True)
+
+    def _add_message(self, text: str, level: str) -> None:
         if not self.job.add_message(text, level):
             raise Fenced
 
-    def write_progress(self) -> None:
+    def flush(self) -> None:
+        """Write the newest progress, then the batched metrics: a curve is never ahead of its row."""
+        self.write_progress(self.first_step or 0)
+        self.recorder.flush()
+
+    def write_progress(self, first_step: int) -> None:
+        """Write the newest progress. The first step of a training ends its row of failed attempts."""
         progress = self.progress
         if progress is None:
             return
         fields: dict[str, object] = {"phase": progress.phase, "eta_seconds": progress.eta_seconds}
-        has_stepped, trains = self.has_stepped, self.job.kind == Job.Kind.TRAIN
-        # A training job's bar counts optimizer steps only; validation and saving just name themselves.
-        if not trains or progress.phase == "training":
+        has_stepped, is_training = self.has_stepped, self.job.kind == Job.Kind.TRAIN
+        # A training's bar counts optimizer steps only; validation and saving just name themselves.
+        if not is_training or progress.phase == "training":
             fields |= {"step": progress.step, "total_steps": progress.total}
-            # Only a training goes on where it stood. Steps of earlier attempts do not count: a run that dies
-            # right after each start must end.
-            if trains and progress.step > (self.began_at or 0) and not has_stepped:
+            # Steps of earlier attempts do not count: a run that dies right after each start must end.
+            if is_training and progress.step > first_step and not has_stepped:
                 has_stepped = True
                 fields["failed_attempts"] = 0
         if not self.job.update_progress(**fields):
             raise Fenced
         self.progress, self.has_stepped = None, has_stepped
 
-    def stop_where_wanted(self, child: Child) -> None:
-        """Ask the child to stop for the strongest reason there is, or some of its arms; needs no database."""
-        child.ask_arms_to_stop(self.arms_to_stop)
-        self.is_lost = self.is_lost or self.database.seconds_away > OUTAGE_SECONDS
-        wanted = max(self.wanted, "drain" if self.is_lost or self.draining() else "", key=RANK.index)
-        if RANK.index(wanted) > RANK.index(self.stop_reason):
-            self.stop_reason = wanted
-            child.ask_to_stop(wanted)
-        if self.stop_reason and not self.takes_its_time:
-            self.pressed = self.pressed or time.monotonic()
-
-    @property
-    def takes_its_time(self) -> bool:
-        """Whether a child saves its best and nobody waits for the worker: what is kept is worth the time.
-
-        It may have to load first, or to end a long step, and several arms are saved one after the other.
-        """
-        return self.stop_reason == "finish" and not (self.is_lost or self.draining())
-
-    def has_overstayed(self, child: Child) -> bool:
-        """Whether the time to stop is over, for the child and for what is still to be written."""
-        if not self.stop_reason or self.takes_its_time:
-            return False
-        began = max(child.stop_asked, self.pressed)
-        return time.monotonic() - began > GRACE_SECONDS[self.stop_reason]
-
-    def watch_progress(self, child: Child) -> None:
-        """Warn about a child that stands still, then end it. One that has to hurry has its own limit."""
-        if (self.stop_reason and not self.takes_its_time) or child.has_ended:
+    def check_progress(self, engine: EngineProcess) -> None:
+        """Warn about an engine without progress, then kill it. One that is stopping has its own limit."""
+        if (self.stop.reason and not self.stop.grace_unlimited) or engine.has_ended:
             return
-        limit = max(STALL_SECONDS, STALL_PACES * child.pace)
-        silent = time.monotonic() - child.progress_at
+        limit = max(STALL_SECONDS, STALL_STEPS * engine.seconds_per_step)
+        silent = time.monotonic() - engine.last_progress
         if silent > 2 * limit:
-            self.is_stalled = True
-            child.kill()
+            self.has_stalled = True
+            engine.kill()
         elif silent <= limit:
-            self.is_warned = False
-        elif not self.is_warned:
-            self.is_warned = self.database.try_to(
-                lambda: self.job.add_message(
-                    f"There was no progress for {limit / 60:.0f} minutes. After {2 * limit / 60:.0f} minutes "
-                    "this attempt is ended and the work is tried again.",
-                    level="warning",
-                )
+            self.is_stall_warned = False
+        elif not self.is_stall_warned:
+            warning = (
+                f"There was no progress for {limit / 60:.0f} minutes. After {2 * limit / 60:.0f} minutes "
+                "this attempt is ended and the work is tried again."
+            )
+            self.is_stall_warned = self.database.try_write(
+                lambda: self.job.add_message(warning, level="warning")
             )
 
 
-def supervise(job: Job, recorder: Recorder, out_dir: Path, draining: Callable[[], bool]) -> None:
+def supervise(job: Job, recorder: Recorder, out_dir: Path, is_draining: Callable[[], bool]) -> None:
     """Run one attempt to its end and write that end. Call it from the main thread of the worker process.
 
-    The parent-death signal of the child is tied to the thread that started it.
+    The parent-death signal of the engine is tied to the thread that started it.
     """
-    attempt = Attempt(job, recorder, draining)
-    with _log(job) as log, _slot(job) as occupy, attempt.database.watched():
-        child = Child.start(job, out_dir, log)
-        recorder.alive = lambda: attempt.stay_alive(child)
+    attempt = Attempt.of(job, recorder, is_draining)
+    with _open_log(job) as log, _device_lock(job) as record_pid, attempt.database.watched():
+        engine = EngineProcess.start(job, out_dir, log)
+        recorder.keep_lease = lambda: attempt.keep_lease(engine)
         try:
-            occupy(child.process.pid)
-            _watch(attempt, child)
-            status = child.leave()
-            _write(attempt, child, lambda: _end(attempt, child, status))
+            record_pid(engine.process.pid)
+            _follow(attempt, engine)
+            status = engine.wait()
+            _write_after_exit(attempt, lambda: _write_end(attempt, engine, status))
         except Fenced:
-            child.note("This attempt was taken over or ended elsewhere; nothing more is written.")
+            engine.write_log("This attempt was taken over or ended elsewhere; nothing more is written.")
         except DatabaseLost:
-            child.note("The database was away for too long; this attempt ends, its checkpoints stay.")
+            engine.write_log("The database was away for too long; this attempt ends, its checkpoints stay.")
             logger.warning("%s is left to its lease: the database is away", job)
         finally:
-            child.kill()
-            child.lines.discard()
+            engine.kill()
 
 
-def _watch(attempt: Attempt, child: Child) -> None:
-    """Until the child has ended and its lines are written; one that overstays its time to stop is ended."""
-    last_turn = time.monotonic()
+def _follow(attempt: Attempt, engine: EngineProcess) -> None:
+    """Follow the engine until it has ended and its lines are written; kill it when its grace has expired."""
     while True:
-        if attempt.database.since:
+        if attempt.database.is_away:
             time.sleep(WAIT_SECONDS)
         else:
-            child.lines.wait(WAIT_SECONDS)
-        if time.monotonic() - last_turn > PAUSE_SECONDS:
-            child.progress_at = time.monotonic()
-        last_turn = time.monotonic()
-        # Asked before the writing, so that nothing is said between the two.
-        has_ended = child.has_ended
-        child.kills.look()
-        attempt.database.try_to(lambda: attempt.write_down(child))
-        attempt.stop_where_wanted(child)
-        attempt.watch_progress(child)
-        if has_ended and child.lines.first() is None:
-            _write(attempt, child, attempt.flush)
+            engine.lines.wait(WAIT_SECONDS)
+        # Read before the writing, so that no line comes between the two.
+        has_ended = engine.has_ended
+        attempt.database.try_write(lambda: attempt.write_events(engine))
+        attempt.pass_on_stop(engine)
+        attempt.check_progress(engine)
+        if has_ended and engine.lines.first() is None:
+            _write_after_exit(attempt, attempt.flush)
             return
         if has_ended:
-            _give_up_where_lost(attempt, child)
-        elif attempt.has_overstayed(child) and child.process.poll() is None:
-            child.kill()
+            _raise_if_database_lost(attempt)
+        elif attempt.stop.grace_expired and engine.process.poll() is None:
+            engine.kill()
 
 
-def _give_up_where_lost(attempt: Attempt, child: Child) -> None:
-    """Nobody waits for the database longer than the work itself may."""
-    is_too_long = attempt.is_lost or attempt.has_overstayed(child)
-    if attempt.database.since and is_too_long:
-        raise DatabaseLost
-
-
-def _write(attempt: Attempt, child: Child, write: Callable[[], None]) -> None:
-    """Write, waiting for the database where it is away; the child has ended."""
+def _write_after_exit(attempt: Attempt, write: Callable[[], None]) -> None:
+    """Write, and wait for the database while it is away."""
 
     def write_as_holder() -> None:
-        if attempt.database.since:
-            attempt._come_back()
+        if attempt.database.is_away:
+            attempt.resume_after_outage()
         write()
 
-    while not attempt.database.try_to(write_as_holder):
-        attempt.stop_where_wanted(child)
-        _give_up_where_lost(attempt, child)
+    while not attempt.database.try_write(write_as_holder):
+        attempt.stop.update()
+        _raise_if_database_lost(attempt)
         time.sleep(WAIT_SECONDS)
 
 
-def _end(attempt: Attempt, child: Child, status: int) -> None:
-    """Write the one ending that fits what was seen. A cancel that came before the commit wins."""
-    job, worker = attempt.job, attempt.job.worker
+def _raise_if_database_lost(attempt: Attempt) -> None:
+    """Limit the wait for the database as the work itself is limited."""
+    stop = attempt.stop
+    if attempt.database.is_away and (stop.database_lost or stop.grace_expired):
+        raise DatabaseLost
+
+
+def _write_end(attempt: Attempt, engine: EngineProcess, status: int) -> None:
+    """Write the end of the attempt. A cancel that came before the commit wins."""
+    job = attempt.job
     try:
         job.refresh_from_db(fields=["state"])
         if job.state == State.CANCELLING:
-            job.complete_stop(actor=worker)
+            job.complete_stop(actor=job.worker)
         elif attempt.failure:
             _fail(attempt, attempt.failure)
-        elif attempt.farewell == "done" and status == 0:
+        elif attempt.finished == "done" and status == 0:
             if job.state == State.STARTING:
-                job.move("progress", actor=worker, fenced=True)
+                job.move("progress", actor=job.worker, fenced=True)
             attempt.recorder.finish()
-        elif (attempt.stop_reason, attempt.farewell) == ("finish", "cancel"):
-            # Asked to keep the best before there was any: what remains is a stop.
-            stop_at_the_end(job, "Nothing had been learned yet, so there is nothing to keep.")
-        elif attempt.farewell == "taken_over":
-            # Only a database that was put back from a copy still takes this attempt for the newest.
-            reason = "A later attempt had taken over the checkpoints of this training."
-            job.interrupt(reason, actor=worker, counts_as_failure=False)
-        elif attempt.is_stalled:
-            job.interrupt("It stood still for too long, so this attempt was ended.", actor=worker)
-        elif attempt.pressed:
-            reason = PUT_ASIDE
-            if attempt.is_lost:
-                reason = f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes."
-            job.interrupt(reason, actor=worker, counts_as_failure=False)
-        elif attempt.farewell == "drain":
-            # A signal to the engine alone, which it obeys as it would a worker that shuts down.
-            job.interrupt(DRAINED_BY_OTHERS, actor=worker, counts_as_failure=False)
-        elif status == -signal.SIGKILL and not child.was_killed:
-            _explain_kill(attempt, for_memory=child.kills.blame)
+        elif (attempt.stop.reason, attempt.finished) == ("finish", "cancel"):
+            # Stopped before the first checkpoint: treat as cancelled.
+            cancel_without_result(job)
+        elif engine.has_oom_kill and status == -signal.SIGKILL and not engine.was_killed:
+            message = "The machine ran out of memory, so its kernel killed the engine."
+            _fail(attempt, Failure(OutOfMemory.code, message))
         else:
-            reason = f"The engine ended without a word (exit status {status})."
-            job.interrupt(reason, actor=worker)
+            reason, counts_as_failure = _interruption(attempt, engine, status)
+            job.interrupt(reason, actor=job.worker, counts_as_failure=counts_as_failure)
     except IllegalMove as overtaken:
         job.refresh_from_db(fields=["state"])
         if job.state != State.CANCELLING:
             raise Fenced from overtaken
-        job.complete_stop(actor=worker)
+        job.complete_stop(actor=job.worker)
+
+
+def _interruption(attempt: Attempt, engine: EngineProcess, status: int) -> tuple[str, bool]:
+    """Return why the attempt was interrupted, and whether it counts as a failed one."""
+    if attempt.finished == "taken_over":
+        # Only a database that was restored from a copy still takes this attempt for the newest.
+        return "A later attempt had taken over the checkpoints of this training.", False
+    if attempt.has_stalled:
+        return "It stood still for too long, so this attempt was ended.", True
+    if attempt.stop.database_lost:
+        return f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes.", False
+    if attempt.stop.grace_started:
+        return WORKER_SHUTS_DOWN, False
+    if attempt.finished == "drain":
+        # A signal to the engine alone, which it obeys as it would a worker that shuts down.
+        return "A signal from outside Graftworks asked the engine to stop, and it did so in order.", False
+    if status == -signal.SIGKILL and not engine.was_killed:
+        return "The engine was killed from outside Graftworks.", True
+    return f"The engine ended without a word (exit status {status}).", True
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
-    """The engine said why it cannot go on. Too little memory is tried once more, with a smaller batch."""
+    """Write the engine's failure. Too little memory is tried once more, with a smaller batch."""
     job, code, message = attempt.job, failure.code, failure.message
     with transaction.atomic():
         attempt.recorder.fail(code)
@@ -357,42 +335,26 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
         )
 
 
-def _explain_kill(attempt: Attempt, *, for_memory: bool | None) -> None:
-    """Nobody here has killed the engine. Where no count says who did, the first time is only suspicious."""
-    job = attempt.job
-    if for_memory:
-        message = "The machine had no memory left, so its kernel ended the engine."
-        _fail(attempt, Failure(OutOfMemory.code, message))
-    elif for_memory is False:
-        job.interrupt("Something outside Graftworks killed the engine.", actor=job.worker)
-    elif job.suspected_cause != SUSPECTED or attempt.has_stepped:
-        reason = "The engine was killed, perhaps for lack of memory."
-        job.interrupt(reason, actor=job.worker, suspected_cause=SUSPECTED)
-    else:
-        message = "The engine was killed twice before it got on, most likely for lack of memory."
-        _fail(attempt, Failure(OutOfMemory.code, message))
-
-
 @contextlib.contextmanager
-def _slot(job: Job) -> Iterator[Callable[[int], None]]:
-    """The job's device, free of an earlier attempt's process; what it yields notes whose it is now."""
+def _device_lock(job: Job) -> Iterator[Callable[[int], None]]:
+    """Free the job's device of an earlier attempt's process; yields a function that records the new one."""
     if job.slot is None:
         yield lambda _pid: None
         return
     slot = job.slot
-    if pid := slots.vacate(slot):
+    if pid := slots.clear(slot):
         job.add_message(
             f"Ended process {pid}, which an earlier attempt had left on this device.", level="warning"
         )
     try:
-        yield lambda pid: slots.occupy(slot, pid)
+        yield lambda pid: slots.acquire(slot, pid)
     finally:
-        slots.leave(slot)
+        slots.release(slot)
 
 
 @contextlib.contextmanager
-def _log(job: Job) -> Iterator[IO[bytes]]:
-    """The job's log file, with a line that says which attempt begins."""
+def _open_log(job: Job) -> Iterator[IO[bytes]]:
+    """Open the job's log file, with a line that says which attempt begins."""
     path = Path(settings.DATA_DIR) / "logs" / f"job-{job.pk}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as log:

@@ -27,39 +27,39 @@ from workers.celery import app
 from workers.errors import RunError, disk_error
 from workers.judging import judge_answers
 from workers.node import is_draining, row_name
-from workers.outage import AWAY, hang_up
+from workers.outage import DATABASE_AWAY, close_connection
 from workers.recorders import RECORDERS
-from workers.slots import Occupied
+from workers.slots import DeviceBusy
 from workers.supervisor import supervise
 
 logger = logging.getLogger(__name__)
 
-REST_SECONDS = 1.0
+CLAIM_RETRY_SECONDS = 1.0
 
 
 @app.task(name="workers.tasks.work", bind=True)  # type: ignore[untyped-decorator]
 def work(self: Task[[int], None], job_id: int) -> None:
-    """Claim the best job of this node's queue and see it to its end. `job_id`: whom the wake-up was for."""
+    """Claim the next job of this node's queue and supervise it. `job_id` is only the wake-up's hint."""
     queue = str((self.request.delivery_info or {}).get("routing_key"))
     node = str(self.request.hostname)
-    job = _claim_in_time(queue, node)
+    job = _wait_and_claim(queue, node)
     if job is None:
         logger.info("woken for job %s, nothing to claim", job_id)
     # One wake-up is enough for all that waits: the broker may have lost the others.
     while job:
         logger.info("%s: attempt %s begins", job, job.attempt)
-        with _drain_on_sigterm() as told_to_stop:
-            attempt(job, told_to_stop)
-            stop = told_to_stop()
-        with suppress(*AWAY, Job.DoesNotExist):
+        with _drain_on_sigterm() as is_told_to_drain:
+            attempt(job, is_told_to_drain)
+            stop = is_told_to_drain()
+        with suppress(*DATABASE_AWAY, Job.DoesNotExist):
             job.refresh_from_db()
         logger.info("%s: %s", job, job.state)
-        hang_up()
+        close_connection()
         job = None if stop else _claim(queue, node)
 
 
-def _claim_in_time(queue: str, node: str) -> Job | None:
-    """The job whose turn it is, as soon as this node may take one; None where nothing waits any more.
+def _wait_and_claim(queue: str, node: str) -> Job | None:
+    """Claim the next job as soon as this node may take one; None when no job waits any more.
 
     A node that is paused, or cannot do what waits, keeps its wake-up meanwhile. If it came back for the next
     one, it could swallow all those of an idle neighbour: the broker serves them in turn, each second anew.
@@ -67,54 +67,53 @@ def _claim_in_time(queue: str, node: str) -> Job | None:
     while (job := _claim(queue, node)) is None:
         if is_draining() or not Job.objects.waiting(queue).exists():
             return None
-        time.sleep(REST_SECONDS)
+        time.sleep(CLAIM_RETRY_SECONDS)
     return job
 
 
 def _claim(queue: str, node: str) -> Job | None:
-    """The job whose turn it is; none for a node that shuts down."""
+    """Claim the next job, unless this node shuts down."""
     if is_draining():
         return None
     return Job.objects.claim(
         queue,
         worker=row_name(node),
-        slot=slots.name_of(node) if queue == Job.Queue.GPU else None,
+        slot=slots.slot_name(node) if queue == Job.Queue.GPU else None,
         **holder(),
     )
 
 
-def attempt(job: Job, told_to_stop: Callable[[], bool]) -> None:
-    """One attempt in a work folder of its own. The one place where any exception becomes a job's ending."""
+def attempt(job: Job, is_told_to_drain: Callable[[], bool]) -> None:
+    """Run one attempt in its own work folder. The only place that turns any exception into a job's end."""
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
     try:
         out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        if not _begin(job):
+        if not _start_attempt(job):
             logger.warning("%s was taken over before this attempt began", job)
             return
-        _work_off(job, out_dir, lambda: told_to_stop() or is_draining())
-    except AWAY:
-        # Not the work's fault.
+        _execute(job, out_dir, lambda: is_told_to_drain() or is_draining())
+    except DATABASE_AWAY:
         logger.exception("%s lost the database", job)
-        hang_up()
-        _leave(lambda: _give_back(job, "The database could not be reached."))
-    except Occupied as error:
+        close_connection()
+        _write_end(lambda: _release(job, "The database could not be reached."))
+    except DeviceBusy as error:
         occupied = str(error)
-        _leave(lambda: _give_back(job, occupied))
+        _write_end(lambda: _release(job, occupied))
     except Exception as error:
         logger.exception("%s failed", job)
         failure = error
-        _leave(lambda: _fail(job, failure))
+        _write_end(lambda: _fail(job, failure))
     finally:
         shutil.rmtree(out_dir, ignore_errors=True)
-        _forget_checkpoints(job)
-        _move_study_on(job)
+        _delete_checkpoints(job)
+        _advance_study(job)
 
 
-def _begin(job: Job) -> bool:
-    """Whether the job is still this attempt's; the first one begins without checkpoints."""
+def _start_attempt(job: Job) -> bool:
+    """Return whether the job still belongs to this attempt; the first one starts without checkpoints."""
     folder, hidden = job.checkpoint_folder(), None
     with transaction.atomic():
-        # Locks the row, so that whatever lies there is nobody's who took the job over meanwhile.
+        # Locks the row: no other attempt can take the job over and write there meanwhile.
         if not job.renew_lease():
             return False
         # A database that was set up anew counts from 1 again beside folders of the old one.
@@ -125,51 +124,51 @@ def _begin(job: Job) -> bool:
     return True
 
 
-def _work_off(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
-    """What an attempt does, by the job's kind; all but the judge's calls are an engine's work."""
+def _execute(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
+    """Execute the job by its kind: the judge's calls here, everything else in an engine."""
     if job.kind == Job.Kind.JUDGE:
         judge_answers(job, stop)
         return
     recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
-    if _is_trained(job):
+    if _has_only_ended_arms(job):
         job.move("progress", actor=job.worker, fenced=True)
         recorder.finish()
     else:
         supervise(job, recorder, out_dir, stop)
 
 
-def _leave(write: Callable[[], None]) -> None:
-    """Write an ending. Where not even this can be written, the lease runs out."""
+def _write_end(write: Callable[[], None]) -> None:
+    """Write an end. If not even this can be written, the lease runs out."""
     try:
         write()
-    except AWAY:
+    except DATABASE_AWAY:
         logger.warning("no ending could be written: the database is away")
-        hang_up()
+        close_connection()
 
 
-def _forget_checkpoints(job: Job) -> None:
-    """Nobody continues a job that ended well or was discarded. What this misses, the dispatcher clears."""
+def _delete_checkpoints(job: Job) -> None:
+    """Delete the checkpoints that no attempt can continue; the dispatcher covers what this misses."""
     folder = job.checkpoint_folder()
-    with suppress(*AWAY, OSError):
+    with suppress(*DATABASE_AWAY, OSError):
         if is_plain_folder(folder):
             forget_checkpoint(folder, also=Job.objects.none())
 
 
-def _move_study_on(job: Job) -> None:
-    """What a study does next follows from its ended jobs. What this misses, the dispatcher does."""
-    with suppress(*AWAY):
+def _advance_study(job: Job) -> None:
+    """Advance the job's study; the dispatcher does what this misses."""
+    with suppress(*DATABASE_AWAY):
         for study in Study.objects.of_job(job):
             study.advance()
 
 
-def _is_trained(job: Job) -> bool:
-    """Whether an earlier attempt ended every arm, and died before it could end the job."""
+def _has_only_ended_arms(job: Job) -> bool:
+    """Return whether an earlier attempt ended every arm, and died before it could end the job."""
     outcomes = list(job.training_runs.values_list("outcome", flat=True))
     return bool(outcomes) and all(outcomes)
 
 
 def _fail(job: Job, error: Exception) -> None:
-    code, message = "internal_error", "Graftworks could not finish this job because of a fault of its own."
+    code, message = "internal_error", "Graftworks could not finish this job because of an internal error."
     if isinstance(error, RunError):
         code, message = error.code, error.message
     elif full := disk_error(error):
@@ -179,11 +178,11 @@ def _fail(job: Job, error: Exception) -> None:
             "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
         )
     except IllegalMove:
-        _give_back(job, message)
+        _release(job, message)
 
 
-def _give_back(job: Job, reason: str) -> None:
-    """A job that was stopping has stopped, any other may be tried again."""
+def _release(job: Job, reason: str) -> None:
+    """End a job that was stopping; interrupt any other, to be tried again."""
     job.refresh_from_db(fields=["state"])
     try:
         job.recover(reason)
@@ -193,14 +192,14 @@ def _give_back(job: Job, reason: str) -> None:
 
 @contextmanager
 def _drain_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Whoever signals the whole process group must not cut a run in the middle: SIGTERM means drain here."""
-    told: list[int] = []
+    """Treat SIGTERM as a drain: a signal to the whole process group must not cut a run in the middle."""
+    signals: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
+        signals.append(number)
 
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(signals)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -252,7 +252,6 @@ class Migration(migrations.Migration):
                 ('attempt', models.PositiveIntegerField(default=0)),
                 ('failed_attempts', models.PositiveSmallIntegerField(default=0)),
                 ('ignored_attempts', models.PositiveIntegerField(default=0)),
-                ('suspected_cause', models.CharField(blank=True, max_length=40)),
                 ('lease_until', models.DateTimeField(blank=True, null=True)),
                 ('worker', models.CharField(blank=True, max_length=120)),
                 ('slot', models.CharField(blank=True, max_length=120, null=True)),

@@ -81,8 +81,6 @@ class Job(models.Model):
     failed_attempts = models.PositiveSmallIntegerField(default=0)
     # Attempts that do not count towards MAX_ATTEMPTS, such as drained ones.
     ignored_attempts = models.PositiveIntegerField(default=0)
-    # Error code of what probably ended the previous attempt.
-    suspected_cause = models.CharField(max_length=40, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
     worker = models.CharField(max_length=120, blank=True)
     slot = models.CharField(max_length=120, null=True, blank=True)  # noqa: DJ001 - NULLs do not collide, '' would
@@ -286,12 +284,10 @@ class Job(models.Model):
         actor: str = "system",
         fenced: bool = True,
         counts_as_failure: bool = True,
-        suspected_cause: str = "",
     ) -> None:
         """Give the attempt up; the dispatcher queues it again after a back-off.
 
         `counts_as_failure=False` exempts the attempt from the limits, for example after a drain.
-        `suspected_cause` is the code of the error that probably ended the attempt.
         """
         # A step since the claim has set the row's count back, and this object does not know it.
         self.refresh_from_db(fields=["failed_attempts"])
@@ -305,7 +301,6 @@ class Job(models.Model):
                 fenced=fenced,
                 failed_attempts=failed_attempts,
                 ignored_attempts=models.F("ignored_attempts") + int(not counts_as_failure),
-                suspected_cause=suspected_cause,
                 run_after=db_now(wait),
                 slot=None,
             )

@@ -54,7 +54,6 @@ def resume(job: Job, by: User | None = None) -> None:
                 failed_attempts=0,
                 # Somebody has looked at it: what happened before counts no more.
                 ignored_attempts=models.F("attempt"),
-                suspected_cause="",
                 run_after=Now(),
                 phase="",
                 eta_seconds=None,

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.conftest import Recorder
 from tests.moments import refusing
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
-from workers import outage, supervisor
+from workers import outage, stop_policy
 from workers.engine import checkpoints, loss
 from workers.engine.__main__ import failure
 from workers.engine.checkpoints import CheckpointUnreadable
@@ -431,7 +431,7 @@ def test_replayed_metrics_cover_the_longest_database_outage(
         for arm in range(4):
             writer.report_metrics(Metrics(arm, step, {"train/loss": 1.0}))
     seconds = round(
-        supervisor.OUTAGE_SECONDS + max(supervisor.GRACE_SECONDS.values()) + outage.ANSWER_SECONDS
+        stop_policy.OUTAGE_SECONDS + max(stop_policy.GRACE_SECONDS.values()) + outage.ANSWER_SECONDS
     )
     lost = [(arm, step) for step in range(3600 - seconds, 3601) for arm in range(4)]
     kept = [(point.arm, point.step) for _told, point in writer.recent_metrics]

@@ -19,7 +19,7 @@ from tests import containers
 from tests.conftest import make_run, shared_environment
 from tests.workers.conftest import claim
 from workers import slots
-from workers.abandoned import holder, release_abandoned_jobs
+from workers.abandoned import holder, release_orphaned_jobs
 from workers.identity import birth, here
 
 SETUP = "import django; django.setup()\n"
@@ -46,10 +46,10 @@ CLAIM = """
 from dashboard.models import Job
 from workers import slots
 from workers.abandoned import holder
-job = Job.objects.claim("gpu", worker="gpu0@twin", slot=slots.name_of("gpu0@twin"), **holder())
+job = Job.objects.claim("gpu", worker="gpu0@twin", slot=slots.slot_name("gpu0@twin"), **holder())
 print(job.host, flush=True)
 """
-RELEASE = "from workers.abandoned import release_abandoned_jobs; print(release_abandoned_jobs())"
+RELEASE = "from workers.abandoned import release_orphaned_jobs; print(release_orphaned_jobs())"
 
 
 def hold_by(pid: int) -> Job:
@@ -61,7 +61,7 @@ def hold_by(pid: int) -> Job:
 
 def test_a_job_of_a_living_process_is_left_alone(run: TrainingRun) -> None:
     claim("gpu")
-    assert release_abandoned_jobs() == 0
+    assert release_orphaned_jobs() == 0
 
 
 def test_the_engine_of_a_dead_process_goes_with_it(run: TrainingRun) -> None:
@@ -69,7 +69,7 @@ def test_the_engine_of_a_dead_process_goes_with_it(run: TrainingRun) -> None:
     job = hold_by(dead.pid)
     Job.objects.filter(pk=job.pk).update(child_pid=engine.pid, child_started=birth(engine.pid))
     dead.wait()
-    assert release_abandoned_jobs() == 1
+    assert release_orphaned_jobs() == 1
     assert engine.wait(timeout=10) < 0
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
@@ -82,7 +82,7 @@ def test_what_the_engine_has_started_goes_with_it(run: TrainingRun) -> None:
     job = hold_by(dead.pid)
     Job.objects.filter(pk=job.pk).update(child_pid=engine.pid, child_started=birth(engine.pid))
     dead.wait()
-    assert release_abandoned_jobs() == 1
+    assert release_orphaned_jobs() == 1
     # The pipe ends once nobody holds it.
     assert engine.communicate(timeout=10) == (b"", None)
 
@@ -92,7 +92,7 @@ def test_a_stop_is_complete_once_its_process_is_gone(run: TrainingRun) -> None:
     job = hold_by(dead.pid)
     job.request_cancel()
     dead.wait()
-    assert release_abandoned_jobs() == 1
+    assert release_orphaned_jobs() == 1
     job.refresh_from_db()
     assert job.state == State.CANCELLED
 
@@ -104,7 +104,7 @@ def test_a_clock_that_is_set_takes_no_job_from_its_process(
     started: float = psutil.boot_time()
     # A test cannot set the machine's clock; this is what the kernel says of its own start afterwards.
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: started + 600)
-    assert release_abandoned_jobs() == 0
+    assert release_orphaned_jobs() == 0
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path, *, boot: str, namespace: str, known: str) -> None:
@@ -133,7 +133,7 @@ def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
     machine(monkeypatch, tmp_path, boot="first", namespace=OUTERMOST, known="box")
     hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=OUTERMOST, known="box")
-    assert release_abandoned_jobs() == 1
+    assert release_orphaned_jobs() == 1
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_copy_of_this_machine_keeps_its_jobs(
     machine(monkeypatch, tmp_path, boot="the copy's", namespace=OUTERMOST, known="box")
     hear(claim("gpu"), monkeypatch, silent=silent, uptime=uptime)
     machine(monkeypatch, tmp_path, boot="ours", namespace=OUTERMOST, known="box")
-    assert release_abandoned_jobs() == 0, why
+    assert release_orphaned_jobs() == 0, why
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_earlier_start_of_who_knows_which_machine_is_left_to_its_lease(
     machine(monkeypatch, tmp_path, boot="first", namespace=namespace, known=before)
     hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=namespace, known=known)
-    assert release_abandoned_jobs() == 0, why
+    assert release_orphaned_jobs() == 0, why
 
 
 def test_who_cannot_tell_its_place_neither_judges_nor_is_judged(
@@ -179,9 +179,9 @@ def test_who_cannot_tell_its_place_neither_judges_nor_is_judged(
         elsewhere.setattr("workers.identity.PID_NAMESPACE", Path("/there/is/none"))
         assert holder()["host"] == ""
         job = claim("gpu")
-        assert release_abandoned_jobs() == 0
+        assert release_orphaned_jobs() == 0
     Job.objects.filter(pk=job.pk).update(pid=2**22, pid_started=1.0)
-    assert release_abandoned_jobs() == 0
+    assert release_orphaned_jobs() == 0
 
 
 @needs_containers
@@ -201,7 +201,7 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
     assert host.startswith(f"{os.uname().nodename}/")
     assert host != str(here())
     # The container is gone, but nobody can know that from outside: the lease tells.
-    assert release_abandoned_jobs() == 0
+    assert release_orphaned_jobs() == 0
     assert Job.objects.get(host=host).state == State.STARTING
     Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
     WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
@@ -216,6 +216,6 @@ def test_nodes_of_the_same_name_in_two_containers_work_at_the_same_time(
 ) -> None:
     make_run(project, dataset, base_model, name="Another")
     in_a_container(CLAIM)
-    job = Job.objects.claim("gpu", worker="gpu0@twin", slot=slots.name_of("gpu0@twin"), **holder())
+    job = Job.objects.claim("gpu", worker="gpu0@twin", slot=slots.slot_name("gpu0@twin"), **holder())
     assert job is not None
     assert Job.objects.live().count() == 2

@@ -13,7 +13,7 @@ from django.conf import settings
 from dashboard.management.commands import start
 from dashboard.models import Job, Project, State, User
 from tests.workers.conftest import claim, play
-from workers import supervisor
+from workers import stop_policy
 
 NOTE = Path(settings.DATA_DIR) / "note-of-an-engine"
 
@@ -59,7 +59,7 @@ def test_no_process_of_the_engine_s_group_outlives_a_cancel(
     job: Job, monkeypatch: pytest.MonkeyPatch, ed: User, way: str, ending: str
 ) -> None:
     NOTE.unlink(missing_ok=True)
-    monkeypatch.setitem(supervisor.GRACE_SECONDS, "cancel", 2.0)
+    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "cancel", 2.0)
     look = Job.read_stop_request
 
     def cancel_once_it_works(self: Job) -> str | None:

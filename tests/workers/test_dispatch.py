@@ -259,7 +259,7 @@ def test_one_that_is_held_up_in_the_middle_of_its_round_expires_nothing(
         WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
 
     with monkeypatch.context() as asleep:
-        asleep.setattr(dispatch, "release_abandoned_jobs", sleep)
+        asleep.setattr(dispatch, "release_orphaned_jobs", sleep)
         dispatcher.beat()
     assert state_of(late) == State.STARTING
     dispatcher.beat()

@@ -21,7 +21,7 @@ from dashboard.models.job_state import db_now
 from tests.workers.conftest import claim
 from tests.workers.outages import breakable
 from workers import node
-from workers.abandoned import holder, release_abandoned_jobs
+from workers.abandoned import holder, release_orphaned_jobs
 from workers.identity import Place, birth, here
 
 HERE = here()
@@ -33,7 +33,7 @@ THERE = Place("host/0123abcd", "ef")
 
 @pytest.fixture
 def flag() -> Iterator[Path]:
-    path = node._flag(os.getpid())
+    path = node._drain_flag(os.getpid())
     path.parent.mkdir(parents=True, exist_ok=True)
     yield path
     path.unlink(missing_ok=True)
@@ -43,7 +43,7 @@ def test_it_does_not_drain_because_a_killed_node_with_its_pid_did(flag: Path) ->
     flag.touch()
     worker_init.send(sender=None)
     assert not flag.exists()
-    node.drain()
+    node.set_drain_flag()
     assert flag.exists()
 
 
@@ -58,7 +58,7 @@ if sys.argv[1] == "working":
     import subprocess
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
     pool = subprocess.Popen([sys.executable, "-c", code])
-    while not node.is_working():
+    while not node.has_engine():
         time.sleep(0.05)
 threading.Thread(target=life.guard, daemon=True).start()
 time.sleep(3)
@@ -101,14 +101,14 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
     )
     with breakable() as (away, back):
         away()
-        node.begin(sender)
+        node.start(sender)
         back()
         try:
             deadline = time.monotonic() + 20
             while not WorkerNode.objects.filter(name="gpu0@host").delete()[0]:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            assert not node.sign_life("gpu0@host", MACHINE)
+            assert not node.record_heartbeat("gpu0@host", MACHINE)
         finally:
             node._stop.set()
             time.sleep(0.5)
@@ -118,10 +118,10 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
 
 def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
     WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=MACHINE)
-    node.sign_life("gpu0@host", MACHINE)
+    node.record_heartbeat("gpu0@host", MACHINE)
     assert not WorkerNode.objects.get().draining
     flag.touch()
-    node.sign_life("gpu0@host", MACHINE)
+    node.record_heartbeat("gpu0@host", MACHINE)
     assert WorkerNode.objects.get().draining
 
 
@@ -129,10 +129,10 @@ def test_it_does_not_drain_because_a_node_in_another_container_has_its_number(
     flag: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.slots.here", lambda: THERE)
-    node.drain()
-    assert node.is_told_to_drain()
+    node.set_drain_flag()
+    assert node.is_shutting_down()
     monkeypatch.undo()
-    assert not node.is_told_to_drain()
+    assert not node.is_shutting_down()
     assert not flag.exists()
 
 
@@ -155,7 +155,7 @@ def test_a_name_that_lives_elsewhere_too_gets_its_place_beside_it(db: None) -> N
     names = WorkerNode.objects.values_list("name", "place")
     own = f"gpu0@host/{MACHINE.rpartition('/')[2]}"
     assert set(names) == {("gpu0@host", THERE.machine), (own, MACHINE)}
-    assert node.sign_life("gpu0@host", MACHINE)
+    assert node.record_heartbeat("gpu0@host", MACHINE)
     assert node.row_name("gpu0@host") == own, "its pool claims jobs under that name"
 
 
@@ -208,10 +208,10 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     pool = subprocess.Popen(["sleep", "60"])
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(pid=pool.pid, pid_started=birth(pool.pid))
-    assert release_abandoned_jobs() == 0, "it is at work"
+    assert release_orphaned_jobs() == 0, "it is at work"
     pool.kill()
     pool.wait()
-    node.Heartbeat("gpu@test", {}, signed=time.monotonic()).look()
+    node.Heartbeat("gpu@test", {}, written=time.monotonic()).beat()
     node._stop.clear()
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
@@ -222,7 +222,7 @@ def test_no_pool_process_is_forked_in_the_middle_of_a_look() -> None:
     begun, ended = threading.Event(), threading.Event()
 
     def look() -> None:
-        with node.asking:
+        with node.query_lock:
             begun.set()
             time.sleep(0.5)
             ended.set()
@@ -233,7 +233,7 @@ def test_no_pool_process_is_forked_in_the_middle_of_a_look() -> None:
     child = os.fork()
     if not child:
         # The child may look, too.
-        with node.asking:
+        with node.query_lock:
             os._exit(0 if ended.is_set() else 1)
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

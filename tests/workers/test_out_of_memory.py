@@ -16,7 +16,7 @@ from django.db.models.functions import Now
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
 from tests.conftest import make_run
 from tests.workers.conftest import claim, play
-from workers import child, kernel_kills, supervisor
+from workers import child, stop_policy
 from workers.hyperparameters import Hyperparameters
 
 TOO_LITTLE = """
@@ -28,7 +28,7 @@ KILLED = "os.kill(os.getpid(), signal.SIGKILL)\n"
 STARVED = """
 import pathlib
 counts = pathlib.Path({counts!r})
-counts.write_text(f"pgfault 7\\noom_kill {{int(counts.read_text().split()[-1]) + 1}}\\n")
+counts.write_text(f"oom 4\\noom_kill {{int(counts.read_text().split()[-1]) + 1}}\\n")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 # The real engine, on a machine that has no memory left for a batch of more than four rows.
@@ -68,24 +68,19 @@ def job(run: TrainingRun) -> Job:
 @pytest.fixture
 def counts(tmp_path: Path) -> Path:
     """Where a kernel counts what it kills for lack of memory."""
-    file = tmp_path / "counts"
-    file.write_text("pgfault 7\noom_kill 3\n")
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    group = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
+    file = tmp_path / group / "memory.events"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("oom 4\noom_kill 3\n")
     return file
 
 
 @pytest.fixture
-def starved(counts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def starved(counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Ends an engine as a kernel without memory does, which counts it for the engine's group."""
-    monkeypatch.setattr(kernel_kills, "_group_file", lambda _pid: counts)
+    monkeypatch.setattr(child, "CGROUPS", tmp_path)
     return STARVED.format(counts=str(counts))
-
-
-@pytest.fixture
-def perhaps_starved(counts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same where only the whole machine's count can be read."""
-    counts.rename(counts.with_name("vmstat"))
-    monkeypatch.setattr(kernel_kills, "PROC", counts.parent)
-    return STARVED.format(counts=str(counts.with_name("vmstat")))
 
 
 @pytest.fixture
@@ -188,7 +183,7 @@ def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_t
     assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     assert run.adjustments[0]["reason"] == "out_of_memory"
     said = JobEvent.objects.get(job=job, event="interrupt").text
-    assert said.startswith("The machine had no memory left, so its kernel ended the engine. It is tried once")
+    assert said.startswith("The machine ran out of memory, so its kernel killed the engine. It is tried once")
 
 
 def test_killed_for_it_once_more_it_fails_with_advice_though_it_took_steps(
@@ -202,40 +197,6 @@ def test_an_evaluation_has_no_batch_to_split(
     scoring: Job, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = play(SCORED + starved, scoring, monkeypatch)
-    assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
-
-
-def test_where_only_the_machine_counts_the_first_kill_is_a_suspicion(
-    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = play(perhaps_starved, job, monkeypatch)
-    assert (ended.state, ended.suspected_cause, batch(ended)) == (State.INTERRUPTED, "oom_suspected", (8, 1))
-
-
-def test_the_second_without_a_step_is_taken_for_lack_of_memory(
-    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _attempt in range(2):
-        job = again(play(perhaps_starved, job, monkeypatch))
-    assert (batch(job), job.ignored_attempts) == ((4, 2), 1)
-    ended = play(perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
-    assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
-    assert ended.error is not None
-    assert "killed twice" in ended.error["message"]
-
-
-def test_a_step_between_two_kills_clears_the_suspicion(
-    job: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = play(STEPPED + perhaps_starved, again(play(perhaps_starved, job, monkeypatch)), monkeypatch)
-    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "oom_suspected")
-
-
-def test_a_scored_row_clears_none(
-    scoring: Job, perhaps_starved: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = SCORED + perhaps_starved
-    ended = play(script, again(play(script, scoring, monkeypatch)), monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
 
 
@@ -255,26 +216,18 @@ def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
 ) -> None:
     for _attempt in range(2):
         job = play(KILLED, job, monkeypatch)
-        assert (job.state, job.suspected_cause) == (State.INTERRUPTED, "")
+        assert job.state == State.INTERRUPTED
         assert "outside Graftworks" in JobEvent.objects.filter(job=job, event="interrupt").latest("seq").text
         job = again(job)
     ended = play(KILLED, job, monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "worker_lost")
 
 
-def test_where_no_kernel_counts_a_kill_stays_suspicious(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernel_kills, "PROC", tmp_path / "none")
-    ended = play(KILLED, job, monkeypatch)
-    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "oom_suspected")
-
-
 def test_a_kill_by_its_own_parent_is_no_suspicion(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(supervisor.GRACE_SECONDS, "drain", 0.5)
+    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "drain", 0.5)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
     ended = play(deaf, job, monkeypatch, lambda: True)
-    assert (ended.state, ended.suspected_cause, ended.ignored_attempts) == (State.INTERRUPTED, "", 1)
+    assert (ended.state, ended.ignored_attempts) == (State.INTERRUPTED, 1)
 
 
 @pytest.mark.slow

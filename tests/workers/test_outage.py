@@ -17,7 +17,7 @@ from tests.conftest import make_run
 from tests.proxy import Proxy
 from tests.workers.conftest import cast, claim, play, work_until
 from tests.workers.outages import Switch, breakable, later
-from workers import outage, supervisor
+from workers import outage, stop_policy, supervisor
 from workers.recorders import TrainRecorder
 from workers.tasks import attempt
 
@@ -84,7 +84,7 @@ def test_a_server_that_is_silent_holds_nothing_up(
         connection.settings_dict["PORT"] = proxy.port
         # Silent until the child has long ended: only a cut connection lets the worker notice the drain.
         later(1.0, proxy.black_hole)
-        monkeypatch.setitem(supervisor.GRACE_SECONDS, "drain", 1.0)
+        monkeypatch.setitem(stop_policy.GRACE_SECONDS, "drain", 1.0)
         began = time.monotonic()
         cast(UNTIL_STOPPED, job, monkeypatch)
         attempt(job, lambda: time.monotonic() - began > 3)
@@ -135,7 +135,7 @@ def test_it_writes_nothing_when_another_attempt_took_over_meanwhile(
 def test_after_too_long_the_child_is_drained_and_the_row_is_left_to_its_lease(
     job: Job, database: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "OUTAGE_SECONDS", 1.0)
+    monkeypatch.setattr(stop_policy, "OUTAGE_SECONDS", 1.0)
     monkeypatch.setattr(supervisor, "RENEW_SECONDS", 0.5)
     away, back = database
     later(1.5, away)
@@ -168,12 +168,12 @@ def test_a_recorder_keeps_its_points_until_they_are_through(
     recorder.points = {(0, "train/loss"): [(1, 2.0), (2, 1.0)]}
     link = outage.Database()
     away()
-    assert not link.try_to(recorder.flush)
+    assert not link.try_write(recorder.flush)
     assert link.seconds_away > 0
     back()
-    link.asked = 0.0
-    assert link.try_to(recorder.flush)
-    assert (losses(run), recorder.points, link.since) == ([1, 2], {}, 0.0)
+    link.last_tried = 0.0
+    assert link.try_write(recorder.flush)
+    assert (losses(run), recorder.points, link.away_since) == ([1, 2], {}, 0.0)
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_real_training_and_its_publishing_survive_outages(
 def test_a_curve_has_no_hole_after_an_outage_that_ended_the_attempt(
     database: Switch, real_base: BaseModel, real_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "OUTAGE_SECONDS", 1.0)
+    monkeypatch.setattr(stop_policy, "OUTAGE_SECONDS", 1.0)
     run = make_run(real_dataset.project, real_dataset, real_base, max_steps=600)
     job = claim("gpu")
     away, back = database

@@ -86,9 +86,9 @@ def test_a_holder_that_wakes_goes_on(project: Project) -> None:
             Job.objects.filter(pk=held.pk).update(phase="awake")
 
     limit_sleep()
-    assert not link.try_to(write), "the session was ended meanwhile"
-    link.asked = 0.0
-    assert link.try_to(write)
+    assert not link.try_write(write), "the session was ended meanwhile"
+    link.last_tried = 0.0
+    assert link.try_write(write)
     assert Job.objects.get(pk=job.pk).phase == "awake"
 
 
@@ -137,9 +137,9 @@ def test_a_server_that_only_reads_is_asked_again_later(project: Project) -> None
     link = Database()
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
-    assert not link.try_to(lambda: Project.objects.update(name="Renamed"))
-    link.asked = 0.0
-    assert link.try_to(lambda: Project.objects.update(name="Renamed")), "on a connection of its own"
+    assert not link.try_write(lambda: Project.objects.update(name="Renamed"))
+    link.last_tried = 0.0
+    assert link.try_write(lambda: Project.objects.update(name="Renamed")), "on a connection of its own"
 
 
 @pytest.mark.django_db(transaction=True)

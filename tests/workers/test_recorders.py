@@ -20,8 +20,6 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.stopping import stop_run
-from tests.dashboard.conftest import make_checkpoint
 from tests.workers.conftest import claim
 from workers import recorders
 from workers.errors import ModelError
@@ -174,82 +172,14 @@ def beside(run: TrainingRun) -> TrainingRun:
     return other
 
 
-def test_an_arm_that_was_stopped_alone_ends_and_the_others_go_on(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
-    other = beside(run)
-    recorder = TrainRecorder(job, tmp_path)
-    stop_run(other)
-    recorder.record(ArmEnd(arm=1, outcome="cancelled", step=4))
-    other.refresh_from_db()
-    assert (other.outcome, other.ended_step, other.was_stopped_alone) == ("cancelled", 4, True)
-    recorder.record(make_artifact(tmp_path))
-    recorder.record(SUCCEEDED)
-    recorder.finish()
-    job.refresh_from_db()
-    assert (job.state, Adapter.objects.get().run) == (State.SUCCEEDED, run)
-
-
-@pytest.mark.parametrize("is_published", [False, True])
-def test_who_stopped_an_arm_before_its_end_was_committed_wins_over_its_adapter(
-    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_published: bool
-) -> None:
+def test_job_with_only_cancelled_arms_is_cancelled(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     beside(run)
-
-    def publish_and_stop(*paths: object) -> None:
-        publish_adapter(*paths)  # type: ignore[arg-type]
-        stop_run(run)
-
-    if is_published:
-        monkeypatch.setattr(recorders, "publish_adapter", publish_and_stop)
-    else:
-        stop_run(run)
-    recorder = TrainRecorder(job, tmp_path)
-    recorder.record(make_artifact(tmp_path))
-    recorder.record(SUCCEEDED)
-    run.refresh_from_db()
-    assert (run.outcome, run.ended_step, Adapter.objects.count()) == ("cancelled", 10, 0)
-
-
-def test_a_search_for_a_rate_that_was_stopped_leaves_no_result(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
-    beside(run)
-    TrainingRun.objects.update(rung=0)
-    recorder = TrainRecorder(job, tmp_path)
-    stop_run(run)
-    recorder.record(SUCCEEDED)
-    run.refresh_from_db()
-    assert run.outcome == "cancelled"
-
-
-def test_a_job_each_of_whose_arms_was_stopped_has_stopped(job: Job, run: TrainingRun, tmp_path: Path) -> None:
-    make_checkpoint(job, step=3)
-    job.update_progress(step=5)
-    other = beside(run)
-    # Its best was to be kept, and there was none: the step was lost with an attempt.
-    stop_run(other, None, "adapter")
-    stop_run(run)
     recorder = TrainRecorder(job, tmp_path)
     for arm in (0, 1):
         recorder.record(ArmEnd(arm=arm, outcome="cancelled", step=0))
     recorder.finish()
     job.refresh_from_db()
     assert (job.state, job.error, job.keeps_checkpoint) == (State.CANCELLED, None, False)
-    assert job.events.get(event="cancel").description == "Asked to stop: Each of its runs was stopped."
-
-
-def test_a_stopped_arm_beside_one_that_failed_fails_the_job(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
-    other = beside(run)
-    stop_run(other)
-    recorder = TrainRecorder(job, tmp_path)
-    recorder.record(ArmEnd(arm=1, outcome="cancelled", step=2))
-    recorder.record(DIVERGED)
-    recorder.finish()
-    job.refresh_from_db()
-    assert (job.state, job.error_code) == (State.FAILED, "diverged")
 
 
 def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:

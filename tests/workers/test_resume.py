@@ -108,7 +108,7 @@ def test_points_that_a_dead_parent_never_stored_are_told_again(
 def test_a_drained_training_continues_at_the_step_it_had_reached(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)  # this run is over within a few seconds
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
     job = claim("gpu")
     attempt(job, lambda: bool(checkpoints_of(job)))
     job.refresh_from_db()
@@ -135,7 +135,7 @@ def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: Tr
 def test_a_stopped_training_keeps_no_checkpoint(
     run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
     job = claim("gpu")
 
     ended = work_until(

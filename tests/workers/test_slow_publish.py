@@ -18,10 +18,9 @@ from dashboard.models import Adapter, Job, State, TrainingRun, User
 from tests.workers.conftest import claim, play
 from tests.workers.test_recorders import SUCCEEDED, make_artifact
 from workers import publishing, recorders, supervisor
-from workers.child import Child
-from workers.publishing import Alive, PublishError, check_adapter, publish_folder
+from workers.child import EngineProcess
+from workers.publishing import KeepLease, PublishError, check_adapter, publish_folder
 from workers.recorders import TrainRecorder
-from workers.spool import Spool
 from workers.supervisor import Attempt, Fenced
 
 # Says that it has an adapter, and that its only arm has succeeded.
@@ -47,17 +46,17 @@ def each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def begin(job: Job, folder: Path) -> tuple[Attempt, TrainRecorder]:
     job.move("progress")
     recorder = TrainRecorder(job, folder)
-    attempt = Attempt(job, recorder, lambda: False)
-    ended = Child(subprocess.Popen(["true"]), Spool(folder), io.BytesIO())
+    attempt = Attempt.of(job, recorder, lambda: False)
+    ended = EngineProcess(subprocess.Popen(["true"]), io.BytesIO())
     ended.process.wait()
-    recorder.alive = lambda: attempt.stay_alive(ended)
+    recorder.keep_lease = lambda: attempt.keep_lease(ended)
     return attempt, recorder
 
 
 def test_the_supervisor_lends_its_lease_to_who_publishes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[timedelta] = []
 
-    def slow(_source: Path, _target: Path, _files: dict[str, str], alive: Alive) -> None:
+    def slow(_source: Path, _target: Path, _files: dict[str, str], alive: KeepLease) -> None:
         Job.objects.filter(pk=job.pk).update(lease_until=timezone.now() + timedelta(seconds=1))
         alive()
         lease = Job.objects.get(pk=job.pk).lease_until
@@ -88,7 +87,7 @@ def test_a_stop_is_passed_on_while_one_adapter_of_several_is_published(
     heard = tmp_path / "heard"
     waited: list[float] = []
 
-    def slow(_source: Path, _target: Path, _files: dict[str, str], alive: Alive) -> None:
+    def slow(_source: Path, _target: Path, _files: dict[str, str], alive: KeepLease) -> None:
         assert Job.objects.get(pk=job.pk).request_cancel(ed)
         began = time.monotonic()
         while not heard.exists() and time.monotonic() - began < 5:
@@ -110,10 +109,10 @@ def test_the_lease_is_kept_from_piece_to_piece(
     monkeypatch.setattr(publishing, "CHUNK_BYTES", 16)
     attempt, recorder = begin(job, tmp_path)
     renewed: list[float] = []
-    monkeypatch.setattr(Attempt, "_renew", lambda mine: renewed.append(mine.database.busy))
+    monkeypatch.setattr(Attempt, "_renew_lease", lambda mine: renewed.append(mine.database.write_started))
     recorder.record(make_artifact(tmp_path))
     size = (tmp_path / "arm-0/adapter_model.safetensors").stat().st_size
-    assert attempt.database.try_to(lambda: recorder.record(SUCCEEDED))
+    assert attempt.database.try_write(lambda: recorder.record(SUCCEEDED))
     # Read before and after the rename, and each file and folder made durable.
     assert len(renewed) >= 2 * (size // 16) + 2
     assert renewed == sorted(renewed), "whoever cuts a connection that hangs sees that this one answers"
@@ -128,7 +127,7 @@ def test_who_has_lost_the_job_meanwhile_publishes_nothing(
     recorder.record(make_artifact(tmp_path))
     real = check_adapter
 
-    def check_and_lose(folder: Path, files: dict[str, str], alive: Alive) -> None:
+    def check_and_lose(folder: Path, files: dict[str, str], alive: KeepLease) -> None:
         real(folder, files, alive)
         Job.objects.filter(pk=job.pk).update(attempt=2)
 

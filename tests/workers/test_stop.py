@@ -25,7 +25,7 @@ from tests.conftest import make_run
 from tests.workers.conftest import claim, work_until
 from tests.workers.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
 from workers import supervisor
-from workers.child import Child
+from workers.child import EngineProcess
 from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 
 @pytest.fixture(autouse=True)
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.05)  # this run is over within a few seconds
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
 
 
 def stopped(job: Job, by: User, keep: str) -> Job:
@@ -124,13 +124,13 @@ def test_what_it_learns_before_it_hears_of_the_stop_is_kept_too(
 ) -> None:
     job = claim("gpu")
     assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
-    write_down = supervisor.Attempt.write_down
+    write_events = supervisor.Attempt.write_events
 
-    def late(attempt: supervisor.Attempt, child: Child) -> None:
+    def late(attempt: supervisor.Attempt, engine: EngineProcess) -> None:
         if len(checkpoints_of(job)) >= 2:
-            write_down(attempt, child)
+            write_events(attempt, engine)
 
-    monkeypatch.setattr(supervisor.Attempt, "write_down", late)
+    monkeypatch.setattr(supervisor.Attempt, "write_events", late)
     attempt(job, lambda: False)
     run.refresh_from_db()
     assert run.state == "stopped_early"

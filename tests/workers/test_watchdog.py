@@ -8,20 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import psutil
 import pytest
 from django.conf import settings
-from django.db import OperationalError
 
 from dashboard.models import Job, JobEvent, State, TrainingRun
 from tests.workers.conftest import cast, claim, play
 from workers import child, slots, supervisor
-from workers.child import Child
+from workers.child import EngineProcess
 from workers.identity import SPAN
 from workers.recorders import TrainRecorder
-from workers.spool import Spool
 
 STUCK = """
 tell("Started", pid=os.getpid(), device="cpu")
@@ -43,7 +40,7 @@ def test_a_child_that_stands_still_is_ended_after_a_warning(
 ) -> None:
     monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
     ended = play(STUCK, job, monkeypatch)
-    assert (ended.state, ended.suspected_cause) == (State.INTERRUPTED, "")
+    assert ended.state == State.INTERRUPTED
     warning = JobEvent.objects.get(job=job, level="warning").text
     assert warning.startswith("There was no progress for")
     assert "stood still" in JobEvent.objects.get(job=job, event="interrupt").text
@@ -51,16 +48,16 @@ def test_a_child_that_stands_still_is_ended_after_a_warning(
 
 
 def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None:
-    watched = Child(subprocess.Popen(SLEEP, start_new_session=True), Spool(tmp_path), io.BytesIO())
-    attempt = supervisor.Attempt(job, TrainRecorder(job, tmp_path), lambda: False)
-    watched._paces.extend([100.0, 110.0, 5.0])
-    watched.progress_at -= 1900
-    attempt.watch_progress(watched)
-    assert (attempt.is_warned, attempt.is_stalled) == (True, False)
-    watched.progress_at -= 200
-    attempt.watch_progress(watched)
-    assert attempt.is_stalled
-    assert watched.leave() < 0
+    watched = EngineProcess(subprocess.Popen(SLEEP, start_new_session=True), io.BytesIO())
+    attempt = supervisor.Attempt.of(job, TrainRecorder(job, tmp_path), lambda: False)
+    watched._step_seconds.extend([100.0, 110.0, 5.0])
+    watched.last_progress -= 1900
+    attempt.check_progress(watched)
+    assert (attempt.is_stall_warned, attempt.has_stalled) == (True, False)
+    watched.last_progress -= 200
+    attempt.check_progress(watched)
+    assert attempt.has_stalled
+    assert watched.wait() < 0
 
 
 LONG_STEPS = """
@@ -78,12 +75,12 @@ def test_the_pace_of_a_training_is_that_of_its_steps(
     """Each step says two things at once; the time between those two is no pace."""
     cast(LONG_STEPS, job, monkeypatch)
     with (tmp_path / "log").open("wb") as log:
-        watched = Child.start(job, tmp_path / "out", log)
+        watched = EngineProcess.start(job, tmp_path / "out", log)
     try:
         deadline = time.monotonic() + 20
-        while len(watched._paces) < 9 and time.monotonic() < deadline:
+        while len(watched._step_seconds) < 9 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert watched.pace >= 0.2
+        assert watched.seconds_per_step >= 0.2
     finally:
         watched.kill()
 
@@ -96,22 +93,11 @@ def test_a_sign_of_life_within_a_long_step_counts(job: Job, monkeypatch: pytest.
     assert (ended.error_message, JobEvent.objects.filter(job=job, level="warning").count()) == ("as asked", 0)
 
 
-def test_nothing_that_may_fail_stands_between_the_start_of_a_child_and_who_ends_it(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An engine that nobody holds would train unseen, beside the next attempt."""
-    cast("time.sleep(60)\n", job, monkeypatch)
-    monkeypatch.setattr(child, "arms_to_stop", mock.Mock(side_effect=OperationalError("away")))
-    with pytest.raises(OperationalError):
-        Child.start(job, tmp_path / "out", io.BytesIO())
-    assert not psutil.Process().children()
-
-
 def test_a_parent_that_slept_while_its_child_ended_hears_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "LAST_WORDS_SECONDS", 0.2)
-    silent = Child(subprocess.Popen(["true"]), Spool(tmp_path), io.BytesIO())
+    monkeypatch.setattr(child, "LAST_LINES_SECONDS", 0.2)
+    silent = EngineProcess(subprocess.Popen(["true"]), io.BytesIO())
     silent.process.wait()
     time.sleep(0.4)
     assert not silent.has_ended
@@ -123,22 +109,22 @@ def test_it_ends_what_an_earlier_attempt_left_on_the_device(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = subprocess.Popen(SLEEP, start_new_session=True)
-    slots.occupy("gpu@test", left.pid)
+    slots.acquire("gpu@test", left.pid)
     play("sys.exit(1)\n", job, monkeypatch)
     assert not psutil.pid_exists(left.pid)
     left.wait()
     assert JobEvent.objects.filter(job=job, text__contains=f"Ended process {left.pid}").exists()
-    assert slots.vacate("gpu@test") is None
+    assert slots.clear("gpu@test") is None
 
 
 def test_it_spares_a_process_that_only_has_the_same_number() -> None:
     other = subprocess.Popen(SLEEP, start_new_session=True)
-    slots.occupy("gpu@test", other.pid)
+    slots.acquire("gpu@test", other.pid)
     note = Path(settings.DATA_DIR) / "run" / "slot-gpu@test.json"
     known = json.loads(note.read_text())
     for changed in ({"born": known["born"] + SPAN}, {"born": known["born"] - 60}):
         note.write_text(json.dumps({**known, **changed}))
-        assert slots.vacate("gpu@test") is None
+        assert slots.clear("gpu@test") is None
     assert other.poll() is None
     other.kill()
     other.wait()

@@ -32,7 +32,7 @@ from dashboard.models.job_state import db_now
 from dashboard.models.measuring import measure
 from dashboard.models.retention import sweep
 from dashboard.models.worker_node import DISPATCHERS_OFFLINE_AFTER
-from workers.abandoned import release_abandoned_jobs
+from workers.abandoned import release_orphaned_jobs
 from workers.celery import app
 from workers.identity import here
 
@@ -122,7 +122,7 @@ class Dispatcher:
         if not WorkerNode.objects.record_dispatcher_heartbeat(self.name):
             self.register()
         # Whether it leads or not: only who runs beside a dead process knows that it is dead.
-        release_abandoned_jobs()
+        release_orphaned_jobs()
         self.leads = WorkerNode.objects.acquire_lead(self.name)
         if not self.leads:
             return
