@@ -30,7 +30,7 @@ from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from dashboard.models.resuming import resume
 from dashboard.models.stopping import StopRefused, arms_to_stop, stop_run
 from tests.conftest import make_base_model, make_dataset, make_run
-from workers.recorders import finish_job, stop_at_the_end
+from workers.recorders import cancel_without_result, finish_job
 
 SHORT = 120
 SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
@@ -363,7 +363,7 @@ class Walk:
                     finish_job(job)
 
             if row.arms and set(row.arms.values()) == {"cancelled"}:
-                if self.expect(mine and row.state in OPEN, lambda: stop_at_the_end(job, "All were stopped.")):
+                if self.expect(mine and row.state in OPEN, lambda: cancel_without_result(job)):
                     row.keep = ""
                     row.end(State.CANCELLED)
             elif self.expect(mine and row.state in (State.RUNNING, State.FINALIZING), commit):
