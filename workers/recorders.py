@@ -103,7 +103,7 @@ class ImportRecorder:
         with transaction.atomic():
             finish_job(self.job)
             version.record_import({key: value for key, value in self.report.items() if key != "path"})
-        version.forget_upload()
+        version.delete_upload()
 
     def fail(self, code: str) -> None:
         """Keep the report: the page shows the bad rows, or the columns to choose from."""

@@ -1,4 +1,4 @@
-"""Adapters: list, look, approve or retire, download."""
+"""Adapters: list, detail, stage, download."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class AdapterOut(Schema):
 
 
 class StageIn(Schema):
-    """The stage it shall have; it must be given."""
+    """The new stage; required."""
 
     model_config = ConfigDict(extra="forbid")
 
-    # Optional here only so that somebody else's adapter is 404 before its body is looked at.
+    # Optional here, so that an adapter of another project is 404 before its body is validated.
     stage: Literal["draft", "approved", "retired"] | None = None
 
 
-def shown(adapter: Adapter) -> AdapterOut:
-    """The object as every answer has it."""
+def serialize_adapter(adapter: Adapter) -> AdapterOut:
+    """Return the JSON object of an adapter."""
     return AdapterOut(
         id=adapter.pk,
         name=adapter.name,
@@ -60,31 +60,31 @@ def shown(adapter: Adapter) -> AdapterOut:
 @router.get("", response={200: list[AdapterOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """The project's adapters."""
-    return Rows(Adapter.objects.visible_to(request.auth), shown)
+    """List the project's adapters."""
+    return Rows(Adapter.objects.visible_to(request.auth), serialize_adapter)
 
 
 @router.get("/{int:pk}", response={200: AdapterOut, **READING})
 def detail(request: Call, pk: int) -> AdapterOut:
-    """One adapter."""
-    return shown(Adapter.objects.fetch(request.auth, pk))
+    """Return one adapter."""
+    return serialize_adapter(Adapter.objects.fetch(request.auth, pk))
 
 
 @router.post("/{int:pk}/stage", auth=Token(Role.MANAGER), response={200: AdapterOut, **WRITING})
 def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
-    """Approve it, retire it, or make it a draft again."""
+    """Change the stage to draft, approved or retired."""
     adapter = Adapter.objects.fetch(request.auth, pk, Role.MANAGER)
     if payload.stage is None:
         raise invalid("stage", _("`stage` must be draft, approved or retired."))
-    adapter.enter(payload.stage)
-    return shown(adapter)
+    adapter.set_stage(payload.stage)
+    return serialize_adapter(adapter)
 
 
 @router.api_operation(["HEAD"], "/{int:pk}/download", include_in_schema=False)
 @router.get("/{int:pk}/download", response=READING, openapi_extra=ZIP)
 def download(request: Call, pk: int, dtype: Literal["float32", "bfloat16"] = "float32") -> HttpResponseBase:
-    """The adapter as one zip that PEFT loads when unpacked; answers Range requests. With `dtype` `bfloat16`
-    its weights are rounded to half their size; its scores are those of the weights before."""
+    """Download the adapter as a zip, which PEFT loads when unpacked; supports Range requests. `dtype`
+    `bfloat16` rounds the weights to half their size; the scores are those before rounding."""
     adapter = Adapter.objects.fetch(request.auth, pk)
     half = dtype == "bfloat16"
     try:

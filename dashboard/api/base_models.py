@@ -191,7 +191,7 @@ def inspect(request: Call, pk: int, payload: Nothing | None = None) -> Status[Ba
 @router.get("/{int:pk}/modules", response={200: ModulesAnswer, **READING})
 def modules(request: Call, pk: int) -> dict[str, Any]:
     """What the inspect job counted, in groups of equal layers."""
-    census = inspected(fetch(request, pk)).counted()
+    census = inspected(fetch(request, pk)).load_census()
     groups = [
         ModulesOut(
             pattern=group.pattern,

@@ -1,4 +1,4 @@
-"""Datasets: list, upload, the sample, look, import again, preview, versions."""
+"""Datasets: list, upload, sample, detail, repeated import, preview, versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from django.db import IntegrityError
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from ninja import File, Form, Router, Schema, Status, UploadedFile
@@ -20,7 +19,7 @@ from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.texts import Column
 from dashboard.forms.datasets import UploadForm
-from dashboard.models import Dataset, DatasetVersion, ImportKept, Job, Role, State
+from dashboard.models import Dataset, DatasetVersion, ImportNotFailed, Job, Role, State
 from workers.specs import SPLITS
 
 router = Router()
@@ -28,7 +27,7 @@ UPLOAD_FIELDS = ("file", "name", "prompt_column", "completion_column", "group_co
 
 
 class Splits(Schema):
-    """Rows of each split; null until the import has ended."""
+    """Rows of each split; null before the import has finished."""
 
     train: int | None
     validation: int | None
@@ -36,7 +35,7 @@ class Splits(Schema):
 
 
 class ProblemRow(Schema):
-    """A row that does not fit, counted from 1, and why. `column` is null where the whole row is meant."""
+    """An invalid row, counted from 1. `column` is null if the whole row is invalid."""
 
     row: int | None
     column: str | None
@@ -44,7 +43,7 @@ class ProblemRow(Schema):
 
 
 class DatasetOut(Schema):
-    """A dataset, as its newest version stands."""
+    """A dataset in the state of its newest version."""
 
     id: int
     name: str
@@ -57,10 +56,10 @@ class DatasetOut(Schema):
 
 
 class VersionOut(DatasetOut):
-    """One version of a dataset; `id` is the dataset's. What its rows looked like, and when they came.
+    """One version of a dataset; `id` is the dataset's.
 
-    `group_columns` repeat their values, so they may say which rows belong together; `groups` counts what is
-    independent in each split, and `split_notes` say what was kept together or left out.
+    `group_columns` have repeating values, so they may group rows. `groups` counts the independent groups of
+    rows in each split; `split_notes` states which rows were grouped or left out.
     """
 
     shape: str | None
@@ -77,7 +76,7 @@ class VersionOut(DatasetOut):
 
 
 class ImportAgainIn(Schema):
-    """The answer to what a failed import asked. What is left out stays as it was."""
+    """Columns and options of the next import. What is left out keeps its value."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,7 +87,7 @@ class ImportAgainIn(Schema):
 
 
 class PreviewRow(Schema):
-    """A row as the model reads it; `segments` tell the learned text from the rest."""
+    """A row as the model reads it; `segments` mark the text that is learned."""
 
     row: int
     text: str
@@ -103,8 +102,8 @@ class PreviewAnswer(Schema):
     next: None = None
 
 
-def facts(dataset: Dataset, version: DatasetVersion | None) -> dict[str, Any]:
-    """A dataset at one version."""
+def serialize_at(dataset: Dataset, version: DatasetVersion | None) -> dict[str, Any]:
+    """Return the JSON object of a dataset at one version."""
     problems = version.problems if version else []
     splits = version.splits if version else {}
     return {
@@ -123,26 +122,26 @@ def facts(dataset: Dataset, version: DatasetVersion | None) -> dict[str, Any]:
 
 
 def by_split(values: dict[str, int]) -> dict[str, int | None]:
-    """A number for each split, null where nobody has counted."""
+    """Return a number for each split; None if unknown."""
     return {name: values.get(name) for name in SPLITS}
 
 
 def error_of(version: DatasetVersion | None) -> dict[str, str] | None:
-    """Why there are no rows to use, or None."""
+    """Return why there are no rows, or None."""
     if version is None:
         return {"code": "no_rows", "message": _("No file has arrived for this dataset. Upload one.")}
     return version.job.error if version.job else None
 
 
-def shown(dataset: Dataset) -> dict[str, Any]:
-    """The object as every answer has it."""
-    return facts(dataset, dataset.newest())
+def serialize_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return the JSON object of a dataset at its newest version."""
+    return serialize_at(dataset, dataset.newest())
 
 
-def version_shown(version: DatasetVersion) -> dict[str, Any]:
-    """One version, with what its import found out."""
+def serialize_version(version: DatasetVersion) -> dict[str, Any]:
+    """Return the JSON object of a version with its import report."""
     return {
-        **facts(version.dataset, version),
+        **serialize_at(version.dataset, version),
         "shape": version.report.get("shape") or None,
         "columns": [str(name) for name in version.report.get("columns", [])],
         "group_column": version.group_column or None,
@@ -158,15 +157,15 @@ def version_shown(version: DatasetVersion) -> dict[str, Any]:
 
 
 def fetch(request: Call, pk: int, role: Role = Role.VIEWER) -> Dataset:
-    """The dataset with its versions, if the caller may see it and has the role."""
+    """Return the dataset with its versions, if the caller has the role in its project."""
     return Dataset.objects.with_newest().fetch(request.auth, pk, role)
 
 
 @router.get("", response={200: list[DatasetOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """The project's datasets."""
-    return Rows(Dataset.objects.with_newest().visible_to(request.auth), shown)
+    """List the project's datasets."""
+    return Rows(Dataset.objects.with_newest().visible_to(request.auth), serialize_dataset)
 
 
 @router.post("", response={202: DatasetOut, **WRITING})
@@ -187,57 +186,41 @@ def create(
         raise invalid("name", _("`name` must not be empty."))
     form = UploadForm({**texts, **({"skip_bad_rows": "on"} if skip_bad_rows else {})}, request.FILES)
     refuse_errors(form)
-    job = once(request, Job.Kind.IMPORT, lambda key: add(request, form.cleaned_data, key))
-    # Imported again since, the version has another job; its file is still the one that the call brought.
+    job = once(request, Job.Kind.IMPORT, lambda key: upload(request, form.cleaned_data, key))
+    # A version that was imported again has another job; it still has the uploaded file of this one.
     version = DatasetVersion.objects.get(upload=Path(job.spec["upload"]).name)
-    return Status(202, shown(fetch(request, version.dataset_id)))
+    return Status(202, serialize_dataset(fetch(request, version.dataset_id)))
 
 
-def add(request: Call, values: dict[str, Any], key: str) -> Job:
-    """The import job of the next version."""
-    dataset = Dataset.objects.named(request.auth.project, values["name"], request.auth.user)
-    upload = Dataset.keep_upload(values["file"])
-    try:
-        version = dataset.add_version(
-            upload,
-            values["file"].name,
-            by=request.auth.user,
-            prompt_column=values["prompt_column"],
-            completion_column=values["completion_column"],
-            group_column=values["group_column"],
-            skip_bad_rows=values["skip_bad_rows"],
-            idempotency_key=key,
-        )
-    except IntegrityError:
-        upload.unlink(missing_ok=True)
-        raise
-    return cast("Job", version.job)
+def upload(request: Call, values: dict[str, Any], key: str) -> Job:
+    """Return the import job of the next version."""
+    return cast("Job", Dataset.objects.upload(request.auth.project, values, request.auth.user, key).job)
 
 
 @router.post("/sample", response={202: DatasetOut, **WRITING})
 def sample(request: Call, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Import the bundled sample; where the project has it already, nothing is done twice."""
+    """Import the bundled sample, unless the project has it."""
     dataset = Dataset.objects.import_sample(request.auth.project, request.auth.user)
-    return Status(202, shown(fetch(request, dataset.pk)))
+    return Status(202, serialize_dataset(fetch(request, dataset.pk)))
 
 
 @router.get("/{int:pk}", response={200: DatasetOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
-    """One dataset, as its newest version stands."""
-    return shown(fetch(request, pk))
+    """Return one dataset in the state of its newest version."""
+    return serialize_dataset(fetch(request, pk))
 
 
 @router.get("/{int:pk}/versions", response={200: list[VersionOut], **READING})
 @paginate(Newest)
 def versions(request: Call, pk: int) -> Rows:
-    """All versions of a dataset, with what each import found out."""
+    """List all versions of a dataset with their import reports."""
     rows: QuerySet[DatasetVersion] = fetch(request, pk).versions.select_related("job", "dataset")
-    return Rows(rows, version_shown)
+    return Rows(rows, serialize_version)
 
 
 @router.get("/{int:pk}/preview", response={200: PreviewAnswer, **READING})
 def preview(request: Call, pk: int) -> dict[str, Any]:
-    """The first rows of the newest imported version as a model reads them, chat template applied."""
+    """Return the first rows of the newest imported version with the chat template applied."""
     version = fetch(request, pk).newest_ready()
     if version is None:
         raise Refusal(409, "not_ready", _("No version of this dataset is imported yet."))
@@ -246,14 +229,14 @@ def preview(request: Call, pk: int) -> dict[str, Any]:
 
 @router.post("/{int:pk}/import-again", response={202: DatasetOut, **WRITING})
 def import_again(request: Call, pk: int, payload: ImportAgainIn | None = None) -> Status[dict[str, Any]]:
-    """Import the newest version's file once more: with other columns, or with its good rows only."""
+    """Import the newest version's file again, with other columns or without its invalid rows."""
     version = fetch(request, pk, Role.EDITOR).newest()
     once(request, Job.Kind.IMPORT, lambda key: repeat(request, version, payload or ImportAgainIn(), key))
-    return Status(202, shown(fetch(request, pk)))
+    return Status(202, serialize_dataset(fetch(request, pk)))
 
 
 def repeat(request: Call, version: DatasetVersion | None, answer: ImportAgainIn, key: str) -> Job:
-    """The new import job of a version whose import has failed."""
+    """Queue another import of a version whose import has failed."""
     if version is None or version.state != State.FAILED:
         message = _("Only a failed import can be repeated. Upload the file again instead.")
         raise Refusal(409, "not_ready", message)
@@ -276,12 +259,12 @@ def repeat(request: Call, version: DatasetVersion | None, answer: ImportAgainIn,
             skip_bad_rows=skip,
             idempotency_key=key,
         )
-    except ImportKept as error:
+    except ImportNotFailed as error:
         raise Refusal(409, "not_ready", str(error)) from error
 
 
 def chosen_column(version: DatasetVersion, field: str, column: str | None, before: str) -> str:
-    """The column that the caller names, which must exist, or the one named before."""
+    """Return the given column, which must exist, or the one before."""
     if column is None:
         return before
     known = [str(one) for one in version.report.get("columns", [])]

@@ -10,7 +10,7 @@ from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.training_runs import Forecast, RunIn
 from dashboard.models import TrainingRun
 from dashboard.models.forecast import forecast_run
-from dashboard.models.training_run import require_packing
+from dashboard.models.training_run import require_4bit_worker
 from workers.hyperparameters import hyperparameters_from
 
 router = Router()
@@ -31,5 +31,5 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     learn = hyperparameters_from(payload.hyperparameters.dict() if payload.hyperparameters else {})
     # Nothing starts, so nothing has to be confirmed yet.
     run.freeze(learn, confirmed=True)
-    require_packing(learn)
+    require_4bit_worker(learn)
     return forecast_run(run)

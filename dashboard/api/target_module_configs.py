@@ -121,7 +121,7 @@ def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleC
         selection = Selection.from_dict({name: getattr(payload, name) for name in names})
     except SpecError as error:
         raise invalid(error.field, error.message) from error
-    if refusal := selection.resolve(model.counted()).refusal:
+    if refusal := selection.resolve(model.load_census()).refusal:
         raise invalid("target_modules", refusal)
     if TargetModuleConfig.is_reserved(payload.name):
         raise invalid("name", _("A preset has this name. Choose another."))

@@ -9,6 +9,4 @@ from dashboard.models import Adapter
 
 
 class StageForm(forms.Form):
-    """One of the three stages."""
-
     stage = forms.ChoiceField(label=_("Stage"), choices=Adapter.Stage.choices)

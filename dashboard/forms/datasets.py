@@ -1,4 +1,4 @@
-"""What people may type about datasets: an upload, and the answer to an import's question."""
+"""Forms of datasets: the upload, and the columns of a failed import."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLUMN_LENGTH = 200
 
 
 class UploadForm(forms.Form):
-    """A file with rows, and the name under which its project keeps them."""
+    """A file and the name of its dataset."""
 
     file = forms.FileField(
         label=_("File"),
-        allow_empty_file=True,  # refused below, in words that say what to do
+        allow_empty_file=True,  # refused in clean_file, with advice
         error_messages={"required": _("Choose a file first.")},
         widget=forms.ClearableFileInput(
             attrs={"accept": ",".join([*EXTENSIONS, *(f"{ending}.gz" for ending in EXTENSIONS)])}
@@ -38,40 +38,40 @@ class UploadForm(forms.Form):
         max_length=NAME_LENGTH,
         required=False,
         help_text=_(
-            "Left empty, the file's name is used. The name of an existing dataset adds its next version."
+            "Leave empty to use the file name. The name of an existing dataset adds a new version to it."
         ),
     )
     prompt_column = forms.CharField(
         label=_("Prompt column"),
         max_length=COLUMN_LENGTH,
         required=False,
-        help_text=_("The column the model reads. Leave it empty and the columns are recognised."),
+        help_text=_("The column that the model reads. Leave empty to detect the columns."),
     )
     completion_column = forms.CharField(
         label=_("Answer column"),
         max_length=COLUMN_LENGTH,
         required=False,
-        help_text=_("The column the model learns to write."),
+        help_text=_("The column that the model learns to write."),
     )
     group_column = forms.CharField(
-        label=_("Column that says which rows belong together"),
+        label=_("Group column"),
         max_length=COLUMN_LENGTH,
         required=False,
         help_text=_(
-            "A document, a customer, a thread. Its rows stay in one split. Left empty, rows that ask nearly "
-            "the same stay together."
+            "Rows with the same value, for example a document or a customer, stay in one split. Leave empty "
+            "to keep rows with nearly the same prompt together."
         ),
     )
     skip_bad_rows = forms.BooleanField(
-        label=_("Keep the good rows when some are bad"),
+        label=_("Skip invalid rows"),
         required=False,
-        help_text=_("Otherwise one bad row stops the import, and the report names every one of them."),
+        help_text=_("By default, one invalid row stops the import, and the report lists all of them."),
     )
 
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False, initial=uuid.uuid4)
 
     def clean_file(self) -> UploadedFile[Any]:
-        """A file with something in it, of a kind that the import reads, no larger than the limit."""
+        """Refuse an empty file, an unknown extension, or a file above the size limit."""
         file: UploadedFile[Any] = self.cleaned_data["file"]
         name = file.name or ""
         if not _ending(name):
@@ -91,39 +91,34 @@ class UploadForm(forms.Form):
         return file
 
     def clean_name(self) -> str:
-        """One line, its spaces tidied."""
+        """Collapse white space."""
         return " ".join(str(self.cleaned_data["name"]).split())
 
     def clean(self) -> dict[str, Any]:
-        """A name from the file where none was typed; a mapping that can mean something."""
+        """Derive an empty name from the file, and check the columns."""
         values: dict[str, Any] = super().clean() or self.cleaned_data
         file = values.get("file")
         if file and not values.get("name") and "name" not in self.errors:
             values["name"] = name_from(file.name or "")
-        prompt, completion = values.get("prompt_column"), values.get("completion_column")
-        if prompt and not completion:
-            self.add_error("completion_column", _("Name the answer column too."))
-        if prompt and prompt == completion:
-            self.add_error("completion_column", _("Prompt and answer must be two different columns."))
-        check_group_column(self, values)
+        check_columns(self, values)
         return values
 
 
 class ColumnsForm(forms.Form):
-    """Which column is prompt, answer, and what rows share: the question that a failed import asked."""
+    """The columns of a version whose import failed."""
 
     prompt_column = forms.ChoiceField(
-        label=_("Prompt: what the model reads"),
+        label=_("Prompt column"),
         required=False,
-        help_text=_("Without a prompt column, the answer column is learned as plain text."),
+        help_text=_("Without a prompt column, the model learns the answer column as plain text."),
     )
-    completion_column = forms.ChoiceField(label=_("Answer: what the model learns to write"))
+    completion_column = forms.ChoiceField(label=_("Answer column"))
     group_column = forms.ChoiceField(
-        label=_("Rows that belong together"),
+        label=_("Group column"),
         required=False,
-        help_text=_("A document, a customer, a thread: its rows stay in one split."),
+        help_text=_("Rows with the same value, for example a document or a customer, stay in one split."),
     )
-    skip_bad_rows = forms.BooleanField(label=_("Keep the good rows when some are bad"), required=False)
+    skip_bad_rows = forms.BooleanField(label=_("Skip invalid rows"), required=False)
 
     def __init__(self, *args: Any, version: DatasetVersion, **kwargs: Any) -> None:
         chosen = {
@@ -133,15 +128,15 @@ class ColumnsForm(forms.Form):
             "skip_bad_rows": version.skip_bad_rows,
         }
         super().__init__(*args, **{"initial": chosen, **kwargs})
-        # Longer names could not be stored, and nobody could tell them apart in a list.
+        # Longer names do not fit in the database.
         columns = [name for name in version.report.get("columns", []) if len(name) <= COLUMN_LENGTH]
-        # Prompt and answer of a known shape need no choice; only what rows share was unclear then.
+        # A recognised format needs no prompt and answer column.
         known = bool(version.report.get("shape"))
         self.fields["completion_column"].required = not known
-        self._offer("prompt_column", columns, _("As recognised") if known else _("No prompt column"))
-        self._offer("completion_column", columns, _("As recognised") if known else _("Choose a column"))
+        self._offer("prompt_column", columns, _("Detected") if known else _("No prompt column"))
+        self._offer("completion_column", columns, _("Detected") if known else _("Choose a column"))
         repeated = {str(one["name"]): int(one["values"]) for one in version.group_columns}
-        self._offer("group_column", columns, _("Rows that ask nearly the same"), repeated)
+        self._offer("group_column", columns, _("None: group rows with nearly the same prompt"), repeated)
 
     def _offer(
         self, name: str, columns: Iterable[str], nothing: Any, repeated: Mapping[str, int] | None = None
@@ -150,46 +145,47 @@ class ColumnsForm(forms.Form):
         if isinstance(field, forms.ChoiceField):
             field.choices = [
                 ("", nothing),
-                *((column, repeats_in_words(column, (repeated or {}).get(column))) for column in columns),
+                *((column, column_label(column, (repeated or {}).get(column))) for column in columns),
             ]
 
     def clean(self) -> dict[str, Any]:
-        """Two different columns."""
+        """Check that the columns differ."""
         values: dict[str, Any] = super().clean() or self.cleaned_data
-        if values.get("prompt_column") and values["prompt_column"] == values.get("completion_column"):
-            self.add_error("completion_column", _("Prompt and answer must be two different columns."))
-        if values.get("prompt_column") and not values.get("completion_column"):
-            self.add_error("completion_column", _("Name the answer column too."))
-        check_group_column(self, values)
+        check_columns(self, values)
         return values
 
 
-def check_group_column(form: forms.Form, values: Mapping[str, Any]) -> None:
-    """Refuse what is read or learned as the name of what rows share."""
-    group = values.get("group_column")
-    if group and group in (values.get("prompt_column"), values.get("completion_column")):
+def check_columns(form: forms.Form, values: Mapping[str, Any]) -> None:
+    """Refuse a prompt column without an answer column, and one column for two purposes."""
+    prompt, completion, group = (
+        values.get(name) for name in ("prompt_column", "completion_column", "group_column")
+    )
+    if prompt and not completion:
+        form.add_error("completion_column", _("Name the answer column too."))
+    if prompt and prompt == completion:
+        form.add_error("completion_column", _("Prompt and answer must be two different columns."))
+    if group and group in (prompt, completion):
         form.add_error(
-            "group_column",
-            _("What is read or learned cannot say which rows belong together. Choose another."),
+            "group_column", _("The prompt or answer column cannot be the group column. Choose another.")
         )
 
 
-def repeats_in_words(column: str, values: int | None) -> str:
-    """A column's name, with how many different values were seen where they repeat."""
+def column_label(column: str, values: int | None) -> str:
+    """Return a column's name with its number of different values, if these repeat."""
     if values is None:
         return column
-    return gettext("%(column)s (repeats %(values)s values)") % {"column": column, "values": f"{values:,}"}
+    return gettext("%(column)s (%(values)s different values)") % {"column": column, "values": f"{values:,}"}
 
 
 def name_from(filename: str) -> str:
-    """A dataset's name made from its file's: without ending, underscores as spaces."""
+    """Derive a dataset's name from a file name: no extension, underscores become spaces."""
     name = Path(filename).name
     stem = name[: -len(_ending(name))] if _ending(name) else name
     return re.sub(r"[\s_]+", " ", stem).strip()[:NAME_LENGTH] or "dataset"
 
 
 def _ending(filename: str) -> str:
-    """The known ending of a file name, with its `.gz`; "" for any other."""
+    """Return the known extension of a file name, with its `.gz`; "" for any other."""
     lowered = filename.lower()
     gz = ".gz" if lowered.endswith(".gz") else ""
     plain = lowered.removesuffix(".gz")

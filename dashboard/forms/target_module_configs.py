@@ -128,7 +128,7 @@ class TargetModuleConfigForm(forms.Form):
         super().__init__(data, files, initial=initial)
         # Neither a look nor a file that brings its name asks for one.
         self.fields["name"].required = not self.is_bound
-        self.census: Census = base_model.counted()
+        self.census: Census = base_model.load_census()
         self.saving = saving
         self.resolution = Resolution()
         self.left_out: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""The fine-tune form: what to learn, on which model and where the adapter sits, with a training's settings.
+"""The fine-tune form: dataset, base model, target modules and hyper-parameters.
 
-Parses and checks; launching is the view's, and what the choices mean is `dashboard.forms.plan`'s.
+Parses and validates; the view launches, and `dashboard.forms.plan` forecasts.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ from dashboard.models.dataset import SAMPLE_NAME
 from workers.errors import SpecError
 from workers.hyperparameters import Hyperparameters
 
-# Seen to work on the bundled model with the sample; other data starts at the common default.
+# Works for the bundled model on the sample; other data starts at the common default.
 SAMPLE_LEARNING_RATE = 1e-3
-# SpecError's field -> the form's, where they differ.
+# Field of a SpecError -> field of the form, if they differ.
 FIELDS = {"dataset": "dataset_version"}
 
 
 class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
-    """Choices say how many rows there are."""
+    """A dataset version with its number of rows."""
 
     def label_from_instance(self, obj: Any) -> str:
-        """Support messages:v2, 600 rows."""
         return _("%(version)s, %(rows)s rows") % {"version": obj, "rows": f"{obj.rows or 0:,}"}
 
 
 class BaseModelField(forms.ModelChoiceField):  # type: ignore[type-arg]
-    """Choices say how large the model is."""
+    """A base model with its number of parameters."""
 
     def label_from_instance(self, obj: Any) -> str:
-        """SmolLM2 135M Instruct, 134.5 M parameters."""
         millions = f"{(obj.parameters or 0) / 1e6:,.1f}"
         return _("%(name)s, %(millions)s M parameters") % {"name": obj, "millions": millions}
 
 
 class TrainingRunForm(HyperparametersForm):
-    """Every field has a default, so that a dataset is all one has to choose."""
+    """The fine-tune form. Every field but the dataset has a default."""
 
     field_order = ("name", "dataset_version", "base_model", "target_module_config")
 
@@ -57,11 +55,11 @@ class TrainingRunForm(HyperparametersForm):
         max_length=120,
         required=False,
         help_text=gettext_lazy(
-            "The adapter takes this name. Left empty, it is made from dataset and preset."
+            "The adapter gets this name. Leave empty to use the names of dataset and preset."
         ),
     )
     dataset_version = VersionField(
-        label=gettext_lazy("What should it learn? (dataset)"),
+        label=gettext_lazy("Dataset"),
         queryset=DatasetVersion.objects.none(),
         empty_label=gettext_lazy("Choose a dataset"),
         error_messages={
@@ -73,24 +71,24 @@ class TrainingRunForm(HyperparametersForm):
         label=gettext_lazy("Base model"),
         queryset=BaseModel.objects.none(),
         empty_label=None,
-        help_text=gettext_lazy("It stays as it is; only the adapter learns."),
+        help_text=gettext_lazy("The base model stays frozen; only the adapter is trained."),
         error_messages={
             "required": gettext_lazy("Choose a base model."),
             "invalid_choice": gettext_lazy("This base model is not ready in this project. Choose another."),
         },
     )
     target_module_config = forms.ModelChoiceField(
-        label=gettext_lazy("What to train (target modules)"),
+        label=gettext_lazy("Target modules"),
         queryset=TargetModuleConfig.objects.none(),
         empty_label=None,
         widget=forms.RadioSelect,
         error_messages={
-            "required": gettext_lazy("Choose what to train."),
+            "required": gettext_lazy("Choose target modules."),
             "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
         },
     )
     confirmed = forms.CharField(
-        label=gettext_lazy("I have read this and want it so"), max_length=64, required=False
+        label=gettext_lazy("I have read this and want to continue"), max_length=64, required=False
     )
     idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
@@ -101,7 +99,7 @@ class TrainingRunForm(HyperparametersForm):
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.configs = choices(caller, project)
-        # A run that is repeated may name an earlier version than those that are offered.
+        # A cloned run may have a preset version that is no longer offered.
         versions = TargetModuleConfig.objects.visible_to(caller).filter(Q(project=None) | Q(project=project))
         for name, rows in (
             ("dataset_version", self.versions),
@@ -111,10 +109,10 @@ class TrainingRunForm(HyperparametersForm):
             self.fields[name].queryset = rows  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
-        """Build the hyper-parameters; the name, when left empty, from what was chosen."""
+        """Build the hyper-parameters, and a default name."""
         values = self.cleaned_data
         if empty := length_missing(values, self.errors):
-            self.add_error(empty, _("Say how long the run shall be."))
+            self.add_error(empty, _("Enter the length of the training."))
         if not self.errors:
             try:
                 values["hyperparameters"] = self.hyperparameters()
@@ -126,22 +124,22 @@ class TrainingRunForm(HyperparametersForm):
         return values
 
     def is_confirmed(self) -> bool:
-        """Whether the very sentences were ticked that this choice wants accepted. May raise TargetError."""
+        """Tell whether the user confirmed this choice's warnings. May raise TargetError."""
         values = self.cleaned_data
         resolution = values["target_module_config"].resolve(values["base_model"])
         return bool(values["confirmed"] == resolution.confirmation_key)
 
     def refuse(self, error: SpecError) -> None:
-        """Put what the spec refused beside its field."""
+        """Show a SpecError beside its field."""
         name = FIELDS.get(error.field, error.field)
-        message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
+        message = _("Read the warnings, then tick this box.") if name == "confirmed" else error.message
         self.add_error(name if name in self.fields else None, message)
 
 
 def choices(
     caller: Caller, project: Project
 ) -> tuple[QuerySet[DatasetVersion], QuerySet[BaseModel], QuerySet[TargetModuleConfig]]:
-    """Data, models and target modules that may be chosen in a project."""
+    """Return the dataset versions, base models and target modules that a project can choose from."""
     here = Q(project=None) | Q(project=project)
     versions = (
         DatasetVersion.objects.visible_to(caller)
@@ -158,7 +156,7 @@ def choices(
 
 
 def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
-    """Values that a dataset version brings with it."""
+    """Return the form's initial values for a dataset version."""
     if version is None:
         return {}
     initial: dict[str, Any] = {"dataset_version": version.pk}
@@ -168,7 +166,7 @@ def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
 
 
 def initial_from(run: TrainingRun) -> dict[str, Any]:
-    """The settings of an earlier run."""
+    """Return the form's initial values for a clone of a run."""
     return {
         **to_form(Hyperparameters(**run.hyperparameters)),
         "name": run.name,
@@ -179,5 +177,5 @@ def initial_from(run: TrainingRun) -> dict[str, Any]:
 
 
 def is_sample(version: DatasetVersion) -> bool:
-    """Whether the rows are the ones that came with the product."""
+    """Tell whether the version is the bundled sample."""
     return version.dataset.name == SAMPLE_NAME

@@ -5,7 +5,7 @@ from dashboard.models.adapter import Adapter
 from dashboard.models.base_model import BaseModel
 from dashboard.models.calibration import Calibration
 from dashboard.models.compute_budget import ComputeBudget, OverBudget
-from dashboard.models.dataset import Dataset, DatasetVersion, ImportKept
+from dashboard.models.dataset import Dataset, DatasetVersion, ImportNotFailed
 from dashboard.models.decision import Decision
 from dashboard.models.evaluation import Evaluation, EvaluationItem
 from dashboard.models.installation import Installation
@@ -54,7 +54,7 @@ __all__ = [
     "Evaluation",
     "EvaluationItem",
     "IllegalMove",
-    "ImportKept",
+    "ImportNotFailed",
     "Installation",
     "Invitation",
     "InvitationUsed",

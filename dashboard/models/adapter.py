@@ -1,4 +1,4 @@
-"""Adapters: the artifact people download. Only committed rows can be downloaded."""
+"""Adapters: the artifact of a run. Only committed rows can be downloaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workers.half import halve
 from workers.loading import loading_code
 
 WEIGHTS = "adapter_model.safetensors"
-# In the names of downloads whose weights are rounded.
+# Suffix in the file name of a download with rounded weights.
 HALF = "-bfloat16"
 # One fixed time in every archive, so that equal content gives equal bytes.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -35,21 +35,21 @@ class AdapterQuerySet(ProjectQuerySet["Adapter"]):
     """Adapters with what lists and pages show."""
 
     def with_facts(self) -> AdapterQuerySet:
-        """Everything a row of a list names, in one query."""
+        """Join everything that a row of a list names."""
         return self.select_related(
             "base_model", "run__dataset_version__dataset", "run__target_module_config", "run__job", "project"
         )
 
-    def folded(self) -> AdapterQuerySet:
-        """Of the adapters of a study the newest alone, which stands for them."""
+    def one_per_study(self) -> AdapterQuerySet:
+        """Keep one adapter per study, the newest, and all that belong to no study."""
         same = self.filter(run__study_arm__study=models.OuterRef("run__study_arm__study"))
         newest = models.Subquery(same.order_by("-pk").values("pk")[:1])
         return self.filter(models.Q(run__study_arm=None) | models.Q(pk=newest))
 
     def publish(self, run: TrainingRun, folder: str, files: dict[str, str], size: int) -> Adapter:
-        """The row that makes a published folder an adapter; takes the run's name and the next version."""
+        """Create the adapter of a published folder, under the run's name and the next version."""
         with transaction.atomic():
-            # Touching the project makes two runs of one name take their numbers one after the other.
+            # The UPDATE locks the project, so that two runs of one name get different versions.
             Project.objects.filter(pk=run.project_id).update(name=models.F("name"))
             last = (
                 self.filter(project=run.project, name=run.name).aggregate(last=models.Max("version"))["last"]
@@ -103,26 +103,24 @@ class Adapter(models.Model):
         return f"{self.name}:v{self.version}"
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("adapter-detail", args=[self.pk])
 
-    def enter(self, stage: str) -> None:
-        """Change its stage: draft, approved or retired."""
+    def set_stage(self, stage: str) -> None:
         self.stage = self.Stage(stage)
         self.save(update_fields=["stage"])
 
     def path(self) -> Path:
-        """The folder that PEFT loads."""
+        """Return the folder that PEFT loads."""
         return Path(settings.DATA_DIR) / "adapters" / self.folder
 
     def usage(self) -> str:
-        """A Python snippet that loads the unpacked download."""
+        """Return a Python snippet that loads the unpacked download."""
         folder = self.archive_name().removesuffix(".zip")
         base, in_4bit = self.base_model, self.run.in_4bit
         return loading_code(base.hub_id, base.revision, folder, in_4bit=in_4bit)
 
     def archive_name(self, *, half: bool = False) -> str:
-        """What the download is called."""
+        """Return the file name of the download."""
         stem = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in self.name).strip(
             "-."
         )
@@ -130,21 +128,21 @@ class Adapter(models.Model):
 
     @property
     def can_be_halved(self) -> bool:
-        """Whether its weights are fp32; an adapter in the base's own format may be as small already."""
+        """Tell whether its weights are fp32, so that bfloat16 halves them."""
         return bool(self.run.hyperparameters.get("autocast_adapter_dtype", True))
 
     def config(self) -> dict[str, Any]:
-        """PEFT's adapter_config.json."""
+        """Return PEFT's adapter_config.json."""
         return dict(json.loads((self.path() / "adapter_config.json").read_text()))
 
     def evaluation_report(self) -> list[dict[str, Any]]:
-        """The evaluations of its run that have ended, as eval.json holds them."""
+        """Return the finished evaluations of its run, as eval.json holds them."""
         return [evaluation.facts() for evaluation in self.run.evaluations.ended().order_by("pk")]
 
     def archive(self, *, half: bool = False) -> Path:
-        """The zip of today's content: the published folder, eval.json and SHA256SUMS. Made once per content.
+        """Return the zip of the published folder, eval.json and SHA256SUMS; it is written once per content.
 
-        `half`: the weights rounded to bfloat16; everything else is the same, the scores included.
+        `half` rounds the weights to bfloat16; everything else stays the same, the scores included.
         Members are stored, not compressed, in sorted order and with a fixed time: equal content, equal bytes.
         """
         report = json.dumps(self.evaluation_report(), indent=2, sort_keys=True).encode() + b"\n"
@@ -165,7 +163,7 @@ class Adapter(models.Model):
             for older in target.parent.glob(f"{target.stem.removesuffix(content)}{'[0-9a-f]' * 32}.zip"):
                 if older != target:
                     older.unlink(missing_ok=True)
-        # Archives that nobody asks for are cleared. Their time of change stays: digests go by it.
+        # Access time: unused archives are deleted. Modification time stays: the ETag depends on it.
         os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         return target
 
@@ -177,7 +175,7 @@ class Adapter(models.Model):
 
 
 def _listing(sums: dict[str, str]) -> bytes:
-    """As `sha256sum` reads it."""
+    """Return the checksums in the format of `sha256sum`."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
 
 
@@ -187,13 +185,13 @@ def _sha256(path: Path) -> str:
 
 
 def _store(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
-    """One member, read in pieces: weights may be larger than the memory that a web process has."""
+    """Write one member in pieces: weights may not fit in a web process's memory."""
     member = zipfile.ZipInfo(name, ZIP_TIME)
     member.external_attr = 0o644 << 16
     if isinstance(content, bytes):
         archive.writestr(member, content)
         return
-    # Known before the first byte, the size decides whether the member needs the 64-bit format.
+    # The size has to be known first: it decides whether the member needs the 64-bit format.
     member.file_size = content.stat().st_size
     with content.open("rb") as source, archive.open(member, "w") as sink:
         shutil.copyfileobj(source, sink, COPY_BYTES)

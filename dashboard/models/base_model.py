@@ -25,14 +25,14 @@ BUNDLED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
-    """Base models by what can be done with them."""
+    """Base models by state of their inspection."""
 
     def ready(self) -> BaseModelQuerySet:
-        """Inspected ones: their census is known, so runs can start, also while they are counted again."""
+        """Filter models with a census; one that is being inspected again stays usable."""
         return self.filter(census__isnull=False).exclude(job__state__in=[State.FAILED, State.CANCELLED])
 
     def ensure_bundled(self) -> BaseModel:
-        """The row of the bundled model; made when it is missing."""
+        """Return the row of the bundled model; create it if it is missing."""
         row, _created = self.get_or_create(
             source=BaseModel.Source.BUNDLED,
             project=None,
@@ -52,10 +52,10 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
         revision: str = "",
         idempotency_key: str = "",
     ) -> BaseModel:
-        """A new base model of the project, its inspect job queued in the same transaction.
+        """Create a base model of the project and queue its inspection.
 
-        `folder` is one of `model_folders()`; `hub_id` is then the public name that adapters will carry.
-        IntegrityError when the project has this name and revision already.
+        `folder` is one of `model_folders()`; `hub_id` is then the public name that adapters carry.
+        Raises IntegrityError if the project already has this name and revision.
         """
         with transaction.atomic():
             row = self.create(
@@ -71,13 +71,13 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
         return row
 
     def uninspected(self) -> BaseModelQuerySet:
-        """Models for which no inspect job was ever submitted: the bundled one on first start."""
+        """Filter models without an inspect job, such as the bundled one on first start."""
         return self.filter(job=None)
 
     def outdated(self, since: datetime) -> BaseModelQuerySet:
-        """Models counted by another version of this program, or before `since` by other libraries.
+        """Filter models with a census of another version, or one from before `since` with other libraries.
 
-        Looked at once per start at most: a worker with other libraries than these would never come to an end.
+        `since` is the start of this process: a worker with other libraries would otherwise inspect forever.
         """
         counted = self.filter(census__isnull=False, job__state=State.SUCCEEDED)
         other = models.Q()
@@ -88,7 +88,7 @@ class BaseModelQuerySet(SharedQuerySet["BaseModel"]):
 
 
 class BaseModel(models.Model):
-    """A pretrained model that adapters are trained on. It is never changed."""
+    """A frozen pretrained model that adapters are trained on."""
 
     class Source(models.TextChoices):
         BUNDLED = "bundled", _("Bundled")
@@ -101,7 +101,7 @@ class BaseModel(models.Model):
     hub_id = models.CharField(_("public name or hub id"), max_length=200)
     revision = models.CharField(_("revision"), max_length=100, blank=True)
     folder = models.CharField(max_length=255, blank=True)  # below DATA_DIR/models
-    path = models.CharField(max_length=1000, blank=True)  # where the inspect job found the files
+    path = models.CharField(max_length=1000, blank=True)  # folder of the files, set by the inspect job
     sha256 = models.CharField(max_length=64, blank=True)
     license = models.CharField(max_length=100, blank=True)
     parameters = models.BigIntegerField(null=True, blank=True)
@@ -129,11 +129,10 @@ class BaseModel(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("base-model-detail", args=[self.pk])
 
     def inspect(self, by: User | None = None, *, idempotency_key: str = "") -> Job:
-        """Queue the inspect job that counts this model's modules; one that is under way is kept."""
+        """Queue an inspect job, which counts the model's modules; return the open one if there is one."""
         if self.source == self.Source.HUB:
             spec = InspectSpec(
                 hub_id=self.hub_id, revision=self.revision, cache=str(settings.DATA_DIR / "hub")
@@ -143,18 +142,18 @@ class BaseModel(models.Model):
         return self._submit_inspection(spec, by, idempotency_key)
 
     def recount(self) -> Job:
-        """Queue an inspection of the files at hand: nothing is downloaded again."""
+        """Queue an inspection of the files on disk, without another download."""
         cache = str(settings.DATA_DIR / "hub") if self.source == self.Source.HUB else ""
         spec = InspectSpec(path=self.path, revision=self.revision, cache=cache)
         return self._submit_inspection(spec, None, "")
 
     def _submit_inspection(self, spec: InspectSpec, by: User | None, idempotency_key: str) -> Job:
         with transaction.atomic():
-            # Two people may ask at once: the second sees the first one's job.
-            under_way = BaseModel.objects.select_for_update().get(pk=self.pk).job
-            if under_way is not None and not under_way.is_over:
-                self.job = under_way
-                return under_way
+            # Two requests may come at once: the second gets the first one's job.
+            open_job = BaseModel.objects.select_for_update().get(pk=self.pk).job
+            if open_job is not None and not open_job.is_over:
+                self.job = open_job
+                return open_job
             self.job = Job.objects.submit(
                 Job.Kind.INSPECT, to_dict(spec), project=self.project, by=by, idempotency_key=idempotency_key
             )
@@ -162,13 +161,13 @@ class BaseModel(models.Model):
         return self.job
 
     def local_folder(self) -> Path:
-        """Where the files of a bundled or operator's model lie."""
+        """Return the folder of a bundled model or of one under DATA_DIR/models."""
         if self.source == self.Source.BUNDLED:
             return Path(settings.BUNDLED_MODEL_DIR)
         return Path(settings.DATA_DIR) / "models" / self.folder
 
     def record_inspection(self, values: dict[str, Any]) -> None:
-        """Store what the inspect job found."""
+        """Store the result of the inspect job."""
         self.census = values["census"]
         self.path = values["path"]
         self.sha256 = values["sha256"]
@@ -180,22 +179,22 @@ class BaseModel(models.Model):
 
     @property
     def state(self) -> str:
-        """Its inspect job's state."""
+        """Return the state of its inspect job."""
         return self.job.state if self.job else State.QUEUED
 
     @property
     def is_ready(self) -> bool:
-        """Whether runs can start on it: counted once, and not found wanting since."""
+        """Tell whether runs can start on it: it has a census, and its last inspection did not fail."""
         return self.census is not None and self.state not in (State.FAILED, State.CANCELLED)
 
-    def counted(self) -> Census:
-        """The census as typed values. Call it on ready models only."""
+    def load_census(self) -> Census:
+        """Return the census. Raises ValueError before the first inspection, TargetError if it is outdated."""
         if self.census is None:
             raise ValueError("Inspect the base model first.")
         return Census.from_dict(self.census)
 
     def spec(self) -> BaseSpec:
-        """What the engine needs to load it. The bundled model has no hub revision: its hash stands for it."""
+        """Return the spec by which the engine loads it. The bundled model has a hash but no hub revision."""
         return BaseSpec(
             path=self.path,
             name=self.hub_id,
@@ -206,9 +205,9 @@ class BaseModel(models.Model):
 
 
 def model_folders() -> list[str]:
-    """What the operator put under DATA_DIR/models: folders, and below each of them those with a config.json.
+    """Return the model folders under DATA_DIR/models, and subfolders with a config.json, as relative paths.
 
-    Links that lead out are left out: pages offer these names, and nothing else is ever opened.
+    Links that lead outside are left out: pages offer these names, and no other path is ever opened.
     """
     root = (Path(settings.DATA_DIR) / "models").resolve()
     found = [path for path in root.glob("*/") if not path.name.startswith(".")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
-from django.db import models, transaction
+from django.db import IntegrityError, models, transaction
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLE_FILE = Path(__file__).parent.parent / "samples" / "support_messages.jsonl"
 SAMPLE_NAME = "Support messages (example)"
-# The engine's names of shapes in words.
+# The engine's names of row formats -> labels.
 SHAPES = {
     "messages": _("Chat"),
     "sharegpt": _("Chat (ShareGPT)"),
@@ -38,27 +38,50 @@ SHAPES = {
 
 
 class DatasetQuerySet(ProjectQuerySet["Dataset"]):
-    """Datasets with what a list shows."""
+    """Datasets with what lists show."""
 
     def with_newest(self) -> DatasetQuerySet:
-        """Versions and their jobs fetched in two queries."""
+        """Prefetch versions and their jobs."""
         return self.prefetch_related(
             models.Prefetch("versions", DatasetVersion.objects.select_related("job").order_by("-version"))
         )
 
     def with_use(self) -> DatasetQuerySet:
-        """How many runs used any version, as `run_count`."""
+        """Annotate `run_count`, the runs that use any version."""
         return self.annotate(run_count=models.Count("versions__training_runs", distinct=True))
 
     def named(self, project: Project, name: str, by: User | None) -> Dataset:
-        """The project's dataset of that name; a new upload becomes its next version."""
+        """Return the project's dataset of that name; create it if it does not exist."""
         dataset, _created = self.get_or_create(project=project, name=name, defaults={"created_by": by})
         return dataset
 
+    def upload(
+        self, project: Project, values: dict[str, Any], by: User | None, idempotency_key: str
+    ) -> DatasetVersion:
+        """Store an uploaded file and queue its import; `values` are those of a valid upload form.
+
+        Raises IntegrityError if another request with this key was faster; the file is then deleted.
+        """
+        dataset = self.named(project, values["name"], by)
+        path = Dataset.store_upload(values["file"])
+        columns = {name: values[name] for name in ("prompt_column", "completion_column", "group_column")}
+        try:
+            return dataset.add_version(
+                path,
+                values["file"].name,
+                by=by,
+                skip_bad_rows=values["skip_bad_rows"],
+                idempotency_key=idempotency_key,
+                **columns,
+            )
+        except IntegrityError:
+            path.unlink(missing_ok=True)
+            raise
+
     def import_sample(self, project: Project, by: User | None) -> Dataset:
-        """The project's copy of the bundled sample, its import queued unless it is there or on its way."""
+        """Queue the import of the bundled sample, unless it is imported or queued; return its dataset."""
         with transaction.atomic():
-            # Touching the project makes two clicks at once find one import, not start two.
+            # The UPDATE locks the project, so that two clicks at once start one import.
             Project.objects.filter(pk=project.pk).update(name=project.name)
             dataset = self.named(project, SAMPLE_NAME, by)
             newest = dataset.newest()
@@ -91,12 +114,11 @@ class Dataset(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("dataset-detail", args=[self.pk])
 
     @staticmethod
-    def keep_upload(file: UploadedFile[Any]) -> Path:
-        """Move a received file to a random name under UPLOAD_DIR, where imports find it."""
+    def store_upload(file: UploadedFile[Any]) -> Path:
+        """Move a received file to a random name under UPLOAD_DIR and return its path."""
         path = new_upload_path()
         if isinstance(file, TemporaryUploadedFile):
             # Django spooled it on the same volume, so a rename spares a second copy of gigabytes.
@@ -108,12 +130,12 @@ class Dataset(models.Model):
         return path
 
     def newest(self) -> DatasetVersion | None:
-        """The version uploaded last, whatever became of it."""
-        # Sorted here, so that a prefetched list is used.
+        """Return the last uploaded version in any state."""
+        # Sorted in Python, so that prefetched versions are used.
         return max(self.versions.all(), key=lambda version: version.version, default=None)
 
     def newest_ready(self) -> DatasetVersion | None:
-        """The newest version that a run can use."""
+        """Return the newest imported version."""
         ready = [version for version in self.versions.all() if version.is_ready]
         return max(ready, key=lambda version: version.version, default=None)
 
@@ -130,9 +152,9 @@ class Dataset(models.Model):
         seed: int = 42,
         idempotency_key: str = "",
     ) -> DatasetVersion:
-        """The next version, with its import job queued. `upload` already lies under UPLOAD_DIR."""
+        """Create the next version from a file under UPLOAD_DIR and queue its import."""
         with transaction.atomic():
-            # Touching the row makes two uploads of one name take their numbers one after the other.
+            # The UPDATE locks the row, so that two uploads of one name get different numbers.
             Dataset.objects.filter(pk=self.pk).update(name=self.name)
             last = self.versions.aggregate(last=models.Max("version"))["last"] or 0
             version = DatasetVersion.objects.create(
@@ -153,35 +175,34 @@ class Dataset(models.Model):
         return version
 
 
-class ImportKept(ValueError):
-    """The version is imported, or its import is under way: it cannot be imported again."""
+class ImportNotFailed(ValueError):
+    """A version that is imported, queued or being imported cannot be imported again."""
 
 
 class DatasetVersionQuerySet(ProjectQuerySet["DatasetVersion"]):
-    """Versions by what can be done with them."""
+    """Dataset versions by state."""
 
     def ready(self) -> DatasetVersionQuerySet:
-        """Imported ones."""
         return self.filter(job__state=State.SUCCEEDED)
 
 
 class DatasetVersion(models.Model):
-    """One upload, imported: canonical Parquet splits under their content hash, and the import's report."""
+    """One upload with its import report; the splits are Parquet files in a folder named by their hash."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="dataset_versions")
     dataset = models.ForeignKey(Dataset, models.CASCADE, related_name="versions")
     version = models.PositiveIntegerField()
     upload = models.CharField(max_length=100)  # file name under UPLOAD_DIR
-    filename = models.CharField(max_length=255)  # as the person called it; shown, never opened
+    filename = models.CharField(max_length=255)  # the uploaded file's own name; never opened
     size_bytes = models.BigIntegerField()
     prompt_column = models.CharField(max_length=200, blank=True)
     completion_column = models.CharField(max_length=200, blank=True)
-    # Rows with the same value in it stay in one split; "" keeps those together that ask nearly the same.
+    # Rows with the same value in it stay in one split; "" groups near-duplicate prompts instead.
     group_column = models.CharField(max_length=200, blank=True)
     skip_bad_rows = models.BooleanField(default=False)
     seed = models.BigIntegerField(default=42)
     sha256 = models.CharField(max_length=64, blank=True)
-    # Of its test rows: what an evaluation reads must have it. Older versions get it when first scored.
+    # Checksum of the test rows; an evaluation refuses rows with another one.
     test_sha256 = models.CharField(max_length=64, blank=True)
     rows = models.PositiveIntegerField(null=True, blank=True)
     splits = models.JSONField(default=dict)
@@ -202,11 +223,10 @@ class DatasetVersion(models.Model):
         return f"{self.dataset.name}:v{self.version}"
 
     def get_absolute_url(self) -> str:
-        """Its dataset's page, at this version."""
         return f"{self.dataset.get_absolute_url()}?version={self.version}"
 
     def submit_import(self, by: User | None, *, idempotency_key: str = "") -> Job:
-        """Queue the import of the upload as it is described now."""
+        """Queue the import of the upload with the present columns and options."""
         spec = ImportSpec(
             upload=str(settings.UPLOAD_DIR / self.upload),
             filename=self.filename,
@@ -233,19 +253,24 @@ class DatasetVersion(models.Model):
         skip_bad_rows: bool = False,
         idempotency_key: str = "",
     ) -> Job:
-        """Answer the question that a failed import asked, and import the same upload once more."""
+        """Queue another import of the upload with other columns or options.
+
+        Raises ImportNotFailed unless the last import has failed.
+        """
         with transaction.atomic():
-            # Two people may answer at once: the second finds an import that has not failed.
+            # Two requests may come at once: the second finds an import that has not failed.
             self.job = DatasetVersion.objects.select_for_update().get(pk=self.pk).job
             if self.state != State.FAILED:
-                raise ImportKept("Only a failed import can be repeated: an imported version never changes.")
+                raise ImportNotFailed(
+                    "Only a failed import can be repeated: an imported version never changes."
+                )
             self.prompt_column, self.completion_column = prompt_column, completion_column
             self.group_column = group_column
             self.skip_bad_rows = skip_bad_rows
             return self.submit_import(by, idempotency_key=idempotency_key)
 
     def record_import(self, report: dict[str, Any]) -> None:
-        """Store what the import job found; `folder()` holds the splits from now on."""
+        """Store the report of a finished import."""
         self.report = report
         self.sha256 = report["sha256"]
         self.test_sha256 = report["test_sha256"]
@@ -254,29 +279,29 @@ class DatasetVersion(models.Model):
         self.save(update_fields=["report", "sha256", "test_sha256", "rows", "splits"])
 
     def freeze_test_rows(self, test_sha256: str) -> None:
-        """Keep the checksum of test rows that had none, so that they stay what they are now."""
+        """Store the checksum of the test rows if there is none yet."""
         DatasetVersion.objects.filter(pk=self.pk, test_sha256="").update(test_sha256=test_sha256)
 
     def record_problems(self, report: dict[str, Any]) -> None:
-        """Store the report of an import that failed: it names the rows, or the columns to choose from."""
+        """Store the report of a failed import: its bad rows, or the columns to choose from."""
         self.report = report
         self.save(update_fields=["report"])
 
     @property
     def state(self) -> str:
-        """Its import job's state."""
+        """Return the state of its import job."""
         return self.job.state if self.job else State.QUEUED
 
     @property
     def is_ready(self) -> bool:
-        """Whether a run can use it."""
+        """Tell whether it is imported, so that runs can use it."""
         return self.state == State.SUCCEEDED
 
     @property
     def shape(self) -> str:
-        """What its rows were recognised as, in words; "" while nobody knows."""
-        found = str(self.report.get("shape", ""))
-        return str(SHAPES.get(found, found))
+        """Return the label of the recognised row format; "" before the import."""
+        shape = str(self.report.get("shape", ""))
+        return str(SHAPES.get(shape, shape))
 
     @property
     def main_metric(self) -> str:
@@ -285,45 +310,45 @@ class DatasetVersion(models.Model):
 
     @property
     def problems(self) -> list[dict[str, Any]]:
-        """The first 100 rows that did not fit: {row, column, message}."""
+        """Return the first 100 invalid rows: {row, column, message}."""
         return list(self.report.get("problems", []))
 
     @property
     def split_notes(self) -> list[str]:
-        """Which rows were kept together or left out, in words."""
+        """Return sentences on rows that were grouped or left out of a split."""
         return list(self.report.get("split_notes", []))
 
     @property
     def group_columns(self) -> list[dict[str, Any]]:
-        """Columns whose values repeat, so that they may say which rows belong together: {name, values}."""
+        """Return columns with repeating values, which may group rows: {name, values}."""
         return list(self.report.get("group_columns", []))
 
     @property
-    def asks_for_columns(self) -> bool:
-        """Whether the import failed with the question which column is what."""
+    def needs_columns(self) -> bool:
+        """Tell whether the import failed because the columns were not recognised."""
         return bool(self.job and self.state == State.FAILED and self.job.error_code == "columns_unclear")
 
     @property
-    def offers_its_good_rows(self) -> bool:
-        """Whether it failed over bad rows alone, so that the good ones would do without them."""
+    def can_skip_bad_rows(self) -> bool:
+        """Tell whether only bad rows made the import fail, and enough good ones are left."""
         enough = self.report.get("rows", 0) >= len(SPLITS)
-        return bool(self.problems) and enough and not self.asks_for_columns
+        return bool(self.problems) and enough and not self.needs_columns
 
-    def forget_upload(self) -> None:
-        """Delete the raw upload: the imported rows say all that it said."""
+    def delete_upload(self) -> None:
+        """Delete the uploaded file, which the imported rows replace."""
         (Path(settings.UPLOAD_DIR) / self.upload).unlink(missing_ok=True)
 
     def folder(self) -> Path:
-        """Where its splits lie. Equal content shares a folder."""
+        """Return the folder of its splits; versions with equal content share one."""
         return Path(settings.DATA_DIR) / "datasets" / self.sha256
 
     def preview(self) -> list[dict[str, Any]]:
-        """Rows as the model will read them, rendered by the import job: {row, text, segments, tokens}."""
+        """Return rows rendered with the chat template: {row, text, segments, tokens}."""
         path = self.folder() / "preview.json"
         return list(json.loads(path.read_text())) if self.sha256 and path.exists() else []
 
     def spec(self) -> DataSpec:
-        """What the engine needs to read it."""
+        """Return the spec by which the engine reads it."""
         return DataSpec(
             path=str(self.folder()),
             sha256=self.sha256,
@@ -334,5 +359,5 @@ class DatasetVersion(models.Model):
 
 
 def new_upload_path() -> Path:
-    """A name under UPLOAD_DIR that nobody can guess and nothing has."""
+    """Return an unused, unguessable path under UPLOAD_DIR."""
     return Path(settings.UPLOAD_DIR) / secrets.token_hex(16)

@@ -28,7 +28,7 @@ class DecisionQuerySet(ProjectQuerySet["Decision"]):
         with transaction.atomic():
             approves = by.projects(Role.MANAGER).filter(pk=study.project_id).exists()
             if approves:
-                adapter.enter(Adapter.Stage.APPROVED)
+                adapter.set_stage(Adapter.Stage.APPROVED)
             arm = adapter.run.study_arm
             return self.create(
                 project=study.project,

@@ -222,7 +222,7 @@ class RunForecaster:
     @functools.cached_property
     def census(self) -> Census:
         """The base model's census, read once."""
-        return self.base_model.counted()
+        return self.base_model.load_census()
 
     def row_lengths(self, learn: Hyperparameters) -> RowLengths:
         """Return the measured lengths of the training rows, else rows that all fill the maximum length."""

@@ -182,7 +182,7 @@ def _is_the_job(run: TrainingRun, keep: str) -> bool:
         return False
     if others.exclude(stop_asked=run.Stop.CANCEL).exists():
         return False
-    return not TrainingRun.objects.shown_as("finished").filter(job=run.job_id).exists()
+    return not TrainingRun.objects.in_group("finished").filter(job=run.job_id).exists()
 
 
 def _stop_alone(run: TrainingRun, job: Job, actor: str, keep: str) -> None:

@@ -49,7 +49,7 @@ from dashboard.models.study_plan import (
 from dashboard.models.study_result import StudyResult, result_of
 from dashboard.models.study_steps import queue_next
 from dashboard.models.study_words import recommended_arm
-from dashboard.models.training_run import TrainingRun, require_packing
+from dashboard.models.training_run import TrainingRun, require_4bit_worker
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
 
@@ -115,7 +115,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         check_plan(arms, seeds, learning_rates, margin, metric)
         reference = chosen_reference(arms, reference)
         check_metric(metric, pattern, dataset_version)
-        require_packing(arms[0].hyperparameters)
+        require_4bit_worker(arms[0].hyperparameters)
         study = Study(
             project=project,
             created_by=by,

@@ -171,7 +171,7 @@ def trains_alone(arm: ArmPlan, base_model: BaseModel) -> bool:
     """Whether it cannot share a loaded base with other arms. May raise TargetError.
 
     PEFT keeps one set of adapted experts for each model, and DoRA reads the base's weights in each layer.
-    Of a run that is frozen, `TrainingRun.shares_no_base` says the same.
+    Of a run that is frozen, `TrainingRun.requires_dedicated_base` says the same.
     """
     return arm.hyperparameters.use_dora or arm.config.resolve(base_model).has_experts
 
@@ -192,7 +192,7 @@ def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> lis
     groups with ranks of their own do not grow evenly. An arm more than 5 % off B is refused, because the
     comparison would not be one of equal budgets.
     """
-    census = base_model.counted()
+    census = base_model.load_census()
     whole = adapter_params(resolve(PRESETS["quality"].roles, census).matched, ANCHOR_RANK)
     low, high = (int(limit) for limit in LIMITS["r"])
     planned = []

@@ -78,7 +78,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
         run.forecast = forecast_run(run)
         runs.append(run)
-    for place, batch in enumerate(batches(runs, [run.shares_no_base for run in runs])):
+    for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
         job = Job.objects.submit(
             Job.Kind.TRAIN,
             {"specs": [run.spec for run in batch]},
@@ -106,7 +106,7 @@ def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
 def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> None:
     """Score adapters of one seed on the study's rows; the base once in the whole study."""
     adapters = list(found.select_related("run"))
-    for batch in batches(adapters, [adapter.run.shares_no_base for adapter in adapters]):
+    for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
         Evaluation.objects.submit_for_study(
             batch,
             by=by,

@@ -133,5 +133,5 @@ class TargetModuleConfig(models.Model):
     def resolve(self, base_model: BaseModel) -> Resolution:
         """What it means on this base model, from the census alone."""
         if self.selection is not None:
-            return Selection.from_dict(self.selection).resolve(base_model.counted())
-        return resolve(self.roles, base_model.counted())
+            return Selection.from_dict(self.selection).resolve(base_model.load_census())
+        return resolve(self.roles, base_model.load_census())

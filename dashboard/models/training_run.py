@@ -53,7 +53,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         """Evaluations and their jobs fetched in two queries, for `scores` and `is_settled`."""
         return self.prefetch_related("evaluations__job")
 
-    def shown_as(self, group: str) -> TrainingRunQuerySet:
+    def in_group(self, group: str) -> TrainingRunQuerySet:
         """Runs as lists filter them: `active`, `finished`, or an outcome."""
         if group == "active":
             return self.active()
@@ -102,7 +102,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         )
         run.freeze(hyperparameters, confirmed=confirmed)
         run.forecast = forecast_run(run)
-        require_packing(hyperparameters)
+        require_4bit_worker(hyperparameters)
         with transaction.atomic():
             run.job = Job.objects.submit(
                 Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
@@ -203,7 +203,7 @@ class TrainingRun(models.Model):
             raise SpecError("dataset", "This dataset is not imported yet.")
         if not self.base_model.is_ready:
             raise SpecError("base_model", "This base model has not been inspected yet.")
-        census = self.base_model.counted()
+        census = self.base_model.load_census()
         if census.max_positions and hyperparameters.max_length > census.max_positions:
             raise SpecError(
                 "max_length",
@@ -214,7 +214,7 @@ class TrainingRun(models.Model):
         if resolution.refusal:
             raise SpecError("target_module_config", resolution.refusal)
         if resolution.confirmations and not confirmed:
-            raise SpecError("confirmed", unconfirmed(resolution.confirmations))
+            raise SpecError("confirmed", confirmation_request(resolution.confirmations))
         self.confirmations = list(resolution.confirmations)
         self.confirmed_by = self.created_by if resolution.confirmations else None
         spec = TrainSpec(
@@ -248,7 +248,7 @@ class TrainingRun(models.Model):
         return bool(self.hyperparameters.get("load_in_4bit"))
 
     @property
-    def shares_no_base(self) -> bool:
+    def requires_dedicated_base(self) -> bool:
         """Whether its adapter stands alone on a loaded base, as `study_plan.trains_alone` says before."""
         on_experts = bool(self.spec.get("target", {}).get("target_parameters"))
         return on_experts or bool(self.hyperparameters.get("use_dora"))
@@ -259,7 +259,7 @@ class TrainingRun(models.Model):
         return int(self.hyperparameters.get("seed", 0))
 
     @property
-    def trained_with(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         """The settings that its newest attempt used: what was chosen, and what was adjusted since."""
         changes = [change for one in self.adjustments for change in one["changes"].items()]
         return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
@@ -269,7 +269,7 @@ class TrainingRun(models.Model):
         """All that made it what it is, without folders of this installation; null for what is not known."""
         base, data = self.spec.get("base", {}), self.spec.get("data", {})
         return {
-            "hyperparameters": self.trained_with,
+            "hyperparameters": self.effective_settings,
             "target_modules": self.spec.get("target", {}),
             "base_model": base.get("name"),
             "base_revision": base.get("revision"),
@@ -351,7 +351,7 @@ class TrainingRun(models.Model):
             if evaluation.state == State.SUCCEEDED
         }
 
-    def settings_shown(self) -> dict[str, Any]:
+    def flat_settings(self) -> dict[str, Any]:
         """What a person chose, flat, for tables that compare runs."""
         return {
             "dataset": str(self.dataset_version),
@@ -387,7 +387,7 @@ class TrainingRun(models.Model):
             record_calibration(self)
 
 
-def require_packing(hyperparameters: Hyperparameters) -> None:
+def require_4bit_worker(hyperparameters: Hyperparameters) -> None:
     """Refuse a base model in 4 bits where no worker that is there can keep it so.
 
     Asked where new work comes in. What was let in waits for such a worker, should it be away for a while.
@@ -398,7 +398,7 @@ def require_packing(hyperparameters: Hyperparameters) -> None:
         )
 
 
-def unconfirmed(sentences: Sequence[str]) -> str:
+def confirmation_request(sentences: Sequence[str]) -> str:
     """What has to be accepted first, and how."""
     return gettext("Read this, and confirm it with `confirmed`: true. %(sentences)s") % {
         "sentences": " ".join(sentences)

@@ -21,7 +21,7 @@ from dashboard.views.evaluations import unscored_run_notice
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's adapters, newest first, those of a study as one row; ?stage= filters, ?study= unfolds."""
+    """List the project's adapters, one row per study; ?stage= filters, ?study= lists those of a study."""
     adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
     stage, number = request.GET.get("stage", ""), request.GET.get("study", "")
     if stage in Adapter.Stage.values:
@@ -32,20 +32,20 @@ def index(request: Request) -> HttpResponse:
         order = adapter_rows.ranked(adapters, [study])[study.pk]
         context |= {"study": study, "rows": adapter_rows.rows_of([(pk, 0) for pk in order])}
     else:
-        page, following = adapters.folded().page(request.GET.get("cursor"))
-        context |= {"rows": adapter_rows.folded_rows(adapters, page), "next": following}
+        page, following = adapters.one_per_study().page(request.GET.get("cursor"))
+        context |= {"rows": adapter_rows.grouped_rows(adapters, page), "next": following}
     return render(request, "adapters/index.html", context)
 
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """Facts, lineage, files, evaluation and how to load it."""
+    """Show an adapter's facts, lineage, files, scores and loading code."""
     adapter = Adapter.objects.with_facts().prefetch_related("run__evaluations__job").fetch(request.user, pk)
     return page_of(request, adapter)
 
 
 def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpResponse:
-    """An adapter's page, also below the reason why something could not be done."""
+    """Render an adapter's page, also below an error message."""
     versions = Adapter.objects.filter(project=adapter.project, name=adapter.name).order_by("-version")
     context: dict[str, Any] = {
         "adapter": adapter,
@@ -65,21 +65,21 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
 
 @require_POST
 def stage(request: Request, pk: int) -> HttpResponse:
-    """Approve or retire an adapter, or make it a draft again; for managers."""
+    """Change the stage of an adapter."""
     adapter = Adapter.objects.fetch(request.user, pk, Role.MANAGER)
     form = StageForm(request.POST)
     if form.is_valid():
-        adapter.enter(form.cleaned_data["stage"])
-        text = _("%(adapter)s is now: %(stage)s.")
+        adapter.set_stage(form.cleaned_data["stage"])
+        text = _("Stage of %(adapter)s: %(stage)s.")
         messages.success(request, text % {"adapter": adapter, "stage": adapter.get_stage_display()})
     else:
-        messages.error(request, _("There is no such stage. Choose draft, approved or retired."))
+        messages.error(request, _("Choose the stage draft, approved or retired."))
     return redirect(adapter)
 
 
 @require_safe
 def download(request: Request, pk: int) -> HttpResponseBase:
-    """The adapter as one zip, resumable; with ?dtype=bfloat16 its weights are rounded to half their size."""
+    """Download the adapter as a zip, resumable; ?dtype=bfloat16 rounds its weights to half their size."""
     adapter = Adapter.objects.fetch(request.user, pk)
     half = request.GET.get("dtype") == "bfloat16"
     try:

@@ -179,7 +179,7 @@ def counted(base_model: BaseModel) -> tuple[Census | None, str]:
     if base_model.census is None:
         return None, ""
     try:
-        return base_model.counted(), ""
+        return base_model.load_census(), ""
     except TargetError as outdated:
         return None, outdated.message
 

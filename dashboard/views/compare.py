@@ -236,7 +236,7 @@ def numbers(request: Request) -> HttpResponse:
         "warnings": warnings(study),
         "forgetting": {name: one.facts() for name, one in forgetting.chosen_runs_forgetting(study).items()},
         "runs": [
-            {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.settings_shown()}
+            {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.flat_settings()}
             for arm in study.arm_list
             for run in [*arm.runs, *arm.repeats]
         ],
@@ -283,7 +283,7 @@ SOURCES = {
 
 def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """One row per setting, with each run's value and whether they differ."""
-    shown = [run.settings_shown() for run in runs]
+    shown = [run.flat_settings() for run in runs]
     names = list(dict.fromkeys(name for values in shown for name in values))
     rows = []
     for name in names:
@@ -344,7 +344,7 @@ def lines(run: TrainingRun) -> Iterable[list[str | float | None]]:
         return [run.pk, run.name, kind, measure, step, value]
 
     yield line("state", "state", run.state)
-    for name, value in run.settings_shown().items():
+    for name, value in run.flat_settings().items():
         yield line("setting", name, value)
     for subject, metrics in run.scores().items():
         for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""Datasets: list, upload, the sample, a dataset's page with its check report, and importing again."""
+"""Datasets: list, upload, sample, page with the check report, and repeated import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dashboard.gate import Request
 from dashboard.models import (
     Dataset,
     DatasetVersion,
-    ImportKept,
+    ImportNotFailed,
     Job,
     Project,
     Role,
@@ -36,15 +36,15 @@ from dashboard.views.launching import key_of
 from dashboard.views.queue_board import queue_position_context
 from workers.errors import IMPORT, ColumnsUnclear, DataError, advice
 
-# Of a part of a row that is shown; rows may hold a megabyte.
-SHOWN_LETTERS = 1500
+# Longest part of a row in the preview; a row may hold a megabyte.
+PREVIEW_LETTERS = 1500
 RUNS_SHOWN = 10
 LOG_LINES = 50
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's datasets, newest first."""
+    """List the project's datasets, newest first."""
     mine = Dataset.objects.with_newest().with_use().visible_to(request.user).filter(project=request.project)
     datasets, following = mine.page(request.GET.get("cursor"))
     return render(request, "datasets/index.html", {"datasets": datasets, "next": following})
@@ -52,7 +52,7 @@ def index(request: Request) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Take a file in, keep it, and queue its import: a new dataset, or the next version of a known one."""
+    """Upload a file as a new dataset or as the next version of one, and queue its import."""
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = UploadForm(request.POST, request.FILES)
@@ -66,34 +66,22 @@ def create(request: Request) -> HttpResponse:
 
 
 def uploaded(request: Request, form: UploadForm) -> DatasetVersion:
-    """The version that the form asks for; the same form sent again leads to the first one's."""
-    values, key = form.cleaned_data, key_of_upload(form)
+    """Return the version that the form creates, or created when it was sent before."""
+    key = key_of_upload(form)
     if earlier := uploaded_with(request.project, key):
         return earlier
-    dataset = Dataset.objects.named(request.project, values["name"], request.user)
-    upload = Dataset.keep_upload(values["file"])
     try:
-        return dataset.add_version(
-            upload,
-            values["file"].name,
-            by=request.user,
-            prompt_column=values["prompt_column"],
-            completion_column=values["completion_column"],
-            group_column=values["group_column"],
-            skip_bad_rows=values["skip_bad_rows"],
-            idempotency_key=key,
-        )
+        return Dataset.objects.upload(request.project, form.cleaned_data, request.user, key)
     except IntegrityError:
-        # The other request of a double click was quicker by a moment.
-        upload.unlink()
-        quicker = uploaded_with(request.project, key)
-        if quicker is None:
+        # The other request of a double click was faster.
+        faster = uploaded_with(request.project, key)
+        if faster is None:
             raise
-        return quicker
+        return faster
 
 
 def key_of_upload(form: UploadForm) -> str:
-    """The form's key with all that it asks for: another file sent under it is another upload."""
+    """Return the form's key with a hash of its content: another file under the same key is another upload."""
     key = key_of(form)
     if not key:
         return ""
@@ -106,7 +94,7 @@ def key_of_upload(form: UploadForm) -> str:
 
 
 def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
-    """The version that an earlier form with this key made, if any; it may have been imported again since."""
+    """Return the version that an earlier form with this key created, if any."""
     job = Job.objects.find_by_idempotency_key(project, key)
     if job is None or job.kind != Job.Kind.IMPORT:
         return None
@@ -116,17 +104,17 @@ def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
 
 @require_POST
 def sample(request: Request) -> HttpResponse:
-    """Import the bundled sample, or open it where it is there already."""
+    """Import the bundled sample, unless the project has it; open its page."""
     request.project.require(request.user, Role.EDITOR)
     return redirect(Dataset.objects.import_sample(request.project, request.user))
 
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """A dataset at one version: what the import found, and what can be done next."""
+    """Show one version of a dataset, with its import report."""
     dataset = Dataset.objects.fetch(request.user, pk)
     version = version_of(dataset, request.GET.get("version"))
-    # Another answer about the columns can help an import that failed and knows its columns.
+    # Other columns may help a failed import whose columns are known.
     asks = version and version.state == State.FAILED and version.report.get("columns")
     form = ColumnsForm(version=version) if version and asks else None
     return render(request, "datasets/detail.html", detail_context(request, dataset, version, form))
@@ -134,7 +122,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def progress(request: Request, pk: int) -> HttpResponse:
-    """How far the import is; the whole page comes anew once it is over."""
+    """Show the progress of the import; reload the page when it is over."""
     dataset = Dataset.objects.fetch(request.user, pk)
     version = version_of(dataset, request.GET.get("version"))
     if version is None or version.job is None or version.job.is_over:
@@ -152,7 +140,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
 
 @require_POST
 def import_again(request: Request, pk: int) -> HttpResponse:
-    """Import a failed version once more: with the chosen columns, or with its good rows only."""
+    """Import a failed version again, with the chosen columns or without its invalid rows."""
     dataset = Dataset.objects.fetch(request.user, pk, Role.EDITOR)
     version = version_of(dataset, request.POST.get("version"))
     if version is None or version.state != State.FAILED:
@@ -171,15 +159,15 @@ def import_again(request: Request, pk: int) -> HttpResponse:
         answer = form.cleaned_data
     else:
         answer["skip_bad_rows"] = "skip_bad_rows" in request.POST or version.skip_bad_rows
-    # Somebody else may have answered in this very moment: then their import is the one to look at.
-    with contextlib.suppress(ImportKept):
+    # Another request may have been faster; its import is shown then.
+    with contextlib.suppress(ImportNotFailed):
         version.import_again(request.user, **answer)
     return redirect(version)
 
 
 @require_GET
 def report(request: Request, pk: int) -> HttpResponse:
-    """The check report as a file."""
+    """Download the import report."""
     dataset = Dataset.objects.fetch(request.user, pk)
     version = version_of(dataset, request.GET.get("version"))
     if version is None or not version.report:
@@ -193,7 +181,7 @@ def report(request: Request, pk: int) -> HttpResponse:
 
 
 def version_of(dataset: Dataset, number: str | None) -> DatasetVersion | None:
-    """The version of that number, or the newest where none is named; Http404 for one that is not there."""
+    """Return the version of that number, or the newest for none. Raises Http404 for an unknown number."""
     versions = dataset.versions.select_related("job", "created_by", "dataset")
     if not number:
         return versions.order_by("-version").first()
@@ -204,19 +192,19 @@ def version_of(dataset: Dataset, number: str | None) -> DatasetVersion | None:
 
 
 def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
-    """Every version for the list on the page, newest first."""
+    """Return all versions for the list on the page, newest first."""
     return dataset.versions.select_related("job").defer("report").order_by("-version")
 
 
 def may_edit(request: Request, dataset: Dataset) -> bool:
-    """Whether to offer what changes this dataset; its project need not be the one that is open."""
+    """Tell whether the user may edit this dataset; its project may not be the open one."""
     return request.user.projects(Role.EDITOR).filter(pk=dataset.project_id).exists()
 
 
 def detail_context(
     request: Request, dataset: Dataset, version: DatasetVersion | None, form: ColumnsForm | None
 ) -> dict[str, Any]:
-    """What a dataset's page shows of one version."""
+    """Return the context of a dataset's page at one version."""
     found = version.report if version else {}
     columns = found.get("columns", [])
     runs = TrainingRun.objects.with_facts().visible_to(request.user).filter(dataset_version__dataset=dataset)
@@ -227,7 +215,7 @@ def detail_context(
         "versions": versions_of(dataset),
         "form": form,
         **queue_position_context(version.job if version else None),
-        **cause(version),
+        **failure_context(version),
         "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
         "lengths": length_bars(found.get("token_lengths", {})),
         "preview": [shortened(row) for row in version.preview()] if version else [],
@@ -235,8 +223,8 @@ def detail_context(
     }
 
 
-def cause(version: DatasetVersion | None) -> dict[str, str]:
-    """What helps after a failure: advice, and the log's end where the rows themselves are not at fault."""
+def failure_context(version: DatasetVersion | None) -> dict[str, str]:
+    """Return advice after a failure, and the end of the log unless the rows caused it."""
     job = version.job if version else None
     if job is None or job.state != State.FAILED:
         return {}
@@ -245,9 +233,9 @@ def cause(version: DatasetVersion | None) -> dict[str, str]:
 
 
 def shortened(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the preview whose parts are short enough to read on a page."""
+    """Return a row of the preview with long parts cut."""
     segments = [
-        {**part, "text": part["text"][:SHOWN_LETTERS], "more": max(0, len(part["text"]) - SHOWN_LETTERS)}
+        {**part, "text": part["text"][:PREVIEW_LETTERS], "more": max(0, len(part["text"]) - PREVIEW_LETTERS)}
         for part in row["segments"]
     ]
     return {**row, "segments": segments}

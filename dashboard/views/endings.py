@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-from dashboard.forms.retry import first_way, retries
+from dashboard.forms.retry import primary_action, retries
 from dashboard.models import TrainingRun
 from workers.errors import RESUME, START, advice
 
@@ -19,7 +19,7 @@ def ending_context(run: TrainingRun) -> dict[str, Any]:
     return {
         "advice": advice((run.error or {}).get("code", ""), RESUME if step else START),
         "retries": proposals,
-        "first_way": first_way(run, can_resume=bool(step), proposals=proposals),
+        "primary_action": primary_action(run, can_resume=bool(step), proposals=proposals),
         "resumable_from": step,
         "kept_days": days,
         "kept_until": ended + timedelta(days=days) if ended else None,

@@ -120,7 +120,7 @@ def ready(request: Request) -> list[BaseModel]:
 def is_counted(base_model: BaseModel) -> bool:
     """Whether the census is there and can be read."""
     try:
-        base_model.counted()
+        base_model.load_census()
     except TargetError:
         return False
     return True

@@ -57,7 +57,7 @@ def index(request: Request) -> HttpResponse:
     # PostgreSQL refuses to look for a NUL, and no name has one.
     group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
     if group in GROUPS:
-        runs = runs.shown_as(group)
+        runs = runs.in_group(group)
     if words:
         runs = runs.filter(name__icontains=words)
     page, following = runs.visible_to(request.user).page(request.GET.get("cursor"))

@@ -31,7 +31,7 @@ def test_a_row_says_what_it_is_and_what_came_out(client: Client, vera: User, ada
 
 
 def test_it_filters_by_stage(client: Client, vera: User, adapter: Adapter) -> None:
-    adapter.enter("approved")
+    adapter.set_stage("approved")
     assert "Triage" in page(client, vera, "?stage=approved")
     assert "No adapter has this stage" in page(client, vera, "?stage=retired")
 
@@ -101,9 +101,9 @@ def test_a_study_is_one_row_with_the_best_arm_first(
 
 
 def test_a_study_s_approved_adapter_stands_first(client: Client, vera: User, study: Study) -> None:
-    Adapter.objects.get(name="Placement · efficient · seed 4").enter("approved")
+    Adapter.objects.get(name="Placement · efficient · seed 4").set_stage("approved")
     assert links(page(client, vera)) == ["Placement · efficient · seed 4"]
-    Adapter.objects.get(name="Placement · efficient · seed 4").enter("retired")
+    Adapter.objects.get(name="Placement · efficient · seed 4").set_stage("retired")
     assert links(page(client, vera, f"?study={study.pk}"))[-1] == "Placement · efficient · seed 4"
 
 
@@ -119,7 +119,7 @@ def test_unfolded_every_seed_stands_beside_the_one_value_of_the_base_model(
 
 def test_a_filter_counts_only_what_it_leaves(client: Client, vera: User, study: Study) -> None:
     for seed in (2, 3):
-        Adapter.objects.get(name=f"Placement · quality · seed {seed}").enter("approved")
+        Adapter.objects.get(name=f"Placement · quality · seed {seed}").set_stage("approved")
     text = page(client, vera, "?stage=approved")
     assert links(text) == ["Placement · quality · seed 2"]
     assert "and 1 other of study Placement" in text

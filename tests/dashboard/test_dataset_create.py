@@ -82,7 +82,7 @@ def test_it_refuses_to_keep_rows_together_by_what_is_learned(client: Client, ed:
     client.force_login(ed)
     response = send(client, prompt_column="q", completion_column="a", group_column=column)
     assert response.status_code == 422  # type: ignore[attr-defined]
-    assert "cannot say which rows belong together" in response.content.decode()  # type: ignore[attr-defined]
+    assert "cannot be the group column" in response.content.decode()  # type: ignore[attr-defined]
     assert not Dataset.objects.exists()
 
 

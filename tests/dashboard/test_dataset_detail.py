@@ -174,7 +174,7 @@ def test_unclear_columns_offer_those_that_repeat(client: Client, ed: User, proje
     found = {"columns": ["q", "a", "who"], "group_columns": [{"name": "who", "values": 15}]}
     version = failed(project, ed, "columns_unclear", found)
     client.force_login(ed)
-    assert '<option value="who">who (repeats 15 values)</option>' in page_of(client, version.dataset)
+    assert '<option value="who">who (15 different values)</option>' in page_of(client, version.dataset)
 
 
 def test_unclear_columns_become_a_question(client: Client, ed: User, project: Project) -> None:

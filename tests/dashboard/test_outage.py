@@ -128,7 +128,7 @@ def test_a_call_that_is_interrupted_by_the_outage_says_so(
 def test_a_live_page_waits_for_the_database(
     transactional_db: None, run: TrainingRun, vera: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, answers = metric_series.look, iter([None, OperationalError("gone"), None])
+    looks, answers = metric_series.latest_update, iter([None, OperationalError("gone"), None])
 
     def look(*arguments: object) -> object:
         error = next(answers)
@@ -136,8 +136,8 @@ def test_a_live_page_waits_for_the_database(
             raise error
         return looks(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(metric_series, "look", look)
-    monkeypatch.setattr(metric_series, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(metric_series, "latest_update", look)
+    monkeypatch.setattr(metric_series, "OUTAGE_SECONDS", 0.0)
 
     async def listen() -> list[str]:
         told = metric_series.events(vera, run.pk, Cursor.parse(""))

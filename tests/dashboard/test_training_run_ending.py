@@ -13,7 +13,7 @@ from dashboard.models import State, TrainingRun, User
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
 
-AGAIN, RESUME, SMALLER = "Try again with these settings", "Resume from step 7", "Fewer rows at once"
+AGAIN, RESUME, SMALLER = "Try again with these settings", "Resume from step 7", "Reduce the batch size"
 
 
 def failed(run: TrainingRun, code: str, *, checkpoint: bool = True) -> TrainingRun:

@@ -27,9 +27,9 @@ def proposals(run: TrainingRun) -> dict[str, list[tuple[str, str]]]:
 
 def test_it_proposes_to_need_less_memory(run: TrainingRun) -> None:
     assert proposals(failed(run, "out_of_memory")) == {
-        "Fewer rows at once": [("8", "4"), ("1", "2")],
-        "Layers computed twice": [("no", "yes")],
-        "Shorter rows": [("64", "32")],
+        "Reduce the batch size": [("8", "4"), ("1", "2")],
+        "Turn on gradient checkpointing": [("no", "yes")],
+        "Reduce the maximum sequence length": [("64", "32")],
     }
 
 
@@ -39,11 +39,11 @@ def test_it_goes_on_from_what_was_tried_already(run: TrainingRun) -> None:
     use_smaller_batches(run.job, "out_of_memory")
     run.job.move("fail", error_code="out_of_memory", error_message="Not enough memory.")
     found = proposals(TrainingRun.objects.get())
-    assert found["Fewer rows at once"] == [("8", "2"), ("1", "4")]
+    assert found["Reduce the batch size"] == [("8", "2"), ("1", "4")]
 
 
 def test_it_proposes_a_lower_rate_after_divergence(run: TrainingRun) -> None:
-    assert proposals(failed(run, "diverged")) == {"A lower learning rate": [("0.0002", "0.00007")]}
+    assert proposals(failed(run, "diverged")) == {"Lower the learning rate": [("0.0002", "0.00007")]}
 
 
 @pytest.mark.parametrize("code", ["bad_data", "labels_cut_off", "disk_full", "publish_failed"])
@@ -52,7 +52,7 @@ def test_it_proposes_nothing_that_would_not_help(run: TrainingRun, code: str) ->
 
 
 def test_it_proposes_shorter_rows_alone_where_they_are_too_long(run: TrainingRun) -> None:
-    assert list(proposals(failed(run, "max_length_too_long"))) == ["Shorter rows"]
+    assert list(proposals(failed(run, "max_length_too_long"))) == ["Reduce the maximum sequence length"]
 
 
 def test_a_stopped_run_has_proposals_and_a_working_one_has_none(run: TrainingRun) -> None:
@@ -63,7 +63,7 @@ def test_a_stopped_run_has_proposals_and_a_working_one_has_none(run: TrainingRun
 
 
 @pytest.mark.parametrize(
-    ("longest", "words"), [(30, "no answer is cut"), (60, "About 44 % of the answers lose their end.")]
+    ("longest", "words"), [(30, "no answer is cut"), (60, "About 44 % of the answers are cut.")]
 )
 def test_shorter_rows_say_how_many_answers_they_cut(run: TrainingRun, longest: int, words: str) -> None:
     version = run.dataset_version

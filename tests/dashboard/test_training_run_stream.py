@@ -78,7 +78,7 @@ def test_it_goes_on_after_the_last_event_that_was_seen(vera: User, run: Training
 def test_it_tells_what_is_new_while_it_is_open(
     vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metric_series, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.05)
 
     async def follow() -> str:
         async def work() -> None:
@@ -99,7 +99,7 @@ def test_it_tells_what_is_new_while_it_is_open(
 
 
 def test_it_keeps_a_quiet_line_open(vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_series, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(metric_series, "PING_SECONDS", 0.06)
     _response, text = asyncio.run(read(vera, run, pieces=4))
     found = parse(text)
@@ -108,7 +108,7 @@ def test_it_keeps_a_quiet_line_open(vera: User, run: TrainingRun, monkeypatch: p
 
 
 def test_it_waits_for_the_evaluation(vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_series, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
     job = Evaluation.objects.submit(publish(run), None)
     _response, text = asyncio.run(read(vera, run, pieces=2))
     assert parse(text)[-1][2] == {"state": "succeeded", "over": False}
@@ -120,7 +120,7 @@ def test_it_waits_for_the_evaluation(vera: User, run: TrainingRun, monkeypatch: 
 def test_it_ends_when_the_reader_leaves_the_project(
     vera: User, run: TrainingRun, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metric_series, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
 
     async def follow() -> list[str]:
         pieces = []
@@ -133,9 +133,9 @@ def test_it_ends_when_the_reader_leaves_the_project(
 
 
 def test_it_ends_when_the_readers_account_is_retired(vera: User, run: TrainingRun) -> None:
-    assert metric_series.look(vera, run.pk, Cursor())
+    assert metric_series.latest_update(vera, run.pk, Cursor())
     User.objects.filter(pk=vera.pk).update(is_active=False)
-    assert metric_series.look(vera, run.pk, Cursor()) is None
+    assert metric_series.latest_update(vera, run.pk, Cursor()) is None
 
 
 def test_it_hides_the_run_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:

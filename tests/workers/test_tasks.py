@@ -54,7 +54,7 @@ def test_a_base_model_is_counted(project: Project, tiny_folder: Path, work_off: 
     assert work_off("cpu").state == State.SUCCEEDED
     base.refresh_from_db()
     assert base.is_ready
-    assert base.counted().num_layers == 2
+    assert base.load_census().num_layers == 2
     assert len(base.sha256) == 64
 
 
@@ -114,7 +114,7 @@ def test_a_table_without_known_columns_asks_and_is_imported_again(
     version = Dataset.objects.named(project, "Table", ed).add_version(upload, upload.name, by=ed)
     assert work_off("cpu").error_code == "columns_unclear"
     version.refresh_from_db()
-    assert version.asks_for_columns
+    assert version.needs_columns
     assert version.report["columns"] == ["sentence", "label"]
     version.import_again(ed, prompt_column="sentence", completion_column="label")
     assert work_off("cpu").state == State.SUCCEEDED
