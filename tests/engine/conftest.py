@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, tiny_target, write_canonical
+from workers.engine import artifacts
+from workers.engine.model import load_base
+from workers.engine.train import train
 from workers.events import Event, Metrics
 from workers.hyperparameters import Hyperparameters
 from workers.specs import BaseSpec, DataSpec, TrainSpec
+
+Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Recorder(list[Event]):
@@ -69,3 +76,33 @@ def make_spec(base: BaseSpec, data: DataSpec) -> Callable[..., TrainSpec]:
 @pytest.fixture
 def record() -> Recorder:
     return Recorder()
+
+
+@pytest.fixture
+def train_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainSpec], Logits]:
+    """Train a spec in `tmp_path`; return the logits of its base model, of the trained model, and of the saved
+    adapter as PEFT loads it.
+    """
+    models: list[torch.nn.Module] = []
+    real = artifacts.save_adapter
+
+    def keep(model: torch.nn.Module, *arguments: Any) -> Any:
+        models.append(model)
+        return real(model, *arguments)
+
+    monkeypatch.setattr(artifacts, "save_adapter", keep)
+
+    def run(spec: TrainSpec) -> Logits:
+        learn = spec.hyperparameters
+        train([spec], tmp_path, report=Recorder())
+        ids = torch.arange(3, 43).reshape(2, 20)
+        dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
+        plain = load_base(spec.base, dtype, torch.device("cpu"), in_4bit=learn.load_in_4bit)
+        with torch.no_grad():
+            base = plain(input_ids=ids).logits
+            reloaded = PeftModel.from_pretrained(
+                plain, tmp_path / "arm-0/adapter", autocast_adapter_dtype=learn.autocast_adapter_dtype
+            ).eval()
+            return base, models[-1](input_ids=ids).logits, reloaded(input_ids=ids).logits
+
+    return run

@@ -1,13 +1,13 @@
-"""Tiny models of every family that the presets know, and which names each preset is meant to reach there.
+"""Tiny models of every family that the presets support, and the names that each preset must adapt there.
 
-The names were written down family by family, not derived from the roles that the census finds: they are what
-the census and the presets are held against. A name is the end of a module's name, or of a tensor's where PEFT
-has to be given the tensor; everything in `apart` (towers, projectors) must never be touched.
+The names were written by hand, family by family, and not derived from the census: they are the reference for
+the census and the presets. A name is the end of a module's name, or of a tensor's if PEFT needs the tensor
+(experts). No preset may adapt a name that contains `excluded` (image towers, projectors).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,27 +74,26 @@ class Family:
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
-    reads: str = ""  # what linear attention reads
+    linear_in: str = ""  # input projections of linear attention
     mlp_in: str = "mlp.gate_proj mlp.up_proj"
     down: str = "mlp.down_proj"
-    apart: str = ""  # part of a name that no preset may touch
+    excluded: str = ""  # part of a name that no preset may adapt
     auto: Any = None
-    changes: dict[str, Any] = field(default_factory=dict)
 
     def config(self, model_type: str) -> PreTrainedConfig:
         return AutoConfig.for_model(model_type.partition("/")[0], **self.sizes)
 
     def build(self, model_type: str) -> PreTrainedModel:
-        """A new model on the meta device."""
+        """Return a new model on the meta device."""
         if self.auto is None:
             return build(self.config(model_type))
         with torch.device("meta"):
             model: PreTrainedModel = self.auto.from_config(self.config(model_type))
         return model
 
-    def meant(self, preset: str) -> list[str]:
-        """The ends of the names that a preset is meant to reach."""
-        attention = f"{self.query} {self.key} {self.value} {self.out} {self.reads}"
+    def expected(self, preset: str) -> list[str]:
+        """Return the ends of the names that a preset must adapt."""
+        attention = f"{self.query} {self.key} {self.value} {self.out} {self.linear_in}"
         parts = {
             "efficient": self.out,
             "balanced": f"{self.out} {self.down}",
@@ -131,7 +130,7 @@ SHARED = {
 }
 QWEN_HYBRID = {
     "out": "self_attn.o_proj linear_attn.out_proj",
-    "reads": "linear_attn.in_proj_qkv linear_attn.in_proj_z",
+    "linear_in": "linear_attn.in_proj_qkv linear_attn.in_proj_z",
 }
 LINEAR_THEN_FULL = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
 
@@ -261,7 +260,7 @@ FAMILIES: dict[str, Family] = {
             "layer_types": LINEAR_THEN_FULL,
         },
         out="self_attn.o_proj linear_attn.out_proj",
-        reads="linear_attn.in_proj_qkvz",
+        linear_in="linear_attn.in_proj_qkvz",
         mlp_in="shared_expert.gate_proj.weight shared_expert.up_proj.weight mlp.experts.gate_up_proj",
         down="shared_expert.down_proj.weight mlp.experts.down_proj",
     ),
@@ -330,14 +329,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": Family(
         {"text_config": {**USUAL, "head_dim": 8}, "vision_config": VISION, "mm_tokens_per_image": 4},
-        apart="vision_tower",
+        excluded="vision_tower",
     ),
     "llava": Family(
         {
             "text_config": {"model_type": "llama", **USUAL},
             "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **VISION},
         },
-        apart="vision_tower",
+        excluded="vision_tower",
     ),
     "qwen2_5_vl": Family(
         {
@@ -351,6 +350,6 @@ FAMILIES: dict[str, Family] = {
                 "fullatt_block_indexes": [1],
             },
         },
-        apart="visual",
+        excluded="visual",
     ),
 }

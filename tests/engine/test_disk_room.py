@@ -1,4 +1,4 @@
-"""A run needs room for three checkpoints and 2 GB to spare before it begins; one byte less is refused."""
+"""A run needs room for three checkpoints and a reserve of 2 GB; one byte less is refused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from workers.hyperparameters import Hyperparameters
 from workers.specs import BaseSpec, DataSpec, TargetSpec, TrainSpec
 
 Usage = namedtuple("Usage", "total used free")
-SPARE = 2_000_000_000
+RESERVE = 2_000_000_000
 
 
 @pytest.fixture
 def leave_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """So many bytes are free on every disk."""
+    """Set the free bytes of every disk."""
 
     def leave(free: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**15, 10**15 - free, free))
@@ -29,7 +29,7 @@ def leave_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def make_spec(parameters: int = 1000) -> TrainSpec:
-    """Nothing is read of it but how many parameters are trained."""
+    """Only the number of trained parameters is read from it."""
     return TrainSpec(
         name="tiny",
         base=BaseSpec(path="/nowhere", name="tiny"),
@@ -39,8 +39,8 @@ def make_spec(parameters: int = 1000) -> TrainSpec:
     )
 
 
-def checkpoint(spec: TrainSpec) -> int:
-    """Bytes of one: weight, two moments and the best weight of each parameter, in fp32."""
+def checkpoint_bytes(spec: TrainSpec) -> int:
+    """Return weight, two moments and best weight of each parameter in fp32, in bytes."""
     return spec.target.trainable_parameters * 4 * 4
 
 
@@ -52,35 +52,20 @@ def is_refused(folder: Path, *specs: TrainSpec) -> bool:
     return False
 
 
-def test_three_checkpoints_and_the_reserve_must_fit(
-    tmp_path: Path, leave_free: Callable[[int], None]
+@pytest.mark.parametrize("written", [0, 100])
+@pytest.mark.parametrize("parameters", [[1000], [1000, 2000]])
+def test_three_checkpoints_of_every_arm_and_the_reserve_must_fit(
+    tmp_path: Path, leave_free: Callable[[int], None], parameters: list[int], written: int
 ) -> None:
-    spec = make_spec()
-    enough = 3 * checkpoint(spec) + SPARE
-    leave_free(enough)
-    assert not is_refused(tmp_path, spec)
-    leave_free(enough - 1)
-    assert is_refused(tmp_path, spec)
-
-
-def test_every_arm_counts(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
-    specs = [make_spec(), make_spec(2000)]
-    enough = 3 * sum(map(checkpoint, specs)) + SPARE
+    """The bytes of an earlier attempt's checkpoints count as free."""
+    specs = [make_spec(count) for count in parameters]
+    (tmp_path / "000001").mkdir()
+    (tmp_path / "000001" / "state.safetensors").write_bytes(b"x" * written)
+    enough = 3 * sum(map(checkpoint_bytes, specs)) - written + RESERVE
     leave_free(enough)
     assert not is_refused(tmp_path, *specs)
     leave_free(enough - 1)
     assert is_refused(tmp_path, *specs)
-
-
-def test_existing_checkpoints_count_as_free(tmp_path: Path, leave_free: Callable[[int], None]) -> None:
-    spec, kept = make_spec(), 100
-    (tmp_path / "000001").mkdir()
-    (tmp_path / "000001" / "state.safetensors").write_bytes(b"x" * kept)
-    enough = 3 * checkpoint(spec) - kept + SPARE
-    leave_free(enough)
-    assert not is_refused(tmp_path, spec)
-    leave_free(enough - 1)
-    assert is_refused(tmp_path, spec)
 
 
 def test_existing_checkpoints_never_reduce_the_reserve(
@@ -88,10 +73,10 @@ def test_existing_checkpoints_never_reduce_the_reserve(
 ) -> None:
     spec = make_spec()
     (tmp_path / "000001").mkdir()
-    (tmp_path / "000001" / "state.safetensors").write_bytes(b"x" * (4 * checkpoint(spec)))
-    leave_free(SPARE)
+    (tmp_path / "000001" / "state.safetensors").write_bytes(b"x" * (4 * checkpoint_bytes(spec)))
+    leave_free(RESERVE)
     assert not is_refused(tmp_path, spec)
-    leave_free(SPARE - 1)
+    leave_free(RESERVE - 1)
     assert is_refused(tmp_path, spec)
 
 

@@ -1,4 +1,4 @@
-"""Every preset on every family, attached by PEFT itself: exactly the names meant, counted to the byte.
+"""Every preset on every family, attached by PEFT itself: exactly the expected names, counted to the byte.
 
 `python -m pytest -q tests/engine/test_families.py --durations=0` lists the time of each family.
 """
@@ -40,16 +40,17 @@ ADAPTED = {
 }
 
 
-def meant_names(family: str, slug: str) -> list[str]:
-    """The model's own names that end as the family's table says, in the part that may be touched."""
-    one = FAMILIES[family]
-    model = one.build(family)
+def expected_names(family: str, slug: str) -> list[str]:
+    """Return the model's names that end as the family's table says."""
+    table = FAMILIES[family]
+    model = table.build(family)
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
-    ends = [end if "\\" in end else re.escape(end) for end in one.meant(slug)]
+    ends = [end if "\\" in end else re.escape(end) for end in table.expected(slug)]
     return sorted(
         name
         for name in set(names)
-        if not (one.apart and one.apart in name) and any(re.search(rf"[a-z.]{end}$", name) for end in ends)
+        if not (table.excluded and table.excluded in name)
+        and any(re.search(rf"[a-z.]{end}$", name) for end in ends)
     )
 
 
@@ -64,7 +65,7 @@ def test_presets_attach_exactly_the_expected_names(family: str) -> None:
             config = LoraConfig(r=RANK, lora_alpha=ALPHA, bias="none", **arguments.to_dict())
             model = attach_adapter(FAMILIES[family].build(family), config)
         found = sorted([*model.targeted_module_names, *model.targeted_parameter_names])
-        assert found == meant_names(family, slug), slug
+        assert found == expected_names(family, slug), slug
         assert found == sorted(attached(arguments, counted, RANK)), slug
 
         trainable = sum(item.numel() for item in model.parameters() if item.requires_grad)
@@ -76,7 +77,7 @@ def test_presets_attach_exactly_the_expected_names(family: str) -> None:
 
 
 def peft_attaches(family: str, arguments: Arguments) -> tuple[list[str], int]:
-    """(names, parameters) of what PEFT adapts; nothing where it refuses the names."""
+    """Return (names, parameters) that PEFT adapts; nothing if it refuses the names."""
     with torch.device("meta"):
         config = LoraConfig(r=RANK, lora_alpha=ALPHA, bias="none", **arguments.to_dict())
         try:
@@ -87,8 +88,8 @@ def peft_attaches(family: str, arguments: Arguments) -> tuple[list[str], int]:
     return names, sum(item.numel() for item in model.parameters() if item.requires_grad)
 
 
-def promised(arguments: Arguments, counted: Census) -> tuple[list[str], int]:
-    """The same by the rules in plain Python."""
+def predicted(arguments: Arguments, counted: Census) -> tuple[list[str], int]:
+    """Return the same by the rules in plain Python."""
     try:
         ranks = attached(arguments, counted, RANK)
     except NotConvertible:
@@ -110,7 +111,7 @@ def test_python_rules_equal_peft(family: str) -> None:
     halves, parents = [leaves[0], leaves[-1][1:]], [".".join(g.pattern.split(".")[-2:]) for g in reached]
     for entries, layers in ((leaves, ()), (halves, (0,)), (parents, (0, 1))):
         raw = Arguments(target_modules=tuple(entries), layers_to_transform=layers)
-        assert promised(raw, counted) == peft_attaches(family, raw), (entries, layers)
+        assert predicted(raw, counted) == peft_attaches(family, raw), (entries, layers)
     half = explain(leaves, counted, layers=range(counted.num_layers // 2, counted.num_layers))
     assert not half.refusal
     found = peft_attaches(family, half.arguments(RANK, ALPHA))

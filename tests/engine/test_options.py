@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 
-from tests.engine.conftest import Recorder
+from tests.engine.conftest import Logits, Recorder
 from tests.engine.test_checkpoints import Fuse, Killed, assert_equal_runs, curves, run_on
 from tests.tiny_model import build_tiny_model, tiny_base
-from workers.engine import artifacts, census, lora
+from workers.engine import census, lora
 from workers.engine.model import load_base, read_config
 from workers.engine.train import train
 from workers.errors import SpecError, TargetError
@@ -68,32 +67,11 @@ def with_option(make_spec: MakeSpec) -> Callable[..., TrainSpec]:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_peft_gives_equal_logits_with_each_option(
-    with_option: Callable[..., TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    with_option: Callable[..., TrainSpec], train_and_reload: Callable[[TrainSpec], Logits], name: str
 ) -> None:
-    models: list[torch.nn.Module] = []
-    real = artifacts.save_adapter
-
-    def keep(model: torch.nn.Module, *arguments: Any) -> Any:
-        models.append(model)
-        return real(model, *arguments)
-
-    monkeypatch.setattr(artifacts, "save_adapter", keep)
-    spec = with_option(OPTIONS[name], max_steps=3)
-    train([spec], tmp_path, report=Recorder())
-    ids = torch.arange(3, 43).reshape(2, 20)
-    dtype = torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-    in_4bit = spec.hyperparameters.load_in_4bit
-    plain = load_base(spec.base, dtype, torch.device("cpu"), in_4bit=in_4bit)
-    with torch.no_grad():
-        before = plain(input_ids=ids).logits
-        again = PeftModel.from_pretrained(
-            plain,
-            tmp_path / "arm-0/adapter",
-            autocast_adapter_dtype=spec.hyperparameters.autocast_adapter_dtype,
-        ).eval()
-        own, loaded = models[-1](input_ids=ids).logits, again(input_ids=ids).logits
-    assert torch.equal(own, loaded)
-    assert (own - before).abs().max() > 1e-2
+    base, trained, reloaded = train_and_reload(with_option(OPTIONS[name], max_steps=3))
+    assert torch.equal(trained, reloaded)
+    assert (trained - base).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -1,4 +1,4 @@
-"""Every preset, and choices of one's own, trained for real: the file loads in PEFT and gives equal logits."""
+"""Every preset, and custom selections, trained for real: PEFT loads the adapter with equal logits."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
-from tests.engine.conftest import Recorder
+from tests.engine.conftest import Logits, Recorder
 from tests.engine.families import COMPRESSED, LINEAR_THEN_FULL, VISION
 from tests.tiny_model import build_tiny_model, tiny_base, tiny_target
 from workers.census import Census
-from workers.engine import artifacts, census
-from workers.engine.model import load_base, read_config
+from workers.engine import census
+from workers.engine.model import read_config
 from workers.engine.train import train
 from workers.errors import SpecError, TargetError
-from workers.events import Artifact
 from workers.forecast import adapter_bytes
 from workers.hyperparameters import Hyperparameters
 from workers.presets import PRESETS, resolve
@@ -89,34 +87,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-@pytest.fixture
-def trained(
-    folders: Callable[[str], Path], make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Any]:
-    """Train for three steps; logits of the base, of the model that was saved, and of the file in PEFT."""
-    models: list[torch.nn.Module] = []
-    real = artifacts.save_adapter
-
-    def keep(model: torch.nn.Module, *arguments: Any) -> Artifact:
-        models.append(model)
-        return real(model, *arguments)
-
-    monkeypatch.setattr(artifacts, "save_adapter", keep)
-
-    def run(model_type: str, target: TargetSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        base = tiny_base(folders(model_type))
-        spec = make_spec(base=base, target=target, r=RANK, max_steps=3, learning_rate=5e-2)
-        train([spec], tmp_path / "out", report=Recorder())
-        ids = torch.arange(3, 43).reshape(2, 20)
-        plain = load_base(base, torch.float32, torch.device("cpu"))
-        with torch.no_grad():
-            before = plain(input_ids=ids).logits
-            again = PeftModel.from_pretrained(plain, tmp_path / "out/arm-0/adapter").eval()
-            return before, models[-1](input_ids=ids).logits, again(input_ids=ids).logits
-
-    return run
-
-
 def counted(folder: Path) -> Census:
     return census.count(read_config(folder), has_chat_template=True)
 
@@ -125,43 +95,36 @@ def order(resolution: Resolution) -> TargetSpec:
     return target_spec(resolution, Hyperparameters(r=RANK))
 
 
-@pytest.mark.parametrize(("model_type", "slug"), TRAINED)
-def test_preset_trains_and_peft_gives_equal_logits(
-    model_type: str,
-    slug: str,
-    folders: Callable[[str], Path],
-    trained: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    resolution = resolve(PRESETS[slug].roles, counted(folders(model_type)))
-    before, own, again = trained(model_type, order(resolution))
-    assert torch.allclose(own, again, atol=1e-5)
-    assert (own - before).abs().max() > 1e-3
-    saved = tmp_path / "out/arm-0/adapter/adapter_model.safetensors"
-    assert saved.stat().st_size == adapter_bytes(resolution.matched, RANK)
-
-
 @pytest.mark.parametrize(
-    ("model_type", "selection"),
+    ("model_type", "choice"),
     [
+        *TRAINED,
         ("llama", Selection(("o_proj", "down_proj"), layers="top_half", rank_pattern={"down_proj": 2})),
         ("llama", Selection(("q_proj", "o_proj"), rank_pattern={"o_proj": 4}, alpha_pattern={"q_proj": 32})),
         ("mixtral", Selection(("o_proj", "down_proj"), layers_to_transform=(1,))),
         ("gemma3", Selection(("o_proj",), layers_to_transform=(0,))),
     ],
 )
-def test_custom_layers_and_ranks_train_and_peft_gives_equal_logits(
+def test_presets_and_selections_train_and_peft_gives_equal_logits(
     model_type: str,
-    selection: Selection,
+    choice: str | Selection,
     folders: Callable[[str], Path],
-    trained: Callable[..., Any],
+    make_spec: MakeSpec,
+    train_and_reload: Callable[[TrainSpec], Logits],
     tmp_path: Path,
 ) -> None:
-    resolution = selection.resolve(counted(folders(model_type)))
-    before, own, again = trained(model_type, order(resolution))
-    assert torch.allclose(own, again, atol=1e-5)
-    assert (own - before).abs().max() > 1e-3
-    saved = tmp_path / "out/arm-0/adapter/adapter_model.safetensors"
+    census_of_model = counted(folders(model_type))
+    if isinstance(choice, str):
+        resolution = resolve(PRESETS[choice].roles, census_of_model)
+    else:
+        resolution = choice.resolve(census_of_model)
+    spec = make_spec(
+        base=tiny_base(folders(model_type)), target=order(resolution), r=RANK, max_steps=3, learning_rate=5e-2
+    )
+    base, trained, reloaded = train_and_reload(spec)
+    assert torch.allclose(trained, reloaded, atol=1e-5)
+    assert (trained - base).abs().max() > 1e-3
+    saved = tmp_path / "arm-0/adapter/adapter_model.safetensors"
     assert saved.stat().st_size == adapter_bytes(resolution.matched, RANK)
 
 

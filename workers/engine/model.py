@@ -128,12 +128,9 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
     keep `dtype`. Raises ModelError.
     """
     from safetensors import SafetensorError
-    from transformers.models.auto.configuration_auto import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-        loader = auto_class(config)
-        model = loader.from_pretrained(
+        model = auto_class(read_config(Path(base.path))).from_pretrained(
             base.path,
             dtype=dtype,
             use_safetensors=True,
@@ -142,9 +139,9 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
             **(_quantization_arguments(base, dtype, device) if in_4bit else {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(
-            f"The weights of {base.name} cannot be loaded: {_first_line(error, base)}"
-        ) from error
+        # Users know the model's name, not its folder on the server.
+        reason = _reason(error).replace(base.path, base.name)
+        raise ModelError(f"The weights of {base.name} cannot be loaded: {reason}") from error
     if in_4bit:
         _keep_gradients(model)
     return model.to(device).requires_grad_(False).eval()
@@ -182,11 +179,6 @@ def _keep_gradients(model: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
-
-
-def _first_line(error: Exception, base: BaseSpec) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return line.replace(base.path, base.name)  # users know the model's name, not its folder on the server
 
 
 def max_positions(model: Any) -> int | None:
