@@ -155,7 +155,7 @@ def _asked_range(request: HttpRequest, etag: str, size: int) -> tuple[int, int] 
 
 
 def _refusal(size: int) -> HttpResponse:
-    text = _("This part of the file does not exist. Ask for one range inside the file, or for all of it.")
+    text = _("The requested range is not inside the file. Request one range inside it, or the whole file.")
     response = HttpResponse(text, status=416, content_type="text/plain; charset=utf-8")
     response["Content-Range"] = f"bytes */{size}"
     response["Cache-Control"] = "private, no-store"

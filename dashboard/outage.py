@@ -62,7 +62,7 @@ def outdated(*, is_call: bool) -> HttpResponse:
 def unavailable(*, is_call: bool, may_reload: bool) -> HttpResponse:
     """503, and when to try again; a page that was only read tries again by itself."""
     if is_call:
-        message = _("The database cannot be reached just now. Running work goes on. Try again in a moment.")
+        message = _("The database cannot be reached at the moment. Running jobs continue. Try again shortly.")
         response: HttpResponse = api_error(503, "unavailable", message)
     else:
         shown = {"reload_seconds": RETRY_SECONDS if may_reload else None}

@@ -55,7 +55,7 @@ class Token(HttpBearer):
         if token.projects(self.role).exists():
             return
         if token.scope == ApiToken.Scope.READ:
-            raise PermissionDenied(_("This token may only read. Create one that may also write."))
+            raise PermissionDenied(_("This token has read access only. Create a token with write access."))
         # An owner who has left the project learns of no object in it: the fetch answers 404.
         if token.projects().exists() or not names_an_object:
             raise PermissionDenied(refusal_for(self.role))
@@ -126,7 +126,7 @@ def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
 
 
 def _used_otherwise() -> Refusal:
-    message = _("This `Idempotency-Key` was used for something else. Choose a new one.")
+    message = _("This `Idempotency-Key` was used for a different request. Choose a new one.")
     return invalid("Idempotency-Key", message)
 
 
@@ -185,6 +185,6 @@ def once_only(request: Call, act: str) -> None:
     """Refuse a call repeated with its Idempotency-Key where the first answer held a secret we do not keep."""
     if done_before(request, act) or not first_time(request, act):
         message = _(
-            "A call with this `Idempotency-Key` has done this already; its secret was in that answer."
+            "A request with this `Idempotency-Key` was already processed. Only its response has the secret."
         )
         raise Refusal(409, "already_done", message, "Idempotency-Key")

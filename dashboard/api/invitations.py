@@ -71,6 +71,6 @@ def revoke(request: Call, pk: int) -> Status[None]:
     """Take an open invitation back; its link stops working."""
     invitation = Invitation.objects.fetch(request.auth, pk, Role.MANAGER)
     if invitation.accepted_at:
-        raise Refusal(409, "already_ended", _("This person has joined already."))
+        raise Refusal(409, "already_ended", _("This user has already joined."))
     invitation.delete()
     return Status(204, None)

@@ -80,4 +80,6 @@ def remove(request: Call, pk: int) -> Status[None]:
 
 def last_manager() -> Refusal:
     """Why nothing was changed, and what to do first."""
-    return Refusal(409, "last_manager", _("This is the only manager. Make somebody else a manager first."))
+    return Refusal(
+        409, "last_manager", _("This is the only manager. Give another member the manager role first.")
+    )

@@ -70,5 +70,5 @@ def row_of(cursor: str) -> int:
         text = ""
     kind, _colon, pk = text.partition(":")
     if kind != "after" or not pk.isdecimal() or len(pk) > 18:
-        raise invalid("cursor", _("`cursor` must be the `next` of an earlier page."))
+        raise invalid("cursor", _("`cursor` must be the `next` value of a previous page."))
     return int(pk)

@@ -78,7 +78,7 @@ def refuse_others(given: Sequence[str], known: Sequence[str]) -> None:
     """Refuse the first name that is not known."""
     for name in given:
         if name not in known:
-            raise invalid(name, _("There is no `%(name)s` here.") % {"name": name[:100]})
+            raise invalid(name, _("`%(name)s` is not a known field.") % {"name": name[:100]})
 
 
 def install(api: NinjaAPI) -> None:
@@ -92,14 +92,14 @@ def missing(_request: HttpRequest) -> HttpResponse:
     return api_error(
         404,
         "not_found",
-        _("There is nothing at this address. None ends with a slash; see /api/v1/docs for all of them."),
+        _("No endpoint has this address. Addresses do not end with a slash; /api/v1/docs lists them all."),
     )
 
 
 def method_not_allowed(methods: Iterable[str]) -> HttpResponse:
     """The right address with a method that it does not have."""
     allowed = ", ".join(sorted(methods))
-    answer = api_error(405, "method_not_allowed", _("This address answers to %s.") % allowed)
+    answer = api_error(405, "method_not_allowed", _("This endpoint supports %s.") % allowed)
     answer.headers["Allow"] = allowed
     return answer
 
@@ -118,7 +118,7 @@ def _sentence(error: dict[str, Any], field: str) -> str:
     if kind == "missing":
         return _("`%(field)s` is missing.") % name if field else _("Send a JSON object.")
     if kind == "extra_forbidden":
-        return _("There is no `%(field)s` here.") % name
+        return _("`%(field)s` is not a known field.") % name
     if kind == "value_error":
         return str(context.get("error", error["msg"]))
     if kind.startswith("int_"):
@@ -166,7 +166,7 @@ def _not_found(_request: HttpRequest, _error: Http404) -> HttpResponse:
 
 
 def _forbidden(_request: HttpRequest, error: PermissionDenied) -> HttpResponse:
-    return api_error(403, "forbidden", str(error) or _("You may not do this."))
+    return api_error(403, "forbidden", str(error) or _("Access denied."))
 
 
 def _unauthorized(_request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
@@ -174,21 +174,25 @@ def _unauthorized(_request: HttpRequest, _error: AuthenticationError) -> HttpRes
 
 
 def _throttled(_request: HttpRequest, _error: Throttled) -> HttpResponse:
-    message = _("This token has made its calls for this minute. Wait as long as Retry-After says.")
+    message = _("The token has reached its rate limit. Wait for the number of seconds in Retry-After.")
     return api_error(429, "too_many_requests", message)
 
 
 def _too_large(_request: HttpRequest, _error: Exception) -> HttpResponse:
-    return api_error(413, "too_large", _("The request is larger than this address takes."))
+    return api_error(413, "too_large", _("The request is larger than this endpoint accepts."))
 
 
 def _unreadable(_request: HttpRequest, _error: Exception) -> HttpResponse:
-    return api_error(422, "unreadable", _("The body cannot be read. Send what the documentation describes."))
+    return api_error(
+        422, "unreadable", _("The request body cannot be read. See the documentation for its format.")
+    )
 
 
 def _conflict(_request: HttpRequest, error: IntegrityError) -> HttpResponse:
     log.warning("An API call met a database constraint: %s", error)
-    return api_error(409, "conflict", _("Another request has just changed this. Look again, then repeat."))
+    return api_error(
+        409, "conflict", _("Another request changed this object at the same time. Reload it and try again.")
+    )
 
 
 def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
@@ -197,7 +201,7 @@ def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
         return expected
     log.error("An API call failed", exc_info=error)
     got_request_exception.send(sender=NinjaAPI, request=request)
-    return api_error(500, "internal_error", _("This is a fault in Graftworks. Its log names the cause."))
+    return api_error(500, "internal_error", _("Internal error. The log of Graftworks shows the cause."))
 
 
 def _refused(_request: HttpRequest, refusal: Refusal) -> HttpResponse:

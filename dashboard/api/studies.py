@@ -217,7 +217,7 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     study = Study.objects.with_facts().of_job(job).first()
     if study is None:
-        message = _("This `Idempotency-Key` was used for something else. Choose a new one.")
+        message = _("This `Idempotency-Key` was used for a different request. Choose a new one.")
         raise invalid("Idempotency-Key", message)
     return Status(202, study_dict(study))
 

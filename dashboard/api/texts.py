@@ -13,14 +13,14 @@ from dashboard.forms.datasets import COLUMN_LENGTH
 def one_line(text: str) -> str:
     """The text as it is kept; refused where a page could not show it."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise ValueError(_("Write one line of plain text."))
+        raise ValueError(_("Enter one line of plain text."))
     return " ".join(text.split())
 
 
 def storable(text: str) -> str:
     """The text as it is; refused where no database can keep it, though JSON can write it."""
     if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise ValueError(_("This holds a character that no column has. Remove it."))
+        raise ValueError(_("Remove the invalid character."))
     return text
 
 

@@ -78,7 +78,7 @@ def create(request: Call, payload: TokenIn) -> Status[NewTokenOut]:
     mine = request.auth.expires_at
     ends = timezone.now() + timedelta(days=payload.days) if payload.days else None
     if mine and (ends is None or ends > mine):
-        raise invalid("days", _("A token cannot make one that works longer than itself."))
+        raise invalid("days", _("A token cannot create a token that expires later than itself."))
     once_only(request, "token-create")
     token, secret = ApiToken.issue(
         request.auth.project, request.auth.user, payload.name, scope=payload.scope, days=payload.days

@@ -11,7 +11,7 @@ from dashboard.models import Project, User
 def free_project_name(name: str) -> str:
     """The name without outer spaces; refuses one that a project has, in any case."""
     if Project.objects.filter(name__iexact=name).exists():
-        raise forms.ValidationError(_("A project of this name exists already. Choose another name."))
+        raise forms.ValidationError(_("A project with this name already exists. Choose another name."))
     return name
 
 
@@ -19,7 +19,7 @@ class ProjectForm(forms.Form):
     """Names a new project."""
 
     name = forms.CharField(
-        label=_("Project name"), max_length=100, help_text=_("For example the team or the product it is for.")
+        label=_("Project name"), max_length=100, help_text=_("For example, the name of a team or product.")
     )
 
     def clean_name(self) -> str:

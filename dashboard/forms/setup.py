@@ -22,7 +22,9 @@ class NewPasswordForm(forms.Form):
         label=_("Password"),
         strip=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text=_("At least 12 characters. A few unrelated words are easy to remember and hard to guess."),
+        help_text=_(
+            "At least 12 characters. Several unrelated words are easy to remember and hard to guess."
+        ),
     )
 
     field_order = ("code", "email", "name", "password", "project")
@@ -47,18 +49,20 @@ class SetupForm(NewPasswordForm):
         label=_("Set-up code"),
         max_length=100,
         widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "spellcheck": "false"}),
-        help_text=_("Printed where Graftworks was started."),
+        help_text=_("Graftworks printed it in the terminal when it started."),
     )
     email = forms.EmailField(
         label=_("E-mail address"),
         max_length=254,
         widget=forms.EmailInput(attrs={"autocomplete": "username"}),
-        help_text=_("You will sign in with it."),
+        help_text=_("You sign in with this address."),
     )
     project = forms.CharField(
         label=_("Project name"),
         max_length=100,
-        help_text=_("Datasets, runs and adapters belong to a project. For example the team's name."),
+        help_text=_(
+            "Datasets, runs and adapters belong to a project. For example, use the name of your team."
+        ),
     )
 
     def clean_project(self) -> str:

@@ -18,8 +18,8 @@ class InvitationForm(forms.Form):
         coerce=Role,
         initial=Role.EDITOR,
         help_text=_(
-            "A viewer reads, compares and downloads. An editor also uploads, starts and stops runs. "
-            "A manager also decides who belongs to the project."
+            "Viewers can read, compare and download. Editors can also upload and start runs. "
+            "Managers can also manage members and settings."
         ),
     )
 
@@ -31,7 +31,7 @@ class InvitationForm(forms.Form):
         """Lower case, and not somebody who is a member already."""
         email = str(self.cleaned_data["email"]).lower()
         if Membership.objects.filter(project=self.project, user__email=email).exists():
-            raise forms.ValidationError(_("This person belongs to the project already."))
+            raise forms.ValidationError(_("This user is already a member of the project."))
         return email
 
 

@@ -21,14 +21,14 @@ class TokenForm(forms.Form):
     """A new token. Viewers are not offered the write scope: the token could never use it."""
 
     name = forms.CharField(
-        label=_("Name"), max_length=100, help_text=_("What will use it, for example “nightly upload”.")
+        label=_("Name"), max_length=100, help_text=_("What the token is for, for example “nightly upload”.")
     )
     scope = forms.TypedChoiceField(
         label=_("Scope"),
         choices=ApiToken.Scope.choices,
         coerce=ApiToken.Scope,
         initial=ApiToken.Scope.READ,
-        help_text=_("Read is enough for watching runs and downloading adapters."),
+        help_text=_("Read access is enough to monitor runs and download adapters."),
     )
     lifetime = forms.TypedChoiceField(label=_("Expires after"), choices=LIFETIMES, coerce=days, initial="90")
 

@@ -1,4 +1,4 @@
-"""What goes by itself, and when: leftovers of dead attempts, old checkpoints and logs, rows nobody reads.
+"""Automatic clean-up, and when: leftovers of dead attempts, old checkpoints and logs, rows nobody reads.
 
 `sweep()` yields after each thing it looked at, so that its caller can do it in small portions. It deletes
 below DATA_DIR alone, follows no link, and takes nothing that a job may still read.

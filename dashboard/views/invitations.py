@@ -55,10 +55,10 @@ def revoke(request: Request, pk: int) -> HttpResponse:
     """Take an open invitation back; its link stops working."""
     invitation = Invitation.objects.fetch(request.user, pk, Role.MANAGER)
     if invitation.accepted_at:
-        messages.error(request, _("%(email)s has joined already.") % {"email": invitation.email})
+        messages.error(request, _("%(email)s has already joined.") % {"email": invitation.email})
         return redirect("team-index")
     invitation.delete()
-    messages.success(request, _("The invitation of %(email)s is taken back.") % {"email": invitation.email})
+    messages.success(request, _("The invitation for %(email)s is revoked.") % {"email": invitation.email})
     return redirect("team-index")
 
 

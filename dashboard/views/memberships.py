@@ -19,7 +19,7 @@ def change(request: Request, pk: int) -> HttpResponse:
     member = Membership.objects.fetch(request.user, pk, Role.MANAGER)
     form = RoleForm(request.POST)
     if not form.is_valid():
-        messages.error(request, _("Choose one of the roles: viewer, editor or manager."))
+        messages.error(request, _("Choose a role: viewer, editor or manager."))
         return redirect("team-index")
     try:
         member.change_role(form.cleaned_data["role"])
@@ -27,7 +27,7 @@ def change(request: Request, pk: int) -> HttpResponse:
         messages.error(request, last_manager(member))
     else:
         words = {"person": member.user, "role": member.get_role_display()}
-        messages.success(request, _("%(person)s: the role is %(role)s now.") % words)
+        messages.success(request, _("%(person)s now has the role %(role)s.") % words)
     return redirect("team-index")
 
 
@@ -40,10 +40,14 @@ def remove(request: Request, pk: int) -> HttpResponse:
     except LastManager:
         messages.error(request, last_manager(member))
     else:
-        messages.success(request, _("%(person)s no longer belongs to the project.") % {"person": member.user})
+        messages.success(
+            request, _("%(person)s is no longer a member of the project.") % {"person": member.user}
+        )
     return redirect("team-index")
 
 
 def last_manager(member: Membership) -> str:
     """Why nothing was changed, and what to do first."""
-    return _("%(person)s is the only manager. Make somebody else a manager first.") % {"person": member.user}
+    return _("%(person)s is the only manager. Give another member the manager role first.") % {
+        "person": member.user
+    }

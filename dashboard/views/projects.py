@@ -29,7 +29,7 @@ def open(request: Request) -> HttpResponse:
 def create(request: Request) -> HttpResponse:
     """A new project, managed by the superuser who founds it."""
     if not request.user.is_superuser:
-        raise PermissionDenied(_("Only an administrator of this installation can add a project."))
+        raise PermissionDenied(_("Only an administrator of this installation can create a project."))
     form = ProjectForm(request.POST or None)
     if not form.is_valid():
         return render(request, "projects/create.html", {"form": form}, status=422 if form.is_bound else 200)
@@ -37,5 +37,5 @@ def create(request: Request) -> HttpResponse:
         project = Project.objects.named(form.cleaned_data["name"])
         project.admit(request.user, Role.MANAGER)
     request.session["project"] = project.pk
-    messages.success(request, _("%(name)s is ready. Invite your team.") % {"name": project})
+    messages.success(request, _("The project %(name)s is ready. Invite your team.") % {"name": project})
     return redirect("team-index")

@@ -29,13 +29,15 @@ def create(request: Request) -> HttpResponse:
     form = SetupForm(request.POST or None)
     # The code comes last, so that a typing error elsewhere does not use up one of its tries.
     if form.is_valid() and not SetupCode.objects.check_code(form.cleaned_data["code"]):
-        form.add_error("code", _("This is not the code. After ten tries, restart Graftworks for a new one."))
+        form.add_error(
+            "code", _("The code is wrong. After ten attempts, restart Graftworks to get a new one.")
+        )
     if not form.is_valid():
         return render(request, "setup/create.html", {"form": form}, status=422 if form.is_bound else 200)
     user = found(form.cleaned_data)
     login(request, user, backend=BACKEND)
     messages.success(
-        request, _("Welcome. You manage %(project)s.") % {"project": form.cleaned_data["project"]}
+        request, _("Welcome. You are the manager of %(project)s.") % {"project": form.cleaned_data["project"]}
     )
     return redirect("home")
 

@@ -101,9 +101,13 @@ def clean_up(request: Request) -> HttpResponse:
         raise PermissionDenied(refusal_for(Role.MANAGER))
     if Installation.objects.is_at_home():
         CleanUp.objects.ask(kept[scope], request.user)
-        messages.success(request, _("The clean-up begins within a minute. The sizes here follow it."))
+        messages.success(
+            request, _("The clean-up starts within a minute. The sizes on this page update afterwards.")
+        )
     else:
-        messages.warning(request, _("Nothing is cleared: the data folder belongs to another database."))
+        messages.warning(
+            request, _("Nothing was deleted because the data folder belongs to another database.")
+        )
     return redirect("storage-index")
 
 

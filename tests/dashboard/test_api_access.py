@@ -210,7 +210,7 @@ def test_two_equal_calls_at_one_moment_start_one_job(
     body = {"file": SimpleUploadedFile("rows.jsonl", b'{"text": "x"}\n'), "name": "Tickets"}
     first = api.post("/api/v1/datasets", body, headers={"Idempotency-Key": "k"})
     looks = iter([None, Job.objects.get()])
-    monkeypatch.setattr(JobQuerySet, "answered", lambda *_args: next(looks))
+    monkeypatch.setattr(JobQuerySet, "find_by_idempotency_key", lambda *_args: next(looks))
     body["file"].seek(0)  # type: ignore[attr-defined]
     second = api.post("/api/v1/datasets", body, headers={"Idempotency-Key": "k"})
     assert (second.status_code, second.json()) == (202, first.json())

@@ -81,7 +81,7 @@ def test_a_person_without_a_project_reads_what_is_missing(client: Client, nobody
     client.force_login(nobody)
     answer = client.get(reverse("team-index"))
     assert answer.status_code == 403
-    assert b"You belong to no project yet" in answer.content
+    assert b"You are not a member of a project" in answer.content
     assert client.get(reverse("home")).status_code == 200
     assert client.get(reverse("account_change_password")).status_code == 200
 

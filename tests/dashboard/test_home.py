@@ -59,12 +59,12 @@ def test_a_new_project_starts_with_the_sample_one_click_away(client: Client, ed:
 def test_a_viewer_is_told_who_can_start(client: Client, vera: User) -> None:
     text = page(client, vera)
     assert "/datasets/sample/" not in text
-    assert "Editors and managers of this project can upload" in text
+    assert "Only editors and managers of this project can upload" in text
 
 
 def test_with_a_dataset_the_next_step_is_the_fine_tune(client: Client, ed: User, dataset: Dataset) -> None:
     text = page(client, ed)
-    assert "Fine-tune with this" in text
+    assert "Fine-tune on this dataset" in text
     assert f"?dataset={dataset.pk}" in text
     assert "Use the sample" not in text
 
@@ -141,7 +141,7 @@ def test_a_failed_import_needs_attention_until_a_newer_upload(
 def test_a_result_is_one_sentence_with_both_scores(client: Client, ed: User, run: TrainingRun) -> None:
     evaluate(publish(run), 0.0, 0.6)
     text = " ".join(page(client, ed).split())
-    assert "Exact match 0.0 % with the base model, 60.0 % with the adapter, on 200 held-out rows." in text
+    assert "Exact match: base model 0.0 %, adapter 60.0 %, on 200 test rows." in text
     assert "in three steps" not in text
 
 
@@ -191,10 +191,10 @@ def test_more_rows_cost_no_more_queries(
     ("hours", "told"),
     [
         (10, ""),
-        (4.9, "81.6 % of the compute budget of"),
+        (4.9, "81.6 % of the compute budget for"),
         (4.5, "0.50 h of 4.5 h are left."),
-        (4, "is used or promised: nothing new can start."),
-        (0, "is used or promised: nothing new can start."),
+        (4, "is used or reserved, so no new work can start."),
+        (0, "is used or reserved, so no new work can start."),
     ],
 )
 def test_it_says_when_little_is_left_of_the_compute_budget(

@@ -31,7 +31,7 @@ def test_its_link_stops_working(client: Client, mara: User, project: Project) ->
 def test_a_used_one_is_left_alone(client: Client, mara: User, ed: User, invitation: Invitation) -> None:
     invitation.accept(ed)
     client.force_login(mara)
-    assert b"has joined already" in client.post(url_of(invitation), follow=True).content
+    assert b"has already joined" in client.post(url_of(invitation), follow=True).content
     assert Invitation.objects.exists()
 
 

@@ -50,7 +50,7 @@ def test_a_stale_row_does_not_fool_the_check(mara: User, ed: User, project: Proj
 @pytest.mark.parametrize("role", ["", "owner", "superuser"])
 def test_an_unknown_role_changes_nothing(client: Client, mara: User, ed: User, role: str) -> None:
     client.force_login(mara)
-    assert b"Choose one of the roles" in client.post(url_of(ed), {"role": role}, follow=True).content
+    assert b"Choose a role" in client.post(url_of(ed), {"role": role}, follow=True).content
     assert role_of(ed) == Role.EDITOR
 
 

@@ -15,7 +15,7 @@ def url_of(user: User) -> str:
 
 def test_the_removed_person_sees_the_project_no_more(client: Client, mara: User, ed: User) -> None:
     client.force_login(mara)
-    assert b"no longer belongs" in client.post(url_of(ed), follow=True).content
+    assert b"is no longer a member" in client.post(url_of(ed), follow=True).content
     assert not ed.projects().exists()
 
 

@@ -48,7 +48,7 @@ def test_the_page_is_gone_once_somebody_exists(client: Client, code: str, mara: 
 def test_a_wrong_code_makes_nothing(client: Client, code: str) -> None:
     answer = client.post(URL, entered("0000-0000-0000-0000"))
     assert answer.status_code == 422
-    assert b"This is not the code" in answer.content
+    assert b"The code is wrong" in answer.content
     assert b"Mara Lindt" in answer.content
     assert not User.objects.exists()
     assert not Project.objects.exists()

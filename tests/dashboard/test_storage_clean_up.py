@@ -172,5 +172,7 @@ def test_a_clean_up_of_another_databases_folder_is_refused(
 ) -> None:
     client.force_login(mara)
     answer = client.post(reverse("storage-clean-up"), {"scope": "project"}, follow=True)
-    assert "Nothing is cleared: the data folder belongs to another database." in answer.content.decode()
+    assert (
+        "Nothing was deleted because the data folder belongs to another database." in answer.content.decode()
+    )
     assert not CleanUp.objects.exists()

@@ -128,18 +128,18 @@ def test_the_page_names_sizes_and_what_is_safe_to_remove(ended: TrainingRun, pag
     text = page()
     for words in (
         "5 kB",
-        "The checkpoints of 1 run that has ended (5 kB). It can then no longer be resumed.",
+        "Checkpoints of 1 ended run (5 kB). You can no longer resume it.",
         "Clean up 5 kB…",
-        "This stays: datasets, adapters, runs",
+        "It keeps datasets, adapters, runs",
         f'<a href="{ended.get_absolute_url()}">{ended.name}</a>',
-        "14 days after the run has ended",
+        "14 days after the run ended",
     ):
         assert words in text
     assert "The whole installation" not in text
 
 
 def test_before_the_first_round_it_says_so(page: Callable[[], str]) -> None:
-    assert "Nothing measured yet" in page()
+    assert "Not measured yet" in page()
 
 
 def test_a_clean_up_that_was_asked_for_is_not_offered_again(
@@ -148,7 +148,7 @@ def test_a_clean_up_that_was_asked_for_is_not_offered_again(
     take_sizes()
     CleanUp.objects.ask(project, mara)
     text = page()
-    assert f"{mara} asked for a clean-up" in text
+    assert f"{mara} requested a clean-up" in text
     assert "Clean up 5 kB…" not in text
 
 
@@ -215,7 +215,7 @@ def test_in_another_databases_folder_no_clean_up_is_offered(
     assert safe_to_remove(page())[0] == "5 kB"
     CleanUp.objects.ask(ended.project, mara)
     mark.write_text("another database wrote this\n")
-    assert "The data folder belongs to another database, so nothing in it is deleted" in page()
+    assert "The data folder belongs to another database, so Graftworks deletes none of its files" in page()
     assert "clean-up-project" not in page()
     assert set(safe_to_remove(page())) == {"–"}
     assert "waits for the dispatcher" not in page(), "it waits for the right folder"

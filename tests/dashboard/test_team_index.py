@@ -15,7 +15,7 @@ def test_a_viewer_sees_members_and_no_controls(client: Client, vera: User, mara:
     client.force_login(vera)
     text = client.get(URL).content.decode()
     assert "mara@example.org" in text
-    assert "Invite somebody" not in text
+    assert "Invite a member" not in text
     assert "Remove" not in text
     assert "Managers of this project can invite" in text
 

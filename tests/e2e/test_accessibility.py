@@ -188,7 +188,7 @@ def test_an_invitation_is_accessible_and_quiet(
 ) -> None:
     page.goto("/team/")
     page.get_by_label("E-mail address").fill("nina@example.org")
-    page.get_by_role("button", name="Send the invitation").click()
+    page.get_by_role("button", name="Send invitation").click()
     link = page.locator("#invitation-link").inner_text()
     guest = browser.new_page()
     with complaints(guest) as complained:

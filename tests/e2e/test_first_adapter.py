@@ -107,7 +107,7 @@ def test_three_clicks_lead_from_home_to_a_running_sample(visitor: Page) -> None:
     visitor.evaluate("sessionStorage.removeItem('clicks')")
     visitor.get_by_role("button", name="Use the sample").click()
     # The page renews itself when the import has ended.
-    visitor.get_by_role("link", name="Fine-tune with this").click(timeout=60_000)
+    visitor.get_by_role("link", name="Fine-tune on this dataset").click(timeout=60_000)
     visitor.get_by_role("button", name="Start fine-tune").click()
     visitor.wait_for_url(re.compile(r"/runs/\d+/$"))
     assert visitor.evaluate("sessionStorage.clicks") == "3"

@@ -11,7 +11,9 @@ from tests.e2e.installation import LAST_STEP, Installation, Person, points_of, s
 from tests.proxy import Proxy
 
 pytestmark = pytest.mark.slow
-GONE = "The server does not answer. Your work there goes on; this page will catch up."
+GONE = (
+    "The server does not respond. Running jobs continue, and this page updates when the connection is back."
+)
 EXPIRED = "Your session has ended. Sign in again."
 # A notice about something that was pressed goes by itself.
 LONGER_THAN_A_NOTICE = 9_000
