@@ -24,6 +24,7 @@ from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
 from dashboard.models.study_export import export_dict, study_dict
+from dashboard.models.study_launch import launch_study
 from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
 from workers.errors import SpecError
 from workers.hyperparameters import hyperparameters_from
@@ -228,7 +229,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
     base_model = inspected(chosen_base_model(request, payload.base_model))
     plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
     with named_as_asked():
-        study = Study.objects.launch(
+        study = launch_study(
             project=request.auth.project,
             by=request.auth.user,
             name=payload.name or _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]},

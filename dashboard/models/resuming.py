@@ -110,7 +110,7 @@ def _has_ended(study: Study) -> bool:
 
 def _go_on(study: Study) -> float:
     try:
-        return study.go_on()
+        return study.reopen()
     except (SpecError, TargetError) as changed:
         words = _("Its study cannot go on: %(why)s Start a run of its own with the same settings.")
         raise IllegalMove(words % {"why": changed.message}) from changed

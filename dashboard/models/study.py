@@ -1,12 +1,11 @@
-"""Studies: the same data and base, trained with several choices of target modules, compared in pairs.
+"""Studies: several choices of target modules, trained on the same data and base model, compared in pairs.
 
 A study has arms, an arm has one run per seed, and all arms of a seed train in one job on one loaded base.
-`Study.advance` queues whatever the ended jobs allow; it may be called at any time by anybody.
+`Study.advance` queues whatever the ended jobs allow; it may be called at any time.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,21 +34,13 @@ from dashboard.models.study_forecast import (
     training_to_come,
 )
 from dashboard.models.study_plan import (
-    DEFAULT_MARGIN,
-    DEFAULT_SEEDS,
     TEST_ROWS,
-    ArmPlan,
-    check_metric,
-    check_plan,
     check_seeds,
-    chosen_reference,
-    with_equal_parameters,
-    with_rate,
 )
 from dashboard.models.study_result import StudyResult, result_of
 from dashboard.models.study_steps import queue_next
 from dashboard.models.study_words import recommended_arm
-from dashboard.models.training_run import TrainingRun, require_4bit_worker
+from dashboard.models.training_run import TrainingRun
 from workers.errors import SpecError, TargetError
 from workers.patterns import PATTERN_LETTERS
 
@@ -58,10 +49,10 @@ if TYPE_CHECKING:
 
 
 class StudyQuerySet(ProjectQuerySet["Study"]):
-    """Studies by what is left to do."""
+    """Queries of studies."""
 
     def with_facts(self) -> StudyQuerySet:
-        """Everything that lists and pages name, in a fixed number of queries."""
+        """Fetch everything that lists and pages show, in a fixed number of queries."""
         return self.select_related(
             "base_model", "dataset_version__dataset", "created_by", "project"
         ).prefetch_related(
@@ -72,82 +63,22 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         )
 
     def unfinished(self) -> StudyQuerySet:
-        """Those that the dispatcher looks after."""
+        """Return the studies that the dispatcher still advances."""
         return self.filter(finished_at=None)
 
     def of_job(self, job: Job) -> StudyQuerySet:
-        """The study whose runs `job` trains or evaluates, if any."""
+        """Return the study whose runs `job` trains or evaluates, if any."""
         trained = models.Q(arms__runs__job=job)
         return self.filter(trained | models.Q(arms__runs__evaluations__job=job)).distinct()
 
     def launched_with(self, project: Project, idempotency_key: str) -> Study | None:
-        """The study that an earlier request with this key started, if any."""
+        """Return the study that an earlier request with this key started, if any."""
         job = Job.objects.find_by_idempotency_key(project, idempotency_key)
         return self.of_job(job).first() if job else None
 
-    def launch(
-        self,
-        *,
-        project: Project,
-        by: User | None,
-        name: str,
-        dataset_version: DatasetVersion,
-        base_model: BaseModel,
-        arms: Sequence[ArmPlan],
-        seeds: Sequence[int] = DEFAULT_SEEDS,
-        budget: str = "equal-rank",
-        metric: str = "",
-        pattern: str = "",
-        reference: str = "",
-        margin: float = DEFAULT_MARGIN,
-        learning_rates: Sequence[float] = (),
-        test_rows: int = TEST_ROWS,
-        confirmed: bool = False,
-        idempotency_key: str = "",
-    ) -> Study:
-        """Freeze the plan and queue its first job, in one transaction; SpecError names the field.
-
-        OverBudget says that the month has no room for all of it.
-
-        `confirmed`: `by` has accepted what the arms' choices leave out or reach besides.
-        """
-        metric = metric or dataset_version.main_metric
-        check_plan(arms, seeds, learning_rates, margin, metric)
-        reference = chosen_reference(arms, reference)
-        check_metric(metric, pattern, dataset_version)
-        require_4bit_worker(arms[0].hyperparameters)
-        study = Study(
-            project=project,
-            created_by=by,
-            name=name,
-            dataset_version=dataset_version,
-            base_model=base_model,
-            budget=budget,
-            metric=metric,
-            pattern=pattern,
-            margin=margin,
-            seeds=list(seeds),
-            learning_rates=sorted(learning_rates),
-            test_rows=test_rows,
-            confirmed_by=by if confirmed else None,
-        )
-        if len(learning_rates) == 1:
-            arms, study.learning_rates = with_rate(arms, learning_rates[0]), []
-        if budget == Study.Budget.EQUAL_PARAMETERS:
-            arms = with_equal_parameters(arms, base_model)
-        with transaction.atomic():
-            study.save()
-            study._create_arms(arms, reference)
-            study._queue_next(idempotency_key)
-            plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
-            study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
-            study.save(update_fields=["forecast_seconds", "forecast"])
-            require_budget(project, study.whole_forecast, by)
-        return study
-
 
 class Study(models.Model):
-    """A comparison that was fixed before it began: arms, seeds, budget, metric, reference and margin."""
+    """A comparison whose arms, seeds, budget, metric, reference and margin are fixed before it starts."""
 
     class Budget(models.TextChoices):
         EQUAL_RANK = "equal-rank", gettext_lazy("Equal rank: what you would do in practice")
@@ -162,18 +93,18 @@ class Study(models.Model):
     margin = models.FloatField()
     seeds = models.JSONField()
     learning_rates = models.JSONField(default=list)
-    # What an answer must hold, where the metric is `regex`.
+    # The regular expression that a correct answer contains, for the metric `regex`.
     pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
     # Seeds added after the start: [{at, seeds, after_result}].
     additions = models.JSONField(default=list)
-    # Who has accepted what the arms' choices leave out or reach besides; each run keeps the sentences.
+    # The user who accepted the warnings about target modules; each run keeps the sentences.
     confirmed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
-    # Of all its training: runs that are not queued yet have no forecast of their own.
+    # Seconds of all its training: runs that are not queued yet have no forecast of their own.
     forecast_seconds = models.FloatField(default=0)
-    # What people were shown: {training, scoring: {low, expected, high}} in seconds, with what came later.
+    # As shown before the start, plus added seeds: {training, scoring: {low, expected, high}} in seconds.
     forecast = models.JSONField(default=dict)
     # A `StudyResult`, written when everything has ended; {} until then.
     stored_result = models.JSONField(default=dict)
@@ -201,19 +132,18 @@ class Study(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("study-detail", args=[self.pk])
 
     def runs(self) -> models.QuerySet[TrainingRun]:
-        """Every run of it, those that only look for a learning rate included."""
+        """Return every run, including the short runs of the search for a learning rate."""
         return TrainingRun.objects.filter(study_arm__study=self)
 
     def final_runs(self) -> list[TrainingRun]:
-        """The runs whose scores count: one for each arm and seed that has begun."""
+        """Return the runs whose scores count: one for each arm and seed that has started."""
         return [run for arm in self.arms.all() for run in arm.final_runs()]
 
     def jobs(self) -> models.QuerySet[Job]:
-        """Every job of it: trainings and evaluations."""
+        """Return its training and evaluation jobs."""
         runs = self.runs()
         return Job.objects.filter(
             models.Q(training_runs__in=runs) | models.Q(evaluations__run__in=runs)
@@ -221,16 +151,16 @@ class Study(models.Model):
 
     @property
     def state(self) -> str:
-        """queued, running, cancelling, succeeded, failed or cancelled: derived from its jobs."""
+        """Return queued, running, cancelling, succeeded, failed or cancelled, derived from its jobs."""
         if self.finished_at:
             if self.cancelled_at and not self.result.comparisons:
                 return State.FAILED if self.stop_reason else State.CANCELLED
             return State.SUCCEEDED if self.result.arms else State.FAILED
-        # Read from what `with_facts` has fetched, so that a list asks for all its studies at once.
+        # From the rows that `with_facts` has fetched, so that a list needs no query per study.
         runs = [run for arm in self.arms.all() for run in arm.runs.all()]
         scoring = [one.job for run in runs for one in run.evaluations.all()]
         jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
-        # Scores may be asked for after a stop, and then it is not being stopped any more.
+        # A re-evaluation may be requested after a stop; the study is then no longer cancelling.
         is_stopped = self.cancelled_at and all(job.is_over for job in jobs)
         if is_stopped or any(job.state == State.CANCELLING for job in jobs):
             return State.CANCELLING
@@ -239,17 +169,17 @@ class Study(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Return whether all of its jobs have ended."""
         return self.finished_at is not None
 
     @property
     def scores_are_open(self) -> bool:
-        """Whether its scores are told: before the end nobody is to stop it at a lucky moment."""
+        """Return whether scores are shown: not before the end, so that no one stops at a lucky moment."""
         return self.is_over
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Why not one arm came through, or None."""
+        """Return why no arm came to a result, or None."""
         if self.state != State.FAILED:
             return None
         if self.stop_reason:
@@ -289,73 +219,72 @@ class Study(models.Model):
 
     @property
     def seconds_to_come(self) -> float:
-        """What the forecast holds for runs that are not queued yet, and for adapters without scores."""
+        """Return the forecast seconds of runs that are not queued yet and of adapters without scores."""
         return max(0.0, self.forecast_seconds - seconds_queued(self)) + scoring_to_come(self)
 
     @property
     def whole_forecast(self) -> float:
-        """Seconds of all its training and scoring."""
+        """Return the forecast seconds of all its training and scoring."""
         return self.forecast_seconds + scoring_forecast(self)
 
-    # What happens next
+    # Progress
 
     def advance(self) -> None:
-        """Queue whatever the jobs that have ended allow; conclude when nothing is left. Idempotent."""
+        """Queue what the ended jobs allow; write the result when nothing is left. Idempotent."""
         try:
             with transaction.atomic():
                 self.lock()
                 if not self.cancelled_at:
                     self._queue_next()
         except (SpecError, TargetError) as changed:
-            # The base model or a config has changed since the launch: what is done is judged, no more.
+            # The base model or a config has changed since the launch: compare what has finished.
             self.request_cancel(reason=changed.message)
-        if self.finished_at is None and not self._works():
+        if self.finished_at is None and not self._has_open_jobs():
             self._conclude()
 
     def lock(self) -> None:
-        """One caller at a time, who sees what the one before has left; else both queue the same seed."""
+        """Lock and reload the row; without the lock two callers would queue the same seed."""
         self.refresh_from_db(from_queryset=Study.objects.select_for_update())
 
-    def _works(self) -> bool:
+    def _has_open_jobs(self) -> bool:
         return self.jobs().exclude(state__in=TERMINAL).exists()
 
     def _queue_next(self, idempotency_key: str = "") -> None:
         all_queued = queue_next(self, idempotency_key)
-        # Arms that were lost in the search get no seeds, and a rate that lost gets none either.
+        # An arm whose search failed gets no seeds.
         if all_queued and self.forecast_seconds != (queued := seconds_queued(self)):
             self.forecast_seconds = queued
             self.save(update_fields=["forecast_seconds"])
 
     def _conclude(self) -> None:
-        """Write the numbers of the verdict and the end."""
-        # Outside of the lock: the draws take a second, and a second caller would find the same.
+        """Write the result and the end."""
+        # Outside of the lock: the bootstrap takes a second, and a second caller computes the same numbers.
         self.stored_result = result_of(self).to_dict()
         # Forms read it at every change; without it they would read the size of every run.
         self.stored_result["recommended"] = recommended_arm(self)
         with transaction.atomic():
             Study.objects.select_for_update().get(pk=self.pk)
-            if not self._works():
+            if not self._has_open_jobs():
                 unfinished = Study.objects.filter(pk=self.pk, finished_at=None)
                 unfinished.update(stored_result=self.stored_result, finished_at=Now())
         self.refresh_from_db(fields=["stored_result", "finished_at"])
 
     @property
     def train_rows(self) -> int:
-        """Rows that each run learns from."""
         return int(self.dataset_version.splits.get("train", 0))
 
     def request_cancel(self, by: User | None = None, *, reason: str = "") -> bool:
-        """Stop it, and judge what there is where nothing works any more. False if it had ended."""
+        """Stop the study and compare what has finished. Return False if it had ended."""
         if not self.stop(by, reason=reason):
             return False
         self.advance()
         return True
 
     def stop(self, by: User | None = None, *, reason: str = "") -> bool:
-        """Ask every job of it to stop, or none; runs that have finished keep their adapters.
+        """Request the stop of every job in one transaction. Return False if the study had ended.
 
-        `reason`: why it stops by itself, which leaves alone what somebody is stopping already, perhaps with
-        something kept. False if it had ended. What follows from it, `advance` does.
+        Finished runs keep their adapters. `reason`: why the study stops without a user; stops that a user
+        has requested already, perhaps with a checkpoint to keep, are left alone. Call `advance` afterwards.
         """
         with transaction.atomic():
             self.lock()
@@ -363,20 +292,19 @@ class Study(models.Model):
                 return False
             Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
             self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
-            # Whoever moves several jobs in the queue does so first as well; workers have one job each.
+            # Every caller that changes several jobs locks the project first, which rules out deadlocks.
             self.project.hold()
             open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
-            # Locked, so that nobody asks to keep something between the look at a job and its stop.
+            # Locked, so that no other stop request comes between reading a job and stopping it.
             for job in Job.objects.select_for_update().filter(pk__in=open_ones).order_by("pk"):
                 if not (reason and job.is_stop_requested):
                     job.request_cancel(by)
         return True
 
-    def go_on(self) -> float:
-        """A run of it that had ended was queued again: there is more to judge, and perhaps more to train.
+    def reopen(self) -> float:
+        """Continue after a run was queued again; return the forecast seconds of what follows besides it.
 
-        Seconds of what follows besides that run. Call it with the study locked; SpecError and TargetError
-        say why the study cannot go on.
+        The caller holds the lock. Raises SpecError or TargetError if the study cannot continue.
         """
         had_ended = self.finished_at is not None
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
@@ -387,18 +315,15 @@ class Study(models.Model):
             self.save(update_fields=["forecast_seconds"])
         return self.seconds_to_come
 
-    # What comes later
+    # Added seeds
 
     @property
     def may_grow(self) -> bool:
-        """Whether seeds can be added: what comes would be compared with what is there."""
+        """Return whether seeds can be added."""
         return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
 
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
-        """Train every arm with more seeds and judge anew; what is done is used again.
-
-        Raises OverBudget where the month has no room for them.
-        """
+        """Train every arm with more seeds and compare again; finished runs are kept. Raises OverBudget."""
         with transaction.atomic():
             self.lock()
             fresh = [seed for seed in seeds if seed not in self.seeds]
@@ -406,19 +331,9 @@ class Study(models.Model):
                 raise SpecError("seeds", _("Name seeds that the study does not have yet."))
             check_seeds([*self.seeds, *fresh])
             self.seeds = [*self.seeds, *fresh]
-            # Not of the runs that are there: an arm has none while its learning rate is looked for.
+            # From the plans and not from runs: an arm has none during the search for its learning rate.
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
             self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
-
-    def _create_arms(self, plans: Sequence[ArmPlan], reference: str) -> None:
-        for position, plan in enumerate(plans):
-            self.arms.create(
-                position=position,
-                name=plan.name,
-                is_reference=plan.name == reference,
-                target_module_config=plan.config,
-                hyperparameters=dataclasses.asdict(plan.hyperparameters),
-            )
 
     def _grow(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
         """Reopen the study for the new seeds; record when they came and whether a result was known."""
@@ -426,7 +341,7 @@ class Study(models.Model):
         after_result = bool(self.finished_at and self.result.comparisons)
         addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
         self.additions = [*self.additions, addition]
-        # What an ended study has never queued does not come any more.
+        # An ended study never queues what it had left.
         self.forecast = plan.added_to(self.forecast)
         self.forecast_seconds = plan.promised + (
             seconds_queued(self) if self.finished_at else self.forecast_seconds

@@ -20,6 +20,7 @@ from dashboard.forms.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
 from dashboard.gate import Request
 from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models.study_launch import launch_study
 from dashboard.models.study_limits import added_seeds
 from dashboard.models.study_plan import MOST_SEEDS, rates_to_try
 from dashboard.models.study_words import amount, more_seeds, sentence
@@ -85,7 +86,7 @@ def launched(request: Request, form: StudyForm) -> Study | None:
 
     def launch(key: str) -> Study:
         values = form.cleaned_data
-        return Study.objects.launch(
+        return launch_study(
             project=request.project,
             by=request.user,
             name=values["name"],

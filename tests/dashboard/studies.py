@@ -19,6 +19,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
+from dashboard.models.study_launch import launch_study
 from tests.conftest import finish
 from workers.hyperparameters import Hyperparameters
 
@@ -46,7 +47,7 @@ def make_study(
     assert isinstance(version, DatasetVersion)
     values: dict[str, object] = {"name": "Placement", "seeds": [1, 2, 3], "metric": "exact_match"}
     arms = plan.pop("arms", None) or make_arms(*slugs)
-    return Study.objects.launch(
+    return launch_study(
         project=project,
         by=by,
         dataset_version=version,

@@ -24,6 +24,7 @@ from dashboard.models import (
 )
 from dashboard.models.evaluation import EvaluationQuerySet
 from dashboard.models.forecast import RunForecaster
+from dashboard.models.study_launch import launch_study
 from tests.conftest import make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies import end_training, make_arms
@@ -147,7 +148,7 @@ def leave() -> None:
 def make_packed_study(project: Project, dataset: Dataset, base_model: BaseModel, by: User) -> Study:
     version = dataset.newest_ready()
     assert version
-    return Study.objects.launch(
+    return launch_study(
         project=project,
         by=by,
         name="Placement",

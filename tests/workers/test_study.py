@@ -20,6 +20,7 @@ from dashboard.models import (
     TargetModuleConfig,
     User,
 )
+from dashboard.models.study_launch import launch_study
 from dashboard.models.study_words import sentence
 from workers.hyperparameters import Hyperparameters
 
@@ -43,7 +44,7 @@ def launch(project: Project, ed: User, real_base: BaseModel, real_dataset: Datas
             "seeds": [1, 2, 3],
             "name": "Placement",
         }
-        return Study.objects.launch(
+        return launch_study(
             project=project,
             by=ed,
             dataset_version=version,

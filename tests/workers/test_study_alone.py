@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 
 from dashboard.models import BaseModel, Dataset, DatasetVersion, Project, Study, User
+from dashboard.models.study_launch import launch_study
 from tests.conftest import finish as end_job
 from tests.workers.conftest import engine_result
 from tests.workers.test_study import WorkOff, arm, finish
@@ -40,7 +41,7 @@ def mixture(db: None, project: Project, tmp_path: Path) -> BaseModel:
 def launch(project: Project, by: User, base: BaseModel, dataset: Dataset, **plan: object) -> Study:
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
-    return Study.objects.launch(
+    return launch_study(
         project=project,
         by=by,
         dataset_version=version,
