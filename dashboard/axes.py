@@ -1,4 +1,4 @@
-"""Axes of figures: which stretch of numbers a picture shows, and where each of them lies in it.
+"""Axes of figures: the range of numbers that a figure shows, and the position of each number.
 
 Places are percent of the width, or pixels from the top. Knows neither studies nor words.
 """
@@ -26,14 +26,14 @@ LEAST_GAIN = 1.5
 
 @dataclass(frozen=True)
 class Axis:
-    """A stretch of numbers, and where each of them lies."""
+    """A range of numbers, with the position of each of them."""
 
     low: float
     high: float
 
     @classmethod
     def around(cls, values: Iterable[float], *, zero: bool = False) -> Axis:
-        """Whatever shows all of `values`, with 0 if wanted; never of no length."""
+        """Return an axis that shows all values, and 0 if wanted; its length is never 0."""
         known = [*values, *([0.0] if zero else [])]
         low, high = min(known, default=0.0), max(known, default=1.0)
         if high - low < 1e-9:
@@ -42,24 +42,24 @@ class Axis:
         return cls(low, high)
 
     def share(self, value: float) -> float:
-        """From 0 to 1 within the axis."""
+        """Return the position from 0 to 1 within the axis."""
         return (value - self.low) / (self.high - self.low)
 
     def beyond(self, low: float, high: float) -> str:
-        """On which side a stretch lies wholly outside: left, right or ""."""
+        """Return the side on which a range lies wholly outside: left, right or ""."""
         return "left" if high < self.low else "right" if low > self.high else ""
 
     def across(self, value: float) -> str:
-        """The place from the left."""
+        """Return the distance from the left, in percent."""
         return f"{EDGE + (100 - 2 * EDGE) * self.share(value):.2f}%"
 
     def down(self, value: float, height: float) -> float:
-        """The place from the top of a figure of `height` pixels; high values lie above."""
+        """Return the distance from the top of a figure of `height` pixels; high values lie above."""
         room = height - AXIS_HEIGHT - 2 * LABEL_HEIGHT
         return round(LABEL_HEIGHT + room * (1 - self.share(value)), 1)
 
     def ticks(self, count: int = 4) -> list[float]:
-        """Round numbers within the axis."""
+        """Return round numbers within the axis."""
         rough = (self.high - self.low) / count
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
@@ -67,7 +67,7 @@ class Axis:
         return [round(place * step, 12) for place in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
     def whisker(self, low: float, high: float) -> dict[str, Any]:
-        """Where an interval begins and ends; an end that lies outside is cut at the edge of the figure."""
+        """Return both ends of an interval; an end outside of the axis is cut at the edge of the figure."""
         is_low_cut, is_high_cut = (self.is_outside(value) for value in (low, high))
         return {
             "low": "0%" if is_low_cut else self.across(low),
@@ -77,12 +77,12 @@ class Axis:
         }
 
     def is_outside(self, value: float) -> bool:
-        """Whether it lies beyond an end; what rounding leaves there does not."""
+        """Return whether a value lies beyond an end by more than rounding."""
         slack = 1e-9 * (self.high - self.low)
         return not self.low - slack <= value <= self.high + slack
 
     def upright(self, low: float, high: float, height: float) -> dict[str, Any]:
-        """An interval from below to above in a figure of `height` pixels, cut at its edges."""
+        """Return a vertical interval in a figure of `height` pixels, cut at its edges."""
         low_end, high_end = max(low, self.low), min(high, self.high)
         return {
             "low": self.down(low_end, height),
@@ -94,7 +94,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Span:
-    """A mean with its interval, and the further points that are drawn with it."""
+    """A mean with its interval, and further points drawn with it."""
 
     mean: float
     low: float
@@ -123,7 +123,7 @@ def around_spans(spans: Sequence[Span], *, marks: Iterable[float] = ()) -> Axis:
 
 
 def axis_of(lines: Sequence[dict[str, Any]]) -> Axis:
-    """Whatever shows all lines; the arms alone where a base model far away would press them together."""
+    """Return the axis of all lines, or of the arms alone if a distant base model would compress them."""
     arms, whole = (
         around_spans([Span(line["mean"], line["low"], line["high"], tuple(line["seeds"])) for line in some])
         for some in ([line for line in lines if line["arm"]], lines)
@@ -134,7 +134,7 @@ def axis_of(lines: Sequence[dict[str, Any]]) -> Axis:
 
 
 def places_of(line: dict[str, Any], axis: Axis) -> dict[str, Any]:
-    """Where the marks of a line lie; `beyond` says on which side, if it lies outside of the picture."""
+    """Return the positions of a line's marks; `beyond` names the side if it lies outside of the figure."""
     return {
         "mean": axis.across(line["mean"]),
         **axis.whisker(line["low"], line["high"]),

@@ -1,4 +1,4 @@
-"""Numbers for pictures: curves thinned on the server, and the cursor that says what a page has already.
+"""Curves for charts, thinned on the server, and the cursor that names the points a page has already.
 
 Pure functions from rows to plain values; what they look like is the scripts' business. Knows nothing of HTTP.
 """
@@ -30,14 +30,14 @@ _CURSOR = re.compile(r"(\d{1,9})\.(-1|\d{1,10})\.(-1|\d{1,10})", re.ASCII)
 
 @dataclass(frozen=True)
 class Cursor:
-    """What a page has of a run: the attempt, and the last step of each curve (-1: none)."""
+    """The state of a page's curves: the attempt, and the last step of each curve (-1: none)."""
 
     attempt: int = 0
     steps: tuple[int, ...] = (-1,) * len(CURVES)
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """From a request; whatever cannot be read means that the page has nothing."""
+        """Parse a request's cursor; an invalid one means that the page has nothing."""
         match = _CURSOR.fullmatch(text)
         if match is None:
             return cls()
@@ -49,7 +49,7 @@ class Cursor:
 
 
 def thin(points: Sequence[Point], limit: int = POINTS_SHOWN) -> list[Point]:
-    """At most `limit` points: first, last, and the lowest and highest of equal stretches between them.
+    """Return at most `limit` points: first, last, and the lowest and highest of equal stretches between them.
 
     The same points give the same picture, and no peak is lost.
     """
@@ -70,7 +70,7 @@ def _height(point: Point) -> float:
 
 
 def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
-    """Points that came after `cursor`, and the cursor after them.
+    """Return the points after `cursor`, and the cursor after them.
 
     `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
     """
@@ -95,7 +95,7 @@ def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
 
 
 def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
-    """The attempt whose points the page is about to have.
+    """Return the attempt whose points the page is about to show.
 
     Until a new attempt trains, the stored points are the earlier one's; only then are those cut away that a
     checkpoint has superseded, and the page starts over.
@@ -107,7 +107,7 @@ def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
 
 
 def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float | None]]]:
-    """JSON has no infinity: a gap stands for it."""
+    """Replace infinities and NaN by None, because JSON has none of them."""
     return {
         name: [(step, value if math.isfinite(value) else None) for step, value in points]
         for name, points in curves.items()
@@ -115,7 +115,7 @@ def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float 
 
 
 def finding(series: MetricSeries | None) -> str:
-    """The chart's title: what the loss did, as a sentence."""
+    """Return the chart's title: a sentence about the loss."""
     points = series.points() if series and series.count > 1 else []
     if len(points) < 2:
         return _("Loss by step")
@@ -137,7 +137,7 @@ def _mean(points: Sequence[Point]) -> float:
 
 
 def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
-    """A colour and a dash for each run: its own colour wherever free, so that it keeps it on all pages."""
+    """Return a colour and a dash for each run, its own colour if free, so that it keeps it on all pages."""
     taken: dict[int, dict[str, int]] = {}
     for run_id in run_ids:
         used = {(look["colour"], look["dash"]) for look in taken.values()}
@@ -149,7 +149,7 @@ def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
 
 
 def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
-    """One curve of several runs on one chart."""
+    """Return one curve of several runs for one chart."""
     looks = colours(run.pk for run in runs)
     found = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
     stored = {series.run_id: series for series in found}
@@ -171,7 +171,7 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
 
 
 def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int, list[float | None]]]:
-    """The chart's twin: (step, value of each curve) at some `rows` steps spread over all, ends included."""
+    """Return the chart as a table: (step, value of each curve) at about `rows` steps, ends included."""
     by_step = [dict(points) for points in curves.values()]
     steps = sorted({step for known in by_step for step in known})
     if len(steps) > rows:
@@ -180,7 +180,7 @@ def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int,
 
 
 def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows by length in tokens, from the shortest that occurs to the longest; bars in percent."""
+    """Return rows by length in tokens, from the shortest to the longest; bars in percent."""
     counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
     used = [place for place, count in enumerate(counts) if count]
     if not used:

@@ -1,4 +1,4 @@
-"""Per-item scores of several arms become differences, intervals and one outcome per arm.
+"""Statistics of a study: per-item scores of several arms become differences, intervals and outcomes.
 
 Scores are arrays of shape [seeds, items]; arms and reference are paired by seed and by item. Differences are
 arm minus reference, in the metric's own unit, higher is better. Knows nothing of rows, runs or words.
@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Units:
-    """What a draw takes or leaves as one: an item, the items of a document, or many of either in a bag."""
+    """The units of a draw: an item, the items of a document, or a bag of either."""
 
     place: NDArray[np.intp]  # of each item: its unit
     sizes: Scores  # items of each unit
@@ -71,7 +71,7 @@ class _Units:
 
     @classmethod
     def of(cls, items: int, clusters: Sequence[int] | None) -> _Units:
-        """Each item by itself, or those with the same number in `clusters` together."""
+        """Take each item by itself, or the items with the same number in `clusters` together."""
         place = np.arange(items) if clusters is None else np.unique(clusters, return_inverse=True)[1]
         groups = int(place.max()) + 1
         if groups > BAGS:
@@ -81,7 +81,7 @@ class _Units:
         return cls(place, np.bincount(place).astype(np.float64), groups)
 
     def means(self, scores: Scores, drawn: Scores, seed_weights: Scores) -> Scores:
-        """The mean of every draw: [draws]. `drawn` [draws, units] says how often each unit came."""
+        """Return the mean of every draw: [draws]. `drawn` [draws, units]: how often each unit was drawn."""
         level = scores.mean(axis=1)
         sums = np.stack(
             [np.bincount(self.place, row, len(self.sizes)) for row in scores - level[:, np.newaxis]]
@@ -109,7 +109,7 @@ class _Spread:
     floor: float  # half a width that no interval undercuts
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Percentile bootstrap, widened to `variance` and to Student's t with Satterthwaite's freedom."""
+        """Return the percentile bootstrap interval, widened to `variance` and to Student's t."""
         tail = (1 - level) / 2
         spread = float(self.deviations.std())
         if spread == 0.0 or self.variance == 0.0:
@@ -122,7 +122,7 @@ class _Spread:
         )
 
     def p(self) -> float:
-        """The smallest 1 - level whose interval leaves 0 out, by bisection on the level."""
+        """Return the smallest 1 - level whose interval excludes 0, by bisection on the level."""
         least, most = 1 / (len(self.deviations) + 1), 1.0
         if not self._excludes_zero(1 - least):
             for _ in range(30):
@@ -144,7 +144,7 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
-    """Paired bootstrap over items (or clusters of items that share a document) and seeds."""
+    """Compare by paired bootstrap over items (or clusters of items that share a document) and seeds."""
     differences = np.asarray(arm, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     spread = _spread(differences, clusters, draws, seed)
     low, high = spread.interval(LEVEL)
@@ -165,7 +165,7 @@ def compare(
 def estimate(
     scores: Scores, clusters: Sequence[int] | None = None, *, draws: int = DRAWS, seed: int = 0
 ) -> Estimate:
-    """An arm's own mean and interval; the base model has one row of scores."""
+    """Return an arm's own mean and interval; the base model has one row of scores."""
     spread = _spread(np.asarray(scores, dtype=np.float64), clusters, draws, seed)
     return Estimate(spread.mean, *spread.interval(LEVEL))
 
@@ -179,7 +179,7 @@ def kept_gain(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate | None:
-    """Share of the reference's gain over the base that the arm keeps, 1.0 = all of it.
+    """Return the share of the reference's gain over the base model that the arm keeps; 1.0 is all of it.
 
     None unless the reference's gain is certainly above 0: a ratio to something near 0 says nothing.
     """
@@ -201,7 +201,7 @@ def kept_gain(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    """Adjust p-values by Holm's step-down method (Scand. J. Statistics 6, 1979); keep their order."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
@@ -211,7 +211,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def outcome(comparison: Comparison, p_adjusted: float, margin: float) -> str:
-    """What may be said of an arm against the reference, given a margin that was fixed before."""
+    """Return what may be said of an arm against the reference, given a margin fixed before the start."""
     if comparison.seeds < MIN_SEEDS:
         return INDICATIVE_ONLY
     if comparison.difference > 0 and p_adjusted < 1 - LEVEL:
@@ -224,7 +224,7 @@ def outcome(comparison: Comparison, p_adjusted: float, margin: float) -> str:
 
 
 def detectable_difference(items: int, *, variance: float = ASSUMED_DISAGREEMENT, arms: int = 1) -> float:
-    """The smallest difference that `items` test rows show with 80 % power (Miller, arXiv 2411.00640).
+    """Return the smallest difference that `items` test rows show with 80 % power (Miller, arXiv 2411.00640).
 
     `variance` is that of one item's difference; for right-or-wrong scores the share of items on which two
     arms disagree. A lower bound, as seeds add variance. Holm's first step over `arms` raises the quantile.
@@ -234,17 +234,17 @@ def detectable_difference(items: int, *, variance: float = ASSUMED_DISAGREEMENT,
 
 
 def items_needed(difference: float, *, variance: float = ASSUMED_DISAGREEMENT, arms: int = 1) -> int:
-    """How many test rows show `difference` with 80 % power."""
+    """Return the number of test rows that show `difference` with 80 % power."""
     return math.ceil((detectable_difference(1, variance=variance, arms=arms) / difference) ** 2)
 
 
 def beats_chance(right: int, questions: int, choices: int) -> bool:
-    """Whether guessing among `choices` gives so many right answers in less than 5 % of all tries."""
+    """Return whether guessing among `choices` is that often right with a probability below 5 % (binomial)."""
     return float(binom.sf(right - 1, questions, 1 / choices)) < 1 - LEVEL
 
 
 def seeds_needed(comparison: Comparison, margin: float, *, most: int = 10) -> int | None:
-    """Seeds in all that would probably decide against `margin`; None if not even `most` would.
+    """Return the total seeds that would probably decide against `margin`; None if not even `most` would.
 
     Takes the present difference and spreads as the truth. Items stay, so their variance does too.
     """
@@ -285,7 +285,7 @@ def _spread(differences: Scores, clusters: Sequence[int] | None, draws: int, see
 
 
 def _freedom(item_variance: float, units: int, seed_variance: float, seeds: int) -> float:
-    """Satterthwaite's degrees of freedom of the sum; the seeds' own where they make up most of it."""
+    """Return Satterthwaite's degrees of freedom (Biometrics Bull. 2, 1946); the seeds' if they dominate."""
     if seeds < 2 or seed_variance == 0.0:
         return max(1, units - 1)
     if seed_variance > 2 * item_variance:
@@ -295,7 +295,7 @@ def _freedom(item_variance: float, units: int, seed_variance: float, seeds: int)
 
 
 def _weights(units: int, seeds: int, draws: int, seed: int) -> tuple[Scores, Scores]:
-    """How often each unit comes in each draw [draws, units], and each seed's share of it [draws, seeds]."""
+    """Return the draws' unit counts [draws, units] and seed shares [draws, seeds]."""
     random = np.random.default_rng(seed)
     drawn, random.bit_generator.state = _drawn_units(units, draws, seed)
     return drawn, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
@@ -304,7 +304,7 @@ def _weights(units: int, seeds: int, draws: int, seed: int) -> tuple[Scores, Sco
 # Every arm of a comparison has the same items, so the same draws serve all of them.
 @functools.lru_cache(maxsize=1)
 def _drawn_units(units: int, draws: int, seed: int) -> tuple[Scores, Any]:
-    """How often each unit comes in each draw: [draws, units], and the random state after them."""
+    """Return the draws' unit counts [draws, units], and the random state after them."""
     random = np.random.default_rng(seed)
     drawn = random.multinomial(units, np.full(units, 1 / units), size=draws).astype(np.float64)
     drawn.setflags(write=False)

@@ -224,7 +224,7 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
 
 
 def launch(request: Call, payload: StudyIn, key: str) -> Job:
-    """The first job of the new study. Every id is looked up among what the caller may see."""
+    """Launch the study and return its first job; every id is looked up among what the caller may see."""
     version = newest_version(request, payload.dataset)
     base_model = inspected(chosen_base_model(request, payload.base_model))
     plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
@@ -252,7 +252,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
 
 @contextmanager
 def named_as_asked() -> Iterator[None]:
-    """What a study gives to all its runs is refused by the name that its own body has for it."""
+    """Name the field of the request where the settings of all runs are refused."""
     try:
         yield
     except SpecError as error:
@@ -261,7 +261,7 @@ def named_as_asked() -> Iterator[None]:
 
 
 def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
-    """An arm with its config and resolved settings."""
+    """Return an arm with its config and resolved settings."""
     try:
         config: TargetModuleConfig = config_of(request, arm.target_module_config)
     except Refusal as error:
@@ -295,7 +295,7 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
 
 @router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
-    """Train every arm with more seeds; what is done is used again, and the verdict is computed anew."""
+    """Train every arm with more seeds; finished runs are kept, and the verdict is computed again."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
 
     def grow() -> None:

@@ -1,4 +1,4 @@
-"""Naming a comparison to see it again."""
+"""The form that saves a comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class SavedViewForm(forms.Form):
-    """A name; the choices come from the page's address, of which the view keeps what it knows."""
+    """A name, and the choices from the page's address."""
 
     name = forms.CharField(max_length=80, error_messages={"required": _("Give the comparison a name.")})
     query = forms.CharField(

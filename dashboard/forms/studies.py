@@ -69,7 +69,7 @@ def _number(label: Any, low: int, high: int, sentence: Any = "") -> forms.Intege
 
 
 class StudyForm(HyperparametersForm):
-    """Every field has a default, so that a dataset is all one has to choose."""
+    """The study form; every field but the dataset has a default."""
 
     name = forms.CharField(
         label=gettext_lazy("Name"),
@@ -184,11 +184,11 @@ class StudyForm(HyperparametersForm):
         self.fields["compared_with"].choices = [*((str(pk), name) for pk, name in known), *further]  # type: ignore[attr-defined]
 
     def clean_configs(self) -> list[TargetModuleConfig]:
-        """The rows that are ticked, in the order of the form."""
+        """Return the ticked configs in the order of the form."""
         return [config for config in self.offered if config.pk in self.cleaned_data["configs"]]
 
     def clean_learning_rates(self) -> list[float]:
-        """Numbers between commas or spaces."""
+        """Parse numbers separated by commas or spaces."""
         texts = [text for text in re.split(r"[,;\s]+", self.cleaned_data["learning_rates"]) if text]
         if len(set(texts)) < len(texts) or len(texts) > MOST_RATES:
             raise forms.ValidationError(
@@ -210,7 +210,7 @@ class StudyForm(HyperparametersForm):
         return rates
 
     def clean(self) -> dict[str, Any]:
-        """Build the arms; the name, when left empty, from the dataset."""
+        """Build the arms, and the name from the dataset if it is empty."""
         values = self.cleaned_data
         if empty := length_missing(values, self.errors):
             self.add_error(empty, _("Say how long each run shall be."))
@@ -234,13 +234,13 @@ class StudyForm(HyperparametersForm):
         return values
 
     def refuse(self, error: SpecError) -> None:
-        """Put what the spec refused beside its field."""
+        """Show a refusal of the spec beside its field."""
         name = FIELDS.get(error.field, error.field)
         message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
         self.add_error(name if name in self.fields else None, message)
 
     def to_confirm(self) -> Resolution:
-        """What the ticked arms leave out or reach besides, as one list. May raise TargetError."""
+        """Return the warnings about the arms' target modules as one list. Raises TargetError."""
         base_model = self.cleaned_data.get("base_model")
         if base_model is None:
             return Resolution()
@@ -253,17 +253,17 @@ class StudyForm(HyperparametersForm):
         )
 
     def is_confirmed(self) -> bool:
-        """Whether the very sentences were ticked that these arms want accepted. May raise TargetError."""
+        """Return whether exactly these warnings were accepted. Raises TargetError."""
         return bool(self.cleaned_data["confirmed"] == self.to_confirm().confirmation_key)
 
     def arms(self) -> list[ArmPlan]:
-        """What is ticked, with the settings that all share, and the further ones. May raise SpecError."""
+        """Return the arms: ticked configs with the shared settings, and further arms. Raises SpecError."""
         plans = list(self._plans().values())
         check_names(plans)
         return plans
 
     def _plans(self) -> dict[str, ArmPlan]:
-        """Value of the reference's field -> arm."""
+        """Return value of the reference's field -> arm."""
         learn = self.hyperparameters()
         configs = self.cleaned_data.get("configs") or []
         ticked = {str(config.pk): ArmPlan(name_of(config), config, learn) for config in configs}
@@ -291,14 +291,14 @@ class StudyForm(HyperparametersForm):
             self.add_error(None, sentence)
 
     def reference(self) -> str:
-        """The reference arm's name."""
+        """Return the reference arm's name."""
         return self._plans()[self.cleaned_data["compared_with"]].name
 
     def margin_in_unit(self) -> float:
-        """The margin as it is stored: 2 points are 0.02."""
+        """Return the margin as stored: 2 points are 0.02."""
         return float(self.cleaned_data["margin"]) / POINTS
 
 
 def name_of(config: TargetModuleConfig) -> str:
-    """What an arm is called in the sentence that people will read. Calls of the API take the slug."""
+    """Return an arm's name as sentences show it; the API uses the slug."""
     return str(config.name)

@@ -1,4 +1,4 @@
-"""Further arms of a study's form: a choice of layers with settings of its own, beside those that are ticked.
+"""Further arms in a study's form: a config with its own settings, beside the ticked ones.
 
 Rows of a form set; whatever a row leaves empty is as in all other arms.
 """
@@ -38,7 +38,7 @@ def _own(name: str, label: Any) -> forms.Field:
 
 
 class FurtherArmForm(forms.Form):
-    """One row. Empty, it is no arm."""
+    """One further arm; an empty row is none."""
 
     config = forms.TypedChoiceField(
         label=gettext_lazy("What it adapts"),
@@ -76,7 +76,7 @@ class FurtherArmForm(forms.Form):
 
     @property
     def is_filled(self) -> bool:
-        """Whether it is an arm."""
+        """Return whether the row is an arm."""
         return self.is_valid() and self.cleaned_data.get("config") is not None
 
     def forbid(self, names: Sequence[str], message: str) -> None:
@@ -86,17 +86,17 @@ class FurtherArmForm(forms.Form):
                 self.add_error(name, message)
 
     def plan(self, like: Hyperparameters) -> ArmPlan:
-        """The arm, with the settings of `like` where it has none of its own. May raise SpecError."""
+        """Return the arm, with the settings of `like` where the row is empty. Raises SpecError."""
         config = self.offered[self.cleaned_data["config"]]
         learn = varied(like, {name: self.cleaned_data[name] for name in OWN})
         return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), like, learn), config, learn)
 
 
 class FurtherArms(BaseFormSet):  # type: ignore[type-arg]
-    """The rows."""
+    """The rows of further arms."""
 
     def said(self) -> list[str]:
-        """Every error of every row, with the row and field that it is about."""
+        """Return every error with the row and field that it is about."""
         return [
             _("Further arm %(number)d, %(field)s: %(error)s")
             % {"number": number, "field": form.fields[name].label, "error": error}
@@ -112,7 +112,7 @@ FurtherArmSet = formset_factory(
 
 
 def further_arms(data: Any, offered: Sequence[TargetModuleConfig]) -> FurtherArms:
-    """The rows that were sent; none where nothing of them was."""
+    """Return the rows that were sent, or none."""
     sent = data if data and TOTAL in data else None
     kind: Any = FurtherArmSet
     rows: FurtherArms = kind(sent, prefix=PREFIX, form_kwargs={"offered": offered})
@@ -132,7 +132,7 @@ def with_one_more(data: QueryDict) -> QueryDict:
 
 
 def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:
-    """What an arm is called: its choice of layers, and whatever of its settings is not that of the others."""
+    """Return an arm's name: its config, and the settings that differ from the other arms."""
     usual = dataclasses.asdict(like)
     if like.lora_alpha == 2 * like.r:
         usual["lora_alpha"] = 2 * learn.r

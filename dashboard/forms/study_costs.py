@@ -1,4 +1,4 @@
-"""What a study would cost and what it could show, while its form is being filled in.
+"""The costs and the statistical power of a study, while its form is being filled in.
 
 Estimates from the census, the frozen rows and earlier evaluations alone; starts nothing.
 """
@@ -34,7 +34,7 @@ from workers.targets import Resolution
 
 @dataclass(frozen=True)
 class Card:
-    """One choice of target modules on one base model, and why it cannot be an arm there."""
+    """One choice of target modules on a base model, and why it cannot be an arm there."""
 
     config: TargetModuleConfig
     resolution: Resolution
@@ -43,7 +43,7 @@ class Card:
 
 @dataclass(frozen=True)
 class ArmCost:
-    """An arm with its own rank, and what one run of it needs."""
+    """An arm with its own rank, and the forecast of one of its runs."""
 
     plan: ArmPlan
     forecast: Forecast
@@ -51,7 +51,7 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """The whole study on the device that suits it."""
+    """The costs of the whole study on the device that suits it."""
 
     arms: tuple[ArmCost, ...]
     runs: int
@@ -64,44 +64,44 @@ class Costs:
 
     @property
     def learn(self) -> Hyperparameters:
-        """What all arms share of length and batch."""
+        """Return the length and batch that all arms share."""
         return self.arms[0].plan.hyperparameters
 
     @property
     def all_alone(self) -> bool:
-        """Whether no two runs train in one job."""
+        """Return whether every run trains in a job of its own."""
         return len(self.plan.alone) == len(self.arms)
 
     @property
     def steps(self) -> int:
-        """Steps of each run; 0 without a dataset."""
+        """Return the steps of each run; 0 without a dataset."""
         return self.learn.total_steps(self.train_rows) if self.train_rows else 0
 
     @property
     def rows_read(self) -> int:
-        """Training rows that each run reads, repeats included."""
+        """Return the training rows that each run reads, repeats included."""
         return self.steps * self.learn.rows_per_step
 
     @property
     def passes(self) -> float:
-        """How often each run reads each row."""
+        """Return the number of passes of each run over the training rows."""
         return self.rows_read / self.train_rows if self.train_rows else 0.0
 
     @property
     def largest_share(self) -> float:
-        """How many times the smallest arm's parameters the largest has."""
+        """Return the ratio of the largest to the smallest arm's parameters."""
         sizes = [arm.forecast.trainable_parameters for arm in self.arms]
         return max(sizes) / min(sizes) if min(sizes) else 1.0
 
     @property
     def finishes_at(self) -> datetime:
-        """When the last answer is scored if nothing else comes between."""
+        """Return the end of the last evaluation if no other job comes between."""
         waits = self.start.seconds if self.start else 0.0
         return timezone.now() + timedelta(seconds=waits + self.plan.seconds["expected"])
 
     @property
     def too_large(self) -> list[str]:
-        """Arms that fit on no device."""
+        """Return the arms that fit on no device."""
         return [arm.plan.name for arm in self.arms if arm.forecast.main.fit == "too_large"]
 
 
@@ -123,22 +123,22 @@ class Power:
 
     @property
     def difference(self) -> float:
-        """In the metric's unit."""
+        """Return the difference in the metric's unit."""
         return verdicts.detectable_difference(self.groups, variance=self.variance, arms=self.comparisons)
 
     @property
     def groups(self) -> int:
-        """About how many groups these rows come from; as many as there are rows where each stands alone."""
+        """Return about how many groups these rows come from."""
         return max(1, round(self.rows * self.groups_there / self.rows_there))
 
     @property
     def is_too_coarse(self) -> bool:
-        """Whether a difference of the margin would probably stay unseen."""
+        """Return whether a difference of the margin would probably stay undetected."""
         return self.difference > self.margin
 
     @property
     def rows_needed(self) -> int | None:
-        """Test rows that would show a difference of the margin; None for a margin of nothing."""
+        """Return the test rows that would show a difference of the margin; None for a margin of 0."""
         if not self.margin:
             return None
         groups = verdicts.items_needed(self.margin, variance=self.variance, arms=self.comparisons)
@@ -146,34 +146,32 @@ class Power:
 
     @property
     def rows_are_there(self) -> bool:
-        """Whether the dataset has them, and a study may use so many."""
+        """Return whether the dataset has them, and a study may use that many."""
         return self.rows_needed is not None and self.rows_needed <= min(self.rows_there, MOST_ROWS)
 
     @property
     def rows_are_too_many(self) -> bool:
-        """Whether no study may use so many."""
+        """Return whether no study may use that many."""
         return (self.rows_needed or 0) > MOST_ROWS
 
     def words(self, value: float) -> str:
-        """A difference as people read it."""
+        """Return a difference with its unit."""
         if self.unit == "nats":
             return _("%(value)s nats") % {"value": f"{value:.3f}"}
         return _("%(value)s points") % {"value": f"{100 * value:.1f}".removesuffix(".0")}
 
     @property
     def difference_words(self) -> str:
-        """8.1 points."""
         return self.words(self.difference)
 
     @property
     def margin_words(self) -> str:
-        """2 points."""
         return self.words(self.margin)
 
 
 @dataclass(frozen=True)
 class StudyOutlook:
-    """What the form as it stands would start, and what it still lacks."""
+    """The plan of the form as it stands, and the choices that are missing."""
 
     cards: tuple[Card, ...]
     ticked: frozenset[str]
@@ -189,7 +187,7 @@ class StudyOutlook:
 
 
 def study_outlook(form: StudyForm) -> StudyOutlook:
-    """The outlook of a form whose fields have been cleaned, valid or not."""
+    """Return the plan of a form whose fields have been cleaned, valid or not."""
     values = form.cleaned_data
     base_model, version = values.get("base_model"), values.get("dataset_version")
     metric = values.get("metric") or (version.main_metric if version else "")
@@ -223,7 +221,7 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
 
 
 def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: Sequence[ArmPlan]) -> str:
-    """What the primary button asks for; "" when the study can start."""
+    """Return the choice that the primary button asks for; "" when the study can start."""
     if base_model is None:
         return _("Choose a base model")
     if version is None:
@@ -232,7 +230,7 @@ def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: 
 
 
 def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[Card]:
-    """What each choice means on this model."""
+    """Return each config with its target modules on this model."""
     found = []
     for config in configs:
         try:
@@ -245,7 +243,7 @@ def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> li
 
 
 def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: Sequence[float]) -> Costs:
-    """Time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
+    """Return time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
     values = form.cleaned_data
     version, base_model = values.get("dataset_version"), values["base_model"]
     plan = plan_forecast(
@@ -272,7 +270,7 @@ def costs_of_plan(form: StudyForm, arms: Sequence[ArmPlan], seeds: int, rates: S
 
 
 def power_of(form: StudyForm, version: DatasetVersion, metric: str, arms: int) -> Power | None:
-    """What the test rows can show; None for a measure whose spread nothing is known of yet."""
+    """Return what the test rows can show; None for a loss whose variance is not known yet."""
     values = form.cleaned_data
     there = int(version.splits.get("test", 0))
     rows = min(there, values.get("test_rows") or TEST_ROWS)

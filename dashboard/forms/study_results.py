@@ -15,7 +15,7 @@ MOST_SEEDS_AT_ONCE = 5
 
 
 class SeedsForm(forms.Form):
-    """How many seeds to add. `first` is the first one that the page offered, so a double click adds once."""
+    """The number of seeds to add. `first` is the first one the page offered, so a double click adds once."""
 
     count = forms.TypedChoiceField(
         label=gettext_lazy("Seeds to add"),
@@ -35,7 +35,7 @@ class SeedsForm(forms.Form):
 
 
 class ShareLinkForm(forms.Form):
-    """How long a link works, and whether it shows rows of the data."""
+    """The lifetime of a link, and whether it shows rows of the data."""
 
     days = forms.TypedChoiceField(
         label=gettext_lazy("Works for"),
@@ -56,16 +56,16 @@ class ShareLinkForm(forms.Form):
 
 
 class AdapterChoice(forms.ModelChoiceField):  # type: ignore[type-arg]
-    """An adapter of a study by its arm and seed: its own name is long and says the same."""
+    """An adapter of a study, named by its arm and seed."""
 
     def label_from_instance(self, obj: Any) -> str:
-        """As the table of differences names it."""
+        """Return the name as in the table of differences."""
         arm, seed = obj.run.study_arm, obj.run.hyperparameters.get("seed")
         return _("%(arm)s, seed %(seed)s") % {"arm": arm.name if arm else obj.name, "seed": seed}
 
 
 class DecisionForm(forms.Form):
-    """Which adapter is shipped, and why. Of an arm's seeds the first stands first, never the highest."""
+    """The adapter that is shipped, and the reason. An arm's seeds are in order, never by score."""
 
     adapter = AdapterChoice(
         label=gettext_lazy("We ship"), queryset=Adapter.objects.none(), empty_label=gettext_lazy("Choose one")
@@ -89,7 +89,7 @@ class DecisionForm(forms.Form):
 
 
 class ItemsForm(forms.Form):
-    """Two subjects, a seed, which rows, and a word that they hold."""
+    """Two arms, a seed, and a filter of test rows."""
 
     SHOW = (
         ("wins", gettext_lazy("the first is better")),

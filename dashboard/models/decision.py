@@ -1,4 +1,4 @@
-"""What was decided on the evidence of a study: a log that is only ever added to."""
+"""Decisions on the evidence of a study: an append-only log."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class DecisionQuerySet(ProjectQuerySet["Decision"]):
-    """Decisions with what pages name; nobody updates or deletes them."""
+    """Queries of decisions; none is ever updated or deleted."""
 
     def with_facts(self) -> DecisionQuerySet:
-        """Everything that a line of the log names."""
+        """Fetch everything that a line of the log shows."""
         return self.select_related("study", "decided_by", "adapter__run__study_arm")
 
     def record(self, study: Study, adapter: Adapter, reason: str, by: User) -> Decision:
@@ -42,7 +42,7 @@ class DecisionQuerySet(ProjectQuerySet["Decision"]):
 
 
 class Decision(models.Model):
-    """ "We ship this arm, because …", by whom and when."""
+    """An adapter that a user decided to ship, and why."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="decisions")
     study = models.ForeignKey(Study, models.CASCADE, related_name="decisions")
@@ -63,7 +63,7 @@ class Decision(models.Model):
         return f"{self.arm} of {self.study}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Only new ones: a log that can be rewritten proves nothing."""
+        """Refuse changes: a log that can be rewritten proves nothing."""
         if not self._state.adding:
             raise TypeError("Decisions are never changed; write another one.")
         super().save(*args, **kwargs)

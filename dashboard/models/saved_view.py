@@ -1,4 +1,4 @@
-"""A comparison that a project wants to see again: a name, and the choices that the page's address holds."""
+"""Saved comparisons: a name, and the choices in the Compare page's address."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class SavedViewQuerySet(ProjectQuerySet["SavedView"]):
-    """Views by project."""
+    """Queries of saved comparisons."""
 
     def keep(self, project: Project, by: User, name: str, query: str) -> SavedView | None:
-        """Save one; None where the project has one of this name already, which stays as it is."""
+        """Save a comparison; None if the project has one of this name, which stays as it is."""
         view, created = self.get_or_create(
             project=project, name=name, defaults={"query": query, "created_by": by}
         )
@@ -27,7 +27,7 @@ class SavedViewQuerySet(ProjectQuerySet["SavedView"]):
 
 
 class SavedView(models.Model):
-    """Opened by everybody in the project; it shows what the runs hold then, not what they held when saved."""
+    """A comparison that every member of the project can open; it shows the runs as they are then."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="saved_views")
     name = models.CharField(_("name"), max_length=80)
@@ -50,5 +50,4 @@ class SavedView(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """The page that it opens."""
         return f"{reverse('compare')}?{self.query}"

@@ -1,4 +1,4 @@
-"""Read-only links to a study's report, for people without an account."""
+"""Read-only links to a study's report, for readers without an account."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SIGNER = signing.Signer(salt="share-link", sep=".")
 
 
 class ShareLinkQuerySet(ProjectQuerySet["ShareLink"]):
-    """Links by what still works, and by their secret."""
+    """Queries of links."""
 
     def working(self) -> ShareLinkQuerySet:
-        """Neither revoked nor expired."""
+        """Return links that are neither revoked nor expired."""
         return self.filter(revoked_at=None, expires_at__gt=timezone.now())
 
     def with_secret(self, secret: str) -> ShareLink | None:
-        """The working link with this secret; counts that it was opened."""
+        """Return the working link with this secret, and count that it was opened."""
         try:
             _SIGNER.unsign(secret)
         except signing.BadSignature:
@@ -42,7 +42,7 @@ class ShareLinkQuerySet(ProjectQuerySet["ShareLink"]):
 
 
 class ShareLink(models.Model):
-    """Opens one study's report until it expires or is taken back; only its digest is stored."""
+    """A link to one study's report until it expires or is revoked; only its digest is stored."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="share_links")
     study = models.ForeignKey(Study, models.CASCADE, related_name="share_links")
@@ -64,7 +64,7 @@ class ShareLink(models.Model):
 
     @classmethod
     def issue(cls, study: Study, by: User, *, days: int, with_rows: bool = False) -> tuple[ShareLink, str]:
-        """A new link and its secret, which is shown once."""
+        """Create a link; return it with its secret, which is shown once."""
         secret = _SIGNER.sign(secrets.token_urlsafe(32))
         link = cls.objects.create(
             project=study.project,
@@ -77,5 +77,5 @@ class ShareLink(models.Model):
         return link, secret
 
     def revoke(self) -> None:
-        """Stop answering at this link, at once and for good."""
+        """Revoke the link, at once and for good."""
         ShareLink.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=timezone.now())

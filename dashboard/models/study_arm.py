@@ -1,4 +1,4 @@
-"""The arms of a study: each has one run per seed, and perhaps short runs that look for its learning rate."""
+"""The arms of a study: one run per seed, and short runs of the search for a learning rate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from workers.hyperparameters import Hyperparameters
 
 
 def rate_of(run: TrainingRun) -> float:
-    """The learning rate that it was started with."""
+    """Return the learning rate that a run was started with."""
     return float(run.hyperparameters["learning_rate"])
 
 
 class StudyArm(models.Model):
-    """One choice that is compared: target modules, and settings of its own."""
+    """A choice of target modules with its own settings."""
 
     study = models.ForeignKey("dashboard.Study", models.CASCADE, related_name="arms")
     position = models.PositiveSmallIntegerField()
@@ -52,32 +52,32 @@ class StudyArm(models.Model):
 
     @property
     def plan(self) -> ArmPlan:
-        """What it was planned as."""
+        """Return the plan that it was created from."""
         return ArmPlan(self.name, self.target_module_config, Hyperparameters(**self.hyperparameters))
 
     def settings(self, *, seed: int) -> Hyperparameters:
-        """What its run with this seed learns with."""
+        """Return the settings of its run with this seed."""
         learn = dataclasses.replace(Hyperparameters(**self.hyperparameters), seed=seed)
         return dataclasses.replace(learn, learning_rate=self.learning_rate or learn.learning_rate)
 
     def run_name(self, learn: Hyperparameters, rung: int | None) -> str:
-        """What a run of it is called."""
+        """Return the name of one of its runs."""
         what = _("seed %(seed)d") if rung is None else _("rate %(rate)g")
         tail = what % {"seed": learn.seed, "rate": learn.learning_rate}
         return f"{self.study.name[:50]} · {self.name[:40]} · {tail}"
 
     def final_runs(self) -> list[TrainingRun]:
-        """One per seed, oldest first."""
+        """Return one run per seed, oldest first."""
         return sorted((run for run in self.runs.all() if run.rung is None), key=lambda run: run.pk)
 
     def search_runs(self) -> list[TrainingRun]:
-        """Short runs that only look for a learning rate."""
+        """Return the short runs of the search for a learning rate."""
         return sorted((run for run in self.runs.all() if run.rung is not None), key=lambda run: run.pk)
 
     # The search for a learning rate
 
     def next_trials(self) -> tuple[int, list[Hyperparameters]]:
-        """The next rung of the search and what its short runs learn with; nothing when rates are used up."""
+        """Return the next rung of the search and the settings of its short runs; none after the last."""
         rates = self.study.learning_rates
         rungs, rung = halvings(len(rates)), self._last_rung() + 1
         if rung >= rungs:
@@ -95,12 +95,12 @@ class StudyArm(models.Model):
             self.save(update_fields=["learning_rate"])
 
     def _deciding_rung(self) -> int:
-        """The last rung that came to a loss."""
+        """Return the last rung that has a loss."""
         return next((rung for rung in range(self._last_rung(), -1, -1) if self._losses(rung)), 0)
 
     @property
     def is_bracketed(self) -> bool:
-        """Whether rates below and above the chosen one were tried; beyond an edge may lie a better one."""
+        """Return whether lower and higher rates than the chosen one were tried."""
         tried = self.study.learning_rates
         return self.learning_rate is None or not tried or tried[0] < self.learning_rate < tried[-1]
 
@@ -116,7 +116,7 @@ class StudyArm(models.Model):
         return sorted(ranked[: math.ceil(len(self._rung(rung)) / 2)])
 
     def _losses(self, rung: int) -> dict[float, float]:
-        """Learning rate -> held-out loss of the runs of a rung that came through."""
+        """Return learning rate -> validation loss of the finished runs of a rung."""
         found: dict[float, float] = {}
         for run in self._rung(rung):
             loss = run.measured.get("validation_loss") or run.measured.get("train_loss")
@@ -128,20 +128,20 @@ class StudyArm(models.Model):
 
     @property
     def is_measured_alone(self) -> bool | None:
-        """Whether no other run shared a job with one of its runs; None before the first."""
+        """Return whether each of its runs had a job of its own; None before the first."""
         taken = Counter(run.job_id for arm in self.study.arms.all() for run in arm.runs.all())
         runs = self.final_runs()
         return all(taken[run.job_id] == 1 for run in runs) if runs else None
 
     @property
     def is_lost(self) -> bool:
-        """Whether its search has ended without one run that came through."""
+        """Return whether its search has ended without a finished run."""
         runs = self.search_runs()
         return bool(runs) and all(run.is_over for run in runs) and not self._losses(0)
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Why it has no result: every one of its runs has failed. None otherwise."""
+        """Return the first error if all of its runs have failed, else None."""
         runs = self.final_runs() or self.search_runs()
         errors = [run.error for run in runs]
         return errors[0] if errors and all(errors) else None

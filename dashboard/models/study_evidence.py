@@ -1,4 +1,4 @@
-"""What a project's finished studies say about its choices of target modules on a base model."""
+"""The evidence of a project's finished studies about target modules on a base model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ STUDIES_READ = 20
 
 @dataclass(frozen=True)
 class Evidence:
-    """One finished study with its sentence."""
+    """A finished study with its sentence."""
 
     study: Study
     sentence: str
 
 
 def evidence_of(project: Project) -> list[Evidence]:
-    """Studies of the project that compared something, newest first."""
+    """Return the studies of the project that compared something, newest first."""
     studies = Study.objects.with_facts().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
     return [Evidence(study, sentence(study)) for study in studies if study.result.comparisons]
 
 
 def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
-    """Config -> how it compared in this project's studies on this base model."""
+    """Return config -> its outcomes in this project's studies on this base model."""
     counts: dict[int, Counter[str]] = {}
     ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)
     # The form asks at every change, so runs and their settings stay in the database.
@@ -54,7 +54,7 @@ def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Preference:
-    """The choice for which most of a project's decided studies on a base model speak."""
+    """The config that most of a project's decided studies on a base model recommend."""
 
     config_id: int
     speaking: int
@@ -63,7 +63,7 @@ class Preference:
 
     @property
     def sentence(self) -> str:
-        """Why the form begins with it."""
+        """Return the reason for the form's preselection."""
         return ngettext(
             "%(speaking)d of %(count)d study of this project on this base model that came to a clear "
             "result speaks for it, so the form begins with it unless you bring a choice.",
@@ -74,7 +74,7 @@ class Preference:
 
 
 def preference(project: Project, base_model_id: int | None) -> Preference | None:
-    """What the form begins with: the choice that more than half of the decided studies speak for.
+    """Return the config that more than half of the decided studies recommend, to preselect it in the form.
 
     A study is decided when its arms were told apart: one is certainly better than the reference, or as good
     and smaller, or the reference is better than all. None while there is no such study, or no such choice.

@@ -1,4 +1,4 @@
-"""A study as plain JSON: what the API answers, and the file that its verdict can be recomputed."""
+"""A study as plain JSON, for the API and for files from which its verdict can be computed again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dashboard.models.study_words import sentence
 
 
 def study_dict(study: Study) -> dict[str, Any]:
-    """The study without its scores, as every answer of the API has it."""
+    """Return the study without its scores, as the API answers it."""
     result = study.result
     metrics = {arm.position: asdict(arm.metric) for arm in result.arms}
     forgotten = forgetting.study_forgetting(study)
@@ -57,7 +57,7 @@ def study_dict(study: Study) -> dict[str, Any]:
 
 
 def general_questions(study: Study) -> list[dict[str, Any]]:
-    """Every mark of the base model and of each arm and seed that was asked."""
+    """Return the marks of the base model and of each arm and seed on the general questions."""
     found = []
     for place, (name, one) in enumerate(forgetting.study_forgetting(study).items()):
         # All arms have one base model beside them.
@@ -93,7 +93,7 @@ def export_dict(study: Study) -> dict[str, Any]:
 
 
 def item_scores(study: Study) -> list[dict[str, Any]]:
-    """Every score behind the verdict, with the group that its item is drawn with; the base has no seed."""
+    """Return every score behind the verdict with its group; the base model has no seed."""
     (arms, base), groups = scores_of(study), groups_of(study)
     return score_rows(arms, {"base": base}, groups)
 
@@ -112,7 +112,7 @@ def score_rows(
 
 
 def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A run's frozen settings without folders of this installation."""
+    """Return a run's frozen settings without folders of this installation."""
     return {
         name: {key: item for key, item in value.items() if key != "path"}
         if name in ("base", "data")

@@ -1,4 +1,4 @@
-"""What a study's result does not tell: what was not measured, and what makes chosen runs hard to compare."""
+"""The limits of a result: what was not measured, and what makes chosen runs hard to compare."""
 
 from __future__ import annotations
 

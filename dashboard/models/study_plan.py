@@ -1,4 +1,4 @@
-"""The plan of a study: what may be compared, at which budget, and by which metric. Makes no row."""
+"""The plan of a study: its limits, budgets and checks. Creates no rows."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ class ArmPlan:
 
 
 def rates_to_try(parameters: int | None) -> tuple[float, ...]:
-    """Four log-spaced rates around what usually works on a base model of that size."""
+    """Return four log-spaced rates around the usual one for a base model of that size."""
     return RATES_OF_LARGE if (parameters or 0) >= LARGE_MODEL else RATES_OF_SMALL
 
 
 def halvings(rates: int) -> int:
-    """Rungs of the search: each keeps the better half until one rate is left."""
+    """Return the number of rungs: each keeps the better half until one rate is left."""
     return math.ceil(math.log2(rates)) if rates else 0
 
 
 def jobs_of(arms: int, alone: int, seeds: int, rates: int) -> int:
-    """Training jobs in all, where `alone` of the arms share none: one more for each of their runs."""
+    """Return the number of training jobs, where `alone` of the arms need one for each of their runs."""
     shared = 1 if arms > alone else 0
     rungs: list[int] = [math.ceil(rates / 2**rung) for rung in range(halvings(rates))]
     return seeds * (shared + alone) + len(rungs) * shared + alone * sum(rungs)
 
 
 def passes(seeds: int, rates: int) -> float:
-    """How often each arm's training is computed: once for each seed, and in parts while rates are tried."""
+    """Return how many times each arm is trained: once per seed, plus the parts of the search."""
     rungs = halvings(rates)
     shares = [math.ceil(rates / 2**rung) / 2 ** (rungs - rung) for rung in range(rungs)]
     return seeds + float(sum(shares))
 
 
 def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
-    """The settings with some changed; alpha stays twice the rank where it is. May raise SpecError."""
+    """Return the settings with some changed; alpha stays twice the rank if it was. Raises SpecError."""
     own = dataclasses.asdict(learn)
     if learn.lora_alpha == 2 * learn.r:
         del own["lora_alpha"]
@@ -79,7 +79,7 @@ def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
 
 
 def chosen_reference(arms: Sequence[ArmPlan], name: str) -> str:
-    """The reference arm; never "the highest", which could only be picked afterwards."""
+    """Return the reference arm's name: `name`, or else the arm `quality`. Raises SpecError."""
     names = [arm.name for arm in arms]
     if not name:
         if "quality" in names:
@@ -168,7 +168,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def trains_alone(arm: ArmPlan, base_model: BaseModel) -> bool:
-    """Whether it cannot share a loaded base with other arms. May raise TargetError.
+    """Return whether an arm cannot share a loaded base model with others. Raises TargetError.
 
     PEFT keeps one set of adapted experts for each model, and DoRA reads the base's weights in each layer.
     Of a run that is frozen, `TrainingRun.requires_dedicated_base` says the same.
@@ -177,7 +177,7 @@ def trains_alone(arm: ArmPlan, base_model: BaseModel) -> bool:
 
 
 def confirmations(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[str]:
-    """What the arms' choices leave out or reach besides, and somebody must accept. May raise TargetError."""
+    """Return the warnings about the arms' target modules that a user must accept. Raises TargetError."""
     return [
         f"{arm.config}: {sentence}"
         for arm in arms
@@ -186,7 +186,7 @@ def confirmations(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[str]:
 
 
 def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[ArmPlan]:
-    """The arms with ranks that give each about as many parameters as all linear layers at rank 8.
+    """Return the arms with ranks that give each about as many parameters as all linear layers at rank 8.
 
     r is the rank that comes nearest to B, which all linear layers have at rank 8; it is looked for, because
     groups with ranks of their own do not grow evenly. An arm more than 5 % off B is refused, because the
@@ -215,7 +215,7 @@ def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> lis
 
 
 def with_rate(arms: Sequence[ArmPlan], rate: float) -> list[ArmPlan]:
-    """The arms with one learning rate, where there is nothing to choose from."""
+    """Return the arms with one learning rate."""
     return [
         dataclasses.replace(arm, hyperparameters=dataclasses.replace(arm.hyperparameters, learning_rate=rate))
         for arm in arms

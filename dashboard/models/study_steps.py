@@ -1,4 +1,4 @@
-"""What a study queues next: rates to try, seeds to train, adapters to score.
+"""The next jobs of a study: the search for learning rates, seeds to train, adapters to evaluate.
 
 Reads how far its runs have come and queues whatever that allows, so that a crash between two steps loses
 nothing. Called under the study's lock; writes no verdict.
@@ -44,7 +44,7 @@ def queue_next(study: Study, idempotency_key: str = "") -> bool:
 
 
 def _searches(study: Study, idempotency_key: str) -> bool:
-    """Whether rates are still being looked for; queues the next rungs when the last have ended."""
+    """Queue the next rungs of ended ones; return whether the search goes on."""
     if not study.learning_rates:
         return False
     arms = [arm for arm in study.arms.all() if not arm.is_lost]
@@ -92,19 +92,19 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
 
 
 def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
-    """Those that may be together in one batch, and each of the others in one of its own."""
+    """Group the items that may share a batch, and give each of the others its own."""
     shared = [item for item, is_alone in zip(items, alone, strict=True) if not is_alone]
     apart = [[item] for item, is_alone in zip(items, alone, strict=True) if is_alone]
     return [shared, *apart] if shared else apart
 
 
 def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
-    """Score the adapters of a seed that nobody has asked to score yet."""
+    """Queue the evaluation of a seed's adapters that have none."""
     submit_scoring(study, Adapter.objects.filter(run__in=runs, evaluations=None), study.created_by)
 
 
 def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> None:
-    """Score adapters of one seed on the study's rows; the base once in the whole study."""
+    """Queue the evaluation of a seed's adapters on the study's rows, and of the base model once per study."""
     adapters = list(found.select_related("run"))
     for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
         Evaluation.objects.submit_for_study(

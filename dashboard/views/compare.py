@@ -1,4 +1,4 @@
-"""Compare: chosen runs as arms with intervals, side by side, and row by row."""
+"""The Compare page: chosen runs as arms of an unsaved study, side by side, and row by row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHOICES = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside", 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The runs of ?runs=1,2,3 (or repeated), or a list to choose from. Every choice is in the address."""
+    """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
     runs = chosen(request)
     offered = TrainingRun.objects.with_facts().visible_to(request.user).filter(project=request.project)
     views = SavedView.objects.visible_to(request.user).filter(project=request.project)
@@ -148,7 +148,7 @@ def items_context(request: Request, study: UnsavedStudy) -> dict[str, Any]:
 
 
 def one_of(keys: Sequence[str], wanted: str) -> str:
-    """The wanted one where it is there, else the first; "" without any."""
+    """Return the wanted key if it exists, else the first; "" without any."""
     return wanted if wanted in keys else next(iter(keys), "")
 
 
@@ -188,18 +188,18 @@ def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: st
 
 
 def carried(request: Request, *asked: str) -> list[tuple[str, str]]:
-    """The choices that a form carries along: all but those that it asks for."""
+    """Return the choices that a form carries along: all but its own fields."""
     known = known_part(request.GET)
     return [(name, value) for name in known if name not in asked for value in known.getlist(name)]
 
 
 def address_of(request: Request) -> str:
-    """The page's choices as a query, without anything that it does not know."""
+    """Return the page's known choices as a query."""
     return known_part(request.GET).urlencode()
 
 
 def known_part(query: QueryDict) -> QueryDict:
-    """Only the choices of this page, without the page of its list."""
+    """Return only the choices of this page, without the page number of its list."""
     kept = QueryDict(mutable=True)
     for name in CHOICES:
         for value in query.getlist(name):
@@ -210,7 +210,7 @@ def known_part(query: QueryDict) -> QueryDict:
 
 @require_GET
 def export(request: Request) -> HttpResponse:
-    """Everything on the page as one long table: run, kind, name, step, value."""
+    """Return everything on the page as one long table: run, kind, name, step, value."""
     runs = chosen(request)
     header = ["run", "name", "kind", "measure", "step", "value"]
     rows: list[list[str | float | None]] = [list(header), *(row for run in runs for row in lines(run))]
@@ -221,7 +221,7 @@ def export(request: Request) -> HttpResponse:
 
 @require_GET
 def numbers(request: Request) -> HttpResponse:
-    """The comparison as JSON, with every row's score, so that others can compute it anew."""
+    """Return the comparison as JSON, with every row's score, so that it can be computed again."""
     runs = chosen(request)
     if not runs:
         raise Http404
@@ -261,7 +261,7 @@ def verdict_lines(study: UnsavedStudy) -> list[list[str | float | None]]:
 
 
 def chosen(request: Request) -> list[TrainingRun]:
-    """The runs asked for, in that order; 404 when one of them is not there for this person."""
+    """Return the requested runs in their order; 404 if the user may not see one of them."""
     parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in parts if part):
         raise Http404
@@ -300,14 +300,14 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
 
 
 def score_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """One row per metric: base, adapter and difference of each run."""
+    """Return one row per metric: base, adapter and difference of each run."""
     by_run = [{row.metric.name: row for row in charts.score_rows(run)} for run in runs]
     names = dict.fromkeys(name for rows in by_run for name in rows)
     return [{"label": METRICS[name].label, "cells": [rows.get(name) for rows in by_run]} for name in names]
 
 
 def loss_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """Last training loss, last and lowest validation loss of each run."""
+    """Return last training loss, last and lowest validation loss of each run."""
     stored = {
         (series.run_id, series.name): series
         for series in MetricSeries.objects.filter(run__in=runs, name__in=charts.CURVES)
@@ -322,12 +322,12 @@ def loss_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
 
 
 def table_of(curve: dict[str, Any]) -> list[tuple[int, list[float | None]]]:
-    """The twin of one chart, a column per curve in the chart's order."""
+    """Return a chart as a table, a column per curve in the chart's order."""
     return charts.table({str(place): one["points"] for place, one in enumerate(curve["series"])})
 
 
 def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """What the page says in words first: each run's exact match before and after, and on how many rows."""
+    """Return each run's exact match before and after training, and the number of rows."""
     told = []
     for run in runs:
         row = next((row for row in charts.score_rows(run) if row.metric.name == "exact_match"), None)
@@ -338,7 +338,7 @@ def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
 
 
 def lines(run: TrainingRun) -> Iterable[list[str | float | None]]:
-    """Everything about one run for the CSV."""
+    """Return everything about one run for the CSV."""
 
     def line(kind: str, measure: str, value: Any, step: int | None = None) -> list[str | float | None]:
         return [run.pk, run.name, kind, measure, step, value]

@@ -1,4 +1,4 @@
-"""Saved comparisons: named by editors, opened by everybody in the project."""
+"""Saved comparisons: named by editors, opened by every member of the project."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def create(request: Request) -> HttpResponse:
 
 @require_POST
 def delete(request: Request, pk: int) -> HttpResponse:
-    """Forget a saved comparison; its runs stay."""
+    """Delete a saved comparison; its runs stay."""
     view = SavedView.objects.fetch(request.user, pk, Role.EDITOR)
     view.delete()
     messages.success(request, _("Deleted “%(name)s”. Its runs are untouched.") % {"name": view.name})

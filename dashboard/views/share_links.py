@@ -1,4 +1,4 @@
-"""Links to a study's report: managers make and revoke them; whoever has one reads without an account."""
+"""Links to a study's report: managers create and revoke them; they work without an account."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST_MISSES, MISS_SECONDS = 20, 300
 @never_cache
 @require_POST
 def create(request: Request, pk: int) -> HttpResponse:
-    """A new link to the report of a finished study; it is shown once."""
+    """Create a link to the report of a finished study, and show it once."""
     study = Study.objects.fetch(request.user, pk, Role.MANAGER)
     form = ShareLinkForm(request.POST)
     if not study.result.arms:
@@ -42,7 +42,7 @@ def create(request: Request, pk: int) -> HttpResponse:
 
 @require_POST
 def revoke(request: Request, pk: int) -> HttpResponse:
-    """Take a link back; it stops working at once."""
+    """Revoke a link; it stops working at once."""
     link = ShareLink.objects.fetch(request.user, pk, Role.MANAGER)
     link.revoke()
     messages.success(request, _("The link no longer works."))
@@ -53,7 +53,7 @@ def revoke(request: Request, pk: int) -> HttpResponse:
 @never_cache
 @require_GET
 def open(request: HttpRequest, secret: str) -> HttpResponse:
-    """The report behind a link. Wrong, expired and revoked links look the same."""
+    """Show the report behind a link; wrong, expired and revoked links look the same."""
     link = ShareLink.objects.with_secret(secret)
     if link is None:
         return missed(request)
@@ -63,7 +63,7 @@ def open(request: HttpRequest, secret: str) -> HttpResponse:
 
 
 def missed(request: HttpRequest) -> HttpResponse:
-    """404, or 429 for an address that keeps guessing."""
+    """Answer 404, or 429 to an address that keeps guessing."""
     key = f"shared-misses:{get_adapter().get_client_ip(request)}"
     misses = cache.get(key, 0) + 1
     cache.set(key, misses, MISS_SECONDS)
@@ -73,13 +73,13 @@ def missed(request: HttpRequest) -> HttpResponse:
 
 
 def unlisted(answer: HttpResponse) -> HttpResponse:
-    """Kept out of search engines and out of the addresses that other sites are told."""
+    """Keep an answer out of search engines and referrers."""
     answer.headers["X-Robots-Tag"] = "noindex, nofollow"
     answer.headers["Referrer-Policy"] = "no-referrer"
     return answer
 
 
 def address(request: HttpRequest, secret: str) -> str:
-    """The link as it is passed on."""
+    """Return the link's full address."""
     path = reverse("share-link-open", args=[secret])
     return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)

@@ -1,4 +1,4 @@
-"""Studies: the form with its live plan, the list, a page with its live grid, stopping."""
+"""Studies: the form with its live plan, the list, a study's page with its live grid, stop, added seeds."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def create(request: Request) -> HttpResponse:
 
 @require_GET
 def plan(request: Request) -> HttpResponse:
-    """What the form as it stands would start: runs, time, disk, and what the test rows can show."""
+    """Show the plan of the form as it stands: runs, time, disk, and the difference it can detect."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
     return render(request, "studies/_plan.html", {"outlook": study_outlook(form), "form": form})
@@ -75,14 +75,14 @@ def plan(request: Request) -> HttpResponse:
 
 @require_GET
 def arms(request: Request) -> HttpResponse:
-    """What may be compared on the base model in the form, keeping what is ticked."""
+    """Show the configs of the base model in the form, keeping what is ticked."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
     return render(request, "studies/_arms.html", {"outlook": study_outlook(form), "form": form})
 
 
 def launched(request: Request, form: StudyForm) -> Study | None:
-    """The study that the form asks for, or None with the form saying why not."""
+    """Return the study of a valid form, or None with the errors in the form."""
 
     def launch(key: str) -> Study:
         values = form.cleaned_data
@@ -109,7 +109,7 @@ def launched(request: Request, form: StudyForm) -> Study | None:
 
 
 def prefilled(request: Request) -> dict[str, Any]:
-    """What the link brings: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
+    """Return the values of a link: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
     pk, dataset = number(request, "run"), number(request, "dataset")
     if pk is not None:
         run = TrainingRun.objects.fetch(request.user, pk)
@@ -125,7 +125,7 @@ def prefilled(request: Request) -> dict[str, Any]:
 
 
 def number(request: Request, name: str) -> int | None:
-    """A row that the link names; what is no number names none."""
+    """Return the id that the link names; None if it is no number."""
     text = request.GET.get(name, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
@@ -147,7 +147,7 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
 
 
 def drafted(request: Request, form: StudyForm) -> StudyForm:
-    """The form as if it had been sent the way it is prefilled, to estimate with."""
+    """Return the form as if it had been sent with its prefilled values."""
     data = {name: "" if value is None else value for name, value in form.initial.items()}
     draft = StudyForm(data, caller=request.user, project=request.project, initial={})
     draft.full_clean()
@@ -155,7 +155,7 @@ def drafted(request: Request, form: StudyForm) -> StudyForm:
 
 
 def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
-    """The form's page: fields from `form`, numbers from `draft`."""
+    """Return the form's page: fields from `form`, numbers from `draft`."""
     return {
         "form": form,
         "expert_fields": [form[name] for name in SETTINGS],
@@ -177,7 +177,7 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's studies, newest first."""
+    """Show the project's studies, newest first."""
     found = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
     page, following = found.page(request.GET.get("cursor"))
     rows = [{"study": study, "grid": grid_of(study), "verdict": verdict_of(study)} for study in page]
@@ -189,7 +189,7 @@ def index(request: Request) -> HttpResponse:
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """A study: its grid while it works, its verdict first when it is over."""
+    """Show a study: its grid while it runs, its verdict first when it has ended."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
     context = {
@@ -206,7 +206,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def grid(request: Request, pk: int) -> HttpResponse:
-    """The live grid alone. A study that has ended meanwhile has its page loaded anew, with the verdict."""
+    """Show the live grid alone; reload the page of a study that has ended meanwhile."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
     answer = render(request, "studies/_grid.html", grid_context(study, may_edit=may_edit))
@@ -217,7 +217,7 @@ def grid(request: Request, pk: int) -> HttpResponse:
 
 @require_POST
 def cancel(request: Request, pk: int) -> HttpResponse:
-    """Stop every job of it; runs that have finished keep their adapters."""
+    """Stop every job of a study; finished runs keep their adapters."""
     study = Study.objects.fetch(request.user, pk, Role.EDITOR)
     if not study.request_cancel(request.user):
         messages.warning(request, _("It had ended already, so there was nothing to stop."))
@@ -254,7 +254,7 @@ def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
 
 
 def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
-    """What the live region shows; everything comes from the database."""
+    """Return the values of the live region, all from the database."""
     return {
         "study": study,
         "grid": grid_of(study, with_starts=True),
@@ -264,5 +264,5 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
 
 
 def verdict_of(study: Study) -> str:
-    """The sentence; "" before the end."""
+    """Return the verdict sentence; "" before the end."""
     return sentence(study) if study.is_over else ""

@@ -28,7 +28,7 @@ TRAINED_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm with one seed. `kind` says what running means; `percent` is that of its job's present phase."""
+    """One arm with one seed. `kind` names the job that runs; `percent` is that of its present phase."""
 
     seed: int
     state: str
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def share(self) -> float:
-        """How much of its way it has behind it, from 0 to 1."""
+        """Return the completed share, from 0 to 1."""
         if self.state in DONE:
             return 1.0
         at_work = (self.percent or 0) / 100
@@ -71,14 +71,14 @@ class Row:
 
     @property
     def error(self) -> str:
-        """Why a run of it failed, or its search for a rate; "" where nothing has."""
+        """Return the first error of its runs or its search; "" without one."""
         errors = [self.arm.error, *(cell.run.error for cell in self.cells if cell.run)]
         return next((error["message"] for error in errors if error), "")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A seed with the jobs that wait or work for it; the column of the rates has no seed."""
+    """A seed with its open jobs; the column of the learning rates has no seed."""
 
     seed: int | None
     jobs: tuple[Job, ...] = ()
@@ -87,13 +87,13 @@ class Column:
 
     @property
     def job(self) -> Job | None:
-        """The one that works, else the one that came first."""
+        """Return the running job, else the first."""
         return self.jobs[0] if self.jobs else None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that the live region shows."""
+    """The values of the live region."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -101,28 +101,28 @@ class Grid:
 
     @property
     def total(self) -> int:
-        """Cells in all."""
+        """Return the number of cells."""
         return sum(len(row.cells) for row in self.rows)
 
     @property
     def done(self) -> int:
-        """Cells to which nothing more happens."""
+        """Return the number of cells that have ended."""
         return sum(cell.state in DONE for row in self.rows for cell in row.cells)
 
     @property
     def scored(self) -> int:
-        """Cells that have a score."""
+        """Return the number of cells with a score."""
         return sum(cell.state == SCORED for row in self.rows for cell in row.cells)
 
     @property
     def percent(self) -> int:
-        """How far all cells are together; those at work count by what they have behind them."""
+        """Return the completed percent of all cells; running ones count in part."""
         shares = [cell.share for row in self.rows for cell in row.cells]
         return int(100 * sum(shares) / len(shares)) if shares else 0
 
     @property
     def training_left(self) -> float | None:
-        """Seconds until the last seed is trained, if each takes as long as the one at work; None: unknown."""
+        """Return seconds until the last seed is trained, from the running one; None if unknown."""
         if any(column.seed is None and column.jobs for column in self.columns):
             return None
         trainings = [job for one in self.columns for job in one.jobs if job.kind == Job.Kind.TRAIN]
@@ -136,7 +136,7 @@ class Grid:
 
 
 def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
-    """As it stands; `with_starts` asks for the queue while a job of it waits."""
+    """Return the grid; `with_starts` estimates starts from the queue while a job waits."""
     arms = list(study.arms.all())
     rows = tuple(
         Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
@@ -164,7 +164,7 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
 
 
 def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
-    """The jobs that still do something for these runs, those first that somebody works on."""
+    """Return the open jobs of these runs, running ones first."""
     jobs = {run.job_id: run.job for run in runs if run.job and not run.is_over}
     jobs |= {one.job_id: one.job for run in runs for one in run.evaluations.all() if one.job}
     open_ones = [job for job in jobs.values() if not job.is_over]
@@ -172,7 +172,7 @@ def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
 
 
 def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
-    """Where the run of an arm with a seed stands, its evaluation included."""
+    """Return the state of an arm's run with a seed, its evaluation included."""
     run = next((run for run in arm.final_runs() if run.seed == seed), None)
     if run is None:
         return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
@@ -190,12 +190,12 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
 
 
 def percent_of(job: Job | None) -> int | None:
-    """How far a job at work is."""
+    """Return the percent of a running job."""
     return job.percent if job and job.state in AT_WORK and job.total_steps else None
 
 
 def search_of(study: Study, arm: StudyArm) -> Search | None:
-    """Where the search for an arm's learning rate stands; None where the study looks for none."""
+    """Return the state of an arm's search for a learning rate; None in a study without one."""
     if not study.learning_rates:
         return None
     runs = arm.search_runs()

@@ -1,4 +1,4 @@
-"""Single test rows of a study: what two of its subjects answered, and which labels get mixed up."""
+"""Single test rows of a study: two arms' answers side by side, and confused labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTHING = AnswerPage([], {}, 0, 1, 1)
 
 @require_GET
 def items(request: Request, pk: int) -> HttpResponse:
-    """What two subjects answered on the same rows, filtered and searched; the choice is in the address."""
+    """Show two arms' answers on the same rows, filtered and searched; every choice is in the address."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     if not study.is_over or not study.result.arms:
         messages.info(request, _("Answers are shown when the study has come to a result."))
@@ -56,5 +56,5 @@ def items(request: Request, pk: int) -> HttpResponse:
 
 
 def page_number(text: str) -> int:
-    """A page of a list as the address names it; anything else is the first."""
+    """Return the page number of an address; 1 if it is none."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 1
