@@ -75,13 +75,13 @@ class StudyForm(HyperparametersForm):
         label=gettext_lazy("Name"),
         max_length=120,
         required=False,
-        help_text=gettext_lazy("Left empty, it is made from the dataset."),
+        help_text=gettext_lazy("If empty, the name is made from the dataset."),
     )
     dataset_version = _run["dataset_version"]
     base_model = _run["base_model"]
     # Not a field of rows: that one asks the database for whatever number was sent.
     configs = forms.TypedMultipleChoiceField(
-        label=gettext_lazy("What to compare (arms)"),
+        label=gettext_lazy("Arms"),
         coerce=int,
         required=False,
         error_messages={
@@ -89,30 +89,30 @@ class StudyForm(HyperparametersForm):
         },
     )
     seeds = _number(
-        gettext_lazy("How often each arm is trained (seeds)"),
+        gettext_lazy("Seeds per arm"),
         1,
         MOST_SEEDS,
         gettext_lazy(
-            "Each time with another order of rows. Fewer than 3 give no verdict, only an indication."
+            "Each arm is trained once per random seed. Fewer than 3 seeds give an indication, but no verdict."
         ),
     )
     budget = forms.ChoiceField(
-        label=gettext_lazy("What is equal"), choices=Study.Budget.choices, widget=forms.RadioSelect
+        label=gettext_lazy("Budget"), choices=Study.Budget.choices, widget=forms.RadioSelect
     )
     learning_rates = forms.CharField(
-        label=gettext_lazy("Learning rates to try"),
+        label=gettext_lazy("Learning rate search"),
         max_length=200,
         required=False,
         help_text=gettext_lazy(
-            "Left empty, every arm keeps the rate under Expert settings. Otherwise each arm tries these in "
-            "short runs and keeps what does well on validation rows."
+            "If empty, every arm uses the learning rate in the expert settings. Otherwise each arm tries "
+            "these rates in short runs and keeps the one with the lowest validation loss."
         ),
         widget=forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}),
     )
     metric = forms.ChoiceField(
-        label=gettext_lazy("Measured by"),
+        label=gettext_lazy("Metric"),
         choices=[
-            ("", gettext_lazy("What fits the answers")),
+            ("", gettext_lazy("Main metric of the dataset")),
             *((name, METRICS[name].label) for name in STUDY_METRICS),
         ],
         required=False,
@@ -122,33 +122,38 @@ class StudyForm(HyperparametersForm):
         max_length=PATTERN_LETTERS,
         required=False,
         help_text=gettext_lazy(
-            r"What a right answer holds, as a regular expression: total: \d+. With a group, total: (\d+), "
-            "the group must find in the answer what it finds in the expected one."
+            r"A regular expression that a correct answer contains, such as total: \d+. With a group, "
+            r"total: (\d+), the group must match the same text in the answer as in the expected answer."
         ),
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
     )
     compared_with = forms.ChoiceField(
-        label=gettext_lazy("Compared with (reference)"),
-        help_text=gettext_lazy("Every other arm is compared with this one. It cannot be changed afterwards."),
+        label=gettext_lazy("Reference arm"),
+        help_text=gettext_lazy(
+            "Every other arm is compared with this one. It cannot be changed after the start."
+        ),
         error_messages=dict.fromkeys(
             ("required", "invalid_choice"), gettext_lazy("Choose one of the arms as the reference.")
         ),
     )
     margin = forms.FloatField(
-        label=gettext_lazy("As good means at most this much worse (points)"),
+        label=gettext_lazy("Margin (points)"),
         min_value=0,
         max_value=POINTS,
-        help_text=gettext_lazy("2 points: 88 % passes for as good as 90 %. For a loss: hundredths of a nat."),
+        help_text=gettext_lazy(
+            "How much worse an arm may be and still pass for as good. With 2 points, 88 % is as good as "
+            "90 %. For a loss: hundredths of a nat."
+        ),
         error_messages=dict.fromkeys(
             ("invalid", "min_value", "max_value"), gettext_lazy("Enter a number from 0 to 100.")
         ),
         widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
     )
     test_rows = _number(
-        gettext_lazy("Test rows at most"),
+        gettext_lazy("Maximum test rows"),
         1,
         MOST_ROWS,
-        gettext_lazy("More rows show smaller differences and take longer to score."),
+        gettext_lazy("More rows show smaller differences and take longer to evaluate."),
     )
     confirmed = _run["confirmed"]
     without = ("seed",)
@@ -213,11 +218,11 @@ class StudyForm(HyperparametersForm):
         """Build the arms, and the name from the dataset if it is empty."""
         values = self.cleaned_data
         if empty := length_missing(values, self.errors):
-            self.add_error(empty, _("Say how long each run shall be."))
+            self.add_error(empty, _("Enter the length of each run."))
         self._check_further(values)
         keys, reference = self._keys(), values.get("compared_with")
         if "configs" not in self.errors and len(keys) < 2:
-            self.add_error("configs", _("Tick at least two. There is nothing to compare one with."))
+            self.add_error("configs", _("Tick at least two arms."))
         elif reference and reference not in keys:
             self.add_error("compared_with", _("Choose one of the arms as the reference."))
         if not self.errors:
@@ -236,7 +241,9 @@ class StudyForm(HyperparametersForm):
     def refuse(self, error: SpecError) -> None:
         """Show a refusal of the spec beside its field."""
         name = FIELDS.get(error.field, error.field)
-        message = _("Read what it says beside this, and tick it.") if name == "confirmed" else error.message
+        message = (
+            _("Read the warnings beside this form and accept them.") if name == "confirmed" else error.message
+        )
         self.add_error(name if name in self.fields else None, message)
 
     def to_confirm(self) -> Resolution:
@@ -281,11 +288,12 @@ class StudyForm(HyperparametersForm):
         for form in self._filled():
             if values.get("budget") == Study.Budget.EQUAL_PARAMETERS:
                 form.forbid(
-                    ("r", "lora_alpha"), _("Equal parameters give each arm its rank. Leave it empty.")
+                    ("r", "lora_alpha"), _("Equal parameters set the rank of each arm. Leave this empty.")
                 )
             if values.get("learning_rates"):
                 form.forbid(
-                    ("learning_rate",), _("Every arm tries the rates under 3. Leave it empty, or those.")
+                    ("learning_rate",),
+                    _("Every arm tries the rates of the search. Leave this or the search empty."),
                 )
         for sentence in self.further.said():
             self.add_error(None, sentence)

@@ -41,7 +41,7 @@ class FurtherArmForm(forms.Form):
     """One further arm; an empty row is none."""
 
     config = forms.TypedChoiceField(
-        label=gettext_lazy("What it adapts"),
+        label=gettext_lazy("Target modules"),
         coerce=int,
         empty_value=None,
         required=False,
@@ -57,7 +57,7 @@ class FurtherArmForm(forms.Form):
         label=gettext_lazy("Name"),
         max_length=LONGEST,
         required=False,
-        help_text=gettext_lazy("Left empty, it says what differs."),
+        help_text=gettext_lazy("If empty, the name lists the differing settings."),
     )
 
     def __init__(self, *arguments: Any, offered: Sequence[TargetModuleConfig], **options: Any) -> None:
@@ -71,7 +71,7 @@ class FurtherArmForm(forms.Form):
         values = self.cleaned_data
         entered = any(values.get(name) not in (None, "") for name in (*OWN, "name"))
         if entered and values.get("config") is None and "config" not in self.errors:
-            self.add_error("config", _("Choose what this arm adapts, or empty its other fields."))
+            self.add_error("config", _("Choose the target modules of this arm, or clear its other fields."))
         return values
 
     @property

@@ -38,19 +38,19 @@ class ShareLinkForm(forms.Form):
     """The lifetime of a link, and whether it shows rows of the data."""
 
     days = forms.TypedChoiceField(
-        label=gettext_lazy("Works for"),
+        label=gettext_lazy("Link works for"),
         choices=[(days, gettext_lazy("%(days)d days") % {"days": days}) for days in SHARE_DAYS],
         coerce=int,
         initial=30,
         help_text=gettext_lazy(
-            "Whoever has the link can read the report without signing in. It names no person and no project."
+            "Anyone with the link can read the report without signing in. It names no user and no project."
         ),
     )
     with_rows = forms.BooleanField(
         label=gettext_lazy("Show rows of the data"),
         required=False,
         help_text=gettext_lazy(
-            "Adds test rows with their answers. Leave this off unless the data may be seen."
+            "Adds test rows with their answers. Leave this off if the data is confidential."
         ),
     )
 
@@ -74,9 +74,7 @@ class DecisionForm(forms.Form):
         label=gettext_lazy("because"),
         max_length=1000,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text=gettext_lazy(
-            "It ends the sentence: it is as good within our margin, with the smallest file."
-        ),
+        help_text=gettext_lazy("For example: it is as good within our margin, with the smallest file."),
     )
 
     def __init__(self, study: Study, data: object = None) -> None:

@@ -19,19 +19,19 @@ def create(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.fetch(request.user, pk, Role.EDITOR)
     form = DecisionForm(study, request.POST)
     if not study.is_over or not study.result.arms:
-        messages.error(request, _("Decide when the study has come to a result."))
+        messages.error(request, _("Record a decision when the study has a result."))
     elif not form.is_valid():
         messages.error(
-            request, _("Choose the adapter that is shipped, and say why in up to 1,000 characters.")
+            request, _("Choose the adapter to ship, and give the reason in up to 1,000 characters.")
         )
     else:
         decision = Decision.objects.record(
             study, form.cleaned_data["adapter"], form.cleaned_data["reason"], request.user
         )
         text = (
-            _("Written down, and %(adapter)s is approved.")
+            _("Decision recorded, and %(adapter)s is approved.")
             if decision.approved
-            else _("Written down. A manager still has to approve %(adapter)s.")
+            else _("Decision recorded. A manager still has to approve %(adapter)s.")
         )
         messages.success(request, text % {"adapter": decision.adapter})
     return redirect(f"{study.get_absolute_url()}#study-decisions")

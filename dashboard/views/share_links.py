@@ -33,7 +33,7 @@ def create(request: Request, pk: int) -> HttpResponse:
         messages.error(request, _("This study has no result yet, so there is no report to share."))
         return redirect(study)
     if not form.is_valid():
-        messages.error(request, _("Say how long the link shall work: 7, 30 or 90 days."))
+        messages.error(request, _("Choose how long the link works: 7, 30 or 90 days."))
         return redirect(study)
     link, secret = ShareLink.issue(study, request.user, **form.cleaned_data)
     context = {"study": study, "link": link, "address": address(request, secret)}

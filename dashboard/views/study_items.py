@@ -30,7 +30,7 @@ def items(request: Request, pk: int) -> HttpResponse:
     """Show two arms' answers on the same rows, filtered and searched; every choice is in the address."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     if not study.is_over or not study.result.arms:
-        messages.info(request, _("Answers are shown when the study has come to a result."))
+        messages.info(request, _("Answers are available when the study has a result."))
         return redirect(study)
     form = ItemsForm(study, request.GET)
     one: Side = {}

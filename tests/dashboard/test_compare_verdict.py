@@ -113,7 +113,7 @@ def test_an_arm_can_be_looked_at_beside_the_base_model_and_in_another_order(
 
 def test_it_finds_words_of_a_row(client: Client, vera: User, runs: list[TrainingRun]) -> None:
     assert rows_shown(page(client, vera, runs, "&q=question 17")) == [17]
-    assert "No row fits this choice." in page(client, vera, runs, "&q=nowhere")
+    assert "No rows match." in page(client, vera, runs, "&q=nowhere")
 
 
 def test_its_rows_come_in_pages(client: Client, vera: User, runs: list[TrainingRun]) -> None:

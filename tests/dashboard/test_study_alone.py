@@ -119,7 +119,7 @@ def test_the_plan_says_who_trains_alone(
     shared, text = plan()
     assert "train together on one loaded base model" in text
     alone, text = plan(use_dora="on")
-    assert "Every run trains alone and loads the base model for itself." in text
+    assert "Every run trains in its own job and loads the base model itself." in text
     assert alone.plan.seconds["expected"] > shared.plan.seconds["expected"]
     assert alone.plan.saved == 0
 

@@ -157,10 +157,10 @@ def test_equal_parameters_give_each_arm_its_own_rank(send: Send) -> None:
         ({"metric": "regex", "pattern": "x" * 201}, "at most 200 characters"),
         ({"learning_rates": "nan"}, "is no rate"),
         ({"learning_rates": "0.001 0.001"}, "Name up to 8 different rates."),
-        ({"metric": "beauty"}, "Measured by"),
-        ({"budget": "free"}, "What is equal"),
+        ({"metric": "beauty"}, "Metric"),
+        ({"budget": "free"}, "Budget"),
         ({"r": "0"}, "Enter a whole number from 1 to 512."),
-        ({"max_steps": ""}, "Say how long each run shall be."),
+        ({"max_steps": ""}, "Enter the length of each run."),
         ({"max_length": "4096"}, "reads at most 512 tokens"),
         ({"dataset_version": "x"}, "This dataset is not ready"),
         ({"base_model": ""}, "Choose a base model."),
@@ -218,7 +218,7 @@ def test_what_the_arms_leave_out_is_confirmed_before_a_start(
     for ticked in ("", "yes"):
         page = client.post(URL, {**values, "confirmed": ticked})
         assert page.status_code == 422
-        assert b"Read what it says beside this, and tick it." in page.content
+        assert b"Read the warnings beside this form and accept them." in page.content
     key = re.search(r'name="confirmed"[^>]*value="(\w+)"', page.content.decode())
     assert key
     assert client.post(URL, {**values, "confirmed": key.group(1)}).status_code == 302

@@ -41,9 +41,13 @@ def test_once_decided_the_form_is_folded_away(client: Client, mara: User, study:
     client.force_login(mara)
     before = client.get(study.get_absolute_url()).content.decode()
     assert "study-decide" in before
-    assert "Decide anew" not in before
+    assert "Record another decision" not in before
     after = decide(client, mara, study)
-    assert after.index("We ship efficient") < after.index("Decide anew") < after.index("study-decide ")
+    assert (
+        after.index("We ship efficient")
+        < after.index("Record another decision")
+        < after.index("study-decide ")
+    )
 
 
 def test_an_editors_decision_waits_for_a_manager(client: Client, ed: User, study: Study) -> None:
@@ -74,7 +78,7 @@ def test_nothing_is_decided_before_the_end(
     client.force_login(mara)
     body = {"adapter": adapter_of(study, "mlp").pk, "reason": REASON}
     page = client.post(reverse("decision-create", args=[queued.pk]), body, follow=True).content.decode()
-    assert "Decide when the study has come to a result." in page
+    assert "Record a decision when the study has a result." in page
 
 
 def test_it_is_never_changed(mara: User, study: Study) -> None:

@@ -34,7 +34,7 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -
 def test_it_says_what_was_fixed_before_it_began(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(study.get_absolute_url()).content.decode()
-    for words in ("Exact match", "quality", "2 points", "Equal rank", "each arm keeps its own"):
+    for words in ("Exact match", "quality", "2 points", "Equal rank", "not searched"):
         assert words in page
 
 

@@ -51,7 +51,7 @@ def test_the_plan_says_training_and_scoring_apart_and_when_all_of_it_ends(
     costs = answer.context["outlook"].costs
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
     assert "of it training about" in text
-    assert "of it scoring the test rows about" in text
+    assert "of it evaluation about" in text
     assert "comes on top" not in text
     for end in ("low", "expected", "high"):
         assert costs.plan.seconds[end] == costs.plan.training[end] + costs.plan.scoring[end]

@@ -83,7 +83,7 @@ def test_the_plan_counts_them_and_prints_their_rank(client: Client, ed: User, va
 @pytest.mark.parametrize(
     ("row", "changes", "words"),
     [
-        ({"r": "8"}, {}, "Further arm 1, What it adapts: Choose what this arm adapts"),
+        ({"r": "8"}, {}, "Further arm 1, Target modules: Choose the target modules of this arm"),
         ({"config": "efficient", "r": "0"}, {}, "Enter a whole number from 1 to 512."),
         ({"config": "efficient", "r": "many"}, {}, "Enter a whole number from 1 to 512."),
         ({"config": "efficient", "learning_rate": "5"}, {}, "Enter a number from 0.0000001 to 0.1."),
@@ -91,7 +91,7 @@ def test_the_plan_counts_them_and_prints_their_rank(client: Client, ed: User, va
         ({"config": "9" * 30}, {}, "There is no such preset in this project."),
         ({"config": "efficient"}, {}, "Two arms are called"),
         ({"config": "efficient", "r": "8", "name": "base"}, {}, "is the untrained model"),
-        ({"config": "efficient", "r": "8"}, {"budget": "equal-parameters"}, "Equal parameters give each arm"),
+        ({"config": "efficient", "r": "8"}, {"budget": "equal-parameters"}, "Equal parameters set the rank"),
         (
             {"config": "efficient", "learning_rate": "0.001"},
             {"learning_rates": "0.001 0.0001"},

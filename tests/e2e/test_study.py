@@ -43,7 +43,7 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
         page.goto(path)
         assert faults(page, f"study{path.replace('/', '-')}") == [], path
     page.goto(f"/studies/{pk}/")
-    page.get_by_role("button", name="Make a link").click()
+    page.get_by_role("button", name="Create link").click()
     link = page.locator("#share-address").inner_text()
     stranger = page.context.browser.new_page()  # type: ignore[union-attr]
     stranger.goto(link)
