@@ -11,7 +11,6 @@ from typing import Any
 
 from django import forms
 from django.forms import BaseFormSet, formset_factory
-from django.http import QueryDict
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -119,16 +118,6 @@ def further_arms(data: Any, offered: Sequence[TargetModuleConfig]) -> FurtherArm
     if sent is not None and not rows.management_form.is_valid():
         rows = kind(None, prefix=PREFIX, form_kwargs={"offered": offered})
     return rows
-
-
-def with_one_more(data: QueryDict) -> QueryDict:
-    """What was sent, with one more empty row: for browsers that run no scripts."""
-    text = data.get(TOTAL, "0")
-    count = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 0
-    grown = data.copy()
-    grown[TOTAL] = str(min(count + 1, MOST_ARMS))
-    grown.setdefault(f"{PREFIX}-INITIAL_FORMS", "0")
-    return grown
 
 
 def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:

@@ -14,7 +14,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard.forms.hyperparameters import defaults
 from dashboard.forms.studies import CARRIED, SETTINGS, StudyForm
-from dashboard.forms.study_arms import with_one_more
 from dashboard.forms.study_costs import study_outlook
 from dashboard.forms.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
@@ -48,12 +47,6 @@ def create(request: Request) -> HttpResponse:
         values = {name: request.POST[name][:LONGEST] for name in CARRIED if name in request.POST}
         also = {"also": request.POST.get("target_module_config", "")[:LONGEST]}
         return redirect(f"{reverse('study-create')}?{urlencode({**values, **also})}")
-    if "one_more" in request.POST:
-        form = StudyForm(
-            with_one_more(request.POST), caller=request.user, project=request.project, initial={}
-        )
-        form.full_clean()
-        return render(request, "studies/create.html", form_context(form, form))
     if request.method == "POST":
         form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
         study = launched(request, form)

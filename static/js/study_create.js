@@ -39,9 +39,8 @@ if (form) {
   const total = form.elements["more-TOTAL_FORMS"];
   const references = form.elements.compared_with;
   const changed = () => form.dispatchEvent(new Event("change", { bubbles: true }));
-  const add = form.querySelector("button[name=one_more]");
-  add.addEventListener("click", (event) => {
-    event.preventDefault();
+  const add = form.querySelector("[data-add]");
+  add.addEventListener("click", () => {
     const place = Number(total.value);
     const numbered = (text) => text.replaceAll("__prefix__", place).replaceAll("__number__", place + 1);
     const row = form.querySelector("template[data-blank]").content.firstElementChild.cloneNode(true);

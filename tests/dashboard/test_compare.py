@@ -107,12 +107,6 @@ def test_it_warns_of_different_data(
     assert "different dataset versions" in page(client, vera, run, other)
 
 
-def test_settings_are_named_in_words_first(client: Client, vera: User, run: TrainingRun) -> None:
-    text = page(client, vera, run)
-    assert re.search(r"Learning rate <code>learning_rate</code>", text)
-    assert re.search(r"<td>0.0002</td>", text)
-
-
 def test_runs_of_one_name_are_told_apart(
     client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
@@ -148,10 +142,6 @@ def test_a_run_named_twice_stands_there_once(client: Client, vera: User, run: Tr
     client.force_login(vera)
     response = client.get(reverse("compare"), {"runs": f"{run.pk},{run.pk},0{run.pk}"})
     assert [one.pk for one in response.context["runs"]] == [run.pk]
-
-
-def test_without_any_run_it_shows_the_way(client: Client, ed: User) -> None:
-    assert "Nothing to compare yet" in page(client, ed)
 
 
 @pytest.mark.parametrize("runs", ["999999", "x", "1;2", "-1", "٣", "9" * 40, "1%00"])

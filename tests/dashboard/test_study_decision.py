@@ -55,12 +55,6 @@ def test_an_editors_decision_waits_for_a_manager(client: Client, ed: User, study
     assert adapter_of(study, "efficient").stage == Adapter.Stage.DRAFT
 
 
-def test_a_viewer_decides_nothing(client: Client, vera: User, study: Study) -> None:
-    decide(client, vera, study)
-    assert not Decision.objects.exists()
-    assert "study-decide" not in client.get(study.get_absolute_url()).content.decode()
-
-
 @pytest.mark.parametrize(
     "values", [{"reason": ""}, {"adapter": 987_654}, {"adapter": "x"}, {"reason": "x" * 1001}]
 )

@@ -7,9 +7,8 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from dashboard.models import BaseModel, Dataset, Project, State, Study, TrainingRun, User
+from dashboard.models import BaseModel, Dataset, Project, Study, TrainingRun, User
 from dashboard.models.study_words import sentence
-from tests.conftest import finish
 from tests.dashboard.studies import Table, conclude, make_study
 
 SEEDS = (1, 2, 3)
@@ -36,13 +35,6 @@ def test_it_says_what_was_fixed_before_it_began(client: Client, vera: User, stud
     page = client.get(study.get_absolute_url()).content.decode()
     for words in ("Exact match", "quality", "2 points", "Equal rank", "not searched"):
         assert words in page
-
-
-def test_a_viewer_can_neither_stop_it_nor_add_seeds(client: Client, vera: User, study: Study) -> None:
-    client.force_login(vera)
-    assert "stop-study" not in client.get(study.get_absolute_url()).content.decode()
-    conclude(study, ALIKE)
-    assert "add-seeds" not in client.get(study.get_absolute_url()).content.decode()
 
 
 def test_an_editor_is_asked_before_it_stops(client: Client, ed: User, study: Study) -> None:
@@ -104,15 +96,6 @@ def test_an_arm_that_failed_says_why(client: Client, vera: User, study: Study) -
     page = client.get(study.get_absolute_url()).content.decode()
     assert "The loss was not finite." in page
     assert quality.state == "queued"
-
-
-def test_a_study_without_any_result_says_so(client: Client, vera: User, study: Study) -> None:
-    while (job := study.jobs().filter(state="queued").first()) is not None:
-        finish(job, State.FAILED)
-    study.advance()
-    client.force_login(vera)
-    page = client.get(study.get_absolute_url()).content.decode()
-    assert "Row 1 has no answer." in page
 
 
 def test_the_page_needs_no_more_queries_for_more_arms(

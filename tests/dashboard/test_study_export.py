@@ -67,9 +67,3 @@ def test_before_the_end_no_file_is_given_and_the_page_says_why(
         answer = client.get(reverse(route, args=[working.pk]), follow=True)
         assert answer.redirect_chain == [(working.get_absolute_url(), 302)]
         assert "Scores are available when all runs of the study have ended." in answer.content.decode()
-
-
-def test_an_outsider_gets_none(client: Client, otto: User, study: Study) -> None:
-    client.force_login(otto)
-    for route in ("study-deltas-csv", "study-scores-csv", "study-json"):
-        assert client.get(reverse(route, args=[study.pk])).status_code == 404

@@ -132,11 +132,3 @@ def test_the_forecast_counts_added_seeds(
     study.add_seeds([4], ed)
     after = times_of(conclude(Study.objects.get(pk=study.pk), TABLE))
     assert all(part["span"]["expected"] > before[part["label"]] for part in after)
-
-
-def test_a_study_from_before_forecasts_of_scoring_says_nothing_of_them(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = conclude(make_study(project, dataset, base_model), TABLE)
-    Study.objects.update(forecast={})
-    assert times_of(Study.objects.get(pk=study.pk)) == []

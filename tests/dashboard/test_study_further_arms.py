@@ -121,22 +121,6 @@ def test_what_was_typed_stays_after_a_refusal(client: Client, ed: User, values: 
     assert 'name="more-0-r" value="0"' in page
 
 
-def test_without_scripts_a_button_gives_one_more_row_and_starts_nothing(
-    client: Client, ed: User, values: dict[str, Any]
-) -> None:
-    client.force_login(ed)
-    page = client.get(URL).content.decode()
-    assert 'name="more-TOTAL_FORMS" value="0"' in page
-    answer = client.post(URL, values | rows({"name": "mine"}) | {"one_more": "yes"})
-    assert answer.status_code == 200
-    page = answer.content.decode()
-    assert 'name="more-TOTAL_FORMS" value="2"' in page
-    assert 'name="more-0-name" value="mine"' in page
-    assert 'name="more-1-config"' in page
-    assert '<option value="more-1"' in page
-    assert not Study.objects.exists()
-
-
 @pytest.mark.parametrize("count", ["x", "-1", "99999999999", "²"])
 def test_a_nonsense_number_of_rows_harms_nothing(
     client: Client, ed: User, values: dict[str, Any], count: str
@@ -144,7 +128,6 @@ def test_a_nonsense_number_of_rows_harms_nothing(
     client.force_login(ed)
     nonsense = {"more-TOTAL_FORMS": count, "more-INITIAL_FORMS": "0"}
     assert client.get(PLAN, values | nonsense).status_code == 200
-    assert client.post(URL, values | nonsense | {"one_more": "yes"}).status_code == 200
     assert client.post(URL, values | nonsense).status_code in (302, 422)
 
 

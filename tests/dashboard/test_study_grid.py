@@ -205,11 +205,6 @@ def test_what_was_stopped_is_not_called_done(client: Client, vera: User, ed: Use
     assert "0 of 4 runs scored" in client.get(study.get_absolute_url()).content.decode()
 
 
-def test_an_outsider_gets_nothing(client: Client, otto: User, study: Study) -> None:
-    client.force_login(otto)
-    assert client.get(reverse("study-grid", args=[study.pk])).status_code == 404
-
-
 def test_a_job_that_failed_as_a_whole_fails_its_cells(study: Study) -> None:
     job = study.jobs().order_by("pk").first()
     assert isinstance(job, Job)

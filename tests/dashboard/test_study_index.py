@@ -9,7 +9,6 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, Project, User
-from tests.conftest import make_base_model, make_dataset
 from tests.dashboard.studies import Table, conclude, make_study
 
 URL = reverse("study-index")
@@ -39,18 +38,6 @@ def test_a_finished_study_shows_its_sentence(
     assert study.get_absolute_url() in page
     assert "quality" in page
     assert "runs done" not in page
-
-
-def test_it_explains_what_a_study_is_where_there_is_none(client: Client, vera: User) -> None:
-    client.force_login(vera)
-    assert "No studies yet" in client.get(URL).content.decode()
-
-
-def test_it_hides_the_studies_of_other_projects(client: Client, vera: User, other_project: Project) -> None:
-    theirs = make_base_model(other_project, "Theirs", "example/theirs")
-    make_study(other_project, make_dataset(other_project), theirs, name="Secret")
-    client.force_login(vera)
-    assert "Secret" not in client.get(URL).content.decode()
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "99999999999999999999"])

@@ -123,8 +123,3 @@ def test_labels_that_are_mixed_up_are_counted() -> None:
 
 def test_free_text_has_no_confusion() -> None:
     assert count_confusions([(f"answer {number}", "x") for number in range(9)]) is None
-
-
-def test_an_outsider_sees_no_rows(client: Client, otto: User, study: Study) -> None:
-    client.force_login(otto)
-    assert client.get(reverse("study-items", args=[study.pk])).status_code == 404

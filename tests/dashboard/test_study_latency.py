@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard import study_charts
-from dashboard.models import Evaluation, Study, TrainingRun, User
+from dashboard.models import Evaluation, Study, User
 from dashboard.models.study_result import costs_of
 from dashboard.templatetags.graftworks import milliseconds
 from tests.dashboard.comparisons import rights, scored_runs
@@ -38,18 +38,6 @@ def test_it_is_a_cost_of_an_arm_as_the_mean_over_its_seeds(study: Study) -> None
     other.save()
     fresh = Study.objects.with_facts().get(pk=study.pk)
     assert costs_of(fresh.arm_list[0].final_runs())["ms_per_token"] == pytest.approx(23.5)
-
-
-def test_the_page_and_the_report_tell_it_of_every_arm_and_the_base_model(
-    client: Client, vera: User, study: Study
-) -> None:
-    client.force_login(vera)
-    for address in (study.get_absolute_url(), reverse("study-report", args=[study.pk])):
-        page = client.get(address).content.decode()
-        assert "21.5 ms" in row_of(page, "efficient")
-        assert "27.5 ms" in row_of(page, "quality")
-        assert "20 ms" in row_of(page, "Base model")
-        assert "with the adapter unmerged" in page
 
 
 def test_quality_can_be_drawn_against_it(client: Client, vera: User, study: Study) -> None:
@@ -80,17 +68,6 @@ def test_unmeasured_it_has_no_column(client: Client, vera: User, study: Study) -
     client.force_login(vera)
     assert "Time per token" not in client.get(study.get_absolute_url()).content.decode()
     assert costs_of([])["ms_per_token"] is None
-
-
-def test_chosen_runs_are_compared_by_it_too(client: Client, vera: User, runs: list[TrainingRun]) -> None:
-    for one in Evaluation.objects.filter(subject="adapter"):
-        one.metrics |= {"ms_per_token": 33.25, "base_ms_per_token": 30.0}
-        one.save()
-    client.force_login(vera)
-    query = ",".join(str(run.pk) for run in runs)
-    page = client.get(f"{reverse('compare')}?runs={query}&cost=ms_per_token").content.decode()
-    assert "Time per token to the right" in page
-    assert "30 ms → 33.2 ms" in page
 
 
 @pytest.mark.parametrize(

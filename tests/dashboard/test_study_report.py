@@ -53,12 +53,6 @@ def test_it_states_the_pattern_that_answers_were_measured_by(
     assert r"The pattern: <code>total: &lt;\d+&gt;</code>" in page_of(client, vera, study)
 
 
-def test_it_has_no_navigation(client: Client, vera: User, study: Study) -> None:
-    page = page_of(client, vera, study)
-    assert "navbar" not in page
-    assert reverse("queue-index") not in page
-
-
 def test_it_names_the_versions_that_the_adapters_were_made_with(
     client: Client, vera: User, study: Study
 ) -> None:
@@ -76,8 +70,3 @@ def test_before_the_end_it_sends_to_the_study(
     client.force_login(vera)
     answer = client.get(reverse("study-report", args=[queued.pk]))
     assert answer.headers["Location"] == queued.get_absolute_url()
-
-
-def test_an_outsider_gets_none(client: Client, otto: User, study: Study) -> None:
-    client.force_login(otto)
-    assert client.get(reverse("study-report", args=[study.pk])).status_code == 404

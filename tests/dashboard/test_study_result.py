@@ -10,11 +10,9 @@ from django.urls import reverse
 
 from dashboard import axes, study_charts
 from dashboard.models import (
-    Adapter,
     BaseModel,
     Dataset,
     Evaluation,
-    Job,
     MetricSeries,
     Project,
     Study,
@@ -27,8 +25,7 @@ from dashboard.models.study_result import ArmComparison
 from dashboard.models.study_words import outcome_label, recommended_arm, sentence
 from dashboard.study_page import ResultPage
 from dashboard.views.study_results import result_context
-from tests.conftest import finish
-from tests.dashboard.studies import Table, conclude, end_evaluation, make_study
+from tests.dashboard.studies import Table, conclude, make_study
 
 SEEDS = (1, 2, 3)
 ROWS = 60
@@ -105,11 +102,6 @@ def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
             if one is not other and study_charts.meet(one, other):
                 assert abs(one["label_y"] - other["label_y"]) >= axes.LABEL_HEIGHT
     assert max(mark["label_y"] for mark in marks) <= 120
-
-
-def test_names_far_from_one_another_stay_beside_their_marks() -> None:
-    marks = [{**study_charts.beside("MLP", share), "y": 100.0} for share in (0.1, 0.9)]
-    assert [mark["label_y"] for mark in study_charts.apart(marks)] == [100.0, 100.0]
 
 
 def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -> None:
@@ -226,26 +218,6 @@ def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study
     curves = study_charts.validation_curves(study)
     assert curves
     assert [line["name"] for line in curves["lines"]] == ["mlp"]
-
-
-def test_an_arm_that_failed_stays_in_the_table(
-    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1])
-    for run in queued.runs().filter(study_arm__name="mlp"):
-        run.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
-    for run in queued.runs().exclude(study_arm__name="mlp"):
-        Adapter.objects.publish(run, f"{run.pk:064x}", {"adapter_model.safetensors": "ab" * 32}, 1000)
-        run.end(TrainingRun.Outcome.SUCCEEDED, step=10)
-    finish(queued.jobs().get())
-    queued.advance()
-    job = queued.jobs().get(kind=Job.Kind.EVALUATE)
-    end_evaluation(job, TABLE, queued.metric)
-    queued.advance()
-    client.force_login(vera)
-    page = client.get(queued.get_absolute_url()).content.decode()
-    assert "Failed: The loss was no number." in page
-    assert "Indicative only" in page
 
 
 def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(

@@ -55,21 +55,6 @@ def test_it_refuses_another_number_with_a_sentence(
     assert study.seeds == [1, 2]
 
 
-def test_it_says_when_there_would_be_too_many(client: Client, ed: User, study: Study) -> None:
-    Study.objects.filter(pk=study.pk).update(seeds=list(range(1, 20)))
-    client.force_login(ed)
-    assert "1 to 20 different seeds" in send(client, study, first=20).content.decode()
-
-
-def test_a_stopped_study_without_result_takes_none(
-    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = make_study(project, dataset, base_model, by=ed)
-    study.request_cancel(ed)
-    client.force_login(ed)
-    assert "come to a result" in send(client, study, first=9).content.decode()
-
-
 def test_the_page_and_the_report_name_added_seeds(client: Client, ed: User, study: Study) -> None:
     study.add_seeds([3], ed)
     study = conclude(Study.objects.get(pk=study.pk), TABLE)
@@ -95,13 +80,3 @@ def test_advancing_a_stale_copy_keeps_added_seeds(ed: User, study: Study) -> Non
     saved = Study.objects.get(pk=study.pk)
     assert (saved.seeds, saved.finished_at) == ([1, 2, 3], None)
     assert saved.forecast_seconds == study.forecast_seconds
-
-
-def test_it_refuses_a_viewer(client: Client, vera: User, study: Study) -> None:
-    client.force_login(vera)
-    assert send(client, study).status_code == 403
-
-
-def test_it_hides_the_study_from_an_outsider(client: Client, otto: User, study: Study) -> None:
-    client.force_login(otto)
-    assert send(client, study).status_code == 404

@@ -51,12 +51,6 @@ def test_other_lengths_are_refused_with_a_sentence(
     assert not ShareLink.objects.exists()
 
 
-def test_an_editor_makes_none(client: Client, ed: User, study: Study) -> None:
-    client.force_login(ed)
-    assert client.post(reverse("share-link-create", args=[study.pk]), {"days": "7"}).status_code == 403
-    assert "study-share" not in client.get(study.get_absolute_url()).content.decode()
-
-
 def test_a_stranger_reads_the_report_without_names(study: Study, secret: str, mara: User, ed: User) -> None:
     status, page = opened(secret)
     assert status == 200

@@ -52,11 +52,3 @@ def test_before_anything_is_measured_there_is_nothing_to_compare(
     client.force_login(vera)
     assert compared(run) == []
     assert "Predicted and measured" not in client.get(run.get_absolute_url()).content.decode()
-
-
-def test_a_run_from_before_forecasts_compares_what_it_was_told(run: TrainingRun) -> None:
-    old = ended(run, {"trainable_parameters": 512, "adapter_bytes": 4000}, FOUND)
-    assert [(line.label, line.off) for line in compared(old)] == [
-        ("Trainable parameters", "exact"),
-        ("Adapter", "+2.4 %"),
-    ]
