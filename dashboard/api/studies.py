@@ -25,12 +25,11 @@ from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
 from dashboard.models.study_export import export_dict, study_dict
 from dashboard.models.study_launch import launch_study
-from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, TEST_ROWS
+from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from workers.errors import SpecError
 from workers.hyperparameters import hyperparameters_from
 
 router = Router()
-MOST_ROWS = 10_000
 
 
 class ArmIn(Schema):
@@ -64,7 +63,7 @@ class StudyIn(Schema):
     reference: Name | None = None
     margin: Annotated[StrictFloat, Field(ge=0)] | None = None
     learning_rates: list[StrictFloat] | None = None
-    test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_ROWS)] = TEST_ROWS
+    test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_TEST_ROWS)] = TEST_ROWS
     confirmed: StrictBool = False
 
 

@@ -29,6 +29,7 @@ from dashboard.models.study_plan import (
     DEFAULT_SEEDS,
     MOST_RATES,
     MOST_SEEDS,
+    MOST_TEST_ROWS,
     TEST_ROWS,
     check_metric,
     check_names,
@@ -38,7 +39,6 @@ from workers.hyperparameters import LIMITS
 from workers.patterns import PATTERN_LETTERS
 from workers.targets import Resolution
 
-MOST_ROWS = 10_000
 # The spec's unit interval, as people say it.
 POINTS = 100
 # SpecError's field -> the form's, where they differ.
@@ -152,7 +152,7 @@ class StudyForm(HyperparametersForm):
     test_rows = _number(
         gettext_lazy("Maximum test rows"),
         1,
-        MOST_ROWS,
+        MOST_TEST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to evaluate."),
     )
     confirmed = _run["confirmed"]
