@@ -64,7 +64,7 @@ def test_without_any_measure_there_is_no_section(client: Client, vera: User, ada
 
 
 def test_compared_runs_show_table_and_figures(client: Client, vera: User, adapter: Adapter) -> None:
-    part = section(client, vera, f"{reverse('compare')}?runs={adapter.run_id}", "compare-forgetting")
+    part = section(client, vera, f"{reverse('compare')}?runs={adapter.run_id}", "study-forgetting")
     assert 'id="plot-forgotten-questions"' in part
     assert "-4.2 points" in part
 
@@ -80,7 +80,7 @@ def test_equal_base_evaluations_make_one_row(
         evaluation.general_questions = twin.general_questions
         evaluation.save()
     url = f"{reverse('compare')}?runs={adapter.run_id},{other.run_id}"
-    part = section(client, vera, url, "compare-forgetting")
+    part = section(client, vera, url, "study-forgetting")
     assert part.count("-4.2 points") == 2
     assert part.count("Base model") == 1
 
