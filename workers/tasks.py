@@ -19,8 +19,8 @@ from django.conf import settings
 from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, Study
-from dashboard.models.data_folder import erase, is_plain_folder, set_aside
-from dashboard.models.retention import forget_checkpoint
+from dashboard.models.data_folder import erase, hide, is_plain_folder
+from dashboard.models.retention import delete_checkpoints
 from workers import slots
 from workers.abandoned import holder
 from workers.celery import app
@@ -118,7 +118,7 @@ def _start_attempt(job: Job) -> bool:
             return False
         # A database that was set up anew counts from 1 again beside folders of the old one.
         if job.attempt == 1 and is_plain_folder(folder):
-            hidden = set_aside(folder)
+            hidden = hide(folder)
     if hidden:
         erase(hidden)
     return True
@@ -151,7 +151,7 @@ def _delete_checkpoints(job: Job) -> None:
     folder = job.checkpoint_folder()
     with suppress(*DATABASE_AWAY, OSError):
         if is_plain_folder(folder):
-            forget_checkpoint(folder, also=Job.objects.none())
+            delete_checkpoints(folder, also=Job.objects.none())
 
 
 def _advance_study(job: Job) -> None:

@@ -407,10 +407,10 @@ class Migration(migrations.Migration):
             name='CleanUp',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('asked_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('requested_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('done_at', models.DateTimeField(blank=True, null=True)),
                 ('freed_bytes', models.BigIntegerField(default=0)),
-                ('asked_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('requested_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
                 ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='clean_ups', to='dashboard.project')),
             ],
             options={

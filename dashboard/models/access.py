@@ -1,4 +1,4 @@
-"""Access that is not a password: API tokens for programs, and the one-time code of the first visit."""
+"""API tokens, and the one-time code for the set-up of the first account."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ SETUP_TRIES = 10
 
 
 class ApiTokenQuerySet(ProjectQuerySet["ApiToken"]):
-    """Tokens, by secret or by what still works."""
+    """API tokens."""
 
     def working(self) -> ApiTokenQuerySet:
-        """Neither revoked nor expired, and their owner may still sign in."""
+        """Filter tokens that are not revoked or expired and whose owner is active."""
         unexpired = models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now())
         return self.filter(unexpired, revoked_at=None, user__is_active=True)
 
     def authenticate(self, secret: str) -> ApiToken | None:
-        """The working token with this secret, or None. Marks it as used."""
+        """Return the working token with this secret, and record its use."""
         token = self.working().select_related("user", "project").filter(digest=digest_of(secret)).first()
         if token is None or not hmac.compare_digest(token.digest, digest_of(secret)):
             return None
         now = timezone.now()
-        # Once a minute is enough to see what is in use, and keeps reads from writing.
+        # Once a minute is precise enough, and most reads then write nothing.
         if token.last_used_at is None or now - token.last_used_at > timedelta(minutes=1):
-            # A program that only reads must not be refused because somebody else is writing.
+            # A read must not fail because another process holds SQLite's write lock.
             with suppress(OperationalError):
                 self.filter(pk=token.pk).update(last_used_at=now)
         return token
 
 
 class ApiToken(models.Model):
-    """A program's key to one project. Acts for its owner, never with more than the owner's present role."""
+    """A key of a program for one project. It acts for its owner, with at most the owner's current role."""
 
     class Scope(models.TextChoices):
         READ = "read", _("Read")
@@ -77,7 +77,7 @@ class ApiToken(models.Model):
     def issue(
         cls, project: Project, user: User, name: str, *, scope: Scope = Scope.WRITE, days: int | None = None
     ) -> tuple[ApiToken, str]:
-        """A new token and its secret, which is shown once and cannot be recovered."""
+        """Create a token. Return it with its secret, of which only the digest is stored."""
         secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
         token = cls.objects.create(
             project=project,
@@ -91,41 +91,42 @@ class ApiToken(models.Model):
         return token, secret
 
     def projects(self, role: Role = Role.VIEWER) -> models.QuerySet[Project]:
-        """Its project, if scope and the owner's role there allow `role`; else none."""
+        """Return the token's project if its scope and its owner's role allow `role`, else none."""
         if self.scope == self.Scope.READ and role != Role.VIEWER:
             return Project.objects.none()
         return self.user.projects(role).filter(pk=self.project_id)
 
     def revoke(self) -> None:
-        """Stop accepting this token, at once and for good."""
+        """Reject this token from now on."""
         ApiToken.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=timezone.now())
 
     def is_working(self) -> bool:
-        """Whether a call with this token is still accepted."""
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > timezone.now())
 
 
 class SetupCodeManager(models.Manager["SetupCode"]):
-    """Issues and checks the code that proves that the first visitor can read the server's console."""
+    """Issues and checks the set-up code, which proves access to the server's terminal."""
 
     def issue(self) -> str:
-        """A fresh code, replacing any earlier one. Call it only while there is no user."""
+        """Create a code that replaces any earlier one. Call it only while there is no user."""
         code = "-".join(secrets.token_hex(2) for _group in range(4))
         self.all().delete()
         self.create(digest=digest_of(code))
         return code
 
     def check_code(self, code: str) -> bool:
-        """Whether `code` is the current one. Each try counts; after ten, a restart issues a new code."""
-        counted = self.filter(tries__lt=SETUP_TRIES).update(tries=models.F("tries") + 1)
+        """Whether `code` is correct. Every try counts; after SETUP_TRIES only a restart issues a new code."""
+        has_tries_left = self.filter(tries__lt=SETUP_TRIES).update(tries=models.F("tries") + 1)
         current = self.first()
         return bool(
-            counted and current and hmac.compare_digest(current.digest, digest_of(code.strip().lower()))
+            has_tries_left
+            and current
+            and hmac.compare_digest(current.digest, digest_of(code.strip().lower()))
         )
 
 
 class SetupCode(models.Model):
-    """The digest of the one-time code that `make start` prints."""
+    """The one-time code that `make start` prints, as a digest."""
 
     digest = models.CharField(max_length=64)
     tries = models.PositiveSmallIntegerField(default=0)

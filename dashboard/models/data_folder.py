@@ -1,6 +1,6 @@
-"""What lies below DATA_DIR, looked at and deleted with care: no link is followed, nothing outside is touched.
+"""Lists, measures and deletes entries below DATA_DIR. Follows no link and touches nothing outside.
 
-Knows nothing of rows, except that a name may carry a job's number.
+Knows nothing of rows, except that a name may contain a job's number.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from pathlib import Path
 
 from django.conf import settings
 
-# A thing on its way out: under this name nothing looks for it, and a crash leaves nothing half deleted.
-ASIDE = ".removing-"
+# Prefix of an entry that is being deleted, so that no reader finds it half deleted after a crash.
+DELETING = ".removing-"
 BATCH = 200
 
 
 def entries(kind: str, prefix: str = "") -> Iterator[Path]:
-    """What lies in a folder of DATA_DIR under such names; no links, and hidden things only if asked for."""
+    """Yield a folder's entries by prefix. Skips links, and without a prefix also hidden entries."""
     folder = Path(settings.DATA_DIR) / kind
-    # A part of the data that a link moves to another disk is its owner's to clear.
+    # A linked folder may be shared with other programs, so it is never cleaned up.
     if not is_plain_folder(folder) or folder.resolve() != folder:
         return
-    with os.scandir(folder) as found:
-        names = sorted(one.name for one in found if not one.is_symlink())
+    with os.scandir(folder) as listing:
+        names = sorted(entry.name for entry in listing if not entry.is_symlink())
     for name in names:
         if name.startswith(prefix) and (prefix or not name.startswith(".")):
             yield folder / name
 
 
 def batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """A few at a time, so that one query serves all of them."""
+    """Yield lists of at most BATCH paths, so that one query serves all of them."""
     rest = iter(paths)
     while batch := list(itertools.islice(rest, BATCH)):
         yield batch
 
 
 def job_number(path: Path) -> int:
-    """Whose it is, by its name; 0 for nobody's."""
-    found = re.match(r"job-(\d{1,18})(?!\d)", path.name)
-    return int(found.group(1)) if found else 0
+    """Return the job's primary key from the entry's name, or 0."""
+    match = re.match(r"job-(\d{1,18})(?!\d)", path.name)
+    return int(match.group(1)) if match else 0
 
 
 def age(path: Path) -> timedelta:
-    """Since it was last written; nothing for what is not there."""
+    """Return the time since the last write; 0 for a missing entry."""
     try:
         return timedelta(seconds=max(0.0, time.time() - path.lstat().st_mtime))
     except FileNotFoundError:
@@ -56,42 +56,41 @@ def age(path: Path) -> timedelta:
 
 
 def unused(path: Path) -> timedelta:
-    """Since it was last written, or last marked as read."""
+    """Return the time since the last write or read; 0 for a missing entry."""
     try:
-        about = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return timedelta()
-    return timedelta(seconds=max(0.0, time.time() - max(about.st_mtime, about.st_atime)))
+    return timedelta(seconds=max(0.0, time.time() - max(status.st_mtime, status.st_atime)))
 
 
 def is_plain_folder(path: Path) -> bool:
-    """Whether it is a folder and no link to one."""
     return path.is_dir() and not path.is_symlink()
 
 
-def set_aside(path: Path) -> Path:
-    """Take it out of everybody's sight by one rename; `erase` what this returns."""
-    hidden = path.with_name(f"{ASIDE}{path.name}")
+def hide(path: Path) -> Path:
+    """Rename an entry so that no reader finds it. Pass the returned path to `erase`."""
+    hidden = path.with_name(f"{DELETING}{path.name}")
     erase(hidden)
     path.rename(hidden)
     return hidden
 
 
 def erase(path: Path) -> None:
-    """Delete a file or a folder. Of a link only the link goes."""
+    """Delete a file or folder. Of a link, delete only the link."""
     if is_plain_folder(path):
-        # Safe against links that appear meanwhile; what cannot be deleted now is tried again next time.
+        # rmtree is safe against links that appear meanwhile. The next round retries what remains.
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts as nothing."""
+    """Return the bytes of a file or of all files below a folder. Files deleted meanwhile count 0."""
     try:
         if not is_plain_folder(path):
             return path.lstat().st_size
-        with os.scandir(path) as found:
-            return sum(size(Path(one.path)) for one in found)
+        with os.scandir(path) as listing:
+            return sum(size(Path(entry.path)) for entry in listing)
     except FileNotFoundError:
         return 0

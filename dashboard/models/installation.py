@@ -1,7 +1,7 @@
-"""Which data folder belongs to this database: one row and a file in the folder with the same key.
+"""Links a database to its data folder: one row, and a file in the folder with the same key.
 
-A database that was set up anew, or named by mistake, knows none of the folder's files. Deleting what it does
-not know would delete everything, so whoever deletes asks here first.
+A new or wrong database has no rows for the folder's files and would delete them all as unknown. Code that
+deletes files checks this link first.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ NAME = "installation-id"
 
 
 class InstallationManager(models.Manager["Installation"]):
-    """The one row."""
+    """Checks and creates the link."""
 
     def is_at_home(self) -> bool:
-        """Whether the data folder carries this database's key, or nobody's. Changes nothing."""
-        found = _key_in_folder()
-        return found is None or self.filter(key=found).exists()
+        """Whether the data folder has this database's key or none."""
+        key = _key_in_folder()
+        return key is None or self.filter(key=key).exists()
 
     def claim(self) -> bool:
-        """Mark a data folder that nobody has marked; whether the folder belongs to this database now."""
+        """Write the key into a folder without one. Return whether the folder belongs to this database."""
         if _key_in_folder() is None:
-            own, _created = self.get_or_create(only=True, defaults={"key": secrets.token_hex(16)})
-            _mark_folder(own.key)
+            installation, _created = self.get_or_create(only=True, defaults={"key": secrets.token_hex(16)})
+            _mark_folder(installation.key)
         return self.is_at_home()
 
 
 class Installation(models.Model):
-    """This database, as its data folder knows it."""
+    """The key of this database and its data folder."""
 
     only = models.BooleanField(default=True, unique=True)
     key = models.CharField(max_length=32)
@@ -61,10 +61,10 @@ def _key_in_folder() -> str | None:
 
 
 def _mark_folder(key: str) -> None:
-    """Written aside first: half a key would look like another installation's."""
-    aside = _path().with_name(f".{NAME}-{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
+    """Write the key atomically: half a key would look like another installation's."""
+    temporary = _path().with_name(f".{NAME}-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(f"{key}\n")
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(_path())
+    temporary.replace(_path())

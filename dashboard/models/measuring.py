@@ -1,6 +1,6 @@
-"""Measures what takes the space, in small steps, and leaves the sizes as StorageUse rows.
+"""Measures disk use in small steps and stores it as StorageUse rows.
 
-`measure()` yields after each thing it looked at. Only the dispatcher runs it: a disk may be large or slow.
+`measure()` yields after each entry. Only the dispatcher runs it, because a disk may be large or slow.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dashboard.models.storage import StorageUse
 from dashboard.models.training_run import TrainingRun
 
 Kind = StorageUse.Kind
-BIGGEST = 5
-# The folders whose content belongs to jobs, by the names of their entries.
-OF_JOBS = (Kind.CHECKPOINTS, Kind.WORK, Kind.LOGS)
-# Looked at one by one; everything else in the data folder counts as other files.
-KNOWN = {Kind.UPLOADS, Kind.DATASETS, Kind.ADAPTERS, Kind.ARCHIVES, *OF_JOBS, "models", "hub"}
+LARGEST = 5
+# Folders whose entries are named after jobs.
+JOB_KINDS = (Kind.CHECKPOINTS, Kind.WORK, Kind.LOGS)
+# Measured separately; everything else in the data folder counts as other files.
+KNOWN = {Kind.UPLOADS, Kind.DATASETS, Kind.ADAPTERS, Kind.ARCHIVES, *JOB_KINDS, "models", "hub"}
 
 
 class Tally:
-    """Sums by kind and project; None stands for the whole installation."""
+    """Sums by kind and project; project 0 is the whole installation."""
 
     def __init__(self) -> None:
         self.uses = {(kind, 0): StorageUse(kind=kind) for kind in Kind}
@@ -38,7 +38,7 @@ class Tally:
     def add(
         self, kind: Kind, size: int, owners: Iterable[tuple[int | None, str, str]], *, removable: bool = False
     ) -> None:
-        """Count one thing once for all, and once for each project that owns it: (project, title, address)."""
+        """Count an entry for the installation and for each owner: (project, title, address)."""
         by_project = {project: (title, address) for project, title, address in owners}
         for project in {None, *by_project}:
             use = self.uses.setdefault((kind, project or 0), StorageUse(kind=kind, project_id=project))
@@ -46,39 +46,39 @@ class Tally:
             use.count += 1
             use.removable_bytes += size if removable else 0
             use.removable_count += 1 if removable else 0
-            # Whoever looks after the installation need not be able to read what a project works on.
+            # Only projects list their largest entries: administrators need not see what a project works on.
             if project is not None:
                 use.biggest.append([*by_project[project], size])
-                use.biggest = sorted(use.biggest, key=lambda one: -one[2])[:BIGGEST]
+                use.biggest = sorted(use.biggest, key=lambda entry: -entry[2])[:LARGEST]
 
-    def unknown(self, kind: Kind, path: Path, size: int) -> None:
-        """One more folder that no row names; its name says nothing about anybody."""
+    def add_unknown(self, kind: Kind, path: Path, size: int) -> None:
+        """Count a folder without a row. Its name is a hash and reveals nothing."""
         use = self.uses[kind, 0]
         use.unknown_count += 1
-        use.biggest = sorted([*use.biggest, [path.name, "", size]], key=lambda one: -one[2])[:BIGGEST]
+        use.biggest = sorted([*use.biggest, [path.name, "", size]], key=lambda entry: -entry[2])[:LARGEST]
 
     def store(self) -> None:
-        """Put these sizes in the place of the last ones."""
+        """Replace the last measurement."""
         with transaction.atomic():
             StorageUse.objects.all().delete()
             StorageUse.objects.bulk_create(self.uses.values())
 
 
 def measure() -> Iterator[None]:
-    """One round over the data folder."""
+    """Measure the data folder once."""
     tally = Tally()
-    for kind in OF_JOBS:
-        yield from of_jobs(tally, kind)
+    for kind in JOB_KINDS:
+        yield from job_entries(tally, kind)
     for part in (adapters, datasets, uploads, archives, installation):
         yield from part(tally)
     tally.store()
 
 
-def of_jobs(tally: Tally, kind: Kind) -> Iterator[None]:
-    """Checkpoints, work folders and logs: by the job whose number they carry."""
+def job_entries(tally: Tally, kind: Kind) -> Iterator[None]:
+    """Measure checkpoints, work folders and logs by the job in their name."""
     for batch in batches(entries(kind, "job-")):
         jobs = Job.objects.in_bulk([job_number(path) for path in batch])
-        titles = subjects(jobs)
+        titles = subjects_of(jobs)
         for path in batch:
             job = jobs.get(job_number(path))
             owners = [(job.project_id, *titles.get(job.pk, (str(job), "")))] if job else []
@@ -87,8 +87,8 @@ def of_jobs(tally: Tally, kind: Kind) -> Iterator[None]:
             yield
 
 
-def subjects(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """What jobs work for, by their numbers: name and address."""
+def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Return job -> (name, address) of its run, dataset version or evaluation."""
     numbers = list(jobs)
     found: dict[int, tuple[str, str]] = {}
     for run in TrainingRun.objects.filter(job__in=numbers).order_by("-pk"):
@@ -106,7 +106,7 @@ def subjects(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
 
 
 def adapters(tally: Tally) -> Iterator[None]:
-    """Published adapters, by the rows that name the folder."""
+    """Measure published adapters by the rows that refer to their folder."""
     for batch in batches(entries(Kind.ADAPTERS)):
         rows = Adapter.objects.filter(folder__in=[path.name for path in batch])
         begun = published(Publication.Kind.ADAPTER, batch)
@@ -117,12 +117,12 @@ def adapters(tally: Tally) -> Iterator[None]:
             taken = size(path)
             tally.add(Kind.ADAPTERS, taken, owners)
             if not owners and path.name not in begun:
-                tally.unknown(Kind.ADAPTERS, path, taken)
+                tally.add_unknown(Kind.ADAPTERS, path, taken)
             yield
 
 
 def datasets(tally: Tally) -> Iterator[None]:
-    """Imported datasets, by the versions that name the folder."""
+    """Measure imported datasets by the versions that refer to their folder."""
     for batch in batches(entries(Kind.DATASETS)):
         names = [path.name for path in batch]
         rows = DatasetVersion.objects.filter(sha256__in=names).select_related("dataset").defer("report")
@@ -134,18 +134,18 @@ def datasets(tally: Tally) -> Iterator[None]:
             taken = size(path)
             tally.add(Kind.DATASETS, taken, owners)
             if not owners and path.name not in begun:
-                tally.unknown(Kind.DATASETS, path, taken)
+                tally.add_unknown(Kind.DATASETS, path, taken)
             yield
 
 
 def published(kind: Publication.Kind, batch: list[Path]) -> set[str]:
-    """Which of these folders this database has published, or was about to."""
+    """Return the folders that this database has published or started to publish."""
     begun = Publication.objects.filter(kind=kind, folder__in=[path.name for path in batch])
     return set(begun.values_list("folder", flat=True))
 
 
 def uploads(tally: Tally) -> Iterator[None]:
-    """Raw files that wait for their import, or for an answer to its question."""
+    """Measure uploaded files that wait for their import."""
     for batch in batches(entries(Kind.UPLOADS)):
         names = [path.name for path in batch]
         rows = DatasetVersion.objects.filter(upload__in=names).select_related("dataset").defer("report")
@@ -160,7 +160,7 @@ def uploads(tally: Tally) -> Iterator[None]:
 
 
 def archives(tally: Tally) -> Iterator[None]:
-    """Zips that were made for downloads."""
+    """Measure prepared downloads."""
     for batch in batches(entries(Kind.ARCHIVES)):
         numbers = {path: path.name.partition("-")[0] for path in batch}
         rows = Adapter.objects.in_bulk([int(number) for number in numbers.values() if number.isdecimal()])
@@ -172,7 +172,7 @@ def archives(tally: Tally) -> Iterator[None]:
 
 
 def installation(tally: Tally) -> Iterator[None]:
-    """What belongs to no project: base models, the database and other files."""
+    """Measure what belongs to no project: base models, the database and other files."""
     for path in [*entries("models"), *entries("hub"), Path(settings.BUNDLED_MODEL_DIR)]:
         if path.exists():
             tally.add(Kind.MODELS, size(path), [])

@@ -1,4 +1,4 @@
-"""Projects, who belongs to them, and the QuerySet rules that every page and API call starts from."""
+"""Projects, members, invitations, and the QuerySets that enforce permissions on every page and API call."""
 
 from __future__ import annotations
 
@@ -27,59 +27,59 @@ PAGE = 25
 
 
 class Role(models.TextChoices):
-    """What a member may do: a viewer reads, an editor also works, a manager also decides."""
+    """Viewers read, editors also start work, managers also administer the project."""
 
     VIEWER = "viewer", _("Viewer")
     EDITOR = "editor", _("Editor")
     MANAGER = "manager", _("Manager")
 
     def and_above(self) -> list[Role]:
-        """This role and all that may do more."""
+        """Return this role and all higher ones."""
         order = list(Role)
         return order[order.index(self) :]
 
 
 class LastManager(Exception):
-    """The act would leave a project without a manager, and nobody could then change its members."""
+    """The change would leave the project without a manager."""
 
 
 class InvitationUsed(Exception):
-    """Somebody has joined by this invitation already."""
+    """The invitation was already accepted."""
 
 
 def refusal_for(role: Role) -> str:
-    """Who can do what the caller may not."""
+    """Return the sentence that names the required role."""
     if role == Role.MANAGER:
         return gettext("Only a manager of this project can do this.")
     return gettext("Only an editor or a manager of this project can do this.")
 
 
 class Caller(Protocol):
-    """Whoever asks: a signed-in User or an ApiToken. Both know the projects they may act in."""
+    """A signed-in User or an ApiToken; both know the projects they may use."""
 
     def projects(self, role: Role = Role.VIEWER) -> models.QuerySet[Project]: ...
 
 
 class ProjectQuerySet(models.QuerySet[RowT]):
-    """Rows with a `project`; every view starts from one of these three, and a miss is 404."""
+    """Rows with a `project`. Every view starts from one of these filters, so a miss is a 404."""
 
     def visible_to(self, caller: Caller) -> Self:
-        """Rows of projects that the caller may read."""
+        """Filter rows of projects that the caller may read."""
         return self.filter(project__in=caller.projects(Role.VIEWER))
 
     def editable_by(self, caller: Caller) -> ProjectQuerySet[RowT]:
-        """Rows of projects in which the caller may work."""
+        """Filter rows of projects that the caller may edit."""
         return self.filter(project__in=caller.projects(Role.EDITOR))
 
     def managed_by(self, caller: Caller) -> ProjectQuerySet[RowT]:
-        """Rows of projects that the caller manages."""
+        """Filter rows of projects that the caller manages."""
         return self.filter(project__in=caller.projects(Role.MANAGER))
 
     def fetch(self, caller: Caller, pk: int, role: Role = Role.VIEWER) -> RowT:
-        """The row, for a caller with at least `role` in its project.
+        """Return the row for a caller with at least `role` in its project.
 
-        Http404 when the caller may not know that it exists; PermissionDenied when they may see it but the
-        role (or their token's scope) does not allow the act.
+        Raises Http404 when the caller may not see the row, and PermissionDenied when their role or their
+        token's scope is not sufficient.
         """
         row = self.visible_to(caller).filter(pk=pk).first()
         if row is None:
@@ -90,9 +90,9 @@ class ProjectQuerySet(models.QuerySet[RowT]):
         return row
 
     def page(self, cursor: str | None, size: int = PAGE) -> tuple[list[RowT], int | None]:
-        """The newest `size` rows older than row `cursor`, and the cursor of the page after them, if any.
+        """Return the newest `size` rows before row `cursor`, and the cursor of the next page, if any.
 
-        Anything that is no row's number means the first page.
+        An invalid cursor means the first page.
         """
         known = cursor and cursor.isdecimal() and len(cursor) < 19
         older = self.filter(pk__lt=int(cursor or 0)) if known else self.all()
@@ -101,23 +101,21 @@ class ProjectQuerySet(models.QuerySet[RowT]):
 
 
 class SharedQuerySet(ProjectQuerySet[RowT]):
-    """Like ProjectQuerySet, but rows without a project (built in) can be read by everybody."""
+    """A ProjectQuerySet in which everyone may read rows without a project (built-in rows)."""
 
     def visible_to(self, caller: Caller) -> Self:
-        """Rows of the caller's projects, and the built-in ones."""
+        """Filter rows of the caller's projects, and built-in rows."""
         return self.filter(models.Q(project=None) | models.Q(project__in=caller.projects(Role.VIEWER)))
 
 
 class ProjectManager(models.Manager["Project"]):
-    """Finds and founds projects by name."""
-
     def named(self, name: str) -> Project:
-        """The project called `name`, made when there is none."""
+        """Return the project with this name; create it if there is none."""
         project, _created = self.get_or_create(name=name, defaults={"slug": self.free_slug(name)})
         return project
 
     def free_slug(self, name: str) -> str:
-        """A slug made from `name` that no project has yet."""
+        """Return an unused slug made from `name`."""
         stem = slugify(name)[:60] or "project"
         slug, number = stem, 2
         while self.filter(slug=slug).exists():
@@ -126,7 +124,7 @@ class ProjectManager(models.Manager["Project"]):
 
 
 class Project(models.Model):
-    """A team's space. Everything but the built-in model, presets and sample belongs to one."""
+    """A team's workspace. Every row except built-in models and presets belongs to one."""
 
     name = models.CharField(_("name"), max_length=100, unique=True)
     slug = models.SlugField(max_length=80, unique=True)
@@ -141,19 +139,19 @@ class Project(models.Model):
         return self.name
 
     def require(self, caller: Caller, role: Role) -> None:
-        """PermissionDenied, saying who may do it, unless the caller has at least `role` here."""
+        """Raise PermissionDenied unless the caller has at least `role` in this project."""
         if not caller.projects(role).filter(pk=self.pk).exists():
             raise PermissionDenied(refusal_for(role))
 
     def hold(self) -> None:
-        """Until the end of this transaction nobody else moves its jobs, or starts work within its budget.
+        """Lock the project's queue and budget until the end of the transaction.
 
-        Whoever locks several rows has this lock before those of jobs, and after that of a study.
+        Lock order: study, project, jobs.
         """
         Project.objects.select_for_update(no_key=True).get(pk=self.pk)
 
     def admit(self, user: User, role: Role) -> Membership:
-        """Make `user` a member with `role`, or change the role they have."""
+        """Add `user` with `role`, or change the role of an existing member."""
         membership, _created = Membership.objects.update_or_create(
             project=self, user=user, defaults={"role": role}
         )
@@ -161,11 +159,11 @@ class Project(models.Model):
 
 
 class MembershipQuerySet(ProjectQuerySet["Membership"]):
-    """Members of projects."""
+    """Memberships."""
 
 
 class Membership(models.Model):
-    """A person's role in a project."""
+    """A user's role in a project."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="memberships")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="memberships")
@@ -184,50 +182,50 @@ class Membership(models.Model):
         return f"{self.user} · {self.get_role_display()}"
 
     def is_last_manager(self) -> bool:
-        """Whether the project would have no manager without this membership."""
+        """Whether this is the project's only manager."""
         others = Membership.objects.filter(project=self.project, role=Role.MANAGER).exclude(pk=self.pk)
         return self.role == Role.MANAGER and not others.exists()
 
     def change_role(self, role: Role) -> None:
-        """Give this member another role. Raises LastManager instead of losing the last one."""
-        with self._sole_change():
+        """Change the role. Raises LastManager for the only manager."""
+        with self._exclusive_change():
             if role != Role.MANAGER and self.is_last_manager():
                 raise LastManager
             self.role = role
             self.save(update_fields=["role"])
 
     def remove(self) -> None:
-        """Take this member out of the project. Raises LastManager instead of losing the last one."""
-        with self._sole_change():
+        """Remove the member. Raises LastManager for the only manager."""
+        with self._exclusive_change():
             if self.is_last_manager():
                 raise LastManager
-            # An invitation that was never used would let them in again.
+            # An open invitation would let the user join again.
             Invitation.objects.open().filter(project=self.project, email=self.user.email).delete()
             self.delete()
 
     @contextmanager
-    def _sole_change(self) -> Iterator[None]:
+    def _exclusive_change(self) -> Iterator[None]:
         with transaction.atomic():
-            # Touching the project makes two managers who demote each other wait for one another.
+            # The write locks the project: two managers who demote each other must not both succeed.
             Project.objects.filter(pk=self.project_id).update(name=models.F("name"))
             self.refresh_from_db(fields=["role"])
             yield
 
 
 class InvitationQuerySet(ProjectQuerySet["Invitation"]):
-    """Invitations that wait for an answer, found by their secret."""
+    """Invitations."""
 
     def open(self) -> InvitationQuerySet:
-        """Not used and not expired."""
+        """Filter invitations that are not accepted and not expired."""
         return self.filter(accepted_at=None, expires_at__gt=timezone.now())
 
     def with_secret(self, secret: str) -> Invitation | None:
-        """The open invitation that this link belongs to."""
+        """Return the open invitation with this secret."""
         return self.open().filter(digest=digest_of(secret)).first()
 
 
 class Invitation(models.Model):
-    """A link that lets one person join a project; only its digest is stored."""
+    """A link that lets one user join a project; only its digest is stored."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="invitations")
     email = models.EmailField(_("e-mail address"))
@@ -250,7 +248,7 @@ class Invitation(models.Model):
 
     @classmethod
     def issue(cls, project: Project, email: str, role: Role, by: User) -> tuple[Invitation, str]:
-        """A new invitation and the secret for its link, which is shown once."""
+        """Create an invitation. Return it with the secret of its link, of which only the digest is stored."""
         secret = secrets.token_urlsafe(32)
         invitation = cls.objects.create(
             project=project,
@@ -263,10 +261,12 @@ class Invitation(models.Model):
         return invitation, secret
 
     def accept(self, user: User) -> Membership:
-        """Admit `user`, or raise their role: it never lowers one. Used before, it raises InvitationUsed."""
+        """Add `user` to the project or raise their role; never lower it. Raises InvitationUsed."""
         with transaction.atomic():
-            taken = Invitation.objects.filter(pk=self.pk, accepted_at=None).update(accepted_at=timezone.now())
-            if not taken:
+            claimed = Invitation.objects.filter(pk=self.pk, accepted_at=None).update(
+                accepted_at=timezone.now()
+            )
+            if not claimed:
                 raise InvitationUsed
             member = self.project.memberships.filter(user=user).first()
             if member and member.role in Role(self.role).and_above():
@@ -275,5 +275,5 @@ class Invitation(models.Model):
 
 
 def digest_of(secret: str) -> str:
-    """SHA-256 of a secret with 256 random bits; slow hashing is for passwords that people choose."""
+    """Return the SHA-256 of a random secret. Slow hashing is only needed for passwords that users choose."""
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Automatic clean-up, and when: leftovers of dead attempts, old checkpoints and logs, rows nobody reads.
+"""Automatic clean-up of files and rows that are no longer needed, each after its retention time.
 
-`sweep()` yields after each thing it looked at, so that its caller can do it in small portions. It deletes
-below DATA_DIR alone, follows no link, and takes nothing that a job may still read.
+`sweep()` yields after each entry, so that its caller can run it in small steps. It deletes only below
+DATA_DIR, follows no link, and keeps everything that a job may still read.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from django.contrib.sessions.models import Session
 from django.db import models, transaction
 
 from dashboard.models.data_folder import (
-    ASIDE,
     BATCH,
+    DELETING,
     age,
     batches,
     entries,
     erase,
+    hide,
     is_plain_folder,
     job_number,
-    set_aside,
     size,
     unused,
 )
@@ -47,32 +47,41 @@ DAMAGED_KEPT = DAY
 ARCHIVE_KEPT = timedelta(days=7)
 DISPATCHER_KEPT = DAY
 WORKER_KEPT = timedelta(days=30)
-# A clock that is wrong by this much makes files look old.
+# A clock that is wrong by this much makes files look too old.
 CLOCK_SECONDS = 3600.0
-# What a trimmed log keeps of its limit at each end: room to grow before it is trimmed again.
+# The share of the limit that a trimmed log keeps at each end.
 LOG_END = 0.25
-LOG_GAP = b"\n--- A part of this log was left out here, because it had grown too large. ---\n"
+LOG_GAP = b"\n--- Graftworks removed the middle part of this log because it was too large. ---\n"
 
 
 def sweep() -> Iterator[None]:
-    """One round. Files go only when database and data folder are known to belong together."""
+    """Clean up rows, and files if the data folder belongs to this database and the clock is right."""
     yield from old_rows()
     if not Installation.objects.claim():
-        logger.warning("the data folder belongs to another database, so no file is deleted")
+        logger.warning("no file is deleted: the data folder belongs to another database")
         return
     if WorkerNode.objects.leading().with_wrong_clock(CLOCK_SECONDS).exists():
-        logger.warning("this machine's clock is far from the database's, so no file is deleted")
+        logger.warning("no file is deleted: this machine's clock differs too much from the database's")
         return
-    for part in (aside, work_folders, checkpoints, damaged_checkpoints, logs, uploads, archives, orphans):
+    for part in (
+        partial_deletions,
+        work_folders,
+        checkpoints,
+        damaged_checkpoints,
+        logs,
+        uploads,
+        archives,
+        orphans,
+    ):
         try:
             yield from part()
         except OSError as error:
-            # A folder that cannot be read must not keep the others from being cleared.
+            # One unreadable folder must not stop the clean-up of the others.
             logger.warning("clearing %s: %s", part.__name__, error)
 
 
 def old_rows() -> Iterator[None]:
-    """Sent wake-ups, ended sessions, and programs that were not heard from for long."""
+    """Delete sent outbox entries, expired sessions, and nodes that are silent for long."""
     nodes = WorkerNode.objects.all()
     old: tuple[models.QuerySet[Any], ...] = (
         Outbox.objects.filter(sent_at__lt=db_now(-SENT_KEPT)),
@@ -87,22 +96,22 @@ def old_rows() -> Iterator[None]:
 
 
 def delete_some(rows: models.QuerySet[Any]) -> int:
-    """At most BATCH of `rows`, so that nobody waits long for the database; how many."""
+    """Delete at most BATCH rows, to keep the transaction short. Return how many."""
     keys = list(rows.order_by().values_list("pk", flat=True)[:BATCH])
     rows.model._default_manager.filter(pk__in=keys).delete()
     return len(keys)
 
 
-def aside() -> Iterator[None]:
-    """What an earlier round could not finish."""
+def partial_deletions() -> Iterator[None]:
+    """Delete what an earlier round left unfinished."""
     kinds = ("checkpoints", "adapters", "datasets")
-    for path in itertools.chain.from_iterable(entries(kind, ASIDE) for kind in kinds):
+    for path in itertools.chain.from_iterable(entries(kind, DELETING) for kind in kinds):
         erase(path)
         yield
 
 
 def work_folders() -> Iterator[None]:
-    """Folders of attempts that are over."""
+    """Delete work folders of attempts that have ended."""
     for batch in batches(entries("work", "job-")):
         live = {f"job-{pk}-{attempt}" for pk, attempt in Job.objects.live().values_list("pk", "attempt")}
         for path in batch:
@@ -112,33 +121,33 @@ def work_folders() -> Iterator[None]:
 
 
 def checkpoints() -> Iterator[None]:
-    """Checkpoints of jobs that will not go on, or that nobody has resumed in time."""
+    """Delete checkpoints of jobs that cannot be resumed or were not resumed in time."""
     kept = timedelta(days=settings.KEEP_CHECKPOINTS_DAYS)
     overdue = Job.objects.filter(finished_at__lt=db_now(-kept))
     for path in entries("checkpoints", "job-"):
         if age(path) > LEASE:
-            forget_checkpoint(path, also=overdue)
+            delete_checkpoints(path, also=overdue)
         yield
 
 
-def forget_checkpoint(path: Path, *, also: models.QuerySet[Job]) -> int:
-    """Delete checkpoints of a job that keeps none, is unknown, or is over and in `also`; the bytes freed."""
+def delete_checkpoints(path: Path, *, also: models.QuerySet[Job]) -> int:
+    """Delete checkpoints of a job without a row, of one that keeps none, or of one in `also`."""
     number = job_number(path)
     with transaction.atomic():
-        # Locked: somebody may resume the job at this very moment.
+        # Locked, because a user may resume the job at the same time.
         job = Job.objects.select_for_update().filter(pk=number).first()
         if job and not job.is_over:
             return 0
         if job and job.keeps_checkpoint and not also.filter(pk=number).exists():
             return 0
-        hidden = set_aside(path)
+        hidden = hide(path)
     freed = size(hidden)
     erase(hidden)
     return freed
 
 
 def damaged_checkpoints() -> Iterator[None]:
-    """Kept for a day for whoever wants to know what happened to them."""
+    """Delete damaged checkpoints, which are kept for a day for diagnosis."""
     for folder in entries("checkpoints", "job-"):
         for path in entries(f"checkpoints/{folder.name}", "damaged-"):
             if age(path) > DAMAGED_KEPT:
@@ -147,7 +156,7 @@ def damaged_checkpoints() -> Iterator[None]:
 
 
 def logs() -> Iterator[None]:
-    """Old logs go; of one that is too large the middle goes, also while its job is at work."""
+    """Delete old logs, and trim large ones even while their job is running."""
     kept = timedelta(days=settings.KEEP_LOGS_DAYS)
     for batch in batches(entries("logs", "job-")):
         numbers = [job_number(path) for path in batch]
@@ -164,7 +173,7 @@ def logs() -> Iterator[None]:
 
 
 def trim(path: Path, limit: int) -> None:
-    """Keep a log's head and tail. In place, because the process that writes it appends to this very file."""
+    """Keep a log's head and tail. Edits in place, because the running process has the file open."""
     end = int(limit * LOG_END)
     with path.open("r+b") as log:
         log.seek(-end, os.SEEK_END)
@@ -175,12 +184,12 @@ def trim(path: Path, limit: int) -> None:
 
 
 def uploads() -> Iterator[None]:
-    """Files that nothing will read: spooled bodies of broken uploads, and what has been imported."""
-    # A failed import may be asked for again; after a success or a stop nobody reads the upload.
-    read_again = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
+    """Delete uploads that are imported or were interrupted."""
+    # A failed import may be repeated; after success or cancellation the upload is not read again.
+    still_needed = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
     for batch in batches(path for path in entries("uploads") if age(path) > UPLOAD_KEPT):
         names = [path.name for path in batch]
-        known = set(read_again.filter(upload__in=names).values_list("upload", flat=True))
+        known = set(still_needed.filter(upload__in=names).values_list("upload", flat=True))
         for path in batch:
             if path.name not in known:
                 erase(path)
@@ -188,7 +197,7 @@ def uploads() -> Iterator[None]:
 
 
 def archives() -> Iterator[None]:
-    """Zips for downloads: made again when somebody asks."""
+    """Delete prepared downloads; the next download prepares them again."""
     for path in entries("archives"):
         if unused(path) > ARCHIVE_KEPT:
             erase(path)
@@ -196,17 +205,17 @@ def archives() -> Iterator[None]:
 
 
 def orphans() -> Iterator[None]:
-    """Folders that were published without a row to follow, and that no later attempt has adopted."""
+    """Delete folders that were published without a row and that no later attempt has adopted."""
     for publication in Publication.objects.orphaned()[:BATCH]:
         path = publication.path()
         if is_plain_folder(path) and age(path) < ADOPTED_WITHIN:
             continue
         with transaction.atomic():
-            # The row count is the lock: whoever publishes the same content has made the row young again.
+            # The row count is the lock: another job that publishes the same content renews the row.
             if not Publication.objects.orphaned().filter(pk=publication.pk).delete()[0]:
                 continue
-            hidden = set_aside(path) if is_plain_folder(path) else None
+            hidden = hide(path) if is_plain_folder(path) else None
         if hidden:
-            logger.warning("%s belonged to nothing and is deleted", publication)
+            logger.warning("deleting %s, which no row refers to", publication)
             erase(hidden)
         yield

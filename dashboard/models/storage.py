@@ -1,6 +1,6 @@
-"""What takes the space: sizes by kind and project, measured by the dispatcher, and what people ask to clear.
+"""Disk use by kind and project, as measured by the dispatcher, and clean-ups that users request.
 
-No page walks the disk: it reads the rows that the last round left.
+No request walks the disk: pages read the rows of the last measurement.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dashboard.models.installation import Installation
 from dashboard.models.job import Job
 from dashboard.models.job_state import TERMINAL
 from dashboard.models.project import Project
-from dashboard.models.retention import forget_checkpoint
+from dashboard.models.retention import delete_checkpoints
 
 if TYPE_CHECKING:
     from dashboard.models.user import User
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class StorageUse(models.Model):
-    """How much one kind of thing takes, of one project or (without one) of the whole installation."""
+    """Disk use of one kind of data, of one project or (without one) of the whole installation."""
 
     class Kind(models.TextChoices):
         UPLOADS = "uploads", _("Uploads")
@@ -47,10 +47,10 @@ class StorageUse(models.Model):
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="storage_uses")
     bytes = models.BigIntegerField(default=0)
     count = models.PositiveIntegerField(default=0)
-    removable_bytes = models.BigIntegerField(default=0)  # what a clean-up would free
+    removable_bytes = models.BigIntegerField(default=0)  # freed by a clean-up
     removable_count = models.PositiveIntegerField(default=0)
-    unknown_count = models.PositiveIntegerField(default=0)  # what no row of this database names
-    biggest = models.JSONField(default=list)  # [title, address, bytes], the biggest first
+    unknown_count = models.PositiveIntegerField(default=0)  # folders without a row in this database
+    biggest = models.JSONField(default=list)  # [title, address, bytes], the largest first
     measured_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -63,33 +63,33 @@ class StorageUse(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()} of {self.project or 'everybody'}"
+        return f"{self.get_kind_display()} of {self.project or 'all projects'}"
 
 
 class CleanUpQuerySet(models.QuerySet["CleanUp"]):
-    """Clean-ups that somebody has asked for."""
+    """Clean-ups."""
 
     def open(self) -> CleanUpQuerySet:
-        """Not done yet, the oldest first."""
+        """Filter those not done yet, the oldest first."""
         return self.filter(done_at=None).order_by("pk")
 
     def due(self) -> CleanUpQuerySet:
-        """Those to carry out now: none while the data folder belongs to another database."""
+        """Filter those to run now; none while the data folder belongs to another database."""
         return self.open() if Installation.objects.claim() else self.none()
 
-    def ask(self, project: Project | None, by: User | None) -> CleanUp:
-        """Have the dispatcher clear what is safe to clear; one that waits is kept."""
-        return self.open().filter(project=project).first() or self.create(project=project, asked_by=by)
+    def request(self, project: Project | None, by: User | None) -> CleanUp:
+        """Queue a clean-up for the dispatcher, or return the one that is already waiting."""
+        return self.open().filter(project=project).first() or self.create(project=project, requested_by=by)
 
 
 class CleanUp(models.Model):
-    """Somebody's wish to clear what is safe to clear, of one project or of the whole installation."""
+    """A requested clean-up of one project or of the whole installation."""
 
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="clean_ups")
-    asked_by = models.ForeignKey(
+    requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
-    asked_at = models.DateTimeField(db_default=Now())
+    requested_at = models.DateTimeField(db_default=Now())
     done_at = models.DateTimeField(null=True, blank=True)
     freed_bytes = models.BigIntegerField(default=0)
 
@@ -101,12 +101,12 @@ class CleanUp(models.Model):
     def __str__(self) -> str:
         return f"clean-up of {self.project or 'everything'}"
 
-    def carry_out(self) -> Iterator[None]:
-        """Delete checkpoints of jobs that had ended when it was asked, and prepared downloads; in steps."""
+    def run(self) -> Iterator[None]:
+        """Delete prepared downloads, and checkpoints of jobs that had ended at the request, in steps."""
         if not Installation.objects.claim():
-            logger.warning("the data folder belongs to another database, so %s waits", self)
+            logger.warning("%s waits: the data folder belongs to another database", self)
             return
-        ended = Job.objects.filter(state__in=TERMINAL, finished_at__lte=self.asked_at)
+        ended = Job.objects.filter(state__in=TERMINAL, finished_at__lte=self.requested_at)
         archives = Adapter.objects.all()
         if self.project_id:
             ended, archives = ended.filter(project=self.project_id), archives.filter(project=self.project_id)
@@ -114,9 +114,9 @@ class CleanUp(models.Model):
         for path in entries("checkpoints", "job-"):
             if ended.filter(pk=job_number(path)).exists():
                 try:
-                    freed += forget_checkpoint(path, also=ended)
+                    freed += delete_checkpoints(path, also=ended)
                 except OSError as error:
-                    # One that cannot be moved, or is gone meanwhile, must not keep the rest from going.
+                    # One entry that cannot be renamed must not stop the others.
                     logger.warning("clearing %s: %s", path.name, error)
             yield
         for path in entries("archives"):

@@ -1,4 +1,4 @@
-"""People who sign in with their e-mail address."""
+"""Users, who sign in with their e-mail address."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dashboard.models.project import Project, Role
 
 
 class UserManager(BaseUserManager["User"]):
-    """Makes users from an e-mail address instead of a user name."""
+    """Creates users by e-mail address instead of user name."""
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """A user with a hashed password; without one, the account cannot sign in by password."""
+        """Create a user. Without a password the account cannot sign in."""
         if not email:
             raise ValueError("A user needs an e-mail address.")
         user = self.model(email=self.normalize_email(email).lower(), **fields)
@@ -25,12 +25,12 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """A user who administers the installation; sees no project unless a member of it."""
+        """Create an administrator of the installation, who sees only projects they are a member of."""
         return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
 
 
 class User(AbstractUser):
-    """A person. What they may see and do in a project is their Membership's role."""
+    """An account. Its memberships decide what it may see and do in projects."""
 
     username = None  # type: ignore[assignment]
     email = models.EmailField(_("e-mail address"), unique=True)
@@ -47,10 +47,10 @@ class User(AbstractUser):
         return self.get_full_name() or self.email
 
     def projects(self, role: Role = Role.VIEWER) -> models.QuerySet[Project]:
-        """The projects where this person has at least `role`; none once the account is retired."""
+        """Return the projects where this user has at least `role`; none for an inactive account."""
         return Project.objects.filter(
             memberships__user=self,
-            # Asked of the database: an open stream holds the person as they were when it began.
+            # Read from the database: an open event stream holds the row as it was when the stream started.
             memberships__user__is_active=True,
             memberships__role__in=role.and_above(),
         )

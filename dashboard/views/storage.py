@@ -1,7 +1,7 @@
-"""Settings, Storage: what takes the space, and one clean-up of what is safe to remove.
+"""Settings, Storage: disk use and the clean-up.
 
-Managers see their project, superusers the installation. Sizes are those that the dispatcher measured
-last, and it carries the clean-up out: no request walks the disk.
+Managers see their project, superusers the installation. The dispatcher measures the sizes and runs the
+clean-up: no request walks the disk.
 """
 
 from __future__ import annotations
@@ -29,39 +29,37 @@ BIGGEST = 10
 
 @dataclass(frozen=True)
 class Scope:
-    """Everything the page says about one project, or (without one) about the installation."""
+    """The disk use of one project, or (without one) of the installation."""
 
     project: Project | None
     uses: list[StorageUse]
-    asked: CleanUp | None
+    requested: CleanUp | None
     done: CleanUp | None
 
     @property
     def name(self) -> str:
-        """What a form says to mean this."""
+        """The value of the form field `scope`."""
         return "project" if self.project else "all"
 
     @property
     def total(self) -> int:
-        """All bytes."""
         return sum(use.bytes for use in self.uses)
 
     @property
     def measured_at(self) -> datetime | None:
-        """When the sizes were taken; None before the first time."""
         return self.uses[0].measured_at if self.uses else None
 
     @property
     def biggest(self) -> list[dict[str, Any]]:
-        """Single things by size, only of a project: its people may know what they are."""
+        """The largest entries, only of a project."""
         if not self.project:
             return []
-        named = (
+        entries = (
             {"kind": use.get_kind_display(), "title": title, "url": address, "bytes": size}
             for use in self.uses
             for title, address, size in use.biggest
         )
-        return sorted(named, key=lambda one: -one["bytes"])[:BIGGEST]
+        return sorted(entries, key=lambda entry: -entry["bytes"])[:BIGGEST]
 
     @property
     def removable(self) -> int:
@@ -69,15 +67,15 @@ class Scope:
         return sum(use.removable_bytes for use in self.uses)
 
     @property
-    def goes(self) -> dict[str, StorageUse]:
-        """What a clean-up removes, by kind."""
+    def removable_uses(self) -> dict[str, StorageUse]:
+        """The kinds that a clean-up deletes."""
         return {use.kind: use for use in self.uses if use.removable_count}
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """Sizes by kind, the biggest things, and what is safe to remove and why."""
-    scopes = [scope_of(project) for project in keeps(request).values()]
+    """Show sizes by kind, the largest entries and the clean-up."""
+    scopes = [scope_of(project) for project in scopes_of(request).values()]
     context: dict[str, Any] = {
         "scopes": scopes,
         "is_at_home": Installation.objects.is_at_home(),
@@ -94,13 +92,13 @@ def index(request: Request) -> HttpResponse:
 
 @require_POST
 def clean_up(request: Request) -> HttpResponse:
-    """Ask for the clean-up of a project or, as a superuser, of everything."""
-    kept = keeps(request)
-    scope = request.POST.get("scope", next(iter(kept)))
-    if scope not in kept:
+    """Request the clean-up of a project or, as a superuser, of the installation."""
+    scopes = scopes_of(request)
+    scope = request.POST.get("scope", next(iter(scopes)))
+    if scope not in scopes:
         raise PermissionDenied(refusal_for(Role.MANAGER))
     if Installation.objects.is_at_home():
-        CleanUp.objects.ask(kept[scope], request.user)
+        CleanUp.objects.request(scopes[scope], request.user)
         messages.success(
             request, _("The clean-up starts within a minute. The sizes on this page update afterwards.")
         )
@@ -111,20 +109,19 @@ def clean_up(request: Request) -> HttpResponse:
     return redirect("storage-index")
 
 
-def keeps(request: Request) -> dict[str, Project | None]:
-    """What the caller looks after: the open project as its manager, all (None) as a superuser."""
-    kept: dict[str, Project | None] = {}
+def scopes_of(request: Request) -> dict[str, Project | None]:
+    """Return the scopes of the caller: the open project for managers, all (None) for superusers."""
+    scopes: dict[str, Project | None] = {}
     if request.project and request.user.projects(Role.MANAGER).filter(pk=request.project.pk).exists():
-        kept["project"] = request.project
+        scopes["project"] = request.project
     if request.user.is_superuser:
-        kept["all"] = None
-    if not kept:
+        scopes["all"] = None
+    if not scopes:
         raise PermissionDenied(refusal_for(Role.MANAGER))
-    return kept
+    return scopes
 
 
 def scope_of(project: Project | None) -> Scope:
-    """What is known of it."""
     uses = [use for use in StorageUse.objects.filter(project=project) if use.count]
-    wishes = CleanUp.objects.filter(project=project)
-    return Scope(project, uses, wishes.open().first(), wishes.exclude(done_at=None).first())
+    clean_ups = CleanUp.objects.filter(project=project)
+    return Scope(project, uses, clean_ups.open().first(), clean_ups.exclude(done_at=None).first())

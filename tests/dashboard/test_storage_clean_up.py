@@ -49,7 +49,7 @@ def checkpoints_of(job: Job | None) -> Path:
 def carry_out() -> CleanUp:
     """What the dispatcher does with the wish."""
     wish = CleanUp.objects.open().get()
-    for _step in wish.carry_out():
+    for _step in wish.run():
         pass
     wish.refresh_from_db()
     return wish
@@ -68,7 +68,7 @@ def test_it_removes_the_checkpoints_of_ended_runs(client: Client, mara: User, fa
     assert ask(client) == 302
     wish = carry_out()
     assert not failed.exists()
-    assert (wish.asked_by, wish.freed_bytes) == (mara, 2)
+    assert (wish.requested_by, wish.freed_bytes) == (mara, 2)
     assert wish.done_at
 
 
@@ -154,8 +154,8 @@ def test_it_removes_prepared_downloads(client: Client, mara: User, adapter: Adap
 def test_nothing_of_another_database_is_deleted(
     client: Client, mara: User, failed: Path, foreign: None
 ) -> None:
-    wish = CleanUp.objects.ask(None, mara)
-    for _step in wish.carry_out():
+    wish = CleanUp.objects.request(None, mara)
+    for _step in wish.run():
         pass
     wish.refresh_from_db()
     assert failed.exists()

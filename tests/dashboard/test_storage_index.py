@@ -146,7 +146,7 @@ def test_a_clean_up_that_was_asked_for_is_not_offered_again(
     ended: TrainingRun, page: Callable[[], str], project: Project, mara: User
 ) -> None:
     take_sizes()
-    CleanUp.objects.ask(project, mara)
+    CleanUp.objects.request(project, mara)
     text = page()
     assert f"{mara} requested a clean-up" in text
     assert "Clean up 5 kB…" not in text
@@ -213,7 +213,7 @@ def test_in_another_databases_folder_no_clean_up_is_offered(
     take_sizes()
     assert 'commandfor="clean-up-project"' in page()
     assert safe_to_remove(page())[0] == "5 kB"
-    CleanUp.objects.ask(ended.project, mara)
+    CleanUp.objects.request(ended.project, mara)
     mark.write_text("another database wrote this\n")
     assert "The data folder belongs to another database, so Graftworks deletes none of its files" in page()
     assert "clean-up-project" not in page()

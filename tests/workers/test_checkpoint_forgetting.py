@@ -81,5 +81,5 @@ def test_nobody_resumes_a_job_while_its_checkpoints_are_cleared(job: Job, overta
     job.request_cancel()
     job.complete_stop()
     waited = overtake(lambda: Job.objects.filter(pk=job.pk).update(state=State.QUEUED))
-    tasks._forget_checkpoints(job)
+    tasks._delete_checkpoints(job)
     assert (waited, left(job)) == ([True], [])

@@ -235,10 +235,10 @@ class Dispatcher:
 
     def _chores(self) -> Iterator[None]:
         yield from sweep()
-        wishes = list(CleanUp.objects.due())
-        for wish in wishes:
-            yield from wish.carry_out()
-        if wishes or time.monotonic() >= self.measure_due:
+        clean_ups = list(CleanUp.objects.due())
+        for clean_up in clean_ups:
+            yield from clean_up.run()
+        if clean_ups or time.monotonic() >= self.measure_due:
             self.measure_due = time.monotonic() + MEASURE_SECONDS
             yield from measure()
 
