@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import django
 import pytest
@@ -33,6 +34,7 @@ from dashboard.models import (  # noqa: E402
     TrainingRun,
     User,
 )
+from dashboard.models.forecast import forecast_run  # noqa: E402
 from workers.hyperparameters import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
@@ -246,15 +248,19 @@ def make_run(
     """A queued run with the recommended preset."""
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
-    return TrainingRun.objects.launch(
+    run = TrainingRun(
         project=project,
-        by=by,
+        created_by=by,
         name=name,
         dataset_version=version,
         base_model=base_model,
         target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
-        hyperparameters=Hyperparameters(**{"r": 4, "max_steps": 10, "max_length": 64, **hyper}),  # type: ignore[arg-type]
     )
+    values: dict[str, Any] = {"r": 4, "max_steps": 10, "max_length": 64, **hyper}
+    run.freeze(Hyperparameters(**values))
+    run.forecast = forecast_run(run)
+    run.launch()
+    return run
 
 
 @pytest.fixture

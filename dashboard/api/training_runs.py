@@ -39,6 +39,7 @@ from dashboard.models import (
     TrainingRun,
     forgetting,
 )
+from dashboard.models.forecast import forecast_run
 from dashboard.models.stopping import StopRefused, stop_run
 from workers.hyperparameters import hyperparameters_from
 
@@ -276,23 +277,29 @@ def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
 
 
 def launch(request: Call, payload: RunIn, key: str) -> Job:
-    """The job of the new run. Every id is looked up among what the caller may see."""
+    """Launch the run and return its job."""
+    run = draft(request, payload, confirmed=payload.confirmed)
+    run.forecast = forecast_run(run)
+    run.launch(key)
+    return cast("Job", run.job)
+
+
+def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
+    """Return the unsaved run of a request. Every id is looked up among what the caller may see."""
     version = newest_version(request, payload.dataset)
     base_model = inspected(chosen_base_model(request, payload.base_model))
     config = config_of(request, payload.target_module_config)
-    values = payload.hyperparameters.dict() if payload.hyperparameters else {}
-    run = TrainingRun.objects.launch(
+    run = TrainingRun(
         project=request.auth.project,
-        by=request.auth.user,
+        created_by=request.auth.user,
         name=payload.name or TrainingRun.default_name(version, config),
         dataset_version=version,
         base_model=base_model,
         target_module_config=config,
-        hyperparameters=hyperparameters_from(values),
-        confirmed=payload.confirmed,
-        idempotency_key=key,
     )
-    return cast("Job", run.job)
+    values = payload.hyperparameters.dict() if payload.hyperparameters else {}
+    run.freeze(hyperparameters_from(values), confirmed=confirmed)
+    return run
 
 
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})

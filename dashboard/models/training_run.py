@@ -1,4 +1,4 @@
-"""Training runs: one arm each, frozen into a TrainSpec when launched."""
+"""Training runs: one arm each, frozen into a TrainSpec before the launch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.base_model import BaseModel
 from dashboard.models.compute_budget import require_budget
 from dashboard.models.dataset import DatasetVersion
-from dashboard.models.forecast import expected_seconds, forecast_run, record_calibration
+from dashboard.models.forecast import expected_seconds, record_calibration
 from dashboard.models.job import Job
 from dashboard.models.job_state import State
 from dashboard.models.project import Project, ProjectQuerySet
@@ -29,7 +29,7 @@ from workers.targets import target_spec
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# What the engine tells of where a run ended: with these the same settings give the same adapter.
+# Measured by the engine; with these equal, equal settings give an equal adapter.
 RECORDED = ("tokenizer_sha256", "chat_template_sha256", "versions", "device", "dtype", "threads", "attempt")
 
 
@@ -37,7 +37,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
     """Runs with what lists and pages show."""
 
     def with_facts(self) -> TrainingRunQuerySet:
-        """Everything a row of a list names, in one query."""
+        """Join everything that a row of a list names."""
         return self.select_related(
             "job",
             "base_model",
@@ -50,11 +50,11 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         )
 
     def with_scores(self) -> TrainingRunQuerySet:
-        """Evaluations and their jobs fetched in two queries, for `scores` and `is_settled`."""
+        """Prefetch evaluations and their jobs, for `scores` and `is_settled`."""
         return self.prefetch_related("evaluations__job")
 
     def in_group(self, group: str) -> TrainingRunQuerySet:
-        """Runs as lists filter them: `active`, `finished`, or an outcome."""
+        """Filter by `active`, `finished` or an outcome."""
         if group == "active":
             return self.active()
         if group == "finished":
@@ -62,7 +62,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         return self.filter(outcome=group)
 
     def active(self) -> TrainingRunQuerySet:
-        """Runs that wait or work."""
+        """Filter runs that are queued or being trained."""
         return (
             self.filter(outcome="")
             .exclude(job=None)
@@ -70,52 +70,15 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
         )
 
     def launched_with(self, project: Project, idempotency_key: str) -> TrainingRun | None:
-        """The run that an earlier request with this key started, if any."""
+        """Return the run that an earlier request with this key started, if any."""
         job = Job.objects.find_by_idempotency_key(project, idempotency_key)
         return self.filter(job=job).first() if job else None
 
-    def launch(
-        self,
-        *,
-        project: Project,
-        by: User | None,
-        name: str,
-        dataset_version: DatasetVersion,
-        base_model: BaseModel,
-        target_module_config: TargetModuleConfig,
-        hyperparameters: Hyperparameters,
-        confirmed: bool = False,
-        idempotency_key: str = "",
-    ) -> TrainingRun:
-        """Freeze the choices into a spec and queue it: run, job and outbox in one transaction.
-
-        Raises SpecError with the form's field name when the pieces do not fit together, and when `by` has
-        not confirmed what this choice leaves out or reaches besides; OverBudget when the month has no room.
-        """
-        run = TrainingRun(
-            project=project,
-            created_by=by,
-            name=name,
-            dataset_version=dataset_version,
-            base_model=base_model,
-            target_module_config=target_module_config,
-        )
-        run.freeze(hyperparameters, confirmed=confirmed)
-        run.forecast = forecast_run(run)
-        require_4bit_worker(hyperparameters)
-        with transaction.atomic():
-            run.job = Job.objects.submit(
-                Job.Kind.TRAIN, run.spec, project=project, by=by, idempotency_key=idempotency_key
-            )
-            run.save()
-            require_budget(project, run.seconds_left, by)
-        return run
-
 
 class TrainingRun(models.Model):
-    """One arm: base + dataset version + target modules + hyper-parameters.
+    """One arm: base model, dataset version, target modules and hyper-parameters, frozen in `spec`.
 
-    Shows its own outcome, else its job's state.
+    Its state is its own outcome, else its job's state.
     """
 
     class Outcome(models.TextChoices):
@@ -136,7 +99,7 @@ class TrainingRun(models.Model):
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="training_runs")
     target_module_config = models.ForeignKey(TargetModuleConfig, models.PROTECT, related_name="training_runs")
-    # The arm of a study that it belongs to; a rung where it only looks for that arm's learning rate.
+    # The study arm it belongs to; `rung` is set for short runs that search for the arm's learning rate.
     study_arm = models.ForeignKey(
         "dashboard.StudyArm", models.SET_NULL, null=True, blank=True, related_name="runs"
     )
@@ -144,9 +107,9 @@ class TrainingRun(models.Model):
     spec = models.JSONField(default=dict)
     forecast = models.JSONField(default=dict)
     measured = models.JSONField(default=dict)
-    # What was changed unasked: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
+    # Automatic changes: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
     adjustments = models.JSONField(default=list)
-    # Sentences on what the choice leaves out or reaches besides, and who has accepted them.
+    # Warnings about the target modules that the user confirmed.
     confirmations = models.JSONField(default=list)
     confirmed_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
@@ -169,7 +132,7 @@ class TrainingRun(models.Model):
         ordering = ["-pk"]
         indexes = [
             models.Index(fields=["project", "-id"]),
-            # The forms ask at every change what is promised, and a project's ended runs are many.
+            # The forms sum the open runs' forecasts at every change, and a project has many ended runs.
             models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),
         ]
         constraints = [
@@ -186,18 +149,17 @@ class TrainingRun(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("training-run-detail", args=[self.pk])
 
     @staticmethod
     def default_name(version: DatasetVersion, config: TargetModuleConfig) -> str:
-        """What a run is called when nobody named it."""
+        """Return the name of a run without a name of its own."""
         return f"{version.dataset.name} {config.name}"[:120]
 
     def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
-        """Check that the pieces fit, and build the spec from them.
+        """Check that the choices fit together, and build the spec.
 
-        `confirmed`: whoever starts the run has accepted what the resolution wants accepted.
+        `confirmed`: the user has accepted the warnings of the target modules. Raises SpecError otherwise.
         """
         if not self.dataset_version.is_ready:
             raise SpecError("dataset", "This dataset is not imported yet.")
@@ -227,46 +189,60 @@ class TrainingRun(models.Model):
         )
         self.spec = to_dict(spec)
 
+    def launch(self, idempotency_key: str = "") -> None:
+        """Queue the frozen run: run, job and outbox in one transaction; `forecast` is set before.
+
+        Raises SpecError if no worker supports its base model in 4 bits, OverBudget if the month has no room.
+        """
+        require_4bit_worker(Hyperparameters(**self.hyperparameters))
+        by = self.created_by
+        with transaction.atomic():
+            self.job = Job.objects.submit(
+                Job.Kind.TRAIN, self.spec, project=self.project, by=by, idempotency_key=idempotency_key
+            )
+            self.save()
+            require_budget(self.project, self.seconds_left, by)
+
     @property
     def state(self) -> str:
-        """Draft without a job, else its own outcome, else the job's state."""
+        """Return its own outcome, else its job's state; `draft` without a job."""
         return self.outcome or (self.job.state if self.job else "draft")
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it by itself."""
+        """Tell whether the training has ended."""
         return bool(self.outcome) or (self.job is not None and self.job.is_over)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The resolved settings, from the frozen spec."""
+        """Return the resolved hyper-parameters of the frozen spec."""
         return dict(self.spec.get("hyperparameters", {}))
 
     @property
     def in_4bit(self) -> bool:
-        """Whether its base model was kept in 4 bits, so that its adapter knows it so."""
+        """Tell whether the adapter is trained on a base model in 4 bits."""
         return bool(self.hyperparameters.get("load_in_4bit"))
 
     @property
     def requires_dedicated_base(self) -> bool:
-        """Whether its adapter stands alone on a loaded base, as `study_plan.trains_alone` says before."""
+        """Tell whether its adapter cannot share a loaded base model with others."""
         on_experts = bool(self.spec.get("target", {}).get("target_parameters"))
         return on_experts or bool(self.hyperparameters.get("use_dora"))
 
     @property
     def seed(self) -> int:
-        """What its order of rows and its adapter's first values are drawn with."""
+        """Return the random seed."""
         return int(self.hyperparameters.get("seed", 0))
 
     @property
     def effective_settings(self) -> dict[str, Any]:
-        """The settings that its newest attempt used: what was chosen, and what was adjusted since."""
+        """Return the hyper-parameters of its last attempt, automatic changes included."""
         changes = [change for one in self.adjustments for change in one["changes"].items()]
         return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
 
     @property
     def origin(self) -> dict[str, Any]:
-        """All that made it what it is, without folders of this installation; null for what is not known."""
+        """Return what reproduces it: settings, hashes, versions, device. Unknown values are None."""
         base, data = self.spec.get("base", {}), self.spec.get("data", {})
         return {
             "hyperparameters": self.effective_settings,
@@ -282,33 +258,33 @@ class TrainingRun(models.Model):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the optimizer steps of the whole run."""
         settings_ = Hyperparameters(**self.hyperparameters)
         return settings_.total_steps(self.dataset_version.splits.get("train", 0))
 
     @property
     def step(self) -> int:
-        """Optimizer steps completed so far."""
+        """Return the completed optimizer steps."""
         if self.ended_step is not None:
             return self.ended_step
         return self.job.step if self.job and self.job.phase == "training" else self.trained_step
 
     @property
     def trained_step(self) -> int:
-        """The last step that a metric was stored for."""
-        # Looked for here, so that a prefetched list is used; a run has about ten curves.
+        """Return the last step with a stored training loss."""
+        # Filtered in Python, so that prefetched curves are used.
         losses = (one.last_step for one in self.metric_series.all() if one.name == "train/loss")
         return next(losses, 0)
 
     @property
     def seconds_left(self) -> float:
-        """What is left of the time that was forecast for it."""
+        """Return the rest of its forecast training time."""
         expected = expected_seconds(self.forecast)
         return expected * max(0.0, 1 - self.trained_step / max(1, self.total_steps))
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Why it failed, or None."""
+        """Return code and message of its failure, or None."""
         if self.state != State.FAILED:
             return None
         if self.error_code:
@@ -317,10 +293,10 @@ class TrainingRun(models.Model):
 
     @property
     def resumable_from(self) -> int | None:
-        """Completed steps from which it could be resumed; None when it cannot."""
+        """Return the step of the checkpoint that it can be resumed from, or None."""
         ended = self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED)
         ended = ended and self.error_code != "diverged" and not self.was_stopped_alone
-        # Asked of the disk, so only where the rows alone do not say no.
+        # The checkpoint is read from disk, so only if the rows allow it.
         may = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
         return self.job.checkpoint_step() if may and self.job else None
 
@@ -330,21 +306,21 @@ class TrainingRun(models.Model):
         return self.outcome == self.Outcome.CANCELLED and self.stop_asked == self.Stop.CANCEL
 
     def resume(self, by: User | None = None) -> None:
-        """Continue it, and what was stopped with it, from the checkpoint.
+        """Continue it, and the runs stopped with it, from the checkpoint.
 
-        IllegalMove says why not; OverBudget, that the month has no room for what is left.
+        Raises IllegalMove if it cannot be resumed, OverBudget if the month has no room for the rest.
         """
         resume_run(self, by)
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing more will happen to it or to its evaluations."""
+        """Tell whether the run and its evaluations have ended."""
         return self.is_over and all(
             evaluation.job is None or evaluation.job.is_over for evaluation in self.evaluations.all()
         )
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """The newest ended evaluation's metrics by subject, `base` and `adapter`."""
+        """Return the metrics of the last finished evaluation of each subject, `base` and `adapter`."""
         return {
             evaluation.subject: evaluation.metrics
             for evaluation in sorted(self.evaluations.all(), key=lambda evaluation: evaluation.pk)
@@ -352,7 +328,7 @@ class TrainingRun(models.Model):
         }
 
     def flat_settings(self) -> dict[str, Any]:
-        """What a person chose, flat, for tables that compare runs."""
+        """Return all choices in one flat dict, for tables that compare runs."""
         return {
             "dataset": str(self.dataset_version),
             "base_model": self.base_model.hub_id,
@@ -369,7 +345,7 @@ class TrainingRun(models.Model):
         message: str = "",
         measured: dict[str, Any] | None = None,
     ) -> None:
-        """Write the outcome once; a second end of the same arm changes nothing."""
+        """Store the outcome once; a second call changes nothing."""
         self.measured = measured or {}
         # Told to keep its best before it had any, it leaves as little as one that was to keep nothing.
         alone = {"stop_asked": self.Stop.CANCEL} if outcome == self.Outcome.CANCELLED else {}
@@ -388,9 +364,9 @@ class TrainingRun(models.Model):
 
 
 def require_4bit_worker(hyperparameters: Hyperparameters) -> None:
-    """Refuse a base model in 4 bits where no worker that is there can keep it so.
+    """Raise SpecError for a base model in 4 bits if no worker supports it.
 
-    Asked where new work comes in. What was let in waits for such a worker, should it be away for a while.
+    Checked at the launch only: a queued run waits for such a worker.
     """
     if hyperparameters.load_in_4bit and not WorkerNode.objects.supporting_4bit().exists():
         raise SpecError(
@@ -399,7 +375,7 @@ def require_4bit_worker(hyperparameters: Hyperparameters) -> None:
 
 
 def confirmation_request(sentences: Sequence[str]) -> str:
-    """What has to be accepted first, and how."""
+    """Return the warnings to confirm, and how to confirm them."""
     return gettext("Read this, and confirm it with `confirmed`: true. %(sentences)s") % {
         "sentences": " ".join(sentences)
     }

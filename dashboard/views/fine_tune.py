@@ -1,4 +1,4 @@
-"""The fine-tune form, and what changes beside it while it is filled in: preset cards and plan."""
+"""The fine-tune form, and the live preset cards and forecast beside it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dashboard.forms.training_runs import (
 )
 from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
+from dashboard.models.forecast import forecast_run
 from dashboard.models.study_evidence import preference, told_by_config
 from dashboard.views.launching import launched_once
 from workers.hyperparameters import Hyperparameters
@@ -29,7 +30,7 @@ from workers.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """The fine-tune form. A double click starts one run, as both requests carry the same key."""
+    """Show the fine-tune form, or launch its run; a double click launches one, as the key is the same."""
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
@@ -45,7 +46,7 @@ def create(request: Request) -> HttpResponse:
 
 @require_GET
 def presets(request: Request) -> HttpResponse:
-    """The preset cards for the base model and rank in the form, keeping the choice."""
+    """Render the preset cards for the base model and rank in the form."""
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
     return render(request, "training_runs/_presets.html", plan_context(form))
@@ -53,9 +54,9 @@ def presets(request: Request) -> HttpResponse:
 
 @require_GET
 def forecast(request: Request) -> HttpResponse:
-    """What the form as it stands would start: memory, time, size, what differs, what is missing.
+    """Render the forecast of the form: memory, time, size, changed settings and missing choices.
 
-    Memory and time on the preset cards come along.
+    Memory and time of the preset cards are included.
     """
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
@@ -65,28 +66,29 @@ def forecast(request: Request) -> HttpResponse:
 
 
 def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
-    """The run that the form asks for, or None with the form saying why not."""
+    """Launch the form's run and return it, or None with errors on the form."""
 
     def launch(key: str) -> TrainingRun:
         values = form.cleaned_data
-        return TrainingRun.objects.launch(
+        run = TrainingRun(
             project=request.project,
-            by=request.user,
+            created_by=request.user,
             name=values["name"],
             dataset_version=values["dataset_version"],
             base_model=values["base_model"],
             target_module_config=values["target_module_config"],
-            hyperparameters=values["hyperparameters"],
-            confirmed=form.is_confirmed(),
-            idempotency_key=key,
         )
+        run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
+        run.forecast = forecast_run(run)
+        run.launch(key)
+        return run
 
     return launched_once(form, lambda key: TrainingRun.objects.launched_with(request.project, key), launch)
 
 
 def prefilled(request: Request) -> dict[str, Any]:
-    """What the link brings: ?clone=RUN with changed settings, or ?dataset=ID and ?base_model=ID."""
-    numbers = asked(request)
+    """Return initial values from the query: ?clone=RUN with settings, or ?dataset=ID and ?base_model=ID."""
+    numbers = query_ids(request)
     if "clone" in numbers:
         run = TrainingRun.objects.fetch(request.user, numbers["clone"])
         return {**initial_from(run), **overrides(request.GET)}
@@ -98,25 +100,25 @@ def prefilled(request: Request) -> dict[str, Any]:
     return initial
 
 
-def asked(request: Request) -> dict[str, int]:
-    """The rows that the link names; what is no number names none."""
+def query_ids(request: Request) -> dict[str, int]:
+    """Return the ids in the query; whatever is no number is ignored."""
     texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
     return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
 
 
 def changed_context(request: Request) -> dict[str, Any]:
-    """The earlier run that the form was filled in from, and what the link changed in its settings."""
-    pk = asked(request).get("clone")
+    """Return the cloned run and the settings that the link changed."""
+    pk = query_ids(request).get("clone")
     if pk is None:
         return {}
     source = TrainingRun.objects.fetch(request.user, pk)
     changed = changes(source, overrides(request.GET))
-    # What changed is to be seen where it can be changed again.
+    # The changed settings are shown open.
     return {"source": source, "changes": changed} | ({"expert_open": True} if changed else {})
 
 
 def choose_defaults(form: TrainingRunForm) -> None:
-    """Preselect the bundled model, the preset that studies or else we recommend, and a lone dataset."""
+    """Preselect the bundled model, the preset that studies or the product recommend, and a sole dataset."""
     form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
     recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
     usual = recommended.values_list("pk", flat=True).first()
@@ -138,7 +140,7 @@ def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
 
 
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
-    """The form's page: fields from `form`, numbers from `draft`."""
+    """Return the context of the form's page: fields from `form`, forecast from `draft`."""
     sample = [version.pk for version in form.versions if is_sample(version)]
     return {
         "form": form,
@@ -155,7 +157,7 @@ def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any
 
 
 def plan_context(form: TrainingRunForm) -> dict[str, Any]:
-    """What both live regions of the form show."""
+    """Return the context of both live regions."""
     found: Plan = plan(form)
     cards = cards_of(form, found)
     if found.base_model and cards:

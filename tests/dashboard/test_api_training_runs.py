@@ -323,7 +323,7 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
             make_run(project, dataset, base_model, name=f"{number}"), "train/loss", [(1, 2.0)]
         )
     api.get(RUNS)
-    with django_assert_num_queries(9):
+    with django_assert_num_queries(8):
         assert len(api.get(f"{RUNS}?limit=200").json()["data"]) == rows
 
 

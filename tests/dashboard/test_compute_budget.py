@@ -189,18 +189,20 @@ import json, multiprocessing, sys
 import django
 django.setup()
 from dashboard.models import *
+from dashboard.models.forecast import forecast_run
 from workers.hyperparameters import Hyperparameters
 
 def launch(number, begin, found):
     project = Project.objects.get(name="Support")
-    choice = dict(
-        project=project, by=None, name=f"Run {number}", dataset_version=DatasetVersion.objects.get(),
+    run = TrainingRun(
+        project=project, name=f"Run {number}", dataset_version=DatasetVersion.objects.get(),
         base_model=BaseModel.objects.get(project=project),
-        target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
-        hyperparameters=Hyperparameters(r=4, max_steps=10, max_length=64))
+        target_module_config=TargetModuleConfig.objects.get(slug="efficient"))
+    run.freeze(Hyperparameters(r=4, max_steps=10, max_length=64))
+    run.forecast = forecast_run(run)
     begin.wait()
     try:
-        TrainingRun.objects.launch(**choice)
+        run.launch()
         found.put("let in")
     except OverBudget:
         found.put("refused")

@@ -248,7 +248,7 @@ def test_gaps_are_confirmed_before_a_start(
     for ticked in ("", "yes"):
         page = client.post(URL, {**values, "confirmed": ticked})
         assert page.status_code == 422
-        assert b"Read what it says beside this, and tick it." in page.content
+        assert b"Read the warnings, then tick this box." in page.content
     resolution = page.context["plan"].card.resolution
     assert resolution.confirmations[0].encode() in page.content
     assert client.post(URL, {**values, "confirmed": resolution.confirmation_key}).status_code == 302

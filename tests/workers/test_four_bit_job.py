@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 
@@ -13,15 +12,12 @@ from dashboard.models import (
     BaseModel,
     Calibration,
     Dataset,
-    DatasetVersion,
     Job,
     Project,
-    TargetModuleConfig,
-    TrainingRun,
     User,
     WorkerNode,
 )
-from workers.hyperparameters import Hyperparameters
+from tests.conftest import make_run
 
 WorkOff = Callable[[str], Job]
 
@@ -31,20 +27,11 @@ def test_it_trains_publishes_and_scores_in_4_bits(
     client: Client, project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
     WorkerNode.objects.register("gpu@test", queue="gpu", host="box", pid=1, device="cpu", loads_4bit=True)
-    version = real_dataset.newest_ready()
-    assert isinstance(version, DatasetVersion)
-    learn = Hyperparameters(r=4, max_steps=4, max_length=64, learning_rate=1e-2, load_in_4bit=True)
     both = [
-        TrainingRun.objects.launch(
-            project=project,
-            by=ed,
-            name=f"In 4 bits: {one.load_in_4bit}",
-            dataset_version=version,
-            base_model=real_base,
-            target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
-            hyperparameters=one,
+        make_run(
+            project, real_dataset, real_base, by=ed, max_steps=4, learning_rate=1e-2, load_in_4bit=packed
         )
-        for one in (learn, dataclasses.replace(learn, load_in_4bit=False))
+        for packed in (True, False)
     ]
     jobs = [work_off("gpu") for _time in range(4)]
     assert [job.state for job in jobs] == ["succeeded"] * 4, [job.error for job in jobs]
