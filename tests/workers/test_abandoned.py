@@ -205,7 +205,9 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
     assert Job.objects.get(host=host).state == State.STARTING
     Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
     WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
-    Dispatcher().beat()
+    dispatcher = Dispatcher()
+    dispatcher.beat()
+    dispatcher.recover_jobs()
     assert Job.objects.get(host=host).state == State.INTERRUPTED
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
@@ -39,8 +38,13 @@ def dispatcher(db: None) -> Dispatcher:
     dispatcher.register()
     WorkerNode.objects.update(grants_grace_until=None)
     dispatcher.leads = True
-    dispatcher.chores_began = time.monotonic()
     return dispatcher
+
+
+def run_round(dispatcher: Dispatcher) -> None:
+    """Run each chore of the queue once."""
+    for chore in dispatcher.queue_chores:
+        chore.run()
 
 
 def submit(project: Project) -> Job:
@@ -61,7 +65,7 @@ def test_it_keeps_wake_ups_while_the_broker_is_away(dispatcher: Dispatcher, proj
     assert Outbox.objects.unsent().get().job == job
     since = WorkerNode.objects.get(name=dispatcher.name).broker_silent_since
     assert since, "pages can say so without asking the broker"
-    dispatcher.ask_broker_from = 0
+    dispatcher.next_broker_ping = 0
     dispatcher.publish()
     assert WorkerNode.objects.get(name=dispatcher.name).broker_silent_since == since
 
@@ -116,29 +120,27 @@ def test_it_takes_over_from_a_leader_whose_lease_has_run_out(dispatcher: Dispatc
 def test_it_recovers_a_job_whose_lease_has_run_out(dispatcher: Dispatcher, run: TrainingRun) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.beat()
+    run_round(dispatcher)
     job.refresh_from_db()
     assert job.state == State.INTERRUPTED
     Job.objects.filter(pk=job.pk).update(run_after=db_now(-AGO))
-    dispatcher.beat()
+    run_round(dispatcher)
     job.refresh_from_db()
     assert job.state == State.QUEUED
 
 
-def test_it_recovers_jobs_even_where_the_rest_of_its_round_fails(
-    dispatcher: Dispatcher, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = claim("gpu")
-    Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
+def test_failing_chore_holds_up_no_other() -> None:
+    stop, ran = threading.Event(), list[str]()
 
     def break_down() -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(dispatcher, "tick", break_down)
-    with pytest.raises(FileNotFoundError):
-        dispatcher.beat()
-    job.refresh_from_db()
-    assert job.state == State.INTERRUPTED
+    def succeed() -> None:
+        ran.append("succeed")
+        stop.set()
+
+    dispatch.run_chores((dispatch.Chore(break_down), dispatch.Chore(succeed)), stop)
+    assert ran == ["succeed"]
 
 
 def test_it_spares_a_job_whose_holder_came_back_in_time(
@@ -157,7 +159,7 @@ def test_it_ends_a_lost_job_that_was_stopping(dispatcher: Dispatcher, run: Train
     job = claim("gpu")
     job.request_cancel(ed)
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO))
-    dispatcher.beat()
+    run_round(dispatcher)
     run.refresh_from_db()
     assert run.state == "cancelled"
 
@@ -186,7 +188,6 @@ def another(name: str = "dispatcher-2@elsewhere") -> Dispatcher:
     """One that starts now, with nothing in its memory."""
     dispatcher = Dispatcher()
     dispatcher.name = name
-    dispatcher.chores_began = time.monotonic()
     return dispatcher
 
 
@@ -194,10 +195,10 @@ def test_it_expires_nothing_right_after_it_or_the_database_was_away(
     dispatcher: Dispatcher, late: Job
 ) -> None:
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(late) == State.STARTING
     let_time_pass()
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(late) == State.INTERRUPTED
 
 
@@ -205,26 +206,26 @@ def test_one_that_starts_where_none_was_at_work_spares_holders_for_a_whole_lease
     dispatcher: Dispatcher, late: Job
 ) -> None:
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
-    another().beat()
+    run_round(another())
     assert state_of(late) == State.STARTING
     left = WorkerNode.objects.get(name="dispatcher-2@elsewhere").grants_grace_until
     assert left is not None
     assert 80 < (left - timezone.now()).total_seconds() < 100
     let_time_pass()
-    another().beat()
+    run_round(another())
     assert state_of(late) == State.INTERRUPTED
 
 
 def test_the_very_first_one_spares_holders_too(late: Job) -> None:
-    another().beat()
+    run_round(another())
     assert state_of(late) == State.STARTING
 
 
 def test_one_that_is_killed_meanwhile_does_not_cut_that_time_short(late: Job) -> None:
-    another("dispatcher-1@elsewhere").beat()
+    run_round(another("dispatcher-1@elsewhere"))
     WorkerNode.objects.update(leads_until=None)
     second = another()
-    second.beat()
+    run_round(second)
     assert second.leads
     assert state_of(late) == State.STARTING
 
@@ -233,7 +234,7 @@ def test_one_that_comes_back_second_does_not_either(dispatcher: Dispatcher, late
     WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO), leads_until=None)
     WorkerNode.objects.record_dispatcher_heartbeat("dispatcher-1@elsewhere")
-    dispatcher.beat()
+    run_round(dispatcher)
     assert dispatcher.leads
     assert state_of(late) == State.STARTING
 
@@ -241,14 +242,14 @@ def test_one_that_comes_back_second_does_not_either(dispatcher: Dispatcher, late
 def test_one_that_starts_again_in_the_usual_time_recovers_at_once(late: Job) -> None:
     WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
     WorkerNode.objects.update(heartbeat_at=db_now(timedelta(seconds=-20)))
-    another().beat()
+    run_round(another())
     assert state_of(late) == State.INTERRUPTED
 
 
 def test_one_that_slept_beside_another_recovers_at_once(dispatcher: Dispatcher, late: Job) -> None:
     WorkerNode.objects.update(heartbeat_at=db_now(-AGO))
     WorkerNode.objects.register("dispatcher-1@elsewhere", kind=WorkerNode.Kind.DISPATCHER, host="box", pid=1)
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(late) == State.INTERRUPTED, "holders could reach the database all the time"
 
 
@@ -260,9 +261,9 @@ def test_one_that_is_held_up_in_the_middle_of_its_round_expires_nothing(
 
     with monkeypatch.context() as asleep:
         asleep.setattr(dispatch, "release_orphaned_jobs", sleep)
-        dispatcher.beat()
+        run_round(dispatcher)
     assert state_of(late) == State.STARTING
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(late) == State.STARTING
 
 
@@ -273,11 +274,11 @@ def test_a_clock_of_the_database_that_is_set_forward_costs_nobody_the_lease(
     hour = timedelta(hours=1)
     for rows, field in ((Job.objects.filter(pk=job.pk), "lease_until"), (WorkerNode.objects, "heartbeat_at")):
         rows.update(**{field: F(field) - hour})
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(job) == State.STARTING
     assert job.renew_lease()
     let_time_pass()
-    dispatcher.beat()
+    run_round(dispatcher)
     assert state_of(job) == State.STARTING
 
 
@@ -288,7 +289,7 @@ def test_a_machine_that_starts_again_gets_its_own_jobs_back_at_once(run: Trainin
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-AGO), host=f"{place.earlier_starts}before")
     with pytest.MonkeyPatch.context() as young:
         young.setattr("workers.abandoned.uptime", lambda: 20.0)
-        another().beat()
+        run_round(another())
     assert state_of(job) == State.INTERRUPTED
     assert WorkerNode.objects.granting_grace().exists(), "jobs of other machines still have time"
 
@@ -339,7 +340,7 @@ def test_its_tick_notes_the_disk_and_the_clock(dispatcher: Dispatcher) -> None:
 def test_each_beat_is_a_sign_of_life_and_the_first_one_ticks(dispatcher: Dispatcher) -> None:
     mine = WorkerNode.objects.filter(name=dispatcher.name)
     mine.update(heartbeat_at=db_now(-AGO))
-    dispatcher.beat()
+    run_round(dispatcher)
     assert mine.alive().exclude(free_bytes=None).exclude(clock_ahead=None).exists()
 
 
@@ -349,8 +350,7 @@ def test_it_goes_on_when_a_job_is_cancelled_under_its_hands(
     job = submit(project)
     stale = Job.objects.filter(pk=job.pk)
     monkeypatch.setattr(type(stale), "due_for_retry", lambda _self: stale)
-    dispatcher.beat()
-    assert dispatcher.last_tick > 0
+    run_round(dispatcher)
 
 
 def test_it_has_the_bundled_model_inspected_at_first_start(
@@ -401,7 +401,7 @@ def test_a_model_counted_by_other_libraries_is_counted_again_once_per_start(
     before = inspections(counted)
     census = {**(counted.census or {}), "versions": {"peft": "0.1", "transformers": "4.0"}}
     BaseModel.objects.filter(pk=counted.pk).update(census=census)
-    dispatcher.began = timezone.now()
+    dispatcher.started = timezone.now()
     dispatcher.tick()
     assert inspections(counted) == before + 1
     finish(BaseModel.objects.get(pk=counted.pk).job)  # by a worker that has those libraries still
@@ -520,6 +520,6 @@ def test_it_releases_the_job_of_a_dead_process_at_once(dispatcher: Dispatcher, r
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(pid=dead.pid, pid_started=birth(dead.pid))
     dead.wait()
-    dispatcher.beat()
+    run_round(dispatcher)
     job.refresh_from_db()
     assert (job.state, job.events.latest("pk").text) == (State.INTERRUPTED, "Its worker process is gone.")

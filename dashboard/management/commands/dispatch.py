@@ -1,7 +1,7 @@
-"""`manage.py dispatch`: the loop that wakes workers, queues interrupted jobs again and expires lost leases.
+"""`manage.py dispatch`: wakes workers, queues interrupted jobs again, recovers lost ones, and cleans up.
 
-Two may run; one leads. The only program that publishes to the broker, from a thread of its own: a broker that
-takes a call and stays silent must hold up nothing else. What ages out is `dashboard.models.retention`'s.
+Two may run; one leads. Everything it does is a chore with an interval, in one of three loops: a silent broker
+or a slow disk holds up only its own. The only program that publishes to the broker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -37,67 +38,84 @@ from workers.celery import app
 from workers.identity import here
 
 logger = logging.getLogger(__name__)
-BEAT_SECONDS = 1.0
-TICK_SECONDS = 15.0
-WAKE_SECONDS = 3.0
+LOOP_SECONDS = 1.0
 BROKER_RETRY_SECONDS = 5.0
-BROKER_ASK_SECONDS = 5.0
+BROKER_PING_SECONDS = 5.0
 BATCH = 100
-# The slow work is done in portions, so that a large or slow disk never holds up the queue.
-CHORES_SECONDS = 60.0
-MEASURE_SECONDS = 300.0
-PORTION_SECONDS = 0.2
 
 
 class Command(BaseCommand):
-    """Runs until it is told to stop."""
+    """Runs until SIGTERM or SIGINT."""
 
     help = "Publish wake-ups for waiting jobs, and recover jobs whose worker has died."
 
     def handle(self, *_args: object, **_options: object) -> None:
-        """Beat once a second, and publish beside it, until SIGTERM or SIGINT."""
+        """Run the loops, the queue's in the main thread."""
         stop = threading.Event()
 
-        def note(_number: int, _frame: FrameType | None) -> None:
+        def request_stop(_number: int, _frame: FrameType | None) -> None:
             stop.set()
 
-        signal.signal(signal.SIGTERM, note)
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGTERM, request_stop)
+        signal.signal(signal.SIGINT, request_stop)
         dispatcher = Dispatcher()
-        publishing = (dispatcher.publish, stop, dispatcher.wait_for_news)
-        threading.Thread(target=repeat, args=publishing, daemon=True).start()
-        repeat(dispatcher.beat, stop, lambda: stop.wait(BEAT_SECONDS))
+        for chores in (dispatcher.publishing_chores, dispatcher.clean_up_chores):
+            threading.Thread(target=run_chores, args=(chores, stop), daemon=True).start()
+        run_chores(dispatcher.queue_chores, stop)
         dispatcher.leave()
 
 
-def repeat(duty: Callable[[], object], stop: threading.Event, rest: Callable[[], object]) -> None:
-    """Do it again after each rest; a round that fails is logged and the next one tried."""
+@dataclass(frozen=True)
+class Chore:
+    """A function and its interval."""
+
+    run: Callable[[], object]
+    seconds: float = LOOP_SECONDS
+
+
+def run_chores(chores: Iterable[Chore], stop: threading.Event) -> None:
+    """Run each chore whenever its interval is over; one that fails is logged and holds up no other."""
+    due = dict.fromkeys(chores, 0.0)
     while not stop.is_set():
-        try:
-            duty()
-        except Exception:
-            logger.exception("the dispatcher could not do its round")
-            close_old_connections()
-        rest()
+        for chore in due:
+            if time.monotonic() < due[chore]:
+                continue
+            due[chore] = time.monotonic() + chore.seconds
+            try:
+                chore.run()
+            except Exception:
+                logger.exception("the dispatcher failed in %s", chore.run.__name__)
+                close_old_connections()
+        stop.wait(LOOP_SECONDS)
 
 
 class Dispatcher:
-    """One dispatcher's rounds. Holds no state that a restart would miss."""
+    """The chores of one dispatcher. Holds no state that a restart would lose."""
 
     def __init__(self) -> None:
         self.host = socket.gethostname()
         self.place = here()
         self.name = f"dispatcher-{os.getpid()}@{self.place or self.host}"
         self.leads = self.broker_silent = False
-        self.began = timezone.now()
-        self.last_tick = self.last_wake = self.ask_broker_from = 0.0
-        self.chores: Iterator[None] | None = None
-        self.chores_began = -CHORES_SECONDS
-        self.measure_due = 0.0
-        self.news = threading.Event()  # the outbox has something that should not wait
+        self.started = timezone.now()
+        self.next_broker_ping = 0.0
+        # All but the heartbeat and the broker's ping are the leader's alone.
+        self.queue_chores = (
+            Chore(self.beat),
+            Chore(self.recover_jobs),
+            Chore(self.wake_past_paused),
+            Chore(self.wake_again, 3.0),
+            Chore(self.tick, 15.0),
+        )
+        self.publishing_chores = (Chore(self.publish),)
+        self.clean_up_chores = (
+            Chore(self.carry_out_clean_ups, 3.0),
+            Chore(self.sweep, 60.0),
+            Chore(self.measure, 300.0),
+        )
 
     def register(self) -> None:
-        """Say that it is there. A predecessor on this machine that was killed leads no longer."""
+        """Write its row, and end the lead of a killed predecessor on this machine."""
         node = {
             "kind": WorkerNode.Kind.DISPATCHER,
             "host": self.host,
@@ -117,13 +135,15 @@ class Dispatcher:
                 others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
     def beat(self) -> None:
-        """Each second: lead, recover what is lost, queue what is due. Each 15 s the tick."""
-        now = time.monotonic()
+        """Write the heartbeat, release the orphaned jobs of this machine, and take the lead if it is free."""
         if not WorkerNode.objects.record_dispatcher_heartbeat(self.name):
             self.register()
-        # Whether it leads or not: only who runs beside a dead process knows that it is dead.
+        # Also without the lead: only a process beside a dead one knows that it is dead.
         release_orphaned_jobs()
         self.leads = WorkerNode.objects.acquire_lead(self.name)
+
+    def recover_jobs(self) -> None:
+        """Take jobs whose lease has expired, and queue interrupted ones whose back-off is over."""
         if not self.leads:
             return
         for job in Job.objects.with_expired_lease().recoverable():
@@ -131,26 +151,12 @@ class Dispatcher:
         for job in Job.objects.due_for_retry()[:BATCH]:
             with contextlib.suppress(IllegalMove, Job.DoesNotExist):  # cancelled or deleted in between
                 job.requeue_or_fail()
-                self.news.set()
-        self.wake_past_paused()
-        if now - self.last_wake >= WAKE_SECONDS:
-            self.last_wake = now
-            self.wake_again()
-        if now - self.last_tick >= TICK_SECONDS:
-            self.last_tick = now
-            self.tick()
-        self.do_chores()
-
-    def wait_for_news(self) -> None:
-        """The rest between two looks into the outbox."""
-        self.news.wait(BEAT_SECONDS)
-        self.news.clear()
 
     def publish(self) -> int:
-        """Send the wake-ups that wait in the outbox; how many went out. Notes whether the broker answers."""
+        """Send the wake-ups of the outbox and return their count; record whether the broker answers."""
         entries = list(Outbox.objects.unsent()[:BATCH]) if self.leads else []
         now = time.monotonic()
-        if now < self.ask_broker_from and (self.broker_silent or not entries):
+        if now < self.next_broker_ping and (self.broker_silent or not entries):
             return 0
         sent: list[int] = []
         try:
@@ -158,20 +164,20 @@ class Dispatcher:
                 wake(entry.job)
                 sent.append(entry.pk)
             if not entries:
-                ask_broker()
+                ping_broker()
         except (OperationalError, RedisError, OSError) as error:
             logger.warning(
                 "the broker cannot be reached, %s wake-ups wait: %s", len(entries) - len(sent), error
             )
-            self._note_broker(silent=True)
+            self._record_broker(silent=True)
         else:
-            self._note_broker(silent=False)
+            self._record_broker(silent=False)
         Outbox.objects.mark_sent(sent)
         return len(sent)
 
-    def _note_broker(self, *, silent: bool) -> None:
+    def _record_broker(self, *, silent: bool) -> None:
         self.broker_silent = silent
-        self.ask_broker_from = time.monotonic() + (BROKER_RETRY_SECONDS if silent else BROKER_ASK_SECONDS)
+        self.next_broker_ping = time.monotonic() + (BROKER_RETRY_SECONDS if silent else BROKER_PING_SECONDS)
         mine = WorkerNode.objects.filter(name=self.name)
         if silent:
             mine.filter(broker_silent_since=None).update(broker_silent_since=Now())
@@ -179,19 +185,21 @@ class Dispatcher:
             mine.exclude(broker_silent_since=None).update(broker_silent_since=None)
 
     def tick(self) -> None:
-        """Note disk and clock, inspect models that are new or counted otherwise, move studies on."""
+        """Record disk and clock, inspect base models that are new or outdated, and advance studies."""
+        if not self.leads:
+            return
         WorkerNode.objects.update_facts(self.name, free_bytes=shutil.disk_usage(settings.DATA_DIR).free)
         for base_model in BaseModel.objects.uninspected():
             if base_model.local_folder().is_dir():
                 base_model.inspect()
-        for base_model in BaseModel.objects.outdated(self.began):
+        for base_model in BaseModel.objects.outdated(self.started):
             if Path(base_model.path).is_dir():
                 base_model.recount()
         for study in Study.objects.unfinished():
             study.advance()
 
     def recover(self, job: Job) -> None:
-        """Take a job from a holder that is still silent now that the row is locked."""
+        """Take a job from its holder, if the lease is still expired now that the row is locked."""
         try:
             with transaction.atomic():
                 Job.objects.with_expired_lease().recoverable().select_for_update().get(pk=job.pk).recover(
@@ -202,13 +210,15 @@ class Dispatcher:
         logger.warning("%s was lost and will be queued again", job)
 
     def wake_again(self) -> None:
-        """A wake-up may have been lost on its way; only idle nodes need another one."""
-        for queue in Job.Queue:
-            Job.objects.unclaimed().wake_idle(queue)
+        """Wake idle nodes for jobs whose wake-up may have been lost on its way."""
+        if self.leads:
+            for queue in Job.Queue:
+                Job.objects.unclaimed().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
-        """A node that is paused, or cannot do what waits, swallows wake-ups, so its idle neighbours get one a
-        second until they work."""
+        """Wake idle nodes each second while a neighbour that cannot take the jobs takes their wake-ups."""
+        if not self.leads:
+            return
         paused = WorkerNode.objects.alive().exclude(paused_at=None)
         queues = set(paused.values_list("queue", flat=True))
         packing = WorkerNode.objects.supporting_4bit().values_list("queue", flat=True)
@@ -219,28 +229,26 @@ class Dispatcher:
         for queue in queues:
             Job.objects.wake_idle(queue)
 
-    def do_chores(self) -> None:
-        """A portion of the slow work: clear what has aged out or was asked to go, and measure the rest."""
-        now = time.monotonic()
-        if self.chores is None:
-            rested = now - self.chores_began
-            if rested < WAKE_SECONDS or (rested < CHORES_SECONDS and not CleanUp.objects.due().exists()):
-                return
-            self.chores_began = now
-            self.chores = self._chores()
-        for _step in self.chores:
-            if time.monotonic() - now > PORTION_SECONDS:
-                return
-        self.chores = None
+    def carry_out_clean_ups(self) -> None:
+        """Delete what users asked to be deleted, and measure what is left."""
+        requests = list(CleanUp.objects.due()) if self.leads else []
+        for request in requests:
+            self._while_leading(request.run())
+        if requests:
+            self.measure()
 
-    def _chores(self) -> Iterator[None]:
-        yield from sweep()
-        clean_ups = list(CleanUp.objects.due())
-        for clean_up in clean_ups:
-            yield from clean_up.run()
-        if clean_ups or time.monotonic() >= self.measure_due:
-            self.measure_due = time.monotonic() + MEASURE_SECONDS
-            yield from measure()
+    def sweep(self) -> None:
+        """Delete what has aged out, see `dashboard.models.retention`."""
+        self._while_leading(sweep())
+
+    def measure(self) -> None:
+        """Measure the folders of the installation."""
+        self._while_leading(measure())
+
+    def _while_leading(self, steps: Iterable[object]) -> None:
+        for _step in steps:
+            if not self.leads:
+                return
 
     def leave(self) -> None:
         """Free the lead at once, so that another dispatcher need not wait for the lease."""
@@ -252,7 +260,7 @@ def wake(job: Job) -> None:
     app.send_task("workers.tasks.work", args=[job.pk], queue=job.queue)
 
 
-def ask_broker() -> None:
-    """One real ping; an error when there is no answer within the socket's time limit."""
+def ping_broker() -> None:
+    """Ping the broker once. Raises an error if it does not answer within the socket's time limit."""
     with app.connection_for_write() as connection, connection.channel() as channel:
         channel.client.ping()  # type: ignore[attr-defined]
