@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand
 from django.utils.translation import gettext as _
 from redis.exceptions import RedisError
 
-from dashboard.management.commands.dispatch import ask_broker
+from dashboard.management.commands.dispatch import ping_broker
 from dashboard.management.commands.start import SOCKET_LENGTH
 from dashboard.models.finding import HealthCheck, Level, start_command, summarize, worst_first
 from dashboard.models.health import run_health_checks
@@ -48,7 +48,7 @@ def check_broker() -> HealthCheck:
         remedy = _("No action is needed. Choose a shorter DATA_DIR to let this command contact the broker.")
         return HealthCheck(code, title, Level.WARNING, text, remedy)
     try:
-        ask_broker()
+        ping_broker()
     except (RedisError, OSError) as error:
         text = _("The broker does not answer: %(error)s") % {"error": f"{error}".rstrip(".") + "."}
         remedy = _("Start it or correct REDIS_URL. Jobs are saved and start when it is back.")
