@@ -304,11 +304,11 @@ def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
 
 @router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
 def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[dict[str, Any]]:
-    """Stop it: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves the
-    best so far and ends as `stopped_early`; before its first step there is nothing to keep.
+    """Stop a run: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves its
+    best weights so far and ends as `stopped_early`; before the first step there is nothing to keep.
 
-    Runs that train in the same job go on. They have one checkpoint in common: to keep that is refused with
-    409 `trains_with_others` while one of them goes on.
+    Runs that train in the same job, as those of a study do, are all stopped with it, and `keep` holds for
+    each of them.
     """
     run = with_facts().fetch(request.auth, pk, Role.EDITOR)
     do_once(request, f"cancel run {pk}", lambda: stop(request, run, (payload and payload.keep) or ""))
@@ -316,7 +316,7 @@ def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[di
 
 
 def stop(request: Call, run: TrainingRun, keep: str) -> None:
-    """Ask this run to stop; one that has ended is refused."""
+    """Stop the job of the run, or refuse with the reason."""
     try:
         stop_run(run, request.auth.user, keep)
     except StopRefused as refusal:

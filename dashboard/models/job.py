@@ -165,22 +165,18 @@ class Job(models.Model):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
             self.refresh_from_db(fields=["state", "attempt", "finished_at", "lease_until", "run_after"])
             self.record(event, source, target, actor=actor, text=reason)
-            if target not in LIVE:
-                self._end_open_arms(target, fields)
+            if target in (State.FAILED, State.CANCELLED):
+                self._end_open_runs(target, fields)
             if target == State.QUEUED:
                 Outbox.objects.create(job=self)
 
-    def _end_open_arms(self, target: State, fields: dict[str, Any]) -> None:
-        """Arms without an outcome share the job's. One that was stopped alone ends here in any case."""
-        open_ones = self.training_runs.filter(outcome="")
-        for run in open_ones.filter(stop_asked="cancel"):
-            run.end(State.CANCELLED, step=run.trained_step)
-        if target in (State.FAILED, State.CANCELLED):
-            open_ones.update(
-                outcome=target,
-                error_code=fields.get("error_code", ""),
-                error_message=fields.get("error_message", ""),
-            )
+    def _end_open_runs(self, target: State, fields: dict[str, Any]) -> None:
+        """Give the job's outcome to the runs that have none of their own."""
+        self.training_runs.filter(outcome="").update(
+            outcome=target,
+            error_code=fields.get("error_code", ""),
+            error_message=fields.get("error_message", ""),
+        )
 
     def record(
         self,

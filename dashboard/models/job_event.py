@@ -25,7 +25,6 @@ EVENT_WORDS = {
     "go_on": _("Its study goes on, and will be judged anew"),
     "finish": _("Asked to stop and to keep the best so far"),
     "discard": _("Asked to keep nothing after all"),
-    "stop_run": _("Asked to stop one of its runs"),
     "prioritise": _("Priority changed"),
 }
 # What people did, with their name before it.
@@ -34,7 +33,6 @@ DEED_WORDS = {
     "cancel": _("%(actor)s asked to stop"),
     "finish": _("%(actor)s asked to stop and to keep the best so far"),
     "discard": _("%(actor)s asked to keep nothing after all"),
-    "stop_run": _("%(actor)s asked to stop one of its runs"),
     "resume": _("%(actor)s asked to continue"),
     "prioritise": _("%(actor)s changed its priority"),
 }

@@ -87,13 +87,6 @@ class TrainingRun(models.Model):
         CANCELLED = "cancelled", _("Stopped")
         STOPPED_EARLY = "stopped_early", _("Stopped early, best kept")
 
-    class Stop(models.TextChoices):
-        """How somebody wants it to end alone, while others train on in its job; the engine's words."""
-
-        NONE = "", _("Nobody asked")
-        FINISH = "finish", _("The best so far as an adapter")
-        CANCEL = "cancel", _("Nothing is kept")
-
     project = models.ForeignKey(Project, models.CASCADE, related_name="training_runs")
     name = models.CharField(_("name"), max_length=120)
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="training_runs")
@@ -116,8 +109,6 @@ class TrainingRun(models.Model):
     )
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="training_runs")
     outcome = models.CharField(max_length=14, choices=Outcome.choices, blank=True)
-    # Kept when it has ended: what was stopped alone is not continued with what was stopped later.
-    stop_asked = models.CharField(max_length=6, choices=Stop.choices, blank=True)
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
     ended_step = models.PositiveIntegerField(null=True, blank=True)
@@ -139,9 +130,6 @@ class TrainingRun(models.Model):
             models.CheckConstraint(
                 condition=models.Q(outcome__in=["", "succeeded", "failed", "cancelled", "stopped_early"]),
                 name="training_run_outcome_known",
-            ),
-            models.CheckConstraint(
-                condition=models.Q(stop_asked__in=["", "finish", "cancel"]), name="training_run_stop_known"
             ),
         ]
 
@@ -295,15 +283,10 @@ class TrainingRun(models.Model):
     def resumable_from(self) -> int | None:
         """Return the step of the checkpoint that it can be resumed from, or None."""
         ended = self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED)
-        ended = ended and self.error_code != "diverged" and not self.was_stopped_alone
+        ended = ended and self.error_code != "diverged"
         # The checkpoint is read from disk, so only if the rows allow it.
         may = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
         return self.job.checkpoint_step() if may and self.job else None
-
-    @property
-    def was_stopped_alone(self) -> bool:
-        """Whether somebody ended it and kept nothing of it, while others trained on in its job."""
-        return self.outcome == self.Outcome.CANCELLED and self.stop_asked == self.Stop.CANCEL
 
     def resume(self, by: User | None = None) -> None:
         """Continue it, and the runs stopped with it, from the checkpoint.
@@ -347,15 +330,12 @@ class TrainingRun(models.Model):
     ) -> None:
         """Store the outcome once; a second call changes nothing."""
         self.measured = measured or {}
-        # Told to keep its best before it had any, it leaves as little as one that was to keep nothing.
-        alone = {"stop_asked": self.Stop.CANCEL} if outcome == self.Outcome.CANCELLED else {}
         changed = TrainingRun.objects.filter(pk=self.pk, outcome="").update(
             outcome=outcome,
             ended_step=step,
             error_code=code,
             error_message=message,
             measured=self.measured,
-            **alone,
         )
         if changed:
             self.refresh_from_db()

@@ -31,8 +31,8 @@ from dashboard.models import (
 from dashboard.models.evaluation import adapter_evaluation
 from dashboard.models.queue import QueueForecast
 from dashboard.models.standstill import stalled_queue_of
-from dashboard.models.stopping import StopRefused, companions, may_have_progress, stop_run
-from dashboard.stages import PHASES, eta_range, said, stages, stopping_text
+from dashboard.models.stopping import StopRefused, may_have_progress, stop_run
+from dashboard.stages import PHASES, announcement, eta_range, stages, stopping_text
 from dashboard.views.endings import ending_context
 from dashboard.views.evaluations import unscored_run_notice
 from workers.hyperparameters import SETTINGS, Hyperparameters
@@ -110,7 +110,7 @@ def progress(request: Request, pk: int) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def cancel(request: Request, pk: int) -> HttpResponse:
-    """Ask what shall stay of a run, and stop it. The question is a page of its own where no dialog opens."""
+    """Ask what to keep of a run, and stop its job with all its runs."""
     run = TrainingRun.objects.with_facts().fetch(request.user, pk, Role.EDITOR)
     keep = request.POST.get("keep", "")
     if request.method == "GET" or keep not in Job.Keep.values:
@@ -118,14 +118,14 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     try:
         stop_run(run, request.user, keep, seen_waiting=request.POST.get("seen") == "waiting")
     except StopRefused as refusal:
-        if refusal.leaves_a_choice:
+        if refusal.code == "has_begun":
             return stop_question(request, run, why=str(refusal), status=422)
         messages.warning(request, str(refusal))
     return redirect(run)
 
 
 def stop_question(request: Request, run: TrainingRun, *, status: int, why: str = "") -> HttpResponse:
-    """What shall stay of it, with the choices that there are now; `why` it is asked again."""
+    """Show the choices that there are now; `why`: the reason if the question is repeated."""
     context = {"run": run, "why": why, **stop_context(run)}
     return render(request, "training_runs/cancel.html", context, status=status)
 
@@ -142,20 +142,16 @@ def resume(request: Request, pk: int) -> HttpResponse:
 
 
 def stop_context(run: TrainingRun) -> dict[str, Any]:
-    """What the question before a stop needs to know."""
-    is_asked = run.state == State.CANCELLING or run.stop_asked == TrainingRun.Stop.CANCEL
-    if run.is_over or run.job is None or is_asked:
+    """Return what the confirmation before a stop shows."""
+    if run.is_over or run.job is None or run.state == State.CANCELLING:
         return {"can_stop": False}
-    beside = companions(run).count()
     can_keep = may_have_progress(run.job)
-    keeps_best = run.job.keep == Job.Keep.ADAPTER or run.stop_asked == TrainingRun.Stop.FINISH
     return {
         "can_stop": True,
         "can_keep": can_keep,
-        # A run that only looks for a learning rate leaves no adapter.
-        "can_keep_best": can_keep and run.rung is None and not keeps_best,
-        "can_keep_checkpoint": can_keep and not beside,
-        "beside": beside,
+        # Search runs publish no adapter.
+        "can_keep_best": can_keep and run.rung is None and run.job.keep != Job.Keep.ADAPTER,
+        "other_runs": run.job.training_runs.filter(outcome="").exclude(pk=run.pk).count(),
         "kept_days": settings.KEEP_CHECKPOINTS_DAYS,
     }
 
@@ -194,7 +190,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "evaluation": evaluation,
         "phase": PHASES.get(working.phase, working.phase) if working else "",
         "stages": steps,
-        "said": said(steps, working),
+        "announcement": announcement(steps, working),
         "position": position,
         "start": None if no_4bit else start,
         "stopping": stopping,
