@@ -176,7 +176,7 @@ def stop_loss_text(job: Job) -> str:
         return _("The work of this job so far is discarded.")
     text = ngettext(
         "The progress of the run is discarded. To keep it, stop the run on its own page.",
-        "The progress of all %(count)d runs is discarded. To keep it, stop one of the runs on its own page.",
+        "The progress of its %(count)d runs is discarded. To keep it, stop one of the runs on its own page.",
         max(1, runs),
     )
     return text % {"count": runs}

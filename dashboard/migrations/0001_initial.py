@@ -619,7 +619,6 @@ class Migration(migrations.Migration):
                 ('adjustments', models.JSONField(default=list)),
                 ('confirmations', models.JSONField(default=list)),
                 ('outcome', models.CharField(blank=True, choices=[('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped'), ('stopped_early', 'Stopped early, best kept')], max_length=14)),
-                ('stop_asked', models.CharField(blank=True, choices=[('', 'Nobody asked'), ('finish', 'The best so far as an adapter'), ('cancel', 'Nothing is kept')], max_length=6)),
                 ('error_code', models.CharField(blank=True, max_length=40)),
                 ('error_message', models.TextField(blank=True)),
                 ('ended_step', models.PositiveIntegerField(blank=True, null=True)),
@@ -839,10 +838,6 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='trainingrun',
             constraint=models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='trainingrun',
-            constraint=models.CheckConstraint(condition=models.Q(('stop_asked__in', ['', 'finish', 'cancel'])), name='training_run_stop_known'),
         ),
         migrations.AddIndex(
             model_name='metricseries',

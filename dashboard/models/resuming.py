@@ -38,7 +38,7 @@ def resume_refusal(job: Job) -> str:
 
 
 def resume(job: Job, by: User | None = None) -> None:
-    """Queue an ended training again, from its checkpoint. Raises IllegalMove with the reason if not possible."""
+    """Queue an ended training again, from its checkpoint. Raises IllegalMove with the reason."""
     if reason := resume_refusal(job):
         raise IllegalMove(reason)
     try:

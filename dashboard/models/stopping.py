@@ -137,4 +137,4 @@ def describe_kept_checkpoint(job: Job) -> str:
         return _("Its checkpoint cannot be read at the moment.")
     if reached:
         return _("No checkpoint could be saved, so nothing is kept.")
-    return _("Stopped before the first step; nothing to keep.")
+    return _("There was no progress to keep.")

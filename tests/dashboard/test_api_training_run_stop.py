@@ -16,8 +16,8 @@ from dashboard.models import (
     State,
     TrainingRun,
     User,
+    stopping,
 )
-from dashboard.models.stopping import arms_to_stop
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.refusals import refusal
 
@@ -62,7 +62,7 @@ def test_a_repeated_stop_with_its_key_is_answered_again(api: Client, run: Traini
 
 
 @pytest.mark.parametrize("address", ["runs/{run.pk}", "jobs/{run.job_id}"])
-def test_a_repeated_stop_with_its_key_spares_what_somebody_has_resumed_since(
+def test_a_repeated_stop_with_its_key_spares_a_job_resumed_since(
     api: Client, training: TrainingRun, ed: User, address: str
 ) -> None:
     assert training.job
@@ -83,7 +83,7 @@ def stop(api: Client, run: TrainingRun, body: object = None, **headers: str) -> 
     return api.post(f"{RUNS}/{run.pk}/cancel", text, content_type="application/json", headers=headers)
 
 
-def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, training: TrainingRun) -> None:
+def test_a_key_with_another_body_is_refused(api: Client, training: TrainingRun) -> None:
     key = {"Idempotency-Key": "stop"}
     assert stop(api, training, {"keep": "checkpoint"}, **key).status_code == 202
     assert refusal(stop(api, training, {}, **key), 422)["field"] == "Idempotency-Key"
@@ -91,7 +91,7 @@ def test_a_key_that_comes_with_another_wish_stops_nothing_more(api: Client, trai
 
 
 @pytest.mark.parametrize("body", ["", "{}", {"keep": None}])
-def test_it_keeps_nothing_where_nothing_is_said(api: Client, training: TrainingRun, body: object) -> None:
+def test_without_keep_nothing_is_kept(api: Client, training: TrainingRun, body: object) -> None:
     assert stop(api, training, body).status_code == 202
     assert Job.objects.get(pk=training.job_id).read_stop_request() == "cancel"
 
@@ -131,18 +131,18 @@ def test_it_refuses_to_keep_anything_else(
     assert Job.objects.get(pk=training.job_id).read_stop_request() == ""
 
 
-def test_it_keeps_nothing_more_of_what_is_being_discarded(api: Client, training: TrainingRun) -> None:
+def test_a_discarded_run_cannot_keep_its_checkpoint(api: Client, training: TrainingRun) -> None:
     stop(api, training)
     problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
     assert problem["code"] == "already_stopping"
 
 
-def test_a_waiting_run_that_has_learned_nothing_keeps_nothing(api: Client, run: TrainingRun) -> None:
+def test_a_waiting_run_without_progress_keeps_nothing(api: Client, run: TrainingRun) -> None:
     answer = stop(api, run, {"keep": "checkpoint"})
     assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
     assert answer.json()["resumable_from"] is None
     (event, *_before) = api.get(f"/api/v1/jobs/{run.job_id}/events").json()["data"]
-    assert event["message"].endswith("stopped it while it waited: it had learned nothing yet")
+    assert event["message"].endswith("stopped it while it waited: there was no progress yet")
 
 
 @pytest.fixture
@@ -154,61 +154,24 @@ def other(training: TrainingRun) -> TrainingRun:
     return other
 
 
-@pytest.mark.parametrize(("body", "wish"), [({}, "cancel"), ({"keep": "adapter"}, "finish")])
-def test_it_stops_one_run_of_two_alone(
-    api: Client, training: TrainingRun, other: TrainingRun, body: object, wish: str
+@pytest.mark.parametrize(
+    ("keep", "request_"), [(None, "cancel"), ("adapter", "finish"), ("checkpoint", "park")]
+)
+def test_it_stops_the_job_with_all_its_runs(
+    api: Client, training: TrainingRun, other: TrainingRun, keep: str | None, request_: str
 ) -> None:
-    for _time in range(2):
-        answer = stop(api, training, body)
-        assert (answer.status_code, answer.json()["state"]) == (202, "running")
-    job = Job.objects.get(pk=training.job_id)
-    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {0: wish})
-    assert api.get(f"{RUNS}/{other.pk}").json()["state"] == "running"
+    assert stop(api, training, {"keep": keep}).status_code == 202
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == request_
+    states = {api.get(f"{RUNS}/{run.pk}").json()["state"] for run in (training, other)}
+    assert states == {"running" if keep == "adapter" else "cancelling"}
 
 
-def test_it_refuses_to_keep_a_checkpoint_that_others_have_in_common(
+def test_an_ended_run_does_not_stop_the_runs_that_train_with_it(
     api: Client, training: TrainingRun, other: TrainingRun
 ) -> None:
-    problem = refusal(stop(api, training, {"keep": "checkpoint"}), 409)
-    assert (problem["code"], problem["field"]) == ("trains_with_others", "keep")
-    job = Job.objects.get(pk=training.job_id)
-    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {})
-
-
-@pytest.mark.parametrize("body", [{}, {"keep": "adapter"}, {"keep": "checkpoint"}])
-def test_a_run_that_has_ended_is_refused_and_never_stops_the_one_beside_it(
-    api: Client, training: TrainingRun, other: TrainingRun, body: object
-) -> None:
     training.end("succeeded", step=5)
-    problem = refusal(stop(api, training, body), 409)
-    assert (problem["code"], problem["message"]) == ("already_ended", "It has already ended: Finished.")
-    job = Job.objects.get(pk=training.job_id)
-    assert (job.read_stop_request(), arms_to_stop(job)) == ("", {})
-
-
-def test_a_run_of_a_waiting_job_ends_at_once_and_once(api: Client, run: TrainingRun) -> None:
-    beside = TrainingRun.objects.get(pk=run.pk)
-    beside.pk, beside._state.adding = None, True
-    beside.save()
-    key = {"Idempotency-Key": "stop"}
-    for _time in range(2):
-        answer = stop(api, run, {}, **key)
-        assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
-    refusal(stop(api, run, {}), 409)
-    assert api.get(f"{RUNS}/{beside.pk}").json()["state"] == "queued"
-
-
-def test_the_whole_job_can_still_be_stopped(api: Client, training: TrainingRun, other: TrainingRun) -> None:
-    assert api.post(f"/api/v1/jobs/{training.job_id}/cancel").status_code == 202
-    assert Job.objects.get(pk=training.job_id).read_stop_request() == "cancel"
-
-
-def test_a_viewer_stops_no_run_of_two(
-    training: TrainingRun, other: TrainingRun, project: Project, vera: User
-) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
-    refusal(api.post(f"{RUNS}/{training.pk}/cancel"), 403)
-    assert arms_to_stop(Job.objects.get(pk=training.job_id)) == {}
+    assert refusal(stop(api, training, {}), 409)["code"] == "already_ended"
+    assert Job.objects.get(pk=training.job_id).read_stop_request() == ""
 
 
 def parked(run: TrainingRun) -> TrainingRun:
@@ -239,7 +202,7 @@ def test_a_repeated_resume_with_its_key_is_answered_again(api: Client, training:
     assert Outbox.objects.filter(job=training.job_id).count() == 2
 
 
-def test_a_repeated_resume_with_its_key_lets_what_was_stopped_since_rest(
+def test_a_repeated_resume_with_its_key_spares_a_job_stopped_since(
     api: Client, training: TrainingRun, ed: User
 ) -> None:
     parked(training)
@@ -250,18 +213,18 @@ def test_a_repeated_resume_with_its_key_lets_what_was_stopped_since_rest(
     assert (again.status_code, again.json()["state"]) == (202, "cancelled")
 
 
-def test_a_call_that_dies_half_way_has_neither_acted_nor_used_its_key(
+def test_a_call_that_dies_halfway_neither_acts_nor_uses_its_key(
     api: Client, training: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.raise_request_exception = False
-    cancel = Job.request_cancel
+    stop_job = stopping.stop_job
 
-    def act_and_die(job: Job, by: User | None = None, keep: str = "") -> bool:
-        cancel(job, by, keep)
+    def stop_and_die(job: Job, *args: Any, **options: Any) -> bool:
+        stop_job(job, *args, **options)
         raise RuntimeError("the process dies")
 
     with monkeypatch.context() as dying:
-        dying.setattr(Job, "request_cancel", act_and_die)
+        dying.setattr(stopping, "stop_job", stop_and_die)
         assert stop(api, training, **{"Idempotency-Key": "stop"}).status_code == 500
     assert Job.objects.get(pk=training.job_id).read_stop_request() == ""
     assert stop(api, training, **{"Idempotency-Key": "stop"}).json()["state"] == "cancelling"
@@ -275,7 +238,7 @@ def test_a_refused_resume_is_refused_again_with_its_key(api: Client, run: Traini
 
 def test_it_says_why_it_cannot_resume(api: Client, training: TrainingRun) -> None:
     address = f"{RUNS}/{training.pk}/resume"
-    assert "works already" in refusal(api.post(address), 409)["message"]
+    assert refusal(api.post(address), 409)["code"] == "not_resumable"
     assert training.job
     training.job.request_cancel()
     training.job.move("stopped")

@@ -28,7 +28,6 @@ from dashboard.models.adapter import WEIGHTS
 from dashboard.models.job import BACK_OFF, MAX_ATTEMPTS, MAX_FAILED_ATTEMPTS
 from dashboard.models.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from dashboard.models.resuming import resume
-from dashboard.models.stopping import StopRefused, arms_to_stop, stop_run
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.recorders import cancel_without_result, finish_job
 
@@ -38,13 +37,12 @@ SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)
 KEPT = ("succeeded", "stopped_early")
-STOPPING = {State.CANCELLING: "cancel"}
 # How often each step was taken, and how often each event then stood in a history.
 taken: Counter[str] = Counter()
 walked: Counter[str] = Counter()
 # How often each step is taken: most walks should get far.
 STEPS = {
-    "submit": 3, "cancel": 2, "stop_run": 3, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2,
+    "submit": 3, "cancel": 3, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2,
     "checkpoint": 2, "renew": 1, "look": 1, "end_arm": 4, "finish": 3, "begin_to_save": 1, "fail": 1,
     "stopped": 2, "give_back": 5, "dispatch": 2, "pass_time": 5,
 }  # fmt: skip
@@ -85,7 +83,6 @@ class Row:
     lease_until: float = 0.0
     run_after: float = 0.0
     arms: dict[int, str] = field(default_factory=dict)
-    wishes: dict[int, str] = field(default_factory=dict)  # of arms that are to end alone
     diverged: set[int] = field(default_factory=set)
     adapters: set[int] = field(default_factory=set)
 
@@ -93,14 +90,8 @@ class Row:
     def may_have_progress(self) -> bool:
         return self.has_checkpoint or self.state in LIVE
 
-    def let_go(self) -> None:
-        """No worker holds it any more: what was to end alone with nothing kept has ended."""
-        stopped = {run for run, wish in self.wishes.items() if wish == "cancel"}
-        self.arms = {run: end or "cancelled" * (run in stopped) for run, end in self.arms.items()}
-
     def end(self, state: State) -> None:
         self.state = state
-        self.let_go()
         if state in (State.FAILED, State.CANCELLED):
             self.arms = {run: outcome or state.value for run, outcome in self.arms.items()}
 
@@ -122,7 +113,7 @@ class Walk:
         act = getattr(self, name)
         if name in ("submit", "dispatch"):
             act()
-        elif name in ("cancel", "stop_run", "resume", "pass_time"):
+        elif name in ("cancel", "resume", "pass_time"):
             act(number)
         elif name == "claim":
             act(node)
@@ -208,53 +199,16 @@ class Walk:
             row.state = State.CANCELLING
         return True
 
-    def stop_run(self, number: int) -> None:
-        """One run of several, perhaps the last one."""
-        _job, row = self.pick(number)
-        if not row.arms:
-            return
-        keep, pk = KEEPS[number // 6 % 3], sorted(row.arms)[number // 2 % len(row.arms)]
-        run = TrainingRun.objects.get(pk=pk)
-        if self.is_stopped_alone(row, pk, keep):
-            stop_run(run, None, keep)
-        else:
-            with pytest.raises(StopRefused):
-                stop_run(run, None, keep)
-
-    def is_stopped_alone(self, row: Row, pk: int, keep: str) -> bool:
-        """Whether a run may be stopped like this; then it is, or its job."""
-        if row.arms[pk] or row.state in TERMINAL:
-            return False
-        others = [run for run, end in row.arms.items() if not end and run != pk]
-        train_on = [run for run in others if row.wishes.get(run) != "cancel"]
-        counted = others if keep else train_on
-        leaves = any(end in KEPT for end in row.arms.values())
-        if not counted and (keep == "checkpoint" or not leaves):
-            return self.is_stopped(row, keep)
-        if keep == "checkpoint":
-            return False
-        if keep and "cancel" in (row.wishes.get(pk), STOPPING.get(row.state)):
-            return False
-        if keep and row.may_have_progress:
-            row.wishes.setdefault(pk, "finish")
-            return True
-        row.wishes[pk] = "cancel"
-        if row.state in WAITING:
-            row.arms[pk] = "cancelled"
-        return True
-
     def resume(self, number: int) -> None:
         ended = [pk for pk, row in self.rows.items() if row.state in (State.FAILED, State.CANCELLED)]
         job, row = self.pick(sorted(self.rows).index(ended[number % len(ended)]) if ended else number)
         again = [run for run, end in row.arms.items() if end in ("cancelled", "failed")]
-        alone = [run for run in again if row.arms[run] == "cancelled" and row.wishes.get(run) == "cancel"]
-        again = [run for run in again if run not in row.diverged and run not in alone]
+        again = [run for run in again if run not in row.diverged]
         kept = row.state == State.FAILED or (row.state == State.CANCELLED and row.keep == "checkpoint")
         if self.expect(bool(kept and row.has_checkpoint and again), lambda: resume(job)):
             row.state, row.keep, row.failed_attempts, row.ignored_attempts = State.QUEUED, "", 0, row.attempt
             row.run_after = self.now
             row.arms.update(dict.fromkeys(again, ""))
-            row.wishes = {run: wish for run, wish in row.wishes.items() if run not in again}
 
     # Workers ---------------------------------------------------------------------------------------------
 
@@ -324,11 +278,6 @@ class Walk:
             going_on = "finish" if row.keep == "adapter" else ""
             wanted = stopping if row.state == State.CANCELLING else going_on
             assert job.read_stop_request() == (wanted if mine else None)
-            if mine:
-                arms = sorted(row.arms)
-                open_ones = {run for run in row.arms if not row.arms[run]}
-                asked = {arms.index(run): wish for run, wish in row.wishes.items() if run in open_ones}
-                assert arms_to_stop(job) == asked
 
     def end_arm(self, node: str, number: int) -> None:
         found = self.holds(node)
@@ -336,7 +285,7 @@ class Walk:
             return
         job, row, mine = found
         pk = sorted(row.arms)[number % len(row.arms)]
-        outcome = "cancelled" if row.wishes.get(pk) == "cancel" else (*KEPT, "failed")[number // 3 % 3]
+        outcome = (*KEPT, "failed", "cancelled")[number // 3 % 4]
         run = TrainingRun.objects.get(pk=pk)
         with transaction.atomic():
             may = job.may_commit()
@@ -416,7 +365,6 @@ class Walk:
             row.end(State.FAILED)
             return
         row.state, row.slot = State.INTERRUPTED, None
-        row.let_go()
         back_off = BACK_OFF[min(row.failed_attempts, len(BACK_OFF) - 1)]
         row.run_after = self.now + back_off.total_seconds()
 
@@ -462,10 +410,8 @@ class Walk:
             pk: [row.state, row.attempt, row.failed_attempts, row.ignored_attempts, row.keep]
             for pk, row in self.rows.items()
         }
-        runs = TrainingRun.objects.filter(job__in=self.rows).values_list("pk", "outcome", "stop_asked")
-        assert {pk: (end, wish) for pk, end, wish in runs} == {
-            run: (end, row.wishes.get(run, "")) for row in self.rows.values() for run, end in row.arms.items()
-        }
+        runs = TrainingRun.objects.filter(job__in=self.rows).values_list("pk", "outcome")
+        assert dict(runs) == {run: end for row in self.rows.values() for run, end in row.arms.items()}
         made = Counter(Adapter.objects.filter(run__job__in=self.rows).values_list("run", flat=True))
         assert made == Counter(run for row in self.rows.values() for run in row.adapters)
         for row in self.rows.values():
@@ -538,6 +484,4 @@ def test_no_walk_leads_where_no_move_leads(project: Project, measured: Callable[
     walk_and_forget()
     if SEQUENCES > SHORT:
         measured(said(time.monotonic() - began))
-    assert {*MOVES, "finish", "discard", "stop_run"} <= set(walked), (
-        f"the walks must come everywhere: {walked}"
-    )
+    assert {*MOVES, "finish", "discard"} <= set(walked), f"the walks must come everywhere: {walked}"

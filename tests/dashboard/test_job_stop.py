@@ -72,9 +72,7 @@ def test_of_a_search_for_a_rate_there_is_no_adapter_to_keep(training: Job, ed: U
 def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.read_stop_request()) == (State.CANCELLING, "park")
-    assert (
-        words(training) == "ed@example.org asked to stop: what it has learned is to be kept, to resume later"
-    )
+    assert words(training) == "ed@example.org asked to stop: the checkpoint is to be kept, to resume later"
     training.move("stopped", fenced=True)
     assert training.keeps_checkpoint
 
@@ -177,16 +175,16 @@ def test_a_waiting_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
 def test_a_waiting_job_without_a_checkpoint_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
     assert job.request_cancel(ed, keep="checkpoint")
     assert (job.state, job.keep, job.keeps_checkpoint) == (State.CANCELLED, "", False)
-    assert words(job) == "ed@example.org stopped it while it waited: it had learned nothing yet"
+    assert words(job) == "ed@example.org stopped it while it waited: there was no progress yet"
 
 
 def test_a_job_that_ends_before_it_has_learned_anything_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
     job.move("claim", attempt=1, worker="w@host")
     assert job.request_cancel(ed, keep="checkpoint")
-    assert words(job).endswith("what it has learned is to be kept, to resume later"), "a wish, not a promise"
+    assert words(job).endswith("the checkpoint is to be kept, to resume later"), "a wish, not a promise"
     job.complete_stop(actor="w@host")
     assert (job.state, Job.objects.get(pk=job.pk).keep) == (State.CANCELLED, "")
-    assert words(job) == "Stopped: It had learned nothing yet, so nothing is kept."
+    assert words(job) == "Stopped: There was no progress to keep."
 
 
 def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, ed: User) -> None:
@@ -194,9 +192,7 @@ def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, 
     job.request_cancel(ed, keep="checkpoint")
     job.recover("Its worker process is gone.")
     assert Job.objects.get(pk=job.pk).keep == ""
-    assert (
-        words(job) == "Stopped: Its worker process is gone. It had learned nothing yet, so nothing is kept."
-    )
+    assert words(job) == "Stopped: Its worker process is gone. There was no progress to keep."
 
 
 def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -> None:
@@ -218,7 +214,7 @@ def test_it_says_where_nothing_could_be_saved(training: Job, ed: User) -> None:
     training.request_cancel(ed, keep="checkpoint")
     training.complete_stop(actor="w@host")
     assert not Job.objects.get(pk=training.pk).keeps_checkpoint
-    assert words(training) == "Stopped: Nothing of it could be saved, so nothing is kept."
+    assert words(training) == "Stopped: No checkpoint could be saved, so nothing is kept."
 
 
 def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
@@ -296,7 +292,7 @@ def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
 
 def test_it_refuses_to_resume_what_works(training: Job, ed: User) -> None:
     make_checkpoint(training, step=4)
-    with pytest.raises(IllegalMove, match="works already"):
+    with pytest.raises(IllegalMove, match="waiting or running"):
         resume(training, ed)
 
 
@@ -339,15 +335,6 @@ def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, e
     training.move("stopped", fenced=True)
     resume(training, ed)
     assert [arm.outcome for arm in training.training_runs.order_by("pk")] == ["failed", ""]
-
-
-def test_a_place_that_it_once_was_moved_to_means_nothing_when_it_is_resumed(training: Job, ed: User) -> None:
-    Job.objects.filter(pk=training.pk).update(place=1, own_place=1)
-    make_checkpoint(training, step=4)
-    training.request_cancel(ed, keep="checkpoint")
-    training.move("stopped", fenced=True)
-    resume(training, ed)
-    assert (training.place, training.own_place) == (None, None)
 
 
 def test_a_damaged_checkpoint_does_not_count(training: Job) -> None:

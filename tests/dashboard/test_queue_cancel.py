@@ -62,11 +62,13 @@ def test_it_says_that_a_training_loses_what_it_has_learned(
     client: Client, ed: User, run: TrainingRun
 ) -> None:
     client.force_login(ed)
-    assert "It leaves the queue and will not start." in client.get(reverse("queue-board")).content.decode()
+    assert (
+        "The job leaves the queue and does not start." in client.get(reverse("queue-board")).content.decode()
+    )
     assert run.job is not None
     run.job.move("claim", attempt=1)
     board = client.get(reverse("queue-board")).content.decode()
-    assert "What it has learned so far is dropped. To keep it, stop it on its own page." in board
+    assert "The progress of the run is discarded. To keep it, stop the run on its own page." in board
 
 
 def test_who_was_told_that_it_only_leaves_the_queue_is_asked_again_once_it_has_begun(
@@ -82,8 +84,8 @@ def test_who_was_told_that_it_only_leaves_the_queue_is_asked_again_once_it_has_b
     answer = client.post(reverse("queue-cancel", args=[job.pk]), sent)
     page = answer.content.decode()
     assert answer.status_code == 422
-    assert "It has begun meanwhile, so something may be lost. Please choose again." in page
-    assert "What it has learned so far is dropped. To keep it, stop it on its own page." in page
+    assert "This job has started meanwhile, so work may be lost. Please choose again." in page
+    assert "The progress of the run is discarded. To keep it, stop the run on its own page." in page
     assert (run.get_absolute_url() in page, 'name="next" value="/runs/"' in page) == (True, True)
     assert Job.objects.get(pk=job.pk).state == "starting"
     assert 'name="seen"' not in client.get(reverse("queue-board")).content.decode()
@@ -105,7 +107,7 @@ def test_it_says_that_every_run_of_a_job_is_stopped(client: Client, ed: User, ru
     other.save()
     client.force_login(ed)
     board = client.get(reverse("queue-board")).content.decode()
-    assert "Its 2 runs leave the queue and will not start." in board
+    assert "The job leaves the queue. Its 2 runs do not start." in board
     Job.objects.get(pk=run.job_id).move("claim", attempt=1)
     board = client.get(reverse("queue-board")).content.decode()
-    assert "What its 2 runs have learned so far is dropped." in board
+    assert "The progress of its 2 runs is discarded." in board

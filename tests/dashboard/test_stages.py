@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun, User
-from dashboard.stages import PHASES, STAGES, said, stages
+from dashboard.stages import PHASES, STAGES, announcement, stages
 from dashboard.templatetags.graftworks import state_word
 
 WORDS = ["Waiting", "Starting", "Training", "Saving", "Evaluating", "Finished"]
@@ -54,10 +54,10 @@ def standing(run: TrainingRun, attempt: int, step: int, **fields: object) -> Tra
 def current(run: TrainingRun, evaluation: Job | None = None) -> list[tuple[str, str]]:
     """The steps marked as the present ones, with their words."""
     steps = stages(run, evaluation)
-    assert [step["word"] for step in steps if not step["is_current"]] == [
+    assert [step["label"] for step in steps if not step["is_current"]] == [
         word for word, step in zip(WORDS, steps, strict=True) if not step["is_current"]
     ]
-    return [(name, step["word"]) for name, step in zip(STAGES, steps, strict=True) if step["is_current"]]
+    return [(name, step["label"]) for name, step in zip(STAGES, steps, strict=True) if step["is_current"]]
 
 
 def scored_by(adapter: Adapter, state: State) -> Job:
@@ -102,7 +102,7 @@ def test_a_run_that_ended_well_has_all_steps_behind_it(run: TrainingRun, outcome
     run.end(outcome, step=5)
     steps = stages(run, None)
     assert all(step["is_done"] for step in steps)
-    assert steps[-1]["word"] == word
+    assert steps[-1]["label"] == word
     assert state_word(run.state, "train").startswith(word)
 
 
@@ -152,4 +152,4 @@ def test_who_hears_the_page_of_a_finished_run_never_hears_of_training(
 def test_a_stop_is_heard_and_not_how_far_it_had_got(client: Client, vera: User, run: TrainingRun) -> None:
     run = standing(run, 1, 5, state=State.CANCELLING, phase="training")
     assert spoken(client, vera, run) == "Stopping"
-    assert said(stages(run, None), run.job) == "Stopping"
+    assert announcement(stages(run, None), run.job) == "Stopping"

@@ -50,16 +50,6 @@ def test_no_page_tells_it_of_a_run_that_was_asked_to_finish(
     assert [name for name, text in pages(client, ed, run).items() if " left" in text] == []
 
 
-@pytest.mark.parametrize("asked", ["finish", "cancel"])
-def test_a_run_that_was_asked_to_end_alone_does_not_tell_the_time_of_the_others(
-    run: TrainingRun, asked: str
-) -> None:
-    run.job = at_work(run.job)
-    assert time_left(run) == time_left(run.job) == HOURS
-    run.stop_asked = asked
-    assert (time_left(run), time_left(run.job)) == (None, HOURS)
-
-
 @pytest.mark.parametrize("state", [state for state in State if state != State.RUNNING])
 def test_nothing_but_work_has_time_left(run: TrainingRun, state: State) -> None:
     run.job = at_work(run.job)

@@ -41,6 +41,7 @@ def test_it_says_when_it_starts(client: Client, vera: User, run: TrainingRun) ->
     assert "starts in a moment" in page_of(client, vera, run)
     run.project.jobs.filter(training_runs=run).update(priority=-1)
     make_run(run.project, run.dataset_version.dataset, run.base_model, name="Ahead")
+    TrainingRun.objects.update(forecast={})
     assert "start unknown" in page_of(client, vera, run)
 
 
@@ -149,7 +150,7 @@ def test_it_says_which_weights_an_early_end_has_kept(client: Client, vera: User,
         outcome="stopped_early", ended_step=6, measured={"published_step": 4}
     )
     page = page_of(client, vera, run)
-    assert "It ended early, after step 6 of 10." in page
+    assert "The run was stopped after step 6 of 10." in page
     assert "The adapter holds the weights of step 4" in page
 
 

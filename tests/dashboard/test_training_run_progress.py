@@ -50,9 +50,9 @@ def training(run: TrainingRun) -> Job:
 @pytest.mark.parametrize(
     ("keep", "state", "words"),
     [
-        ("", "cancelling", "What it has learned is discarded."),
-        ("checkpoint", "cancelling", "saves where it stands and stops"),
-        ("adapter", "running", "it trains no further, and the best so far is saved as an adapter"),
+        ("", "cancelling", "Its progress is discarded."),
+        ("checkpoint", "cancelling", "saves a checkpoint and stops"),
+        ("adapter", "running", "its best weights so far are saved as an adapter"),
     ],
 )
 def test_it_says_what_a_stop_will_leave(
@@ -72,7 +72,7 @@ def test_an_interrupted_run_says_that_it_will_only_save(client: Client, vera: Us
     job.request_cancel(keep="adapter")
     piece = piece_of(client, vera, run)
     assert "Interrupted, will continue by itself" in piece
-    assert "As soon as a worker takes it up, the best so far is saved as an adapter" in piece
+    assert "When a worker claims the run, it saves its best weights so far as an adapter" in piece
 
 
 def ended_arm(run: TrainingRun) -> TrainingRun:
@@ -110,7 +110,7 @@ def test_an_arm_that_has_ended_does_not_wait_again_with_its_job(
     assert job.state == "queued"
     piece = piece_of(client, vera, run)
     assert 'data-state="failed"' in piece
-    assert "<summary>Events of the job that it shared</summary>" in piece
+    assert "<summary>Events of the shared job</summary>" in piece
     shows_no_work(piece)
 
 

@@ -12,9 +12,9 @@ from django.test import Client
 from dashboard.models import Job, MetricSeries, TrainingRun, User
 from tests.dashboard.conftest import make_checkpoint
 
-CLEARED = "Its checkpoint has been cleared since, so it cannot be resumed."
-NOTHING = "Nothing of what it had learned was kept, so it cannot be resumed."
-LOST = "It had reached step 5, but its last steps could not be saved."
+CLEARED = "The checkpoint has been deleted since, so the run cannot be resumed."
+NOTHING = "The progress was discarded, so the run cannot be resumed."
+LOST = "The run had reached step 5, but its last steps could not be saved."
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def test_it_calls_a_checkpoint_on_a_silent_disk_not_cleared(
 
     monkeypatch.setattr("workers.handover.checkpoints", refuse)
     page = page_of(client, ed, run)
-    assert "Its checkpoint cannot be read at the moment" in page
+    assert "The checkpoint cannot be read at the moment" in page
     assert CLEARED not in page
 
 
 def test_a_run_that_never_trained_has_lost_nothing(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     assert run.job.request_cancel(ed, "checkpoint")
-    assert "It had not learned anything yet." in page_of(client, ed, run)
+    assert "Training had not started." in page_of(client, ed, run)

@@ -97,9 +97,9 @@ def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, lo
     page.goto(f"/runs/{long_run}/")
     page.get_by_role("link", name="Stop", exact=True).click()
     dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("button", name="Let it go on")).to_be_focused()
+    expect(dialog.get_by_role("button", name="Continue the run")).to_be_focused()
     assert faults(page, "stop-run") == []
-    dialog.get_by_role("button", name="Let it go on").click()
+    dialog.get_by_role("button", name="Continue the run").click()
     expect(dialog).to_be_hidden()
     page.get_by_role("link", name="Stop", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Keep the checkpoint").click()

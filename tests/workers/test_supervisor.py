@@ -315,7 +315,7 @@ def test_a_child_that_cannot_save_in_time_keeps_nothing_and_that_is_said(
     ended = play(HEARS % 2, waiting, monkeypatch)
     assert (ended.state, ended.keep, ended.step) == (State.CANCELLED, "", 1)
     assert (
-        ended.events.latest("seq").description == "Stopped: Nothing of it could be saved, so nothing is kept."
+        ended.events.latest("seq").description == "Stopped: No checkpoint could be saved, so nothing is kept."
     )
 
 
