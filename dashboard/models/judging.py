@@ -64,11 +64,6 @@ def pending_items(
     return items.filter(row__in=drawn).exclude(scores__has_key=JUDGE, evaluation__in=same_judge)
 
 
-def count_answers(items: models.QuerySet[EvaluationItem]) -> int:
-    """Return the number of different answers; equal answers to a row are sent once."""
-    return items.values("row", "output").distinct().count()
-
-
 class JudgeEvaluationQuerySet(ProjectQuerySet["JudgeEvaluation"]):
     """Judge evaluations by scope."""
 

@@ -20,7 +20,6 @@ from dashboard.models.judging import (
     JudgeBusy,
     Scope,
     configured_judge,
-    count_answers,
     evaluations_of,
     pending_items,
 )
@@ -100,6 +99,8 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
     evaluations = evaluations_of(scope)
     sent = JudgeEvaluation.objects.of(scope).select_related("job", "by")[:MOST_LISTED]
     is_working = any(not judge_evaluation.is_over for judge_evaluation in sent)
+    # Equal answers to a row are sent once.
+    pending = pending_items(evaluations, judge.model if judge else "", MOST_ROWS)
     context = {
         "scope": scope,
         "judge": judge,
@@ -112,7 +113,7 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
         "judge_evaluations": sent,
         "is_working": is_working,
         "shares": judged_shares(evaluations),
-        "pending": count_answers(pending_items(evaluations, judge.model, MOST_ROWS)) if judge else 0,
+        "pending": pending.values("row", "output").distinct().count() if judge else 0,
         "votes": Vote.objects.on(evaluations).count(),
         "agreement": Vote.objects.agreement(evaluations),
         "enough": ENOUGH,

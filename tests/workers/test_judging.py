@@ -12,23 +12,16 @@ import pytest
 from pytest_django import Settings
 
 from dashboard.models import (
-    BaseModel,
-    Dataset,
     EvaluationItem,
     Job,
     JobEvent,
     JudgeEvaluation,
-    Project,
     State,
-    Study,
     TrainingRun,
     User,
 )
-from dashboard.models.judging import JudgeBusy, configured_judge, evaluations_of
-from tests.conftest import make_run
-from tests.dashboard.comparisons import score
-from tests.dashboard.conftest import publish
-from tests.dashboard.studies import Table, conclude, make_study
+from dashboard.models.judging import configured_judge, evaluations_of
+from tests.dashboard.test_judging import scored
 from tests.judges import Answer, Judge, completion, exact, judge
 from tests.workers.conftest import claim
 from workers import judge as client
@@ -36,6 +29,7 @@ from workers import judging as job_module
 from workers.child import environment
 from workers.tasks import attempt
 
+__all__ = ["scored"]
 KEY = "sk-canary-1618033988"
 WorkOff = Callable[[str], Job]
 
@@ -51,22 +45,14 @@ def listening(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
         yield served
 
 
-@pytest.fixture
-def scored(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> TrainingRun:
-    """A run whose adapter answers 4 of 6 rows right; its base model none."""
-    run = make_run(project, dataset, base_model, by=ed)
-    score(publish(run), [1, 1, 1, 1, 0, 0])
-    return run
-
-
-def submit(scope: TrainingRun | Study, by: User, rows: int = 200) -> JudgeEvaluation:
+def submit(run: TrainingRun, by: User) -> JudgeEvaluation:
     endpoint = configured_judge()
     assert endpoint
-    return JudgeEvaluation.objects.submit(scope, by=by, judge=endpoint, rows=rows)
+    return JudgeEvaluation.objects.submit(run, by=by, judge=endpoint, rows=200)
 
 
-def verdicts(scope: TrainingRun | Study) -> list[float | None]:
-    items = EvaluationItem.objects.filter(evaluation__in=evaluations_of(scope)).order_by("evaluation", "row")
+def verdicts(run: TrainingRun) -> list[float | None]:
+    items = EvaluationItem.objects.filter(evaluation__in=evaluations_of(run)).order_by("evaluation", "row")
     return [item.scores.get("judge") for item in items]
 
 
@@ -93,27 +79,6 @@ def test_every_answer_gets_a_verdict_and_each_evaluation_its_share(
     assert (base.metrics["judge"], base.metrics["judge_rows"]) == (0.0, 6)
     assert adapter.metrics["judge"] == pytest.approx(4 / 6)
     assert (job.phase, job.step, job.total_steps) == ("judging", 10, 10)
-
-
-def test_a_study_sends_equal_answers_of_its_arms_once(
-    listening: Judge, project: Project, dataset: Dataset, base_model: BaseModel, ed: User, work_off: WorkOff
-) -> None:
-    table: Table = {
-        name: {seed: [1, 0, 1] for seed in (0, 1, 2)} for name in ("base", "efficient", "quality")
-    }
-    study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), table)
-    submit(study, ed)
-    assert work_off("cpu").state == State.SUCCEEDED
-    assert (len(verdicts(study)), len(listening.requests)) == (15, 3)
-
-
-def test_only_the_drawn_rows_are_sent(
-    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
-) -> None:
-    submit(scored, ed, rows=2)
-    assert work_off("cpu").state == State.SUCCEEDED
-    assert len({material["question"] for material in listening.asked}) == 2
-    assert sum(verdict is not None for verdict in verdicts(scored)) == 4
 
 
 def test_only_pending_answers_are_sent_again(
@@ -184,12 +149,6 @@ def test_only_the_judge_of_the_consent_is_asked(
     settings.JUDGE_URL = ""
     assert work_off("cpu").error_code == "judge_off"
     assert listening.requests == []
-
-
-def test_two_requests_make_one_judge_evaluation(listening: Judge, scored: TrainingRun, ed: User) -> None:
-    submit(scored, ed)
-    with pytest.raises(JudgeBusy):
-        submit(scored, ed)
 
 
 def test_a_stop_keeps_the_verdicts_so_far(listening: Judge, scored: TrainingRun, ed: User) -> None:
