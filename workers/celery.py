@@ -53,4 +53,4 @@ app.conf.update(
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _keep_django_logging(**_kwargs: object) -> None:
-    """Having a receiver stops Celery from replacing the log handlers."""
+    """Stop Celery from replacing the log handlers, by having a receiver."""

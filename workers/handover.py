@@ -1,4 +1,4 @@
-"""Who holds a training's checkpoint folder, and which of the checkpoints in it count.
+"""Ownership of a training's checkpoint folder, and which of its checkpoints are valid.
 
 A worker that has lost the database may train on for minutes beside the next attempt, on a disk that both see.
 So an attempt writes its number into the folder before it reads there, and the names that it found. An earlier
@@ -23,14 +23,14 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 @dataclass(frozen=True)
 class Holder:
-    """The latest attempt that took the folder. Nobody has taken it: every checkpoint there counts."""
+    """The latest attempt that took the folder. The default: not taken, every checkpoint is valid."""
 
     attempt: int = 0
     found: frozenset[str] | None = None
 
 
 def holder(folder: Path) -> Holder:
-    """Who holds the folder now."""
+    """Return the present owner of the folder."""
     try:
         values = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return Holder(int(values["attempt"]), frozenset(values["found"]))
@@ -39,14 +39,14 @@ def holder(folder: Path) -> Holder:
 
 
 def check(folder: Path, attempt: int) -> None:
-    """Raise TakenOver where a later attempt holds the folder."""
+    """Raise TakenOver if a later attempt owns the folder."""
     now = holder(folder).attempt
     if now > attempt:
         raise TakenOver(now)
 
 
 def take(folder: Path, attempt: int) -> None:
-    """Hold the folder from now on. A disk that refuses is asked once more.
+    """Take ownership of the folder; a write that fails is tried once more.
 
     The first attempt has nobody to oust, and one that fails before it has learned anything leaves nothing.
     """
@@ -65,7 +65,7 @@ def take(folder: Path, attempt: int) -> None:
 
 
 def _sign(folder: Path, attempt: int) -> None:
-    """One rename, so that whoever reads there finds the one number or the other."""
+    """Write the owner by one rename, so that a reader finds the old number or the new one."""
     values = {"attempt": attempt, "found": [path.name for path in checkpoints(folder)]}
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob(f"{ASIDE}*"):
@@ -82,19 +82,19 @@ def _sign(folder: Path, attempt: int) -> None:
 
 
 def take_as_next(folder: Path) -> int:
-    """Hold the folder as the next attempt after whoever did, known or not; its number."""
+    """Take ownership as the attempt after the present owner; return its number."""
     attempt = max(holder(folder).attempt, FIRST) + 1
     take(folder, attempt)
     return attempt
 
 
 def numbered(folder: Path) -> list[Path]:
-    """All checkpoints that lie there, newest first."""
+    """Return all checkpoints in the folder, newest first."""
     return sorted((path for path in folder.glob("[0-9]*") if path.name.isdecimal()), reverse=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those that count, newest first: the holder's own, and what it found there."""
+    """Return the valid checkpoints, newest first: the owner's own, and those it found there."""
     now = holder(folder)
     return [path for path in numbered(folder) if now.found is None or _counts(path, now, now.found)]
 

@@ -1,7 +1,7 @@
-"""Which process a number means. Numbers are given away again, so the moment of its birth belongs to each.
+"""Identities of processes: a pid is reused, so its start time belongs to it.
 
-That moment counts from the start of the machine: the clock of the day may be set while a process lives. And
-numbers mean nothing outside their own place: one start of one machine, one PID namespace, one account.
+The start time counts from the boot of the machine, because the wall clock may be set while a process lives. A
+pid means nothing outside its place: one boot of one machine, one PID namespace, one account.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPAN = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where process numbers mean the same. Host names are no proof: two containers may share one."""
+    """The scope of a pid. Host names are no proof: two containers may share one."""
 
     machine: str  # the same after a restart of the machine, where that can be known
     boot: str
@@ -38,17 +38,17 @@ class Place:
 
     @property
     def tag(self) -> str:
-        """Short and the same as long as the machine's name for this place: tells things of one name apart."""
+        """A short suffix that tells apart things of one name at different places."""
         return self.machine.rpartition("/")[2]
 
     @property
     def earlier_starts(self) -> str:
-        """How the names of this machine's places begin."""
+        """The prefix that all places of this machine share."""
         return f"{self.machine}/"
 
 
 def here() -> Place | None:
-    """This process's place; None where it cannot be told, so that nobody there judges or is judged."""
+    """Return this process's place; None if unknown, so that its jobs are released by their lease alone."""
     try:
         boot, namespace = BOOT_ID.read_text().strip(), os.readlink(PID_NAMESPACE)
         # In a namespace that kept its parent's /proc the numbers there are not ours.
@@ -64,12 +64,12 @@ def here() -> Place | None:
 
 
 def uptime() -> float:
-    """Seconds since this start of the machine, also those that it slept."""
+    """Return the seconds since the boot of the machine, sleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def birth(pid: int) -> float | None:
-    """When a process began, as a number that no other start of this machine has; None where there is none."""
+    """Return a process's start time as a number unique across boots of this machine; None if it is gone."""
     with contextlib.suppress(psutil.Error):
         since_boot: float = psutil.Process(pid).create_time() - psutil.boot_time()
         return _boot_number() * SPAN + since_boot
@@ -77,7 +77,7 @@ def birth(pid: int) -> float | None:
 
 
 def living(pid: int | None, born: float | None) -> psutil.Process | None:
-    """That very process of this place, if it still runs."""
+    """Return the process of this place with that pid and start time, if it still runs."""
     if not pid or born is None:
         return None
     now = birth(pid)

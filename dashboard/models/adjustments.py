@@ -1,4 +1,4 @@
-"""What is changed in a job without being asked: its spec, and the note of it on each of its runs."""
+"""Automatic changes of a job's spec, recorded on each of its runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def use_smaller_batches(job: Job, reason: str) -> str:
-    """Train every arm with at most half the batch and more accumulation; says so, or "" where it cannot.
+    """Halve the batch of every arm and raise its accumulation; return a sentence about it, "" if impossible.
 
     Once per job: a second time would hide that the model is too large. Call it inside a transaction.
     """
@@ -28,7 +28,7 @@ def use_smaller_batches(job: Job, reason: str) -> str:
     if any(run.adjustments for run in runs):
         return ""
     arms: list[dict[str, Any]] = spec.get("specs", [spec])
-    said = []
+    sentences = []
     for run, arm in zip(runs, arms, strict=True):
         before = from_dict(Hyperparameters, arm["hyperparameters"])
         after = before.with_smaller_batch()
@@ -43,13 +43,13 @@ def use_smaller_batches(job: Job, reason: str) -> str:
             }
         ]
         run.save(update_fields=["adjustments"])
-        said.append(_in_words(before, after))
-    if said:
+        sentences.append(_describe(before, after))
+    if sentences:
         mine.update(spec=spec)
-    return " ".join(dict.fromkeys(said))
+    return " ".join(dict.fromkeys(sentences))
 
 
-def _in_words(before: Hyperparameters, after: Hyperparameters) -> str:
+def _describe(before: Hyperparameters, after: Hyperparameters) -> str:
     return _(
         "It is tried once more with batches of %(after)d rows instead of %(before)d; "
         "each step still learns from %(rows)d rows."

@@ -15,7 +15,7 @@ Point = tuple[int, float]
 
 
 class MetricSeriesQuerySet(models.QuerySet["MetricSeries"]):
-    """Writing is by run and name; reading goes through the row."""
+    """Series are written by run and name, and read through the row."""
 
     def append(self, run: TrainingRun, name: str, points: Sequence[Point]) -> None:
         """Add points with rising steps; they replace older ones from their first step on (a resumed run)."""

@@ -1,6 +1,6 @@
-"""Folders that were about to get their content's name: noted before the rename, so a crash leaves a trace.
+"""A record of each published folder, written before its rename, so that a crash leaves a trace.
 
-Only what stands here may ever be deleted from adapters and datasets. A folder that no row names may belong to
+Only recorded folders may be deleted from adapters and datasets. A folder without a record may belong to
 another database, or to this one before it was restored from a copy.
 """
 
@@ -26,11 +26,11 @@ class PublicationQuerySet(models.QuerySet["Publication"]):
     """Publications by their age."""
 
     def begin(self, kind: Publication.Kind, folder: str) -> None:
-        """Note that `folder` is about to be there. Call it before the rename, committed by itself."""
+        """Record `folder`. Call it before the rename, committed by itself."""
         self.update_or_create(kind=kind, folder=folder, defaults={"begun_at": Now()})
 
     def orphaned(self) -> PublicationQuerySet:
-        """Those that no row came to name, or names any more, although there was time for it."""
+        """Publications whose folder no adapter or dataset version names, although there was time for it."""
         adapters = Adapter.objects.filter(folder=models.OuterRef("folder"))
         versions = DatasetVersion.objects.filter(sha256=models.OuterRef("folder"))
         is_named = models.Q(models.Exists(adapters), kind=Publication.Kind.ADAPTER) | models.Q(
@@ -40,7 +40,7 @@ class PublicationQuerySet(models.QuerySet["Publication"]):
 
 
 class Publication(models.Model):
-    """One folder below DATA_DIR that was, or was about to be, published."""
+    """A folder below DATA_DIR that was, or was about to be, published."""
 
     class Kind(models.TextChoices):
         ADAPTER = "adapters", _("Adapter")
@@ -60,5 +60,5 @@ class Publication(models.Model):
         return f"{self.kind}/{self.folder}"
 
     def path(self) -> Path:
-        """Where the folder lies, if it is there."""
+        """The folder's path, whether or not it exists."""
         return Path(settings.DATA_DIR) / self.kind / self.folder
