@@ -108,7 +108,7 @@ def test_the_page_says_where_a_cut_line_goes_on(client: Client, vera: User, stud
     client.force_login(vera)
     for address in (study.get_absolute_url(), f"{study.get_absolute_url()}report/"):
         page = client.get(address).content.decode()
-        assert "A line that ends in an arrow goes on to the number beside it" in page
+        assert "A line with an arrow continues to the number beside it" in page
         assert f'<text class="plot-end" x="14" y="33">{rows["mlp"]["low_words"]}</text>' in page
         assert (
             f"Arrows: the interval continues outside of the figure.\n      mlp {rows['mlp']['words']}" in page

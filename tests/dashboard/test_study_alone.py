@@ -129,7 +129,7 @@ def test_the_plan_offers_arms_on_experts(client: Client, ed: User, dataset: Data
     answer = client.get(PLAN, entered(dataset, moe))
     assert not any(card.refusal for card in answer.context["outlook"].cards if card.config.slug == "quality")
     assert answer.context["outlook"].costs.plan.alone == ("Quality",)
-    assert "These share none and train alone: Quality." in answer.content.decode()
+    assert "These arms cannot share a base model and train alone: Quality." in answer.content.decode()
 
 
 def test_the_grid_shows_all_jobs_of_a_seed(project: Project, dataset: Dataset, base_model: BaseModel) -> None:

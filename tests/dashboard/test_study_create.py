@@ -130,7 +130,7 @@ def test_a_pattern_that_is_hidden_means_nothing(send: Send) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"configs": []}, "Tick at least two."),
+        ({"configs": []}, "Tick at least two arms."),
         ({"configs": ["x"]}, "There is no such preset in this project."),
         ({"configs": ["9" * 40]}, "There is no such preset in this project."),
         ({"configs": ["a\0b"]}, "There is no such preset in this project."),
@@ -290,16 +290,16 @@ def test_the_plan_says_how_much_of_the_data_each_run_reads(look: Callable[..., s
 
 def test_the_plan_counts_the_short_runs_of_a_search(look: Callable[..., str]) -> None:
     # 4 rates, then 2, in both arms.
-    assert "before them 12 short ones" in look(learning_rates="0.0001 0.0002 0.0004 0.0008")
+    assert "plus 12 short runs" in look(learning_rates="0.0001 0.0002 0.0004 0.0008")
 
 
 def test_the_plan_says_that_the_test_rows_are_too_few(look: Callable[..., str]) -> None:
     text = look()
     assert "With 2 test rows" in text
     assert "assumes that two arms disagree on 15.0 % of the rows" in text
-    assert "This test set cannot show a difference of 2 points" in text
+    assert "This test split cannot show a difference of 2 points" in text
     # 0.15 * (2.8 / 0.02)^2 for one comparison.
-    assert "2,944 test rows would; this dataset has 2." in text
+    assert "2,944 test rows would, but this dataset has 2." in text
 
 
 def test_the_plan_offers_no_more_test_rows_than_a_study_takes(
@@ -311,7 +311,7 @@ def test_the_plan_offers_no_more_test_rows_than_a_study_takes(
     assert "Use 2,944 test rows" in look()
     text = look(margin="0.5")
     # 0.15 * (2.8 / 0.005)^2.
-    assert "47,094 test rows would, which is more than a study takes." in text
+    assert "47,094 test rows would, which is more than a study allows." in text
     assert "Use 47,094" not in text
 
 
@@ -325,10 +325,7 @@ def test_a_group_of_test_rows_counts_as_one(look: Callable[..., str], dataset: D
     text = look(test_rows=400)
     assert "They come from about 200 groups" in text
     # As 200 rows would: 2.8 * sqrt(0.15 / 200); and twice the 2,944 rows that stand alone.
-    assert (
-        "With 400 test rows, the smallest difference that is seen four times out of five is 7.7 points"
-        in text
-    )
+    assert "With 400 test rows, the study detects differences of 7.7 points" in text
     assert "Use 5,888 test rows" in text
 
 
@@ -347,7 +344,7 @@ def test_the_plan_takes_the_disagreement_that_was_measured(
     # Differences 0, 1, 0, -1.
     assert EvaluationItem.objects.variance_of_difference(version, "exact_match") == pytest.approx(2 / 3)
     assert EvaluationItem.objects.variance_of_difference(version, "chrf") is None
-    assert "how far earlier adapters disagreed" in look(metric="exact_match")
+    assert "disagreement of earlier adapters" in look(metric="exact_match")
     assert Evaluation.objects.count() == 3
 
 

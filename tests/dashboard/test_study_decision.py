@@ -61,7 +61,7 @@ def test_an_editors_decision_waits_for_a_manager(client: Client, ed: User, study
 def test_half_a_decision_is_refused_with_a_sentence(
     client: Client, mara: User, study: Study, values: dict[str, object]
 ) -> None:
-    assert "say why in up to 1,000 characters" in decide(client, mara, study, **values)
+    assert "the reason in up to 1,000 characters" in decide(client, mara, study, **values)
     assert not Decision.objects.exists()
 
 

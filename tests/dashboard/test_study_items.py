@@ -29,7 +29,7 @@ def test_it_shows_where_the_first_is_better_than_the_second(client: Client, vera
     assert "30 rows" in page
     assert "Row 11, prompt" in page
     assert "Row 10, prompt" not in page
-    assert "No rows of this kind" in ask(client, study, "?one=quality&other=mlp&show=losses")
+    assert "No rows match" in ask(client, study, "?one=quality&other=mlp&show=losses")
 
 
 def test_the_base_model_can_be_either_of_them(client: Client, vera: User, study: Study) -> None:
