@@ -1,7 +1,7 @@
-"""The API below /api/v1: what the pages do, for programs. One module per object, one function per verb.
+"""The API below /api/v1. One module per object, one function per verb.
 
-Tokens, paces, paging and refusals are the same everywhere. Its description, OpenAPI 3.1, is at
-/api/v1/openapi.json and /api/v1/docs. Knows nothing of Celery, the engine or templates.
+Tokens, rate limits, paging and errors work the same everywhere. The OpenAPI 3.1 document is at
+/api/v1/openapi.json and /api/v1/docs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dashboard.api import (
     training_runs,
     workers,
 )
-from dashboard.api.access import Pace, Token
+from dashboard.api.access import RateLimit, Token
 from dashboard.api.reference import Reference
 
 KEY_HEADER = {
@@ -45,17 +45,16 @@ KEY_HEADER = {
     "required": False,
     "schema": {"type": "string", "maxLength": 200},
     "description": (
-        "A call repeated with the same key gets the first one's answer and starts nothing; "
-        "409 where that answer held a secret, which is not kept."
+        "A repeated request with the same key returns the result of the first one and starts no new work. "
+        "Returns 409 if the first response contained a secret, which is not stored."
     ),
 }
 
 
-class Bodies(Parser):
-    """JSON bodies. A form without fields, as clients send where there is nothing to say, is no body."""
+class BodyParser(Parser):
+    """Parses JSON bodies. An empty form, which some clients send by default, counts as no body."""
 
     def parse_body(self, request: HttpRequest) -> DictStrAny:
-        """The value that was sent."""
         is_form = request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
         if is_form and not request.POST and not request.FILES:
             return {}
@@ -63,21 +62,20 @@ class Bodies(Parser):
 
 
 class Api(NinjaAPI):
-    """Names operations and routes after object and verb, as the pages are: `training-run-create`."""
+    """Names operations and routes by object and verb, like the pages: `training-run-create`."""
 
     def get_openapi_operation_id(self, operation: Operation) -> str:
-        """Object and verb."""
         module, verb = operation.view_func.__module__, operation.view_func.__name__
         plural = module.rpartition(".")[2]
         noun = f"{plural.removesuffix('ies')}y" if plural.endswith("ies") else plural.removesuffix("s")
         return f"{noun}_{verb}".replace("_", "-")
 
     def get_operation_url_name(self, operation: Operation, router: Any) -> str:
-        """One name per address: creating shares the address of the list."""
+        """Return one name per address: `create` shares the address of `index`."""
         return self.get_openapi_operation_id(operation).replace("-create", "-index")
 
     def get_openapi_schema(self, **options: Any) -> OpenAPISchema:
-        """The description, with the header that every POST honours."""
+        """Add the header that every POST accepts."""
         document = super().get_openapi_schema(**options)
         for methods in document["paths"].values():
             if "post" in methods:
@@ -89,16 +87,16 @@ api = Api(
     title="Graftworks API",
     version="1",
     description=(
-        "Fine-tune LoRA adapters. Send a token of your project with every call: "
+        "Fine-tune LoRA adapters. Send an API token with every request: "
         "`Authorization: Bearer gw_…`. "
-        "Whatever starts work answers 202 with the object; look at it again until its `state` is final. "
-        "A POST with an `Idempotency-Key` header can be repeated safely."
+        "Requests that start work return 202 and the object. Poll the object until its `state` is final. "
+        "You can safely repeat a POST request that has an `Idempotency-Key` header."
     ),
     docs=Reference(),
-    parser=Bodies(),
+    parser=BodyParser(),
     urls_namespace="api",
     auth=Token(),
-    throttle=[Pace(reads=True), Pace(reads=False)],
+    throttle=[RateLimit(reads=True), RateLimit(reads=False)],
 )
 refusals.install(api)
 api.add_router("/me", me.router, tags=["Token"])
@@ -117,8 +115,8 @@ api.add_router("/invitations", invitations.router, tags=["Team"])
 api.add_router("/tokens", tokens.router, tags=["Team"])
 
 
-def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """The view, with HEAD and OPTIONS wherever there is a GET, and other methods refused in our shape."""
+def with_uniform_methods(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Answer HEAD and OPTIONS for every GET, and refuse other methods in the API's error format."""
 
     @functools.wraps(view)
     def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -131,7 +129,7 @@ def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
             try:
                 return view(request, *args, **kwargs)
             finally:
-                # The server leaves the body out.
+                # The server omits the body.
                 request.method = "HEAD"
         methods |= {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
         if request.method == "OPTIONS":
@@ -142,12 +140,14 @@ def in_one_shape(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
 
 def routes() -> tuple[list[Any], str, str]:
-    """All routes of the API with their namespace; any other address below it is refused as a call."""
+    """Return the API's routes with their namespace, and a 404 in the API's format for all other addresses."""
     patterns, application, namespace = api.urls
     for pattern in patterns:
         if isinstance(pattern, URLPattern):
-            # The bare address exists for the framework to find its own root, and says nothing.
+            # Ninja resolves its root address by this name; it has no content.
             root = pattern.name == "api-root"
-            pattern.callback = csrf_exempt(refusals.missing) if root else in_one_shape(pattern.callback)
+            pattern.callback = (
+                csrf_exempt(refusals.missing) if root else with_uniform_methods(pattern.callback)
+            )
     missing = re_path("", csrf_exempt(refusals.missing), name="missing")
     return [*patterns, missing], application, namespace

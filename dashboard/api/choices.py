@@ -1,4 +1,4 @@
-"""What a call for a run, a forecast or a study chooses: data, target modules, hyper-parameters."""
+"""Inputs shared by runs, forecasts and studies: dataset, target modules and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workers.hyperparameters import SETTINGS
 
 
 def id_or_slug(value: Any) -> int | str:
-    """A config by number or by slug, and nothing that merely resembles one."""
+    """Accept an id or a slug."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise ValueError(_("`target_module_config` must be an id or a preset's slug."))
     return value
@@ -54,7 +54,7 @@ class HyperparametersIn(create_model("Hyperparameters", __base__=Schema, **HYPER
 
 
 def newest_version(request: Call, pk: int) -> DatasetVersion:
-    """The version of this dataset that a run would use."""
+    """Return the newest imported version of the dataset."""
     try:
         version = datasets.fetch(request, pk).newest_ready()
     except Http404 as error:
@@ -65,14 +65,16 @@ def newest_version(request: Call, pk: int) -> DatasetVersion:
     return version
 
 
-def config_of(request: Call, wanted: int | str) -> TargetModuleConfig:
-    """The config of that id, also as text, or the built-in preset of that slug."""
+def config_of(request: Call, id_or_name: int | str) -> TargetModuleConfig:
+    """Return the configuration with this id (number or text), or the preset with this slug."""
     visible = TargetModuleConfig.objects.visible_to(request.auth)
-    by_id = isinstance(wanted, int) or (wanted.isascii() and wanted.isdecimal() and len(wanted) < 19)
-    # No slug holds what cannot be printed, and the database may be unable to look for it.
-    slug = wanted if str(wanted).isprintable() else None
-    found = visible.filter(pk=int(wanted)) if by_id else visible.filter(slug=slug, project=None)
-    config = found.first() if by_id or slug else None
+    by_id = isinstance(id_or_name, int) or (
+        id_or_name.isascii() and id_or_name.isdecimal() and len(id_or_name) < 19
+    )
+    # PostgreSQL cannot compare text with NUL characters.
+    slug = id_or_name if str(id_or_name).isprintable() else None
+    matches = visible.filter(pk=int(id_or_name)) if by_id else visible.filter(slug=slug, project=None)
+    config = matches.first() if by_id or slug else None
     if config is None:
         raise unknown("target_module_config", _("choice of target modules"))
     return config

@@ -1,4 +1,4 @@
-"""Why an object failed, as every object says it."""
+"""The error of a failed object."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dashboard.models import Job
 
 
 class Failure(Schema):
-    """A stable code, and a sentence for people."""
+    """A stable code and a message."""
 
     code: str
     message: str
 
 
 def failure_of(job: Job | None) -> Failure | None:
-    """Why this job failed; None for any that has not."""
+    """Return the error of a failed job."""
     error = job.error if job else None
     return Failure(**error) if error else None

@@ -1,4 +1,4 @@
-"""Invitations: list the open ones, write one, take one back. Only managers see and write them."""
+"""Invitations: list, create, revoke. For managers only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = Router()
 
 
 class InvitationIn(Schema):
-    """Who is invited, and as what."""
+    """An invitation to create."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,7 +30,7 @@ class InvitationIn(Schema):
 
 
 class InvitationOut(Schema):
-    """An invitation that waits for an answer."""
+    """An open invitation."""
 
     id: int
     email: str
@@ -40,7 +40,7 @@ class InvitationOut(Schema):
 
 
 class NewInvitationOut(InvitationOut):
-    """A new invitation with its link, which is in this answer and nowhere else. No letter is sent."""
+    """A new invitation with its link, which only this response contains. No e-mail is sent."""
 
     link: str
 
@@ -48,13 +48,13 @@ class NewInvitationOut(InvitationOut):
 @router.get("", response={200: list[InvitationOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """Open invitations; empty for whoever does not manage the project."""
+    """List open invitations. The list is empty for callers who do not manage the project."""
     return Rows(Invitation.objects.open().managed_by(request.auth), InvitationOut.from_orm)
 
 
 @router.post("", auth=Token(Role.MANAGER), response={201: NewInvitationOut, **WRITING})
 def create(request: Call, payload: InvitationIn) -> Status[NewInvitationOut]:
-    """Invite somebody. Pass the link on yourself; it works once."""
+    """Create an invitation. Send the link yourself; it works once."""
     form = InvitationForm(request.auth.project, {"email": payload.email, "role": payload.role.value})
     refuse_errors(form)
     once_only(request, "invitation-create")
@@ -68,7 +68,7 @@ def create(request: Call, payload: InvitationIn) -> Status[NewInvitationOut]:
 
 @router.delete("/{int:pk}", auth=Token(Role.MANAGER), response={204: None, **WRITING})
 def revoke(request: Call, pk: int) -> Status[None]:
-    """Take an open invitation back; its link stops working."""
+    """Revoke an open invitation. Its link stops working."""
     invitation = Invitation.objects.fetch(request.auth, pk, Role.MANAGER)
     if invitation.accepted_at:
         raise Refusal(409, "already_ended", _("This user has already joined."))

@@ -1,4 +1,4 @@
-"""What a token is good for: its project, its owner, and what both allow."""
+"""The token of the request: project, owner, role and scope."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ProjectOut(Schema):
 
 
 class MeOut(Schema):
-    """The token as the server sees it."""
+    """The token of the request."""
 
     project: ProjectOut
     email: str
@@ -32,7 +32,7 @@ class MeOut(Schema):
 
 @router.get("", response={200: MeOut, **READING})
 def detail(request: Call) -> MeOut:
-    """Whose token this is, and what it may do."""
+    """Get project, owner, role and scope of the token."""
     token = request.auth
     membership = token.project.memberships.filter(user=token.user).first()
     return MeOut(

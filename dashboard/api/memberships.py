@@ -1,4 +1,4 @@
-"""Members of the project: list, change a role, remove. Never the last manager."""
+"""Members of the project: list, change a role, remove. The only manager cannot be removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = Router()
 
 
 class MembershipOut(Schema):
-    """A person's role in the project."""
+    """A member and their role."""
 
     id: int
     email: str
@@ -32,12 +32,11 @@ class RoleIn(Schema):
 
     model_config = ConfigDict(extra="forbid")
 
-    # Looked at after the member: whoever may not see them learns nothing from a bad body.
+    # Optional, because a caller who may not see the member must get 404, not 422.
     role: Role | None = None
 
 
-def shown(member: Membership) -> MembershipOut:
-    """The object as every answer has it."""
+def to_output(member: Membership) -> MembershipOut:
     return MembershipOut(
         id=member.pk,
         email=member.user.email,
@@ -50,13 +49,13 @@ def shown(member: Membership) -> MembershipOut:
 @router.get("", response={200: list[MembershipOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """Who belongs to the project."""
-    return Rows(Membership.objects.visible_to(request.auth).select_related("user"), shown)
+    """List the members of the project."""
+    return Rows(Membership.objects.visible_to(request.auth).select_related("user"), to_output)
 
 
 @router.post("/{int:pk}/role", auth=Token(Role.MANAGER), response={200: MembershipOut, **WRITING})
 def change(request: Call, pk: int, payload: RoleIn) -> MembershipOut:
-    """Give a member another role."""
+    """Change the role of a member."""
     member = Membership.objects.fetch(request.auth, pk, Role.MANAGER)
     if payload.role is None:
         raise invalid("role", _("`role` must be viewer, editor or manager."))
@@ -64,12 +63,12 @@ def change(request: Call, pk: int, payload: RoleIn) -> MembershipOut:
         member.change_role(payload.role)
     except LastManager as error:
         raise last_manager() from error
-    return shown(member)
+    return to_output(member)
 
 
 @router.delete("/{int:pk}", auth=Token(Role.MANAGER), response={204: None, **WRITING})
 def remove(request: Call, pk: int) -> Status[None]:
-    """Take a member out of the project; what they made stays."""
+    """Remove a member from the project. Their data is kept."""
     member = Membership.objects.fetch(request.auth, pk, Role.MANAGER)
     try:
         member.remove()
@@ -79,7 +78,6 @@ def remove(request: Call, pk: int) -> Status[None]:
 
 
 def last_manager() -> Refusal:
-    """Why nothing was changed, and what to do first."""
     return Refusal(
         409, "last_manager", _("This is the only manager. Give another member the manager role first.")
     )

@@ -1,4 +1,4 @@
-"""Lists: {"data": […], "next": cursor or null}, newest first. A cursor names a row, so pages never shift."""
+"""Lists as {"data": […], "next": cursor or null}, newest first. New rows do not shift the pages."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dashboard.api.refusals import invalid, refuse_others
 
 @dataclass(frozen=True)
 class Rows:
-    """What a list function returns: its rows, and how one of them is shown."""
+    """The return value of list functions: rows, and the function that converts one for the response."""
 
     rows: QuerySet[Any]
-    show: Callable[[Any], Any]
+    convert: Callable[[Any], Any]
 
 
 class Newest(PaginationBase):
-    """Pages of rows, the highest id first."""
+    """Pages of rows, the newest first."""
 
     class Input(Schema):
-        """What a caller may ask for."""
+        """The query parameters."""
 
         limit: int = Field(50, ge=1, le=200)
         cursor: str | None = None
@@ -45,25 +45,25 @@ class Newest(PaginationBase):
     def paginate_queryset(
         self, queryset: Any, pagination: Any, request: HttpRequest, **params: Any
     ) -> dict[str, Any]:
-        """The rows after the cursor, and the cursor of the page after them."""
+        """Return the rows after the cursor, and the cursor of the next page."""
         refuse_others(list(request.GET), ["limit", "cursor", *params])
         listed: Rows = queryset
         rows = listed.rows.order_by("-pk")
         if pagination.cursor is not None:
-            rows = rows.filter(pk__lt=row_of(pagination.cursor))
+            rows = rows.filter(pk__lt=decode_cursor(pagination.cursor))
         page = list(rows[: pagination.limit + 1])
-        shown = page[: pagination.limit]
-        following = cursor_after(shown[-1].pk) if len(page) > len(shown) else None
-        return {"data": [listed.show(row) for row in shown], "next": following}
+        visible = page[: pagination.limit]
+        next_cursor = cursor_after(visible[-1].pk) if len(page) > len(visible) else None
+        return {"data": [listed.convert(row) for row in visible], "next": next_cursor}
 
 
 def cursor_after(pk: int) -> str:
-    """The cursor of the page that begins after this row."""
+    """Return the cursor of the page after this row."""
     return base64.urlsafe_b64encode(f"after:{pk}".encode()).decode().rstrip("=")
 
 
-def row_of(cursor: str) -> int:
-    """The row that a cursor names."""
+def decode_cursor(cursor: str) -> int:
+    """Return the primary key in a cursor."""
     try:
         text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
     except (ValueError, binascii.Error):

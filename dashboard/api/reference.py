@@ -1,7 +1,4 @@
-"""The API's own documentation as one of our pages: what openapi.json says, in tables.
-
-No script and nothing from elsewhere, so that it reads in every theme, on a phone and without the internet.
-"""
+"""The API documentation page: openapi.json as tables, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ SCHEMAS = "#/components/schemas/"
 
 @dataclass(frozen=True)
 class Entry:
-    """A parameter, or a value in a body or an answer."""
+    """A parameter, or a field of a body or response."""
 
     name: str
     kind: str
@@ -41,10 +38,9 @@ class Section:
 
 
 class Reference(DocsBase):
-    """Renders the page."""
+    """Renders the documentation page."""
 
     def render_page(self, request: HttpRequest, api: NinjaAPI, **kwargs: Any) -> HttpResponse:
-        """All operations, by group."""
         document = api.get_openapi_schema(path_params=kwargs)
         context = {
             "groups": groups(document),
@@ -55,7 +51,7 @@ class Reference(DocsBase):
 
 
 def groups(document: dict[str, Any]) -> dict[str, list[Section]]:
-    """Operations by their tag, in the order of the document."""
+    """Return the operations by tag."""
     schemas: dict[str, Any] = document["components"]["schemas"]
     found: dict[str, list[Section]] = {}
     for path, methods in document["paths"].items():
@@ -65,7 +61,7 @@ def groups(document: dict[str, Any]) -> dict[str, list[Section]]:
 
 
 def section(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Section:
-    """One operation with its tables."""
+    """Return an operation with its tables."""
     parameters = [Entry(one["name"], kind(one["schema"]), one["required"]) for one in operation["parameters"]]
     status, answer = next(
         ((str(code), found) for code, found in operation["responses"].items() if int(code) < 300), ("", {})
@@ -99,7 +95,7 @@ def entries(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -
 
 
 def resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    """The schema itself behind a reference or an "or null"."""
+    """Resolve a reference or a nullable schema."""
     for choice in schema.get("anyOf", []):
         if "$ref" in choice:
             schema = choice
@@ -108,7 +104,7 @@ def resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind(schema: dict[str, Any]) -> str:
-    """What a value may be, in words."""
+    """Return the type of a value in words."""
     if "anyOf" in schema:
         return _(" or ").join(kind(choice) for choice in schema["anyOf"])
     if "enum" in schema:

@@ -1,4 +1,4 @@
-"""The API's one shape of "no": {"error": {code, message, field}}, whatever went wrong and where."""
+"""Errors of the API: {"error": {code, message, field}} for every exception."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HYPERPARAMETERS = frozenset(Hyperparameters.__dataclass_fields__)
 
 
 class Problem(Schema):
-    """What was refused, why, and where in the request."""
+    """The error."""
 
     code: str
     message: str
@@ -41,13 +41,13 @@ class Problem(Schema):
 
 
 class Refused(Schema):
-    """Every answer with a status of 400 or above."""
+    """The body of every response with a status of 400 or above."""
 
     error: Problem
 
 
 class Nothing(Schema):
-    """The body of a call that needs none: an empty object, or no body at all."""
+    """The body of a request without parameters: an empty object or nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,7 +57,7 @@ WRITING = {frozenset({401, 403, 404, 409, 413, 422, 429}): Refused}
 
 
 class Refusal(Exception):
-    """Ends a call with this status and this one problem."""
+    """Ends the request with this error."""
 
     def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -65,30 +65,30 @@ class Refusal(Exception):
 
 
 def invalid(field: str | None, message: str) -> Refusal:
-    """A value that cannot be used."""
+    """Return the error for an invalid value."""
     return Refusal(422, "invalid", message, field)
 
 
 def unknown(field: str, noun: str) -> Refusal:
-    """An id or slug in a body or query that stands for nothing the caller may see."""
+    """Return the error for an id or slug that the caller cannot see."""
     return Refusal(404, "not_found", _("There is no such %(noun)s in this project.") % {"noun": noun}, field)
 
 
 def refuse_others(given: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse the first name that is not known."""
+    """Refuse unknown query parameters."""
     for name in given:
         if name not in known:
             raise invalid(name, _("`%(name)s` is not a known field.") % {"name": name[:100]})
 
 
 def install(api: NinjaAPI) -> None:
-    """Answer every exception of an API call in the one shape."""
+    """Register a handler for every exception."""
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
 
 
 def missing(_request: HttpRequest) -> HttpResponse:
-    """Below /api/v1/ every address that is no route."""
+    """Answer addresses below /api/v1/ that have no route."""
     return api_error(
         404,
         "not_found",
@@ -97,7 +97,7 @@ def missing(_request: HttpRequest) -> HttpResponse:
 
 
 def method_not_allowed(methods: Iterable[str]) -> HttpResponse:
-    """The right address with a method that it does not have."""
+    """Answer an unsupported method."""
     allowed = ", ".join(sorted(methods))
     answer = api_error(405, "method_not_allowed", _("This endpoint supports %s.") % allowed)
     answer.headers["Allow"] = allowed
@@ -107,7 +107,7 @@ def method_not_allowed(methods: Iterable[str]) -> HttpResponse:
 def _invalid(_request: HttpRequest, error: ValidationError) -> HttpResponse:
     first = error.errors[0]
     source, *path = first["loc"]
-    # A body's path begins with the name of our own parameter, which no caller knows.
+    # The first part of a body's path is the name of the Python parameter.
     field = ".".join(str(part) for part in (path[1:] if source == "body" else path))
     return api_error(422, "invalid", _sentence(first, field), field or None)
 
@@ -157,7 +157,7 @@ def _over_budget(_request: HttpRequest, error: OverBudget) -> HttpResponse:
 
 
 def _target(_request: HttpRequest, error: TargetError) -> HttpResponse:
-    # Only a census of another version raises this before a run starts.
+    # Only an outdated census raises this before a run starts.
     return api_error(409, "not_ready", error.message, "base_model")
 
 
@@ -189,17 +189,17 @@ def _unreadable(_request: HttpRequest, _error: Exception) -> HttpResponse:
 
 
 def _conflict(_request: HttpRequest, error: IntegrityError) -> HttpResponse:
-    log.warning("An API call met a database constraint: %s", error)
+    log.warning("An API request violated a database constraint: %s", error)
     return api_error(
         409, "conflict", _("Another request changed this object at the same time. Reload it and try again.")
     )
 
 
-def _our_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+def _internal_error(request: HttpRequest, error: Exception) -> HttpResponse:
     if expected := outage(error, is_call=True):
-        log.warning("An API call met a database that cannot serve it: %s", error)
+        log.warning("The database cannot serve an API request: %s", error)
         return expected
-    log.error("An API call failed", exc_info=error)
+    log.error("An API request failed", exc_info=error)
     got_request_exception.send(sender=NinjaAPI, request=request)
     return api_error(500, "internal_error", _("Internal error. The log of Graftworks shows the cause."))
 
@@ -208,7 +208,7 @@ def _refused(_request: HttpRequest, refusal: Refusal) -> HttpResponse:
     return api_error(refusal.status, refusal.code, refusal.message, refusal.field)
 
 
-# The nearest ancestor of an exception decides.
+# The most specific base class of an exception decides.
 HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     Refusal: _refused,
     ValidationError: _invalid,
@@ -227,5 +227,5 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     SuspiciousOperation: _unreadable,
     MultiPartParserError: _unreadable,
     UnreadablePostError: _unreadable,
-    Exception: _our_fault,
+    Exception: _internal_error,
 }

@@ -1,4 +1,4 @@
-"""What texts in a body may hold: names that people will read, and columns as a file calls them."""
+"""Text types of request bodies: names and column names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dashboard.forms.datasets import COLUMN_LENGTH
 
 
 def one_line(text: str) -> str:
-    """The text as it is kept; refused where a page could not show it."""
+    """Return one line without repeated spaces. Raises ValueError for control characters."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
         raise ValueError(_("Enter one line of plain text."))
     return " ".join(text.split())
 
 
 def storable(text: str) -> str:
-    """The text as it is; refused where no database can keep it, though JSON can write it."""
+    """Return the text unchanged. Raises ValueError for characters that databases cannot store."""
     if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
         raise ValueError(_("Remove the invalid character."))
     return text

@@ -1,4 +1,4 @@
-"""API tokens: list, make, revoke. A token never makes one that may more, or lives longer, than itself."""
+"""API tokens: list, create, revoke. A token cannot create one with more rights or a later expiry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Days = Annotated[StrictInt, Field(ge=1, le=3650)]
 
 
 class TokenIn(Schema):
-    """A token to make. Without `days` it does not expire."""
+    """A token to create. Without `days` it does not expire."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,48 +48,48 @@ class TokenOut(Schema):
 
 
 class NewTokenOut(TokenOut):
-    """A new token with its secret, which is in this answer and nowhere else."""
+    """A new token with its secret, which only this response contains."""
 
     secret: str
 
 
-def facts(token: ApiToken) -> dict[str, Any]:
-    """The object as every answer has it."""
+def to_output(token: ApiToken) -> dict[str, Any]:
+    """Return the fields of TokenOut."""
     names = ("name", "prefix", "scope", "created_at", "expires_at", "last_used_at")
     return {"id": token.pk, "email": token.user.email, **{name: getattr(token, name) for name in names}}
 
 
-def seen_by(caller: ApiToken) -> ProjectQuerySet[ApiToken]:
-    """The owner's own working tokens of the project, and all of them for its managers."""
-    mine = Q(user=caller.user) | Q(project__in=caller.projects(Role.MANAGER))
-    return ApiToken.objects.visible_to(caller).filter(mine, revoked_at=None).select_related("user")
+def visible_tokens(caller: ApiToken) -> ProjectQuerySet[ApiToken]:
+    """Filter the owner's tokens, or all tokens of the project for managers."""
+    allowed = Q(user=caller.user) | Q(project__in=caller.projects(Role.MANAGER))
+    return ApiToken.objects.visible_to(caller).filter(allowed, revoked_at=None).select_related("user")
 
 
 @router.get("", response={200: list[TokenOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """One's own tokens of the project; managers see everybody's."""
-    return Rows(seen_by(request.auth), facts)
+    """List your tokens of the project. Managers see all tokens."""
+    return Rows(visible_tokens(request.auth), to_output)
 
 
 @router.post("", response={201: NewTokenOut, **WRITING})
 def create(request: Call, payload: TokenIn) -> Status[NewTokenOut]:
-    """A new token of the same owner and project."""
-    mine = request.auth.expires_at
+    """Create a token for the same owner and project."""
+    own_expiry = request.auth.expires_at
     ends = timezone.now() + timedelta(days=payload.days) if payload.days else None
-    if mine and (ends is None or ends > mine):
+    if own_expiry and (ends is None or ends > own_expiry):
         raise invalid("days", _("A token cannot create a token that expires later than itself."))
     once_only(request, "token-create")
     token, secret = ApiToken.issue(
         request.auth.project, request.auth.user, payload.name, scope=payload.scope, days=payload.days
     )
-    return Status(201, NewTokenOut(**facts(token), secret=secret))
+    return Status(201, NewTokenOut(**to_output(token), secret=secret))
 
 
 @router.delete("/{int:pk}", response={204: None, **WRITING})
 def revoke(request: Call, pk: int) -> Status[None]:
-    """Stop a token at once and for good: one's own, or any of a project that one manages."""
-    token = seen_by(request.auth).filter(pk=pk).first()
+    """Revoke your token, or any token of a project that you manage."""
+    token = visible_tokens(request.auth).filter(pk=pk).first()
     if token is None:
         raise Refusal(404, "not_found", _("There is no such object in this project."))
     token.revoke()

@@ -71,7 +71,7 @@ def left(job: Job) -> list[str]:
 def test_nobody_takes_a_job_over_while_its_first_attempt_clears_the_folder(
     job: Job, overtake: Overtake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "_work_off", lambda *_: None)
+    monkeypatch.setattr(tasks, "_execute", lambda *_: None)
     waited = overtake(lambda: Job.objects.filter(pk=job.pk).update(attempt=2))
     tasks.attempt(job, lambda: False)
     assert (waited, left(job)) == ([True], [])
