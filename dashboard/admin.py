@@ -1,6 +1,4 @@
-"""Site administration for superusers: people and projects. Signing in happens on the product's own page,
-where the limits on tries hold. Knows nothing of jobs, runs or files: those belong to their projects' pages.
-"""
+"""Django's admin for superusers: users and projects. Sign-in uses the product's page with its rate limits."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-a
 admin.site.site_header = admin.site.site_title = "Graftworks"
 
 
-def for_superusers(request: HttpRequest) -> bool:
-    """Staff who are not superusers have nothing to do here."""
+def is_superuser(request: HttpRequest) -> bool:
+    """Restrict the admin to superusers; staff status alone is not enough."""
     return bool(request.user.is_active and request.user.is_superuser)
 
 
-admin.site.has_permission = for_superusers  # type: ignore[method-assign]
+admin.site.has_permission = is_superuser  # type: ignore[method-assign]
 
 
 class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -32,7 +30,7 @@ class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
 
 @admin.register(Project)
 class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Projects and who belongs to them."""
+    """Projects and their members."""
 
     list_display = ("name", "slug", "created_at")
     search_fields = ("name",)
@@ -41,8 +39,8 @@ class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 @admin.register(User)
-class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
-    """People, found by their e-mail address."""
+class AccountAdmin(UserAdmin):  # type: ignore[type-arg]
+    """Users, by e-mail address."""
 
     ordering = ("email",)
     list_display = ("email", "first_name", "last_name", "is_active", "is_superuser", "last_login")
@@ -51,7 +49,7 @@ class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
     readonly_fields = ("last_login", "date_joined")
     fieldsets = (
         (None, {"fields": ("email", "password")}),
-        ("Person", {"fields": ("first_name", "last_name")}),
+        ("Name", {"fields": ("first_name", "last_name")}),
         ("Access", {"fields": ("is_active", "is_staff", "is_superuser")}),
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )

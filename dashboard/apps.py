@@ -1,4 +1,4 @@
-"""The app: makes sure that the built-in rows exist after every migration."""
+"""The Django app; creates the built-in rows after every migration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.db.models.signals import post_migrate
 
 
 def ensure_builtin_rows(**_kwargs: object) -> None:
-    """Presets and the bundled model are rows like any other, and there from the first page on."""
+    """Create presets and the bundled model."""
     from dashboard.models import BaseModel, TargetModuleConfig
 
     TargetModuleConfig.objects.ensure_presets()
@@ -21,5 +21,4 @@ class DashboardConfig(AppConfig):
     verbose_name = "Graftworks"
 
     def ready(self) -> None:
-        """Built-in rows follow the code, also after a test has emptied the tables."""
         post_migrate.connect(ensure_builtin_rows, sender=self)

@@ -1,7 +1,4 @@
-"""Files sent to people and programs: in slices, resumable, never whole in memory.
-
-The caller has already decided who may have the file. Knows nothing of rows or projects.
-"""
+"""File downloads: streamed in slices and resumable. Callers check permissions first."""
 
 from __future__ import annotations
 
@@ -25,23 +22,23 @@ SLICE_BYTES = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 
 
-# A spreadsheet takes a cell that begins like this for a formula (OWASP, CSV injection).
+# Spreadsheets interpret cells with these first characters as formulas (OWASP, CSV injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\0")
 
 
 def csv_file(filename: str, rows: Iterable[Sequence[str | float | None]]) -> HttpResponse:
-    """Rows as a CSV download (RFC 4180). Numbers stay numbers; no text can act as a formula."""
+    """Return rows as a CSV download (RFC 4180), with text escaped against formulas."""
     text = io.StringIO()
     csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
-    return _kept_by_nobody(HttpResponse(text.getvalue(), content_type="text/csv; charset=utf-8"), filename)
+    return _as_download(HttpResponse(text.getvalue(), content_type="text/csv; charset=utf-8"), filename)
 
 
 def json_file(filename: str, values: dict[str, Any]) -> HttpResponse:
-    """Values as a JSON download that people can read."""
-    return _kept_by_nobody(JsonResponse(values, json_dumps_params={"indent": 1}), filename)
+    """Return values as an indented JSON download."""
+    return _as_download(JsonResponse(values, json_dumps_params={"indent": 1}), filename)
 
 
-def _kept_by_nobody(response: HttpResponse, filename: str) -> HttpResponse:
+def _as_download(response: HttpResponse, filename: str) -> HttpResponse:
     response["Content-Disposition"] = content_disposition_header(True, filename) or "attachment"
     response["Cache-Control"] = "private, no-store"
     return response
@@ -52,7 +49,7 @@ def _cell(value: str | float | None) -> str | float | None:
 
 
 class Unsatisfiable(Exception):
-    """The asked range cannot be served."""
+    """The requested range cannot be served."""
 
 
 class FileSlice:
@@ -62,7 +59,7 @@ class FileSlice:
         self.file, self.start, self.length = file, start, length
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Pieces of at most SLICE_BYTES, read outside the event loop."""
+        """Yield pieces of at most SLICE_BYTES, read outside the event loop."""
         read = sync_to_async(self._read, thread_sensitive=False)
         while piece := await read():
             yield piece
@@ -75,18 +72,18 @@ class FileSlice:
         return piece
 
     def close(self) -> None:
-        """Called by the response, also when the client hangs up before the first piece."""
+        """Close the file; the response calls this even when the client disconnects early."""
         self.file.close()
 
 
 def ranged_file(request: HttpRequest, path: Path, filename: str) -> HttpResponseBase:
-    """The file as a download called `filename`, or the part of it that the Range header asks for.
+    """Return the file as a download named `filename`, or the range in the Range header.
 
     200 whole, 206 one range, 416 for several ranges or one outside the file; 304 and 412 as If-None-Match and
     If-Match say. A Range that cannot be read is ignored, and so is one whose If-Range names another content
     (RFC 9110, section 14.2).
     """
-    # Opened before anything is measured: the name may be replaced, the open file stays.
+    # Opened first: the path may be replaced, but the open file stays the same.
     file = path.open("rb")
     digest, size = digest_of_file(file, path)
     etag = f'"{digest.hex()}"'
@@ -95,7 +92,7 @@ def ranged_file(request: HttpRequest, path: Path, filename: str) -> HttpResponse
         file.close()
         return known
     try:
-        wanted = _asked_range(request, etag, size)
+        wanted = _requested_range(request, etag, size)
     except Unsatisfiable:
         file.close()
         return _refusal(size)
@@ -121,7 +118,7 @@ def ranged_file(request: HttpRequest, path: Path, filename: str) -> HttpResponse
 
 
 def digest_of_file(file: IO[bytes], path: Path) -> tuple[bytes, int]:
-    """SHA-256 and size of the open file; hashed once per content, as a download may come in many ranges."""
+    """Return SHA-256 and size of the open file; cached, because a download may have many range requests."""
     size, changed = file.seek(0, 2), path.stat().st_mtime_ns
     return _digest(path, size, changed), size
 
@@ -132,8 +129,8 @@ def _digest(path: Path, _size: int, _changed: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _asked_range(request: HttpRequest, etag: str, size: int) -> tuple[int, int] | None:
-    """(start, end) of the one range asked for, end exclusive; None for the whole file."""
+def _requested_range(request: HttpRequest, etag: str, size: int) -> tuple[int, int] | None:
+    """Return (start, end) of the requested range, end exclusive; None for the whole file."""
     header = request.headers.get("Range", "").replace(" ", "")
     if not header or request.headers.get("If-Range", etag) != etag:
         return None

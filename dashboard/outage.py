@@ -1,7 +1,6 @@
-"""What the web says when it cannot answer: 503 in words while the database is away or its tables are older
-than the program, else 500.
+"""Error responses: 503 while the database is unreachable or its tables are outdated, else 500.
 
-Asks the database nothing, so neither the frame of a page nor the caller is known here.
+Does not use the database, so these pages have no navigation.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from dashboard.gate import API_PREFIX, api_error
 from dashboard.models.finding import manage_command
 from dashboard.models.old_tables import TEXT, is_due_to_old_tables
 
-# A locked SQLite file counts as away: it also answers again later.
+# A locked SQLite file counts as unreachable: it also recovers later.
 AWAY = (InterfaceError, OperationalError)
 RETRY_SECONDS = 10
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """The answer in place of an exception; Django calls it while it handles that exception."""
+    """Return the response for an unhandled exception; Django's handler500."""
     is_call = request.path.startswith(API_PREFIX)
     if expected := outage(sys.exception(), is_call=is_call, may_reload=request.method == "GET"):
         return expected
@@ -34,22 +33,22 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def outage(error: BaseException | None, *, is_call: bool, may_reload: bool = False) -> HttpResponse | None:
-    """What to answer where the database is the reason; None for every other one."""
-    # First, because SQLite has the same class of error for both.
+    """Return the response if the database caused the error, else None."""
+    # Checked first, because SQLite raises the same class of error for both.
     if is_due_to_old_tables(error):
         return outdated(is_call=is_call)
     return unavailable(is_call=is_call, may_reload=may_reload) if is_away(error) else None
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether the database was away, perhaps behind another exception that this led to."""
+    """Whether an unreachable database caused the error, directly or through its context."""
     while error is not None and not isinstance(error, AWAY):
         error = error.__context__
     return error is not None
 
 
 def outdated(*, is_call: bool) -> HttpResponse:
-    """503 until somebody has brought the tables up to date: waiting alone does not help."""
+    """Return 503 without Retry-After, because only a migration helps."""
     if is_call:
         response: HttpResponse = api_error(503, "tables_outdated", str(TEXT))
     else:
@@ -60,7 +59,7 @@ def outdated(*, is_call: bool) -> HttpResponse:
 
 
 def unavailable(*, is_call: bool, may_reload: bool) -> HttpResponse:
-    """503, and when to try again; a page that was only read tries again by itself."""
+    """Return 503 with Retry-After. A page requested by GET reloads automatically."""
     if is_call:
         message = _("The database cannot be reached at the moment. Running jobs continue. Try again shortly.")
         response: HttpResponse = api_error(503, "unavailable", message)

@@ -1,7 +1,7 @@
-"""Several programs run as one: prefixed output, restart of what dies, an orderly stop, no orphans.
+"""Runs several programs as one: prefixed output, restarts, an orderly stop, no orphans.
 
 `Programs(...).run()` blocks until SIGINT or SIGTERM, or until a program cannot be kept alive. Each program
-leads its own session and gets a signal when this process dies. Knows nothing of what the programs do.
+leads its own session and receives a signal when this process ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURSELVES = "graftworks"
 
 @dataclass(frozen=True)
 class Program:
-    """What to run. Programs stop in the order of `turn`; each turn has `grace` seconds before SIGKILL."""
+    """A program to run. Programs stop in the order of `turn`, each with `grace` seconds before SIGKILL."""
 
     name: str
     command: Sequence[str]
@@ -44,7 +44,7 @@ class Program:
 
 
 class Child:
-    """One program's process, over all its restarts."""
+    """A program's process, across restarts."""
 
     def __init__(self, program: Program, colour: str) -> None:
         self.program = program
@@ -56,7 +56,7 @@ class Child:
         self.due = 0.0
 
     def start(self, write: Callable[[Child, bytes], None]) -> None:
-        """Must be called in the main thread: the kernel ties the child to the thread that forks it."""
+        """Start the process. Call it in the main thread, to which the kernel ties the child."""
         tied = [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), str(int(self.program.orphan_signal))]
         self.swept = False
         self.process = process = Popen(
@@ -73,7 +73,7 @@ class Child:
             write(self, line)
 
     def alive(self) -> bool:
-        """Whether the process runs. When it does not, what is left of its session goes too."""
+        """Whether the process runs. Kills the rest of its session when it has ended."""
         if self.process is None:
             return False
         if self.process.poll() is None:
@@ -85,7 +85,7 @@ class Child:
         return False
 
     def terminate(self) -> None:
-        """SIGTERM to the leader alone: Celery's pool processes die at once of a signal to the group."""
+        """Send SIGTERM to the leader only: it would kill Celery's pool processes at once."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
@@ -96,18 +96,18 @@ class Child:
             self.process.wait()
 
     def schedule_restart(self, now: float) -> float | None:
-        """Seconds until the next start: 0, 1, 2, 4, 8 by exits in the last minute, None after too many."""
+        """Return the seconds until the restart (0, 1, 2, 4, 8), or None after too many exits in a minute."""
         self.exits = [moment for moment in self.exits if now - moment < EXITS_WINDOW] + [now]
         if len(self.exits) >= EXITS_ALLOWED:
             return None
-        # One that ran for a while was killed rather than broken: whoever waits for it need not wait longer.
+        # A program that ran for a while was probably killed, so it restarts at once.
         pause = 2.0 ** (len(self.exits) - 2) if len(self.exits) > 1 else 0.0
         self.due = now + pause
         return pause
 
 
 class Programs:
-    """The set that runs together. The greeting is printed once, when `is_ready` first says yes."""
+    """The programs that run together. Prints the greeting once, when `is_ready` first returns True."""
 
     def __init__(self, programs: Sequence[Program], *, is_ready: Callable[[], bool], greeting: str) -> None:
         colours = get_colours()
@@ -117,34 +117,34 @@ class Programs:
         self.printing = threading.Lock()
         self.is_ready = is_ready
         self.greeting = greeting
-        self.stop_asked = 0.0
-        self.kill_asked = False
+        self.stop_requested_at = 0.0
+        self.kill_requested = False
 
     def run(self) -> int:
-        """Start all, keep them alive, stop all; 0 after a signal, 1 when a program kept dying."""
+        """Run until a signal (returns 0) or until a program keeps failing (returns 1)."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._ask_stop)
+            signal.signal(number, self._request_stop)
         try:
             return self._watch()
         finally:
             self._stop()
 
-    def _ask_stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _request_stop(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        # make passes a signal on that the terminal has sent us as well: one press, two signals.
-        if self.stop_asked and now - self.stop_asked > 1.0:
-            self.kill_asked = True
-        self.stop_asked = self.stop_asked or now
+        # One Ctrl-C arrives twice: from the terminal and from make.
+        if self.stop_requested_at and now - self.stop_requested_at > 1.0:
+            self.kill_requested = True
+        self.stop_requested_at = self.stop_requested_at or now
 
     def _watch(self) -> int:
         announced, probe_at = False, 0.0
         for child in self.children:
             child.start(self._write)
-        while not self.stop_asked:
+        while not self.stop_requested_at:
             for child in self.children:
                 if not child.alive() and not self._revive(child):
                     return 1
-            # Not at every round: a program that answers with an error writes about each probe.
+            # Rarely, because the web server logs each failed probe.
             if not announced and time.monotonic() >= probe_at:
                 probe_at = time.monotonic() + PROBE_SECONDS
                 announced = self.is_ready()
@@ -154,7 +154,7 @@ class Programs:
         return 0
 
     def _revive(self, child: Child) -> bool:
-        """Restart a dead child when its pause is over; False when it died too often."""
+        """Restart an ended process after its pause. Return False after too many exits."""
         now = time.monotonic()
         if child.process is not None:
             code, child.process = child.process.returncode, None
@@ -182,7 +182,7 @@ class Programs:
         began = time.monotonic()
         while any(child.alive() for child in children):
             for child in children:
-                if self.kill_asked or time.monotonic() - began > child.program.grace:
+                if self.kill_requested or time.monotonic() - began > child.program.grace:
                     child.kill()
             time.sleep(0.05)
         for child in children:
@@ -196,7 +196,7 @@ class Programs:
         self._print(Message("line", line, datetime.now(), child.program.name, child.colour))
 
     def _print(self, line: Message | str) -> None:
-        # A closed terminal must not stop the reading: a program blocks once its pipe is full.
+        # Keep reading after the terminal closes: a program blocks when its pipe is full.
         with self.printing, suppress(OSError):
             if isinstance(line, str):
                 print(line, flush=True)

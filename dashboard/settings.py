@@ -25,10 +25,9 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 
 class Environment(environ.Env):  # type: ignore[misc]
-    """Says which variable cannot be read, instead of what Python thinks of its value."""
+    """Names the variable in the error when its value cannot be parsed."""
 
     def get_value(self, var: str, *args: Any, **kwargs: Any) -> Any:
-        """The variable's value, or ImproperlyConfigured with its name."""
         try:
             return super().get_value(var, *args, **kwargs)
         except ValueError as error:
@@ -48,7 +47,7 @@ BUNDLED_MODEL_DIR = (
     .resolve()
 )
 UPLOAD_DIR = DATA_DIR / "uploads"
-# One for each data folder: a second installation of this checkout must not change a running one.
+# Per data folder: a second installation from this checkout must not change a running one.
 STATIC_ROOT = DATA_DIR / "static"
 try:
     for folder in (DATA_DIR, UPLOAD_DIR, DATA_DIR / "run", STATIC_ROOT):
@@ -68,7 +67,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = BODY_LIMIT_BYTES
 
 
 def _secret_key() -> str:
-    """The key from the environment, or one generated once into DATA_DIR, readable by its owner alone."""
+    """Return the key from the environment, or create one in DATA_DIR that only its owner can read."""
     given = env.str("SECRET_KEY", default="")
     if given:
         return str(given)
@@ -87,7 +86,7 @@ DEBUG = False
 
 # Addresses -----------------------------------------------------------------------------------------------
 
-# Under which address people open the product, for example https://graftworks.example.org. Unset: loopback.
+# The address that users open, for example https://graftworks.example.org. Unset: loopback.
 PUBLIC_URL = env.str("PUBLIC_URL", default="").rstrip("/")
 _public = urlsplit(PUBLIC_URL)
 if PUBLIC_URL and (_public.scheme not in ("http", "https") or not _public.hostname):
@@ -112,7 +111,7 @@ SECURE_SSL_REDIRECT = HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-# How many proxies in front of the product may be believed about the caller's address (login limits).
+# Number of trusted proxies in front of the server; sign-in limits use the client's address.
 ALLAUTH_TRUSTED_PROXY_COUNT = env.int("TRUSTED_PROXY_COUNT", default=0)
 
 CONTENT_SECURITY_POLICY = {
@@ -188,7 +187,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{DATA_DIR / 'db.sqlite3'}")}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
-    # Deferred transactions dead-lock when two of them want to write; an immediate one waits its turn.
+    # Two deferred transactions that start to write deadlock; immediate ones wait for each other.
     DATABASES["default"]["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
@@ -199,15 +198,14 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 else:
     DATABASES["default"]["ENGINE"] = "dashboard.postgresql"
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
-    # A server that is gone is noticed in seconds: by whoever connects, and by whoever waits for an answer.
+    # Detect a lost server within seconds, on connecting and while waiting for a result.
     DATABASES["default"]["OPTIONS"] = {
         "connect_timeout": 2,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": 15_000,
-        # A worker that is paused or cut off within a transaction holds a job's row: it loses it in time,
-        # and whoever waits for a lock gives up first, as on SQLite.
+        # A suspended worker must not keep a job's row locked, and a wait for a lock ends as on SQLite.
         "options": "-c idle_in_transaction_session_timeout=30s -c lock_timeout=20s",
         **DATABASES["default"].get("OPTIONS", {}),
     }
@@ -216,7 +214,7 @@ CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "cache",
-        # A full cache drops live entries, the counted tries of sign-in among them: the default is 300.
+        # A full cache drops live entries, for example sign-in attempts. Django's default is 300.
         "OPTIONS": {"MAX_ENTRIES": 100_000},
     }
 }
@@ -248,7 +246,7 @@ ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_LOGOUT_REDIRECT_URL = "account_login"
 ACCOUNT_PREVENT_ENUMERATION = True
-# Nobody is asked whether to be remembered, and an address without an account gets no letter.
+# Sessions are always remembered, and unknown addresses get no e-mail.
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_EMAIL_UNKNOWN_ACCOUNTS = False
 ACCOUNT_EMAIL_SUBJECT_PREFIX = "[Graftworks] "
@@ -269,7 +267,7 @@ STATICFILES_DIRS = [
     for name in ("css", "js", "img", "examples", "vendor")
     if (BASE_DIR / "static" / name).is_dir()
 ]
-# `manage.py start` collects the files once and sets this; without it they are served as they lie.
+# Set by `manage.py start` after it collects the files; otherwise they are served from their folders.
 STATIC_MANIFEST = env.bool("STATIC_MANIFEST", default=False)
 WHITENOISE_USE_FINDERS = not STATIC_MANIFEST
 STORAGES = {
@@ -306,15 +304,17 @@ API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:
-    """Refused requests are logged with their address, and these addresses are keys themselves."""
+    """Remove secrets from logged addresses of invitations, password resets and shared reports."""
     if isinstance(record.args, tuple):
         key = re.compile(r"^/(invitations|password-reset|shared)/[^/]+")
-        record.args = tuple(key.sub(r"/\1/…", one) if isinstance(one, str) else one for one in record.args)
+        record.args = tuple(
+            key.sub(r"/\1/…", value) if isinstance(value, str) else value for value in record.args
+        )
     return True
 
 
 def _without_outage(record: logging.LogRecord) -> bool:
-    """While the database is away every request says so; one line each is enough."""
+    """Log one line per request without a traceback while the database is unreachable."""
     if record.exc_info and isinstance(record.exc_info[1], OperationalError | InterfaceError):
         record.exc_info = None
     return True

@@ -1,4 +1,4 @@
-"""Run a program that gets a signal when its parent dies, however the parent dies.
+"""Run a program that receives a signal when its parent process ends for any reason.
 
     python tied.py PARENT_PID SIGNAL_NUMBER PROGRAM ARGUMENT…
 
@@ -15,10 +15,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(parent: int, number: int, command: list[str]) -> None:
-    """Never returns: the program takes this process over and keeps the arrangement."""
+    """Replace this process with the program. The signal setting survives exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-        # The parent may have died before the call above, and then no signal will ever come.
+        # If the parent ended before prctl, no signal will come.
         if os.getppid() != parent:
             sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606
