@@ -21,7 +21,7 @@ def newest_step(folder: Path) -> int | None:
 
 
 def may_exist(folder: Path) -> bool:
-    """Whether there is a checkpoint, or cannot be said not to be: who asks this is about to delete."""
+    """Return whether a checkpoint exists; True also if the disk cannot tell, so that nothing is deleted."""
     try:
         return any(step_of(path) for path in handover.checkpoints(folder))
     except OSError:
@@ -29,7 +29,7 @@ def may_exist(folder: Path) -> bool:
 
 
 def step_of(folder: Path) -> int | None:
-    """Completed steps in this one checkpoint, or None where a part of it is missing."""
+    """Return the completed steps of one checkpoint, or None if a part of it is missing."""
     try:
         manifest = json.loads((folder / handover.MANIFEST).read_text(encoding="utf-8"))
         is_whole = all((folder / name).is_file() for name in manifest["files"])

@@ -1,7 +1,7 @@
-"""The queue row: one state machine, claimed by conditional UPDATE, fenced by its attempt number.
+"""The job: one state machine, claimed by conditional UPDATE, fenced by its attempt number.
 
-The row is the truth and a Celery message only a wake-up. `Job.move` performs every change of state there
-is, and writes the JobEvent in the same transaction. Knows nothing of Celery, processes or tensors.
+The row is the truth; a Celery message only wakes a worker. `Job.move` performs every change of state and
+writes the JobEvent in the same transaction. Knows nothing of Celery, processes or tensors.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dashboard.models.project import Project
 if TYPE_CHECKING:
     from dashboard.models.user import User
 
-# Wait before the next attempt, by attempts in a row that completed no step; MAX_FAILED_ATTEMPTS ends them.
+# Wait before the next attempt, by the number of failed attempts; MAX_FAILED_ATTEMPTS ends them.
 BACK_OFF = (timedelta(), timedelta(seconds=2), timedelta(seconds=60))
 MAX_FAILED_ATTEMPTS = 3
 MAX_ATTEMPTS = 10
-# Pages read this much of a log per line they show.
+# Bytes that pages read of a log per line they show.
 LOG_LINE_BYTES = 400
 ACTOR_LETTERS = 254
 
@@ -54,10 +54,10 @@ class Job(models.Model):
         CPU = "cpu", _("Light work")
 
     class Keep(models.TextChoices):
-        """What stays of a training that a person stops."""
+        """What is kept of a training that is stopped."""
 
         NOTHING = "", _("Nothing")
-        ADAPTER = "adapter", _("The best so far, as an adapter")
+        ADAPTER = "adapter", _("The best weights so far, as an adapter")
         CHECKPOINT = "checkpoint", _("The checkpoint, to resume later")
 
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="jobs")
@@ -89,7 +89,7 @@ class Job(models.Model):
     pid_started = models.FloatField(null=True, blank=True)
     child_pid = models.PositiveIntegerField(null=True, blank=True)
     child_started = models.FloatField(null=True, blank=True)
-    # What the page shows while it works; the unit of step and total is the phase's own, bytes for example.
+    # Progress of the current phase. The unit of step and total_steps is the phase's own, for example bytes.
     phase = models.CharField(max_length=20, blank=True)
     step = models.PositiveBigIntegerField(default=0)
     total_steps = models.PositiveBigIntegerField(default=0)
@@ -108,7 +108,7 @@ class Job(models.Model):
                 fields=["queue", "state", "run_after", "priority", "project", "needs_4bit"], name="job_order"
             ),
             models.Index(fields=["queue", "started_at", "project"], name="job_starts"),
-            # The forms ask at every change what a project has used this month.
+            # Forms read the project's usage of this month at every change.
             models.Index(fields=["project", "queue", "finished_at", "created_by"], name="job_used"),
             models.Index(fields=["kind", "state", "finished_at"]),
             models.Index(fields=["state", "lease_until"]),
@@ -141,9 +141,9 @@ class Job(models.Model):
     def move(
         self, event: str, *, actor: str = "system", reason: str = "", fenced: bool = False, **fields: Any
     ) -> None:
-        """Perform one transition, with its JobEvent, or raise IllegalMove and change nothing.
+        """Perform one transition and record its JobEvent, or raise IllegalMove and change nothing.
 
-        `fenced` also demands that the row still belongs to this object's attempt; workers always set it.
+        `fenced` also requires that the row still belongs to this object's attempt; workers always set it.
         """
         sources, target = MOVES[event]
         fields["state"] = target
@@ -157,10 +157,10 @@ class Job(models.Model):
                 row = row.filter(attempt=self.attempt)
             if event == "claim":
                 row = row.filter(run_after__lte=db_now())
-            # Locked, so that the history names the state that this move really left.
+            # Locked, so that the history names the state that this move leaves.
             states = Job.objects.select_for_update().values_list("state", flat=True)
             source = State(states.get(pk=self.pk))
-            # The row count is the lock: whoever sees 0 has lost the race and changes nothing.
+            # The row count decides the race: 0 means that another transition came first.
             if not row.update(**fields):
                 raise IllegalMove(f"{self} cannot {event} from {source}")
             self.refresh_from_db(fields=["state", "attempt", "finished_at", "lease_until", "run_after"])
@@ -188,7 +188,7 @@ class Job(models.Model):
         text: str = "",
         level: str = "info",
     ) -> None:
-        """Append one line to the job's history."""
+        """Append an event to the job's history."""
         seq = (self.events.aggregate(last=models.Max("seq"))["last"] or 0) + 1
         JobEvent.objects.create(
             job=self, seq=seq, attempt=self.attempt, event=event, from_state=source, to_state=target,
@@ -196,10 +196,10 @@ class Job(models.Model):
         )  # fmt: skip
 
     def add_message(self, text: str, level: str = "info") -> bool:
-        """Append a sentence from this attempt's engine to the history; False means fenced."""
+        """Append a message of this attempt's engine to the history. Return False if fenced."""
         with transaction.atomic():
             mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
-            # Touching the row first makes two writers of one history wait for each other.
+            # The update locks the row, so that two writers do not take the same `seq`.
             if not mine.update(worker=models.F("worker")):
                 return False
             state = State(Job.objects.values_list("state", flat=True).get(pk=self.pk))
@@ -207,16 +207,13 @@ class Job(models.Model):
         return True
 
     def request_cancel(self, by: User | None = None, keep: str = "") -> bool:
-        """Stop this job: at once while it waits, else its worker sees the flag. `keep`: what of it stays.
-
-        False if it had ended, or is being stopped already with less kept than asked for now.
-        """
+        """Stop this job; see `stop_job`."""
         from dashboard.models.stopping import stop_job
 
         return stop_job(self, by, keep)
 
     def complete_stop(self, *, actor: str = "system", reason: str = "") -> None:
-        """Its work has stopped as somebody asked; what was to be kept is, where there is anything."""
+        """Move a stopping job to cancelled. A requested checkpoint is kept only if one exists."""
         from dashboard.models.stopping import describe_kept_checkpoint
 
         with transaction.atomic():
@@ -227,7 +224,7 @@ class Job(models.Model):
             self.move("stopped", actor=actor, reason=reason, fenced=True, keep=keep)
 
     def read_stop_request(self) -> str | None:
-        """What its worker is asked for: "" to go on, "cancel", "park" or "finish"; None means fenced."""
+        """Return the stop request for its worker: "" (none), "cancel", "park" or "finish"; None if fenced."""
         held = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
         state, keep = held.values_list("state", "keep").first() or (None, "")
         if state is None:
@@ -238,39 +235,39 @@ class Job(models.Model):
 
     @property
     def is_stop_requested(self) -> bool:
-        """Whether somebody wants it to end before its last step; it may wait, work or be stopping already."""
+        """Whether it was requested to end before its last step."""
         early = self.keep == Job.Keep.ADAPTER and not self.is_over
         return early or self.state == State.CANCELLING
 
     @property
     def keeps_checkpoint(self) -> bool:
-        """Whether a later attempt may need its checkpoints. Whoever deletes them asks here."""
+        """Whether a later attempt may need its checkpoints, so that cleanup must not delete them."""
         kept = self.state == State.CANCELLED and self.keep == Job.Keep.CHECKPOINT
         return not self.is_over or self.state == State.FAILED or kept
 
     def checkpoint_step(self) -> int | None:
-        """Completed steps in its newest checkpoint; None without one."""
+        """Return the completed steps of its newest checkpoint, or None."""
         return checkpoint.newest_step(self.checkpoint_folder())
 
     @property
     def may_have_checkpoint(self) -> bool:
-        """Whether there is one, or a disk that does not answer hides it; who would delete it asks this."""
+        """Whether a checkpoint exists, or may exist on a disk that does not answer."""
         return checkpoint.may_exist(self.checkpoint_folder())
 
     def renew_lease(self) -> bool:
-        """Extend the lease; False means fenced: another attempt or an end has taken the job away."""
+        """Extend the lease. Return False if fenced: another attempt holds the job, or it has ended."""
         mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE)
         return bool(mine.update(lease_until=db_now(LEASE)))
 
     def may_commit(self) -> bool:
-        """Whether this attempt may still write a result. Inside a transaction that stays so until its end."""
-        # The update locks the row: neither a cancel nor another attempt can come between it and the commit.
+        """Return whether this attempt may write a result; holds until the end of the transaction."""
+        # The update locks the row: neither a stop nor another attempt can come before the commit.
         open_ones = [state for state in LIVE if state != State.CANCELLING]
         mine = Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=open_ones)
         return bool(mine.update(lease_until=db_now(LEASE)))
 
     def update_progress(self, **fields: Any) -> bool:
-        """Update what pages show of this attempt's progress; False means fenced."""
+        """Update the progress of this attempt. Return False if fenced."""
         return bool(Job.objects.filter(pk=self.pk, attempt=self.attempt, state__in=LIVE).update(**fields))
 
     def interrupt(
@@ -281,11 +278,11 @@ class Job(models.Model):
         fenced: bool = True,
         counts_as_failure: bool = True,
     ) -> None:
-        """Give the attempt up; the dispatcher queues it again after a back-off.
+        """End the attempt; the dispatcher queues the job again after a back-off.
 
         `counts_as_failure=False` exempts the attempt from the limits, for example after a drain.
         """
-        # A step since the claim has set the row's count back, and this object does not know it.
+        # A completed step has reset the row's count since this object was read.
         self.refresh_from_db(fields=["failed_attempts"])
         failed_attempts = self.failed_attempts if counts_as_failure else 0
         wait = BACK_OFF[min(failed_attempts, len(BACK_OFF) - 1)]
@@ -301,15 +298,15 @@ class Job(models.Model):
                 slot=None,
             )
             self.refresh_from_db(fields=["failed_attempts", "ignored_attempts", "keep"])
-            # A page would say for minutes that it continues by itself, and it would not.
+            # Without a checkpoint there is no adapter to save, so the job ends now instead of being retried.
             if self.keep == Job.Keep.ADAPTER and not self.may_have_checkpoint:
-                words = _("Nothing had been saved yet, so there is nothing to keep.")
+                words = _("Stopped before the first checkpoint; nothing to keep.")
                 self.move("cancel_waiting", reason=str(words), keep=Job.Keep.NOTHING)
             elif self.has_exhausted_attempts:
                 self.requeue_or_fail()
 
     def recover(self, reason: str) -> None:
-        """Its holder is gone for certain: a job that was stopping has stopped, any other is interrupted."""
+        """Release the job of a lost worker: complete a requested stop, else interrupt the attempt."""
         if self.state == State.CANCELLING:
             self.complete_stop(reason=reason)
         else:
@@ -317,16 +314,16 @@ class Job(models.Model):
 
     @property
     def has_exhausted_attempts(self) -> bool:
-        """Whether it has been tried often enough."""
+        """Whether its attempts have reached a limit."""
         return (
             self.failed_attempts >= MAX_FAILED_ATTEMPTS
             or self.attempt - self.ignored_attempts >= MAX_ATTEMPTS
         )
 
     def requeue_or_fail(self) -> None:
-        """Queue an interrupted job again, or fail it when it never gets anywhere."""
+        """Queue an interrupted job again, or fail it when its attempts are exhausted."""
         if self.has_exhausted_attempts:
-            message = _("The work was interrupted %(times)d times and never came to its end.") % {
+            message = _("The job was interrupted %(times)d times and never finished.") % {
                 "times": self.attempt
             }
             self.move("give_up", reason=str(message), error_code="worker_lost", error_message=str(message))
@@ -335,27 +332,27 @@ class Job(models.Model):
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Why it failed, or None."""
+        """Return code and message of a failed job, or None."""
         if self.state != State.FAILED:
             return None
         return {"code": self.error_code or "internal_error", "message": self.error_message}
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen by itself."""
+        """Whether it has ended."""
         return self.state in TERMINAL
 
     @property
     def percent(self) -> int:
-        """Whole percent of the present phase; 0 when its total is unknown."""
+        """Return the whole percent of the current phase; 0 if its total is unknown."""
         return min(100, 100 * self.step // self.total_steps) if self.total_steps else 0
 
     def checkpoint_folder(self) -> Path:
-        """Where a training keeps its checkpoints, whichever attempt wrote them."""
+        """Return the folder of a training's checkpoints, shared by all attempts."""
         return Path(settings.DATA_DIR) / "checkpoints" / f"job-{self.pk}"
 
     def log_tail(self, lines: int = 200) -> str:
-        """The last lines of its log; "" before its first attempt. Reads the file's end only."""
+        """Return the last lines of its log; "" before its first attempt."""
         path = Path(settings.DATA_DIR) / "logs" / f"job-{self.pk}.log"
         if not path.exists():
             return ""
@@ -366,7 +363,7 @@ class Job(models.Model):
         return "\n".join(text.splitlines()[-lines:])
 
     def position(self) -> int | None:
-        """1 for the next job of its queue to start, None when it does not wait."""
+        """Return its position in the queue, 1 for the next to be claimed; None if it does not wait."""
         if self.state != State.QUEUED:
             return None
         order = list(Job.objects.claim_order(self.queue))

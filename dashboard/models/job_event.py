@@ -1,4 +1,4 @@
-"""A job's history: one line per change of state or sentence from the engine, appended and never changed."""
+"""A job's history: one event per change of state or message of the engine; append-only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-EVENT_WORDS = {
+EVENT_TEXTS = {
     "submit": _("Waiting in the queue"),
-    "claim": _("A worker took it"),
-    "progress": _("The work began"),
-    "work_done": _("The work is done, the result is being saved"),
+    "claim": _("A worker claimed it"),
+    "progress": _("Running"),
+    "work_done": _("The work is done and the result is being saved"),
     "succeed": _("Finished"),
     "fail": _("Failed"),
     "interrupt": _("Interrupted, will continue by itself"),
@@ -20,39 +20,39 @@ EVENT_WORDS = {
     "cancel": _("Asked to stop"),
     "stopped": _("Stopped"),
     "requeue": _("Waiting again"),
-    "give_up": _("Given up"),
-    "resume": _("Waiting again, to continue"),
-    "go_on": _("Its study goes on, and will be judged anew"),
-    "finish": _("Asked to stop and to keep the best so far"),
-    "discard": _("Asked to keep nothing after all"),
+    "give_up": _("Too many attempts"),
+    "resume": _("Waiting again, to be resumed"),
+    "go_on": _("Its study goes on, and its result will be computed again"),
+    "finish": _("Asked to stop and keep the best weights so far"),
+    "discard": _("Asked to discard the progress"),
     "prioritise": _("Priority changed"),
 }
-# What people did, with their name before it.
-DEED_WORDS = {
+# Texts of events that a user caused.
+ACTOR_TEXTS = {
     "cancel_waiting": _("%(actor)s stopped it while it waited"),
     "cancel": _("%(actor)s asked to stop"),
-    "finish": _("%(actor)s asked to stop and to keep the best so far"),
-    "discard": _("%(actor)s asked to keep nothing after all"),
-    "resume": _("%(actor)s asked to continue"),
+    "finish": _("%(actor)s asked to stop and keep the best weights so far"),
+    "discard": _("%(actor)s asked to discard the progress"),
+    "resume": _("%(actor)s resumed it"),
     "prioritise": _("%(actor)s changed its priority"),
 }
-NOBODY = ("", "system")
+SYSTEM_ACTORS = ("", "system")
 
 
 class JobEventQuerySet(models.QuerySet["JobEvent"]):
-    """Histories are read and appended to. They go with their job alone, by the database's cascade."""
+    """Append-only rows, deleted only with their job, by the database's cascade."""
 
     def update(self, **_fields: Any) -> int:
-        """Refused, as `save` refuses it."""
+        """Raise TypeError: events are never changed."""
         raise TypeError("A JobEvent is never changed.")
 
     def delete(self) -> tuple[int, dict[str, int]]:
-        """Refused: delete the job."""
+        """Raise TypeError: events are deleted with their job."""
         raise TypeError("A JobEvent is never deleted without its job.")
 
 
 class JobEvent(models.Model):
-    """One line of a job's history; appended, never changed."""
+    """One event of a job's history."""
 
     job = models.ForeignKey("dashboard.Job", models.CASCADE, related_name="events")
     seq = models.PositiveIntegerField()
@@ -75,26 +75,26 @@ class JobEvent(models.Model):
         return f"{self.job_id}.{self.seq} {self.event}"
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Insert only."""
+        """Insert a new row; raise TypeError for an existing one."""
         if self.pk:
             raise TypeError("A JobEvent is never changed.")
         super().save(*args, **kwargs)
 
     def delete(self, *_args: Any, **_kwargs: Any) -> tuple[int, dict[str, int]]:
-        """Never alone."""
+        """Raise TypeError: events are deleted with their job."""
         raise TypeError("A JobEvent is never deleted without its job.")
 
     @property
     def description(self) -> str:
-        """What happened, as a sentence for people who watch the work."""
+        """Return the event as a sentence for pages and the API."""
         if self.is_message:
             return self.text
-        words = str(EVENT_WORDS.get(self.event, self.event))
-        if self.event in DEED_WORDS and self.actor not in NOBODY:
-            words = str(DEED_WORDS[self.event]) % {"actor": self.actor}
+        words = str(EVENT_TEXTS.get(self.event, self.event))
+        if self.event in ACTOR_TEXTS and self.actor not in SYSTEM_ACTORS:
+            words = str(ACTOR_TEXTS[self.event]) % {"actor": self.actor}
         return f"{words}: {self.text}" if self.text else words
 
     @property
     def is_message(self) -> bool:
-        """Whether this is a sentence from the engine rather than a change of state."""
+        """Whether this is a message of the engine rather than a change of state."""
         return self.event == "message"

@@ -1,4 +1,4 @@
-"""The queue as claimers, the dispatcher and pages ask for it: whose turn, who is lost, who was not woken."""
+"""Queries and claims on the queue: the order, expired leases, retries and lost wake-ups."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from dashboard.models.job import Job
     from dashboard.models.user import User
 
-# A claimer that loses a race tries the next one; with this many it has lost to a whole installation.
+# A worker that loses the race for a job tries the next one, up to this many.
 CANDIDATES = 50
 STARTS_REMEMBERED = timedelta(hours=24)
 
 
 class JobQuerySet(ProjectQuerySet["Job"]):
-    """Jobs as the queue, the dispatcher and the pages ask for them."""
+    """Jobs of a queue, by state and lease."""
 
     def submit(
         self,
@@ -38,7 +38,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         by: User | None,
         idempotency_key: str = "",
     ) -> Job:
-        """Queue a job: row, event and outbox entry in one transaction. Needs no broker."""
+        """Create a queued job with its event and wake-up in one transaction. Needs no broker."""
         kinds, queues = self.model.Kind, self.model.Queue
         queue = queues.GPU if kind in (kinds.TRAIN, kinds.EVALUATE) else queues.CPU
         with transaction.atomic():
@@ -56,13 +56,13 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return job
 
     def find_by_idempotency_key(self, project: Project, idempotency_key: str) -> Job | None:
-        """The job an earlier request with this Idempotency-Key made, if any."""
+        """Return the job of an earlier request with this Idempotency-Key, or None."""
         return (
             self.filter(project=project, idempotency_key=idempotency_key).first() if idempotency_key else None
         )
 
     def waiting(self, queue: str) -> JobQuerySet:
-        """Claimable jobs of a queue, in no order."""
+        """Claimable jobs of a queue, unordered."""
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
     def claim_order(
@@ -87,30 +87,30 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return {project: last.timestamp() for project, last in starts}
 
     def idle_slots(self, queue: str, *, only_4bit: bool = False) -> int:
-        """How many more jobs of a queue could be worked on now; `only_4bit`: with a base model in 4 bits."""
+        """Return how many more jobs of a queue could run now; `only_4bit`: with a base model in 4 bits."""
         nodes = WorkerNode.objects.supporting_4bit() if only_4bit else WorkerNode.objects.all()
         takers = nodes.slots_by_worker(queue)
         busy = self.live().filter(worker__in=takers, queue=queue).count()
         return max(0, sum(takers.values()) - busy)
 
     def wake_idle(self, queue: str) -> None:
-        """Write a wake-up for as many of these waiting jobs as workers of the queue are idle for."""
+        """Write a wake-up for as many of these waiting jobs as the queue has idle workers."""
         everything, waiting = self.model.objects, self.waiting(queue).order_by("pk")
         idle = everything.idle_slots(queue)
-        # Where only workers are idle that cannot take it, a job that needs 4 bits would wake them for ever.
+        # A job that needs 4 bits must not wake workers again and again that cannot run it.
         able = everything.idle_slots(queue, only_4bit=True)
         packed = waiting.filter(needs_4bit=True)[:able]
         for job in [*packed, *waiting.filter(needs_4bit=False)[:idle]][:idle]:
             Outbox.objects.create(job=job)
 
     def live(self) -> JobQuerySet:
-        """Jobs that a worker holds right now."""
+        """Jobs that a worker holds."""
         return self.filter(state__in=LIVE)
 
     def claim(
         self, queue: str, *, worker: str, slot: str | None, host: str, pid: int, pid_started: float
     ) -> Job | None:
-        """Take the job of `queue` whose turn it is, or None. Safe against any number of claimers."""
+        """Claim the next job of `queue`, or return None. Safe with any number of concurrent workers."""
         node = WorkerNode.objects.filter(name=worker).first()
         if node and node.paused_at:
             return None
@@ -141,7 +141,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
                         eta_seconds=None,
                     )
             except IllegalMove:
-                continue  # another worker was quicker
+                continue  # another worker claimed it first
             except IntegrityError:
                 return None  # the slot is held by another live job
             candidate.refresh_from_db()
@@ -149,11 +149,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return None
 
     def with_expired_lease(self) -> JobQuerySet:
-        """Live jobs whose holder has not renewed its lease in time."""
+        """Live jobs whose lease has expired."""
         return self.live().filter(lease_until__lt=db_now())
 
     def recoverable(self) -> JobQuerySet:
-        """Of lost ones those that may be taken from their holders, which were able to renew all the time."""
+        """Restrict expired leases to those that their workers could have renewed all the time."""
         attended = models.Exists(WorkerNode.objects.dispatchers_online())
         return self.filter(attended, ~models.Exists(WorkerNode.objects.granting_grace()))
 
@@ -162,10 +162,9 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
     def unclaimed(self, seconds: int = 30) -> JobQuerySet:
-        """Waiting jobs that nobody has claimed for a while although their wake-up went out.
+        """Waiting jobs that no worker has claimed within `seconds` of their last wake-up.
 
-        Half a minute, so that a job whose wake-up a broker lost starts within a minute, its start included.
-        Waiting longer between two would save little: there are never more of them than idle workers.
+        Half a minute, so that a job starts within a minute if the broker has lost its wake-up.
         """
         overdue = db_now(timedelta(seconds=-seconds))
         on_its_way = Outbox.objects.filter(job=models.OuterRef("pk")).filter(

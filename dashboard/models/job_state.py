@@ -1,4 +1,4 @@
-"""The states of a job and the only moves between them. Knows nothing of rows."""
+"""The states of a job and the transitions between them. Knows nothing of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-# How long a holder keeps a job without a sign of life.
+# A worker that does not renew its lease for this long loses the job.
 LEASE = timedelta(seconds=90)
 
 
@@ -17,12 +17,12 @@ class IllegalMove(Exception):
 
 
 def db_now(after: timedelta = timedelta()) -> models.expressions.Combinable:
-    """The database's own clock plus `after`: leases must not depend on a worker's clock."""
+    """Return the database's clock plus `after`; leases must not depend on a worker's clock."""
     return models.ExpressionWrapper(Now() + after, output_field=models.DateTimeField()) if after else Now()
 
 
 class State(models.TextChoices):
-    """Where a job stands. The labels are the words people read, for kinds without a word of their own."""
+    """The state of a job. Pages show these labels, except for kinds with labels of their own."""
 
     QUEUED = "queued", _("Waiting")
     STARTING = "starting", _("Starting")
@@ -39,7 +39,7 @@ WAITING = (State.QUEUED, State.INTERRUPTED)
 LIVE = (State.STARTING, State.RUNNING, State.FINALIZING, State.CANCELLING)
 TERMINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
-# event -> (states it may happen in, state it leads to). No other transition exists.
+# event -> (source states, target state). No other transition exists.
 MOVES: dict[str, tuple[tuple[State, ...], State]] = {
     "claim": ((State.QUEUED,), State.STARTING),
     "progress": ((State.STARTING,), State.RUNNING),

@@ -1,4 +1,4 @@
-"""Wake-ups on their way to the broker: written with the job, published by the dispatcher."""
+"""Outbox of wake-ups: written with the job, published to the broker by the dispatcher."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ UNSENT_AFTER = timedelta(seconds=30)
 
 
 class OutboxQuerySet(models.QuerySet["Outbox"]):
-    """Wake-ups that still have to reach the broker."""
+    """Wake-ups by whether they were published."""
 
     def unsent(self) -> OutboxQuerySet:
-        """Oldest first."""
+        """Wake-ups to publish, oldest first."""
         return self.filter(sent_at=None).select_related("job").order_by("pk")
 
     def overdue(self) -> OutboxQuerySet:
-        """Wake-ups of waiting jobs that should have gone out long ago."""
+        """Unpublished wake-ups of waiting jobs, older than UNSENT_AFTER."""
         return self.filter(sent_at=None, job__state=State.QUEUED, created_at__lt=db_now(-UNSENT_AFTER))
 
     def mark_sent(self, ids: Iterable[int]) -> None:
-        """The broker has these; sending one twice would be harmless."""
+        """Mark wake-ups as published. Publishing one twice is harmless."""
         self.filter(pk__in=list(ids)).update(sent_at=Now())
 
 
 class Outbox(models.Model):
-    """A wake-up to publish, written in the transaction that queued the job."""
+    """A wake-up, written in the transaction that queues the job."""
 
     job = models.ForeignKey("dashboard.Job", models.CASCADE, related_name="outbox")
     created_at = models.DateTimeField(db_default=Now())

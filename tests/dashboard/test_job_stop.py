@@ -43,7 +43,7 @@ def test_it_goes_on_until_somebody_wants_a_stop(training: Job) -> None:
 def test_it_finishes_early_to_keep_the_best(training: Job, ed: User) -> None:
     assert training.request_cancel(ed, keep="adapter")
     assert (training.state, training.read_stop_request()) == (State.RUNNING, "finish")
-    assert words(training) == "ed@example.org asked to stop and to keep the best so far"
+    assert words(training) == "ed@example.org asked to stop and keep the best weights so far"
 
 
 @pytest.mark.parametrize("phase", ["", "loading", "training"])
@@ -154,7 +154,7 @@ def test_who_was_to_keep_its_best_and_has_lost_all_does_not_wait_to_be_told_so(
     training.interrupt("the worker died")
     training.refresh_from_db()
     assert (training.state, training.keep) == (State.CANCELLED, "")
-    assert words(training).endswith("Nothing had been saved yet, so there is nothing to keep.")
+    assert words(training).endswith("Stopped before the first checkpoint; nothing to keep.")
     assert [run.outcome for run in training.training_runs.all()] == ["cancelled"]
 
 
@@ -260,7 +260,7 @@ def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingR
         "queued",
     )
     assert Outbox.objects.filter(job=training).exists()
-    assert words(training) == "ed@example.org asked to continue"
+    assert words(training) == "ed@example.org resumed it"
 
 
 def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -> None:

@@ -175,7 +175,7 @@ def test_it_tells_events_in_words(client: Client, vera: User, run: TrainingRun) 
     run.job.refresh_from_db()
     run.job.add_message("4 × 8 = 32 rows per step")
     page = page_of(client, vera, run)
-    for words in ("Waiting in the queue", "A worker took it", "The work began", "4 × 8 = 32 rows per step"):
+    for words in ("Waiting in the queue", "A worker claimed it", "Running", "4 × 8 = 32 rows per step"):
         assert words in page
 
 

@@ -39,7 +39,7 @@ def page_of(client: Client, user: User, run: TrainingRun) -> str:
 def test_it_waits_again_for_a_worker(client: Client, ed: User, parked: TrainingRun) -> None:
     assert resume(client, ed, parked) == 302
     assert TrainingRun.objects.get().state == State.QUEUED
-    assert "ed@example.org asked to continue" in page_of(client, ed, parked)
+    assert "ed@example.org resumed it" in page_of(client, ed, parked)
 
 
 def test_the_page_says_from_which_step(client: Client, ed: User, parked: TrainingRun) -> None:
