@@ -266,7 +266,7 @@ class Migration(migrations.Migration):
                 ('eta_seconds', models.FloatField(blank=True, null=True)),
                 ('error_code', models.CharField(blank=True, max_length=40)),
                 ('error_message', models.TextField(blank=True)),
-                ('keep', models.CharField(blank=True, choices=[('', 'Nothing'), ('adapter', 'The best so far, as an adapter'), ('checkpoint', 'The checkpoint, to resume later')], max_length=10)),
+                ('keep', models.CharField(blank=True, choices=[('', 'Nothing'), ('adapter', 'The best weights so far, as an adapter'), ('checkpoint', 'The checkpoint, to resume later')], max_length=10)),
                 ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='jobs', to=settings.AUTH_USER_MODEL)),
                 ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='jobs', to='dashboard.project')),
             ],
