@@ -72,7 +72,7 @@ class GateMiddleware(LoginRequiredMiddleware):
         request.encoding = settings.DEFAULT_CHARSET
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = current_project(request)  # type: ignore[attr-defined]
-        response: HttpResponse = self.get_response(request)
+        response: HttpResponse = self.get_response(request)  # type: ignore[assignment]
         # The browser's Back button may show a page and its form again; proxies store neither.
         is_call = request.path.startswith(API_PREFIX)
         response.setdefault("Cache-Control", f"private, {'no-store' if is_call else 'no-cache'}")
@@ -93,7 +93,7 @@ class GateMiddleware(LoginRequiredMiddleware):
             return refusal
         return require_project(request)
 
-    def handle_no_permission(
+    def handle_no_permission(  # type: ignore[override]
         self, request: HttpRequest, _view_func: Callable[..., HttpResponseBase]
     ) -> HttpResponse:
         """Redirect to sign-in, or to the set-up before the first account exists."""
