@@ -12,8 +12,8 @@ import torch
 
 from tests.tiny_model import build_tiny_model, chat, tiny_base, write_canonical
 from workers.engine.data import (
+    CanonicalRow,
     Example,
-    Row,
     Split,
     collate,
     encode,
@@ -39,18 +39,18 @@ def bare(tiny_folder: Path, tmp_path: Path) -> Any:
 
 
 def learned(tokenizer: Any, example: Example) -> str:
-    text: str = tokenizer.decode(example.ids[example.learn].tolist())
+    text: str = tokenizer.decode(example.ids[example.loss_mask].tolist())
     return text
 
 
 def one(tokenizer: Any, messages: list[dict[str, Any]] | None, text: str | None = None) -> Example:
-    return encode(tokenizer, [Row(1, messages, text)])[0]
+    return encode(tokenizer, [CanonicalRow(1, messages, text)])[0]
 
 
 def test_only_the_answer_and_its_end_are_learned(tokenizer: Any) -> None:
     example = one(tokenizer, chat("What colour?", "red"))
     assert learned(tokenizer, example) == "red<|im_end|>"
-    assert example.ids[example.learn][-1] == END
+    assert example.ids[example.loss_mask][-1] == END
     assert tokenizer.decode(example.ids[: example.prompt_length].tolist()).endswith("<|im_start|>assistant\n")
 
 
@@ -67,7 +67,7 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer: Any) -> None:
 
 
 def test_a_chat_without_an_answer_has_nothing_to_learn(tokenizer: Any) -> None:
-    assert one(tokenizer, [{"role": "user", "content": "hello"}]).labelled == 0
+    assert one(tokenizer, [{"role": "user", "content": "hello"}]).target_count == 0
 
 
 def test_a_template_that_rewrites_earlier_answers_keeps_the_last(
@@ -82,7 +82,7 @@ def test_a_template_that_rewrites_earlier_answers_keeps_the_last(
     monkeypatch.setattr(tokenizer, "chat_template", template)
     example = one(tokenizer, [*chat("a", "first"), *chat("b", "second")])
     assert learned(tokenizer, example) == "second<|im_end|>"
-    assert not example.stable
+    assert not example.template_is_stable
 
 
 def test_a_template_without_an_end_mark_gets_one(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_template_without_an_end_mark_gets_one(tokenizer: Any, monkeypatch: py
 def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
     with pytest.raises(DataError, match=r"Row 12 does not fit.*no system role"):
-        encode(tokenizer, [Row(12, chat("a", "b"), None)])
+        encode(tokenizer, [CanonicalRow(12, chat("a", "b"), None)])
 
 
 def test_without_a_template_contents_are_joined_by_lines(bare: Any) -> None:
@@ -109,13 +109,13 @@ def test_without_a_template_contents_are_joined_by_lines(bare: Any) -> None:
 def test_plain_text_is_learned_whole_with_its_end(tokenizer: Any) -> None:
     example = one(tokenizer, None, "abc")
     assert tokenizer.decode(example.ids.tolist()) == "abc<|im_end|>"
-    assert example.learn.tolist() == [False, True, True, True]
+    assert example.loss_mask.tolist() == [False, True, True, True]
 
 
 def test_cutting_keeps_the_front_or_the_answer(tokenizer: Any) -> None:
     example = one(tokenizer, chat("x" * 50, "red"))
-    assert example.cut(20).labelled == 0
-    kept = example.cut_left(8)
+    assert example.truncate(20).target_count == 0
+    kept = example.truncate_left(8)
     assert learned(tokenizer, kept) == "red<|im_end|>"
     assert kept.ids[: kept.prompt_length].tolist() == example.ids[: example.prompt_length][-3:].tolist()
 
@@ -124,9 +124,9 @@ def test_padding_is_masked_by_length_not_by_id(tokenizer: Any) -> None:
     short, long = one(tokenizer, chat("a", "b")), one(tokenizer, chat("a longer one", "red and green"))
     batch = collate([short, long], torch.device("cpu"))
     assert (batch.targets == END).sum() == 2
-    assert len(batch.targets) == short.labelled + long.labelled
+    assert len(batch.targets) == short.target_count + long.target_count
     assert batch.tokens == len(short.ids) + len(long.ids)
-    assert batch.input_ids.flatten()[batch.where + 1].equal(batch.targets)
+    assert batch.input_ids.flatten()[batch.target_positions + 1].equal(batch.targets)
 
 
 def test_each_epoch_draws_every_row_once_in_its_own_order() -> None:

@@ -12,10 +12,10 @@ from workers.events import Event, Progress
 
 
 def test_it_tells_the_bytes_that_have_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspecting, "ARRIVING_SECONDS", 0.01)
+    monkeypatch.setattr(inspecting, "DOWNLOAD_REPORT_SECONDS", 0.01)
     said: list[Event] = []
     blob = tmp_path / "models--example--tiny" / "blobs" / "ab.incomplete"
-    with inspecting.told_while_arriving(tmp_path, 1000, said.append):
+    with inspecting.report_download(tmp_path, 1000, said.append):
         blob.parent.mkdir(parents=True)
         for size in (300, 600):
             blob.write_bytes(b"x" * size)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny_model import build_tiny_model, tiny_base
-from workers.engine.generate import greedy
+from workers.engine.generate import generate_greedily
 from workers.engine.loss import PREFIX_TYPES
 from workers.engine.model import load_base
 from workers.errors import Stopped
@@ -26,10 +26,10 @@ def answer(model: Any, prompts: list[Any], **changes: Any) -> list[list[int]]:
         "max_new_tokens": 6,
         "end_ids": [2],
         "device": CPU,
-        "share": False,
+        "share_prefix": False,
         "should_stop": never_stop,
     }
-    return greedy(model, prompts, **(keywords | changes))
+    return generate_greedily(model, prompts, **(keywords | changes))
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -38,7 +38,7 @@ def test_a_batch_answers_as_each_prompt_alone(tmp_path: Path, model_type: str, s
     model = load_base(tiny_base(build_tiny_model(tmp_path / "m", model_type=model_type)), torch.float32, CPU)
     alone = [answer(model, [prompt])[0] for prompt in PROMPTS]
     assert len({tuple(tokens) for tokens in alone}) > 1
-    assert answer(model, PROMPTS, share=share) == alone
+    assert answer(model, PROMPTS, share_prefix=share) == alone
 
 
 def test_an_answer_ends_at_the_end_token(tiny_folder: Path) -> None:

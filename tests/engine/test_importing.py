@@ -15,7 +15,7 @@ import pytest
 
 from tests.tiny_model import build_tiny_model, chat
 from workers.engine import importing
-from workers.engine.split_files import checksum
+from workers.engine.split_files import rows_sha256
 from workers.errors import ColumnsUnclear, DataError, ModelError, Stopped
 from workers.events import Event, Progress, Result
 from workers.specs import ImportSpec
@@ -45,7 +45,7 @@ class Importer:
         upload.write_bytes(content.encode() if isinstance(content, str) else content)
         chosen = {"tokenizer": str(self.tokenizer), **spec}
         self.events = []
-        importing.run(
+        importing.run_import(
             ImportSpec(upload=str(upload), filename=name, **chosen), self.out, report=self.events.append
         )
         result = self.events[-1]
@@ -699,7 +699,7 @@ def test_the_columns_of_an_unclear_file_are_suggested_too(load: Importer) -> Non
 def test_the_test_rows_have_a_checksum_of_their_own(load: Importer) -> None:
     first = load(lines(*ROWS))
     stored = pyarrow.parquet.read_table(load.out / "test.parquet")
-    assert first["test_sha256"] == checksum(stored)
+    assert first["test_sha256"] == rows_sha256(stored)
     other = load(lines(*ROWS[:-1], {**ROWS[-1], "completion": "another shade"}))
     moved = load(lines(*ROWS), seed=7)
     assert len({first["test_sha256"], moved["test_sha256"]}) == 2
@@ -708,7 +708,7 @@ def test_the_test_rows_have_a_checksum_of_their_own(load: Importer) -> None:
 
 def test_plain_text_has_a_checksum_too(load: Importer) -> None:
     values = load(lines(*({"text": f"Seite {number} “ü”", "id": number} for number in range(5))))
-    assert values["test_sha256"] == checksum(pyarrow.parquet.read_table(load.out / "test.parquet"))
+    assert values["test_sha256"] == rows_sha256(pyarrow.parquet.read_table(load.out / "test.parquet"))
 
 
 # Preview
@@ -780,7 +780,7 @@ def test_it_stops_when_asked(load: Importer, tmp_path: Path) -> None:
     upload.write_text(lines(*ROWS))
     spec = ImportSpec(upload=str(upload), filename="rows.jsonl", tokenizer="")
     with pytest.raises(Stopped, match="cancel"):
-        importing.run(spec, tmp_path / "out", report=lambda event: None, should_stop=lambda: "cancel")
+        importing.run_import(spec, tmp_path / "out", report=lambda event: None, should_stop=lambda: "cancel")
 
 
 @pytest.mark.parametrize(

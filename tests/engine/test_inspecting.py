@@ -32,7 +32,7 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 def inspect(folder: Path, out_dir: Path, **spec: Any) -> dict[str, Any]:
     events: list[Event] = []
-    inspecting.run(InspectSpec(path=str(folder), **spec), out_dir, report=events.append)
+    inspecting.inspect_base_model(InspectSpec(path=str(folder), **spec), out_dir, report=events.append)
     assert isinstance(events[-1], Result)
     return events[-1].values
 
@@ -153,7 +153,7 @@ def test_it_refuses_a_folder_without_config_and_one_that_is_not_there(folder: Pa
 
 def test_it_stops_when_asked(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="cancel"):
-        inspecting.run(
+        inspecting.inspect_base_model(
             InspectSpec(path=str(folder)), tmp_path, report=lambda event: None, should_stop=lambda: "cancel"
         )
 
@@ -172,7 +172,7 @@ def test_an_unreachable_hub_is_one_clear_sentence(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         ModelError, match=r"so some/model cannot be downloaded. Put the model's folder under DATA_DIR"
     ):
-        inspecting.run(
+        inspecting.inspect_base_model(
             InspectSpec(hub_id="some/model", cache=str(tmp_path)), tmp_path, report=lambda event: None
         )
 
@@ -182,7 +182,7 @@ def test_a_repository_with_code_is_refused_before_its_weights_come(
 ) -> None:
     monkeypatch.setattr("workers.engine.inspecting.HfApi.model_info", ships_code)
     with pytest.raises(ModelError, match=r"modeling_x\.py"):
-        inspecting.run(
+        inspecting.inspect_base_model(
             InspectSpec(hub_id="some/model", cache=str(tmp_path)), tmp_path, report=lambda event: None
         )
     assert not list(tmp_path.iterdir())
@@ -190,6 +190,6 @@ def test_a_repository_with_code_is_refused_before_its_weights_come(
 
 def test_a_hub_id_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no public model named"):
-        inspecting.run(
+        inspecting.inspect_base_model(
             InspectSpec(hub_id="../../etc", cache=str(tmp_path)), tmp_path, report=lambda event: None
         )

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from tests.tiny_model import build_tiny_model, chat, tiny_base
-from workers.engine.data import Batch, Row, collate, encode, shared_prefix
+from workers.engine.data import Batch, CanonicalRow, collate, encode, shared_prefix
 from workers.engine.loss import PREFIX_TYPES, LabelledLoss, Scorer, make_scorer
 from workers.engine.model import load_base, load_tokenizer, plain_head
 
@@ -19,7 +19,10 @@ CPU = torch.device("cpu")
 
 def load(folder: Path, model_type: str) -> tuple[Any, Batch]:
     base = tiny_base(build_tiny_model(folder, model_type=model_type))
-    rows = [Row(1, chat("Short?", "yes"), None), Row(2, chat("A longer question?", "no, not at all"), None)]
+    rows = [
+        CanonicalRow(1, chat("Short?", "yes"), None),
+        CanonicalRow(2, chat("A longer question?", "no, not at all"), None),
+    ]
     return load_base(base, torch.float32, CPU), collate(encode(load_tokenizer(base), rows), CPU)
 
 
@@ -54,7 +57,10 @@ def test_both_paths_give_the_same_losses_and_gradients(tmp_path: Path, model_typ
 
 def test_padding_does_not_change_the_loss(tmp_path: Path) -> None:
     base = tiny_base(build_tiny_model(tmp_path / "m"))
-    rows = [Row(1, chat("Short?", "yes"), None), Row(2, chat("A longer question?", "no, not at all"), None)]
+    rows = [
+        CanonicalRow(1, chat("Short?", "yes"), None),
+        CanonicalRow(2, chat("A longer question?", "no, not at all"), None),
+    ]
     examples = encode(load_tokenizer(base), rows)
     scorer = make_scorer(*[load_base(base, torch.float32, CPU)] * 2, collate(examples, CPU))
     together = scorer.token_losses(collate(examples, CPU))
@@ -90,8 +96,10 @@ def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, mo
     model = load_base(base, torch.float32, CPU)
     system = {"role": "system", "content": "Name the colour of what you are told."}
     chats = [chat("Sky", "blue"), chat("A ripe tomato", "red"), chat("Skin", "it depends")]
-    examples = encode(load_tokenizer(base), [Row(1, [system, *messages], None) for messages in chats])
-    whole, parted = collate(examples, CPU), collate(examples, CPU, share=True)
+    examples = encode(
+        load_tokenizer(base), [CanonicalRow(1, [system, *messages], None) for messages in chats]
+    )
+    whole, parted = collate(examples, CPU), collate(examples, CPU, share_prefix=True)
     assert parted.prefix.shape[1] > 40
     assert parted.tokens == whole.tokens
     scorer = make_scorer(model, model, whole)
@@ -110,7 +118,8 @@ def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, mo
 def test_a_prefix_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:
     base = tiny_base(build_tiny_model(tmp_path / "m"))
     examples = encode(
-        load_tokenizer(base), [Row(1, chat("Same", "one"), None), Row(2, chat("Same", "two"), None)]
+        load_tokenizer(base),
+        [CanonicalRow(1, chat("Same", "one"), None), CanonicalRow(2, chat("Same", "two"), None)],
     )
     assert shared_prefix(examples) == examples[0].prompt_length - 1
     assert shared_prefix(examples[:1]) == 0

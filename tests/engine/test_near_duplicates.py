@@ -9,7 +9,15 @@ import numpy
 import pytest
 
 from workers.engine import near_duplicates
-from workers.engine.near_duplicates import PIECES, Near, Wording, find, key_of, most_alike, normalised
+from workers.engine.near_duplicates import (
+    WORD_PATTERN,
+    NearDuplicates,
+    ShingleIndex,
+    find_near_duplicates,
+    max_rows_per_prompt,
+    normalise,
+    text_key,
+)
 
 TEMPLATE = (
     "You are the helpful assistant of a shop for bicycles. Read the message of the customer with care and "
@@ -18,20 +26,20 @@ TEMPLATE = (
 )
 
 
-def compared(prompts: list[str], answers: list[str] | None = None) -> Near:
-    wording, asked, whole = Wording(), bytearray(), bytearray()
+def compared(prompts: list[str], answers: list[str] | None = None) -> NearDuplicates:
+    wording, asked, whole = ShingleIndex(), bytearray(), bytearray()
     for place, prompt in enumerate(prompts):
-        plain = normalised(prompt)
+        plain = normalise(prompt)
         wording.add(plain)
-        asked += key_of(plain)
-        whole += key_of(plain, str(answers[place] if answers else place))
+        asked += text_key(plain)
+        whole += text_key(plain, str(answers[place] if answers else place))
     keys = [numpy.frombuffer(bytes(kept), dtype="<u8").astype(numpy.uint64) for kept in (asked, whole)]
-    return find(wording, keys[0], keys[1], lambda: None)
+    return find_near_duplicates(wording, keys[0], keys[1], lambda: None)
 
 
 def grouped(prompts: list[str]) -> int:
     """In how many groups the prompts fall."""
-    return len(set(compared(prompts).groups().tolist()))
+    return len(set(compared(prompts).row_groups().tolist()))
 
 
 def words(count: int, kind: str) -> str:
@@ -51,7 +59,7 @@ def test_it_finds_the_pairs_of_a_plain_comparison() -> None:
             prompts.append(" ".join(changed))
     sets = []
     for prompt in prompts:
-        pieces = PIECES.findall(prompt)
+        pieces = WORD_PATTERN.findall(prompt)
         sets.append({tuple(pieces[place : place + 3]) for place in range(len(pieces) - 2)})
     expected = {
         (one, other)
@@ -74,7 +82,7 @@ def test_real_duplicates_below_a_shared_instruction_are_found() -> None:
     prompts = [TEMPLATE + words(12, f"a{number}x") for number in range(100)]
     copies = [prompt + " thank you" for prompt in prompts[:10]]
     near = compared(prompts + copies)
-    groups = near.groups()
+    groups = near.row_groups()
     assert (groups[100:] == groups[:10]).all()
     assert len(set(groups.tolist())) == 100
 
@@ -101,7 +109,7 @@ def test_rows_of_a_table_that_share_one_rare_value_are_no_duplicates() -> None:
         for number in range(800)
     ]
     near = compared(prompts)
-    groups = near.groups()
+    groups = near.row_groups()
     apart = sum(
         groups[one] != groups[other]
         for one, other in itertools.combinations(range(800), 2)
@@ -146,7 +154,7 @@ def test_texts_without_spaces_are_compared_by_their_characters() -> None:
 def test_a_prompt_of_more_rows_than_a_held_out_split_has_counts_with_its_answer() -> None:
     prompts = ["Write a line."] * 60 + [f"Other {number}" for number in range(40)]
     near = compared(prompts, [f"line {number // 2}" for number in range(60)] + [""] * 40)
-    assert len(set(near.groups().tolist())) == 30 + 40
+    assert len(set(near.row_groups().tolist())) == 30 + 40
 
 
 def test_what_stands_beside_flagged_rows_is_found_by_one_step() -> None:
@@ -155,9 +163,9 @@ def test_what_stands_beside_flagged_rows_is_found_by_one_step() -> None:
     near = compared([a, a + " b c d e f", a + " b c d e f g h i j k l", "x", a.upper(), *others])
     flags = numpy.zeros(45, dtype=bool)
     flags[1] = True
-    assert near.beside(flags)[:6].tolist() == [True, True, True, False, True, False]
+    assert near.similar_rows(flags)[:6].tolist() == [True, True, True, False, True, False]
     flags[1], flags[2] = False, True
-    assert near.beside(flags)[:6].tolist() == [False, True, True, False, False, False]
+    assert near.similar_rows(flags)[:6].tolist() == [False, True, True, False, False, False]
 
 
 def test_no_prompt_at_all_is_no_trouble() -> None:
@@ -169,7 +177,7 @@ def test_a_file_beyond_the_limit_is_compared_by_a_sample(monkeypatch: pytest.Mon
     prompts = [words(200, f"a{number}x") for number in range(200)]
     prompts += [prompt + " b c d" for prompt in prompts[:50]]
     whole = compared(prompts)
-    monkeypatch.setattr(near_duplicates, "MOST_SHINGLES", 15_000)
+    monkeypatch.setattr(near_duplicates, "MAX_SHINGLES", 15_000)
     sample = compared(prompts)
     assert (whole.sampled, sample.sampled) == (False, True)
     assert len(sample.pairs) == len(whole.pairs) == 50
@@ -177,17 +185,17 @@ def test_a_file_beyond_the_limit_is_compared_by_a_sample(monkeypatch: pytest.Mon
 
 def test_a_sample_of_too_little_wording_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [words(8, f"a{number}x") for number in range(400)]
-    monkeypatch.setattr(near_duplicates, "MOST_SHINGLES", 500)
+    monkeypatch.setattr(near_duplicates, "MAX_SHINGLES", 500)
     assert grouped(prompts + [prompt + " b" for prompt in prompts]) == 800
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
     prompts = [words(30, f"a{number % 40}x") + f" {number // 40}" for number in range(120)]
     draw = numpy.random.default_rng(1).permutation(120)
-    plain = compared(prompts).groups()
-    mixed = compared([prompts[place] for place in draw]).groups()
+    plain = compared(prompts).row_groups()
+    mixed = compared([prompts[place] for place in draw]).row_groups()
     assert len(set(zip(plain[draw].tolist(), mixed.tolist(), strict=True))) == len(set(plain.tolist())) == 40
 
 
 def test_an_instruction_is_what_more_than_a_tenth_of_the_rows_share() -> None:
-    assert [most_alike(rows) for rows in (5, 30, 1000)] == [2, 3, 100]
+    assert [max_rows_per_prompt(rows) for rows in (5, 30, 1000)] == [2, 3, 100]

@@ -12,7 +12,15 @@ from tests.engine.test_train import everything
 from tests.tiny_model import build_tiny_model, chat, tiny_base, write_canonical
 from workers.engine.evaluate import evaluate
 from workers.engine.model import load_tokenizer
-from workers.engine.questions import CHOICES, QUESTIONS, SHA256, VERSION, choices, marks, read_questions
+from workers.engine.questions import (
+    CHOICES,
+    QUESTIONS,
+    SHA256,
+    VERSION,
+    encode_choices,
+    mark_questions,
+    read_questions,
+)
 from workers.engine.train import train
 from workers.errors import DataError
 from workers.hyperparameters import Hyperparameters
@@ -60,11 +68,11 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chat_template", [True, False])
 def test_only_the_words_of_the_answer_count(tmp_path: Path, chat_template: bool) -> None:
     tokenizer = load_tokenizer(tiny_base(build_tiny_model(tmp_path / "m", chat_template=chat_template)))
-    asked = choices(tokenizer)
+    asked = encode_choices(tokenizer)
     (question, *answers), *_others = read_questions()
     assert len(asked) == CHOICES * 72
     for example, answer in zip(asked, answers, strict=False):
-        assert tokenizer.decode(example.ids[example.learn]).strip() == answer
+        assert tokenizer.decode(example.ids[example.loss_mask]).strip() == answer
         assert question in tokenizer.decode(example.ids)
 
 
@@ -73,7 +81,7 @@ def test_right_is_what_no_wrong_answer_equals() -> None:
     tie = {4: (1.0, 1), 5: (1.0, 1), 6: (3.0, 1), 7: (2.0, 1)}
     lost = {8: (2.0, 1), 9: (5.0, 1), 10: (1.9, 4), 11: (7.0, 1)}
     broken = {12: (float("nan"), 1), 13: (5.0, 1), 14: (1.9, 4), 15: (7.0, 1)}
-    assert marks(one | tie | lost | broken) == [1, 0, 0, 0]
+    assert mark_questions(one | tie | lost | broken) == [1, 0, 0, 0]
 
 
 def test_base_and_adapter_are_asked_the_same_questions(values: dict[str, Any]) -> None:

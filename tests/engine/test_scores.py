@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.engine.scores import answer_kind, field_f1, text_scores, token_f1
+from workers.engine.scores import answer_kind, field_f1, score_answer, token_f1
 
 
 def test_token_f1_follows_squad() -> None:
@@ -15,20 +15,20 @@ def test_token_f1_follows_squad() -> None:
 
 
 def test_text_scores_of_a_near_miss() -> None:
-    scores = text_scores(" web page ", "web site")
+    scores = score_answer(" web page ", "web site")
     assert scores["exact_match"] == scores["contains"] == 0.0
     assert scores["token_f1"] == scores["rouge_l"] == pytest.approx(0.5)
     assert 0.1 < scores["chrf"] < 0.8
-    assert set(text_scores(" web\n", "web").values()) == {1.0}
+    assert set(score_answer(" web\n", "web").values()) == {1.0}
 
 
 def test_an_answer_inside_of_a_sentence_is_contained() -> None:
-    assert text_scores("It belongs to  WEB pages.", "web")["contains"] == 1.0
-    assert text_scores("anything", "")["contains"] == 0.0
+    assert score_answer("It belongs to  WEB pages.", "web")["contains"] == 1.0
+    assert score_answer("anything", "")["contains"] == 0.0
 
 
 def test_a_label_is_right_whatever_its_case_and_full_stop() -> None:
-    scores = text_scores("Games.\nBecause it is a game.", "games", "label")
+    scores = score_answer("Games.\nBecause it is a game.", "games", "label")
     assert (scores["accuracy"], scores["exact_match"]) == (1.0, 0.0)
 
 
@@ -39,8 +39,8 @@ def test_fields_of_json_count_one_by_one() -> None:
     assert field_f1('{"team": "sales", "tags": ["a", "b"], "urgent": true}', expected) == 0.75
     assert field_f1('{"team": "billing"', expected) == 0.0
     assert field_f1("{}", "{}") == 1.0
-    assert text_scores("no", expected, "json")["json_valid"] == 0.0
-    assert text_scores("[1]", expected, "json")["json_valid"] == 1.0
+    assert score_answer("no", expected, "json")["json_valid"] == 0.0
+    assert score_answer("[1]", expected, "json")["json_valid"] == 1.0
 
 
 def test_nested_beyond_reason_is_no_json() -> None:
@@ -64,11 +64,11 @@ def test_it_tells_labels_from_documents_and_prose(answers: list[str], kind: str)
 
 def test_the_chosen_metric_is_taken_whatever_the_answers_look_like() -> None:
     for metric in ("accuracy", "json_valid", "field_f1"):
-        assert metric not in text_scores("a", "b")
-        assert text_scores("a", "b", metric=metric)[metric] == 0.0
+        assert metric not in score_answer("a", "b")
+        assert score_answer("a", "b", metric=metric)[metric] == 0.0
 
 
 def test_a_pattern_is_looked_for_where_one_is_given() -> None:
-    assert "regex" not in text_scores("42", "42")
-    assert text_scores("It is 42.", "42", pattern=r"(\d+)")["regex"] == 1.0
-    assert text_scores("It is 43.", "42", pattern=r"(\d+)")["regex"] == 0.0
+    assert "regex" not in score_answer("42", "42")
+    assert score_answer("It is 42.", "42", pattern=r"(\d+)")["regex"] == 1.0
+    assert score_answer("It is 43.", "42", pattern=r"(\d+)")["regex"] == 0.0

@@ -12,11 +12,11 @@ from workers.engine.splitting import (
     TEST,
     TRAIN,
     VALIDATION,
-    Division,
-    RowKeys,
-    asked_and_answered,
+    RowFingerprints,
+    SplitAssignment,
     assign_splits,
-    divide,
+    draw_splits,
+    split_prompt_and_answer,
 )
 from workers.errors import DataError, Stopped
 
@@ -27,14 +27,14 @@ def nothing() -> None:
 
 def division(
     rows: list[tuple[str, str]], groups: list[str] | None = None, *, seed: int = 42, share: float = 0.1
-) -> Division:
+) -> SplitAssignment:
     """Rows of (prompt, answer), divided."""
-    keys = RowKeys()
+    keys = RowFingerprints()
     for number, (prompt, answer) in enumerate(rows, 1):
         value = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         content = hashlib.sha256(f"{prompt}\t{answer}".encode()).digest()[:8]
         keys.add(number, content, value, groups[number - 1] if groups else None)
-    return divide(
+    return assign_splits(
         keys,
         seed=seed,
         validation_share=share,
@@ -46,13 +46,13 @@ def division(
 
 @pytest.mark.parametrize(("rows", "shares"), [(3, (0.1, 0.1)), (4, (0.9, 0.9)), (1000, (0.1, 0.1))])
 def test_no_split_is_empty(rows: int, shares: tuple[float, float]) -> None:
-    places = assign_splits(numpy.arange(rows, dtype=numpy.uint64), *shares)
+    places = draw_splits(numpy.arange(rows, dtype=numpy.uint64), *shares)
     assert numpy.bincount(places, minlength=3).min() >= 1
 
 
 def test_one_row_that_fills_the_file_leaves_something_to_test() -> None:
     keys = numpy.array([7] * 97 + [1, 9, 3], dtype=numpy.uint64)
-    places = assign_splits(keys, 0.1, 0.1)
+    places = draw_splits(keys, 0.1, 0.1)
     assert numpy.bincount(places, minlength=3).min() >= 1
     assert len(set(places[:97].tolist())) == 1
 
@@ -60,7 +60,7 @@ def test_one_row_that_fills_the_file_leaves_something_to_test() -> None:
 def test_the_same_question_with_another_answer_shares_its_split() -> None:
     rows = [(f"Question number {n // 2}?", f"answer {n}") for n in range(200)]
     found = division(rows)
-    assert (found.places[::2] == found.places[1::2]).all()
+    assert (found.splits[::2] == found.splits[1::2]).all()
     assert found.groups.tolist()[:4] == [1, 1, 3, 3]
     assert found.report["left_out"] == {"train": 0, "validation": 0}
 
@@ -68,7 +68,7 @@ def test_the_same_question_with_another_answer_shares_its_split() -> None:
 def test_case_white_space_and_marks_at_the_ends_change_nothing() -> None:
     rows = [(f"Question {n}", "yes") for n in range(50)] + [(f" QUESTION\n{n}?", "YES") for n in range(50)]
     found = division(rows)
-    assert (found.places[:50] == found.places[50:]).all()
+    assert (found.splits[:50] == found.splits[50:]).all()
     assert found.report["duplicates"] == 50
 
 
@@ -76,9 +76,9 @@ def test_an_instruction_that_all_rows_share_leaves_each_row_its_place() -> None:
     """Nothing is asked but the same: only copies of the answer belong together."""
     rows = [("Write a line in our voice.", f"line {n // 2}") for n in range(200)]
     found = division(rows)
-    assert (found.places[::2] == found.places[1::2]).all()
+    assert (found.splits[::2] == found.splits[1::2]).all()
     assert len(set(found.groups.tolist())) == 100
-    assert numpy.bincount(found.places).tolist() == [160, 20, 20]
+    assert numpy.bincount(found.splits).tolist() == [160, 20, 20]
 
 
 def test_groups_decide_even_where_everybody_asks_the_same_once() -> None:
@@ -91,11 +91,11 @@ def test_groups_decide_even_where_everybody_asks_the_same_once() -> None:
     assert len(set(found.groups.tolist())) == 20
     assert found.report["groups"] == {"train": 16, "validation": 2, "test": 2}
     for customer in range(20):
-        kept = {int(place) for place in found.places[customer::20]} - {LEFT_OUT}
+        kept = {int(place) for place in found.splits[customer::20]} - {LEFT_OUT}
         assert len(kept) == 1
     held = set()
     for kind in range(2):
-        greetings = set(found.places[180 + kind :: 2].tolist())
+        greetings = set(found.splits[180 + kind :: 2].tolist())
         held |= greetings & {TEST, VALIDATION}
         if TEST in greetings:
             assert not greetings & {TRAIN, VALIDATION}
@@ -109,26 +109,26 @@ def test_no_training_row_resembles_a_held_out_one() -> None:
     groups = [f"c{n % 30}" for n in range(300)]
     found = division(rows, groups)
     asked = numpy.arange(300) // 3
-    test, validation = (set(asked[found.places == code].tolist()) for code in (TEST, VALIDATION))
-    train = set(asked[found.places == TRAIN].tolist())
+    test, validation = (set(asked[found.splits == code].tolist()) for code in (TEST, VALIDATION))
+    train = set(asked[found.splits == TRAIN].tolist())
     assert not train & (test | validation)
     assert not validation & test
     assert (
         found.report["left_out"]["train"]
-        == int((found.places == LEFT_OUT).sum()) - (found.report["left_out"]["validation"])
+        == int((found.splits == LEFT_OUT).sum()) - (found.report["left_out"]["validation"])
     )
 
 
 def test_the_same_seed_gives_the_same_places() -> None:
     rows = [(f"Question {n}?", "x") for n in range(100)]
-    assert (division(rows).places == division(rows).places).all()
-    assert (division(rows).places != division(rows, seed=1).places).any()
+    assert (division(rows).splits == division(rows).splits).all()
+    assert (division(rows).splits != division(rows, seed=1).splits).any()
 
 
 def test_groups_larger_than_a_held_out_share_are_still_divided() -> None:
     rows = [(f"Question {n}?", "x") for n in range(90)]
     found = division(rows, [f"g{n % 3}" for n in range(90)])
-    assert numpy.bincount(found.places).tolist() == [30, 30, 30]
+    assert numpy.bincount(found.splits).tolist() == [30, 30, 30]
 
 
 def test_rows_that_all_ask_two_things_are_refused_in_words() -> None:
@@ -142,10 +142,10 @@ def test_it_stops_when_asked() -> None:
     def stop() -> None:
         raise Stopped("cancel")
 
-    keys = RowKeys()
+    keys = RowFingerprints()
     keys.add(1, b"12345678", "a text", None)
     with pytest.raises(Stopped):
-        divide(keys, seed=1, validation_share=0.1, test_share=0.1, check=stop)
+        assign_splits(keys, seed=1, validation_share=0.1, test_share=0.1, check=stop)
 
 
 def test_a_chat_is_asked_by_all_that_stands_before_its_last_answer() -> None:
@@ -156,5 +156,5 @@ def test_a_chat_is_asked_by_all_that_stands_before_its_last_answer() -> None:
         {"role": "user", "content": "And now?"},
         {"role": "assistant", "content": "Tea"},
     ]
-    assert asked_and_answered(chat) == ("Be kind.\nHi\nHello\nAnd now?", "Tea")
-    assert asked_and_answered("a text") == ("a text", "")
+    assert split_prompt_and_answer(chat) == ("Be kind.\nHi\nHello\nAnd now?", "Tea")
+    assert split_prompt_and_answer("a text") == ("a text", "")

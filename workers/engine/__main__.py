@@ -218,11 +218,13 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
     elif command.kind == "import":
         from workers.engine import importing
 
-        importing.run(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
+        importing.run_import(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
     else:
         from workers.engine import inspecting
 
-        inspecting.run(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
+        inspecting.inspect_base_model(
+            command.specs[0], command.out_dir, report=report, should_stop=should_stop
+        )
 
 
 def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:

@@ -194,21 +194,21 @@ def prepare_arms(
         learn = spec.hyperparameters
         needed = _needed_positions(learn, len(training))
         read(training, training_rows, needed)
-        examples = {place: training_rows[place].cut(learn.max_length) for place in needed}
+        examples = {place: training_rows[place].truncate(learn.max_length) for place in needed}
         positions: Sequence[int] = range(len(training))
-        if not all(example.labelled for example in examples.values()):
+        if not all(example.target_count for example in examples.values()):
             # Rows with nothing to learn leave the draw, so every row must be known first.
             read(training, training_rows, positions)
-            examples = {place: training_rows[place].cut(learn.max_length) for place in positions}
-            positions = [place for place in positions if examples[place].labelled]
+            examples = {place: training_rows[place].truncate(learn.max_length) for place in positions}
+            positions = [place for place in positions if examples[place].target_count]
             if not positions:
                 raise _nothing_to_learn(list(training_rows.values()), learn.max_length)
         _report_cuts([training_rows[place] for place in examples], learn.max_length, report)
         shuffled = epoch_order(len(validation), 0, 0)[: spec.validation_rows]
         drawn = sorted(int(place) for place in shuffled)
         read(validation, validation_rows, drawn)
-        cut = [validation_rows[place].cut(learn.max_length) for place in drawn]
-        held_out = [example for example in cut if example.labelled]
+        cut = [validation_rows[place].truncate(learn.max_length) for place in drawn]
+        held_out = [example for example in cut if example.target_count]
         if not held_out:
             text = "No validation row has an answer to learn from, so there is no validation loss."
             report(Message(text, "warning"))
@@ -227,13 +227,13 @@ def _needed_positions(learn: Hyperparameters, count: int) -> list[int]:
 
 
 def _nothing_to_learn(examples: list[Example], max_length: int) -> DataError:
-    answered = [example for example in examples if example.labelled]
+    answered = [example for example in examples if example.target_count]
     if not answered:
         return DataError(
             f"None of the {len(examples):,} training rows has an answer to learn from. Each chat needs an "
             "assistant message whose weight is not 0."
         )
-    shortest = min(int(example.learn.argmax()) for example in answered)
+    shortest = min(int(example.loss_mask.argmax()) for example in answered)
     longest = max(len(example.ids) for example in answered)
     return DataError(
         f"`max_length` {max_length:,} cuts off the answer of all {len(examples):,} training rows: "
@@ -245,9 +245,11 @@ def _nothing_to_learn(examples: list[Example], max_length: int) -> DataError:
 
 def _report_cuts(examples: list[Example], max_length: int, report: Report) -> None:
     long = [example for example in examples if len(example.ids) > max_length]
-    lost = sum(example.labelled > 0 and not example.cut(max_length).labelled for example in examples)
-    silent = sum(not example.labelled for example in examples)
-    unstable = sum(not example.stable for example in examples)
+    lost = sum(
+        example.target_count > 0 and not example.truncate(max_length).target_count for example in examples
+    )
+    silent = sum(not example.target_count for example in examples)
+    unstable = sum(not example.template_is_stable for example in examples)
     if long:
         report(
             Message(
@@ -274,7 +276,7 @@ def describe_run(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
     learn = arm.spec.hyperparameters
     epochs = arm.total_steps / math.ceil(len(arm.positions) / learn.rows_per_step)
     tokens = sum(len(example.ids) for example in arm.examples.values())
-    labelled = sum(example.labelled for example in arm.examples.values())
+    labelled = sum(example.target_count for example in arm.examples.values())
     trainable = sum(parameter.numel() for parameter in arm.parameters)
     batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
     sentences = (

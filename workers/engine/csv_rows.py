@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from workers.engine.rows import MAX_COLUMNS, MAX_FIELD_BYTES, Row, Table, text_lines
+from workers.engine.rows import MAX_COLUMNS, MAX_FIELD_BYTES, UploadRow, UploadTable, bounded_lines
 from workers.errors import DataError
 
 DELIMITERS = (",", ";", "\t")
 
 
-class _BadLine(Exception):
+class _InvalidLine(Exception):
     """A line that cannot be text; its row is reported and the next one read."""
 
 
-def open_csv(path: Path, head: bytes, filename: str) -> Table:
+def open_csv(path: Path, head: bytes, filename: str) -> UploadTable:
     delimiter = _delimiter(head)
     with path.open("rb") as file:
         header = _header(file, delimiter, filename)
-    return Table("csv", header, path.stat().st_size, _csv_rows(path, delimiter, header))
+    return UploadTable("csv", header, path.stat().st_size, _csv_rows(path, delimiter, header))
 
 
 def _delimiter(head: bytes) -> str:
@@ -45,18 +45,18 @@ def _header(file: BinaryIO, delimiter: str, filename: str) -> tuple[str, ...]:
     csv.field_size_limit(MAX_FIELD_BYTES)
     try:
         cells = next(csv.reader(_TextLines(file), delimiter=delimiter, strict=True))
-    except (csv.Error, _BadLine, StopIteration) as error:
+    except (csv.Error, _InvalidLine, StopIteration) as error:
         raise DataError(f"The first line of {filename} cannot be read as column names: {error}") from error
     names = tuple(cell.strip() or f"column {i}" for i, cell in enumerate(cells, start=1))
     if len(names) > MAX_COLUMNS:
         raise DataError(f"{filename} has {len(names)} columns. At most 1,000 are read.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"Two columns of {filename} are named `{twice[0][:100]}`. Rename one of them.")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise DataError(f"Two columns of {filename} are named `{duplicates[0][:100]}`. Rename one of them.")
     return names
 
 
-def _csv_rows(path: Path, delimiter: str, header: tuple[str, ...]) -> Iterator[Row]:
+def _csv_rows(path: Path, delimiter: str, header: tuple[str, ...]) -> Iterator[UploadRow]:
     csv.field_size_limit(MAX_FIELD_BYTES)
     with path.open("rb") as file:
         reader = csv.reader(_TextLines(file), delimiter=delimiter, strict=True)
@@ -67,9 +67,9 @@ def _csv_rows(path: Path, delimiter: str, header: tuple[str, ...]) -> Iterator[R
                 cells = next(reader)
             except StopIteration:
                 return
-            except (csv.Error, _BadLine) as error:
+            except (csv.Error, _InvalidLine) as error:
                 number += 1
-                yield Row(number, file.tell(), problem=_csv_problem(error))
+                yield UploadRow(number, file.tell(), problem=_csv_problem(error))
                 continue
             if cells:
                 number += 1
@@ -80,7 +80,7 @@ class _TextLines:
     """Decoded lines; unlike a generator it goes on after raising, so that one bad line costs one row."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.lines = text_lines(file)
+        self.lines = bounded_lines(file)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -88,17 +88,17 @@ class _TextLines:
     def __next__(self) -> str:
         line = next(self.lines)
         if line is None:
-            raise _BadLine("This row holds a line longer than 1 MB. Shorten it or remove the row.")
+            raise _InvalidLine("This row holds a line longer than 1 MB. Shorten it or remove the row.")
         if b"\0" in line:
-            raise _BadLine("This row holds a NUL character. Remove it.")
+            raise _InvalidLine("This row holds a NUL character. Remove it.")
         try:
             return line.decode()
         except UnicodeDecodeError:
-            raise _BadLine("This row is not valid UTF-8. Save the file as UTF-8.") from None
+            raise _InvalidLine("This row is not valid UTF-8. Save the file as UTF-8.") from None
 
 
 def _csv_problem(error: Exception) -> str:
-    if isinstance(error, _BadLine):
+    if isinstance(error, _InvalidLine):
         return str(error)
     if "field larger" in str(error):
         return "A value in this row is longer than 256 kB, or a quotation mark is never closed."
@@ -107,7 +107,7 @@ def _csv_problem(error: Exception) -> str:
     )
 
 
-def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[str]) -> Row:
+def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[str]) -> UploadRow:
     if len(cells) != len(header):
         values = "value" if len(cells) == 1 else "values"
         columns = "column" if len(header) == 1 else "columns"
@@ -115,5 +115,5 @@ def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[
             f"This row has {len(cells)} {values} for {len(header)} {columns}. "
             "Put text with separators in quotes."
         )
-        return Row(number, position, problem=problem)
-    return Row(number, position, dict(zip(header, cells, strict=True)))
+        return UploadRow(number, position, problem=problem)
+    return UploadRow(number, position, dict(zip(header, cells, strict=True)))

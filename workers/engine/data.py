@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.runtime import stop_if_asked
-from workers.engine.split_files import SCHEMA, checksum
+from workers.engine.split_files import SCHEMA, rows_sha256
 from workers.errors import DataError
 from workers.events import Progress, Report, ShouldStop
 from workers.specs import DataSpec
@@ -31,7 +31,7 @@ SHORTEST_PREFIX = 8
 
 
 @dataclass(frozen=True)
-class Row:
+class CanonicalRow:
     """One canonical row: `messages`, or `text`."""
 
     number: int
@@ -59,12 +59,12 @@ class Split:
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> CanonicalRow:
         """Row `index` of the split, from 0."""
         number, messages, text = (
             self._table.column(name)[index].as_py() for name in ("row", "messages", "text")
         )
-        return Row(number, json.loads(messages) if messages is not None else None, text)
+        return CanonicalRow(number, json.loads(messages) if messages is not None else None, text)
 
     def groups(self) -> dict[int, int]:
         """Row -> the first row of those that it belongs together with: itself, if it stands alone."""
@@ -73,42 +73,46 @@ class Split:
     @functools.cached_property
     def sha256(self) -> str:
         """The checksum of its rows, as the import has frozen it for the test rows."""
-        return checksum(self._table)
+        return rows_sha256(self._table)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row as the model reads it. `learn[i]`: token i is a target. `prompt_length` tokens come before the
-    last answer (0 for plain text); `stable` is False where the template allowed only the last answer.
+    """One row as token ids [tokens]; `loss_mask` [tokens] is True where a token is a training target.
+
+    `prompt_length`: tokens before the last answer, 0 for plain text. `template_is_stable`: False if the chat
+    template renders earlier answers differently once more turns follow, so that only the last one is learned.
     """
 
     row: int
     ids: Ids
-    learn: Flags
+    loss_mask: Flags
     prompt_length: int = 0
     prompt: str = ""
     answer: str = ""
-    stable: bool = True
+    template_is_stable: bool = True
 
     @property
-    def labelled(self) -> int:
-        return int(self.learn.sum())
+    def target_count(self) -> int:
+        return int(self.loss_mask.sum())
 
-    def cut(self, max_length: int) -> Example:
+    def truncate(self, max_length: int) -> Example:
         """The first `max_length` tokens."""
         if len(self.ids) <= max_length:
             return self
         return self._part(slice(0, max_length), self.prompt_length)
 
-    def cut_left(self, max_length: int) -> Example:
+    def truncate_left(self, max_length: int) -> Example:
         """The last `max_length` tokens: the answer stays."""
         gone = len(self.ids) - max_length
         return self if gone <= 0 else self._part(slice(gone, None), max(0, self.prompt_length - gone))
 
     def _part(self, part: slice, prompt_length: int) -> Example:
-        learn = self.learn[part].copy()
+        learn = self.loss_mask[part].copy()
         learn[:1] = False
-        return Example(self.row, self.ids[part], learn, prompt_length, self.prompt, self.answer, self.stable)
+        return Example(
+            self.row, self.ids[part], learn, prompt_length, self.prompt, self.answer, self.template_is_stable
+        )
 
 
 def encode_rows(
@@ -125,7 +129,7 @@ def encode_rows(
     return done
 
 
-def encode(tokenizer: Any, rows: Sequence[Row]) -> list[Example]:
+def encode(tokenizer: Any, rows: Sequence[CanonicalRow]) -> list[Example]:
     """Token ids and labels of some rows. Each distinct text is tokenized once."""
     plans = [_plan(tokenizer, row) for row in rows]
     texts = sorted({text for plan in plans for text in plan.texts()})
@@ -145,10 +149,10 @@ def _bos(tokenizer: Any) -> list[int]:
 
 
 @dataclass(frozen=True)
-class PiecePlan:
+class PlainPlan:
     """A row without a template: pieces joined as they are, each learned or not, `answers` end with eos."""
 
-    row: Row
+    row: CanonicalRow
     pieces: list[tuple[str, bool, bool]]  # text, learned, ends with eos
 
     def texts(self) -> Iterator[str]:
@@ -170,7 +174,7 @@ class PiecePlan:
 class ChatPlan:
     """A chat and its template: `turns` are (text before, text with the answer) per learned turn."""
 
-    row: Row
+    row: CanonicalRow
     whole: str
     turns: list[tuple[str, str]]
     last: tuple[str, str] | None
@@ -221,11 +225,11 @@ def _end_of_turn(tokenizer: Any, ids: list[int], stop: int) -> int:
     return end or stop
 
 
-def _plan(tokenizer: Any, row: Row) -> PiecePlan | ChatPlan:
+def _plan(tokenizer: Any, row: CanonicalRow) -> PlainPlan | ChatPlan:
     if row.messages is None:
-        return PiecePlan(row, [(row.text or "", True, True)])
+        return PlainPlan(row, [(row.text or "", True, True)])
     if tokenizer.chat_template is None:
-        return PiecePlan(row, list(_pieces(row.messages)))
+        return PlainPlan(row, list(_pieces(row.messages)))
     answers = [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
     pairs = {place: _pair(tokenizer, row, place) for place in answers}
     learned = [pairs[place] for place in answers if row.messages[place].get("weight", 1) != 0]
@@ -242,12 +246,12 @@ def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
             yield message["content"] + "\n", False, False
 
 
-def _pair(tokenizer: Any, row: Row, place: int) -> tuple[str, str]:
+def _pair(tokenizer: Any, row: CanonicalRow, place: int) -> tuple[str, str]:
     before = _render(tokenizer, row, place, ask=True) if place else ""
     return before, _render(tokenizer, row, place + 1)
 
 
-def _render(tokenizer: Any, row: Row, count: int, *, ask: bool = False) -> str:
+def _render(tokenizer: Any, row: CanonicalRow, count: int, *, ask: bool = False) -> str:
     """The first `count` messages through the template; `ask` adds the opening of the answer."""
     from jinja2.exceptions import TemplateError
 
@@ -263,7 +267,7 @@ def _render(tokenizer: Any, row: Row, count: int, *, ask: bool = False) -> str:
 
 
 def _example(
-    row: Row, ids: list[int], learn: list[bool], prompt_length: int, *, stable: bool = True
+    row: CanonicalRow, ids: list[int], learn: list[bool], prompt_length: int, *, stable: bool = True
 ) -> Example:
     flags = np.array(learn, dtype=np.bool_)
     flags[:1] = False  # nothing stands before the first token to predict it from
@@ -271,7 +275,7 @@ def _example(
     return Example(row.number, np.array(ids, dtype=np.int32), flags, prompt_length, prompt, answer, stable)
 
 
-def _words(row: Row) -> tuple[str, str]:
+def _words(row: CanonicalRow) -> tuple[str, str]:
     """(what was asked, the last answer) as people read them, without the system message."""
     messages = row.messages or []
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
@@ -305,26 +309,26 @@ class Batch:
     """Rows as one model call takes them.
 
     `prefix` [1, p]: tokens with which every row begins, p may be 0. `input_ids` [rows, longest]: the rest,
-    padded on the right. `where` [n]: flat positions in `input_ids` whose next token is a target.
+    padded on the right. `target_positions` [n]: flat positions in `input_ids` whose next token is a target.
     `targets` [n]: those tokens. `tokens`: real ones of all rows, without padding.
     """
 
     prefix: Tensor
     input_ids: Tensor
-    where: Tensor
+    target_positions: Tensor
     targets: Tensor
     tokens: int
 
 
-def collate(examples: Sequence[Example], device: torch.device, *, share: bool = False) -> Batch:
+def collate(examples: Sequence[Example], device: torch.device, *, share_prefix: bool = False) -> Batch:
     """Padding is masked by length, never by id: on many models pad is the end-of-turn token."""
-    begin = shared_prefix(examples) if share else 0
+    begin = shared_prefix(examples) if share_prefix else 0
     longest = max(len(example.ids) for example in examples) - begin
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     learn = np.zeros((len(examples), longest), dtype=np.bool_)
     for place, example in enumerate(examples):
         ids[place, : len(example.ids) - begin] = example.ids[begin:]
-        learn[place, : len(example.ids) - begin] = example.learn[begin:]
+        learn[place, : len(example.ids) - begin] = example.loss_mask[begin:]
     rows, columns = learn.nonzero()
     return Batch(
         torch.from_numpy(examples[0].ids[None, :begin].astype(np.int64)).to(device),
@@ -338,7 +342,7 @@ def collate(examples: Sequence[Example], device: torch.device, *, share: bool = 
 def shared_prefix(examples: Sequence[Example]) -> int:
     """How many tokens all rows begin with, ending before the first token that predicts a target."""
     first = examples[0].ids
-    ends = [int(item.learn.argmax()) - 1 if item.labelled else len(item.ids) - 1 for item in examples]
+    ends = [int(item.loss_mask.argmax()) - 1 if item.target_count else len(item.ids) - 1 for item in examples]
     limit = max(0, min(ends))
     for example in examples[1:]:
         differ = np.flatnonzero(first[:limit] != example.ids[:limit])

@@ -18,9 +18,9 @@ import torch
 
 from workers.engine import lora, questions, runtime
 from workers.engine.data import (
+    CanonicalRow,
     Example,
     Ids,
-    Row,
     Split,
     collate,
     encode,
@@ -28,7 +28,7 @@ from workers.engine.data import (
     epoch_order,
     micro_batches,
 )
-from workers.engine.generate import greedy
+from workers.engine.generate import generate_greedily
 from workers.engine.latency import BASE, ms_per_token
 from workers.engine.loss import Scorer, make_scorer
 from workers.engine.model import (
@@ -40,7 +40,7 @@ from workers.engine.model import (
     load_tokenizer,
 )
 from workers.engine.runtime import stop_if_asked
-from workers.engine.scores import Scores, answer_kind, text_scores
+from workers.engine.scores import Scores, answer_kind, score_answer
 from workers.errors import DataError, ModelError, TargetError
 from workers.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.specs import EvalSpec
@@ -65,7 +65,7 @@ def evaluate(
     tokenizer = load_tokenizer(spec.base)
     split = _frozen(spec)
     examples, groups = _draw(split, spec, tokenizer, report, should_stop)
-    general, choices = _general(tokenizer), questions.choices(tokenizer)
+    general, choices = _general(tokenizer), questions.encode_choices(tokenizer)
     stop_if_asked(should_stop)
     report(Progress("loading"))
     base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
@@ -79,7 +79,7 @@ def evaluate(
     chats = [example for example in examples if example.prompt_length]
     kind = answer_kind([example.answer for example in chats])
     subjects = [BASE, *spec.adapters] if spec.with_base else [*spec.adapters]
-    work = _Progress(report, total=len(subjects) * (len(examples) + len(chats)))
+    work = _ScoringProgress(report, total=len(subjects) * (len(examples) + len(chats)))
     items: list[dict[str, Any]] = []
     values: dict[str, Any] = {"rows": len(examples), "split": spec.split, "answers": kind}
     values["split_sha256"] = split.sha256
@@ -93,7 +93,7 @@ def evaluate(
             losses = _losses(scorer, examples, device, should_stop, work)
             answers = _answers(scorer, base, tokenizer, chats, spec, device, should_stop, work)
             elsewhere = _losses(scorer, general, device, should_stop, lambda _rows: None)
-            marks[subject] = questions.marks(
+            marks[subject] = questions.mark_questions(
                 _losses(scorer, choices, device, should_stop, lambda _rows: None)
             )
         found = [
@@ -131,7 +131,7 @@ def evaluate(
     return values
 
 
-class _Progress:
+class _ScoringProgress:
     """Counts rows across both subjects and both passes."""
 
     def __init__(self, report: Report, total: int) -> None:
@@ -175,8 +175,8 @@ def _usual_prompt(examples: list[Example]) -> Ids:
 def _general(tokenizer: Any) -> list[Example]:
     """The fixed general text, one example per paragraph, every token a target."""
     paragraphs = GENERAL_TEXT.read_text(encoding="utf-8").split("\n\n")
-    rows = [Row(number, None, text) for number, text in enumerate(paragraphs, 1)]
-    return [example.cut(GENERAL_LENGTH) for example in encode(tokenizer, rows)]
+    rows = [CanonicalRow(number, None, text) for number, text in enumerate(paragraphs, 1)]
+    return [example.truncate(GENERAL_LENGTH) for example in encode(tokenizer, rows)]
 
 
 def _frozen(spec: EvalSpec) -> Split:
@@ -198,8 +198,8 @@ def _draw(
     """At most `max_rows` rows of the split, drawn by seed, in the split's order; each row's group."""
     drawn = sorted(int(row) for row in epoch_order(len(split), spec.seed, 0)[: spec.max_rows])
     encoded = encode_rows(tokenizer, split, drawn, report=report, should_stop=should_stop)
-    examples = [example.cut_left(spec.max_length) for example in encoded.values()]
-    examples = [example for example in examples if example.labelled]
+    examples = [example.truncate_left(spec.max_length) for example in encoded.values()]
+    examples = [example for example in examples if example.target_count]
     if not examples:
         raise DataError(f"The {spec.split} split has no row with an answer, so there is nothing to score.")
     return examples, split.groups()
@@ -226,8 +226,8 @@ def _losses(
     found: dict[int, tuple[float, int]] = {}
     for part in micro_batches(examples, ROWS_AT_ONCE):
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(part, device, share=scorer.shares_prefix)).double()
-        counts = [example.labelled for example in part]
+        losses = scorer.token_losses(collate(part, device, share_prefix=scorer.shares_prefix)).double()
+        counts = [example.target_count for example in part]
         for example, own in zip(part, torch.split(losses, counts), strict=True):
             found[example.row] = (float(own.sum()), len(own))
         on_rows(len(part))
@@ -249,13 +249,13 @@ def _answers(
         return {}
     longest = max(len(example.ids) - example.prompt_length for example in chats)
     prompts = [example.ids[: example.prompt_length] for example in chats]
-    found = greedy(
+    found = generate_greedily(
         scorer.model,
         prompts,
         max_new_tokens=min(spec.max_new_tokens, longest + max(8, longest // 4)),
         end_ids=end_ids(base, tokenizer),
         device=device,
-        share=scorer.shares_prefix,
+        share_prefix=scorer.shares_prefix,
         should_stop=should_stop,
         on_rows=on_rows,
     )
@@ -275,7 +275,7 @@ def _item(
     output = answers.get(example.row, "")
     scores = {"loss": total / tokens, "tokens": float(tokens)}
     if example.row in answers:
-        scores |= text_scores(output, example.answer, kind, metric=spec.metric, pattern=spec.pattern)
+        scores |= score_answer(output, example.answer, kind, metric=spec.metric, pattern=spec.pattern)
     return {
         "row": example.row,
         "prompt": example.prompt,

@@ -18,20 +18,20 @@ from workers.events import ShouldStop
 ROWS_AT_ONCE = 16
 
 
-def greedy(
+def generate_greedily(
     model: Any,
     prompts: Sequence[Ids],
     *,
     max_new_tokens: int,
     end_ids: Sequence[int],
     device: torch.device,
-    share: bool,
+    share_prefix: bool,
     should_stop: ShouldStop,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
     """The model's answers as token ids without the end token, in the order of `prompts`.
 
-    `share`: a beginning that all prompts of a batch have in common is computed once.
+    `share_prefix`: a beginning that all prompts of a batch have in common is computed once.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -45,7 +45,7 @@ def greedy(
         stop_if_asked(should_stop)
         part = order[start : start + ROWS_AT_ONCE]
         batch = [prompts[index] for index in part]
-        begin = _common_start(batch) if share else 0
+        begin = _common_start(batch) if share_prefix else 0
         found = _batch(model, batch, begin, settings, device, should_stop)
         for index, answer in zip(part, found, strict=True):
             answers[index] = answer

@@ -41,16 +41,16 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf", "
 MAX_CONFIG_BYTES = 1_000_000
 MAX_TEMPLATE_BYTES = 64_000
 HUB_TIMEOUT_SECONDS = 10.0
-ARRIVING_SECONDS = 2.0
-_BLOCK = 1 << 20
+DOWNLOAD_REPORT_SECONDS = 2.0
+_BLOCK_BYTES = 1 << 20
 
 
-def run(
+def inspect_base_model(
     spec: InspectSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
 ) -> None:
     """Report what `spec` names, or raise a ModelError whose sentence says what to do."""
-    folder, revision = _fetch(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
-    check_folder(folder, allowed=Path(spec.cache) if spec.cache else folder)
+    folder, revision = _download(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
+    check_files(folder, allowed=Path(spec.cache) if spec.cache else folder)
     check_weights(folder)
     config = read_config(folder)
     tokenizer = _read_tokenizer(folder)
@@ -58,7 +58,7 @@ def run(
     counted = census.count(config, has_chat_template=bool(tokenizer.chat_template))
     values: dict[str, Any] = {
         "census": counted.to_dict(),
-        "sha256": fingerprint(folder, report=report, should_stop=should_stop),
+        "sha256": weights_sha256(folder, report=report, should_stop=should_stop),
         "revision": revision,
         "path": str(folder),
         "license": read_license(folder),
@@ -68,7 +68,7 @@ def run(
     report(Result(values))
 
 
-def check_folder(folder: Path, *, allowed: Path) -> None:
+def check_files(folder: Path, *, allowed: Path) -> None:
     """Refuse what must not be loaded. Links may lead anywhere inside `allowed`, never out of it."""
     if not folder.is_dir():
         raise ModelError(
@@ -83,7 +83,7 @@ def check_folder(folder: Path, *, allowed: Path) -> None:
             )
         if path.is_file():
             names.append(path.relative_to(folder).as_posix())
-    check_names(names)
+    check_file_names(names)
     _check_config(folder / "config.json")
     if (folder / "tokenizer_config.json").exists():
         _check_config(folder / "tokenizer_config.json")
@@ -92,7 +92,7 @@ def check_folder(folder: Path, *, allowed: Path) -> None:
             raise ModelError(f"The chat template {template.name} is larger than 64 kB. Use another model.")
 
 
-def check_names(names: list[str]) -> None:
+def check_file_names(names: list[str]) -> None:
     """The rules that file names alone can break, so that a repository is refused before it is downloaded."""
     code = [name for name in names if name.endswith(".py")]
     if code:
@@ -121,7 +121,7 @@ def check_weights(folder: Path) -> None:
             raise ModelError(f"{path.name} is damaged or incomplete. Copy the model again.") from error
 
 
-def fingerprint(folder: Path, *, report: Report, should_stop: ShouldStop) -> str:
+def weights_sha256(folder: Path, *, report: Report, should_stop: ShouldStop) -> str:
     """SHA-256 over the sorted (name, SHA-256) lines of the weight files."""
     files = sorted(folder.glob("*.safetensors"))
     total = sum(path.stat().st_size for path in files)
@@ -154,7 +154,7 @@ def read_license(folder: Path) -> str:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             yield block
 
 
@@ -183,16 +183,16 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"The model's tokenizer cannot be loaded: {reason}") from error
 
 
-def _fetch(spec: InspectSpec, report: Report) -> tuple[Path, str]:
+def _download(spec: InspectSpec, report: Report) -> tuple[Path, str]:
     """Download one commit of a hub repository to the cache, checked by name before any weight comes."""
     try:
         info = HfApi().model_info(
             spec.hub_id, revision=spec.revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
         )
         commit = str(info.sha)
-        check_names([item.rfilename for item in info.siblings or []])
+        check_file_names([item.rfilename for item in info.siblings or []])
         cached = Path(spec.cache) / repo_folder_name(repo_id=spec.hub_id, repo_type="model")
-        with told_while_arriving(cached, _download_bytes(info), report):
+        with report_download(cached, _download_bytes(info), report):
             folder = snapshot_download(
                 spec.hub_id, revision=commit, cache_dir=spec.cache, allow_patterns=list(WANTED_FILES)
             )
@@ -213,18 +213,18 @@ def _fetch(spec: InspectSpec, report: Report) -> tuple[Path, str]:
 
 
 @contextlib.contextmanager
-def told_while_arriving(folder: Path, total: int, report: Report) -> Iterator[None]:
+def report_download(folder: Path, total: int, report: Report) -> Iterator[None]:
     """Report the bytes below `folder` as they grow: a silent download would look like a standstill."""
     over = threading.Event()
 
     def watch() -> None:
         known = -1
         while True:
-            size = min(_size(folder), total)
+            size = min(_downloaded_bytes(folder), total)
             if size != known:
                 known = size
                 report(Progress("downloading", size, total))
-            if over.wait(ARRIVING_SECONDS):
+            if over.wait(DOWNLOAD_REPORT_SECONDS):
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -236,7 +236,7 @@ def told_while_arriving(folder: Path, total: int, report: Report) -> Iterator[No
         watcher.join()
 
 
-def _size(folder: Path) -> int:
+def _downloaded_bytes(folder: Path) -> int:
     """Bytes of the files below it; links lead to files that are counted anyway."""
     total = 0
     for path in folder.rglob("*"):

@@ -10,24 +10,24 @@ from typing import Any, BinaryIO
 from workers.engine.rows import (
     MAX_LINE_BYTES,
     MAX_NESTING,
-    Row,
+    UploadRow,
+    bounded_lines,
     check_value,
-    checked_row,
-    object_row,
-    text_lines,
+    checked_upload_row,
+    upload_row_from_object,
 )
 from workers.errors import DataError
 
 _WINDOW_BYTES = 64_000
 
 
-def line_rows(path: Path) -> Iterator[Row]:
+def read_json_lines(path: Path) -> Iterator[UploadRow]:
     """One JSON object per line; a row's number is its line, so blank lines count in the numbering alone."""
     with path.open("rb") as file:
-        for number, line in enumerate(text_lines(file), start=1):
+        for number, line in enumerate(bounded_lines(file), start=1):
             position = file.tell()
             if line is None:
-                yield Row(
+                yield UploadRow(
                     number,
                     position,
                     problem=f"Line {number} is longer than 1 MB. Shorten it or remove the row.",
@@ -36,14 +36,14 @@ def line_rows(path: Path) -> Iterator[Row]:
                 yield _parsed(number, position, line)
 
 
-def _parsed(number: int, position: int, line: bytes) -> Row:
+def _parsed(number: int, position: int, line: bytes) -> UploadRow:
     try:
         value = parse_json(line.decode())
     except UnicodeDecodeError:
-        return Row(number, position, problem="This row is not valid UTF-8. Save the file as UTF-8.")
+        return UploadRow(number, position, problem="This row is not valid UTF-8. Save the file as UTF-8.")
     except ValueError as error:
-        return Row(number, position, problem=str(error))
-    return object_row(number, position, value)
+        return UploadRow(number, position, problem=str(error))
+    return upload_row_from_object(number, position, value)
 
 
 def parse_json(text: str) -> Any:
@@ -73,16 +73,16 @@ def _no_constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def array_rows(path: Path) -> Iterator[Row]:
+def read_json_array(path: Path) -> Iterator[UploadRow]:
     """Elements of one array, or of the array under `data`, decoded one by one from a sliding buffer."""
     with path.open("rb") as file:
-        text = _Window(file)
+        text = _JsonBuffer(file)
         text.skip_to_rows()
         number = 0
         while text.peek() != "]":
             number += 1
             value = text.element(number)
-            yield checked_row(number, file.tell(), value)
+            yield checked_upload_row(number, file.tell(), value)
             if text.peek() == ",":
                 text.drop(1)
             elif text.peek() != "]":
@@ -91,7 +91,7 @@ def array_rows(path: Path) -> Iterator[Row]:
                 )
 
 
-class _Window:
+class _JsonBuffer:
     """A view on JSON text that is longer than memory: what was decoded is dropped, more is read on demand."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -81,7 +81,7 @@ class Scorer:
             assert not batch.prefix.shape[1], "the plain path takes whole rows"
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
             return functional.cross_entropy(
-                logits.flatten(0, 1)[batch.where].float(), batch.targets, reduction="none"
+                logits.flatten(0, 1)[batch.target_positions].float(), batch.targets, reduction="none"
             )
         hidden, head = self._hidden(batch), self.head.weight
         parts = [
@@ -104,7 +104,7 @@ class Scorer:
             ).last_hidden_state
         else:
             states = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        picked: Tensor = states.flatten(0, 1)[batch.where]
+        picked: Tensor = states.flatten(0, 1)[batch.target_positions]
         return picked
 
 

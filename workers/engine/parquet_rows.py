@@ -8,7 +8,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from workers.engine.rows import MAX_COLUMNS, MAX_UNPACKED_BYTES, Row, Table, check_value, checked_row
+from workers.engine.rows import (
+    MAX_COLUMNS,
+    MAX_UNPACKED_BYTES,
+    UploadRow,
+    UploadTable,
+    check_value,
+    checked_upload_row,
+)
 from workers.errors import DataError
 
 MAX_EXPANSION = 20
@@ -18,7 +25,7 @@ PARQUET_BATCH_ROWS = 256
 PARQUET_BATCH_BYTES = 512_000_000
 
 
-def open_parquet(path: Path, filename: str) -> Table:
+def open_parquet(path: Path, filename: str) -> UploadTable:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = tuple(file.schema_arrow.names)
@@ -32,7 +39,7 @@ def open_parquet(path: Path, filename: str) -> Table:
     allowed = min(max(HARMLESS_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size), MAX_UNPACKED_BYTES)
     if unpacked > allowed:
         raise DataError(_too_much(filename, unpacked))
-    return Table("parquet", names, meta.num_rows, _parquet_rows(file, filename, allowed))
+    return UploadTable("parquet", names, meta.num_rows, _parquet_rows(file, filename, allowed))
 
 
 def _batch_rows(meta: pyarrow.parquet.FileMetaData) -> int:
@@ -51,7 +58,7 @@ def _too_much(filename: str, unpacked: int) -> str:
     )
 
 
-def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str, allowed: int) -> Iterator[Row]:
+def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str, allowed: int) -> Iterator[UploadRow]:
     number = unpacked = 0
     try:
         for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False):
@@ -61,6 +68,6 @@ def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str, allowed: int
                 raise DataError(_too_much(filename, unpacked))
             for values in batch.to_pylist():
                 number += 1
-                yield checked_row(number, number, values)
+                yield checked_upload_row(number, number, values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{filename} cannot be read after row {number}. Export it again.") from error

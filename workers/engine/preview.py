@@ -19,7 +19,7 @@ from typing import Any
 import numpy
 
 from workers.engine import data, model
-from workers.engine.data import Example, Row
+from workers.engine.data import CanonicalRow, Example
 from workers.engine.runtime import stop_if_asked
 from workers.errors import DataError, ModelError
 from workers.events import ShouldStop
@@ -51,9 +51,11 @@ class Preview:
     def measure(self, example: Example) -> None:
         """Count one row."""
         self.lengths.append(len(example.ids))
-        self.ends.append(len(example.ids) - int(example.learn[::-1].argmax()) if example.labelled else 0)
-        self.learned.append(example.labelled)
-        first = int(example.learn.argmax()) if example.labelled else len(example.ids)
+        self.ends.append(
+            len(example.ids) - int(example.loss_mask[::-1].argmax()) if example.target_count else 0
+        )
+        self.learned.append(example.target_count)
+        first = int(example.loss_mask.argmax()) if example.target_count else len(example.ids)
         begin = example.ids[: max(0, first - 1)]  # a target's own predecessor is never shared
         if self.begin is not None:
             both = min(len(begin), len(self.begin))
@@ -90,7 +92,7 @@ def _quantiles(counts: list[int]) -> list[int]:
     return [int(value) for value in numpy.quantile(counts, QUANTILES, method="closest_observation")]
 
 
-def render(folder: str, rows: Iterable[Row], should_stop: ShouldStop) -> Preview:
+def render_preview(folder: str, rows: Iterable[CanonicalRow], should_stop: ShouldStop) -> Preview:
     """Read all `rows`; the first twenty are kept as text."""
     tokenizer = _load_tokenizer(folder)
     preview = Preview()
@@ -122,7 +124,7 @@ def _load_tokenizer(folder: str) -> Any:
     return tokenizer
 
 
-def _bounded_encode(tokenizer: Any, row: Row) -> Example:
+def _bounded_encode(tokenizer: Any, row: CanonicalRow) -> Example:
     try:
         with _time_limit(RENDER_SECONDS), _memory_limit(RENDER_BYTES):
             return data.encode(tokenizer, [row])[0]
@@ -169,7 +171,7 @@ def _memory_limit(extra: int) -> Iterator[None]:
 def _page_row(tokenizer: Any, example: Example) -> dict[str, Any]:
     """The row's text, cut where learned and unlearned tokens meet."""
     segments = []
-    flags = zip(example.learn.tolist(), example.ids.tolist(), strict=True)
+    flags = zip(example.loss_mask.tolist(), example.ids.tolist(), strict=True)
     for learned, run in itertools.groupby(flags, key=lambda pair: pair[0]):
         ids = [token for _, token in run]
         segments.append({"text": tokenizer.decode(ids, skip_special_tokens=False), "learned": learned})
@@ -178,5 +180,5 @@ def _page_row(tokenizer: Any, example: Example) -> dict[str, Any]:
         "text": "".join(segment["text"] for segment in segments),
         "segments": segments,
         "tokens": len(example.ids),
-        "learned_tokens": example.labelled,
+        "learned_tokens": example.target_count,
     }

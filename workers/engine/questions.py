@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workers.engine.data import Example, Row, encode
+from workers.engine.data import CanonicalRow, Example, encode
 from workers.errors import DataError
 
 QUESTIONS = Path(__file__).with_name("general_questions.json")
@@ -34,28 +34,28 @@ def read_questions(path: Path = QUESTIONS) -> list[list[str]]:
     return [[one["question"], one["right"], *one["wrong"]] for one in json.loads(content)["questions"]]
 
 
-def choices(tokenizer: Any) -> list[Example]:
+def encode_choices(tokenizer: Any) -> list[Example]:
     """Every question with each of its answers, the right one first; only tokens of the answer are scored."""
-    rows: list[Row] = []
+    rows: list[CanonicalRow] = []
     for question, *answers in read_questions():
         for answer in answers:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            rows.append(Row(len(rows), messages, None))
+            rows.append(CanonicalRow(len(rows), messages, None))
     return [_without_end(example, tokenizer.all_special_ids) for example in encode(tokenizer, rows)]
 
 
 def _without_end(example: Example, special_ids: list[int]) -> Example:
     """The mark that ends a turn says something of the style of answers, and nothing of what is known."""
-    learn = example.learn.copy()
+    learn = example.loss_mask.copy()
     for place in reversed(learn.nonzero()[0]):
         if example.ids[place] not in special_ids:
             break
         learn[place] = False
-    kept = dataclasses.replace(example, learn=learn)
-    return kept.cut(int(learn.nonzero()[0][-1]) + 1) if learn.any() else example
+    kept = dataclasses.replace(example, loss_mask=learn)
+    return kept.truncate(int(learn.nonzero()[0][-1]) + 1) if learn.any() else example
 
 
-def marks(losses: dict[int, tuple[float, int]]) -> list[int]:
+def mark_questions(losses: dict[int, tuple[float, int]]) -> list[int]:
     """1 for each question whose right answer is likelier than all others, else 0; from losses by row."""
     summed = [losses[row][0] for row in sorted(losses)]
     found = []

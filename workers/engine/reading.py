@@ -1,7 +1,7 @@
 """Reads an uploaded table as a stream of numbered rows: JSONL, JSON, CSV or Parquet, each also as `.gz`.
 
-Memory stays bounded whatever the file holds. A broken row is a `Row` with a problem; only a file that cannot
-be read at all is a DataError. Knows nothing of what the rows mean.
+Memory stays bounded whatever the file holds. A broken row becomes an `UploadRow` with a problem; only a file
+that cannot be read at all raises a DataError. Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import zlib
 from pathlib import Path
 
 from workers.engine.csv_rows import open_csv
-from workers.engine.json_rows import array_rows, line_rows
+from workers.engine.json_rows import read_json_array, read_json_lines
 from workers.engine.parquet_rows import open_parquet
-from workers.engine.rows import BLOCK_BYTES, MAX_UNPACKED_BYTES, Table
+from workers.engine.rows import BLOCK_BYTES, MAX_UNPACKED_BYTES, UploadTable
 from workers.errors import DataError
 
 _SAMPLE_BYTES = 64_000
@@ -31,7 +31,7 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
-def open_table(path: Path, filename: str, scratch: Path) -> Table:
+def open_table(path: Path, filename: str, scratch: Path) -> UploadTable:
     """Find out what the upload is, by name and by content; `scratch` is for unpacking a `.gz`."""
     name = filename.lower()
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -48,8 +48,8 @@ def open_table(path: Path, filename: str, scratch: Path) -> Table:
     if kind == "csv":
         return open_csv(path, head, filename)
     kind = _json_or_lines(head, kind)
-    rows = array_rows(path) if kind == "json" else line_rows(path)
-    return Table(kind, (), path.stat().st_size, rows)
+    rows = read_json_array(path) if kind == "json" else read_json_lines(path)
+    return UploadTable(kind, (), path.stat().st_size, rows)
 
 
 def _format(name: str, filename: str) -> str:

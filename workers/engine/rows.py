@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Row:
+class UploadRow:
     """One row of the upload, numbered from 1. `position`: how far into the table (bytes or rows) it ends."""
 
     number: int
@@ -30,31 +30,33 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class UploadTable:
     """An open upload. `columns` is empty where each row brings its own; `total` has the unit of positions."""
 
     format: str
     columns: tuple[str, ...]
     total: int
-    rows: Iterator[Row]
+    rows: Iterator[UploadRow]
 
 
-def checked_row(number: int, position: int, value: Any) -> Row:
+def checked_upload_row(number: int, position: int, value: Any) -> UploadRow:
     try:
         check_value(value)
     except ValueError as error:
-        return Row(number, position, problem=str(error))
-    return object_row(number, position, value)
+        return UploadRow(number, position, problem=str(error))
+    return upload_row_from_object(number, position, value)
 
 
-def object_row(number: int, position: int, value: Any) -> Row:
+def upload_row_from_object(number: int, position: int, value: Any) -> UploadRow:
     if not isinstance(value, dict):
-        return Row(
+        return UploadRow(
             number, position, problem='This row is no JSON object. Write it as {"column": "value", …}.'
         )
     if len(value) > MAX_COLUMNS:
-        return Row(number, position, problem=f"This row has {len(value)} columns. At most 1,000 are read.")
-    return Row(number, position, value)
+        return UploadRow(
+            number, position, problem=f"This row has {len(value)} columns. At most 1,000 are read."
+        )
+    return UploadRow(number, position, value)
 
 
 def check_value(value: Any) -> None:
@@ -85,7 +87,7 @@ def _check_characters(text: str) -> None:
         raise ValueError("This row holds half a character (a lone surrogate). Correct it.") from None
 
 
-def text_lines(file: BinaryIO) -> Iterator[bytes | None]:
+def bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
     """Lines without a byte order mark; None for one above the limit, which is skipped without keeping it."""
     first = True
     while line := file.readline(MAX_LINE_BYTES + 1):

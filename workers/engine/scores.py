@@ -36,7 +36,7 @@ def answer_kind(answers: Sequence[str]) -> str:
     return LABEL if short and repeated and len(answers) > len(distinct) else TEXT
 
 
-def text_scores(
+def score_answer(
     output: str, expected: str, kind: str = TEXT, *, metric: str = "", pattern: str = ""
 ) -> Scores:
     """Every score of one answer that fits its kind, and `metric` also where it does not."""
@@ -51,7 +51,7 @@ def text_scores(
         scores["accuracy"] = float(_label(output) == _label(expected))
     if kind == JSON or metric in ("json_valid", "field_f1"):
         scores |= {
-            "json_valid": float(_parsed(output) is not _BROKEN),
+            "json_valid": float(_parsed(output) is not _INVALID_JSON),
             "field_f1": field_f1(output, expected),
         }
     if pattern:
@@ -67,7 +67,7 @@ def token_f1(output: str, expected: str) -> float:
 def field_f1(output: str, expected: str) -> float:
     """F1 over (path, value) pairs of two JSON documents; 0 when the output is no JSON."""
     found, wanted = _parsed(output), _parsed(expected)
-    if found is _BROKEN or wanted is _BROKEN:
+    if found is _INVALID_JSON or wanted is _INVALID_JSON:
         return 0.0
     return _f1(list(_fields(found)), list(_fields(wanted)))
 
@@ -91,14 +91,14 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value)
 
 
-_BROKEN = object()
+_INVALID_JSON = object()
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return _BROKEN
+        return _INVALID_JSON
 
 
 def _label(text: str) -> str:

@@ -32,10 +32,10 @@ SCHEMA = pyarrow.schema(
 TEST = SPLITS.index("test")
 
 Numbers = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
-Places = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
+SplitCodes = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 
 
-def spool(file: BinaryIO, number: int, value: Canonical) -> bytes:
+def write_spooled_row(file: BinaryIO, number: int, value: Canonical) -> bytes:
     """Write one row as `number TAB canonical JSON`; the first 8 bytes of its content's SHA-256."""
     content = canonical_json(value)
     file.write(b"%d\t%s\n" % (number, content))
@@ -47,16 +47,16 @@ def canonical_json(value: Canonical) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
 
 
-def spooled(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, canonical JSON) of every row, as `spool` wrote them."""
+def read_spool(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number, canonical JSON) of every row, as `write_spooled_row` wrote them."""
     with path.open("rb") as file:
         for line in file:
             number, _, content = line.rstrip(b"\n").partition(b"\t")
             yield int(number), content
 
 
-def write(
-    path: Path, places: Places, groups: Numbers, out_dir: Path, on_row: Callable[[int], None]
+def write_splits(
+    path: Path, places: SplitCodes, groups: Numbers, out_dir: Path, on_row: Callable[[int], None]
 ) -> tuple[str, str]:
     """Write the three files from a spool; (SHA-256 of the version, SHA-256 of its test rows).
 
@@ -64,8 +64,8 @@ def write(
     """
     whole, test = hashlib.sha256(), hashlib.sha256()
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(_Split(out_dir / f"{name}.parquet")) for name in SPLITS]
-        for index, (number, content) in enumerate(spooled(path)):
+        writers = [stack.enter_context(_SplitWriter(out_dir / f"{name}.parquet")) for name in SPLITS]
+        for index, (number, content) in enumerate(read_spool(path)):
             on_row(index)
             place, group = int(places[index]), int(groups[index])
             line = _line(number, group, content)
@@ -77,7 +77,7 @@ def write(
     return whole.hexdigest(), test.hexdigest()
 
 
-def checksum(table: Any) -> str:
+def rows_sha256(table: Any) -> str:
     """SHA-256 of a split's rows as they lie in its file; files from before groups have each row alone."""
     found = hashlib.sha256()
     for batch in table.to_batches(max_chunksize=ROWS_PER_GROUP):
@@ -96,14 +96,14 @@ def _line(number: int, group: int, content: bytes) -> bytes:
     return b"%d\t%d\t%s\n" % (number, group, content)
 
 
-class _Split:
+class _SplitWriter:
     """One Parquet file, written a group of rows at a time."""
 
     def __init__(self, path: Path) -> None:
         self.writer = pyarrow.parquet.ParquetWriter(path, SCHEMA, compression="zstd")
         self.columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
 
-    def __enter__(self) -> _Split:
+    def __enter__(self) -> _SplitWriter:
         return self
 
     def __exit__(self, *_: object) -> None:

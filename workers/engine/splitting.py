@@ -16,9 +16,18 @@ from typing import Any
 import numpy
 import numpy.typing
 
-from workers.engine.near_duplicates import Hashes, Near, Numbers, Wording, find, key_of, mixed, normalised
+from workers.engine.near_duplicates import (
+    Hashes,
+    NearDuplicates,
+    Numbers,
+    ShingleIndex,
+    find_near_duplicates,
+    normalise,
+    splitmix64,
+    text_key,
+)
 from workers.engine.shapes import Canonical
-from workers.engine.split_files import Places
+from workers.engine.split_files import SplitCodes
 from workers.errors import DataError
 from workers.specs import SPLITS
 
@@ -30,7 +39,7 @@ Flags = numpy.ndarray[Any, numpy.dtype[numpy.bool_]]
 
 
 @dataclass
-class RowKeys:
+class RowFingerprints:
     """What is kept of each row to tell which ones belong together: its number, and eight bytes per key."""
 
     numbers: array[int] = field(default_factory=lambda: array("q"))
@@ -38,30 +47,30 @@ class RowKeys:
     asked: bytearray = field(default_factory=bytearray)
     whole: bytearray = field(default_factory=bytearray)
     named: bytearray = field(default_factory=bytearray)
-    wording: Wording = field(default_factory=Wording)
+    wording: ShingleIndex = field(default_factory=ShingleIndex)
 
     def add(self, number: int, content: bytes, value: Canonical, group: str | None) -> None:
         """One good row: `content` is the start of its hash, `group` what the chosen column says."""
-        prompt, answer = (normalised(text) for text in asked_and_answered(value))
+        prompt, answer = (normalise(text) for text in split_prompt_and_answer(value))
         self.numbers.append(number)
         self.contents += content
-        self.asked += key_of(prompt)
-        self.whole += key_of(prompt, answer)
+        self.asked += text_key(prompt)
+        self.whole += text_key(prompt, answer)
         self.wording.add(prompt)
         if group is not None:
             self.named += hashlib.blake2b(group.encode(), digest_size=8).digest()
 
 
 @dataclass(frozen=True)
-class Division:
+class SplitAssignment:
     """Where each row goes (an index of SPLITS, or LEFT_OUT), its group, and what the report says of it."""
 
-    places: Places
+    splits: SplitCodes
     groups: Numbers
     report: dict[str, Any]
 
 
-def asked_and_answered(value: Canonical) -> tuple[str, str]:
+def split_prompt_and_answer(value: Canonical) -> tuple[str, str]:
     """What the last answer is given to, and that answer. A plain text is all prompt."""
     if isinstance(value, str):
         return value, ""
@@ -69,26 +78,26 @@ def asked_and_answered(value: Canonical) -> tuple[str, str]:
     return "\n".join(message["content"] for message in value[:last]), value[last]["content"]
 
 
-def divide(
-    keys: RowKeys,
+def assign_splits(
+    keys: RowFingerprints,
     *,
     seed: int,
     validation_share: float,
     test_share: float,
     column: str = "",
     check: Callable[[], None],
-) -> Division:
+) -> SplitAssignment:
     """Draw the splits by seed. `column` names the groups, if a person chose one; `check` may raise."""
     contents, asked, whole = (_read(kept) for kept in (keys.contents, keys.asked, keys.whole))
-    near = find(keys.wording, asked, whole, check)
-    groups = numpy.unique(_read(keys.named), return_inverse=True)[1] if column else near.groups()
+    near = find_near_duplicates(keys.wording, asked, whole, check)
+    groups = numpy.unique(_read(keys.named), return_inverse=True)[1] if column else near.row_groups()
     count = int(groups.max()) + 1
     if count < len(SPLITS):
         raise DataError(_too_few(count, column))
     # A group's random place hangs on its content alone, so a row that stands alone keeps it for ever.
     smallest = numpy.full(count, numpy.iinfo(numpy.uint64).max, dtype=numpy.uint64)
     numpy.minimum.at(smallest, groups, contents)
-    places = assign_splits(shuffled(smallest, seed)[groups], validation_share, test_share)
+    places = draw_splits(seeded_hashes(smallest, seed)[groups], validation_share, test_share)
     before = places.copy()
     _leave_out(places, near)
     if numpy.bincount(places, minlength=len(SPLITS))[: len(SPLITS)].min() == 0:
@@ -100,7 +109,7 @@ def divide(
     first = numpy.full(count, numpy.iinfo(numpy.int64).max)
     numpy.minimum.at(first, groups, numbers)
     left = {SPLITS[code]: int(((before == code) & (places == LEFT_OUT)).sum()) for code in (0, 1)}
-    together = _together(near.groups(), numbers)
+    together = _together(near.row_groups(), numbers)
     named = numpy.bincount(groups) if column else numpy.zeros(0, dtype=numpy.int64)
     report = {
         "duplicates": int(len(whole) - len(numpy.unique(whole))),
@@ -113,39 +122,39 @@ def divide(
             *_of_near(together, left, near, column),
         ],
     }
-    return Division(places, first[groups], report)
+    return SplitAssignment(places, first[groups], report)
 
 
 def _read(kept: bytearray) -> Hashes:
     return numpy.frombuffer(bytes(kept), dtype="<u8").astype(numpy.uint64)
 
 
-def _leave_out(places: Places, near: Near) -> None:
+def _leave_out(places: SplitCodes, near: NearDuplicates) -> None:
     """Take out training rows that a held-out row resembles, and validation rows like a test row."""
-    like_test = near.beside(places == TEST)
-    like_validation = near.beside(places == VALIDATION)
+    like_test = near.similar_rows(places == TEST)
+    like_validation = near.similar_rows(places == VALIDATION)
     places[(places == VALIDATION) & like_test] = LEFT_OUT
     places[(places == TRAIN) & (like_test | like_validation)] = LEFT_OUT
 
 
-def shuffled(hashes: Hashes, seed: int) -> Hashes:
+def seeded_hashes(hashes: Hashes, seed: int) -> Hashes:
     """A pseudo-random number per hash and seed."""
-    return mixed(hashes ^ numpy.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF))
+    return splitmix64(hashes ^ numpy.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF))
 
 
-def assign_splits(keys: Hashes, validation_share: float, test_share: float) -> Places:
+def draw_splits(keys: Hashes, validation_share: float, test_share: float) -> SplitCodes:
     """For each row 0 (train), 1 (validation) or 2 (test). Rows of one key stay together; none is empty."""
     _, inverse, counts = numpy.unique(keys, return_inverse=True, return_counts=True)
     groups = numpy.zeros(len(counts), dtype=numpy.uint8)
     for code, share in ((TEST, test_share), (VALIDATION, validation_share)):
         free = numpy.flatnonzero(groups == 0)
         # Sorted by key is in random order, so taking the first that fit is drawing without a second seed.
-        taken = _fitting(counts[free], max(1, round(share * len(keys))), most=len(free) - code)
+        taken = _take_groups(counts[free], max(1, round(share * len(keys))), most=len(free) - code)
         groups[free[taken or [int(counts[free].argmin())]]] = code
     return groups[inverse]
 
 
-def _fitting(counts: numpy.typing.NDArray[numpy.int64], wanted: int, most: int) -> list[int]:
+def _take_groups(counts: numpy.typing.NDArray[numpy.int64], wanted: int, most: int) -> list[int]:
     """Positions of the first groups that together have at most `wanted` rows, and are `most` at most."""
     taken: list[int] = []
     for position, count in enumerate(counts.tolist()):
@@ -196,7 +205,7 @@ def _of_column(column: str, sizes: Numbers) -> str:
     )
 
 
-def _of_near(together: dict[str, Any], left: dict[str, int], near: Near, column: str) -> list[str]:
+def _of_near(together: dict[str, Any], left: dict[str, int], near: NearDuplicates, column: str) -> list[str]:
     said = []
     if together["rows"]:
         example = " and ".join(f"{number:,}" for number in together["examples"][0][:2])

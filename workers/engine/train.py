@@ -112,7 +112,7 @@ def train(
                 if step > arm.step:
                     # Forward and backward: each micro-batch adds its share of the step's mean loss.
                     batches = list(arm.step_examples(step))
-                    labelled = sum(example.labelled for batch in batches for example in batch)
+                    labelled = sum(example.target_count for batch in batches for example in batch)
                     # Each row draws its own dropout, and a layer that is computed twice fills no cache.
                     share = (
                         scorer.shares_prefix and not learn.lora_dropout and not learn.gradient_checkpointing
@@ -122,7 +122,7 @@ def train(
                     runtime.set_random_state(arm.random_state, device)
                     loss, tokens = 0.0, 0
                     for examples in batches:
-                        batch = collate(examples, device, share=share)
+                        batch = collate(examples, device, share_prefix=share)
                         batch_loss = scorer.training_loss(batch, labelled)
                         batch_loss.backward()  # type: ignore[no-untyped-call]
                         loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
@@ -221,6 +221,6 @@ def validation_loss(
     ):
         keep_alive()
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(examples, device, share=scorer.shares_prefix))
+        losses = scorer.token_losses(collate(examples, device, share_prefix=scorer.shares_prefix))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
     return total / tokens
