@@ -40,9 +40,9 @@ def origin(specs: Sequence[TrainSpec], arms: Sequence[Arm], base: Any) -> dict[s
     for arm in arms:
         for place in sorted(arm.examples):
             data.update(place.to_bytes(8, "little"))
-            data.update(arm.examples[place].ids.tobytes() + arm.examples[place].learn.tobytes())
+            data.update(arm.examples[place].ids.tobytes() + arm.examples[place].loss_mask.tobytes())
         for example in arm.validation_examples:
-            data.update(example.ids.tobytes() + example.learn.tobytes())
+            data.update(example.ids.tobytes() + example.loss_mask.tobytes())
     weights = hashlib.sha256(json.dumps([first.base.name, first.base.revision, first.base.sha256]).encode())
     for path, weight in base.named_parameters():
         flat = weight.detach().flatten()
