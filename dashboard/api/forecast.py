@@ -4,7 +4,8 @@ from ninja import Router
 
 from dashboard.api.access import Call
 from dashboard.api.refusals import WRITING
-from dashboard.api.training_runs import Forecast, RunIn, draft
+from dashboard.api.training_run_schemas import Forecast, RunIn
+from dashboard.api.training_runs import draft
 from dashboard.models.forecast import forecast_run
 from dashboard.models.training_run import require_4bit_worker
 from workers.hyperparameters import Hyperparameters

@@ -33,7 +33,7 @@ def test_a_row_says_what_it_is_and_what_came_out(client: Client, vera: User, ada
 def test_it_filters_by_stage(client: Client, vera: User, adapter: Adapter) -> None:
     adapter.set_stage("approved")
     assert "Triage" in page(client, vera, "?stage=approved")
-    assert "No adapter has this stage" in page(client, vera, "?stage=retired")
+    assert "No adapters in this stage" in page(client, vera, "?stage=retired")
 
 
 @pytest.mark.parametrize(

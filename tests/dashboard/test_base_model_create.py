@@ -106,7 +106,7 @@ def test_an_empty_models_folder_is_explained(
 ) -> None:
     monkeypatch.setattr(settings, "DATA_DIR", tmp_path)
     client.force_login(mara)
-    assert "There is no folder to choose yet" in client.get(reverse("base-model-create")).content.decode()
+    assert "No model folder was found" in client.get(reverse("base-model-create")).content.decode()
 
 
 def test_it_refuses_everybody_but_managers(client: Client, ed: User, vera: User) -> None:

@@ -47,7 +47,7 @@ def test_it_says_that_a_model_is_too_large_for_here(
 ) -> None:
     device(500_000_000)
     device(600_000_000, "CPU, 4 cores")
-    assert "does not fit: the most here is 600.0 MB (CPU, 4 cores)" in page_of(client, vera)
+    assert "does not fit: the largest device has 600.0 MB (CPU, 4 cores)" in page_of(client, vera)
 
 
 def test_it_calls_tight_what_only_just_fits(client: Client, vera: User, base_model: BaseModel) -> None:
@@ -59,7 +59,7 @@ def test_it_calls_tight_what_only_just_fits(client: Client, vera: User, base_mod
 
 def test_without_a_worker_it_does_not_guess(client: Client, vera: User, base_model: BaseModel) -> None:
     page = page_of(client, vera)
-    assert "no worker is connected to tell whether it fits" in page
+    assert "no worker is connected" in page
     assert "fits on" not in page
 
 

@@ -128,7 +128,7 @@ def test_a_loss_that_was_no_number_is_a_gap(client: Client, vera: User, run: Tra
 def test_without_a_choice_it_offers_the_runs(client: Client, vera: User, run: TrainingRun) -> None:
     text = page(client, vera)
     assert re.search(rf'name="runs"\s+value="{run.pk}"', text)
-    assert "Compare the ticked runs" in text
+    assert "Compare selected runs" in text
 
 
 def test_ticked_boxes_choose_as_the_address_does(client: Client, vera: User, pair: list[Adapter]) -> None:

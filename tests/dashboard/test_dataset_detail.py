@@ -94,7 +94,7 @@ def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, p
     page = page_of(client, version.dataset)
     for words in (
         "2 of 5 rows cannot be used.",
-        "Import the 3 good rows only",
+        "Import the 3 valid rows only",
         "The answer is empty. &lt;b&gt;",
     ):
         assert words in page
@@ -128,16 +128,16 @@ def test_it_says_which_rows_were_kept_together_or_left_out(
     client.force_login(vera)
     page = page_of(client, dataset)
     assert notes[0] in page
-    assert "Nearly the same: at least 80 %" in page
-    assert "<dt>Groups in the test rows</dt><dd>1</dd>" in page
+    assert "share at least 80 %" in page
+    assert "<dt>Groups in the test split</dt><dd>1</dd>" in page
 
 
 def test_it_says_that_no_row_resembles_another(client: Client, vera: User, dataset: Dataset) -> None:
     divided(dataset, split_notes=[], near_duplicates={"rows": 0}, groups={"test": 2})
     client.force_login(vera)
     page = page_of(client, dataset)
-    assert "No row asks the same or nearly the same as another" in page
-    assert "Groups in the test rows" not in page
+    assert "No two prompts are the same or nearly the same" in page
+    assert "Groups in the test split" not in page
 
 
 def test_it_shows_the_seal_of_the_test_rows(client: Client, vera: User, dataset: Dataset) -> None:
@@ -161,13 +161,13 @@ def test_it_suggests_columns_that_repeat_to_who_may_upload(
     version.group_column = "customer & co"
     version.save()
     assert "1,200 different values" not in page_of(client, dataset)
-    assert "<dt>Rows belong together by</dt><dd>customer &amp; co</dd>" in page_of(client, dataset)
+    assert "<dt>Group column</dt><dd>customer &amp; co</dd>" in page_of(client, dataset)
 
 
 def test_a_version_from_before_says_what_it_always_said(client: Client, vera: User, dataset: Dataset) -> None:
     divided(dataset, duplicates=3)
     client.force_login(vera)
-    assert "Copies of a row always stay in one split" in page_of(client, dataset)
+    assert "Copies of a row stay in one split" in page_of(client, dataset)
 
 
 def test_unclear_columns_offer_those_that_repeat(client: Client, ed: User, project: Project) -> None:
@@ -182,7 +182,7 @@ def test_unclear_columns_become_a_question(client: Client, ed: User, project: Pr
     version = failed(project, ed, "columns_unclear", found)
     client.force_login(ed)
     page = page_of(client, version.dataset)
-    for words in ("Which column is what?", "So good", '<option value="label">label</option>'):
+    for words in ("Choose the columns", "So good", '<option value="label">label</option>'):
         assert words in page
 
 

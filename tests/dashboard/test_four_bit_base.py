@@ -223,7 +223,7 @@ def test_the_adapters_page_says_so_and_loads_it_so(
     adapter = publish(make_run(project, dataset, base_model, by=ed, load_in_4bit=True))
     client.force_login(vera)
     text = client.get(adapter.get_absolute_url()).content.decode()
-    assert "trained and scored on it in 4 bits (NF4)" in text
+    assert "trained and evaluated on it in 4 bits (NF4)" in text
     assert "quantization_config=in_4bit" in text
     compile(adapter.usage(), "usage", "exec")
 

@@ -254,7 +254,7 @@ def test_gaps_are_confirmed_before_a_start(
     assert client.post(URL, {**values, "confirmed": resolution.confirmation_key}).status_code == 302
     run = TrainingRun.objects.get()
     assert (run.confirmed_by, run.confirmations) == (ed, list(resolution.confirmations))
-    assert b"Accepted before the start" in client.get(run.get_absolute_url()).content
+    assert b"Confirmed before the launch" in client.get(run.get_absolute_url()).content
 
 
 def test_a_repeated_run_keeps_its_version_of_a_choice(

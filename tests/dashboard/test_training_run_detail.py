@@ -11,7 +11,7 @@ from django.urls import reverse
 from dashboard.models import DatasetVersion, Evaluation, MetricSeries, State, TrainingRun, User, WorkerNode
 from dashboard.models.adjustments import use_smaller_batches
 from dashboard.stages import eta_range
-from tests.conftest import finish, make_run
+from tests.conftest import finish
 from tests.dashboard.conftest import evaluate, publish
 
 
@@ -159,7 +159,7 @@ def test_it_says_what_was_changed_after_memory_ran_out(client: Client, vera: Use
     run.job.move("claim", attempt=1)
     use_smaller_batches(run.job, "out_of_memory")
     page = page_of(client, vera, run)
-    assert "Memory ran out in attempt 1, so it went on with 4 × 2 rows per step instead" in page
+    assert "Attempt 1 ran out of memory. The batch size was reduced from 8 to 4" in page
 
 
 def test_it_has_the_curves_as_a_table(client: Client, vera: User, run: TrainingRun) -> None:

@@ -65,7 +65,7 @@ def test_it_does_not_lead_back_to_a_checkpoint_that_does_not_fit(
     page = page_of(client, ed, failed(run, "checkpoint_mismatch"))
     assert primary(page) == [AGAIN]
     assert page.index(AGAIN) < page.index(RESUME)
-    assert "Resuming helps only once what the message names is as it was." in page
+    assert "it begins at step 0" in page
     assert "can be resumed from there" not in page
 
 
@@ -87,7 +87,7 @@ def test_it_leads_with_another_setting_where_the_same_would_fail_again(
 def test_it_tells_everybody_what_is_kept_and_until_when(client: Client, vera: User, run: TrainingRun) -> None:
     page = page_of(client, vera, failed(run, "disk_full"))
     until = date_format(timezone.localtime() + timedelta(days=14), "j F Y")
-    assert f"A checkpoint of step 7 of 10 is kept for 14 days, until {until}." in page
+    assert f"The checkpoint of step 7 of 10 is kept for 14 days, until {until}." in page
     assert RESUME not in page
 
 

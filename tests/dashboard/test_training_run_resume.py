@@ -45,7 +45,7 @@ def test_it_waits_again_for_a_worker(client: Client, ed: User, parked: TrainingR
 def test_the_page_says_from_which_step(client: Client, ed: User, parked: TrainingRun) -> None:
     page = page_of(client, ed, parked)
     assert "Resume from step 4" in page
-    assert "A checkpoint of step 4 of 10 is kept for 14 days, until " in page
+    assert "The checkpoint of step 4 of 10 is kept for 14 days, until " in page
 
 
 def test_a_viewer_is_offered_nothing(client: Client, vera: User, parked: TrainingRun) -> None:

@@ -106,7 +106,7 @@ def test_the_form_shows_the_change_beside_the_earlier_value(
 def test_a_plain_clone_shows_no_change(client: Client, ed: User, run: TrainingRun) -> None:
     client.force_login(ed)
     page = client.get(f"{reverse('training-run-create')}?clone={run.pk}").content.decode()
-    assert "Filled in with the settings of" in page
+    assert "The form has the settings of" in page
     assert "<del>" not in page
 
 

@@ -45,7 +45,7 @@ def stop(job: Job, by: User, keep: str, step: int | None) -> None:
 def test_it_can_be_resumed_from_where_it_stood(client: Client, ed: User, run: TrainingRun, job: Job) -> None:
     stop(job, ed, "checkpoint", 5)
     page = page_of(client, ed, run)
-    assert "A checkpoint of step 5 of" in page
+    assert "The checkpoint of step 5 of" in page
     assert "Resume from step 5" in page
     assert LOST not in page
 
@@ -56,7 +56,7 @@ def test_everybody_reads_where_its_last_steps_are_lost(
     stop(job, ed, "checkpoint", 3)
     page = page_of(client, vera, run)
     assert LOST in page
-    assert "A checkpoint of step 3 of" in page
+    assert "The checkpoint of step 3 of" in page
     assert "Resume" not in page
 
 

@@ -187,12 +187,12 @@ def test_a_bad_file_ends_as_a_failure_that_its_page_tells_in_the_same_words(
 def test_the_upload_form_refuses_in_place_and_keeps_what_was_typed(page: Page, tmp_path: Path) -> None:
     page.goto("/datasets/new/")
     page.get_by_label(re.compile("^Name")).fill("My name for it")
-    page.get_by_role("button", name="Upload and check").click()
+    page.get_by_role("button", name="Upload and import").click()
     expect(page.get_by_role("alert").first).to_contain_text("File")
     wrong = tmp_path / "program.exe"
     wrong.write_bytes(BINARY)
     page.get_by_label("File", exact=True).set_input_files(wrong)
-    page.get_by_role("button", name="Upload and check").click()
+    page.get_by_role("button", name="Upload and import").click()
     expect(page.get_by_role("alert").first).to_contain_text("program.exe cannot be imported")
     expect(page.get_by_label(re.compile("^Name"))).to_have_value("My name for it")
     (tmp_path / "empty.csv").touch()

@@ -125,17 +125,17 @@ def test_the_run_page_follows_the_run_to_its_end_without_a_reload(visitor: Page)
 
 
 def test_the_evaluation_shows_base_and_adapter_side_by_side(visitor: Page) -> None:
-    result = visitor.get_by_role("region", name="Base model and adapter on the same held-out rows")
+    result = visitor.get_by_role("region", name="Base model and adapter on the same test rows")
     expect(result).to_contain_text("Exact match")
-    answers = visitor.get_by_role("region", name="Answers on held-out rows")
+    answers = visitor.get_by_role("region", name="Answers on test rows")
     expect(answers.get_by_role("article").first).to_contain_text("Expected")
     expect(answers.get_by_role("article").first).to_contain_text("Base model")
 
 
 def test_the_adapter_page_leads_back_to_data_and_run(visitor: Page) -> None:
-    visitor.get_by_role("region", name="The adapter").get_by_role("link").click()
+    visitor.get_by_role("region", name="Adapter", exact=True).get_by_role("link").click()
     visitor.wait_for_url(re.compile(r"/adapters/\d+/$"))
-    lineage = visitor.get_by_role("region", name="Where it comes from")
+    lineage = visitor.get_by_role("region", name="Lineage")
     expect(lineage.get_by_role("link", name=re.compile("#1$"))).to_be_visible()
     expect(lineage.get_by_role("link", name=re.compile(":v1$"))).to_be_visible()
 

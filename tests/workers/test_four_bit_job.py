@@ -44,6 +44,6 @@ def test_it_trains_publishes_and_scores_in_4_bits(
     record = json.loads((packed.adapter.path() / "run.json").read_text())
     assert record["spec"]["hyperparameters"]["load_in_4bit"] is True
     client.force_login(ed)
-    assert b"trained and scored on it in 4 bits" in client.get(packed.adapter.get_absolute_url()).content
+    assert b"trained and evaluated on it in 4 bits" in client.get(packed.adapter.get_absolute_url()).content
     estimates = Calibration.objects.in_bulk(field_name="run")
     assert estimates[packed.pk].estimated_memory_bytes < estimates[whole.pk].estimated_memory_bytes
