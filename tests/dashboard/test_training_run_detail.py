@@ -11,7 +11,7 @@ from django.urls import reverse
 from dashboard.models import DatasetVersion, Evaluation, MetricSeries, State, TrainingRun, User, WorkerNode
 from dashboard.models.adjustments import use_smaller_batches
 from dashboard.stages import eta_range
-from tests.conftest import finish
+from tests.conftest import finish, make_run
 from tests.dashboard.conftest import evaluate, publish
 
 
