@@ -1,7 +1,6 @@
-"""What an inspect job counted in one base model: groups of layers, each with a role and a part of the model.
+"""The layers of a base model as an inspect job counted them: groups, each with a role and a scope.
 
-Stored as JSON on the base model, so that pages answer without building anything. Standard library only: knows
-no rows, no tensors and no presets.
+Stored as JSON on the base model, so that pages need not build the model. Standard library only.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ SCOPES: dict[str, str] = {
     "projector": "projector",
     "other": "outside the layers",
 }
-# What can stand in for an asked role: a fused or compressed layer, or experts, count as what they contain.
-COUNTERPARTS: dict[str, tuple[str, ...]] = {
+# Roles that count as another one: a fused or compressed layer, or experts, count as what they contain.
+EQUIVALENT_ROLES: dict[str, tuple[str, ...]] = {
     "attn_q": ("attn_q", "attn_qkv"),
     "attn_k": ("attn_k", "attn_qkv", "attn_kv"),
     "attn_v": ("attn_v", "attn_qkv", "attn_kv"),
@@ -88,33 +87,33 @@ class Group:
 
     @property
     def modules(self) -> int:
-        """How many modules the group holds; a name without a layer number stands for one."""
+        """Number of modules in the group; a name without a layer number stands for one."""
         return len(self.layers) if "*" in self.pattern else 1
 
     @property
     def is_parameter(self) -> bool:
-        """Whether the name is a tensor's own, not a module's."""
+        """True if the name is a tensor's, not a module's."""
         return self.kind in PARAMETER_KINDS
 
     def name(self, layer: int) -> str:
-        """The full name in one layer, as the model spells it."""
+        """Return the full name in one layer, as the model spells it."""
         return self.pattern.replace("*", str(layer), 1)
 
     def names(self) -> list[str]:
-        """All full names."""
+        """Return all full names."""
         return [self.name(layer) for layer in self.layers] if "*" in self.pattern else [self.pattern]
 
     def parameter_name(self, name: str) -> str:
-        """The tensor behind a name of this group: its own, or its module's weight."""
+        """Return the tensor behind a name of this group: its own, or its module's weight."""
         return name if self.is_parameter else f"{name}.weight"
 
 
 @dataclass(frozen=True)
 class Census:
-    """The groups of one base model, and what else has to be known of it before a run.
+    """The groups of one base model, and the facts that a run needs beforehand.
 
-    `rewrites` are names that PEFT turns into other ones on this type of model before it looks for them (old
-    name to new name). `refused` holds what PEFT attached otherwise than meant: arguments to reason.
+    `rewrites`: names that PEFT replaces on this model type before matching (old to new). `refused`: arguments
+    (`Resolution.key`) that PEFT does not attach as intended, with the reason.
     """
 
     model_type: str
@@ -132,14 +131,14 @@ class Census:
     version: int = CENSUS_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         plain = dataclasses.asdict(self)
         plain["groups"] = [{**group, "layers": list(group["layers"])} for group in plain["groups"]]
         return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Census:
-        """Rebuild from JSON. A census of another version is refused, as its model must be inspected again."""
+        """Rebuild from JSON. Raises TargetError for another version: the model must be inspected again."""
         if values.get("version") != CENSUS_VERSION:
             raise TargetError("This base model was counted by another version. Inspect it again.")
         groups = tuple(Group(**{**group, "layers": tuple(group["layers"])}) for group in values["groups"])
@@ -150,10 +149,9 @@ class Census:
 class Matched:
     """Layers of one group that get an adapter.
 
-    `r` and `lora_alpha` are the group's own; 0 follows the run, and experts then share the run's rank.
-    `as_parameter` says that PEFT is given the tensor, not the module. `depth` counts the adapters that PEFT
-    wraps around this one, because they sit on other tensors of the same module. `has_magnitude`: DoRA keeps
-    a length of its own for each output.
+    `r`, `lora_alpha`: of this group; 0 follows the run, and experts then share the run's rank.
+    `as_parameter`: PEFT is given the tensor, not the module. `depth`: adapters that PEFT wraps around this
+    one because they sit on other tensors of the same module. `has_magnitude`: with DoRA's magnitude vector.
     """
 
     group: Group
@@ -166,31 +164,31 @@ class Matched:
 
     @property
     def role(self) -> str:
-        """The group's role."""
+        """Role of the group."""
         return self.group.role
 
     @property
     def pattern(self) -> str:
-        """The group's name with `*` for the layer number."""
+        """Name of the group with `*` for the layer number."""
         return self.group.pattern
 
     @property
     def modules(self) -> int:
-        """How many modules or tensors get an adapter."""
+        """Number of modules or tensors that get an adapter."""
         return len(self.layers) if "*" in self.group.pattern else 1
 
     def names(self) -> list[str]:
-        """Full names of what is adapted."""
+        """Return the full names of what is adapted."""
         if "*" not in self.group.pattern:
             return [self.group.pattern]
         return [self.group.name(layer) for layer in self.layers]
 
     def rank(self, r: int) -> int:
-        """The rank of one module, or of one expert, in a run of rank `r`."""
+        """Return the rank of one module, or of one expert, in a run of rank `r`."""
         return self.r or max(1, r // self.group.experts)
 
     def alpha(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> float:
-        """Its alpha: unless it has its own, what keeps the run's scale at the group's rank."""
+        """Return the group's alpha: its own, else the one that keeps the run's scale at the group's rank."""
         if self.lora_alpha:
             return self.lora_alpha
         share = self.rank(r) / r
@@ -198,13 +196,13 @@ class Matched:
         return int(alpha) if alpha == int(alpha) else alpha
 
     def params(self, r: int) -> int:
-        """Trainable parameters in a run of rank `r`: A is [r, d_in] and B is [d_out, r], for each expert."""
+        """Return trainable parameters in a run of rank `r`: A [r, d_in] and B [d_out, r], per expert."""
         group = self.group
         magnitudes = self.modules * group.d_out if self.has_magnitude else 0
         return self.modules * self.rank(r) * group.experts * (group.d_in + group.d_out) + magnitudes
 
     def tensors(self, r: int) -> Iterator[tuple[str, list[int]]]:
-        """(name, shape) of every tensor that PEFT saves for it."""
+        """Yield (name, shape) of every tensor that PEFT saves for these layers."""
         group, width = self.group, self.rank(r) * self.group.experts
         inner = ".base_layer" * self.depth
         for name in self.names():
@@ -219,18 +217,18 @@ class Matched:
                 yield f"base_model.model.{module}.lora_magnitude_vector", [group.d_out]
 
 
-def stand_ins(role: str) -> tuple[str, ...]:
-    """The roles that count as `role`."""
-    return COUNTERPARTS.get(role, (role,))
+def equivalent_roles(role: str) -> tuple[str, ...]:
+    """Return the roles that count as `role`."""
+    return EQUIVALENT_ROLES.get(role, (role,))
 
 
-def whole(groups: Iterable[Group]) -> tuple[Matched, ...]:
-    """The groups with all their layers."""
+def match_all_layers(groups: Iterable[Group]) -> tuple[Matched, ...]:
+    """Return matches of all layers of these groups."""
     return tuple(Matched(group, group.layers) for group in groups)
 
 
-def spans(layers: Iterable[int]) -> str:
-    """Layer numbers for people: "0-3, 7"."""
+def format_layers(layers: Iterable[int]) -> str:
+    """Return layer numbers as text: "0-3, 7"."""
     runs: list[list[int]] = []
     for layer in sorted(set(layers)):
         if runs and layer == runs[-1][1] + 1:

@@ -1,7 +1,4 @@
-"""Numbers before the run, by plain arithmetic over a census: parameters and file size of an adapter.
-
-Standard library only; knows nothing of rows or tensors. Measured values replace these where a run has them.
-"""
+"""Parameters and file size of an adapter, computed from a census before the run. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,20 +12,20 @@ _DTYPES = {4: "F32", 2: "BF16"}
 
 
 def adapter_params(matched: Iterable[Matched], r: int) -> int:
-    """Trainable parameters: r * (d_in + d_out) per module (LoRA, arXiv 2106.09685, section 4)."""
-    return sum(one.params(r) for one in matched)
+    """Return trainable parameters: r * (d_in + d_out) per module (LoRA, arXiv 2106.09685, section 4)."""
+    return sum(item.params(r) for item in matched)
 
 
 def adapter_bytes(matched: Iterable[Matched], r: int, dtype_bytes: int = 4) -> int:
-    """Size of `adapter_model.safetensors`: 8 bytes of length, a JSON header padded to 8, then the tensors.
+    """Return the bytes of `adapter_model.safetensors`: 8 bytes of length, a padded JSON header, the tensors.
 
     Layout from the safetensors format description: tensors of one dtype lie in the order of their names, and
-    the header holds dtype, shape and offsets of each. PEFT writes fp32 (4 bytes) unless told otherwise.
+    the header holds dtype, shape and offsets of each. PEFT writes fp32 (4 bytes) by default.
     """
     dtype = _DTYPES[dtype_bytes]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in sorted(tensor for one in matched for tensor in one.tensors(r)):
+    for name, shape in sorted(tensor for item in matched for tensor in item.tensors(r)):
         start, end = end, end + math.prod(shape) * dtype_bytes
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")).encode())

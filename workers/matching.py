@@ -1,8 +1,8 @@
-"""PEFT's own matching rules in plain Python: which names a set of arguments reaches, and at what rank.
+"""PEFT's matching rules in plain Python: the names that a set of arguments matches, and their ranks.
 
-A copy of what PEFT 0.21 does (`check_target_module_exists`, `get_pattern_key`, `_inject_parameters` and the
-rewriting of old expert names), so that pages can say before a run what PEFT will do. A test compares it with
-PEFT on every family. Knows only what a census lists; standard library only.
+Follows PEFT 0.21 (`check_target_module_exists`, `get_pattern_key`, `_inject_parameters` and the rewriting of
+old expert names), so that pages can show before a run what PEFT will do. A test compares it with PEFT on all
+model families. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
 
 @dataclass(frozen=True)
 class Arguments:
-    """PEFT's arguments that say where an adapter sits. `target_regex` is `target_modules` as one string."""
+    """PEFT's arguments that place an adapter. `target_regex` is `target_modules` as one string."""
 
     target_modules: tuple[str, ...] = ()
     target_regex: str = ""
@@ -31,7 +31,7 @@ class Arguments:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT's LoraConfig takes them; what is not set is left out."""
+        """Return the arguments that are set, as PEFT's LoraConfig takes them."""
         values: dict[str, Any] = {"target_modules": self.target_regex or sorted(self.target_modules)}
         for name in ("target_parameters", "exclude_modules", "layers_to_transform"):
             if getattr(self, name):
@@ -43,22 +43,22 @@ class Arguments:
 
 
 class NotConvertible(ValueError):
-    """PEFT itself would refuse these names on this type of model."""
+    """PEFT refuses these names on this model type."""
 
 
 def matches(entry: str, key: str) -> bool:
-    """PEFT's rule for one entry of a list: the whole name, or its end after a dot."""
+    """Apply PEFT's rule for one entry of a list: the whole name, or its end after a dot."""
     return key == entry or key.endswith("." + entry)
 
 
-def any_matches(entries: Iterable[str], key: str) -> bool:
-    """Whether one of the entries reaches the name."""
+def matches_any(entries: Iterable[str], key: str) -> bool:
+    """Return True if one of the entries matches the name."""
     return any(matches(entry, key) for entry in entries)
 
 
-def attached(arguments: Arguments, census: Census, r: int) -> dict[str, int]:
-    """Every name that PEFT adapts with these arguments, and its rank. Tensors go by their own names."""
-    arguments = rewritten(arguments, census, r)
+def matched_names(arguments: Arguments, census: Census, r: int) -> dict[str, int]:
+    """Return the rank of every module and tensor that PEFT adapts with these arguments, by name."""
+    arguments = rewrite_expert_names(arguments, census, r)
     found = {}
     for group in census.groups:
         if group.kind not in (*MODULE_KINDS, "conv"):
@@ -71,13 +71,13 @@ def attached(arguments: Arguments, census: Census, r: int) -> dict[str, int]:
             continue
         for name in group.names():
             tensor = group.parameter_name(name)
-            if any_matches(arguments.target_parameters, tensor):
+            if matches_any(arguments.target_parameters, tensor):
                 found[tensor] = _pattern_value(arguments.rank_pattern, tensor, r)
     return found
 
 
-def rewritten(arguments: Arguments, census: Census, r: int) -> Arguments:
-    """The arguments after PEFT has turned old names of experts into those of today's fused tensors."""
+def rewrite_expert_names(arguments: Arguments, census: Census, r: int) -> Arguments:
+    """Return the arguments after PEFT has replaced old expert names by those of today's fused tensors."""
     if not census.rewrites:
         return arguments
     modules = arguments.target_modules
@@ -114,11 +114,11 @@ def rewritten(arguments: Arguments, census: Census, r: int) -> Arguments:
 
 
 def _reaches(arguments: Arguments, name: str) -> bool:
-    if any_matches(arguments.exclude_modules, name):
+    if matches_any(arguments.exclude_modules, name):
         return False
     if arguments.target_regex:
         return re.fullmatch(arguments.target_regex, name) is not None
-    if not any_matches(arguments.target_modules, name):
+    if not matches_any(arguments.target_modules, name):
         return False
     if not arguments.layers_to_transform:
         return True
@@ -134,7 +134,7 @@ def _pattern_value(patterns: dict[str, int], name: str, otherwise: int) -> int:
 
 
 def _leaf_names(regex: str, census: Census) -> tuple[str, ...]:
-    """What a regex becomes where names are rewritten: the last segments of all that it matches."""
+    """Return what a regex becomes where names are rewritten: the last segments of all that it matches."""
     leaves = set()
     for group in census.groups:
         for name in group.names():

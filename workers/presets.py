@@ -1,8 +1,6 @@
-"""The presets: named sets of roles, and what each of them means on one model.
+"""Built-in presets: named sets of roles, and their resolution to PEFT's arguments on one base model.
 
-A `Census` lists a base model's layer groups, counted once by an inspect job; `resolve` turns roles into
-PEFT's arguments from that list alone, so a page answers at once. Standard library only: knows no rows and
-no tensors.
+`resolve` needs the census alone, so that a page answers at once. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,17 +9,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.census import PRESET_SCOPES, ROLES, Census, Group, stand_ins, whole
+from workers.census import PRESET_SCOPES, ROLES, Census, Group, equivalent_roles, match_all_layers
 from workers.errors import SpecError
 from workers.targets import Resolution, to_peft_arguments, with_warnings
 
-# Older MLPs have no gate, and most models no linear attention: their absence is no gap.
+# Older MLPs have no gate, and most models no linear attention: neither is reported as missing.
 OPTIONAL = ("mlp_gate", "linattn_in")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of roles. `sentence` stands under its card."""
+    """A named set of roles. `sentence` is shown on its card."""
 
     slug: str
     label: str
@@ -80,7 +78,7 @@ RECOMMENDED_WHY = (
 
 
 def preset(slug: str) -> Preset:
-    """The built-in preset of that slug; an unknown one is a SpecError that lists the known ones."""
+    """Return the built-in preset of that slug. Raises SpecError, which lists the known ones."""
     if slug not in PRESETS:
         raise SpecError(
             "target_module_config", f"There is no preset `{slug}`. Known presets: {', '.join(PRESETS)}."
@@ -89,21 +87,21 @@ def preset(slug: str) -> Preset:
 
 
 def resolve(roles: Sequence[str], census: Census) -> Resolution:
-    """PEFT's arguments for `roles` on this model, or a refusal that names what is missing and what works."""
-    answer = _resolve(roles, census)
-    if not answer.refusal:
-        return answer
+    """Return PEFT's arguments for `roles`, or a refusal that names the missing role and an alternative."""
+    resolution = _resolve(roles, census)
+    if not resolution.refusal:
+        return resolution
     alternative = _working_preset(roles, census)
     advice = f" Choose {alternative} instead." if alternative else ""
-    return dataclasses.replace(answer, refusal=answer.refusal + advice)
+    return dataclasses.replace(resolution, refusal=resolution.refusal + advice)
 
 
 def _resolve(roles: Sequence[str], census: Census) -> Resolution:
     refusal = _refusal(roles, census)
     if refusal:
         return Resolution(layers_total=census.num_layers, refusal=refusal)
-    wanted = {stand_in for role in roles for stand_in in stand_ins(role)}
-    chosen = whole(group for group in _reachable(census) if group.role in wanted)
+    wanted = {stand_in for role in roles for stand_in in equivalent_roles(role)}
+    chosen = match_all_layers(group for group in _reachable(census) if group.role in wanted)
     return with_warnings(to_peft_arguments(chosen, census), census, roles=roles)
 
 
@@ -116,9 +114,11 @@ def _refusal(roles: Sequence[str], census: Census) -> str:
         return "Choose at least one kind of layer to adapt."
     unknown = [role for role in roles if role not in ROLES]
     if unknown:
-        return f"`{unknown[0]}` is no role of a layer."
+        return f"`{unknown[0]}` is not a known layer role."
     present = {group.role for group in _reachable(census)}
-    missing = [role for role in roles if role not in OPTIONAL and not present.intersection(stand_ins(role))]
+    missing = [
+        role for role in roles if role not in OPTIONAL and not present.intersection(equivalent_roles(role))
+    ]
     if missing:
         return f"This model has no layer that Graftworks knows as {ROLES[missing[0]]}."
     return ""

@@ -1,7 +1,6 @@
-"""From chosen layers to PEFT's arguments, in the shortest form that reaches them and nothing else.
+"""PEFT's arguments for chosen layers, in the shortest form that matches them and nothing else.
 
-Every answer is checked against PEFT's own rules before it is given. Standard library only: knows no presets,
-no rows and no tensors.
+Every result is checked against PEFT's own rules. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,45 +10,45 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Matched, spans, stand_ins
+from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Matched, equivalent_roles, format_layers
 from workers.errors import SpecError, TargetError
 from workers.hyperparameters import Hyperparameters
-from workers.matching import Arguments, NotConvertible, any_matches, attached
+from workers.matching import Arguments, NotConvertible, matched_names, matches_any
 from workers.specs import TargetSpec
 from workers.spelling import (
-    also_named,
     common_layers,
-    ends_of_names,
+    module_regex,
+    module_suffixes,
+    parameter_suffixes,
     pattern_key,
-    regex_of,
-    tensor_names,
+    surplus_modules,
 )
 
 _FUSED = ("attn_qkv", "attn_kv", "mlp_gate_up")
-# What no preset adapts, wherever it stands.
+# Roles that no preset adapts, in any scope.
 _UNUSUAL_ROLES = ("router", "gate_other", "head", "embedding", "other")
 
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A name that reaches nothing, and the names of this model that look most like it."""
+    """A name that matches nothing, and the names of this model that look most like it."""
 
     entry: str
     near: tuple[str, ...]
 
     @property
     def sentence(self) -> str:
-        """The mistake in words."""
+        """The error message."""
         names = ", ".join(f"`{name}`" for name in self.near)
         return f"`{self.entry}` matches no layer of this model. Near names: {names}."
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a choice means on one model. With a `refusal` nothing else counts: such a run is not started.
+    """The layers that a target-module config matches on one model, or a `refusal`: such a run cannot start.
 
-    `target_modules` reads as people know it; where `target_regex` is set, PEFT is given that instead.
-    `notes` are facts to show; `confirmations` are sentences that a person has to accept before the run.
+    PEFT is given `target_regex` instead of `target_modules` if it is set. `notes` are facts to show;
+    `confirmations` are warnings that a user has to accept before the run.
     """
 
     target_modules: tuple[str, ...] = ()
@@ -66,74 +65,74 @@ class Resolution:
 
     @property
     def modules(self) -> int:
-        """How many modules and tensors get an adapter."""
-        return sum(one.modules for one in self.matched)
+        """Number of modules and tensors that get an adapter."""
+        return sum(item.modules for item in self.matched)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that get at least one adapter."""
-        return tuple(sorted({layer for one in self.matched for layer in one.layers}))
+        """Layers that get at least one adapter."""
+        return tuple(sorted({layer for item in self.matched for layer in item.layers}))
 
     @property
     def layers_matched(self) -> int:
-        """How many layers get at least one adapter."""
+        """Number of layers that get at least one adapter."""
         return len(self.layers)
 
     @property
-    def sentence(self) -> str:
-        """Coverage in words: "30 of 30 layers, 30 modules"."""
+    def coverage(self) -> str:
+        """Coverage as text: "30 of 30 layers, 30 modules"."""
         return f"{self.layers_matched} of {self.layers_total} layers, {self.modules} modules"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The roles really adapted, in the words of the forms, each once."""
-        return tuple(dict.fromkeys(ROLES[one.role] for one in self.matched))
+        """Labels of the adapted roles, each once."""
+        return tuple(dict.fromkeys(ROLES[item.role] for item in self.matched))
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The names that say what is adapted: of modules, then of tensors."""
+        """Names of what is adapted: of modules, then of tensors."""
         return (*self.target_modules, *self.target_parameters)
 
     @property
     def has_experts(self) -> bool:
-        """Whether PEFT has to adapt tensors instead of modules: then lora_dropout must be 0."""
-        return any(one.as_parameter for one in self.matched)
+        """True if PEFT adapts tensors instead of modules: then lora_dropout must be 0."""
+        return any(item.as_parameter for item in self.matched)
 
     @property
     def key(self) -> str:
-        """The arguments as one line, by which a census remembers what PEFT refused."""
+        """The arguments as one line, the key of `Census.refused`."""
         modules = [self.target_regex] if self.target_regex else sorted(self.target_modules)
-        layers = [f"layers={spans(self.layers_to_transform)}"] if self.layers_to_transform else []
+        layers = [f"layers={format_layers(self.layers_to_transform)}"] if self.layers_to_transform else []
         return " ".join([*modules, *sorted(self.target_parameters), *layers])
 
     @property
     def confirmation_key(self) -> str:
-        """Stands for the very sentences that were accepted; empty where there is nothing to accept."""
+        """Hash of the warnings to accept, so that no other ones are accepted by it; "" without any."""
         if not self.confirmations:
             return ""
         return hashlib.sha256("\n".join(self.confirmations).encode()).hexdigest()[:16]
 
     def names(self) -> list[str]:
-        """Full names of the modules and tensors that get an adapter, as PEFT reports them."""
+        """Return full names of the modules and tensors that get an adapter, as PEFT reports them."""
         return [
-            one.group.parameter_name(name) if one.as_parameter else name
-            for one in self.matched
-            for name in one.names()
+            item.group.parameter_name(name) if item.as_parameter else name
+            for item in self.matched
+            for name in item.names()
         ]
 
     def params(self, r: int) -> int:
-        """Trainable parameters in a run of rank `r`."""
-        return sum(one.params(r) for one in self.matched)
+        """Return the trainable parameters in a run of rank `r`."""
+        return sum(item.params(r) for item in self.matched)
 
-    def shaped(self, learn: Hyperparameters) -> Resolution:
-        """The same with what the run's way of adapting adds to each module."""
+    def with_dora(self, learn: Hyperparameters) -> Resolution:
+        """Return the same with DoRA's magnitude vectors if the run uses them."""
         if not learn.use_dora or self.refusal:
             return self
-        matched = tuple(dataclasses.replace(one, has_magnitude=True) for one in self.matched)
+        matched = tuple(dataclasses.replace(item, has_magnitude=True) for item in self.matched)
         return dataclasses.replace(self, matched=matched)
 
-    def words(self, r: int, frozen: int, file_bytes: int) -> str:
-        """What is adapted, in one line: "30 of 30 layers, 0.28 M parameters (0.2 %), 1.1 MB"."""
+    def summary(self, r: int, frozen: int, file_bytes: int) -> str:
+        """Return coverage and size: "30 of 30 layers, 0.28 M parameters (0.2 %), 1.1 MB"."""
         count = self.params(r)
         share = f"{100 * count / frozen:.2g} %" if frozen else "share unknown"
         return (
@@ -141,12 +140,12 @@ class Resolution:
             f"({share}), {file_bytes / 1e6:,.1f} MB"
         )
 
-    def shares(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> tuple[str, ...]:
-        """What one expert gets of the run's rank, in words; empty without experts."""
+    def expert_shares(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> tuple[str, ...]:
+        """Return sentences on the rank and alpha of one expert; empty without experts."""
         found = dict.fromkeys(
-            (one.group.experts, one.rank(r), one.alpha(r, lora_alpha, use_rslora=use_rslora))
-            for one in self.matched
-            if one.group.experts > 1
+            (item.group.experts, item.rank(r), item.alpha(r, lora_alpha, use_rslora=use_rslora))
+            for item in self.matched
+            if item.group.experts > 1
         )
         return tuple(
             f"{experts} experts share r {r}: each gets r {rank} and lora_alpha {alpha:g}."
@@ -154,15 +153,15 @@ class Resolution:
         )
 
     def arguments(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> Arguments:
-        """PEFT's arguments in a run of rank `r`."""
+        """Return PEFT's arguments in a run of rank `r`."""
         ranks: dict[str, int] = {}
         alphas: dict[str, float] = {}
-        for one in self.matched:
-            if one.rank(r) != r:
-                ranks[pattern_key(one, self.matched)] = one.rank(r)
-            alpha = one.alpha(r, lora_alpha, use_rslora=use_rslora)
+        for item in self.matched:
+            if item.rank(r) != r:
+                ranks[pattern_key(item, self.matched)] = item.rank(r)
+            alpha = item.alpha(r, lora_alpha, use_rslora=use_rslora)
             if alpha != lora_alpha:
-                alphas[pattern_key(one, self.matched)] = alpha
+                alphas[pattern_key(item, self.matched)] = alpha
         return Arguments(
             target_modules=self.target_modules,
             target_regex=self.target_regex,
@@ -175,17 +174,22 @@ class Resolution:
 
 
 def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
-    """The engine's order for this resolution in this run, with what it must find attached."""
+    """Return the engine's spec for this resolution, with the counts that it must find attached.
+
+    Raises TargetError for a refusal, and SpecError where DoRA cannot adapt a layer.
+    """
     if resolution.refusal:
         raise TargetError(resolution.refusal)
-    odd = next((one for one in resolution.matched if one.as_parameter or one.group.kind != "linear"), None)
+    odd = next(
+        (item for item in resolution.matched if item.as_parameter or item.group.kind != "linear"), None
+    )
     if learn.use_dora and odd:
         raise SpecError(
             "use_dora",
-            f"`use_dora` adapts linear layers alone, and `{odd.pattern}` is none. Switch it off, or choose "
+            f"`use_dora` adapts only linear layers, and `{odd.pattern}` is not one. Turn it off, or choose "
             "other layers.",
         )
-    resolution = resolution.shaped(learn)
+    resolution = resolution.with_dora(learn)
     # Left out, lora_alpha has become 2r when the hyper-parameters were made.
     found = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
     return TargetSpec(
@@ -203,37 +207,37 @@ def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
 
 
 def names_sha256(names: Iterable[str]) -> str:
-    """What a run must find attached, name by name, in one short value."""
+    """Return the hash of the names that a run must find attached."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
-    """PEFT's arguments for exactly these groups and layers; a refusal if PEFT cannot be told so."""
-    if not any(one.modules for one in chosen):
+    """Return PEFT's arguments for exactly these groups and layers; a refusal if there are none."""
+    if not any(item.modules for item in chosen):
         return Resolution(layers_total=census.num_layers, refusal="Choose at least one layer to adapt.")
-    conv = next((one for one in chosen if one.group.kind == "conv"), None)
+    conv = next((item for item in chosen if item.group.kind == "conv"), None)
     if conv:
         return Resolution(
             layers_total=census.num_layers,
             refusal=f"`{conv.pattern}` is a convolution. Graftworks adapts linear layers, so leave it out.",
         )
     placed = _nested(chosen, census)
-    modules = [one for one in placed if not one.as_parameter]
+    modules = [item for item in placed if not item.as_parameter]
     layers = common_layers(modules, census)
-    target_modules = ends_of_names([one.group for one in modules], census)
+    target_modules = module_suffixes([item.group for item in modules], census)
     excluded: tuple[str, ...] = ()
     regex = ""
     if target_modules is None or layers is None:
-        target_modules = tuple(sorted({one.pattern.rpartition(".")[2] for one in modules}))
+        target_modules = tuple(sorted({item.pattern.rpartition(".")[2] for item in modules}))
         if census.rewrites:
-            # Here PEFT reduces a regex to last names, so the list says all of them and takes the rest away.
-            excluded = also_named(target_modules, modules, census)
+            # PEFT reduces a regex to last segments on these models, so the rest is excluded by name.
+            excluded = surplus_modules(target_modules, modules, census)
         else:
-            regex = regex_of(modules, census)
+            regex = module_regex(modules, census)
     resolution = Resolution(
         target_modules=target_modules,
         target_regex=regex,
-        target_parameters=tensor_names([one for one in placed if one.as_parameter], census),
+        target_parameters=parameter_suffixes([item for item in placed if item.as_parameter], census),
         exclude_modules=excluded,
         layers_to_transform=() if regex or excluded else layers or (),
         matched=placed,
@@ -245,19 +249,19 @@ def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
 def with_warnings(
     resolution: Resolution, census: Census, *, roles: Sequence[str] = (), layers: Sequence[int] = ()
 ) -> Resolution:
-    """The same with what people should know, and with what they have to accept, before they start.
+    """Return the same with its notes and with the warnings that have to be accepted.
 
-    `roles` are what was asked for, where that was not the layers themselves; `layers` those that were chosen.
+    `roles`: the requested roles, where layers were chosen by role; `layers`: the requested layers.
     """
     if resolution.refusal:
         return resolution
     confirmations = [
-        f"This also adapts `{one.pattern}` "
-        f"({SCOPES[one.group.scope] if _is_apart(one) else ROLES[one.role]}), as no preset does."
-        for one in resolution.matched
-        if _is_apart(one) or one.role in _UNUSUAL_ROLES
+        f"This also adapts `{item.pattern}` "
+        f"({SCOPES[item.group.scope] if _is_apart(item) else ROLES[item.role]}), as no preset does."
+        for item in resolution.matched
+        if _is_apart(item) or item.role in _UNUSUAL_ROLES
     ]
-    confirmations += _gaps(roles or [one.role for one in resolution.matched], resolution, layers)
+    confirmations += _gaps(roles or [item.role for item in resolution.matched], resolution, layers)
     return dataclasses.replace(
         resolution, notes=tuple(_notes(resolution)), confirmations=tuple(confirmations)
     )
@@ -265,35 +269,35 @@ def with_warnings(
 
 def _notes(resolution: Resolution) -> list[str]:
     notes = [
-        f"One layer does the work of several here: {ROLES[fused]} is adapted whole."
+        f"This model fuses several layers into one: {ROLES[fused]} is adapted as a whole."
         for fused in _FUSED
-        if any(one.role == fused for one in resolution.matched)
+        if any(item.role == fused for item in resolution.matched)
     ]
     if resolution.has_experts:
-        notes.append("Dropout must be 0 here, as PEFT cannot drop the inputs of experts.")
+        notes.append("Dropout must be 0: PEFT does not support dropout on expert layers.")
     return notes
 
 
-def _is_apart(one: Matched) -> bool:
-    return one.group.scope not in PRESET_SCOPES and one.role not in ("head", "embedding")
+def _is_apart(item: Matched) -> bool:
+    return item.group.scope not in PRESET_SCOPES and item.role not in ("head", "embedding")
 
 
 def _gaps(roles: Sequence[str], resolution: Resolution, layers: Sequence[int]) -> list[str]:
-    """One sentence for all roles that the same layers lack."""
-    asked = set(layers) or set(range(resolution.layers_total))
+    """Return one sentence for all roles that the same layers lack."""
+    requested = set(layers) or set(range(resolution.layers_total))
     missing: dict[tuple[int, ...], list[str]] = {}
     for role in dict.fromkeys(roles):
-        # A gate and what linear attention reads are absent from layers that are complete without them.
+        # Layers without a gate or a linear-attention input are complete.
         if role in ("linattn_in", "mlp_gate", *_UNUSUAL_ROLES):
             continue
-        # Linear attention has no query, key and value of their own; what it reads stands for them.
-        counted = (*stand_ins(role), *(["linattn_in"] if role.startswith("attn_") else []))
-        found = {layer for one in resolution.matched if one.role in counted for layer in one.layers}
-        if found and not found >= asked:
+        # In linear attention the input projection takes the place of query, key and value.
+        counted = (*equivalent_roles(role), *(["linattn_in"] if role.startswith("attn_") else []))
+        found = {layer for item in resolution.matched if item.role in counted for layer in item.layers}
+        if found and not found >= requested:
             missing.setdefault(tuple(sorted(found)), []).append(ROLES[role])
     return [
-        f"{_sentence_start(labels)} in {len(found)} of {resolution.layers_total} layers ({spans(found)}); "
-        "the other layers stay without."
+        f"{_sentence_start(labels)} in {len(found)} of {resolution.layers_total} layers "
+        f"({format_layers(found)}); the other layers get no adapter."
         for found, labels in missing.items()
     ]
 
@@ -304,43 +308,43 @@ def _sentence_start(labels: Sequence[str]) -> str:
 
 
 def _checked(resolution: Resolution, census: Census) -> Resolution:
-    """The resolution, if PEFT's rules reach what was meant at the ranks that were meant."""
+    """Return the resolution, or a refusal if PEFT would not match exactly these names at these ranks."""
     r = 64
     meant = {
-        one.group.parameter_name(name) if one.as_parameter else name: one.rank(r)
-        for one in resolution.matched
-        for name in one.names()
+        item.group.parameter_name(name) if item.as_parameter else name: item.rank(r)
+        for item in resolution.matched
+        for name in item.names()
     }
     try:
-        reached = attached(resolution.arguments(r, 2 * r), census, r)
+        reached = matched_names(resolution.arguments(r, 2 * r), census, r)
     except NotConvertible:
         reached = {}
     if reached == meant:
         return dataclasses.replace(resolution, refusal=census.refused.get(resolution.key, ""))
     return dataclasses.replace(
         resolution,
-        refusal=f"PEFT cannot be told to adapt exactly these layers: it would take {len(reached)} modules "
-        f"where {len(meant)} are meant.",
+        refusal=f"PEFT cannot adapt exactly these layers: it would match {len(reached)} modules "
+        f"instead of {len(meant)}.",
     )
 
 
 def _nested(chosen: Sequence[Matched], census: Census) -> tuple[Matched, ...]:
-    """The same, each knowing whether PEFT is given its tensor, and how deep it lies in its module."""
+    """Return the same with `as_parameter` and `depth` set."""
     rewritten = tuple(census.rewrites)
     placed = [
         dataclasses.replace(
-            one, as_parameter=one.group.is_parameter or any_matches(rewritten, one.group.pattern)
+            item, as_parameter=item.group.is_parameter or matches_any(rewritten, item.group.pattern)
         )
-        for one in chosen
+        for item in chosen
     ]
     nested = []
-    for position, one in enumerate(placed):
-        module = one.pattern.rpartition(".")[0]
+    for position, item in enumerate(placed):
+        module = item.pattern.rpartition(".")[0]
         later = [
             other
             for other in placed[position + 1 :]
             if other.group.is_parameter and other.pattern.rpartition(".")[0] == module
         ]
-        depth = len(later) if one.group.is_parameter else 0
-        nested.append(dataclasses.replace(one, depth=depth))
+        depth = len(later) if item.group.is_parameter else 0
+        nested.append(dataclasses.replace(item, depth=depth))
     return tuple(nested)

@@ -1,4 +1,4 @@
-"""Choices of target modules: the built-in presets, and what each costs on a base model."""
+"""Target-module configs: the built-in presets and the project's own, with their size on a base model."""
 
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ Text = Annotated[StrictStr, Field(max_length=TEXT_LENGTH), AfterValidator(storab
 
 
 class MatchedOut(Schema):
-    """Layers of one group that are adapted: `group` is their name with `*` for the layer number."""
+    """Adapted layers of one group; `group` is their name with `*` for the layer number."""
 
     group: str
     role: str
@@ -36,11 +36,11 @@ class MatchedOut(Schema):
 
 
 class TargetModuleConfigOut(Schema):
-    """A choice of target modules. The two numbers are null where this base model lacks such layers.
+    """A target-module config. The two numbers are null if it does not fit the base model.
 
-    `resolved` holds PEFT's own arguments at the asked rank, with a lora_alpha of 2r; `warnings` are sentences
-    to read before a run, and the reason where the choice does not fit this model. `confirm` holds those
-    warnings that a run has to accept with `confirmed`.
+    `resolved` holds PEFT's arguments at the requested rank with lora_alpha = 2r. `warnings` are sentences to
+    read before a run, or the reason why the config does not fit. `confirm` holds the warnings that a run has
+    to accept with `confirmed`.
     """
 
     id: int
@@ -56,11 +56,10 @@ class TargetModuleConfigOut(Schema):
 
 
 class TargetModuleConfigIn(Schema):
-    """A choice of the project's own: ends of layers' names, as PEFT takes them, on this base model.
+    """A project's own target modules: module names or suffixes in PEFT's spelling, checked on one base model.
 
-    Under a name that the project has already it becomes the next version; runs keep theirs.
-    `layers_to_transform` counts from 0; left out, it means all layers. The patterns give names a rank or
-    alpha of their own.
+    An existing name creates its next version; runs keep theirs. `layers_to_transform` counts from 0; all
+    layers by default. `rank_pattern` and `alpha_pattern` set the rank and alpha of single names.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -75,46 +74,48 @@ class TargetModuleConfigIn(Schema):
     evidence: Text = ""
 
 
-def shown(config: TargetModuleConfig, base_model: BaseModel, r: int) -> TargetModuleConfigOut:
-    """The object with its forecast on this model."""
+def describe(config: TargetModuleConfig, base_model: BaseModel, r: int) -> TargetModuleConfigOut:
+    """Return the config with its size on this model."""
     card = preset_cards([config], base_model, r)[0]
-    found = card.resolution
-    works = not found.refusal
+    resolution = card.resolution
+    is_usable = not resolution.refusal
     return TargetModuleConfigOut(
         id=config.pk,
         slug=config.slug,
         name=config.name,
         version=config.version,
-        trainable_parameters=card.trainable_parameters if works else None,
-        adapter_bytes=card.adapter_bytes if works else None,
-        resolved=found.arguments(r, 2 * r).to_dict() if works else None,
+        trainable_parameters=card.trainable_parameters if is_usable else None,
+        adapter_bytes=card.adapter_bytes if is_usable else None,
+        resolved=resolution.arguments(r, 2 * r).to_dict() if is_usable else None,
         matched=[
             MatchedOut(
-                group=one.pattern,
-                role=one.role,
-                layers=list(one.layers),
-                d_in=one.group.d_in,
-                d_out=one.group.d_out,
+                group=item.pattern,
+                role=item.role,
+                layers=list(item.layers),
+                d_in=item.group.d_in,
+                d_out=item.group.d_out,
             )
-            for one in (found.matched if works else ())
+            for item in (resolution.matched if is_usable else ())
         ],
-        warnings=[*found.notes, *found.shares(r, 2 * r), *found.confirmations] if works else [found.refusal],
-        confirm=list(found.confirmations) if works else [],
+        warnings=[*resolution.notes, *resolution.expert_shares(r, 2 * r), *resolution.confirmations]
+        if is_usable
+        else [resolution.refusal],
+        confirm=list(resolution.confirmations) if is_usable else [],
     )
 
 
 @router.get("", response={200: list[TargetModuleConfigOut], **READING})
 @paginate(Newest)
 def index(request: Call, base_model: int | None = None, r: Rank = 16) -> Rows:
-    """All choices with their forecast on `base_model` (the built-in one where left out) at rank `r`."""
+    """List all configs with their size on `base_model` (by default the built-in one) at rank `r`."""
     model = inspected(chosen_base_model(request, base_model))
     configs = TargetModuleConfig.objects.current().visible_to(request.auth)
-    return Rows(configs, lambda config: shown(config, model, r))
+    return Rows(configs, lambda config: describe(config, model, r))
 
 
 @router.post("", response={201: TargetModuleConfigOut, **WRITING})
 def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleConfigOut]:
-    """A choice of the project's own, or its next version. It has to fit the base model that it is made on."""
+    """Create a config of the project, or its next version. It has to match layers of the given base model."""
     model = inspected(chosen_base_model(request, payload.base_model))
     names = ("target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern")
     try:
@@ -125,9 +126,9 @@ def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleC
         raise invalid("target_modules", refusal)
     if TargetModuleConfig.is_reserved(payload.name):
         raise invalid("name", _("A preset has this name. Choose another."))
-    act = "target module config"
+    operation = "target module config"
     own = TargetModuleConfig.objects.filter(project=request.auth.project, name=payload.name)
-    config = own.current().first() if done_before(request, act) else None
+    config = own.current().first() if done_before(request, operation) else None
     if config is None:
         with transaction.atomic():
             config = own.compose(
@@ -138,12 +139,12 @@ def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleC
                 description=payload.description,
                 evidence=payload.evidence,
             )
-        first_time(request, act)
-    return Status(201, shown(config, model, 16))
+        first_time(request, operation)
+    return Status(201, describe(config, model, 16))
 
 
 def chosen_base_model(request: Call, pk: int | None) -> BaseModel:
-    """The base model of that id, or the built-in one where none is named."""
+    """Return the base model of that id, or the built-in one without an id."""
     try:
         return fetch(request, BaseModel.objects.ensure_bundled().pk if pk is None else pk)
     except Http404 as error:

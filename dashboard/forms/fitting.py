@@ -1,7 +1,4 @@
-"""What to change so that a run fits into memory: concrete settings, each with what it costs.
-
-The form offers them as buttons; nothing is changed unasked.
-"""
+"""Changes of settings that make a run fit into memory. The form offers them as buttons."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ from workers.hyperparameters import LIMITS, Hyperparameters
 from workers.presets import RECOMMENDED
 from workers.targets import Resolution
 
-# Parts of the present maximum length that are tried, the longest first.
+# Shares of the present maximum length that are tried, the longest first.
 SHORTER = (0.75, 0.5, 0.375, 0.25, 0.125)
 STEP = 16
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One way to make it fit: the fields of the form that change, and what it would need then."""
+    """Changed fields of the form, and the run's forecast with them."""
 
     label: str
     effect: str
@@ -35,12 +32,12 @@ class Edit:
 
     @property
     def values_text(self) -> str:
-        """The changes as the page's script reads them."""
+        """The changed fields as JSON for the page's script."""
         return json.dumps(self.values)
 
     @property
     def is_enough(self) -> bool:
-        """Whether it would fit for certain, as far as forecasts go."""
+        """True if the forecast's upper end fits."""
         return self.forecast.fit == "fits"
 
 
@@ -50,14 +47,14 @@ def edits(
     learn: Hyperparameters,
     smallest: tuple[TargetModuleConfig, Resolution] | None,
 ) -> list[Edit]:
-    """Ways out where memory is short on every device, the gentlest first; nothing where it fits."""
+    """Return changes if memory is short on every device, the least costly first; none if the run fits."""
     if forecaster.forecast_best_device(resolution, learn).fit not in ("tight", "too_large"):
         return []
     found = [
         edit
         for edit in (
             _first(forecaster, resolution, _smaller_batches(learn)),
-            _first(forecaster, resolution, _layers_twice(learn)),
+            _first(forecaster, resolution, _gradient_checkpointing(learn)),
             _first(forecaster, resolution, _base_in_4bit(forecaster, resolution, learn)),
             _first(forecaster, resolution, _shorter_rows(forecaster, learn)),
             _other_layers(forecaster, learn, smallest) if smallest else None,
@@ -71,7 +68,7 @@ def edits(
 
 
 def one_row(learn: Hyperparameters) -> Hyperparameters:
-    """The same step, one row at a time."""
+    """Return the same rows per step with a batch size of 1."""
     rows = min(learn.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1]))
     return dataclasses.replace(learn, per_device_train_batch_size=1, gradient_accumulation_steps=rows)
 
@@ -80,7 +77,7 @@ Option = tuple[str, str, dict[str, Any], Hyperparameters]
 
 
 def _first(forecaster: RunForecaster, resolution: Resolution, options: Iterator[Option]) -> Edit | None:
-    """The first option that is enough, else the last one."""
+    """Return the first option that is enough, else the last one."""
     edit = None
     for label, effect, values, learn in options:
         edit = Edit(label, effect, values, forecaster.forecast_best_device(resolution, learn))
@@ -93,16 +90,16 @@ def _smaller_batches(learn: Hyperparameters) -> Iterator[Option]:
     smaller = learn.with_smaller_batch()
     while smaller is not None:
         batch, times = smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps
-        label = _("%(batch)d rows at once, %(times)d times per step") % {"batch": batch, "times": times}
+        label = _("Batch size %(batch)d, gradient accumulation %(times)d") % {"batch": batch, "times": times}
         values = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": times}
-        yield label, _("Learns the same, perhaps a little more slowly."), values, smaller
+        yield label, _("Same result, slightly slower."), values, smaller
         smaller = smaller.with_smaller_batch()
 
 
-def _layers_twice(learn: Hyperparameters) -> Iterator[Option]:
+def _gradient_checkpointing(learn: Hyperparameters) -> Iterator[Option]:
     if not learn.gradient_checkpointing:
-        label = _("Compute layers twice")
-        effect = _("Learns the same; each step takes about a quarter longer.")
+        label = _("Turn on gradient checkpointing")
+        effect = _("Same result; each step takes about a quarter longer.")
         values = {"gradient_checkpointing": True}
         yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
 
@@ -112,8 +109,8 @@ def _base_in_4bit(
 ) -> Iterator[Option]:
     able = forecaster.quantizing_devices and not resolution.has_experts and learn.autocast_adapter_dtype
     if able and not learn.load_in_4bit:
-        label = _("Keep the base model in 4 bits")
-        effect = _("It answers a little differently, and the adapter learns on that.")
+        label = _("Load the base model in 4 bits")
+        effect = _("The quantised base model answers slightly differently, and the adapter is trained on it.")
         yield label, effect, {"load_in_4bit": True}, dataclasses.replace(learn, load_in_4bit=True)
 
 
@@ -124,11 +121,7 @@ def _shorter_rows(
         length = int(learn.max_length * part) // STEP * STEP
         if length < LIMITS["max_length"][0]:
             return
-        words = (
-            _("One row at once, of at most %(length)s tokens")
-            if alone
-            else _("Rows of at most %(length)s tokens")
-        )
+        words = _("Batch size 1, maximum length %(length)s") if alone else _("Maximum length %(length)s")
         label = words % {"length": f"{length:,}"}
         values: dict[str, Any] = {"max_length": length}
         if alone:
@@ -136,11 +129,11 @@ def _shorter_rows(
             values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
         cut = forecaster.count_cut_rows(length)
         if cut is None:
-            effect = _("Longer rows lose their end.")
+            effect = _("Longer rows are truncated.")
         elif cut:
-            effect = _("The answers of about %(rows)s rows would be cut.") % {"rows": f"{cut:,}"}
+            effect = _("About %(rows)s answers are truncated.") % {"rows": f"{cut:,}"}
         else:
-            effect = _("No answer would be cut.")
+            effect = _("No answer is truncated.")
         yield label, effect, values, dataclasses.replace(learn, max_length=length)
 
 
@@ -150,7 +143,7 @@ def _other_layers(
     config, resolution = smallest
     if resolution.refusal:
         return None
-    effect = _("A smaller adapter on other layers: it may learn less.")
+    effect = _("A smaller adapter on other layers, which may learn less.")
     label = _("Train %(preset)s instead") % {"preset": config.name}
     return Edit(
         label,
@@ -163,6 +156,6 @@ def _other_layers(
 def smallest_of(
     configs: list[TargetModuleConfig], chosen: TargetModuleConfig, base_model: BaseModel
 ) -> tuple[TargetModuleConfig, Resolution] | None:
-    """The recommended preset, where another one is chosen."""
+    """Return the recommended preset if another one is chosen."""
     config = next((one for one in configs if one.slug == RECOMMENDED and one.pk != chosen.pk), None)
     return (config, config.resolve(base_model)) if config else None

@@ -1,7 +1,4 @@
-"""A project's own choice of layers: ticked in the tree of a model, or pasted as PEFT writes it.
-
-Parses and checks, and says what the choice means; saving is the view's.
-"""
+"""The form of a project's own target modules: selected in a layer tree, or pasted as PEFT writes them."""
 
 from __future__ import annotations
 
@@ -17,52 +14,52 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.models import BaseModel, TargetModuleConfig
 from dashboard.models.target_module_config import TEXT_LENGTH
-from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, spans
+from workers.census import PRESET_SCOPES, ROLES, SCOPES, Census, Group, format_layers
 from workers.errors import SpecError
 from workers.hyperparameters import LIMITS
 from workers.selections import Selection
 from workers.targets import Resolution
 
-LONGEST = 64_000
-RANK = 16
+MAX_LENGTH = 64_000
+PREVIEW_RANK = 16
 FORMAT = "graftworks/target-module-config"
 TICK, PASTE = "tick", "paste"
 LAYERS = (
     ("all", gettext_lazy("All layers")),
-    ("top_half", gettext_lazy("The upper half")),
-    ("top_quarter", gettext_lazy("The upper quarter")),
-    ("range", gettext_lazy("These layers")),
+    ("top_half", gettext_lazy("Top half")),
+    ("top_quarter", gettext_lazy("Top quarter")),
+    ("range", gettext_lazy("Selected layers")),
 )
-# What an adapter_config.json says of the run, not of where the adapter sits.
+# Settings in an adapter_config.json that belong to the run, not to the target modules.
 RUN_SETTINGS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One line of the tree: layers of one name."""
+class LayerRow:
+    """One row of the layer tree: all layers of one name."""
 
     pattern: str
     label: str
-    part: str
+    scope: str
     modules: int
     layers: str
     shape: str
     parameters: int
-    is_possible: bool
-    is_ticked: bool
+    is_selectable: bool
+    is_selected: bool
     r: str
     lora_alpha: str
 
 
 class TargetModuleConfigForm(forms.Form):
-    """Where the adapter sits, on one base model. `saving` asks for a name too."""
+    """Target modules on one base model. With `saving` a name is required too."""
 
     name = forms.CharField(
         label=gettext_lazy("Name"),
         max_length=120,
         error_messages={"required": gettext_lazy("Give it a name.")},
         help_text=gettext_lazy(
-            "Under a name that this project has already it becomes the next version; runs keep theirs."
+            "An existing name creates its next version. Runs keep the version that they started with."
         ),
     )
     description = forms.CharField(
@@ -72,23 +69,23 @@ class TargetModuleConfigForm(forms.Form):
         widget=forms.Textarea(attrs={"rows": 2}),
     )
     evidence = forms.CharField(
-        label=gettext_lazy("Why this choice (evidence)"),
+        label=gettext_lazy("Evidence"),
         max_length=TEXT_LENGTH,
         required=False,
-        help_text=gettext_lazy("What was measured, on which data, with how many repeats."),
+        help_text=gettext_lazy("Why this choice: what was measured, on which data, with how many repeats."),
         widget=forms.Textarea(attrs={"rows": 3}),
     )
     how = forms.ChoiceField(
-        label=gettext_lazy("How to choose"),
+        label=gettext_lazy("Selection method"),
         choices=[
-            (TICK, gettext_lazy("Tick layers of this model")),
-            (PASTE, gettext_lazy("Paste names, or a file")),
+            (TICK, gettext_lazy("Select layers of this model")),
+            (PASTE, gettext_lazy("Paste names or JSON")),
         ],
         initial=TICK,
         widget=forms.RadioSelect,
     )
     layers = forms.ChoiceField(
-        label=gettext_lazy("In which layers"),
+        label=gettext_lazy("Layer range"),
         choices=LAYERS,
         initial="all",
         required=False,
@@ -98,20 +95,20 @@ class TargetModuleConfigForm(forms.Form):
         label=gettext_lazy("Layers"),
         max_length=400,
         required=False,
-        help_text=gettext_lazy("Counted from 0, such as 0-3, 7."),
+        help_text=gettext_lazy("Layer numbers from 0, for example 0-3, 7."),
     )
     pasted = forms.CharField(
         label=gettext_lazy("Names or JSON"),
-        max_length=LONGEST,
+        max_length=MAX_LENGTH,
         required=False,
         help_text=gettext_lazy(
-            "Ends of names, as PEFT's <code>target_modules</code> takes them; a whole "
-            "<code>adapter_config.json</code>; or what was exported here."
+            "Module names or suffixes as in PEFT's <code>target_modules</code>, an "
+            "<code>adapter_config.json</code>, or a file exported from Graftworks."
         ),
         widget=forms.Textarea(attrs={"rows": 4, "spellcheck": "false"}),
     )
     file = forms.FileField(
-        label=gettext_lazy("Or a file"),
+        label=gettext_lazy("File"),
         required=False,
         widget=forms.FileInput(attrs={"accept": ".json,application/json"}),
     )
@@ -126,19 +123,19 @@ class TargetModuleConfigForm(forms.Form):
         initial: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data, files, initial=initial)
-        # Neither a look nor a file that brings its name asks for one.
+        # An uploaded file may bring the name.
         self.fields["name"].required = not self.is_bound
         self.census: Census = base_model.load_census()
         self.saving = saving
         self.resolution = Resolution()
-        self.left_out: dict[str, Any] = {}
+        self.ignored_settings: dict[str, Any] = {}
 
     def clean(self) -> dict[str, Any]:
-        """Build the selection, and see what it reaches."""
+        """Build the selection and resolve it on the base model."""
         values = self.cleaned_data
         field = "pasted" if values.get("how") == PASTE else None
         try:
-            selection = self._pasted() if field else self._ticked()
+            selection = self._pasted() if field else self._selected_groups()
         except SpecError as error:
             self.resolution = Resolution(refusal=error.message)
             self.add_error(field or ("range" if error.field == "range" else None), error.message)
@@ -158,26 +155,30 @@ class TargetModuleConfigForm(forms.Form):
         elif TargetModuleConfig.is_reserved(name):
             self.add_error("name", _("A preset has this name. Choose another."))
 
-    def _ticked(self) -> Selection:
+    def _selected_groups(self) -> Selection:
         known = {group.pattern for group in self.census.groups}
-        patterns = [pattern for pattern in listed(self.data, "groups") if pattern in known]
+        patterns = [pattern for pattern in values_of(self.data, "groups") if pattern in known]
         if not patterns:
-            raise SpecError("groups", _("Tick at least one line."))
-        ranks = {key: self._own("r", key) for key in patterns if self.data.get(f"r:{key}", "").strip()}
+            raise SpecError("groups", _("Select at least one layer group."))
+        ranks = {
+            key: self._group_number("r", key) for key in patterns if self.data.get(f"r:{key}", "").strip()
+        }
         alphas = {
-            key: self._own("lora_alpha", key)
+            key: self._group_number("lora_alpha", key)
             for key in patterns
             if self.data.get(f"lora_alpha:{key}", "").strip()
         }
-        return Selection.ticked(patterns, self.census, ranks=ranks, alphas=alphas, **self._chosen_layers())
+        return Selection.from_groups(
+            patterns, self.census, ranks=ranks, alphas=alphas, **self._chosen_layers()
+        )
 
-    def _own(self, name: str, pattern: str) -> int:
+    def _group_number(self, name: str, pattern: str) -> int:
         low, high = LIMITS[name]
         text = self.data.get(f"{name}:{pattern}", "").strip()
         if not (text.isascii() and text.isdecimal() and len(text) < 9 and low <= int(text) <= high):
             raise SpecError(
                 "groups",
-                _("%(name)s of %(layers)s: enter a whole number from %(low)d to %(high)d.")
+                _("%(name)s of %(layers)s must be a whole number from %(low)d to %(high)d.")
                 % {"name": name, "layers": pattern, "low": low, "high": high},
             )
         return int(text)
@@ -186,102 +187,106 @@ class TargetModuleConfigForm(forms.Form):
         chosen = self.cleaned_data.get("layers") or "all"
         if chosen != "range":
             return {"layers": chosen}
-        return {"layers_to_transform": layers_in(self.cleaned_data.get("range", ""), self.census.num_layers)}
+        return {
+            "layers_to_transform": parse_layers(self.cleaned_data.get("range", ""), self.census.num_layers)
+        }
 
     def _pasted(self) -> Selection:
         text = self.cleaned_data.get("pasted", "")
         file = self.cleaned_data.get("file")
         if file:
-            if file.size > LONGEST:
-                raise SpecError("file", _("This file is too long: at most 64,000 bytes."))
+            if file.size > MAX_LENGTH:
+                raise SpecError("file", _("The file is too large: at most 64,000 bytes."))
             text = file.read().decode(errors="replace")
-        found = choice_in(text)
+        values = parse_selection(text)
         for name in ("name", "description", "evidence"):
-            given = found.get(name)
+            given = values.get(name)
             if not self.cleaned_data.get(name) and isinstance(given, str):
-                self.cleaned_data[name] = storable(given)[: 120 if name == "name" else TEXT_LENGTH]
-        self.left_out = {
-            name: found[name]
+                self.cleaned_data[name] = require_storable(given)[: 120 if name == "name" else TEXT_LENGTH]
+        self.ignored_settings = {
+            name: values[name]
             for name in RUN_SETTINGS
-            if isinstance(found.get(name), int | float) and found[name]
+            if isinstance(values.get(name), int | float) and values[name]
         }
-        return Selection.from_dict(found)
+        return Selection.from_dict(values)
 
-    def branches(self) -> list[Branch]:
-        """The tree, with what is ticked: the language model's own layers first."""
-        ticked = set(listed(self.data, "groups") if self.is_bound else self.initial.get("groups", ()))
+    def layer_rows(self) -> list[LayerRow]:
+        """Return the layer tree with what is selected: the language model's own layers first."""
+        selected = set(values_of(self.data, "groups") if self.is_bound else self.initial.get("groups", ()))
         own: Mapping[str, Any] = self.data if self.is_bound else self.initial.get("own", {})
         found: dict[str, list[Group]] = {}
         for group in self.census.groups:
             found.setdefault(group.pattern, []).append(group)
         order = list(ROLES)
-        lines = sorted(found.values(), key=lambda all_: (is_apart(all_[0]), order.index(all_[0].role)))
-        return [branch(groups, groups[0].pattern in ticked, own) for groups in lines]
+        lines = sorted(
+            found.values(), key=lambda all_: (is_outside_presets(all_[0]), order.index(all_[0].role))
+        )
+        return [layer_row(groups, groups[0].pattern in selected, own) for groups in lines]
 
 
-def branch(groups: Sequence[Group], is_ticked: bool, own: Mapping[str, Any]) -> Branch:
-    """The line of all groups of one name; layers of one name may differ in shape."""
+def layer_row(groups: Sequence[Group], is_selected: bool, own: Mapping[str, Any]) -> LayerRow:
+    """Return the row of all groups of one name; layers of one name may differ in shape."""
     first = groups[0]
     layers = sorted({layer for group in groups for layer in group.layers})
-    return Branch(
+    return LayerRow(
         pattern=first.pattern,
         label=ROLES[first.role],
-        part=SCOPES[first.scope] if is_apart(first) else "",
+        scope=SCOPES[first.scope] if is_outside_presets(first) else "",
         modules=sum(group.modules for group in groups),
-        layers=spans(layers) if "*" in first.pattern else "",
+        layers=format_layers(layers) if "*" in first.pattern else "",
         shape=", ".join(sorted({f"{group.d_in:,} → {group.d_out:,}" for group in groups})),
         parameters=sum(
-            group.modules * max(1, RANK // group.experts) * group.experts * (group.d_in + group.d_out)
+            group.modules * max(1, PREVIEW_RANK // group.experts) * group.experts * (group.d_in + group.d_out)
             for group in groups
         ),
-        is_possible=first.kind != "conv",
-        is_ticked=is_ticked,
+        is_selectable=first.kind != "conv",
+        is_selected=is_selected,
         r=str(own.get(f"r:{first.pattern}", "")),
         lora_alpha=str(own.get(f"lora_alpha:{first.pattern}", "")),
     )
 
 
-def is_apart(group: Group) -> bool:
-    """Whether no preset would touch it because of where it stands."""
+def is_outside_presets(group: Group) -> bool:
+    """Return True if presets leave this part of the model alone."""
     return group.scope not in PRESET_SCOPES
 
 
-def listed(data: Any, name: str) -> list[str]:
-    """All values of a name, from a request or from a plain dict."""
+def values_of(data: Any, name: str) -> list[str]:
+    """Return all values of a name, from a request or a plain dict."""
     return list(data.getlist(name)) if hasattr(data, "getlist") else list(data.get(name, []))
 
 
-def layers_in(text: str, count: int) -> tuple[int, ...]:
-    """Layer numbers from "0-3, 7"; SpecError says what is no layer of a model with `count` of them."""
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """Return the layer numbers of "0-3, 7". Raises SpecError for layers that a model with `count` lacks."""
     found: set[int] = set()
     for part in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text.strip())):
         span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
         if span is None:
-            raise SpecError("range", _("Write layer numbers such as 0-3, 7."))
+            raise SpecError("range", _("Enter layer numbers such as 0-3, 7."))
         first, last = int(span[1]), int(span[2] or span[1])
         if first > last or last >= count:
             raise SpecError(
                 "range",
-                _("`%(part)s` is no span of layers: this model has 0 to %(last)d.")
+                _("`%(part)s` is not a valid range: this model has layers 0 to %(last)d.")
                 % {"part": part, "last": count - 1},
             )
         found.update(range(first, last + 1))
     return tuple(sorted(found))
 
 
-def choice_in(text: str) -> dict[str, Any]:
-    """What pasted text says: JSON of PEFT or of an export, a list, or bare names."""
+def parse_selection(text: str) -> dict[str, Any]:
+    """Return the values of pasted text: JSON of PEFT or of an export, a list, or bare names."""
     text = text.strip()
     if not text:
         raise SpecError("pasted", _("Paste names or JSON, or choose a file."))
-    if len(text) > LONGEST:
-        raise SpecError("pasted", _("This is too long: at most 64,000 characters."))
+    if len(text) > MAX_LENGTH:
+        raise SpecError("pasted", _("The text is too long: at most 64,000 characters."))
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.startswith("{"):
             line = getattr(error, "lineno", 1)
-            raise SpecError("pasted", _("This is no valid JSON: look at line %d.") % line) from error
+            raise SpecError("pasted", _("Invalid JSON in line %d.") % line) from error
         bare = re.sub(r"^\s*target_modules\s*[=:]", "", text)
         names = [name for name in re.split(r"[\s,;\"'\[\]()]+", bare) if name]
         return {"target_modules": names}
@@ -290,19 +295,19 @@ def choice_in(text: str) -> dict[str, Any]:
     if isinstance(found, list):
         return {"target_modules": found}
     if not isinstance(found, dict):
-        raise SpecError("pasted", _("This is neither names nor a JSON object."))
+        raise SpecError("pasted", _("Paste names or a JSON object."))
     return found
 
 
-def storable(text: str) -> str:
-    """The text as a database keeps it; SpecError where none can."""
+def require_storable(text: str) -> str:
+    """Return the text. Raises SpecError if it holds characters that a database cannot store."""
     if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
-        raise SpecError("pasted", _("A text in it holds a character that cannot be stored. Remove it."))
+        raise SpecError("pasted", _("The text contains a character that cannot be stored. Remove it."))
     return text
 
 
-def exported(config: TargetModuleConfig) -> dict[str, Any]:
-    """A choice as a file that this form, or another installation's, takes back."""
+def export_config(config: TargetModuleConfig) -> dict[str, Any]:
+    """Return a config as the JSON that this form imports."""
     return {
         "format": FORMAT,
         "name": config.name,
@@ -313,21 +318,21 @@ def exported(config: TargetModuleConfig) -> dict[str, Any]:
     }
 
 
-def initial_from(config: TargetModuleConfig, base_model: BaseModel) -> dict[str, Any]:
-    """The form as an earlier choice, or a preset, would have filled it in on this model."""
+def initial_from_config(config: TargetModuleConfig, base_model: BaseModel) -> dict[str, Any]:
+    """Return the form's initial values from an earlier config or a preset on this model."""
     texts = {"description": config.description, "evidence": config.evidence}
     named = {"name": config.name, **texts} if config.project_id else {}
     found = config.resolve(base_model)
     if found.refusal:
-        return {**named, "how": PASTE, "pasted": json.dumps(exported(config), indent=2)}
-    own: dict[str, Any] = {f"r:{one.pattern}": one.r for one in found.matched if one.r}
-    own |= {f"lora_alpha:{one.pattern}": f"{one.lora_alpha:g}" for one in found.matched if one.lora_alpha}
+        return {**named, "how": PASTE, "pasted": json.dumps(export_config(config), indent=2)}
+    own: dict[str, Any] = {f"r:{item.pattern}": item.r for item in found.matched if item.r}
+    own |= {f"lora_alpha:{item.pattern}": f"{item.lora_alpha:g}" for item in found.matched if item.lora_alpha}
     chosen = config.selection or {}
     exact = chosen.get("layers_to_transform") or []
     return {
         **named,
-        "groups": [one.pattern for one in found.matched],
+        "groups": [item.pattern for item in found.matched],
         "own": own,
         "layers": "range" if exact else chosen.get("layers", "all"),
-        "range": spans(exact) if exact else "",
+        "range": format_layers(exact) if exact else "",
     }

@@ -156,7 +156,7 @@ class RunForecaster:
     ) -> Forecast:
         """Return the whole forecast of one run. The resolution must not be a refusal."""
         devices = self.forecast_devices(resolution, learn)
-        matched = resolution.shaped(learn).matched
+        matched = resolution.with_dora(learn).matched
         trainable = adapter_params(matched, learn.r)
         dtype_bytes = adapter_dtype_bytes(self.dtype_on(best_device(devices).device), learn)
         weights = adapter_bytes(matched, learn.r, dtype_bytes=dtype_bytes)
@@ -216,7 +216,7 @@ class RunForecaster:
 
     def shape(self, resolution: Resolution, learn: Hyperparameters) -> ModelShape:
         """Return the base model's sizes with this adapter on it."""
-        trainable = adapter_params(resolution.shaped(learn).matched, learn.r)
+        trainable = adapter_params(resolution.with_dora(learn).matched, learn.r)
         return estimates.model_shape(self.census, resolution.matched, learn.r, trainable)
 
     @functools.cached_property

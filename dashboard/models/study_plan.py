@@ -197,7 +197,7 @@ def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> lis
     low, high = (int(limit) for limit in LIMITS["r"])
     planned = []
     for arm in arms:
-        matched = arm.config.resolve(base_model).shaped(arm.hyperparameters).matched
+        matched = arm.config.resolve(base_model).with_dora(arm.hyperparameters).matched
         sizes = {r: adapter_params(matched, r) for r in range(low, high + 1)}
         r = min(sizes, key=lambda rank: abs(sizes[rank] - whole))
         if abs(sizes[r] - whole) > BUDGET_TOLERANCE * whole:

@@ -1,6 +1,6 @@
-"""Named choices of where an adapter sits. The built-in presets mirror `workers.presets`.
+"""Target-module configs: the built-in presets of `workers.presets`, and the projects' own.
 
-A project's own choice is never changed: a new version of its name is a new row, and runs keep theirs.
+A project's own config is never changed: a new version of its name is a new row, and runs keep theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
     """Configs in the order of the form: presets first."""
 
     def ensure_presets(self) -> None:
-        """Write the built-in presets, so that rows can point at them; labels follow the code."""
+        """Write the built-in presets, so that rows can refer to them; labels follow the code."""
         for position, preset in enumerate(PRESETS.values()):
             self.update_or_create(
                 slug=preset.slug,
@@ -42,7 +42,7 @@ class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
             )
 
     def current(self) -> TargetModuleConfigQuerySet:
-        """Without those that a newer version has replaced."""
+        """Exclude those that a newer version has replaced."""
         newer = TargetModuleConfig.objects.filter(
             project=models.OuterRef("project"),
             name=models.OuterRef("name"),
@@ -60,9 +60,9 @@ class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
         description: str = "",
         evidence: str = "",
     ) -> TargetModuleConfig:
-        """A choice of the project's own; under a name that it has already, the next version of that one.
+        """Create a config of the project; an existing name gets its next version.
 
-        IntegrityError when somebody else takes the version at the same moment.
+        Raises IntegrityError if another request takes the version at the same time.
         """
         newest = self.filter(project=project, name=name).aggregate(version=models.Max("version"))["version"]
         return self.create(
@@ -77,7 +77,7 @@ class TargetModuleConfigQuerySet(SharedQuerySet["TargetModuleConfig"]):
 
 
 class TargetModuleConfig(models.Model):
-    """What an adapter is attached to, by role or by names of layers; resolved per base model."""
+    """The modules that an adapter is attached to, by role or by name; resolved per base model."""
 
     project = models.ForeignKey(
         Project, models.CASCADE, null=True, blank=True, related_name="target_module_configs"
@@ -86,7 +86,7 @@ class TargetModuleConfig(models.Model):
     name = models.CharField(_("name"), max_length=120)
     description = models.TextField(_("description"), blank=True)
     roles = models.JSONField(default=list)
-    selection = models.JSONField(null=True, blank=True)  # of names, instead of roles
+    selection = models.JSONField(null=True, blank=True)  # names instead of roles
     evidence = models.TextField(_("evidence"), blank=True)
     version = models.PositiveIntegerField(default=1)
     made_by = models.ForeignKey(
@@ -111,27 +111,26 @@ class TargetModuleConfig(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Its page."""
         return reverse("target-module-config-detail", args=[self.pk])
 
     @property
     def is_recommended(self) -> bool:
-        """Whether the form preselects it."""
+        """True if the form preselects it."""
         return self.slug == RECOMMENDED
 
     @property
     def title(self) -> str:
-        """Its name; a project's own choice says which version it is."""
+        """The name; with the version for a project's own config."""
         return self.name if self.project_id is None else f"{self.name} v{self.version}"
 
     @staticmethod
     def is_reserved(name: str) -> bool:
-        """Whether a preset has this name, so that a project's own choice would be taken for it."""
+        """Return True if a preset has this name."""
         words = {word.casefold() for preset in PRESETS.values() for word in (preset.slug, preset.label)}
         return name.strip().casefold() in words
 
     def resolve(self, base_model: BaseModel) -> Resolution:
-        """What it means on this base model, from the census alone."""
+        """Return the layers that it matches on this base model, from the census alone."""
         if self.selection is not None:
             return Selection.from_dict(self.selection).resolve(base_model.load_census())
         return resolve(self.roles, base_model.load_census())

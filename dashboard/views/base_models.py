@@ -221,7 +221,7 @@ def preset_lines(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
                 "parameters": parameters,
                 "share": parameters / census.parameters if census.parameters else 0,
                 "bytes": adapter_bytes(found.matched, SHOWN_RANK),
-                "remarks": [*found.notes, *found.shares(SHOWN_RANK, 2 * SHOWN_RANK)],
+                "remarks": [*found.notes, *found.expert_shares(SHOWN_RANK, 2 * SHOWN_RANK)],
             }
         )
     return lines

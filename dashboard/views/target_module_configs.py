@@ -1,4 +1,4 @@
-"""Choices of where an adapter sits: what is known about them, the project's own, and how to make one."""
+"""Target-module configs: the evidence for presets, the project's own, and the form that creates one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard.forms.plan import preset_cards
 from dashboard.forms.target_module_configs import (
-    RANK,
+    PREVIEW_RANK,
     TargetModuleConfigForm,
-    exported,
-    initial_from,
+    export_config,
+    initial_from_config,
 )
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, TargetModuleConfig
@@ -32,7 +32,7 @@ from workers.presets import RECOMMENDED_WHY
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's own choices, and what is known for and against the recommended one."""
+    """Show the project's own configs, and the evidence for and against the recommended preset."""
     own = TargetModuleConfig.objects.current().visible_to(request.user).filter(project=request.project)
     context = {
         "configs": own.order_by("name"),
@@ -44,18 +44,18 @@ def index(request: Request) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Tick layers of one base model, or paste names; see what they reach; save it."""
+    """Select layers of one base model or paste names, preview what they match, and save them."""
     request.project.require(request.user, Role.EDITOR)
     base_model = chosen_base_model(request)
-    context: dict[str, Any] = {"base_models": ready(request), "base_model": base_model}
+    context: dict[str, Any] = {"base_models": inspected_base_models(request), "base_model": base_model}
     if base_model is None:
         return render(request, "target_module_configs/create.html", context)
     if request.method == "GET":
-        form = TargetModuleConfigForm(base_model=base_model, initial=prefilled(request, base_model))
+        form = TargetModuleConfigForm(base_model=base_model, initial=initial_values(request, base_model))
         return render(request, "target_module_configs/create.html", {**context, **form_context(form)})
     saving = request.POST.get("action") != "explain"
     form = TargetModuleConfigForm(request.POST, request.FILES, base_model=base_model, saving=saving)
-    config = saved(request, form) if form.is_valid() and saving else None
+    config = save_config(request, form) if form.is_valid() and saving else None
     if config is not None:
         return redirect(config)
     status = 200 if form.is_valid() else 422
@@ -69,7 +69,7 @@ def create(request: Request) -> HttpResponse:
 
 @require_POST
 def explain(request: Request) -> HttpResponse:
-    """What the form as it stands reaches: the live region alone."""
+    """Show what the form's present values match: the live region alone."""
     request.project.require(request.user, Role.EDITOR)
     base_model = chosen_base_model(request)
     if base_model is None:
@@ -82,16 +82,16 @@ def explain(request: Request) -> HttpResponse:
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """One choice: what it reaches on each base model, its versions, and why it was made."""
+    """Show one config: what it matches on each base model, its versions and its evidence."""
     config = TargetModuleConfig.objects.select_related("made_by", "project").fetch(request.user, pk)
     versions = TargetModuleConfig.objects.filter(project=config.project_id, name=config.name)
     models = BaseModel.objects.select_related("job").visible_to(request.user).filter(job__state="succeeded")
     here = models.filter(Q(project=None) | Q(project=config.project_id))
     context = {
         "config": config,
-        "cards": [(model, preset_cards([config], model, RANK)[0]) for model in here],
+        "cards": [(model, preset_cards([config], model, PREVIEW_RANK)[0]) for model in here],
         "versions": versions.order_by("-version") if config.project_id else [],
-        "rank": RANK,
+        "rank": PREVIEW_RANK,
         "selection": json.dumps(config.selection, indent=2) if config.selection else "",
         "may_edit": request.user.projects(Role.EDITOR)
         .filter(pk=config.project_id or request.project.pk)
@@ -102,23 +102,23 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def export(request: Request, pk: int) -> HttpResponse:
-    """The choice as a JSON file, which the form takes back."""
+    """Return the config as a JSON file, which the form imports."""
     config = TargetModuleConfig.objects.fetch(request.user, pk)
-    answer = HttpResponse(json.dumps(exported(config), indent=2) + "\n", content_type="application/json")
+    answer = HttpResponse(json.dumps(export_config(config), indent=2) + "\n", content_type="application/json")
     name = slugify(config.name) or "choice"
     answer.headers["Content-Disposition"] = f'attachment; filename="{name}-v{config.version}.json"'
     return answer
 
 
-def ready(request: Request) -> list[BaseModel]:
-    """Base models of this project, counted by this version, whose layers can be shown."""
+def inspected_base_models(request: Request) -> list[BaseModel]:
+    """Return base models of this project with a census of the present version."""
     here = Q(project=None) | Q(project=request.project)
     found = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
     return [model for model in found.filter(job__state="succeeded").order_by("pk") if is_counted(model)]
 
 
 def is_counted(base_model: BaseModel) -> bool:
-    """Whether the census is there and can be read."""
+    """Return True if the census exists and can be read."""
     try:
         base_model.load_census()
     except TargetError:
@@ -127,22 +127,22 @@ def is_counted(base_model: BaseModel) -> bool:
 
 
 def chosen_base_model(request: Request) -> BaseModel | None:
-    """The model that the address or the form names, else the first; None where none is ready."""
-    models = ready(request)
+    """Return the model that the request names, else the first; None if there is none."""
+    models = inspected_base_models(request)
     wanted = (request.POST if request.method == "POST" else request.GET).get("base_model", "")
     return next((model for model in models if str(model.pk) == wanted), models[0] if models else None)
 
 
-def prefilled(request: Request, base_model: BaseModel) -> dict[str, Any]:
-    """The choice that ?from= names, on this model."""
+def initial_values(request: Request, base_model: BaseModel) -> dict[str, Any]:
+    """Return initial values from the config that ?from= names, on this model."""
     text = request.GET.get("from", "")
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         return {}
-    return initial_from(TargetModuleConfig.objects.fetch(request.user, int(text)), base_model)
+    return initial_from_config(TargetModuleConfig.objects.fetch(request.user, int(text)), base_model)
 
 
-def saved(request: Request, form: TargetModuleConfigForm) -> TargetModuleConfig | None:
-    """The new choice or version; None when somebody else took its number at this moment."""
+def save_config(request: Request, form: TargetModuleConfigForm) -> TargetModuleConfig | None:
+    """Return the new config or version; None if another request took the version number just now."""
     values = form.cleaned_data
     try:
         with transaction.atomic():
@@ -155,22 +155,24 @@ def saved(request: Request, form: TargetModuleConfigForm) -> TargetModuleConfig 
                 evidence=values["evidence"],
             )
     except IntegrityError:
-        form.add_error("name", _("Somebody has just saved another version. Save once more."))
+        form.add_error("name", _("Another version was saved at the same time. Save again."))
         return None
-    messages.success(request, _("%(name)s is saved. It can be chosen in every run.") % {"name": config.title})
+    messages.success(request, _("Saved %(name)s. You can now choose it for a run.") % {"name": config.title})
     return config
 
 
 def form_context(form: TargetModuleConfigForm) -> dict[str, Any]:
-    """The form's page: its tree, and what the choice costs at the usual rank."""
-    found = form.resolution
-    size = adapter_bytes(found.matched, RANK)
+    """Return the form's context: its layer tree, and the size of the adapter at the preview rank."""
+    resolution = form.resolution
+    size = adapter_bytes(resolution.matched, PREVIEW_RANK)
     return {
         "form": form,
-        "branches": form.branches(),
-        "rank": RANK,
-        "words": found.words(RANK, form.census.parameters, size) if found.matched else "",
-        "matched": [(one, ROLES[one.role], one.params(RANK)) for one in found.matched],
-        "left_out": form.left_out,
+        "layer_rows": form.layer_rows(),
+        "rank": PREVIEW_RANK,
+        "summary": resolution.summary(PREVIEW_RANK, form.census.parameters, size)
+        if resolution.matched
+        else "",
+        "matched": [(item, ROLES[item.role], item.params(PREVIEW_RANK)) for item in resolution.matched],
+        "ignored_settings": form.ignored_settings,
         "layers_total": form.census.num_layers,
     }

@@ -1,4 +1,4 @@
-// Choosing layers: what is typed or ticked chooses the way it belongs to.
+// Typing or selecting in one selection method chooses that method.
 
 const form = document.getElementById("choose-layers");
 

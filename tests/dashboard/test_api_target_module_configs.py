@@ -152,7 +152,7 @@ def test_a_run_with_gaps_needs_a_confirmation_that_is_kept(
 ) -> None:
     asked = run_body(dataset, gappy.pk, "efficient")
     message = refused(api.post(RUNS, asked, **HEAD), 422, "confirmed")
-    gap = "Attention output exists in 1 of 2 layers (1); the other layers stay without."
+    gap = "Attention output exists in 1 of 2 layers (1); the other layers get no adapter."
     assert message == f"Read this, and confirm it with `confirmed`: true. {gap}"
     answer = api.post(RUNS, {**asked, "confirmed": True}, **HEAD)
     run = TrainingRun.objects.get(pk=answer.json()["id"])

@@ -134,5 +134,5 @@ def test_experts_and_towers_are_shown_for_what_they_are(
     page = page_of(client, base_model)
     assert "mlp.experts.down_proj" in page
     assert "4 experts share r 16: each gets r 4 and lora_alpha 8." in page
-    assert "MLP down exists in 1 of 2 layers (1); the other layers stay without." in page
+    assert "MLP down exists in 1 of 2 layers (1); the other layers get no adapter." in page
     assert "query (image or audio tower)" in page

@@ -130,7 +130,7 @@ def test_an_exported_choice_comes_back(editor: Client, base_model: BaseModel, pr
 def test_a_file_is_capped(editor: Client, base_model: BaseModel) -> None:
     file = SimpleUploadedFile("long.json", b" " * 64_001)
     page = editor.post(URL, ticked(base_model, how="paste", file=file))
-    assert b"too long" in page.content
+    assert b"too large" in page.content
 
 
 def test_it_is_filled_in_from_an_earlier_choice(
@@ -139,7 +139,9 @@ def test_it_is_filled_in_from_an_earlier_choice(
     selection = Selection(("down_proj",), layers_to_transform=(1,), rank_pattern={"down_proj": 4})
     config = TargetModuleConfig.objects.compose(project=project, by=None, name="Ours", selection=selection)
     page = editor.get(URL, {"from": config.pk, "base_model": base_model.pk})
-    assert [(line.pattern, line.r) for line in page.context["branches"] if line.is_ticked] == [(DOWN, "4")]
+    assert [(line.pattern, line.r) for line in page.context["layer_rows"] if line.is_selected] == [
+        (DOWN, "4")
+    ]
     assert (page.context["form"]["range"].value(), page.context["form"]["name"].value()) == ("1", "Ours")
     editor.post(URL, ticked(base_model, OUT))
     assert TargetModuleConfig.objects.get(name="Ours", version=2).selection != config.selection
@@ -153,18 +155,18 @@ def test_it_asks_for_a_name_that_no_preset_has(editor: Client, base_model: BaseM
 
 def test_nothing_ticked_is_no_choice(editor: Client, base_model: BaseModel) -> None:
     page = editor.post(URL, ticked(base_model, "no.such.*.group"))
-    assert b"Tick at least one line." in page.content
+    assert b"Select at least one layer group." in page.content
 
 
-def test_the_head_is_ticked_with_a_warning(editor: Client, base_model: BaseModel) -> None:
+def test_the_head_is_selected_with_a_warning(editor: Client, base_model: BaseModel) -> None:
     region = editor.post(EXPLAIN, ticked(base_model, "lm_head"))
-    assert b"as no preset does. A run asks to confirm this." in region.content
+    assert b"as no preset does. You confirm this when you start a run." in region.content
 
 
 def test_a_wrong_rank_names_its_line(editor: Client, base_model: BaseModel) -> None:
     for text in ("0", "x", "513", "²"):
         page = editor.post(URL, ticked(base_model, OUT, **{f"r:{OUT}": text}))
-        assert f"r of {OUT}: enter a whole number from 1 to 512." in page.content.decode()
+        assert f"r of {OUT} must be a whole number from 1 to 512." in page.content.decode()
 
 
 def test_a_viewer_is_refused_and_a_foreign_model_is_not_shown(

@@ -137,7 +137,7 @@ def test_an_edit_does_what_it_promises(
 def test_it_shows_its_own_record(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel, run: TrainingRun
 ) -> None:
-    assert "Predicted by formulas alone" in ask(client, ed, dataset, base_model).content.decode()
+    assert "Estimated by formula" in ask(client, ed, dataset, base_model).content.decode()
     for off in (0.9, 1.05):
         Calibration.objects.create(
             base_model=base_model, device="CPU", dtype="float32", formula=FORMULA,
@@ -146,7 +146,7 @@ def test_it_shows_its_own_record(
             memory_bytes=round(off * 10**9), training_seconds=10, seconds=off * 20,
         )  # fmt: skip
     page = ask(client, ed, dataset, base_model).content.decode()
-    assert "The last 2 forecasts: memory within ±10.0 %, time within ±10.0 % for nine of ten." in page
+    assert "Last 2 forecasts: 90 % were within ±10.0 % for memory and ±10.0 % for time." in page
 
 
 def test_a_run_on_a_dataset_without_measured_lengths_is_forecast_too(

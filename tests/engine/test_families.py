@@ -18,9 +18,9 @@ from workers.census import PRESET_SCOPES, Census
 from workers.engine import census
 from workers.engine.lora import attach_adapter
 from workers.forecast import adapter_bytes, adapter_params
-from workers.matching import Arguments, NotConvertible, attached
+from workers.matching import Arguments, NotConvertible, matched_names
 from workers.presets import PRESETS, resolve
-from workers.selections import explain
+from workers.selections import resolve_names
 
 RANK = 16
 ALPHA = 32
@@ -66,7 +66,7 @@ def test_presets_attach_exactly_the_expected_names(family: str) -> None:
             model = attach_adapter(FAMILIES[family].build(family), config)
         found = sorted([*model.targeted_module_names, *model.targeted_parameter_names])
         assert found == expected_names(family, slug), slug
-        assert found == sorted(attached(arguments, counted, RANK)), slug
+        assert found == sorted(matched_names(arguments, counted, RANK)), slug
 
         trainable = sum(item.numel() for item in model.parameters() if item.requires_grad)
         assert adapter_params(resolution.matched, RANK) == trainable, slug
@@ -91,7 +91,7 @@ def peft_attaches(family: str, arguments: Arguments) -> tuple[list[str], int]:
 def predicted(arguments: Arguments, counted: Census) -> tuple[list[str], int]:
     """Return the same by the rules in plain Python."""
     try:
-        ranks = attached(arguments, counted, RANK)
+        ranks = matched_names(arguments, counted, RANK)
     except NotConvertible:
         return [], 0
     groups = {name: group for group in counted.groups for name in group.names()}
@@ -112,7 +112,7 @@ def test_python_rules_equal_peft(family: str) -> None:
     for entries, layers in ((leaves, ()), (halves, (0,)), (parents, (0, 1))):
         raw = Arguments(target_modules=tuple(entries), layers_to_transform=layers)
         assert predicted(raw, counted) == peft_attaches(family, raw), (entries, layers)
-    half = explain(leaves, counted, layers=range(counted.num_layers // 2, counted.num_layers))
+    half = resolve_names(leaves, counted, layers=range(counted.num_layers // 2, counted.num_layers))
     assert not half.refusal
     found = peft_attaches(family, half.arguments(RANK, ALPHA))
     assert found == (sorted(half.names()), half.params(RANK))

@@ -45,7 +45,7 @@ def change_config(folder: Path, **values: Any) -> None:
 def test_a_sound_folder_is_counted(folder: Path, tmp_path: Path) -> None:
     values = inspect(folder, tmp_path)
     census = Census.from_dict(json.loads(json.dumps(values["census"])))
-    assert resolve(PRESETS["efficient"].roles, census).sentence == "2 of 2 layers, 2 modules"
+    assert resolve(PRESETS["efficient"].roles, census).coverage == "2 of 2 layers, 2 modules"
     assert census.has_chat_template
     assert values["parameters"] == census.parameters > 0
     assert values["path"] == str(folder)

@@ -94,7 +94,7 @@ def test_dora_magnitudes_are_forecast(with_option: Callable[..., TrainSpec], tmp
     spec = with_option({"use_dora": True}, max_steps=1)
     ends = train([spec], tmp_path, report=Recorder())
     resolution = chosen(ATTENTION, spec.base.path)
-    shaped = resolution.shaped(spec.hyperparameters)
+    shaped = resolution.with_dora(spec.hyperparameters)
     # Two modules of two layers, 32 wide: a length for each output.
     assert shaped.params(4) == resolution.params(4) + 2 * 2 * 32
     assert ends[0].summary["trainable_parameters"] == shaped.params(4)

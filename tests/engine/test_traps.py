@@ -17,7 +17,7 @@ from workers.census import Census
 from workers.engine import census
 from workers.engine.lora import attach_adapter
 from workers.presets import PRESETS, resolve
-from workers.selections import explain
+from workers.selections import resolve_names
 from workers.targets import Resolution
 
 
@@ -46,8 +46,8 @@ def test_gpt2_c_proj_means_attention_or_mlp_by_its_parent() -> None:
     assert len(peft_attaches("gpt2", target_modules=["c_proj"])) == 2
     assert on("gpt2", "efficient").target_modules == ("attn.c_proj",)
     assert on("gpt2", "mlp").target_modules == ("c_fc", "mlp.c_proj")
-    told = explain(["c_proj"], counted("gpt2")).confirmations
-    assert told == ("`c_proj` reaches layers of different kinds: attention output, MLP down.",)
+    told = resolve_names(["c_proj"], counted("gpt2")).confirmations
+    assert told == ("`c_proj` matches layers of different kinds: attention output, MLP down.",)
 
 
 def test_phi3_query_and_value_are_one_layer() -> None:
@@ -56,7 +56,7 @@ def test_phi3_query_and_value_are_one_layer() -> None:
     resolution = on("phi3", "query_value")
     assert resolution.target_modules == ("qkv_proj",)
     assert resolution.labels == ("query, key and value (fused)",)
-    refusal = explain(["q_proj"], counted("phi3")).refusal
+    refusal = resolve_names(["q_proj"], counted("phi3")).refusal
     assert "`q_proj` matches no layer" in refusal
     assert "`qkv_proj`" in refusal
 
@@ -65,16 +65,17 @@ def test_phi3_query_and_value_are_one_layer() -> None:
 def test_mixtral_and_gpt_oss_down_proj_is_no_module(family: str) -> None:
     assert peft_attaches(family, target_modules=["o_proj", "down_proj"]) == {"model.layers.self_attn.o_proj"}
     assert ends(on(family, "balanced")) == {"self_attn.o_proj", "experts.down_proj"}
-    corrected = explain(["o_proj", "down_proj"], counted(family))
+    corrected = resolve_names(["o_proj", "down_proj"], counted(family))
     assert corrected.target_parameters == ("mlp.experts.down_proj",)
-    assert "would adapt 3 modules, not the 6" in corrected.notes[-1]
+    assert "3 modules for these names instead of 6" in corrected.notes[-1]
 
 
 def test_mixtral_router_is_adapted_by_nobody_by_accident() -> None:
     assert "model.layers.mlp.gate.weight" in peft_attaches("mixtral", target_modules="all-linear")
     assert "router" not in {one.role for one in on("mixtral", "quality").matched}
     assert (
-        "`model.layers.*.mlp.gate.weight` (router)" in explain(["gate"], counted("mixtral")).confirmations[0]
+        "`model.layers.*.mlp.gate.weight` (router)"
+        in resolve_names(["gate"], counted("mixtral")).confirmations[0]
     )
 
 
@@ -83,7 +84,7 @@ def test_qwen3_moe_down_proj_multiplies_the_budget_by_its_experts() -> None:
         config = LoraConfig(r=8, target_modules=["down_proj"])
         model = attach_adapter(FAMILIES["qwen3_moe"].build("qwen3_moe"), config)
     full = sum(item.numel() for item in model.parameters() if item.requires_grad)
-    resolution = explain(["down_proj"], counted("qwen3_moe"))
+    resolution = resolve_names(["down_proj"], counted("qwen3_moe"))
     assert resolution.params(8) * 8 == full  # eight experts share r 8
     assert resolution.arguments(8, 16).rank_pattern == {"experts.down_proj": 1}
 
@@ -100,8 +101,8 @@ def test_qwen3_moe_expert_scale_equals_lora_alpha_by_r() -> None:
 def test_qwen3_next_and_qwen3_5_have_o_proj_in_one_layer_of_four() -> None:
     assert on("qwen3_5_text", "efficient").target_modules == ("o_proj", "out_proj")
     assert on("qwen3_next", "efficient").layers_matched == 4
-    told = explain(["o_proj"], counted("qwen3_5_text")).confirmations
-    assert told == ("Attention output exists in 1 of 4 layers (3); the other layers stay without.",)
+    told = resolve_names(["o_proj"], counted("qwen3_5_text")).confirmations
+    assert told == ("Attention output exists in 1 of 4 layers (3); the other layers get no adapter.",)
 
 
 def test_qwen3_next_shared_expert_is_dropped_by_names_alone() -> None:
@@ -118,7 +119,7 @@ def test_deepseek_v3_query_and_key_are_compressed() -> None:
     names = ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert peft_attaches("deepseek_v3", target_modules=names) == {"model.layers.self_attn.o_proj"}
     assert on("deepseek_v3", "query_value").labels == ("query", "key and value (compressed)")
-    refused = explain(names, counted("deepseek_v3"))
+    refused = resolve_names(names, counted("deepseek_v3"))
     assert [one.entry for one in refused.unmatched] == ["q_proj", "k_proj", "v_proj"]
     assert set(refused.unmatched[0].near) & {"q_a_proj", "q_b_proj"}
 
@@ -140,16 +141,16 @@ def test_gemma3_vision_tower_shares_query_and_value() -> None:
         == r"model\.language_model\.layers\.\d+\.(self_attn\.q_proj|self_attn\.v_proj)"
     )
     assert {one.group.scope for one in resolution.matched} == {"decoder"}
-    assert "(image or audio tower)" in explain(["q_proj"], counted("gemma3")).confirmations[0]
+    assert "(image or audio tower)" in resolve_names(["q_proj"], counted("gemma3")).confirmations[0]
 
 
 def test_t5_gated_mlp_has_no_wi() -> None:
     reached = peft_attaches("mt5", target_modules=["wi", "wo"])
     assert {name.split(".")[-1] for name in reached} == {"wo"}
     assert on("mt5", "mlp").target_modules == ("wi_0", "wi_1", "wo")
-    refused = explain(["wi", "wo"], counted("mt5"))
+    refused = resolve_names(["wi", "wo"], counted("mt5"))
     assert set(refused.unmatched[0].near) >= {"wi_0", "wi_1"}
-    refused = explain(["wi_0", "wo"], counted("t5"))
+    refused = resolve_names(["wi_0", "wo"], counted("t5"))
     assert "`wi`" in refused.refusal
 
 
@@ -158,9 +159,9 @@ def test_lfm2_out_proj_is_also_the_end_of_a_convolution() -> None:
     resolution = on("lfm2", "efficient")
     assert resolution.target_modules == ("self_attn.out_proj",)
     assert resolution.confirmations == (
-        "Attention output exists in 2 of 4 layers (1, 3); the other layers stay without.",
+        "Attention output exists in 2 of 4 layers (1, 3); the other layers get no adapter.",
     )
-    assert "conv.out_proj` (other)" in explain(["out_proj"], counted("lfm2")).confirmations[0]
+    assert "conv.out_proj` (other)" in resolve_names(["out_proj"], counted("lfm2")).confirmations[0]
 
 
 def test_qwen2_5_vl_mlp_names_are_also_the_towers() -> None:
@@ -171,6 +172,6 @@ def test_qwen2_5_vl_mlp_names_are_also_the_towers() -> None:
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma3"])
 def test_a_typo_beside_a_valid_name_is_reported_with_near_names(family: str) -> None:
     assert peft_attaches(family, target_modules=["o_proj", "typo"])  # PEFT says nothing
-    refused = explain(["o_proj", "typo"], counted(family))
+    refused = resolve_names(["o_proj", "typo"], counted(family))
     assert "`typo` matches no layer of this model. Near names: " in refused.refusal
     assert refused.unmatched[0].near

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.census import Group, Matched, whole
+from workers.census import Group, Matched, match_all_layers
 from workers.forecast import adapter_bytes, adapter_params
 
 # (layers, hidden, heads, key-value heads, head size, MLP width), and parameters per rank for each of SETS.
@@ -28,7 +28,7 @@ def groups(shape: tuple[int, ...], names: str) -> tuple[Matched, ...]:
         "up": (h, f),
         "down": (f, h),
     }
-    return whole(
+    return match_all_layers(
         Group(f"model.layers.*.{name}_proj", name, "decoder", "linear", tuple(range(layers)), *sizes[name])
         for name in names.split()
     )

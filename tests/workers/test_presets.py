@@ -10,7 +10,7 @@ import pytest
 from workers.census import Census, Group
 from workers.errors import SpecError, TargetError
 from workers.hyperparameters import Hyperparameters
-from workers.matching import attached, matches
+from workers.matching import matched_names, matches
 from workers.presets import PRESETS, preset, resolve
 from workers.targets import Resolution, target_spec
 
@@ -62,7 +62,7 @@ def test_the_form_shows_the_presets_in_their_order() -> None:
 def test_efficient_adapts_attention_output_alone() -> None:
     resolution = on_llama("efficient")
     assert resolution.target_modules == ("o_proj",)
-    assert resolution.sentence == "4 of 4 layers, 4 modules"
+    assert resolution.coverage == "4 of 4 layers, 4 modules"
     assert resolution.params(1) == 4 * (64 + 64)
 
 
@@ -103,9 +103,9 @@ def test_a_missing_role_is_refused_with_a_preset_that_works() -> None:
 def test_layers_without_the_role_are_named_and_to_be_confirmed() -> None:
     some = dataclasses.replace(group("self_attn.o_proj", "attn_out"), layers=(1, 3))
     resolution = resolve(["attn_out"], census({}, some))
-    assert resolution.sentence == "2 of 4 layers, 2 modules"
+    assert resolution.coverage == "2 of 4 layers, 2 modules"
     assert resolution.confirmations == (
-        "Attention output exists in 2 of 4 layers (1, 3); the other layers stay without.",
+        "Attention output exists in 2 of 4 layers (1, 3); the other layers get no adapter.",
     )
 
 
@@ -114,7 +114,7 @@ def test_roles_that_the_same_layers_lack_share_a_sentence() -> None:
     some = [dataclasses.replace(group(f"self_attn.{name}", role), layers=(0, 1, 3)) for name, role in names]
     resolution = resolve(["attn_q", "attn_k", "attn_v"], census({}, *some))
     assert resolution.confirmations == (
-        "Query, key and value exist in 3 of 4 layers (0-1, 3); the other layers stay without.",
+        "Query, key and value exist in 3 of 4 layers (0-1, 3); the other layers get no adapter.",
     )
 
 
@@ -126,7 +126,7 @@ def test_experts_are_reached_by_their_tensors_and_share_the_rank() -> None:
     assert arguments.target_parameters == ("mlp.experts.down_proj",)
     assert arguments.rank_pattern == {"experts.down_proj": 2}
     assert arguments.alpha_pattern == {"experts.down_proj": 4}
-    assert resolution.shares(16, 32) == ("8 experts share r 16: each gets r 2 and lora_alpha 4.",)
+    assert resolution.expert_shares(16, 32) == ("8 experts share r 16: each gets r 2 and lora_alpha 4.",)
     assert resolution.params(16) == 16 * 4 * 128 + 2 * 8 * 4 * 128
     assert resolve(PRESETS["efficient"].roles, census(attention, experts)).target_parameters == ()
 
@@ -151,7 +151,7 @@ def test_a_vision_tower_of_the_same_name_is_left_out_by_a_regex() -> None:
     counted = census(LLAMA, tower)
     resolution = resolve(["attn_q", "attn_v"], counted)
     assert resolution.target_regex == r"model\.layers\.\d+\.(self_attn\.q_proj|self_attn\.v_proj)"
-    reached = attached(resolution.arguments(8, 16), counted, 8)
+    reached = matched_names(resolution.arguments(8, 16), counted, 8)
     assert len(reached) == 8
     assert not [name for name in reached if name.startswith("vision")]
 
@@ -205,7 +205,7 @@ def test_a_refused_resolution_makes_no_target_spec() -> None:
 
 
 def test_coverage_size_and_share_are_one_line() -> None:
-    words = on_llama("efficient").words(r=8, frozen=1_000_000, file_bytes=1_100_000)
+    words = on_llama("efficient").summary(r=8, frozen=1_000_000, file_bytes=1_100_000)
     assert words == "4 of 4 layers, 0.00 M parameters (0.41 %), 1.1 MB"
 
 
