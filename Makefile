@@ -3,7 +3,7 @@
 
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
-MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none was found on PATH)) -I dashboard/machine.py
+MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none was found on PATH)) -I dashboard/launcher/machine.py
 VENV = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 

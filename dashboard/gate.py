@@ -25,7 +25,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from dashboard.models import ApiToken, Project, Role, User
-from dashboard.models.alarm import current_alerts
+from dashboard.models.operations.alert import current_alerts
 
 # Routes for signed-in users who are not a member of any project.
 PROJECTLESS_ROUTES = frozenset(
@@ -118,7 +118,7 @@ def require_project(request: HttpRequest) -> HttpResponse | None:
         return None
     if request.user.is_superuser and name in SUPERUSER_ROUTES:  # type: ignore[union-attr]
         return None
-    return render(request, "projects/none.html", status=403)
+    return render(request, "accounts/projects/none.html", status=403)
 
 
 def require_token(request: HttpRequest) -> HttpResponse | None:

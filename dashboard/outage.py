@@ -14,8 +14,8 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from dashboard.gate import API_PREFIX, api_error
-from dashboard.models.finding import manage_command
-from dashboard.models.old_tables import TEXT, is_due_to_old_tables
+from dashboard.models.operations.health_check import manage_command
+from dashboard.models.operations.outdated_tables import TEXT, is_due_to_old_tables
 
 # A locked SQLite file counts as unreachable: it also recovers later.
 AWAY = (InterfaceError, OperationalError)

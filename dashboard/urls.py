@@ -8,40 +8,23 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
 
 from dashboard import api
-from dashboard.views import (
-    accounts,
-    adapters,
-    base_models,
+from dashboard.views import adapters
+from dashboard.views.accounts import invitations, memberships, projects, setup, sign_in, team, tokens
+from dashboard.views.catalog import base_models, datasets, target_module_configs
+from dashboard.views.evaluations import evaluations, judgings, votes
+from dashboard.views.jobs import compute_budgets, queue, workers
+from dashboard.views.operations import health, home, settings, storage
+from dashboard.views.studies import (
     compare,
-    compute_budgets,
-    datasets,
     decisions,
-    evaluations,
-    fine_tune,
-    health,
-    home,
-    invitations,
-    judgings,
-    memberships,
-    metric_series,
-    projects,
-    queue,
     saved_views,
-    settings,
-    setup,
     share_links,
-    storage,
     studies,
     study_items,
     study_reports,
     study_results,
-    target_module_configs,
-    team,
-    tokens,
-    training_runs,
-    votes,
-    workers,
 )
+from dashboard.views.training import fine_tune, metric_series, training_runs
 
 handler500 = "dashboard.outage.server_error"
 
@@ -58,22 +41,22 @@ urlpatterns = [
     path("healthz/", alive, name="health"),
     # Accounts
     path("set-up/", setup.create, name="set-up"),
-    path("sign-in/", accounts.login, name="account_login"),
-    path("sign-out/", accounts.logout, name="account_logout"),
-    path("sign-in/closed/", accounts.inactive, name="account_inactive"),
-    path("account/password/", accounts.password_change, name="account_change_password"),
-    path("account/password/first/", accounts.password_set, name="account_set_password"),
-    path("password-reset/", accounts.password_reset, name="account_reset_password"),
-    path("password-reset/sent/", accounts.password_reset_done, name="account_reset_password_done"),
+    path("sign-in/", sign_in.login, name="account_login"),
+    path("sign-out/", sign_in.logout, name="account_logout"),
+    path("sign-in/closed/", sign_in.inactive, name="account_inactive"),
+    path("account/password/", sign_in.password_change, name="account_change_password"),
+    path("account/password/first/", sign_in.password_set, name="account_set_password"),
+    path("password-reset/", sign_in.password_reset, name="account_reset_password"),
+    path("password-reset/sent/", sign_in.password_reset_done, name="account_reset_password_done"),
     # The key has hyphens of its own, so the first part must not be greedy about them.
     re_path(
         r"^password-reset/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        accounts.password_reset_from_key,
+        sign_in.password_reset_from_key,
         name="account_reset_password_from_key",
     ),
     path(
         "password-reset/changed/",
-        accounts.password_reset_from_key_done,
+        sign_in.password_reset_from_key_done,
         name="account_reset_password_from_key_done",
     ),
     # Projects and their people

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,24 +33,18 @@ from dashboard.models import (  # noqa: E402
     TrainingRun,
     User,
 )
-from dashboard.models.forecast import forecast_run  # noqa: E402
-from workers.hyperparameters import Hyperparameters  # noqa: E402
+from dashboard.models.training.forecast import forecast_run  # noqa: E402
+from workers.contract.hyperparameters import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
-# Queue, workers and recovery run on both databases: `pytest -m jobs`.
-JOBS = re.compile(
-    r"test_(job|abandoned|queue|api_jobs|worker|storage|training_run_(cancel|resume)|dispatch|supervisor|tasks"
-    r"|compute_(budget|use)|recorders|publish|resume|node|devices|claim|outage|broker|out_of_memory|watchdog"
-    r"|retention|judging|evaluation|rescoring|(api|study)_score_again|stop(?!ped_arm)|api_training_run_stop|disk_full|lease"
-    r"|checkpoint_forgetting|standstill|alarms|health_index|doctor|training_run_(progress|stopped|ending)|study_advance)"
-)
+# Folders whose tests run on SQLite and again on PostgreSQL: `pytest -m jobs`.
+JOB_FOLDERS = {"jobs", "queue", "budget", "operations", "supervision", "processes", "recovery"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that must hold on PostgreSQL as well: those that use the database and concern jobs."""
     for item in items:
-        is_about_jobs = JOBS.match(item.path.name) and item.path.parent.name in ("dashboard", "workers")
-        if is_about_jobs and uses_database(item):
+        if item.path.parent.name in JOB_FOLDERS and uses_database(item):
             item.add_marker("jobs")
 
 
@@ -140,7 +133,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_census() -> dict[str, object]:
     """A census as the inspect job writes it: two layers, 32 wide, Llama's names."""
-    from workers.census import Census, Group
+    from workers.target_modules.census import Census, Group
 
     shapes = {
         "self_attn.q_proj": ("attn_q", 32, 32),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workers.specs import BaseSpec, DataSpec, TargetSpec
+from workers.contract.specs import BaseSpec, DataSpec, TargetSpec
 
 CHATML = (
     "{% for message in messages %}"
@@ -35,7 +35,7 @@ def build_tiny_model(
     """
     import torch
 
-    from workers.engine.model import auto_class
+    from workers.engine.base_models.model import auto_class
 
     config = _config(model_type, sizes)
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from workers.errors import RunError
+from workers.contract.errors import RunError
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -19,18 +19,18 @@ from django.conf import settings
 from django.db import transaction
 
 from dashboard.models import IllegalMove, Job, Study
-from dashboard.models.data_folder import erase, hide, is_plain_folder
-from dashboard.models.retention import delete_checkpoints
-from workers import slots
-from workers.abandoned import holder
+from dashboard.models.operations.data_folder import erase, hide, is_plain_folder
+from dashboard.models.operations.retention import delete_checkpoints
 from workers.celery import app
-from workers.errors import RunError, disk_error
-from workers.judging import judge_answers
-from workers.node import is_draining, row_name
-from workers.outage import DATABASE_AWAY, close_connection
-from workers.recorders import RECORDERS
-from workers.slots import DeviceBusy
-from workers.supervisor import supervise
+from workers.contract.errors import RunError, disk_error
+from workers.supervision import device_lock
+from workers.supervision.database_outage import DATABASE_AWAY, close_connection
+from workers.supervision.device_lock import DeviceBusy
+from workers.supervision.heartbeat import is_draining, row_name
+from workers.supervision.judge_job import judge_answers
+from workers.supervision.orphaned_jobs import holder
+from workers.supervision.recorders import RECORDERS
+from workers.supervision.supervisor import supervise
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _claim(queue: str, node: str) -> Job | None:
     return Job.objects.claim(
         queue,
         worker=row_name(node),
-        slot=slots.slot_name(node) if queue == Job.Queue.GPU else None,
+        slot=device_lock.slot_name(node) if queue == Job.Queue.GPU else None,
         **holder(),
     )
 

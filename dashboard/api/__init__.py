@@ -19,25 +19,13 @@ from ninja.operation import Operation
 from ninja.parser import Parser
 from ninja.types import DictStrAny
 
-from dashboard.api import (
-    adapters,
-    base_models,
-    compute_budgets,
-    datasets,
-    forecast,
-    invitations,
-    jobs,
-    me,
-    memberships,
-    refusals,
-    studies,
-    target_module_configs,
-    tokens,
-    training_runs,
-    workers,
-)
+from dashboard.api import adapters, refusals, studies
 from dashboard.api.access import RateLimit, Token
+from dashboard.api.accounts import invitations, me, memberships, tokens
+from dashboard.api.catalog import base_models, datasets, target_module_configs
+from dashboard.api.jobs import compute_budgets, jobs, workers
 from dashboard.api.reference import Reference
+from dashboard.api.training import forecast, training_runs
 
 KEY_HEADER = {
     "in": "header",

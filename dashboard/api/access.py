@@ -21,7 +21,7 @@ from ninja.throttling import BaseThrottle
 
 from dashboard.api.refusals import Refusal, invalid
 from dashboard.models import ApiToken, Job, Role
-from dashboard.models.project import digest_of, refusal_for
+from dashboard.models.accounts.project import digest_of, refusal_for
 
 READS = ("GET", "HEAD")
 WINDOW_SECONDS = 60.0

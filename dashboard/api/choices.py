@@ -19,11 +19,11 @@ from pydantic import (
     create_model,
 )
 
-from dashboard.api import datasets
 from dashboard.api.access import Call
+from dashboard.api.catalog import datasets
 from dashboard.api.refusals import Refusal, unknown
 from dashboard.models import DatasetVersion, TargetModuleConfig
-from workers.hyperparameters import SETTINGS
+from workers.contract.hyperparameters import SETTINGS
 
 
 def id_or_slug(value: Any) -> int | str:

@@ -25,8 +25,8 @@ from pydantic import ConfigDict
 from dashboard.gate import api_error
 from dashboard.models import OverBudget
 from dashboard.outage import outage
-from workers.errors import SpecError, TargetError
-from workers.hyperparameters import Hyperparameters
+from workers.contract.errors import SpecError, TargetError
+from workers.contract.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
 HYPERPARAMETERS = frozenset(Hyperparameters.__dataclass_fields__)

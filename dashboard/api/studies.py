@@ -13,21 +13,21 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, do_once, once
-from dashboard.api.base_models import inspected
+from dashboard.api.catalog.base_models import inspected
+from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
-from dashboard.api.evaluations import submit_reevaluation
+from dashboard.api.evaluations.evaluations import submit_reevaluation
+from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
-from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
-from dashboard.api.target_module_configs import chosen_base_model
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
-from dashboard.models.study_export import export_dict, study_dict
-from dashboard.models.study_launch import launch_study
-from dashboard.models.study_plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
-from workers.errors import SpecError
-from workers.hyperparameters import hyperparameters_from
+from dashboard.models.studies.launch import launch_study
+from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
+from dashboard.models.studies.results.export import export_dict, study_dict
+from workers.contract.errors import SpecError
+from workers.contract.hyperparameters import hyperparameters_from
 
 router = Router()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from django.utils.translation import gettext as _
 from pydantic import AfterValidator, Field, StrictStr
 
-from dashboard.forms.datasets import COLUMN_LENGTH
+from dashboard.forms.catalog.datasets import COLUMN_LENGTH
 
 
 def one_line(text: str) -> str:

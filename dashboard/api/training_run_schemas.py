@@ -9,8 +9,8 @@ from ninja import Schema
 from pydantic import ConfigDict, StrictBool, StrictInt
 
 from dashboard.api.choices import HyperparametersIn, IdOrSlug
+from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
-from dashboard.api.forgetting import ForgettingOut
 from dashboard.api.texts import Name
 
 

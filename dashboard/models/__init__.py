@@ -1,21 +1,7 @@
 """The truth: rows, their rules and their behaviour. `from dashboard.models import Adapter`."""
 
-from dashboard.models.access import ApiToken, SetupCode
-from dashboard.models.adapter import Adapter
-from dashboard.models.base_model import BaseModel
-from dashboard.models.calibration import Calibration
-from dashboard.models.compute_budget import ComputeBudget, OverBudget
-from dashboard.models.dataset import Dataset, DatasetVersion, ImportNotFailed
-from dashboard.models.decision import Decision
-from dashboard.models.evaluation import Evaluation, EvaluationItem
-from dashboard.models.installation import Installation
-from dashboard.models.job import Job
-from dashboard.models.job_event import JobEvent
-from dashboard.models.job_state import IllegalMove, State
-from dashboard.models.judging import JudgeEvaluation
-from dashboard.models.metric_series import MetricChunk, MetricSeries
-from dashboard.models.outbox import Outbox
-from dashboard.models.project import (
+from dashboard.models.accounts.access import ApiToken, SetupCode
+from dashboard.models.accounts.project import (
     Caller,
     Invitation,
     InvitationUsed,
@@ -24,19 +10,33 @@ from dashboard.models.project import (
     Project,
     Role,
 )
-from dashboard.models.publication import Publication
-from dashboard.models.saved_view import SavedView
-from dashboard.models.scoring import ScoringTime
-from dashboard.models.share_link import SHARE_DAYS, ShareLink
-from dashboard.models.storage import CleanUp, StorageUse
-from dashboard.models.study import Study
-from dashboard.models.study_arm import StudyArm
-from dashboard.models.study_plan import ArmPlan
-from dashboard.models.target_module_config import TargetModuleConfig
-from dashboard.models.training_run import TrainingRun
-from dashboard.models.user import User
-from dashboard.models.vote import Vote
-from dashboard.models.worker_node import WorkerNode
+from dashboard.models.accounts.user import User
+from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.adapters.publication import Publication
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
+from dashboard.models.catalog.target_module_config import TargetModuleConfig
+from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.judge_evaluation import JudgeEvaluation
+from dashboard.models.evaluations.vote import Vote
+from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.job_event import JobEvent
+from dashboard.models.jobs.job_state import IllegalMove, State
+from dashboard.models.jobs.outbox import Outbox
+from dashboard.models.jobs.worker_node import WorkerNode
+from dashboard.models.operations.installation import Installation
+from dashboard.models.operations.storage import CleanUp, StorageUse
+from dashboard.models.studies.decision import Decision
+from dashboard.models.studies.plan import ArmPlan
+from dashboard.models.studies.saved_view import SavedView
+from dashboard.models.studies.share_link import SHARE_DAYS, ShareLink
+from dashboard.models.studies.study import Study
+from dashboard.models.studies.study_arm import StudyArm
+from dashboard.models.training.calibration import Calibration
+from dashboard.models.training.evaluation_cost import ScoringTime
+from dashboard.models.training.metric_series import MetricChunk, MetricSeries
+from dashboard.models.training.training_run import TrainingRun
 
 __all__ = [
     "SHARE_DAYS",

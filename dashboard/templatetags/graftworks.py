@@ -20,9 +20,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from dashboard import stages
 from dashboard.models import Job, State, TrainingRun
-from dashboard.models.compute_use import format_hours
+from dashboard.models.jobs.compute_use import format_hours
+from dashboard.presenters import stages
 
 register = template.Library()
 

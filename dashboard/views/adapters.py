@@ -10,13 +10,14 @@ from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST, require_safe
 
-from dashboard import charts, forgetting_charts
+from dashboard.charts import curves, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Role, Study, forgetting
-from dashboard.views import adapter_rows
-from dashboard.views.evaluations import unscored_run_notice
+from dashboard.models import Adapter, Role, Study
+from dashboard.models.evaluations import forgetting
+from dashboard.presenters import adapter_rows
+from dashboard.views.evaluations.evaluations import unscored_run_notice
 
 
 @require_GET
@@ -51,7 +52,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "adapter": adapter,
         "run": adapter.run,
         "versions": versions,
-        "score_rows": charts.score_rows(adapter.run, forgetting.scores_with_base(adapter.run)),
+        "score_rows": curves.score_rows(adapter.run, forgetting.scores_with_base(adapter.run)),
         "forgetting": forgetting_charts.table({str(adapter): forgetting.run_forgetting(adapter.run)}),
         "unscored": unscored_run_notice(adapter.run),
         "settled": adapter.run.is_settled,

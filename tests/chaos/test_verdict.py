@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dashboard.models import Adapter, Job, JobEvent, MetricSeries, State, TrainingRun
-from dashboard.models.adapter import WEIGHTS
+from dashboard.models.adapters.adapter import WEIGHTS
 from tests.chaos import verdict
 from tests.chaos.storm import Hit
 from tests.chaos.work import Asked

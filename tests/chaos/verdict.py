@@ -9,13 +9,13 @@ from pathlib import Path
 from django.conf import settings
 
 from dashboard.models import Adapter, Evaluation, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
-from dashboard.models.job import MAX_FAILED_ATTEMPTS
-from dashboard.models.job_state import MOVES, TERMINAL
+from dashboard.models.jobs.job import MAX_FAILED_ATTEMPTS
+from dashboard.models.jobs.job_state import MOVES, TERMINAL
 from tests.chaos.storm import Hit
 from tests.chaos.work import Asked
-from workers.errors import RunError
-from workers.publishing import check_adapter
-from workers.workload import VALIDATIONS_PER_RUN
+from workers.contract.errors import RunError
+from workers.forecasting.workload import VALIDATIONS_PER_RUN
+from workers.supervision.publish import check_adapter
 
 KEPT = ("succeeded", "stopped_early")
 # What the engine tells of each step, in one line; the held-out loss comes at some of them.

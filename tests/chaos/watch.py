@@ -22,7 +22,7 @@ from django.db import (
 from django.db.models.functions import Now
 
 from dashboard.models import Job, State, WorkerNode
-from dashboard.models.job_state import LIVE
+from dashboard.models.jobs.job_state import LIVE
 from tests.chaos.stage import Stage
 from tests.chaos.storm import Hit
 

@@ -17,7 +17,7 @@ from django.db import InterfaceError, OperationalError, close_old_connections, t
 
 from dashboard.models import BaseModel, Dataset, Job, TargetModuleConfig, TrainingRun, User
 from tests.e2e.installation import Answer, Api
-from workers.hyperparameters import Hyperparameters
+from workers.contract.hyperparameters import Hyperparameters
 
 Found = TypeVar("Found")
 WAITING_AT_MOST = 20

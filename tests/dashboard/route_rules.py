@@ -13,7 +13,7 @@ RULES = {
         GET account_reset_password_from_key account_reset_password_from_key_done share-link-open
         POST account_login account_logout account_reset_password account_reset_password_from_key
     """,
-    # Gone as soon as an account exists; tests/dashboard/test_set_up.py covers it.
+    # Gone as soon as an account exists; tests/dashboard/accounts/test_set_up.py covers it.
     "0000000": """
         GET set-up
         POST set-up

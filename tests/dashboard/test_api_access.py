@@ -13,8 +13,8 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from dashboard.models import ApiToken, Job, Project, User
-from dashboard.models.job_queue import JobQuerySet
-from dashboard.models.project import ProjectQuerySet
+from dashboard.models.accounts.project import ProjectQuerySet
+from dashboard.models.jobs.job_queue import JobQuerySet
 
 ME = "/api/v1/me"
 

@@ -54,7 +54,7 @@ def test_it_stands_on_a_failure_of_ours(client: Client, mara: User, monkeypatch:
     def broken(*_arguments: object) -> None:
         raise RuntimeError("a secret detail")
 
-    monkeypatch.setattr("dashboard.views.team.render", broken)
+    monkeypatch.setattr("dashboard.views.accounts.team.render", broken)
     client.force_login(mara)
     client.raise_request_exception = False
     answer = client.get("/team/")

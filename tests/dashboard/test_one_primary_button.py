@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Dataset, TrainingRun, User
-from tests.dashboard.studies import make_study
+from tests.dashboard.studies.factories import make_study
 
 LISTS = ("dataset-index", "training-run-index", "study-index", "adapter-index", "compare", "home")
 

@@ -14,9 +14,9 @@ from django.db import OperationalError, connection
 from django.test import Client
 from django.urls import NoReverseMatch, get_resolver, reverse
 
-from dashboard.charts import Cursor
+from dashboard.charts.curves import Cursor
 from dashboard.models import Project, TrainingRun, User
-from dashboard.views import metric_series
+from dashboard.views.training import metric_series
 from tests.servers import free_port
 
 # Answered without any row.
@@ -119,7 +119,7 @@ def test_a_call_that_is_interrupted_by_the_outage_says_so(
     def lose(*_arguments: object) -> None:
         raise OperationalError("server closed the connection unexpectedly")
 
-    monkeypatch.setattr("dashboard.api.jobs.with_subjects", lose)
+    monkeypatch.setattr("dashboard.api.jobs.jobs.with_subjects", lose)
     answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
     assert answer["Retry-After"] == "10"

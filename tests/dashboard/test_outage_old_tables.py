@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import User
-from dashboard.models.health import run_health_checks
+from dashboard.models.operations.health import run_health_checks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 # What a later release would have added, and the migration that it would have come with.

@@ -36,8 +36,8 @@ from dashboard.models import (
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
 from tests.dashboard.route_rules import CALLERS, OBJECTS, QUERIES, RULES
-from tests.dashboard.studies import make_study
-from workers.selections import Selection
+from tests.dashboard.studies.factories import make_study
+from workers.target_modules.custom import Selection
 
 pytestmark = pytest.mark.django_db
 

@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, tiny_target, write_canonical
-from workers.engine import artifacts
-from workers.engine.model import load_base
-from workers.engine.train import train
-from workers.events import Event, Metrics
-from workers.hyperparameters import Hyperparameters
-from workers.specs import BaseSpec, DataSpec, TrainSpec
+from workers.contract.events import Event, Metrics
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import BaseSpec, DataSpec, TrainSpec
+from workers.engine.base_models.model import load_base
+from workers.engine.training import artifacts
+from workers.engine.training.train import train
 
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from workers.engine.model import build
+from workers.engine.base_models.model import build
 
 USUAL = {
     "hidden_size": 32,

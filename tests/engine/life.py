@@ -18,12 +18,12 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 
 from tests.engine.conftest import Recorder
 from tests.moments import Interruption, install
-from workers import handover
-from workers.engine import checkpoints
-from workers.engine.train import train
-from workers.errors import DiskFull
-from workers.events import ArmEnd, Event, from_line, to_line
-from workers.specs import TrainSpec
+from workers.contract import checkpoint_ownership
+from workers.contract.errors import DiskFull
+from workers.contract.events import ArmEnd, Event, from_line, to_line
+from workers.contract.specs import TrainSpec
+from workers.engine.training import checkpoints
+from workers.engine.training.train import train
 
 FULL = 28
 _SERVER = multiprocessing.get_context("forkserver")
@@ -95,7 +95,7 @@ def _live(
                 lines.flush()
 
         with contextlib.suppress(DiskFull):
-            handover.take(kept, attempt)
+            checkpoint_ownership.take(kept, attempt)
             train(
                 specs,
                 out,

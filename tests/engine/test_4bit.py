@@ -18,16 +18,16 @@ import torch
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, tiny_base
-from workers.engine import census
-from workers.engine.evaluate import evaluate
-from workers.engine.model import load_base, read_config
-from workers.engine.train import train
-from workers.errors import ModelError, RunError, SpecError
-from workers.events import Message
-from workers.hyperparameters import Hyperparameters
-from workers.presets import PRESETS, resolve
-from workers.specs import EvalSpec, TargetSpec, TrainSpec, needs_4bit, to_dict
-from workers.targets import target_spec
+from workers.contract.errors import ModelError, RunError, SpecError
+from workers.contract.events import Message
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import EvalSpec, TargetSpec, TrainSpec, needs_4bit, to_dict
+from workers.engine.base_models import census
+from workers.engine.base_models.model import load_base, read_config
+from workers.engine.evaluation.evaluate import evaluate
+from workers.engine.training.train import train
+from workers.target_modules.presets import PRESETS, resolve
+from workers.target_modules.resolution import target_spec
 
 MakeSpec = Callable[..., TrainSpec]
 CPU = torch.device("cpu")

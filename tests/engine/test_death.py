@@ -21,12 +21,12 @@ from tests.engine.conftest import Recorder
 from tests.engine.life import FULL, Story
 from tests.moments import Interruption
 from tests.tiny_model import colour_rows, tiny_base, tiny_target, write_canonical
-from workers import handover
-from workers.engine.artifacts import file_sha256
-from workers.engine.train import train
-from workers.events import Artifact, Event, Metrics
-from workers.hyperparameters import Hyperparameters
-from workers.specs import TrainSpec
+from workers.contract import checkpoint_ownership
+from workers.contract.events import Artifact, Event, Metrics
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import TrainSpec
+from workers.engine.training.artifacts import file_sha256
+from workers.engine.training.train import train
 
 WHOLE = os.environ.get("CHAOS_WALK") == "all"
 # Without CHAOS_WALK=all every so manieth moment; primes, so that the same ones of a checkpoint do not recur.
@@ -101,7 +101,9 @@ def assert_as_if_nothing_had_happened(story: Story, whole: tuple[Path, Recorder]
         for folder in saved:
             found = load_file(folder / "adapter_model.safetensors")
             assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
-    left = sorted(path.name for path in story.checkpoints.iterdir() if path.name != handover.HOLDER)
+    left = sorted(
+        path.name for path in story.checkpoints.iterdir() if path.name != checkpoint_ownership.HOLDER
+    )
     assert len(left) == 2, left
     assert all(name.isdigit() for name in left), left
 

@@ -17,10 +17,8 @@ import psutil
 import pytest
 
 from tests.engine.conftest import Recorder
-from workers.engine.__main__ import DISK_RESERVE, failure
-from workers.engine.train import train
-from workers.errors import Diverged, SpecError
-from workers.events import (
+from workers.contract.errors import Diverged, SpecError
+from workers.contract.events import (
     ArmEnd,
     Artifact,
     Checkpoint,
@@ -34,7 +32,9 @@ from workers.events import (
     from_line,
     to_line,
 )
-from workers.specs import BaseSpec, EvalSpec, TrainSpec, to_dict
+from workers.contract.specs import BaseSpec, EvalSpec, TrainSpec, to_dict
+from workers.engine.__main__ import DISK_RESERVE, failure
+from workers.engine.training.train import train
 
 ROOT = Path(__file__).parents[2]
 MakeSpec = Callable[..., TrainSpec]

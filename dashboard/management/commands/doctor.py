@@ -16,8 +16,8 @@ from redis.exceptions import RedisError
 
 from dashboard.management.commands.dispatch import ping_broker
 from dashboard.management.commands.start import SOCKET_LENGTH
-from dashboard.models.finding import HealthCheck, Level, start_command, summarize, worst_first
-from dashboard.models.health import run_health_checks
+from dashboard.models.operations.health import run_health_checks
+from dashboard.models.operations.health_check import HealthCheck, Level, start_command, summarize, worst_first
 
 
 class Command(BaseCommand):

@@ -26,18 +26,18 @@ import psutil
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from dashboard.models.dataset import SAMPLE_FILE
-from dashboard.models.forecast import estimate_run
-from workers.calibration import MEMORY, TIME, correct
-from workers.census import Census
-from workers.estimates import model_shape
-from workers.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
-from workers.forecast import adapter_params
-from workers.hyperparameters import Hyperparameters
-from workers.presets import PRESETS, preset, resolve
-from workers.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec, to_dict
-from workers.targets import Resolution, target_spec
-from workers.workload import PREFIX_TYPES, RowLengths, estimate_workload
+from dashboard.models.catalog.dataset import SAMPLE_FILE
+from dashboard.models.training.forecast import estimate_run
+from workers.contract.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec, to_dict
+from workers.forecasting.adapter_size import adapter_params
+from workers.forecasting.calibration import MEMORY, TIME, correct
+from workers.forecasting.training_cost import model_shape
+from workers.forecasting.workload import PREFIX_TYPES, RowLengths, estimate_workload
+from workers.target_modules.census import Census
+from workers.target_modules.presets import PRESETS, preset, resolve
+from workers.target_modules.resolution import Resolution, target_spec
 
 GOAL_MEMORY, GOAL_TIME = MEMORY.measured - 1, TIME.measured - 1  # 15 % and 25 %
 MIN_SETTINGS = 3

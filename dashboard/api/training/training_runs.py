@@ -1,0 +1,287 @@
+"""Training runs: launch, list, stop, resume; their curves, evaluations, samples, events and log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, cast
+
+from django.utils.translation import gettext as _
+from ninja import Query, Router, Status
+from ninja.pagination import paginate
+
+from dashboard.api.access import Call, do_once, once
+from dashboard.api.catalog.base_models import inspected
+from dashboard.api.catalog.target_module_configs import chosen_base_model
+from dashboard.api.choices import config_of, newest_version
+from dashboard.api.evaluations.evaluations import submit_reevaluation
+from dashboard.api.jobs import jobs
+from dashboard.api.paging import Newest, Rows
+from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
+from dashboard.api.training_run_schemas import (
+    CancelIn,
+    EvaluationOut,
+    LogOut,
+    MetricSeriesOut,
+    MetricsOut,
+    RunIn,
+    RunOut,
+    SampleOut,
+)
+from dashboard.models import (
+    Adapter,
+    Evaluation,
+    EvaluationItem,
+    IllegalMove,
+    Job,
+    JobEvent,
+    Role,
+    State,
+    TrainingRun,
+)
+from dashboard.models.evaluations import forgetting
+from dashboard.models.jobs.stop import StopRefused, stop_run
+from dashboard.models.training.forecast import forecast_run
+from workers.contract.hyperparameters import hyperparameters_from
+
+router = Router()
+# Curves of every run; empty before their first point.
+METRICS = (
+    "train/loss",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "validation/loss",
+    "system/memory_bytes",
+)
+LOG_LINES = 1000
+
+
+def serialize_run(
+    run: TrainingRun, starts_at: Callable[[Job | None], datetime | None] | None = None
+) -> dict[str, Any]:
+    """Return the JSON object of a run; a list passes `starts_at`, which estimates all starts at once."""
+    return {
+        "id": run.pk,
+        "name": run.name,
+        "state": run.state,
+        "dataset": run.dataset_version.dataset_id,
+        "base_model": run.base_model_id,
+        "target_module_config": run.target_module_config_id,
+        "hyperparameters": run.hyperparameters,
+        "starts_at": (starts_at or jobs.expected_starts())(None if run.outcome else run.job),
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "forecast": run.forecast,
+        "adapter": adapter_of(run),
+        "error": run.error,
+        "resumable_from": run.resumable_from,
+        "adjustments": run.adjustments,
+        "origin": run.origin,
+    }
+
+
+def adapter_of(run: TrainingRun) -> dict[str, Any] | None:
+    """Return the reference to its adapter, or None."""
+    try:
+        return {"id": run.adapter.pk, "name": run.adapter.name, "version": run.adapter.version}
+    except Adapter.DoesNotExist:
+        return None
+
+
+def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dict[str, Any]:
+    """Return the JSON object of an evaluation; `base` is the base model's, for an adapter's forgetting."""
+    tuned = evaluation.subject == Evaluation.Subject.ADAPTER and evaluation.state == State.SUCCEEDED
+    return {
+        "id": evaluation.pk,
+        "subject": evaluation.subject,
+        "split": evaluation.split,
+        "rows": evaluation.rows,
+        "state": evaluation.state,
+        "metrics": evaluation.metrics,
+        "general_questions": evaluation.general_questions or None,
+        "forgetting": forgetting.Forgetting(base, [evaluation]).facts() if tuned else None,
+        "error": evaluation.error,
+    }
+
+
+def with_facts() -> Any:
+    """Return runs with everything that `serialize_run` reads, in a fixed number of queries."""
+    return TrainingRun.objects.with_facts().prefetch_related("metric_series")
+
+
+@router.get("", response={200: list[RunOut], **READING})
+@paginate(Newest)
+def index(request: Call) -> Rows:
+    """List the project's runs."""
+    starts_at = jobs.expected_starts()
+    return Rows(with_facts().visible_to(request.auth), lambda run: serialize_run(run, starts_at))
+
+
+@router.get("/{int:pk}", response={200: RunOut, **READING})
+def detail(request: Call, pk: int) -> dict[str, Any]:
+    """Return one run."""
+    return serialize_run(with_facts().fetch(request.auth, pk))
+
+
+@router.post("", response={202: RunOut, **WRITING})
+def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
+    """Queue a fine-tune and return at once.
+
+    409 `over_budget`: the project's compute budget of this month is too small; the message states the rest.
+    """
+    job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
+    return Status(202, serialize_run(with_facts().get(job=job)))
+
+
+def launch(request: Call, payload: RunIn, key: str) -> Job:
+    """Launch the run and return its job."""
+    run = draft(request, payload, confirmed=payload.confirmed)
+    run.forecast = forecast_run(run)
+    run.launch(key)
+    return cast("Job", run.job)
+
+
+def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
+    """Return the unsaved run of a request. Every id is looked up among what the caller may see."""
+    version = newest_version(request, payload.dataset)
+    base_model = inspected(chosen_base_model(request, payload.base_model))
+    config = config_of(request, payload.target_module_config)
+    run = TrainingRun(
+        project=request.auth.project,
+        created_by=request.auth.user,
+        name=payload.name or TrainingRun.default_name(version, config),
+        dataset_version=version,
+        base_model=base_model,
+        target_module_config=config,
+    )
+    values = payload.hyperparameters.dict() if payload.hyperparameters else {}
+    run.freeze(hyperparameters_from(values), confirmed=confirmed)
+    return run
+
+
+@router.post("/{int:pk}/cancel", response={202: RunOut, **WRITING})
+def cancel(request: Call, pk: int, payload: CancelIn | None = None) -> Status[dict[str, Any]]:
+    """Stop a run: at once while it waits, within seconds while it trains. With `keep` `adapter` it saves its
+    best weights so far and ends as `stopped_early`; before the first step there is nothing to keep.
+
+    Runs that train in the same job, as those of a study do, are all stopped with it, and `keep` holds for
+    each of them.
+    """
+    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    do_once(request, f"cancel run {pk}", lambda: stop(request, run, (payload and payload.keep) or ""))
+    return Status(202, detail(request, pk))
+
+
+def stop(request: Call, run: TrainingRun, keep: str) -> None:
+    """Stop the job of the run, or refuse with the reason."""
+    try:
+        stop_run(run, request.auth.user, keep)
+    except StopRefused as refusal:
+        raise Refusal(409, refusal.code, str(refusal), refusal.field) from refusal
+
+
+@router.post("/{int:pk}/resume", response={202: RunOut, **WRITING})
+def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
+    """Resume a failed or stopped run from its checkpoint.
+
+    A finished study of the run continues too, and gets a new verdict. 409 `over_budget`: the project's
+    compute budget of this month is too small for the rest of the run or of its study.
+    """
+    run = with_facts().fetch(request.auth, pk, Role.EDITOR)
+    try:
+        do_once(request, f"resume {pk}", lambda: run.resume(request.auth.user))
+    except IllegalMove as refusal:
+        raise Refusal(409, "not_resumable", str(refusal)) from refusal
+    return Status(202, detail(request, pk))
+
+
+@router.post("/{int:pk}/score", response={202: RunOut, **WRITING})
+def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
+    """Score its adapter again where that failed or was stopped, in a study as the study does.
+
+    409 `not_scorable`: it has its scores, or they are to come; 409 `over_budget`: the month has no room.
+    """
+    submit_reevaluation(request, TrainingRun.objects.fetch(request.auth, pk, Role.EDITOR))
+    return Status(202, detail(request, pk))
+
+
+@router.get("/{int:pk}/metrics", response={200: MetricsOut, **READING})
+def metrics(
+    request: Call, pk: int, name: str, since: Annotated[int, Query(ge=-1, le=2**31 - 1)] = -1
+) -> dict[str, Any]:
+    """Return one curve, or its points after step `since`. `train/loss` has a point for each step."""
+    refuse_others(list(request.GET), ["name", "since"])
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    # The database may refuse unprintable characters, and no curve's name has any.
+    series = run.metric_series.filter(name=name).first() if name.isprintable() else None
+    if series is None and name not in METRICS:
+        message = _("There is no metric of that name. Known: %(names)s.")
+        raise invalid("name", message % {"names": ", ".join(METRICS)})
+    points = series.points(since) if series else []
+    return {"name": name, "points": [(step, finite(value)) for step, value in points]}
+
+
+@router.get("/{int:pk}/metric-series", response={200: list[MetricSeriesOut], **READING})
+@paginate(Newest)
+def metric_series(request: Call, pk: int) -> Rows:
+    """List the curves with their last, lowest and highest value."""
+    rows = TrainingRun.objects.fetch(request.auth, pk).metric_series.all()
+    return Rows(rows, lambda series: {key: getattr(series, key) for key in MetricSeriesOut.model_fields})
+
+
+@router.get("/{int:pk}/evaluations", response={200: list[EvaluationOut], **READING})
+@paginate(Newest)
+def evaluations(request: Call, pk: int) -> Rows:
+    """List the evaluations of base model and adapter on the same test rows."""
+    run = TrainingRun.objects.with_scores().fetch(request.auth, pk)
+    base = forgetting.base_evaluation(run)
+    return Rows(
+        run.evaluations.select_related("job"), lambda evaluation: serialize_evaluation(evaluation, base)
+    )
+
+
+@router.get("/{int:pk}/samples", response={200: list[SampleOut], **READING})
+@paginate(Newest)
+def samples(request: Call, pk: int) -> Rows:
+    """List test rows with the expected answer, the base model's and the adapter's."""
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    pairs = {adapter.pk: base for base, adapter in EvaluationItem.objects.pairs(run)}
+    return Rows(
+        EvaluationItem.objects.filter(pk__in=list(pairs)), lambda item: serialize_pair(pairs[item.pk], item)
+    )
+
+
+def serialize_pair(base: EvaluationItem, adapter: EvaluationItem) -> dict[str, Any]:
+    """Return the JSON object of a test row with both answers."""
+    return {
+        "row": adapter.row,
+        "prompt": adapter.prompt,
+        "expected": adapter.expected,
+        "base": base.output,
+        "adapter": adapter.output,
+        "base_scores": base.scores,
+        "adapter_scores": adapter.scores,
+    }
+
+
+@router.get("/{int:pk}/events", response={200: list[jobs.JobEventOut], **READING})
+@paginate(Newest)
+def events(request: Call, pk: int) -> Rows:
+    """List the events of the run's job."""
+    run = TrainingRun.objects.fetch(request.auth, pk)
+    return Rows(JobEvent.objects.filter(job=run.job_id), jobs.serialize_event)
+
+
+@router.get("/{int:pk}/log", response={200: LogOut, **READING})
+def log(request: Call, pk: int, lines: Annotated[int, Query(ge=1, le=LOG_LINES)] = 200) -> dict[str, str]:
+    """Return the last lines of the run's log."""
+    refuse_others(list(request.GET), ["lines"])
+    job = TrainingRun.objects.select_related("job").fetch(request.auth, pk).job
+    return {"text": job.log_tail(lines) if job else ""}
+
+
+def finite(value: float) -> float | None:
+    """Replace NaN and infinity, which JSON does not have, by None."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,237 @@
+"""Curves for charts, thinned on the server, and the cursor that names the points a page has already.
+
+Pure functions from rows to plain values; what they look like is the scripts' business. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+
+from dashboard.models import MetricSeries, TrainingRun
+from dashboard.models.catalog.metrics import METRICS, Metric
+from dashboard.models.training.metric_series import Point
+
+POINTS_SHOWN = 1000
+# The curves of a run's page; the place in this tuple is the place in a cursor.
+CURVES = ("train/loss", "validation/loss")
+# Colours that a run can have on charts; the scripts hold the values, for light and dark.
+COLOURS = 5
+# Phases in which an attempt has told no points yet; "" until its engine has said a word.
+BEFORE_TRAINING = ("", "tokenizing", "loading")
+_CURSOR = re.compile(r"(\d{1,9})\.(-1|\d{1,10})\.(-1|\d{1,10})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The state of a page's curves: the attempt, and the last step of each curve (-1: none)."""
+
+    attempt: int = 0
+    steps: tuple[int, ...] = (-1,) * len(CURVES)
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Parse a request's cursor; an invalid one means that the page has nothing."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            return cls()
+        attempt, *steps = (int(part) for part in match.groups())
+        return cls(attempt, tuple(steps))
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in (self.attempt, *self.steps))
+
+
+def thin(points: Sequence[Point], limit: int = POINTS_SHOWN) -> list[Point]:
+    """Return at most `limit` points: first, last, and the lowest and highest of equal stretches between them.
+
+    The same points give the same picture, and no peak is lost.
+    """
+    if len(points) <= limit:
+        return list(points)
+    inner = points[1:-1]
+    buckets = max(1, (limit - 2) // 2)
+    kept = [points[0]]
+    for bucket in range(buckets):
+        part = inner[bucket * len(inner) // buckets : (bucket + 1) * len(inner) // buckets]
+        low, high = min(part, key=_height), max(part, key=_height)
+        kept += sorted({low, high})
+    return [*kept, points[-1]]
+
+
+def _height(point: Point) -> float:
+    return point[1] if math.isfinite(point[1]) else math.inf
+
+
+def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
+    """Return the points after `cursor`, and the cursor after them.
+
+    `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
+    """
+    attempt = attempt_shown(run, cursor)
+    stored = {series.name: series for series in run.metric_series.filter(name__in=CURVES)}
+    # A repeated attempt overwrites a curve from its first step on.
+    shrunk = any(
+        name in stored and stored[name].last_step < since
+        for name, since in zip(CURVES, cursor.steps, strict=True)
+    )
+    replace = shrunk or cursor.attempt != attempt or cursor == Cursor(attempt)
+    known = Cursor(attempt) if replace else cursor
+    curves: dict[str, list[Point]] = {}
+    steps = []
+    for name, since in zip(CURVES, known.steps, strict=True):
+        series = stored.get(name)
+        fresh = series.points(since) if series and series.last_step > since else []
+        curves[name] = thin(fresh)
+        steps.append(fresh[-1][0] if fresh else since)
+    after = Cursor(attempt, tuple(steps))
+    return {"cursor": str(after), "replace": replace, "curves": jsonable(curves)}, after
+
+
+def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
+    """Return the attempt whose points the page is about to show.
+
+    Until a new attempt trains, the stored points are the earlier one's; only then are those cut away that a
+    checkpoint has superseded, and the page starts over.
+    """
+    if run.job is None:
+        return 0
+    is_before_training = not run.job.is_over and run.job.phase in BEFORE_TRAINING
+    return cursor.attempt if cursor.attempt and is_before_training else run.job.attempt
+
+
+def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float | None]]]:
+    """Replace infinities and NaN by None, because JSON has none of them."""
+    return {
+        name: [(step, value if math.isfinite(value) else None) for step, value in points]
+        for name, points in curves.items()
+    }
+
+
+def finding(series: MetricSeries | None) -> str:
+    """Return the chart's title: a sentence about the loss."""
+    points = series.points() if series and series.count > 1 else []
+    if len(points) < 2:
+        return _("Loss by step")
+    # Means of the two ends, as single steps jump.
+    window = max(1, len(points) // 10)
+    first, last = _mean(points[:window]), _mean(points[-window:])
+    values = {"first": f"{first:.3g}", "last": f"{last:.3g}"}
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return _("Training loss stopped being a number")
+    if last < first * 0.98:
+        return _("Training loss fell from %(first)s to %(last)s") % values
+    if last > first * 1.02:
+        return _("Training loss rose from %(first)s to %(last)s") % values
+    return _("Training loss stayed near %(last)s") % values
+
+
+def _mean(points: Sequence[Point]) -> float:
+    return sum(value for _step, value in points) / len(points)
+
+
+def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
+    """Return a colour and a dash for each run, its own colour if free, so that it keeps it on all pages."""
+    taken: dict[int, dict[str, int]] = {}
+    for run_id in run_ids:
+        used = {(look["colour"], look["dash"]) for look in taken.values()}
+        dash = len(taken) // COLOURS
+        order = [(run_id + shift) % COLOURS for shift in range(COLOURS)]
+        free = next((colour for colour in order if (colour, dash) not in used), order[0])
+        taken[run_id] = {"colour": free, "dash": dash}
+    return taken
+
+
+def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
+    """Return one curve of several runs for one chart."""
+    looks = colours(run.pk for run in runs)
+    found = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
+    stored = {series.run_id: series for series in found}
+    return {
+        "name": name,
+        "series": [
+            {
+                # Names repeat and may be long; the number tells them apart and must stay visible.
+                "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
+                "run": run.pk,
+                "points": jsonable({name: thin(stored[run.pk].points())})[name],
+                "smooth": name == "train/loss",
+                **looks[run.pk],
+            }
+            for run in runs
+            if run.pk in stored
+        ],
+    }
+
+
+def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int, list[float | None]]]:
+    """Return the chart as a table: (step, value of each curve) at about `rows` steps, ends included."""
+    by_step = [dict(points) for points in curves.values()]
+    steps = sorted({step for known in by_step for step in known})
+    if len(steps) > rows:
+        steps = [steps[round(place * (len(steps) - 1) / (rows - 1))] for place in range(rows)]
+    return [(step, [known.get(step) for known in by_step]) for step in steps]
+
+
+def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows by length in tokens, from the shortest to the longest; bars in percent."""
+    counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
+    used = [place for place, count in enumerate(counts) if count]
+    if not used:
+        return []
+    bars = []
+    for place in range(used[0], used[-1] + 1):
+        low = ends[place - 1] + 1 if place else 1
+        label = f"{low:,}–{ends[place]:,}" if ends[place] else f"{low:,}+"
+        bars.append({"label": label, "count": counts[place], "percent": 100 * counts[place] / max(counts)})
+    return bars
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of base model and adapter on the same rows."""
+
+    metric: Metric
+    base: float | None
+    adapter: float | None
+
+    @property
+    def difference(self) -> str:
+        """Return adapter minus base with its sign; shares in percentage points."""
+        if self.base is None or self.adapter is None:
+            return "–"
+        gap = self.adapter - self.base
+        if self.metric.is_share:
+            return _("%(gap)s points") % {"gap": f"{100 * gap:+.1f}"}
+        return f"{gap:+,.0f}" if abs(gap) >= 100 else f"{gap:+.3g}"
+
+    @property
+    def is_better(self) -> bool | None:
+        """Tell whether the adapter improved the metric; None if it did not change or a value is missing."""
+        if self.base is None or self.adapter is None or self.base == self.adapter:
+            return None
+        return (self.adapter > self.base) == self.metric.higher_is_better
+
+
+def score_rows(run: TrainingRun, scores: dict[str, dict[str, Any]] | None = None) -> list[ScoreRow]:
+    """Return the registered metrics that at least one side has, the dataset's main metric first."""
+    scores = run.scores() if scores is None else scores
+    base, adapter = scores.get("base", {}), scores.get("adapter", {})
+    rows = [
+        ScoreRow(metric, base.get(name), adapter.get(name))
+        for name, metric in METRICS.items()
+        if base.get(name) is not None or adapter.get(name) is not None
+    ]
+    main = run.dataset_version.main_metric
+    return sorted(rows, key=lambda row: row.metric.name != main)
+
+
+def main_score(run: TrainingRun) -> ScoreRow | None:
+    """Return the dataset's main metric of base model and adapter; None without an evaluation."""
+    return next((row for row in score_rows(run) if row.metric.name == run.dataset_version.main_metric), None)

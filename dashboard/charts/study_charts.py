@@ -1,0 +1,268 @@
+"""The result of a study, saved or not, as figures: positions on axes in percent of the width, for plain SVG.
+
+SVG instead of a canvas: the same figure prints sharply, fits a phone and needs no script on a shared page.
+Functions from rows to plain values; colours and lines are the style sheet's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.charts import axes
+from dashboard.charts.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_spans, axis_of, places_of
+from dashboard.charts.curves import thin
+from dashboard.models import MetricSeries, Study
+from dashboard.models.studies.results.result import AnyArm, AnyStudy, costs_of
+from dashboard.models.studies.results.text import quality, with_interval
+from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
+from workers.statistics.verdicts import MIN_SEEDS, Estimate
+
+ROW_HEIGHT = 46
+PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
+# How wide a name beside a mark is at most, as a share of the figure: on a phone 7 of 340 pixels per letter.
+LETTER = 7 / 340
+COLOURS = 5
+# What an arm costs -> (label, how the number is written).
+COSTS = {
+    "trainable_parameters": (gettext_lazy("Trainable parameters"), number),
+    "adapter_bytes": (gettext_lazy("Adapter size"), filesize),
+    "peak_memory_bytes": (gettext_lazy("Peak memory"), filesize),
+    "seconds": (gettext_lazy("Training time"), duration),
+    "ms_per_token": (gettext_lazy("Time per token"), milliseconds),
+}
+
+
+def tick(study: AnyStudy, value: float) -> str:
+    """Return the label of a tick on the metric's axis."""
+    return f"{value:g}" if study.lower_is_better else f"{100 * value:g} %"
+
+
+def shorten(name: str, length: int) -> str:
+    """Cut a name to `length` letters; the number that tells runs of one name apart stays."""
+    text, separator, run = name.rpartition(" #")
+    if separator and run.isdecimal():
+        return f"{Truncator(text).chars(length)} #{run}"
+    return Truncator(name).chars(length)
+
+
+def intervals(study: AnyStudy) -> dict[str, Any] | None:
+    """Draw every arm and base model with mean, 95 % interval and seeds, by mean; None without arms."""
+    result = study.result
+    found = [(arm, own) for arm in study.arm_list if (own := result.of_arm(arm))]
+    if not found:
+        return None
+    found.sort(key=lambda pair: pair[1].metric.mean, reverse=not study.lower_is_better)
+    lines = [_line(study, arm, own.metric, own.by_seed) for arm, own in found]
+    lines += [
+        _line(study, None, base, []) | {"config": name if len(result.bases) > 1 else ""}
+        for name, base in result.bases.items()
+    ]
+    axis = axis_of(lines)
+    rows = [{**line, **places_of(line, axis), "y": ROW_HEIGHT * place} for place, line in enumerate(lines)]
+    reference = result.of_arm(study.reference_arm)
+    height = ROW_HEIGHT * len(rows)
+    return {
+        "rows": rows,
+        "bases": [row for row in rows if row["is_base"]],
+        "reference": axis.across(reference.metric.mean) if reference else None,
+        "is_base_outside": any(row["beyond"] for row in rows),
+        "is_cut": any(is_cut(row) for row in rows),
+        "ticks": [(axis.across(value), tick(study, value)) for value in axis.ticks()],
+        "floor": height + 2,
+        "height": height + AXIS_HEIGHT,
+    }
+
+
+def _line(study: AnyStudy, arm: AnyArm | None, estimate: Estimate, by_seed: list[float]) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "mean": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "seeds": by_seed,
+        "name": shorten(arm.name, 28) if arm else _("Base model"),
+        "config": arm.target_module_label if arm else "",
+        "is_base": arm is None,
+        "is_reference": arm is not None and arm.position == study.reference_arm.position,
+        "words": with_interval(study, estimate),
+        "quality": quality(study, estimate.mean),
+        "low_words": quality(study, estimate.low),
+        "high_words": quality(study, estimate.high),
+    }
+
+
+def is_cut(places: dict[str, Any]) -> bool:
+    """Return whether an interval continues outside of the figure, though its mean lies within."""
+    return bool(not places.get("beyond") and (places["is_low_cut"] or places["is_high_cut"]))
+
+
+def differences(study: AnyStudy) -> dict[str, Any]:
+    """Place every arm's difference to the reference on a shared axis that marks 0 and the margin."""
+    return axes.differences(study.result.comparisons, margin=study.margin)
+
+
+def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
+    """Draw quality against a cost; grey: another arm is certainly better at no more cost. None: no costs."""
+    result = study.result
+    points: list[dict[str, Any]] = []
+    for arm in study.arm_list:
+        own, value = result.of_arm(arm), costs_of(arm.final_runs())[cost]
+        if own and value is not None:
+            points.append(
+                {
+                    "position": arm.position,
+                    "name": shorten(arm.name, 24),
+                    "cost": float(value),
+                    "mean": own.metric.mean,
+                    "low": own.metric.low,
+                    "high": own.metric.high,
+                    "words": with_interval(study, own.metric),
+                    # With fewer seeds nothing is certain.
+                    "is_certain": len(own.seeds) >= MIN_SEEDS,
+                }
+            )
+    if not points:
+        return None
+    across = Axis.around((point["cost"] for point in points), zero=True)
+    up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
+    marks = [
+        {
+            **beside(point["name"], across.share(point["cost"])),
+            "x": across.across(point["cost"]),
+            "y": up.down(point["mean"], PARETO_HEIGHT),
+            **up.upright(point["low"], point["high"], PARETO_HEIGHT),
+            "words": point["words"],
+            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
+        }
+        for point in points
+    ]
+    label, written = COSTS[cost]
+    return {
+        "cost": cost,
+        "label": label,
+        "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
+        "tied": _tied_band(study, points, up),
+        "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
+        "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
+        "has_dominated": any(mark["is_dominated"] for mark in marks),
+        "cut": [mark for mark in marks if is_cut(mark)],
+        "base": quality(study, result.base.mean) if len(result.bases) == 1 and result.base else None,
+        "floor": PARETO_HEIGHT - AXIS_HEIGHT,
+        "height": PARETO_HEIGHT,
+    }
+
+
+def _tied_band(study: AnyStudy, points: Sequence[dict[str, Any]], up: Axis) -> dict[str, Any] | None:
+    """Return the band around the reference and the arms whose difference to it may be 0; None for none."""
+    reference = study.reference_arm.position
+    tied = {one.position for one in study.result.comparisons if one.low <= 0 <= one.high}
+    heights = [
+        up.down(point["mean"], PARETO_HEIGHT) for point in points if point["position"] in {reference, *tied}
+    ]
+    if len(heights) < 2:
+        return None
+    return {
+        "top": min(heights) - 8,
+        "height": max(heights) - min(heights) + 16,
+        "names": ", ".join(point["name"] for point in points if point["position"] in tied),
+    }
+
+
+def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
+    """Return whether `other` costs no more and its whole interval lies on the good side of the point's."""
+    if other["cost"] > point["cost"] or not (other["is_certain"] and point["is_certain"]):
+        return False
+    return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
+
+
+def beside(name: str, share: float) -> dict[str, Any]:
+    """Place a name next to its mark, with the part of the width that it covers at most."""
+    # A name beside a mark on the right would leave the figure.
+    is_left = share > 0.6
+    width = LETTER * len(name)
+    return {
+        "name": name,
+        "is_left": is_left,
+        "span": (share - width, share) if is_left else (share, share + width),
+    }
+
+
+def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[str, Any]]:
+    """Set the height of each name, so that none covers another one or leaves the figure."""
+    placed: list[dict[str, Any]] = []
+    for mark in sorted(marks, key=lambda mark: mark["y"]):
+        above = [other["label_y"] for other in placed if meet(mark, other)]
+        mark["label_y"] = round(max([mark["y"], *(y + LABEL_HEIGHT for y in above)]), 1)
+        placed.append(mark)
+    for place, mark in reversed(list(enumerate(placed))):
+        below = [other["label_y"] for other in placed[place + 1 :] if meet(mark, other)]
+        roof = min([bottom, *(y - LABEL_HEIGHT for y in below)])
+        mark["label_y"] = min(mark["label_y"], round(roof, 1))
+    return marks
+
+
+def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two names may share a part of the width."""
+    return bool(one["span"][0] < other["span"][1] and other["span"][0] < one["span"][1])
+
+
+def validation_curves(study: Study) -> dict[str, Any] | None:
+    """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
+    bands = [(arm.name, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
+    bands = [(name, band) for name, band in bands if len(band) > 1]
+    if not bands:
+        return None
+    steps = Axis.around(step for _name, band in bands for step, *_values in band)
+    losses = Axis.around(value for _name, band in bands for _step, *values in band for value in values)
+    room = CURVES_HEIGHT - AXIS_HEIGHT
+
+    def down(value: float) -> float:
+        return round(LABEL_HEIGHT + (room - LABEL_HEIGHT) * (1 - losses.share(value)), 1)
+
+    def point(step: float, value: float) -> str:
+        return f"{1000 * steps.share(step):.1f},{down(value)}"
+
+    lines: list[dict[str, Any]] = [
+        {
+            "name": Truncator(name).chars(20),
+            "colour": place % COLOURS,
+            "dash": place // COLOURS,
+            "line": " ".join(point(step, mean) for step, mean, _low, _high in band),
+            "band": " ".join(
+                [point(step, high) for step, _mean, _low, high in band]
+                + [point(step, low) for step, _mean, low, _high in reversed(band)]
+            ),
+            "last": band[-1][1],
+            "lowest": min(mean for _step, mean, _low, _high in band),
+            "y": down(band[-1][1]),
+            "span": (0, 1),
+        }
+        for place, (name, band) in enumerate(bands)
+    ]
+    return {
+        "lines": apart(lines, room - 6),
+        "ticks_x": [(f"{10 + 66 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
+        "ticks_y": [(down(value), f"{value:g}") for value in losses.ticks()],
+        "floor": room,
+        "height": CURVES_HEIGHT,
+    }
+
+
+def band_of(run_ids: Sequence[int]) -> list[tuple[int, float, float, float]]:
+    """Return (step, mean, lowest, highest) at the steps that every run has."""
+    stored = MetricSeries.objects.filter(run__in=run_ids, name="validation/loss").prefetch_related("chunks")
+    curves = [dict(series.points()) for series in stored]
+    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    found = []
+    for step in shared:
+        values = [curve[step] for curve in curves if math.isfinite(curve[step])]
+        if len(values) == len(curves):
+            found.append((step, sum(values) / len(values), min(values), max(values)))
+    kept = {step for step, _value in thin([(step, mean) for step, mean, _low, _high in found], 200)}
+    return [one for one in found if one[0] in kept]

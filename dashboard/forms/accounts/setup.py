@@ -1,0 +1,70 @@
+"""Checks what the first visitor enters, and what somebody enters who accepts an invitation."""
+
+from __future__ import annotations
+
+from django import forms
+from django.contrib.auth import password_validation
+from django.utils.translation import gettext_lazy as _
+
+from dashboard.forms.accounts.projects import free_project_name
+from dashboard.models import User
+
+
+class NewPasswordForm(forms.Form):
+    """A person's name and a password that the installation accepts."""
+
+    name = forms.CharField(
+        label=_("Your name"),
+        max_length=150,
+        widget=forms.TextInput(attrs={"autocomplete": "name"}),
+    )
+    password = forms.CharField(
+        label=_("Password"),
+        strip=False,
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        help_text=_(
+            "At least 12 characters. Several unrelated words are easy to remember and hard to guess."
+        ),
+    )
+
+    field_order = ("code", "email", "name", "password", "project")
+
+    def _post_clean(self) -> None:
+        """The password's rules compare it with the rest, so they come after all fields."""
+        super()._post_clean()  # type: ignore[misc]
+        password = self.cleaned_data.get("password")
+        if password is None:
+            return
+        person = User(email=self.cleaned_data.get("email", ""), first_name=self.cleaned_data.get("name", ""))
+        try:
+            password_validation.validate_password(password, person)
+        except forms.ValidationError as error:
+            self.add_error("password", error)
+
+
+class SetupForm(NewPasswordForm):
+    """The first account and its project. The code itself is checked by the view, last: each try counts."""
+
+    code = forms.CharField(
+        label=_("Set-up code"),
+        max_length=100,
+        widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "spellcheck": "false"}),
+        help_text=_("Graftworks printed it in the terminal when it started."),
+    )
+    email = forms.EmailField(
+        label=_("E-mail address"),
+        max_length=254,
+        widget=forms.EmailInput(attrs={"autocomplete": "username"}),
+        help_text=_("You sign in with this address."),
+    )
+    project = forms.CharField(
+        label=_("Project name"),
+        max_length=100,
+        help_text=_(
+            "Datasets, runs and adapters belong to a project. For example, use the name of your team."
+        ),
+    )
+
+    def clean_project(self) -> str:
+        """Names are unique in the installation."""
+        return free_project_name(self.cleaned_data["project"])

@@ -1,0 +1,56 @@
+"""The consent to send answers to the judge, and a vote on one answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.models.evaluations.judge_evaluation import (
+    DEFAULT_ROWS,
+    MOST_ROWS,
+    Scope,
+    evaluations_of,
+    pending_items,
+)
+from workers.judge import Endpoint
+
+
+class JudgeForm(forms.Form):
+    """The number of test rows to send, and the consent without which nothing is sent."""
+
+    rows = forms.IntegerField(
+        label=gettext_lazy("Test rows at most"),
+        min_value=1,
+        max_value=MOST_ROWS,
+        initial=DEFAULT_ROWS,
+        help_text=gettext_lazy(
+            "Rows are drawn at random: always the same ones, and a larger number adds to them."
+        ),
+    )
+    agreed = forms.BooleanField()
+
+    def __init__(self, scope: Scope, judge: Endpoint, data: Any = None) -> None:
+        super().__init__(data)
+        self.scope, self.judge = scope, judge
+        self.fields["agreed"].label = _("These rows and answers may be sent to %(host)s") % {
+            "host": judge.host
+        }
+
+    def clean_rows(self) -> int:
+        """Refuse rows whose answers all have a verdict."""
+        rows = int(self.cleaned_data["rows"])
+        if not pending_items(evaluations_of(self.scope), self.judge.model, rows).exists():
+            raise forms.ValidationError(
+                _("All answers to these rows have a verdict. Enter a larger number."), code="nothing_pending"
+            )
+        return rows
+
+
+class VoteForm(forms.Form):
+    """A vote on one answer."""
+
+    item = forms.IntegerField(min_value=1, max_value=2**63 - 1)
+    verdict = forms.ChoiceField(choices=[("right", gettext_lazy("Right")), ("wrong", gettext_lazy("Wrong"))])

@@ -1,0 +1,171 @@
+"""What the choices of the fine-tune form mean: preset cards, the plan of a run, settings in words.
+
+Estimates from the census and the frozen rows alone, while the form is being filled in and after it was sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils.translation import gettext as _
+
+from dashboard.forms.training.fitting import Edit, edits, smallest_of
+from dashboard.forms.training.hyperparameters import DEFAULTS, differences
+from dashboard.forms.training.training_runs import TrainingRunForm
+from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
+from dashboard.models.jobs.compute_budget import Charge
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.queue import StartEstimate, estimate_next_start
+from dashboard.models.training.calibration import ForecastErrors, MeasuredCost
+from dashboard.models.training.forecast import DeviceForecast, Forecast, RunForecaster
+from workers.contract.errors import SpecError, TargetError
+from workers.contract.hyperparameters import Hyperparameters
+from workers.forecasting.adapter_size import adapter_bytes, adapter_params
+from workers.target_modules.presets import RECOMMENDED
+from workers.target_modules.resolution import Resolution
+
+
+@dataclass(frozen=True)
+class PresetCard:
+    """One choice of target modules, resolved on one base model at one rank."""
+
+    config: TargetModuleConfig
+    resolution: Resolution
+    trainable_parameters: int
+    adapter_bytes: int
+    share: float
+    shares: tuple[str, ...] = ()  # what one expert gets of the rank
+    forecast: DeviceForecast | None = None  # memory and time of the form as it stands, with this choice in it
+    cost: MeasuredCost | None = None  # what the project's own runs with it have cost
+    measured: str = ""  # how it compared in the project's studies
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether it carries the badge."""
+        return self.config.slug == RECOMMENDED
+
+
+def preset_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel, r: int) -> list[PresetCard]:
+    """What each choice means on this model. A census of another version refuses all of them."""
+    return [_card(config, base_model, r) for config in configs]
+
+
+def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCard:
+    try:
+        resolution = config.resolve(base_model)
+    except TargetError as error:
+        resolution = Resolution(refusal=error.message)
+    parameters = adapter_params(resolution.matched, r)
+    return PresetCard(
+        config=config,
+        resolution=resolution,
+        trainable_parameters=parameters,
+        adapter_bytes=adapter_bytes(resolution.matched, r),
+        share=parameters / base_model.parameters if base_model.parameters else 0.0,
+        shares=resolution.expert_shares(r, 2 * r),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the form as it stands would start, and what it still lacks."""
+
+    hyperparameters: Hyperparameters
+    version: DatasetVersion | None
+    base_model: BaseModel | None
+    card: PresetCard | None
+    differences: tuple[tuple[str, str, str], ...]
+    forecast: Forecast | None = None
+    edits: tuple[Edit, ...] = ()
+    forecaster: RunForecaster | None = None
+    errors: ForecastErrors | None = None
+    start: StartEstimate | None = None
+    charge: Charge | None = None
+    confirmed: str = ""  # what was ticked, if anything was
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of the run; None while they depend on a dataset that is not chosen."""
+        if self.version is None and self.hyperparameters.max_steps is None:
+            return None
+        return self.hyperparameters.total_steps(self.train_rows)
+
+    @property
+    def train_rows(self) -> int:
+        """Rows that are learned from."""
+        return int(self.version.splits.get("train", 0)) if self.version else 0
+
+    @property
+    def passes(self) -> float | None:
+        """How often each row is seen."""
+        if not self.train_rows or self.total_steps is None:
+            return None
+        return self.total_steps * self.hyperparameters.rows_per_step / self.train_rows
+
+    @property
+    def missing(self) -> str:
+        """What the primary button asks for; "" when the run can start."""
+        if self.base_model is None:
+            return _("Choose a base model")
+        if self.version is None:
+            return _("Choose a dataset")
+        if self.card is None or self.card.resolution.refusal:
+            return _("Choose what to train")
+        return ""
+
+
+def plan(form: TrainingRunForm) -> Plan:
+    """The plan of a form whose fields have been cleaned, valid or not."""
+    values = form.cleaned_data
+    try:
+        learn = form.hyperparameters()
+    except SpecError:
+        learn = DEFAULTS
+    base_model, config = values.get("base_model"), values.get("target_module_config")
+    found = Plan(
+        hyperparameters=learn,
+        version=values.get("dataset_version"),
+        base_model=base_model,
+        card=_card(config, base_model, learn.r) if base_model and config else None,
+        differences=tuple(differences(learn)),
+        confirmed=values.get("confirmed") or "",
+        forecaster=RunForecaster.load(base_model, values.get("dataset_version")) if base_model else None,
+    )
+    return _with_forecast(form, found)
+
+
+def cards_of(form: TrainingRunForm, found: Plan) -> list[PresetCard]:
+    """Everything that may be chosen on the plan's base model, each with what the run would need with it."""
+    if found.base_model is None or found.forecaster is None:
+        return []
+    offered = list(form.configs)
+    if found.card and found.card.config not in offered:
+        offered.append(found.card.config)
+    learn, forecaster = found.hyperparameters, found.forecaster
+    return [
+        card
+        if card.resolution.refusal
+        else dataclasses.replace(card, forecast=forecaster.forecast_best_device(card.resolution, learn))
+        for card in preset_cards(offered, found.base_model, learn.r)
+    ]
+
+
+def _with_forecast(form: TrainingRunForm, found: Plan) -> Plan:
+    """The plan with memory, time and start, as far as it says what would run."""
+    forecaster = found.forecaster
+    if found.base_model is None or forecaster is None or found.card is None or found.card.resolution.refusal:
+        return found
+    resolution, learn = found.card.resolution, found.hyperparameters
+    start = estimate_next_start(Job.Queue.GPU, form.project)
+    smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
+    forecast = forecaster.forecast(resolution, learn, start.at if start else None)
+    return dataclasses.replace(
+        found,
+        forecast=forecast,
+        edits=tuple(edits(forecaster, resolution, learn, smallest)),
+        errors=Calibration.objects.errors(),
+        start=start,
+        charge=Charge.of(form.project, forecast.main.seconds["expected"], form.by),
+    )

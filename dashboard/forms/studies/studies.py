@@ -1,0 +1,312 @@
+"""The form of a study: what to compare on which data, and how.
+
+Parses and checks; launching is the view's, and what a plan costs is `dashboard.forms.studies.study_costs`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import Any
+
+from django import forms
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.forms.studies.study_arms import FurtherArmForm, further_arms
+from dashboard.forms.training.hyperparameters import (
+    EXPERT,
+    HyperparametersForm,
+    defaults,
+    format_number,
+    length_missing,
+)
+from dashboard.forms.training.training_runs import TrainingRunForm, choices
+from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
+from dashboard.models.catalog.metrics import METRICS, REGEX, STUDY_METRICS
+from dashboard.models.studies.plan import (
+    DEFAULT_MARGIN,
+    DEFAULT_SEEDS,
+    MOST_RATES,
+    MOST_SEEDS,
+    MOST_TEST_ROWS,
+    TEST_ROWS,
+    check_metric,
+    check_names,
+)
+from workers.contract.errors import SpecError
+from workers.contract.hyperparameters import LIMITS
+from workers.statistics.regex_metric import PATTERN_LETTERS
+from workers.target_modules.resolution import Resolution
+
+# The spec's unit interval, as people say it.
+POINTS = 100
+# SpecError's field -> the form's, where they differ.
+FIELDS = {
+    "arms": "configs",
+    "target_module_config": "configs",
+    "dataset": "dataset_version",
+    "reference": "compared_with",
+}
+# What is the same in all arms and may be changed; a study has seeds of its own.
+SETTINGS = tuple(name for name in EXPERT if name != "seed")
+# What the fine-tune form hands over.
+CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
+_run = TrainingRunForm.base_fields
+
+
+def _number(label: Any, low: int, high: int, sentence: Any = "") -> forms.IntegerField:
+    span = {"low": f"{low:,}", "high": f"{high:,}"}
+    say = gettext_lazy("Enter a whole number from %(low)s to %(high)s.") % span
+    return forms.IntegerField(
+        label=label,
+        help_text=sentence,
+        min_value=low,
+        max_value=high,
+        error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), say),
+        widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
+    )
+
+
+class StudyForm(HyperparametersForm):
+    """The study form; every field but the dataset has a default."""
+
+    name = forms.CharField(
+        label=gettext_lazy("Name"),
+        max_length=120,
+        required=False,
+        help_text=gettext_lazy("If empty, the name is made from the dataset."),
+    )
+    dataset_version = _run["dataset_version"]
+    base_model = _run["base_model"]
+    # Not a field of rows: that one asks the database for whatever number was sent.
+    configs = forms.TypedMultipleChoiceField(
+        label=gettext_lazy("Arms"),
+        coerce=int,
+        required=False,
+        error_messages={
+            "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
+        },
+    )
+    seeds = _number(
+        gettext_lazy("Seeds per arm"),
+        1,
+        MOST_SEEDS,
+        gettext_lazy(
+            "Each arm is trained once per random seed. Fewer than 3 seeds give an indication, but no verdict."
+        ),
+    )
+    budget = forms.ChoiceField(
+        label=gettext_lazy("Budget"), choices=Study.Budget.choices, widget=forms.RadioSelect
+    )
+    learning_rates = forms.CharField(
+        label=gettext_lazy("Learning rate search"),
+        max_length=200,
+        required=False,
+        help_text=gettext_lazy(
+            "If empty, every arm uses the learning rate in the expert settings. Otherwise each arm tries "
+            "these rates in short runs and keeps the one with the lowest validation loss."
+        ),
+        widget=forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}),
+    )
+    metric = forms.ChoiceField(
+        label=gettext_lazy("Metric"),
+        choices=[
+            ("", gettext_lazy("Main metric of the dataset")),
+            *((name, METRICS[name].label) for name in STUDY_METRICS),
+        ],
+        required=False,
+    )
+    pattern = forms.CharField(
+        label=gettext_lazy("Pattern"),
+        max_length=PATTERN_LETTERS,
+        required=False,
+        help_text=gettext_lazy(
+            r"A regular expression that a correct answer contains, such as total: \d+. With a group, "
+            r"total: (\d+), the group must match the same text in the answer as in the expected answer."
+        ),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    compared_with = forms.ChoiceField(
+        label=gettext_lazy("Reference arm"),
+        help_text=gettext_lazy(
+            "Every other arm is compared with this one. It cannot be changed after the start."
+        ),
+        error_messages=dict.fromkeys(
+            ("required", "invalid_choice"), gettext_lazy("Choose one of the arms as the reference.")
+        ),
+    )
+    margin = forms.FloatField(
+        label=gettext_lazy("Margin (points)"),
+        min_value=0,
+        max_value=POINTS,
+        help_text=gettext_lazy(
+            "How much worse an arm may be and still pass for as good. With 2 points, 88 % is as good as "
+            "90 %. For a loss: hundredths of a nat."
+        ),
+        error_messages=dict.fromkeys(
+            ("invalid", "min_value", "max_value"), gettext_lazy("Enter a number from 0 to 100.")
+        ),
+        widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
+    )
+    test_rows = _number(
+        gettext_lazy("Maximum test rows"),
+        1,
+        MOST_TEST_ROWS,
+        gettext_lazy("More rows show smaller differences and take longer to evaluate."),
+    )
+    confirmed = _run["confirmed"]
+    without = ("seed",)
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
+
+    def __init__(
+        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
+    ) -> None:
+        usual = {
+            **{name: value for name, value in defaults().items() if name != "seed"},
+            "seeds": len(DEFAULT_SEEDS),
+            "budget": Study.Budget.EQUAL_RANK.value,
+            "metric": "",
+            "margin": f"{POINTS * DEFAULT_MARGIN:g}",
+            "test_rows": TEST_ROWS,
+        }
+        super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
+        self.project = project
+        self.by = caller if isinstance(caller, User) else None
+        self.versions, self.base_models, self.offered = choices(caller, project)
+        for name, rows in (
+            ("dataset_version", self.versions),
+            ("base_model", self.base_models),
+        ):
+            self.fields[name].queryset = rows  # type: ignore[attr-defined]
+        known = [(config.pk, str(config)) for config in self.offered]
+        self.fields["configs"].choices = known  # type: ignore[attr-defined]
+        self.further = further_arms(data, list(self.offered))
+        further = [
+            (str(form.prefix), _("Further arm %(number)d") % {"number": number})
+            for number, form in enumerate(self.further.forms, 1)
+        ]
+        self.fields["compared_with"].choices = [*((str(pk), name) for pk, name in known), *further]  # type: ignore[attr-defined]
+
+    def clean_configs(self) -> list[TargetModuleConfig]:
+        """Return the ticked configs in the order of the form."""
+        return [config for config in self.offered if config.pk in self.cleaned_data["configs"]]
+
+    def clean_learning_rates(self) -> list[float]:
+        """Parse numbers separated by commas or spaces."""
+        texts = [text for text in re.split(r"[,;\s]+", self.cleaned_data["learning_rates"]) if text]
+        if len(set(texts)) < len(texts) or len(texts) > MOST_RATES:
+            raise forms.ValidationError(
+                _("Name up to %(most)d different rates."), params={"most": MOST_RATES}
+            )
+        low, high = LIMITS["learning_rate"]
+        rates = []
+        for text in texts:
+            try:
+                rate = float(text)
+            except ValueError:
+                rate = 0.0
+            if not low <= rate <= high:
+                raise forms.ValidationError(
+                    _("`%(text)s` is no rate from %(low)s to %(high)s. Write them as 0.0002, 0.001."),
+                    params={"text": text[:30], "low": format_number(low), "high": format_number(high)},
+                )
+            rates.append(rate)
+        return rates
+
+    def clean(self) -> dict[str, Any]:
+        """Build the arms, and the name from the dataset if it is empty."""
+        values = self.cleaned_data
+        if empty := length_missing(values, self.errors):
+            self.add_error(empty, _("Enter the length of each run."))
+        self._check_further(values)
+        keys, reference = self._keys(), values.get("compared_with")
+        if "configs" not in self.errors and len(keys) < 2:
+            self.add_error("configs", _("Tick at least two arms."))
+        elif reference and reference not in keys:
+            self.add_error("compared_with", _("Choose one of the arms as the reference."))
+        if not self.errors:
+            # Hidden while another metric is chosen, and then what was typed means nothing.
+            values["pattern"] = values["pattern"] if values["metric"] == REGEX else ""
+            version = values["dataset_version"]
+            try:
+                values["arms"] = self.arms()
+                check_metric(values["metric"] or version.main_metric, values["pattern"], version)
+            except SpecError as error:
+                self.refuse(error)
+            named = {"dataset": version.dataset.name[:100]}
+            values["name"] = values["name"] or _("Study of %(dataset)s") % named
+        return values
+
+    def refuse(self, error: SpecError) -> None:
+        """Show a refusal of the spec beside its field."""
+        name = FIELDS.get(error.field, error.field)
+        message = (
+            _("Read the warnings beside this form and accept them.") if name == "confirmed" else error.message
+        )
+        self.add_error(name if name in self.fields else None, message)
+
+    def to_confirm(self) -> Resolution:
+        """Return the warnings about the arms' target modules as one list. Raises TargetError."""
+        base_model = self.cleaned_data.get("base_model")
+        if base_model is None:
+            return Resolution()
+        configs = {plan.config.pk: plan.config for plan in self._plans().values()}
+        found = [(config, config.resolve(base_model)) for config in configs.values()]
+        return Resolution(
+            confirmations=tuple(
+                f"{config}: {sentence}" for config, one in found for sentence in one.confirmations
+            )
+        )
+
+    def is_confirmed(self) -> bool:
+        """Return whether exactly these warnings were accepted. Raises TargetError."""
+        return bool(self.cleaned_data["confirmed"] == self.to_confirm().confirmation_key)
+
+    def arms(self) -> list[ArmPlan]:
+        """Return the arms: ticked configs with the shared settings, and further arms. Raises SpecError."""
+        plans = list(self._plans().values())
+        check_names(plans)
+        return plans
+
+    def _plans(self) -> dict[str, ArmPlan]:
+        """Return value of the reference's field -> arm."""
+        learn = self.hyperparameters()
+        configs = self.cleaned_data.get("configs") or []
+        ticked = {str(config.pk): ArmPlan(name_of(config), config, learn) for config in configs}
+        return ticked | {str(form.prefix): form.plan(learn) for form in self._filled()}
+
+    def _filled(self) -> list[FurtherArmForm]:
+        return [form for form in self.further.forms if form.is_filled]
+
+    def _keys(self) -> set[str]:
+        ticked = {str(config.pk) for config in self.cleaned_data.get("configs") or []}
+        return ticked | {str(form.prefix) for form in self._filled()}
+
+    def _check_further(self, values: dict[str, Any]) -> None:
+        """Refuse rows that are wrong, or that say what the budget or the search decides."""
+        for form in self._filled():
+            if values.get("budget") == Study.Budget.EQUAL_PARAMETERS:
+                form.forbid(
+                    ("r", "lora_alpha"), _("Equal parameters set the rank of each arm. Leave this empty.")
+                )
+            if values.get("learning_rates"):
+                form.forbid(
+                    ("learning_rate",),
+                    _("Every arm tries the rates of the search. Leave this or the search empty."),
+                )
+        for sentence in self.further.said():
+            self.add_error(None, sentence)
+
+    def reference(self) -> str:
+        """Return the reference arm's name."""
+        return self._plans()[self.cleaned_data["compared_with"]].name
+
+    def margin_in_unit(self) -> float:
+        """Return the margin as stored: 2 points are 0.02."""
+        return float(self.cleaned_data["margin"]) / POINTS
+
+
+def name_of(config: TargetModuleConfig) -> str:
+    """Return an arm's name as sentences show it; the API uses the slug."""
+    return str(config.name)

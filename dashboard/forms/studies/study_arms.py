@@ -1,0 +1,134 @@
+"""Further arms in a study's form: a config with its own settings, beside the ticked ones.
+
+Rows of a form set; whatever a row leaves empty is as in all other arms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from django import forms
+from django.forms import BaseFormSet, formset_factory
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.forms.training.hyperparameters import format_number, setting_field
+from dashboard.models import ArmPlan, TargetModuleConfig
+from dashboard.models.studies.plan import MOST_ARMS, varied
+from workers.contract.hyperparameters import SETTINGS, Hyperparameters
+
+PREFIX = "more"
+TOTAL = f"{PREFIX}-TOTAL_FORMS"
+# What a row may have otherwise, and what its name says of it.
+OWN = {
+    "r": gettext_lazy("r %(value)s"),
+    "lora_alpha": gettext_lazy("alpha %(value)s"),
+    "lora_dropout": gettext_lazy("dropout %(value)s"),
+    "learning_rate": gettext_lazy("rate %(value)s"),
+}
+# Of an arm's name.
+LONGEST = 120
+
+
+def _own(name: str, label: Any) -> forms.Field:
+    return setting_field(SETTINGS[name], label=label, required=False, help_text="")
+
+
+class FurtherArmForm(forms.Form):
+    """One further arm; an empty row is none."""
+
+    config = forms.TypedChoiceField(
+        label=gettext_lazy("Target modules"),
+        coerce=int,
+        empty_value=None,
+        required=False,
+        error_messages={
+            "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another.")
+        },
+    )
+    r = _own("r", gettext_lazy("Rank (r)"))
+    lora_alpha = _own("lora_alpha", gettext_lazy("Alpha"))
+    lora_dropout = _own("lora_dropout", gettext_lazy("Dropout"))
+    learning_rate = _own("learning_rate", gettext_lazy("Learning rate"))
+    name = forms.CharField(
+        label=gettext_lazy("Name"),
+        max_length=LONGEST,
+        required=False,
+        help_text=gettext_lazy("If empty, the name lists the differing settings."),
+    )
+
+    def __init__(self, *arguments: Any, offered: Sequence[TargetModuleConfig], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.offered = {config.pk: config for config in offered}
+        names = [(pk, str(config)) for pk, config in self.offered.items()]
+        self.fields["config"].choices = [("", _("Choose one")), *names]  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        """Settings without a choice of layers are half an arm."""
+        values = self.cleaned_data
+        entered = any(values.get(name) not in (None, "") for name in (*OWN, "name"))
+        if entered and values.get("config") is None and "config" not in self.errors:
+            self.add_error("config", _("Choose the target modules of this arm, or clear its other fields."))
+        return values
+
+    @property
+    def is_filled(self) -> bool:
+        """Return whether the row is an arm."""
+        return self.is_valid() and self.cleaned_data.get("config") is not None
+
+    def forbid(self, names: Sequence[str], message: str) -> None:
+        """Refuse what something else in the form decides already."""
+        for name in names:
+            if self.cleaned_data.get(name) is not None:
+                self.add_error(name, message)
+
+    def plan(self, like: Hyperparameters) -> ArmPlan:
+        """Return the arm, with the settings of `like` where the row is empty. Raises SpecError."""
+        config = self.offered[self.cleaned_data["config"]]
+        learn = varied(like, {name: self.cleaned_data[name] for name in OWN})
+        return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), like, learn), config, learn)
+
+
+class FurtherArms(BaseFormSet):  # type: ignore[type-arg]
+    """The rows of further arms."""
+
+    def said(self) -> list[str]:
+        """Return every error with the row and field that it is about."""
+        return [
+            _("Further arm %(number)d, %(field)s: %(error)s")
+            % {"number": number, "field": form.fields[name].label, "error": error}
+            for number, form in enumerate(self.forms, 1)
+            for name, errors in form.errors.items()
+            for error in errors
+        ]
+
+
+FurtherArmSet = formset_factory(
+    FurtherArmForm, formset=FurtherArms, extra=0, max_num=MOST_ARMS, absolute_max=MOST_ARMS
+)
+
+
+def further_arms(data: Any, offered: Sequence[TargetModuleConfig]) -> FurtherArms:
+    """Return the rows that were sent, or none."""
+    sent = data if data and TOTAL in data else None
+    kind: Any = FurtherArmSet
+    rows: FurtherArms = kind(sent, prefix=PREFIX, form_kwargs={"offered": offered})
+    if sent is not None and not rows.management_form.is_valid():
+        rows = kind(None, prefix=PREFIX, form_kwargs={"offered": offered})
+    return rows
+
+
+def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:
+    """Return an arm's name: its config, and the settings that differ from the other arms."""
+    usual = dataclasses.asdict(like)
+    if like.lora_alpha == 2 * like.r:
+        usual["lora_alpha"] = 2 * learn.r
+    differing = [
+        str(words) % {"value": format_number(getattr(learn, name))}
+        for name, words in OWN.items()
+        if getattr(learn, name) != usual[name]
+    ]
+    tail = "".join(f", {words}" for words in differing)
+    return config[: LONGEST - len(tail)] + tail

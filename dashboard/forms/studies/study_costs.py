@@ -1,0 +1,115 @@
+"""The costs and the statistical power of a study, while its form is being filled in.
+
+Estimates from the census, the frozen rows and earlier evaluations alone; starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils.translation import gettext as _
+
+from dashboard.forms.studies.studies import POINTS, StudyForm
+from dashboard.models import ArmPlan, BaseModel, DatasetVersion, TargetModuleConfig
+from dashboard.models.catalog.metrics import metric_label
+from dashboard.models.studies.costs import Costs, Power, plan_costs, power_of
+from dashboard.models.studies.plan import DEFAULT_MARGIN, TEST_ROWS, with_equal_parameters
+from dashboard.models.studies.study import Study
+from workers.contract.errors import SpecError, TargetError
+from workers.target_modules.resolution import Resolution
+
+
+@dataclass(frozen=True)
+class Card:
+    """One choice of target modules on a base model, and why it cannot be an arm there."""
+
+    config: TargetModuleConfig
+    resolution: Resolution
+    refusal: str
+
+
+@dataclass(frozen=True)
+class StudyOutlook:
+    """The plan of the form as it stands, and the choices that are missing."""
+
+    cards: tuple[Card, ...]
+    ticked: frozenset[str]
+    metric: str = ""
+    seeds: int = 0
+    rates: tuple[float, ...] = ()
+    costs: Costs | None = None
+    power: Power | None = None
+    refusal: str = ""
+    missing: str = ""
+    to_confirm: Resolution | None = None
+    confirmed: str = ""  # what was ticked, if anything was
+
+
+def study_outlook(form: StudyForm) -> StudyOutlook:
+    """Return the plan of a form whose fields have been cleaned, valid or not."""
+    values = form.cleaned_data
+    base_model, version = values.get("base_model"), values.get("dataset_version")
+    metric = values.get("metric") or (version.main_metric if version else "")
+    seeds, rates = values.get("seeds") or 1, tuple(values.get("learning_rates") or ())
+    test_rows, margin = values.get("test_rows") or TEST_ROWS, values.get("margin")
+    margin = DEFAULT_MARGIN if margin is None else margin / POINTS
+    arms: list[ArmPlan] = []
+    refusal, costs, to_confirm = "", None, None
+    cards = tuple(cards_of(list(form.offered), base_model)) if base_model else ()
+    try:
+        refused = {card.config.pk for card in cards if card.refusal}
+        arms = [arm for arm in form.arms() if arm.config.pk not in refused]
+        if values.get("budget") == Study.Budget.EQUAL_PARAMETERS and base_model:
+            arms = with_equal_parameters(arms, base_model)
+        to_confirm = form.to_confirm()
+        if base_model and len(arms) > 1:
+            costs = plan_costs(
+                form.project,
+                form.by,
+                base_model,
+                version,
+                arms,
+                seeds=seeds,
+                rates=len(rates),
+                test_rows=test_rows,
+            )
+    except (SpecError, TargetError) as error:
+        refusal = error.message
+    return StudyOutlook(
+        cards=cards,
+        ticked=frozenset(str(value) for value in form["configs"].value() or ()),
+        metric=metric_label(metric),
+        seeds=seeds,
+        rates=rates,
+        costs=costs,
+        power=power_of(version, metric, len(arms), test_rows=test_rows, margin=margin)
+        if version and len(arms) > 1
+        else None,
+        refusal=refusal,
+        missing=missing(base_model, version, arms),
+        to_confirm=to_confirm,
+        confirmed=values.get("confirmed") or "",
+    )
+
+
+def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: Sequence[ArmPlan]) -> str:
+    """Return the choice that the primary button asks for; "" when the study can start."""
+    if base_model is None:
+        return _("Choose a base model")
+    if version is None:
+        return _("Choose a dataset")
+    return _("Tick at least two arms") if len(arms) < 2 else ""
+
+
+def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[Card]:
+    """Return each config with its target modules on this model."""
+    found = []
+    for config in configs:
+        try:
+            resolution = config.resolve(base_model)
+            refusal = resolution.refusal
+        except (TargetError, SpecError) as error:
+            resolution, refusal = Resolution(refusal=error.message), error.message
+        found.append(Card(config, resolution, refusal))
+    return found

@@ -1,0 +1,161 @@
+"""Changes of settings that make a run fit into memory. The form offers them as buttons."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from dashboard.models import BaseModel, TargetModuleConfig
+from dashboard.models.training.forecast import DeviceForecast, RunForecaster
+from workers.contract.hyperparameters import LIMITS, Hyperparameters
+from workers.target_modules.presets import RECOMMENDED
+from workers.target_modules.resolution import Resolution
+
+# Shares of the present maximum length that are tried, the longest first.
+SHORTER = (0.75, 0.5, 0.375, 0.25, 0.125)
+STEP = 16
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Changed fields of the form, and the run's forecast with them."""
+
+    label: str
+    effect: str
+    values: dict[str, Any]
+    forecast: DeviceForecast
+
+    @property
+    def values_text(self) -> str:
+        """The changed fields as JSON for the page's script."""
+        return json.dumps(self.values)
+
+    @property
+    def is_enough(self) -> bool:
+        """True if the forecast's upper end fits."""
+        return self.forecast.fit == "fits"
+
+
+def edits(
+    forecaster: RunForecaster,
+    resolution: Resolution,
+    learn: Hyperparameters,
+    smallest: tuple[TargetModuleConfig, Resolution] | None,
+) -> list[Edit]:
+    """Return changes if memory is short on every device, the least costly first; none if the run fits."""
+    if forecaster.forecast_best_device(resolution, learn).fit not in ("tight", "too_large"):
+        return []
+    found = [
+        edit
+        for edit in (
+            _first(forecaster, resolution, _smaller_batches(learn)),
+            _first(forecaster, resolution, _gradient_checkpointing(learn)),
+            _first(forecaster, resolution, _base_in_4bit(forecaster, resolution, learn)),
+            _first(forecaster, resolution, _shorter_rows(forecaster, learn)),
+            _other_layers(forecaster, learn, smallest) if smallest else None,
+        )
+        if edit
+    ]
+    if not any(edit.is_enough for edit in found):
+        both = _first(forecaster, resolution, _shorter_rows(forecaster, one_row(learn), alone=True))
+        found += [both] if both else []
+    return found
+
+
+def one_row(learn: Hyperparameters) -> Hyperparameters:
+    """Return the same rows per step with a batch size of 1."""
+    rows = min(learn.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1]))
+    return dataclasses.replace(learn, per_device_train_batch_size=1, gradient_accumulation_steps=rows)
+
+
+Option = tuple[str, str, dict[str, Any], Hyperparameters]
+
+
+def _first(forecaster: RunForecaster, resolution: Resolution, options: Iterator[Option]) -> Edit | None:
+    """Return the first option that is enough, else the last one."""
+    edit = None
+    for label, effect, values, learn in options:
+        edit = Edit(label, effect, values, forecaster.forecast_best_device(resolution, learn))
+        if edit.is_enough:
+            break
+    return edit
+
+
+def _smaller_batches(learn: Hyperparameters) -> Iterator[Option]:
+    smaller = learn.with_smaller_batch()
+    while smaller is not None:
+        batch, times = smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps
+        label = _("Batch size %(batch)d, gradient accumulation %(times)d") % {"batch": batch, "times": times}
+        values = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": times}
+        yield label, _("Same result, slightly slower."), values, smaller
+        smaller = smaller.with_smaller_batch()
+
+
+def _gradient_checkpointing(learn: Hyperparameters) -> Iterator[Option]:
+    if not learn.gradient_checkpointing:
+        label = _("Turn on gradient checkpointing")
+        effect = _("Same result; each step takes about a quarter longer.")
+        values = {"gradient_checkpointing": True}
+        yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
+
+
+def _base_in_4bit(
+    forecaster: RunForecaster, resolution: Resolution, learn: Hyperparameters
+) -> Iterator[Option]:
+    able = forecaster.quantizing_devices and not resolution.has_experts and learn.autocast_adapter_dtype
+    if able and not learn.load_in_4bit:
+        label = _("Load the base model in 4 bits")
+        effect = _("The quantised base model answers slightly differently, and the adapter is trained on it.")
+        yield label, effect, {"load_in_4bit": True}, dataclasses.replace(learn, load_in_4bit=True)
+
+
+def _shorter_rows(
+    forecaster: RunForecaster, learn: Hyperparameters, *, alone: bool = False
+) -> Iterator[Option]:
+    for part in SHORTER:
+        length = int(learn.max_length * part) // STEP * STEP
+        if length < LIMITS["max_length"][0]:
+            return
+        words = _("Batch size 1, maximum length %(length)s") if alone else _("Maximum length %(length)s")
+        label = words % {"length": f"{length:,}"}
+        values: dict[str, Any] = {"max_length": length}
+        if alone:
+            times = learn.gradient_accumulation_steps
+            values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
+        cut = forecaster.count_cut_rows(length)
+        if cut is None:
+            effect = _("Longer rows are truncated.")
+        elif cut:
+            effect = _("About %(rows)s answers are truncated.") % {"rows": f"{cut:,}"}
+        else:
+            effect = _("No answer is truncated.")
+        yield label, effect, values, dataclasses.replace(learn, max_length=length)
+
+
+def _other_layers(
+    forecaster: RunForecaster, learn: Hyperparameters, smallest: tuple[TargetModuleConfig, Resolution]
+) -> Edit | None:
+    config, resolution = smallest
+    if resolution.refusal:
+        return None
+    effect = _("A smaller adapter on other layers, which may learn less.")
+    label = _("Train %(preset)s instead") % {"preset": config.name}
+    return Edit(
+        label,
+        effect,
+        {"target_module_config": config.pk},
+        forecaster.forecast_best_device(resolution, learn),
+    )
+
+
+def smallest_of(
+    configs: list[TargetModuleConfig], chosen: TargetModuleConfig, base_model: BaseModel
+) -> tuple[TargetModuleConfig, Resolution] | None:
+    """Return the recommended preset if another one is chosen."""
+    config = next((one for one in configs if one.slug == RECOMMENDED and one.pk != chosen.pk), None)
+    return (config, config.resolve(base_model)) if config else None

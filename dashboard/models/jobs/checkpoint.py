@@ -1,0 +1,38 @@
+"""What the web may know of a training's checkpoints: up to which step there is one. Plain JSON, no tensors.
+
+The engine verifies every byte before it continues; here a listed file that is missing is proof enough.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from workers.contract import checkpoint_ownership
+
+
+def newest_step(folder: Path) -> int | None:
+    """Completed steps in the newest checkpoint below `folder` that looks whole; None without one."""
+    try:
+        steps = (step_of(path) for path in checkpoint_ownership.checkpoints(folder))
+        return next((step for step in steps if step), None)
+    except OSError:
+        return None
+
+
+def may_exist(folder: Path) -> bool:
+    """Return whether a checkpoint exists; True also if the disk cannot tell, so that nothing is deleted."""
+    try:
+        return any(step_of(path) for path in checkpoint_ownership.checkpoints(folder))
+    except OSError:
+        return True
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the completed steps of one checkpoint, or None if a part of it is missing."""
+    try:
+        manifest = json.loads((folder / checkpoint_ownership.MANIFEST).read_text(encoding="utf-8"))
+        is_whole = all((folder / name).is_file() for name in manifest["files"])
+        return int(manifest["step"]) if is_whole else None
+    except (*checkpoint_ownership.MISSING, ValueError, KeyError, TypeError):
+        return None

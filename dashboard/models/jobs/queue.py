@@ -1,0 +1,150 @@
+"""Queue forecasts: the position of each waiting job, and when it will probably start."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+
+from django.utils import timezone
+from django.utils.formats import number_format
+from django.utils.translation import gettext as _
+
+from dashboard.models.accounts.project import Project
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.job_state import LIVE, State
+from dashboard.models.jobs.queue_order import WaitingJob
+from dashboard.models.jobs.worker_node import WorkerNode
+
+# Finished jobs of a kind from which its usual duration is taken.
+SAMPLE_SIZE = 20
+# A job that was asked to stop finishes its step, and saves what is kept.
+STOP_SECONDS = 20.0
+# A job that runs longer than expected is taken to have at least this share of its time before it.
+MIN_REMAINING_SHARE = 0.1
+# The id of a job that does not exist yet.
+NEXT_JOB = 2**62
+
+
+@dataclass(frozen=True)
+class StartEstimate:
+    """In how many seconds a waiting job probably starts."""
+
+    seconds: float
+
+    @property
+    def at(self) -> datetime:
+        """The expected moment, to the second."""
+        return timezone.now().replace(microsecond=0) + timedelta(seconds=round(self.seconds))
+
+    @property
+    def text(self) -> str:
+        """For example "in about 20 min"."""
+        if self.seconds < 60:
+            return _("in a moment")
+        return _("in about %(time)s") % {"time": format_roughly(self.seconds)}
+
+
+def format_roughly(seconds: float) -> str:
+    """Format a duration with the precision of an estimate, as one number and a unit."""
+    minutes = seconds / 60
+    if minutes < 20:
+        return _("%(count)d min") % {"count": round(minutes)}
+    if minutes < 90:
+        return _("%(count)d min") % {"count": 5 * round(minutes / 5)}
+    if minutes < 48 * 60:
+        hours = round(minutes / 30) / 2 if minutes < 600 else round(minutes / 60)
+        return _("%(count)s h") % {"count": number_format(hours, 0 if hours == int(hours) else 1)}
+    return _("%(count)d days") % {"count": round(minutes / 1440)}
+
+
+@dataclass(frozen=True)
+class QueueForecast:
+    """The waiting jobs of each queue in the order of claims, with estimated starts where possible."""
+
+    order: dict[str, list[int]]
+    starts: dict[int, StartEstimate]
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The position of each job in its queue; 1 is claimed next."""
+        return {pk: position for order in self.order.values() for position, pk in enumerate(order, start=1)}
+
+    @classmethod
+    def for_job(cls, job: Job | None) -> QueueForecast:
+        """Read the queue in which the job waits; empty for a job that does not wait."""
+        waits = job is not None and job.state == State.QUEUED
+        return cls.read([job.queue]) if job is not None and waits else cls({}, {})
+
+    def estimate_for(self, job: Job | None) -> tuple[int | None, StartEstimate | None]:
+        """Return a job's position and estimated start; None for what is unknown."""
+        return (self.positions.get(job.pk), self.starts.get(job.pk)) if job else (None, None)
+
+    @classmethod
+    def read(
+        cls, queues: Iterable[str] = Job.Queue.values, *, also: WaitingJob | None = None
+    ) -> QueueForecast:
+        """Read the present state in a fixed number of queries per queue. `also` is added to each queue."""
+        forecast = cls({}, {})
+        for queue in queues:
+            forecast.order[queue] = list(Job.objects.claim_order(queue, also=also))
+            forecast.starts.update(estimate_starts(queue, forecast.order[queue]))
+        return forecast
+
+
+def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | None:
+    """Estimate when a job would start that is submitted to this project now."""
+    job = WaitingJob(NEXT_JOB, Job.Priority.NORMAL, project.pk if project else None)
+    return QueueForecast.read([queue], also=job).starts.get(NEXT_JOB)
+
+
+def estimate_starts(queue: str, order: list[int]) -> dict[int, StartEstimate]:
+    """Divide the remaining time of everything ahead of each job by the workers of the queue."""
+    workers = WorkerNode.objects.slots_by_worker(queue) if order else {}
+    slots = sum(workers.values())
+    if not slots:
+        return {}
+    running = list(Job.objects.live().filter(queue=queue, worker__in=workers).defer("spec"))
+    expected = expected_durations(queue)
+    ahead = sum(remaining_seconds(job, expected[job.pk]) for job in running)
+    starts = {}
+    for place, pk in enumerate(order):
+        # An idle worker takes the job at once, however long the others still work.
+        seconds = 0.0 if place + len(running) < slots else ahead / slots
+        if math.isfinite(seconds):
+            starts[pk] = StartEstimate(seconds)
+        ahead += expected.get(pk, math.inf)
+    return starts
+
+
+def expected_durations(queue: str) -> dict[int, float]:
+    """Seconds per waiting or running job: the forecasts of its runs, else what its kind usually takes."""
+    jobs = Job.objects.filter(queue=queue, state__in=[State.QUEUED, *LIVE]).order_by()
+    forecasts: Counter[int] = Counter()
+    kinds = {}
+    for pk, kind, seconds in jobs.values_list("pk", "kind", "training_runs__forecast__seconds__expected"):
+        kinds[pk] = kind
+        forecasts[pk] += seconds or 0
+    usual = {kind: usual_seconds(kind) for kind in set(kinds.values())}
+    return {pk: forecasts[pk] or usual[kind] for pk, kind in kinds.items()}
+
+
+def usual_seconds(kind: str) -> float:
+    """Return the median duration of the last jobs of a kind that succeeded in one attempt; else infinity."""
+    ended = Job.objects.filter(kind=kind, state=State.SUCCEEDED, attempt=1).order_by("-finished_at")
+    spans = ended.values_list("started_at", "finished_at")[:SAMPLE_SIZE]
+    durations = [(end - start).total_seconds() for start, end in spans if start and end]
+    return median(durations) if durations else math.inf
+
+
+def remaining_seconds(job: Job, expected: float) -> float:
+    """Return how long a running job still takes: its own estimate, else what is left of the expected time."""
+    if job.is_stop_requested:
+        return STOP_SECONDS
+    if job.eta_seconds is not None:
+        return job.eta_seconds
+    elapsed = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0
+    return max(expected - elapsed, expected * MIN_REMAINING_SHARE)

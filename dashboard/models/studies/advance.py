@@ -1,0 +1,117 @@
+"""The next jobs of a study: the search for learning rates, seeds to train, adapters to evaluate.
+
+Reads how far its runs have come and queues whatever that allows, so that a crash between two steps loses
+nothing. Called under the study's lock; writes no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from dashboard.models.adapters.adapter import Adapter, AdapterQuerySet
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.jobs.job import Job
+from dashboard.models.studies.study_arm import StudyArm
+from dashboard.models.training.forecast import forecast_run
+from dashboard.models.training.training_run import TrainingRun
+from workers.contract.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    from dashboard.models.accounts.user import User
+    from dashboard.models.studies.study import Study
+
+Item = TypeVar("Item")
+# (arm, settings, rung of the search or None)
+Cell = tuple[StudyArm, Hyperparameters, int | None]
+
+
+def queue_next(study: Study, idempotency_key: str = "") -> bool:
+    """Queue what can be; whether seeds have begun, so that all training that will come is queued."""
+    if _searches(study, idempotency_key):
+        return False
+    arms = [arm for arm in study.arms.all() if not arm.is_lost]
+    for seed in study.seeds:
+        runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
+        begun = {run.study_arm_id for run in runs}
+        missing = [arm for arm in arms if arm.pk not in begun]
+        if missing:
+            key = idempotency_key if seed == study.seeds[0] else ""
+            submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
+        elif all(run.is_over for run in runs):
+            _submit_evaluation(study, runs)
+    return True
+
+
+def _searches(study: Study, idempotency_key: str) -> bool:
+    """Queue the next rungs of ended ones; return whether the search goes on."""
+    if not study.learning_rates:
+        return False
+    arms = [arm for arm in study.arms.all() if not arm.is_lost]
+    if any(not run.is_over for arm in arms for run in arm.search_runs()):
+        return True
+    cells: list[Cell] = []
+    for arm in arms:
+        rung, trials = arm.next_trials()
+        cells += [(arm, learn, rung) for learn in trials]
+        if not trials:
+            arm.choose_rate()
+    if cells:
+        submit_training(study, cells, idempotency_key)
+    return bool(cells)
+
+
+def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = "") -> None:
+    """Freeze a run for each of `cells` and queue them; the first job gets the key."""
+    runs = []
+    for arm, learn, rung in cells:
+        run = TrainingRun(
+            project=study.project,
+            created_by=study.created_by,
+            name=arm.run_name(learn, rung),
+            dataset_version=study.dataset_version,
+            base_model=study.base_model,
+            target_module_config=arm.target_module_config,
+            study_arm=arm,
+            rung=rung,
+        )
+        run.freeze(learn, confirmed=study.confirmed_by_id is not None)
+        run.forecast = forecast_run(run)
+        runs.append(run)
+    for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
+        job = Job.objects.submit(
+            Job.Kind.TRAIN,
+            {"specs": [run.spec for run in batch]},
+            project=study.project,
+            by=study.created_by,
+            idempotency_key="" if place else idempotency_key,
+        )
+        for run in batch:
+            run.job = job
+            run.save()
+
+
+def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
+    """Group the items that may share a batch, and give each of the others its own."""
+    shared = [item for item, is_alone in zip(items, alone, strict=True) if not is_alone]
+    apart = [[item] for item, is_alone in zip(items, alone, strict=True) if is_alone]
+    return [shared, *apart] if shared else apart
+
+
+def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
+    """Queue the evaluation of a seed's adapters that have none."""
+    submit_scoring(study, Adapter.objects.filter(run__in=runs, evaluations=None), study.created_by)
+
+
+def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> None:
+    """Queue the evaluation of a seed's adapters on the study's rows, and of the base model once per study."""
+    adapters = list(found.select_related("run"))
+    for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
+        Evaluation.objects.submit_for_study(
+            batch,
+            by=by,
+            max_rows=study.test_rows,
+            metric=study.metric,
+            pattern=study.pattern,
+            with_base=not Evaluation.objects.active_base_of(study).exists(),
+        )

@@ -1,0 +1,170 @@
+"""Time of a study: training and scoring, on the device that suits it.
+
+The form, the start and later additions use the same forecast. Writes no rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.catalog.dataset import DatasetVersion
+from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.jobs.job_state import TERMINAL
+from dashboard.models.studies.plan import ArmPlan, halvings, jobs_of, passes, trains_alone
+from dashboard.models.training import evaluation_cost
+from dashboard.models.training.forecast import Forecast, Range, RunForecaster
+from workers.forecasting.training_cost import device_kind, expected_seconds, load_seconds
+
+if TYPE_CHECKING:
+    from dashboard.models.studies.study import Study
+    from dashboard.models.studies.study_arm import StudyArm
+
+ENDS = ("low", "expected", "high")
+
+
+@dataclass(frozen=True)
+class PlanForecast:
+    """Seconds of a study's plan with their range. `promised` counts loading the base model for every run."""
+
+    arms: tuple[Forecast, ...]
+    alone: tuple[str, ...]  # arms each of whose runs trains in a job of its own
+    trials: int  # short runs that only look for learning rates
+    promised: float
+    saved: float
+    training: Range
+    scoring: Range
+
+    @property
+    def charge(self) -> float:
+        """Seconds that the compute budget is charged: `promised` and the scoring."""
+        return self.promised + self.scoring["expected"]
+
+    @property
+    def seconds(self) -> Range:
+        """Training and scoring."""
+        return {name: self.training[name] + self.scoring[name] for name in ENDS}
+
+    def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:
+        """Return the study's stored forecast plus this one."""
+        return {
+            part: {name: value + kept.get(part, {}).get(name, 0.0) for name, value in span.items()}
+            for part, span in self.to_dict().items()
+        }
+
+    def to_dict(self) -> dict[str, Range]:
+        """Return what a study stores of it."""
+        return {"training": self.training, "scoring": self.scoring}
+
+
+def plan_forecast(
+    base_model: BaseModel,
+    version: DatasetVersion | None,
+    arms: Sequence[ArmPlan],
+    *,
+    seeds: int,
+    rates: int,
+    test_rows: int,
+    with_base: bool = True,
+) -> PlanForecast:
+    """Return the time of all arms, one after the other, less the loading that they share.
+
+    What a GPU gains by computing arms at once is not counted. Raises TargetError.
+    """
+    forecaster = RunForecaster.load(base_model, version)
+    tried = rates if rates > 1 else 0
+    forecasts = tuple(
+        forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms
+    )
+    apart = [arm for arm in arms if trains_alone(arm, base_model)]
+    trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
+    jobs = jobs_of(len(arms), len(apart), seeds, tried)
+    loading = load_seconds(forecaster.census.parameters, device_kind(forecaster.devices[0][0]))
+    saved = loading * (len(arms) * seeds + trials - jobs)
+    whole = {
+        name: passes(seeds, tried) * sum(forecast.main.seconds[name] for forecast in forecasts)
+        for name in ENDS
+    }
+    return PlanForecast(
+        arms=forecasts,
+        alone=tuple(arm.name for arm in apart),
+        trials=trials,
+        promised=whole["expected"],
+        saved=saved,
+        training={name: max(1.0, value - saved) for name, value in whole.items()},
+        scoring=_scoring(forecaster, arms, len(apart), seeds, test_rows, with_base=with_base),
+    )
+
+
+def _scoring(
+    forecaster: RunForecaster,
+    arms: Sequence[ArmPlan],
+    apart: int,
+    seeds: int,
+    test_rows: int,
+    *,
+    with_base: bool,
+) -> Range:
+    """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
+    available = int(forecaster.version.splits.get("test", 0)) if forecaster.version else 0
+    if not available:
+        return dict.fromkeys(ENDS, 0.0)
+    rows = evaluation_cost.scoring_rows(
+        forecaster, min(available, test_rows), arms[0].hyperparameters.max_length
+    )
+    shared = len(arms) - apart
+    each = [shared] * bool(shared) + [1] * apart
+    jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
+    return evaluation_cost.forecast_scoring(forecaster, rows, jobs)
+
+
+def forecast_of(
+    study: Study, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
+) -> PlanForecast:
+    """Return the time of these arms with so many seeds, the learning-rate search and the scoring included."""
+    return plan_forecast(
+        study.base_model,
+        study.dataset_version,
+        arms,
+        seeds=seeds,
+        rates=rates,
+        test_rows=study.test_rows,
+        with_base=with_base,
+    )
+
+
+def seconds_queued(study: Study) -> float:
+    """Return the expected seconds of all its runs, ended ones included."""
+    return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
+
+
+def training_to_come(study: Study) -> float:
+    """Return the most seconds that runs yet to be queued take. Raises SpecError or TargetError."""
+    return sum(_to_come(study, arm) for arm in study.arms.all())
+
+
+def _to_come(study: Study, arm: StudyArm) -> float:
+    seeds = arm.final_runs()
+    if arm.is_lost or {run.seed for run in seeds}.issuperset(study.seeds):
+        return 0.0
+    whole = forecast_of(study, [arm.plan], seeds=len(study.seeds), rates=len(study.learning_rates))
+    queued = [*arm.search_runs(), *seeds]
+    return max(0.0, whole.promised - sum(expected_seconds(run.forecast) for run in queued))
+
+
+def scoring_forecast(study: Study) -> float:
+    """Return the expected seconds to score all its adapters."""
+    return float(study.forecast.get("scoring", {}).get("expected", 0.0))
+
+
+def scoring_to_come(study: Study) -> float:
+    """Return the expected seconds to score the runs that have no scores yet."""
+    planned = len(study.seeds) * len(study.arms.all())
+    # An arm whose search failed queues no runs.
+    queued = [run for arm in study.arms.all() for run in arm.runs.all() if run.rung is None]
+    evaluations = map(adapter_evaluation, queued)
+    scored = sum(evaluation is not None and evaluation.state in TERMINAL for evaluation in evaluations)
+    return scoring_forecast(study) * max(0, (len(queued) or planned) - scored) / max(1, planned)

@@ -1,0 +1,98 @@
+"""The launch of a study: check the plan, freeze it, and queue the first job."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from django.db import transaction
+
+from dashboard.models.accounts.project import Project
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.catalog.dataset import DatasetVersion
+from dashboard.models.jobs.compute_budget import require_budget
+from dashboard.models.studies.advance import queue_next
+from dashboard.models.studies.forecast import forecast_of
+from dashboard.models.studies.plan import (
+    DEFAULT_MARGIN,
+    DEFAULT_SEEDS,
+    TEST_ROWS,
+    ArmPlan,
+    check_metric,
+    check_plan,
+    chosen_reference,
+    with_equal_parameters,
+    with_rate,
+)
+from dashboard.models.studies.study import Study
+from dashboard.models.training.training_run import require_4bit_worker
+
+if TYPE_CHECKING:
+    from dashboard.models.accounts.user import User
+
+
+def launch_study(
+    *,
+    project: Project,
+    by: User | None,
+    name: str,
+    dataset_version: DatasetVersion,
+    base_model: BaseModel,
+    arms: Sequence[ArmPlan],
+    seeds: Sequence[int] = DEFAULT_SEEDS,
+    budget: str = "equal-rank",
+    metric: str = "",
+    pattern: str = "",
+    reference: str = "",
+    margin: float = DEFAULT_MARGIN,
+    learning_rates: Sequence[float] = (),
+    test_rows: int = TEST_ROWS,
+    confirmed: bool = False,
+    idempotency_key: str = "",
+) -> Study:
+    """Freeze the plan and queue its first job, in one transaction.
+
+    `confirmed`: `by` has accepted the warnings about the arms' target modules. Raises SpecError, which names
+    the field, TargetError, or OverBudget.
+    """
+    metric = metric or dataset_version.main_metric
+    check_plan(arms, seeds, learning_rates, margin, metric)
+    reference = chosen_reference(arms, reference)
+    check_metric(metric, pattern, dataset_version)
+    require_4bit_worker(arms[0].hyperparameters)
+    study = Study(
+        project=project,
+        created_by=by,
+        name=name,
+        dataset_version=dataset_version,
+        base_model=base_model,
+        budget=budget,
+        metric=metric,
+        pattern=pattern,
+        margin=margin,
+        seeds=list(seeds),
+        learning_rates=sorted(learning_rates),
+        test_rows=test_rows,
+        confirmed_by=by if confirmed else None,
+    )
+    if len(learning_rates) == 1:
+        arms, study.learning_rates = with_rate(arms, learning_rates[0]), []
+    if budget == Study.Budget.EQUAL_PARAMETERS:
+        arms = with_equal_parameters(arms, base_model)
+    with transaction.atomic():
+        study.save()
+        for position, arm in enumerate(arms):
+            study.arms.create(
+                position=position,
+                name=arm.name,
+                is_reference=arm.name == reference,
+                target_module_config=arm.config,
+                hyperparameters=dataclasses.asdict(arm.hyperparameters),
+            )
+        queue_next(study, idempotency_key)
+        plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
+        study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
+        study.save(update_fields=["forecast_seconds", "forecast"])
+        require_budget(project, study.whole_forecast, by)
+    return study

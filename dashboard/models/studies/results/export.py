@@ -1,0 +1,121 @@
+"""A study as plain JSON, for the API and for files from which its verdict can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dashboard.models.evaluations import forgetting
+from dashboard.models.studies.results.result import ArmScores, RowScores, costs_of, groups_of, scores_of
+from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.study import Study
+
+
+def study_dict(study: Study) -> dict[str, Any]:
+    """Return the study without its scores, as the API answers it."""
+    result = study.result
+    metrics = {arm.position: asdict(arm.metric) for arm in result.arms}
+    forgotten = forgetting.study_forgetting(study)
+    return {
+        "id": study.pk,
+        "name": study.name,
+        "state": study.state,
+        "dataset": study.dataset_version.dataset_id,
+        "test_sha256": result.test_sha256 or study.dataset_version.test_sha256 or None,
+        "base_model": study.base_model_id,
+        "budget": study.budget,
+        "metric": study.metric,
+        "pattern": study.pattern,
+        "reference": study.reference,
+        "margin": study.margin,
+        "seeds": study.seeds,
+        "additions": study.additions,
+        "arms": [
+            {
+                "name": arm.name,
+                "target_module_config": arm.target_module_config_id,
+                "learning_rate": arm.learning_rate or arm.hyperparameters.get("learning_rate"),
+                "learning_rates_tried": study.learning_rates,
+                "bracketed": arm.is_bracketed if arm.learning_rate is not None else None,
+                **costs_of(arm.final_runs()),
+                "measured_alone": arm.is_measured_alone,
+                "runs": [run.pk for run in arm.final_runs()],
+                "error": arm.error,
+                "metric": metrics.get(arm.position),
+                "forgetting": forgotten[arm.name].facts() if arm.position in metrics else None,
+            }
+            for arm in study.arms.all()
+        ],
+        "base": {"metric": asdict(result.base) if result.base else None},
+        "comparisons": [asdict(comparison) for comparison in result.comparisons],
+        "items": result.items or None,
+        "groups": result.groups or None,
+        "verdict": sentence(study) or None if study.is_over else None,
+        "error": study.error,
+    }
+
+
+def general_questions(study: Study) -> list[dict[str, Any]]:
+    """Return the marks of the base model and of each arm and seed on the general questions."""
+    found = []
+    for place, (name, one) in enumerate(forgetting.study_forgetting(study).items()):
+        # All arms have one base model beside them.
+        bases = [("base", None, one.base)] if one.base and not place else []
+        for arm, seed, evaluation in [
+            *bases,
+            *((name, adapter.run.seed, adapter) for adapter in one.adapters),
+        ]:
+            if evaluation.general_questions:
+                found.append({"arm": arm, "seed": seed, **evaluation.general_questions})
+    return found
+
+
+def export_dict(study: Study) -> dict[str, Any]:
+    """Settings and every score: enough to compute each number of the verdict again.
+
+    Before the end there are no scores.
+    """
+    rows = item_scores(study) if study.scores_are_open else []
+    settings = [
+        {
+            "arm": arm.name,
+            "seed": run.seed,
+            "run": run.pk,
+            "spec": public_spec(run.spec),
+            "origin": run.origin,
+        }
+        for arm in study.arms.all()
+        for run in arm.final_runs()
+    ]
+    asked = general_questions(study) if study.scores_are_open else []
+    return {"study": study_dict(study), "settings": settings, "scores": rows, "general_questions": asked}
+
+
+def item_scores(study: Study) -> list[dict[str, Any]]:
+    """Return every score behind the verdict with its group; the base model has no seed."""
+    (arms, base), groups = scores_of(study), groups_of(study)
+    return score_rows(arms, {"base": base}, groups)
+
+
+def score_rows(
+    arms: Sequence[ArmScores], bases: Mapping[str, RowScores], groups: Mapping[int, int]
+) -> list[dict[str, Any]]:
+    """Return one entry for each score; base models have no seed."""
+    sides: list[tuple[str, int | None, RowScores]] = [(name, None, scores) for name, scores in bases.items()]
+    sides += [(arm.name, seed, scores) for arm in arms for seed, scores in arm.by_seed.items()]
+    return [
+        {"arm": arm, "seed": seed, "item": item, "group": groups.get(item, item), "value": value}
+        for arm, seed, values in sides
+        for item, value in values.items()
+    ]
+
+
+def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's frozen settings without folders of this installation."""
+    return {
+        name: {key: item for key, item in value.items() if key != "path"}
+        if name in ("base", "data")
+        else value
+        for name, value in spec.items()
+    }

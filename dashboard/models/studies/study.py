@@ -1,0 +1,350 @@
+"""Studies: several choices of target modules, trained on the same data and base model, compared in pairs.
+
+A study has arms, an arm has one run per seed, and all arms of a seed train in one job on one loaded base.
+`Study.advance` queues whatever the ended jobs allow; it may be called at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import models, transaction
+from django.db.models.functions import Now
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from dashboard.models.accounts.project import Project, ProjectQuerySet
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.catalog.dataset import DatasetVersion
+from dashboard.models.catalog.metrics import is_lower_better, metric_label
+from dashboard.models.jobs.compute_budget import require_budget
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.job_state import LIVE, TERMINAL, State
+from dashboard.models.studies.advance import queue_next
+from dashboard.models.studies.forecast import (
+    PlanForecast,
+    forecast_of,
+    scoring_forecast,
+    scoring_to_come,
+    seconds_queued,
+    training_to_come,
+)
+from dashboard.models.studies.plan import TEST_ROWS, check_seeds
+from dashboard.models.studies.results.result import StudyResult, result_of
+from dashboard.models.studies.results.text import recommended_arm
+from dashboard.models.studies.study_arm import StudyArm
+from dashboard.models.training.training_run import TrainingRun
+from workers.contract.errors import SpecError, TargetError
+from workers.statistics.regex_metric import PATTERN_LETTERS
+
+if TYPE_CHECKING:
+    from dashboard.models.accounts.user import User
+
+
+class StudyQuerySet(ProjectQuerySet["Study"]):
+    """Queries of studies."""
+
+    def with_facts(self) -> StudyQuerySet:
+        """Fetch everything that lists and pages show, in a fixed number of queries."""
+        return self.select_related(
+            "base_model", "dataset_version__dataset", "created_by", "project"
+        ).prefetch_related(
+            "arms__target_module_config",
+            "arms__runs__job",
+            "arms__runs__adapter",
+            "arms__runs__evaluations__job",
+        )
+
+    def unfinished(self) -> StudyQuerySet:
+        """Return the studies that the dispatcher still advances."""
+        return self.filter(finished_at=None)
+
+    def of_job(self, job: Job) -> StudyQuerySet:
+        """Return the study whose runs `job` trains or evaluates, if any."""
+        trained = models.Q(arms__runs__job=job)
+        return self.filter(trained | models.Q(arms__runs__evaluations__job=job)).distinct()
+
+    def launched_with(self, project: Project, idempotency_key: str) -> Study | None:
+        """Return the study that an earlier request with this key started, if any."""
+        job = Job.objects.find_by_idempotency_key(project, idempotency_key)
+        return self.of_job(job).first() if job else None
+
+
+class Study(models.Model):
+    """A comparison whose arms, seeds, budget, metric, reference and margin are fixed before it starts."""
+
+    class Budget(models.TextChoices):
+        EQUAL_RANK = "equal-rank", gettext_lazy("Equal rank: what you would do in practice")
+        EQUAL_PARAMETERS = "equal-parameters", gettext_lazy("Equal parameters: a fair test of the modules")
+
+    project = models.ForeignKey(Project, models.CASCADE, related_name="studies")
+    name = models.CharField(gettext_lazy("name"), max_length=120)
+    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="studies")
+    base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="studies")
+    budget = models.CharField(max_length=20, choices=Budget.choices, default=Budget.EQUAL_RANK)
+    metric = models.CharField(max_length=20)
+    margin = models.FloatField()
+    seeds = models.JSONField()
+    learning_rates = models.JSONField(default=list)
+    # The regular expression that a correct answer contains, for the metric `regex`.
+    pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
+    test_rows = models.PositiveIntegerField(default=TEST_ROWS)
+    # Seeds added after the start: [{at, seeds, after_result}].
+    additions = models.JSONField(default=list)
+    # The user who accepted the warnings about target modules; each run keeps the sentences.
+    confirmed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    # Seconds of all its training: runs that are not queued yet have no forecast of their own.
+    forecast_seconds = models.FloatField(default=0)
+    # As shown before the start, plus added seeds: {training, scoring: {low, expected, high}} in seconds.
+    forecast = models.JSONField(default=dict)
+    # A `StudyResult`, written when everything has ended; {} until then.
+    stored_result = models.JSONField(default=dict)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    cancelled_at = models.DateTimeField(null=True, blank=True)
+    stop_reason = models.TextField(blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = StudyQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["project", "-id"])]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(budget__in=["equal-rank", "equal-parameters"]), name="study_budget_known"
+            ),
+            models.CheckConstraint(condition=models.Q(margin__gte=0), name="study_margin_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("study-detail", args=[self.pk])
+
+    def runs(self) -> models.QuerySet[TrainingRun]:
+        """Return every run, including the short runs of the search for a learning rate."""
+        return TrainingRun.objects.filter(study_arm__study=self)
+
+    def final_runs(self) -> list[TrainingRun]:
+        """Return the runs whose scores count: one for each arm and seed that has started."""
+        return [run for arm in self.arms.all() for run in arm.final_runs()]
+
+    def jobs(self) -> models.QuerySet[Job]:
+        """Return its training and evaluation jobs."""
+        runs = self.runs()
+        return Job.objects.filter(
+            models.Q(training_runs__in=runs) | models.Q(evaluations__run__in=runs)
+        ).distinct()
+
+    @property
+    def state(self) -> str:
+        """Return queued, running, cancelling, succeeded, failed or cancelled, derived from its jobs."""
+        if self.finished_at:
+            if self.cancelled_at and not self.result.comparisons:
+                return State.FAILED if self.stop_reason else State.CANCELLED
+            return State.SUCCEEDED if self.result.arms else State.FAILED
+        # From the rows that `with_facts` has fetched, so that a list needs no query per study.
+        runs = [run for arm in self.arms.all() for run in arm.runs.all()]
+        scoring = [one.job for run in runs for one in run.evaluations.all()]
+        jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
+        # A re-evaluation may be requested after a stop; the study is then no longer cancelling.
+        is_stopped = self.cancelled_at and all(job.is_over for job in jobs)
+        if is_stopped or any(job.state == State.CANCELLING for job in jobs):
+            return State.CANCELLING
+        started = any(job.attempt or job.state in (*LIVE, *TERMINAL) for job in jobs)
+        return State.RUNNING if started else State.QUEUED
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether all of its jobs have ended."""
+        return self.finished_at is not None
+
+    @property
+    def scores_are_open(self) -> bool:
+        """Return whether scores are shown: not before the end, so that no one stops at a lucky moment."""
+        return self.is_over
+
+    @property
+    def error(self) -> dict[str, str] | None:
+        """Return why no arm came to a result, or None."""
+        if self.state != State.FAILED:
+            return None
+        if self.stop_reason:
+            return {"code": "plan_outdated", "message": self.stop_reason}
+        first = next((arm.error for arm in self.arms.all() if arm.error), None)
+        return first or {"code": "no_result", "message": _("No arm of this study came to a result.")}
+
+    @property
+    def result(self) -> StudyResult:
+        """Return the numbers of the verdict; an empty result before the end."""
+        return StudyResult.from_dict(self.stored_result)
+
+    @property
+    def arm_list(self) -> list[StudyArm]:
+        """Return the arms by position."""
+        return list(self.arms.all())
+
+    @property
+    def reference_arm(self) -> StudyArm:
+        """Return the arm that every other one is compared with."""
+        return next(arm for arm in self.arms.all() if arm.is_reference)
+
+    @property
+    def reference(self) -> str:
+        """Return the reference arm's name."""
+        return self.reference_arm.name
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Return whether the metric is a loss."""
+        return is_lower_better(self.metric)
+
+    @property
+    def metric_label(self) -> str:
+        """Return the metric's label."""
+        return metric_label(self.metric)
+
+    @property
+    def seconds_to_come(self) -> float:
+        """Return the forecast seconds of runs that are not queued yet and of adapters without scores."""
+        return max(0.0, self.forecast_seconds - seconds_queued(self)) + scoring_to_come(self)
+
+    @property
+    def whole_forecast(self) -> float:
+        """Return the forecast seconds of all its training and scoring."""
+        return self.forecast_seconds + scoring_forecast(self)
+
+    # Progress
+
+    def advance(self) -> None:
+        """Queue what the ended jobs allow; write the result when nothing is left. Idempotent."""
+        try:
+            with transaction.atomic():
+                self.lock()
+                if not self.cancelled_at:
+                    self._queue_next()
+        except (SpecError, TargetError) as changed:
+            # The base model or a config has changed since the launch: compare what has finished.
+            self.request_cancel(reason=changed.message)
+        if self.finished_at is None and not self._has_open_jobs():
+            self._conclude()
+
+    def lock(self) -> None:
+        """Lock and reload the row; without the lock two callers would queue the same seed."""
+        self.refresh_from_db(from_queryset=Study.objects.select_for_update())
+
+    def _has_open_jobs(self) -> bool:
+        return self.jobs().exclude(state__in=TERMINAL).exists()
+
+    def _queue_next(self, idempotency_key: str = "") -> None:
+        all_queued = queue_next(self, idempotency_key)
+        # An arm whose search failed gets no seeds.
+        if all_queued and self.forecast_seconds != (queued := seconds_queued(self)):
+            self.forecast_seconds = queued
+            self.save(update_fields=["forecast_seconds"])
+
+    def _conclude(self) -> None:
+        """Write the result and the end."""
+        # Outside of the lock: the bootstrap takes a second, and a second caller computes the same numbers.
+        self.stored_result = result_of(self).to_dict()
+        # Forms read it at every change; without it they would read the size of every run.
+        self.stored_result["recommended"] = recommended_arm(self)
+        with transaction.atomic():
+            Study.objects.select_for_update().get(pk=self.pk)
+            if not self._has_open_jobs():
+                unfinished = Study.objects.filter(pk=self.pk, finished_at=None)
+                unfinished.update(stored_result=self.stored_result, finished_at=Now())
+        self.refresh_from_db(fields=["stored_result", "finished_at"])
+
+    @property
+    def train_rows(self) -> int:
+        return int(self.dataset_version.splits.get("train", 0))
+
+    def request_cancel(self, by: User | None = None, *, reason: str = "") -> bool:
+        """Stop the study and compare what has finished. Return False if it had ended."""
+        if not self.stop(by, reason=reason):
+            return False
+        self.advance()
+        return True
+
+    def stop(self, by: User | None = None, *, reason: str = "") -> bool:
+        """Request the stop of every job in one transaction. Return False if the study had ended.
+
+        Finished runs keep their adapters. `reason`: why the study stops without a user; stops that a user
+        has requested already, perhaps with a checkpoint to keep, are left alone. Call `advance` afterwards.
+        """
+        with transaction.atomic():
+            self.lock()
+            if self.finished_at:
+                return False
+            Study.objects.filter(pk=self.pk, cancelled_at=None).update(cancelled_at=Now(), stop_reason=reason)
+            self.refresh_from_db(fields=["cancelled_at", "stop_reason"])
+            # Every caller that changes several jobs locks the project first, which rules out deadlocks.
+            self.project.hold()
+            open_ones = self.jobs().exclude(state__in=TERMINAL).values("pk")
+            # Locked, so that no other stop request comes between reading a job and stopping it.
+            for job in Job.objects.select_for_update().filter(pk__in=open_ones).order_by("pk"):
+                if not (reason and job.is_stop_requested):
+                    job.request_cancel(by)
+        return True
+
+    def reopen(self) -> float:
+        """Continue after a run was queued again; return the forecast seconds of what follows besides it.
+
+        The caller holds the lock. Raises SpecError or TargetError if the study cannot continue.
+        """
+        had_ended = self.finished_at is not None
+        self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+        self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
+        if had_ended:
+            self._queue_next()
+            self.forecast_seconds = seconds_queued(self) + training_to_come(self)
+            self.save(update_fields=["forecast_seconds"])
+        return self.seconds_to_come
+
+    # Added seeds
+
+    @property
+    def may_grow(self) -> bool:
+        """Return whether seeds can be added."""
+        return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
+
+    def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
+        """Train every arm with more seeds and compare again; finished runs are kept. Raises OverBudget."""
+        with transaction.atomic():
+            self.lock()
+            fresh = [seed for seed in seeds if seed not in self.seeds]
+            if not fresh:
+                raise SpecError("seeds", _("Name seeds that the study does not have yet."))
+            check_seeds([*self.seeds, *fresh])
+            self.seeds = [*self.seeds, *fresh]
+            # From the plans and not from runs: an arm has none during the search for its learning rate.
+            plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
+            self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
+
+    def _grow(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
+        """Reopen the study for the new seeds; record when they came and whether a result was known."""
+        now = timezone.now().isoformat(timespec="seconds")
+        after_result = bool(self.finished_at and self.result.comparisons)
+        addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
+        self.additions = [*self.additions, addition]
+        # An ended study never queues what it had left.
+        self.forecast = plan.added_to(self.forecast)
+        self.forecast_seconds = plan.promised + (
+            seconds_queued(self) if self.finished_at else self.forecast_seconds
+        )
+        self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
+        grown = ["seeds", "additions", "forecast_seconds", "forecast"]
+        self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
+        self._queue_next()
+        require_budget(self.project, plan.charge, by)

@@ -1,0 +1,348 @@
+"""Memory and time of a run on each device: estimates corrected by finished runs.
+
+The form, the launch and the API all use `RunForecaster`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.queue import estimate_next_start
+from dashboard.models.jobs.worker_node import WorkerNode
+from dashboard.models.training.calibration import Calibration, corrections
+from workers.contract.errors import TargetError
+from workers.contract.hyperparameters import Hyperparameters
+from workers.forecasting import training_cost
+from workers.forecasting.adapter_size import adapter_bytes, adapter_params
+from workers.forecasting.calibration import MEMORY, TIME
+from workers.forecasting.training_cost import (
+    ComputeOptions,
+    ModelShape,
+    TimeEstimate,
+    device_kind,
+    expected_seconds,
+)
+from workers.forecasting.workload import PREFIX_TYPES, RowLengths, Workload, estimate_workload
+from workers.target_modules.census import Census
+from workers.target_modules.resolution import Resolution
+
+if TYPE_CHECKING:
+    from dashboard.models.catalog.dataset import DatasetVersion
+    from dashboard.models.training.training_run import TrainingRun
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DEFAULT_DEVICE = "CPU"
+# Memory that the system and the web processes keep on a CPU, and the driver on a card.
+RESERVED_BYTES = {"cpu": 1_500_000_000, "cuda": 900_000_000}
+Range = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RawEstimate:
+    """Memory and time of one run on one device by formula alone."""
+
+    memory_bytes: float
+    seconds: TimeEstimate
+
+
+@dataclass(frozen=True)
+class DeviceForecast:
+    """Corrected memory and time of one run on one device. `memory_bytes` is the device's; 0 if unknown."""
+
+    device: str
+    memory_bytes: int
+    usable_bytes: int
+    peak_memory_bytes: Range
+    seconds: Range
+    is_rough: bool
+
+    @property
+    def memory_percent(self) -> Range:
+        """Percent of the device's memory that the run needs."""
+        whole = self.memory_bytes or 1
+        return {name: min(100.0, 100 * value / whole) for name, value in self.peak_memory_bytes.items()}
+
+    @property
+    def fit(self) -> str:
+        """`fits`, `tight` or `too_large`; "" for a device of unknown size."""
+        if not self.memory_bytes:
+            return ""
+        if self.peak_memory_bytes["high"] <= self.usable_bytes:
+            return "fits"
+        return "tight" if self.peak_memory_bytes["expected"] <= self.usable_bytes else "too_large"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Sizes, tokens, and memory and time on every device, of one run before it starts."""
+
+    trainable_parameters: int
+    adapter_bytes: int
+    bf16_adapter_bytes: int
+    disk_bytes: int
+    tokens: int
+    rows_cut: int | None
+    rows_lost: int | None
+    train_rows: int
+    devices: tuple[DeviceForecast, ...]
+    starts_at: datetime | None = None
+
+    @property
+    def main(self) -> DeviceForecast:
+        """The device that a single line of numbers stands for."""
+        return best_device(self.devices)
+
+    @property
+    def cut_share(self) -> float | None:
+        """Share of the training rows whose answer is cut; None if unknown."""
+        return None if self.rows_cut is None or not self.train_rows else self.rows_cut / self.train_rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a run stores and the API answers."""
+        main = self.main
+        return {
+            "trainable_parameters": self.trainable_parameters,
+            "adapter_bytes": self.adapter_bytes,
+            "peak_memory_bytes": {name: round(value) for name, value in main.peak_memory_bytes.items()},
+            "seconds": {name: round(value, 1) for name, value in main.seconds.items()},
+            "rows_cut": self.rows_cut,
+            "starts_at": self.starts_at.isoformat() if self.starts_at else None,
+        }
+
+
+def best_device(devices: Sequence[DeviceForecast]) -> DeviceForecast:
+    """Return the quickest device on which the run fits, else the one with the most memory."""
+    fitting = [device for device in devices if device.fit != "too_large"]
+    if fitting:
+        return min(fitting, key=lambda device: device.seconds["expected"])
+    return max(devices, key=lambda device: device.memory_bytes)
+
+
+@dataclass(frozen=True)
+class RunForecaster:
+    """Forecasts of runs on one base model and dataset. Queries the database in `load` alone."""
+
+    base_model: BaseModel
+    version: DatasetVersion | None
+    devices: tuple[tuple[str, int], ...] = ()  # name and bytes of memory
+    calibrations: Sequence[Calibration] = ()
+    quantizing_devices: frozenset[str] = frozenset()  # that can keep a base model in 4 bits
+
+    @classmethod
+    def load(cls, base_model: BaseModel, version: DatasetVersion | None) -> RunForecaster:
+        """Return a forecaster for the devices that train now, else for the one that trained last."""
+        calibrations = Calibration.objects.usable()
+        devices = tuple(
+            WorkerNode.objects.alive()
+            .filter(kind=WorkerNode.Kind.WORKER, queue="gpu")
+            .exclude(device="")
+            .values_list("device", "memory_bytes")
+            .distinct()
+        )
+        last = calibrations[0].device if calibrations else DEFAULT_DEVICE
+        quantizing = frozenset(WorkerNode.objects.supporting_4bit().values_list("device", flat=True))
+        return cls(base_model, version, devices or ((last, 0),), calibrations, quantizing)
+
+    def for_base_model(self, base_model: BaseModel) -> RunForecaster:
+        """Return the same for another base model, before its dataset is chosen."""
+        return dataclasses.replace(self, base_model=base_model, version=None)
+
+    def forecast(
+        self, resolution: Resolution, learn: Hyperparameters, starts_at: datetime | None = None
+    ) -> Forecast:
+        """Return the whole forecast of one run. The resolution must not be a refusal."""
+        devices = self.forecast_devices(resolution, learn)
+        matched = resolution.with_dora(learn).matched
+        trainable = adapter_params(matched, learn.r)
+        dtype_bytes = adapter_dtype_bytes(self.dtype_on(best_device(devices).device), learn)
+        weights = adapter_bytes(matched, learn.r, dtype_bytes=dtype_bytes)
+        rows, truncated = self.row_lengths(learn), self.truncated_rows(learn)
+        cut = self.count_cut_rows(learn.max_length)
+        return Forecast(
+            trainable_parameters=trainable,
+            adapter_bytes=weights,
+            bf16_adapter_bytes=adapter_bytes(matched, learn.r, dtype_bytes=2),
+            disk_bytes=training_cost.disk_bytes(trainable, weights),
+            tokens=round(self.workload(learn).total_tokens),
+            rows_cut=cut,
+            rows_lost=None if cut is None else min(cut, rows.rows - truncated.rows),
+            train_rows=rows.rows if self.version else 0,
+            devices=devices,
+            starts_at=starts_at,
+        )
+
+    def forecast_best_device(self, resolution: Resolution, learn: Hyperparameters) -> DeviceForecast:
+        """Return memory and time on the device that suits the run."""
+        return best_device(self.forecast_devices(resolution, learn))
+
+    def forecast_devices(self, resolution: Resolution, learn: Hyperparameters) -> tuple[DeviceForecast, ...]:
+        """Return memory and time on every device that can run it, or on all if none can."""
+        shape, workload = self.shape(resolution, learn), self.workload(learn)
+        able = [
+            device
+            for device in self.devices
+            if not learn.load_in_4bit or device[0] in self.quantizing_devices
+        ]
+        return tuple(
+            self._forecast_device(name, memory, shape, workload, learn)
+            for name, memory in able or self.devices
+        )
+
+    def _forecast_device(
+        self, device: str, memory_bytes: int, shape: ModelShape, workload: Workload, learn: Hyperparameters
+    ) -> DeviceForecast:
+        dtype = self.dtype_on(device)
+        estimate = estimate_run(shape, workload, learn, device, dtype)
+        correction = corrections(self.calibrations, device, dtype, self.base_model.pk)
+        return DeviceForecast(
+            device=device,
+            memory_bytes=memory_bytes,
+            usable_bytes=max(0, memory_bytes - RESERVED_BYTES[device_kind(device)]),
+            peak_memory_bytes=correction.memory.interval(estimate.memory_bytes, MEMORY),
+            seconds=correction.time.interval(
+                estimate.seconds.computing, TIME, fixed=estimate.seconds.loading_and_saving
+            ),
+            is_rough=correction.time.is_rough,
+        )
+
+    def count_cut_rows(self, max_length: int) -> int | None:
+        """Return how many training rows lose part of their answer at that length; None if unknown."""
+        rows = self._measured_lengths()
+        return round(rows.rows * rows.cut_share(max_length)) if rows else None
+
+    def shape(self, resolution: Resolution, learn: Hyperparameters) -> ModelShape:
+        """Return the base model's sizes with this adapter on it."""
+        trainable = adapter_params(resolution.with_dora(learn).matched, learn.r)
+        return training_cost.model_shape(self.census, resolution.matched, learn.r, trainable)
+
+    @functools.cached_property
+    def census(self) -> Census:
+        """The base model's census, read once."""
+        return self.base_model.load_census()
+
+    def row_lengths(self, learn: Hyperparameters) -> RowLengths:
+        """Return the measured lengths of the training rows, else rows that all fill the maximum length."""
+        train_rows = int(self.version.splits.get("train", 0)) if self.version else 0
+        return self._measured_lengths() or RowLengths.full(
+            max(1, train_rows or learn.rows_per_step), learn.max_length
+        )
+
+    def truncated_rows(self, learn: Hyperparameters) -> RowLengths:
+        """Return the rows as they are trained on."""
+        rows = self.row_lengths(learn)
+        return rows.truncated(learn.max_length) or RowLengths.full(rows.rows, learn.max_length)
+
+    def workload(self, learn: Hyperparameters) -> Workload:
+        """Return the tokens and steps that the run computes."""
+        shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
+        validation_rows = int(self.version.splits.get("validation", 0)) if self.version else 0
+        return estimate_workload(
+            self.truncated_rows(learn), learn, shares_prefix=shares, validation_rows=validation_rows
+        )
+
+    def dtype_on(self, device: str) -> str:
+        """Return the number format of the device's last run; before the first, the usual one."""
+        usual = "bfloat16" if device_kind(device) == "cuda" else "float32"
+        return next((row.dtype for row in self.calibrations if row.device == device), usual)
+
+    def _measured_lengths(self) -> RowLengths | None:
+        if self.version is None:
+            return None
+        report = dict(self.version.report.get("token_lengths") or {})
+        return RowLengths.from_report(report, int(self.version.splits.get("train", 0)))
+
+
+def estimate_run(
+    shape: ModelShape,
+    workload: Workload,
+    learn: Hyperparameters,
+    device: str,
+    dtype: str,
+    threads: int | None = None,
+) -> RawEstimate:
+    """Return memory and time by formula alone. `threads`: of a CPU; by default those in the device's name."""
+    options = ComputeOptions(
+        dtype_bytes=DTYPE_BYTES.get(dtype, 4),
+        on_cuda=device_kind(device) == "cuda",
+        has_dropout=learn.lora_dropout > 0,
+        gradient_checkpointing=learn.gradient_checkpointing,
+        adapter_dtype_bytes=adapter_dtype_bytes(dtype, learn),
+        load_in_4bit=learn.load_in_4bit,
+    )
+    speed = training_cost.typical_operations_per_second(
+        device, threads or device_threads(device), options.dtype_bytes
+    )
+    return RawEstimate(
+        memory_bytes=sum(training_cost.estimate_memory(shape, workload, options).values()),
+        seconds=training_cost.estimate_time(shape, workload, speed, options),
+    )
+
+
+def adapter_dtype_bytes(dtype: str, learn: Hyperparameters) -> int:
+    """Return bytes per number of the adapter on a base of that number format."""
+    return 4 if learn.autocast_adapter_dtype else DTYPE_BYTES.get(dtype, 4)
+
+
+def device_threads(device: str) -> int:
+    """Return the threads that the engine takes on a node whose device is "CPU, 8 cores"."""
+    cores = re.search(r"(\d+) core", device)
+    return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
+
+
+def forecast_run(run: TrainingRun) -> dict[str, Any]:
+    """Return the forecast that a frozen run stores, on the devices that train now."""
+    start = estimate_next_start(Job.Queue.GPU, run.project)
+    forecaster = RunForecaster.load(run.base_model, run.dataset_version)
+    resolution = run.target_module_config.resolve(run.base_model)
+    learn = Hyperparameters(**run.hyperparameters)
+    return forecaster.forecast(resolution, learn, start.at if start else None).to_dict()
+
+
+def record_calibration(run: TrainingRun) -> Calibration | None:
+    """Store what a run measured beside its estimate; None for a run without a clear time of its own.
+
+    Such runs have several attempts or arms, or settings that were adjusted on the way.
+    """
+    measured, job = run.measured, run.job
+    needed = ("peak_memory_bytes", "seconds", "wall_seconds", "dtype", "device")
+    if job is None or job.attempt > 1 or run.adjustments or job.training_runs.count() > 1:
+        return None
+    if not all(measured.get(name) for name in needed):
+        return None
+    node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
+    device = node.device if node else str(measured["device"])
+    dtype = str(measured["dtype"])
+    learn = Hyperparameters(**run.hyperparameters)
+    forecaster = RunForecaster(run.base_model, run.dataset_version)
+    try:
+        resolution = run.target_module_config.resolve(run.base_model)
+    except TargetError:
+        return None  # The base model's census is of another version by now.
+    if resolution.refusal:
+        return None
+    shape, workload = forecaster.shape(resolution, learn), forecaster.workload(learn)
+    estimate = estimate_run(shape, workload, learn, device, dtype, int(measured.get("threads") or 0))
+    return Calibration.objects.create(
+        run=run,
+        base_model=run.base_model,
+        device=device[:120],
+        dtype=dtype,
+        formula=training_cost.FORMULA,
+        estimated_memory_bytes=round(estimate.memory_bytes),
+        estimated_training_seconds=estimate.seconds.training,
+        expected_memory_bytes=run.forecast.get("peak_memory_bytes", {}).get("expected", 0),
+        expected_seconds=expected_seconds(run.forecast),
+        memory_bytes=int(measured["peak_memory_bytes"]),
+        training_seconds=float(measured["seconds"]),
+        seconds=float(measured["wall_seconds"]),
+    )

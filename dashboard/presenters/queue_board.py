@@ -1,0 +1,233 @@
+"""The rows of the queue page: each job as the user may see it, with the actions that are allowed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+from django.db.models import Prefetch, Q, QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from dashboard.gate import Request
+from dashboard.models import (
+    DatasetVersion,
+    Evaluation,
+    Job,
+    JudgeEvaluation,
+    Outbox,
+    Role,
+    State,
+    TrainingRun,
+    WorkerNode,
+)
+from dashboard.models.jobs.job_state import TERMINAL, WAITING
+from dashboard.models.jobs.queue import QueueForecast, StartEstimate
+from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queue_of, stalled_queues
+from dashboard.presenters.stages import is_stop_lossless, outcome_summary, stop_loss_text
+
+SHOWN_FOR = timedelta(hours=24)
+# Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
+SHOWN = 50
+ENDED_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class QueueRow:
+    """A job as one user may see it; owner and subject are shown only in that user's projects."""
+
+    job: Job
+    title: str
+    url: str
+    is_readable: bool
+    may_stop: bool
+    owner: str = ""
+    position: int | None = None
+    start: StartEstimate | None = None
+    may_prioritise: bool = False
+
+    @property
+    def is_stop_lossless(self) -> bool:
+        """Whether stopping the job discards no work."""
+        return is_stop_lossless(self.job)
+
+    @property
+    def stop_loss_text(self) -> str:
+        """A sentence that says what stopping the job discards."""
+        return stop_loss_text(self.job)
+
+    @property
+    def outcome_summary(self) -> str:
+        """How the runs of a job with several runs ended; "" for other jobs."""
+        return outcome_summary(self.job)
+
+    @property
+    def duration(self) -> timedelta | None:
+        """How long the last attempt of an ended job took."""
+        job = self.job
+        return job.finished_at - job.started_at if job.finished_at and job.started_at else None
+
+
+@dataclass(frozen=True)
+class QueueAccess:
+    """The ids of the projects in which a user may read, stop and prioritise jobs."""
+
+    user: int
+    readable: set[int]
+    editable: set[int]
+    managed: set[int]
+
+    @classmethod
+    def for_request(cls, request: Request) -> QueueAccess:
+        """Read the projects once per page."""
+        user = request.user
+        readable, editable, managed = (
+            set(user.projects(role).values_list("pk", flat=True))
+            for role in (Role.VIEWER, Role.EDITOR, Role.MANAGER)
+        )
+        return cls(user.pk, readable, editable, managed)
+
+    def row(self, job: Job) -> QueueRow:
+        """Return the row of a job. Every user may read a job without a project."""
+        if job.project_id is not None and job.project_id not in self.readable:
+            return QueueRow(job, _("Another project's job"), "", is_readable=False, may_stop=False)
+        title, url = title_and_url(job)
+        user = job.created_by
+        return QueueRow(
+            job,
+            title,
+            url,
+            is_readable=True,
+            may_stop=job.project_id in self.editable,
+            owner=(user.first_name or str(user)) if user else "",
+            may_prioritise=job.project_id in self.managed,
+        )
+
+
+def row_of(request: Request, pk: int) -> QueueRow:
+    """Return the row of one job."""
+    return QueueAccess.for_request(request).row(with_subjects(Job.objects.all()).get(pk=pk))
+
+
+def board_context(request: Request) -> dict[str, Any]:
+    """Return everything the board shows, in a fixed number of queries."""
+    access = QueueAccess.for_request(request)
+    running = [access.row(job) for job in with_subjects(Job.objects.live().order_by("started_at", "pk"))]
+    waiting, hidden = waiting_rows(access)
+    return {
+        "nodes": worker_rows(running),
+        "may_pause": WorkerNode.objects.may_be_paused_by(request.user, request.user),
+        "running": running,
+        "waiting": waiting,
+        "queues": [
+            {"name": name, "label": Job.Queue(name).label, "rows": list(rows), "hidden": hidden[name]}
+            for name, rows in groupby(waiting, key=lambda row: row.job.queue)
+        ],
+        "priorities": Job.Priority.choices,
+        "ended": ended_rows(access),
+        **alert_context(bool(waiting)),
+    }
+
+
+def queue_position_context(job: Job | None) -> dict[str, Any]:
+    """Return position, estimated start and the reason for a stall, for the page of what a job works for."""
+    position, start = QueueForecast.for_job(job).estimate_for(job)
+    return {"position": position, "start": start, "stalled_queue": stalled_queue_of(job)}
+
+
+def waiting_rows(access: QueueAccess) -> tuple[list[QueueRow], dict[str, int]]:
+    """Return the waiting jobs per queue in the order of claims, and how many of each queue are not shown."""
+    forecast = QueueForecast.read()
+    waiting = Job.objects.filter(state__in=WAITING)
+    own = waiting.filter(created_by=access.user).values_list("pk", flat=True)[:SHOWN]
+    shown = {pk for order in forecast.order.values() for pk in order[:SHOWN]} | set(own)
+    positions = forecast.positions
+    rows = [
+        replace(access.row(job), position=positions.get(job.pk), start=forecast.starts.get(job.pk))
+        for job in with_subjects(waiting.filter(Q(pk__in=shown) | Q(state=State.INTERRUPTED)))
+    ]
+    queues = list(Job.Queue.values)
+    rows.sort(key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
+    return rows, {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
+
+
+def ended_rows(access: QueueAccess) -> list[QueueRow]:
+    """Return the jobs that ended in the last day in the user's projects, the newest first."""
+    ended = Job.objects.filter(
+        Q(project=None) | Q(project__in=access.readable),
+        state__in=TERMINAL,
+        finished_at__gt=timezone.now() - SHOWN_FOR,
+    )
+    return [access.row(job) for job in with_subjects(ended.order_by("-finished_at", "-pk"))[:ENDED_SHOWN]]
+
+
+def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
+    """Prefetch what the jobs work for, so that a row needs no query of its own."""
+    return (
+        jobs.select_related("project", "created_by")
+        .defer("spec")
+        .prefetch_related(
+            Prefetch(
+                "training_runs",
+                TrainingRun.objects.select_related("study_arm__study").only(
+                    "name", "job", "spec", "rung", "outcome", "error_code", "study_arm__study__name"
+                ),
+            ),
+            Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
+            "base_models",
+            Prefetch("evaluations", Evaluation.objects.select_related("run__study_arm__study")),
+            Prefetch("judge_evaluations", JudgeEvaluation.objects.select_related("study", "run")),
+        )
+    )
+
+
+def title_and_url(job: Job) -> tuple[str, str]:
+    """Return the name and the page of what the job works for; of a study's job those of the study."""
+    subject = subject_of(job)
+    if subject is None:
+        return str(job), ""
+    arm = subject.study_arm if isinstance(subject, TrainingRun) else None
+    if arm is None:
+        return str(subject), subject.get_absolute_url()
+    part = _("learning rates") if subject.rung is not None else _("seed %(seed)d") % {"seed": subject.seed}
+    return f"{arm.study} · {part}", arm.study.get_absolute_url()
+
+
+def subject_of(job: Job) -> Any:
+    """Return the run, dataset version, base model or judged study of a job; None if it was deleted."""
+    for rows in (job.training_runs, job.dataset_versions, job.base_models):
+        for row in rows.all():
+            return row
+    for evaluation in job.evaluations.all():
+        return evaluation.run
+    for judge_evaluation in job.judge_evaluations.all():
+        return judge_evaluation.subject
+    return None
+
+
+def worker_rows(running: list[QueueRow]) -> list[dict[str, Any]]:
+    """Return the workers and dispatchers with a heartbeat in the last day, and the running jobs of each."""
+    alive = set(WorkerNode.objects.alive().values_list("pk", flat=True))
+    known = WorkerNode.objects.filter(heartbeat_at__gt=timezone.now() - SHOWN_FOR)
+    return [
+        {
+            "node": node,
+            "alive": node.pk in alive,
+            "rows": [row for row in running if row.job.worker == node.name],
+        }
+        for node in known
+        # A node that shut down in order needs no attention.
+        if node.stopped_at is None
+    ]
+
+
+def alert_context(something_waits: bool) -> dict[str, Any]:
+    """Return which parts of the installation do not answer or hold jobs back, for the banner."""
+    return {
+        "unsent": Outbox.objects.overdue().exists(),
+        "stalled_queues": merge_stalled(stalled_queues()),
+        "no_dispatcher": not WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists(),
+        "something_waits": something_waits,
+    }

@@ -1,0 +1,219 @@
+"""A study's runs as a grid: one row for each arm, one column for each seed, and one for the learning rates.
+
+Reads what `Study.objects.with_facts` has fetched. Scores are shown when the study is over, not before:
+whoever sees them earlier is tempted to stop at a lucky moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from django.utils import timezone
+
+from dashboard.models import Job, State, Study, StudyArm, TrainingRun
+from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.jobs.queue import QueueForecast, StartEstimate
+from dashboard.models.operations.stalled_queue import StalledQueue, stalled_queue_of
+from dashboard.models.studies.plan import halvings
+from dashboard.presenters.stages import time_left
+
+PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
+# Nothing more happens to a cell in one of these.
+DONE = (LEFT_OUT, SCORED, State.FAILED, State.CANCELLED)
+AT_WORK = (State.STARTING, State.RUNNING, State.FINALIZING)
+# How much of the way an adapter has behind it that is trained and not scored yet. Only the bar moves by it.
+TRAINED_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm with one seed. `kind` names the job that runs; `percent` is that of its present phase."""
+
+    seed: int
+    state: str
+    run: TrainingRun | None = None
+    kind: str = Job.Kind.TRAIN
+    percent: int | None = None
+    score: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Return the completed share, from 0 to 1."""
+        if self.state in DONE:
+            return 1.0
+        at_work = (self.percent or 0) / 100
+        if self.kind == Job.Kind.EVALUATE or self.state == TRAINED:
+            return TRAINED_SHARE + (1 - TRAINED_SHARE) * at_work
+        return TRAINED_SHARE * at_work
+
+
+@dataclass(frozen=True)
+class Search:
+    """An arm's search for its learning rate."""
+
+    state: str
+    rates: int = 0
+    rung: int = 0
+    rungs: int = 0
+    percent: int | None = None
+    chosen: float | None = None
+    is_bracketed: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm with its cells."""
+
+    arm: StudyArm
+    search: Search | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def error(self) -> str:
+        """Return the first error of its runs or its search; "" without one."""
+        errors = [self.arm.error, *(cell.run.error for cell in self.cells if cell.run)]
+        return next((error["message"] for error in errors if error), "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A seed with its open jobs; the column of the learning rates has no seed."""
+
+    seed: int | None
+    jobs: tuple[Job, ...] = ()
+    position: int | None = None
+    start: StartEstimate | None = None
+
+    @property
+    def job(self) -> Job | None:
+        """Return the running job, else the first."""
+        return self.jobs[0] if self.jobs else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values of the live region."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    stalled_queue: StalledQueue | None = None  # why what waits does not start
+
+    @property
+    def total(self) -> int:
+        """Return the number of cells."""
+        return sum(len(row.cells) for row in self.rows)
+
+    @property
+    def done(self) -> int:
+        """Return the number of cells that have ended."""
+        return sum(cell.state in DONE for row in self.rows for cell in row.cells)
+
+    @property
+    def scored(self) -> int:
+        """Return the number of cells with a score."""
+        return sum(cell.state == SCORED for row in self.rows for cell in row.cells)
+
+    @property
+    def percent(self) -> int:
+        """Return the completed percent of all cells; running ones count in part."""
+        shares = [cell.share for row in self.rows for cell in row.cells]
+        return int(100 * sum(shares) / len(shares)) if shares else 0
+
+    @property
+    def training_left(self) -> float | None:
+        """Return seconds until the last seed is trained, from the running one; None if unknown."""
+        if any(column.seed is None and column.jobs for column in self.columns):
+            return None
+        trainings = [job for one in self.columns for job in one.jobs if job.kind == Job.Kind.TRAIN]
+        waiting = sum(job.state == State.QUEUED for job in trainings)
+        for job in trainings:
+            left = time_left(job)
+            if left is not None and job.started_at:
+                gone = (timezone.now() - job.started_at).total_seconds()
+                return left + waiting * (gone + left)
+        return None
+
+
+def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
+    """Return the grid; `with_starts` estimates starts from the queue while a job waits."""
+    arms = list(study.arms.all())
+    rows = tuple(
+        Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
+        for arm in arms
+    )
+    found: list[Column] = []
+    if study.learning_rates:
+        found.append(Column(None, at_work([run for arm in arms for run in arm.search_runs()])))
+    for seed in study.seeds:
+        runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
+        found.append(Column(seed, at_work(runs)))
+    waiting = [column.job for column in found if column.job and column.job.state == State.QUEUED]
+    queues = {job.queue for job in waiting} if with_starts else set()
+    forecast = QueueForecast.read(queues)
+    positions = forecast.positions
+    columns = (
+        dataclasses.replace(column, position=positions.get(job.pk), start=forecast.starts.get(job.pk))
+        if (job := column.job)
+        else column
+        for column in found
+    )
+    # All jobs of a study wait in the same queue.
+    held = stalled_queue_of(waiting[0]) if waiting and with_starts else None
+    return Grid(tuple(columns), rows, held)
+
+
+def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
+    """Return the open jobs of these runs, running ones first."""
+    jobs = {run.job_id: run.job for run in runs if run.job and not run.is_over}
+    jobs |= {one.job_id: one.job for run in runs for one in run.evaluations.all() if one.job}
+    open_ones = [job for job in jobs.values() if not job.is_over]
+    return tuple(sorted(open_ones, key=lambda job: (job.state not in AT_WORK, job.pk)))
+
+
+def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
+    """Return the state of an arm's run with a seed, its evaluation included."""
+    run = next((run for run in arm.final_runs() if run.seed == seed), None)
+    if run is None:
+        return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
+    if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):
+        return Cell(seed, run.state, run, percent=None if run.is_over else percent_of(run.job))
+    newest = adapter_evaluation(run)
+    # "Waiting" would read as if nothing had been learned yet.
+    if newest is None or newest.state == State.QUEUED:
+        return Cell(seed, TRAINED, run)
+    if newest.state == State.SUCCEEDED:
+        return Cell(
+            seed, SCORED, run, score=newest.metrics.get(study.metric) if study.scores_are_open else None
+        )
+    return Cell(seed, newest.state, run, Job.Kind.EVALUATE, percent_of(newest.job))
+
+
+def percent_of(job: Job | None) -> int | None:
+    """Return the percent of a running job."""
+    return job.percent if job and job.state in AT_WORK and job.total_steps else None
+
+
+def search_of(study: Study, arm: StudyArm) -> Search | None:
+    """Return the state of an arm's search for a learning rate; None in a study without one."""
+    if not study.learning_rates:
+        return None
+    runs = arm.search_runs()
+    if arm.learning_rate is not None:
+        return Search(
+            SCORED,
+            chosen=arm.learning_rate,
+            is_bracketed=arm.is_bracketed,
+        )
+    if not runs:
+        return Search(LEFT_OUT if study.is_over else PLANNED)
+    rung = max(run.rung or 0 for run in runs)
+    now = [run for run in runs if run.rung == rung]
+    working = next((run for run in now if not run.is_over), now[0])
+    return Search(
+        state=State.FAILED if arm.is_lost else working.state,
+        rates=len(now),
+        rung=rung + 1,
+        rungs=halvings(len(study.learning_rates)),
+        percent=None if working.is_over else percent_of(working.job),
+    )

@@ -1,0 +1,261 @@
+"""Studies: the form with its live plan, the list, a study's page with its live grid, stop, added seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from dashboard.forms.studies.studies import CARRIED, SETTINGS, StudyForm
+from dashboard.forms.studies.study_costs import study_outlook
+from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
+from dashboard.forms.training.hyperparameters import defaults
+from dashboard.forms.training.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
+from dashboard.gate import Request
+from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models.studies.launch import launch_study
+from dashboard.models.studies.limits import added_seeds
+from dashboard.models.studies.plan import MOST_SEEDS, rates_to_try
+from dashboard.models.studies.results.text import amount, more_seeds, sentence
+from dashboard.presenters.study_grid import grid_of
+from dashboard.views.evaluations.evaluations import unscored_study_notice
+from dashboard.views.studies.study_results import result_context
+from dashboard.views.training.launch import launched_once
+from workers.contract.errors import SpecError, TargetError
+
+# Fields of a link are at most as long as anything that the form would take.
+LONGEST = 40
+
+
+# The form
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """The study form. A double click starts one study, as both requests carry the same key.
+
+    The fine-tune form posts here with `carry`: what it holds goes on as a link, without its token.
+    """
+    request.project.require(request.user, Role.EDITOR)
+    if "carry" in request.POST:
+        values = {name: request.POST[name][:LONGEST] for name in CARRIED if name in request.POST}
+        also = {"also": request.POST.get("target_module_config", "")[:LONGEST]}
+        return redirect(f"{reverse('study-create')}?{urlencode({**values, **also})}")
+    if request.method == "POST":
+        form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
+        study = launched(request, form)
+        if study is not None:
+            return redirect(study)
+        return render(request, "studies/create.html", form_context(form, form), status=422)
+    form = StudyForm(caller=request.user, project=request.project, initial=prefilled(request))
+    choose_defaults(request, form)
+    return render(request, "studies/create.html", form_context(form, drafted(request, form)))
+
+
+@require_GET
+def plan(request: Request) -> HttpResponse:
+    """Show the plan of the form as it stands: runs, time, disk, and the difference it can detect."""
+    form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "studies/_plan.html", {"outlook": study_outlook(form), "form": form})
+
+
+@require_GET
+def arms(request: Request) -> HttpResponse:
+    """Show the configs of the base model in the form, keeping what is ticked."""
+    form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "studies/_arms.html", {"outlook": study_outlook(form), "form": form})
+
+
+def launched(request: Request, form: StudyForm) -> Study | None:
+    """Return the study of a valid form, or None with the errors in the form."""
+
+    def launch(key: str) -> Study:
+        values = form.cleaned_data
+        return launch_study(
+            project=request.project,
+            by=request.user,
+            name=values["name"],
+            dataset_version=values["dataset_version"],
+            base_model=values["base_model"],
+            arms=values["arms"],
+            seeds=range(1, values["seeds"] + 1),
+            budget=values["budget"],
+            metric=values["metric"],
+            pattern=values["pattern"],
+            reference=form.reference(),
+            margin=form.margin_in_unit(),
+            learning_rates=values["learning_rates"],
+            test_rows=values["test_rows"],
+            confirmed=form.is_confirmed(),
+            idempotency_key=key,
+        )
+
+    return launched_once(form, lambda key: Study.objects.launched_with(request.project, key), launch)
+
+
+def prefilled(request: Request) -> dict[str, Any]:
+    """Return the values of a link: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
+    pk, dataset = number(request, "run"), number(request, "dataset")
+    if pk is not None:
+        run = TrainingRun.objects.fetch(request.user, pk)
+        values = initial_from(run)
+        return {name: values[name] for name in CARRIED if name in values} | {
+            "also": run.target_module_config_id
+        }
+    initial: dict[str, Any] = {}
+    if dataset is not None:
+        initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
+    asked = {name: request.GET[name][:LONGEST] for name in CARRIED if name in request.GET}
+    return {**initial, **asked, "also": number(request, "also")}
+
+
+def number(request: Request, name: str) -> int | None:
+    """Return the id that the link names; None if it is no number."""
+    text = request.GET.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def choose_defaults(request: Request, form: StudyForm) -> None:
+    """Preselect the bundled model, a dataset where there is only one, and every preset that the model has."""
+    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
+    ready = list(form.versions[:2])
+    if len(ready) == 1 and "dataset_version" not in form.initial:
+        form.initial.update(initial_for(ready[0]))
+    refused = {card.config.pk for card in study_outlook(drafted(request, form)).cards if card.refusal}
+    also = form.initial.pop("also", None)
+    ticked = [
+        one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
+    ]
+    form.initial["configs"] = [config.pk for config in ticked]
+    usual = [config.pk for config in ticked if config.slug == "quality"] or form.initial["configs"][:1]
+    form.initial["compared_with"] = usual[0] if usual else None
+
+
+def drafted(request: Request, form: StudyForm) -> StudyForm:
+    """Return the form as if it had been sent with its prefilled values."""
+    data = {name: "" if value is None else value for name, value in form.initial.items()}
+    draft = StudyForm(data, caller=request.user, project=request.project, initial={})
+    draft.full_clean()
+    return draft
+
+
+def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
+    """Return the form's page: fields from `form`, numbers from `draft`."""
+    return {
+        "form": form,
+        "expert_fields": [form[name] for name in SETTINGS],
+        "expert_open": any(name in form.errors for name in SETTINGS),
+        "has_datasets": form.versions.exists(),
+        "outlook": study_outlook(draft),
+        "blank_arm": form.further.empty_form,
+        "suggestions": {
+            "samples": [version.pk for version in form.versions if is_sample(version)],
+            "sampleRate": SAMPLE_LEARNING_RATE,
+            "usualRate": defaults()["learning_rate"],
+            "rates": {model.pk: rates_to_try(model.parameters) for model in form.base_models},
+        },
+    }
+
+
+# The list
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """Show the project's studies, newest first."""
+    found = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
+    page, following = found.page(request.GET.get("cursor"))
+    rows = [{"study": study, "grid": grid_of(study), "verdict": verdict_of(study)} for study in page]
+    return render(request, "studies/index.html", {"rows": rows, "next": following})
+
+
+# A study's page
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """Show a study: its grid while it runs, its verdict first when it has ended."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
+    context = {
+        **grid_context(study, may_edit=may_edit),
+        "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
+        "verdict": verdict_of(study),
+        "margin": amount(study, study.margin),
+        "added_seeds": added_seeds(study),
+        **seeds_context(study, may_edit=may_edit),
+        **result_context(study, request.GET, request.user),
+    }
+    return render(request, "studies/detail.html", context)
+
+
+@require_GET
+def grid(request: Request, pk: int) -> HttpResponse:
+    """Show the live grid alone; reload the page of a study that has ended meanwhile."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
+    answer = render(request, "studies/_grid.html", grid_context(study, may_edit=may_edit))
+    if study.is_over:
+        answer.headers["HX-Refresh"] = "true"
+    return answer
+
+
+@require_POST
+def cancel(request: Request, pk: int) -> HttpResponse:
+    """Stop every job of a study; finished runs keep their adapters."""
+    study = Study.objects.fetch(request.user, pk, Role.EDITOR)
+    if not study.request_cancel(request.user):
+        messages.warning(request, _("It had ended already, so there was nothing to stop."))
+    return redirect(study)
+
+
+@require_POST
+def seeds(request: Request, pk: int) -> HttpResponse:
+    """Train every arm with more seeds."""
+    study = Study.objects.fetch(request.user, pk, Role.EDITOR)
+    form = SeedsForm(request.POST)
+    if not form.is_valid():
+        for errors in form.errors.values():
+            messages.error(request, str(errors[0]))
+    elif not study.may_grow:
+        messages.error(request, _("Seeds can only be added to a study that has come to a result."))
+    elif not set(form.seeds()) <= set(study.seeds):  # the second half of a double click adds nothing
+        try:
+            study.add_seeds(form.seeds(), request.user)
+        except OverBudget as refusal:
+            messages.error(request, str(refusal))
+        except (SpecError, TargetError) as refusal:
+            messages.error(request, refusal.message)
+    return redirect(study)
+
+
+def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
+    """Return the form that adds seeds, for studies that came to a result."""
+    if not may_edit or study.state != State.SUCCEEDED or len(study.seeds) >= MOST_SEEDS:
+        return {}
+    advised = more_seeds(study)
+    first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(study.seeds) + 1}
+    return {"seeds_form": SeedsForm(initial=first), "advised_seeds": advised}
+
+
+def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
+    """Return the values of the live region, all from the database."""
+    return {
+        "study": study,
+        "grid": grid_of(study, with_starts=True),
+        "may_edit": may_edit,
+        "unscored": unscored_study_notice(study),
+    }
+
+
+def verdict_of(study: Study) -> str:
+    """Return the verdict sentence; "" before the end."""
+    return sentence(study) if study.is_over else ""

@@ -1,0 +1,131 @@
+"""The result of a study: what its page and its report show, and the same numbers as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET
+
+from dashboard.charts.study_charts import COSTS, validation_curves
+from dashboard.downloads import csv_file, json_file
+from dashboard.forms.studies.study_results import DecisionForm, ShareLinkForm
+from dashboard.gate import Request
+from dashboard.models import Decision, Role, ShareLink, Study, User
+from dashboard.models.evaluations import forgetting
+from dashboard.models.studies.limits import added_seeds, measured_beside, unmeasured
+from dashboard.models.studies.results.export import export_dict, item_scores
+from dashboard.models.studies.results.result import costs_of
+from dashboard.models.studies.results.text import amount, recommended_arm
+from dashboard.presenters.study_page import ResultPage, times_of
+from dashboard.views.studies.compare import settings_table
+from workers.statistics.verdicts import MIN_SEEDS
+
+
+def result_context(study: Study, query: Mapping[str, str], reader: User | None = None) -> dict[str, Any]:
+    """Return what shows the verdict; `query` holds the reader's choices. Empty before the end."""
+    if not study.is_over or not study.result.arms:
+        return {}
+    only = query.get("only") != "all"
+    settings = settings_of(study)
+    page = ResultPage(study, forgetting.study_forgetting(study), query.get("cost", ""))
+    return {
+        **page.context(),
+        "recommended": recommended_arm(study),
+        "margin_words": amount(study, study.margin),
+        "indicative": len(study.seeds) < MIN_SEEDS,
+        "curves": validation_curves(study),
+        "settings": [row for row in settings if row["differs"] or not only],
+        "settings_same": [row for row in settings if not row["differs"]],
+        "settings_arms": [arm for arm in study.arm_list if arm.final_runs()],
+        "only": only,
+        "unmeasured": unmeasured(study),
+        "measured_beside": measured_beside(study),
+        "times": times_of(study),
+        "added_seeds": added_seeds(study),
+        "decisions": Decision.objects.with_facts().filter(study=study),
+        **(actions_of(study, reader) if reader else {}),
+    }
+
+
+def actions_of(study: Study, reader: User) -> dict[str, Any]:
+    """Return what this reader may do with the result: editors decide, managers also approve and share."""
+    roles = {role: reader.projects(role).filter(pk=study.project_id).exists() for role in Role}
+    links = ShareLink.objects.working().managed_by(reader).filter(study=study).select_related("study")
+    return {
+        "decision_form": DecisionForm(study) if roles[Role.EDITOR] else None,
+        "may_approve": roles[Role.MANAGER],
+        "share_form": ShareLinkForm() if roles[Role.MANAGER] else None,
+        "share_links": links,
+    }
+
+
+def settings_of(study: Study) -> list[dict[str, Any]]:
+    """Return one row per setting with a value for each arm, without the seed, which belongs to a run."""
+    firsts = [runs[0] for arm in study.arm_list if (runs := arm.final_runs())]
+    return [row for row in settings_table(firsts) if row["name"] != "seed"]
+
+
+def not_yet(request: Request, study: Study) -> HttpResponse:
+    """Redirect to the study, with the reason why there is no file."""
+    messages.info(request, _("Scores are available when all runs of the study have ended."))
+    return redirect(study)
+
+
+@require_GET
+def deltas_csv(request: Request, pk: int) -> HttpResponse:
+    """Return the table of differences as CSV, in the metric's unit."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
+    header = ["arm", "target_modules", "seeds", "metric", "mean", "low", "high", "reference", "difference"]
+    header += ["difference_low", "difference_high", "p_adjusted", "outcome", "kept_gain", *COSTS]
+    header += ["general_loss_rise", "general_accuracy"]
+    header += ["general_accuracy_change", "general_accuracy_change_low", "general_accuracy_change_high"]
+    rows: list[list[str | float | None]] = [list(header)]
+    result = study.result
+    forgotten = forgetting.study_forgetting(study)
+    for arm in study.arm_list:
+        general = forgotten[arm.name].facts()
+        own, one, costs = result.of_arm(arm), result.comparison_of(arm), costs_of(arm.final_runs())
+        rows.append(
+            [
+                arm.name,
+                arm.target_module_config.name,
+                len(own.seeds) if own else 0,
+                study.metric,
+                *((own.metric.mean, own.metric.low, own.metric.high) if own else (None,) * 3),
+                study.reference,
+                *((one.difference, one.low, one.high, one.p_adjusted, one.outcome) if one else (None,) * 5),
+                one.kept.mean if one and one.kept else None,
+                *(costs[name] for name in COSTS),
+                *(general[name] for name in ("general_loss_rise", "general_accuracy")),
+                *((general["general_accuracy_change"] or {}).get(end) for end in ("mean", "low", "high")),
+            ]
+        )
+    return csv_file(f"study-{study.pk}.csv", rows)
+
+
+@require_GET
+def scores_csv(request: Request, pk: int) -> HttpResponse:
+    """Return every score behind the verdict; the base model has no seed."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
+    header = ["arm", "seed", "item", "group", "value"]
+    rows: list[list[str | float | None]] = [list(header)]
+    rows += [[one[name] for name in header] for one in item_scores(study)]
+    return csv_file(f"study-{study.pk}-scores.csv", rows)
+
+
+@require_GET
+def whole_json(request: Request, pk: int) -> HttpResponse:
+    """Return settings, numbers and every score: enough to compute the verdict again."""
+    study = Study.objects.with_facts().fetch(request.user, pk)
+    if not study.scores_are_open:
+        return not_yet(request, study)
+    return json_file(f"study-{study.pk}.json", export_dict(study))

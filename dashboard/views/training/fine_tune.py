@@ -1,0 +1,177 @@
+"""The fine-tune form, and the live preset cards and forecast beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_GET, require_http_methods
+
+from dashboard.forms.studies.plan import Plan, cards_of, plan
+from dashboard.forms.training.hyperparameters import defaults
+from dashboard.forms.training.retry import changes, overrides
+from dashboard.forms.training.training_runs import (
+    SAMPLE_LEARNING_RATE,
+    TrainingRunForm,
+    initial_for,
+    initial_from,
+    is_sample,
+)
+from dashboard.gate import Request
+from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
+from dashboard.models.studies.results.evidence import preference, told_by_config
+from dashboard.models.training.forecast import forecast_run
+from dashboard.views.training.launch import launched_once
+from workers.contract.hyperparameters import Hyperparameters
+from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
+
+
+@require_http_methods(["GET", "POST"])
+def create(request: Request) -> HttpResponse:
+    """Show the fine-tune form, or launch its run; a double click launches one, as the key is the same."""
+    request.project.require(request.user, Role.EDITOR)
+    if request.method == "POST":
+        form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
+        run = launched(request, form)
+        if run is not None:
+            return redirect(run)
+        return render(request, "training/create.html", form_context(form, form), status=422)
+    form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
+    choose_defaults(form)
+    context = {**form_context(form, drafted(request, form)), **changed_context(request)}
+    return render(request, "training/create.html", context)
+
+
+@require_GET
+def presets(request: Request) -> HttpResponse:
+    """Render the preset cards for the base model and rank in the form."""
+    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    return render(request, "training/_presets.html", plan_context(form))
+
+
+@require_GET
+def forecast(request: Request) -> HttpResponse:
+    """Render the forecast of the form: memory, time, size, changed settings and missing choices.
+
+    Memory and time of the preset cards are included.
+    """
+    form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
+    form.full_clean()
+    found = plan(form)
+    context = {"plan": found, "cards": cards_of(form, found)}
+    return render(request, "training/_forecast_live.html", context)
+
+
+def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
+    """Launch the form's run and return it, or None with errors on the form."""
+
+    def launch(key: str) -> TrainingRun:
+        values = form.cleaned_data
+        run = TrainingRun(
+            project=request.project,
+            created_by=request.user,
+            name=values["name"],
+            dataset_version=values["dataset_version"],
+            base_model=values["base_model"],
+            target_module_config=values["target_module_config"],
+        )
+        run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
+        run.forecast = forecast_run(run)
+        run.launch(key)
+        return run
+
+    return launched_once(form, lambda key: TrainingRun.objects.launched_with(request.project, key), launch)
+
+
+def prefilled(request: Request) -> dict[str, Any]:
+    """Return initial values from the query: ?clone=RUN with settings, or ?dataset=ID and ?base_model=ID."""
+    numbers = query_ids(request)
+    if "clone" in numbers:
+        run = TrainingRun.objects.fetch(request.user, numbers["clone"])
+        return {**initial_from(run), **overrides(request.GET)}
+    initial: dict[str, Any] = {}
+    if "dataset" in numbers:
+        initial = initial_for(Dataset.objects.fetch(request.user, numbers["dataset"]).newest_ready())
+    if "base_model" in numbers:
+        initial["base_model"] = numbers["base_model"]
+    return initial
+
+
+def query_ids(request: Request) -> dict[str, int]:
+    """Return the ids in the query; whatever is no number is ignored."""
+    texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
+    return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
+
+
+def changed_context(request: Request) -> dict[str, Any]:
+    """Return the cloned run and the settings that the link changed."""
+    pk = query_ids(request).get("clone")
+    if pk is None:
+        return {}
+    source = TrainingRun.objects.fetch(request.user, pk)
+    changed = changes(source, overrides(request.GET))
+    # The changed settings are shown open.
+    return {"source": source, "changes": changed} | ({"expert_open": True} if changed else {})
+
+
+def choose_defaults(form: TrainingRunForm) -> None:
+    """Preselect the bundled model, the preset that studies or the product recommend, and a sole dataset."""
+    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
+    recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
+    usual = recommended.values_list("pk", flat=True).first()
+    preferred = preference(form.project, form.initial["base_model"])
+    if preferred and any(config.pk == preferred.config_id for config in form.configs):
+        usual = preferred.config_id
+    form.initial.setdefault("target_module_config", usual)
+    ready = list(form.versions[:2])
+    if len(ready) == 1 and "dataset_version" not in form.initial:
+        form.initial.update(initial_for(ready[0]))
+
+
+def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
+    """The form as if it had been sent the way it is prefilled, to estimate with."""
+    data = {name: "" if value is None else value for name, value in form.initial.items()}
+    draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
+    draft.full_clean()
+    return draft
+
+
+def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
+    """Return the context of the form's page: fields from `form`, forecast from `draft`."""
+    sample = [version.pk for version in form.versions if is_sample(version)]
+    return {
+        "form": form,
+        "has_datasets": form.versions.exists(),
+        "expert_open": form.has_expert_errors(),
+        "suggestions": {
+            "samples": sample,
+            "sampleRate": SAMPLE_LEARNING_RATE,
+            "usualRate": Hyperparameters().learning_rate,
+            "defaults": defaults(),
+        },
+        **plan_context(draft),
+    }
+
+
+def plan_context(form: TrainingRunForm) -> dict[str, Any]:
+    """Return the context of both live regions."""
+    found: Plan = plan(form)
+    cards = cards_of(form, found)
+    if found.base_model and cards:
+        told = told_by_config(form.project, found.base_model)
+        costs = Calibration.objects.costs_by_config(form.project, found.base_model)
+        cards = [
+            replace(card, measured=told.get(card.config.pk, ""), cost=costs.get(card.config.pk))
+            for card in cards
+        ]
+    return {
+        "plan": found,
+        "cards": cards,
+        "preferred": preference(form.project, found.base_model.pk) if found.base_model else None,
+        "rank": found.hyperparameters.r,
+        "recommended_label": RECOMMENDED_LABEL,
+        "recommended_why": RECOMMENDED_WHY,
+    }

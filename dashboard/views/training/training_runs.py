@@ -1,0 +1,247 @@
+"""Training runs: the list, and a run's page with its live region. Starting one is `fine_tune`'s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from dashboard.charts import curves, forgetting_charts
+from dashboard.forms.studies.comparison import compared
+from dashboard.forms.training.hyperparameters import differences, format_value
+from dashboard.gate import Request
+from dashboard.models import (
+    EvaluationItem,
+    IllegalMove,
+    Job,
+    JobEvent,
+    OverBudget,
+    Role,
+    State,
+    TrainingRun,
+    WorkerNode,
+)
+from dashboard.models.evaluations import forgetting
+from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.jobs.queue import QueueForecast
+from dashboard.models.jobs.stop import StopRefused, may_have_progress, stop_run
+from dashboard.models.operations.stalled_queue import stalled_queue_of
+from dashboard.presenters.stages import PHASES, announcement, eta_range, stages, stopping_text
+from dashboard.views.evaluations.evaluations import unscored_run_notice
+from dashboard.views.jobs.endings import ending_context
+from workers.contract.hyperparameters import SETTINGS, Hyperparameters
+
+SAMPLES_PER_PAGE = 10
+EVENTS_SHOWN = 200
+GROUPS = {
+    "active": gettext_lazy("Waiting or working"),
+    "finished": gettext_lazy("Finished"),
+    "failed": gettext_lazy("Failed"),
+    "cancelled": gettext_lazy("Stopped"),
+}
+
+
+# The list
+
+
+@require_GET
+def index(request: Request) -> HttpResponse:
+    """The project's runs, newest first, by state and by words of the name."""
+    runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
+    # PostgreSQL refuses to look for a NUL, and no name has one.
+    group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
+    if group in GROUPS:
+        runs = runs.in_group(group)
+    if words:
+        runs = runs.filter(name__icontains=words)
+    page, following = runs.visible_to(request.user).page(request.GET.get("cursor"))
+    context = {
+        "runs": page,
+        "rows": [(run, curves.main_score(run)) for run in page],
+        "next": following,
+        "groups": GROUPS,
+        "group": group,
+        "words": words,
+    }
+    return render(request, "training/index.html", context)
+
+
+# A run's page
+
+
+@require_GET
+def detail(request: Request, pk: int) -> HttpResponse:
+    """A run: live while it works, its failure or result first when it is over."""
+    run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
+    context = {
+        **progress_context(run),
+        **samples_context(request, run),
+        "may_edit": request.user.projects(Role.EDITOR).filter(pk=run.project_id).exists(),
+        "score_rows": curves.score_rows(run, forgetting.scores_with_base(run)),
+        "forgetting": forgetting_charts.table({str(run): forgetting.run_forgetting(run)}),
+        "settings": settings_of(run),
+        "learn": Hyperparameters(**run.hyperparameters),
+        "log": run.job.log_tail() if run.job else "",
+        "table": curve_table(run),
+        "finding": curves.finding(run.metric_series.filter(name="train/loss").first()),
+        "look": curves.colours([run.pk])[run.pk],
+        "compared": compared(run),
+        "unscored": unscored_run_notice(run),
+        **ending_context(run),
+        **stop_context(run),
+    }
+    return render(request, "training/detail.html", context)
+
+
+@require_GET
+def progress(request: Request, pk: int) -> HttpResponse:
+    """The live region alone; ?part=cell is the short form of lists."""
+    run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
+    if request.GET.get("part") == "cell":
+        return render(request, "training/_cell.html", {"run": run})
+    return render(request, "training/_progress.html", progress_context(run))
+
+
+@require_http_methods(["GET", "POST"])
+def cancel(request: Request, pk: int) -> HttpResponse:
+    """Ask what to keep of a run, and stop its job with all its runs."""
+    run = TrainingRun.objects.with_facts().fetch(request.user, pk, Role.EDITOR)
+    keep = request.POST.get("keep", "")
+    if request.method == "GET" or keep not in Job.Keep.values:
+        return stop_question(request, run, status=200 if request.method == "GET" else 422)
+    try:
+        stop_run(run, request.user, keep, seen_waiting=request.POST.get("seen") == "waiting")
+    except StopRefused as refusal:
+        if refusal.code == "has_begun":
+            return stop_question(request, run, why=str(refusal), status=422)
+        messages.warning(request, str(refusal))
+    return redirect(run)
+
+
+def stop_question(request: Request, run: TrainingRun, *, status: int, why: str = "") -> HttpResponse:
+    """Show the choices that there are now; `why`: the reason if the question is repeated."""
+    context = {"run": run, "why": why, **stop_context(run)}
+    return render(request, "training/cancel.html", context, status=status)
+
+
+@require_POST
+def resume(request: Request, pk: int) -> HttpResponse:
+    """Continue a run from its checkpoint, or say why that is not possible."""
+    run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
+    try:
+        run.resume(request.user)
+    except (IllegalMove, OverBudget) as refusal:
+        messages.warning(request, str(refusal))
+    return redirect(run)
+
+
+def stop_context(run: TrainingRun) -> dict[str, Any]:
+    """Return what the confirmation before a stop shows."""
+    if run.is_over or run.job is None or run.state == State.CANCELLING:
+        return {"can_stop": False}
+    can_keep = may_have_progress(run.job)
+    return {
+        "can_stop": True,
+        "can_keep": can_keep,
+        # Search runs publish no adapter.
+        "can_keep_best": can_keep and run.rung is None and run.job.keep != Job.Keep.ADAPTER,
+        "other_runs": run.job.training_runs.filter(outcome="").exclude(pk=run.pk).count(),
+        "kept_days": settings.KEEP_CHECKPOINTS_DAYS,
+    }
+
+
+@require_GET
+def log(request: Request, pk: int) -> HttpResponse:
+    """The end of the run's log as plain text."""
+    run = TrainingRun.objects.select_related("job").fetch(request.user, pk)
+    text = run.job.log_tail() if run.job else ""
+    return HttpResponse(text, content_type="text/plain; charset=utf-8")
+
+
+@require_GET
+def samples(request: Request, pk: int) -> HttpResponse:
+    """One page of answers side by side."""
+    run = TrainingRun.objects.fetch(request.user, pk)
+    return render(request, "training/_samples.html", samples_context(request, run))
+
+
+def progress_context(run: TrainingRun) -> dict[str, Any]:
+    """What the live region shows; everything comes from the database."""
+    scoring = adapter_evaluation(run)
+    evaluation = scoring.job if scoring else None
+    working = working_for(run, evaluation)
+    stopping = stopping_text(run)
+    steps = stages(run, evaluation)
+    jobs = [job.pk for job in (run.job, evaluation) if job]
+    events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
+    node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
+    position, start = QueueForecast.for_job(working).estimate_for(working)
+    waits = bool(working and working.state == State.QUEUED)
+    no_4bit = waits and run.in_4bit and not WorkerNode.objects.supporting_4bit().exists()
+    return {
+        "run": run,
+        "working": working,
+        "evaluation": evaluation,
+        "phase": PHASES.get(working.phase, working.phase) if working else "",
+        "stages": steps,
+        "announcement": announcement(steps, working),
+        "position": position,
+        "start": None if no_4bit else start,
+        "stopping": stopping,
+        "stalled_queue": stalled_queue_of(working),
+        "no_4bit": no_4bit,
+        "eta": eta_range(run if working and working == run.job else working),
+        "events": events,
+        "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
+        "device": node.device if node else run.measured.get("device", ""),
+    }
+
+
+def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
+    """The job whose progress is the run's: none once all is done, though its job may train other arms."""
+    if not run.is_over:
+        return run.job
+    return evaluation if evaluation and not evaluation.is_over else None
+
+
+def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
+    """Pairs of answers, filtered by ?samples= and paged by ?page=."""
+    pairs = EvaluationItem.objects.pairs(run)
+    groups = {
+        "all": pairs,
+        "changed": [(base, adapter) for base, adapter in pairs if base.output != adapter.output],
+        "wrong": [(base, adapter) for base, adapter in pairs if not adapter.is_right],
+    }
+    chosen = request.GET.get("samples", "all")
+    chosen = chosen if chosen in groups else "all"
+    page = Paginator(groups[chosen], SAMPLES_PER_PAGE).get_page(request.GET.get("page"))
+    counts = {name: len(group) for name, group in groups.items()}
+    return {"run": run, "page": page, "chosen": chosen, "counts": counts}
+
+
+def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
+    """Every setting with its default where it differs."""
+    learn = Hyperparameters(**run.hyperparameters)
+    changed = {name: default for name, _value, default in differences(learn)}
+    return [
+        {
+            "name": name,
+            "label": SETTINGS[name].label,
+            "value": format_value(value),
+            "default": changed.get(name),
+        }
+        for name, value in run.hyperparameters.items()
+        if value is not None
+    ]
+
+
+def curve_table(run: TrainingRun) -> list[tuple[int, list[float | None]]]:
+    """The twin of the chart."""
+    stored = {series.name: series for series in run.metric_series.filter(name__in=curves.CURVES)}
+    return curves.table({name: stored[name].points() if name in stored else [] for name in curves.CURVES})

@@ -1,0 +1,249 @@
+"""The judge page: consent before sending, pending answers only, verdicts, and agreement with votes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from pytest_django import Settings
+
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    EvaluationItem,
+    Job,
+    JudgeEvaluation,
+    Project,
+    Study,
+    TrainingRun,
+    User,
+    Vote,
+)
+from dashboard.models.catalog.metrics import JUDGE
+from dashboard.models.evaluations.judge_evaluation import configured_judge, evaluations_of, pending_items
+from dashboard.models.studies.limits import warnings
+from dashboard.models.studies.results.comparison import UnsavedStudy
+from tests.conftest import finish, make_run
+from tests.dashboard.conftest import publish
+from tests.dashboard.studies.comparisons import score
+from tests.dashboard.studies.factories import make_study
+from tests.dashboard.studies.results.test_study_result import study
+
+__all__ = ["study"]
+KEY = "sk-canary-5772156649"
+CONSENT = {"rows": 50, "agreed": "on"}
+
+
+@pytest.fixture(autouse=True)
+def judge(settings: Settings) -> None:
+    """A judge that these tests never call, as the web never does."""
+    settings.JUDGE_URL = "https://judge.invalid/v1"
+    settings.JUDGE_MODEL, settings.JUDGE_API_KEY = "gpt-test", KEY
+
+
+@pytest.fixture
+def scored(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> TrainingRun:
+    """A run whose adapter answers 4 of 6 rows right; its base model none."""
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [1, 1, 1, 1, 0, 0])
+    return run
+
+
+def address(scope: Study | TrainingRun) -> str:
+    return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-judge", args=[scope.pk])
+
+
+def page_of(client: Client, user: User, scope: Study | TrainingRun) -> str:
+    client.force_login(user)
+    response = client.get(address(scope))
+    assert response.status_code == 200
+    return " ".join(response.content.decode().split())
+
+
+def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200) -> JudgeEvaluation:
+    """Do what a worker does: an answer is right if it is the expected one."""
+    endpoint = configured_judge()
+    assert endpoint
+    judge_evaluation = JudgeEvaluation.objects.submit(scope, by=by, judge=endpoint, rows=rows)
+    questions = judge_evaluation.pending_questions()
+    judge_evaluation.record((question.answer == question.expected, items) for question, items in questions)
+    judge_evaluation.summarize()
+    assert judge_evaluation.job
+    finish(judge_evaluation.job)
+    return judge_evaluation
+
+
+def test_the_page_says_what_is_sent_where(client: Client, ed: User, scored: TrainingRun) -> None:
+    text = page_of(client, ed, scored)
+    for words in (
+        "gpt-test at judge.invalid",
+        "Data leaves this installation",
+        "(10 in all)",
+        "You check answers.",
+        "These rows and answers may be sent to judge.invalid",
+    ):
+        assert words in text, words
+    assert KEY not in text
+    assert not Job.objects.filter(kind="judge").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [({"rows": 200}, "agreed")] + [({**CONSENT, "rows": rows}, "rows") for rows in ("", "0", "1001", "many")],
+)
+def test_nothing_is_sent_without_consent_and_a_number_of_rows(
+    client: Client, ed: User, scored: TrainingRun, sent: dict[str, str], field: str
+) -> None:
+    client.force_login(ed)
+    response = client.post(address(scored), sent)
+    assert response.status_code == 422
+    assert list(response.context["form"].errors) == [field]
+    assert not JudgeEvaluation.objects.exists()
+
+
+def test_consent_queues_one_job_and_is_recorded(client: Client, ed: User, scored: TrainingRun) -> None:
+    client.force_login(ed)
+    for _click in range(2):
+        assert client.post(address(scored), CONSENT).status_code == 302
+    sent = JudgeEvaluation.objects.get()
+    assert sent.job
+    assert (sent.job.kind, sent.job.queue, sent.by, sent.rows) == ("judge", "cpu", ed, 50)
+    assert (sent.host, sent.model) == ("judge.invalid", "gpt-test")
+    assert KEY not in str(sent.job.spec)
+    text = page_of(client, ed, scored)
+    assert "allowed by ed@example.org" in text
+    assert 'id="judge-progress"' in text
+    assert 'name="agreed"' not in text
+    poll = {"HX-Request": "true", "HX-Target": "judge-progress"}
+    assert "HX-Refresh" not in client.get(address(scored), headers=poll).headers
+    finish(sent.job)
+    assert client.get(address(scored), headers=poll).headers["HX-Refresh"] == "true"
+
+
+def test_only_pending_answers_can_be_sent(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel, settings: Settings
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [0.0] * 450)
+    judge_all(run, ed, rows=200)
+    client.force_login(ed)
+    refused = client.post(address(run), {**CONSENT, "rows": 200})
+    assert refused.context["form"].has_error("rows", "nothing_pending")
+    client.post(address(run), {**CONSENT, "rows": 400})
+    latest = JudgeEvaluation.objects.latest("pk")
+    assert len(latest.pending_questions()) == 200
+    assert latest.job
+    finish(latest.job)
+    judge_all(run, ed, rows=1000)
+    assert 'name="agreed"' not in page_of(client, ed, run)
+    settings.JUDGE_MODEL = "stricter"
+    assert "(450 in all)" in page_of(client, ed, run)
+
+
+def test_a_larger_draw_contains_the_smaller_one(scored: TrainingRun) -> None:
+    def rows(most: int) -> set[int]:
+        return set(pending_items(evaluations_of(scored), "m", most).values_list("row", flat=True))
+
+    assert [len(rows(most)) for most in (0, 2, 4, 9)] == [0, 2, 4, 6]
+    assert rows(2) < rows(4) < rows(9)
+
+
+def test_shares_and_counts_are_shown(client: Client, vera: User, ed: User, scored: TrainingRun) -> None:
+    judge_all(scored, ed)
+    JudgeEvaluation.objects.update(answers=10, judged=7)
+    text = " ".join(re.sub(r"<[^>]+>", " ", page_of(client, vera, scored)).split())
+    assert "7 of 10" in text
+    assert "Base model 0.0 % 6" in text
+    assert "Triage 66.7 % 6" in text
+
+
+def test_without_a_judge_nothing_is_sent(
+    client: Client, ed: User, scored: TrainingRun, settings: Settings
+) -> None:
+    settings.JUDGE_URL = ""
+    assert "No judge is configured" in page_of(client, ed, scored)
+    client.post(address(scored), CONSENT)
+    assert not JudgeEvaluation.objects.exists()
+
+
+def test_answers_are_hidden_until_they_are_scored_and_the_study_has_ended(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel, run: TrainingRun
+) -> None:
+    working = make_study(project, dataset, base_model)
+    client.force_login(ed)
+    for scope in (working, working.runs()[0], run):
+        assert client.get(address(scope)).status_code == 302
+        response = client.post(address(scope), CONSENT, follow=True)
+        assert "Nothing was sent" in response.content.decode()
+    assert not JudgeEvaluation.objects.exists()
+
+
+def test_a_run_of_a_study_is_judged_with_the_study(client: Client, ed: User, study: Study) -> None:
+    client.force_login(ed)
+    run = study.runs()[0]
+    for response in (client.get(address(run)), client.post(address(run), CONSENT)):
+        assert response.url == address(study)  # type: ignore[attr-defined]
+    assert not JudgeEvaluation.objects.exists()
+
+
+def test_arms_are_compared_by_the_judge_and_the_study_keeps_its_verdict(
+    client: Client, vera: User, ed: User, study: Study
+) -> None:
+    before = study.result
+    EvaluationItem.objects.filter(evaluation__subject="adapter", row__lte=30).update(output="e")
+    judge_all(study, ed)
+    link = re.search(r'href="(/compare/\?[^"]+metric=judge[^"]+)"', page_of(client, vera, study))
+    assert link
+    assert client.get(link[1].replace("&amp;", "&")).status_code == 200
+    assert Study.objects.get(pk=study.pk).result == before
+
+
+def test_later_verdicts_are_not_hidden_by_the_cache(scored: TrainingRun, ed: User) -> None:
+    def mean() -> float:
+        run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
+        return float(UnsavedStudy.of([run], JUDGE).result.to_dict()["arms"][0]["metric"]["mean"])
+
+    judge_all(scored, ed)
+    assert mean() == pytest.approx(4 / 6)
+    adapter = evaluations_of(scored).get(subject="adapter")
+    adapter.judge_evaluation.record([(True, list(adapter.items.values_list("pk", flat=True)))])
+    adapter.judge_evaluation.summarize()
+    assert mean() == 1.0
+
+
+def test_a_comparison_warns_of_two_judges(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User, settings: Settings
+) -> None:
+    runs = []
+    for model, rate in (("gpt-test", 1e-4), ("stricter", 2e-4)):
+        settings.JUDGE_MODEL = model
+        run = make_run(project, dataset, base_model, by=ed, learning_rate=rate)
+        score(publish(run), [1, 1, 0, 0])
+        judge_all(run, ed)
+        runs.append(TrainingRun.objects.with_facts().with_scores().get(pk=run.pk))
+    by_judge, by_match = (warnings(UnsavedStudy.of(runs, metric)) for metric in (JUDGE, "exact_match"))
+    assert len(by_judge) == len(by_match) + 1
+
+
+@pytest.mark.parametrize(("rows", "is_enough"), [(6, False), (60, True)])
+def test_the_page_shows_the_agreement_with_votes(
+    client: Client,
+    ed: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    rows: int,
+    is_enough: bool,
+) -> None:
+    run = make_run(project, dataset, base_model, by=ed)
+    score(publish(run), [row % 2 for row in range(rows)])
+    assert "the agreement is unknown" in page_of(client, ed, run)
+    judge_all(run, ed)
+    items = evaluations_of(run).get(subject="adapter").items.all()
+    for place, item in enumerate(items):
+        Vote.objects.cast(ed, item, is_right=bool(item.scores[JUDGE]) == (place > 0))
+    text = page_of(client, ed, run)
+    assert ("too few votes" in text) is not is_enough
+    assert f"of {rows} answers (95 % interval" in text

@@ -1,0 +1,114 @@
+"""The estimated start of a waiting job: the remaining time of what is ahead, divided by the workers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from dashboard.models import Job, Project, TrainingRun, WorkerNode
+from dashboard.models.jobs.queue import QueueForecast, StartEstimate, estimate_next_start
+
+MINUTE = 60.0
+
+
+@pytest.fixture
+def node(db: None) -> WorkerNode:
+    WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
+    return WorkerNode.objects.get()
+
+
+def submit(project: Project) -> Job:
+    return Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
+
+
+def claim(worker: str = "cpu@host") -> Job:
+    job = Job.objects.claim("cpu", worker=worker, slot=None, host="host", pid=1, pid_started=1.0)
+    assert job
+    return job
+
+
+def has_taken(project: Project, *minutes: float) -> None:
+    """Add imports that succeeded after so many minutes, some days ago."""
+    then = timezone.now() - timedelta(days=3)
+    for taken in minutes:
+        job = submit(project)
+        Job.objects.filter(pk=job.pk).update(
+            state="succeeded", attempt=1, started_at=then, finished_at=then + timedelta(minutes=taken)
+        )
+
+
+def starts_in(job: Job) -> int | None:
+    """Minutes until the estimated start."""
+    start = QueueForecast.read([job.queue]).starts.get(job.pk)
+    return round(start.seconds / 60) if start else None
+
+
+def test_a_job_starts_at_once_on_an_idle_worker(project: Project, node: WorkerNode) -> None:
+    assert starts_in(submit(project)) == 0
+
+
+def test_running_and_earlier_jobs_are_ahead(project: Project, node: WorkerNode) -> None:
+    has_taken(project, 2, 10, 60)
+    submit(project), submit(project)
+    last = submit(project)
+    claim().update_progress(eta_seconds=5 * MINUTE)
+    assert starts_in(last) == 15
+
+
+def test_the_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
+    has_taken(project, 10)
+    WorkerNode.objects.update(processes=2)
+    assert [starts_in(submit(project)) for _number in range(5)] == [0, 0, 10, 15, 20]
+
+
+def test_a_training_takes_the_time_of_its_forecast(run: TrainingRun, project: Project) -> None:
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
+    TrainingRun.objects.update(forecast={"seconds": {"expected": 20 * MINUTE}})
+    start = estimate_next_start("gpu", project)
+    assert start is not None
+    assert start.seconds == 20 * MINUTE
+
+
+def test_an_overdue_job_still_takes_a_tenth_of_its_time(project: Project, node: WorkerNode) -> None:
+    has_taken(project, 10)
+    submit(project)
+    last = submit(project)
+    job = claim()
+    Job.objects.filter(pk=job.pk).update(started_at=timezone.now() - timedelta(hours=1))
+    assert starts_in(last) == 1
+
+
+def test_without_an_earlier_duration_the_start_is_unknown(project: Project, node: WorkerNode) -> None:
+    submit(project)
+    last = submit(project)
+    claim()
+    assert starts_in(last) is None
+
+
+@pytest.mark.parametrize("change", [{"paused_at": timezone.now()}, {"draining": True}, {"queue": "gpu"}])
+def test_without_a_worker_the_start_is_unknown(
+    project: Project, node: WorkerNode, change: dict[str, object]
+) -> None:
+    WorkerNode.objects.update(**change)
+    assert starts_in(submit(project)) is None
+
+
+def test_a_running_job_has_no_estimated_start(project: Project, node: WorkerNode) -> None:
+    submit(project)
+    assert starts_in(claim()) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (20, "in a moment"),
+        (60, "in about 1 min"),
+        (1300, "in about 20 min"),
+        (5500, "in about 1.5 h"),
+        (4e5, "in about 5 days"),
+    ],
+)
+def test_an_estimate_is_shown_without_false_precision(seconds: float, text: str) -> None:
+    assert StartEstimate(seconds).text == text

@@ -1,0 +1,172 @@
+"""Stalled queues: queues without a worker that takes jobs, and the pages that say so."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from dashboard.models import BaseModel, Dataset, Evaluation, Project, TrainingRun, User, WorkerNode
+from dashboard.models.operations.stalled_queue import (
+    ALL_QUEUES,
+    StalledQueue,
+    StallReason,
+    merge_stalled,
+    stalled_queues,
+)
+from tests.conftest import make_dataset
+from tests.dashboard.conftest import publish
+from tests.dashboard.studies.factories import make_study
+
+GPU, CPU = 'data-stalled-queue="gpu"', 'data-stalled-queue="cpu"'
+
+
+@pytest.fixture(autouse=True)
+def workers(db: None) -> None:
+    """Create a worker for each queue and a dispatcher."""
+    for name in ("gpu0", "cpu"):
+        WorkerNode.objects.register(f"{name}@box", queue=name.rstrip("0"), host="box", pid=1)
+    WorkerNode.objects.register("dispatcher@box", kind="dispatcher", host="box", pid=2)
+
+
+def change(name: str, **fields: object) -> None:
+    WorkerNode.objects.filter(name=name).update(**fields)
+
+
+def stop(*names: str) -> None:
+    WorkerNode.objects.filter(name__in=names).update(stopped_at=timezone.now())
+
+
+def reasons() -> dict[str, str]:
+    return {stalled.queue: str(stalled.reason) for stalled in merge_stalled(stalled_queues())}
+
+
+def page_of(client: Client, user: User, address: str) -> str:
+    client.force_login(user)
+    return client.get(address).content.decode()
+
+
+def test_queues_with_workers_are_not_stalled() -> None:
+    assert stalled_queues() == {}
+
+
+def test_worker_of_the_other_queue_does_not_count() -> None:
+    stop("gpu0@box")
+    assert reasons() == {"gpu": "missing"}
+    change("gpu0@box", stopped_at=None)
+    stop("cpu@box")
+    assert reasons() == {"cpu": "missing"}
+
+
+def test_one_available_worker_is_enough() -> None:
+    WorkerNode.objects.register("gpu1@box", queue="gpu", host="box", pid=3)
+    change("gpu0@box", paused_at=timezone.now())
+    assert stalled_queues() == {}
+
+
+def test_paused_and_draining_workers_take_no_job() -> None:
+    change("gpu0@box", draining=True)
+    assert reasons() == {"gpu": "draining"}
+    WorkerNode.objects.register("gpu1@box", queue="gpu", host="box", pid=3, paused_at=timezone.now())
+    assert reasons() == {"gpu": "paused"}, "that worker can be resumed"
+
+
+def test_same_reason_for_all_queues_is_one_entry() -> None:
+    stop("gpu0@box", "cpu@box")
+    assert reasons() == {ALL_QUEUES: "missing"}
+    change("gpu0@box", stopped_at=None, paused_at=timezone.now())
+    assert reasons() == {"gpu": "paused", "cpu": "missing"}
+
+
+def test_sentences() -> None:
+    assert StalledQueue("gpu", StallReason.MISSING).text == (
+        "No worker is available for training and evaluation. Waiting jobs are saved and start when a worker "
+        "is back."
+    )
+    assert StalledQueue(ALL_QUEUES, StallReason.PAUSED).text == (
+        "No worker accepts any job while workers are paused. Waiting jobs start when one is resumed."
+    )
+
+
+def test_stalled_queues_take_one_query(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    for number in range(1, 20):
+        WorkerNode.objects.register(f"gpu{number}@far", queue="gpu", host="far", pid=number)
+    with django_assert_num_queries(1):
+        stalled_queues()
+
+
+def test_run_page_shows_stalled_queue(client: Client, vera: User, mara: User, run: TrainingRun) -> None:
+    address = reverse("training-run-detail", args=[run.pk])
+    assert GPU not in page_of(client, vera, address)
+    stop("gpu0@box")
+    page = page_of(client, vera, address)
+    assert GPU in page
+    assert "start unknown" not in page
+    assert reverse("health-index") not in page, "only administrators can act on it"
+    assert reverse("health-index") in page_of(client, mara, address)
+    change("gpu0@box", stopped_at=None, paused_at=timezone.now())
+    page = page_of(client, mara, address)
+    assert GPU in page
+    assert reverse("queue-index") in page
+
+
+def test_waiting_evaluation_shows_stalled_queue(client: Client, vera: User, run: TrainingRun) -> None:
+    Evaluation.objects.submit(publish(run), None)
+    stop("gpu0@box")
+    assert GPU in page_of(client, vera, reverse("training-run-progress", args=[run.pk]))
+
+
+def test_running_run_shows_no_stalled_queue(client: Client, vera: User, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", attempt=1, worker="gpu0@box")
+    change("gpu0@box", draining=True)
+    assert GPU not in page_of(client, vera, reverse("training-run-progress", args=[run.pk]))
+
+
+def test_home_shows_stalled_queue_for_own_jobs_only(
+    client: Client, ed: User, vera: User, run: TrainingRun
+) -> None:
+    stop("gpu0@box")
+    assert GPU in page_of(client, ed, reverse("home"))
+    assert GPU not in page_of(client, vera, reverse("home"))
+    change("gpu0@box", stopped_at=None)
+    stop("cpu@box")
+    assert "data-stalled-queue" not in page_of(client, ed, reverse("home"))
+
+
+def test_queue_page_shows_each_stalled_queue(client: Client, vera: User, mara: User) -> None:
+    stop("gpu0@box")
+    page = page_of(client, mara, reverse("queue-board"))
+    assert GPU in page
+    assert CPU not in page
+    assert reverse("health-index") in page
+    assert reverse("health-index") not in page_of(client, vera, reverse("queue-board"))
+
+
+def test_study_page_shows_stalled_queue(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    study = make_study(project, dataset, base_model)
+    address = reverse("study-grid", args=[study.pk])
+    assert GPU not in page_of(client, vera, address)
+    stop("gpu0@box")
+    assert GPU in page_of(client, vera, address)
+
+
+def test_import_page_shows_stalled_queue(client: Client, vera: User, project: Project) -> None:
+    waiting = make_dataset(project, "New", ready=False)
+    addresses = [reverse(f"dataset-{name}", args=[waiting.pk]) for name in ("detail", "progress")]
+    for address in addresses:
+        assert CPU not in page_of(client, vera, address)
+    stop("cpu@box")
+    for address in addresses:
+        assert CPU in page_of(client, vera, address)
+
+
+def test_inspection_page_shows_stalled_queue(client: Client, vera: User, base_model: BaseModel) -> None:
+    base_model.inspect()
+    stop("cpu@box")
+    for name in ("detail", "progress"):
+        assert CPU in page_of(client, vera, reverse(f"base-model-{name}", args=[base_model.pk]))

@@ -1,0 +1,54 @@
+"""Predicted and measured side by side on a run's page."""
+
+from __future__ import annotations
+
+from django.test import Client
+
+from dashboard.forms.studies.comparison import compared
+from dashboard.models import TrainingRun, User
+
+TOLD = {
+    "trainable_parameters": 512,
+    "adapter_bytes": 4096,
+    "peak_memory_bytes": {"expected": 1_000_000_000, "low": 900_000_000, "high": 1_200_000_000},
+    "seconds": {"expected": 120.0, "low": 60.0, "high": 300.0},
+    "rows_cut": 0,
+    "starts_at": None,
+}
+FOUND = {
+    "trainable_parameters": 512,
+    "adapter_bytes": 4096,
+    "peak_memory_bytes": 1_100_000_000,
+    "wall_seconds": 90.0,
+}
+
+
+def ended(run: TrainingRun, told: dict[str, object], found: dict[str, object]) -> TrainingRun:
+    TrainingRun.objects.update(forecast=told, measured=found, outcome="succeeded")
+    return TrainingRun.objects.get(pk=run.pk)
+
+
+def test_it_says_how_far_each_forecast_was_off(run: TrainingRun) -> None:
+    found = {line.label: line for line in compared(ended(run, TOLD, FOUND))}
+    assert found["Peak memory"].off == "+10.0 %"
+    assert found["Peak memory"].range == "900.0 MB to 1.2 GB"
+    assert (found["Time"].predicted, found["Time"].measured, found["Time"].off) == (
+        "2 min", "1 min 30 s", "-25.0 %",
+    )  # fmt: skip
+    assert found["Adapter"].off == found["Trainable parameters"].off == "exact"
+
+
+def test_the_page_shows_them(client: Client, vera: User, run: TrainingRun) -> None:
+    client.force_login(vera)
+    ended(run, TOLD, FOUND)
+    page = client.get(run.get_absolute_url()).content.decode()
+    assert "Predicted and measured" in page
+    assert "1.1 GB" in page
+
+
+def test_before_anything_is_measured_there_is_nothing_to_compare(
+    client: Client, vera: User, run: TrainingRun
+) -> None:
+    client.force_login(vera)
+    assert compared(run) == []
+    assert "Predicted and measured" not in client.get(run.get_absolute_url()).content.decode()

@@ -1,0 +1,111 @@
+"""Studies without training: rows as a worker leaves them, with scores that the test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dashboard.models import (
+    Adapter,
+    ArmPlan,
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    Evaluation,
+    Job,
+    Project,
+    State,
+    Study,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
+from dashboard.models.studies.launch import launch_study
+from tests.conftest import finish
+from workers.contract.hyperparameters import Hyperparameters
+
+# arm -> seed -> score of each row, and the base's under `base`
+Table = dict[str, dict[int, Sequence[float]]]
+
+
+def make_arms(*slugs: str, **settings: object) -> list[ArmPlan]:
+    """Presets as arms, with the tests' short runs."""
+    learn = Hyperparameters(**{"r": 4, "max_steps": 10, "max_length": 64, **settings})  # type: ignore[arg-type]
+    return [ArmPlan(slug, TargetModuleConfig.objects.get(slug=slug), learn) for slug in slugs]
+
+
+def make_study(
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    *,
+    by: User | None = None,
+    slugs: Sequence[str] = ("efficient", "quality"),
+    **plan: object,
+) -> Study:
+    """A queued study of presets."""
+    version = dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+    values: dict[str, object] = {"name": "Placement", "seeds": [1, 2, 3], "metric": "exact_match"}
+    arms = plan.pop("arms", None) or make_arms(*slugs)
+    return launch_study(
+        project=project,
+        by=by,
+        dataset_version=version,
+        base_model=base_model,
+        arms=arms,  # type: ignore[arg-type]
+        **values | plan,  # type: ignore[arg-type]
+    )
+
+
+def end_training(job: Job) -> None:
+    """Lead a training job of a study to its end: every arm has an adapter, or a loss for its rate."""
+    for run in job.training_runs.filter(outcome=""):
+        measured = {"seconds": 12.0, "peak_memory_bytes": 5e8}
+        if run.rung is None:
+            files = {"adapter_model.safetensors": f"{run.pk:064x}"}
+            Adapter.objects.publish(run, f"{run.pk:064x}", files, 1000 * run.pk)
+        else:
+            measured["validation_loss"] = 1.0
+        run.end(TrainingRun.Outcome.SUCCEEDED, step=10, measured=measured)
+    finish(job)
+
+
+def end_evaluation(job: Job, table: Table, metric: str, groups: Sequence[int] = ()) -> None:
+    """Lead an evaluate job of a study to its end with the scores of `table`; each row's group, if any."""
+    for evaluation in job.evaluations.select_related("run__study_arm"):
+        arm = evaluation.run.study_arm
+        assert arm
+        base = evaluation.subject == Evaluation.Subject.BASE
+        values = next(iter(table["base"].values())) if base else table[arm.name][evaluation.run.seed]
+        items = [
+            {"row": row, "prompt": f"p{row}", "expected": "e", "output": "o", "scores": {metric: value}}
+            for row, value in enumerate(values, 1)
+        ]
+        if groups:
+            items = [item | {"group": group} for item, group in zip(items, groups, strict=True)]
+        speeds = {"ms_per_token": 20.0 if base else 21.5 + 3 * arm.position, "base_ms_per_token": 20.0}
+        evaluation.record_result(len(items), {metric: sum(values) / len(values), **speeds}, items)
+    finish(job)
+
+
+def score_first_seed(study: Study, table: Table) -> Study:
+    """Lead a queued study to where one seed has its scores and the others are still to be trained."""
+    end_training(study.jobs().order_by("pk")[0])
+    study.advance()
+    end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), table, study.metric)
+    study.advance()
+    return Study.objects.get(pk=study.pk)
+
+
+def conclude(study: Study, table: Table, groups: Sequence[int] = ()) -> Study:
+    """Lead a whole study to its verdict."""
+    for _round in range(20):
+        job = study.jobs().filter(state=State.QUEUED).order_by("pk").first()
+        if job is None:
+            break
+        if job.kind == Job.Kind.TRAIN:
+            end_training(job)
+        else:
+            end_evaluation(job, table, study.metric, groups)
+        study.advance()
+    return Study.objects.get(pk=study.pk)

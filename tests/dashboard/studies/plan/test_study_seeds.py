@@ -1,0 +1,82 @@
+"""Adding seeds to a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, Dataset, Project, Study, User
+from tests.dashboard.studies.factories import conclude, make_study
+
+TABLE: Any = {"base": {0: [1]}, "efficient": {1: [1], 2: [1], 3: [1]}, "quality": {1: [1], 2: [1], 3: [1]}}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Finished, with two seeds."""
+    return conclude(make_study(project, dataset, base_model, by=ed, seeds=[1, 2]), TABLE)
+
+
+def send(client: Client, study: Study, **values: Any) -> Any:
+    return client.post(
+        reverse("study-seeds", args=[study.pk]), {"count": 2, "first": 3, **values}, follow=True
+    )
+
+
+def test_it_trains_every_arm_with_the_new_seeds_only(client: Client, ed: User, study: Study) -> None:
+    before = study.runs().count()
+    client.force_login(ed)
+    assert "Not started" not in send(client, study).content.decode()
+    study.refresh_from_db()
+    assert study.seeds == [1, 2, 3, 4]
+    assert study.runs().count() == before + 4
+    assert study.state == "queued" or study.state == "running"
+
+
+def test_a_double_click_adds_them_once(client: Client, ed: User, study: Study) -> None:
+    client.force_login(ed)
+    send(client, study)
+    page = send(client, study).content.decode()
+    assert "notice-error" not in page.split('id="notices"')[0]
+    study.refresh_from_db()
+    assert study.seeds == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", ["0", "6", "many", ""])
+def test_it_refuses_another_number_with_a_sentence(
+    client: Client, ed: User, study: Study, count: str
+) -> None:
+    client.force_login(ed)
+    assert "from 1 to 5" in send(client, study, count=count).content.decode()
+    study.refresh_from_db()
+    assert study.seeds == [1, 2]
+
+
+def test_the_page_and_the_report_name_added_seeds(client: Client, ed: User, study: Study) -> None:
+    study.add_seeds([3], ed)
+    study = conclude(Study.objects.get(pk=study.pk), TABLE)
+    client.force_login(ed)
+    for name in ("study-detail", "study-report"):
+        assert "after a first result: 3." in client.get(reverse(name, args=[study.pk])).content.decode()
+
+
+def test_concurrent_additions_are_both_kept(ed: User, study: Study) -> None:
+    first, second = (Study.objects.get(pk=study.pk) for _copy in range(2))
+    first.add_seeds([3], ed)
+    second.add_seeds([4], ed)
+    study = Study.objects.get(pk=study.pk)
+    assert study.seeds == [1, 2, 3, 4]
+    assert [addition["seeds"] for addition in study.additions] == [[3], [4]]
+    assert study.runs().filter(job__state="queued").count() == 4
+
+
+def test_advancing_a_stale_copy_keeps_added_seeds(ed: User, study: Study) -> None:
+    stale = Study.objects.with_facts().get(pk=study.pk)
+    study.add_seeds([3], ed)
+    stale.advance()
+    saved = Study.objects.get(pk=study.pk)
+    assert (saved.seeds, saved.finished_at) == ([1, 2, 3], None)
+    assert saved.forecast_seconds == study.forecast_seconds

@@ -1,0 +1,69 @@
+"""A study as files: the differences and every score as CSV, and all of it as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, Study, User
+from tests.dashboard.studies.factories import make_study, score_first_seed
+from tests.dashboard.studies.results.test_study_result import TABLE, study
+
+__all__ = ["study"]
+
+
+def rows_of(client: Client, route: str, study: Study) -> list[dict[str, str]]:
+    """A CSV of the study, line by line."""
+    answer = client.get(reverse(route, args=[study.pk]))
+    assert answer.headers["Content-Type"].startswith("text/csv")
+    return list(csv.DictReader(io.StringIO(answer.content.decode())))
+
+
+def test_the_differences_are_in_the_metrics_own_unit(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    rows = {row["arm"]: row for row in rows_of(client, "study-deltas-csv", study)}
+    assert float(rows["mlp"]["difference"]) == -0.5
+    assert rows["mlp"]["outcome"] == "inferior"
+    assert rows["quality"]["difference"] == ""
+
+
+def test_the_scores_are_enough_to_recompute_every_mean(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    rows = rows_of(client, "study-scores-csv", study)
+    own = [float(row["value"]) for row in rows if row["arm"] == "mlp"]
+    assert len(own) == 180
+    found = next(arm for arm in study.result.arms if arm.name == "mlp")
+    assert abs(sum(own) / len(own) - found.metric.mean) < 1e-12
+    assert {row["seed"] for row in rows if row["arm"] == "base"} == {""}
+    assert all(row["group"] == row["item"] for row in rows), "these rows stand alone"
+
+
+def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
+    client: Client, vera: User, study: Study
+) -> None:
+    client.force_login(vera)
+    answer = client.get(reverse("study-json", args=[study.pk]))
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="study-{study.pk}.json"'
+    found = answer.json()
+    assert found["study"]["comparisons"] == study.result.to_dict()["comparisons"]
+    assert len(found["scores"]) == 60 + 3 * 3 * 60
+    assert {one["arm"] for one in found["settings"]} == {"efficient", "mlp", "quality"}
+    assert found["study"]["test_sha256"] == study.dataset_version.test_sha256 == "ef" * 32
+    assert {one["spec"]["data"]["test_sha256"] for one in found["settings"]} == {"ef" * 32}
+    # No folder of this installation.
+    assert all("path" not in one["spec"]["base"] for one in found["settings"])
+
+
+def test_before_the_end_no_file_is_given_and_the_page_says_why(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    working = score_first_seed(make_study(project, dataset, base_model), TABLE)
+    assert EvaluationItem.objects.exists()
+    client.force_login(ed)
+    for route in ("study-deltas-csv", "study-scores-csv", "study-json"):
+        answer = client.get(reverse(route, args=[working.pk]), follow=True)
+        assert answer.redirect_chain == [(working.get_absolute_url(), 302)]
+        assert "Scores are available when all runs of the study have ended." in answer.content.decode()

@@ -1,0 +1,72 @@
+"""The report: one page for managers with everything behind it, without navigation."""
+
+from __future__ import annotations
+
+import json
+
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Adapter, BaseModel, Dataset, Project, Study, User
+from tests.dashboard.studies.factories import make_study
+from tests.dashboard.studies.results.test_study_result import study
+
+__all__ = ["study"]
+
+
+def page_of(client: Client, person: User, study: Study) -> str:
+    """The report as this person gets it."""
+    client.force_login(person)
+    return client.get(reverse("study-report", args=[study.pk])).content.decode()
+
+
+def test_it_opens_with_the_sentence_and_ends_with_all_settings(
+    client: Client, vera: User, study: Study
+) -> None:
+    page = page_of(client, vera, study)
+    parts = ("study-verdict", "plot-intervals", "How it was measured", "What was not measured", "Appendix")
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    for words in (
+        study.dataset_version.sha256,
+        study.base_model.sha256,
+        "1, 2, 3",
+        "Learning rate",
+        "60 test rows",
+    ):
+        assert words in page
+
+
+def test_what_differs_is_told_by_arm_and_what_does_not_once(client: Client, vera: User, study: Study) -> None:
+    page = page_of(client, vera, study).split("Settings in which the arms differ")[1]
+    by_arm, alike = page.split("Settings that are the same in all arms")
+    assert "Target modules" in by_arm
+    assert "Learning rate" not in by_arm
+    assert alike.count("Learning rate<") == 1
+
+
+def test_it_states_the_pattern_that_answers_were_measured_by(
+    client: Client, vera: User, study: Study
+) -> None:
+    assert "The pattern:" not in page_of(client, vera, study)
+    Study.objects.filter(pk=study.pk).update(pattern=r"total: <\d+>")
+    assert r"The pattern: <code>total: &lt;\d+&gt;</code>" in page_of(client, vera, study)
+
+
+def test_it_names_the_versions_that_the_adapters_were_made_with(
+    client: Client, vera: User, study: Study
+) -> None:
+    adapter = Adapter.objects.filter(run__study_arm__study=study).first()
+    assert adapter
+    adapter.path().mkdir(parents=True)
+    (adapter.path() / "run.json").write_text(json.dumps({"versions": {"peft": "0.19.3"}}))
+    assert "peft 0.19.3" in page_of(client, vera, study)
+
+
+def test_before_the_end_it_sends_to_the_study(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    queued = make_study(project, dataset, base_model)
+    client.force_login(vera)
+    answer = client.get(reverse("study-report", args=[queued.pk]))
+    assert answer.headers["Location"] == queued.get_absolute_url()

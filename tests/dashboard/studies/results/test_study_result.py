@@ -1,0 +1,305 @@
+"""What a finished study says on its page: the sentence first, then every number behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.charts import axes, study_charts
+from dashboard.models import (
+    BaseModel,
+    Dataset,
+    Evaluation,
+    MetricSeries,
+    Project,
+    Study,
+    TrainingRun,
+    User,
+)
+from dashboard.models.evaluations.forgetting import study_forgetting
+from dashboard.models.studies.limits import unmeasured
+from dashboard.models.studies.results.result import ArmComparison
+from dashboard.models.studies.results.text import outcome_label, recommended_arm, sentence
+from dashboard.presenters.study_page import ResultPage
+from dashboard.views.studies.study_results import result_context
+from tests.dashboard.studies.factories import Table, conclude, make_study
+
+SEEDS = (1, 2, 3)
+ROWS = 60
+# Quality answers 40 of 60 rows, efficient the same and mlp only 10 of them.
+TABLE: Table = {
+    "base": {0: [1] * 5 + [0] * 55},
+    "efficient": {seed: [1] * 40 + [0] * 20 for seed in SEEDS},
+    "mlp": {seed: [1] * 10 + [0] * 50 for seed in SEEDS},
+    "quality": {seed: [1] * 40 + [0] * 20 for seed in SEEDS},
+}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Finished: three arms, three seeds; efficient as good as quality, mlp worse."""
+    queued = make_study(
+        project, dataset, base_model, by=ed, slugs=("efficient", "mlp", "quality"), margin=0.06
+    )
+    conclude(queued, TABLE)
+    return Study.objects.with_facts().get(pk=queued.pk)
+
+
+def test_the_sentence_comes_first_and_every_arm_has_its_outcome(
+    client: Client, vera: User, study: Study
+) -> None:
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url()).content.decode()
+    places = [page.index(part) for part in ("study-verdict", "plot-intervals", 'class="table card-table')]
+    assert places == sorted(places)
+    for words in ("As good within your margin", "Worse", "Reference", "-50.0 points", "60 test rows"):
+        assert words in page
+
+
+def test_it_never_calls_an_arm_by_a_superlative(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url()).content.decode().lower()
+    assert not any(word in page for word in ("best", "winner", "wins", "optimal"))
+
+
+def test_the_plot_shows_every_seed_and_the_base_model(study: Study) -> None:
+    plot = study_charts.intervals(study)
+    assert [row["name"] for row in plot["rows"]] == ["efficient", "quality", "mlp", "Base model"]
+    assert [len(row["seeds"]) for row in plot["rows"]] == [3, 3, 3, 0]
+    lowest = min(float(row["low"].rstrip("%")) for row in plot["rows"])
+    highest = max(float(row["high"].rstrip("%")) for row in plot["rows"])
+    assert (lowest, highest) == (axes.EDGE, 100 - axes.EDGE)
+
+
+def test_a_base_model_far_away_does_not_press_the_arms_together(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    near = {seed: [1] * 60 + [0] * 40 for seed in SEEDS}
+    table: Table = {"base": {0: [0] * 100}, "efficient": near, "quality": near}
+    study = conclude(make_study(project, dataset, base_model), table)
+    plot = study_charts.intervals(study)
+    assert [row["beyond"] for row in plot["rows"]] == ["", "", "left"]
+    assert min(float(row["low"].rstrip("%")) for row in plot["rows"][:2]) == axes.EDGE
+    client.force_login(vera)
+    assert "The arrow points to the base model" in client.get(study.get_absolute_url()).content.decode()
+
+
+def test_a_base_model_that_is_not_far_away_shares_the_axis(study: Study) -> None:
+    plot = study_charts.intervals(study)
+    assert not plot["is_base_outside"]
+    assert {row["beyond"] for row in plot["rows"]} == {""}
+
+
+def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
+    places = ((0.1, 100.0), (0.15, 101.0), (0.59, 102.0), (0.61, 103.0), (0.95, 104.0))
+    marks = [{**study_charts.beside("Attention", share), "y": y} for share, y in places]
+    study_charts.apart(marks, bottom=120)
+    for one in marks:
+        for other in marks:
+            if one is not other and study_charts.meet(one, other):
+                assert abs(one["label_y"] - other["label_y"]) >= axes.LABEL_HEIGHT
+    assert max(mark["label_y"] for mark in marks) <= 120
+
+
+def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -> None:
+    rows = {row["arm"].name: row for row in ResultPage(study, study_forgetting(study)).deltas()}
+    assert rows["mlp"]["difference"] == "-50.0 points"
+    assert rows["mlp"]["p"] == "< 0.001"
+    assert rows["mlp"]["kept"]["mean"] == "14 %"
+    assert rows["mlp"]["kept"]["interval"].endswith(" %)")
+    assert rows["quality"]["kept"] is None
+    assert rows["efficient"]["interval"].startswith("95 % interval -")
+    assert rows["quality"]["difference"] == ""
+
+
+def test_an_open_case_says_what_is_certain_already() -> None:
+    one = ArmComparison(
+        position=0,
+        arm="efficient",
+        reference="quality",
+        difference=-0.09,
+        low=-0.145,
+        high=-0.041,
+        p=0.012,
+        p_adjusted=0.024,
+        outcome="not_enough_evidence",
+        seeds=[1, 2, 3],
+        seeds_disagree=False,
+        seeds_needed=5,
+        kept=None,
+    )
+    assert outcome_label(one) == "Worse; whether within your margin is open"
+    assert outcome_label(replace(one, high=0.001)) == "Not enough evidence"
+    # Without the correction for the number of arms it would be certain; with it, it is not.
+    assert outcome_label(replace(one, p_adjusted=0.06)) == "Not enough evidence"
+    assert outcome_label(replace(one, outcome="indicative_only")) == "Indicative only"
+
+
+def test_an_unfinished_study_has_no_result_to_show(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    assert result_context(make_study(project, dataset, base_model), {}) == {}
+
+
+def test_a_loss_is_written_in_nats_and_its_lowest_arm_comes_first(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    table: Table = {
+        "base": {0: [3.0, 3.2]},
+        "efficient": {seed: [1.0, 1.2] for seed in SEEDS},
+        "quality": {seed: [0.9, 1.0] for seed in SEEDS},
+    }
+    study = conclude(make_study(project, dataset, base_model, metric="loss"), table)
+    plot = study_charts.intervals(study)
+    assert [row["name"] for row in plot["rows"]][:2] == ["quality", "efficient"]
+    assert plot["rows"][0]["words"].startswith("0.950 (")
+
+
+def test_an_arm_that_is_beaten_at_no_more_cost_is_grey(study: Study) -> None:
+    picture = study_charts.pareto(study, "trainable_parameters")
+    assert picture
+    assert {mark["name"]: mark["is_dominated"] for mark in picture["marks"]} == {
+        "efficient": False,
+        "mlp": True,
+        "quality": False,
+    }
+    assert picture["tied"]["names"] == "efficient"
+
+
+def test_with_two_seeds_no_arm_is_grey(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1, 2])
+    picture = study_charts.pareto(conclude(queued, TABLE), "trainable_parameters")
+    assert picture
+    assert not picture["has_dominated"]
+
+
+def test_the_cost_is_chosen_in_the_address(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url(), {"cost": "seconds"}).content.decode()
+    assert "Training time to the right" in page
+    assert (
+        "Trainable parameters to the right"
+        in client.get(f"{study.get_absolute_url()}?cost=x").content.decode()
+    )
+
+
+def test_only_costs_that_were_measured_are_offered(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    address = study.get_absolute_url()
+    assert "Time per token to the right" in client.get(address, {"cost": "ms_per_token"}).content.decode()
+    # Older evaluations did not measure it: neither a button nor a column, and the address falls back.
+    Evaluation.objects.update(metrics={})
+    page = client.get(address, {"cost": "ms_per_token"}).content.decode()
+    assert "Time per token" not in page
+    assert "Trainable parameters to the right" in page
+
+
+def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
+    client: Client, vera: User, study: Study
+) -> None:
+    client.force_login(vera)
+    few = client.get(study.get_absolute_url()).content.decode()
+    assert "settings are the same for all" in few
+    every = client.get(study.get_absolute_url(), {"only": "all"}).content.decode()
+    assert every.count("<tr>") > few.count("<tr>")
+
+
+def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study: Study) -> None:
+    runs = study.arms.get(name="mlp").final_runs()
+    for run, shift in zip(runs, (0.0, 0.1, 0.5), strict=True):
+        MetricSeries.objects.append(run, "validation/loss", [(5, 2.0 + shift), (10, 1.0 + shift)])
+    band = study_charts.band_of([run.pk for run in runs])
+    assert [step for step, *_values in band] == [5, 10]
+    assert band[0][1:] == pytest.approx((2.2, 2.0, 2.5))
+    assert band[1][1:] == pytest.approx((1.2, 1.0, 1.5))
+    curves = study_charts.validation_curves(study)
+    assert curves
+    assert [line["name"] for line in curves["lines"]] == ["mlp"]
+
+
+def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(
+    project: Project, dataset: Dataset, base_model: BaseModel, study: Study
+) -> None:
+    said = sentence(study)
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), margin=0.06)
+    lost = queued.runs().filter(study_arm__name="mlp").earliest("pk")
+    lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
+    conclude(queued, TABLE)
+    few = Study.objects.with_facts().get(pk=queued.pk)
+    assert {one.arm: one.outcome for one in few.result.comparisons} == {
+        "efficient": "not_inferior",
+        "mlp": "indicative_only",
+    }
+    assert sentence(few) == said
+    assert recommended_arm(few) == few.result.recommended == "efficient"
+    assert "Fewer than three seeds, so indicative only: mlp." in unmeasured(few)
+    assert "indicative" not in " ".join(unmeasured(study))
+
+
+def test_no_arm_is_called_worse_by_the_sentence_that_has_too_few_seeds(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    worse = {**TABLE, "efficient": TABLE["mlp"]}
+    queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"))
+    lost = queued.runs().filter(study_arm__name="mlp").earliest("pk")
+    lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
+    conclude(queued, worse)
+    few = Study.objects.with_facts().get(pk=queued.pk)
+    assert sentence(few).startswith(
+        "Not enough evidence to say how the arms compare with quality. 1 more seed"
+    )
+    assert recommended_arm(few) == ""
+
+
+def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_others(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    without = conclude(make_study(project, dataset, base_model), TABLE)
+    beside = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"))
+    for run in beside.runs().filter(study_arm__name="mlp"):
+        run.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no finite number.")
+    beside = conclude(beside, TABLE)
+    assert beside.state == "succeeded"
+    assert (beside.result.base, beside.result.items) == (without.result.base, without.result.items)
+    for mine, other in zip(beside.result.comparisons, without.result.comparisons, strict=True):
+        assert (mine.difference, mine.low, mine.high, mine.p_adjusted) == (
+            other.difference,
+            other.low,
+            other.high,
+            other.p_adjusted,
+        )
+    client.force_login(vera)
+    page = client.get(beside.get_absolute_url()).content.decode()
+    assert "Failed: The loss was no finite number." in page
+
+
+def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
+    sizes = {arm.name: arm.final_runs()[0].forecast["trainable_parameters"] for arm in study.arms.all()}
+    times = f"{sizes['quality'] / sizes['efficient']:.1f}"
+    said = unmeasured(study)
+    assert any(
+        f"at equal rank, quality has {times} times the parameters of efficient." in text for text in said
+    )
+    assert not any("different rules" in text for text in said)
+
+
+def test_page_and_report_say_when_the_seeds_disagree(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    said = "The seeds disagree more than the test rows do: more seeds tell more than more rows."
+    apart = {**TABLE, "efficient": {1: [1] * 60, 2: [0] * 60, 3: [1, 0] * 30}}
+    study = conclude(make_study(project, dataset, base_model), apart)
+    assert any(one.seeds_disagree for one in study.result.comparisons)
+    client.force_login(vera)
+    for address in (study.get_absolute_url(), reverse("study-report", args=[study.pk])):
+        assert said in client.get(address).content.decode()
+
+
+def test_it_says_when_arms_are_scaled_by_different_rules(study: Study) -> None:
+    arm = study.arms.get(name="mlp")
+    arm.hyperparameters["lora_alpha"] = arm.hyperparameters["r"]
+    arm.save()
+    assert any("different rules" in text for text in unmeasured(Study.objects.get(pk=study.pk)))

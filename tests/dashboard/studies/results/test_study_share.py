@@ -1,0 +1,115 @@
+"""Links to a report: made and taken back by managers, read without an account, silent on all else."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.core.cache import cache
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from dashboard.models import ShareLink, Study, User
+from dashboard.models.accounts.project import digest_of
+from dashboard.views.studies.share_links import MOST_MISSES
+from tests.dashboard.studies.results.test_study_result import study
+
+__all__ = ["study"]
+
+
+@pytest.fixture
+def secret(study: Study, mara: User) -> str:
+    """Of a link for a week, without rows."""
+    return ShareLink.issue(study, mara, days=7)[1]
+
+
+def opened(secret: str, client: Client | None = None) -> tuple[int, str]:
+    """Status and text of what a stranger gets."""
+    answer = (client or Client()).get(reverse("share-link-open", args=[secret]))
+    return answer.status_code, answer.content.decode()
+
+
+def test_a_manager_makes_a_link_that_is_shown_once(client: Client, mara: User, study: Study) -> None:
+    client.force_login(mara)
+    answer = client.post(reverse("share-link-create", args=[study.pk]), {"days": "90"})
+    link = ShareLink.objects.get()
+    secret = answer.context["address"].rstrip("/").rpartition("/")[2]
+    assert (answer.status_code, link.digest) == (201, digest_of(secret))
+    assert timedelta(days=89) < link.expires_at - timezone.now() <= timedelta(days=90)
+    assert secret not in client.get(study.get_absolute_url()).content.decode()
+
+
+@pytest.mark.parametrize("days", ["", "8", "x"])
+def test_other_lengths_are_refused_with_a_sentence(
+    client: Client, mara: User, study: Study, days: str
+) -> None:
+    client.force_login(mara)
+    answer = client.post(reverse("share-link-create", args=[study.pk]), {"days": days}, follow=True)
+    assert "7, 30 or 90 days" in answer.content.decode()
+    assert not ShareLink.objects.exists()
+
+
+def test_a_stranger_reads_the_report_without_names(study: Study, secret: str, mara: User, ed: User) -> None:
+    status, page = opened(secret)
+    assert status == 200
+    assert "study-verdict" in page
+    for hidden in (study.project.name, mara.email, ed.email, "p1", "sample-prompt", "/studies/"):
+        assert hidden not in page
+    assert ShareLink.objects.get().opens == 1
+
+
+def test_a_signed_in_reader_sees_no_project_either(study: Study, secret: str, otto: User) -> None:
+    client = Client()
+    client.force_login(otto)
+    _status, page = opened(secret, client)
+    assert "Elsewhere" not in page
+    assert otto.email not in page
+
+
+def test_rows_are_shown_only_when_the_link_says_so(study: Study, mara: User) -> None:
+    secret = ShareLink.issue(study, mara, days=7, with_rows=True)[1]
+    assert "sample-prompt" in opened(secret)[1]
+
+
+def test_it_is_kept_out_of_search_engines_and_caches(study: Study, secret: str) -> None:
+    answer = Client().get(reverse("share-link-open", args=[secret]))
+    assert answer.headers["X-Robots-Tag"] == "noindex, nofollow"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert "no-store" in answer.headers["Cache-Control"]
+    assert '<meta name="robots" content="noindex, nofollow">' in answer.content.decode()
+
+
+def test_wrong_expired_and_revoked_links_look_the_same(study: Study, secret: str, mara: User) -> None:
+    expired, expired_secret = ShareLink.issue(study, mara, days=7)
+    ShareLink.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
+    revoked, revoked_secret = ShareLink.issue(study, mara, days=7)
+    revoked.revoke()
+    answers = [opened(one) for one in ("wrong", secret[:-1], expired_secret, revoked_secret)]
+    assert {status for status, _page in answers} == {404}
+    assert len({re.sub(r'"X-CSRFToken": "\w+"', "", page) for _status, page in answers}) == 1
+
+
+def test_a_manager_takes_it_back(client: Client, mara: User, study: Study, secret: str) -> None:
+    client.force_login(mara)
+    button = reverse("share-link-revoke", args=[ShareLink.objects.get().pk])
+    for address in (study.get_absolute_url(), reverse("team-index")):
+        assert button in client.get(address).content.decode()
+    client.post(button)
+    assert opened(secret)[0] == 404
+
+
+def test_who_keeps_guessing_is_slowed_down_but_a_right_link_still_opens(study: Study, secret: str) -> None:
+    cache.clear()
+    found = [opened(f"guess-{number}")[0] for number in range(MOST_MISSES + 1)]
+    assert (found[-2], found[-1]) == (404, 429)
+    assert opened(secret)[0] == 200
+    cache.clear()
+
+
+def test_a_refused_try_puts_no_link_into_the_log(secret: str, caplog: pytest.LogCaptureFixture) -> None:
+    ShareLink.objects.update(revoked_at=timezone.now())
+    assert opened(secret)[0] == 404
+    assert "/shared/…/" in caplog.text
+    assert secret not in caplog.text

@@ -1,0 +1,117 @@
+"""A study's page: what was fixed before, what is asked before a stop, and the verdict at the end."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from dashboard.models import BaseModel, Dataset, Project, Study, TrainingRun, User
+from dashboard.models.studies.results.text import sentence
+from tests.dashboard.studies.factories import Table, conclude, make_study
+
+SEEDS = (1, 2, 3)
+ALIKE: Table = {
+    "base": {0: [0, 1]},
+    "efficient": {seed: [1, 1] for seed in SEEDS},
+    "quality": {seed: [1, 1] for seed in SEEDS},
+}
+UNSURE: Table = {
+    "base": {0: [0] * 40},
+    "efficient": {seed: [(row + seed) % 2 for row in range(40)] for seed in SEEDS},
+    "quality": {seed: [1] * 20 + [0] * 20 for seed in SEEDS},
+}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """Queued: two arms, three seeds."""
+    return make_study(project, dataset, base_model, by=ed)
+
+
+def test_it_says_what_was_fixed_before_it_began(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url()).content.decode()
+    for words in ("Exact match", "quality", "2 points", "Equal rank", "not searched"):
+        assert words in page
+
+
+def test_an_editor_is_asked_before_it_stops(client: Client, ed: User, study: Study) -> None:
+    client.force_login(ed)
+    page = client.get(study.get_absolute_url()).content.decode()
+    assert "Stop this study?" in page
+    assert "keep their adapters" in page
+
+
+def test_a_finished_one_opens_with_its_sentence(client: Client, vera: User, study: Study) -> None:
+    conclude(study, ALIKE)
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url()).content.decode()
+    assert page.index("study-verdict") < page.index("study-grid")
+    assert "hx-trigger" not in page.split('id="study-grid"')[1].split(">")[0]
+
+
+def test_more_seeds_are_the_main_button_where_they_would_probably_decide(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    few = make_study(project, dataset, base_model, by=ed, seeds=[1])
+    conclude(
+        few, {name: {seed: values[seed] for seed in values if seed < 2} for name, values in UNSURE.items()}
+    )
+    client.force_login(ed)
+    page = client.get(few.get_absolute_url()).content.decode()
+    assert "Indicative only" in page
+    assert "Add 2 seeds" in page
+
+
+def test_with_few_seeds_it_says_where_the_first_of_the_other_arms_stands(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    arms = ("efficient", "mlp", "quality")
+    few = make_study(project, dataset, base_model, slugs=arms, seeds=[1])
+    scores = {"efficient": [1, 0, 0, 0], "mlp": [1, 1, 0, 0], "quality": [1, 1, 1, 0], "base": [0, 0, 0, 0]}
+    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    assert said.startswith("Indicative only, with 1 seed: of the other arms mlp comes out first, ")
+    assert "25 points behind quality (95 % interval -" in said
+    assert said.endswith("Three seeds are needed for a verdict.")
+
+
+@pytest.mark.parametrize(("score", "where"), [(1, "25 points ahead of"), (0, "level with")])
+def test_with_one_other_arm_it_says_ahead_or_level(
+    project: Project, dataset: Dataset, base_model: BaseModel, score: int, where: str
+) -> None:
+    scores = {"efficient": [1, 0, 0, score], "quality": [1, 0, 0, 0], "base": [0, 0, 0, 0]}
+    few = make_study(project, dataset, base_model, seeds=[1])
+    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    assert f"with 1 seed: efficient comes out {where} quality (" in said
+
+
+def test_an_arm_that_failed_says_why(client: Client, vera: User, study: Study) -> None:
+    job = study.jobs().earliest("pk")
+    efficient, quality = job.training_runs.order_by("pk")
+    efficient.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was not finite.")
+    client.force_login(vera)
+    page = client.get(study.get_absolute_url()).content.decode()
+    assert "The loss was not finite." in page
+    assert quality.state == "queued"
+
+
+def test_the_page_needs_no_more_queries_for_more_arms(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(vera)
+    counts = []
+    for slugs in (("efficient", "quality"), ("efficient", "balanced", "attention", "mlp", "quality")):
+        study = make_study(project, dataset, base_model, slugs=slugs)
+        with CaptureQueriesContext(connection) as asked:
+            client.get(study.get_absolute_url())
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+def test_a_run_of_it_leads_back_to_it(client: Client, vera: User, study: Study) -> None:
+    run = study.runs().first()
+    assert isinstance(run, TrainingRun)
+    client.force_login(vera)
+    assert study.get_absolute_url() in client.get(run.get_absolute_url()).content.decode()

@@ -1,0 +1,131 @@
+"""`manage.py measure_forecast`: what it draws, how it predicts, what it prints and when it says no."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+
+from dashboard.management.commands import measure_forecast
+from dashboard.management.commands.measure_forecast import Measurement, cross_validate, draw_settings
+from workers.contract.hyperparameters import Hyperparameters
+from workers.target_modules.presets import PRESETS
+
+
+class FakeBench:
+    """Machines of one kind: each setting takes a third more than the formula says, and 10 % more memory."""
+
+    seconds: Iterator[float] = itertools.repeat(1.33)
+
+    def __init__(self, _folder: Path, _dtype: str) -> None: ...
+
+    def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
+        """As the formula, by the factors above."""
+        return Measurement(slug, learn, 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> type[FakeBench]:
+    monkeypatch.setattr(measure_forecast, "Bench", FakeBench)
+    monkeypatch.setattr(FakeBench, "seconds", itertools.repeat(1.33))
+    return FakeBench
+
+
+def measure(*options: str) -> str:
+    said = io.StringIO()
+    call_command("measure_forecast", *options, stdout=said)
+    return said.getvalue()
+
+
+def test_settings_are_drawn_anew_and_a_seed_repeats_them() -> None:
+    first, again, other = (list(itertools.islice(draw_settings(seed), 18)) for seed in (1, 1, 2))
+    assert first == again
+    assert not set(first) & set(other)
+    assert len(set(first)) == 18
+    assert {slug for slug, _learn in first} == set(PRESETS)
+
+
+def test_settings_reach_over_ranks_batches_lengths_and_ways() -> None:
+    found = [learn for _slug, learn in itertools.islice(draw_settings(3), 200)]
+    for name in ("r", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
+        assert len({getattr(learn, name) for learn in found}) >= 3, name
+    assert 0 < sum(learn.gradient_checkpointing for learn in found) < 100
+    assert 0 < sum(learn.lora_dropout > 0 for learn in found) < 100
+    assert all(learn.per_device_train_batch_size * learn.max_length <= 2048 for learn in found)
+    rows = [learn.rows_per_step * (learn.max_steps or 0) for learn in found]
+    assert min(rows) >= 24
+    assert max(rows) <= 48
+
+
+def test_no_setting_is_predicted_from_itself() -> None:
+    slug, learn = next(draw_settings(1))
+    usual = Measurement(slug, learn, 1e9, 10.0, 1e9, 10.0)
+    odd = dataclasses.replace(usual, bytes=3e9, seconds=30.0)
+    results = cross_validate([usual] * 1 + [dataclasses.replace(usual) for _time in range(6)] + [odd])
+    assert results[-1].memory_error == pytest.approx(1 / 3 - 1, abs=0.02)
+    assert results[-1].time_error == pytest.approx(1 / 3 - 1, abs=0.02)
+
+
+def test_it_prints_a_line_per_setting_and_how_many_were_near_enough(bench: type[FakeBench]) -> None:
+    said = measure("--count", "6", "--seed", "4")
+    assert "6 settings drawn with --seed 4" in said
+    (head,) = (line for line in said.splitlines() if line.startswith("preset"))
+    assert " ".join(head.split()) == "preset r batch length steps memory, GB off CPU seconds off"
+    lines = said.split(head)[1].strip().splitlines()[:6]
+    assert all("/ 1.10" in line and "/ 26.6" in line for line in lines)
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    assert "Memory: 6 of 6 within 15%, worst +0.0%" in said
+    assert "Time: 6 of 6 within 25%, worst +0.0%" in said
+
+
+def test_it_fails_when_a_forecast_is_beyond_its_goal(
+    bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "seconds", iter([1.33] * 5 + [3.0]))
+    said = io.StringIO()
+    with pytest.raises(CommandError, match="A goal was missed"):
+        call_command("measure_forecast", "--count", "6", stdout=said)
+    assert "Time: 5 of 6 within 25%, worst -5" in said.getvalue()
+
+
+def test_it_stops_measuring_in_time(bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=50)
+    monkeypatch.setattr(measure_forecast.time, "monotonic", lambda: float(next(clock)))
+    said = measure("--count", "18", "--minutes", "15")
+    measured = said.count("\nmeasured ")
+    assert 3 <= measured < 18
+    assert f"Time is short: {measured} of 18 settings were measured." in said
+    assert f"Memory: {measured} of {measured} within" in said
+    with pytest.raises(CommandError, match="Allow more minutes"):
+        measure("--minutes", "1")
+
+
+def test_it_asks_for_enough_settings(bench: type[FakeBench]) -> None:
+    with pytest.raises(CommandError, match="at least 3"):
+        measure("--count", "2")
+
+
+@pytest.mark.slow
+def test_it_trains_and_measures_for_real(tmp_path: Path, settings: Any) -> None:
+    from tests.tiny_model import build_tiny_model
+
+    settings.BUNDLED_MODEL_DIR = build_tiny_model(tmp_path / "tiny")
+    said = io.StringIO()
+    options: dict[str, Any] = {"count": 3, "seed": 5, "stdout": said}
+    # How near a toy's forecasts are says nothing: only that there are some.
+    with contextlib.suppress(CommandError):
+        call_command("measure_forecast", **options)
+    lines = [line for line in said.getvalue().splitlines() if line.split(" ")[0] in PRESETS]
+    assert len(lines) == 3
+    assert all(float(line.split("/")[1].split()[0]) > 0.2 for line in lines), (
+        "gigabytes of a process with torch"
+    )
+    assert "of 3 within 15%" in said.getvalue()

@@ -1,0 +1,343 @@
+"""The fine-tune form: what it starts, what it refuses, and that nothing typed is lost."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.forms.training.hyperparameters import defaults
+from dashboard.forms.training.training_runs import SAMPLE_LEARNING_RATE, initial_for
+from dashboard.models import (
+    BaseModel,
+    ComputeBudget,
+    Dataset,
+    Job,
+    Outbox,
+    Project,
+    State,
+    TargetModuleConfig,
+    TrainingRun,
+    User,
+)
+from dashboard.models.catalog.dataset import SAMPLE_NAME
+from tests.conftest import make_base_model, make_dataset, make_run
+from workers.target_modules.custom import Selection
+
+URL = reverse("training-run-create")
+
+
+def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[str, Any]:
+    """The form as a browser sends it, with some fields changed."""
+    version = dataset.newest_ready()
+    config = TargetModuleConfig.objects.get(slug="efficient")
+    values = {
+        "name": "Triage",
+        "dataset_version": version.pk if version else "",
+        "base_model": base_model.pk,
+        "target_module_config": config.pk,
+        **{name: "" if value is None else str(value) for name, value in defaults().items()},
+        "max_steps": "10",
+        "r": "4",
+        "per_device_train_batch_size": "4",
+        "gradient_accumulation_steps": "2",
+        "max_length": "64",
+        "idempotency_key": str(uuid.uuid4()),
+    }
+    return {**values, **changes}
+
+
+Send = Callable[..., Any]
+
+
+@pytest.fixture
+def send(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> Send:
+    """Ed sends the form with some fields changed."""
+    client.force_login(ed)
+    return lambda **changes: client.post(URL, entered(dataset, base_model, **changes))
+
+
+def test_it_starts_a_run_and_opens_its_page(send: Send) -> None:
+    answer = send()
+    run = TrainingRun.objects.get()
+    assert answer["Location"] == run.get_absolute_url()
+    assert (run.name, run.state, run.hyperparameters["lora_alpha"]) == ("Triage", State.QUEUED, 8)
+    assert Outbox.objects.filter(job=run.job).count() == 1
+
+
+def test_it_starts_one_run_for_a_double_click(send: Send) -> None:
+    key = str(uuid.uuid4())
+    first, second = send(idempotency_key=key), send(idempotency_key=key)
+    assert first["Location"] == second["Location"]
+    assert TrainingRun.objects.count() == 1
+
+
+def test_it_starts_two_runs_for_two_forms(send: Send) -> None:
+    send()
+    send()
+    assert TrainingRun.objects.count() == 2
+
+
+def test_it_names_a_nameless_run(send: Send) -> None:
+    send(name="")
+    assert TrainingRun.objects.get().name == "Tickets Efficient"
+
+
+def test_it_counts_passes_when_asked_to(send: Send) -> None:
+    send(length="epochs", num_train_epochs="2", max_steps="")
+    run = TrainingRun.objects.get()
+    assert (run.hyperparameters["num_train_epochs"], run.hyperparameters["max_steps"]) == (2.0, None)
+    assert run.total_steps == 4  # 16 training rows, 8 per step, twice
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", "0"), ("r", "-4"), ("r", "513"), ("r", "4.5"), ("r", "four"), ("r", ""),
+        ("learning_rate", "1e9"), ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", "0"),
+        ("lora_alpha", "0"), ("lora_dropout", "1"), ("warmup_ratio", "0.9"), ("lr_scheduler_type", "magic"),
+        ("max_steps", "0"), ("max_steps", ""), ("max_steps", "9" * 40), ("length", "forever"),
+        ("per_device_train_batch_size", "0"), ("gradient_accumulation_steps", "x"), ("seed", "-1"),
+        ("max_length", "8"), ("max_length", "131072"), ("name", "x" * 121), ("name", "a\0b"),
+        ("dataset_version", ""), ("dataset_version", "987654"), ("dataset_version", "abc"),
+        ("base_model", "987654"), ("target_module_config", "987654"), ("target_module_config", ""),
+        ("idempotency_key", "not a key"),
+    ],
+)  # fmt: skip
+def test_it_refuses_bad_input_beside_its_field(send: Send, field: str, value: str) -> None:
+    answer = send(**{field: value})
+    assert answer.status_code == 422
+    assert answer.context["form"].errors[field]
+    assert TrainingRun.objects.count() == Job.objects.filter(kind="train").count() == 0
+
+
+def test_it_says_the_limits_of_a_number(send: Send) -> None:
+    assert b"Enter a number from 0.0000001 to 0.1." in send(learning_rate="1e9").content
+    assert b"Enter a whole number from 1 to 512." in send(r="0").content
+
+
+def test_it_keeps_what_was_typed(send: Send) -> None:
+    answer = send(name="My own name", seed="7", r="0")
+    assert b'value="My own name"' in answer.content
+    assert answer.context["form"]["seed"].value() == "7"
+
+
+def test_it_names_the_reading_limit_of_the_model(send: Send) -> None:
+    assert "reads at most 512 tokens" in str(send(max_length="1024").context["form"].errors["max_length"])
+
+
+def test_it_refuses_a_model_counted_by_another_version(send: Send, base_model: BaseModel) -> None:
+    BaseModel.objects.filter(pk=base_model.pk).update(census={**(base_model.census or {}), "version": 0})
+    answer = send()
+    assert answer.status_code == 422
+    assert "Inspect it again" in str(answer.context["form"].errors["base_model"])
+
+
+def test_it_refuses_a_viewer(client: Client, vera: User, dataset: Dataset, base_model: BaseModel) -> None:
+    client.force_login(vera)
+    assert client.get(URL).status_code == 403
+    assert client.post(URL, entered(dataset, base_model)).status_code == 403
+    assert TrainingRun.objects.count() == 0
+
+
+def test_it_takes_nothing_from_another_project(send: Send, other_project: Project) -> None:
+    foreign = make_dataset(other_project, "Secret")
+    model = make_base_model(other_project, "Theirs", "example/theirs")
+    version = foreign.newest_ready()
+    answer = send(dataset_version=version.pk if version else 0, base_model=model.pk)
+    assert set(answer.context["form"].errors) == {"dataset_version", "base_model"}
+
+
+def test_it_takes_no_dataset_that_is_not_ready(send: Send, project: Project) -> None:
+    waiting = make_dataset(project, "Waiting", ready=False).newest()
+    assert "dataset_version" in send(dataset_version=waiting.pk if waiting else 0).context["form"].errors
+
+
+def test_it_prefills_the_dataset_of_the_link(client: Client, ed: User, project: Project) -> None:
+    make_base_model(project)
+    chosen, _other = make_dataset(project, "One"), make_dataset(project, "Two")
+    client.force_login(ed)
+    form = client.get(URL, {"dataset": chosen.pk}).context["form"]
+    version = chosen.newest_ready()
+    assert form.initial["dataset_version"] == (version.pk if version else 0)
+
+
+def test_it_prefills_the_settings_of_an_earlier_run(client: Client, ed: User, run: TrainingRun) -> None:
+    client.force_login(ed)
+    form = client.get(URL, {"clone": run.pk}).context["form"]
+    assert (form.initial["r"], form.initial["max_steps"], form.initial["lora_alpha"]) == (4, 10, None)
+
+
+def test_it_prefills_nothing_of_another_project(
+    client: Client, otto: User, run: TrainingRun, dataset: Dataset
+) -> None:
+    client.force_login(otto)
+    assert client.get(URL, {"clone": run.pk}).status_code == 404
+    assert client.get(URL, {"dataset": dataset.pk}).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "9" * 30, "", "٣"])
+def test_it_survives_a_broken_link(client: Client, ed: User, project: Project, text: str) -> None:
+    client.force_login(ed)
+    assert client.get(URL, {"clone": text, "dataset": text, "base_model": text}).status_code in (200, 404)
+
+
+def test_it_gives_the_sample_its_own_learning_rate(project: Project, dataset: Dataset) -> None:
+    sample = make_dataset(project, SAMPLE_NAME).newest_ready()
+    assert initial_for(sample)["learning_rate"] == SAMPLE_LEARNING_RATE
+    assert "learning_rate" not in initial_for(dataset.newest_ready())
+
+
+def test_it_preselects_the_recommended_preset_and_the_bundled_model(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    answer = client.get(URL)
+    assert answer.context["plan"].card.config.slug == "efficient"
+    assert b"Recommended default: smallest adapter." in answer.content
+    assert b"Start fine-tune" in answer.content
+
+
+def test_its_button_names_what_is_missing(client: Client, ed: User, project: Project) -> None:
+    make_base_model(project)
+    make_dataset(project, "One")
+    make_dataset(project, "Two")
+    client.force_login(ed)
+    answer = client.get(URL)
+    assert answer.context["plan"].missing == "Choose a dataset"
+    assert b"Start fine-tune" not in answer.content
+
+
+def test_it_offers_the_sample_where_there_is_no_dataset(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert reverse("dataset-sample").encode() in client.get(URL).content
+
+
+def test_it_shows_a_name_as_text(client: Client, ed: User, project: Project, base_model: BaseModel) -> None:
+    make_dataset(project, "<img src=x onerror=alert(1)>")
+    client.force_login(ed)
+    assert b"<img src=x" not in client.get(URL).content
+
+
+def test_a_clone_of_a_run_without_its_dataset_still_opens(client: Client, ed: User, run: TrainingRun) -> None:
+    make_run(run.project, run.dataset_version.dataset, run.base_model, name="Again")
+    Job.objects.filter(pk=run.dataset_version.job_id or 0).update(state=State.FAILED)
+    client.force_login(ed)
+    assert client.get(URL, {"clone": run.pk}).status_code == 200
+
+
+def gappy(base_model: BaseModel) -> BaseModel:
+    """The model with attention output in the second of its two layers alone."""
+    census = base_model.census or {}
+    for group in census["groups"]:
+        if group["role"] == "attn_out":
+            group["layers"] = [1]
+    BaseModel.objects.filter(pk=base_model.pk).update(census=census)
+    return BaseModel.objects.get(pk=base_model.pk)
+
+
+def test_gaps_are_confirmed_before_a_start(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    values = entered(dataset, gappy(base_model))
+    for ticked in ("", "yes"):
+        page = client.post(URL, {**values, "confirmed": ticked})
+        assert page.status_code == 422
+        assert b"Read the warnings, then tick this box." in page.content
+    resolution = page.context["plan"].card.resolution
+    assert resolution.confirmations[0].encode() in page.content
+    assert client.post(URL, {**values, "confirmed": resolution.confirmation_key}).status_code == 302
+    run = TrainingRun.objects.get()
+    assert (run.confirmed_by, run.confirmations) == (ed, list(resolution.confirmations))
+    assert b"Confirmed before the launch" in client.get(run.get_absolute_url()).content
+
+
+def test_a_repeated_run_keeps_its_version_of_a_choice(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    configs = TargetModuleConfig.objects
+    old, new = (
+        configs.compose(project=project, by=ed, name="Ours", selection=Selection((name,)))
+        for name in ("o_proj", "q_proj")
+    )
+    client.post(URL, entered(dataset, base_model, target_module_config=old.pk))
+    shown = [card.config for card in client.get(URL).context["cards"]]
+    assert new in shown
+    assert old not in shown
+    page = client.get(URL, {"clone": TrainingRun.objects.get().pk})
+    assert page.context["plan"].card.config == old
+    assert b"Ours v1" in page.content
+
+
+def test_the_options_of_an_adapter_reach_the_spec(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    options = {
+        "use_rslora": "on",
+        "use_dora": "on",
+        "autocast_adapter_dtype": "False",
+        "loraplus_lr_ratio": "16",
+    }
+    assert client.post(URL, entered(dataset, base_model, **options)).status_code == 302
+    run = TrainingRun.objects.get()
+    learn = run.hyperparameters
+    assert (learn["use_rslora"], learn["use_dora"], learn["autocast_adapter_dtype"]) == (True, True, False)
+    assert learn["loraplus_lr_ratio"] == 16
+    # o_proj of two 32-wide layers: r * 2 * (32 + 32), and DoRA's 2 * 32.
+    assert run.spec["target"]["trainable_parameters"] == run.forecast["trainable_parameters"] == 512 + 64
+    again = client.get(URL, {"clone": run.pk}).context["plan"]
+    assert {name for name, _value, _default in again.differences} >= set(options)
+
+
+def test_left_out_options_are_off(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> None:
+    client.force_login(ed)
+    client.post(URL, entered(dataset, base_model))
+    learn = TrainingRun.objects.get().hyperparameters
+    assert (learn["use_dora"], learn["autocast_adapter_dtype"], learn["loraplus_lr_ratio"]) == (
+        False,
+        True,
+        1,
+    )
+
+
+def test_dora_with_dropout_is_refused_beside_it(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    page = client.post(URL, entered(dataset, base_model, use_dora="on", lora_dropout="0.1"))
+    assert page.context["form"].errors["lora_dropout"]
+    page = client.post(URL, entered(dataset, base_model, loraplus_lr_ratio="65"))
+    assert page.context["form"].errors["loraplus_lr_ratio"]
+
+
+# The compute budget
+
+
+def test_a_run_beyond_the_budget_is_refused_with_what_is_left(
+    client: Client, ed: User, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    ComputeBudget.objects.change(project, 0, mara)
+    client.force_login(ed)
+    answer = client.post(URL, entered(dataset, base_model))
+    page = answer.content.decode()
+    assert answer.status_code == 422
+    assert "0 h are left. Support may use 0 h in" in page
+    assert "mara@example.org can raise the budget" in page
+    assert "Raise the budget" not in page
+    assert not TrainingRun.objects.exists()
+
+
+def test_a_manager_gets_a_link_to_raise_it(
+    client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    ComputeBudget.objects.change(project, 0, mara)
+    client.force_login(mara)
+    page = client.post(URL, entered(dataset, base_model)).content.decode()
+    assert f'<a href="{reverse("compute-budget-index")}">Raise the budget</a>' in page

@@ -1,0 +1,296 @@
+"""Scoring base and adapter on the same rows, with numbers that were worked out by hand."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.conftest import Recorder
+from tests.engine.training.test_train import everything
+from tests.tiny_model import chat, colour_rows, write_canonical
+from workers.contract.errors import DataError, ModelError, Stopped, TargetError
+from workers.contract.events import Message, Progress, Result
+from workers.contract.specs import BaseSpec, DataSpec, EvalSpec, TrainSpec
+from workers.engine.__main__ import failure
+from workers.engine.evaluation.evaluate import evaluate
+from workers.engine.training.data import Split
+from workers.engine.training.train import train
+
+MakeSpec = Callable[..., TrainSpec]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tuple[BaseSpec, DataSpec, Path]:
+    """An adapter that knows four rows by heart."""
+    from tests.tiny_model import tiny_base
+    from workers.contract.hyperparameters import Hyperparameters
+
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_canonical(folder / "data", colour_rows(4))
+    learn = Hyperparameters(
+        r=16, learning_rate=2e-2, max_steps=80, per_device_train_batch_size=4, lr_scheduler_type="linear"
+    )
+    base = tiny_base(tiny_folder)
+    spec = TrainSpec(
+        name="t", base=base, data=data, target=everything(16), hyperparameters=learn, dtype="float32"
+    )
+    train([spec], folder / "out", report=Recorder())
+    return base, data, folder / "out/arm-0/adapter"
+
+
+@pytest.fixture
+def make_eval(trained: tuple[BaseSpec, DataSpec, Path]) -> Callable[..., EvalSpec]:
+    base, data, adapter = trained
+    defaults: dict[str, Any] = {
+        "base": base,
+        "data": data,
+        "adapters": {"adapter": str(adapter)},
+        "dtype": "float32",
+    }
+    return lambda **changes: EvalSpec(**(defaults | changes))
+
+
+def test_what_was_learned_is_scored_as_right(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    record = Recorder()
+    values = evaluate(make_eval(), tmp_path, report=record)
+    assert values["adapter"]["exact_match"] == 1.0
+    assert values["base"]["exact_match"] == 0.0
+    assert values["adapter"]["loss"] < 0.2 < values["base"]["loss"]
+    assert values["adapter"]["perplexity"] == pytest.approx(math.exp(values["adapter"]["loss"]))
+    assert values["rows"] == 4
+    assert values["answers"] == "text"
+    assert record.of(Result)[0].values == values
+    timing = [Progress("timing", done, 4) for done in range(5)]
+    assert record.of(Progress)[-6:] == [Progress("scoring", 16, 16), *timing]
+
+
+def test_every_item_is_kept_for_both(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [item["subject"] for item in items] == ["base"] * 4 + ["adapter"] * 4
+    assert items[0]["row"] == items[4]["row"]
+    assert items[4]["prompt"] == "Colour of 0?"
+    assert items[4]["expected"] == items[4]["output"] == "red"
+    total = sum(item["scores"]["loss"] * item["scores"]["tokens"] for item in items[4:])
+    tokens = sum(item["scores"]["tokens"] for item in items[4:])
+    assert values["adapter"]["loss"] == pytest.approx(total / tokens)
+
+
+def test_the_base_is_scored_as_if_there_were_no_adapter(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
+) -> None:
+    from workers.engine.base_models.model import load_base, load_tokenizer
+    from workers.engine.training.data import Split, collate, encode
+    from workers.engine.training.loss import Scorer
+    from workers.engine.training.runtime import pick_device, pick_dtype
+
+    base, data, _adapter = trained
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    model = load_base(base, pick_dtype("float32", pick_device()), pick_device())
+    split = Split(data, "test")
+    examples = encode(load_tokenizer(base), [split.row(index) for index in range(4)])
+    losses = Scorer(model, None, None).token_losses(collate(examples, pick_device()))
+    assert values["base"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_rows_are_drawn_by_seed(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "many", colour_rows(4), test=colour_rows(20))
+    drawn = []
+    for seed in (1, 1, 2):
+        evaluate(make_eval(data=data, max_rows=5, seed=seed), tmp_path / "out", report=Recorder())
+        lines = (tmp_path / "out/items.jsonl").read_text().splitlines()
+        drawn.append([json.loads(line)["row"] for line in lines[:5]])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_adapter_that_does_nothing_is_noticed(
+    make_spec: MakeSpec, tmp_path: Path, record: Recorder
+) -> None:
+    spec = make_spec(learning_rate=1e-7, max_steps=1)
+    train([spec], tmp_path / "out", report=Recorder())
+    folder = tmp_path / "out/arm-0/adapter"
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    silent = {name: value * 0 if "lora_B" in name else value for name, value in weights.items()}
+    save_file(silent, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    asked = EvalSpec(base=spec.base, data=spec.data, adapters={"adapter": str(folder)}, dtype="float32")
+    values = evaluate(asked, tmp_path / "scores", report=record)
+    assert "changes nothing" in record.of(Message)[0].text
+    assert values["base"] == values["adapter"]
+
+
+def test_plain_text_has_loss_and_perplexity_only(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "text", ["Some plain text.", "More of it."])
+    values = evaluate(make_eval(data=data), tmp_path, report=Recorder())
+    assert set(values["adapter"]) == {"loss", "perplexity", "general_loss", "general_accuracy"}
+
+
+def test_a_long_prompt_is_cut_on_the_left(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "long", colour_rows(4), test=[chat("x" * 300 + " Colour of 0?", "red")])
+    values = evaluate(make_eval(data=data, max_length=48), tmp_path, report=Recorder())
+    assert values["rows"] == 1
+    assert math.isfinite(values["adapter"]["loss"])
+
+
+def test_a_split_without_answers_is_refused(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    data = write_canonical(tmp_path / "none", colour_rows(4), test=[[{"role": "user", "content": "hello"}]])
+    with pytest.raises(DataError, match="no row with an answer"):
+        evaluate(make_eval(data=data), tmp_path, report=Recorder())
+
+
+def test_a_pickled_adapter_is_refused(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(make_eval().adapters["adapter"], folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        evaluate(make_eval(adapters={"adapter": str(folder)}), tmp_path / "out", report=Recorder())
+
+
+def test_it_obeys_a_stop(make_eval: Callable[..., EvalSpec], tmp_path: Path, record: Recorder) -> None:
+    def should_stop() -> str:
+        return "cancel" if any(event.phase == "scoring" for event in record.of(Progress)) else ""
+
+    with pytest.raises(Stopped):
+        evaluate(make_eval(), tmp_path, report=record, should_stop=should_stop)
+    assert not (tmp_path / "items.jsonl").exists()
+
+
+def test_it_scores_several_adapters_as_if_each_were_alone(
+    make_eval: Callable[..., EvalSpec], make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    good = make_eval().adapters["adapter"]
+    train([make_spec(learning_rate=1e-3, max_steps=2)], tmp_path / "out", report=Recorder())
+    other = str(tmp_path / "out/arm-0/adapter")
+    together = evaluate(make_eval(adapters={"one": good, "two": other}), tmp_path / "both", report=Recorder())
+    for name, folder in (("one", good), ("two", other)):
+        alone = evaluate(make_eval(adapters={name: folder}), tmp_path / name, report=Recorder())
+        assert together[name] == alone[name]
+        assert together["base"] == alone["base"]
+    assert together["one"] != together["two"]
+
+
+def test_it_spares_the_base_a_second_scoring(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    values = evaluate(make_eval(with_base=False), tmp_path, report=Recorder())
+    assert "base" not in values
+    assert values["adapter"]["exact_match"] == 1.0
+
+
+def test_it_tells_what_an_adapter_costs_on_other_text(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path
+) -> None:
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    assert values["adapter"]["general_loss"] != values["base"]["general_loss"]
+    assert math.isfinite(values["base"]["general_loss"])
+
+
+def test_it_times_each_adapter_alone_and_unmerged_beside_the_base(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path
+) -> None:
+    good = make_eval().adapters["adapter"]
+    found = evaluate(make_eval(adapters={"one": good, "two": good}), tmp_path, report=Recorder())
+    speeds = found["ms_per_token"]
+    assert set(speeds) == {"base", "one", "two"}
+    # All layers of this adapter do three products instead of one.
+    assert 0 < speeds["base"] < min(speeds["one"], speeds["two"])
+
+
+def test_no_adapter_is_loaded_while_another_is_timed(
+    trained: tuple[BaseSpec, DataSpec, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import workers.engine.latency as latency
+    from peft.tuners.lora.layer import LoraLayer
+
+    base, data, folder = trained
+    seen: list[set[str]] = []
+
+    def turn(model: Any, *_rest: Any) -> list[float]:
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        seen.append({name for layer in layers for name in layer.lora_A})
+        return [0.001]
+
+    monkeypatch.setattr(latency, "_measure", turn)
+    adapters = {"one": str(folder), "two": str(folder)}
+    spec = EvalSpec(base=base, data=data, adapters=adapters, dtype="float32", with_base=False)
+    found = evaluate(spec, tmp_path, report=Recorder())
+    assert seen == [set(), {"one"}, {"two"}, {"two"}, {"one"}, set()]
+    assert found["ms_per_token"] == {"base": 1.0, "one": 1.0, "two": 1.0}
+
+
+def test_every_item_names_its_group_and_the_result_the_checksum(
+    make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
+) -> None:
+    values = evaluate(make_eval(), tmp_path, report=Recorder())
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    # The rows of this file were written without groups, so each stands alone.
+    assert all(item["group"] == item["row"] for item in items)
+    frozen = replace(trained[1], test_sha256=values["split_sha256"])
+    assert evaluate(make_eval(data=frozen), tmp_path, report=Recorder())["rows"] == 4
+
+
+def test_test_rows_that_have_changed_are_refused_in_words(
+    make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
+) -> None:
+    data = write_canonical(tmp_path / "data", colour_rows(4))
+    frozen = replace(data, test_sha256=Split(data, "test").sha256)
+    write_canonical(tmp_path / "other", colour_rows(5))
+    (tmp_path / "data/test.parquet").write_bytes((tmp_path / "other/test.parquet").read_bytes())
+    with pytest.raises(DataError, match="are not those that were frozen") as caught:
+        evaluate(make_eval(data=frozen), tmp_path, report=Recorder())
+    assert caught.value.code == "test_set_changed"
+    assert not (tmp_path / "items.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("unable to mmap 99 bytes from file <weights>: Cannot allocate memory (12)"),
+    ],
+)
+def test_no_memory_for_an_adapter_is_no_misfit(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("peft.peft_model.PeftModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(TargetError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    told = failure(refused.value)
+    assert told.code == "out_of_memory"
+    assert told.message.startswith("There was not enough memory")
+
+
+def test_an_adapter_that_does_not_fit_is_still_called_a_misfit(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise RuntimeError("size mismatch for lora_A: copying a param with shape [4, 32] from [8, 32]")
+
+    monkeypatch.setattr("peft.peft_model.PeftModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(TargetError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    assert failure(refused.value).code == "target_modules_mismatch"
+
+
+def test_no_memory_for_the_base_is_no_fault_of_its_files(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(ModelError) as refused:
+        evaluate(make_eval(), tmp_path, report=Recorder())
+    assert failure(refused.value).code == "out_of_memory"

@@ -1,0 +1,456 @@
+"""A run that was cut off continues as if nothing had happened, or says why it cannot."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.engine.conftest import Recorder
+from tests.moments import refusing
+from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
+from workers.contract.errors import CheckpointMismatch, DiskFull, RunError, Stopped
+from workers.contract.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
+from workers.contract.specs import TrainSpec
+from workers.engine.__main__ import failure
+from workers.engine.training import checkpoints, loss
+from workers.engine.training.checkpoints import CheckpointUnreadable
+from workers.engine.training.train import train
+from workers.supervision import database_outage, stop_policy
+
+MakeSpec = Callable[..., TrainSpec]
+Curves = dict[tuple[int, str], dict[int, float]]
+MEASURED = ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss")
+COUNTED = (
+    "steps",
+    "tokens",
+    "train_loss",
+    "validation_loss",
+    "best_validation_loss",
+    "best_validation_step",
+)
+
+
+class Killed(BaseException):
+    """Nothing in the engine catches this, so nothing is written on the way out, as with a SIGKILL."""
+
+
+class Fuse(Recorder):
+    """Keeps events, and kills the run as soon as `arm` has measured `name` at `step`."""
+
+    def __init__(self, step: int, arm: int = 0, name: str = "train/loss") -> None:
+        super().__init__()
+        self.at = (arm, step, name)
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        arm, step, name = self.at
+        if isinstance(event, Metrics) and (event.arm, event.step) == (arm, step) and name in event.values:
+            raise Killed
+
+
+def curves(*records: Recorder) -> Curves:
+    """(arm, name) -> step -> value, later events over earlier ones, as the database keeps them."""
+    found: Curves = {}
+    for event in (event for record in records for event in record.of(Metrics)):
+        for name in MEASURED:
+            if name in event.values:
+                found.setdefault((event.arm, name), {})[event.step] = event.values[name]
+    return found
+
+
+def tensors(out: Path, arm: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(out / f"arm-{arm}/adapter/adapter_model.safetensors")
+
+
+def run_on(specs: list[TrainSpec], out: Path, record: Recorder, **options: Any) -> list[ArmEnd]:
+    """What `python -m workers.engine train` does: continue from the newest checkpoint that is whole."""
+    kept = out / "checkpoints"
+    options = {"resume_from": checkpoints.find_newest(kept, record), "checkpoint_dir": kept} | options
+    return train(specs, out, report=record, **options)
+
+
+def assert_equal_runs(
+    whole: tuple[Path, list[ArmEnd], Curves], resumed: tuple[Path, list[ArmEnd], Curves]
+) -> None:
+    assert resumed[2].keys() == whole[2].keys()
+    for key, points in whole[2].items():
+        assert list(resumed[2][key]) == list(points), key
+        assert resumed[2][key] == pytest.approx(points, abs=1e-6), key
+    for mine, theirs in zip(resumed[1], whole[1], strict=True):
+        assert (mine.outcome, mine.step) == (theirs.outcome, theirs.step)
+        for name in COUNTED:
+            assert mine.summary[name] == pytest.approx(theirs.summary[name], abs=1e-6), name
+        expected, found = tensors(whole[0], mine.arm), tensors(resumed[0], mine.arm)
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
+
+
+@pytest.fixture
+def one(make_spec: MakeSpec) -> list[TrainSpec]:
+    """An arm whose schedule, dropout and second epoch would all show a wrong position."""
+    return [make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3, weight_decay=0.1)]
+
+
+@pytest.fixture
+def two(make_spec: MakeSpec, one: list[TrainSpec]) -> list[TrainSpec]:
+    return [*one, make_spec(name="two", seed=7, r=2, max_steps=8, lora_dropout=0.1, validation_steps=4)]
+
+
+@pytest.mark.parametrize(
+    ("kills", "seconds"), [([1], 180.0), ([12], 0.0), ([2, 4, 7, 10, 11], 0.0), ([2, 4, 7, 10, 11], 180.0)]
+)
+def test_resumed_run_equals_uninterrupted_run(
+    one: list[TrainSpec], tmp_path: Path, kills: list[int], seconds: float
+) -> None:
+    record = Recorder()
+    ends = train(one, tmp_path / "whole", report=record)
+    lives: list[Recorder] = []
+    for step in kills:
+        lives.append(Fuse(step))
+        with pytest.raises(Killed):
+            run_on(one, tmp_path / "cut", lives[-1], checkpoint_seconds=seconds)
+    lives.append(Recorder())
+    resumed = run_on(one, tmp_path / "cut", lives[-1], checkpoint_seconds=seconds)
+    assert_equal_runs((tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(*lives)))
+
+
+@pytest.mark.parametrize(
+    ("arm", "step", "name"),
+    [(0, 5, "train/loss"), (1, 5, "train/loss"), (1, 4, "validation/loss"), (0, 10, "train/loss")],
+)
+def test_two_resumed_arms_equal_uninterrupted_arms(
+    two: list[TrainSpec], tmp_path: Path, arm: int, step: int, name: str
+) -> None:
+    record, fuse, rest = Recorder(), Fuse(step, arm, name), Recorder()
+    ends = train(two, tmp_path / "whole", report=record)
+    with pytest.raises(Killed):
+        run_on(two, tmp_path / "cut", fuse)
+    resumed = run_on(two, tmp_path / "cut", rest)
+    assert_equal_runs(
+        (tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(fuse, rest))
+    )
+
+
+@pytest.mark.parametrize("looks", [20, 38, 65])
+def test_drain_within_a_step_loses_nothing(two: list[TrainSpec], tmp_path: Path, looks: int) -> None:
+    record, first, rest = Recorder(), Recorder(), Recorder()
+    ends = train(two, tmp_path / "whole", report=record)
+    left = [looks]
+
+    def should_stop() -> str:
+        left[0] -= 1
+        return "drain" if left[0] < 0 and first.series("train/loss") else ""
+
+    with pytest.raises(Stopped):
+        run_on(two, tmp_path / "cut", first, should_stop=should_stop)
+    resumed = run_on(two, tmp_path / "cut", rest)
+    steps = [(event.arm, event.step) for event in first.of(Metrics) if "train/loss" in event.values]
+    again = [(event.arm, event.step) for event in rest.of(Metrics) if "train/loss" in event.values]
+    assert again[: len(steps)] == steps, "told again from the checkpoint, not trained again"
+    assert len(set(again)) == len(again)
+    assert_equal_runs(
+        (tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(first, rest))
+    )
+
+
+def test_resume_reports_its_first_step(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
+    with pytest.raises(Killed):
+        run_on(one, tmp_path, Fuse(8))
+    run_on(one, tmp_path, record)
+    assert "Continues from step 6." in [event.text for event in record.of(Message)]
+    first = next(event for event in record.of(Progress) if event.phase == "training")
+    assert (first.step, first.total) == (6, 12)
+
+
+def test_resumed_finished_run_only_saves_again(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    run_on(one, tmp_path, Recorder())
+    before = tensors(tmp_path)
+    run_on(one, tmp_path, record)
+    assert "Continues from step 12." in [event.text for event in record.of(Message)]
+    assert all(torch.equal(value, before[name]) for name, value in tensors(tmp_path).items())
+    validations = [event.step for event in record.of(Metrics) if "validation/loss" in event.values]
+    assert validations == [0, 3, 6, 9, 12], "told again, not measured again"
+
+
+def test_checkpoint_after_each_validation_and_two_are_kept(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    run_on(one, tmp_path, record)
+    assert [event.step for event in record.of(Checkpoint)] == [3, 6, 9, 12]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [event.path for event in record.of(Checkpoint)][-2:]
+    newest = tmp_path / "checkpoints" / kept[-1]
+    assert {path.suffix for path in newest.iterdir()} == {".json", ".safetensors"}
+    manifest = json.loads((newest / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"arm0.safetensors", "state.json"}
+
+
+def test_checkpoints_are_written_by_time(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
+    run_on([replace(one[0], validation_rows=0)], tmp_path, record, checkpoint_seconds=0.0)
+    assert [event.step for event in record.of(Checkpoint)] == list(range(1, 13))
+
+
+def test_failed_arm_stays_failed_after_resume(
+    two: list[TrainSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fuse, rest = Fuse(7), Recorder()
+    real = loss.Scorer.training_loss
+
+    def poisoned(self: Any, batch: Any, labelled: int) -> torch.Tensor:
+        lost = self.model.active_adapter == "arm1" and len(fuse.series("train/loss", 1)) == 1
+        return real(self, batch, labelled) * (math.nan if lost else 1.0)
+
+    with monkeypatch.context() as poison:
+        poison.setattr(loss.Scorer, "training_loss", poisoned)
+        with pytest.raises(Killed):
+            run_on(two, tmp_path, fuse)
+    ends = run_on(two, tmp_path, rest)
+    assert [(end.outcome, end.code, end.step) for end in ends] == [
+        ("succeeded", "", 12),
+        ("failed", "diverged", 2),
+    ]
+    assert rest.of(ArmEnd)[0] == fuse.of(ArmEnd)[0], (
+        "told again: the parent may have died before it was stored"
+    )
+
+
+@pytest.mark.parametrize("name", ["arm0.safetensors", "state.json", "manifest.json"])
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, name: str
+) -> None:
+    whole = Recorder()
+    ends = train(one, tmp_path / "whole", report=whole)
+    fuse, cut = Fuse(11), tmp_path / "cut"
+    with pytest.raises(Killed):
+        run_on(one, cut, fuse)
+    damaged = max((cut / "checkpoints").iterdir()) / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    resumed = run_on(one, cut, record)
+    told = [event.text for event in record.of(Message)]
+    assert "The newest checkpoint is damaged, so the one before it is tried." in told
+    assert "Continues from step 6." in told
+    assert_equal_runs((tmp_path / "whole", ends, curves(whole)), (cut, resumed, curves(fuse, record)))
+
+
+def test_run_restarts_without_intact_checkpoint(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    with pytest.raises(Killed):
+        run_on(one, tmp_path, Fuse(7))
+    for manifest in (tmp_path / "checkpoints").glob("*/manifest.json"):
+        manifest.unlink()
+    run_on(one, tmp_path, record)
+    assert "No checkpoint is intact, so the run starts again from step 0." in [
+        event.text for event in record.of(Message)
+    ]
+    assert len(record.series("train/loss")) == 12
+
+
+def test_unfinished_checkpoint_is_removed(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
+    half = tmp_path / "checkpoints" / ".writing-1"
+    half.mkdir(parents=True)
+    (half / "state.json").write_text("{")
+    assert checkpoints.find_newest(tmp_path / "checkpoints", record) is None
+    assert not half.exists()
+    assert not record
+
+
+@pytest.fixture
+def cut_off(one: list[TrainSpec], tmp_path: Path) -> Path:
+    """The only checkpoint of a run that was killed."""
+    with pytest.raises(Killed):
+        run_on(one, tmp_path / "cut", Fuse(5))
+    (only,) = (tmp_path / "cut" / "checkpoints").iterdir()
+    return only
+
+
+def refused(spec: TrainSpec, out: Path, kept: Path) -> str:
+    with pytest.raises(CheckpointMismatch) as caught:
+        train([spec], out, report=Recorder(), resume_from=kept)
+    return caught.value.message
+
+
+def test_other_settings_are_refused(make_spec: MakeSpec, tmp_path: Path, cut_off: Path) -> None:
+    spec = make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3, weight_decay=0.2)
+    assert refused(spec, tmp_path, cut_off).startswith("The checkpoint was made with other settings than")
+
+
+def test_another_dataset_is_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
+    other = replace(one[0], data=replace(one[0].data, sha256="f" * 64))
+    assert "another dataset" in refused(other, tmp_path, cut_off)
+
+
+def test_rows_changed_in_place_are_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
+    other = write_canonical(tmp_path / "other", colour_rows()[::-1])
+    changed = replace(one[0], data=replace(one[0].data, path=other.path))
+    assert "another dataset" in refused(changed, tmp_path, cut_off)
+
+
+def test_weights_changed_in_place_are_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
+    folder = build_tiny_model(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    save_file({name: 1.01 * value for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    changed = replace(one[0], base=replace(tiny_base(folder), sha256=one[0].base.sha256))
+    assert refused(changed, tmp_path, cut_off).startswith("The checkpoint was made with another base model")
+
+
+def test_run_with_moved_dataset_folder_continues(
+    one: list[TrainSpec], tmp_path: Path, cut_off: Path, record: Recorder
+) -> None:
+    folder = Path(one[0].data.path).rename(tmp_path / "moved")
+    moved = replace(one[0], data=replace(one[0].data, path=str(folder)))
+    train([moved], tmp_path / "out", report=record, resume_from=cut_off)
+    assert len(record.series("train/loss")) == 12
+
+
+def test_damaged_resume_from_is_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
+    (cut_off / "state.json").unlink()
+    with pytest.raises(RunError, match="damaged"):
+        train(one, tmp_path / "out", report=Recorder(), resume_from=cut_off)
+
+
+def test_failed_write_is_retried(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2]))
+    run_on(one, tmp_path, record)
+    assert [event.step for event in record.of(Checkpoint)] == [3, 6, 9, 12]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
+
+
+def test_full_disk_fails_the_run_and_keeps_the_last_checkpoint(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[3, 4]))
+        with pytest.raises(DiskFull, match="The disk is full"):
+            run_on(one, tmp_path, record)
+    assert [event.step for event in record.of(Checkpoint)] == [3, 6]
+    # The older one made room for the second try.
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000002"]
+    (end,) = run_on(one, tmp_path, record)
+    assert "Continues from step 6." in [event.text for event in record.of(Message)]
+    assert end.outcome == "succeeded"
+
+
+def test_drain_on_full_disk_keeps_the_checkpoint_before(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2, 3]))
+    with pytest.raises(Stopped):
+        run_on(
+            one,
+            tmp_path,
+            record,
+            should_stop=lambda: "drain" if len(record.series("train/loss")) == 5 else "",
+        )
+    assert [event.step for event in record.of(Checkpoint)] == [3]
+    assert "No checkpoint could be written before the stop" in record.of(Message)[-1].text
+
+
+def test_resume_with_smaller_micro_batch(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
+    plain = replace(one[0], hyperparameters=replace(one[0].hyperparameters, lora_dropout=0.0))
+    whole, fuse, cut = Recorder(), Fuse(7), tmp_path / "cut"
+    train([plain], tmp_path / "whole", report=whole)
+    with pytest.raises(Killed):
+        run_on([plain], cut, fuse)
+    learn = replace(plain.hyperparameters, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    run_on([replace(plain, hyperparameters=learn)], cut, record)
+    assert "Continues from step 6." in [event.text for event in record.of(Message)]
+    assert curves(fuse, record)[0, "train/loss"] == pytest.approx(curves(whole)[0, "train/loss"], rel=1e-4)
+    smaller = replace(learn, gradient_accumulation_steps=1)
+    kept = max((cut / "checkpoints").iterdir())
+    assert "other settings" in refused(replace(one[0], hyperparameters=smaller), tmp_path / "other", kept), (
+        "fewer rows in a step are another run"
+    )
+
+
+def test_only_the_latest_damaged_checkpoint_is_kept(
+    one: list[TrainSpec], tmp_path: Path, record: Recorder
+) -> None:
+    run_on(one, tmp_path, Recorder())
+    kept, long_ago = tmp_path / "checkpoints", time.time() - 30 * 86400
+    for name in ("000004", "000003"):
+        (kept / name / "state.json").write_text("{")
+        os.utime(kept / name, (long_ago, long_ago))
+        checkpoints.find_newest(kept, record)
+    (damaged,) = kept.iterdir()
+    assert damaged.name == "damaged-000003"
+    assert time.time() - damaged.stat().st_mtime < 3600
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "arm0.safetensors"])
+def test_unreadable_disk_is_no_damage(
+    cut_off: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    real = Path.open
+
+    def refuse(path: Path, *options: Any, **more: Any) -> Any:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *options, **more)
+
+    before = sorted(cut_off.parent.rglob("*"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", refuse)
+        with pytest.raises(CheckpointUnreadable) as caught:
+            checkpoints.find_newest(cut_off.parent, record)
+    assert (failure(caught.value).code, record) == ("checkpoint_unreadable", [])
+    assert os.strerror(number) in caught.value.message
+    assert sorted(cut_off.parent.rglob("*")) == before, "nothing was put aside"
+    assert checkpoints.find_newest(cut_off.parent, record) == cut_off
+
+
+def test_replayed_metrics_cover_the_longest_database_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four arms at a step a second; a worker waits for its database, then for its engine to stop."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    writer = checkpoints.CheckpointWriter(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=now[0]
+    )
+    for step in range(1, 3601):
+        now[0] += 1.0
+        for arm in range(4):
+            writer.report_metrics(Metrics(arm, step, {"train/loss": 1.0}))
+    seconds = round(
+        stop_policy.OUTAGE_SECONDS + max(stop_policy.GRACE_SECONDS.values()) + database_outage.ANSWER_SECONDS
+    )
+    lost = [(arm, step) for step in range(3600 - seconds, 3601) for arm in range(4)]
+    kept = [(point.arm, point.step) for _told, point in writer.recent_metrics]
+    assert kept[-len(lost) :] == lost
+    assert len(kept) < 2 * len(lost), "and not the whole run"
+
+
+def test_replayed_metrics_are_limited_in_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "REPLAY_POINTS", 100)
+    writer = checkpoints.CheckpointWriter(
+        tmp_path, 180.0, Recorder(), {}, torch.float32, torch.device("cpu"), run_started=0.0
+    )
+    for step in range(1, 1001):
+        writer.report_metrics(Metrics(0, step, {"train/loss": 1.0}))
+    assert [point.step for _told, point in writer.recent_metrics] == list(range(901, 1001))
+
+
+def test_checkpoint_is_read_without_pickle(
+    one: list[TrainSpec], cut_off: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("torch.load was called"))
+    assert checkpoints.load(cut_off).state["step"] == 3

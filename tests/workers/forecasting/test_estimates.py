@@ -1,0 +1,258 @@
+"""Bytes and seconds against worked numbers: among them a Llama layer counted with hooks on saved tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from workers.forecasting import training_cost
+from workers.forecasting.training_cost import (
+    ComputeOptions,
+    ModelShape,
+    count_operations,
+    estimate_memory,
+    estimate_time,
+    model_shape,
+)
+from workers.forecasting.workload import Workload
+from workers.target_modules.census import Census, Group, Matched
+
+# h 512, f 1792, 8 heads and 2 key-value heads of 64: the layer whose bytes were counted.
+WIDTHS = {
+    "q": ("attn_q", 512, 512),
+    "k": ("attn_k", 512, 128),
+    "v": ("attn_v", 512, 128),
+    "o": ("attn_out", 512, 512),
+    "gate": ("mlp_gate", 512, 1792),
+    "up": ("mlp_up", 512, 1792),
+    "down": ("mlp_down", 1792, 512),
+}
+# Bytes per token and layer: bf16 base with fp32 adapters, fp32 with fp32, bf16 with dropout; r 16.
+COUNTED = {
+    "o": (19_560, 30_824, 21_608),
+    "q v": (21_672, 32_936, 25_768),
+    "q k v o": (25_896, 33_064, 34_088),
+    "gate up down": (28_904, 40_168, 40_168),
+    "q k v o gate up down": (37_352, 42_472, 56_808),
+}
+
+
+def group(name: str, layers: int = 1) -> Group:
+    role, d_in, d_out = WIDTHS[name]
+    return Group(f"model.layers.*.{name}_proj", role, "decoder", "linear", tuple(range(layers)), d_in, d_out)
+
+
+def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> ModelShape:
+    census = Census(
+        model_type="llama",
+        parameters=100_000_000,
+        hidden_size=512,
+        num_layers=layers,
+        max_positions=4096,
+        vocab_size=32_000,
+        groups=tuple(group(name, layers) for name in WIDTHS),
+    )
+    adapted = [Matched(group(name, layers), tuple(range(lowest, layers))) for name in names.split()]
+    return model_shape(census, adapted, r, sum(one.params(r) for one in adapted))
+
+
+ONE_TOKEN = Workload(
+    steps=10, micro_batches=1, rows=1, longest_row=1.0, shared_prefix=0, computed_tokens=1.0,
+    attention_pairs=0.0, learned_tokens=0.0, total_tokens=10.0, validation_tokens=0.0,
+    validation_attention_pairs=0.0, validation_learned_tokens=0.0, validations=0,
+)  # fmt: skip
+
+
+# The same with adapter and base in bf16, without and with dropout.
+COUNTED_AS_BASE = {
+    "o": (17_480, 19_528),
+    "q v": (18_536, 21_608),
+    "q k v o": (18_600, 25_768),
+    "gate up down": (22_152, 28_808),
+    "q k v o gate up down": (23_304, 37_128),
+}
+
+
+def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: int = 4) -> float:
+    """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
+    of = sizes(names)
+    found = estimate_memory(
+        of,
+        ONE_TOKEN,
+        ComputeOptions(dtype_bytes, on_cuda=True, has_dropout=drops, adapter_dtype_bytes=adapter_bytes),
+    )["activations"]
+    layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
+    return found / training_cost.FRAGMENTATION["cuda"] - layer
+
+
+@pytest.mark.parametrize("names", COUNTED_AS_BASE)
+def test_an_adapter_in_the_bases_format_keeps_no_casts(names: str) -> None:
+    plain, dropped = COUNTED_AS_BASE[names]
+    scores = 4 * 8 + 8
+    assert kept(names, 2, adapter_bytes=2) + scores == pytest.approx(plain)
+    assert kept(names, 2, drops=True, adapter_bytes=2) + scores == pytest.approx(dropped)
+
+
+@pytest.mark.parametrize("names", COUNTED)
+def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
+    half, whole, dropped = COUNTED[names]
+    # A layer's scores of attention, 4 bytes per head and 8 more, are left out of the sums.
+    assert kept(names, 2) == pytest.approx(half, rel=0.005)
+    assert kept(names, 4) == pytest.approx(whole, rel=0.005)
+    assert kept(names, 2, drops=True) == pytest.approx(dropped, rel=0.005)
+
+
+def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
+    of = sizes("q k v o gate up down", layers=8)
+    many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0, computed_tokens=1000.0)
+    again = ComputeOptions(2, on_cuda=True, gradient_checkpointing=True)
+    kept_twice = estimate_memory(of, many, again)["activations"] / training_cost.FRAGMENTATION["cuda"]
+    layer = 8 * 512 + 2 * (2 * (512 + 128) + 3 * 1792)
+    # 2h bytes per token and layer, one layer in full and the gradients of one.
+    assert kept_twice == pytest.approx(1000 * (8 * 2 * 512 + 37_352 + layer), rel=0.01)
+    once, twice = (count_operations(of, many, gradient_checkpointing=on)[0] for on in (False, True))
+    assert twice - once == pytest.approx(2 * of.linear_parameters * 1000)
+
+
+def test_a_cpus_allocator_keeps_what_checkpointing_frees() -> None:
+    of = sizes("q k v o gate up down", layers=8)
+    many = dataclasses.replace(ONE_TOKEN, longest_row=20_000.0, computed_tokens=20_000.0)
+    found = {
+        (on_cuda, again): estimate_memory(
+            of, many, ComputeOptions(on_cuda=on_cuda, gradient_checkpointing=again)
+        )["activations"]
+        for on_cuda in (False, True)
+        for again in (False, True)
+    }
+    ratio = training_cost.FRAGMENTATION["cpu"] / training_cost.FRAGMENTATION["cuda"]
+    assert found[False, False] == pytest.approx(ratio * found[True, False])
+    kept = training_cost.CHECKPOINTING_FRAGMENTATION_BYTES
+    assert found[False, True] == pytest.approx(ratio * found[True, True] + kept)
+
+
+def test_a_small_run_needs_most_while_its_base_is_loaded() -> None:
+    of = sizes("o")
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions())["activations"] == 200_000_000
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions(on_cuda=True))["activations"] < 1_000_000
+
+
+def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
+    of = sizes("o")
+    found = estimate_memory(of, ONE_TOKEN, ComputeOptions())
+    assert (found["base"], found["adapter"]) == (400_000_000, 16 * 16 * 1024)
+    assert estimate_memory(of, ONE_TOKEN, ComputeOptions(2))["base"] == 200_000_000
+
+
+def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
+    low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
+    many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0)
+    whole = estimate_memory(low, many, ComputeOptions(on_cuda=True))["activations"]
+    assert estimate_memory(high, many, ComputeOptions(on_cuda=True))["activations"] == pytest.approx(
+        whole * 3 / 9, rel=0.01
+    )
+    assert high.gradient_share == 0.25
+
+
+def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
+    few = dataclasses.replace(ONE_TOKEN, learned_tokens=10.0)
+    many = dataclasses.replace(ONE_TOKEN, learned_tokens=10_000.0)
+    found = [
+        estimate_memory(sizes("o"), load, ComputeOptions(on_cuda=True))["logits"] for load in (few, many)
+    ]
+    assert found == [10 * 32_000 * 8, 256 * 32_000 * 8]
+
+
+def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() -> None:
+    of = sizes("q k v o gate up down")
+    step, held_out = count_operations(of, ONE_TOKEN)
+    assert of.linear_parameters == 512 * (512 + 128 + 128 + 512) + 3 * 512 * 1792
+    assert step == pytest.approx(4 * of.linear_parameters + 6 * of.trainable_parameters)
+    assert held_out == 0
+
+
+def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
+    load = dataclasses.replace(ONE_TOKEN, computed_tokens=2000.0)
+    whole, upper = (count_operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
+    every = count_operations(sizes("q k v o gate up down", layers=8), load)[0]
+    assert upper / whole == pytest.approx(2.5 / 4, rel=0.05)
+    assert every / whole < 1.2  # of a model as small as this; far less of a large one
+
+
+def test_only_computing_depends_on_the_devices_speed() -> None:
+    load = dataclasses.replace(ONE_TOKEN, computed_tokens=2000.0, validation_tokens=500.0, validations=11)
+    found = estimate_time(sizes("o"), load, 1e10, ComputeOptions())
+    slow = estimate_time(sizes("o"), load, 5e9, ComputeOptions())
+    assert slow.validation == pytest.approx(2 * found.validation)
+    assert slow.loading_and_saving == found.loading_and_saving
+
+
+def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
+    guess = training_cost.typical_operations_per_second
+    assert (
+        guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
+    )
+    assert guess("CPU, 8 cores (x86_64)", 7, 4) == 7 * guess("cpu", 1, 4)
+
+
+def test_the_disk_holds_three_checkpoints_and_the_adapter() -> None:
+    assert training_cost.disk_bytes(1000, 4000) == 3 * 12 * 1000 + 4000
+
+
+# Llama-3.1-8B: 32 layers of seven linear ones, 6,979,321,856 numbers in all; 8,030,261,248 with the rest.
+LLAMA = {
+    "q": (4096, 4096),
+    "k": (4096, 1024),
+    "v": (4096, 1024),
+    "o": (4096, 4096),
+    "gate": (4096, 14336),
+    "up": (4096, 14336),
+    "down": (14336, 4096),
+}
+
+
+def test_a_base_in_4_bits_takes_half_a_byte_for_each_linear_parameter_and_little_more() -> None:
+    layers = tuple(range(32))
+    groups = tuple(
+        Group(f"model.layers.*.{name}_proj", WIDTHS[name][0], "decoder", "linear", layers, *sides)
+        for name, sides in LLAMA.items()
+    )
+    census = Census(
+        model_type="llama",
+        parameters=8_030_261_248,
+        hidden_size=4096,
+        num_layers=32,
+        max_positions=8192,
+        vocab_size=128_256,
+        groups=groups,
+    )
+    eight_b = model_shape(census, [Matched(groups[3], layers)], 16, 4_194_304)
+    assert eight_b.quantizable_parameters == 6_979_321_856
+    found = {
+        in_4bit: estimate_memory(
+            eight_b, ONE_TOKEN, ComputeOptions(dtype_bytes=2, on_cuda=True, load_in_4bit=in_4bit)
+        )
+        for in_4bit in (False, True)
+    }
+    assert found[False]["base"] == pytest.approx(16.06e9, rel=1e-3)
+    one_unpacked = 2 * 4096 * 14336
+    assert found[True]["base"] - one_unpacked == pytest.approx(5.70e9, rel=1e-3)
+    assert found[True]["activations"] == found[False]["activations"]
+
+
+def test_experts_are_not_packed() -> None:
+    layers = tuple(range(2))
+    groups = (
+        Group("model.layers.*.self_attn.o_proj", "attn_out", "decoder", "linear", layers, 64, 64),
+        Group("model.layers.*.mlp.experts.down_proj", "expert_down", "decoder", "expert", layers, 32, 64, 8),
+    )
+    census = Census(
+        model_type="mixtral",
+        parameters=50_000,
+        hidden_size=64,
+        num_layers=2,
+        max_positions=64,
+        vocab_size=100,
+        groups=groups,
+    )
+    assert model_shape(census, [Matched(groups[0], layers)], 4, 1024).quantizable_parameters == 2 * 64 * 64

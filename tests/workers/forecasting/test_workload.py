@@ -1,0 +1,92 @@
+"""Workloads from row lengths: cut, padded, shared and sorted as the engine does it."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.contract.hyperparameters import Hyperparameters
+from workers.forecasting.workload import RowLengths, estimate_workload
+
+REPORT = {
+    "rows": 400,
+    "max": 200,
+    "quantiles": [100 + place for place in range(101)],
+    "answer_ends": [99 + place for place in range(101)],
+    "learned_mean": 10.0,
+    "shared_prefix": 20,
+}
+
+
+def rows(count: int = 320) -> RowLengths:
+    found = RowLengths.from_report(REPORT, count)
+    assert found is not None
+    return found
+
+
+def learn(**changes: object) -> Hyperparameters:
+    values = {"max_steps": 10, "max_length": 512, **changes}
+    return Hyperparameters(**values)  # type: ignore[arg-type]
+
+
+def test_it_says_which_share_of_the_answers_is_cut() -> None:
+    assert rows().cut_share(512) == 0.0
+    assert rows().cut_share(149) == pytest.approx(0.5, abs=0.01)
+    assert rows().cut_share(50) == 1.0
+
+
+def test_a_cut_between_two_lengths_counts_a_part() -> None:
+    two = RowLengths(10, (100.0, 200.0), (100.0, 200.0), 5.0)
+    assert two.cut_share(150) == pytest.approx(0.5)
+
+
+def test_rows_that_lose_their_whole_answer_are_left_out() -> None:
+    kept = rows().truncated(120)
+    assert kept is not None
+    assert kept.rows == pytest.approx(320 * 0.3, rel=0.1)
+    assert max(kept.lengths) == 120
+    assert kept.learned < 10
+    assert rows().truncated(50) is None
+
+
+def test_nothing_is_known_of_rows_that_were_not_measured() -> None:
+    assert RowLengths.from_report({"rows": 0}, 320) is None
+    assert RowLengths.from_report({}, 320) is None
+
+
+def test_a_step_is_padded_to_its_longest_row() -> None:
+    asked = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
+    assert asked.computed_tokens == pytest.approx(8 * rows().quantile(8 / 9))
+    assert asked.longest_row == pytest.approx(rows().quantile(80 / 81))
+
+
+def test_smaller_batches_pad_less() -> None:
+    whole = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
+    parts = estimate_workload(
+        rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), shares_prefix=False
+    )
+    assert (parts.micro_batches, parts.rows) == (4, 2)
+    assert parts.computed_tokens < whole.computed_tokens
+    assert parts.total_tokens == whole.total_tokens
+
+
+def test_a_shared_beginning_is_computed_once() -> None:
+    apart = estimate_workload(rows(), learn(), shares_prefix=False)
+    together = estimate_workload(rows(), learn(), shares_prefix=True)
+    assert together.computed_tokens == pytest.approx(apart.computed_tokens - 7 * 20)
+    assert (
+        estimate_workload(rows(), learn(lora_dropout=0.1), shares_prefix=True).computed_tokens
+        == apart.computed_tokens
+    )
+
+
+def test_held_out_rows_are_read_before_during_and_after_the_run() -> None:
+    asked = estimate_workload(rows(), learn(max_steps=25), shares_prefix=False, validation_rows=40)
+    # Every second step (25 / 10 rounded), before the first, and once more after the last.
+    assert asked.validations == 14
+    assert asked.validation_tokens == pytest.approx(14 * 40 * 150)
+    assert estimate_workload(rows(), learn(), shares_prefix=False).validations == 0
+
+
+def test_few_rows_fill_no_large_batch() -> None:
+    asked = estimate_workload(rows(5), learn(per_device_train_batch_size=64), shares_prefix=False)
+    assert (asked.rows, asked.micro_batches) == (5, 1)

@@ -1,0 +1,92 @@
+"""Which device an engine may use, and that it is free once its job has been stopped. Needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from django.conf import settings
+
+from dashboard.management.commands import start
+from dashboard.models import Job, Project, State, User
+from tests.workers.conftest import claim, play
+from workers.supervision import stop_policy
+
+NOTE = Path(settings.DATA_DIR) / "note-of-an-engine"
+
+
+@pytest.fixture
+def job(db: None, project: Project) -> Job:
+    Job.objects.submit(Job.Kind.INSPECT, {}, project=project, by=None)
+    return claim("cpu")
+
+
+@pytest.mark.parametrize(("node", "device"), [("gpu0", "GPU-aaa"), ("gpu1", "GPU-bbb")])
+def test_an_engine_sees_the_device_of_its_node_and_no_other(
+    job: Job, monkeypatch: pytest.MonkeyPatch, node: str, device: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aaa,GPU-bbb")
+    programs = {program.name: program for program in start.program_list("127.0.0.1", 8000, None)}
+    assert "gpu2" not in programs
+    # The worker has its program's environment, and hands its part of it to the engine.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", programs[node].environment["CUDA_VISIBLE_DEVICES"])
+    play(f"open({str(NOTE)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n", job, monkeypatch)
+    assert NOTE.read_text() == device
+
+
+# It leads its group, and what it has started is deaf to a stop and would keep the device's memory.
+FAMILY = f"""
+if not os.fork():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    open({str(NOTE)!r}, "w").write(str(os.getpgrp()))
+    time.sleep(300)
+tell("Progress", phase="training", step=1, total=9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "ending"),
+    [
+        ("obedient", "sys.stdin.readline()\n"),
+        ("deaf", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(300)\n"),
+    ],
+)
+def test_no_process_of_the_engine_s_group_outlives_a_cancel(
+    job: Job, monkeypatch: pytest.MonkeyPatch, ed: User, way: str, ending: str
+) -> None:
+    NOTE.unlink(missing_ok=True)
+    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "cancel", 2.0)
+    look = Job.read_stop_request
+
+    def cancel_once_it_works(self: Job) -> str | None:
+        if NOTE.exists() and NOTE.read_text() and self.state != State.CANCELLING:
+            Job.objects.get(pk=job.pk).request_cancel(ed)
+        return look(self)
+
+    monkeypatch.setattr(Job, "read_stop_request", cancel_once_it_works)
+    began = time.monotonic()
+    ended = play(FAMILY + ending, job, monkeypatch)
+    assert ended.state == State.CANCELLED, way
+    assert time.monotonic() - began < 30
+    group = int(NOTE.read_text())
+    assert members(group) == []
+
+
+def members(group: int) -> list[int]:
+    """Processes of that group that are not dead yet; the kernel may take a moment to bury them."""
+    for _try in range(50):
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+            except (ProcessLookupError, psutil.Error):
+                continue
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found

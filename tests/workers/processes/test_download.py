@@ -1,0 +1,140 @@
+"""The whole way of an adapter: trained and scored by real children, downloaded as a zip, loaded by PEFT.
+
+The zip is opened in a clean process that knows nothing of this product; its logits must be the product's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from django.conf import settings
+from django.http import HttpResponseBase, StreamingHttpResponse
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Job, Project, State, User
+from tests.conftest import make_run
+
+PRODUCT = """
+import sys, numpy, torch
+from pathlib import Path
+from workers.engine.evaluation.evaluate import _attach
+from workers.engine.base_models.model import load_base
+from workers.contract.specs import BaseSpec
+base_folder, adapter_folder, target = sys.argv[1:]
+base = BaseSpec(path=base_folder, name="example/tiny", sha256="0" * 64)
+model = load_base(base, torch.float32, torch.device("cpu")).eval()
+ids = torch.arange(3, 23).unsqueeze(0)
+with torch.no_grad():
+    plain = model(input_ids=ids).logits
+    tuned = _attach(model, base.name, {"adapter": adapter_folder})
+    numpy.savez(target, base=plain, adapter=tuned(input_ids=ids).logits)
+"""
+CLEAN = """
+import sys, numpy, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base_folder, adapter_folder, target = sys.argv[1:]
+base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, adapter_folder).eval()
+assert AutoTokenizer.from_pretrained(adapter_folder).chat_template
+assert not [name for name in sys.modules if name.split(".")[0] in ("workers", "dashboard", "django")]
+with torch.no_grad():
+    numpy.savez(target, adapter=model(input_ids=torch.arange(3, 23).unsqueeze(0)).logits)
+"""
+
+
+@pytest.fixture
+def adapter(
+    real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: Callable[[str], Job]
+) -> Adapter:
+    """Trained for real for forty steps, not evaluated yet."""
+    run = make_run(project, real_dataset, real_base, by=ed, max_steps=40, learning_rate=1e-2)
+    job = work_off("gpu")
+    assert job.state == State.SUCCEEDED, job.error
+    return Adapter.objects.get(run=run)
+
+
+def download(client: Client, adapter: Adapter) -> bytes:
+    response: HttpResponseBase = client.get(reverse("adapter-download", args=[adapter.pk]))
+    assert response.status_code == 200
+    assert isinstance(response, StreamingHttpResponse)
+    content = response.streaming_content
+
+    async def collect() -> bytes:
+        assert isinstance(content, AsyncIterator)
+        return b"".join([piece async for piece in content])
+
+    return asyncio.run(collect())
+
+
+def unpack(content: bytes, folder: Path) -> Path:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.extractall(folder)
+    return folder / "Triage-v1"
+
+
+def logits(program: str, base: Path, adapter: Path, target: Path, *options: str) -> dict[str, np.ndarray]:
+    command = [sys.executable, *options, "-c", program, str(base), str(adapter), str(target)]
+    subprocess.run(command, check=True, timeout=120, cwd=settings.BASE_DIR if not options else target.parent)
+    return dict(np.load(target))
+
+
+@pytest.mark.slow
+def test_the_zip_gives_the_products_own_logits_in_a_clean_process(
+    adapter: Adapter, client: Client, vera: User, tiny_folder: Path, tmp_path: Path
+) -> None:
+    client.force_login(vera)
+    folder = unpack(download(client, adapter), tmp_path)
+    own = logits(PRODUCT, tiny_folder, adapter.path(), tmp_path / "own.npz")
+    clean = logits(CLEAN, tiny_folder, folder, tmp_path / "clean.npz", "-I")
+    assert np.abs(own["adapter"] - clean["adapter"]).max() < 1e-5
+    assert np.abs(own["base"] - clean["adapter"]).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_the_zip_is_complete_and_knows_no_machine(
+    adapter: Adapter,
+    client: Client,
+    vera: User,
+    work_off: Callable[[str], Job],
+    tiny_folder: Path,
+    tmp_path: Path,
+) -> None:
+    client.force_login(vera)
+    before = download(client, adapter)
+    assert download(client, adapter) == before
+    assert json.loads((unpack(before, tmp_path / "before") / "eval.json").read_text()) == []
+    assert work_off("gpu").state == State.SUCCEEDED
+
+    folder = unpack(download(client, adapter), tmp_path / "after")
+    names = {path.name for path in folder.iterdir()}
+    needed = {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"}
+    assert needed | {"chat_template.jinja", "run.json", "eval.json", "SHA256SUMS"} <= names
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    listed = (folder / "SHA256SUMS").read_text().splitlines()
+    assert {line.split("  ")[1] for line in listed} == names - {"SHA256SUMS"}
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for secret in (str(settings.DATA_DIR), str(settings.BASE_DIR), str(tiny_folder)):
+            assert secret.encode() not in content, path.name
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "example/tiny"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert "[More Information Needed]" not in (folder / "README.md").read_text()
+    base, tuned = json.loads((folder / "eval.json").read_text())
+    assert tuned["metrics"]["loss"] < base["metrics"]["loss"]
+    assert tuned["rows"] == Evaluation.objects.get(run=adapter.run, subject="adapter").rows
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == adapter.sha256

@@ -1,0 +1,253 @@
+"""Too little memory: a smaller batch once, then an end with advice; and an engine that the machine kills."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import OperationalError
+from django.db.models import F
+from django.db.models.functions import Now
+
+from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
+from tests.conftest import make_run
+from tests.workers.conftest import claim, play
+from workers.contract.hyperparameters import Hyperparameters
+from workers.supervision import engine_process, stop_policy
+
+TOO_LITTLE = """
+tell("Failure", code="out_of_memory", message="There was not enough memory.")
+tell("Finished", reason="failed")
+"""
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)\n"
+# As the kernel does it: it kills, and it counts.
+STARVED = """
+import pathlib
+counts = pathlib.Path({counts!r})
+counts.write_text(f"oom 4\\noom_kill {{int(counts.read_text().split()[-1]) + 1}}\\n")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+# The real engine, on a machine that has no memory left for a batch of more than four rows.
+STARVING = """
+import resource, sys
+import psutil, torch
+from workers.engine import __main__ as engine, train
+
+collate = train.collate
+
+def starved(examples, *arguments, **options):
+    if len(examples) > 4:
+        held = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (held, held))
+        torch.empty(1 << 28)
+    return collate(examples, *arguments, **options)
+
+train.collate = starved
+sys.exit(engine.main())
+"""
+STEPPED = """
+tell("Progress", phase="training", step=0, total=9)
+tell("Progress", phase="training", step=1, total=9)
+time.sleep(0.3)
+"""
+SCORED = """
+tell("Progress", phase="scoring", step=1, total=9)
+time.sleep(0.3)
+"""
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    return claim("gpu")
+
+
+@pytest.fixture
+def counts(tmp_path: Path) -> Path:
+    """Where a kernel counts what it kills for lack of memory."""
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    group = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
+    file = tmp_path / group / "memory.events"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("oom 4\noom_kill 3\n")
+    return file
+
+
+@pytest.fixture
+def starved(counts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ends an engine as a kernel without memory does, which counts it for the engine's group."""
+    monkeypatch.setattr(engine_process, "CGROUPS", tmp_path)
+    return STARVED.format(counts=str(counts))
+
+
+@pytest.fixture
+def scoring(run: TrainingRun) -> Job:
+    """An evaluation in the place of the training."""
+    Job.objects.all().update(state=State.FAILED, finished_at=Now())
+    Job.objects.submit(Job.Kind.EVALUATE, {}, project=run.project, by=None)
+    return claim("gpu")
+
+
+def again(job: Job) -> Job:
+    """The next attempt of an interrupted job."""
+    job.requeue_or_fail()
+    Job.objects.filter(pk=job.pk).update(run_after=F("created_at"))
+    return claim("gpu")
+
+
+def batch(job: Job) -> tuple[int, int]:
+    learn = job.spec["hyperparameters"]
+    return learn["per_device_train_batch_size"], learn["gradient_accumulation_steps"]
+
+
+def test_it_is_tried_once_more_with_half_the_batch(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(TOO_LITTLE, job, monkeypatch)
+    run.refresh_from_db()
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    changes = {"per_device_train_batch_size": [8, 4], "gradient_accumulation_steps": [1, 2]}
+    assert run.adjustments == [{"reason": "out_of_memory", "attempt": 1, "changes": changes}]
+    assert batch_of(run) == (8, 1), "what the person chose stays readable"
+    said = JobEvent.objects.get(job=job, event="interrupt").text
+    assert "batches of 4 rows instead of 8" in said
+    assert "each step still learns from 8 rows" in said
+
+
+def test_the_batch_is_halved_once_though_the_database_goes_away_meanwhile(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt = Job.interrupt
+    lost: list[str] = []
+
+    def lose_the_first(job: Job, *arguments: Any, **options: Any) -> None:
+        interrupt(job, *arguments, **options)
+        if not lost:
+            lost.append(job.state)
+            raise OperationalError("the connection was lost")
+
+    monkeypatch.setattr(Job, "interrupt", lose_the_first)
+    ended = play(TOO_LITTLE, job, monkeypatch)
+    run.refresh_from_db()
+    assert lost, "the first write was to fail"
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert run.adjustments[0]["changes"]["per_device_train_batch_size"] == [8, 4]
+
+
+def batch_of(run: TrainingRun) -> tuple[int, int]:
+    learn = run.hyperparameters
+    return learn["per_device_train_batch_size"], learn["gradient_accumulation_steps"]
+
+
+def test_the_second_time_it_fails_with_advice(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(TOO_LITTLE, again(play(TOO_LITTLE, job, monkeypatch)), monkeypatch)
+    run.refresh_from_db()
+    assert (ended.state, ended.error_code, run.state) == (State.FAILED, "out_of_memory", "failed")
+    assert len(run.adjustments) == 1
+
+
+def test_a_batch_of_one_cannot_be_split(
+    project: Project, dataset: Dataset, base_model: BaseModel, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(project, dataset, base_model, by=ed, per_device_train_batch_size=1)
+    assert play(TOO_LITTLE, claim("gpu"), monkeypatch).state == State.FAILED
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((8, 1), (4, 2)), ((7, 1), (1, 7)), ((6, 5), (3, 10)), ((5, 2), (2, 5)), ((3, 4), (1, 12))],
+)
+def test_each_step_learns_from_the_same_rows(before: tuple[int, int], after: tuple[int, int]) -> None:
+    learn = Hyperparameters(per_device_train_batch_size=before[0], gradient_accumulation_steps=before[1])
+    smaller = learn.with_smaller_batch()
+    assert smaller is not None
+    assert (smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps) == after
+    assert smaller.rows_per_step == learn.rows_per_step
+
+
+def test_accumulation_has_a_limit_of_its_own() -> None:
+    learn = Hyperparameters(per_device_train_batch_size=2, gradient_accumulation_steps=1024)
+    assert learn.with_smaller_batch() is None
+
+
+def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_the_batch(
+    job: Job, run: TrainingRun, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(starved, job, monkeypatch)
+    run.refresh_from_db()
+    assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
+    assert run.adjustments[0]["reason"] == "out_of_memory"
+    said = JobEvent.objects.get(job=job, event="interrupt").text
+    assert said.startswith("The machine ran out of memory, so its kernel killed the engine. It is tried once")
+
+
+def test_killed_for_it_once_more_it_fails_with_advice_though_it_took_steps(
+    job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(STEPPED + starved, again(play(STEPPED + starved, job, monkeypatch)), monkeypatch)
+    assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "out_of_memory", 2)
+
+
+def test_an_evaluation_has_no_batch_to_split(
+    scoring: Job, starved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = play(SCORED + starved, scoring, monkeypatch)
+    assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
+
+
+def test_an_evaluation_that_always_dies_holds_its_device_three_times(
+    scoring: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = SCORED + "os.kill(os.getpid(), signal.SIGSEGV)\n"
+    for _attempt in range(2):
+        scoring = again(play(dies, scoring, monkeypatch))
+    ended = play(dies, scoring, monkeypatch)
+    assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "worker_lost", 3)
+
+
+@pytest.mark.usefixtures("starved")
+def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _attempt in range(2):
+        job = play(KILLED, job, monkeypatch)
+        assert job.state == State.INTERRUPTED
+        assert "outside Graftworks" in JobEvent.objects.filter(job=job, event="interrupt").latest("seq").text
+        job = again(job)
+    ended = play(KILLED, job, monkeypatch)
+    assert (ended.state, ended.error_code) == (State.FAILED, "worker_lost")
+
+
+def test_a_kill_by_its_own_parent_is_no_suspicion(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "drain", 0.5)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
+    ended = play(deaf, job, monkeypatch, lambda: True)
+    assert (ended.state, ended.ignored_attempts) == (State.INTERRUPTED, 1)
+
+
+@pytest.mark.slow
+def test_a_real_engine_without_memory_comes_through_with_half_the_batch(
+    real_base: BaseModel,
+    real_dataset: Dataset,
+    project: Project,
+    ed: User,
+    work_off: Callable[[str], Job],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = make_run(project, real_dataset, real_base, by=ed, max_steps=3)
+    path = Path(settings.DATA_DIR) / "starving.py"
+    path.write_text(STARVING)
+    monkeypatch.setattr(engine_process, "ENGINE", (sys.executable, str(path)))
+    ended = work_off("gpu")
+    assert (ended.state, batch(ended)) == (State.INTERRUPTED, (4, 2)), ended.log_tail()
+    assert "There was not enough memory" in JobEvent.objects.get(job=ended, event="interrupt").text
+    ended.requeue_or_fail()
+    Job.objects.filter(pk=ended.pk).update(run_after=F("created_at"))
+    ended = work_off("gpu")
+    assert ended.state == State.SUCCEEDED, ended.error
+    assert Adapter.objects.filter(run=run).count() == 1

@@ -1,0 +1,192 @@
+"""A real training stopped by a person: what stays is what was asked for, and it can be continued."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    Dataset,
+    Evaluation,
+    Job,
+    Project,
+    State,
+    TrainingRun,
+    User,
+)
+from dashboard.models.training.resume import resume
+from tests.conftest import make_run
+from tests.workers.conftest import claim, work_until
+from tests.workers.recovery.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
+from workers.supervision import supervisor
+from workers.supervision.engine_process import EngineProcess
+from workers.tasks import attempt
+
+pytestmark = pytest.mark.slow
+# Long enough that a quick machine does not end before anybody can act.
+STEPS = 800
+LOADS = """
+import sys
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
+print(sum(abs(weight).sum().item() for name, weight in model.named_parameters() if "lora_B" in name))
+"""
+
+
+@pytest.fixture
+def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User) -> TrainingRun:
+    return make_run(project, real_dataset, real_base, by=ed, max_steps=STEPS, learning_rate=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
+
+
+def stopped(job: Job, by: User, keep: str) -> Job:
+    """The job after it was stopped with its second checkpoint written."""
+    return work_until(
+        job,
+        lambda: len(checkpoints_of(job)) >= 2,
+        lambda: Job.objects.get(pk=job.pk).request_cancel(by, keep),
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_best_so_far_becomes_an_adapter_that_loads(run: TrainingRun, ed: User, tiny_folder: Path) -> None:
+    job = stopped(claim("gpu"), ed, "adapter")
+    run.refresh_from_db()
+    assert (job.state, run.state) == (State.SUCCEEDED, "stopped_early")
+    assert run.ended_step is not None
+    assert 0 < run.ended_step < STEPS
+    assert max(curve(run)) == run.ended_step
+    adapter = Adapter.objects.get(run=run)
+    assert Evaluation.objects.filter(adapter=adapter, job__state=State.QUEUED).exists()
+    assert not job.checkpoint_folder().exists()
+    command = [sys.executable, "-c", LOADS, str(tiny_folder), str(adapter.path())]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True, cwd=settings.BASE_DIR)
+    assert float(loaded.stdout.split()[-1]) > 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_kept_checkpoint_is_resumed_to_the_last_step(run: TrainingRun, ed: User) -> None:
+    job = stopped(claim("gpu"), ed, "checkpoint")
+    run.refresh_from_db()
+    reached = max(curve(run))
+    assert (job.state, run.state, run.resumable_from) == (State.CANCELLED, "cancelled", reached)
+    assert not Adapter.objects.exists()
+    resume(job, ed)
+    again = claim("gpu")
+    attempt(again, lambda: False)
+    run.refresh_from_db()
+    assert (run.state, run.step, begins(job)) == ("succeeded", STEPS, [reached])
+    assert list(curve(run)) == list(range(1, STEPS + 1))
+    assert Adapter.objects.get().run == run
+    assert not job.checkpoint_folder().exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_interrupted_training_only_saves_its_best(run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+    kill_after(job, lambda: len(checkpoints_of(job)) >= 2)
+    saved = job.checkpoint_step()
+    assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
+    attempt(claim_again(job), lambda: False)
+    run.refresh_from_db()
+    assert (run.state, run.ended_step) == ("stopped_early", saved)
+    assert max(curve(run)) == saved
+    assert Adapter.objects.filter(run=run).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+    assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
+    attempt(job, lambda: False)
+    job.refresh_from_db()
+    assert job.state == State.CANCELLED
+    assert job.events.get(event="cancel").description.startswith(
+        "Asked to stop: Nothing had been learned yet"
+    )
+    assert not Adapter.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_it_learns_before_it_hears_of_the_stop_is_kept_too(
+    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = claim("gpu")
+    assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
+    write_events = supervisor.Attempt.write_events
+
+    def late(attempt: supervisor.Attempt, engine: EngineProcess) -> None:
+        if len(checkpoints_of(job)) >= 2:
+            write_events(attempt, engine)
+
+    monkeypatch.setattr(supervisor.Attempt, "write_events", late)
+    attempt(job, lambda: False)
+    run.refresh_from_db()
+    assert run.state == "stopped_early"
+    assert Adapter.objects.get().run == run
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_discard_overrides_an_end_that_keeps_the_best(run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+
+    def change_of_mind() -> None:
+        row = Job.objects.get(pk=job.pk)
+        row.request_cancel(ed, "adapter")
+        row.request_cancel(ed)
+
+    ended = work_until(job, lambda: len(checkpoints_of(job)) >= 2, change_of_mind)
+    assert ended.state == State.CANCELLED
+    assert not Adapter.objects.exists()
+    assert not job.checkpoint_folder().exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_failure_that_was_mended_is_resumed(run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+    kill_after(job, lambda: bool(checkpoints_of(job)))
+    spec = job.spec
+    Job.objects.filter(pk=job.pk).update(spec=spec | {"data": spec["data"] | {"sha256": "f" * 64}})
+    attempt(claim_again(job), lambda: False)
+    failed = Job.objects.get(pk=job.pk)
+    assert failed.error_code == "checkpoint_mismatch"
+    Job.objects.filter(pk=job.pk).update(spec=spec)
+    resume(failed, ed)
+    attempt(claim("gpu"), lambda: False)
+    run.refresh_from_db()
+    assert (run.state, run.error, run.step) == ("succeeded", None, STEPS)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_arm_that_has_ended_stays_ended_when_the_others_are_resumed(run: TrainingRun, ed: User) -> None:
+    job = claim("gpu")
+    # Beside the long arm a short one, which has its adapter when the job is stopped.
+    short = run.spec | {"hyperparameters": run.spec["hyperparameters"] | {"max_steps": 20}}
+    second = TrainingRun.objects.get(pk=run.pk)
+    second.pk, second.name, second.spec = None, "Short", short
+    second.save()
+    Job.objects.filter(pk=job.pk).update(spec={"specs": [run.spec, short]})
+    job.refresh_from_db()
+    parked = work_until(
+        job,
+        lambda: Adapter.objects.filter(run=second).exists(),
+        lambda: Job.objects.get(pk=job.pk).request_cancel(ed, "checkpoint"),
+    )
+    assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["cancelled", "succeeded"]
+    Job.objects.filter(kind="evaluate").delete()
+    resume(parked, ed)
+    attempt(claim("gpu"), lambda: False)
+    assert [arm.state for arm in parked.training_runs.order_by("pk")] == ["succeeded", "succeeded"]
+    assert Adapter.objects.count() == 2
+    assert list(curve(run)) == list(range(1, STEPS + 1))

@@ -1,0 +1,114 @@
+"""Studies from plan to verdict, with real trainings and evaluations of a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dashboard.models import (
+    ArmPlan,
+    BaseModel,
+    Dataset,
+    DatasetVersion,
+    Evaluation,
+    Job,
+    Project,
+    ScoringTime,
+    State,
+    Study,
+    TargetModuleConfig,
+    User,
+)
+from dashboard.models.studies.launch import launch_study
+from dashboard.models.studies.results.text import sentence
+from workers.contract.hyperparameters import Hyperparameters
+
+WorkOff = Callable[[str], Job]
+
+
+def arm(slug: str, **settings: object) -> ArmPlan:
+    """A preset that learns for a few steps."""
+    learn = {"r": 4, "max_steps": 4, "max_length": 64, "learning_rate": 1e-2} | settings
+    return ArmPlan(slug, TargetModuleConfig.objects.get(slug=slug), Hyperparameters(**learn))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def launch(project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset) -> Callable[..., Study]:
+    version = real_dataset.newest_ready()
+    assert isinstance(version, DatasetVersion)
+
+    def start(**plan: object) -> Study:
+        values: dict[str, object] = {
+            "arms": [arm("efficient"), arm("quality")],
+            "seeds": [1, 2, 3],
+            "name": "Placement",
+        }
+        return launch_study(
+            project=project,
+            by=ed,
+            dataset_version=version,
+            base_model=real_base,
+            **values | plan,  # type: ignore[arg-type]
+        )
+
+    return start
+
+
+def finish(study: Study, work_off: WorkOff) -> Study:
+    """Work every job off, as worker and dispatcher would."""
+    for _round in range(30):
+        waiting = Job.objects.filter(state=State.QUEUED, queue="gpu").exists()
+        if not waiting:
+            break
+        work_off("gpu")
+        study.advance()
+    return Study.objects.get(pk=study.pk)
+
+
+@pytest.mark.slow
+def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: WorkOff) -> None:
+    study = launch()
+    assert study.state == "queued"
+    assert [job.training_runs.count() for job in study.jobs()] == [2, 2, 2], (
+        "one job per seed, all arms in it"
+    )
+    study = finish(study, work_off)
+    assert study.state == "succeeded"
+    result = study.result
+    assert [one.name for one in result.arms] == ["efficient", "quality"]
+    assert all(one.seeds == [1, 2, 3] for one in result.arms)
+    (comparison,) = result.comparisons
+    assert (comparison.arm, comparison.reference) == ("efficient", "quality")
+    assert comparison.low <= comparison.difference <= comparison.high
+    assert sentence(study)
+    assert Evaluation.objects.active_base_of(study).count() == 1, "the base is scored once"
+    assert Evaluation.objects.filter(subject="adapter").count() == 6
+    times = ScoringTime.objects.all()
+    assert len(times) == 3, "each job of scores teaches the next forecast"
+    assert all(one.seconds > 0 < one.estimated_seconds for one in times)
+
+
+@pytest.mark.slow
+def test_it_chooses_a_learning_rate_per_arm_and_trains_with_it(
+    launch: Callable[..., Study], work_off: WorkOff
+) -> None:
+    study = finish(launch(learning_rates=[1e-7, 1e-2, 2e-2], seeds=[5]), work_off)
+    for one in study.arms.all():
+        assert one.learning_rate in (1e-2, 2e-2), "a rate of 1e-7 learns nothing in two steps"
+        assert [len(one._rung(rung)) for rung in (0, 1)] == [3, 2]
+        (run,) = one.final_runs()
+        assert run.hyperparameters["learning_rate"] == one.learning_rate
+    assert study.result.comparisons[0].outcome == "indicative_only"
+
+
+@pytest.mark.slow
+def test_more_seeds_use_what_is_done(launch: Callable[..., Study], work_off: WorkOff) -> None:
+    study = finish(launch(seeds=[1]), work_off)
+    before = set(study.runs().values_list("pk", flat=True))
+    study.add_seeds([2, 3])
+    assert study.state == "running"
+    study = finish(study, work_off)
+    assert study.result.comparisons[0].seeds == [1, 2, 3]
+    assert before < set(study.runs().values_list("pk", flat=True))
+    assert study.runs().count() == 6

@@ -1,0 +1,220 @@
+"""A judge job from its row to its verdicts, with a judge that really listens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pytest_django import Settings
+
+from dashboard.models import (
+    EvaluationItem,
+    Job,
+    JobEvent,
+    JudgeEvaluation,
+    State,
+    TrainingRun,
+    User,
+)
+from dashboard.models.evaluations.judge_evaluation import configured_judge, evaluations_of
+from tests.dashboard.evaluations.test_judging import scored
+from tests.judges import Answer, Judge, completion, exact, judge
+from tests.workers.conftest import claim
+from workers import judge as client
+from workers.supervision import judge_job as job_module
+from workers.supervision.engine_process import environment
+from workers.tasks import attempt
+
+__all__ = ["scored"]
+KEY = "sk-canary-1618033988"
+WorkOff = Callable[[str], Job]
+
+
+@pytest.fixture
+def listening(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
+    """The judge of this installation: one request at a time, without retries."""
+    monkeypatch.setattr(client, "RETRIES", 0)
+    monkeypatch.setattr(job_module, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(job_module, "PARALLEL_CALLS", 1)
+    with judge() as served:
+        settings.JUDGE_URL, settings.JUDGE_MODEL, settings.JUDGE_API_KEY = served.url, "gpt-test", KEY
+        yield served
+
+
+def submit(run: TrainingRun, by: User) -> JudgeEvaluation:
+    endpoint = configured_judge()
+    assert endpoint
+    return JudgeEvaluation.objects.submit(run, by=by, judge=endpoint, rows=200)
+
+
+def verdicts(run: TrainingRun) -> list[float | None]:
+    items = EvaluationItem.objects.filter(evaluation__in=evaluations_of(run)).order_by("evaluation", "row")
+    return [item.scores.get("judge") for item in items]
+
+
+def slowly(material: dict[str, str]) -> Answer:
+    time.sleep(0.05)
+    return exact(material)
+
+
+def unreadable_for_row_3(material: dict[str, str]) -> Answer:
+    return completion("Hm.") if material["question"] == "question 3" else exact(material)
+
+
+def test_every_answer_gets_a_verdict_and_each_evaluation_its_share(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    judge_evaluation = submit(scored, ed)
+    job = work_off("cpu")
+    assert (job.state, job.kind, job.queue) == (State.SUCCEEDED, "judge", "cpu"), job.error
+    assert verdicts(scored) == [0.0] * 6 + [1.0] * 4 + [0.0] * 2
+    judge_evaluation.refresh_from_db()
+    # Base model and adapter give the same wrong answer to two rows: it is sent once.
+    assert (judge_evaluation.answers, judge_evaluation.judged, len(listening.requests)) == (10, 10, 10)
+    base, adapter = evaluations_of(scored).order_by("pk")
+    assert (base.metrics["judge"], base.metrics["judge_rows"]) == (0.0, 6)
+    assert adapter.metrics["judge"] == pytest.approx(4 / 6)
+    assert (job.phase, job.step, job.total_steps) == ("judging", 10, 10)
+
+
+def test_only_pending_answers_are_sent_again(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    listening.answer = unreadable_for_row_3
+    first = submit(scored, ed)
+    assert work_off("cpu").state == State.SUCCEEDED
+    first.refresh_from_db()
+    assert (first.answers, first.judged) == (10, 8)
+    assert evaluations_of(scored).latest("pk").metrics["judge_rows"] == 5
+    listening.answer = exact
+    submit(scored, ed)
+    assert work_off("cpu").state == State.SUCCEEDED
+    assert {material["question"] for material in listening.asked[10:]} == {"question 3"}
+    assert None not in verdicts(scored)
+
+
+def test_another_model_replaces_all_verdicts(
+    settings: Settings, listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    submit(scored, ed)
+    work_off("cpu")
+    settings.JUDGE_MODEL = "stricter"
+    submit(scored, ed)
+    assert set(verdicts(scored)) == {None}
+    assert "judge" not in evaluations_of(scored).latest("pk").metrics
+    work_off("cpu")
+    assert None not in verdicts(scored)
+    assert [request["model"] for request in listening.requests] == ["gpt-test"] * 10 + ["stricter"] * 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ((401, b"Incorrect API key provided: " + KEY.encode(), {}), "judge_refused"),
+        ((200, b"not JSON", {}), "judge_unreadable"),
+        ((500, b"Traceback (most recent call last)", {}), "judge_silent"),
+    ],
+)
+def test_a_judge_that_cannot_judge_fails_the_job(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff, answer: Answer, code: str
+) -> None:
+    listening.answer = lambda _material: answer
+    submit(scored, ed)
+    job = work_off("cpu")
+    assert (job.state, job.error_code) == (State.FAILED, code)
+    assert set(verdicts(scored)) == {None}
+
+
+def test_verdicts_before_a_failure_are_kept(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    listening.answer = lambda material: exact(material) if len(listening.requests) <= 3 else (401, b"", {})
+    submit(scored, ed)
+    assert work_off("cpu").error_code == "judge_refused"
+    assert sum(verdict is not None for verdict in verdicts(scored)) >= 3
+    assert "judge" in evaluations_of(scored).order_by("pk")[0].metrics
+
+
+def test_only_the_judge_of_the_consent_is_asked(
+    settings: Settings, listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    submit(scored, ed)
+    settings.JUDGE_MODEL = "another"
+    assert work_off("cpu").error_code == "judge_changed"
+    submit(scored, ed)
+    settings.JUDGE_URL = ""
+    assert work_off("cpu").error_code == "judge_off"
+    assert listening.requests == []
+
+
+def test_a_stop_keeps_the_verdicts_so_far(listening: Judge, scored: TrainingRun, ed: User) -> None:
+    listening.answer = slowly
+    judge_evaluation = submit(scored, ed)
+    job = claim("cpu")
+
+    def cancel_soon() -> bool:
+        if len(listening.requests) >= 3:
+            Job.objects.get(pk=job.pk).request_cancel(ed)
+        return False
+
+    attempt(job, cancel_soon)
+    job.refresh_from_db()
+    judge_evaluation.refresh_from_db()
+    assert job.state == State.CANCELLED
+    assert judge_evaluation.judged > 0
+
+
+def test_a_drained_job_continues_with_what_is_pending(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
+) -> None:
+    listening.answer = slowly
+    judge_evaluation = submit(scored, ed)
+    job = claim("cpu")
+    attempt(job, lambda: len(listening.requests) > 2)
+    job.refresh_from_db()
+    assert job.state == State.INTERRUPTED
+    assert 0 < sum(verdict is not None for verdict in verdicts(scored)) < 12
+    job.requeue_or_fail()
+    job = work_off("cpu")
+    assert (job.state, job.step, job.total_steps) == (State.SUCCEEDED, 10, 10)
+    judge_evaluation.refresh_from_db()
+    assert (judge_evaluation.answers, judge_evaluation.judged) == (10, 10)
+    assert None not in verdicts(scored)
+
+
+def test_a_replaced_attempt_stores_nothing(listening: Judge, scored: TrainingRun, ed: User) -> None:
+    submit(scored, ed)
+    job = claim("cpu")
+    Job.objects.filter(pk=job.pk).update(attempt=7)
+    attempt(job, lambda: False)
+    assert set(verdicts(scored)) == {None}
+    assert Job.objects.get(pk=job.pk).state == State.STARTING
+
+
+def test_the_key_is_nowhere_but_in_the_header(
+    listening: Judge,
+    scored: TrainingRun,
+    ed: User,
+    work_off: WorkOff,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    listening.answer = lambda _material: (401, f"Incorrect API key provided: {KEY}".encode(), {})
+    submit(scored, ed)
+    job = work_off("cpu")
+    assert listening.keys[0] == f"Bearer {KEY}"
+    stored = [json.dumps(job.spec), job.error_message, *JobEvent.objects.values_list("text", flat=True)]
+    stored += [str(row) for row in JudgeEvaluation.objects.values_list()]
+    assert not any(KEY in text for text in stored)
+    out, err = capfd.readouterr()
+    assert KEY not in caplog.text + out + err
+    # The engine's process gets the environment that it needs, without the key.
+    assert not any(KEY in value for kind in Job.Kind.values for value in environment(kind, tmp_path).values())

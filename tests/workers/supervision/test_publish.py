@@ -1,0 +1,260 @@
+"""A worker that dies or finds the disk full while it publishes leaves a complete adapter or none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun
+from tests.moments import Interruption, install, refusing
+from tests.workers.conftest import claim
+from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
+from workers.contract.errors import DiskFull
+from workers.contract.events import Metrics
+from workers.supervision import publish
+from workers.supervision.publish import (
+    PublishError,
+    check_adapter,
+    check_safetensors,
+    publish_adapter,
+    publish_folder,
+)
+from workers.supervision.recorders import TrainRecorder
+from workers.tasks import attempt
+
+# Of a worker that takes a metric, an adapter and the end of a training: syncs, the rename, and commits.
+MOMENTS = 15
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    job = claim("gpu")
+    job.move("progress")
+    return job
+
+
+def in_another_process(work: Callable[[], None], interruption: Interruption) -> int:
+    """Return the exit status of a process that did `work` on this database, negative after a signal."""
+    connections.close_all()
+    child = os.fork()
+    if not child:
+        try:
+            pass_moment = install(interruption, Path(settings.DATA_DIR))
+            commit = BaseDatabaseWrapper.commit
+
+            def commit_with_moments(wrapper: BaseDatabaseWrapper) -> None:
+                pass_moment("before commit")
+                commit(wrapper)
+                pass_moment("after commit")
+
+            BaseDatabaseWrapper.commit = commit_with_moments  # type: ignore[method-assign]
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def tell(job: Job, folder: Path) -> None:
+    """What the supervisor passes on when the engine has done its work, and the job's end."""
+    recorder = TrainRecorder(job, folder)
+    recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
+    recorder.record(make_artifact(folder))
+    recorder.record(SUCCEEDED)
+    recorder.finish()
+
+
+def go_on(job: Job, folder: Path) -> None:
+    """The next attempt: the engine saves again what it had saved, unless that arm has ended."""
+    job.refresh_from_db()
+    if job.is_over:
+        return
+    job.recover("Its worker was not heard from in time.")
+    Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z", priority=9)
+    Job.objects.get(pk=job.pk).requeue_or_fail()
+    again = claim("gpu")
+    assert again.pk == job.pk
+    if TrainingRun.objects.filter(job=job, outcome="").exists():
+        again.move("progress")
+        tell(again, folder)
+    else:
+        attempt(again, lambda: False)
+    job.refresh_from_db()
+
+
+def published() -> list[Path]:
+    folder = Path(settings.DATA_DIR) / "adapters"
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def assert_each_is_complete() -> None:
+    """A folder's name is made from the hashes of its files."""
+    for folder in published():
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        assert folder.name == hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+@pytest.fixture
+def empty_shelf() -> None:
+    """No adapter of an earlier test: equal content has one folder."""
+    for folder in published():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("at", range(1, MOMENTS + 2))
+def test_worker_killed_while_publishing_leaves_one_adapter(
+    job: Job, run: TrainingRun, tmp_path: Path, at: int
+) -> None:
+    status = in_another_process(lambda: tell(job, tmp_path / "first"), Interruption(at))
+    assert status == (0 if at > MOMENTS else -signal.SIGKILL)
+    assert_each_is_complete()
+    assert Adapter.objects.count() == TrainingRun.objects.exclude(outcome="").count()
+    go_on(job, tmp_path / "second")
+    run.refresh_from_db()
+    assert (job.state, run.outcome) == (State.SUCCEEDED, "succeeded")
+    adapter = Adapter.objects.get()
+    check_adapter(adapter.path(), adapter.files)
+    assert published() == [adapter.path()]
+    assert Evaluation.objects.count() == 2
+    assert MetricSeries.objects.get(name="train/loss").points() == [(1, 2.0)]
+
+
+@contextlib.contextmanager
+def refusing_disk(monkeypatch: pytest.MonkeyPatch, call: str, error: str, *at: int) -> Iterator[None]:
+    """The disk refuses to sync or to rename."""
+    with monkeypatch.context() as broken:
+        broken.setattr(publish, "RETRY_SECONDS", 0.0)
+        if call == "rename":
+            broken.setattr(Path, "rename", refusing(Path.rename, error, at))
+        else:
+            broken.setattr(os, "fsync", refusing(os.fsync, error, at))
+        yield
+
+
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize(("call", "at"), [("rename", 1), ("sync", 1), ("sync", 2), ("sync", 3)])
+def test_refused_write_is_tried_again(
+    job: Job,
+    run: TrainingRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    at: int,
+    error: str,
+) -> None:
+    with refusing_disk(monkeypatch, call, error, at):
+        tell(job, tmp_path)
+    assert job.state == State.SUCCEEDED
+    check_adapter(Adapter.objects.get().path(), Adapter.objects.get().files)
+
+
+@pytest.mark.usefixtures("empty_shelf")
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO", "EDQUOT", "EFBIG"])
+@pytest.mark.parametrize("call", ["rename", "sync"])
+def test_full_disk_leaves_complete_folder_or_none(
+    job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: str
+) -> None:
+    with refusing_disk(monkeypatch, call, error), pytest.raises(DiskFull, match="could not be written"):
+        tell(job, tmp_path / "first")
+    assert not Adapter.objects.exists()
+    assert_each_is_complete()
+    go_on(job, tmp_path / "second")
+    assert job.state == State.SUCCEEDED
+    assert published() == [Adapter.objects.get().path()]
+
+
+def test_other_refusals_of_the_disk_fail_to_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = make_artifact(tmp_path)
+    with (
+        refusing_disk(monkeypatch, "rename", "EACCES"),
+        pytest.raises(PublishError, match="Permission denied"),
+    ):
+        publish_adapter(tmp_path / artifact.path, tmp_path / "shelf/one", artifact.files)
+
+
+def test_whole_content_takes_the_place_of_damaged_content(tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        artifact = make_artifact(tmp_path / place)
+        publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
+        check_adapter(tmp_path / "shelf/one", artifact.files)
+        (tmp_path / "shelf/one" / WEIGHTS).write_bytes(b"damaged")
+
+
+def test_whoever_reads_there_meanwhile_finds_each_file_old_or_new(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "first")
+    shelf = tmp_path / "shelf/one"
+    publish_adapter(tmp_path / "first" / artifact.path, shelf, artifact.files)
+    (shelf / WEIGHTS).write_bytes(b"damaged")
+    (shelf / "stranger").touch()
+    place = shelf.stat().st_ino
+    with (shelf / WEIGHTS).open("rb") as opened:
+        publish_adapter(tmp_path / "second" / make_artifact(tmp_path / "second").path, shelf, artifact.files)
+        assert opened.read() == b"damaged", "what was open stays as it was"
+    assert shelf.stat().st_ino == place, "the folder was never away"
+    assert [path.name for path in shelf.iterdir()] == [WEIGHTS]
+
+
+def test_what_could_only_half_be_mended_is_mended_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("first", "second"):
+        folder = tmp_path / place
+        folder.mkdir()
+        for name in ("a.parquet", "b.parquet", "c.parquet"):
+            (folder / name).write_text(f"the rows of {name}")
+    shelf = tmp_path / "shelf/one"
+    publish_folder(tmp_path / "first", shelf)
+    for name in ("a.parquet", "b.parquet"):
+        (shelf / name).write_text("damaged")
+    real = shutil.copy
+
+    def refuse(source: Path, aside: Path) -> None:
+        if source.name == "b.parquet":
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, aside)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shutil, "copy", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            publish_folder(tmp_path / "second", shelf)
+    publish_folder(tmp_path / "second", shelf)
+    assert {path.name: path.read_text() for path in shelf.iterdir()} == {
+        name: f"the rows of {name}" for name in ("a.parquet", "b.parquet", "c.parquet")
+    }
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"a": 1}', b'{"a": {"data_offsets": ["x", 0]}}', b"\xff"])
+def test_weights_with_a_broken_header_are_refused_in_words(tmp_path: Path, header: bytes) -> None:
+    weights = tmp_path / WEIGHTS
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(PublishError):
+        check_safetensors(weights)
+
+
+def test_equal_content_is_kept_once(tmp_path: Path) -> None:
+    for place in ("first", "second"):
+        artifact = make_artifact(tmp_path / place)
+        publish_adapter(tmp_path / place / artifact.path, tmp_path / "shelf/one", artifact.files)
+        assert not (tmp_path / place / artifact.path).exists()
+    assert [path.name for path in (tmp_path / "shelf").iterdir()] == ["one"]

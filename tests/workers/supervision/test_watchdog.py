@@ -1,0 +1,165 @@
+"""A child that stands still is ended, and so is what an earlier attempt has left on a device."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from django.conf import settings
+
+from dashboard.models import Job, JobEvent, State, TrainingRun
+from tests.workers.conftest import cast, claim, play
+from workers.supervision import device_lock, engine_process, supervisor
+from workers.supervision.engine_process import EngineProcess
+from workers.supervision.process_identity import SPAN
+from workers.supervision.recorders import TrainRecorder
+
+STUCK = """
+tell("Started", pid=os.getpid(), device="cpu")
+tell("Progress", phase="training", step=0, total=9)
+tell("Progress", phase="training", step=1, total=9)
+time.sleep(60)
+"""
+FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Finished", reason="failed")\n'
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def job(run: TrainingRun) -> Job:
+    return claim("gpu")
+
+
+def test_a_child_that_stands_still_is_ended_after_a_warning(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
+    ended = play(STUCK, job, monkeypatch)
+    assert ended.state == State.INTERRUPTED
+    warning = JobEvent.objects.get(job=job, level="warning").text
+    assert warning.startswith("There was no progress for")
+    assert "stood still" in JobEvent.objects.get(job=job, event="interrupt").text
+    assert not psutil.Process().children()
+
+
+def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None:
+    watched = EngineProcess(subprocess.Popen(SLEEP, start_new_session=True), io.BytesIO())
+    attempt = supervisor.Attempt.of(job, TrainRecorder(job, tmp_path), lambda: False)
+    watched._step_seconds.extend([100.0, 110.0, 5.0])
+    watched.last_progress -= 1900
+    attempt.check_progress(watched)
+    assert (attempt.is_stall_warned, attempt.has_stalled) == (True, False)
+    watched.last_progress -= 200
+    attempt.check_progress(watched)
+    assert attempt.has_stalled
+    assert watched.wait() < 0
+
+
+LONG_STEPS = """
+for step in range(9):
+    tell("Metrics", arm=0, step=step, values={"train/loss": 1.0})
+    tell("Progress", phase="training", step=step, total=99)
+    time.sleep(0.2)
+time.sleep(60)
+"""
+
+
+def test_the_pace_of_a_training_is_that_of_its_steps(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step says two things at once; the time between those two is no pace."""
+    cast(LONG_STEPS, job, monkeypatch)
+    with (tmp_path / "log").open("wb") as log:
+        watched = EngineProcess.start(job, tmp_path / "out", log)
+    try:
+        deadline = time.monotonic() + 20
+        while len(watched._step_seconds) < 9 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert watched.seconds_per_step >= 0.2
+    finally:
+        watched.kill()
+
+
+def test_a_sign_of_life_within_a_long_step_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
+    working = 'tell("Progress", phase="training", step=0, total=9)\n'
+    working += 'for _ in range(12):\n    tell("KeepAlive")\n    time.sleep(0.25)\n'
+    ended = play(working + FAILS, job, monkeypatch)
+    assert (ended.error_message, JobEvent.objects.filter(job=job, level="warning").count()) == ("as asked", 0)
+
+
+def test_a_parent_that_slept_while_its_child_ended_hears_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_process, "LAST_LINES_SECONDS", 0.2)
+    silent = EngineProcess(subprocess.Popen(["true"]), io.BytesIO())
+    silent.process.wait()
+    time.sleep(0.4)
+    assert not silent.has_ended
+    time.sleep(0.4)
+    assert silent.has_ended
+
+
+def test_it_ends_what_an_earlier_attempt_left_on_the_device(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = subprocess.Popen(SLEEP, start_new_session=True)
+    device_lock.acquire("gpu@test", left.pid)
+    play("sys.exit(1)\n", job, monkeypatch)
+    assert not psutil.pid_exists(left.pid)
+    left.wait()
+    assert JobEvent.objects.filter(job=job, text__contains=f"Ended process {left.pid}").exists()
+    assert device_lock.clear("gpu@test") is None
+
+
+def test_it_spares_a_process_that_only_has_the_same_number() -> None:
+    other = subprocess.Popen(SLEEP, start_new_session=True)
+    device_lock.acquire("gpu@test", other.pid)
+    note = Path(settings.DATA_DIR) / "run" / "slot-gpu@test.json"
+    known = json.loads(note.read_text())
+    for changed in ({"born": known["born"] + SPAN}, {"born": known["born"] - 60}):
+        note.write_text(json.dumps({**known, **changed}))
+        assert device_lock.clear("gpu@test") is None
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_its_child_is_the_first_victim_and_leaves_no_memory_dump(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+import resource
+time.sleep(0.5)
+seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
+tell("Failure", code="bad_model", message=json.dumps(seen))
+"""
+    ended = play(script, job, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": '["500", 0]'}
+
+
+def test_engine_is_told_which_arms_have_ended(
+    job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = TrainingRun.objects.get(pk=run.pk)
+    second.pk, second.outcome = None, "failed"
+    second.save(force_insert=True)
+    ended = play('tell("Failure", code="bad_model", message=json.dumps(asked["ended"]))\n', job, monkeypatch)
+    assert ended.error == {"code": "bad_model", "message": "[1]"}
+
+
+def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    obedient = 'tell("Finished", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + obedient
+    for number in range(1, 12):
+        ended = play(script, job, monkeypatch, lambda: True)
+        assert (ended.state, ended.attempt, ended.ignored_attempts) == (State.INTERRUPTED, number, number)
+        ended.requeue_or_fail()
+        Job.objects.filter(pk=job.pk).update(run_after=ended.created_at)
+        job = claim("gpu")
+    assert job.attempt == 12

@@ -1,0 +1,335 @@
+"""Hyper-parameters of a training: default, limits, label and help of each, defined once.
+
+The form, the API schema, a clone and the settings table are built from the fields of `Hyperparameters`, so a
+new one costs two edits: a field here and its use in the engine. Labels are plain English.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.contract.errors import SpecError
+
+# Groups of settings, in the order in which pages show them.
+LENGTH, ADAPTER, OPTIMIZER, BATCHES = "length", "adapter", "optimizer", "batches"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Name, type, limits and texts of one hyper-parameter."""
+
+    name: str
+    kind: type  # int, float, bool or str
+    default: Any
+    is_optional: bool  # None is allowed
+    group: str
+    label: str
+    explanation: str
+    limits: tuple[float, float] | None = None
+    choices: tuple[tuple[str, str], ...] = ()  # (value as text, label)
+
+
+def _about(group: str, label: str, explanation: str, **options: Any) -> dict[str, Any]:
+    return {"group": group, "label": label, "explanation": explanation, **options}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Settings of one arm, under PEFT's and HF Trainer's names.
+
+    `lora_alpha` None becomes 2r; a run without a length gets 100 steps.
+    """
+
+    max_steps: int | None = field(
+        default=None,
+        metadata=_about(
+            LENGTH,
+            "Steps",
+            "Optimizer steps in all. Too few: little is learned; too many: the rows are memorised.",
+            limits=(1, 1_000_000),
+        ),
+    )
+    num_train_epochs: float | None = field(
+        default=None,
+        metadata=_about(
+            LENGTH,
+            "Epochs",
+            "Passes over the training rows. Too few: little is learned; too many: the rows are memorised.",
+            limits=(0.01, 1000.0),
+        ),
+    )
+    r: int = field(
+        default=16,
+        metadata=_about(
+            ADAPTER,
+            "LoRA rank (r)",
+            "Capacity of the adapter. Too low: the task does not fit; too high: a larger file, no gain.",
+            limits=(1, 512),
+        ),
+    )
+    lora_alpha: int | None = field(
+        default=None,
+        metadata=_about(
+            ADAPTER,
+            "LoRA alpha",
+            "Strength of the adapter; empty means twice the rank. Too low: little effect; too high: training "
+            "becomes unstable.",
+            limits=(1, 2048),
+        ),
+    )
+    lora_dropout: float = field(
+        default=0.0,
+        metadata=_about(
+            ADAPTER,
+            "LoRA dropout",
+            "Share of the adapter's inputs that each step ignores. Can reduce overfitting on few rows. Too "
+            "high: the adapter learns slowly.",
+            limits=(0.0, 0.9),
+        ),
+    )
+    use_rslora: bool = field(
+        default=False,
+        metadata=_about(
+            ADAPTER,
+            "Rank-stabilized scaling (rsLoRA)",
+            "Scales the adapter by alpha / √r instead of alpha / r. Useful for ranks of 64 and more. Each "
+            "step has more effect, so tune the learning rate again.",
+        ),
+    )
+    use_dora: bool = field(
+        default=False,
+        metadata=_about(
+            ADAPTER,
+            "Weight decomposition (DoRA)",
+            "Learns the magnitude and the direction of the weights separately. Steps take about a quarter "
+            "longer; PEFT's own benchmark saw no gain. For linear layers only, without dropout.",
+        ),
+    )
+    autocast_adapter_dtype: bool = field(
+        default=True,
+        metadata=_about(
+            ADAPTER,
+            "Adapter precision",
+            "The base model's precision halves the adapter's file and memory where that is bfloat16, as on a "
+            "GPU, and makes updates coarser. On a CPU both are the same.",
+            choices=(("True", "float32 (most precise)"), ("False", "Same as the base model")),
+        ),
+    )
+    learning_rate: float = field(
+        default=2e-4,
+        metadata=_about(
+            OPTIMIZER,
+            "Learning rate",
+            "Size of each update. The default is a common start, not tuned for your data. Too low: nothing "
+            "changes; too high: the loss jumps.",
+            limits=(1e-7, 0.1),
+        ),
+    )
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata=_about(
+            OPTIMIZER,
+            "Learning rate schedule",
+            "A falling learning rate lets training settle at its end.",
+            choices=(
+                ("cosine", "Cosine (slow, fast, slow decrease)"),
+                ("linear", "Linear (even decrease)"),
+                ("constant", "Constant"),
+            ),
+        ),
+    )
+    warmup_ratio: float = field(
+        default=0.05,
+        metadata=_about(
+            OPTIMIZER,
+            "Warm-up ratio",
+            "Share of the steps in which the learning rate rises from zero. Too low: a rough start; too "
+            "high: time is lost.",
+            limits=(0.0, 0.5),
+        ),
+    )
+    loraplus_lr_ratio: float = field(
+        default=1.0,
+        metadata=_about(
+            OPTIMIZER,
+            "Learning rate ratio (LoRA+)",
+            "Factor by which the adapter's second matrix (B) learns faster than the first. 1 turns LoRA+ "
+            "off; 16 is common. Use a lower learning rate with it.",
+            limits=(1.0, 64.0),
+        ),
+    )
+    weight_decay: float = field(
+        default=0.0,
+        metadata=_about(
+            OPTIMIZER,
+            "Weight decay",
+            "Pulls the adapter's weights towards zero at each step. Can reduce overfitting. Too high: little "
+            "is learned.",
+            limits=(0.0, 1.0),
+        ),
+    )
+    max_grad_norm: float = field(
+        default=1.0,
+        metadata=_about(
+            OPTIMIZER,
+            "Gradient clipping",
+            "Largest norm of a step's gradient; larger ones are scaled down. Too low: learning is slow; too "
+            "high: single rows can throw training off.",
+            limits=(0.01, 100.0),
+        ),
+    )
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata=_about(
+            BATCHES,
+            "Batch size per device",
+            "Rows processed at once. Too low: the device idles, steps are noisy; too high: memory runs out.",
+            limits=(1, 1024),
+        ),
+    )
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata=_about(
+            BATCHES,
+            "Gradient accumulation steps",
+            "Batches per optimizer step: more rows per step without more memory. Too low: noisy steps; too "
+            "high: few steps per epoch.",
+            limits=(1, 1024),
+        ),
+    )
+    max_length: int = field(
+        default=512,
+        metadata=_about(
+            BATCHES,
+            "Maximum sequence length",
+            "In tokens. Longer rows are cut at their end. Too low: answers are lost; too high: more memory.",
+            limits=(16, 131_072),
+        ),
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata=_about(
+            BATCHES,
+            "Gradient checkpointing",
+            "Computes activations again instead of storing them. Far less memory and the same result; each "
+            "step takes about a quarter longer.",
+        ),
+    )
+    # NF4 with double quantisation (QLoRA, arXiv 2305.14314).
+    load_in_4bit: bool = field(
+        default=False,
+        metadata=_about(
+            BATCHES,
+            "Base model in 4 bits (QLoRA)",
+            "Needs about a quarter of the base model's memory. Its answers change a little, so the adapter "
+            "is evaluated on the same 4 bits.",
+        ),
+    )
+    seed: int = field(
+        default=42,
+        metadata=_about(
+            BATCHES,
+            "Random seed",
+            "Decides the order of rows and the adapter's first weights. Keep it to compare runs fairly.",
+            limits=(0, 2**32 - 1),
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.num_train_epochs is not None:
+            raise SpecError("max_steps", "Give `max_steps` or `num_train_epochs`, not both.")
+        # A frozen dataclass resolves its own defaults once, so that a stored spec has no open questions.
+        if self.lora_alpha is None:
+            object.__setattr__(self, "lora_alpha", 2 * self.r)
+        if self.max_steps is None and self.num_train_epochs is None:
+            object.__setattr__(self, "max_steps", 100)
+        for setting in SETTINGS.values():
+            value = getattr(self, setting.name)
+            if value is not None:
+                _check(setting, value)
+        if self.use_dora and self.lora_dropout:
+            raise SpecError(
+                "lora_dropout",
+                "`lora_dropout` must be 0 with `use_dora`: the base stays in evaluation mode, in which PEFT "
+                "drops nothing there.",
+            )
+        if self.load_in_4bit and not self.autocast_adapter_dtype:
+            raise SpecError(
+                "autocast_adapter_dtype",
+                "`autocast_adapter_dtype` must stay on with `load_in_4bit`: no adapter is kept in 4 bits.",
+            )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one optimizer step: batch x accumulation."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def with_smaller_batch(self) -> Hyperparameters | None:
+        """Return the same rows per step with at most half the batch size; None if there is no such split."""
+        rows, limit = self.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1])
+        for batch in range(self.per_device_train_batch_size // 2, 0, -1):
+            if rows % batch == 0 and rows // batch <= limit:
+                return dataclasses.replace(
+                    self, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch
+                )
+        return None
+
+    def total_steps(self, train_rows: int) -> int:
+        """Return the optimizer steps for `train_rows` rows; the last step of an epoch may be short."""
+        if self.max_steps is not None:
+            return self.max_steps
+        epochs = self.num_train_epochs or 0.0
+        return max(1, math.ceil(epochs * math.ceil(train_rows / self.rows_per_step)))
+
+
+def _settings() -> dict[str, Setting]:
+    hints = typing.get_type_hints(Hyperparameters)
+    settings = {}
+    for item in dataclasses.fields(Hyperparameters):
+        kinds = typing.get_args(hints[item.name]) or (hints[item.name],)
+        settings[item.name] = Setting(
+            name=item.name,
+            kind=kinds[0],
+            default=item.default,
+            is_optional=len(kinds) > 1,
+            **item.metadata,
+        )
+    return settings
+
+
+SETTINGS = _settings()
+# (lowest, highest) value that forms, the API and the specs accept.
+LIMITS = {name: setting.limits for name, setting in SETTINGS.items() if setting.limits}
+
+
+def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
+    """Build hyper-parameters from loose values. Raises SpecError for an unknown name or a wrong value."""
+    unknown = sorted(set(values) - set(SETTINGS))
+    if unknown:
+        raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")
+    return Hyperparameters(**{name: value for name, value in values.items() if value is not None})
+
+
+def _check(setting: Setting, value: Any) -> None:
+    name = setting.name
+    if name in LIMITS:
+        low, high = LIMITS[name]
+        span = f"between {_format(low)} and {_format(high)}"
+        # Untrue of infinity, of what is no number, and of whole numbers beyond any float.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise SpecError(name, f"`{name}` must be a number {span}.")
+        if not low <= value <= high:
+            raise SpecError(name, f"`{name}` is {_format(value)}. It must lie {span}.")
+        if setting.kind is int and not isinstance(value, int):
+            raise SpecError(name, f"`{name}` must be a whole number.")
+    values = [value for value, _label in setting.choices]
+    if setting.kind is str and value not in values:
+        raise SpecError(name, f"`{name}` must be one of {', '.join(values)}.")
+
+
+def _format(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 10**12 else f"{value:g}"

@@ -1,0 +1,224 @@
+"""What a job asks of the engine: frozen dataclasses, checked when they are made.
+
+A spec crosses the process boundary as JSON (`to_dict`, `from_dict`). Only the spec counts once a job is
+submitted: no form, row or setting is read again. Standard library only; knows nothing of rows or tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from workers.contract.errors import SpecError
+from workers.contract.hyperparameters import Hyperparameters
+
+SpecT = TypeVar("SpecT")
+
+DTYPES = ("auto", "float32", "bfloat16")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSpec:
+    """A frozen pretrained model on local disk. `name` is its public name or hub id, never a path."""
+
+    path: str
+    name: str
+    revision: str | None = None
+    sha256: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A dataset version: `path` is a folder with train.parquet, validation.parquet and test.parquet.
+
+    Each file has the columns `row` (int64, number in the upload, from 1), `messages` (JSON text: a list of
+    {role, content, weight?}, null for plain text), `text` (plain text, null for chats) and `group` (int64:
+    the first row of those that it belongs together with; missing in older files). `test_sha256` freezes the
+    test rows; empty where nobody has read them yet.
+    """
+
+    path: str
+    sha256: str
+    name: str = ""
+    version: int = 1
+    test_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """PEFT's own arguments for one base model, and what they are expected to touch.
+
+    `modules` (number of adapted modules) and `trainable_parameters` come from the census; the engine
+    compares them with what PEFT really attached before the first step. Where no list of names can say it,
+    `target_regex` is PEFT's one string of `target_modules`, and the list only reads well.
+    """
+
+    target_modules: tuple[str, ...]
+    target_regex: str = ""
+    target_parameters: tuple[str, ...] = ()
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    exclude_modules: tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+    modules: int
+    trainable_parameters: int
+    names_sha256: str = ""  # of the sorted names of all that is adapted, a line each; not compared when empty
+
+    def __post_init__(self) -> None:
+        if not self.target_modules and not self.target_parameters:
+            raise SpecError("target_modules", "Choose at least one module to adapt.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One arm: base + data + target modules + hyper-parameters. Several arms of one call share a base."""
+
+    name: str
+    base: BaseSpec
+    data: DataSpec
+    target: TargetSpec
+    hyperparameters: Hyperparameters
+    preset: str = ""
+    validation_steps: int = 0  # 0: about ten times over the run
+    validation_rows: int = 64
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise SpecError("dtype", f"`dtype` must be one of {', '.join(DTYPES)}.")
+        if self.target.target_parameters and self.hyperparameters.lora_dropout:
+            raise SpecError(
+                "lora_dropout",
+                "`lora_dropout` must be 0 here: PEFT cannot drop the inputs of experts. Set it to 0, or "
+                "choose a preset without MLP layers.",
+            )
+        if self.target.target_parameters and self.hyperparameters.load_in_4bit:
+            raise SpecError(
+                "load_in_4bit",
+                "`load_in_4bit` must be off here: PEFT cannot adapt experts that are kept in 4 bits. Turn it "
+                "off, or choose a preset without MLP layers.",
+            )
+        if self.validation_steps < 0 or self.validation_rows < 0:
+            raise SpecError(
+                "validation_steps", "`validation_steps` and `validation_rows` must not be negative."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    """Score the base and adapters on the same rows of a split.
+
+    `adapters`: name of each subject -> a folder that PEFT loads. `with_base` False spares the base a second
+    scoring where another job has its scores on these rows already. `load_in_4bit`: as the adapters were
+    trained. `metric` is taken whatever the answers look like; `pattern` is looked for in each of them, for
+    the metric `regex`.
+    """
+
+    base: BaseSpec
+    data: DataSpec
+    adapters: dict[str, str]
+    with_base: bool = True
+    load_in_4bit: bool = False
+    metric: str = ""
+    pattern: str = ""
+    split: str = "test"
+    max_rows: int = 200
+    max_length: int = 512
+    max_new_tokens: int = 256
+    seed: int = 42
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.adapters or "base" in self.adapters:
+            raise SpecError("adapters", "`adapters` must name at least one adapter, and none of them `base`.")
+        if self.split not in SPLITS:
+            raise SpecError("split", f"`split` must be one of {', '.join(SPLITS)}.")
+        if not 1 <= self.max_rows <= 10_000:
+            raise SpecError("max_rows", "`max_rows` must lie between 1 and 10,000.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSpec:
+    """Turn one uploaded file into canonical Parquet splits.
+
+    `tokenizer` is the model folder whose tokenizer and chat template render the preview. Rows with the same
+    value in `group_column` stay in one split.
+    """
+
+    upload: str
+    filename: str
+    tokenizer: str
+    prompt_column: str = ""
+    completion_column: str = ""
+    group_column: str = ""
+    skip_bad_rows: bool = False
+    seed: int = 42
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSpec:
+    """Count a base model's modules: a local folder, or a hub id that is downloaded to `cache` first."""
+
+    path: str = ""
+    hub_id: str = ""
+    revision: str = ""
+    cache: str = ""
+
+
+SPEC_TYPES: dict[str, type] = {
+    "train": TrainSpec,
+    "evaluate": EvalSpec,
+    "import": ImportSpec,
+    "inspect": InspectSpec,
+}
+
+
+def needs_4bit(spec: dict[str, Any]) -> bool:
+    """Whether the plain values of a job's spec ask for a base model in 4 bits; arms of one job ask alike."""
+    first = spec["specs"][0] if spec.get("specs") else spec
+    return bool(first.get("hyperparameters", first).get("load_in_4bit"))
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """The spec as plain JSON values."""
+    plain = dataclasses.asdict(spec)
+    return typing.cast("dict[str, Any]", _jsonable(plain))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[SpecT], values: dict[str, Any]) -> SpecT:
+    """Rebuild a spec from JSON values. Unknown keys are refused with a SpecError that names them."""
+    known = {item.name for item in dataclasses.fields(typing.cast("Any", kind))}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SpecError(unknown[0], f"Unknown setting `{unknown[0]}`.")
+    hints = typing.get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            arguments[name] = from_dict(typing.cast("type[Any]", hint), value)
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            arguments[name] = tuple(value)
+        else:
+            arguments[name] = value
+        if isinstance(hint, types.UnionType) and float in typing.get_args(hint) and isinstance(value, int):
+            arguments[name] = float(value)
+    try:
+        return kind(**arguments)
+    except TypeError as missing:
+        raise SpecError("", f"The spec is incomplete: {missing}.") from missing

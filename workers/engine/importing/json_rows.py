@@ -1,0 +1,180 @@
+"""JSON as a stream of rows: one object per line, or one array that never has to fit into memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from workers.contract.errors import DataError
+from workers.engine.importing.rows import (
+    MAX_LINE_BYTES,
+    MAX_NESTING,
+    UploadRow,
+    bounded_lines,
+    check_value,
+    checked_upload_row,
+    upload_row_from_object,
+)
+
+_WINDOW_BYTES = 64_000
+
+
+def read_json_lines(path: Path) -> Iterator[UploadRow]:
+    """One JSON object per line; a row's number is its line, so blank lines count in the numbering alone."""
+    with path.open("rb") as file:
+        for number, line in enumerate(bounded_lines(file), start=1):
+            position = file.tell()
+            if line is None:
+                yield UploadRow(
+                    number,
+                    position,
+                    problem=f"Line {number} is longer than 1 MB. Shorten it or remove the row.",
+                )
+            elif line.strip():
+                yield _parsed(number, position, line)
+
+
+def _parsed(number: int, position: int, line: bytes) -> UploadRow:
+    try:
+        value = parse_json(line.decode())
+    except UnicodeDecodeError:
+        return UploadRow(number, position, problem="This row is not valid UTF-8. Save the file as UTF-8.")
+    except ValueError as error:
+        return UploadRow(number, position, problem=str(error))
+    return upload_row_from_object(number, position, value)
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no key twice, at most 50 levels. ValueError says it plainly."""
+    try:
+        value = _DECODER.decode(text.strip())
+    except RecursionError:
+        raise ValueError(f"This row is nested deeper than {MAX_NESTING} levels. Flatten it.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"This row is not valid JSON ({error.msg}, character {error.pos + 1}).") from None
+    check_value(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"The key `{twice[:50]}` stands twice in one object. Keep one of them.")
+    return values
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value. Write null or a number.")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def read_json_array(path: Path) -> Iterator[UploadRow]:
+    """Elements of one array, or of the array under `data`, decoded one by one from a sliding buffer."""
+    with path.open("rb") as file:
+        text = _JsonBuffer(file)
+        text.skip_to_rows()
+        number = 0
+        while text.peek() != "]":
+            number += 1
+            value = text.element(number)
+            yield checked_upload_row(number, file.tell(), value)
+            if text.peek() == ",":
+                text.drop(1)
+            elif text.peek() != "]":
+                raise DataError(
+                    f"After row {number} a comma or the closing bracket is missing. Check the JSON there."
+                )
+
+
+class _JsonBuffer:
+    """A view on JSON text that is longer than memory: what was decoded is dropped, more is read on demand."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.buffer = ""
+        self.at = 0
+        self.rest = b""
+        self.ended = False
+
+    def fill(self) -> None:
+        """Append a block; bytes of a half-read character wait for the next one."""
+        block = self.rest + self.file.read(_WINDOW_BYTES)
+        if len(block) == len(self.rest):
+            self.ended = True
+        whole, self.rest = _whole_characters(block, self.ended)
+        self.buffer = self.buffer[self.at :] + whole
+        self.at = 0
+
+    def peek(self) -> str:
+        """The next character that is no white space; a text that ends here is cut off."""
+        while True:
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n\ufeff":
+                self.at += 1
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
+            if self.ended:
+                raise DataError("The JSON ends in the middle. The file seems to be cut off; upload it again.")
+            self.fill()
+
+    def drop(self, count: int) -> None:
+        self.at += count
+
+    def skip_to_rows(self) -> None:
+        """Stand behind the opening bracket of the rows."""
+        if self.peek() == "{":
+            self._skip_to_data()
+        if self.peek() != "[":
+            raise DataError("The JSON holds no list of rows. Write [{…}, {…}], or one object per line.")
+        self.drop(1)
+
+    def _skip_to_data(self) -> None:
+        while len(self.buffer) - self.at < MAX_LINE_BYTES and not self.ended and '"data"' not in self.buffer:
+            self.fill()
+        key = self.buffer.find('"data"', self.at)
+        if key < 0 or self.buffer[self.at + 1 : key].strip():
+            raise DataError(
+                'The JSON is one object. Write a list of rows, {"data": [rows]}, or one object per line.'
+            )
+        self.at = key + len('"data"')
+        if self.peek() == ":":
+            self.drop(1)
+
+    def element(self, number: int) -> Any:
+        """Decode one element; DataError where the text cannot be read on."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.buffer, self.at)
+                if end < len(self.buffer) or self.ended:
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self.ended:
+                    raise DataError(
+                        f"Row {number} is not valid JSON ({error.msg}). Correct it there."
+                    ) from error
+            except RecursionError as error:
+                raise DataError(
+                    f"Row {number} is nested deeper than {MAX_NESTING} levels. Flatten it."
+                ) from error
+            except ValueError as error:
+                raise DataError(f"Row {number}: {error}") from error
+            if len(self.buffer) - self.at > MAX_LINE_BYTES:
+                raise DataError(
+                    f"Row {number} is longer than 1 MB, or not valid JSON. Shorten it or remove the row."
+                )
+            self.fill()
+
+
+def _whole_characters(block: bytes, ended: bool) -> tuple[str, bytes]:
+    try:
+        return block.decode(), b""
+    except UnicodeDecodeError as error:
+        if not ended and error.start >= len(block) - 3:
+            return block[: error.start].decode(), block[error.start :]
+        raise DataError("The file is not valid UTF-8. Save it as UTF-8 and upload it again.") from error

@@ -1,0 +1,292 @@
+"""Turns one upload into an immutable dataset version: canonical Parquet splits, a report and a preview.
+
+Run it as `python -m workers.engine import spec.json out/`. Rows are spooled to disk and read twice, so memory
+grows by some bytes per row only. Knows nothing of how rows are divided, and of models nothing but the
+tokenizer that renders the preview.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from workers.contract.errors import ColumnsUnclear, DataError
+from workers.contract.events import Progress, Report, Result, ShouldStop, never_stop, print_event
+from workers.contract.specs import ImportSpec
+from workers.engine.evaluation.scores import answer_kind
+from workers.engine.importing import reading, shapes, split_files, splitting
+from workers.engine.importing.group_columns import GroupColumnCandidates, check_group_column, read_group
+from workers.engine.importing.rows import UploadRow, UploadTable
+from workers.engine.importing.shapes import Canonical, InvalidRow, Shape
+from workers.engine.importing.split_files import read_spool
+from workers.engine.training.runtime import stop_if_asked
+
+if TYPE_CHECKING:
+    from workers.engine.importing.preview import Preview
+
+MAX_REPORTED_PROBLEMS = 100
+MAX_MEASURED_ROWS = 2_000
+SHAPE_SAMPLE_ROWS = 100
+MIN_ROWS = 3
+ROWS_PER_REPORT = 500
+
+
+@dataclass
+class ImportFindings:
+    """What the first pass saw: problems, counts, and what tells which good rows belong together."""
+
+    table: UploadTable
+    shape: Shape
+    rows: int = 0
+    bad_rows: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    keys: splitting.RowFingerprints = field(default_factory=splitting.RowFingerprints)
+    answers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.group_columns = GroupColumnCandidates(
+            frozenset((*self.shape.columns, *self.shape.optional_columns))
+        )
+
+    def add_answer(self, value: Canonical) -> None:
+        """Keep the first rows' last answers; they tell which scores fit. Plain text has none."""
+        if isinstance(value, list) and len(self.answers) < MAX_MEASURED_ROWS:
+            last = value[-1]
+            if last.get("role") == "assistant" and isinstance(last.get("content"), str):
+                self.answers.append(last["content"])
+
+    def add_problem(self, row: UploadRow, problem: InvalidRow) -> None:
+        self.bad_rows += 1
+        if len(self.problems) < MAX_REPORTED_PROBLEMS:
+            self.problems.append({"row": row.number, "column": problem.column, "message": problem.message})
+
+    def to_report(self) -> dict[str, Any]:
+        """The report as far as the first pass knows it."""
+        unused = ", ".join(f"`{name[:50]}`" for name, _ in self.unused.most_common(10))
+        return {
+            "shape": self.shape.name,
+            "format": self.table.format,
+            "rows": self.rows,
+            "bad_rows": self.bad_rows,
+            "total_rows": self.rows + self.bad_rows,
+            "problems": self.problems,
+            "problem_count": self.bad_rows,
+            "columns": list(self.table.columns) or [*self.shape.columns, *sorted(self.unused)[:100]],
+            "group_columns": self.group_columns.candidates(),
+            "warnings": [f"Not used: {unused}."] if unused else [],
+        }
+
+
+def run_import(
+    spec: ImportSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
+) -> None:
+    """Import `spec.upload` into `out_dir`, or raise a DataError; `report.json` is written in both cases."""
+    scratch = out_dir / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        table = reading.open_table(Path(spec.upload), spec.filename, scratch)
+        shape, table = _detect_shape(spec, table, out_dir)
+        spool = scratch / "rows"
+        findings = _read_rows(table, shape, spool, spec.group_column, report, should_stop)
+        values = findings.to_report() | {"group_column": spec.group_column}
+        _write_json(out_dir / "report.json", values)
+        _check_usable(findings, spec)
+        values |= _write_splits(findings.keys, spec, spool, out_dir, report, should_stop)
+        rendered = _render_preview(spec.tokenizer, spool, findings.rows, should_stop)
+        values["token_lengths"] = rendered.token_lengths()
+        values["answers"] = answer_kind(findings.answers) if findings.answers else "none"
+        values["warnings"] += rendered.warnings
+        _write_json(out_dir / "preview.json", rendered.rows)
+        _write_json(out_dir / "report.json", values)
+    finally:
+        for path in scratch.iterdir():
+            path.unlink()
+        scratch.rmdir()
+    report(Result({**values, "path": "."}))
+
+
+# First pass: rows to the spool
+
+
+def _detect_shape(spec: ImportSpec, table: UploadTable, out_dir: Path) -> tuple[Shape, UploadTable]:
+    """The shape of the first rows. Where nobody can say, the columns and five rows are left for the page."""
+    first = list(itertools.islice(table.rows, SHAPE_SAMPLE_ROWS))
+    columns = table.columns or _columns(first)
+    table = UploadTable(table.format, table.columns, table.total, itertools.chain(first, table.rows))
+    shape = None
+    try:
+        if spec.prompt_column or spec.completion_column:
+            shape = shapes.shape_from_columns(columns, spec.prompt_column, spec.completion_column)
+        elif not columns:
+            raise DataError(_no_rows_message(spec.filename, first))
+        else:
+            shape = _most_frequent_shape(first) or shapes.detect_shape(columns)
+        check_group_column(spec.group_column, columns, shape)
+    except ColumnsUnclear:
+        shown = [
+            {name: _cell_excerpt(row.values.get(name)) for name in columns} for row in first if row.values
+        ][:5]
+        _write_json(
+            out_dir / "report.json",
+            {
+                "shape": shape.name if shape else "",
+                "format": table.format,
+                "columns": list(columns),
+                "group_columns": _group_column_candidates(first),
+                "first_rows": shown,
+                "problems": [],
+            },
+        )
+        raise
+    return shape, table
+
+
+def _group_column_candidates(rows: list[UploadRow]) -> list[dict[str, Any]]:
+    """Columns of the first rows that may say which ones belong together."""
+    group_columns = GroupColumnCandidates(frozenset())
+    for row in rows:
+        group_columns.add(row.values)
+    return group_columns.candidates()
+
+
+def _columns(rows: list[UploadRow]) -> tuple[str, ...]:
+    """All keys of the first rows, in the order of their appearance."""
+    return tuple(dict.fromkeys(key for row in rows for key in row.values))
+
+
+def _most_frequent_shape(rows: list[UploadRow]) -> Shape | None:
+    """The shape that most of the first rows have, each judged by its own keys."""
+    votes: Counter[str] = Counter()
+    found = {}
+    for row in rows:
+        with contextlib.suppress(DataError):
+            shape = shapes.detect_shape(tuple(row.values))
+            votes[shape.name] += 1
+            found[shape.name] = shape
+    return found[votes.most_common(1)[0][0]] if votes else None
+
+
+def _no_rows_message(filename: str, rows: list[UploadRow]) -> str:
+    if not rows:
+        return f"{filename} has no rows. Choose a file with at least {MIN_ROWS}."
+    return f"No row of {filename} can be read. First: row {rows[0].number}. {rows[0].problem}"
+
+
+def _cell_excerpt(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text[:200].encode(errors="replace").decode()
+
+
+def _read_rows(
+    table: UploadTable, shape: Shape, spool: Path, group_column: str, report: Report, should_stop: ShouldStop
+) -> ImportFindings:
+    findings = ImportFindings(table, shape)
+    read = {*shape.columns, *shape.optional_columns, group_column}
+    with spool.open("wb") as file:
+        for count, row in enumerate(table.rows):
+            if count % ROWS_PER_REPORT == 0:
+                stop_if_asked(should_stop)
+                report(Progress("reading", row.position, table.total))
+            try:
+                value = shapes.to_canonical(row, shape)
+                group = read_group(row.values, group_column) if group_column else None
+            except InvalidRow as problem:
+                findings.add_problem(row, problem)
+                continue
+            findings.rows += 1
+            findings.unused.update(row.values.keys() - read)
+            findings.add_answer(value)
+            findings.group_columns.add(row.values)
+            content = split_files.write_spooled_row(file, row.number, value)
+            findings.keys.add(row.number, content, value, group)
+    report(Progress("reading", table.total, table.total))
+    return findings
+
+
+def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
+    total = findings.rows + findings.bad_rows
+    if total == 0:
+        raise DataError(_no_rows_message(spec.filename, []))
+    if findings.bad_rows and (not spec.skip_bad_rows or not findings.rows):
+        first = findings.problems[0]
+        advice = "Correct them, or import the good rows alone."
+        if findings.rows < MIN_ROWS:
+            advice = "Correct them and upload the file again."
+        raise DataError(
+            f"{findings.bad_rows:,} of {total:,} rows cannot be used. First: row {first['row']}. "
+            f"{first['message']} {advice}"
+        )
+    different = len(numpy.unique(numpy.frombuffer(findings.keys.contents, dtype=numpy.uint64)))
+    if different < MIN_ROWS:
+        rows = "row" if different == 1 else "rows"
+        raise DataError(
+            f"{spec.filename} has {different} good {rows} that differ from each other. Training, validation "
+            f"and test need one each at least, so give {MIN_ROWS} or more; a few hundred teach something."
+        )
+
+
+# Splits
+
+
+def _write_splits(
+    keys: splitting.RowFingerprints,
+    spec: ImportSpec,
+    spool: Path,
+    out_dir: Path,
+    report: Report,
+    should_stop: ShouldStop,
+) -> dict[str, Any]:
+    """Write the three splits; what the report says of them."""
+    report(Progress("comparing"))
+    assignment = splitting.assign_splits(
+        keys,
+        seed=spec.seed,
+        validation_share=spec.validation_share,
+        test_share=spec.test_share,
+        column=spec.group_column,
+        check=lambda: stop_if_asked(should_stop),
+    )
+    rows = len(assignment.splits)
+
+    def on_row(index: int) -> None:
+        if index % ROWS_PER_REPORT == 0:
+            stop_if_asked(should_stop)
+            report(Progress("writing", index, rows))
+
+    sums = split_files.write_splits(spool, assignment.splits, assignment.groups, out_dir, on_row)
+    report(Progress("writing", rows, rows))
+    return assignment.report | dict(zip(("sha256", "test_sha256"), sums, strict=True))
+
+
+# Preview
+
+
+def _render_preview(tokenizer: str, spool: Path, rows: int, should_stop: ShouldStop) -> Preview:
+    """The first rows, and of a long file evenly drawn ones, as the base model reads them."""
+    # The tokenizer brings torch along, which costs seconds that a refused upload need not wait for.
+    from workers.engine.importing import preview
+    from workers.engine.training import data
+
+    stride = -(-rows // MAX_MEASURED_ROWS)
+
+    def drawn() -> Iterator[data.CanonicalRow]:
+        for index, (number, content) in enumerate(read_spool(spool)):
+            if index < preview.PREVIEW_ROWS or index % stride == 0:
+                value = json.loads(content)
+                chat = isinstance(value, list)
+                yield data.CanonicalRow(number, value if chat else None, None if chat else value)
+
+    return preview.render_preview(tokenizer, drawn(), should_stop)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,304 @@
+"""One arm of a training: its spec, its rows, and the state that a checkpoint keeps.
+
+Knows nothing of the loop that trains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workers.contract.errors import DataError, Diverged, RunError
+from workers.contract.events import Message, Report, ShouldStop
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import TrainSpec
+from workers.engine.base_models.model import storage_description
+from workers.engine.training import lora, runtime
+from workers.engine.training.data import Example, Split, encode_rows, epoch_order, micro_batches, step_rows
+
+VALIDATIONS_PER_RUN = 10
+
+
+@dataclass
+class Arm:
+    """An adapter in training."""
+
+    index: int
+    spec: TrainSpec
+    examples: dict[int, Example]  # by position in the training split: those that the arm draws
+    positions: Sequence[int]  # in the training split: those that can be drawn
+    validation_examples: list[Example]
+    total_steps: int
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    optimizer: Any = None
+    random_state: Any = None  # of the dropout generator, uint8 on the CPU
+    step: int = 0  # completed optimizer steps
+    validated_step: int = -1  # the last step whose validation loss is known
+    best_weights: list[Tensor] = field(
+        default_factory=list
+    )  # in main memory, with the lowest validation loss
+    best_weights_step: int = 0  # 0: no weights are known to be the best
+    best_weights_loss: float | None = None
+    tokens: int = 0
+    seconds: float = 0.0  # in its own turns
+    peak_memory_bytes: int = 0  # in its own turns, less what other arms keep; 0 if it trains alone
+    train_loss: float = math.nan
+    validation_loss: float | None = None
+    best_validation_loss: float | None = None  # that of step 0 included
+    best_validation_step: int = 0
+    error: RunError | None = None
+    has_ended: bool = False  # its outcome has been reported, now or by an earlier attempt
+
+    @property
+    def name(self) -> str:
+        """PEFT's name of its adapter."""
+        return lora.arm_name(self.index)
+
+    @property
+    def validate_every(self) -> int:
+        return self.spec.validation_steps or max(1, round(self.total_steps / VALIDATIONS_PER_RUN))
+
+    @property
+    def is_live(self) -> bool:
+        return self.error is None and not self.has_ended
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether only its adapter remains to be saved."""
+        is_validated = self.validated_step == self.total_steps or not self.validation_examples
+        return self.is_live and self.step == self.total_steps and is_validated
+
+    def is_validation_due(self, step: int) -> bool:
+        """Return whether to validate now: before the first step, on schedule, and after the last step."""
+        on_schedule = step % self.validate_every == 0 or step == self.total_steps
+        return bool(self.validation_examples) and on_schedule and self.validated_step < step
+
+    def create_optimizer(self, model: Any, device: torch.device) -> None:
+        """Create AdamW over the adapter's weights alone, and seed the adapter's dropout."""
+        learn = self.spec.hyperparameters
+        lora.activate(model, self.name)
+        self.parameters = lora.arm_parameters(model, self.name)
+        groups = lora.optimizer_groups(model, self.name, learn)
+        self.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
+        torch.manual_seed(learn.seed)
+        self.random_state = runtime.random_state(device)
+
+    def step_examples(self, step: int) -> Iterator[list[Example]]:
+        """Yield the micro-batches of optimizer step `step`, rows of similar length together."""
+        learn = self.spec.hyperparameters
+        order = step_rows(len(self.positions), learn.rows_per_step, learn.seed, step)
+        rows = [self.examples[self.positions[index]] for index in order]
+        yield from micro_batches(rows, learn.per_device_train_batch_size)
+
+    def record_step(self, step: int, loss: float, tokens: int, seconds: float, random_state: Tensor) -> None:
+        """Record a completed step; `random_state` is the dropout generator's after it."""
+        self.step, self.train_loss, self.random_state = step, loss, random_state
+        self.tokens += tokens
+        self.seconds += seconds
+
+    def record_peak_memory(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
+        """Record the peak of its turns in bytes, less what the other arms keep: what it needs alone."""
+        others = sum(arm.device_bytes(device) for arm in arms if arm is not self)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, peak - others)
+
+    def device_bytes(self, device: torch.device) -> int:
+        """Return the bytes that it keeps on the device between turns: weights, moments, best weights."""
+        states = self.optimizer.state.values() if self.optimizer else ()
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        tensors = [*self.parameters, *moments, *self.best_weights]
+        return sum(tensor.nbytes for tensor in tensors if tensor.device.type == device.type)
+
+    def record_validation(self, loss: float) -> None:
+        """Record the validation loss of the present step, and the weights if they are the best so far."""
+        self.validation_loss, self.validated_step = loss, self.step
+        if not math.isfinite(loss):
+            return
+        if self.best_validation_loss is None or loss < self.best_validation_loss:
+            self.best_validation_loss, self.best_validation_step = loss, self.step
+        # Before the first step the adapter changes nothing, so there is nothing to keep.
+        if self.step and (self.best_weights_loss is None or loss < self.best_weights_loss):
+            self.best_weights_loss, self.best_weights_step = loss, self.step
+            self.copy_best_weights()
+
+    def copy_best_weights(self) -> None:
+        """Keep a copy of the present weights in main memory as the best ones."""
+        self.best_weights = self._copied()
+
+    @contextmanager
+    def with_best_weights(self) -> Iterator[int]:
+        """Put the best weights into the model for a while, if any are known; yield the step they are from."""
+        if not self.best_weights_step:
+            yield self.step
+            return
+        present = self._copied()
+        self._load(self.best_weights)
+        try:
+            yield self.best_weights_step
+        finally:
+            # Later checkpoints hold this arm too, and a continued run needs its present weights.
+            self._load(present)
+
+    def _copied(self) -> list[Tensor]:
+        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+
+    def _load(self, weights: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters, weights, strict=True):
+                parameter.copy_(weight)
+
+
+def check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
+    """Return the first spec; raise RunError if the arms differ in what they must share."""
+    if not specs:
+        raise RunError("There is nothing to train: the list of specs is empty.")
+    if any(_shared_settings(spec) != _shared_settings(specs[0]) for spec in specs):
+        raise RunError(
+            "Arms of one call must share the base model, the dataset version and the number format."
+        )
+    return specs[0]
+
+
+def _shared_settings(spec: TrainSpec) -> tuple[object, ...]:
+    return spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit
+
+
+def prepare_arms(
+    specs: Sequence[TrainSpec],
+    tokenizer: Any,
+    report: Report,
+    should_stop: ShouldStop,
+    ended: Collection[int] = (),
+) -> list[Arm]:
+    """Tokenize and cut the rows that the arms will draw, and no others; report what was cut.
+
+    Raises DataError if the training split has no row with an answer to learn from.
+    """
+    training, validation = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
+    if not len(training):
+        raise DataError("The training split of this dataset has no rows. Upload more rows.")
+    training_rows: dict[int, Example] = {}
+    validation_rows: dict[int, Example] = {}
+
+    def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
+        missing = [index for index in wanted if index not in known]
+        known.update(encode_rows(tokenizer, split, missing, report=report, should_stop=should_stop))
+
+    arms = []
+    for index, spec in enumerate(specs):
+        learn = spec.hyperparameters
+        needed = _needed_positions(learn, len(training))
+        read(training, training_rows, needed)
+        examples = {place: training_rows[place].truncate(learn.max_length) for place in needed}
+        positions: Sequence[int] = range(len(training))
+        if not all(example.target_count for example in examples.values()):
+            # Rows with nothing to learn leave the draw, so every row must be known first.
+            read(training, training_rows, positions)
+            examples = {place: training_rows[place].truncate(learn.max_length) for place in positions}
+            positions = [place for place in positions if examples[place].target_count]
+            if not positions:
+                raise _nothing_to_learn(list(training_rows.values()), learn.max_length)
+        _report_cuts([training_rows[place] for place in examples], learn.max_length, report)
+        shuffled = epoch_order(len(validation), 0, 0)[: spec.validation_rows]
+        drawn = sorted(int(place) for place in shuffled)
+        read(validation, validation_rows, drawn)
+        cut = [validation_rows[place].truncate(learn.max_length) for place in drawn]
+        held_out = [example for example in cut if example.target_count]
+        if not held_out:
+            text = "No validation row has an answer to learn from, so there is no validation loss."
+            report(Message(text, "warning"))
+        steps = learn.total_steps(len(positions))
+        arms.append(Arm(index, spec, examples, positions, held_out, steps, has_ended=index in ended))
+    return arms
+
+
+def _needed_positions(learn: Hyperparameters, count: int) -> list[int]:
+    """Return the sorted positions of the rows that an arm draws in all its steps."""
+    steps = min(learn.total_steps(count), math.ceil(count / learn.rows_per_step))
+    if steps * learn.rows_per_step >= count:
+        return list(range(count))
+    orders = (step_rows(count, learn.rows_per_step, learn.seed, step) for step in range(1, steps + 1))
+    return sorted(row for order in orders for row in order)
+
+
+def _nothing_to_learn(examples: list[Example], max_length: int) -> DataError:
+    answered = [example for example in examples if example.target_count]
+    if not answered:
+        return DataError(
+            f"None of the {len(examples):,} training rows has an answer to learn from. Each chat needs an "
+            "assistant message whose weight is not 0."
+        )
+    shortest = min(int(example.loss_mask.argmax()) for example in answered)
+    longest = max(len(example.ids) for example in answered)
+    return DataError(
+        f"`max_length` {max_length:,} cuts off the answer of all {len(examples):,} training rows: "
+        f"the shortest prompt alone has {shortest:,} tokens. Set `max_length` to at least {shortest + 1:,}; "
+        f"{longest:,} keeps every row whole.",
+        code="labels_cut_off",
+    )
+
+
+def _report_cuts(examples: list[Example], max_length: int, report: Report) -> None:
+    long = [example for example in examples if len(example.ids) > max_length]
+    lost = sum(
+        example.target_count > 0 and not example.truncate(max_length).target_count for example in examples
+    )
+    silent = sum(not example.target_count for example in examples)
+    unstable = sum(not example.template_is_stable for example in examples)
+    if long:
+        report(
+            Message(
+                f"{len(long):,} of {len(examples):,} rows are longer than `max_length` {max_length:,} and "
+                f"were cut; {lost:,} of them lost their whole answer and are left out. The longest has "
+                f"{max(len(example.ids) for example in long):,} tokens.",
+                "warning",
+            )
+        )
+    if silent:
+        report(Message(f"{silent:,} rows have no answer to learn from and are left out.", "warning"))
+    if unstable:
+        report(
+            Message(
+                f"In {unstable:,} rows only the last answer is learned: this model's chat template writes "
+                "earlier answers differently once the chat goes on.",
+                "warning",
+            )
+        )
+
+
+def describe_run(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
+    """Return the run's arithmetic in words; `frozen` is the number of the base model's parameters."""
+    learn = arm.spec.hyperparameters
+    epochs = arm.total_steps / math.ceil(len(arm.positions) / learn.rows_per_step)
+    tokens = sum(len(example.ids) for example in arm.examples.values())
+    labelled = sum(example.target_count for example in arm.examples.values())
+    trainable = sum(parameter.numel() for parameter in arm.parameters)
+    batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
+    sentences = (
+        f"{arm.spec.name}: {len(arm.positions):,} rows to draw from.",
+        f"{arm.total_steps:,} steps of {learn.rows_per_step:,} rows ({batch}), {epochs:.2f} epochs.",
+        f"The {len(arm.examples):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
+        f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
+        f"The frozen ones are stored {storage_description(dtype_name(dtype), in_4bit=learn.load_in_4bit)}.",
+    )
+    return " ".join(sentences)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def divergence(arm: Arm, step: int, loss: float, norm: float) -> Diverged:
+    """Return the error of an arm whose loss or gradient norm is not finite in `step`."""
+    value = "loss" if not math.isfinite(loss) else "gradient norm"
+    rate = arm.spec.hyperparameters.learning_rate
+    return Diverged(
+        f"The {value} was not finite in step {step:,} of {arm.total_steps:,} (loss {loss:g}, gradient norm "
+        f"{norm:g}), so {arm.spec.name} was stopped. Use a lower `learning_rate` than {rate:g}, for example "
+        f"{rate / 3:.1g}."
+    )

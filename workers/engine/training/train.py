@@ -1,0 +1,241 @@
+"""Trains arms on one frozen base model: `python -m workers.engine train spec.json out/`.
+
+One spec is one arm; a single run is a study with one arm. Arms take turns inside each optimizer step and
+share the base model, the dataset and the process, but neither seed, row order, schedule nor outcome. A run
+that was interrupted continues from its checkpoint with the same numbers. Knows nothing of queues or users.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from workers.contract.errors import Stopped
+from workers.contract.events import (
+    ArmEnd,
+    Message,
+    Metrics,
+    Progress,
+    Report,
+    ShouldStop,
+    never_stop,
+    print_event,
+)
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import TrainSpec
+from workers.engine.base_models.model import (
+    add_stop_hooks,
+    check_folder,
+    check_max_length,
+    load_base,
+    load_tokenizer,
+)
+from workers.engine.training import checkpoints, disk_room, fingerprint, lora, runtime
+from workers.engine.training.arms import Arm, check_shared, describe_run, divergence, prepare_arms
+from workers.engine.training.data import collate, micro_batches
+from workers.engine.training.loss import Scorer, make_scorer
+from workers.engine.training.recompute import set_recompute
+from workers.engine.training.reporting import OutcomeReporter, ProgressReporter
+from workers.engine.training.runtime import stop_if_asked
+
+
+def train(
+    specs: Sequence[TrainSpec],
+    out_dir: Path,
+    *,
+    report: Report = print_event,
+    should_stop: ShouldStop = never_stop,
+    resume_from: Path | None = None,
+    checkpoint_dir: Path | None = None,
+    checkpoint_seconds: float = checkpoints.SECONDS,
+    attempt: int = 0,
+    ended: Collection[int] = (),
+    disk_reserve: int = disk_room.RESERVE,
+) -> list[ArmEnd]:
+    """Train every spec and write `out_dir/arm-<i>/adapter`; raise the first error only if every arm failed.
+
+    `resume_from` is one checkpoint. New ones go below `checkpoint_dir`, as long as no attempt later than
+    `attempt` has taken ownership of it; without a folder none are written. `ended`: arms that reported their
+    outcome in an earlier attempt, which are neither trained nor reported again.
+
+    Raises Stopped when `should_stop` asks for it and no arm has an adapter to publish.
+    """
+    # Setup: rows before weights, so that bad data is reported early.
+    started, first = time.monotonic(), check_shared(specs)
+    checkpoint = checkpoints.load(resume_from) if resume_from else None
+    disk_room.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
+    check_folder(first.base)
+    device = runtime.pick_device()
+    dtype = checkpoint.dtype if checkpoint else runtime.pick_dtype(first.dtype, device)
+    torch.set_num_threads(runtime.thread_count())
+    torch.manual_seed(first.hyperparameters.seed)
+    report(Progress("tokenizing"))
+    tokenizer = load_tokenizer(first.base)
+    setup_stop = _without_finish(should_stop)
+    arms = prepare_arms(specs, tokenizer, report, setup_stop, ended)
+    stop_if_asked(setup_stop)
+
+    report(Progress("loading"))
+    lora.check_targets(specs)
+    base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
+    for spec in specs:
+        check_max_length(base, spec.base, spec.hyperparameters.max_length)
+    origin, frozen_parameters = fingerprint.origin(specs, arms, base), base.num_parameters()
+    model = lora.attach(base, specs)
+    for arm in arms:
+        arm.create_optimizer(model, device)
+    scorer = make_scorer(model, base, collate(list(arms[0].examples.values())[:2], device))
+    writer = checkpoints.CheckpointWriter(
+        checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
+    )
+    outcomes = OutcomeReporter(model, tokenizer, out_dir, report, writer)
+
+    # The run's arithmetic, then the state that an earlier attempt left.
+    for arm in arms:
+        if arm.is_live:
+            report(Message(describe_run(arm, frozen_parameters, dtype)))
+    if checkpoint:
+        checkpoints.restore(checkpoint, writer, arms)
+    for arm in arms:
+        if arm.error and not arm.has_ended:
+            outcomes.fail(arm)
+    progress = ProgressReporter(arms, report)
+    if checkpoint:
+        report(Message(f"Continues from step {progress.first_step:,}."))
+    add_stop_hooks(base, lambda: stop_if_asked(should_stop))
+
+    try:
+        progress.start()
+        step = progress.first_step  # 0 only measures the validation loss of the untrained adapter
+        while any(arm.is_live for arm in arms):
+            stop_if_asked(should_stop)
+            is_validated = False
+            for arm in arms:
+                # A resumed arm may be ahead of the others, or have only its validation left in this step.
+                if not arm.is_live or not arm.step <= step <= arm.total_steps:
+                    continue
+                turn_started, learn = time.monotonic(), arm.spec.hyperparameters
+                if len(arms) > 1:
+                    lora.activate(model, arm.name)
+                    runtime.reset_peak_memory(device)
+
+                if step > arm.step:
+                    # Forward and backward: each micro-batch adds its share of the step's mean loss.
+                    batches = list(arm.step_examples(step))
+                    labelled = sum(example.target_count for batch in batches for example in batch)
+                    # Each row draws its own dropout, and a layer that is computed twice fills no cache.
+                    share = (
+                        scorer.shares_prefix and not learn.lora_dropout and not learn.gradient_checkpointing
+                    )
+                    lora.set_dropout(model, learn.lora_dropout > 0)
+                    set_recompute(model, learn.gradient_checkpointing)
+                    runtime.set_random_state(arm.random_state, device)
+                    loss, tokens = 0.0, 0
+                    for examples in batches:
+                        batch = collate(examples, device, share_prefix=share)
+                        batch_loss = scorer.training_loss(batch, labelled)
+                        batch_loss.backward()  # type: ignore[no-untyped-call]
+                        loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
+                        progress.keep_alive()
+                    random_state = runtime.random_state(device)
+
+                    grad_norm = float(nn.utils.clip_grad_norm_(arm.parameters, learn.max_grad_norm))
+                    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                        arm.step, arm.error = step, divergence(arm, step, loss, grad_norm)
+                        outcomes.fail(arm)
+                        arm.optimizer.zero_grad()
+                        continue
+                    rate = learning_rate(learn, step, arm.total_steps)
+                    for group in arm.optimizer.param_groups:
+                        group["lr"] = rate * group["ratio"]
+                    arm.optimizer.step()
+                    arm.optimizer.zero_grad()
+
+                    seconds, peak = time.monotonic() - turn_started, runtime.peak_memory_bytes(device)
+                    arm.record_step(step, loss, tokens, seconds, random_state)
+                    if len(arms) > 1:
+                        arm.record_peak_memory(peak, arms, device)
+                    values = {
+                        "train/loss": loss,
+                        "train/learning_rate": rate,
+                        "train/grad_norm": grad_norm,
+                        "train/tokens_per_second": tokens / max(seconds, 1e-9),
+                        "system/memory_bytes": float(peak),
+                    }
+                    writer.report_metrics(Metrics(arm.index, step, values))
+
+                if arm.is_validation_due(step):
+                    lora.set_dropout(model, False)
+                    set_recompute(model, False)
+                    held_out = validation_loss(scorer, arm, device, should_stop, progress.keep_alive)
+                    arm.record_validation(held_out)
+                    writer.report_metrics(Metrics(arm.index, step, {"validation/loss": held_out}))
+                    is_validated = True
+
+            # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
+            finished = [arm for arm in arms if arm.is_finished]
+            if is_validated or finished or writer.is_due:
+                writer.write(arms)
+            progress.report_step(step)
+            for arm in finished:
+                outcomes.save(arm, "succeeded")
+            step += 1
+    except Stopped as stop:
+        if stop.reason != "cancel":
+            writer.write_last(arms)
+        if stop.reason in ("drain", "park"):
+            raise
+        outcomes.stop(arms, stop.reason)
+        if stop.reason == "cancel" or not (ended or outcomes.has_adapter):
+            raise Stopped("cancel") from stop
+
+    failed = [arm.error for arm in arms if arm.error is not None]
+    if len(failed) == len(arms):
+        raise failed[0]
+    return sorted(outcomes.ends, key=lambda end: end.arm)
+
+
+def _without_finish(should_stop: ShouldStop) -> ShouldStop:
+    """Ignore `finish` during setup: only a restored arm can have weights to publish."""
+
+    def setup_stop() -> str:
+        reason = should_stop()
+        return "" if reason == "finish" else reason
+
+    return setup_stop
+
+
+def learning_rate(learn: Hyperparameters, step: int, total_steps: int) -> float:
+    """Return the learning rate of step 1..total_steps: linear warm-up, then the chosen decay.
+
+    With w = ceil(warmup_ratio * total_steps) and p = (step - 1 - w) / (total_steps - w), the factor
+    of the peak is step / (w + 1) up to step w, then (1 + cos(pi p)) / 2 (cosine), 1 - p (linear) or 1
+    (constant): the schedules of Transformers' `optimization.py`, without their first step at rate 0.
+    """
+    warmup = math.ceil(learn.warmup_ratio * total_steps)
+    if step <= warmup:
+        return learn.learning_rate * step / (warmup + 1)
+    done = (step - 1 - warmup) / max(1, total_steps - warmup)
+    factors = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return learn.learning_rate * factors[learn.lr_scheduler_type]
+
+
+@torch.no_grad()
+def validation_loss(
+    scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
+) -> float:
+    """Return the mean cross-entropy in nats over all labelled tokens of the arm's validation rows."""
+    total, tokens = 0.0, 0
+    for examples in micro_batches(
+        arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size
+    ):
+        keep_alive()
+        stop_if_asked(should_stop)
+        losses = scorer.token_losses(collate(examples, device, share_prefix=scorer.shares_prefix))
+        total, tokens = total + float(losses.double().sum()), tokens + len(losses)
+    return total / tokens

@@ -1,0 +1,195 @@
+"""The engine as a process: how it is started, what it may know, how it is stopped and how it is killed.
+
+Knows nothing of the database, and of an event only whether it is a sign of progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import psutil
+from django.conf import settings
+
+from dashboard.models import Job
+from workers.contract.events import MAX_LINE
+from workers.supervision.line_queue import LineQueue
+
+ENGINE = (sys.executable, "-m", "workers.engine")
+# How long the last lines of a dead engine may take; a process that it left behind can hold the pipe open.
+LAST_LINES_SECONDS = 5.0
+EXIT_SECONDS = 10.0
+STEPS_REMEMBERED = 51
+# The first field of an event is its kind. A step's values come right before its progress, so only one counts.
+STEP = b'{"event": "Progress"'
+SIGNS_OF_LIFE = (STEP, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
+# Only these reach the engine; broker, database and secret key stay with the parent.
+PASSED_ON = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
+    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES",
+)  # fmt: skip
+# And these where it downloads; a proxy's address may hold a password.
+FOR_DOWNLOADS = (
+    "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
+)  # fmt: skip
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def oom_kills() -> int:
+    """Return how many processes of this control group the kernel killed for lack of memory; 0 if unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        group = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
+        counts = dict(line.split() for line in (CGROUPS / group / "memory.events").read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    return 0
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    """A running engine and the lines that it has written."""
+
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    lines: LineQueue = field(default_factory=LineQueue)
+    was_killed: bool = False  # by this parent
+    dead_since: float = 0.0  # when its death was noticed
+    last_progress: float = field(default_factory=time.monotonic)
+    last_step: float = field(default_factory=time.monotonic)
+    oom_kills_before: int = field(default_factory=oom_kills)
+    _step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=STEPS_REMEMBERED))
+
+    @classmethod
+    def start(cls, job: Job, out_dir: Path, log: IO[bytes]) -> EngineProcess:
+        """Execute `python -m workers.engine` in its own session and hand it the spec."""
+        outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
+        ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
+        # Nothing that may fail stands below this line: an engine that no supervisor holds would train unseen.
+        process = subprocess.Popen(
+            [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=settings.BASE_DIR,
+            env=environment(job.kind, out_dir),
+            start_new_session=True,
+            umask=0o027,
+        )
+        engine = cls(process, log)
+        engine._limit()
+        threading.Thread(target=engine._read, daemon=True).start()
+        engine.send({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
+        return engine
+
+    def _limit(self) -> None:
+        """Put it behind the web, make it the first victim when memory runs out, and allow no memory dump."""
+        with contextlib.suppress(OSError, psutil.Error):
+            resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))
+            psutil.Process(self.process.pid).nice(5)
+            Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("500")
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - opened above
+        with contextlib.suppress(ValueError):  # closed by `kill`
+            while line := self.process.stdout.readline(MAX_LINE + 1):
+                if line.startswith(SIGNS_OF_LIFE):
+                    self.last_progress = time.monotonic()
+                if line.startswith(STEP):
+                    self._step_seconds.append(self.last_progress - self.last_step)
+                    self.last_step = self.last_progress
+                self.lines.put(line)
+        self.lines.close()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The median of the seconds between two reports of progress."""
+        return statistics.median(tuple(self._step_seconds) or (0.0,))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more lines come: its output is closed, or it has been dead for a while."""
+        if self.lines.is_closed or self.process.poll() is None:
+            return self.lines.is_closed
+        # Counted from here: a parent that slept meanwhile still has all its lines to read.
+        self.dead_since = self.dead_since or time.monotonic()
+        return time.monotonic() - self.dead_since > LAST_LINES_SECONDS
+
+    @property
+    def has_oom_kill(self) -> bool:
+        """Whether the kernel killed a process of this control group for lack of memory since its start."""
+        return oom_kills() > self.oom_kills_before
+
+    def send(self, message: dict[str, object]) -> None:
+        """Write one line to its input; a dead engine is noticed by its exit."""
+        assert self.process.stdin is not None  # noqa: S101 - opened above
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def write_log(self, text: str) -> None:
+        """Write a line into the job's log. A full disk may cost the line, never the job."""
+        with contextlib.suppress(OSError):
+            self.log.write(f"{text}\n".encode())
+
+    def request_stop(self, reason: str) -> None:
+        """Send the reason as a line; the signal ends an engine that does not listen yet."""
+        self.send({"stop": reason})
+        self.write_log(f"--- asked to stop ({reason}) at {datetime.now(UTC).isoformat()} ---")
+        # An engine that still starts would die of the signal, with nothing published.
+        if reason != "finish":
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+
+    def wait(self) -> int:
+        """Return the exit status of an engine that has closed its output; one that lingers is killed."""
+        try:
+            return self.process.wait(timeout=EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.wait()
+
+    def kill(self) -> None:
+        """Kill the engine and whatever it has started, and wait for its end."""
+        self.was_killed = self.was_killed or self.process.poll() is None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def environment(kind: str, out_dir: Path) -> dict[str, str]:
+    """Return the engine's environment: where to find programs and models, and how many threads to use."""
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
+    variables |= {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", ""),
+        "TMPDIR": str(out_dir),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        # A thread that spins at a barrier takes the core from the web process.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    }
+    if kind == Job.Kind.INSPECT:
+        return variables | {name: os.environ[name] for name in FOR_DOWNLOADS if name in os.environ}
+    return variables | {"HF_HUB_OFFLINE": "1"}

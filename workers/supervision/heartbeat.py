@@ -1,0 +1,270 @@
+"""The heartbeat of a Celery node: its row, and the flag that tells its pool processes to drain.
+
+Runs in the node's main process; the pool processes only read the flag.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from django.conf import settings
+from django.db import close_old_connections, connection
+from django.db.models.functions import Now
+
+from dashboard.models import Job, WorkerNode
+from dashboard.models.jobs.worker_node import HEARTBEAT_SECONDS
+from workers.supervision import device_lock
+from workers.supervision.database_outage import close_connection
+from workers.supervision.orphaned_jobs import release_orphaned_jobs
+from workers.supervision.process_identity import here
+
+logger = logging.getLogger(__name__)
+_stop = threading.Event()
+# A pool process that was killed holds its job until the next check.
+WATCH_SECONDS = 2.0
+# A query that has not come back for so long hangs.
+SILENT_SECONDS = 60.0
+# How long a fork waits for the end of a query, which may hang.
+FORK_SECONDS = 30.0
+
+
+class QueryLock:
+    """Held while this process queries the database beside the thread that forks the pool's processes.
+
+    SQLite notes in memory which locks a process holds. One that was forked in the middle of a query inherits
+    the note without the lock, and finds its database locked for ever. So forking waits.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.thread = threading.Lock(), threading.local()
+        os.register_at_fork(before=self._acquire, after_in_parent=self._release, after_in_child=self._release)
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_error: object) -> None:
+        # Open while a process is forked, a connection would be that process's too.
+        if connection.vendor == "sqlite":
+            connection.close()
+        self.lock.release()
+
+    def _acquire(self) -> None:
+        self.thread.is_locked = self.lock.acquire(timeout=FORK_SECONDS)
+
+    def _release(self) -> None:
+        if self.thread.is_locked:
+            self.lock.release()
+
+
+query_lock = QueryLock()
+
+
+def _drain_flag(main_pid: int) -> Path:
+    # Containers share the folder, and in each of them the node may be process 1.
+    return Path(settings.DATA_DIR) / "run" / device_lock.slot_name(f"draining-{main_pid}").replace("/", "-")
+
+
+def is_draining() -> bool:
+    """Return whether the node of this pool process is shutting down."""
+    return _drain_flag(os.getppid()).exists()
+
+
+def describe_device(queue: str) -> tuple[str, int, int | None]:
+    """Return the device's name, its memory in bytes, and the GPU's number on this machine."""
+    if queue == Job.Queue.GPU:
+        gpu = _first_gpu()
+        if gpu:
+            return gpu
+    cores = len(os.sched_getaffinity(0))
+    return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None
+
+
+def loads_4bit(gpu: int | None) -> bool:
+    """Return whether this node can load a base model in 4 bits: it has CUDA and bitsandbytes."""
+    return gpu is not None and importlib.util.find_spec("bitsandbytes") is not None
+
+
+def _first_gpu() -> tuple[str, int, int] | None:
+    """Describe the GPU that this process may use, without touching CUDA."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        if wanted.startswith("GPU-"):
+            handle = pynvml.nvmlDeviceGetHandleByUUID(wanted)
+        elif wanted.isdigit():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(wanted))
+        else:
+            return None
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return str(pynvml.nvmlDeviceGetName(handle)), memory, int(pynvml.nvmlDeviceGetIndex(handle))
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def delete_stale_flag(**_kwargs: object) -> None:
+    """Delete the flag of a node killed while it drained: in a container the next one has the same pid."""
+    _drain_flag(os.getpid()).unlink(missing_ok=True)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def start(sender: Any, **_kwargs: object) -> None:
+    """Release the jobs of dead processes of this place, then start the heartbeat."""
+    name = str(sender.hostname)
+    queue = next(iter(sender.app.amqp.queues.consume_from), "")
+    device, memory, gpu = describe_device(queue)
+    place = here()
+    heartbeat = Heartbeat(
+        name,
+        {
+            "place": place.machine if place else "",
+            "kind": WorkerNode.Kind.WORKER,
+            "queue": queue,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": device,
+            "memory_bytes": memory,
+            "gpu": gpu,
+            "loads_4bit": loads_4bit(gpu),
+            "processes": sender.controller.concurrency,
+            "stopped_at": None,
+            "started_at": Now(),
+        },
+    )
+    # Once before the first message: a slot that a dead process holds would make this node miss its wake-up.
+    heartbeat.beat()
+    # This thread forks the pool's later processes, which must not inherit a connection.
+    connection.close()
+    threading.Thread(target=heartbeat.run, daemon=True).start()
+    threading.Thread(target=heartbeat.guard, daemon=True).start()
+
+
+@dataclass
+class Heartbeat:
+    """Writes the node's row as soon as the database answers, then keeps it fresh."""
+
+    node: str
+    facts: dict[str, Any]
+    written: float = 0.0  # monotonic, when the row was last written; 0 while there is none
+    other_heartbeat: datetime | None = None  # the last heartbeat of a node of this name at another place
+    last_beat: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Beat until the node ends."""
+        while not _stop.wait(WATCH_SECONDS):
+            with query_lock:
+                self.beat()
+        connection.close()
+
+    def beat(self) -> None:
+        """Release the jobs of dead processes, and write the row when it is due."""
+        try:
+            close_old_connections()
+            release_orphaned_jobs()
+            self.keep_row()
+        except Exception:
+            logger.warning("no heartbeat could be written", exc_info=True)
+            close_connection()
+        self.last_beat = time.monotonic()
+
+    @property
+    def place(self) -> str:
+        """The machine and boot that its pid belongs to."""
+        return str(self.facts.get("place", ""))
+
+    def keep_row(self) -> None:
+        """Write the row, or its next heartbeat when it is due."""
+        if not self.written:
+            self.register()
+        elif time.monotonic() - self.written >= HEARTBEAT_SECONDS:
+            self.written = time.monotonic() if record_heartbeat(self.node, self.place) else 0.0
+
+    def register(self) -> None:
+        """Write the row under the node's name, or with its place added if that name is alive elsewhere."""
+        name = row_name(self.node)
+        if name == self.node:
+            beat = (
+                WorkerNode.objects.running_elsewhere(name, self.place)
+                .values_list("heartbeat_at", flat=True)
+                .first()
+            )
+            if beat and self.other_heartbeat in (None, beat):
+                # Perhaps its own row from before a restart of its container: then it beats no more.
+                self.other_heartbeat = beat
+                return
+            name = device_lock.slot_name(self.node) if beat else name
+        WorkerNode.objects.register(name, **self.facts, draining=is_shutting_down())
+        self.written = time.monotonic()
+
+    def guard(self) -> None:
+        """Exit if the node hangs and runs no engine; its process manager starts it again."""
+        suspected = False
+        while not _stop.wait(WATCH_SECONDS):
+            is_silent = time.monotonic() - self.last_beat > SILENT_SECONDS and not has_engine()
+            if is_silent and suspected:
+                logger.error("%s has not come through to the database, so it starts again", self.node)
+                os._exit(1)
+            # Once is no proof: a machine that slept has silent nodes when it wakes.
+            suspected = is_silent
+
+
+def has_engine() -> bool:
+    """Return whether a process of this node's pool runs an engine."""
+    try:
+        return any(process.children() for process in psutil.Process().children())
+    except psutil.Error:
+        return True
+
+
+def row_name(node: str) -> str:
+    """Return the name of this node's row: with its place added if it was registered so."""
+    own = device_lock.slot_name(node)
+    return own if WorkerNode.objects.filter(name=own).exists() else node
+
+
+def record_heartbeat(node: str, place: str) -> bool:
+    """Write one heartbeat and whether the node drains; False if the row is gone or another node's."""
+    mine = WorkerNode.objects.filter(place=place)
+    return mine.record_heartbeat(row_name(node), draining=is_shutting_down())
+
+
+def is_shutting_down() -> bool:
+    """Return whether this node, whose main process this is, is shutting down."""
+    return _drain_flag(os.getpid()).exists()
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def set_drain_flag(**_kwargs: object) -> None:
+    """Tell the pool processes to stop their engines with a checkpoint and to claim no further job."""
+    flag = _drain_flag(os.getpid())
+    flag.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flag.touch()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def stop(sender: Any, **_kwargs: object) -> None:
+    """Mark the row as stopped, and delete the flag."""
+    _stop.set()
+    _drain_flag(os.getpid()).unlink(missing_ok=True)
+    place = here()
+    mine = WorkerNode.objects.filter(place=place.machine if place else "")
+    mine.filter(name=row_name(str(sender.hostname))).update(stopped_at=Now(), draining=False)

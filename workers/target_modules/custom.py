@@ -1,0 +1,278 @@
+"""Custom target modules: selected layer groups, or names as PEFT takes them, and the layers that they match.
+
+A name that matches nothing is reported with the nearest real names, and layers that no preset adapts have to
+be confirmed. Where PEFT alone would adapt other layers, exact names are sent instead. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.contract.errors import SpecError
+from workers.contract.hyperparameters import LIMITS
+from workers.target_modules.census import ROLES, Census, Group, Matched, equivalent_roles, format_layers
+from workers.target_modules.peft_names import layer_suffix
+from workers.target_modules.peft_rules import Arguments, NotConvertible, matched_names, matches
+from workers.target_modules.resolution import Resolution, Unmatched, to_peft_arguments, with_warnings
+
+NEAR_NAMES = 3
+MAX_ENTRIES = 100
+# Anything but plain names is a regex, and users' regexes are not run in a web process. `*` may stand for the
+# layer's number where suffixes are not enough, as in a model with an image tower.
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}|([A-Za-z0-9_]{1,100}\.){1,10}\*(\.[A-Za-z0-9_]{1,100}){1,10}")
+# Shares of a model's layers that can be chosen on a model of any depth, counted from the top.
+LAYER_SHARES = {"all": 1, "top_half": 2, "top_quarter": 4}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Custom target modules in PEFT's terms; `layers` is a share that works on models of any depth."""
+
+    target_modules: tuple[str, ...] = ()
+    layers: str = "all"
+    layers_to_transform: tuple[int, ...] = ()
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        plain = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Selection:
+        """Rebuild from JSON, or from PEFT's `adapter_config.json`. Raises SpecError."""
+        modules = values.get("target_modules") or ()
+        if isinstance(modules, str):
+            raise SpecError("target_modules", _not_plain_error(modules))
+        layers = values.get("layers_to_transform") or ()
+        chosen = cls(
+            target_modules=tuple(_string_list("target_modules", modules)),
+            layers=str(values.get("layers") or "all"),
+            layers_to_transform=tuple(
+                _layer_list("layers_to_transform", [layers] if isinstance(layers, int) else layers)
+            ),
+            rank_pattern=_number_by_name("rank_pattern", values.get("rank_pattern"), "r"),
+            alpha_pattern=_number_by_name("alpha_pattern", values.get("alpha_pattern"), "lora_alpha"),
+        )
+        if chosen.layers not in LAYER_SHARES:
+            raise SpecError("layers", f"`layers` must be one of {', '.join(LAYER_SHARES)}.")
+        for name in ("target_parameters", "exclude_modules", "modules_to_save"):
+            if values.get(name):
+                raise SpecError(name, f"`{name}` is not supported. Name the layers to adapt instead.")
+        return chosen
+
+    @classmethod
+    def from_groups(
+        cls,
+        patterns: Iterable[str],
+        census: Census,
+        *,
+        layers: str = "all",
+        layers_to_transform: Sequence[int] = (),
+        ranks: Mapping[str, int] | None = None,
+        alphas: Mapping[str, float] | None = None,
+    ) -> Selection:
+        """Return a selection of groups by the shortest names that match them and nothing else."""
+        names = {pattern: shortest_entry(pattern, census) for pattern in patterns}
+        return cls(
+            target_modules=tuple(names.values()),
+            layers=layers,
+            layers_to_transform=tuple(sorted(set(layers_to_transform))),
+            rank_pattern={names[key]: value for key, value in (ranks or {}).items() if key in names},
+            alpha_pattern={names[key]: value for key, value in (alphas or {}).items() if key in names},
+        )
+
+    def chosen_layers(self, census: Census) -> tuple[int, ...]:
+        """Return the layers on this model; () for all."""
+        if self.layers_to_transform or self.layers == "all":
+            return self.layers_to_transform
+        count = max(1, census.num_layers // LAYER_SHARES[self.layers])
+        return tuple(range(census.num_layers - count, census.num_layers))
+
+    def resolve(self, census: Census) -> Resolution:
+        """Return the layers that it matches on one model, as PEFT's arguments."""
+        return resolve_names(
+            self.target_modules,
+            census,
+            layers=self.chosen_layers(census),
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+        )
+
+
+def resolve_names(
+    entries: Sequence[str],
+    census: Census,
+    *,
+    layers: Sequence[int] = (),
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+) -> Resolution:
+    """Return the layers that names written for PEFT match on this model, or a refusal.
+
+    They may be suffixes, whole names, or old names of today's fused experts.
+    """
+    ranks, alphas = rank_pattern or {}, alpha_pattern or {}
+    problem = _entry_problem(entries, [*ranks, *alphas], layers, census)
+    if problem:
+        return Resolution(layers_total=census.num_layers, refusal=problem)
+    reached = {entry: _matched_layers(entry, census, layers) for entry in (*entries, *ranks, *alphas)}
+    hits = {group for entry in entries for group in reached[entry]}
+    missing = [
+        Unmatched(entry, near_names(entry, census)) for entry in entries if not _matched_layers(entry, census)
+    ]
+    missing += [
+        Unmatched(entry, near_names(entry, census, hits))
+        for entry in (*ranks, *alphas)
+        if not hits & set(reached[entry])
+    ]
+    absent = next((entry for entry in entries if not reached[entry]), None)
+    if missing:
+        return _unmatched(tuple(dict.fromkeys(missing)), census)
+    if absent is not None:
+        problem = f"`{absent}` exists in none of the chosen layers ({format_layers(layers)})."
+        return Resolution(layers_total=census.num_layers, refusal=problem)
+    chosen = [
+        Matched(
+            group,
+            tuple(sorted({at for entry in entries for at in reached[entry].get(group, ()) if at >= 0})),
+            r=next((value for entry, value in ranks.items() if group in reached[entry]), 0),
+            lora_alpha=next((value for entry, value in alphas.items() if group in reached[entry]), 0),
+        )
+        for group in census.groups
+        if group in hits
+    ]
+    resolution = with_warnings(to_peft_arguments(chosen, census), census, layers=layers)
+    return dataclasses.replace(
+        resolution,
+        notes=(*resolution.notes, *_peft_differences(entries, layers, resolution, census)),
+        confirmations=(*resolution.confirmations, *_ambiguities(entries, reached)),
+    )
+
+
+def shortest_entry(pattern: str, census: Census) -> str:
+    """Return the shortest suffix of a group's name that matches no other group; else its whole pattern."""
+    tail = next(layer_suffix(group) for group in census.groups if group.pattern == pattern)
+    for length in range(1, len(tail) + 1):
+        entry = ".".join(tail[-length:])
+        if {group.pattern for group in _matched_layers(entry, census)} == {pattern}:
+            return entry
+    return pattern
+
+
+def near_names(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
+    """Return names of this model that look most like `entry`, with as many segments as it has."""
+    depth = min(3, entry.count(".") + 1)
+    names = {
+        ".".join(layer_suffix(group)[-depth:]) for group in groups or census.groups if group.kind != "conv"
+    }
+    return tuple(difflib.get_close_matches(entry, sorted(names), n=NEAR_NAMES, cutoff=0.0))
+
+
+def _unmatched(missing: tuple[Unmatched, ...], census: Census) -> Resolution:
+    refusal = " ".join(item.sentence for item in missing)
+    return Resolution(layers_total=census.num_layers, unmatched=missing, refusal=refusal)
+
+
+def _entry_problem(
+    entries: Sequence[str], patterns: Sequence[str], layers: Sequence[int], census: Census
+) -> str:
+    if not entries:
+        return "Name at least one layer to adapt."
+    if len(entries) + len(patterns) > MAX_ENTRIES:
+        return f"Too many names: give at most {MAX_ENTRIES}. The end of a name matches all layers."
+    strange = next((entry for entry in (*entries, *patterns) if not _NAME.fullmatch(entry)), None)
+    if strange is not None:
+        return _not_plain_error(strange)
+    outside = sorted(set(layers) - set(range(census.num_layers)))
+    if outside:
+        return f"Layer {outside[0]} does not exist: this model has layers 0 to {census.num_layers - 1}."
+    return ""
+
+
+def _not_plain_error(entry: str) -> str:
+    if entry == "all-linear":
+        return "`all-linear` also adapts routers and image towers. Choose the preset Quality instead."
+    return f"`{entry[:200]}` is not a plain name. Write the end of a layer's name, such as `o_proj`."
+
+
+def _matched_layers(entry: str, census: Census, layers: Sequence[int] = ()) -> dict[Group, set[int]]:
+    """Return the layers of each group that a name matches, also by names that PEFT rewrites."""
+    found: dict[Group, set[int]] = {}
+    last = entry.rpartition(".")[2]
+    for group in census.groups:
+        spelled = [entry]
+        if group.is_parameter and last in census.rewrites:
+            spelled.append(entry[: len(entry) - len(last)] + census.rewrites[last])
+        for layer, name in zip(group.layers or (-1,), group.names(), strict=True):
+            keys = {group.pattern} if "*" in entry else {name, group.parameter_name(name)}
+            if (not layers or layer in layers) and any(
+                matches(item, key) for item in spelled for key in keys
+            ):
+                found.setdefault(group, set()).add(layer)
+    return found
+
+
+def _ambiguities(entries: Sequence[str], reached: Mapping[str, Mapping[Group, set[int]]]) -> list[str]:
+    """Return warnings on names that match layers of different roles, such as GPT-2's `c_proj`."""
+    found = []
+    for entry in entries:
+        roles = list(dict.fromkeys(group.role for group in reached[entry]))
+        if any(role not in equivalent_roles(roles[0]) for role in roles):
+            found.append(
+                f"`{entry}` matches layers of different kinds: {', '.join(ROLES[role] for role in roles)}."
+            )
+    return found
+
+
+def _peft_differences(
+    entries: Sequence[str], layers: Sequence[int], resolution: Resolution, census: Census
+) -> list[str]:
+    """Return a note if PEFT, given the names as they are, would adapt other layers."""
+    if resolution.refusal or any("*" in entry for entry in entries):
+        return []
+    raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
+    expected = sum(item.modules for item in resolution.matched)
+    try:
+        alone = set(matched_names(raw, census, 1))
+    except NotConvertible:
+        return ["PEFT refuses these names on this model; Graftworks sends equivalent ones."]
+    if alone == set(resolution.names()):
+        return []
+    return [
+        f"PEFT alone would adapt {len(alone)} modules for these names instead of {expected}; "
+        "Graftworks sends exact ones."
+    ]
+
+
+def _string_list(name: str, values: Any) -> list[str]:
+    if not isinstance(values, list | tuple | set) or not all(isinstance(value, str) for value in values):
+        raise SpecError(name, f"`{name}` must be a list of names.")
+    return sorted(values) if isinstance(values, set) else list(values)
+
+
+def _layer_list(name: str, values: Any) -> list[int]:
+    wrong = not isinstance(values, list | tuple) or any(
+        type(value) is not int or value < 0 for value in values
+    )
+    if wrong:
+        raise SpecError(name, f"`{name}` must be a list of layer numbers, counted from 0.")
+    return sorted(set(values))
+
+
+def _number_by_name(name: str, values: Any, limit: str) -> dict[str, Any]:
+    low, high = LIMITS[limit]
+    values = values or {}
+    if not isinstance(values, dict):
+        raise SpecError(name, f"`{name}` must give a number to each name.")
+    for entry, value in values.items():
+        whole = isinstance(value, int) or (limit != "r" and isinstance(value, float))
+        if isinstance(value, bool) or not whole or not low <= value <= high:
+            raise SpecError(name, f"`{name}` of `{entry}` must be a number between {low:g} and {high:g}.")
+    return dict(values)
