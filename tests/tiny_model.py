@@ -157,13 +157,13 @@ def _write_split(path: Path, rows: Sequence[list[dict[str, Any]] | str], first: 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "row": pa.array(range(first, first + len(rows)), pa.int64()),
-            "messages": pa.array(
-                [None if isinstance(row, str) else json.dumps(row) for row in rows], pa.string()
-            ),
-            "text": pa.array([row if isinstance(row, str) else None for row in rows], pa.string()),
-        }
-    )
+    numbers = pa.array(range(first, first + len(rows)), pa.int64())
+    messages = [None if isinstance(row, str) else json.dumps(row) for row in rows]
+    texts = [row if isinstance(row, str) else None for row in rows]
+    columns = {
+        "row": numbers,
+        "messages": pa.array(messages, pa.string()),
+        "text": pa.array(texts, pa.string()),
+    }
+    table = pa.table({**columns, "group": numbers})
     pq.write_table(table, path, compression="zstd")

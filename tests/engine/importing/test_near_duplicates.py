@@ -179,7 +179,7 @@ def test_a_file_beyond_the_limit_is_compared_by_a_sample(monkeypatch: pytest.Mon
     whole = compared(prompts)
     monkeypatch.setattr(near_duplicates, "MAX_SHINGLES", 15_000)
     sample = compared(prompts)
-    assert (whole.sampled, sample.sampled) == (False, True)
+    assert (whole.is_sampled, sample.is_sampled) == (False, True)
     assert len(sample.pairs) == len(whole.pairs) == 50
 
 

@@ -39,8 +39,8 @@ def division(
         seed=seed,
         validation_share=share,
         test_share=share,
-        column="group" if groups else "",
-        check=nothing,
+        group_column="group" if groups else "",
+        check_stop=nothing,
     )
 
 
@@ -134,7 +134,7 @@ def test_groups_larger_than_a_held_out_share_are_still_divided() -> None:
 def test_rows_that_all_ask_two_things_are_refused_in_words() -> None:
     asked = [" ".join(f"w{kind}x{place}" for place in range(40)) for kind in range(2)]
     rows = [(f"{asked[n % 2]} number {n // 2}", "x") for n in range(4)]
-    with pytest.raises(DataError, match="The rows ask only 2 different things"):
+    with pytest.raises(DataError, match="only 2 different prompts"):
         division(rows)
 
 
@@ -145,7 +145,7 @@ def test_it_stops_when_asked() -> None:
     keys = RowFingerprints()
     keys.add(1, b"12345678", "a text", None)
     with pytest.raises(Stopped):
-        assign_splits(keys, seed=1, validation_share=0.1, test_share=0.1, check=stop)
+        assign_splits(keys, seed=1, validation_share=0.1, test_share=0.1, check_stop=stop)
 
 
 def test_a_chat_is_asked_by_all_that_stands_before_its_last_answer() -> None:

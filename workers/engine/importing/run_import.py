@@ -1,8 +1,7 @@
 """Turns one upload into an immutable dataset version: canonical Parquet splits, a report and a preview.
 
 Run it as `python -m workers.engine import spec.json out/`. Rows are spooled to disk and read twice, so memory
-grows by some bytes per row only. Knows nothing of how rows are divided, and of models nothing but the
-tokenizer that renders the preview.
+grows by a few bytes per row. Knows nothing of models but the tokenizer that renders the preview.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from workers.contract.errors import ColumnsUnclear, DataError
 from workers.contract.events import Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import ImportSpec
@@ -26,7 +23,6 @@ from workers.engine.importing import reading, shapes, split_files, splitting
 from workers.engine.importing.group_columns import GroupColumnCandidates, check_group_column, read_group
 from workers.engine.importing.rows import UploadRow, UploadTable
 from workers.engine.importing.shapes import Canonical, InvalidRow, Shape
-from workers.engine.importing.split_files import read_spool
 from workers.engine.training.runtime import stop_if_asked
 
 if TYPE_CHECKING:
@@ -39,26 +35,53 @@ MIN_ROWS = 3
 ROWS_PER_REPORT = 500
 
 
+def run_import(
+    spec: ImportSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
+) -> None:
+    """Import `spec.upload` into `out_dir`. `report.json` is written even if a DataError is raised."""
+    scratch = out_dir / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        table = reading.open_table(Path(spec.upload), spec.filename, scratch)
+        shape, table = _detect_shape(spec, table, out_dir)
+        spool = scratch / "rows"
+        findings = _read_rows(table, shape, spool, spec.group_column, report, should_stop)
+        values = findings.to_report() | {"group_column": spec.group_column}
+        _write_json(out_dir / "report.json", values)
+        _check_usable(findings, spec)
+        values |= _write_splits(findings.fingerprints, spec, spool, out_dir, report, should_stop)
+        preview = _render_preview(spec.tokenizer, spool, findings.rows, should_stop)
+        values["token_lengths"] = preview.token_lengths()
+        values["answers"] = answer_kind(findings.answers) if findings.answers else "none"
+        values["warnings"] += preview.warnings
+        _write_json(out_dir / "preview.json", preview.rows)
+        _write_json(out_dir / "report.json", values)
+    finally:
+        for path in scratch.iterdir():
+            path.unlink()
+        scratch.rmdir()
+    report(Result({**values, "path": "."}))
+
+
 @dataclass
 class ImportFindings:
-    """What the first pass saw: problems, counts, and what tells which good rows belong together."""
+    """Counts, problems and row fingerprints of the first pass over an upload."""
 
     table: UploadTable
     shape: Shape
     rows: int = 0
     bad_rows: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
-    unused: Counter[str] = field(default_factory=Counter)
-    keys: splitting.RowFingerprints = field(default_factory=splitting.RowFingerprints)
+    unused_columns: Counter[str] = field(default_factory=Counter)
+    fingerprints: splitting.RowFingerprints = field(default_factory=splitting.RowFingerprints)
     answers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.group_columns = GroupColumnCandidates(
-            frozenset((*self.shape.columns, *self.shape.optional_columns))
-        )
+        used = frozenset((*self.shape.columns, *self.shape.optional_columns))
+        self.group_columns = GroupColumnCandidates(used)
 
     def add_answer(self, value: Canonical) -> None:
-        """Keep the first rows' last answers; they tell which scores fit. Plain text has none."""
+        """Keep the first rows' last answers, which decide the metrics that fit."""
         if isinstance(value, list) and len(self.answers) < MAX_MEASURED_ROWS:
             last = value[-1]
             if last.get("role") == "assistant" and isinstance(last.get("content"), str):
@@ -70,8 +93,7 @@ class ImportFindings:
             self.problems.append({"row": row.number, "column": problem.column, "message": problem.message})
 
     def to_report(self) -> dict[str, Any]:
-        """The report as far as the first pass knows it."""
-        unused = ", ".join(f"`{name[:50]}`" for name, _ in self.unused.most_common(10))
+        unused = ", ".join(f"`{name[:50]}`" for name, _ in self.unused_columns.most_common(10))
         return {
             "shape": self.shape.name,
             "format": self.table.format,
@@ -80,47 +102,22 @@ class ImportFindings:
             "total_rows": self.rows + self.bad_rows,
             "problems": self.problems,
             "problem_count": self.bad_rows,
-            "columns": list(self.table.columns) or [*self.shape.columns, *sorted(self.unused)[:100]],
+            "columns": list(self.table.columns) or [*self.shape.columns, *sorted(self.unused_columns)[:100]],
             "group_columns": self.group_columns.candidates(),
             "warnings": [f"Not used: {unused}."] if unused else [],
         }
 
 
-def run_import(
-    spec: ImportSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
-) -> None:
-    """Import `spec.upload` into `out_dir`, or raise a DataError; `report.json` is written in both cases."""
-    scratch = out_dir / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    try:
-        table = reading.open_table(Path(spec.upload), spec.filename, scratch)
-        shape, table = _detect_shape(spec, table, out_dir)
-        spool = scratch / "rows"
-        findings = _read_rows(table, shape, spool, spec.group_column, report, should_stop)
-        values = findings.to_report() | {"group_column": spec.group_column}
-        _write_json(out_dir / "report.json", values)
-        _check_usable(findings, spec)
-        values |= _write_splits(findings.keys, spec, spool, out_dir, report, should_stop)
-        rendered = _render_preview(spec.tokenizer, spool, findings.rows, should_stop)
-        values["token_lengths"] = rendered.token_lengths()
-        values["answers"] = answer_kind(findings.answers) if findings.answers else "none"
-        values["warnings"] += rendered.warnings
-        _write_json(out_dir / "preview.json", rendered.rows)
-        _write_json(out_dir / "report.json", values)
-    finally:
-        for path in scratch.iterdir():
-            path.unlink()
-        scratch.rmdir()
-    report(Result({**values, "path": "."}))
-
-
-# First pass: rows to the spool
+# Shape
 
 
 def _detect_shape(spec: ImportSpec, table: UploadTable, out_dir: Path) -> tuple[Shape, UploadTable]:
-    """The shape of the first rows. Where nobody can say, the columns and five rows are left for the page."""
+    """Return the shape of the first rows and the table with all rows still to come.
+
+    Raises ColumnsUnclear after writing the columns and five rows to `report.json`, so that the page can ask.
+    """
     first = list(itertools.islice(table.rows, SHAPE_SAMPLE_ROWS))
-    columns = table.columns or _columns(first)
+    columns = table.columns or tuple(dict.fromkeys(key for row in first for key in row.values))
     table = UploadTable(table.format, table.columns, table.total, itertools.chain(first, table.rows))
     shape = None
     try:
@@ -132,47 +129,30 @@ def _detect_shape(spec: ImportSpec, table: UploadTable, out_dir: Path) -> tuple[
             shape = _most_frequent_shape(first) or shapes.detect_shape(columns)
         check_group_column(spec.group_column, columns, shape)
     except ColumnsUnclear:
-        shown = [
-            {name: _cell_excerpt(row.values.get(name)) for name in columns} for row in first if row.values
-        ][:5]
-        _write_json(
-            out_dir / "report.json",
-            {
-                "shape": shape.name if shape else "",
-                "format": table.format,
-                "columns": list(columns),
-                "group_columns": _group_column_candidates(first),
-                "first_rows": shown,
-                "problems": [],
-            },
-        )
+        candidates = GroupColumnCandidates(frozenset())
+        for row in first:
+            candidates.add(row.values)
+        readable = [row.values for row in first if row.values]
+        report = {
+            "shape": shape.name if shape else "",
+            "format": table.format,
+            "columns": list(columns),
+            "group_columns": candidates.candidates(),
+            "first_rows": [{name: _excerpt(row.get(name)) for name in columns} for row in readable[:5]],
+            "problems": [],
+        }
+        _write_json(out_dir / "report.json", report)
         raise
     return shape, table
 
 
-def _group_column_candidates(rows: list[UploadRow]) -> list[dict[str, Any]]:
-    """Columns of the first rows that may say which ones belong together."""
-    group_columns = GroupColumnCandidates(frozenset())
-    for row in rows:
-        group_columns.add(row.values)
-    return group_columns.candidates()
-
-
-def _columns(rows: list[UploadRow]) -> tuple[str, ...]:
-    """All keys of the first rows, in the order of their appearance."""
-    return tuple(dict.fromkeys(key for row in rows for key in row.values))
-
-
 def _most_frequent_shape(rows: list[UploadRow]) -> Shape | None:
-    """The shape that most of the first rows have, each judged by its own keys."""
-    votes: Counter[str] = Counter()
-    found = {}
+    detected: dict[str, list[Shape]] = {}
     for row in rows:
         with contextlib.suppress(DataError):
             shape = shapes.detect_shape(tuple(row.values))
-            votes[shape.name] += 1
-            found[shape.name] = shape
-    return found[votes.most_common(1)[0][0]] if votes else None
+            detected.setdefault(shape.name, []).append(shape)
+    return max(detected.values(), key=len)[-1] if detected else None
 
 
 def _no_rows_message(filename: str, rows: list[UploadRow]) -> str:
@@ -181,16 +161,24 @@ def _no_rows_message(filename: str, rows: list[UploadRow]) -> str:
     return f"No row of {filename} can be read. First: row {rows[0].number}. {rows[0].problem}"
 
 
-def _cell_excerpt(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text[:200].encode(errors="replace").decode()
 
 
+# First pass: rows to the spool
+
+
 def _read_rows(
-    table: UploadTable, shape: Shape, spool: Path, group_column: str, report: Report, should_stop: ShouldStop
+    table: UploadTable,
+    shape: Shape,
+    spool: Path,
+    group_column: str,
+    report: Report,
+    should_stop: ShouldStop,
 ) -> ImportFindings:
     findings = ImportFindings(table, shape)
-    read = {*shape.columns, *shape.optional_columns, group_column}
+    used = {*shape.columns, *shape.optional_columns, group_column}
     with spool.open("wb") as file:
         for count, row in enumerate(table.rows):
             if count % ROWS_PER_REPORT == 0:
@@ -203,16 +191,17 @@ def _read_rows(
                 findings.add_problem(row, problem)
                 continue
             findings.rows += 1
-            findings.unused.update(row.values.keys() - read)
+            findings.unused_columns.update(row.values.keys() - used)
             findings.add_answer(value)
             findings.group_columns.add(row.values)
-            content = split_files.write_spooled_row(file, row.number, value)
-            findings.keys.add(row.number, content, value, group)
+            content_hash = split_files.write_spooled_row(file, row.number, value)
+            findings.fingerprints.add(row.number, content_hash, value, group)
     report(Progress("reading", table.total, table.total))
     return findings
 
 
 def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
+    """Raise a DataError if rows are bad and may not be skipped, or if too few are good."""
     total = findings.rows + findings.bad_rows
     if total == 0:
         raise DataError(_no_rows_message(spec.filename, []))
@@ -225,35 +214,35 @@ def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
             f"{findings.bad_rows:,} of {total:,} rows cannot be used. First: row {first['row']}. "
             f"{first['message']} {advice}"
         )
-    different = len(numpy.unique(numpy.frombuffer(findings.keys.contents, dtype=numpy.uint64)))
-    if different < MIN_ROWS:
-        rows = "row" if different == 1 else "rows"
+    distinct = findings.fingerprints.distinct_rows()
+    if distinct < MIN_ROWS:
+        rows = "row" if distinct == 1 else "rows"
         raise DataError(
-            f"{spec.filename} has {different} good {rows} that differ from each other. Training, validation "
-            f"and test need one each at least, so give {MIN_ROWS} or more; a few hundred teach something."
+            f"{spec.filename} has {distinct} different good {rows}. Training, validation and test need at "
+            f"least one each. Upload {MIN_ROWS} or more; useful datasets start at a few hundred."
         )
 
 
-# Splits
+# Second pass: the spool to splits and preview
 
 
 def _write_splits(
-    keys: splitting.RowFingerprints,
+    fingerprints: splitting.RowFingerprints,
     spec: ImportSpec,
     spool: Path,
     out_dir: Path,
     report: Report,
     should_stop: ShouldStop,
 ) -> dict[str, Any]:
-    """Write the three splits; what the report says of them."""
+    """Write the three splits; return their part of the report."""
     report(Progress("comparing"))
     assignment = splitting.assign_splits(
-        keys,
+        fingerprints,
         seed=spec.seed,
         validation_share=spec.validation_share,
         test_share=spec.test_share,
-        column=spec.group_column,
-        check=lambda: stop_if_asked(should_stop),
+        group_column=spec.group_column,
+        check_stop=lambda: stop_if_asked(should_stop),
     )
     rows = len(assignment.splits)
 
@@ -262,30 +251,29 @@ def _write_splits(
             stop_if_asked(should_stop)
             report(Progress("writing", index, rows))
 
-    sums = split_files.write_splits(spool, assignment.splits, assignment.groups, out_dir, on_row)
+    sha256, test_sha256 = split_files.write_splits(
+        spool, assignment.splits, assignment.groups, out_dir, on_row
+    )
     report(Progress("writing", rows, rows))
-    return assignment.report | dict(zip(("sha256", "test_sha256"), sums, strict=True))
-
-
-# Preview
+    return assignment.report | {"sha256": sha256, "test_sha256": test_sha256}
 
 
 def _render_preview(tokenizer: str, spool: Path, rows: int, should_stop: ShouldStop) -> Preview:
-    """The first rows, and of a long file evenly drawn ones, as the base model reads them."""
-    # The tokenizer brings torch along, which costs seconds that a refused upload need not wait for.
+    """Render the first rows, and measure evenly spaced rows of a long file."""
+    # The tokenizer imports torch, which takes seconds that a refused upload need not wait for.
     from workers.engine.importing import preview
     from workers.engine.training import data
 
     stride = -(-rows // MAX_MEASURED_ROWS)
 
-    def drawn() -> Iterator[data.CanonicalRow]:
-        for index, (number, content) in enumerate(read_spool(spool)):
+    def sample() -> Iterator[data.CanonicalRow]:
+        for index, (number, content) in enumerate(split_files.read_spool(spool)):
             if index < preview.PREVIEW_ROWS or index % stride == 0:
                 value = json.loads(content)
-                chat = isinstance(value, list)
-                yield data.CanonicalRow(number, value if chat else None, None if chat else value)
+                is_chat = isinstance(value, list)
+                yield data.CanonicalRow(number, value if is_chat else None, None if is_chat else value)
 
-    return preview.render_preview(tokenizer, drawn(), should_stop)
+    return preview.render_preview(tokenizer, sample(), should_stop)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
-"""Divides rows into training, validation and test, so that no test row was learned under another guise.
+"""Assigns rows to training, validation and test so that no held-out row leaks into training.
 
-Rows that belong together stay on one side: those of one document or customer where a column names it, else
-those that ask the same or nearly the same. Where a column says what belongs together, a training row of one
-group may still be nearly the same as a held-out row of another: it is left out. Knows no files.
+Rows of one group stay in one split. A group is a value of the group column if there is one, else all rows
+with the same or nearly the same prompt. With a group column, a training row may still be nearly the same as a
+validation or test row of another group: it is left out. Knows no files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
-import numpy.typing
 
 from workers.contract.errors import DataError
 from workers.contract.specs import SPLITS
 from workers.engine.importing.near_duplicates import (
     Hashes,
+    Integers,
     NearDuplicates,
-    Numbers,
     ShingleIndex,
     find_near_duplicates,
     normalise,
@@ -33,45 +32,46 @@ from workers.engine.importing.split_files import SplitCodes
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 LEFT_OUT = len(SPLITS)
-EXAMPLES, ROWS_OF_EXAMPLE = 5, 4
-
-Flags = numpy.ndarray[Any, numpy.dtype[numpy.bool_]]
+MAX_EXAMPLE_GROUPS, MAX_EXAMPLE_ROWS = 5, 4
 
 
 @dataclass
 class RowFingerprints:
-    """What is kept of each row to tell which ones belong together: its number, and eight bytes per key."""
+    """The number and the eight-byte keys of each row that decide its group and its split."""
 
     numbers: array[int] = field(default_factory=lambda: array("q"))
-    contents: bytearray = field(default_factory=bytearray)
-    asked: bytearray = field(default_factory=bytearray)
-    whole: bytearray = field(default_factory=bytearray)
-    named: bytearray = field(default_factory=bytearray)
-    wording: ShingleIndex = field(default_factory=ShingleIndex)
+    content_hashes: bytearray = field(default_factory=bytearray)
+    prompt_keys: bytearray = field(default_factory=bytearray)
+    row_keys: bytearray = field(default_factory=bytearray)
+    group_keys: bytearray = field(default_factory=bytearray)
+    shingles: ShingleIndex = field(default_factory=ShingleIndex)
 
-    def add(self, number: int, content: bytes, value: Canonical, group: str | None) -> None:
-        """One good row: `content` is the start of its hash, `group` what the chosen column says."""
+    def add(self, number: int, content_hash: bytes, value: Canonical, group: str | None) -> None:
+        """Add one row. `content_hash`: eight bytes; `group`: the row's value of the group column."""
         prompt, answer = (normalise(text) for text in split_prompt_and_answer(value))
         self.numbers.append(number)
-        self.contents += content
-        self.asked += text_key(prompt)
-        self.whole += text_key(prompt, answer)
-        self.wording.add(prompt)
+        self.content_hashes += content_hash
+        self.prompt_keys += text_key(prompt)
+        self.row_keys += text_key(prompt, answer)
+        self.shingles.add(prompt)
         if group is not None:
-            self.named += hashlib.blake2b(group.encode(), digest_size=8).digest()
+            self.group_keys += hashlib.blake2b(group.encode(), digest_size=8).digest()
+
+    def distinct_rows(self) -> int:
+        return len(numpy.unique(_to_array(self.content_hashes)))
 
 
 @dataclass(frozen=True)
 class SplitAssignment:
-    """Where each row goes (an index of SPLITS, or LEFT_OUT), its group, and what the report says of it."""
+    """`splits` [rows]: an index of SPLITS, or LEFT_OUT; `groups` [rows]: number of the group's first row."""
 
     splits: SplitCodes
-    groups: Numbers
+    groups: Integers
     report: dict[str, Any]
 
 
 def split_prompt_and_answer(value: Canonical) -> tuple[str, str]:
-    """What the last answer is given to, and that answer. A plain text is all prompt."""
+    """Return all text before the last answer, and that answer. Plain text is all prompt."""
     if isinstance(value, str):
         return value, ""
     last = max(place for place, message in enumerate(value) if message["role"] == "assistant")
@@ -79,152 +79,154 @@ def split_prompt_and_answer(value: Canonical) -> tuple[str, str]:
 
 
 def assign_splits(
-    keys: RowFingerprints,
+    fingerprints: RowFingerprints,
     *,
     seed: int,
     validation_share: float,
     test_share: float,
-    column: str = "",
-    check: Callable[[], None],
+    group_column: str = "",
+    check_stop: Callable[[], None],
 ) -> SplitAssignment:
-    """Draw the splits by seed. `column` names the groups, if a person chose one; `check` may raise."""
-    contents, asked, whole = (_read(kept) for kept in (keys.contents, keys.asked, keys.whole))
-    near = find_near_duplicates(keys.wording, asked, whole, check)
-    groups = numpy.unique(_read(keys.named), return_inverse=True)[1] if column else near.row_groups()
+    """Draw the splits by seed, whole groups at a time. `check_stop` may raise."""
+    row_keys = _to_array(fingerprints.row_keys)
+    duplicates = find_near_duplicates(
+        fingerprints.shingles, _to_array(fingerprints.prompt_keys), row_keys, check_stop
+    )
+    similar_groups = groups = duplicates.row_groups()
+    if group_column:
+        groups = numpy.unique(_to_array(fingerprints.group_keys), return_inverse=True)[1]
     count = int(groups.max()) + 1
     if count < len(SPLITS):
-        raise DataError(_too_few(count, column))
-    # A group's random place hangs on its content alone, so a row that stands alone keeps it for ever.
+        raise DataError(_too_few_groups(count, group_column))
+    # A group is drawn by its content alone, so that it keeps its split when other rows are added.
     smallest = numpy.full(count, numpy.iinfo(numpy.uint64).max, dtype=numpy.uint64)
-    numpy.minimum.at(smallest, groups, contents)
-    places = draw_splits(seeded_hashes(smallest, seed)[groups], validation_share, test_share)
-    before = places.copy()
-    _leave_out(places, near)
-    if numpy.bincount(places, minlength=len(SPLITS))[: len(SPLITS)].min() == 0:
+    numpy.minimum.at(smallest, groups, _to_array(fingerprints.content_hashes))
+    drawn = draw_splits(_seeded_hashes(smallest, seed)[groups], validation_share, test_share)
+    splits = _leave_out_similar(drawn, duplicates)
+    if numpy.bincount(splits, minlength=len(SPLITS))[: len(SPLITS)].min() == 0:
         raise DataError(
-            "Too many rows of one group ask nearly the same as rows of another one: without them nothing is "
-            "left to train on or to choose by. Choose another column for what belongs together, or none."
+            "Too many rows are nearly the same as rows of another group. Leaving them out would empty the "
+            "training or validation split. Choose another group column, or none."
         )
-    numbers = numpy.array(keys.numbers, dtype=numpy.int64)
+    numbers = numpy.array(fingerprints.numbers, dtype=numpy.int64)
     first = numpy.full(count, numpy.iinfo(numpy.int64).max)
     numpy.minimum.at(first, groups, numbers)
-    left = {SPLITS[code]: int(((before == code) & (places == LEFT_OUT)).sum()) for code in (0, 1)}
-    together = _together(near.row_groups(), numbers)
-    named = numpy.bincount(groups) if column else numpy.zeros(0, dtype=numpy.int64)
-    report = {
-        "duplicates": int(len(whole) - len(numpy.unique(whole))),
-        "splits": {name: int((places == code).sum()) for code, name in enumerate(SPLITS)},
-        "groups": {name: len(numpy.unique(groups[places == code])) for code, name in enumerate(SPLITS)},
-        "left_out": left,
-        "near_duplicates": together,
-        "split_notes": [
-            *([_of_column(column, named)] if column else []),
-            *_of_near(together, left, near, column),
-        ],
+    left_out = {
+        SPLITS[code]: int(((drawn == code) & (splits == LEFT_OUT)).sum()) for code in (TRAIN, VALIDATION)
     }
-    return SplitAssignment(places, first[groups], report)
+    similar = _summarise_near_duplicates(similar_groups, numbers)
+    notes = [_group_column_note(group_column, numpy.bincount(groups))] if group_column else []
+    report = {
+        "duplicates": int(len(row_keys) - len(numpy.unique(row_keys))),
+        "splits": {name: int((splits == code).sum()) for code, name in enumerate(SPLITS)},
+        "groups": {name: len(numpy.unique(groups[splits == code])) for code, name in enumerate(SPLITS)},
+        "left_out": left_out,
+        "near_duplicates": similar,
+        "split_notes": notes + _near_duplicate_notes(similar, left_out, duplicates.is_sampled, group_column),
+    }
+    return SplitAssignment(splits, first[groups], report)
 
 
-def _read(kept: bytearray) -> Hashes:
-    return numpy.frombuffer(bytes(kept), dtype="<u8").astype(numpy.uint64)
+def _to_array(keys: bytearray) -> Hashes:
+    return numpy.frombuffer(bytes(keys), dtype="<u8").astype(numpy.uint64)
 
 
-def _leave_out(places: SplitCodes, near: NearDuplicates) -> None:
-    """Take out training rows that a held-out row resembles, and validation rows like a test row."""
-    like_test = near.similar_rows(places == TEST)
-    like_validation = near.similar_rows(places == VALIDATION)
-    places[(places == VALIDATION) & like_test] = LEFT_OUT
-    places[(places == TRAIN) & (like_test | like_validation)] = LEFT_OUT
+def _leave_out_similar(drawn: SplitCodes, duplicates: NearDuplicates) -> SplitCodes:
+    """Leave out training rows similar to held-out rows, and validation rows similar to test rows."""
+    splits = drawn.copy()
+    like_test = duplicates.similar_rows(drawn == TEST)
+    like_validation = duplicates.similar_rows(drawn == VALIDATION)
+    splits[(drawn == VALIDATION) & like_test] = LEFT_OUT
+    splits[(drawn == TRAIN) & (like_test | like_validation)] = LEFT_OUT
+    return splits
 
 
-def seeded_hashes(hashes: Hashes, seed: int) -> Hashes:
-    """A pseudo-random number per hash and seed."""
+def _seeded_hashes(hashes: Hashes, seed: int) -> Hashes:
     return splitmix64(hashes ^ numpy.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF))
 
 
 def draw_splits(keys: Hashes, validation_share: float, test_share: float) -> SplitCodes:
-    """For each row 0 (train), 1 (validation) or 2 (test). Rows of one key stay together; none is empty."""
+    """Return [rows] TRAIN, VALIDATION or TEST. Rows with one key stay together; no split is empty."""
     _, inverse, counts = numpy.unique(keys, return_inverse=True, return_counts=True)
-    groups = numpy.zeros(len(counts), dtype=numpy.uint8)
+    codes = numpy.zeros(len(counts), dtype=numpy.uint8)
     for code, share in ((TEST, test_share), (VALIDATION, validation_share)):
-        free = numpy.flatnonzero(groups == 0)
-        # Sorted by key is in random order, so taking the first that fit is drawing without a second seed.
-        taken = _take_groups(counts[free], max(1, round(share * len(keys))), most=len(free) - code)
-        groups[free[taken or [int(counts[free].argmin())]]] = code
-    return groups[inverse]
+        free = numpy.flatnonzero(codes == TRAIN)
+        # The keys are random, so the first groups in their order are a random draw.
+        taken = _take_groups(counts[free], max(1, round(share * len(keys))), max_groups=len(free) - code)
+        codes[free[taken or [int(counts[free].argmin())]]] = code
+    return codes[inverse]
 
 
-def _take_groups(counts: numpy.typing.NDArray[numpy.int64], wanted: int, most: int) -> list[int]:
-    """Positions of the first groups that together have at most `wanted` rows, and are `most` at most."""
+def _take_groups(counts: Integers, rows: int, max_groups: int) -> list[int]:
+    """Return the positions of the first groups that fit into `rows` rows together."""
     taken: list[int] = []
     for position, count in enumerate(counts.tolist()):
-        if count <= wanted and len(taken) < most:
+        if count <= rows and len(taken) < max_groups:
             taken.append(position)
-            wanted -= count
-        if not wanted:
+            rows -= count
+        if not rows:
             break
     return taken
 
 
-# In words
+# Texts of the report
 
 
-def _too_few(count: int, column: str) -> str:
-    if column:
+def _too_few_groups(count: int, group_column: str) -> str:
+    if group_column:
         values = "value" if count == 1 else "different values"
         return (
-            f"`{column[:50]}` has {count} {values}, and rows of one value stay together. Training, "
-            f"validation and test need one each at least: choose a column with {len(SPLITS)} or more values, "
-            "or none."
+            f"`{group_column[:50]}` has {count} {values}, and rows with one value stay in one split. "
+            f"Training, validation and test need one value each. Choose a column with {len(SPLITS)} or more "
+            "values, or none."
         )
     return (
-        f"The rows ask only {count} different things, and rows that ask nearly the same stay together. "
-        f"Training, validation and test need one each at least, so give {len(SPLITS)} or more."
+        f"The file has only {count} different prompts, and rows with nearly the same prompt stay in one "
+        f"split. Training, validation and test need at least one each. Add rows with other prompts."
     )
 
 
-def _together(alike: Numbers, numbers: Numbers) -> dict[str, Any]:
-    """Rows that ask the same or nearly the same as another one: how many, in how many groups, and some."""
-    sizes = numpy.bincount(alike)
-    several = numpy.flatnonzero(sizes > 1)
-    rows = numpy.flatnonzero(sizes[alike] > 1)
-    first = rows[numpy.sort(numpy.unique(alike[rows], return_index=True)[1])][:EXAMPLES]
-    examples = [numbers[rows[alike[rows] == alike[row]]][:ROWS_OF_EXAMPLE].tolist() for row in first]
+def _summarise_near_duplicates(groups: Integers, numbers: Integers) -> dict[str, Any]:
+    """Count the rows and groups with similar prompts, and list the row numbers of some."""
+    sizes = numpy.bincount(groups)
+    rows = numpy.flatnonzero(sizes[groups] > 1)
+    first = rows[numpy.sort(numpy.unique(groups[rows], return_index=True)[1])][:MAX_EXAMPLE_GROUPS]
     return {
-        "rows": int(sizes[several].sum()),
-        "groups": len(several),
-        "largest": int(sizes[several].max()) if len(several) else 0,
-        "examples": examples,
+        "rows": len(rows),
+        "groups": int((sizes > 1).sum()),
+        "largest": int(sizes.max()) if len(rows) else 0,
+        "examples": [numbers[rows[groups[rows] == groups[row]]][:MAX_EXAMPLE_ROWS].tolist() for row in first],
     }
 
 
-def _of_column(column: str, sizes: Numbers) -> str:
+def _group_column_note(column: str, sizes: Integers) -> str:
     return (
         f"Rows with the same `{column[:50]}` stay together in one split: {len(sizes):,} different values, "
         f"the most frequent one in {sizes.max():,} {'row' if sizes.max() == 1 else 'rows'}."
     )
 
 
-def _of_near(together: dict[str, Any], left: dict[str, int], near: NearDuplicates, column: str) -> list[str]:
-    said = []
-    if together["rows"]:
-        example = " and ".join(f"{number:,}" for number in together["examples"][0][:2])
-        said.append(
-            f"{together['rows']:,} rows ask the same or nearly the same as another row, for example rows "
-            f"{example}."
-            + (
-                ""
-                if column
-                else " Such rows stay together in one split, so no test row was seen in training."
-            )
+def _near_duplicate_notes(
+    similar: dict[str, Any], left_out: dict[str, int], is_sampled: bool, group_column: str
+) -> list[str]:
+    notes = []
+    if similar["rows"]:
+        example = " and ".join(f"{number:,}" for number in similar["examples"][0][:2])
+        note = (
+            f"{similar['rows']:,} rows have the same or nearly the same prompt as another row, for example "
+            f"rows {example}."
         )
-    for split, purpose in (("train", "training"), ("validation", "validation")):
-        if count := left[split]:
-            rows = "row is" if count == 1 else "rows are"
-            held = "a held-out row" if split == "train" else "a test row"
-            said.append(
-                f"{count:,} {rows} nearly the same as {held} of another group and left out of {purpose}."
+        if not group_column:
+            note += " Such rows stay together in one split, so that no test prompt appears in training."
+        notes.append(note)
+    for split, held_out in (("train", "a validation or test row"), ("validation", "a test row")):
+        if count := left_out[split]:
+            rows = "row was" if count == 1 else "rows were"
+            name = "training" if split == "train" else split
+            notes.append(
+                f"{count:,} {rows} left out of the {name} split: nearly the same as {held_out} of another "
+                "group."
             )
-    if near.sampled:
-        said.append("The file holds so much text that a sample of its wording was compared.")
-    return said
+    if is_sampled:
+        notes.append("The file is so large that near duplicates were searched in a sample of its text.")
+    return notes

@@ -47,10 +47,7 @@ class Split:
 
         try:
             with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
-                # Only versions from before groups lack that column: each of their rows stands alone.
-                names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
-                self._table = file.read(columns=names)
-                self._groups = self._table.column("group" if "group" in names else "row")
+                self._table = file.read(columns=SCHEMA.names)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"The {split} rows of this dataset cannot be read. Import the file again."
@@ -67,8 +64,9 @@ class Split:
         return CanonicalRow(number, json.loads(messages) if messages is not None else None, text)
 
     def groups(self) -> dict[int, int]:
-        """Row -> the first row of those that it belongs together with: itself, if it stands alone."""
-        return dict(zip(self._table.column("row").to_pylist(), self._groups.to_pylist(), strict=True))
+        """Return row number -> number of the first row of its group."""
+        numbers, groups = (self._table.column(name).to_pylist() for name in ("row", "group"))
+        return dict(zip(numbers, groups, strict=True))
 
     @functools.cached_property
     def sha256(self) -> str:
