@@ -1,6 +1,6 @@
-"""PID namespaces of their own with the same host name: what containers of one name are to each other.
+"""Commands in their own PID namespace with the same host name, as in containers of one name.
 
-Whatever runs behind `COMMAND` dies with it, as a host dies with all it runs.
+Everything in the namespace dies with its first process, as a host dies with all it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ COMMAND = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 @functools.cache
-def may_be_made() -> bool:
-    """Namespaces need a privilege that not every account has."""
-    tried = [*COMMAND, "true"]
-    return bool(shutil.which(COMMAND[0])) and not subprocess.run(tried, capture_output=True).returncode
+def are_available() -> bool:
+    """Whether this account has the privilege to make namespaces."""
+    return bool(shutil.which(COMMAND[0])) and not subprocess.run(
+        [*COMMAND, "true"], capture_output=True
+    ).returncode

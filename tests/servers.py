@@ -39,7 +39,7 @@ class Missing(Exception):
 def main(command: list[str]) -> int:
     """The command's exit status."""
     signal.signal(signal.SIGTERM, _end)
-    if missing := what_is_missing():
+    if missing := find_missing_program():
         print(f"Not run on PostgreSQL: {missing}", file=sys.stderr)
         return 1 if os.environ.get("CI") else 0
     with tempfile.TemporaryDirectory(prefix="graftworks-servers-", dir="/tmp") as name:
@@ -49,7 +49,7 @@ def main(command: list[str]) -> int:
             return subprocess.run(command, env=environment, check=False).returncode
 
 
-def what_is_missing() -> str:
+def find_missing_program() -> str:
     """Why the servers cannot be started here, or ""."""
     try:
         _newest_postgresql()

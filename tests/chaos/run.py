@@ -1,4 +1,4 @@
-"""One storm from the first page to the verdict."""
+"""One storm, from the start of the installation to the table of violations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -18,71 +19,85 @@ from django.conf import settings
 from django.db import connection
 
 from dashboard.models import Adapter, Job
+from dashboard.models.operations import retention
 from tests.chaos import silence, verdict
-from tests.chaos.stage import ServerBroker, Stage
-from tests.chaos.storm import Storm, schedule
-from tests.chaos.watch import Watch
-from tests.chaos.work import Work
+from tests.chaos.stage import ServerBroker, Target
+from tests.chaos.storm import FaultInjector, make_schedule
+from tests.chaos.watch import Monitor
+from tests.chaos.work import Workload
 from tests.e2e.installation import Api
 from tests.proxy import Proxy
 
-QUIET_SECONDS = 200
-SHOWN = 20
+CLEAN_UP_SECONDS = 200
+MAX_LINES = 20
 
 
 @dataclass
-class Ending:
-    """How it ended, beside what is in the database."""
+class Outcome:
+    """How the storm ended, beside what the database holds."""
 
     in_time: bool = False
-    stormed: float = 0.0
-    took: float = 0.0
-    left: list[str] = field(default_factory=list)
-    orphans: list[str] = field(default_factory=list)
-    crashes: list[str] = field(default_factory=list)
+    storm_seconds: float = 0.0
+    total_seconds: float = 0.0
+    leftovers: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    crashed_threads: list[str] = field(default_factory=list)
     status: int = 0
 
 
-def run(asked: argparse.Namespace, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> int:
-    """The exit status: 0 when the verdict is clean."""
+def run(
+    options: argparse.Namespace, folder: Path, broker: ServerBroker | None, proxies: dict[str, Proxy]
+) -> int:
+    """Run a storm and return the exit status: 0 without violations."""
     began = time.monotonic()
-    stage = Stage(folder, broker, lines)
+    target = Target(folder, broker, proxies)
     try:
-        api = Api(stage.installation.url, token(stage))
-        work = Work(api, make_dataset(api), asked.jobs, asked.seed)
-        watch = Watch(stage)
-        storm = Storm(stage, schedule(asked), lambda: watch.ended / max(1, asked.jobs), watch.hits)
-        ending = Ending()
-        threading.excepthook = lambda died: ending.crashes.append(f"{died.thread}: {died.exc_value!r}")
-        # Daemons, so that a storm that is broken off ends.
-        acts = (watch.run, storm.kill, storm.pause, work.submit_all)
-        threads = [threading.Thread(target=act, daemon=True) for act in acts]
+        api = Api(target.installation.url, create_token())
+        workload = Workload(api, make_dataset(api), options.jobs, options.seed)
+        monitor = Monitor(target)
+        injector = FaultInjector(
+            target,
+            make_schedule(options),
+            lambda: monitor.ended / max(1, options.jobs),
+            monitor.injected,
+        )
+        outcome = Outcome()
+        threading.excepthook = lambda died: outcome.crashed_threads.append(
+            f"{died.thread}: {died.exc_value!r}"
+        )
+        # Daemons, so that an interrupted storm ends.
+        functions = (monitor.run, injector.inject_kills, injector.inject_pauses, workload.submit_all)
+        threads = [threading.Thread(target=function, daemon=True) for function in functions]
         for thread in threads:
             thread.start()
-        ending.in_time = _wait(asked, work, storm, watch, began)
-        for each in (work, storm):
-            each.over.set()
+        outcome.in_time = _wait_for_jobs(options, workload, injector, monitor, began)
+        workload.stopped.set()
+        injector.stopped.set()
         for thread in threads[1:]:
             thread.join()
-        ending.stormed = time.monotonic() - began
-        ending.left = _until_quiet()
-        watch.over.set()
+        outcome.storm_seconds = time.monotonic() - began
+        if not options.sweep:
+            _wait_for_clean_up()
+        monitor.stopped.set()
         threads[0].join()
-        family = stage.family()
-        ending.status = stage.stop()
-        _gone, orphans = psutil.wait_procs(family, timeout=5)
-        ending.orphans = [f"{one.pid} {one.name()}" for one in [*orphans, *stage.strays()]]
-        ending.took = time.monotonic() - began
+        descendants = target.descendants()
+        outcome.status = target.stop()
+        _ended, alive = psutil.wait_procs(descendants, timeout=5)
+        outcome.survivors = [f"{process.pid} {process.name()}" for process in [*alive, *target.orphans()]]
+        if options.sweep:
+            _sweep()
+        outcome.leftovers = verdict.find_leftovers()
+        outcome.total_seconds = time.monotonic() - began
     finally:
-        stage.kill_all()
-    print(facts(asked, work, storm, ending))
-    return judge(checks(work, storm, watch, ending))
+        target.kill_all()
+    print(summarize(options, workload, injector, outcome))
+    return report(check_invariants(workload, injector, monitor, outcome))
 
 
-def token(stage: Stage) -> str:
-    """A manager's token, as the command prints it."""
+def create_token() -> str:
+    """Create a manager and return the token that the command prints."""
     command = ["create_account", "--email", "mara@example.org", "--project", "Support", "--role", "manager"]
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "manage.py", *command, "--token"],
         input="correct-horse-battery",
         env=dict(os.environ),
@@ -91,124 +106,137 @@ def token(stage: Stage) -> str:
         text=True,
         check=True,
     )
-    return said.stdout.strip()
+    return done.stdout.strip()
 
 
 def make_dataset(api: Api) -> int:
-    """Forty rows, imported before the storm; the bundled model is inspected meanwhile."""
+    """Import forty rows before the first fault, and wait for the inspection of the bundled model."""
     lines = (f'{{"prompt": "Colour of {n}?", "completion": "{n % 4}"}}\n' for n in range(40))
-    sent = api.upload("colours.jsonl", "".join(lines).encode(), name="Colours")
-    assert sent.status == 202, sent.body
-    found = api.wait(f"/datasets/{sent.json()['id']}", seconds=300)
-    assert found["state"] == "succeeded", found
+    answer = api.upload("colours.jsonl", "".join(lines).encode(), name="Colours")
+    assert answer.status == 202, answer.body
+    dataset = api.wait(f"/datasets/{answer.json()['id']}", seconds=300)
+    assert dataset["state"] == "succeeded", dataset
     deadline = time.monotonic() + 300
-    while not any(one["state"] == "succeeded" for one in api.get("/base-models")["data"]):
-        assert time.monotonic() < deadline, "the tiny model is not inspected"
+    while not any(model["state"] == "succeeded" for model in api.get("/base-models")["data"]):
+        assert time.monotonic() < deadline, "the base model was not inspected"
         time.sleep(1)
-    return int(found["id"])
+    return int(dataset["id"])
 
 
-def _wait(asked: argparse.Namespace, work: Work, storm: Storm, watch: Watch, began: float) -> bool:
-    """Until everything asked for has ended; False when it takes too long."""
-    told = 0.0
-    while not work.done.is_set() or watch.ended < len(work.asked) or watch.open_jobs:
-        if time.monotonic() - began > asked.minutes * 60:
+def _wait_for_jobs(
+    options: argparse.Namespace, workload: Workload, injector: FaultInjector, monitor: Monitor, began: float
+) -> bool:
+    """Wait until all jobs have ended; return False if that takes too long."""
+    printed = 0.0
+    while not workload.done.is_set() or monitor.ended < len(workload.submitted) or monitor.open_jobs:
+        seconds = time.monotonic() - began
+        if seconds > options.minutes * 60:
             return False
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            minutes = (told - began) / 60
+        if seconds - printed > 30:
+            printed = seconds
             print(
-                f"{minutes:6.1f} min: {watch.ended} of {len(work.asked)} asked jobs ended, "
-                f"{len(storm.hits)} blows, {len(watch.stuck)} stuck",
+                f"{seconds / 60:6.1f} min: {monitor.ended} of {len(workload.submitted)} jobs ended, "
+                f"{len(injector.injected)} faults, {len(monitor.stalled)} stalled",
                 flush=True,
             )
         time.sleep(1)
     return True
 
 
-def _until_quiet() -> list[str]:
-    """What is left after the time in which the dispatcher clears."""
-    deadline = time.monotonic() + QUIET_SECONDS
-    while left := verdict.leftovers():
-        if time.monotonic() > deadline:
-            return left
+def _wait_for_clean_up() -> None:
+    """Wait until the dispatcher has deleted what is left, or for CLEAN_UP_SECONDS."""
+    deadline = time.monotonic() + CLEAN_UP_SECONDS
+    while verdict.find_leftovers() and time.monotonic() < deadline:
         time.sleep(2)
-    return []
 
 
-def facts(asked: argparse.Namespace, work: Work, storm: Storm, ending: Ending) -> str:
-    """What was done, and how long recoveries took."""
-    kills = Counter(hit.role for hit in storm.hits if not hit.seconds)
-    pauses = Counter(hit.role for hit in storm.hits if hit.is_pause)
-    breaks = Counter(hit.role for hit in storm.hits if hit.seconds and not hit.is_pause)
-    keys = [one.key for one in work.asked]
+def _sweep() -> None:
+    """Delete what the dispatcher would delete after a lease. Nothing may be running."""
+    retention.LEASE = timedelta()
+    for _entry in retention.sweep():
+        pass
+
+
+def summarize(
+    options: argparse.Namespace, workload: Workload, injector: FaultInjector, outcome: Outcome
+) -> str:
+    """Return the numbers of jobs and faults, and the recovery times."""
+    faults = injector.injected
+    kills = Counter(fault.role for fault in faults if not fault.seconds)
+    pauses = Counter(fault.role for fault in faults if fault.is_pause)
+    outages = Counter(fault.role for fault in faults if fault.seconds and not fault.is_pause)
+    keys = [job.key for job in workload.submitted]
     ends = Counter(Job.objects.filter(idempotency_key__in=keys).values_list("state", flat=True))
+    in_silence = verdict.submit_times_in_silence(faults, workload.submit_times)
     return "\n".join(
         [
-            f"\nSeed {asked.seed} on {connection.vendor}: {ending.stormed / 60:.1f} min, with cleaning and "
-            f"stop {ending.took / 60:.1f} min.",
-            f"{len(keys)} jobs acknowledged, {_words(ends)}; {Adapter.objects.count()} adapters.",
-            f"{kills.total()} kills ({_words(kills)}), {pauses.total()} pauses ({_words(pauses)}), "
-            f"lines broken: {_words(breaks)}; {len(storm.blows) - len(storm.hits)} blows found nobody.",
-            f"{len(verdict.unadopted())} published folders without a row, removed after a day.",
-            figures("trainer killed to training again", verdict.recoveries(storm.hits, "trainer")),
-            figures("pool process killed to training again", verdict.recoveries(storm.hits, "pool")),
-            figures("worker killed to training again", verdict.recoveries(storm.hits, "worker")),
-            figures(
-                "supervisor paused to training elsewhere", verdict.recoveries(storm.hits, "pool", paused=True)
+            f"\nSeed {options.seed} on {connection.vendor}: {outcome.storm_seconds / 60:.1f} min, "
+            f"with clean-up and stop {outcome.total_seconds / 60:.1f} min.",
+            f"{len(keys)} jobs submitted, {_list_counts(ends)}; {Adapter.objects.count()} adapters.",
+            f"{kills.total()} kills ({_list_counts(kills)}), {pauses.total()} pauses "
+            f"({_list_counts(pauses)}), outages: {_list_counts(outages)}; "
+            f"{len(injector.schedule) - len(faults)} faults without a target.",
+            f"{verdict.count_unadopted()} published folders without a row, deleted after a day.",
+            describe("trainer killed to training again", verdict.recovery_times(faults, "trainer")),
+            describe("pool process killed to training again", verdict.recovery_times(faults, "pool")),
+            describe("worker killed to training again", verdict.recovery_times(faults, "worker")),
+            describe(
+                "supervisor paused to training elsewhere", verdict.recovery_times(faults, "pool", paused=True)
             ),
-            figures("asked to stop to stopped", verdict.stop_times()),
-            figures("submitting", [seconds for _at, seconds in work.submitted], places=3),
-            figures(
-                "submitting while the broker was silent", verdict.during(storm.hits, work.submitted), places=3
-            ),
+            describe("stop requested to stopped", verdict.stop_times()),
+            describe("submit", [seconds for _at, seconds in workload.submit_times], places=3),
+            describe("submit while the broker was silent", in_silence, places=3),
         ]
     )
 
 
-def checks(work: Work, storm: Storm, watch: Watch, ending: Ending) -> dict[str, list[str]]:
-    """Each thing that must not be, with what was found of it."""
+def check_invariants(
+    workload: Workload, injector: FaultInjector, monitor: Monitor, outcome: Outcome
+) -> dict[str, list[str]]:
+    """Return the violations of each invariant."""
+    faults = injector.injected
+    in_silence = verdict.submit_times_in_silence(faults, workload.submit_times)
     return {
-        "lost or wrong end": verdict.wrong_ends(work.asked, storm.hits),
-        "adapters missing, double or damaged": verdict.adapter_faults(),
-        "adapters that nobody was asked to score": verdict.unscored(),
-        "curves with gaps or doubles": verdict.curve_faults(),
-        "moves that no table lists, writes of an earlier attempt": verdict.illegal_moves(),
-        "rows that stood still for 120 s": list(watch.stuck),
-        "processes without a master": list(watch.strays.values()),
-        "processes left after the stop": ending.orphans,
-        "temporary folders and checkpoints left": ending.left,
-        "wake-ups not sent": verdict.unsent(),
-        "wrong answers of the API": work.complaints,
-        "submits held up by a silent broker": silence.held_up(
-            verdict.during(storm.hits, work.submitted) if silence.IS_JUDGED else []
+        "lost, doubled or wrongly ended jobs": verdict.find_wrong_ends(workload.submitted, faults),
+        "missing, doubled or damaged adapters": verdict.find_wrong_adapters(),
+        "adapters without an evaluation": verdict.find_unevaluated(),
+        "curves with missing or doubled steps": verdict.find_wrong_curves(),
+        "illegal moves, writes of an earlier attempt": verdict.find_illegal_moves(),
+        "rows unchanged for 120 s": list(monitor.stalled),
+        "processes without a parent": list(monitor.orphans.values()),
+        "processes left after the stop": outcome.survivors,
+        "temporary folders and checkpoints left": outcome.leftovers,
+        "unsent wake-ups": verdict.find_unsent(),
+        "wrong answers of the API": workload.violations,
+        "slow submits while the broker was silent": silence.find_slow_submits(
+            in_silence if silence.IS_CHECKED else []
         ),
-        "blows that struck nobody": storm.shortfall(),
-        "threads of the harness that died": ending.crashes,
-        "not over in time": [] if ending.in_time else ["some jobs had not ended"],
-        "exit status of manage.py start": [] if ending.status == 0 else [str(ending.status)],
+        "faults without a target": injector.missed_targets(),
+        "crashed threads of the experiment": outcome.crashed_threads,
+        "time limit exceeded": [] if outcome.in_time else ["some jobs had not ended"],
+        "exit status of manage.py start": [] if outcome.status == 0 else [str(outcome.status)],
     }
 
 
-def judge(found: dict[str, list[str]]) -> int:
-    """Print the table; 1 when anything was found."""
-    print("\n| must not be | found |\n| --- | --- |")
-    for name, lines in found.items():
+def report(violations: dict[str, list[str]]) -> int:
+    """Print the table of violations; return 1 if there are any."""
+    print("\n| invariant | violations |\n| --- | --- |")
+    for name, lines in violations.items():
         print(f"| {name} | {len(lines)} |")
-    for name, lines in found.items():
-        for line in lines[:SHOWN]:
+    for name, lines in violations.items():
+        for line in lines[:MAX_LINES]:
             print(f"{name}: {line}")
-    return int(any(found.values()))
+    return int(any(violations.values()))
 
 
-def figures(name: str, seconds: list[float], places: int = 1) -> str:
-    """Count, median, p95 and longest, in words."""
+def describe(name: str, seconds: list[float], places: int = 1) -> str:
+    """Return count, median, p95 and maximum as text."""
     if not seconds:
         return f"{name}: none measured."
-    p95 = silence.p95(seconds)
-    numbers = (("median", statistics.median(seconds)), ("p95", p95), ("longest", max(seconds)))
-    return f"{name}: {len(seconds)} times, " + ", ".join(f"{word} {n:.{places}f} s" for word, n in numbers)
+    numbers = {"median": statistics.median(seconds), "p95": silence.p95(seconds), "maximum": max(seconds)}
+    figures = ", ".join(f"{word} {number:.{places}f} s" for word, number in numbers.items())
+    return f"{name}: {len(seconds)} times, {figures}"
 
 
-def _words(counts: Counter[str]) -> str:
+def _list_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "none"

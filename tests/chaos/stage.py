@@ -1,6 +1,6 @@
-"""The installation that the storm hits: its processes by role, and how they are killed and paused.
+"""The installation that faults are injected into: its processes by role.
 
-Touches only descendants of the `manage.py start` that it has started, and the broker of its own.
+Touches only descendants of the `manage.py start` that it has started, and its own broker.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from tests import servers
 from tests.e2e.installation import Installation, launch
 from tests.proxy import Proxy
 
-ROLES = ("worker", "pool", "trainer", "broker", "web", "dispatcher")
 STOP_SECONDS = 180
 
 
 class ServerBroker:
-    """Debian's Valkey or Redis on one port; comes back empty after a kill."""
+    """Debian's Valkey or Redis on one port; empty after each restart."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.port = folder, urlsplit(url).port or 0
         self.stack = ExitStack()
-        # It dies with the thread that started it, so that is one which lasts, not the one that kills.
+        # The broker dies with the thread that started it, so that thread must outlive the injector's.
         self.starter = ThreadPoolExecutor(max_workers=1)
         self.restart()
 
     def restart(self) -> None:
-        """A new process on the same port."""
         self.starter.submit(self._restart).result()
 
     def _restart(self) -> None:
@@ -43,39 +41,37 @@ class ServerBroker:
         self.process = self.stack.enter_context(servers.broker(self.folder, self.port))
 
     def close(self) -> None:
-        """No broker any more."""
         self.stack.close()
         self.starter.shutdown()
 
 
-class Stage:
-    """A running installation seen as processes."""
+class Target:
+    """A running installation as a set of processes."""
 
-    def __init__(self, folder: Path, broker: ServerBroker | None, lines: dict[str, Proxy]) -> None:
-        self.folder, self.broker, self.lines = folder, broker, lines
+    def __init__(self, folder: Path, broker: ServerBroker | None, proxies: dict[str, Proxy]) -> None:
+        self.folder, self.broker, self.proxies = folder, broker, proxies
         environment = dict(os.environ)
-        for name, proxy in lines.items():
-            straight = urlsplit(environment[name])
-            environment[name] = environment[name].replace(f":{straight.port}/", f":{proxy.port}/")
+        for name, proxy in proxies.items():
+            port = urlsplit(environment[name]).port
+            environment[name] = environment[name].replace(f":{port}/", f":{proxy.port}/")
         self.installation: Installation = launch(environment, folder / "start.log")
         self.launcher = psutil.Process(self.installation.process.pid)
 
-    def family(self) -> list[psutil.Process]:
-        """Everything that the launcher keeps alive."""
+    def descendants(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             return self.launcher.children(recursive=True)
         return []
 
     def processes(self, role: str) -> list[psutil.Process]:
-        """Those of one role that run now, oldest first."""
+        """Return the running processes of a role, oldest first."""
         if role == "broker" and self.broker:
             return [psutil.Process(self.broker.process.pid)]
-        found = []
-        for process in self.family():
+        running = []
+        for process in self.descendants():
             with contextlib.suppress(psutil.Error):
                 if self._role(process) == role and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    running.append(process)
+        return running
 
     def _role(self, process: psutil.Process) -> str:
         command = " ".join(process.cmdline())
@@ -89,22 +85,22 @@ class Stage:
             return "dispatcher"
         return "broker" if "valkey" in command else "other"
 
-    def strays(self) -> list[psutil.Process]:
-        """Processes of this data folder, by their command or their environment, that belong to nobody."""
-        known = {process.pid for process in self.family()} | {os.getpid(), self.launcher.pid}
+    def orphans(self) -> list[psutil.Process]:
+        """Return processes of this data folder that are no descendants of the launcher."""
+        known = {process.pid for process in self.descendants()} | {os.getpid(), self.launcher.pid}
         if self.broker:
             known.add(self.broker.process.pid)
-        data, found = str(self.folder / "data"), []
+        data, orphans = str(self.folder / "data"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 if data in " ".join(process.cmdline()) or process.environ().get("DATA_DIR") == data:
-                    found.append(process)
-        return found
+                    orphans.append(process)
+        return orphans
 
     def stop(self) -> int:
-        """As people stop it; the exit status."""
+        """Stop the installation with SIGTERM and return its exit status."""
         self.installation.process.send_signal(signal.SIGTERM)
         try:
             return self.installation.process.wait(timeout=STOP_SECONDS)
@@ -113,9 +109,8 @@ class Stage:
             return -signal.SIGKILL
 
     def kill_all(self) -> None:
-        """For when the harness itself fails."""
-        family = self.family()
-        for process in [*family, *self.strays()]:
+        """Kill what is left when the experiment itself fails."""
+        for process in [*self.descendants(), *self.orphans()]:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         if self.installation.process.poll() is None:

@@ -1,7 +1,7 @@
-"""The blows: which process is killed or paused, and when. The same seed makes the same schedule.
+"""The fault schedule and its injection: which process is killed or paused, and when.
 
-A blow is due when a share of the jobs has ended, so that the storm rests while nothing gets on. Pauses come
-one after another beside the kills: while one process stands still, others die.
+A fault is due when a share of the jobs has ended, so that no faults pile up while nothing progresses. Pauses
+run one after another beside the kills: while one process is paused, others die.
 """
 
 from __future__ import annotations
@@ -20,38 +20,40 @@ from dataclasses import dataclass, field
 import psutil
 
 from dashboard.models import Job
-from tests.chaos.stage import Stage
+from tests.chaos.stage import Target
 
+# Roles and their weights in the schedule.
 KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dispatcher": 5}
 PAUSED = {"pool": 60, "trainer": 15, "worker": 15, "dispatcher": 10}
-# Not processes but the lines to the servers.
-LINES = ("DATABASE_URL", "REDIS_URL")
+# Connections to servers, which are broken by their proxy.
+CONNECTIONS = ("DATABASE_URL", "REDIS_URL")
+# Children of other processes: `manage.py start` does not restart them itself.
+CHILD_ROLES = ("trainer", "pool")
 # `manage.py start` stops everything when a program ends six times in a minute.
 SAME_PROGRAM_SECONDS = 20.0
-NOBODY_SECONDS = 60.0
-# A storm that strikes less of what was asked for proves less than its table says.
-STRUCK_SHARE = 0.9
+NO_TARGET_SECONDS = 60.0
+# With fewer injected faults the table would claim more than was tested.
+INJECTED_SHARE = 0.9
 
 
 @dataclass(frozen=True, order=True)
-class Blow:
-    """`seconds` 0 is a kill, else a pause, or for a line its break, of that length."""
+class Fault:
+    """A kill if `seconds` is 0, else a pause or, for a connection, an outage of that length."""
 
-    due: float
-    wait: float
+    due: float  # share of ended jobs
+    delay: float  # seconds
     role: str
-    pick: float
+    pick: float  # which of the role's processes, 0 to 1
     seconds: float
 
     @property
     def is_pause(self) -> bool:
-        """Of a process; the break of a line is none."""
-        return bool(self.seconds) and self.role not in LINES
+        return bool(self.seconds) and self.role not in CONNECTIONS
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A blow that found somebody; `held`: the live jobs that it took a process from, with their attempt."""
+class InjectedFault:
+    """A fault that found a target. `held`: the live jobs of the process, as (job, attempt)."""
 
     at: float
     role: str
@@ -61,99 +63,96 @@ class Hit:
 
     @property
     def is_pause(self) -> bool:
-        """As for a blow."""
-        return bool(self.seconds) and self.role not in LINES
+        return bool(self.seconds) and self.role not in CONNECTIONS
 
 
-def schedule(asked: argparse.Namespace) -> list[Blow]:
-    """All blows, in the order in which they fall."""
-    dice = random.Random(asked.seed)
-    blows = []
-    for number, shares, seconds in (
-        (asked.kills, KILLED, 0.0),
-        (asked.pauses, PAUSED, asked.pause_seconds),
-        (asked.outages, {"DATABASE_URL": 1}, asked.outage_seconds),
-        (asked.silences, {"REDIS_URL": 1}, asked.silence_seconds),
+def make_schedule(options: argparse.Namespace) -> list[Fault]:
+    """Return all faults in the order in which they are due."""
+    generator = random.Random(options.seed)
+    faults = []
+    for number, weights, seconds in (
+        (options.kills, KILLED, 0.0),
+        (options.pauses, PAUSED, options.pause_seconds),
+        (options.outages, {"DATABASE_URL": 1}, options.outage_seconds),
+        (options.silences, {"REDIS_URL": 1}, options.silence_seconds),
     ):
         for place in range(number):
-            (role,) = dice.choices(list(shares), weights=list(shares.values()))
-            due = 0.95 * (place + dice.random()) / max(1, number)
-            blows.append(Blow(due, dice.uniform(0, 8), role, dice.random(), seconds))
-    return sorted(blows)
+            (role,) = generator.choices(list(weights), weights=list(weights.values()))
+            due = 0.95 * (place + generator.random()) / max(1, number)
+            faults.append(Fault(due, generator.uniform(0, 8), role, generator.random(), seconds))
+    return sorted(faults)
 
 
 @dataclass
-class Storm:
-    """Carries the schedule out until it is through or told to stop."""
+class FaultInjector:
+    """Injects the schedule into the target until it is done or `stopped` is set."""
 
-    stage: Stage
-    blows: list[Blow]
+    target: Target
+    schedule: list[Fault]
     share_ended: Callable[[], float]
-    hits: list[Hit] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-    last: dict[str, float] = field(default_factory=dict)
+    injected: list[InjectedFault] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    last_kill: dict[str, float] = field(default_factory=dict)
 
-    def kill(self) -> None:
-        """Kill after kill, and the breaks of lines among them."""
-        self._go_through(blow for blow in self.blows if not blow.is_pause)
+    def inject_kills(self) -> None:
+        """Inject the kills and outages of the schedule."""
+        self._inject_all(fault for fault in self.schedule if not fault.is_pause)
 
-    def pause(self) -> None:
-        """Pause after pause."""
-        self._go_through(blow for blow in self.blows if blow.is_pause)
+    def inject_pauses(self) -> None:
+        self._inject_all(fault for fault in self.schedule if fault.is_pause)
 
-    def shortfall(self) -> list[str]:
-        """What was asked for and struck nobody: roles that were spared, or too many blows in all."""
-        asked = Counter((blow.role, blow.is_pause) for blow in self.blows)
-        struck = Counter((hit.role, hit.is_pause) for hit in self.hits)
-        spared = [
-            f"{number} {'pauses' if is_pause else 'kills'} of {role} asked for, none struck"
-            for (role, is_pause), number in asked.items()
-            if not struck[role, is_pause]
+    def missed_targets(self) -> list[str]:
+        """Return the scheduled roles without an injected fault, and whether too few faults were injected."""
+        scheduled = Counter((fault.role, fault.is_pause) for fault in self.schedule)
+        injected = Counter((fault.role, fault.is_pause) for fault in self.injected)
+        missed = [
+            f"{role}: {number} {'pauses' if is_pause else 'kills'} scheduled, none injected"
+            for (role, is_pause), number in scheduled.items()
+            if not injected[role, is_pause]
         ]
-        if struck.total() < STRUCK_SHARE * asked.total():
-            spared.append(f"{struck.total()} of {asked.total()} blows struck")
-        return spared
+        if injected.total() < INJECTED_SHARE * scheduled.total():
+            missed.append(f"{injected.total()} of {scheduled.total()} faults injected")
+        return missed
 
-    def _go_through(self, blows: Iterable[Blow]) -> None:
-        for blow in blows:
-            while self.share_ended() < blow.due:
-                if self.over.wait(0.3):
+    def _inject_all(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            while self.share_ended() < fault.due:
+                if self.stopped.wait(0.3):
                     return
-            if self.over.wait(blow.wait):
+            if self.stopped.wait(fault.delay):
                 return
-            self._carry_out(blow)
+            if fault.role in CONNECTIONS:
+                self._break_connection(fault)
+            else:
+                self._inject(fault)
 
-    def _carry_out(self, blow: Blow) -> None:
-        if blow.role in LINES:
-            self._break(blow)
-            return
-        deadline = time.monotonic() + NOBODY_SECONDS
-        while not self.over.is_set():
-            alone = blow.role in ("trainer", "pool")
-            found = [one for one in self.stage.processes(blow.role) if alone or self._may(one)]
-            if blow.role == "pool":
-                # One that works is worth more than one that waits.
-                found = [one for one in found if self._held(blow.role, one)] or found
-            if found and self._hit(blow, found[int(blow.pick * len(found))]):
+    def _inject(self, fault: Fault) -> None:
+        """Hit a process of the role, waiting a while for one to exist."""
+        deadline = time.monotonic() + NO_TARGET_SECONDS
+        while not self.stopped.is_set() and time.monotonic() < deadline:
+            processes = self.target.processes(fault.role)
+            if fault.role not in CHILD_ROLES:
+                processes = [process for process in processes if self._may_be_killed(process)]
+            if fault.role == "pool":
+                processes = [process for process in processes if self._held(fault.role, process)] or processes
+            if processes and self._hit(fault, processes[int(fault.pick * len(processes))]):
                 return
-            if time.monotonic() > deadline:
-                return
-            self.over.wait(0.1)
+            self.stopped.wait(0.1)
 
-    def _break(self, blow: Blow) -> None:
-        """One line at a time: silent, or for half of the outages of a database refused."""
-        line = self.stage.lines[blow.role]
-        self.hits.append(Hit(time.time(), blow.role, 0, blow.seconds, ()))
-        if blow.role == "DATABASE_URL" and blow.pick < 0.5:
-            line.refuse()
+    def _break_connection(self, fault: Fault) -> None:
+        """Silence the connection; half of the database's outages refuse connections instead."""
+        proxy = self.target.proxies[fault.role]
+        self.injected.append(InjectedFault(time.time(), fault.role, 0, fault.seconds, ()))
+        if fault.role == "DATABASE_URL" and fault.pick < 0.5:
+            proxy.refuse()
         else:
-            line.black_hole()
-        self.over.wait(blow.seconds)
-        line.heal()
+            proxy.black_hole()
+        self.stopped.wait(fault.seconds)
+        proxy.heal()
 
-    def _may(self, process: psutil.Process) -> bool:
-        program = self._program(process)
-        return time.monotonic() - self.last.get(program, -1000.0) > SAME_PROGRAM_SECONDS
+    def _may_be_killed(self, process: psutil.Process) -> bool:
+        last = self.last_kill.get(self._program(process))
+        return last is None or time.monotonic() - last > SAME_PROGRAM_SECONDS
 
     def _program(self, process: psutil.Process) -> str:
         with contextlib.suppress(psutil.Error):
@@ -161,27 +160,31 @@ class Storm:
             return command[command.index("-n") + 1] if "-n" in command else " ".join(command[:4])
         return str(process.pid)
 
-    def _hit(self, blow: Blow, process: psutil.Process) -> bool:
-        program, held = self._program(process), self._held(blow.role, process)
+    def _hit(self, fault: Fault, process: psutil.Process) -> bool:
+        program, held = self._program(process), self._held(fault.role, process)
         try:
-            process.send_signal(signal.SIGSTOP if blow.seconds else signal.SIGKILL)
+            process.send_signal(signal.SIGSTOP if fault.seconds else signal.SIGKILL)
         except psutil.Error:
             return False
-        if blow.seconds:
-            # It may have claimed one in between, and holds that until it is continued.
-            held = tuple({*held, *self._held(blow.role, process)})
-        self.hits.append(Hit(time.time(), blow.role, process.pid, blow.seconds, held))
-        if blow.role not in ("trainer", "pool") and not blow.seconds:
-            self.last[program] = time.monotonic()
-        if blow.seconds:
-            self._continue(process, blow.seconds)
-        elif blow.role == "broker" and self.stage.broker:
-            self.over.wait(2.0)
-            self.stage.broker.restart()
+        if fault.seconds:
+            # The process may have claimed a job between the look and the signal.
+            held = tuple({*held, *self._held(fault.role, process)})
+        self.injected.append(InjectedFault(time.time(), fault.role, process.pid, fault.seconds, held))
+        if fault.seconds:
+            self.stopped.wait(fault.seconds)
+            with contextlib.suppress(ProcessLookupError):
+                if process.is_running():
+                    os.kill(process.pid, signal.SIGCONT)
+            return True
+        if fault.role not in CHILD_ROLES:
+            self.last_kill[program] = time.monotonic()
+        if fault.role == "broker" and self.target.broker:
+            self.stopped.wait(2.0)
+            self.target.broker.restart()
         return True
 
     def _held(self, role: str, process: psutil.Process) -> tuple[tuple[int, int], ...]:
-        """The live jobs of that process."""
+        """Return the live jobs of the process as (job, attempt)."""
         with contextlib.suppress(psutil.Error):
             pids = [process.pid] + [child.pid for child in process.children(recursive=True)]
             if role == "trainer":
@@ -189,9 +192,3 @@ class Storm:
             if role in ("worker", "pool", "trainer"):
                 return tuple(Job.objects.live().filter(pid__in=pids).values_list("pk", "attempt"))
         return ()
-
-    def _continue(self, process: psutil.Process, seconds: float) -> None:
-        self.over.wait(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            if process.is_running():
-                os.kill(process.pid, signal.SIGCONT)

@@ -1,4 +1,7 @@
-"""What the storm left: every acknowledged job against its row, its history, its curve and its files."""
+"""The invariant checks: every submitted job against its row, its history, its curves and its files.
+
+Each `find_…` function returns its violations, one line each.
+"""
 
 from __future__ import annotations
 
@@ -11,157 +14,155 @@ from django.conf import settings
 from dashboard.models import Adapter, Evaluation, Job, JobEvent, MetricSeries, Outbox, State, TrainingRun
 from dashboard.models.jobs.job import MAX_FAILED_ATTEMPTS
 from dashboard.models.jobs.job_state import MOVES, TERMINAL
-from tests.chaos.storm import Hit
-from tests.chaos.work import Asked
+from tests.chaos.storm import InjectedFault
+from tests.chaos.work import SubmittedJob
 from workers.contract.errors import RunError
-from workers.forecasting.workload import VALIDATIONS_PER_RUN
 from workers.supervision.publish import check_adapter
+from workers.forecasting.workload import VALIDATIONS_PER_RUN
 
-KEPT = ("succeeded", "stopped_early")
-# What the engine tells of each step, in one line; the held-out loss comes at some of them.
-EACH_STEP = (
+WITH_ADAPTER = ("succeeded", "stopped_early")
+# Reported at each step; the validation loss only at some of them.
+STEP_METRICS = (
     "train/loss",
     "train/learning_rate",
     "train/grad_norm",
     "train/tokens_per_second",
     "system/memory_bytes",
 )
-HELD_OUT = "validation/loss"
+VALIDATION_LOSS = "validation/loss"
 
 
-def was_worn_out(job: Job, hits: Sequence[Hit]) -> bool:
-    """Whether the storm itself hit its last three attempts before a step: then giving up is the right end."""
-    hit = {attempt for blow in hits for pk, attempt in blow.held if pk == job.pk}
+def find_wrong_ends(submitted: list[SubmittedJob], faults: Sequence[InjectedFault] = ()) -> list[str]:
+    """Find submitted jobs that are missing or doubled, and jobs that did not end as they should."""
+    violations = []
+    for item in submitted:
+        if not item.runs:
+            continue
+        jobs = list(Job.objects.filter(idempotency_key=item.key))
+        if len(jobs) != 1:
+            violations.append(f"{item.key}: {len(jobs)} jobs")
+            continue
+        (job,) = jobs
+        runs = TrainingRun.objects.filter(job=job)
+        if len(runs) != len(item.runs):
+            violations.append(f"{item.key}: {len(runs)} runs instead of {len(item.runs)}")
+        for run in runs:
+            allowed = allowed_outcomes(item, run, faults)
+            if run.state not in allowed and not used_up_attempts(job, faults):
+                reason = f"{run.error}, stop {item.keep!r}"
+                violations.append(
+                    f"{item.key}: job {job.pk} {run.state}, allowed {sorted(allowed)} ({reason})"
+                )
+    failed = Job.objects.exclude(kind=Job.Kind.TRAIN).filter(state=State.FAILED)
+    wrong = [job for job in failed if not used_up_attempts(job, faults)]
+    wrong += Job.objects.exclude(state__in=TERMINAL)
+    return violations + [f"job {job.pk} ({job.kind}) is {job.state}" for job in wrong]
+
+
+def used_up_attempts(job: Job, faults: Sequence[InjectedFault]) -> bool:
+    """Whether faults hit the last three attempts before a step: then the job fails rightly."""
+    hit = {attempt for fault in faults for pk, attempt in fault.held if pk == job.pk}
     last = {job.attempt - back for back in range(MAX_FAILED_ATTEMPTS)}
     return job.error_code == "worker_lost" and last <= hit
 
 
-def wrong_ends(asked: list[Asked], hits: Sequence[Hit] = ()) -> list[str]:
-    """Acknowledged jobs that are missing or did not end as they should."""
-    found = []
-    for one in asked:
-        jobs = list(Job.objects.filter(idempotency_key=one.key))
-        if not one.runs:
-            continue
-        if len(jobs) != 1:
-            found.append(f"{one.key}: {len(jobs)} jobs")
-            continue
-        for run in TrainingRun.objects.filter(job=jobs[0]):
-            right = right_ends(one, run, hits)
-            if run.state not in right and not was_worn_out(jobs[0], hits):
-                why = f"{run.error}, stop {one.keep!r}"
-                found.append(f"{one.key}: job {jobs[0].pk} {run.state}, right is {sorted(right)} ({why})")
-        if jobs[0].training_runs.count() != len(one.runs):
-            found.append(f"{one.key}: {jobs[0].training_runs.count()} runs instead of {len(one.runs)}")
-    others = Job.objects.exclude(kind=Job.Kind.TRAIN).filter(state=State.FAILED)
-    unwell = [job for job in others if not was_worn_out(job, hits)]
-    unwell += Job.objects.exclude(state__in=TERMINAL)
-    return found + [f"job {job.pk} ({job.kind}) is {job.state}" for job in unwell]
+def allowed_outcomes(item: SubmittedJob, run: TrainingRun, faults: Sequence[InjectedFault]) -> set[str]:
+    """Return the outcomes a run may have. Another run of a stopped job may have ended before."""
+    allowed = item.allowed if run.pk == item.runs[0] else item.allowed | {"succeeded"}
+    was_hit = any(pk == run.job_id for fault in faults for pk, _attempt in fault.held)
+    if item.keep == "adapter" and not was_hit and read_steps(run):
+        # After the first step there is an adapter to keep.
+        return allowed - {"cancelled"}
+    return allowed
 
 
-def right_ends(one: Asked, run: TrainingRun, hits: Sequence[Hit]) -> set[str]:
-    """How that run may have ended: a stop is for the run that it names, and none of its job's other arms."""
-    if run.pk != one.runs[0]:
-        return {"succeeded"}
-    was_hit = any(pk == run.job_id for blow in hits for pk, _attempt in blow.held)
-    if one.keep == "adapter" and not was_hit and curve(run):
-        # It had learned something, so something was to be kept.
-        return one.right - {"cancelled"}
-    return one.right
-
-
-def illegal_moves() -> list[str]:
-    """Every history walked against the table of moves."""
-    found = []
+def find_illegal_moves() -> list[str]:
+    """Replay each job's history against the state machine."""
+    violations = []
     for job in Job.objects.all():
         state, attempt, last = None, 0, 0
         for event in JobEvent.objects.filter(job=job).order_by("seq"):
             where = f"job {job.pk} event {event.seq} ({event.event})"
             if event.seq != last + 1:
-                found.append(f"{where}: follows {last}")
+                violations.append(f"{where}: follows {last}")
             last = event.seq
             if event.attempt < attempt:
-                found.append(f"{where}: written by attempt {event.attempt} after {attempt} had begun")
+                violations.append(f"{where}: written by attempt {event.attempt} after {attempt} had begun")
             if event.event == "claim" and event.attempt != attempt + 1:
-                found.append(f"{where}: claimed as attempt {event.attempt} after {attempt}")
+                violations.append(f"{where}: claimed as attempt {event.attempt} after {attempt}")
             attempt = max(attempt, event.attempt)
             if event.event in MOVES:
                 sources, target = MOVES[event.event]
                 if event.from_state != state or state not in sources or event.to_state != target:
-                    found.append(f"{where}: {state} -> {event.from_state} -> {event.to_state}")
+                    violations.append(f"{where}: {state} -> {event.from_state} -> {event.to_state}")
                 state = State(event.to_state)
             elif event.event == "submit":
                 state = State.QUEUED
         if state != job.state or attempt != job.attempt:
-            found.append(f"job {job.pk}: history ends {state}/{attempt}, row says {job.state}/{job.attempt}")
-    return found
+            violations.append(
+                f"job {job.pk}: history ends {state}/{attempt}, row says {job.state}/{job.attempt}"
+            )
+    return violations
 
 
-def adapter_faults() -> list[str]:
-    """Runs without their one adapter, adapters without their whole files."""
-    found = []
+def find_wrong_adapters() -> list[str]:
+    """Find runs without their one adapter, and adapters with missing or damaged files."""
+    violations = []
     counts = Counter(Adapter.objects.values_list("run_id", flat=True))
     for run in TrainingRun.objects.exclude(job=None):
-        wanted = 1 if run.outcome in KEPT else 0
-        if counts[run.pk] != wanted:
-            found.append(f"run {run.pk} ({run.outcome}) has {counts[run.pk]} adapters")
+        if counts[run.pk] != (run.outcome in WITH_ADAPTER):
+            violations.append(f"run {run.pk} ({run.outcome}) has {counts[run.pk]} adapters")
     for adapter in Adapter.objects.all():
         try:
             check_adapter(adapter.path(), adapter.files)
         except (OSError, RunError) as error:
-            found.append(f"adapter {adapter.pk}: {error}")
-    return found
+            violations.append(f"adapter {adapter.pk}: {error}")
+    return violations
 
 
-def unscored() -> list[str]:
-    """Adapters for which no evaluation was ever asked for: it is to come with the adapter's row."""
-    never = Adapter.objects.exclude(pk__in=Evaluation.objects.exclude(adapter=None).values("adapter"))
-    return [f"adapter {adapter.pk}" for adapter in never]
+def find_unevaluated() -> list[str]:
+    """Find adapters without an evaluation: it is submitted together with the adapter's row."""
+    evaluated = Evaluation.objects.exclude(adapter=None).values("adapter")
+    return [f"adapter {adapter.pk}" for adapter in Adapter.objects.exclude(pk__in=evaluated)]
 
 
-def curve(run: TrainingRun, name: str = "train/loss") -> list[int]:
-    """The steps of one of its curves, in the order in which they are kept."""
+def read_steps(run: TrainingRun, name: str = "train/loss") -> list[int]:
+    """Return the steps of a curve in stored order."""
     series = MetricSeries.objects.filter(run=run, name=name).first()
     return [int(step) for step, _value in series.points()] if series else []
 
 
-def curve_faults() -> list[str]:
-    """Each step stands once in each curve of its run, without a gap; who came to the end has all, no more."""
-    found = []
+def find_wrong_curves() -> list[str]:
+    """Find curves with missing or doubled steps, or with steps after the run's last one."""
+    violations = []
     for run in TrainingRun.objects.exclude(job=None):
-        # One that ended early keeps its best, and the steps after it stay in its curves.
-        is_whole = run.outcome == "succeeded"
-        last = run.total_steps if is_whole else max(len(curve(run)), run.ended_step or 0)
-        for name in EACH_STEP:
-            found += _faults(run, name, list(range(1, last + 1)))
-        due = held_out_steps(run.total_steps)
-        if not is_whole:
-            # A stop may come between the last step and its held-out loss.
-            before = sum(step < last for step in due)
-            due = due[: max(before, len(curve(run, HELD_OUT)))]
-        found += _faults(run, HELD_OUT, due)
-    return found
+        is_complete = run.outcome == "succeeded"
+        # A run that was stopped keeps the points after its best step.
+        last = run.total_steps if is_complete else max(len(read_steps(run)), run.ended_step or 0)
+        expected = {name: list(range(1, last + 1)) for name in STEP_METRICS}
+        validations = validation_steps(run.total_steps)
+        if not is_complete:
+            # A stop may come between the last step and its validation.
+            before = sum(step < last for step in validations)
+            validations = validations[: max(before, len(read_steps(run, VALIDATION_LOSS)))]
+        for name, right in {**expected, VALIDATION_LOSS: validations}.items():
+            steps = read_steps(run, name)
+            if steps != right:
+                missing = sorted(set(right) - set(steps))[:5]
+                violations.append(
+                    f"run {run.pk}, {name}: {len(steps)} points instead of {len(right)}, missing {missing}"
+                )
+    return violations
 
 
-def _faults(run: TrainingRun, name: str, right: list[int]) -> list[str]:
-    steps = curve(run, name)
-    if steps == right:
-        return []
-    missing = sorted(set(right) - set(steps))[:5]
-    return [f"run {run.pk}, {name}: {len(steps)} points, right are {len(right)}, missing {missing}"]
-
-
-def held_out_steps(total: int) -> list[int]:
-    """After which steps the engine measures the held-out loss of a run that says nothing about it.
-
-    After none at first: that is the base model's.
-    """
+def validation_steps(total: int) -> list[int]:
+    """Return the steps after which the engine validates by default; 0 is the base model."""
     every = max(1, round(total / VALIDATIONS_PER_RUN))
     return [step for step in range(total + 1) if step % every == 0 or step == total]
 
 
-def leftovers() -> list[str]:
-    """Temporary folders and checkpoints that nobody will read again."""
+def find_leftovers() -> list[str]:
+    """Find temporary folders and checkpoints that no job will read again."""
     data = Path(settings.DATA_DIR)
     left = [str(path.relative_to(data)) for path in (data / "work").glob("*")]
     for folder in (data / "checkpoints").glob("job-*"):
@@ -171,43 +172,45 @@ def leftovers() -> list[str]:
     return left
 
 
-def unadopted() -> list[str]:
-    """Published folders without a row: harmless, and removed after a day."""
+def count_unadopted() -> int:
+    """Count published folders without a row: harmless, and deleted after a day."""
     known = set(Adapter.objects.values_list("folder", flat=True))
-    return [path.name for path in (Path(settings.DATA_DIR) / "adapters").glob("*") if path.name not in known]
+    return sum(path.name not in known for path in (Path(settings.DATA_DIR) / "adapters").glob("*"))
 
 
-def unsent() -> list[str]:
-    """Wake-ups that the dispatcher still holds for jobs that wait."""
+def find_unsent() -> list[str]:
+    """Find unsent wake-ups of jobs that wait."""
     return [f"wake-up {entry.pk}" for entry in Outbox.objects.filter(sent_at=None, job__state="queued")]
 
 
-def recoveries(hits: list[Hit], role: str, *, paused: bool = False) -> list[float]:
-    """Seconds from each kill (or pause) of a process of that role to the same job training again."""
-    found = []
-    for hit in hits:
-        if hit.role != role or bool(hit.seconds) != paused:
+def recovery_times(faults: list[InjectedFault], role: str, *, paused: bool = False) -> list[float]:
+    """Return the seconds from each kill (or pause) of the role to the same job training again."""
+    seconds = []
+    for fault in faults:
+        if fault.role != role or bool(fault.seconds) != paused:
             continue
-        for job, attempt in hit.held:
+        for job, attempt in fault.held:
             again = JobEvent.objects.filter(
                 job=job, attempt=attempt + 1, event="message", text__contains="rows to draw from"
             ).first()
             if again:
-                found.append(again.created_at.timestamp() - hit.at)
-    return found
+                seconds.append(again.created_at.timestamp() - fault.at)
+    return seconds
 
 
-def during(hits: list[Hit], submitted: list[tuple[float, float]]) -> list[float]:
-    """How long those submits took that fell into a silence of the broker."""
-    silent = [(hit.at, hit.at + hit.seconds) for hit in hits if hit.role == "REDIS_URL"]
-    return [seconds for at, seconds in submitted if any(begin <= at <= end for begin, end in silent)]
+def submit_times_in_silence(
+    faults: list[InjectedFault], submit_times: list[tuple[float, float]]
+) -> list[float]:
+    """Return the seconds of the submits that began while the broker was silent."""
+    silences = [(fault.at, fault.at + fault.seconds) for fault in faults if fault.role == "REDIS_URL"]
+    return [seconds for at, seconds in submit_times if any(begin <= at <= end for begin, end in silences)]
 
 
 def stop_times() -> list[float]:
-    """Seconds from each request to stop a working job to its end."""
+    """Return the seconds from each request to stop a running job to its end."""
     seconds = []
-    for asked in JobEvent.objects.filter(event="cancel"):
-        ended = JobEvent.objects.filter(job=asked.job_id, event="stopped", seq__gt=asked.seq).first()
+    for request in JobEvent.objects.filter(event="cancel"):
+        ended = JobEvent.objects.filter(job=request.job_id, event="stopped", seq__gt=request.seq).first()
         if ended:
-            seconds.append((ended.created_at - asked.created_at).total_seconds())
+            seconds.append((ended.created_at - request.created_at).total_seconds())
     return seconds

@@ -1,4 +1,4 @@
-"""The watchman of the storm: every two seconds it looks for rows that stand still and for strays."""
+"""The monitor of an experiment: looks every two seconds for stalled rows and orphaned processes."""
 
 from __future__ import annotations
 
@@ -22,108 +22,111 @@ from django.db import (
 from django.db.models.functions import Now
 
 from dashboard.models import Job, State, WorkerNode
-from dashboard.models.jobs.job_state import LIVE
-from tests.chaos.stage import Stage
-from tests.chaos.storm import Hit
+from dashboard.models.jobs.job_state import LIVE, TERMINAL
+from tests.chaos.stage import Target
+from tests.chaos.storm import InjectedFault
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 2.0
-STUCK_SECONDS = 120.0  # beside the time in which a process that alone could move the row stood still
-STRAY_SECONDS = 20.0
-EVALUATIONS_KEPT = 10  # of this many one is really run; the others are stopped while they wait
+INTERVAL_SECONDS = 2.0
+STALLED_SECONDS = 120.0  # without the pauses of the process that alone could change the row
+ORPHANED_SECONDS = 20.0
+EVALUATIONS_RUN = 10  # one in so many runs; the others are cancelled while they wait
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A row in a state that it has to leave. `by_dispatcher`: nobody else can move it."""
+class WaitingRow:
+    """A row in a state that it must leave. `for_dispatcher`: only the dispatcher can change it."""
 
     job: int
     attempt: int
-    why: str
-    by_dispatcher: bool
+    reason: str
+    for_dispatcher: bool
 
 
 @dataclass
-class Watch:
-    """What stood still or ran without a master, and for how long. `hits` is the storm's own growing list."""
+class Monitor:
+    """Records stalled rows and orphaned processes. `injected` is the injector's own growing list."""
 
-    stage: Stage
-    hits: list[Hit] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-    stuck: dict[str, float] = field(default_factory=dict)
-    strays: dict[int, str] = field(default_factory=dict)
+    target: Target
+    injected: list[InjectedFault] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    stalled: dict[str, float] = field(default_factory=dict)
+    orphans: dict[int, str] = field(default_factory=dict)
     ended: int = 0
     open_jobs: int = -1
     since: dict[object, float] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Until told to stop."""
-        while not self.over.wait(LOOK_SECONDS):
+        while not self.stopped.wait(INTERVAL_SECONDS):
             try:
-                self.look()
+                self.observe()
             except (DatabaseError, InterfaceError):
-                log.warning("the watchman could not read the database", exc_info=True)
+                log.warning("the monitor could not read the database", exc_info=True)
                 close_old_connections()
 
-    def look(self) -> None:
-        """One round."""
+    def observe(self) -> None:
+        """Compare rows and processes with those of earlier observations."""
         if self._is_locked():
             self.since = {}
             return
         for job in Job.objects.filter(kind=Job.Kind.EVALUATE, state=State.QUEUED):
-            if job.pk % EVALUATIONS_KEPT:
+            if job.pk % EVALUATIONS_RUN:
                 job.request_cancel()
-        over = ("succeeded", "failed", "cancelled")
-        self.ended = Job.objects.filter(kind=Job.Kind.TRAIN, state__in=over).count()
-        rows = list(Job.objects.exclude(state__in=over).annotate(db_now=Now()))
+        self.ended = Job.objects.filter(kind=Job.Kind.TRAIN, state__in=TERMINAL).count()
+        rows = list(Job.objects.exclude(state__in=TERMINAL).annotate(db_now=Now()))
         self.open_jobs = len(rows)
-        if not all(line.carries for line in self.stage.lines.values()):
-            # Without its servers nothing moves; it has to get on once they are back.
+        if not all(proxy.carries for proxy in self.target.proxies.values()):
+            # Nothing can change without the servers.
             self.since = {}
             return
         idle = self._idle_queues()
         now = time.monotonic()
-        standing: set[object] = {one for job in rows for one in self._standings(job, job.db_now, idle)}
-        standing |= {process.pid for process in self.stage.strays()}
-        self.since = {what: self.since.get(what, now) for what in standing}
-        for what, began in self.since.items():
-            stood = now - began
-            if isinstance(what, int) and stood > STRAY_SECONDS:
-                self.strays[what] = f"process {what} ran {stood:.0f} s without a master"
-            elif isinstance(what, Standing) and stood - self._held_up(what, stood) > STUCK_SECONDS:
-                self.stuck[f"job {what.job}: {what.why}"] = stood
+        seen: set[object] = {row for job in rows for row in self._waiting_rows(job, job.db_now, idle)}
+        seen |= {process.pid for process in self.target.orphans()}
+        self.since = {item: self.since.get(item, now) for item in seen}
+        for item, began in self.since.items():
+            seconds = now - began
+            if isinstance(item, int) and seconds > ORPHANED_SECONDS:
+                self.orphans[item] = f"process {item} ran {seconds:.0f} s without a parent"
+            elif (
+                isinstance(item, WaitingRow)
+                and seconds - self._paused_seconds(item, seconds) > STALLED_SECONDS
+            ):
+                self.stalled[f"job {item.job}: {item.reason}"] = seconds
 
-    def _standings(self, job: Job, now: datetime, idle: set[str]) -> Iterable[Standing]:
-        if why := self._stands_still(job, now, idle):
-            yield Standing(job.pk, job.attempt, why, by_dispatcher=True)
+    def _waiting_rows(self, job: Job, now: datetime, idle: set[str]) -> Iterable[WaitingRow]:
+        if reason := self._overdue(job, now, idle):
+            yield WaitingRow(job.pk, job.attempt, reason, for_dispatcher=True)
         if job.state in LIVE:
-            why = f"attempt {job.attempt} {job.state}, {job.phase or 'no phase'}, step {job.step}"
-            holder_is_gone = not psutil.pid_exists(job.pid or 0)
-            yield Standing(job.pk, job.attempt, why, by_dispatcher=holder_is_gone)
+            reason = f"attempt {job.attempt} {job.state}, {job.phase or 'no phase'}, step {job.step}"
+            is_holder_gone = not psutil.pid_exists(job.pid or 0)
+            yield WaitingRow(job.pk, job.attempt, reason, for_dispatcher=is_holder_gone)
 
-    def _held_up(self, what: Standing, stood: float) -> float:
-        """For how many of these last seconds a process stood still, paused, that alone could move the row."""
-        until = time.time()
-        since, seconds = until - stood, 0.0
-        for hit in list(self.hits):
-            holds = (what.job, what.attempt) in hit.held or (what.by_dispatcher and hit.role == "dispatcher")
-            if hit.is_pause and holds:
-                seconds += max(0.0, min(until, hit.at + hit.seconds) - max(since, hit.at))
-        return seconds
+    def _paused_seconds(self, row: WaitingRow, seconds: float) -> float:
+        """Return how long, of the last `seconds`, the process that could change the row was paused."""
+        now = time.time()
+        paused = 0.0
+        for fault in list(self.injected):
+            holds = (row.job, row.attempt) in fault.held or (
+                row.for_dispatcher and fault.role == "dispatcher"
+            )
+            if fault.is_pause and holds:
+                paused += max(0.0, min(now, fault.at + fault.seconds) - max(now - seconds, fault.at))
+        return paused
 
-    def _paused(self) -> set[int]:
-        """Processes that stand still now, and their parents: a node whose pool is paused takes nothing."""
-        now, found = time.time(), set()
-        for hit in list(self.hits):
-            if hit.is_pause and now < hit.at + hit.seconds:
-                found.add(hit.pid)
+    def _paused_pids(self) -> set[int]:
+        """Return the paused processes and their parents: a node whose pool is paused takes no job."""
+        now, pids = time.time(), set()
+        for fault in list(self.injected):
+            if fault.is_pause and now < fault.at + fault.seconds:
+                pids.add(fault.pid)
                 with contextlib.suppress(psutil.Error):
-                    found.add(psutil.Process(hit.pid).ppid())
-        return found
+                    pids.add(psutil.Process(fault.pid).ppid())
+        return pids
 
     def _is_locked(self) -> bool:
-        """Whether SQLite's one lock for writing went to sleep with a paused process: then no row can move."""
-        if connection.vendor != "sqlite" or not self._paused():
+        """Whether a paused process holds SQLite's only write lock: then no row can change."""
+        if connection.vendor != "sqlite" or not self._paused_pids():
             return False
         try:
             with transaction.atomic():
@@ -132,16 +135,16 @@ class Watch:
             return True
 
     def _idle_queues(self) -> set[str]:
-        """Queues with a node that could take a job now."""
-        idle, paused = set(), self._paused()
+        """Return the queues with a node that could take a job now."""
+        idle, paused = set(), self._paused_pids()
         for queue in Job.Queue.values:
             nodes = WorkerNode.objects.alive().filter(queue=queue, draining=False).exclude(pid__in=paused)
             if nodes.count() > Job.objects.live().filter(queue=queue).count():
                 idle.add(queue)
         return idle
 
-    def _stands_still(self, job: Job, now: datetime, idle: set[str]) -> str:
-        """Why this row should have moved, or ""."""
+    def _overdue(self, job: Job, now: datetime, idle: set[str]) -> str:
+        """Return why the dispatcher should have changed this row; "" if not."""
         if job.state in LIVE and job.lease_until and job.lease_until < now:
             return f"{job.state} with an expired lease"
         if job.state == State.INTERRUPTED and job.run_after < now:

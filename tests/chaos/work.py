@@ -1,6 +1,6 @@
-"""The people of the storm: they start trainings over the API, stop some, resume some, and note each answer.
+"""The workload: start trainings over the API, stop some, resume some, and record each answer.
 
-An answer that did not arrive is asked for again with the same Idempotency-Key, as a client would.
+A request without an answer is repeated with the same Idempotency-Key, as a client would.
 """
 
 from __future__ import annotations
@@ -19,154 +19,149 @@ from dashboard.models import BaseModel, Dataset, Job, TargetModuleConfig, Traini
 from tests.e2e.installation import Answer, Api
 from workers.contract.hyperparameters import Hyperparameters
 
-Found = TypeVar("Found")
-WAITING_AT_MOST = 20
+Result = TypeVar("Result")
+MAX_WAITING = 20
 RETRY_SECONDS = 1.0
 ARMS_SHARE, REPEATED_SHARE, STOPPED_SHARE = 0.1, 0.1, 0.1
-BUSY = (429, 500, 502, 503, 504)
+UNAVAILABLE = (429, 500, 502, 503, 504)
 
 
 @dataclass
-class Asked:
-    """One training job as people know it: what was acknowledged, which ends of its first run are right."""
+class SubmittedJob:
+    """An acknowledged training job and the outcomes that its first run may have."""
 
     number: int
     key: str
     runs: list[int] = field(default_factory=list)
-    keep: str | None = None  # None: nobody stopped it
-    right: set[str] = field(default_factory=lambda: {"succeeded"})
+    keep: str | None = None  # None: not stopped
+    allowed: set[str] = field(default_factory=lambda: {"succeeded"})
 
 
 @dataclass
-class Work:
-    """Submits, stops and resumes until all jobs are asked for."""
+class Workload:
+    """Submits, stops and resumes jobs until all are submitted or `stopped` is set."""
 
     api: Api
     dataset: int
     jobs: int
     seed: int
-    asked: list[Asked] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    submitted: list[tuple[float, float]] = field(default_factory=list)  # when, and how many seconds it took
-    over: threading.Event = field(default_factory=threading.Event)
+    submitted: list[SubmittedJob] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    submit_times: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # when, and how many seconds it took
+    stopped: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
 
     def submit_all(self) -> None:
-        """One after another, as long as not too many wait."""
-        dice = random.Random(self.seed + 1)
+        """Submit one job after another, at most MAX_WAITING ahead of the workers."""
+        generator = random.Random(self.seed + 1)
         for number in range(self.jobs):
-            while not self.over.is_set() and self._waiting() >= WAITING_AT_MOST:
-                self.over.wait(0.5)
-            if self.over.is_set():
+            while not self.stopped.is_set() and self._count_waiting() >= MAX_WAITING:
+                self.stopped.wait(0.5)
+            if self.stopped.is_set():
                 break
-            one = Asked(number, f"chaos-{self.seed}-{number}")
-            hyper = [self._hyper(dice) for _arm in range(dice.randint(2, 4))]
-            if dice.random() < ARMS_SHARE:
-                self._submit_arms(one, hyper)
+            job = SubmittedJob(number, f"chaos-{self.seed}-{number}")
+            arms = [self._hyperparameters(generator) for _arm in range(generator.randint(2, 4))]
+            if generator.random() < ARMS_SHARE:
+                # The API starts several runs in one job only through a study.
+                job.runs = retry_on_outage(lambda job=job, arms=arms: submit_arms(self.dataset, job, arms))
             else:
-                self._submit(one, hyper[0], repeat=dice.random() < REPEATED_SHARE)
-            self.asked.append(one)
-            if dice.random() < STOPPED_SHARE:
-                keep, wait = dice.choice(["", "adapter", "checkpoint"]), dice.uniform(0, 15)
-                threading.Thread(target=self._stop, args=(one, keep, wait), daemon=True).start()
+                self._submit(job, arms[0], repeat=generator.random() < REPEATED_SHARE)
+            self.submitted.append(job)
+            if generator.random() < STOPPED_SHARE:
+                keep, delay = generator.choice(["", "adapter", "checkpoint"]), generator.uniform(0, 15)
+                threading.Thread(target=self._stop, args=(job, keep, delay), daemon=True).start()
         self.done.set()
 
-    def _hyper(self, dice: random.Random) -> dict[str, object]:
+    def _hyperparameters(self, generator: random.Random) -> dict[str, object]:
         return {
-            "max_steps": dice.randint(20, 200),
+            "max_steps": generator.randint(20, 200),
             "per_device_train_batch_size": 2,
             "max_length": 64,
-            "r": dice.choice([2, 4, 8]),
-            "seed": dice.randint(0, 1000),
+            "r": generator.choice([2, 4, 8]),
+            "seed": generator.randint(0, 1000),
         }
 
-    def _waiting(self) -> int:
-        return patiently(lambda: Job.objects.filter(kind="train", state="queued").count())
+    def _count_waiting(self) -> int:
+        return retry_on_outage(lambda: Job.objects.filter(kind="train", state="queued").count())
 
-    def _submit(self, one: Asked, hyper: dict[str, object], *, repeat: bool) -> None:
+    def _submit(self, job: SubmittedJob, hyperparameters: dict[str, object], *, repeat: bool) -> None:
         body = {
-            "name": f"Run {one.number}",
+            "name": f"Run {job.number}",
             "dataset": self.dataset,
             "target_module_config": "efficient",
-            "hyperparameters": hyper,
+            "hyperparameters": hyperparameters,
         }
-        first = self.insist("POST", "/runs", body, one.key)
-        if first.status != 202:
-            self.complaints.append(f"submit {one.key}: {first.status} {first.body[:200]!r}")
-            return
-        one.runs = [first.json()["id"]]
-        if repeat:
-            again = self.insist("POST", "/runs", body, one.key)
-            if again.status != 202 or again.json()["id"] != one.runs[0]:
-                self.complaints.append(f"repeated {one.key}: {again.status} {again.body[:200]!r}")
+        for _request in range(1 + repeat):
+            answer = self.request("POST", "/runs", body, job.key)
+            if answer.status != 202 or job.runs not in ([], [answer.json()["id"]]):
+                self._record_violation(f"submit {job.key}", answer)
+                return
+            job.runs = [answer.json()["id"]]
 
-    def _submit_arms(self, one: Asked, hyper: list[dict[str, object]]) -> None:
-        """No page starts several arms in one job yet, so these come from the model layer."""
-
-        def launch() -> list[int]:
-            with transaction.atomic():
-                return launch_arms(self.dataset, one, hyper)
-
-        one.runs = patiently(launch)
-
-    def _stop(self, one: Asked, keep: str, wait: float) -> None:
-        """Some time after it has begun to train."""
-        run = one.runs[0] if one.runs else 0
-        while run and not self.over.wait(0.5):
-            state = self.insist("GET", f"/runs/{run}").json()["state"]
+    def _stop(self, job: SubmittedJob, keep: str, delay: float) -> None:
+        """Stop the job some time after its training has started."""
+        run = job.runs[0] if job.runs else 0
+        while run and not self.stopped.wait(0.5):
+            state = self.request("GET", f"/runs/{run}").json()["state"]
             if state in ("running", "succeeded", "failed", "cancelled"):
                 break
-        self.over.wait(wait)
-        one.keep = keep
-        one.right = {"succeeded", "cancelled", "stopped_early"}
-        answer = self.insist("POST", f"/runs/{run}/cancel", {"keep": keep} if keep else None)
+        self.stopped.wait(delay)
+        job.keep = keep
+        job.allowed = {"succeeded", "cancelled", "stopped_early"}
+        answer = self.request("POST", f"/runs/{run}/cancel", {"keep": keep} if keep else None)
         if answer.status not in (202, 409):
-            self.complaints.append(f"stop {one.key} ({keep}): {answer.status} {answer.body[:200]!r}")
+            self._record_violation(f"stop {job.key} ({keep})", answer)
         elif answer.status == 202 and keep != "adapter":
-            one.right = {"cancelled"}
-            if keep == "checkpoint" and not self.over.wait(20):
-                self._resume(one, run)
+            job.allowed = {"cancelled"}
+            if keep == "checkpoint" and not self.stopped.wait(20):
+                self._resume(job, run)
 
-    def _resume(self, one: Asked, run: int) -> None:
-        answer = self.insist("POST", f"/runs/{run}/resume")
+    def _resume(self, job: SubmittedJob, run: int) -> None:
+        answer = self.request("POST", f"/runs/{run}/resume")
         if answer.status == 202:
-            one.right = {"succeeded"}
+            job.allowed = {"succeeded"}
         elif answer.status == 409:
             # The first answer to a repeated request may have been lost with the web server.
-            one.right = {"cancelled", "succeeded"}
+            job.allowed = {"cancelled", "succeeded"}
         elif answer.status != 404:
-            self.complaints.append(f"resume {one.key}: {answer.status} {answer.body[:200]!r}")
+            self._record_violation(f"resume {job.key}", answer)
 
-    def insist(self, method: str, path: str, payload: object = None, key: str = "") -> Answer:
-        """The answer to a request, however often the web server dies in between."""
+    def _record_violation(self, request: str, answer: Answer) -> None:
+        self.violations.append(f"{request}: {answer.status} {answer.body[:200]!r}")
+
+    def request(self, method: str, path: str, payload: object = None, key: str = "") -> Answer:
+        """Return the answer to a request, repeated while the web server is away."""
         headers = {"Idempotency_Key": key} if key else {}
         while True:
-            asked = time.time()
+            began = time.time()
             try:
                 answer = self.api.call(method, path, payload, **headers)
-                if answer.status not in BUSY:
+                if answer.status not in UNAVAILABLE:
                     if key:
-                        self.submitted.append((asked, time.time() - asked))
+                        self.submit_times.append((began, time.time() - began))
                     return answer
                 if answer.status == 500:
-                    self.complaints.append(f"{method} {path}: 500")
+                    self.violations.append(f"{method} {path}: 500")
             except (OSError, http.client.HTTPException):
                 pass
-            if self.over.wait(RETRY_SECONDS):
+            if self.stopped.wait(RETRY_SECONDS):
                 return Answer(0, {}, b'{"state": "unknown"}')
 
 
-def launch_arms(dataset: int, one: Asked, hyper: list[dict[str, object]]) -> list[int]:
-    """One job with several runs; call inside a transaction."""
+@transaction.atomic
+def submit_arms(dataset: int, job: SubmittedJob, arms: list[dict[str, object]]) -> list[int]:
+    """Submit one job with a run per arm, and return the runs' keys."""
     data = Dataset.objects.get(pk=dataset)
-    version, project, by = data.newest_ready(), data.project, User.objects.earliest("pk")
+    version, project, user = data.newest_ready(), data.project, User.objects.earliest("pk")
     assert version is not None
     runs = []
-    for place, values in enumerate(hyper):
+    for place, values in enumerate(arms):
         run = TrainingRun(
             project=project,
-            created_by=by,
-            name=f"Run {one.number} arm {place}",
+            created_by=user,
+            name=f"Run {job.number} arm {place}",
             dataset_version=version,
             base_model=BaseModel.objects.get(source=BaseModel.Source.BUNDLED),
             target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
@@ -174,18 +169,18 @@ def launch_arms(dataset: int, one: Asked, hyper: list[dict[str, object]]) -> lis
         run.freeze(Hyperparameters(**values))  # type: ignore[arg-type]
         runs.append(run)
     specs = {"specs": [run.spec for run in runs]}
-    job = Job.objects.submit(Job.Kind.TRAIN, specs, project=project, by=by, idempotency_key=one.key)
+    row = Job.objects.submit(Job.Kind.TRAIN, specs, project=project, by=user, idempotency_key=job.key)
     for run in runs:
-        run.job = job
+        run.job = row
         run.save()
     return [run.pk for run in runs]
 
 
-def patiently(work: Callable[[], Found]) -> Found:
-    """What database work answers, tried again until the database is there and unlocked."""
+def retry_on_outage(query: Callable[[], Result]) -> Result:
+    """Return the result of a query, repeated until the database is there and unlocked."""
     while True:
         try:
-            return work()
+            return query()
         except (OperationalError, InterfaceError):
             close_old_connections()
             time.sleep(1)

@@ -24,7 +24,7 @@ from workers.supervision.process_identity import birth, here
 
 SETUP = "import django; django.setup()\n"
 needs_containers = pytest.mark.skipif(
-    not containers.may_be_made(), reason="This account may not make PID namespaces."
+    not containers.are_available(), reason="This account may not make PID namespaces."
 )
 
 
