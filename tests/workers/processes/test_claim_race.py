@@ -1,6 +1,6 @@
 """Many processes claim from one queue at once: each job goes to exactly one of them.
 
-`CHAOS_CLAIMERS` and `CHAOS_CLAIMED` set how many processes race for how many jobs.
+`CHAOS_CLAIMERS` and `CHAOS_CLAIMED` set the numbers of processes and jobs in the long form.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from django.db import transaction
 from dashboard.models import Job, JobEvent, Project, State
 from tests.conftest import shared_environment
 
-CLAIMERS = int(os.environ.get("CHAOS_CLAIMERS", "8"))
-JOBS = int(os.environ.get("CHAOS_CLAIMED", "200"))
-# Forked before the first connection: each process has its own, and none has to import Django again.
+LONG = (int(os.environ.get("CHAOS_CLAIMERS", "32")), int(os.environ.get("CHAOS_CLAIMED", "1000")))
+# The processes are forked before the first connection, so that each has its own.
 RACE = """
 import json, multiprocessing, os, sys
 import django
 django.setup()
 from dashboard.models import Job
 
-def claim_until_none_waits(number, begin, found):
-    begin.wait()
-    mine = []
+def claim_all(number, start, results):
+    start.wait()
+    claimed = []
     while Job.objects.waiting("cpu").exists():
         job = Job.objects.claim(
             "cpu", worker=f"cpu{number}", slot=None, host="host", pid=os.getpid(), pid_started=1.0)
         if job:
-            mine.append(job.pk)
-    found.put(mine)
+            claimed.append(job.pk)
+    results.put(claimed)
 
 fork = multiprocessing.get_context("fork")
-claimers = int(sys.argv[1])
-begin, found = fork.Barrier(claimers), fork.Queue()
-racers = [fork.Process(target=claim_until_none_waits, args=(n, begin, found)) for n in range(claimers)]
-for racer in racers:
-    racer.start()
-print(json.dumps([found.get(timeout=500) for _racer in racers]))
-for racer in racers:
-    racer.join()
-sys.exit(max(racer.exitcode for racer in racers))
+number = int(sys.argv[1])
+start, results = fork.Barrier(number), fork.Queue()
+claimers = [fork.Process(target=claim_all, args=(n, start, results)) for n in range(number)]
+for claimer in claimers:
+    claimer.start()
+print(json.dumps([results.get(timeout=500) for _claimer in claimers]))
+for claimer in claimers:
+    claimer.join()
+sys.exit(max(claimer.exitcode for claimer in claimers))
 """
 
 
 @pytest.mark.django_db(transaction=True)
-def test_each_job_is_claimed_by_exactly_one_of_many(project: Project) -> None:
+@pytest.mark.parametrize(("claimers", "count"), [(6, 100), pytest.param(*LONG, marks=pytest.mark.proof)])
+def test_each_job_is_claimed_once(project: Project, claimers: int, count: int) -> None:
     with transaction.atomic():
-        jobs = [Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None).pk for _job in range(JOBS)]
-    raced = subprocess.run(
-        [sys.executable, "-c", RACE, str(CLAIMERS)],
+        jobs = [Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None).pk for _job in range(count)]
+    race = subprocess.run(
+        [sys.executable, "-c", RACE, str(claimers)],
         env=shared_environment(),
         cwd=settings.BASE_DIR,
         capture_output=True,
@@ -62,9 +62,9 @@ def test_each_job_is_claimed_by_exactly_one_of_many(project: Project) -> None:
         timeout=580,
         check=False,
     )
-    assert raced.returncode == 0, raced.stderr[-3000:]
-    claimed = [pk for mine in json.loads(raced.stdout) for pk in mine]
+    assert race.returncode == 0, race.stderr[-3000:]
+    claimed = [pk for pks in json.loads(race.stdout) for pk in pks]
     assert sorted(claimed) == jobs
     claims = JobEvent.objects.filter(event="claim", job__in=jobs)
-    assert claims.count() == claims.values("job").distinct().count() == JOBS
+    assert claims.count() == claims.values("job").distinct().count() == count
     assert set(Job.objects.values_list("state", "attempt")) == {(State.STARTING, 1)}

@@ -1,4 +1,4 @@
-"""A worker that sleeps or is cut off within a transaction must not hold up everybody for ever."""
+"""A process that is paused or cut off within a transaction loses its locks after a limit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from django.test import Client
 
 from dashboard.models import Job, Project, State, TrainingRun, User
 from tests.workers.conftest import claim, play
-from tests.workers.programs import running, until
+from tests.workers.programs import running, wait_until
 from workers.supervision.database_outage import Database
 from workers.supervision.recorders import TrainRecorder
 
-pytestmark = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite knows no sessions")
-# Reports a few steps.
+pytestmark = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no sessions")
 STEPS = """
 for step in range(1, 11):
     tell("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
@@ -25,7 +24,7 @@ tell("ArmEnd", arm=0, outcome="failed", step=10, code="diverged", message="The e
 tell("Failure", code="diverged", message="The end.")
 tell("Finished", reason="failed")
 """
-# Locks the first job's row and falls asleep, for longer than a test would wait.
+# Locks the first job's row and sleeps for longer than the test waits.
 SLEEPER = """
 import time
 import django
@@ -41,7 +40,7 @@ with transaction.atomic():
 
 
 @pytest.mark.django_db
-def test_every_session_has_its_limits() -> None:
+def test_sessions_have_time_limits() -> None:
     with connection.cursor() as cursor:
         for name, limit in (("idle_in_transaction_session_timeout", "30s"), ("lock_timeout", "20s")):
             cursor.execute(f"SHOW {name}")
@@ -50,7 +49,7 @@ def test_every_session_has_its_limits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
-def test_a_sleeping_holder_loses_the_row(project: Project) -> None:
+def test_paused_process_loses_its_row_lock(project: Project) -> None:
     job = Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
 
     def is_locked() -> bool:
@@ -62,19 +61,19 @@ def test_a_sleeping_holder_loses_the_row(project: Project) -> None:
         return False
 
     with running("-c", SLEEPER):
-        until(is_locked, 60, "the row is held")
-        until(lambda: not is_locked(), 30, "the row is free again")
+        wait_until(is_locked, "the row is locked")
+        wait_until(lambda: not is_locked(), "the row is free again", 30)
         assert job.request_cancel()
 
 
-def limit_sleep() -> None:
-    """From here on the server ends this session when it sleeps within a transaction."""
+def limit_idle_transactions() -> None:
+    """Let the server end this session soon when it idles within a transaction."""
     with connection.cursor() as cursor:
         cursor.execute("SET idle_in_transaction_session_timeout = '500ms'")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_holder_that_wakes_goes_on(project: Project) -> None:
+def test_write_is_repeated_after_the_session_was_ended(project: Project) -> None:
     job = Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
     naps, link = [1.5], Database()
 
@@ -85,15 +84,15 @@ def test_a_holder_that_wakes_goes_on(project: Project) -> None:
                 time.sleep(naps.pop())
             Job.objects.filter(pk=held.pk).update(phase="awake")
 
-    limit_sleep()
-    assert not link.try_write(write), "the session was ended meanwhile"
+    limit_idle_transactions()
+    assert not link.try_write(write)
     link.last_tried = 0.0
     assert link.try_write(write)
     assert Job.objects.get(pk=job.pk).phase == "awake"
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_attempt_whose_worker_slept_within_a_transaction_comes_to_its_end(
+def test_attempt_ends_although_its_session_was_ended(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, flush, naps = claim("gpu"), TrainRecorder.flush, [1.5]
@@ -106,7 +105,7 @@ def test_an_attempt_whose_worker_slept_within_a_transaction_comes_to_its_end(
             flush(recorder)
 
     monkeypatch.setattr(TrainRecorder, "flush", sleep_and_flush)
-    limit_sleep()
+    limit_idle_transactions()
     ended = play(STEPS, job, monkeypatch)
     assert not naps
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
@@ -114,11 +113,11 @@ def test_an_attempt_whose_worker_slept_within_a_transaction_comes_to_its_end(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_page_that_slept_within_a_transaction_says_when_to_come_back(
+def test_page_whose_session_was_ended_answers_503(
     client: Client, vera: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sleep(*_arguments: object) -> None:
-        limit_sleep()
+        limit_idle_transactions()
         with transaction.atomic():
             Project.objects.count()
             time.sleep(1.5)
@@ -127,23 +126,23 @@ def test_a_page_that_slept_within_a_transaction_says_when_to_come_back(
     client.force_login(vera)
     client.raise_request_exception = False
     monkeypatch.setattr("dashboard.gate.current_project", sleep)
-    answer = client.get("/")
+    response = client.get("/")
     connection.close()
-    assert (answer.status_code, answer.get("Retry-After")) == (503, "10")
+    assert (response.status_code, response.get("Retry-After")) == (503, "10")
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_server_that_only_reads_is_asked_again_later(project: Project) -> None:
+def test_write_is_repeated_after_the_server_was_read_only(project: Project) -> None:
     link = Database()
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
     assert not link.try_write(lambda: Project.objects.update(name="Renamed"))
     link.last_tried = 0.0
-    assert link.try_write(lambda: Project.objects.update(name="Renamed")), "on a connection of its own"
+    assert link.try_write(lambda: Project.objects.update(name="Renamed"))
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_fault_of_the_program_is_still_one() -> None:
+def test_programming_error_is_no_outage() -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         with pytest.raises(DataError):
             cursor.execute("SELECT 1 / 0")
