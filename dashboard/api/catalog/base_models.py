@@ -18,7 +18,7 @@ from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.texts import Name
 from dashboard.forms.catalog.base_models import FolderForm, HubForm
-from dashboard.forms.studies.plan import preset_cards
+from dashboard.forms.training.plan import preset_cards
 from dashboard.models import BaseModel, Job, Role, TargetModuleConfig
 from workers.contract.hyperparameters import LIMITS
 

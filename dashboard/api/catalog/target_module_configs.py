@@ -14,7 +14,7 @@ from dashboard.api.catalog.base_models import Rank, fetch, inspected
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, invalid, unknown
 from dashboard.api.texts import Name, storable
-from dashboard.forms.studies.plan import preset_cards
+from dashboard.forms.training.plan import preset_cards
 from dashboard.models import BaseModel, TargetModuleConfig
 from dashboard.models.catalog.target_module_config import TEXT_LENGTH
 from workers.contract.errors import SpecError

@@ -1,6 +1,6 @@
 """The fine-tune form: dataset, base model, target modules and hyper-parameters.
 
-Parses and validates; the view launches, and `dashboard.forms.studies.plan` forecasts.
+Parses and validates; the view launches, and `dashboard.forms.training.plan` forecasts.
 """
 
 from __future__ import annotations

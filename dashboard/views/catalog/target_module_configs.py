@@ -20,7 +20,7 @@ from dashboard.forms.catalog.target_module_configs import (
     export_config,
     initial_from_config,
 )
-from dashboard.forms.studies.plan import preset_cards
+from dashboard.forms.training.plan import preset_cards
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, TargetModuleConfig
 from dashboard.models.studies.results.evidence import evidence_of

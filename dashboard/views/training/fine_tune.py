@@ -9,8 +9,8 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
-from dashboard.forms.studies.plan import Plan, cards_of, plan
 from dashboard.forms.training.hyperparameters import defaults
+from dashboard.forms.training.plan import cards_with_forecast, plan_run
 from dashboard.forms.training.retry import changes, overrides
 from dashboard.forms.training.training_runs import (
     SAMPLE_LEARNING_RATE,
@@ -21,7 +21,7 @@ from dashboard.forms.training.training_runs import (
 )
 from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
-from dashboard.models.studies.results.evidence import preference, told_by_config
+from dashboard.models.studies.results.evidence import outcomes_by_config, preference
 from dashboard.models.training.forecast import forecast_run
 from dashboard.views.training.launch import launched_once
 from workers.contract.hyperparameters import Hyperparameters
@@ -60,8 +60,8 @@ def forecast(request: Request) -> HttpResponse:
     """
     form = TrainingRunForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    found = plan(form)
-    context = {"plan": found, "cards": cards_of(form, found)}
+    plan = plan_run(form)
+    context = {"plan": plan, "cards": cards_with_forecast(form, plan)}
     return render(request, "training/_forecast_live.html", context)
 
 
@@ -158,20 +158,20 @@ def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any
 
 def plan_context(form: TrainingRunForm) -> dict[str, Any]:
     """Return the context of both live regions."""
-    found: Plan = plan(form)
-    cards = cards_of(form, found)
-    if found.base_model and cards:
-        told = told_by_config(form.project, found.base_model)
-        costs = Calibration.objects.costs_by_config(form.project, found.base_model)
+    plan = plan_run(form)
+    cards = cards_with_forecast(form, plan)
+    if plan.base_model and cards:
+        outcomes = outcomes_by_config(form.project, plan.base_model)
+        costs = Calibration.objects.costs_by_config(form.project, plan.base_model)
         cards = [
-            replace(card, measured=told.get(card.config.pk, ""), cost=costs.get(card.config.pk))
+            replace(card, measured=outcomes.get(card.config.pk, ""), cost=costs.get(card.config.pk))
             for card in cards
         ]
     return {
-        "plan": found,
+        "plan": plan,
         "cards": cards,
-        "preferred": preference(form.project, found.base_model.pk) if found.base_model else None,
-        "rank": found.hyperparameters.r,
+        "preferred": preference(form.project, plan.base_model.pk) if plan.base_model else None,
+        "rank": plan.hyperparameters.r,
         "recommended_label": RECOMMENDED_LABEL,
         "recommended_why": RECOMMENDED_WHY,
     }

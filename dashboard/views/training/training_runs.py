@@ -13,7 +13,6 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from dashboard.charts import curves, forgetting_charts
-from dashboard.forms.studies.comparison import compared
 from dashboard.forms.training.hyperparameters import differences, format_value
 from dashboard.gate import Request
 from dashboard.models import (
@@ -32,6 +31,7 @@ from dashboard.models.evaluations.evaluation import adapter_evaluation
 from dashboard.models.jobs.queue import QueueForecast
 from dashboard.models.jobs.stop import StopRefused, may_have_progress, stop_run
 from dashboard.models.operations.stalled_queue import stalled_queue_of
+from dashboard.presenters.forecast_accuracy import compare_forecast
 from dashboard.presenters.stages import PHASES, announcement, eta_range, stages, stopping_text
 from dashboard.views.evaluations.evaluations import unscored_run_notice
 from dashboard.views.jobs.endings import ending_context
@@ -91,7 +91,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "table": curve_table(run),
         "finding": curves.finding(run.metric_series.filter(name="train/loss").first()),
         "look": curves.colours([run.pk])[run.pk],
-        "compared": compared(run),
+        "compared": compare_forecast(run),
         "unscored": unscored_run_notice(run),
         **ending_context(run),
         **stop_context(run),

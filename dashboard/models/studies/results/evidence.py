@@ -34,7 +34,7 @@ def evidence_of(project: Project) -> list[Evidence]:
     return [Evidence(study, sentence(study)) for study in studies if study.result.comparisons]
 
 
-def told_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
+def outcomes_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:
     """Return config -> its outcomes in this project's studies on this base model."""
     counts: dict[int, Counter[str]] = {}
     ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)

@@ -6,7 +6,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleConfig, User
-from dashboard.models.studies.results.evidence import evidence_of, preference, told_by_config
+from dashboard.models.studies.results.evidence import evidence_of, outcomes_by_config, preference
 from tests.conftest import make_base_model
 from tests.dashboard.studies.factories import Table, conclude, make_study
 from tests.dashboard.studies.results.test_study_result import ROWS, SEEDS, study
@@ -15,7 +15,7 @@ __all__ = ["study"]
 
 
 def test_each_choice_is_told_with_its_outcome(study: Study) -> None:
-    told = told_by_config(study.project, study.base_model)
+    told = outcomes_by_config(study.project, study.base_model)
     words = {
         slug: told[TargetModuleConfig.objects.get(slug=slug).pk] for slug in ("efficient", "mlp", "quality")
     }
@@ -26,12 +26,12 @@ def test_each_choice_is_told_with_its_outcome(study: Study) -> None:
 
 def test_another_base_model_has_none_of_it(study: Study, project: Project) -> None:
     other = make_base_model(project, name="Other", hub_id="example/other")
-    assert told_by_config(project, other) == {}
+    assert outcomes_by_config(project, other) == {}
 
 
 def test_another_project_has_none_of_it(study: Study, other_project: Project, base_model: BaseModel) -> None:
     assert evidence_of(other_project) == []
-    assert told_by_config(other_project, base_model) == {}
+    assert outcomes_by_config(other_project, base_model) == {}
 
 
 def test_the_form_says_it_beside_the_choice(client: Client, ed: User, study: Study) -> None:

@@ -1,6 +1,6 @@
-"""What the choices of the fine-tune form mean: preset cards, the plan of a run, settings in words.
+"""The plan of the fine-tune form: preset cards, forecast, changed settings, and the choices that are missing.
 
-Estimates from the census and the frozen rows alone, while the form is being filled in and after it was sent.
+Computed from the census and the frozen rows alone; starts nothing.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class PresetCard:
     trainable_parameters: int
     adapter_bytes: int
     share: float
-    shares: tuple[str, ...] = ()  # what one expert gets of the rank
-    forecast: DeviceForecast | None = None  # memory and time of the form as it stands, with this choice in it
-    cost: MeasuredCost | None = None  # what the project's own runs with it have cost
-    measured: str = ""  # how it compared in the project's studies
+    shares: tuple[str, ...] = ()  # rank of one expert
+    forecast: DeviceForecast | None = None  # memory and time with the other fields of the form
+    cost: MeasuredCost | None = None  # measured on the project's own runs
+    measured: str = ""  # outcomes in the project's studies
 
     @property
     def is_recommended(self) -> bool:
-        """Whether it carries the badge."""
+        """Return whether it has the badge."""
         return self.config.slug == RECOMMENDED
 
 
 def preset_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel, r: int) -> list[PresetCard]:
-    """What each choice means on this model. A census of another version refuses all of them."""
+    """Return a card for each choice. A census of another version refuses all of them."""
     return [_card(config, base_model, r) for config in configs]
 
 
@@ -69,8 +69,8 @@ def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCa
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the form as it stands would start, and what it still lacks."""
+class RunPlan:
+    """The run that the form would start, and the choices that are missing."""
 
     hyperparameters: Hyperparameters
     version: DatasetVersion | None
@@ -83,30 +83,30 @@ class Plan:
     errors: ForecastErrors | None = None
     start: StartEstimate | None = None
     charge: Charge | None = None
-    confirmed: str = ""  # what was ticked, if anything was
+    confirmed: str = ""  # key of the accepted warnings
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the run; None while they depend on a dataset that is not chosen."""
+        """Return the steps of the run; None while they depend on a dataset that is not chosen."""
         if self.version is None and self.hyperparameters.max_steps is None:
             return None
         return self.hyperparameters.total_steps(self.train_rows)
 
     @property
     def train_rows(self) -> int:
-        """Rows that are learned from."""
+        """Return the number of training rows."""
         return int(self.version.splits.get("train", 0)) if self.version else 0
 
     @property
     def passes(self) -> float | None:
-        """How often each row is seen."""
+        """Return the passes over the training rows."""
         if not self.train_rows or self.total_steps is None:
             return None
         return self.total_steps * self.hyperparameters.rows_per_step / self.train_rows
 
     @property
     def missing(self) -> str:
-        """What the primary button asks for; "" when the run can start."""
+        """Return the choice that the primary button asks for; "" when the run can start."""
         if self.base_model is None:
             return _("Choose a base model")
         if self.version is None:
@@ -116,15 +116,15 @@ class Plan:
         return ""
 
 
-def plan(form: TrainingRunForm) -> Plan:
-    """The plan of a form whose fields have been cleaned, valid or not."""
+def plan_run(form: TrainingRunForm) -> RunPlan:
+    """Return the plan of a form whose fields have been cleaned, valid or not."""
     values = form.cleaned_data
     try:
         learn = form.hyperparameters()
     except SpecError:
         learn = DEFAULTS
     base_model, config = values.get("base_model"), values.get("target_module_config")
-    found = Plan(
+    plan = RunPlan(
         hyperparameters=learn,
         version=values.get("dataset_version"),
         base_model=base_model,
@@ -133,36 +133,36 @@ def plan(form: TrainingRunForm) -> Plan:
         confirmed=values.get("confirmed") or "",
         forecaster=RunForecaster.load(base_model, values.get("dataset_version")) if base_model else None,
     )
-    return _with_forecast(form, found)
+    return _with_forecast(form, plan)
 
 
-def cards_of(form: TrainingRunForm, found: Plan) -> list[PresetCard]:
-    """Everything that may be chosen on the plan's base model, each with what the run would need with it."""
-    if found.base_model is None or found.forecaster is None:
+def cards_with_forecast(form: TrainingRunForm, plan: RunPlan) -> list[PresetCard]:
+    """Return a card with its forecast for every choice on the plan's base model."""
+    if plan.base_model is None or plan.forecaster is None:
         return []
     offered = list(form.configs)
-    if found.card and found.card.config not in offered:
-        offered.append(found.card.config)
-    learn, forecaster = found.hyperparameters, found.forecaster
+    if plan.card and plan.card.config not in offered:
+        offered.append(plan.card.config)
+    learn, forecaster = plan.hyperparameters, plan.forecaster
     return [
         card
         if card.resolution.refusal
         else dataclasses.replace(card, forecast=forecaster.forecast_best_device(card.resolution, learn))
-        for card in preset_cards(offered, found.base_model, learn.r)
+        for card in preset_cards(offered, plan.base_model, learn.r)
     ]
 
 
-def _with_forecast(form: TrainingRunForm, found: Plan) -> Plan:
-    """The plan with memory, time and start, as far as it says what would run."""
-    forecaster = found.forecaster
-    if found.base_model is None or forecaster is None or found.card is None or found.card.resolution.refusal:
-        return found
-    resolution, learn = found.card.resolution, found.hyperparameters
+def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
+    """Return the plan with memory, time and start if base model and target modules are chosen."""
+    forecaster = plan.forecaster
+    if plan.base_model is None or forecaster is None or plan.card is None or plan.card.resolution.refusal:
+        return plan
+    resolution, learn = plan.card.resolution, plan.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project)
-    smallest = smallest_of(list(form.configs), found.card.config, found.base_model)
+    smallest = smallest_of(list(form.configs), plan.card.config, plan.base_model)
     forecast = forecaster.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(
-        found,
+        plan,
         forecast=forecast,
         edits=tuple(edits(forecaster, resolution, learn, smallest)),
         errors=Calibration.objects.errors(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from django.test import Client
 
-from dashboard.forms.studies.comparison import compared
 from dashboard.models import TrainingRun, User
+from dashboard.presenters.forecast_accuracy import compare_forecast
 
-TOLD = {
+FORECAST = {
     "trainable_parameters": 512,
     "adapter_bytes": 4096,
     "peak_memory_bytes": {"expected": 1_000_000_000, "low": 900_000_000, "high": 1_200_000_000},
@@ -15,7 +15,7 @@ TOLD = {
     "rows_cut": 0,
     "starts_at": None,
 }
-FOUND = {
+MEASURED = {
     "trainable_parameters": 512,
     "adapter_bytes": 4096,
     "peak_memory_bytes": 1_100_000_000,
@@ -23,13 +23,13 @@ FOUND = {
 }
 
 
-def ended(run: TrainingRun, told: dict[str, object], found: dict[str, object]) -> TrainingRun:
-    TrainingRun.objects.update(forecast=told, measured=found, outcome="succeeded")
+def ended(run: TrainingRun, forecast: dict[str, object], measured: dict[str, object]) -> TrainingRun:
+    TrainingRun.objects.update(forecast=forecast, measured=measured, outcome="succeeded")
     return TrainingRun.objects.get(pk=run.pk)
 
 
-def test_it_says_how_far_each_forecast_was_off(run: TrainingRun) -> None:
-    found = {line.label: line for line in compared(ended(run, TOLD, FOUND))}
+def test_relative_errors_of_the_forecast(run: TrainingRun) -> None:
+    found = {line.label: line for line in compare_forecast(ended(run, FORECAST, MEASURED))}
     assert found["Peak memory"].off == "+10.0 %"
     assert found["Peak memory"].range == "900.0 MB to 1.2 GB"
     assert (found["Time"].predicted, found["Time"].measured, found["Time"].off) == (
@@ -38,17 +38,15 @@ def test_it_says_how_far_each_forecast_was_off(run: TrainingRun) -> None:
     assert found["Adapter"].off == found["Trainable parameters"].off == "exact"
 
 
-def test_the_page_shows_them(client: Client, vera: User, run: TrainingRun) -> None:
+def test_page_shows_forecast_and_measured_values(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
-    ended(run, TOLD, FOUND)
+    ended(run, FORECAST, MEASURED)
     page = client.get(run.get_absolute_url()).content.decode()
     assert "Predicted and measured" in page
     assert "1.1 GB" in page
 
 
-def test_before_anything_is_measured_there_is_nothing_to_compare(
-    client: Client, vera: User, run: TrainingRun
-) -> None:
+def test_unmeasured_run_has_no_comparison(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
-    assert compared(run) == []
+    assert compare_forecast(run) == []
     assert "Predicted and measured" not in client.get(run.get_absolute_url()).content.decode()
