@@ -1,4 +1,4 @@
-"""CSV as a stream of rows, separated by comma, semicolon or tab; one broken row costs only itself."""
+"""Reads CSV with commas, semicolons or tabs as a stream of rows; a broken row does not affect the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DELIMITERS = (",", ";", "\t")
 
 
 class _InvalidLine(Exception):
-    """A line that cannot be text; its row is reported and the next one read."""
+    """A line that is not valid text; its row is reported and the next one is read."""
 
 
 def open_csv(path: Path, head: bytes, filename: str) -> UploadTable:
@@ -25,9 +25,9 @@ def open_csv(path: Path, head: bytes, filename: str) -> UploadTable:
 
 
 def _delimiter(head: bytes) -> str:
-    """The separator under which most lines have as many values as the first one, and more than one."""
+    """Return the delimiter with which most lines have as many values as the first, and more than one."""
     lines = head.decode("utf-8", errors="replace").splitlines()
-    # The sample may end within a line.
+    # The sample may end in the middle of a line.
     lines = lines if len(lines) < 2 else lines[:-1]
     best, best_score = ",", 0.0
     for delimiter in DELIMITERS:
@@ -37,7 +37,7 @@ def _delimiter(head: bytes) -> str:
         score = widths[0] * sum(width == widths[0] for width in widths) / len(widths)
         if score > best_score:
             best, best_score = delimiter, score
-    # A single column of prose holds commas; a tab is the separator that it holds least.
+    # A single column of prose contains commas, but hardly ever tabs.
     return best if best_score > 0 or "," not in "".join(lines) else "\t"
 
 
@@ -77,7 +77,7 @@ def _csv_rows(path: Path, delimiter: str, header: tuple[str, ...]) -> Iterator[U
 
 
 class _TextLines:
-    """Decoded lines; unlike a generator it goes on after raising, so that one bad line costs one row."""
+    """An iterator over decoded lines. Unlike a generator it can continue after it has raised."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.lines = bounded_lines(file)
@@ -88,9 +88,9 @@ class _TextLines:
     def __next__(self) -> str:
         line = next(self.lines)
         if line is None:
-            raise _InvalidLine("This row holds a line longer than 1 MB. Shorten it or remove the row.")
+            raise _InvalidLine("This row contains a line longer than 1 MB. Shorten it or remove the row.")
         if b"\0" in line:
-            raise _InvalidLine("This row holds a NUL character. Remove it.")
+            raise _InvalidLine("This row contains a NUL character. Remove it.")
         try:
             return line.decode()
         except UnicodeDecodeError:
@@ -101,10 +101,10 @@ def _csv_problem(error: Exception) -> str:
     if isinstance(error, _InvalidLine):
         return str(error)
     if "field larger" in str(error):
-        return "A value in this row is longer than 256 kB, or a quotation mark is never closed."
-    return (
-        f"The quotation marks in this row do not fit ({error}). Write a quotation mark inside a value twice."
-    )
+        return (
+            "A value in this row is longer than 256 kB, or a quotation mark is not closed. Correct the row."
+        )
+    return f"The quotation marks in this row do not match ({error}). Double a quotation mark inside a value."
 
 
 def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[str]) -> UploadRow:
@@ -113,7 +113,7 @@ def _cells_row(number: int, position: int, header: tuple[str, ...], cells: list[
         columns = "column" if len(header) == 1 else "columns"
         problem = (
             f"This row has {len(cells)} {values} for {len(header)} {columns}. "
-            "Put text with separators in quotes."
+            "Put values that contain the separator in quotes."
         )
         return UploadRow(number, position, problem=problem)
     return UploadRow(number, position, dict(zip(header, cells, strict=True)))

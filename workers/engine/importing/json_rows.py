@@ -1,4 +1,4 @@
-"""JSON as a stream of rows: one object per line, or one array that never has to fit into memory."""
+"""Reads JSON as a stream of rows: one object per line, or one array that need not fit into memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WINDOW_BYTES = 64_000
 
 
 def read_json_lines(path: Path) -> Iterator[UploadRow]:
-    """One JSON object per line; a row's number is its line, so blank lines count in the numbering alone."""
+    """Yield one row per line. A row's number is its line number; blank lines are skipped."""
     with path.open("rb") as file:
         for number, line in enumerate(bounded_lines(file), start=1):
             position = file.tell()
@@ -47,7 +47,10 @@ def _parsed(number: int, position: int, line: bytes) -> UploadRow:
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it: no NaN, no key twice, at most 50 levels. ValueError says it plainly."""
+    """Parse standard JSON: no NaN, no duplicate keys, at most 50 levels.
+
+    Raises ValueError with a message for the user.
+    """
     try:
         value = _DECODER.decode(text.strip())
     except RecursionError:
@@ -62,19 +65,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"The key `{twice[:50]}` stands twice in one object. Keep one of them.")
+        raise ValueError(f"The key `{twice[:50]}` occurs twice in one object. Keep one of them.")
     return values
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value. Write null or a number.")
+    raise ValueError(f"{name} is not a JSON value. Write null or a number.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def read_json_array(path: Path) -> Iterator[UploadRow]:
-    """Elements of one array, or of the array under `data`, decoded one by one from a sliding buffer."""
+    """Yield the elements of one array, or of the array under `data`."""
     with path.open("rb") as file:
         text = _JsonBuffer(file)
         text.skip_to_rows()
@@ -92,7 +95,7 @@ def read_json_array(path: Path) -> Iterator[UploadRow]:
 
 
 class _JsonBuffer:
-    """A view on JSON text that is longer than memory: what was decoded is dropped, more is read on demand."""
+    """A sliding window over JSON text: decoded text is dropped, more is read on demand."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -102,7 +105,7 @@ class _JsonBuffer:
         self.ended = False
 
     def fill(self) -> None:
-        """Append a block; bytes of a half-read character wait for the next one."""
+        """Append a block; the bytes of an incomplete character wait for the next one."""
         block = self.rest + self.file.read(_WINDOW_BYTES)
         if len(block) == len(self.rest):
             self.ended = True
@@ -111,25 +114,25 @@ class _JsonBuffer:
         self.at = 0
 
     def peek(self) -> str:
-        """The next character that is no white space; a text that ends here is cut off."""
+        """Return the next character that is not white space. Raises DataError at the end of the file."""
         while True:
             while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n\ufeff":
                 self.at += 1
             if self.at < len(self.buffer):
                 return self.buffer[self.at]
             if self.ended:
-                raise DataError("The JSON ends in the middle. The file seems to be cut off; upload it again.")
+                raise DataError("The JSON ends too early. The file seems to be cut off. Upload it again.")
             self.fill()
 
     def drop(self, count: int) -> None:
         self.at += count
 
     def skip_to_rows(self) -> None:
-        """Stand behind the opening bracket of the rows."""
+        """Move behind the opening bracket of the rows."""
         if self.peek() == "{":
             self._skip_to_data()
         if self.peek() != "[":
-            raise DataError("The JSON holds no list of rows. Write [{…}, {…}], or one object per line.")
+            raise DataError("The JSON is not a list of rows. Write [{…}, {…}], or one object per line.")
         self.drop(1)
 
     def _skip_to_data(self) -> None:
@@ -145,7 +148,7 @@ class _JsonBuffer:
             self.drop(1)
 
     def element(self, number: int) -> Any:
-        """Decode one element; DataError where the text cannot be read on."""
+        """Decode one element. Raises DataError if the rest cannot be read."""
         self.peek()
         while True:
             try:

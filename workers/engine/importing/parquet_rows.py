@@ -1,4 +1,4 @@
-"""Parquet as a stream of rows, with what it unpacks to counted before and while it does."""
+"""Reads Parquet as a stream of rows, and limits the unpacked size by the metadata and while reading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.engine.importing.rows import (
 )
 
 MAX_EXPANSION = 20
-# Short repetitive tables compress better than any bomb worth the name.
+# Small repetitive tables compress well and are harmless.
 HARMLESS_UNPACKED_BYTES = 64_000_000
 PARQUET_BATCH_ROWS = 256
 PARQUET_BATCH_BYTES = 512_000_000
@@ -31,19 +31,19 @@ def open_parquet(path: Path, filename: str) -> UploadTable:
         names = tuple(file.schema_arrow.names)
         check_value(list(names))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{filename} is no complete Parquet file. Export it again.") from error
+        raise DataError(f"{filename} is not a complete Parquet file. Export it again.") from error
     meta = file.metadata
     if len(names) > MAX_COLUMNS or meta.num_columns > MAX_COLUMNS:
         raise DataError(f"{filename} has {meta.num_columns} columns. At most 1,000 are read.")
     unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
     allowed = min(max(HARMLESS_UNPACKED_BYTES, MAX_EXPANSION * path.stat().st_size), MAX_UNPACKED_BYTES)
     if unpacked > allowed:
-        raise DataError(_too_much(filename, unpacked))
+        raise DataError(_too_large_message(filename, unpacked))
     return UploadTable("parquet", names, meta.num_rows, _parquet_rows(file, filename, allowed))
 
 
 def _batch_rows(meta: pyarrow.parquet.FileMetaData) -> int:
-    """A value can be as long as its column chunk and stand in every row, so long chunks mean few rows."""
+    """Return fewer rows for longer column chunks: one value may fill a chunk and repeat in every row."""
     groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
     longest = max(
         (g.column(i).total_uncompressed_size for g in groups for i in range(meta.num_columns)), default=1
@@ -51,10 +51,10 @@ def _batch_rows(meta: pyarrow.parquet.FileMetaData) -> int:
     return max(1, min(PARQUET_BATCH_ROWS, PARQUET_BATCH_BYTES // max(1, longest)))
 
 
-def _too_much(filename: str, unpacked: int) -> str:
+def _too_large_message(filename: str, unpacked: int) -> str:
     return (
-        f"{filename} unpacks to {unpacked / 1e6:,.0f} MB or more, over {MAX_EXPANSION} times its size or "
-        "4 GB. Split it into smaller files, or upload it as JSONL."
+        f"{filename} unpacks to {unpacked / 1e6:,.0f} MB or more. The limit is {MAX_EXPANSION} times its "
+        "size, at most 4 GB. Split it into smaller files, or upload it as JSONL."
     )
 
 
@@ -62,10 +62,10 @@ def _parquet_rows(file: pyarrow.parquet.ParquetFile, filename: str, allowed: int
     number = unpacked = 0
     try:
         for batch in file.iter_batches(batch_size=_batch_rows(file.metadata), use_threads=False):
-            # The metadata counts a repeated value once, and may lie: what really comes out counts.
+            # The metadata counts a repeated value once and may be wrong, so the unpacked bytes are counted.
             unpacked += batch.nbytes
             if unpacked > allowed:
-                raise DataError(_too_much(filename, unpacked))
+                raise DataError(_too_large_message(filename, unpacked))
             for values in batch.to_pylist():
                 number += 1
                 yield checked_upload_row(number, number, values)

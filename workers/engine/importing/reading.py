@@ -32,22 +32,22 @@ SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 
 def open_table(path: Path, filename: str, scratch: Path) -> UploadTable:
-    """Find out what the upload is, by name and by content; `scratch` is for unpacking a `.gz`."""
+    """Open an upload by its name and its content. A `.gz` is unpacked into `scratch`."""
     name = filename.lower()
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
         name = name.removesuffix(".gz")
-        path = _unpack(path, filename, scratch / "unpacked")
+        path = _decompress(path, filename, scratch / "unpacked")
     kind = _format(name, filename)
     with path.open("rb") as file:
         head = file.read(_SAMPLE_BYTES)
     if not head.strip():
         raise DataError(f"{filename} is empty. Choose the file with your rows.")
-    _check_content(head, kind, filename)
+    _check_matches_name(head, kind, filename)
     if kind == "parquet":
         return open_parquet(path, filename)
     if kind == "csv":
         return open_csv(path, head, filename)
-    kind = _json_or_lines(head, kind)
+    kind = _detect_json_layout(head, kind)
     rows = read_json_array(path) if kind == "json" else read_json_lines(path)
     return UploadTable(kind, (), path.stat().st_size, rows)
 
@@ -55,41 +55,36 @@ def open_table(path: Path, filename: str, scratch: Path) -> UploadTable:
 def _format(name: str, filename: str) -> str:
     suffix = Path(name).suffix
     if suffix in ARCHIVES or ".tar." in name:
-        raise DataError(
-            f"{filename} is an archive, and archives are not read. Unpack it and upload one data file."
-        )
+        raise DataError(f"{filename} is an archive. Unpack it and upload one data file.")
     if suffix in SPREADSHEETS:
         raise DataError(f"{filename} is a spreadsheet. Save the sheet as CSV (UTF-8) and upload that file.")
     if suffix not in FORMATS:
         raise DataError(
-            f"{filename} has no known ending. Upload JSONL, JSON, CSV or Parquet, or a .gz of one of them."
+            f"{filename} has an unknown file type. Upload JSONL, JSON, CSV or Parquet, or one of them as .gz."
         )
     return FORMATS[suffix]
 
 
-def _check_content(head: bytes, kind: str, filename: str) -> None:
-    """The first bytes must fit the name: a picture called rows.csv would otherwise fail row by row."""
+def _check_matches_name(head: bytes, kind: str, filename: str) -> None:
+    """Refuse a file whose first bytes do not match its name; it would otherwise fail row by row."""
     ending = Path(filename.lower().removesuffix(".gz")).suffix
     if head.startswith(b"PAR1") != (kind == "parquet"):
-        what = "is no Parquet file" if kind == "parquet" else "is a Parquet file"
+        what = "is not a Parquet file" if kind == "parquet" else "is a Parquet file"
         raise DataError(
-            f"{filename} {what}, although its name says {ending}. Check that it is the right file."
+            f"{filename} {what}, although its name ends in {ending}. Check that it is the right file."
         )
     if kind == "parquet":
         return
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{filename} is stored as UTF-16. Save it as UTF-8 and upload it again.")
-    strange = sum(head[:4096].count(code) for code in (*range(9), *range(14, 27), *range(28, 32)))
-    magic = head.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\x89PNG", b"%PDF", b"BZh", b"\xfd7zXZ", b"GIF8"))
-    if magic or strange > max(8, len(head[:4096]) // 20):
+    control_characters = sum(head[:4096].count(code) for code in (*range(9), *range(14, 27), *range(28, 32)))
+    if control_characters > max(8, len(head[:4096]) // 20):
         raise DataError(
-            f"{filename} is not text, although its name says {ending}. Check that it is the right file."
+            f"{filename} is not text, although its name ends in {ending}. Check that it is the right file."
         )
-    if kind == "csv" and b"\n" not in head and b"\r" in head:
-        raise DataError(f"{filename} has line ends of old Macs. Save it with Unix or Windows line ends.")
 
 
-def _unpack(path: Path, filename: str, target: Path) -> Path:
+def _decompress(path: Path, filename: str, target: Path) -> Path:
     size = 0
     try:
         with gzip.open(path) as packed, target.open("wb") as plain:
@@ -100,13 +95,13 @@ def _unpack(path: Path, filename: str, target: Path) -> Path:
                 plain.write(block)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{filename} is no complete gzip file. Pack it again, or upload it unpacked."
+            f"{filename} is not a complete gzip file. Compress it again, or upload it uncompressed."
         ) from error
     return target
 
 
-def _json_or_lines(head: bytes, kind: str) -> str:
-    """Many a .json holds one object per line, and some .jsonl hold an array: content decides."""
+def _detect_json_layout(head: bytes, kind: str) -> str:
+    """Return json or jsonl by content: some .json files hold one object per line, some .jsonl an array."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return "json"

@@ -1,6 +1,6 @@
-"""Rows on their way from a file to their meaning: numbered, within limits, and free of text no file can hold.
+"""Holds the rows of an upload: numbered, within size limits, and in text that UTF-8 and a database can store.
 
-Knows no format.
+Knows no file format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class UploadRow:
-    """One row of the upload, numbered from 1. `position`: how far into the table (bytes or rows) it ends."""
+    """One row, numbered from 1. `position`: its end in bytes or rows; `problem`: why it cannot be used."""
 
     number: int
     position: int
@@ -31,7 +31,7 @@ class UploadRow:
 
 @dataclass(frozen=True)
 class UploadTable:
-    """An open upload. `columns` is empty where each row brings its own; `total` has the unit of positions."""
+    """An open upload. `columns` is empty if each row names its own; `total` has the unit of `position`."""
 
     format: str
     columns: tuple[str, ...]
@@ -50,7 +50,7 @@ def checked_upload_row(number: int, position: int, value: Any) -> UploadRow:
 def upload_row_from_object(number: int, position: int, value: Any) -> UploadRow:
     if not isinstance(value, dict):
         return UploadRow(
-            number, position, problem='This row is no JSON object. Write it as {"column": "value", …}.'
+            number, position, problem='This row is not a JSON object. Write it as {"column": "value", …}.'
         )
     if len(value) > MAX_COLUMNS:
         return UploadRow(
@@ -60,19 +60,19 @@ def upload_row_from_object(number: int, position: int, value: Any) -> UploadRow:
 
 
 def check_value(value: Any) -> None:
-    """Refuse deep nesting, and text that no database and no UTF-8 file can hold."""
+    """Raise ValueError for deep nesting, NUL characters and lone surrogates."""
     level = [value]
     for _ in range(MAX_NESTING):
         for item in level:
             if isinstance(item, str):
                 _check_characters(item)
-        level = [inner for item in level for inner in _inside(item)]
+        level = [inner for item in level for inner in _children(item)]
         if not level:
             return
     raise ValueError(f"This row is nested deeper than {MAX_NESTING} levels. Flatten it.")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return itertools.chain(value.keys(), value.values())
     return value if isinstance(value, list) else ()
@@ -80,15 +80,15 @@ def _inside(value: Any) -> Iterable[Any]:
 
 def _check_characters(text: str) -> None:
     if "\0" in text:
-        raise ValueError("This row holds a NUL character. Remove it.")
+        raise ValueError("This row contains a NUL character. Remove it.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("This row holds half a character (a lone surrogate). Correct it.") from None
+        raise ValueError("This row contains half a character (a lone surrogate). Correct it.") from None
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Lines without a byte order mark; None for one above the limit, which is skipped without keeping it."""
+    """Yield lines without the byte order mark; None for a line over MAX_LINE_BYTES, which is never kept."""
     first = True
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):

@@ -1,7 +1,7 @@
-"""What a row means: recognises the shape of a table and turns each row into chat messages or plain text.
+"""Detects the shape of a table and converts each row to chat messages or plain text.
 
 Canonical chats hold the roles system, user and assistant; `developer` becomes `system`, which every chat
-template knows. A row that does not fit raises `InvalidRow` with its column and a sentence. Knows no files.
+template knows. A row that does not fit raises InvalidRow. Knows no files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.engine.importing.rows import MAX_FIELD_BYTES, UploadRow
 Message = dict[str, Any]
 Canonical = list[Message] | str
 
-# Columns that say where a text comes from and would not change what it teaches.
+# Columns that may stand beside plain text, because they are not training content.
 METADATA_COLUMNS = {
     "id",
     "_id",
@@ -45,7 +45,7 @@ TOOL_ROLES = {"tool", "function", "function_call", "observation"}
 
 
 class InvalidRow(Exception):
-    """The row cannot be used: the column at fault and a sentence that says what to do."""
+    """The row cannot be used. `message` tells the user why and what to do."""
 
     def __init__(self, column: str, message: str) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class InvalidRow(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """One known shape: its name in reports, the columns it needs, how it reads a row, what more it reads."""
+    """A known table layout: its name in reports, its columns and the function that converts a row."""
 
     name: str
     columns: tuple[str, ...]
@@ -64,12 +64,12 @@ class Shape:
 
 
 def detect_shape(columns: Sequence[str]) -> Shape:
-    """The shape that these columns have. ColumnsUnclear names them where they fit none."""
+    """Return the shape of these columns. Raises ColumnsUnclear if there is none."""
     present = set(columns)
     if {"chosen", "rejected"} <= present:
         raise DataError(
-            "These rows compare a chosen with a rejected answer. Preference training is not offered yet: "
-            "keep `prompt` and rename `chosen` to `completion` to train on the chosen answers."
+            "These rows hold a chosen and a rejected answer. Preference training is not supported. To "
+            "train on the chosen answers, keep `prompt` and rename `chosen` to `completion`."
         )
     for shape in SHAPES:
         if set(shape.columns) <= present:
@@ -81,13 +81,13 @@ def detect_shape(columns: Sequence[str]) -> Shape:
         return Shape("text", ("text",), lambda values: _required_text(values, "text"))
     named = ", ".join(f"`{name[:50]}`" for name in list(columns)[:20])
     raise ColumnsUnclear(
-        f"The columns {named} fit no known shape. Say which one holds the prompt and which one the answer, "
-        "then import again."
+        f"The columns {named} match no known format. Choose the prompt column and the answer column, then "
+        "import again."
     )
 
 
 def _columns_by_lower_name(columns: Sequence[str]) -> dict[str, str]:
-    """Name without capitals and outer space -> the column; none where two columns would share a name."""
+    """Return lower-case name -> column, without names that two columns share."""
     alike: dict[str, list[str]] = {}
     for column in columns:
         alike.setdefault(column.strip().casefold(), []).append(column)
@@ -95,7 +95,7 @@ def _columns_by_lower_name(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _with_column_names(shape: Shape, names: dict[str, str]) -> Shape:
-    """The shape under the names that a file gives its columns: `Prompt` for `prompt`."""
+    """Return the shape with the file's own spelling of its columns: `Prompt` for `prompt`."""
     own = {name: names[name] for name in (*shape.columns, *shape.optional_columns) if name in names}
 
     def read(values: dict[str, Any]) -> Canonical:
@@ -110,14 +110,14 @@ def _with_column_names(shape: Shape, names: dict[str, str]) -> Shape:
 
 
 def shape_from_columns(columns: Sequence[str], prompt: str, completion: str) -> Shape:
-    """The shape that a person chose. An answer column without a prompt column is plain text."""
+    """Return the shape of the columns that the user chose. Without a prompt column it is plain text."""
     for name in (prompt, completion):
         if name and name not in columns:
             raise ColumnsUnclear(
-                f"There is no column `{name[:50]}`. Choose among: {', '.join(list(columns)[:20])}."
+                f"The file has no column `{name[:50]}`. Choose one of {', '.join(list(columns)[:20])}."
             )
     if not completion:
-        raise ColumnsUnclear("Say which column holds the answer, then import again.")
+        raise ColumnsUnclear("Choose the answer column, then import again.")
     if prompt == completion:
         raise ColumnsUnclear("Prompt and answer must be two different columns.")
     if not prompt:
@@ -133,14 +133,12 @@ def shape_from_columns(columns: Sequence[str], prompt: str, completion: str) -> 
 
 
 def to_canonical(row: UploadRow, shape: Shape) -> Canonical:
-    """The row as messages or text, every text checked; InvalidRow otherwise."""
+    """Return the row as messages or text. Raises InvalidRow."""
     if row.problem:
         raise InvalidRow(row.column, row.problem)
     for key in ("tools", "tool_calls", "functions"):
         if row.values.get(key):
-            raise InvalidRow(
-                key, f"This row uses tools (`{key}`), which cannot be trained on yet. Remove the row."
-            )
+            raise InvalidRow(key, f"This row uses tools (`{key}`), which are not supported. Remove the row.")
     for column in shape.columns:
         if isinstance(text := row.values.get(column), str):
             _check_text(text, column)
@@ -159,14 +157,14 @@ def _sharegpt(values: dict[str, Any]) -> Canonical:
 
 
 def _prompt_completion(values: dict[str, Any]) -> Canonical:
-    """Two texts, or two lists of messages of which only the completion is learned."""
+    """Read two texts, or two lists of messages of which only the completion is learned."""
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
         before = [
             {**message, "weight": 0} if message["role"] == "assistant" else message
-            for message in _messages(prompt, "prompt")
+            for message in _read_messages(prompt, "prompt")
         ]
-        after = _messages(completion, "completion")
+        after = _read_messages(completion, "completion")
         _check_learnable(after, "completion")
         return [*before, *after]
     return [
@@ -176,7 +174,7 @@ def _prompt_completion(values: dict[str, Any]) -> Canonical:
 
 
 def _instruction(values: dict[str, Any]) -> Canonical:
-    """Alpaca: `input` stands below the instruction, after a blank line."""
+    """Read an Alpaca row: `input` follows the instruction after a blank line."""
     instruction = _required_text(values, "instruction")
     more = values.get("input")
     if more is not None and not isinstance(more, str):
@@ -194,13 +192,13 @@ SHAPES = (
 
 
 def _conversation(value: Any, column: str) -> list[Message]:
-    messages = _messages(value, column)
+    messages = _read_messages(value, column)
     _check_learnable(messages, column)
     return messages
 
 
-def _messages(value: Any, column: str) -> list[Message]:
-    """A list of messages, which a CSV or Parquet cell may hold as JSON text."""
+def _read_messages(value: Any, column: str) -> list[Message]:
+    """Read a list of messages; a CSV or Parquet cell may hold it as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = parse_json(value)
@@ -212,19 +210,17 @@ def _messages(value: Any, column: str) -> list[Message]:
         raise InvalidRow(column, f"`{column}` is {describe_type(value)} here. It must be a list of messages.")
     if not value:
         raise InvalidRow(column, f"`{column}` is an empty list. Add messages or remove the row.")
-    return [_one_message(item, place, column) for place, item in enumerate(value, start=1)]
+    return [_read_message(item, place, column) for place, item in enumerate(value, start=1)]
 
 
-def _one_message(item: Any, place: int, column: str) -> Message:
+def _read_message(item: Any, place: int, column: str) -> Message:
     if not isinstance(item, dict):
         raise InvalidRow(
             column, f"Message {place} is {describe_type(item)}. It must be an object with role and content."
         )
     speaker = item.get("role", item.get("from"))
     if speaker in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
-        raise InvalidRow(
-            column, f"Message {place} uses tools, which cannot be trained on yet. Remove the row."
-        )
+        raise InvalidRow(column, f"Message {place} uses tools, which are not supported. Remove the row.")
     known = ROLES if "role" in item else SHAREGPT_ROLES
     if not isinstance(speaker, str) or speaker not in known:
         shown = f"the role `{speaker[:30]}`" if isinstance(speaker, str) else "no role"
@@ -259,7 +255,7 @@ def _message(role: str, content: str) -> Message:
 
 
 def _required_text(values: dict[str, Any], column: str) -> str:
-    """The text of a column that must not be missing or blank."""
+    """Return the text of a column. Raises InvalidRow if it is missing or blank."""
     value = values.get(column)
     if value is None:
         raise InvalidRow(column, f"This row has no `{column}`. Add it or remove the row.")
@@ -287,7 +283,7 @@ def _check_text(text: str, column: str) -> None:
 
 
 def describe_type(value: Any) -> str:
-    """What a value is, in words."""
+    """Return the JSON type of a value in words for a message."""
     if value is None:
         return "missing"
     if isinstance(value, bool):
