@@ -95,7 +95,7 @@ def _live(
                 lines.flush()
 
         with contextlib.suppress(DiskFull):
-            checkpoint_ownership.take(kept, attempt)
+            checkpoint_ownership.take_ownership(kept, attempt)
             train(
                 specs,
                 out,

@@ -102,7 +102,7 @@ def assert_as_if_nothing_had_happened(story: Story, whole: tuple[Path, Recorder]
             found = load_file(folder / "adapter_model.safetensors")
             assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
     left = sorted(
-        path.name for path in story.checkpoints.iterdir() if path.name != checkpoint_ownership.HOLDER
+        path.name for path in story.checkpoints.iterdir() if path.name != checkpoint_ownership.OWNER
     )
     assert len(left) == 2, left
     assert all(name.isdigit() for name in left), left

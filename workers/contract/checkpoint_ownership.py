@@ -1,8 +1,9 @@
 """Ownership of a training's checkpoint folder, and which of its checkpoints are valid.
 
-A worker that has lost the database may train on for minutes beside the next attempt, on a disk that both see.
-So an attempt writes its number into the folder before it reads there, and the names that it found. An earlier
-one ends as soon as it sees that, and what it has written since then is nobody's. Standard library only.
+A worker that has lost the database may train on beside the next attempt, on a disk that both see. So each
+attempt but the first writes its number and the checkpoints that it finds into the folder before it reads
+there. An earlier attempt ends as soon as it sees that; its later checkpoints are invalid. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -14,96 +15,100 @@ from pathlib import Path
 
 from workers.contract.errors import TakenOver, disk_error
 
-MANIFEST, HOLDER = "manifest.json", "holder.json"
-ASIDE = ".holder-"
-FIRST = 1
-# Not there, or something else is: what a disk that works says of things that are gone.
+MANIFEST, OWNER = "manifest.json", "owner.json"
+TEMPORARY = ".owner-"
+FIRST_ATTEMPT = 1
+# A disk that works reports these for a file that does not exist; other errors mean that it cannot be read.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The latest attempt that took the folder. The default: not taken, every checkpoint is valid."""
+class Owner:
+    """The latest attempt that took ownership, and the names of the checkpoints that it inherited.
+
+    The default means that no attempt took ownership and every checkpoint is valid.
+    """
 
     attempt: int = 0
-    found: frozenset[str] | None = None
+    inherited: frozenset[str] | None = None
 
 
-def holder(folder: Path) -> Holder:
+def read_owner(folder: Path) -> Owner:
     """Return the present owner of the folder."""
     try:
-        values = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return Holder(int(values["attempt"]), frozenset(values["found"]))
+        values = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return Owner(int(values["attempt"]), frozenset(values["inherited"]))
     except (*MISSING, ValueError, KeyError, TypeError):
-        return Holder()
+        return Owner()
 
 
-def check(folder: Path, attempt: int) -> None:
+def check_ownership(folder: Path, attempt: int) -> None:
     """Raise TakenOver if a later attempt owns the folder."""
-    now = holder(folder).attempt
-    if now > attempt:
-        raise TakenOver(now)
+    owner = read_owner(folder).attempt
+    if owner > attempt:
+        raise TakenOver(owner)
 
 
-def take(folder: Path, attempt: int) -> None:
+def take_ownership(folder: Path, attempt: int) -> None:
     """Take ownership of the folder; a write that fails is tried once more.
 
-    The first attempt has nobody to oust, and one that fails before it has learned anything leaves nothing.
+    Raises TakenOver if a later attempt owns it, and DiskFull. The first attempt writes nothing: there is no
+    earlier one, and an attempt that fails before its first checkpoint leaves no folder.
     """
-    if attempt <= FIRST:
-        check(folder, attempt)
+    if attempt <= FIRST_ATTEMPT:
+        check_ownership(folder, attempt)
         return
     for is_last in (False, True):
-        check(folder, attempt)
-        if holder(folder).attempt == attempt:
+        check_ownership(folder, attempt)
+        if read_owner(folder).attempt == attempt:
             return
         try:
-            _sign(folder, attempt)
+            _write_owner(folder, attempt)
         except OSError as error:
             if is_last:
                 raise disk_error(error) or error from error
 
 
-def _sign(folder: Path, attempt: int) -> None:
-    """Write the owner by one rename, so that a reader finds the old number or the new one."""
-    values = {"attempt": attempt, "found": [path.name for path in checkpoints(folder)]}
-    folder.mkdir(parents=True, exist_ok=True)
-    for earlier in folder.glob(f"{ASIDE}*"):
-        earlier.unlink(missing_ok=True)
-    aside = folder / f"{ASIDE}{attempt}"
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(values))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(folder / HOLDER)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def take_as_next(folder: Path) -> int:
+def take_ownership_as_next(folder: Path) -> int:
     """Take ownership as the attempt after the present owner; return its number."""
-    attempt = max(holder(folder).attempt, FIRST) + 1
-    take(folder, attempt)
+    attempt = max(read_owner(folder).attempt, FIRST_ATTEMPT) + 1
+    take_ownership(folder, attempt)
     return attempt
 
 
-def numbered(folder: Path) -> list[Path]:
+def _write_owner(folder: Path, attempt: int) -> None:
+    """Write the owner by one rename, so that a reader finds the old number or the new one."""
+    values = {"attempt": attempt, "inherited": [path.name for path in valid_checkpoints(folder)]}
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
+    temporary = folder / f"{TEMPORARY}{attempt}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(values))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / OWNER)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
     """Return all checkpoints in the folder, newest first."""
     return sorted((path for path in folder.glob("[0-9]*") if path.name.isdecimal()), reverse=True)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the valid checkpoints, newest first: the owner's own, and those it found there."""
-    now = holder(folder)
-    return [path for path in numbered(folder) if now.found is None or _counts(path, now, now.found)]
+def valid_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that the owner inherited or wrote, newest first."""
+    owner = read_owner(folder)
+    return [path for path in all_checkpoints(folder) if _is_valid(path, owner)]
 
 
-def _counts(path: Path, now: Holder, found: frozenset[str]) -> bool:
-    if path.name in found:
+def _is_valid(path: Path, owner: Owner) -> bool:
+    if owner.inherited is None or path.name in owner.inherited:
         return True
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest["attempt"] == now.attempt)
+        return bool(manifest["attempt"] == owner.attempt)
     except (*MISSING, ValueError, KeyError, TypeError):
-        return True  # damaged, which is for whoever reads it to tell
+        return True  # The reader of a damaged checkpoint reports it.

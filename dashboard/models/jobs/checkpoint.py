@@ -14,7 +14,7 @@ from workers.contract import checkpoint_ownership
 def newest_step(folder: Path) -> int | None:
     """Completed steps in the newest checkpoint below `folder` that looks whole; None without one."""
     try:
-        steps = (step_of(path) for path in checkpoint_ownership.checkpoints(folder))
+        steps = (step_of(path) for path in checkpoint_ownership.valid_checkpoints(folder))
         return next((step for step in steps if step), None)
     except OSError:
         return None
@@ -23,7 +23,7 @@ def newest_step(folder: Path) -> int | None:
 def may_exist(folder: Path) -> bool:
     """Return whether a checkpoint exists; True also if the disk cannot tell, so that nothing is deleted."""
     try:
-        return any(step_of(path) for path in checkpoint_ownership.checkpoints(folder))
+        return any(step_of(path) for path in checkpoint_ownership.valid_checkpoints(folder))
     except OSError:
         return True
 

@@ -65,18 +65,18 @@ def test_there_is_none_where_nothing_is(tmp_path: Path) -> None:
 
 
 def test_what_was_written_after_the_hand_over_is_not_offered(folder: Path) -> None:
-    checkpoint_ownership.take(folder, 2)
+    checkpoint_ownership.take_ownership(folder, 2)
     make(folder, 3, 9, attempt=1)
     assert checkpoint.newest_step(folder) == 6
     make(folder, 4, 8, attempt=2)
     assert checkpoint.newest_step(folder) == 8
 
 
-@pytest.mark.parametrize("name", [checkpoint_ownership.MANIFEST, checkpoint_ownership.HOLDER])
+@pytest.mark.parametrize("name", [checkpoint_ownership.MANIFEST, checkpoint_ownership.OWNER])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
 def test_what_cannot_be_read_now_is_not_offered_and_not_given_up(
     folder: Path, breaks: Break, name: str, number: int
 ) -> None:
-    checkpoint_ownership.take(folder, 2)
+    checkpoint_ownership.take_ownership(folder, 2)
     breaks(name, number)
     assert (checkpoint.newest_step(folder), checkpoint.may_exist(folder)) == (None, True)

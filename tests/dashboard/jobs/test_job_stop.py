@@ -226,7 +226,7 @@ def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
     def refuse(_folder: Path) -> list[Path]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("workers.contract.checkpoint_ownership.checkpoints", refuse)
+    monkeypatch.setattr("workers.contract.checkpoint_ownership.valid_checkpoints", refuse)
     training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
     assert words(training) == "Stopped: Its checkpoint cannot be read at the moment."

@@ -88,7 +88,7 @@ def test_it_calls_a_checkpoint_on_a_silent_disk_not_cleared(
     def refuse(_folder: Path) -> list[Path]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("workers.contract.checkpoint_ownership.checkpoints", refuse)
+    monkeypatch.setattr("workers.contract.checkpoint_ownership.valid_checkpoints", refuse)
     page = page_of(client, ed, run)
     assert "The checkpoint cannot be read at the moment" in page
     assert CLEARED not in page

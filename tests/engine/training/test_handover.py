@@ -57,14 +57,14 @@ def run(
     specs: list[TrainSpec], out: Path, kept: Path, attempt: int, record: Recorder, **options: Any
 ) -> list[ArmEnd]:
     """What the engine does as this attempt of a job."""
-    checkpoint_ownership.take(kept, attempt)
+    checkpoint_ownership.take_ownership(kept, attempt)
     resume = checkpoints.find_newest(kept, record)
     options = {"resume_from": resume, "checkpoint_dir": kept, "attempt": attempt} | options
     return train(specs, out, report=record, **options)
 
 
 def names(kept: Path) -> list[str]:
-    return sorted(path.name for path in kept.iterdir() if path.name != checkpoint_ownership.HOLDER)
+    return sorted(path.name for path in kept.iterdir() if path.name != checkpoint_ownership.OWNER)
 
 
 def at_rename(
@@ -95,7 +95,7 @@ def lose(specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest
     """The first attempt loses the folder between its look and the rename of its third; what it has told."""
     record = Recorder()
     with monkeypatch.context() as stopped:
-        at_rename(stopped, 3, before=lambda: checkpoint_ownership.take(kept, 2))
+        at_rename(stopped, 3, before=lambda: checkpoint_ownership.take_ownership(kept, 2))
         with pytest.raises(TakenOver):
             run(specs, tmp_path / "first", kept, 1, record)
     return record
@@ -106,7 +106,7 @@ def test_earlier_attempt_ends_before_its_next_checkpoint(
 ) -> None:
     whole, second = Recorder(), Recorder()
     ends = train(specs, tmp_path / "whole", report=whole)
-    first = Witness(6, lambda: checkpoint_ownership.take(kept, 2))
+    first = Witness(6, lambda: checkpoint_ownership.take_ownership(kept, 2))
     with pytest.raises(TakenOver, match="Attempt 2 has taken over"):
         run(specs, tmp_path / "first", kept, 1, first)
     assert [event.step for event in first.of(Checkpoint)] == [3, 6]
@@ -123,7 +123,7 @@ def test_earlier_attempt_ends_before_its_checkpoint_gets_a_name(
 ) -> None:
     def sync(path: Path) -> None:
         if path.name == checkpoint_ownership.MANIFEST and (kept / "000002").exists():
-            checkpoint_ownership.take(kept, 2)
+            checkpoint_ownership.take_ownership(kept, 2)
         artifacts.sync(path)
 
     monkeypatch.setattr(checkpoints, "sync", sync)
@@ -135,7 +135,7 @@ def test_earlier_attempt_ends_before_its_checkpoint_gets_a_name(
 def test_earlier_attempt_removes_no_checkpoint_of_the_later_one(
     specs: list[TrainSpec], tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names_given = at_rename(monkeypatch, 3, after=lambda: checkpoint_ownership.take(kept, 2))
+    names_given = at_rename(monkeypatch, 3, after=lambda: checkpoint_ownership.take_ownership(kept, 2))
     with pytest.raises(TakenOver):
         run(specs, tmp_path / "first", kept, 1, Recorder())
     assert names(kept) == names_given == ["000001", "000002", "000003"]
@@ -150,7 +150,7 @@ def test_checkpoints_written_after_the_takeover_do_not_count(
     assert names(kept) == ["000001", "000002", "000003"]
     assert checkpoint.newest_step(kept) == 6, "pages offer what the engine would take"
     record = Recorder()
-    checkpoint_ownership.take(kept, 3)  # the second died before it had written any
+    checkpoint_ownership.take_ownership(kept, 3)  # the second died before it had written any
     assert checkpoints.find_newest(kept, record) == kept / "000002"
     assert not record.of(Message), "they are not damaged, and nobody's"
     resumed = run(specs, tmp_path / "third", kept, 3, second)
@@ -163,38 +163,38 @@ def test_checkpoints_written_after_the_takeover_do_not_count(
 
 
 def test_earlier_attempt_cannot_take_ownership_back(kept: Path) -> None:
-    checkpoint_ownership.take(kept, 2)
+    checkpoint_ownership.take_ownership(kept, 2)
     with pytest.raises(TakenOver):
-        checkpoint_ownership.take(kept, 1)
-    checkpoint_ownership.take(kept, 2)
-    assert checkpoint_ownership.holder(kept).attempt == 2
+        checkpoint_ownership.take_ownership(kept, 1)
+    checkpoint_ownership.take_ownership(kept, 2)
+    assert checkpoint_ownership.read_owner(kept).attempt == 2
 
 
 def test_checkpoints_without_owner_count(specs: list[TrainSpec], tmp_path: Path, kept: Path) -> None:
     train(specs, tmp_path / "old", report=Recorder(), checkpoint_dir=kept)
-    assert not (kept / checkpoint_ownership.HOLDER).exists()
-    checkpoint_ownership.take(kept, 4)
+    assert not (kept / checkpoint_ownership.OWNER).exists()
+    checkpoint_ownership.take_ownership(kept, 4)
     assert checkpoints.find_newest(kept, Recorder()) == kept / names(kept)[-1]
     assert checkpoint.newest_step(kept) == 12
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"attempt": "x", "found": []}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"attempt": "x", "inherited": []}'])
 def test_unreadable_owner_file_is_ignored(kept: Path, text: str) -> None:
     kept.mkdir()
-    (kept / checkpoint_ownership.HOLDER).write_text(text)
-    checkpoint_ownership.take(kept, 2)
-    assert checkpoint_ownership.holder(kept).attempt == 2
+    (kept / checkpoint_ownership.OWNER).write_text(text)
+    checkpoint_ownership.take_ownership(kept, 2)
+    assert checkpoint_ownership.read_owner(kept).attempt == 2
 
 
 def test_first_attempt_creates_no_folder(kept: Path) -> None:
-    checkpoint_ownership.take(kept, 1)
+    checkpoint_ownership.take_ownership(kept, 1)
     assert not kept.exists()
 
 
 def test_attempt_without_number_is_the_next_one(kept: Path) -> None:
     assert [checkpoints.take_ownership(kept, 0), checkpoints.take_ownership(kept, 0)] == [2, 3]
     with pytest.raises(TakenOver):
-        checkpoint_ownership.check(kept, 2)
+        checkpoint_ownership.check_ownership(kept, 2)
 
 
 def test_failed_ownership_write_raises(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,13 +165,13 @@ class CheckpointWriter:
         )
 
     def _write(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
-        checkpoint_ownership.check(folder, self.attempt)
+        checkpoint_ownership.check_ownership(folder, self.attempt)
         temporary = folder / f"{WRITING}{self.attempt}-{os.getpid()}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             self._fill(temporary, arms, step)
-            checkpoint_ownership.check(folder, self.attempt)
+            checkpoint_ownership.check_ownership(folder, self.attempt)
             final = folder / f"{_next_number(folder):06d}"
             temporary.rename(final)
             sync(folder)
@@ -209,10 +209,10 @@ class CheckpointWriter:
 
     def _remove_all_but(self, folder: Path, count: int) -> None:
         """Rename before removing: a folder that is half removed must not look like a damaged checkpoint."""
-        checkpoint_ownership.check(folder, self.attempt)
+        checkpoint_ownership.check_ownership(folder, self.attempt)
         # Those that an earlier attempt wrote after it had lost the folder are removed too.
-        keep = checkpoint_ownership.checkpoints(folder)[:count]
-        for path in checkpoint_ownership.numbered(folder):
+        keep = checkpoint_ownership.valid_checkpoints(folder)[:count]
+        for path in checkpoint_ownership.all_checkpoints(folder):
             if path in keep:
                 continue
             removed = path.with_name(f"{REMOVED}{path.name}")
@@ -228,8 +228,8 @@ def take_ownership(folder: Path, attempt: int) -> int:
     """
     try:
         if not attempt:
-            return checkpoint_ownership.take_as_next(folder)
-        checkpoint_ownership.take(folder, attempt)
+            return checkpoint_ownership.take_ownership_as_next(folder)
+        checkpoint_ownership.take_ownership(folder, attempt)
     except OSError as error:
         raise CheckpointUnreadable(error) from error
     return attempt
@@ -244,7 +244,7 @@ def find_newest(folder: Path, report: Report) -> Path | None:
         for unfinished in folder.glob(f"{prefix}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        candidates = checkpoint_ownership.checkpoints(folder)
+        candidates = checkpoint_ownership.valid_checkpoints(folder)
     except OSError as error:
         raise CheckpointUnreadable(error) from error
     for path in candidates:
@@ -374,4 +374,4 @@ def _file_name(arm: Arm) -> str:
 
 
 def _next_number(folder: Path) -> int:
-    return max((int(path.name) for path in checkpoint_ownership.numbered(folder)), default=0) + 1
+    return max((int(path.name) for path in checkpoint_ownership.all_checkpoints(folder)), default=0) + 1
