@@ -1,4 +1,4 @@
-"""The project's compute budget: how the month stands, and setting the limit."""
+"""The project's compute budget: its usage this month, and its limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = Router()
 
 
 class ComputeBudgetIn(Schema):
-    """Hours that the project may use in each month from now on; null is no limit."""
+    """Hours that the project may use per month; null for no limit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,10 +25,10 @@ class ComputeBudgetIn(Schema):
 
 
 class ComputeBudgetOut(Schema):
-    """How the present month stands, in hours of one device.
+    """The current month in device hours.
 
-    `promised_hours`: what forecasts give to work that waits or runs. `left_hours`: what new work may take;
-    null without a limit.
+    `promised_hours`: the forecast of waiting and running work. `left_hours`: what new work may take; null
+    without a limit.
     """
 
     month: str
@@ -38,22 +38,21 @@ class ComputeBudgetOut(Schema):
     left_hours: float | None
 
 
-def shown(project: Project) -> dict[str, object]:
-    """The object as every answer has it."""
+def serialize_budget(project: Project) -> dict[str, object]:
     status = BudgetStatus.for_project(project)
     return {
         "month": status.month.begin.strftime("%Y-%m"),
         "hours_per_month": None if status.limit is None else status.limit / HOUR,
         "used_hours": status.used / HOUR,
-        "promised_hours": status.promised / HOUR,
+        "promised_hours": status.reserved / HOUR,
         "left_hours": None if status.left is None else status.left / HOUR,
     }
 
 
 @router.get("", response={200: ComputeBudgetOut, **READING})
 def detail(request: Call) -> dict[str, object]:
-    """What the project may still start this month. Beyond it a start is refused with 409, `over_budget`."""
-    return shown(request.auth.project)
+    """Return usage and limit. Work beyond the limit is refused with 409 `over_budget`."""
+    return serialize_budget(request.auth.project)
 
 
 @router.patch(
@@ -63,6 +62,6 @@ def detail(request: Call) -> dict[str, object]:
     url_name="compute-budget-detail",
 )
 def change(request: Call, payload: ComputeBudgetIn) -> dict[str, object]:
-    """Set the limit. What was let in goes on, also beyond a lower one."""
+    """Set the limit. Accepted work continues, also beyond a lower limit."""
     ComputeBudget.objects.change(request.auth.project, payload.hours_per_month, request.auth.user)
-    return shown(request.auth.project)
+    return serialize_budget(request.auth.project)

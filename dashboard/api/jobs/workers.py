@@ -1,4 +1,4 @@
-"""Workers and dispatchers, as they last reported themselves, and pausing a worker."""
+"""Workers and dispatchers by their last heartbeat, and pausing a worker."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ router = Router()
 
 
 class WorkerOut(Schema):
-    """A node of the installation. `alive` is whether it was heard from lately; `gpu` is the number of its
-    GPU on that host; a `paused` worker ends what it has and takes nothing more."""
+    """A worker or dispatcher. `alive`: it sent a heartbeat recently. `gpu`: the number of its GPU on that
+    host. `paused`: it finishes its jobs and claims no more."""
 
     id: int
     name: str
@@ -40,8 +40,7 @@ class WorkerOut(Schema):
     heartbeat_at: datetime
 
 
-def facts(node: Any) -> dict[str, Any]:
-    """What a list says of a node."""
+def serialize_node(node: Any) -> dict[str, Any]:
     return {
         "id": node.pk,
         "name": node.name,
@@ -63,35 +62,35 @@ def facts(node: Any) -> dict[str, Any]:
 @router.get("", response={200: list[WorkerOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """All nodes that have ever reported themselves."""
-    return Rows(with_life(), facts)
+    """List all nodes, also those that have stopped."""
+    return Rows(nodes_with_alive(), serialize_node)
 
 
 @router.post("/{int:pk}/pause", response={200: WorkerOut, **WRITING})
 def pause(request: Call, pk: int, payload: Nothing | None = None) -> dict[str, Any]:
-    """Let it end what it has and take nothing more. For superusers, and for managers of all projects."""
+    """Let the worker finish its jobs and claim no more. For superusers and managers of all projects."""
     fetch(request, pk).pause(request.auth.user)
-    return facts(with_life().get(pk=pk))
+    return serialize_node(nodes_with_alive().get(pk=pk))
 
 
 @router.post("/{int:pk}/resume", response={200: WorkerOut, **WRITING})
 def resume(request: Call, pk: int, payload: Nothing | None = None) -> dict[str, Any]:
-    """Let it take jobs again."""
+    """Let the worker claim jobs again."""
     node = fetch(request, pk)
     node.resume()
     Job.objects.wake_idle(node.queue)
-    return facts(with_life().get(pk=pk))
+    return serialize_node(nodes_with_alive().get(pk=pk))
 
 
 def fetch(request: Call, pk: int) -> WorkerNode:
-    """The worker, for a caller who may pause it."""
+    """Return the worker if the caller may pause it."""
     if not WorkerNode.objects.may_be_paused_by(request.auth.user, request.auth):
         raise PermissionDenied(PAUSE_FORBIDDEN)
     return get_object_or_404(WorkerNode, pk=pk, kind=WorkerNode.Kind.WORKER)
 
 
-def with_life() -> QuerySet[Any]:
-    """Nodes with whether they were heard from lately."""
+def nodes_with_alive() -> QuerySet[Any]:
+    """Annotate `is_alive`: a recent heartbeat."""
     alive = Q(pk__in=WorkerNode.objects.alive().values("pk"))
     return WorkerNode.objects.annotate(
         is_alive=Case(When(alive, then=Value(True)), default=Value(False), output_field=BooleanField())

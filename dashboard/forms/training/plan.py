@@ -167,5 +167,5 @@ def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
         edits=tuple(edits(forecaster, resolution, learn, smallest)),
         errors=Calibration.objects.errors(),
         start=start,
-        charge=Charge.of(form.project, forecast.main.seconds["expected"], form.by),
+        charge=Charge.for_work(form.project, forecast.main.seconds["expected"], form.by),
     )

@@ -1,7 +1,7 @@
-"""How many hours of devices a project may use in a month.
+"""A project's compute budget: the device hours that it may use per month.
 
-A budget keeps new work out: `require_budget` is asked by whatever queues training for a person, in the
-transaction that does so. What was let in goes on to its end, and its evaluations with it.
+`require_budget` refuses new work beyond it, in the transaction that queues the work. Accepted work runs to
+its end, with its evaluations.
 """
 
 from __future__ import annotations
@@ -16,32 +16,39 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet, Role
-from dashboard.models.jobs.compute_use import HOUR, Month, device_usage, format_hours, promised, unit_label
+from dashboard.models.jobs.compute_use import (
+    HOUR,
+    Month,
+    device_usage,
+    format_hours,
+    reserved_seconds,
+    unit_label,
+)
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
 
-# More than a thousand devices work in a month.
+# More than a thousand devices deliver in a month.
 MAX_HOURS_PER_MONTH = 1_000_000
 MONTHS_SHOWN = 12
 MANAGERS_NAMED = 3
-# From this part of the limit on, people should know before they plan.
+# Share of the limit from which pages show a warning.
 NEARLY_USED = 0.8
 
 
 class OverBudget(Exception):
-    """The month has no room for the work; the text says what is left and who can raise the budget."""
+    """The work exceeds what is left of the month; the text states that and who can raise the budget."""
 
 
 class ComputeBudgetQuerySet(ProjectQuerySet["ComputeBudget"]):
     """Budgets by project."""
 
     def hours_of(self, project: Project) -> float | None:
-        """What the project may use in a month; None is no limit."""
+        """Return the hours per month of a project; None for no limit."""
         return self.filter(project=project).order_by("-pk").values_list("hours", flat=True).first()
 
     def change(self, project: Project, hours: float | None, by: User | None) -> bool:
-        """From now on so many hours a month; None for no limit. False where nothing changes."""
+        """Set the hours per month; None for no limit. Return False if nothing changes."""
         if self.hours_of(project) == hours:
             return False
         self.create(project=project, hours=hours, set_by=by)
@@ -49,7 +56,7 @@ class ComputeBudgetQuerySet(ProjectQuerySet["ComputeBudget"]):
 
 
 class ComputeBudget(models.Model):
-    """What a manager has set. The newest row counts; the earlier ones say what counted before."""
+    """A limit that a manager has set. The newest row is in force; earlier rows are its history."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="compute_budgets")
     hours = models.FloatField(
@@ -79,108 +86,95 @@ class ComputeBudget(models.Model):
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """A project's present month, in seconds of devices. `limit` is None where there is none."""
+    """The current month of a project, in device seconds. `limit` is None without a limit."""
 
     month: Month
     limit: float | None
     used: float
-    promised: float
+    reserved: float
 
     @classmethod
     def for_project(cls, project: Project) -> BudgetStatus:
-        """As it is now."""
-        month = Month.present()
+        month = Month.current()
         hours = ComputeBudget.objects.hours_of(project)
         return cls(
             month=month,
             limit=None if hours is None else hours * HOUR,
-            used=sum(hold.within(month) for hold in device_usage(project, month.begin)),
-            promised=promised(project),
+            used=sum(usage.within(month) for usage in device_usage(project, month.begin)),
+            reserved=reserved_seconds(project),
         )
 
     @property
     def left(self) -> float | None:
-        """What new work may still take; None without a limit."""
-        return None if self.limit is None else max(0.0, self.limit - self.used - self.promised)
+        """Return the seconds that new work may take; None without a limit."""
+        return None if self.limit is None else max(0.0, self.limit - self.used - self.reserved)
 
     @property
     def share(self) -> float:
-        """Which part of the limit is used or promised; 0 without one."""
+        """Return the used and reserved share of the limit; 0 without a limit."""
         if self.limit is None:
             return 0.0
-        return (self.used + self.promised) / self.limit if self.limit else 1.0
+        return (self.used + self.reserved) / self.limit if self.limit else 1.0
 
     @property
     def is_nearly_used(self) -> bool:
-        """Whether little or nothing is left."""
         return self.share >= NEARLY_USED
 
     def covers(self, seconds: float) -> bool:
-        """Whether work of so many seconds may be started."""
-        return self.limit is None or self.used + self.promised + seconds <= self.limit
+        """Return whether work of this duration may start."""
+        return self.limit is None or self.used + self.reserved + seconds <= self.limit
 
 
 @dataclass(frozen=True)
 class Charge:
-    """What work that is planned would take of the month. `who` can make room where there is none."""
+    """Planned work against the budget. `raise_hint` says who can raise the budget if it is exceeded."""
 
     status: BudgetStatus
     seconds: float
     unit: str
-    who: str
+    raise_hint: str
 
     @classmethod
-    def of(cls, project: Project, seconds: float, by: User | None) -> Charge:
-        """As it is now."""
+    def for_work(cls, project: Project, seconds: float, by: User | None) -> Charge:
         status = BudgetStatus.for_project(project)
-        who = "" if status.covers(seconds) else budget_raise_hint(project, by)
-        return cls(status, seconds, unit_label(), who)
+        hint = "" if status.covers(seconds) else budget_raise_hint(project, by)
+        return cls(status, seconds, unit_label(), hint)
 
     @property
     def is_covered(self) -> bool:
-        """Whether it may be started."""
         return self.status.covers(self.seconds)
 
     @property
     def bar(self) -> dict[str, float]:
-        """Where used, promised and this work end on a bar of 100 that stands for the limit."""
+        """Return the ends of the used, reserved and planned parts of a bar, in percent of the limit."""
         used = self.status.used
-        ends = {"used": used, "promised": used + self.status.promised}
-        ends["work"] = ends["promised"] + self.seconds
+        reserved = used + self.status.reserved
+        ends = {"used": used, "reserved": reserved, "work": reserved + self.seconds}
         whole = self.status.limit or ends["work"] or 1.0
         return {name: min(100.0, 100 * end / whole) for name, end in ends.items()}
 
 
-def require_budget(project: Project, seconds: float, by: User | None) -> None:
-    """Refuse work of so many seconds that has just been written, where the month has no room for it.
+def require_budget(project: Project, seconds: float, by: User | None, *, is_queued: bool = True) -> None:
+    """Raise OverBudget if the month cannot cover work of this duration; the transaction must then end.
 
-    Call it last in the transaction that writes the work: whoever comes second waits here for the first and
-    then counts its work as well. Raises OverBudget, which must end the transaction.
+    Call it last in the transaction that queues the work: concurrent callers wait here for the project's lock,
+    so that each counts the work of the others. `is_queued=False`: the work is not written yet.
     """
-    _require(project, seconds, by, promised=seconds)
-
-
-def require_budget_before_writing(project: Project, seconds: float, by: User | None) -> None:
-    """The same for work that is not written yet; call it in the transaction that then writes it."""
-    _require(project, seconds, by, promised=0.0)
-
-
-def _require(project: Project, seconds: float, by: User | None, *, promised: float) -> None:
     if ComputeBudget.objects.hours_of(project) is None:
         return
     project.hold()
     status = BudgetStatus.for_project(project)
-    if not status.covers(seconds - promised):
-        raise OverBudget(_refusal(project, status, seconds, by, others=status.promised - promised))
+    own = seconds if is_queued else 0.0
+    if not status.covers(seconds - own):
+        others = max(0.0, status.reserved - own)
+        raise OverBudget(_refusal(project, status, seconds, others, by))
 
 
-def _refusal(
-    project: Project, status: BudgetStatus, seconds: float, by: User | None, *, others: float
-) -> str:
-    others, limit = max(0.0, others), status.limit or 0.0
+def _refusal(project: Project, status: BudgetStatus, seconds: float, others: float, by: User | None) -> str:
+    limit = status.limit or 0.0
     return _(
         "This needs about %(needs)s, and %(left)s are left. %(project)s may use %(limit)s in %(month)s: "
-        "%(used)s are used, and %(promised)s are promised to work that waits or runs. %(who)s"
+        "%(used)s are used, and %(reserved)s are reserved for waiting and running jobs. %(hint)s"
     ) % {
         "needs": format_hours(seconds),
         "left": format_hours(max(0.0, limit - status.used - others)),
@@ -188,33 +182,33 @@ def _refusal(
         "limit": format_hours(limit),
         "month": status.month.name,
         "used": format_hours(status.used),
-        "promised": format_hours(others),
-        "who": budget_raise_hint(project, by),
+        "reserved": format_hours(others),
+        "hint": budget_raise_hint(project, by),
     }
 
 
 def budget_raise_hint(project: Project, by: User | None) -> str:
-    """Whom to ask for more hours; a manager is told where."""
-    managers = project.memberships.filter(role=Role.MANAGER).select_related("user").order_by("pk")
-    people = [member.user for member in managers]
-    if by in people:
+    """Return a sentence that says who can raise the budget; for a manager, where."""
+    memberships = project.memberships.filter(role=Role.MANAGER).select_related("user").order_by("pk")
+    managers = [membership.user for membership in memberships]
+    if by in managers:
         return _("You can raise the budget under Settings, Compute budget.")
-    names = [str(person) for person in people[:MANAGERS_NAMED]]
+    names = [str(manager) for manager in managers[:MANAGERS_NAMED]]
     if not names:
         return _("A manager of this project can raise the budget.")
     return _("%(names)s can raise the budget.") % {"names": _(" or ").join(names)}
 
 
 def monthly_usage(project: Project) -> list[tuple[Month, float, float | None]]:
-    """The last months, newest first: the month, what was used, and the limit in force at its end."""
-    months = [Month.present()]
+    """Return the last months, newest first: month, used seconds, and the limit in seconds at its end."""
+    months = [Month.current()]
     while len(months) < MONTHS_SHOWN:
-        months.append(months[-1].before)
-    taken = list(device_usage(project, months[-1].begin))
+        months.append(months[-1].previous)
+    usages = list(device_usage(project, months[-1].begin))
     limits = list(ComputeBudget.objects.filter(project=project).values_list("created_at", "hours"))
-    found = []
+    rows = []
     for month in months:
         hours = next((hours for set_at, hours in limits if set_at < month.end), None)
-        used = sum(hold.within(month) for hold in taken)
-        found.append((month, used, None if hours is None else hours * HOUR))
-    return found
+        used = sum(usage.within(month) for usage in usages)
+        rows.append((month, used, None if hours is None else hours * HOUR))
+    return rows

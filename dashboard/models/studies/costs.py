@@ -187,7 +187,7 @@ def plan_costs(
         device=plan.arms[0].main.device,
         start=estimate_next_start(Job.Queue.GPU, project),
         # Runs that train together still promise each its own loading.
-        charge=Charge.of(project, plan.charge, by),
+        charge=Charge.for_work(project, plan.charge, by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,
     )
 

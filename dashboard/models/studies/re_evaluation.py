@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from dashboard.models.accounts.user import User
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.evaluations.evaluation import Evaluation, adapter_evaluation
-from dashboard.models.jobs.compute_budget import require_budget_before_writing
+from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job_state import State
 from dashboard.models.studies.advance import submit_scoring
 from dashboard.models.studies.study import Study
@@ -73,7 +73,7 @@ def reevaluate(scope: Scope, by: User | None = None) -> None:
             _submit_for_study(study_of_run, [run], by)
         else:
             _require_same_base(run)
-            require_budget_before_writing(run.project, expected_scoring_seconds(run), by)
+            require_budget(run.project, expected_scoring_seconds(run), by, is_queued=False)
             Evaluation.objects.submit(run.adapter, by)
 
 
@@ -82,7 +82,7 @@ def _submit_for_study(study: Study, runs: list[TrainingRun], by: User | None) ->
         _require_same_base(run)
     planned = len(study.seeds) * study.arms.count()
     expected = float(study.forecast.get("scoring", {}).get("expected", 0.0))
-    require_budget_before_writing(study.project, expected * len(runs) / max(1, planned), by)
+    require_budget(study.project, expected * len(runs) / max(1, planned), by, is_queued=False)
     for seed in dict.fromkeys(run.seed for run in runs):
         of_seed = [run.pk for run in runs if run.seed == seed]
         submit_scoring(study, Adapter.objects.filter(run__in=of_seed), by)

@@ -1,4 +1,4 @@
-"""Settings, Compute budget: what the project may use in a month, what it has used, and who used it."""
+"""Settings, Compute budget: the project's limit per month, its usage by user and month, and its changes."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ from dashboard.forms.jobs import ComputeBudgetForm
 from dashboard.gate import Request
 from dashboard.models import ComputeBudget, Project, Role, User
 from dashboard.models.jobs.compute_budget import Charge, monthly_usage
-from dashboard.models.jobs.compute_use import by_person, device_usage
+from dashboard.models.jobs.compute_use import device_usage, usage_by_user
 
 CHANGES_SHOWN = 10
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """Everybody sees how the month stands; managers also set the limit."""
+    """Show usage and limit to all members; managers also get the form."""
     form = ComputeBudgetForm(hours=ComputeBudget.objects.hours_of(request.project))
-    return render(request, "jobs/compute_budgets/index.html", {**context_of(request.project), "form": form})
+    context = {**budget_context(request.project), "form": form}
+    return render(request, "jobs/compute_budgets/index.html", context)
 
 
 @require_POST
 def change(request: Request) -> HttpResponse:
-    """Set the hours of every month from now on."""
+    """Set the limit per month; managers only."""
     request.project.require(request.user, Role.MANAGER)
     form = ComputeBudgetForm(request.POST)
     if not form.is_valid():
-        context = {**context_of(request.project), "form": form}
+        context = {**budget_context(request.project), "form": form}
         return render(request, "jobs/compute_budgets/index.html", context, status=422)
     if ComputeBudget.objects.change(request.project, form.cleaned_data["hours"], request.user):
-        messages.success(request, _("The budget is changed. It counts from now on."))
+        messages.success(request, _("The new budget is in force."))
     return redirect("compute-budget-index")
 
 
-def context_of(project: Project) -> dict[str, Any]:
-    """The month, its people, the months before and the changes of the limit."""
-    charge = Charge.of(project, 0.0, None)
+def budget_context(project: Project) -> dict[str, Any]:
+    """Return the current month, its users, the months before and the changes of the limit."""
+    charge = Charge.for_work(project, 0.0, None)
     month = charge.status.month
-    people = by_person(device_usage(project, month.begin), month)
-    names = User.objects.in_bulk([pk for pk, _seconds in people if pk])
+    usages = usage_by_user(device_usage(project, month.begin), month)
+    names = User.objects.in_bulk([pk for pk, _seconds in usages if pk])
     months = monthly_usage(project)
-    most = max([max(used, limit or 0.0) for _month, used, limit in months] + [1.0])
+    highest = max([max(used, limit or 0.0) for _month, used, limit in months] + [1.0])
     return {
         "charge": charge,
-        "people": [(names.get(pk or 0), seconds) for pk, seconds in people],
-        "months": [(month, used, limit, 100 * used / most) for month, used, limit in months],
+        "people": [(names.get(pk or 0), seconds) for pk, seconds in usages],
+        "months": [(month, used, limit, 100 * used / highest) for month, used, limit in months],
         "changes": ComputeBudget.objects.filter(project=project).select_related("set_by")[:CHANGES_SHOWN],
     }

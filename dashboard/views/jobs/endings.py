@@ -1,4 +1,4 @@
-"""What the page of an ended run says besides the cause: what is kept, what helps, and what comes first."""
+"""The next steps on the page of an ended run: advice, settings to retry with, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.contract.errors import RESUME, START, advice
 
 
 def ending_context(run: TrainingRun) -> dict[str, Any]:
-    """What is true of this run now; one that still works has no proposals and nothing to resume."""
+    """Return the context; an active run has no proposals and nothing to resume."""
     step, proposals = run.resumable_from, retries(run)
     days, ended = settings.KEEP_CHECKPOINTS_DAYS, run.job.finished_at if run.job else None
     return {

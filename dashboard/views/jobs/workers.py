@@ -1,4 +1,4 @@
-"""Pausing a worker: it ends what it has and takes nothing more until it is resumed."""
+"""Pausing a worker: it finishes its jobs and claims no more until it is resumed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from dashboard.models.jobs.worker_node import PAUSE_FORBIDDEN
 
 @require_POST
 def pause(request: Request, pk: int) -> HttpResponse:
-    """Let it take no further job."""
+    """Stop the worker from claiming jobs."""
     node = fetch(request, pk)
     node.pause(request.user)
-    messages.success(request, _("%(worker)s takes no new job.") % {"worker": node})
+    messages.success(request, _("%(worker)s is paused and claims no new jobs.") % {"worker": node})
     return redirect("queue-index")
 
 
 @require_POST
 def resume(request: Request, pk: int) -> HttpResponse:
-    """Let it take jobs again."""
+    """Let the worker claim jobs again."""
     node = fetch(request, pk)
     node.resume()
     Job.objects.wake_idle(node.queue)
-    messages.success(request, _("%(worker)s takes jobs again.") % {"worker": node})
+    messages.success(request, _("%(worker)s claims jobs again.") % {"worker": node})
     return redirect("queue-index")
 
 
 def fetch(request: Request, pk: int) -> WorkerNode:
-    """The worker, for somebody who may pause it."""
+    """Return the worker if the user may pause it."""
     if not WorkerNode.objects.may_be_paused_by(request.user, request.user):
         raise PermissionDenied(PAUSE_FORBIDDEN)
     return get_object_or_404(WorkerNode, pk=pk, kind=WorkerNode.Kind.WORKER)

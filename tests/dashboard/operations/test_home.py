@@ -201,7 +201,7 @@ def test_it_says_when_little_is_left_of_the_compute_budget(
     client: Client, mara: User, project: Project, run: TrainingRun, hours: float, told: str
 ) -> None:
     assert run.job
-    held(finish(run.job), Month.present().begin, 4 * 3600)
+    held(finish(run.job), Month.current().begin, 4 * 3600)
     run.end("succeeded", step=10)
     ComputeBudget.objects.change(project, hours, mara)
     text = " ".join(page(client, mara).split())

@@ -144,8 +144,8 @@ def test_the_month_must_have_room_for_what_follows_from_it(
     assert run_of(searching).state == State.FAILED
     ComputeBudget.objects.change(project, (used + 2 * searching.whole_forecast) / HOUR, None)
     run_of(searching).resume(ed)
-    promised = BudgetStatus.for_project(project).promised
-    assert promised == pytest.approx(run.forecast["seconds"]["expected"] + now(searching).seconds_to_come)
+    reserved = BudgetStatus.for_project(project).reserved
+    assert reserved == pytest.approx(run.forecast["seconds"]["expected"] + now(searching).seconds_to_come)
 
 
 def test_nothing_is_resumed_while_the_study_is_being_stopped(

@@ -1,4 +1,4 @@
-"""The compute budget over the API, and what a start beyond it is answered."""
+"""The compute budget over the API, and the refusal of work beyond it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def run_body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
     }
 
 
-def test_it_says_how_the_month_stands(project: Project, vera: User, run: TrainingRun) -> None:
+def test_usage_and_limit(project: Project, vera: User, run: TrainingRun) -> None:
     assert run.job is not None
-    held(finish(run.job), Month.present().begin, 1800)
+    held(finish(run.job), Month.current().begin, 1800)
     ComputeBudget.objects.change(project, 2, None)
     assert caller(project, vera).get(URL).json() == {
-        "month": Month.present().begin.strftime("%Y-%m"),
+        "month": Month.current().begin.strftime("%Y-%m"),
         "hours_per_month": 2.0,
         "used_hours": pytest.approx(0.5),
         "promised_hours": 0.0,
@@ -47,39 +47,27 @@ def test_it_says_how_the_month_stands(project: Project, vera: User, run: Trainin
     }
 
 
-def test_without_a_limit_nothing_is_said_to_be_left(project: Project, vera: User) -> None:
-    found = caller(project, vera).get(URL).json()
-    assert (found["hours_per_month"], found["left_hours"]) == (None, None)
-
-
-def test_a_manager_sets_it_and_takes_it_away(project: Project, mara: User) -> None:
+def test_a_manager_sets_and_removes_the_limit(project: Project, mara: User) -> None:
     assert put(caller(project, mara), {"hours_per_month": 12.5}).json()["hours_per_month"] == 12.5
-    assert put(caller(project, mara), {"hours_per_month": 3}).json()["hours_per_month"] == 3
-    assert put(caller(project, mara), {"hours_per_month": None}).json()["hours_per_month"] is None
+    answer = put(caller(project, mara), {"hours_per_month": None}).json()
+    assert (answer["hours_per_month"], answer["left_hours"]) == (None, None)
 
 
-def test_an_editor_may_not_set_it(project: Project, ed: User) -> None:
+def test_an_editor_cannot_set_the_limit(project: Project, ed: User) -> None:
     answer = put(caller(project, ed), {"hours_per_month": 12})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
     assert ComputeBudget.objects.hours_of(project) is None
 
 
-@pytest.mark.parametrize("body", [{}, {"hours_per_month": -1}, {"hours_per_month": "5"}, {"hours": 5}])
-def test_it_refuses_what_is_no_number_of_hours(project: Project, mara: User, body: dict[str, Any]) -> None:
-    answer = put(caller(project, mara), body)
-    assert answer.status_code == 422
-    assert answer.json()["error"]["field"] in ("hours_per_month", "hours")
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400", "1e7"])
-def test_it_refuses_what_json_has_no_number_for(project: Project, mara: User, number: str) -> None:
+@pytest.mark.parametrize("number", ["-1", '"5"', "NaN", "Infinity", "1e400", "1e7"])
+def test_an_invalid_limit_is_refused(project: Project, mara: User, number: str) -> None:
     body = f'{{"hours_per_month": {number}}}'
     answer = caller(project, mara).patch(URL, body, content_type="application/json")
     assert answer.status_code == 422
     assert ComputeBudget.objects.hours_of(project) is None
 
 
-def test_a_run_beyond_it_is_a_409_that_says_what_is_left(
+def test_a_run_beyond_the_budget_is_refused(
     project: Project, ed: User, mara: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 0, mara)
@@ -88,12 +76,10 @@ def test_a_run_beyond_it_is_a_409_that_says_what_is_left(
     )
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["field"]) == (409, "over_budget", None)
-    assert "0 h are left" in error["message"]
-    assert "mara@example.org can raise the budget" in error["message"]
     assert not TrainingRun.objects.exists()
 
 
-def test_the_same_call_works_once_the_budget_is_raised(
+def test_a_refused_call_works_after_the_budget_is_raised(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client, body = caller(project, ed), run_body(dataset, base_model)
@@ -105,7 +91,7 @@ def test_the_same_call_works_once_the_budget_is_raised(
     assert TrainingRun.objects.count() == 1
 
 
-def test_a_forecast_is_answered_beyond_it_too(
+def test_a_forecast_needs_no_budget(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 0, None)
@@ -115,7 +101,7 @@ def test_a_forecast_is_answered_beyond_it_too(
     assert answer.status_code == 200
 
 
-def test_a_study_beyond_it_is_refused(
+def test_a_study_beyond_the_budget_is_refused(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 0, None)
@@ -127,7 +113,7 @@ def test_a_study_beyond_it_is_refused(
     assert not Job.objects.filter(kind="train").exists()
 
 
-def test_seeds_beyond_it_are_refused(
+def test_seeds_beyond_the_budget_are_refused(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1])
@@ -138,7 +124,7 @@ def test_seeds_beyond_it_are_refused(
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "over_budget")
 
 
-def test_resuming_beyond_it_is_refused(project: Project, ed: User, run: TrainingRun) -> None:
+def test_resuming_beyond_the_budget_is_refused(project: Project, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     expect(run, 600)
     run.job.move("claim", attempt=1)

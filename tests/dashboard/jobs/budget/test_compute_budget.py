@@ -1,4 +1,4 @@
-"""A project's month: what a budget keeps out, and what it lets in."""
+"""The compute budget: the work that it accepts and refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.studies.factories import make_study
 
 
-def test_without_a_budget_everything_may_start(run: TrainingRun, project: Project) -> None:
+def test_without_a_limit_any_work_is_covered(run: TrainingRun, project: Project) -> None:
     status = BudgetStatus.for_project(project)
     assert status.left is None
     assert status.covers(10**9)
@@ -48,7 +48,7 @@ def test_a_run_beyond_the_budget_is_refused_and_leaves_nothing(
     assert not Job.objects.filter(kind="train").exists()
 
 
-def test_a_manager_is_told_where_to_raise_it(
+def test_a_manager_learns_where_to_raise_the_budget(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
 ) -> None:
     ComputeBudget.objects.change(project, 0, mara)
@@ -56,40 +56,33 @@ def test_a_manager_is_told_where_to_raise_it(
         make_run(project, dataset, base_model, by=mara)
 
 
-def test_what_is_used_and_what_is_promised_both_count(
+def test_used_and_reserved_hours_both_count(
     project: Project, dataset: Dataset, base_model: BaseModel, run: TrainingRun, mara: User
 ) -> None:
     assert run.job is not None
-    held(finish(run.job), Month.present().begin, 1800)
+    held(finish(run.job), Month.current().begin, 1800)
     run.end("succeeded", step=10)
     waiting = expect(make_run(project, dataset, base_model), 1700)
     ComputeBudget.objects.change(project, 1, mara)
     assert BudgetStatus.for_project(project).left == pytest.approx(100)
-    with pytest.raises(OverBudget, match=r"0\.03 h are left.*0\.50 h are used, and 0\.47 h are promised"):
-        # Longer than what is left, whatever this machine is taken for.
+    with pytest.raises(OverBudget, match=r"0\.03 h are left.*0\.50 h are used, and 0\.47 h are reserved"):
+        # Exceeds what is left on any device.
         make_run(project, dataset, base_model, max_steps=100_000)
     waiting.refresh_from_db()
     assert waiting.state == State.QUEUED
 
 
-def test_a_run_that_fits_is_let_in(
-    project: Project, dataset: Dataset, base_model: BaseModel, mara: User
-) -> None:
-    ComputeBudget.objects.change(project, 10, mara)
-    assert make_run(project, dataset, base_model).state == State.QUEUED
-
-
-def test_last_months_use_counts_no_more(
+def test_usage_of_last_month_does_not_count(
     project: Project, dataset: Dataset, base_model: BaseModel, run: TrainingRun, mara: User
 ) -> None:
     assert run.job is not None
-    held(finish(run.job), Month.present().before.begin, 50 * HOUR)
+    held(finish(run.job), Month.current().previous.begin, 50 * HOUR)
     run.end("succeeded", step=10)
     ComputeBudget.objects.change(project, 10, mara)
     assert make_run(project, dataset, base_model).state == State.QUEUED
 
 
-def test_a_whole_study_must_fit(
+def test_all_runs_of_a_study_must_fit(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
 ) -> None:
     seed = make_study(project, dataset, base_model, seeds=[1])
@@ -102,7 +95,7 @@ def test_a_whole_study_must_fit(
     make_study(project, dataset, base_model, seeds=[1, 2])
 
 
-def test_a_study_that_was_let_in_goes_on_when_the_budget_is_lowered(
+def test_an_accepted_study_continues_after_the_budget_is_lowered(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
@@ -116,9 +109,7 @@ def test_a_study_that_was_let_in_goes_on_when_the_budget_is_lowered(
     assert study.cancelled_at is None
 
 
-def test_more_seeds_must_fit_too(
-    project: Project, dataset: Dataset, base_model: BaseModel, mara: User
-) -> None:
+def test_added_seeds_must_fit(project: Project, dataset: Dataset, base_model: BaseModel, mara: User) -> None:
     study = make_study(project, dataset, base_model, seeds=[1])
     ComputeBudget.objects.change(project, 2.5 * study.whole_forecast / HOUR, mara)
     with pytest.raises(OverBudget):
@@ -129,7 +120,7 @@ def test_more_seeds_must_fit_too(
     assert Study.objects.get().seeds == [1, 2]
 
 
-def test_more_seeds_must_fit_while_learning_rates_are_still_looked_for(
+def test_added_seeds_must_fit_during_the_learning_rate_search(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
@@ -145,10 +136,10 @@ def test_more_seeds_must_fit_while_learning_rates_are_still_looked_for(
     grown = Study.objects.get()
     assert grown.seeds == [1, 2]
     assert grown.forecast_seconds == pytest.approx(3 * one)
-    assert BudgetStatus.for_project(project).promised == pytest.approx(grown.whole_forecast)
+    assert BudgetStatus.for_project(project).reserved == pytest.approx(grown.whole_forecast)
 
 
-def test_resuming_must_fit_what_is_left_of_the_run(run: TrainingRun, project: Project, mara: User) -> None:
+def test_the_rest_of_a_resumed_run_must_fit(run: TrainingRun, project: Project, mara: User) -> None:
     assert run.job is not None
     expect(run, 600)
     run.job.move("claim", attempt=1)
@@ -167,22 +158,20 @@ def test_resuming_must_fit_what_is_left_of_the_run(run: TrainingRun, project: Pr
     assert TrainingRun.objects.get().state == State.QUEUED
 
 
-def test_the_budget_of_a_month_stays_in_its_history(project: Project, mara: User) -> None:
+def test_each_month_has_the_limit_at_its_end(project: Project, mara: User) -> None:
     ComputeBudget.objects.change(project, 5, mara)
-    ComputeBudget.objects.update(created_at=Month.present().before.begin)
+    ComputeBudget.objects.update(created_at=Month.current().previous.begin)
     ComputeBudget.objects.change(project, 8, mara)
     limits = [limit and limit / HOUR for _month, _used, limit in monthly_usage(project)[:3]]
     assert limits == [8, 5, None]
 
 
-def test_setting_the_same_budget_again_changes_nothing(project: Project, mara: User) -> None:
+def test_setting_the_same_limit_adds_no_row(project: Project, mara: User) -> None:
     assert ComputeBudget.objects.change(project, 5, mara)
     assert not ComputeBudget.objects.change(project, 5, mara)
     assert ComputeBudget.objects.change(project, None, mara)
     assert ComputeBudget.objects.hours_of(project) is None
 
-
-# At the same moment
 
 RACE = """
 import json, multiprocessing, sys
@@ -203,7 +192,7 @@ def launch(number, begin, found):
     begin.wait()
     try:
         run.launch()
-        found.put("let in")
+        found.put("accepted")
     except OverBudget:
         found.put("refused")
 
@@ -221,7 +210,7 @@ sys.exit(max(child.exitcode for child in children))
 
 
 @pytest.mark.django_db(transaction=True)
-def test_those_who_launch_at_one_moment_cannot_all_take_the_last_hour(
+def test_concurrent_launches_cannot_exceed_the_budget(
     project: Project, dataset: Dataset, base_model: BaseModel, mara: User
 ) -> None:
     first = make_run(project, dataset, base_model)
@@ -238,5 +227,5 @@ def test_those_who_launch_at_one_moment_cannot_all_take_the_last_hour(
         check=False,
     )
     assert raced.returncode == 0, raced.stderr[-3000:]
-    assert sorted(json.loads(raced.stdout)) == ["let in"] * 2 + ["refused"] * 4
+    assert sorted(json.loads(raced.stdout)) == ["accepted"] * 2 + ["refused"] * 4
     assert TrainingRun.objects.count() == 3

@@ -107,17 +107,17 @@ def test_what_is_promised_shrinks_as_adapters_get_their_scores(
     study = make_study(project, dataset, base_model, seeds=[1, 2])
     whole = study.whole_forecast - study.forecast_seconds
     assert whole > 0
-    assert BudgetStatus.for_project(project).promised == pytest.approx(study.whole_forecast, rel=0.01)
+    assert BudgetStatus.for_project(project).reserved == pytest.approx(study.whole_forecast, rel=0.01)
     for job in study.jobs().order_by("pk"):
         end_training(job)
     study.advance()
-    assert BudgetStatus.for_project(project).promised == pytest.approx(whole)
+    assert BudgetStatus.for_project(project).reserved == pytest.approx(whole)
     end_evaluation(study.jobs().filter(kind=Job.Kind.EVALUATE).earliest("pk"), TABLE, study.metric)
     study.advance()
-    assert BudgetStatus.for_project(project).promised == pytest.approx(whole / 2)
+    assert BudgetStatus.for_project(project).reserved == pytest.approx(whole / 2)
     end_evaluation(study.jobs().get(state=State.QUEUED), TABLE, study.metric)
     study.advance()
-    assert BudgetStatus.for_project(project).promised == 0
+    assert BudgetStatus.for_project(project).reserved == 0
 
 
 def test_page_and_report_say_what_was_predicted_and_what_was_measured(

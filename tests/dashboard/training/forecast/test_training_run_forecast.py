@@ -198,10 +198,10 @@ def test_it_says_what_the_run_takes_of_the_month(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel, run: TrainingRun
 ) -> None:
     page = " ".join(ask(client, ed, dataset, base_model).content.decode().split())
-    assert "0 h used this month, no limit; less than 0.01 h promised to work that waits or runs" in page
+    assert "0 h used this month, no limit; less than 0.01 h reserved for waiting and running jobs" in page
     ComputeBudget.objects.change(run.project, 20, None)
     page = " ".join(ask(client, ed, dataset, base_model).content.decode().split())
-    assert "0 h of 20 h used this month; less than 0.01 h promised" in page
+    assert "0 h of 20 h used this month; less than 0.01 h reserved" in page
     assert "cannot start" not in page
 
 
