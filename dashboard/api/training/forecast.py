@@ -4,8 +4,8 @@ from ninja import Router
 
 from dashboard.api.access import Call
 from dashboard.api.refusals import WRITING
+from dashboard.api.training.schemas import Forecast, RunIn
 from dashboard.api.training.training_runs import draft
-from dashboard.api.training_run_schemas import Forecast, RunIn
 from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import require_4bit_worker
 from workers.contract.hyperparameters import Hyperparameters

@@ -19,7 +19,7 @@ from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
-from dashboard.api.training_run_schemas import (
+from dashboard.api.training.schemas import (
     CancelIn,
     EvaluationOut,
     LogOut,
