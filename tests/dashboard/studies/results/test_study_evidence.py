@@ -1,4 +1,4 @@
-"""What finished studies of a project say where its next choice of target modules is made."""
+"""Evidence of finished studies where target modules are chosen."""
 
 from __future__ import annotations
 
@@ -14,36 +14,26 @@ from tests.dashboard.studies.results.test_study_result import ROWS, SEEDS, study
 __all__ = ["study"]
 
 
-def test_each_choice_is_told_with_its_outcome(study: Study) -> None:
-    told = outcomes_by_config(study.project, study.base_model)
+def test_outcomes_are_listed_by_config(study: Study) -> None:
+    texts = outcomes_by_config(study.project, study.base_model)
     words = {
-        slug: told[TargetModuleConfig.objects.get(slug=slug).pk] for slug in ("efficient", "mlp", "quality")
+        slug: texts[TargetModuleConfig.objects.get(slug=slug).pk] for slug in ("efficient", "mlp", "quality")
     }
     assert words["efficient"] == "In 1 study of this project on this base model: As good within your margin."
     assert words["mlp"].endswith("Worse.")
     assert words["quality"].endswith("Reference.")
 
 
-def test_another_base_model_has_none_of_it(study: Study, project: Project) -> None:
-    other = make_base_model(project, name="Other", hub_id="example/other")
-    assert outcomes_by_config(project, other) == {}
-
-
-def test_another_project_has_none_of_it(study: Study, other_project: Project, base_model: BaseModel) -> None:
+def test_other_projects_and_base_models_have_no_evidence(
+    study: Study, other_project: Project, base_model: BaseModel
+) -> None:
     assert evidence_of(other_project) == []
     assert outcomes_by_config(other_project, base_model) == {}
+    other = make_base_model(study.project, name="Other", hub_id="example/other")
+    assert outcomes_by_config(study.project, other) == {}
 
 
-def test_the_form_says_it_beside_the_choice(client: Client, ed: User, study: Study) -> None:
-    client.force_login(ed)
-    page = client.get(
-        reverse("training-run-create"),
-        {"base_model": study.base_model_id, "dataset": study.dataset_version.dataset_id},
-    ).content.decode()
-    assert "In 1 study of this project on this base model: As good within your margin." in page
-
-
-def test_the_page_of_choices_links_the_studies(client: Client, vera: User, study: Study) -> None:
+def test_target_module_page_links_the_studies(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(reverse("target-module-config-index")).content.decode()
     assert "In 1 study of this project" in page
@@ -51,7 +41,7 @@ def test_the_page_of_choices_links_the_studies(client: Client, vera: User, study
 
 
 def finished(study: Study, *, best: str, slugs: tuple[str, str] = ("balanced", "quality")) -> Study:
-    """Another study of the same project, in which `best` answers every row and the other arm none."""
+    """Conclude a study of the same project in which `best` answers every row and the other arm none."""
     table: Table = {"base": {0: [0] * ROWS}}
     table |= {slug: {seed: [int(slug == best)] * ROWS for seed in SEEDS} for slug in slugs}
     dataset: Dataset = study.dataset_version.dataset
@@ -64,7 +54,7 @@ def form_page(client: Client, study: Study) -> str:
 
 
 def checked(page: str) -> int:
-    """The number of the choice that the form begins with."""
+    """Return the id of the preselected config."""
     inputs = page.split('<input class="form-check-input"')
     (value,) = (
         part.split('value="')[1].split('"')[0] for part in inputs[1:] if "checked" in part.split(">")[0]
@@ -76,9 +66,7 @@ def pk_of(slug: str) -> int:
     return TargetModuleConfig.objects.get(slug=slug).pk
 
 
-def test_the_form_begins_with_what_most_decided_studies_speak_for(
-    client: Client, ed: User, study: Study
-) -> None:
+def test_form_preselects_the_majority_recommendation(client: Client, ed: User, study: Study) -> None:
     newest = finished(study, best="balanced")
     finished(study, best="balanced")
     client.force_login(ed)
@@ -90,9 +78,7 @@ def test_the_form_begins_with_what_most_decided_studies_speak_for(
     assert Study.objects.latest("pk").get_absolute_url() in page
 
 
-def test_where_studies_contradict_each_other_the_usual_default_stays(
-    client: Client, ed: User, study: Study
-) -> None:
+def test_contradicting_studies_keep_the_default(client: Client, ed: User, study: Study) -> None:
     finished(study, best="balanced")
     assert preference(study.project, study.base_model_id) is None
     client.force_login(ed)
@@ -101,7 +87,7 @@ def test_where_studies_contradict_each_other_the_usual_default_stays(
     assert "so the form begins with it" not in page
 
 
-def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> None:
+def test_reference_better_than_all_arms_counts_as_decided(study: Study) -> None:
     Study.objects.filter(pk=study.pk).delete()
     finished(study, best="quality")
     found = preference(study.project, study.base_model_id)
@@ -110,15 +96,13 @@ def test_a_reference_that_beats_all_others_counts_as_decided(study: Study) -> No
     assert found.sentence.startswith("1 of 1 study of this project")
 
 
-def test_a_study_that_decided_nothing_moves_no_default(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_undecided_study_keeps_the_default(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     few = {"base": {0: [0, 1]}, "efficient": {1: [1, 1]}, "quality": {1: [0, 1]}}
     conclude(make_study(project, dataset, base_model, seeds=[1]), few)
     assert preference(project, base_model.pk) is None
 
 
-def test_a_link_that_names_a_run_keeps_that_runs_choice(client: Client, ed: User, study: Study) -> None:
+def test_cloned_run_keeps_its_target_modules(client: Client, ed: User, study: Study) -> None:
     finished(study, best="balanced")
     finished(study, best="balanced")
     run = study.arms.get(name="mlp").final_runs()[0]

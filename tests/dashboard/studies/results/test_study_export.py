@@ -22,7 +22,7 @@ def rows_of(client: Client, route: str, study: Study) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.content.decode())))
 
 
-def test_the_differences_are_in_the_metrics_own_unit(client: Client, vera: User, study: Study) -> None:
+def test_csv_differences_have_the_unit_of_the_metric(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     rows = {row["arm"]: row for row in rows_of(client, "study-deltas-csv", study)}
     assert float(rows["mlp"]["difference"]) == -0.5
@@ -30,7 +30,7 @@ def test_the_differences_are_in_the_metrics_own_unit(client: Client, vera: User,
     assert rows["quality"]["difference"] == ""
 
 
-def test_the_scores_are_enough_to_recompute_every_mean(client: Client, vera: User, study: Study) -> None:
+def test_means_can_be_recomputed_from_the_scores_csv(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     rows = rows_of(client, "study-scores-csv", study)
     own = [float(row["value"]) for row in rows if row["arm"] == "mlp"]
@@ -41,9 +41,7 @@ def test_the_scores_are_enough_to_recompute_every_mean(client: Client, vera: Use
     assert all(row["group"] == row["item"] for row in rows), "these rows stand alone"
 
 
-def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_json_contains_settings_and_scores(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     answer = client.get(reverse("study-json", args=[study.pk]))
     assert answer.headers["Content-Disposition"] == f'attachment; filename="study-{study.pk}.json"'
@@ -57,7 +55,7 @@ def test_the_json_holds_what_the_page_says_and_what_it_rests_on(
     assert all("path" not in one["spec"]["base"] for one in found["settings"])
 
 
-def test_before_the_end_no_file_is_given_and_the_page_says_why(
+def test_unfinished_study_has_no_files(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     working = score_first_seed(make_study(project, dataset, base_model), TABLE)

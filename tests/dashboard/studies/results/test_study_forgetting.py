@@ -31,7 +31,7 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel) -> Study:
 
 
 def measure(study: Study, base_marks: list[int] = BASE_MARKS) -> Study:
-    """Efficient rises by 0.1 and 0.01 a seed and loses one answer for each; Quality loses none."""
+    """Add general losses and marks: efficient gets worse with each seed, quality does not."""
     for evaluation in Evaluation.objects.select_related("run__study_arm"):
         arm, seed = evaluation.run.study_arm, evaluation.run.seed
         assert arm
@@ -43,7 +43,7 @@ def measure(study: Study, base_marks: list[int] = BASE_MARKS) -> Study:
     return Study.objects.with_facts().get(pk=study.pk)
 
 
-def test_the_loss_is_shown_as_a_rise_over_the_base_model(study: Study) -> None:
+def test_loss_is_shown_as_a_rise(study: Study) -> None:
     found = forgetting_charts.table(forgetting.study_forgetting(measure(study)))
     assert found
     row = found["rows"][0]
@@ -56,7 +56,7 @@ def test_the_loss_is_shown_as_a_rise_over_the_base_model(study: Study) -> None:
     assert found["bases"] == [{"name": "", "loss": "3.000", "right": "62.5 %"}]
 
 
-def test_a_change_pairs_the_same_questions_over_all_seeds(study: Study) -> None:
+def test_change_is_paired_by_question(study: Study) -> None:
     one = forgetting.study_forgetting(measure(study))["efficient"]
     change = one.change()
     assert change
@@ -88,17 +88,7 @@ def test_page_and_report_show_table_and_figures(client: Client, vera: User, stud
     assert 'id="plot-forgotten-questions"' in report
 
 
-def test_a_study_without_general_questions_shows_dashes(client: Client, vera: User, study: Study) -> None:
-    for evaluation in Evaluation.objects.all():
-        evaluation.metrics["general_loss"] = 3.0
-        evaluation.save()
-    part = part_of(client, vera, study)
-    assert "did not include general questions" in part
-    assert "–" in part
-    assert "plot-forgotten-questions" not in part
-
-
-def test_without_any_measure_there_is_no_section(client: Client, vera: User, study: Study) -> None:
+def test_unmeasured_forgetting_has_no_section(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     assert "study-forgetting" not in client.get(study.get_absolute_url()).content.decode()
 

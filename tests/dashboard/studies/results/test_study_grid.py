@@ -1,4 +1,4 @@
-"""The live grid: where each run stands, when a waiting job starts, and what it keeps back until the end."""
+"""The live grid of a study: states of its cells, progress, queue positions and hidden scores."""
 
 from __future__ import annotations
 
@@ -29,51 +29,38 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -
 
 
 def states(study: Study) -> list[list[str]]:
-    """State of every cell, row by row."""
+    """Return the state of every cell, row by row."""
     found = Study.objects.with_facts().get(pk=study.pk)
     return [[str(cell.state) for cell in row.cells] for row in grid_of(found).rows]
 
 
-def test_a_seed_at_work_shows_how_far_it_is(study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
-    job.move("claim", attempt=1, worker="test@host")
-    job.move("progress")
-    Job.objects.filter(pk=job.pk).update(step=3, total_steps=10, phase="training")
-    rows = grid_of(Study.objects.with_facts().get(pk=study.pk)).rows
-    assert [row.cells[0].percent for row in rows] == [30, 30]
-    assert [row.cells[0].state for row in rows] == ["running", "running"]
-
-
-def test_the_bar_moves_while_the_first_seed_trains(study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+def test_progress_of_a_running_seed(study: Study) -> None:
+    job = study.jobs().earliest("pk")
     job.move("claim", attempt=1, worker="test@host")
     job.move("progress")
     Job.objects.filter(pk=job.pk).update(step=5, total_steps=10, phase="training")
     grid = grid_of(Study.objects.with_facts().get(pk=study.pk))
-    # Half of the training of half of the cells, and training is four fifths of a cell's way.
+    assert [(row.cells[0].state, row.cells[0].percent) for row in grid.rows] == [("running", 50)] * 2
+    # Half of the training of half of the cells; training is four fifths of a cell.
     assert (grid.done, grid.percent) == (0, 20)
 
 
-def test_the_bar_is_full_when_all_is_scored(study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+def test_progress_is_100_percent_when_all_runs_are_scored(study: Study) -> None:
+    job = study.jobs().earliest("pk")
     end_training(job)
     assert grid_of(Study.objects.with_facts().get(pk=study.pk)).percent == 40
     conclude(study, TABLE)
     assert grid_of(Study.objects.with_facts().get(pk=study.pk)).percent == 100
 
 
-def test_the_end_of_training_counts_the_seeds_that_wait(client: Client, vera: User, study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+def test_training_left_includes_queued_seeds(client: Client, vera: User, study: Study) -> None:
+    job = study.jobs().earliest("pk")
     job.move("claim", attempt=1, worker="test@host")
     job.move("progress")
     begun = timezone.now() - timedelta(minutes=10)
     Job.objects.filter(pk=job.pk).update(started_at=begun, eta_seconds=1200, step=3, total_steps=9)
     grid = grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True)
-    # 20 minutes of this seed are left, and the next one takes 30 as this one does.
+    # 20 minutes of this seed are left, and the next one takes 30.
     assert grid.training_left == pytest.approx(3000, abs=5)
     client.force_login(vera)
     page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
@@ -81,14 +68,9 @@ def test_the_end_of_training_counts_the_seeds_that_wait(client: Client, vera: Us
     assert "about 20 min left" in page
 
 
-def test_without_a_sign_of_the_pace_no_end_is_promised(study: Study) -> None:
-    assert grid_of(Study.objects.with_facts().get(pk=study.pk), with_starts=True).training_left is None
-
-
-def test_cells_go_from_waiting_over_trained_to_scored(study: Study) -> None:
+def test_cell_states_queued_trained_scored(study: Study) -> None:
     assert states(study) == [["queued", "queued"]] * 2
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+    job = study.jobs().earliest("pk")
     end_training(job)
     assert states(study) == [["trained", "queued"]] * 2
     study.advance()
@@ -98,18 +80,8 @@ def test_cells_go_from_waiting_over_trained_to_scored(study: Study) -> None:
     assert states(study) == [["scored", "queued"]] * 2
 
 
-def test_one_arm_that_fails_leaves_the_other_going(study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
-    job.training_runs.order_by("pk")[0].end(
-        TrainingRun.Outcome.FAILED, step=1, code="diverged", message="Lost."
-    )
-    assert states(study) == [["failed", "queued"], ["queued", "queued"]]
-
-
-def test_a_seed_whose_arms_have_all_ended_waits_for_nothing(client: Client, vera: User, study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+def test_seed_with_ended_runs_has_no_open_job(client: Client, vera: User, study: Study) -> None:
+    job = study.jobs().earliest("pk")
     job.move("claim", attempt=1, worker="test@host")
     job.move("progress", phase="training", step=3, total_steps=10, eta_seconds=300.0)
     for run in job.training_runs.all():
@@ -122,9 +94,7 @@ def test_a_seed_whose_arms_have_all_ended_waits_for_nothing(client: Client, vera
     assert (first.position, second.position) == (None, 2)
 
 
-def test_a_search_whose_runs_have_ended_shows_no_progress(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_ended_search_has_no_progress(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     study = make_study(project, dataset, base_model, learning_rates=[1e-4, 3e-4, 1e-3])
     job = study.jobs().get()
     job.move("claim", attempt=1, worker="test@host")
@@ -135,7 +105,7 @@ def test_a_search_whose_runs_have_ended_shows_no_progress(
     assert [search and search.percent for search in searches] == [None, None]
 
 
-def test_scores_are_kept_back_until_the_end(study: Study) -> None:
+def test_scores_are_hidden_until_the_end(study: Study) -> None:
     first, second = study.jobs().order_by("pk")
     end_training(first)
     study.advance()
@@ -148,9 +118,7 @@ def test_scores_are_kept_back_until_the_end(study: Study) -> None:
     assert second.pk > first.pk
 
 
-def test_the_search_shows_its_round_and_then_the_chosen_rate(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_search_shows_rung_and_chosen_rate(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4, 4e-4, 8e-4])
     found = Study.objects.with_facts().get(pk=study.pk)
     row = grid_of(found).rows[0]
@@ -170,7 +138,7 @@ def test_the_search_shows_its_round_and_then_the_chosen_rate(
     assert [cell.state for cell in row.cells] == ["queued"]
 
 
-def test_a_search_without_one_rate_that_came_through_has_failed(
+def test_search_without_a_finished_run_has_failed(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4])
@@ -182,14 +150,14 @@ def test_a_search_without_one_rate_that_came_through_has_failed(
     ] * 2
 
 
-def test_a_waiting_job_says_its_place(client: Client, vera: User, study: Study) -> None:
+def test_queued_job_shows_its_position(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(reverse("study-grid", args=[study.pk])).content.decode()
     assert "position 1 in the queue" in page
     assert "every 5s" in page
 
 
-def test_the_end_loads_the_page_anew(client: Client, vera: User, study: Study) -> None:
+def test_ended_study_reloads_the_page(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     address = reverse("study-grid", args=[study.pk])
     assert "HX-Refresh" not in client.get(address).headers
@@ -199,14 +167,10 @@ def test_the_end_loads_the_page_anew(client: Client, vera: User, study: Study) -
     assert "every 5s" not in answer.content.decode()
 
 
-def test_what_was_stopped_is_not_called_done(client: Client, vera: User, ed: User, study: Study) -> None:
-    study.request_cancel(ed)
-    client.force_login(vera)
-    assert "0 of 4 runs scored" in client.get(study.get_absolute_url()).content.decode()
-
-
-def test_a_job_that_failed_as_a_whole_fails_its_cells(study: Study) -> None:
-    job = study.jobs().order_by("pk").first()
-    assert isinstance(job, Job)
+def test_failed_runs_and_jobs_fail_their_cells(study: Study) -> None:
+    job = study.jobs().earliest("pk")
+    first = job.training_runs.earliest("pk")
+    first.end(TrainingRun.Outcome.FAILED, step=1, code="diverged", message="Lost.")
+    assert states(study) == [["failed", "queued"], ["queued", "queued"]]
     finish(job, State.FAILED)
     assert [row[0] for row in states(study)] == ["failed", "failed"]

@@ -1,4 +1,4 @@
-"""The report: one page for managers with everything behind it, without navigation."""
+"""The report of a study."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ __all__ = ["study"]
 
 
 def page_of(client: Client, person: User, study: Study) -> str:
-    """The report as this person gets it."""
     client.force_login(person)
     return client.get(reverse("study-report", args=[study.pk])).content.decode()
 
 
-def test_it_opens_with_the_sentence_and_ends_with_all_settings(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_report_has_verdict_method_and_appendix(client: Client, vera: User, study: Study) -> None:
     page = page_of(client, vera, study)
     parts = ("study-verdict", "plot-intervals", "How it was measured", "What was not measured", "Appendix")
     places = [page.index(part) for part in parts]
@@ -37,7 +34,7 @@ def test_it_opens_with_the_sentence_and_ends_with_all_settings(
         assert words in page
 
 
-def test_what_differs_is_told_by_arm_and_what_does_not_once(client: Client, vera: User, study: Study) -> None:
+def test_settings_are_split_into_differing_and_equal(client: Client, vera: User, study: Study) -> None:
     page = page_of(client, vera, study).split("Settings in which the arms differ")[1]
     by_arm, alike = page.split("Settings that are the same in all arms")
     assert "Target modules" in by_arm
@@ -45,17 +42,13 @@ def test_what_differs_is_told_by_arm_and_what_does_not_once(client: Client, vera
     assert alike.count("Learning rate<") == 1
 
 
-def test_it_states_the_pattern_that_answers_were_measured_by(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_report_shows_the_pattern(client: Client, vera: User, study: Study) -> None:
     assert "The pattern:" not in page_of(client, vera, study)
     Study.objects.filter(pk=study.pk).update(pattern=r"total: <\d+>")
     assert r"The pattern: <code>total: &lt;\d+&gt;</code>" in page_of(client, vera, study)
 
 
-def test_it_names_the_versions_that_the_adapters_were_made_with(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_report_shows_library_versions(client: Client, vera: User, study: Study) -> None:
     adapter = Adapter.objects.filter(run__study_arm__study=study).first()
     assert adapter
     adapter.path().mkdir(parents=True)
@@ -63,7 +56,7 @@ def test_it_names_the_versions_that_the_adapters_were_made_with(
     assert "peft 0.19.3" in page_of(client, vera, study)
 
 
-def test_before_the_end_it_sends_to_the_study(
+def test_unfinished_study_redirects(
     client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     queued = make_study(project, dataset, base_model)

@@ -1,4 +1,4 @@
-"""What a finished study says on its page: the sentence first, then every number behind it."""
+"""The result on the page of a finished study: verdict, figures, differences, limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 from django.test import Client
-from django.urls import reverse
 
 from dashboard.charts import axes, study_charts
 from dashboard.models import (
@@ -48,9 +47,7 @@ def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -
     return Study.objects.with_facts().get(pk=queued.pk)
 
 
-def test_the_sentence_comes_first_and_every_arm_has_its_outcome(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_page_shows_verdict_figures_and_outcomes(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(study.get_absolute_url()).content.decode()
     places = [page.index(part) for part in ("study-verdict", "plot-intervals", 'class="table card-table')]
@@ -59,22 +56,23 @@ def test_the_sentence_comes_first_and_every_arm_has_its_outcome(
         assert words in page
 
 
-def test_it_never_calls_an_arm_by_a_superlative(client: Client, vera: User, study: Study) -> None:
+def test_page_has_no_superlatives(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     page = client.get(study.get_absolute_url()).content.decode().lower()
     assert not any(word in page for word in ("best", "winner", "wins", "optimal"))
 
 
-def test_the_plot_shows_every_seed_and_the_base_model(study: Study) -> None:
+def test_interval_plot_shows_every_seed_and_the_base_model(study: Study) -> None:
     plot = study_charts.intervals(study)
     assert [row["name"] for row in plot["rows"]] == ["efficient", "quality", "mlp", "Base model"]
     assert [len(row["seeds"]) for row in plot["rows"]] == [3, 3, 3, 0]
     lowest = min(float(row["low"].rstrip("%")) for row in plot["rows"])
     highest = max(float(row["high"].rstrip("%")) for row in plot["rows"])
     assert (lowest, highest) == (axes.EDGE, 100 - axes.EDGE)
+    assert not plot["is_base_outside"]
 
 
-def test_a_base_model_far_away_does_not_press_the_arms_together(
+def test_distant_base_model_is_drawn_as_an_arrow(
     client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     near = {seed: [1] * 60 + [0] * 40 for seed in SEEDS}
@@ -87,13 +85,7 @@ def test_a_base_model_far_away_does_not_press_the_arms_together(
     assert "The arrow points to the base model" in client.get(study.get_absolute_url()).content.decode()
 
 
-def test_a_base_model_that_is_not_far_away_shares_the_axis(study: Study) -> None:
-    plot = study_charts.intervals(study)
-    assert not plot["is_base_outside"]
-    assert {row["beyond"] for row in plot["rows"]} == {""}
-
-
-def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
+def test_labels_of_close_marks_do_not_overlap() -> None:
     places = ((0.1, 100.0), (0.15, 101.0), (0.59, 102.0), (0.61, 103.0), (0.95, 104.0))
     marks = [{**study_charts.beside("Attention", share), "y": y} for share, y in places]
     study_charts.apart(marks, bottom=120)
@@ -104,7 +96,7 @@ def test_no_name_covers_another_one_however_close_their_marks_lie() -> None:
     assert max(mark["label_y"] for mark in marks) <= 120
 
 
-def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -> None:
+def test_difference_has_interval_p_value_and_kept_gain(study: Study) -> None:
     rows = {row["arm"].name: row for row in ResultPage(study, study_forgetting(study)).deltas()}
     assert rows["mlp"]["difference"] == "-50.0 points"
     assert rows["mlp"]["p"] == "< 0.001"
@@ -115,7 +107,7 @@ def test_a_difference_names_its_interval_its_p_and_the_gain_kept(study: Study) -
     assert rows["quality"]["difference"] == ""
 
 
-def test_an_open_case_says_what_is_certain_already() -> None:
+def test_outcome_labels_without_enough_evidence() -> None:
     one = ArmComparison(
         position=0,
         arm="efficient",
@@ -138,15 +130,11 @@ def test_an_open_case_says_what_is_certain_already() -> None:
     assert outcome_label(replace(one, outcome="indicative_only")) == "Indicative only"
 
 
-def test_an_unfinished_study_has_no_result_to_show(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_unfinished_study_has_no_result(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     assert result_context(make_study(project, dataset, base_model), {}) == {}
 
 
-def test_a_loss_is_written_in_nats_and_its_lowest_arm_comes_first(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_arms_are_ordered_by_lowest_loss(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     table: Table = {
         "base": {0: [3.0, 3.2]},
         "efficient": {seed: [1.0, 1.2] for seed in SEEDS},
@@ -158,7 +146,7 @@ def test_a_loss_is_written_in_nats_and_its_lowest_arm_comes_first(
     assert plot["rows"][0]["words"].startswith("0.950 (")
 
 
-def test_an_arm_that_is_beaten_at_no_more_cost_is_grey(study: Study) -> None:
+def test_dominated_arm_is_grey(study: Study) -> None:
     picture = study_charts.pareto(study, "trainable_parameters")
     assert picture
     assert {mark["name"]: mark["is_dominated"] for mark in picture["marks"]} == {
@@ -169,24 +157,16 @@ def test_an_arm_that_is_beaten_at_no_more_cost_is_grey(study: Study) -> None:
     assert picture["tied"]["names"] == "efficient"
 
 
-def test_with_two_seeds_no_arm_is_grey(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+def test_no_arm_is_dominated_with_two_seeds(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
     queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), seeds=[1, 2])
     picture = study_charts.pareto(conclude(queued, TABLE), "trainable_parameters")
     assert picture
     assert not picture["has_dominated"]
 
 
-def test_the_cost_is_chosen_in_the_address(client: Client, vera: User, study: Study) -> None:
-    client.force_login(vera)
-    page = client.get(study.get_absolute_url(), {"cost": "seconds"}).content.decode()
-    assert "Training time to the right" in page
-    assert (
-        "Trainable parameters to the right"
-        in client.get(f"{study.get_absolute_url()}?cost=x").content.decode()
-    )
-
-
-def test_only_costs_that_were_measured_are_offered(client: Client, vera: User, study: Study) -> None:
+def test_only_measured_costs_are_offered(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     address = study.get_absolute_url()
     assert "Time per token to the right" in client.get(address, {"cost": "ms_per_token"}).content.decode()
@@ -197,9 +177,7 @@ def test_only_costs_that_were_measured_are_offered(client: Client, vera: User, s
     assert "Trainable parameters to the right" in page
 
 
-def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
-    client: Client, vera: User, study: Study
-) -> None:
+def test_equal_settings_are_hidden_by_default(client: Client, vera: User, study: Study) -> None:
     client.force_login(vera)
     few = client.get(study.get_absolute_url()).content.decode()
     assert "settings are the same for all" in few
@@ -207,7 +185,7 @@ def test_only_settings_that_differ_are_shown_unless_all_are_asked_for(
     assert every.count("<tr>") > few.count("<tr>")
 
 
-def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study: Study) -> None:
+def test_validation_curve_is_mean_and_range_over_seeds(study: Study) -> None:
     runs = study.arms.get(name="mlp").final_runs()
     for run, shift in zip(runs, (0.0, 0.1, 0.5), strict=True):
         MetricSeries.objects.append(run, "validation/loss", [(5, 2.0 + shift), (10, 1.0 + shift)])
@@ -220,7 +198,7 @@ def test_a_curve_is_the_mean_of_its_seeds_in_a_band_from_lowest_to_highest(study
     assert [line["name"] for line in curves["lines"]] == ["mlp"]
 
 
-def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(
+def test_arm_with_too_few_seeds_leaves_other_verdicts(
     project: Project, dataset: Dataset, base_model: BaseModel, study: Study
 ) -> None:
     said = sentence(study)
@@ -239,7 +217,7 @@ def test_an_arm_with_too_few_seeds_undoes_no_verdict_on_the_others(
     assert "indicative" not in " ".join(unmeasured(study))
 
 
-def test_no_arm_is_called_worse_by_the_sentence_that_has_too_few_seeds(
+def test_arm_with_too_few_seeds_is_not_called_worse(
     project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     worse = {**TABLE, "efficient": TABLE["mlp"]}
@@ -254,7 +232,7 @@ def test_no_arm_is_called_worse_by_the_sentence_that_has_too_few_seeds(
     assert recommended_arm(few) == ""
 
 
-def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_others(
+def test_failed_arm_changes_no_number_of_the_others(
     client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     without = conclude(make_study(project, dataset, base_model), TABLE)
@@ -276,7 +254,7 @@ def test_an_arm_that_diverged_is_shown_as_failed_and_moves_no_number_of_the_othe
     assert "Failed: The loss was no finite number." in page
 
 
-def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
+def test_unmeasured_names_unequal_sizes(study: Study) -> None:
     sizes = {arm.name: arm.final_runs()[0].forecast["trainable_parameters"] for arm in study.arms.all()}
     times = f"{sizes['quality'] / sizes['efficient']:.1f}"
     said = unmeasured(study)
@@ -286,20 +264,16 @@ def test_it_says_what_equal_rank_leaves_unmeasured(study: Study) -> None:
     assert not any("different rules" in text for text in said)
 
 
-def test_page_and_report_say_when_the_seeds_disagree(
-    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    said = "The seeds disagree more than the test rows do: more seeds tell more than more rows."
-    apart = {**TABLE, "efficient": {1: [1] * 60, 2: [0] * 60, 3: [1, 0] * 30}}
-    study = conclude(make_study(project, dataset, base_model), apart)
-    assert any(one.seeds_disagree for one in study.result.comparisons)
-    client.force_login(vera)
-    for address in (study.get_absolute_url(), reverse("study-report", args=[study.pk])):
-        assert said in client.get(address).content.decode()
-
-
-def test_it_says_when_arms_are_scaled_by_different_rules(study: Study) -> None:
+def test_unmeasured_names_different_scaling(study: Study) -> None:
     arm = study.arms.get(name="mlp")
     arm.hyperparameters["lora_alpha"] = arm.hyperparameters["r"]
     arm.save()
     assert any("different rules" in text for text in unmeasured(Study.objects.get(pk=study.pk)))
+
+
+def test_unmeasured_names_seeds_that_disagree(
+    project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    apart = {**TABLE, "efficient": {1: [1] * 60, 2: [0] * 60, 3: [1, 0] * 30}}
+    study = conclude(make_study(project, dataset, base_model), apart)
+    assert any("seeds disagree more" in text for text in unmeasured(study))

@@ -1,4 +1,4 @@
-"""Links to a report: made and taken back by managers, read without an account, silent on all else."""
+"""Share links: created and revoked by managers, read without an account."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["study"]
 
 @pytest.fixture
 def secret(study: Study, mara: User) -> str:
-    """Of a link for a week, without rows."""
+    """Return the secret of a link without rows."""
     return ShareLink.issue(study, mara, days=7)[1]
 
 
 def opened(secret: str, client: Client | None = None) -> tuple[int, str]:
-    """Status and text of what a stranger gets."""
+    """Return status and page for a visitor without an account."""
     answer = (client or Client()).get(reverse("share-link-open", args=[secret]))
     return answer.status_code, answer.content.decode()
 
 
-def test_a_manager_makes_a_link_that_is_shown_once(client: Client, mara: User, study: Study) -> None:
+def test_link_is_shown_once(client: Client, mara: User, study: Study) -> None:
     client.force_login(mara)
     answer = client.post(reverse("share-link-create", args=[study.pk]), {"days": "90"})
     link = ShareLink.objects.get()
@@ -41,17 +41,14 @@ def test_a_manager_makes_a_link_that_is_shown_once(client: Client, mara: User, s
     assert secret not in client.get(study.get_absolute_url()).content.decode()
 
 
-@pytest.mark.parametrize("days", ["", "8", "x"])
-def test_other_lengths_are_refused_with_a_sentence(
-    client: Client, mara: User, study: Study, days: str
-) -> None:
+def test_other_lifetimes_are_refused(client: Client, mara: User, study: Study) -> None:
     client.force_login(mara)
-    answer = client.post(reverse("share-link-create", args=[study.pk]), {"days": days}, follow=True)
+    answer = client.post(reverse("share-link-create", args=[study.pk]), {"days": "8"}, follow=True)
     assert "7, 30 or 90 days" in answer.content.decode()
     assert not ShareLink.objects.exists()
 
 
-def test_a_stranger_reads_the_report_without_names(study: Study, secret: str, mara: User, ed: User) -> None:
+def test_shared_report_contains_no_names(study: Study, secret: str, mara: User, ed: User) -> None:
     status, page = opened(secret)
     assert status == 200
     assert "study-verdict" in page
@@ -60,7 +57,7 @@ def test_a_stranger_reads_the_report_without_names(study: Study, secret: str, ma
     assert ShareLink.objects.get().opens == 1
 
 
-def test_a_signed_in_reader_sees_no_project_either(study: Study, secret: str, otto: User) -> None:
+def test_shared_report_hides_the_project_of_a_signed_in_user(study: Study, secret: str, otto: User) -> None:
     client = Client()
     client.force_login(otto)
     _status, page = opened(secret, client)
@@ -68,12 +65,12 @@ def test_a_signed_in_reader_sees_no_project_either(study: Study, secret: str, ot
     assert otto.email not in page
 
 
-def test_rows_are_shown_only_when_the_link_says_so(study: Study, mara: User) -> None:
+def test_rows_are_shown_if_the_link_allows_it(study: Study, mara: User) -> None:
     secret = ShareLink.issue(study, mara, days=7, with_rows=True)[1]
     assert "sample-prompt" in opened(secret)[1]
 
 
-def test_it_is_kept_out_of_search_engines_and_caches(study: Study, secret: str) -> None:
+def test_shared_report_is_not_indexed_or_cached(study: Study, secret: str) -> None:
     answer = Client().get(reverse("share-link-open", args=[secret]))
     assert answer.headers["X-Robots-Tag"] == "noindex, nofollow"
     assert answer.headers["Referrer-Policy"] == "no-referrer"
@@ -81,7 +78,7 @@ def test_it_is_kept_out_of_search_engines_and_caches(study: Study, secret: str) 
     assert '<meta name="robots" content="noindex, nofollow">' in answer.content.decode()
 
 
-def test_wrong_expired_and_revoked_links_look_the_same(study: Study, secret: str, mara: User) -> None:
+def test_wrong_expired_and_revoked_links_get_the_same_answer(study: Study, secret: str, mara: User) -> None:
     expired, expired_secret = ShareLink.issue(study, mara, days=7)
     ShareLink.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
     revoked, revoked_secret = ShareLink.issue(study, mara, days=7)
@@ -91,7 +88,7 @@ def test_wrong_expired_and_revoked_links_look_the_same(study: Study, secret: str
     assert len({re.sub(r'"X-CSRFToken": "\w+"', "", page) for _status, page in answers}) == 1
 
 
-def test_a_manager_takes_it_back(client: Client, mara: User, study: Study, secret: str) -> None:
+def test_revoked_link_gets_404(client: Client, mara: User, study: Study, secret: str) -> None:
     client.force_login(mara)
     button = reverse("share-link-revoke", args=[ShareLink.objects.get().pk])
     for address in (study.get_absolute_url(), reverse("team-index")):
@@ -100,7 +97,7 @@ def test_a_manager_takes_it_back(client: Client, mara: User, study: Study, secre
     assert opened(secret)[0] == 404
 
 
-def test_who_keeps_guessing_is_slowed_down_but_a_right_link_still_opens(study: Study, secret: str) -> None:
+def test_guessing_is_rate_limited(study: Study, secret: str) -> None:
     cache.clear()
     found = [opened(f"guess-{number}")[0] for number in range(MOST_MISSES + 1)]
     assert (found[-2], found[-1]) == (404, 429)
@@ -108,7 +105,7 @@ def test_who_keeps_guessing_is_slowed_down_but_a_right_link_still_opens(study: S
     cache.clear()
 
 
-def test_a_refused_try_puts_no_link_into_the_log(secret: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_contains_no_secret(secret: str, caplog: pytest.LogCaptureFixture) -> None:
     ShareLink.objects.update(revoked_at=timezone.now())
     assert opened(secret)[0] == 404
     assert "/shared/…/" in caplog.text

@@ -28,7 +28,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Draws:
-    """10,000 draws of items and of seeds, and how wide an interval around the mean has to be."""
+    """10,000 bootstrap draws around a mean, with its standard error and degrees of freedom."""
 
     mean: float
     deviations: Matrix
@@ -42,15 +42,15 @@ class Draws:
         return self.mean + widen * low, self.mean + widen * high
 
 
-def weights(seeds: int, units: int) -> tuple[Matrix, Matrix]:
-    """How often each group of items comes in each draw, and which part each seed has of it."""
+def draw_weights(seeds: int, units: int) -> tuple[Matrix, Matrix]:
+    """Return the draws' group counts [draws, groups] and seed shares [draws, seeds]."""
     random = np.random.default_rng(0)
     of_units = random.multinomial(units, np.full(units, 1 / units), size=DRAWS)
     return of_units, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
 
 
 def means(scores: Matrix, groups: list[int], of_units: Matrix) -> Matrix:
-    """Of each draw and seed: the sum of the drawn groups over the number of their items."""
+    """Return the mean of each draw and seed: [draws, seeds]."""
     place = np.unique(groups, return_inverse=True)[1]
     sums = np.array([np.bincount(place, row) for row in scores])
     found: Matrix = (of_units @ sums.T) / (of_units @ np.bincount(place))[:, None]
@@ -58,9 +58,9 @@ def means(scores: Matrix, groups: list[int], of_units: Matrix) -> Matrix:
 
 
 def drawn(scores: Matrix, groups: list[int]) -> Draws:
-    """Of scores or differences, as [seeds, items]."""
+    """Draw from scores or differences of shape [seeds, items]."""
     count, units = len(scores), len(set(groups))
-    of_units, of_seeds = weights(count, units)
+    of_units, of_seeds = draw_weights(count, units)
     by_seed = means(scores, groups, of_units)
     item_variance = by_seed.mean(axis=1).var()
     seed_variance = scores.mean(axis=1).var(ddof=1) / count if count > 1 else 0.0
@@ -72,8 +72,8 @@ def drawn(scores: Matrix, groups: list[int]) -> Draws:
     return Draws(float(scores.mean()), deviations, float(np.sqrt(item_variance + seed_variance)), freedom)
 
 
-def p_of(draws: Draws) -> float:
-    """The smallest 1 - level at which the interval leaves out 0."""
+def p_value(draws: Draws) -> float:
+    """Return the smallest 1 - level at which the interval excludes 0."""
     least, most = 1 / DRAWS, 1.0
     for _halving in range(30):
         middle = (least + most) / 2
@@ -83,7 +83,7 @@ def p_of(draws: Draws) -> float:
 
 
 def matrices(found: dict[str, Any]) -> dict[str, Matrix]:
-    """Arm -> its scores as [seeds, items], from the downloaded JSON."""
+    """Return arm -> scores [seeds, items] from the downloaded JSON."""
     by_arm: dict[str, dict[int, dict[int, float]]] = {}
     for one in found["scores"]:
         by_arm.setdefault(one["arm"], {}).setdefault(one["seed"] or 0, {})[one["item"]] = one["value"]
@@ -109,7 +109,7 @@ def shown(
     dataset: Dataset,
     base_model: BaseModel,
 ) -> Shown:
-    """The text of page and report, and the scores and groups as they are downloaded."""
+    """Return the text of page and report, and the downloaded scores and groups."""
     plan = make_study(project, dataset, base_model, seeds=[1, 2])
     study = conclude(plan, worked_example(), request.param)
     client.force_login(vera)
@@ -130,7 +130,7 @@ def test_means_and_intervals_of_arms_and_base(shown: Shown) -> None:
         assert f"{100 * found.mean:.1f} % ({100 * low:.1f} % – {100 * high:.1f} %)" in text, arm
 
 
-def test_the_difference_its_interval_and_its_p(shown: Shown) -> None:
+def test_difference_interval_and_p_value(shown: Shown) -> None:
     text, scores, groups = shown
     found = drawn(scores["efficient"] - scores["quality"], groups)
     low, high = found.interval()
@@ -138,13 +138,13 @@ def test_the_difference_its_interval_and_its_p(shown: Shown) -> None:
     # On the page and in the report.
     assert text.count(cell) == 2
     p = float(re.search(r"; p ([\d.]+)", text)[1])  # type: ignore[index]
-    assert p == pytest.approx(p_of(found), abs=0.001)
+    assert p == pytest.approx(p_value(found), abs=0.001)
 
 
-def test_the_gain_over_the_base_that_is_kept(shown: Shown) -> None:
+def test_kept_gain(shown: Shown) -> None:
     text, scores, groups = shown
     won, gained = scores["efficient"] - scores["base"], scores["quality"] - scores["base"]
-    of_units, of_seeds = weights(len(won), len(set(groups)))
+    of_units, of_seeds = draw_weights(len(won), len(set(groups)))
     drawn_won, drawn_gained = ((means(one, groups, of_units) * of_seeds).sum(axis=1) for one in (won, gained))
     ratios = drawn_won / drawn_gained
     mean = won.mean() / gained.mean()
@@ -154,7 +154,7 @@ def test_the_gain_over_the_base_that_is_kept(shown: Shown) -> None:
     assert f"{100 * mean:.0f} % ({100 * low:.0f} to {100 * high:.0f} %)" in text
 
 
-def test_it_says_how_many_groups_its_items_fall_into(shown: Shown) -> None:
+def test_number_of_groups_is_shown(shown: Shown) -> None:
     text, _scores, groups = shown
     independent = len(set(groups))
     assert independent in (15, 20)
@@ -165,7 +165,7 @@ def test_it_says_how_many_groups_its_items_fall_into(shown: Shown) -> None:
     assert ("a draw takes a group as a whole" in text) == (independent == 15)
 
 
-def test_every_seed_stands_in_the_appendix(shown: Shown) -> None:
+def test_appendix_shows_every_seed(shown: Shown) -> None:
     text, scores, _groups = shown
     for arm in ("efficient", "quality"):
         assert f"{arm} " + " ".join(f"{100 * seed.mean():.1f} %" for seed in scores[arm]) in text
