@@ -12,7 +12,7 @@ from tests.conftest import finish
 from tests.dashboard.evaluations.test_evaluation_score_again import evaluation_fails
 from tests.dashboard.refusals import refusal
 from tests.dashboard.studies.test_study_score_again import study as study
-from tests.dashboard.studies.test_study_score_again import with_a_hole
+from tests.dashboard.studies.test_study_score_again import with_failed_evaluation
 
 RUNS, STUDIES = "/api/v1/runs", "/api/v1/studies"
 
@@ -56,7 +56,7 @@ def test_a_repeated_idempotency_key_queues_nothing(api: Client, adapter: Adapter
 
 
 def test_a_study_is_reevaluated(api: Client, study: Study) -> None:
-    with_a_hole(study)
+    with_failed_evaluation(study)
     answer = score(api, f"{STUDIES}/{study.pk}")
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
     assert answer.json() == api.get(f"{STUDIES}/{study.pk}").json()

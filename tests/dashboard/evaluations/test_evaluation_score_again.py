@@ -6,10 +6,8 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, ComputeBudget, Evaluation, Job, JobEvent, State, TrainingRun, User
-from dashboard.models.jobs.compute_use import HOUR
+from dashboard.models import Adapter, Evaluation, Job, JobEvent, State, TrainingRun, User
 from dashboard.models.studies.re_evaluation import ReevaluationRefused, reevaluate
-from dashboard.models.training.evaluation_cost import expected_scoring_seconds
 from tests.conftest import finish
 from tests.dashboard.conftest import evaluate
 
@@ -67,20 +65,6 @@ def test_a_run_without_an_adapter_is_refused(run: TrainingRun, ed: User) -> None
         reevaluate(run, ed)
 
 
-def test_the_page_shows_the_new_scores(client: Client, vera: User, ed: User, adapter: Adapter) -> None:
-    evaluation_fails(adapter)
-    reevaluate(adapter.run, ed)
-    job = Job.objects.get(kind="evaluate", state=State.QUEUED)
-    for evaluation in job.evaluations.all():
-        score = 0.0 if evaluation.subject == Evaluation.Subject.BASE else 0.6
-        evaluation.record_result(10, {"exact_match": score}, [])
-    finish(job)
-    page = page_of(client, vera, adapter.run)
-    assert "+60.0 points" in page
-    assert 'id="unscored"' not in page
-    assert 'data-settled="yes"' in page
-
-
 def test_run_and_adapter_page_show_the_reason_and_the_advice(
     client: Client, ed: User, vera: User, adapter: Adapter
 ) -> None:
@@ -99,18 +83,6 @@ def test_run_and_adapter_page_show_the_reason_and_the_advice(
     assert button(adapter) not in page
     reevaluate(adapter.run, ed)
     assert button(adapter) not in page_of(client, ed, adapter)
-
-
-def test_the_compute_budget_limits_it(client: Client, ed: User, adapter: Adapter) -> None:
-    evaluation_fails(adapter)
-    needed = expected_scoring_seconds(adapter.run)
-    assert needed > 0
-    ComputeBudget.objects.change(adapter.project, 0.5 * needed / HOUR, None)
-    post(client, ed, adapter)
-    assert not Job.objects.filter(kind="evaluate", state=State.QUEUED).exists()
-    ComputeBudget.objects.change(adapter.project, 100, None)
-    post(client, ed, adapter)
-    assert Job.objects.filter(kind="evaluate", state=State.QUEUED).exists()
 
 
 def test_a_changed_base_model_is_refused(ed: User, adapter: Adapter) -> None:

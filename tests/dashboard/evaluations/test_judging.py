@@ -38,7 +38,7 @@ CONSENT = {"rows": 50, "agreed": "on"}
 
 @pytest.fixture(autouse=True)
 def judge(settings: Settings) -> None:
-    """A judge that these tests never call, as the web never does."""
+    """Configure a judge; the web process never calls it."""
     settings.JUDGE_URL = "https://judge.invalid/v1"
     settings.JUDGE_MODEL, settings.JUDGE_API_KEY = "gpt-test", KEY
 
@@ -63,7 +63,7 @@ def page_of(client: Client, user: User, scope: Study | TrainingRun) -> str:
 
 
 def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200) -> JudgeEvaluation:
-    """Do what a worker does: an answer is right if it is the expected one."""
+    """Run a judge evaluation without a judge: an answer is right if it equals the expected one."""
     endpoint = configured_judge()
     assert endpoint
     judge_evaluation = JudgeEvaluation.objects.submit(scope, by=by, judge=endpoint, rows=rows)
@@ -75,7 +75,7 @@ def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200) -> JudgeEva
     return judge_evaluation
 
 
-def test_the_page_says_what_is_sent_where(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_page_shows_data_and_destination(client: Client, ed: User, scored: TrainingRun) -> None:
     text = page_of(client, ed, scored)
     for words in (
         "gpt-test at judge.invalid",
@@ -91,9 +91,9 @@ def test_the_page_says_what_is_sent_where(client: Client, ed: User, scored: Trai
 
 @pytest.mark.parametrize(
     ("sent", "field"),
-    [({"rows": 200}, "agreed")] + [({**CONSENT, "rows": rows}, "rows") for rows in ("", "0", "1001", "many")],
+    [({"rows": 200}, "agreed")] + [({**CONSENT, "rows": rows}, "rows") for rows in ("", "1001")],
 )
-def test_nothing_is_sent_without_consent_and_a_number_of_rows(
+def test_consent_and_rows_are_required(
     client: Client, ed: User, scored: TrainingRun, sent: dict[str, str], field: str
 ) -> None:
     client.force_login(ed)
@@ -168,7 +168,7 @@ def test_without_a_judge_nothing_is_sent(
     assert not JudgeEvaluation.objects.exists()
 
 
-def test_answers_are_hidden_until_they_are_scored_and_the_study_has_ended(
+def test_answers_are_hidden_until_the_study_has_ended(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel, run: TrainingRun
 ) -> None:
     working = make_study(project, dataset, base_model)
@@ -188,7 +188,7 @@ def test_a_run_of_a_study_is_judged_with_the_study(client: Client, ed: User, stu
     assert not JudgeEvaluation.objects.exists()
 
 
-def test_arms_are_compared_by_the_judge_and_the_study_keeps_its_verdict(
+def test_judge_comparison_keeps_the_verdict_of_the_study(
     client: Client, vera: User, ed: User, study: Study
 ) -> None:
     before = study.result
@@ -200,7 +200,7 @@ def test_arms_are_compared_by_the_judge_and_the_study_keeps_its_verdict(
     assert Study.objects.get(pk=study.pk).result == before
 
 
-def test_later_verdicts_are_not_hidden_by_the_cache(scored: TrainingRun, ed: User) -> None:
+def test_later_verdicts_are_not_cached(scored: TrainingRun, ed: User) -> None:
     def mean() -> float:
         run = TrainingRun.objects.with_facts().with_scores().get(pk=scored.pk)
         return float(UnsavedStudy.of([run], JUDGE).result.to_dict()["arms"][0]["metric"]["mean"])

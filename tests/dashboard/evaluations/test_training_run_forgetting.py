@@ -57,12 +57,6 @@ def test_missing_questions_show_dashes(client: Client, vera: User, adapter: Adap
     assert "did not include general questions" in part
 
 
-def test_without_any_measure_there_is_no_section(client: Client, vera: User, adapter: Adapter) -> None:
-    Evaluation.objects.update(general_questions={}, metrics={"exact_match": 0.5})
-    client.force_login(vera)
-    assert 'id="forgetting"' not in client.get(adapter.run.get_absolute_url()).content.decode()
-
-
 def test_compared_runs_show_table_and_figures(client: Client, vera: User, adapter: Adapter) -> None:
     part = section(client, vera, f"{reverse('compare')}?runs={adapter.run_id}", "study-forgetting")
     assert 'id="plot-forgotten-questions"' in part
@@ -109,5 +103,5 @@ def test_the_api_has_forgetting_of_adapters_only(project: Project, vera: User, a
 
 
 def test_eval_json_contains_the_marks(adapter: Adapter) -> None:
-    told = {one["subject"]: one for one in adapter.evaluation_report()}
-    assert sum(told["adapter"]["general_questions"]["marks"]) == 42
+    report = {one["subject"]: one for one in adapter.evaluation_report()}
+    assert sum(report["adapter"]["general_questions"]["marks"]) == 42

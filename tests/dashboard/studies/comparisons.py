@@ -1,4 +1,4 @@
-"""Runs with scores of single rows that a test chooses, without training."""
+"""Runs with chosen scores of single rows, without training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score(
 
 
 def rights(share: float, count: int = 60, seed: int = 0) -> list[float]:
-    """Right-or-wrong scores with about this share of right answers."""
+    """Return scores of 0 or 1 with about this share of ones."""
     return [float(value) for value in np.random.default_rng(seed).random(count) < share]
 
 
@@ -45,7 +45,7 @@ def scored_runs(
     by: User,
     arms: Mapping[str, Sequence[Sequence[float]]],
 ) -> list[TrainingRun]:
-    """One run for each list of scores, with seeds 1, 2, …; arms differ in their learning rate."""
+    """Make one run for each list of scores, with seeds 1, 2, …; arms differ in their learning rate."""
     runs = []
     for place, (name, by_seed) in enumerate(arms.items(), 1):
         for seed, values in enumerate(by_seed, 1):

@@ -1,4 +1,4 @@
-"""Studies without training: rows as a worker leaves them, with scores that the test chooses."""
+"""Studies with chosen scores, without training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Table = dict[str, dict[int, Sequence[float]]]
 
 
 def make_arms(*slugs: str, **settings: object) -> list[ArmPlan]:
-    """Presets as arms, with the tests' short runs."""
+    """Return presets as arms with short runs."""
     learn = Hyperparameters(**{"r": 4, "max_steps": 10, "max_length": 64, **settings})  # type: ignore[arg-type]
     return [ArmPlan(slug, TargetModuleConfig.objects.get(slug=slug), learn) for slug in slugs]
 
@@ -42,7 +42,7 @@ def make_study(
     slugs: Sequence[str] = ("efficient", "quality"),
     **plan: object,
 ) -> Study:
-    """A queued study of presets."""
+    """Launch a study of presets."""
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
     values: dict[str, object] = {"name": "Placement", "seeds": [1, 2, 3], "metric": "exact_match"}
@@ -58,7 +58,7 @@ def make_study(
 
 
 def end_training(job: Job) -> None:
-    """Lead a training job of a study to its end: every arm has an adapter, or a loss for its rate."""
+    """End a training job: final runs get an adapter, search runs a validation loss."""
     for run in job.training_runs.filter(outcome=""):
         measured = {"seconds": 12.0, "peak_memory_bytes": 5e8}
         if run.rung is None:
@@ -71,7 +71,7 @@ def end_training(job: Job) -> None:
 
 
 def end_evaluation(job: Job, table: Table, metric: str, groups: Sequence[int] = ()) -> None:
-    """Lead an evaluate job of a study to its end with the scores of `table`; each row's group, if any."""
+    """End an evaluation job with the scores of `table`; `groups`: the group of each row."""
     for evaluation in job.evaluations.select_related("run__study_arm"):
         arm = evaluation.run.study_arm
         assert arm
@@ -89,7 +89,7 @@ def end_evaluation(job: Job, table: Table, metric: str, groups: Sequence[int] = 
 
 
 def score_first_seed(study: Study, table: Table) -> Study:
-    """Lead a queued study to where one seed has its scores and the others are still to be trained."""
+    """Train and evaluate the first seed of a study."""
     end_training(study.jobs().order_by("pk")[0])
     study.advance()
     end_evaluation(study.jobs().get(kind=Job.Kind.EVALUATE), table, study.metric)
@@ -98,7 +98,7 @@ def score_first_seed(study: Study, table: Table) -> Study:
 
 
 def conclude(study: Study, table: Table, groups: Sequence[int] = ()) -> Study:
-    """Lead a whole study to its verdict."""
+    """End all jobs of a study and return it with its result."""
     for _round in range(20):
         job = study.jobs().filter(state=State.QUEUED).order_by("pk").first()
         if job is None:

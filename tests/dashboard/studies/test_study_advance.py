@@ -1,4 +1,4 @@
-"""A study that cannot go on as planned: it stops what still works, and nobody's own stop is overruled."""
+"""Advance of a study whose plan is outdated: it cancels its jobs and keeps earlier stop requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.contract.errors import SpecError
 def jobs(
     project: Project, dataset: Dataset, base_model: BaseModel, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> list[Job]:
-    """Three seeds at work, of a study whose base model has changed since its launch."""
+    """Return the running jobs of three seeds of a study whose base model has changed."""
     study = make_study(project, dataset, base_model, by=ed)
     jobs = list(study.jobs().order_by("pk"))
     for job in jobs:
@@ -28,20 +28,20 @@ def jobs(
     return jobs
 
 
-def wanted(jobs: list[Job]) -> list[str | None]:
+def stop_requests(jobs: list[Job]) -> list[str | None]:
     return [job.read_stop_request() for job in jobs]
 
 
-def test_it_leaves_what_a_person_is_stopping_as_they_asked(jobs: list[Job], ed: User) -> None:
+def test_earlier_stop_requests_are_kept(jobs: list[Job], ed: User) -> None:
     jobs[0].request_cancel(ed, "adapter")
     jobs[1].request_cancel(ed, "checkpoint")
     study = Study.objects.get()
     study.advance()
-    assert wanted(jobs) == ["finish", "park", "cancel"]
+    assert stop_requests(jobs) == ["finish", "park", "cancel"]
     assert study.stop_reason == "The base model has changed."
 
 
-def test_it_is_judged_once_that_has_ended(jobs: list[Job], ed: User) -> None:
+def test_result_waits_for_the_stopped_jobs(jobs: list[Job], ed: User) -> None:
     make_checkpoint(jobs[1], step=4)
     jobs[1].request_cancel(ed, "checkpoint")
     Study.objects.get().advance()
@@ -54,8 +54,8 @@ def test_it_is_judged_once_that_has_ended(jobs: list[Job], ed: User) -> None:
     assert Job.objects.get(pk=jobs[1].pk).keeps_checkpoint
 
 
-def test_a_person_who_stops_it_stops_every_job_with_it(jobs: list[Job], ed: User) -> None:
+def test_cancel_by_a_user_stops_every_job(jobs: list[Job], ed: User) -> None:
     jobs[0].request_cancel(ed, "adapter")
     jobs[1].request_cancel(ed, "checkpoint")
     Study.objects.get().request_cancel(ed)
-    assert wanted(jobs) == ["cancel"] * 3
+    assert stop_requests(jobs) == ["cancel"] * 3

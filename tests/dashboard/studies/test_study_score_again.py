@@ -1,4 +1,4 @@
-"""Re-evaluation of a study: its verdict counts the scores as if they had come at first."""
+"""Re-evaluation of a study."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import BaseModel, ComputeBudget, Dataset, Evaluation, Job, Project, State, Study, User
-from dashboard.models.jobs.compute_use import HOUR
+from dashboard.models import BaseModel, Dataset, Evaluation, Job, Project, State, Study, User
 from dashboard.models.studies.re_evaluation import ReevaluationRefused, reevaluate, runs_to_evaluate
 from tests.conftest import finish
 from tests.dashboard.studies.factories import Table, conclude, end_evaluation, end_training, make_study
@@ -32,36 +31,26 @@ def train(study: Study) -> None:
     study.advance()
 
 
-def scoring(study: Study) -> list[Job]:
-    """Its jobs of scores that wait, the oldest first."""
+def queued_evaluations(study: Study) -> list[Job]:
+    """Return the queued evaluation jobs, oldest first."""
     return list(study.jobs().filter(kind=Job.Kind.EVALUATE, state=State.QUEUED).order_by("pk"))
 
 
-def with_a_hole(study: Study) -> Study:
-    """Ended, but the scoring of its first seed and of the base model has failed."""
+def with_failed_evaluation(study: Study) -> Study:
+    """End the study with a failed evaluation of the first seed and the base model."""
     train(study)
-    first, second = scoring(study)
+    first, second = queued_evaluations(study)
     finish(first, State.FAILED, error_code="worker_lost", error_message="It never came to its end.")
     end_evaluation(second, TABLE, study.metric)
     study.advance()
     return Study.objects.get(pk=study.pk)
 
 
-def page_of(client: Client, user: User, study: Study) -> str:
-    client.force_login(user)
-    return " ".join(client.get(study.get_absolute_url()).content.decode().split())
-
-
-def ask(client: Client, user: User, study: Study) -> int:
-    client.force_login(user)
-    return client.post(reverse("study-score", args=[study.pk])).status_code
-
-
 def test_only_missing_evaluations_are_queued(study: Study, mara: User) -> None:
-    study = with_a_hole(study)
+    study = with_failed_evaluation(study)
     assert (study.state, study.result.base) == ("succeeded", None)
     reevaluate(study, mara)
-    (job,) = scoring(study)
+    (job,) = queued_evaluations(study)
     asked = [(one.subject, one.run.seed, one.run.study_arm.name) for one in job.evaluations.all()]  # type: ignore[union-attr]
     assert sorted(asked) == [("adapter", 1, "efficient"), ("adapter", 1, "quality"), ("base", 1, "efficient")]
     assert (job.created_by, job.spec) == (mara, study.jobs().get(state=State.FAILED).spec)
@@ -70,7 +59,7 @@ def test_only_missing_evaluations_are_queued(study: Study, mara: User) -> None:
 def test_the_verdict_equals_that_of_a_study_without_a_failure(
     study: Study, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:
-    study = with_a_hole(study)
+    study = with_failed_evaluation(study)
     reevaluate(study, ed)
     assert Study.objects.get(pk=study.pk).state == State.RUNNING
     mended = conclude(study, TABLE)
@@ -83,22 +72,22 @@ def test_the_verdict_equals_that_of_a_study_without_a_failure(
 
 def test_a_study_without_any_scores_gets_a_verdict(study: Study, ed: User) -> None:
     train(study)
-    for job in scoring(study):
+    for job in queued_evaluations(study):
         job.request_cancel(ed)
     study.advance()
     study = Study.objects.get(pk=study.pk)
     assert study.state == State.FAILED
     reevaluate(study, ed)
-    assert len(scoring(study)) == 2
-    assert sum(job.evaluations.filter(subject="base").count() for job in scoring(study)) == 1
+    assert len(queued_evaluations(study)) == 2
+    assert sum(job.evaluations.filter(subject="base").count() for job in queued_evaluations(study)) == 1
     assert conclude(study, TABLE).state == State.SUCCEEDED
 
 
 def test_one_run_of_a_study_is_evaluated_with_the_study_s_settings(study: Study, ed: User) -> None:
-    study = with_a_hole(study)
+    study = with_failed_evaluation(study)
     run = runs_to_evaluate(study)[0]
     reevaluate(run, ed)
-    (job,) = scoring(study)
+    (job,) = queued_evaluations(study)
     assert {one.run_id for one in job.evaluations.filter(subject="adapter")} == {run.pk}
     assert job.evaluations.filter(subject="base").exists()
     assert (job.spec["max_rows"], job.spec["metric"]) == (study.test_rows, study.metric)
@@ -124,7 +113,7 @@ def test_a_re_evaluated_study_can_be_cancelled_again(client: Client, study: Stud
     client.force_login(ed)
     assert reverse("study-cancel", args=[study.pk]) in client.get(study.get_absolute_url()).content.decode()
     client.post(reverse("study-cancel", args=[study.pk]))
-    assert not scoring(study)
+    assert not queued_evaluations(study)
     assert Study.objects.get(pk=study.pk).state == State.CANCELLED
 
 
@@ -145,33 +134,12 @@ def test_the_base_model_alone_is_evaluated_with_a_scored_run(study: Study, ed: U
     )
     Evaluation.objects.filter(job=base.job, subject="adapter").update(job=others)
     reevaluate(study, ed)
-    (job,) = scoring(study)
+    (job,) = queued_evaluations(study)
     assert sorted(job.evaluations.values_list("subject", flat=True)) == ["adapter", "base"]
 
 
-def test_the_page_shows_count_reason_and_advice(client: Client, study: Study, ed: User) -> None:
-    study = with_a_hole(study)
-    page = page_of(client, ed, study)
-    assert "2 runs have an adapter and no scores, so the verdict cannot count them." in page
-    assert page.count("The evaluation failed: It never came to its end.") == 1
-    assert "If the machine is healthy, re-evaluate it." in page
-    assert reverse("study-score", args=[study.pk]) in page
-    ask(client, ed, study)
-    assert reverse("study-score", args=[study.pk]) not in page_of(client, ed, study)
-
-
-def test_the_compute_budget_limits_it(client: Client, study: Study, ed: User) -> None:
-    study = with_a_hole(study)
-    needed = study.forecast["scoring"]["expected"] / 2
-    assert needed > 0
-    ComputeBudget.objects.change(study.project, 0.5 * needed / HOUR, None)
-    ask(client, ed, study)
-    assert not scoring(study)
-    assert Study.objects.get(pk=study.pk).is_over
-
-
 def test_the_budget_counts_the_expected_time(study: Study, ed: User) -> None:
-    study = with_a_hole(study)
+    study = with_failed_evaluation(study)
     reevaluate(study, ed)
     study = Study.objects.with_facts().get(pk=study.pk)
     assert study.seconds_to_come == pytest.approx(study.forecast["scoring"]["expected"] / 2)

@@ -1,4 +1,4 @@
-"""Charts: thinning keeps what matters, and a cursor brings exactly what a page lacks."""
+"""Curves: thinning, cursors of live updates, colours and tables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def series(run: TrainingRun, points: list[tuple[int, float]], name: str = "train
     return MetricSeries.objects.get(run=run, name=name)
 
 
-def test_it_leaves_short_curves_alone() -> None:
+def test_short_curves_are_not_thinned() -> None:
     assert thin(LOSSES) == LOSSES
 
 
-def test_it_keeps_ends_and_peaks() -> None:
+def test_thinning_keeps_ends_and_peaks() -> None:
     points = [(step, 1.0) for step in range(50_000)]
     points[777], points[40_001] = (777, 9.0), (40_001, -3.0)
     kept = thin(points)
@@ -31,24 +31,19 @@ def test_it_keeps_ends_and_peaks() -> None:
 
 
 @given(st.lists(st.floats(width=32), min_size=0, max_size=400), st.integers(6, 50))
-def test_it_never_exceeds_the_limit_or_loses_order(values: list[float], limit: int) -> None:
+def test_thinning_keeps_limit_and_order(values: list[float], limit: int) -> None:
     kept = thin(list(enumerate(values)), limit)
     steps = [step for step, _value in kept]
     assert len(kept) <= max(limit, 0) or len(values) <= limit
     assert steps == sorted(set(steps))
 
 
-def test_it_reads_back_its_own_cursor() -> None:
-    cursor = Cursor(2, (57, -1))
-    assert Cursor.parse(str(cursor)) == cursor
-
-
-def test_it_takes_a_broken_cursor_for_none() -> None:
+def test_malformed_cursor_is_ignored() -> None:
     for text in ("", "1", "a.b.c", "1.2.3.4", "-1.2.3", "٣.1.1", "1.-2.3", "9" * 30 + ".1.1"):
         assert Cursor.parse(text) == Cursor()
 
 
-def test_it_brings_only_what_is_new(run: TrainingRun) -> None:
+def test_news_contain_only_new_points(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
     first, cursor = news(run, Cursor())
     MetricSeries.objects.append(run, "train/loss", LOSSES[10:12])
@@ -60,7 +55,7 @@ def test_it_brings_only_what_is_new(run: TrainingRun) -> None:
     assert second["curves"]["validation/loss"] == [(10, 1.5)]
 
 
-def test_it_starts_over_when_another_attempt_began(run: TrainingRun) -> None:
+def test_news_start_over_with_a_new_attempt(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
     _first, cursor = news(run, Cursor())
     Job.objects.filter(pk=run.job_id or 0).update(attempt=1, phase="training")
@@ -68,7 +63,7 @@ def test_it_starts_over_when_another_attempt_began(run: TrainingRun) -> None:
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 10)
 
 
-def test_it_drops_what_a_resumed_attempt_has_superseded(run: TrainingRun) -> None:
+def test_news_replace_points_of_a_superseded_attempt(run: TrainingRun) -> None:
     job = Job.objects.filter(pk=run.job_id or 0)
     job.update(attempt=1, phase="training")
     series(run, LOSSES[:10])
@@ -83,7 +78,7 @@ def test_it_drops_what_a_resumed_attempt_has_superseded(run: TrainingRun) -> Non
     assert [value for _step, value in again["curves"]["train/loss"]][5:] == [9.0] * 7
 
 
-def test_it_starts_over_when_a_curve_was_cut(run: TrainingRun) -> None:
+def test_news_start_over_when_a_curve_was_cut(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
     _first, cursor = news(run, Cursor())
     MetricSeries.objects.append(run, "train/loss", LOSSES[:2])
@@ -91,34 +86,34 @@ def test_it_starts_over_when_a_curve_was_cut(run: TrainingRun) -> None:
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 2)
 
 
-def test_it_shows_a_gap_for_what_is_no_number(run: TrainingRun) -> None:
+def test_non_finite_value_is_a_gap(run: TrainingRun) -> None:
     series(run, [(1, 1.0), (2, math.inf)])
     assert news(run, Cursor())[0]["curves"]["train/loss"] == [(1, 1.0), (2, None)]
 
 
-def test_it_says_what_the_loss_did(run: TrainingRun) -> None:
+def test_finding_states_a_fall(run: TrainingRun) -> None:
     assert finding(None) == "Loss by step"
     assert finding(series(run, LOSSES)) == "Training loss fell from 1.95 to 1.04"
 
 
-def test_it_says_when_the_loss_rose_or_stayed(run: TrainingRun) -> None:
+def test_finding_states_a_rise_or_no_change(run: TrainingRun) -> None:
     assert finding(series(run, [(1, 1.0), (2, 2.0)])) == "Training loss rose from 1 to 2"
     assert finding(series(run, [(1, 1.0), (2, 1.001)])) == "Training loss stayed near 1"
 
 
-def test_it_gives_a_run_its_own_colour_and_no_colour_twice() -> None:
+def test_colours_are_stable_and_unique() -> None:
     assert colours([7])[7] == colours([9, 7])[7]
     looks = [tuple(look.values()) for look in colours([1, 6, 11, 16, 21, 26]).values()]
     assert len(set(looks)) == 6
 
 
-def test_it_compares_only_runs_with_points(run: TrainingRun) -> None:
+def test_runs_without_points_have_no_curve(run: TrainingRun) -> None:
     assert comparison([run], "train/loss")["series"] == []
     series(run, LOSSES)
     assert [one["label"] for one in comparison([run], "train/loss")["series"]] == [f"{run.name} #{run.pk}"]
 
 
-def test_it_spreads_the_table_over_all_steps() -> None:
+def test_table_covers_all_steps() -> None:
     rows = table({"train/loss": LOSSES, "validation/loss": [(100, 1.2)]}, rows=5)
     assert [step for step, _values in rows] == [1, 26, 50, 75, 100] or len(rows) == 5
     assert rows[-1] == (100, [1.0, 1.2])

@@ -1,4 +1,4 @@
-"""Everything about the compared runs as one table for a spreadsheet."""
+"""The CSV of compared runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rows(client: Client, user: User, run: TrainingRun) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(response.content.decode())))
 
 
-def test_it_holds_settings_results_cost_and_every_point(client: Client, vera: User, adapter: Adapter) -> None:
+def test_csv_contains_settings_results_costs_and_points(client: Client, vera: User, adapter: Adapter) -> None:
     evaluate(adapter, 0.0, 0.61)
     found = {
         (row["kind"], row["measure"], row["step"]): row["value"] for row in rows(client, vera, adapter.run)
@@ -34,7 +34,7 @@ def test_it_holds_settings_results_cost_and_every_point(client: Client, vera: Us
     assert len([key for key in found if key[:2] == ("curve", "train/loss")]) == 10
 
 
-def test_no_name_can_act_as_a_formula(
+def test_names_cannot_act_as_formulas(
     client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed, name="=1+1")

@@ -1,4 +1,4 @@
-"""Saved comparisons: named by editors, opened by everybody in the project, deleted by editors."""
+"""Saved comparisons: saved and deleted by editors, opened by every member."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def save(client: Client, user: User, **values: str) -> HttpResponse:
     return answer
 
 
-def test_an_editor_saves_what_the_address_chooses(
-    client: Client, ed: User, vera: User, run: TrainingRun
-) -> None:
+def test_editor_saves_the_query(client: Client, ed: User, vera: User, run: TrainingRun) -> None:
     query = f"runs={run.pk}&show=differences&reference={run.pk}"
     assert "Saved as “Monday”." in save(client, ed, name="Monday", query=query).content.decode()
     client.force_login(vera)
@@ -28,12 +26,12 @@ def test_an_editor_saves_what_the_address_chooses(
     assert "Delete Monday" not in text
 
 
-def test_it_keeps_only_what_the_page_knows(client: Client, ed: User, run: TrainingRun) -> None:
+def test_unknown_parameters_are_dropped(client: Client, ed: User, run: TrainingRun) -> None:
     save(client, ed, name="Monday", query=f"runs={run.pk}&next=https://example.org/")
     assert SavedView.objects.get().query == f"runs={run.pk}"
 
 
-def test_a_name_that_is_taken_stays_as_it_is(client: Client, ed: User, run: TrainingRun) -> None:
+def test_existing_name_is_not_overwritten(client: Client, ed: User, run: TrainingRun) -> None:
     save(client, ed, name="Monday", query=f"runs={run.pk}")
     text = save(client, ed, name="Monday", query="show=differences").content.decode()
     assert "There is a saved comparison called “Monday” already." in text
@@ -48,7 +46,7 @@ def test_a_name_that_is_taken_stays_as_it_is(client: Client, ed: User, run: Trai
         ({"name": "Monday", "query": ""}, "Choose runs first, then save the comparison."),
     ],
 )
-def test_it_says_what_is_missing(
+def test_invalid_fields_are_refused(
     client: Client, ed: User, run: TrainingRun, values: dict[str, str], words: str
 ) -> None:
     values = {**values, "query": values["query"].replace("1", str(run.pk))}
@@ -56,9 +54,7 @@ def test_it_says_what_is_missing(
     assert not SavedView.objects.exists()
 
 
-def test_an_editor_deletes_it_and_the_runs_stay(
-    client: Client, ed: User, project: Project, run: TrainingRun
-) -> None:
+def test_delete_keeps_the_runs(client: Client, ed: User, project: Project, run: TrainingRun) -> None:
     view = SavedView.objects.create(project=project, name="Monday", query=f"runs={run.pk}")
     client.force_login(ed)
     client.post(reverse("saved-view-delete", args=[view.pk]))
@@ -66,7 +62,7 @@ def test_an_editor_deletes_it_and_the_runs_stay(
     assert TrainingRun.objects.filter(pk=run.pk).exists()
 
 
-def test_a_viewer_neither_saves_nor_deletes(
+def test_viewer_may_not_save_or_delete(
     client: Client, vera: User, project: Project, run: TrainingRun
 ) -> None:
     view = SavedView.objects.create(project=project, name="Monday", query=f"runs={run.pk}")
@@ -75,7 +71,7 @@ def test_a_viewer_neither_saves_nor_deletes(
     assert client.post(reverse("saved-view-delete", args=[view.pk])).status_code == 403
 
 
-def test_other_projects_know_nothing_of_it(client: Client, otto: User, project: Project) -> None:
+def test_saved_view_of_another_project_is_hidden(client: Client, otto: User, project: Project) -> None:
     view = SavedView.objects.create(project=project, name="Monday", query="runs=1")
     client.force_login(otto)
     assert "Monday" not in client.get(reverse("compare")).content.decode()

@@ -1,4 +1,4 @@
-"""Studies against the project's compute budget: the form, its plan, and more seeds."""
+"""Studies and the compute budget of the project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.dashboard.studies.factories import make_study
 from tests.dashboard.studies.plan.test_study_create import URL, entered
 
 
-def test_the_plan_says_what_it_takes_of_the_month(
+def test_plan_shows_the_compute_budget(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 40, None)
@@ -25,7 +25,7 @@ def test_the_plan_says_what_it_takes_of_the_month(
     assert "0 h are left, so this cannot start." in page
 
 
-def test_the_plan_and_the_study_promise_the_same(
+def test_plan_and_study_charge_the_same(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -34,7 +34,7 @@ def test_the_plan_and_the_study_promise_the_same(
     assert abs(Study.objects.get().whole_forecast - planned.seconds) < 0.01 * planned.seconds
 
 
-def test_a_study_beyond_the_budget_is_refused_with_what_is_left(
+def test_study_over_budget_is_refused(
     client: Client, ed: User, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 0, mara)
@@ -45,7 +45,7 @@ def test_a_study_beyond_the_budget_is_refused_with_what_is_left(
     assert not Study.objects.exists()
 
 
-def test_more_seeds_beyond_the_budget_are_refused_in_words(
+def test_added_seeds_over_budget_are_refused(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, by=ed, seeds=[1])

@@ -20,7 +20,7 @@ def first_queued(study: Study) -> Job:
 
 
 def trials(study: Study) -> set[tuple[str, int | None, int]]:
-    """(arm, rung, how many rates)."""
+    """Return (arm, rung, number of rates)."""
     counts: dict[tuple[str, int | None], int] = {}
     for run in study.runs().exclude(rung=None):
         key = (str(run.study_arm), run.rung)
@@ -28,16 +28,14 @@ def trials(study: Study) -> set[tuple[str, int | None, int]]:
     return {(*key, count) for key, count in counts.items()}
 
 
-def test_the_better_half_of_the_rates_goes_on(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_each_rung_keeps_the_better_half(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     study = conclude(make_study(project, dataset, base_model, learning_rates=RATES), TABLE)
     assert study.state == "succeeded"
     assert trials(study) == {(name, rung, 3 - rung) for name in ("efficient", "quality") for rung in (0, 1)}
 
 
 @pytest.mark.parametrize(("best", "is_bracketed"), [(1e-4, False), (5e-4, True), (1e-3, False)])
-def test_a_rate_at_the_edge_is_not_bracketed(
+def test_chosen_rate_at_the_edge_is_not_bracketed(
     project: Project, dataset: Dataset, base_model: BaseModel, best: float, is_bracketed: bool
 ) -> None:
     study = make_study(project, dataset, base_model, seeds=[1], learning_rates=RATES)
@@ -53,9 +51,7 @@ def test_a_rate_at_the_edge_is_not_bracketed(
     assert any("not bracketed" in text for text in unmeasured(study)) == (not is_bracketed)
 
 
-def test_where_the_last_rung_came_to_nothing_the_rung_before_decides(
-    project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_rung_without_results_is_ignored(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
     study = make_study(project, dataset, base_model, learning_rates=RATES)
     end_training(first_queued(study))
     study.advance()
