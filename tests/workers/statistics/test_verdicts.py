@@ -30,8 +30,8 @@ DRAWS = 600
 FEW, MANY = 150, 1200
 # Simulated studies of a group share their draws of items, as all arms of a comparison do.
 SHARED = 50
-# The number of simulated studies: `make proof` runs many, `make test` a seeded sample with a wider tolerance.
-STUDIES = [pytest.param(400, marks=pytest.mark.proof), 40]
+# Simulated studies and the tolerance of their share: `make proof` runs many, `make test` a seeded sample.
+STUDIES = [pytest.param(400, 0.0, marks=pytest.mark.proof), (40, 0.06)]
 
 
 def study(
@@ -52,15 +52,12 @@ def study(
     ]
 
 
-def tolerance(share: float, studies: int) -> float:
-    """Return two standard errors of a share over so many studies."""
-    return 2 * math.sqrt(share * (1 - share) / studies)
-
-
-@pytest.mark.parametrize("studies", STUDIES)
+@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
 @pytest.mark.parametrize("items", [FEW, MANY])
 @pytest.mark.parametrize(("seeds", "seed_spread"), [(3, 0.0), (3, 1.0), (3, 2.0), (5, 2.0), (3, 4.0)])
-def test_intervals_cover_the_truth(seeds: int, seed_spread: float, items: int, studies: int) -> None:
+def test_intervals_cover_the_truth(
+    seeds: int, seed_spread: float, items: int, studies: int, tolerance: float
+) -> None:
     random = np.random.default_rng(11)
     covered = 0
     for number in range(studies):
@@ -68,7 +65,7 @@ def test_intervals_cover_the_truth(seeds: int, seed_spread: float, items: int, s
         found = compare(arm, reference, draws=DRAWS, seed=number // SHARED)
         covered += found.low <= 0 <= found.high
     print(f"{items} items, {seeds} seeds, spread {seed_spread}: {covered / studies:.1%} covered")
-    assert covered / studies >= 0.95 - tolerance(0.95, studies)
+    assert covered / studies >= 0.93 - tolerance
 
 
 def sizes_of(random: np.random.Generator, documents: int) -> list[int]:
@@ -76,9 +73,11 @@ def sizes_of(random: np.random.Generator, documents: int) -> list[int]:
     return [int(size) for size in random.geometric(0.2, size=documents)]
 
 
-@pytest.mark.parametrize("studies", STUDIES)
+@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
 @pytest.mark.parametrize("documents", [10, 40, 1000])
-def test_intervals_cover_the_truth_if_items_share_documents(documents: int, studies: int) -> None:
+def test_intervals_cover_the_truth_if_items_share_documents(
+    documents: int, studies: int, tolerance: float
+) -> None:
     """Each arm is better on some documents and worse on others, so drawing single rows claims too much."""
     random, seeds = np.random.default_rng(15), 3
     covered = by_rows = 0
@@ -92,14 +91,16 @@ def test_intervals_cover_the_truth_if_items_share_documents(documents: int, stud
         covered += found.low <= 0 <= found.high
         by_rows += plain.low <= 0 <= plain.high
     print(f"{documents} documents: {covered / studies:.1%} covered, {by_rows / studies:.1%} by single rows")
-    assert covered / studies >= 0.93 - tolerance(0.93, studies)
-    assert by_rows / studies < 0.85
+    assert covered / studies >= 0.91 - tolerance, "0.93 within the error of 400 studies"
+    assert by_rows / studies < 0.85 + tolerance
 
 
-@pytest.mark.parametrize("studies", STUDIES)
+@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
 @pytest.mark.parametrize("items", [FEW, MANY])
 @pytest.mark.parametrize("seed_spread", [0.0, 2.0])
-def test_no_arm_is_called_better_by_chance(seed_spread: float, items: int, studies: int) -> None:
+def test_no_arm_is_called_better_by_chance(
+    seed_spread: float, items: int, studies: int, tolerance: float
+) -> None:
     random = np.random.default_rng(12)
     wrong = 0
     for number in range(studies):
@@ -108,12 +109,12 @@ def test_no_arm_is_called_better_by_chance(seed_spread: float, items: int, studi
         adjusted = holm([one.p for one in found])
         wrong += any(outcome(one, p, 0.0) == BETTER for one, p in zip(found, adjusted, strict=True))
     print(f"{items} items, 5 arms, spread {seed_spread}: {wrong / studies:.1%} false positives")
-    assert wrong / studies <= 0.05 + tolerance(0.05, studies)
+    assert wrong / studies <= 0.05 + tolerance
 
 
-@pytest.mark.parametrize("studies", STUDIES)
+@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
 @pytest.mark.parametrize("items", [400, MANY])
-def test_detectable_difference_has_a_power_of_80_percent(items: int, studies: int) -> None:
+def test_detectable_difference_has_a_power_of_80_percent(items: int, studies: int, tolerance: float) -> None:
     """Holds for the stated variance of one item's difference, which the planner takes."""
     random, seeds = np.random.default_rng(13), 3
     # Arms that agree within a seed as much as the planner assumes: 15 % of the items differ.
@@ -127,7 +128,7 @@ def test_detectable_difference_has_a_power_of_80_percent(items: int, studies: in
         found = compare(arm, np.zeros_like(arm), draws=DRAWS, seed=number // SHARED)
         detected += found.low > 0
     print(f"{items} items: a true difference of {promised:.3f} was detected in {detected / studies:.1%}")
-    assert detected / studies >= 0.80 - tolerance(0.80, studies)
+    assert detected / studies >= 0.77 - tolerance, "0.80 within the error of 200 studies"
 
 
 def test_detectable_differences_of_the_formula() -> None:
