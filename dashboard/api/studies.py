@@ -308,7 +308,7 @@ def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
 
 def require_growth(study: Study) -> None:
     """Refuse to extend a study in which what comes would be compared with nothing."""
-    if not study.may_grow:
+    if not study.can_add_seeds:
         message = _("Seeds can be added to a study that runs or has finished. This one: %(state)s.")
         raise Refusal(409, "not_extendable", message % {"state": study.state})
 

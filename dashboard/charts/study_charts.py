@@ -19,7 +19,7 @@ from dashboard.charts.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_
 from dashboard.charts.curves import thin
 from dashboard.models import MetricSeries, Study
 from dashboard.models.studies.results.result import AnyArm, AnyStudy, costs_of
-from dashboard.models.studies.results.text import quality, with_interval
+from dashboard.models.studies.results.text import format_estimate, format_metric
 from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
 from workers.statistics.verdicts import MIN_SEEDS, Estimate
 
@@ -90,10 +90,10 @@ def _line(study: AnyStudy, arm: AnyArm | None, estimate: Estimate, by_seed: list
         "config": arm.target_module_label if arm else "",
         "is_base": arm is None,
         "is_reference": arm is not None and arm.position == study.reference_arm.position,
-        "words": with_interval(study, estimate),
-        "quality": quality(study, estimate.mean),
-        "low_words": quality(study, estimate.low),
-        "high_words": quality(study, estimate.high),
+        "words": format_estimate(study, estimate),
+        "quality": format_metric(study, estimate.mean),
+        "low_words": format_metric(study, estimate.low),
+        "high_words": format_metric(study, estimate.high),
     }
 
 
@@ -122,7 +122,7 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
                     "mean": own.metric.mean,
                     "low": own.metric.low,
                     "high": own.metric.high,
-                    "words": with_interval(study, own.metric),
+                    "words": format_estimate(study, own.metric),
                     # With fewer seeds nothing is certain.
                     "is_certain": len(own.seeds) >= MIN_SEEDS,
                 }
@@ -152,7 +152,7 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "has_dominated": any(mark["is_dominated"] for mark in marks),
         "cut": [mark for mark in marks if is_cut(mark)],
-        "base": quality(study, result.base.mean) if len(result.bases) == 1 and result.base else None,
+        "base": format_metric(study, result.base.mean) if len(result.bases) == 1 and result.base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
         "height": PARETO_HEIGHT,
     }

@@ -16,13 +16,13 @@ from dashboard.models.jobs.compute_use import used_seconds
 from dashboard.models.studies.results.comparison import UnsavedStudy
 from dashboard.models.studies.results.result import AnyArm, ArmComparison, base_ms_per_token, costs_of
 from dashboard.models.studies.results.text import (
-    amount,
-    interval,
+    format_difference,
+    format_estimate,
+    format_interval,
+    format_metric,
+    format_p_value,
     outcome_label,
-    p_value,
-    quality,
-    sentence,
-    with_interval,
+    verdict_sentence,
 )
 
 
@@ -39,7 +39,7 @@ class ResultPage:
         cost = self.cost if self.cost in self.costs else next(iter(self.costs), "")
         runs = [run for arm in self.study.arm_list for run in arm.final_runs()]
         return {
-            "sentence": sentence(self.study),
+            "sentence": verdict_sentence(self.study),
             "intervals": study_charts.intervals(self.study),
             "costs": self.costs,
             "cost": cost,
@@ -73,11 +73,11 @@ class ResultPage:
             "is_reference": arm.position == study.reference_arm.position,
             "was_stopped": not own and any(run.outcome == State.CANCELLED for run in arm.final_runs()),
             "has_result": own is not None,
-            "quality": with_interval(study, own.metric) if own else "–",
+            "quality": format_estimate(study, own.metric) if own else "–",
             "seeds": len(own.seeds) if own else 0,
-            "difference": amount(study, one.difference, signed=True) if one else "",
-            "interval": interval(study, one) if one else "",
-            "p": p_value(one.p_adjusted) if one else "",
+            "difference": format_difference(study, one.difference, signed=True) if one else "",
+            "interval": format_interval(study, one) if one else "",
+            "p": format_p_value(one.p_adjusted) if one else "",
             "outcome": outcome_label(one) if one else "",
             "kept": kept_gain(one),
             **costs_of(arm.final_runs()),
@@ -98,7 +98,7 @@ def by_seed(study: Study) -> list[dict[str, Any]]:
         {
             "name": arm.name,
             "values": [
-                quality(study, arm.by_seed[arm.seeds.index(seed)]) if seed in arm.seeds else "–"
+                format_metric(study, arm.by_seed[arm.seeds.index(seed)]) if seed in arm.seeds else "–"
                 for seed in study.seeds
             ],
         }

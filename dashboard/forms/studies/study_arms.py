@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from dashboard.forms.training.hyperparameters import format_number, setting_field
 from dashboard.models import ArmPlan, TargetModuleConfig
-from dashboard.models.studies.plan import MOST_ARMS, varied
+from dashboard.models.studies.plan import MOST_ARMS, with_changes
 from workers.contract.hyperparameters import SETTINGS, Hyperparameters
 
 PREFIX = "more"
@@ -87,7 +87,7 @@ class FurtherArmForm(forms.Form):
     def plan(self, like: Hyperparameters) -> ArmPlan:
         """Return the arm, with the settings of `like` where the row is empty. Raises SpecError."""
         config = self.offered[self.cleaned_data["config"]]
-        learn = varied(like, {name: self.cleaned_data[name] for name in OWN})
+        learn = with_changes(like, {name: self.cleaned_data[name] for name in OWN})
         return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), like, learn), config, learn)
 
 

@@ -30,7 +30,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class StudyOutlook:
+class StudyPlan:
     """The plan of the form as it stands, and the choices that are missing."""
 
     cards: tuple[Card, ...]
@@ -46,7 +46,7 @@ class StudyOutlook:
     confirmed: str = ""  # what was ticked, if anything was
 
 
-def study_outlook(form: StudyForm) -> StudyOutlook:
+def plan_study(form: StudyForm) -> StudyPlan:
     """Return the plan of a form whose fields have been cleaned, valid or not."""
     values = form.cleaned_data
     base_model, version = values.get("base_model"), values.get("dataset_version")
@@ -76,7 +76,7 @@ def study_outlook(form: StudyForm) -> StudyOutlook:
             )
     except (SpecError, TargetError) as error:
         refusal = error.message
-    return StudyOutlook(
+    return StudyPlan(
         cards=cards,
         ticked=frozenset(str(value) for value in form["configs"].value() or ()),
         metric=metric_label(metric),

@@ -99,7 +99,7 @@ def reserved_seconds(project: Project) -> float:
     return (
         sum(expected_seconds(forecast) for forecast in waiting)
         + sum(run.seconds_left for run in started.prefetch_related("metric_series"))
-        + sum(study.seconds_to_come for study in studies)
+        + sum(study.remaining_seconds for study in studies)
     )
 
 

@@ -14,7 +14,7 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import adapter_evaluation
 from dashboard.models.jobs.job_state import TERMINAL
-from dashboard.models.studies.plan import ArmPlan, halvings, jobs_of, passes, trains_alone
+from dashboard.models.studies.plan import ArmPlan, count_jobs, halvings, passes, requires_dedicated_base
 from dashboard.models.training import evaluation_cost
 from dashboard.models.training.forecast import Forecast, Range, RunForecaster
 from workers.forecasting.training_cost import device_kind, expected_seconds, load_seconds
@@ -79,9 +79,9 @@ def plan_forecast(
     forecasts = tuple(
         forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms
     )
-    apart = [arm for arm in arms if trains_alone(arm, base_model)]
+    apart = [arm for arm in arms if requires_dedicated_base(arm, base_model)]
     trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
-    jobs = jobs_of(len(arms), len(apart), seeds, tried)
+    jobs = count_jobs(len(arms), len(apart), seeds, tried)
     loading = load_seconds(forecaster.census.parameters, device_kind(forecaster.devices[0][0]))
     saved = loading * (len(arms) * seeds + trials - jobs)
     whole = {
@@ -141,7 +141,7 @@ def seconds_queued(study: Study) -> float:
     return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
 
 
-def training_to_come(study: Study) -> float:
+def remaining_training_seconds(study: Study) -> float:
     """Return the most seconds that runs yet to be queued take. Raises SpecError or TargetError."""
     return sum(_to_come(study, arm) for arm in study.arms.all())
 
@@ -160,7 +160,7 @@ def scoring_forecast(study: Study) -> float:
     return float(study.forecast.get("scoring", {}).get("expected", 0.0))
 
 
-def scoring_to_come(study: Study) -> float:
+def remaining_scoring_seconds(study: Study) -> float:
     """Return the expected seconds to score the runs that have no scores yet."""
     planned = len(study.seeds) * len(study.arms.all())
     # An arm whose search failed queues no runs.

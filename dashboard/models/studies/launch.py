@@ -21,7 +21,7 @@ from dashboard.models.studies.plan import (
     ArmPlan,
     check_metric,
     check_plan,
-    chosen_reference,
+    resolve_reference,
     with_equal_parameters,
     with_rate,
 )
@@ -58,7 +58,7 @@ def launch_study(
     """
     metric = metric or dataset_version.main_metric
     check_plan(arms, seeds, learning_rates, margin, metric)
-    reference = chosen_reference(arms, reference)
+    reference = resolve_reference(arms, reference)
     check_metric(metric, pattern, dataset_version)
     require_4bit_worker(arms[0].hyperparameters)
     study = Study(

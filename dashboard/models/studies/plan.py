@@ -42,7 +42,7 @@ class ArmPlan:
     hyperparameters: Hyperparameters
 
 
-def rates_to_try(parameters: int | None) -> tuple[float, ...]:
+def suggested_rates(parameters: int | None) -> tuple[float, ...]:
     """Return four log-spaced rates around the usual one for a base model of that size."""
     return RATES_OF_LARGE if (parameters or 0) >= LARGE_MODEL else RATES_OF_SMALL
 
@@ -52,7 +52,7 @@ def halvings(rates: int) -> int:
     return math.ceil(math.log2(rates)) if rates else 0
 
 
-def jobs_of(arms: int, alone: int, seeds: int, rates: int) -> int:
+def count_jobs(arms: int, alone: int, seeds: int, rates: int) -> int:
     """Return the number of training jobs, where `alone` of the arms need one for each of their runs."""
     shared = 1 if arms > alone else 0
     rungs: list[int] = [math.ceil(rates / 2**rung) for rung in range(halvings(rates))]
@@ -66,7 +66,7 @@ def passes(seeds: int, rates: int) -> float:
     return seeds + float(sum(shares))
 
 
-def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
+def with_changes(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
     """Return the settings with some changed; alpha stays twice the rank if it was. Raises SpecError."""
     own = dataclasses.asdict(learn)
     if learn.lora_alpha == 2 * learn.r:
@@ -78,7 +78,7 @@ def varied(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparameters:
     return hyperparameters_from(own | changed)
 
 
-def chosen_reference(arms: Sequence[ArmPlan], name: str) -> str:
+def resolve_reference(arms: Sequence[ArmPlan], name: str) -> str:
     """Return the reference arm's name: `name`, or else the arm `quality`. Raises SpecError."""
     names = [arm.name for arm in arms]
     if not name:
@@ -167,7 +167,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
         Hyperparameters(seed=seed)
 
 
-def trains_alone(arm: ArmPlan, base_model: BaseModel) -> bool:
+def requires_dedicated_base(arm: ArmPlan, base_model: BaseModel) -> bool:
     """Return whether an arm cannot share a loaded base model with others. Raises TargetError.
 
     PEFT keeps one set of adapted experts for each model, and DoRA reads the base's weights in each layer.

@@ -28,10 +28,10 @@ from dashboard.models.studies.advance import queue_next
 from dashboard.models.studies.forecast import (
     PlanForecast,
     forecast_of,
+    remaining_scoring_seconds,
+    remaining_training_seconds,
     scoring_forecast,
-    scoring_to_come,
     seconds_queued,
-    training_to_come,
 )
 from dashboard.models.studies.plan import TEST_ROWS, check_seeds
 from dashboard.models.studies.results.result import StudyResult, result_of
@@ -215,9 +215,9 @@ class Study(models.Model):
         return metric_label(self.metric)
 
     @property
-    def seconds_to_come(self) -> float:
+    def remaining_seconds(self) -> float:
         """Return the forecast seconds of runs that are not queued yet and of adapters without scores."""
-        return max(0.0, self.forecast_seconds - seconds_queued(self)) + scoring_to_come(self)
+        return max(0.0, self.forecast_seconds - seconds_queued(self)) + remaining_scoring_seconds(self)
 
     @property
     def whole_forecast(self) -> float:
@@ -308,14 +308,14 @@ class Study(models.Model):
         self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
         if had_ended:
             self._queue_next()
-            self.forecast_seconds = seconds_queued(self) + training_to_come(self)
+            self.forecast_seconds = seconds_queued(self) + remaining_training_seconds(self)
             self.save(update_fields=["forecast_seconds"])
-        return self.seconds_to_come
+        return self.remaining_seconds
 
     # Added seeds
 
     @property
-    def may_grow(self) -> bool:
+    def can_add_seeds(self) -> bool:
         """Return whether seeds can be added."""
         return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
 

@@ -27,7 +27,7 @@ from dashboard.models import (
 from dashboard.models.jobs.compute_budget import BudgetStatus, budget_raise_hint
 from dashboard.models.jobs.queue import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 
 SHOWN = 5
@@ -123,7 +123,7 @@ def results(project: Project) -> list[dict[str, Any]]:
 def verdicts(project: Project) -> list[dict[str, Any]]:
     """The newest finished studies with their sentences."""
     ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)[:SHOWN]
-    return [{"study": study, "sentence": sentence(study)} for study in ended]
+    return [{"study": study, "sentence": verdict_sentence(study)} for study in ended]
 
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:

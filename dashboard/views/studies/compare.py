@@ -22,7 +22,7 @@ from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_pag
 from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import score_rows
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from dashboard.presenters.study_page import ResultPage
 from dashboard.views.studies.study_items import page_number
 from workers.contract.hyperparameters import SETTINGS
@@ -226,7 +226,7 @@ def numbers(request: Request) -> HttpResponse:
         "metric": study.metric,
         "lower_is_better": study.lower_is_better,
         "reference": study.reference,
-        "sentence": sentence(study),
+        "sentence": verdict_sentence(study),
         "warnings": warnings(study),
         "forgetting": {name: one.facts() for name, one in forgetting.chosen_runs_forgetting(study).items()},
         "runs": [

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from dashboard.forms.studies.studies import CARRIED, SETTINGS, StudyForm
-from dashboard.forms.studies.study_costs import study_outlook
+from dashboard.forms.studies.study_costs import plan_study
 from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training.hyperparameters import defaults
 from dashboard.forms.training.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
@@ -21,8 +21,8 @@ from dashboard.gate import Request
 from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.limits import added_seeds
-from dashboard.models.studies.plan import MOST_SEEDS, rates_to_try
-from dashboard.models.studies.results.text import amount, more_seeds, sentence
+from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
+from dashboard.models.studies.results.text import advised_seeds, format_difference, verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
 from dashboard.views.studies.study_results import result_context
@@ -63,7 +63,7 @@ def plan(request: Request) -> HttpResponse:
     """Show the plan of the form as it stands: runs, time, disk, and the difference it can detect."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "studies/_plan.html", {"outlook": study_outlook(form), "form": form})
+    return render(request, "studies/_plan.html", {"study_plan": plan_study(form), "form": form})
 
 
 @require_GET
@@ -71,7 +71,7 @@ def arms(request: Request) -> HttpResponse:
     """Show the configs of the base model in the form, keeping what is ticked."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "studies/_arms.html", {"outlook": study_outlook(form), "form": form})
+    return render(request, "studies/_arms.html", {"study_plan": plan_study(form), "form": form})
 
 
 def launched(request: Request, form: StudyForm) -> Study | None:
@@ -129,7 +129,7 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
     ready = list(form.versions[:2])
     if len(ready) == 1 and "dataset_version" not in form.initial:
         form.initial.update(initial_for(ready[0]))
-    refused = {card.config.pk for card in study_outlook(drafted(request, form)).cards if card.refusal}
+    refused = {card.config.pk for card in plan_study(drafted(request, form)).cards if card.refusal}
     also = form.initial.pop("also", None)
     ticked = [
         one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
@@ -154,13 +154,13 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
         "expert_fields": [form[name] for name in SETTINGS],
         "expert_open": any(name in form.errors for name in SETTINGS),
         "has_datasets": form.versions.exists(),
-        "outlook": study_outlook(draft),
+        "study_plan": plan_study(draft),
         "blank_arm": form.further.empty_form,
         "suggestions": {
             "samples": [version.pk for version in form.versions if is_sample(version)],
             "sampleRate": SAMPLE_LEARNING_RATE,
             "usualRate": defaults()["learning_rate"],
-            "rates": {model.pk: rates_to_try(model.parameters) for model in form.base_models},
+            "rates": {model.pk: suggested_rates(model.parameters) for model in form.base_models},
         },
     }
 
@@ -189,7 +189,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
         "verdict": verdict_of(study),
-        "margin": amount(study, study.margin),
+        "margin": format_difference(study, study.margin),
         "added_seeds": added_seeds(study),
         **seeds_context(study, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
@@ -225,7 +225,7 @@ def seeds(request: Request, pk: int) -> HttpResponse:
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, str(errors[0]))
-    elif not study.may_grow:
+    elif not study.can_add_seeds:
         messages.error(request, _("Seeds can only be added to a study that has come to a result."))
     elif not set(form.seeds()) <= set(study.seeds):  # the second half of a double click adds nothing
         try:
@@ -241,7 +241,7 @@ def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
     """Return the form that adds seeds, for studies that came to a result."""
     if not may_edit or study.state != State.SUCCEEDED or len(study.seeds) >= MOST_SEEDS:
         return {}
-    advised = more_seeds(study)
+    advised = advised_seeds(study)
     first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(study.seeds) + 1}
     return {"seeds_form": SeedsForm(initial=first), "advised_seeds": advised}
 
@@ -258,4 +258,4 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
 
 def verdict_of(study: Study) -> str:
     """Return the verdict sentence; "" before the end."""
-    return sentence(study) if study.is_over else ""
+    return verdict_sentence(study) if study.is_over else ""

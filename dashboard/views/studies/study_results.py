@@ -20,7 +20,7 @@ from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.limits import added_seeds, measured_beside, unmeasured
 from dashboard.models.studies.results.export import export_dict, item_scores
 from dashboard.models.studies.results.result import costs_of
-from dashboard.models.studies.results.text import amount, recommended_arm
+from dashboard.models.studies.results.text import format_difference, recommended_arm
 from dashboard.presenters.study_page import ResultPage, times_of
 from dashboard.views.studies.compare import settings_table
 from workers.statistics.verdicts import MIN_SEEDS
@@ -36,7 +36,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     return {
         **page.context(),
         "recommended": recommended_arm(study),
-        "margin_words": amount(study, study.margin),
+        "margin_words": format_difference(study, study.margin),
         "indicative": len(study.seeds) < MIN_SEEDS,
         "curves": validation_curves(study),
         "settings": [row for row in settings if row["differs"] or not only],

@@ -115,11 +115,11 @@ def test_resumed_search_trains_the_seeds(searching: Study, ed: User) -> None:
     for run in searching.runs().filter(outcome="failed"):
         run.resume(ed)
     study = fetched(searching)
-    assert study.seconds_to_come > 0
+    assert study.remaining_seconds > 0
     study = conclude(study, TABLE)
     assert study.state == State.SUCCEEDED
     assert [arm.name for arm in study.result.arms] == ["efficient", "quality"]
-    assert study.seconds_to_come == 0
+    assert study.remaining_seconds == 0
 
 
 def test_budget_must_cover_the_runs_that_follow(searching: Study, project: Project, ed: User) -> None:
@@ -134,7 +134,7 @@ def test_budget_must_cover_the_runs_that_follow(searching: Study, project: Proje
     ComputeBudget.objects.change(project, (used + 2 * searching.whole_forecast) / HOUR, None)
     run_of(searching).resume(ed)
     reserved = BudgetStatus.for_project(project).reserved
-    after = fetched(searching).seconds_to_come
+    after = fetched(searching).remaining_seconds
     assert reserved == pytest.approx(run.forecast["seconds"]["expected"] + after)
 
 

@@ -8,7 +8,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import BaseModel, Dataset, Project, Study, User
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
 SEEDS = (1, 2, 3)
@@ -64,7 +64,7 @@ def test_verdict_with_one_seed_is_indicative(
     arms = ("efficient", "mlp", "quality")
     few = make_study(project, dataset, base_model, slugs=arms, seeds=[1])
     scores = {"efficient": [1, 0, 0, 0], "mlp": [1, 1, 0, 0], "quality": [1, 1, 1, 0], "base": [0, 0, 0, 0]}
-    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    said = verdict_sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
     assert said.startswith("Indicative only, with 1 seed: of the other arms mlp comes out first, ")
     assert "25 points behind quality (95 % interval -" in said
     assert said.endswith("Three seeds are needed for a verdict.")
@@ -76,7 +76,7 @@ def test_indicative_verdict_on_two_arms(
 ) -> None:
     scores = {"efficient": [1, 0, 0, score], "quality": [1, 0, 0, 0], "base": [0, 0, 0, 0]}
     few = make_study(project, dataset, base_model, seeds=[1])
-    said = sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
+    said = verdict_sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
     assert f"with 1 seed: efficient comes out {where} quality (" in said
 
 

@@ -132,7 +132,7 @@ def test_each_warning_is_confirmed_once(client: Client, ed: User, dataset: Datas
     base_model = gappy(make_base_model(project, "Gaps", "example/gaps"))
     client.force_login(ed)
     sent = entered(dataset, base_model) | rows({"config": pks("efficient")[0], "r": "8"})
-    plan = client.get(PLAN, sent).context["outlook"].to_confirm
+    plan = client.get(PLAN, sent).context["study_plan"].to_confirm
     assert len(plan.confirmations) == len(set(plan.confirmations)) > 0
     assert client.post(URL, sent).status_code == 422
     assert client.post(URL, {**sent, "confirmed": plan.confirmation_key}).status_code == 302

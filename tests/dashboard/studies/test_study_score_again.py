@@ -142,4 +142,4 @@ def test_the_budget_counts_the_expected_time(study: Study, ed: User) -> None:
     study = with_failed_evaluation(study)
     reevaluate(study, ed)
     study = Study.objects.with_facts().get(pk=study.pk)
-    assert study.seconds_to_come == pytest.approx(study.forecast["scoring"]["expected"] / 2)
+    assert study.remaining_seconds == pytest.approx(study.forecast["scoring"]["expected"] / 2)

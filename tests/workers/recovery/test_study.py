@@ -21,7 +21,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.studies.launch import launch_study
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from workers.contract.hyperparameters import Hyperparameters
 
 WorkOff = Callable[[str], Job]
@@ -81,7 +81,7 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     (comparison,) = result.comparisons
     assert (comparison.arm, comparison.reference) == ("efficient", "quality")
     assert comparison.low <= comparison.difference <= comparison.high
-    assert sentence(study)
+    assert verdict_sentence(study)
     assert Evaluation.objects.active_base_of(study).count() == 1, "the base is scored once"
     assert Evaluation.objects.filter(subject="adapter").count() == 6
     times = ScoringTime.objects.all()

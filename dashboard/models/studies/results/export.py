@@ -8,7 +8,7 @@ from typing import Any
 
 from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.results.result import ArmScores, RowScores, costs_of, groups_of, scores_of
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from dashboard.models.studies.study import Study
 
 
@@ -51,7 +51,7 @@ def study_dict(study: Study) -> dict[str, Any]:
         "comparisons": [asdict(comparison) for comparison in result.comparisons],
         "items": result.items or None,
         "groups": result.groups or None,
-        "verdict": sentence(study) or None if study.is_over else None,
+        "verdict": verdict_sentence(study) or None if study.is_over else None,
         "error": study.error,
     }
 

@@ -36,7 +36,7 @@ def outcome_label(comparison: ArmComparison) -> str:
     return str(OUTCOMES[comparison.outcome])
 
 
-def sentence(study: AnyStudy) -> str:
+def verdict_sentence(study: AnyStudy) -> str:
     """Return the verdict sentence, or the reason why there is none."""
     result, reference = study.result, study.reference_arm
     if not result.arms:
@@ -91,9 +91,9 @@ def _recommendation(study: AnyStudy, best: ArmComparison) -> str:
         "arm": best.arm,
         "reference": best.reference,
         "share": parameter_share(parameters_of(arm), parameters_of(study.reference_arm)),
-        "difference": amount(study, best.difference),
-        "interval": interval(study, best),
-        "margin": amount(study, study.margin or 0.0),
+        "difference": format_difference(study, best.difference),
+        "interval": format_interval(study, best),
+        "margin": format_difference(study, study.margin or 0.0),
     }
     if best.outcome == verdicts.BETTER:
         text = _("%(arm)s is better than %(reference)s by %(difference)s (%(interval)s), with %(share)s.")
@@ -114,7 +114,7 @@ def _recommendation(study: AnyStudy, best: ArmComparison) -> str:
 
 def _no_recommendation(study: AnyStudy, margin: float) -> str:
     comparisons = study.result.comparisons
-    values = {"reference": study.reference_arm.name, "margin": amount(study, margin)}
+    values = {"reference": study.reference_arm.name, "margin": format_difference(study, margin)}
     if all(one.outcome == verdicts.INFERIOR for one in comparisons):
         text = _("Every other arm is worse than %(reference)s by more than your margin of %(margin)s.")
         return text % values
@@ -123,7 +123,7 @@ def _no_recommendation(study: AnyStudy, margin: float) -> str:
             "All arms are as good as %(reference)s within your margin of %(margin)s; it is the smallest."
         )
         return text % values
-    if count := more_seeds(study):
+    if count := advised_seeds(study):
         advice = ngettext(
             "%(count)d more seed would probably decide.", "%(count)d more seeds would probably decide.", count
         ) % {"count": count}
@@ -139,8 +139,8 @@ def _without_margin(study: AnyStudy) -> str:
         values = {
             "arm": one.arm,
             "reference": one.reference,
-            "difference": amount(study, abs(one.difference)),
-            "interval": interval(study, one),
+            "difference": format_difference(study, abs(one.difference)),
+            "interval": format_interval(study, one),
         }
         if one.outcome == verdicts.BETTER:
             text = _("%(arm)s is better than %(reference)s by %(difference)s (%(interval)s).")
@@ -165,7 +165,7 @@ def _indicative(study: AnyStudy) -> str:
     values = {
         "arm": highest.arm,
         "position": _relative_position(study, highest),
-        "interval": interval(study, highest),
+        "interval": format_interval(study, highest),
     }
     statement = (
         _("of the other arms %(arm)s comes out first, %(position)s (%(interval)s).")
@@ -191,7 +191,7 @@ def too_few_seeds(comparisons: Sequence[ArmComparison]) -> str:
 def _relative_position(study: AnyStudy, comparison: ArmComparison) -> str:
     """Return where an arm stands next to the reference: 2.8 points behind Quality."""
     difference = comparison.difference
-    values = {"difference": amount(study, abs(difference)), "reference": comparison.reference}
+    values = {"difference": format_difference(study, abs(difference)), "reference": comparison.reference}
     if not difference:
         return _("level with %(reference)s") % values
     if difference > 0:
@@ -199,7 +199,7 @@ def _relative_position(study: AnyStudy, comparison: ArmComparison) -> str:
     return _("%(difference)s behind %(reference)s") % values
 
 
-def more_seeds(study: AnyStudy | Study) -> int | None:
+def advised_seeds(study: AnyStudy | Study) -> int | None:
     """Return how many further seeds would probably decide every open comparison; None if seeds cannot."""
     missing = [
         max(verdicts.MIN_SEEDS, one.seeds_needed or 0) - len(one.seeds)
@@ -209,7 +209,7 @@ def more_seeds(study: AnyStudy | Study) -> int | None:
     return max(missing, default=0) or None
 
 
-def amount(study: AnyStudy, value: float, *, signed: bool = False) -> str:
+def format_difference(study: AnyStudy, value: float, *, signed: bool = False) -> str:
     """Return a difference in the metric's unit: points of a hundred, or nats of a loss."""
     if study.lower_is_better:
         return _("%(value)s nats") % {"value": f"{value:+.3f}" if signed else f"{value:.3f}"}
@@ -218,7 +218,7 @@ def amount(study: AnyStudy, value: float, *, signed: bool = False) -> str:
     return ngettext("%(value)s point", "%(value)s points", 1 if text == "1" else 2) % {"value": text}
 
 
-def interval(study: AnyStudy, comparison: ArmComparison) -> str:
+def format_interval(study: AnyStudy, comparison: ArmComparison) -> str:
     """Return the 95 % interval of a difference."""
     scale, digits = (1.0, 3) if study.lower_is_better else (100.0, 1)
     return _("95 %% interval %(low)s to %(high)s") % {
@@ -227,18 +227,18 @@ def interval(study: AnyStudy, comparison: ArmComparison) -> str:
     }
 
 
-def quality(study: AnyStudy, value: float) -> str:
+def format_metric(study: AnyStudy, value: float) -> str:
     """Return a value of the metric: percent of a share, or the number of a loss."""
     return f"{value:.3f}" if study.lower_is_better else f"{100 * value:.1f} %"
 
 
-def with_interval(study: AnyStudy, estimate: Estimate) -> str:
+def format_estimate(study: AnyStudy, estimate: Estimate) -> str:
     """Return a mean with its 95 % interval."""
-    mean, low, high = (quality(study, value) for value in (estimate.mean, estimate.low, estimate.high))
+    mean, low, high = (format_metric(study, value) for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} ({low} – {high})"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     """Return p with three digits: the draws cannot tell smaller values apart."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 

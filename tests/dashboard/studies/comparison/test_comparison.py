@@ -11,7 +11,7 @@ from dashboard.charts.study_charts import pareto
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, TrainingRun, User
 from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import UnsavedStudy, arms_of
-from dashboard.models.studies.results.text import sentence
+from dashboard.models.studies.results.text import verdict_sentence
 from tests.conftest import make_dataset, make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies.comparisons import rights, score, scored_runs
@@ -62,7 +62,7 @@ def test_repeated_seed_counts_once(scored: Scored) -> None:
 
 def test_verdict_on_three_seeds_names_the_difference(scored: Scored) -> None:
     runs = scored(THREE)
-    said = sentence(compared(runs))
+    said = verdict_sentence(compared(runs))
     first = np.array([np.array(THREE["High"][seed]) - np.array(THREE["Low"][seed]) for seed in range(3)])
     assert f"High #{runs[3].pk} is better than Low #{runs[0].pk} by {100 * first.mean():.1f}" in said
     assert "95 % interval" in said
@@ -71,18 +71,18 @@ def test_verdict_on_three_seeds_names_the_difference(scored: Scored) -> None:
 def test_verdict_follows_the_chosen_reference(scored: Scored) -> None:
     runs = scored(THREE)
     # Any run of the arm pins it.
-    said = sentence(compared(runs, reference=str(runs[4].pk)))
+    said = verdict_sentence(compared(runs, reference=str(runs[4].pk)))
     assert f"Low #{runs[0].pk} is worse than High #{runs[3].pk}" in said
 
 
 def test_lower_loss_is_better(scored: Scored) -> None:
     runs = scored(THREE)
-    said = sentence(compared(runs, metric="loss"))
+    said = verdict_sentence(compared(runs, metric="loss"))
     assert f"High #{runs[3].pk} is better than Low #{runs[0].pk}" in said
 
 
 def test_one_seed_is_indicative_only(scored: Scored) -> None:
-    said = sentence(compared(scored({"Low": [rights(0.2)], "High": [rights(0.9)]})))
+    said = verdict_sentence(compared(scored({"Low": [rights(0.2)], "High": [rights(0.9)]})))
     assert said.startswith("Indicative only, with 1 seed")
 
 
@@ -90,7 +90,7 @@ def test_overlapping_arms_are_not_ranked(scored: Scored) -> None:
     runs = scored(
         {name: [rights(0.5, seed=seed + shift) for seed in range(3)] for name, shift in (("A", 0), ("B", 9))}
     )
-    assert sentence(compared(runs)).startswith("Not enough evidence to tell B")
+    assert verdict_sentence(compared(runs)).startswith("Not enough evidence to tell B")
 
 
 def test_different_seeds_are_paired_in_order(
@@ -150,7 +150,7 @@ def test_tied_arms_are_grouped_in_the_cost_chart(scored: Scored) -> None:
 def test_reference_without_rows_has_no_verdict(scored: Scored) -> None:
     runs = scored({"Low": [rights(0.4)], "High": [rights(0.9)]})
     EvaluationItem.objects.filter(evaluation__run=runs[0]).delete()
-    assert sentence(compared(runs)).startswith(f"The reference, Low #{runs[0].pk}, has no result")
+    assert verdict_sentence(compared(runs)).startswith(f"The reference, Low #{runs[0].pk}, has no result")
 
 
 def test_base_evaluation_of_another_run_is_used(scored: Scored) -> None:

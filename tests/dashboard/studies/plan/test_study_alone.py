@@ -11,7 +11,7 @@ from django.test import Client
 
 from dashboard.models import ArmPlan, BaseModel, Dataset, Job, Project, State, Study, TargetModuleConfig, User
 from dashboard.models.studies.limits import measured_beside
-from dashboard.models.studies.plan import jobs_of
+from dashboard.models.studies.plan import count_jobs
 from dashboard.models.studies.results.export import study_dict
 from dashboard.presenters.study_grid import grid_of
 from tests.dashboard.studies.factories import Table, conclude, end_training, make_arms, make_study
@@ -83,7 +83,7 @@ def test_planned_number_of_jobs_is_queued(project: Project, dataset: Dataset, ba
         arms = make_arms("efficient", "quality", use_dora=use_dora)
         study = make_study(project, dataset, base_model, seeds=SEEDS, learning_rates=RATES, arms=arms)
         conclude(study, TABLE)
-        assert study.jobs().filter(kind=Job.Kind.TRAIN).count() == jobs_of(2, alone, len(SEEDS), 3)
+        assert study.jobs().filter(kind=Job.Kind.TRAIN).count() == count_jobs(2, alone, len(SEEDS), 3)
 
 
 def test_result_states_shared_measurements(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
@@ -108,7 +108,7 @@ def test_plan_names_arms_that_train_alone(
 
     def plan(**changes: Any) -> Any:
         answer = client.get(PLAN, entered(dataset, base_model, **changes))
-        return answer.context["outlook"].costs, re.sub(r"\s+", " ", answer.content.decode())
+        return answer.context["study_plan"].costs, re.sub(r"\s+", " ", answer.content.decode())
 
     shared, text = plan()
     assert "train arms_by_job on one loaded base model" in text

@@ -29,7 +29,9 @@ def test_plan_and_study_charge_the_same(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
-    planned = client.get(reverse("study-plan"), entered(dataset, base_model)).context["outlook"].costs.charge
+    planned = (
+        client.get(reverse("study-plan"), entered(dataset, base_model)).context["study_plan"].costs.charge
+    )
     client.post(URL, entered(dataset, base_model))
     assert abs(Study.objects.get().whole_forecast - planned.seconds) < 0.01 * planned.seconds
 

@@ -54,7 +54,7 @@ def test_plan_shows_training_and_evaluation(
 ) -> None:
     client.force_login(ed)
     answer = client.get(PLAN, entered(dataset, base_model))
-    costs = answer.context["outlook"].costs
+    costs = answer.context["study_plan"].costs
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
     assert "of it training about" in text
     assert "of it evaluation about" in text

@@ -21,7 +21,7 @@ from dashboard.models import (
 from dashboard.models.evaluations.forgetting import study_forgetting
 from dashboard.models.studies.limits import unmeasured
 from dashboard.models.studies.results.result import ArmComparison
-from dashboard.models.studies.results.text import outcome_label, recommended_arm, sentence
+from dashboard.models.studies.results.text import outcome_label, recommended_arm, verdict_sentence
 from dashboard.presenters.study_page import ResultPage
 from dashboard.views.studies.study_results import result_context
 from tests.dashboard.studies.factories import Table, conclude, make_study
@@ -201,7 +201,7 @@ def test_validation_curve_is_mean_and_range_over_seeds(study: Study) -> None:
 def test_arm_with_too_few_seeds_leaves_other_verdicts(
     project: Project, dataset: Dataset, base_model: BaseModel, study: Study
 ) -> None:
-    said = sentence(study)
+    said = verdict_sentence(study)
     queued = make_study(project, dataset, base_model, slugs=("efficient", "mlp", "quality"), margin=0.06)
     lost = queued.runs().filter(study_arm__name="mlp").earliest("pk")
     lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
@@ -211,7 +211,7 @@ def test_arm_with_too_few_seeds_leaves_other_verdicts(
         "efficient": "not_inferior",
         "mlp": "indicative_only",
     }
-    assert sentence(few) == said
+    assert verdict_sentence(few) == said
     assert recommended_arm(few) == few.result.recommended == "efficient"
     assert "Fewer than three seeds, so indicative only: mlp." in unmeasured(few)
     assert "indicative" not in " ".join(unmeasured(study))
@@ -226,7 +226,7 @@ def test_arm_with_too_few_seeds_is_not_called_worse(
     lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
     conclude(queued, worse)
     few = Study.objects.with_facts().get(pk=queued.pk)
-    assert sentence(few).startswith(
+    assert verdict_sentence(few).startswith(
         "Not enough evidence to say how the arms compare with quality. 1 more seed"
     )
     assert recommended_arm(few) == ""
