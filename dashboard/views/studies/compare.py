@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import Http404, HttpResponse, QueryDict
@@ -13,33 +13,28 @@ from django.views.decorators.http import require_GET
 from dashboard.charts import curves
 from dashboard.charts.study_charts import shorten
 from dashboard.downloads import csv_file, json_file
-from dashboard.forms.training.hyperparameters import format_value
 from dashboard.gate import Request
-from dashboard.models import MetricSeries, Role, SavedView, State, TrainingRun
+from dashboard.models import Role, SavedView, TrainingRun
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
 from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
-from dashboard.models.studies.results.export import score_rows
-from dashboard.models.studies.results.text import verdict_sentence
+from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
+from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
 from dashboard.presenters.study_page import ResultPage
 from dashboard.views.studies.study_items import page_number
-from workers.contract.hyperparameters import SETTINGS
 
 RUNS_OFFERED = 100
 ITEMS_SHOWN = 20
-# Of a run's measured values, those that are its cost.
-COSTS_EXPORTED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
-
-# What curves can be drawn over: name of the run's measured sum -> words.
-ACROSS = {
+# The x axis of the curves: name of a run's measured total -> label.
+X_AXES = {
     "step": gettext_lazy("Steps"),
     "tokens": gettext_lazy("Tokens"),
     "seconds": gettext_lazy("Seconds"),
 }
-# The parts of the address that say what the page shows.
-CHOICES = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside", "won", "sort", "q")
+# The query parameters of the page.
+PARAMETERS = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside", "won", "sort", "q")
 
 
 @require_GET
@@ -68,11 +63,15 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
     study = study_of(request, runs)
     settings, only = settings_table(runs), request.GET.get("show") == "differences"
     across = request.GET.get("x", "")
-    across = across if across in ACROSS else next(iter(ACROSS))
+    across = across if across in X_AXES else next(iter(X_AXES))
     compared = {name: curves.comparison(runs, name) for name in curves.CURVES}
     tables: dict[str, Any] = {}
     for name, curve in compared.items():
-        tables[name] = {"rows": table_of(curve), "labels": [one["label"] for one in curve["series"]]}
+        points = {str(place): series["points"] for place, series in enumerate(curve["series"])}
+        tables[name] = {
+            "rows": curves.table(points),
+            "labels": [series["label"] for series in curve["series"]],
+        }
         curve["series"] = scaled(by_arm(curve["series"], study), runs, across)
     context = {
         "study": study,
@@ -83,8 +82,8 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         "losses": loss_table(runs),
         "curves": [(name, curve, tables[name]) for name, curve in compared.items() if tables[name]["rows"]],
         "across": across,
-        "across_label": ACROSS[across],
-        "acrosses": ACROSS,
+        "across_label": X_AXES[across],
+        "acrosses": X_AXES,
     }
     return context | verdict_context(request, study, runs) | items_context(request, study)
 
@@ -102,7 +101,7 @@ def verdict_context(request: Request, study: UnsavedStudy, runs: list[TrainingRu
     return {
         **page.context(),
         "metrics": {name: METRICS[name].label for name in study.metrics},
-        "carried_choices": carried(request, "metric", "reference", "cost"),
+        "carried_choices": other_choices(request, "metric", "reference", "cost"),
     }
 
 
@@ -112,36 +111,36 @@ def items_context(request: Request, study: UnsavedStudy) -> dict[str, Any]:
     sides |= {f"base-{one.pk}": (name, {0: one}) for name, one in study.base_evaluations.items()}
     arms = [key for key in sides if not key.startswith("base")]
     pinned = str(study.reference_arm.first.pk)
-    first = one_of(sorted(arms, key=lambda key: key == pinned), request.GET.get("arm", ""))
-    beside = one_of([key for key in (pinned, *sides) if key != first], request.GET.get("beside", ""))
+    first = choose(sorted(arms, key=lambda key: key == pinned), request.GET.get("arm", ""))
+    beside = choose([key for key in (pinned, *sides) if key != first], request.GET.get("beside", ""))
     if not study.result.arms or not first or not beside:
         return {}
     (name, one), (other_name, other) = sides[first], sides[beside]
     lower = study.lower_is_better
     query = request.GET
-    asked = AnswerQuery(
+    answer_query = AnswerQuery(
         query.get("won", ""),
         query.get("q", "")[:120],
         query.get("sort", ""),
         page_number(query.get("page", "")),
     )
     pairs = answer_pairs(study.metric, one, other, lower_is_better=lower)
-    found = answer_page(pairs, one, other, asked, size=ITEMS_SHOWN, lower_is_better=lower)
+    page = answer_page(pairs, one, other, answer_query, size=ITEMS_SHOWN, lower_is_better=lower)
     return {
-        "carried_items": carried(request, "arm", "beside", "won", "sort", "q"),
+        "carried_items": other_choices(request, "arm", "beside", "won", "sort", "q"),
         "sides": [(key, side[0]) for key, side in sides.items()],
         "arm_keys": arms,
         "first": first,
         "beside": beside,
         "first_name": name,
         "beside_name": other_name,
-        "asked": asked,
+        "asked": answer_query,
         "orders": ORDERS,
-        "items": found,
+        "items": page,
     }
 
 
-def one_of(keys: Sequence[str], wanted: str) -> str:
+def choose(keys: Sequence[str], wanted: str) -> str:
     """Return the wanted key if it exists, else the first; "" without any."""
     return wanted if wanted in keys else next(iter(keys), "")
 
@@ -163,9 +162,9 @@ def by_arm(series: list[dict[str, Any]], study: UnsavedStudy) -> list[dict[str, 
 
 
 def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: str) -> list[dict[str, Any]]:
-    """The curves over tokens or seconds instead of steps; runs that did not measure them are left out.
+    """Return the curves over tokens or seconds instead of steps, without runs that did not measure them.
 
-    A run knows its sums alone, so every step counts as long as the others.
+    A run stores only its totals, so all of its steps count as equally long.
     """
     if across == "step":
         return series
@@ -181,21 +180,21 @@ def scaled(series: list[dict[str, Any]], runs: Sequence[TrainingRun], across: st
     ]
 
 
-def carried(request: Request, *asked: str) -> list[tuple[str, str]]:
-    """Return the choices that a form carries along: all but its own fields."""
-    known = known_part(request.GET)
-    return [(name, value) for name in known if name not in asked for value in known.getlist(name)]
+def other_choices(request: Request, *own: str) -> list[tuple[str, str]]:
+    """Return the parameters that a form keeps as hidden fields: all but its own."""
+    known = known_parameters(request.GET)
+    return [(name, value) for name in known if name not in own for value in known.getlist(name)]
 
 
 def address_of(request: Request) -> str:
-    """Return the page's known choices as a query."""
-    return known_part(request.GET).urlencode()
+    """Return the known parameters of the page as a query."""
+    return known_parameters(request.GET).urlencode()
 
 
-def known_part(query: QueryDict) -> QueryDict:
-    """Return only the choices of this page, without the page number of its list."""
+def known_parameters(query: QueryDict) -> QueryDict:
+    """Return the parameters of this page, without the page number of its list."""
     kept = QueryDict(mutable=True)
-    for name in CHOICES:
+    for name in PARAMETERS:
         for value in query.getlist(name):
             if value:
                 kept.appendlist(name, value)
@@ -206,10 +205,10 @@ def known_part(query: QueryDict) -> QueryDict:
 def export(request: Request) -> HttpResponse:
     """Return everything on the page as one long table: run, kind, name, step, value."""
     runs = chosen(request)
-    header = ["run", "name", "kind", "measure", "step", "value"]
-    rows: list[list[str | float | None]] = [list(header), *(row for run in runs for row in lines(run))]
+    rows: list[CsvRow] = [["run", "name", "kind", "measure", "step", "value"]]
+    rows += [row for run in runs for row in run_rows(run)]
     if runs:
-        rows += verdict_lines(study_of(request, runs))
+        rows += comparison_rows(study_of(request, runs))
     return csv_file("compare.csv", rows)
 
 
@@ -220,38 +219,7 @@ def numbers(request: Request) -> HttpResponse:
     if not runs:
         raise Http404
     study = study_of(request, runs)
-    arms, bases = study.scores()
-    exported = {
-        **study.result.to_dict(),
-        "metric": study.metric,
-        "lower_is_better": study.lower_is_better,
-        "reference": study.reference,
-        "sentence": verdict_sentence(study),
-        "warnings": warnings(study),
-        "forgetting": {name: one.facts() for name, one in forgetting.chosen_runs_forgetting(study).items()},
-        "runs": [
-            {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.flat_settings()}
-            for arm in study.arm_list
-            for run in [*arm.runs, *arm.repeats]
-        ],
-        "scores": score_rows(arms, bases, study.groups()),
-    }
-    return json_file("compare.json", exported)
-
-
-def verdict_lines(study: UnsavedStudy) -> list[list[str | float | None]]:
-    """Return the differences to the reference for the CSV, in the metric's unit."""
-    first = {arm.name: arm.first.pk for arm in study.arm_list}
-    lines: list[list[str | float | None]] = []
-    for one in study.result.comparisons:
-        against: list[str | float | None] = [first[one.arm], one.arm, f"against {one.reference}"]
-        for name in ("difference", "low", "high", "p_adjusted", "outcome"):
-            lines.append([*against, f"{study.metric} {name}", None, getattr(one, name)])
-    for arm, forgotten in forgetting.chosen_runs_forgetting(study).items():
-        for end, value in (forgotten.change() or {}).items():
-            against = [first[arm], arm, "against the base model"]
-            lines.append([*against, f"general_accuracy change {end}", None, value])
-    return lines
+    return json_file("compare.json", comparison_dict(study))
 
 
 def chosen(request: Request) -> list[TrainingRun]:
@@ -266,88 +234,3 @@ def chosen(request: Request) -> list[TrainingRun]:
     if len(found) < len(wanted):
         raise Http404
     return [found[pk] for pk in wanted]
-
-
-SOURCES = {
-    "dataset": gettext_lazy("Dataset"),
-    "base_model": gettext_lazy("Base model"),
-    "target_modules": gettext_lazy("Target modules"),
-}
-
-
-def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """One row per setting, with each run's value and whether they differ."""
-    shown = [run.flat_settings() for run in runs]
-    names = list(dict.fromkeys(name for values in shown for name in values))
-    rows = []
-    for name in names:
-        values = [format_value(values.get(name)) for values in shown]
-        rows.append(
-            {
-                "name": name,
-                "label": SOURCES.get(name) or SETTINGS[name].label,
-                "values": values,
-                "differs": len(set(values)) > 1,
-            }
-        )
-    return rows
-
-
-def score_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """Return one row per metric: base, adapter and difference of each run."""
-    by_run = [{row.metric.name: row for row in curves.score_rows(run)} for run in runs]
-    names = dict.fromkeys(name for rows in by_run for name in rows)
-    return [{"label": METRICS[name].label, "cells": [rows.get(name) for rows in by_run]} for name in names]
-
-
-def loss_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """Return last training loss, last and lowest validation loss of each run."""
-    stored = {
-        (series.run_id, series.name): series
-        for series in MetricSeries.objects.filter(run__in=runs, name__in=curves.CURVES)
-    }
-    return [
-        {
-            "train": stored.get((run.pk, "train/loss")),
-            "validation": stored.get((run.pk, "validation/loss")),
-        }
-        for run in runs
-    ]
-
-
-def table_of(curve: dict[str, Any]) -> list[tuple[int, list[float | None]]]:
-    """Return a chart as a table, a column per curve in the chart's order."""
-    return curves.table({str(place): one["points"] for place, one in enumerate(curve["series"])})
-
-
-def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
-    """Return each run's exact match before and after training, and the number of rows."""
-    told = []
-    for run in runs:
-        row = next((row for row in curves.score_rows(run) if row.metric.name == "exact_match"), None)
-        if row and row.base is not None and row.adapter is not None:
-            ended = [one for one in run.evaluations.all() if one.state == State.SUCCEEDED]
-            told.append({"run": run, "row": row, "rows": ended[-1].rows})
-    return told
-
-
-def lines(run: TrainingRun) -> Iterable[list[str | float | None]]:
-    """Return everything about one run for the CSV."""
-
-    def line(kind: str, measure: str, value: Any, step: int | None = None) -> list[str | float | None]:
-        return [run.pk, run.name, kind, measure, step, value]
-
-    yield line("state", "state", run.state)
-    for name, value in run.flat_settings().items():
-        yield line("setting", name, value)
-    for subject, metrics in run.scores().items():
-        for name, value in metrics.items():
-            yield line(subject, name, value)
-    for name, value in run.forecast.items():
-        yield line("forecast", name, value)
-    for name in COSTS_EXPORTED:
-        if run.measured.get(name) is not None:
-            yield line("cost", name, run.measured[name])
-    for series in run.metric_series.all():
-        for step, value in series.points():
-            yield line("curve", series.name, value, step)

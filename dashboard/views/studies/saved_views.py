@@ -12,7 +12,7 @@ from django.views.decorators.http import require_POST
 from dashboard.forms.studies.saved_views import SavedViewForm
 from dashboard.gate import Request
 from dashboard.models import Role, SavedView
-from dashboard.views.studies.compare import known_part
+from dashboard.views.studies.compare import known_parameters
 
 
 @require_POST
@@ -20,7 +20,7 @@ def create(request: Request) -> HttpResponse:
     """Keep the page's choices under a name; a name that is taken is kept as it is."""
     request.project.require(request.user, Role.EDITOR)
     form = SavedViewForm(request.POST)
-    query = known_part(QueryDict(request.POST.get("query", "")[:2000])).urlencode()
+    query = known_parameters(QueryDict(request.POST.get("query", "")[:2000])).urlencode()
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, str(errors[0]))

@@ -21,8 +21,8 @@ from dashboard.models.studies.limits import added_seeds, measured_beside, unmeas
 from dashboard.models.studies.results.export import export_dict, item_scores
 from dashboard.models.studies.results.result import costs_of
 from dashboard.models.studies.results.text import format_difference, recommended_arm
+from dashboard.presenters.comparison_tables import settings_table
 from dashboard.presenters.study_page import ResultPage, times_of
-from dashboard.views.studies.compare import settings_table
 from workers.statistics.verdicts import MIN_SEEDS
 
 

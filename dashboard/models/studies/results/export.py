@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from dashboard.models.evaluations import forgetting
+from dashboard.models.studies.limits import warnings
+from dashboard.models.studies.results.comparison import UnsavedStudy
 from dashboard.models.studies.results.result import ArmScores, RowScores, costs_of, groups_of, scores_of
 from dashboard.models.studies.results.text import verdict_sentence
 from dashboard.models.studies.study import Study
+from dashboard.models.training.training_run import TrainingRun
+
+CsvRow = list[str | float | None]
+# The measured values of a run that are costs.
+MEASURED_COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 def study_dict(study: Study) -> dict[str, Any]:
@@ -72,10 +79,7 @@ def general_questions(study: Study) -> list[dict[str, Any]]:
 
 
 def export_dict(study: Study) -> dict[str, Any]:
-    """Settings and every score: enough to compute each number of the verdict again.
-
-    Before the end there are no scores.
-    """
+    """Return settings and every score, to compute the verdict again; no scores before the end."""
     rows = item_scores(study) if study.scores_are_open else []
     settings = [
         {
@@ -119,3 +123,63 @@ def public_spec(spec: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in spec.items()
     }
+
+
+# Chosen runs
+
+
+def comparison_dict(study: UnsavedStudy) -> dict[str, Any]:
+    """Return the comparison of chosen runs with the score of every row."""
+    arms, bases = study.scores()
+    return {
+        **study.result.to_dict(),
+        "metric": study.metric,
+        "lower_is_better": study.lower_is_better,
+        "reference": study.reference,
+        "sentence": verdict_sentence(study),
+        "warnings": warnings(study),
+        "forgetting": {name: one.facts() for name, one in forgetting.chosen_runs_forgetting(study).items()},
+        "runs": [
+            {"id": run.pk, "name": run.name, "arm": arm.name, "settings": run.flat_settings()}
+            for arm in study.arm_list
+            for run in [*arm.runs, *arm.repeats]
+        ],
+        "scores": score_rows(arms, bases, study.groups()),
+    }
+
+
+def comparison_rows(study: UnsavedStudy) -> list[CsvRow]:
+    """Return the differences to the reference for the CSV, in the metric's unit."""
+    first = {arm.name: arm.first.pk for arm in study.arm_list}
+    rows: list[CsvRow] = []
+    for one in study.result.comparisons:
+        against: CsvRow = [first[one.arm], one.arm, f"against {one.reference}"]
+        for name in ("difference", "low", "high", "p_adjusted", "outcome"):
+            rows.append([*against, f"{study.metric} {name}", None, getattr(one, name)])
+    for arm, forgotten in forgetting.chosen_runs_forgetting(study).items():
+        for end, value in (forgotten.change() or {}).items():
+            against = [first[arm], arm, "against the base model"]
+            rows.append([*against, f"general_accuracy change {end}", None, value])
+    return rows
+
+
+def run_rows(run: TrainingRun) -> Iterator[CsvRow]:
+    """Yield the rows of one run in the CSV of the Compare page."""
+
+    def row(kind: str, measure: str, value: Any, step: int | None = None) -> CsvRow:
+        return [run.pk, run.name, kind, measure, step, value]
+
+    yield row("state", "state", run.state)
+    for name, value in run.flat_settings().items():
+        yield row("setting", name, value)
+    for subject, metrics in run.scores().items():
+        for name, value in metrics.items():
+            yield row(subject, name, value)
+    for name, value in run.forecast.items():
+        yield row("forecast", name, value)
+    for name in MEASURED_COSTS:
+        if run.measured.get(name) is not None:
+            yield row("cost", name, run.measured[name])
+    for series in run.metric_series.all():
+        for step, value in series.points():
+            yield row("curve", series.name, value, step)
