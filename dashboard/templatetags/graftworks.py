@@ -13,6 +13,7 @@ from django import template
 from django.forms import BoundField
 from django.forms.boundfield import BoundWidget
 from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
+from django.template.loader_tags import BLOCK_CONTEXT_KEY
 from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
@@ -106,6 +107,12 @@ UNITS: tuple[tuple[float, float, str, str], ...] = (
     (3.2e7, 2.63e6, "%(count)d month", "%(count)d months"),
     (math.inf, 3.156e7, "%(count)d year", "%(count)d years"),
 )
+
+
+@register.simple_tag(takes_context=True)
+def repeat_block(context: template.Context, name: str) -> SafeString:
+    """Render a block of the page once more; Django's `block` may stand only once in a template."""
+    return context.render_context[BLOCK_CONTEXT_KEY].get_block(name).render(context)
 
 
 @register.simple_tag(takes_context=True)
