@@ -6,35 +6,27 @@ The fixtures end with this package, because Playwright's event loop would keep D
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from django.conf import settings
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.conftest import PASSWORD
-from tests.e2e.installation import OVER, Api, Installation, Person, launch, sign_in, until
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+from tests.e2e.installation import (
+    OVER,
+    Api,
+    Installation,
+    Person,
+    run_chromium,
+    run_installation,
+    sign_in,
+    until,
 )
+
 COLOURS = ("red", "green", "blue", "grey")
-STOP_SECONDS = 60
 # Other tests keep the machine busy beside these.
 expect.set_options(timeout=20_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
@@ -67,58 +59,18 @@ def keep_evidence(item: pytest.Item) -> None:
         (folder / "start.log").write_text(fixtures["installation"].log_tail(300))
 
 
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="package")
 def installation(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Graftworks as `make start` runs it, on a port of its own, with the tiny model as the bundled one."""
-    folder = tmp_path_factory.mktemp("installation")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "LANG": "C.UTF-8",
-        "PORT": str(free_port()),
-        "DATA_DIR": str(folder / "data"),
-        "BUNDLED_MODEL_DIR": str(tiny_folder),
-        "OMP_NUM_THREADS": "1",
-        # All tests share one token.
-        "API_READS_PER_MINUTE": "100000",
-        "API_WRITES_PER_MINUTE": "100000",
-    }
-    running = launch(environment, folder / "start.log")
-    try:
+    with run_installation(tmp_path_factory.mktemp("installation"), tiny_folder) as running:
         yield running
-    finally:
-        family = psutil.Process(running.process.pid).children(recursive=True)
-        running.process.send_signal(signal.SIGTERM)
-        try:
-            status = running.process.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.process.pid, signal.SIGKILL)
-            raise
-    assert status == 0, running.log_tail()
-    _gone, left = psutil.wait_procs(family, timeout=2)
-    assert not left, left
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """A real Chromium. A machine without one fails the tests: skipped, they would prove nothing."""
-    names = [os.environ.get("CHROMIUM"), *BROWSERS]
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
-    if path is None:
-        pytest.fail(
-            "There is no Chromium on PATH, and CHROMIUM does not name one. On Debian: apt install chromium"
-        )
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
+    with run_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="package")

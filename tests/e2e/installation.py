@@ -6,21 +6,39 @@ Knows nothing of pytest.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from django.conf import settings
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.servers import free_port
 
 READY_SECONDS = 180
+STOP_SECONDS = 60
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 # Points of the first curve on a run's page.
 POINTS = """() => {
   const canvas = document.querySelector("#loss-chart canvas");
@@ -108,6 +126,52 @@ def launch(environment: dict[str, str], log: Path) -> Installation:
             raise AssertionError(f"It did not start.\n{installation.log_tail()}")
         time.sleep(0.2)
     return installation
+
+
+@contextmanager
+def run_installation(folder: Path, model: Path) -> Iterator[Installation]:
+    """Run Graftworks as `make start` does, on a free port and with `model` as its bundled one."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "LANG": "C.UTF-8",
+        "PORT": str(free_port()),
+        "DATA_DIR": str(folder / "data"),
+        "BUNDLED_MODEL_DIR": str(model),
+        "OMP_NUM_THREADS": "1",
+        # All tests share one token.
+        "API_READS_PER_MINUTE": "100000",
+        "API_WRITES_PER_MINUTE": "100000",
+    }
+    running = launch(environment, folder / "start.log")
+    try:
+        yield running
+    finally:
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        running.process.send_signal(signal.SIGTERM)
+        try:
+            status = running.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.process.pid, signal.SIGKILL)
+            raise
+    assert status == 0, running.log_tail()
+    _gone, left = psutil.wait_procs(family, timeout=2)
+    assert not left, left
+
+
+@contextmanager
+def run_chromium() -> Iterator[Browser]:
+    """Run Chromium from PATH or from CHROMIUM. Raises RuntimeError without one."""
+    names = [os.environ.get("CHROMIUM"), *BROWSERS]
+    path = next((found for name in names if name and (found := shutil.which(name))), None)
+    if path is None:
+        raise RuntimeError(
+            "There is no Chromium on PATH, and CHROMIUM does not name one. On Debian: apt install chromium"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:

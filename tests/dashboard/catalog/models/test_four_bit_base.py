@@ -203,11 +203,11 @@ def test_its_page_says_that_it_waits_for_such_a_worker(
     run = make_run(project, dataset, base_model, by=ed, load_in_4bit=True)
     client.force_login(vera)
     page = client.get(run.get_absolute_url()).content
-    assert b"in 4 bits at the moment" not in page
+    assert b"can load the base model in 4 bits" not in page
     assert b"starts in a moment" in page
     make_node("cuda0@box", able=False)
     page = client.get(run.get_absolute_url()).content
-    assert b"No worker can keep the base model in 4 bits at the moment" in page
+    assert b"No connected worker can load the base model in 4 bits" in page
     assert b"starts in" not in page, "nobody knows when"
 
 

@@ -115,7 +115,7 @@ def test_it_shows_a_worker_and_its_job(client: Client, vera: User, run: Training
     run.job.update_progress(phase="training", step=3, total_steps=10)
     client.force_login(vera)
     page = board(client)
-    for words in ("gpu0@box", "CPU, 2 cores", "Alive", "Training", "30 %", run.get_absolute_url()):
+    for words in ("gpu0@box", "CPU, 2 cores", "Online", "Training", "30 %", run.get_absolute_url()):
         assert words in page
 
 
@@ -142,7 +142,7 @@ def test_silent_machinery_is_said_in_words(client: Client, vera: User, run: Trai
     add_node("gpu0@box", silent=60)
     client.force_login(vera)
     page = board(client)
-    for words in ("Silent", 'data-stalled-queue="all"', "Queue unavailable, your job is saved"):
+    for words in ("Not responding", 'data-stalled-queue="all"', "Queue unavailable, your job is saved"):
         assert words in page
 
 

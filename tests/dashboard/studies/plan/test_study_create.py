@@ -279,7 +279,7 @@ def test_plan_warns_of_too_few_test_rows(plan_text: Callable[..., str]) -> None:
     assert "assumes that two arms disagree on 15.0 % of the rows" in text
     assert "This test split cannot show a difference of 2 points" in text
     # 0.15 * (2.8 / 0.02)^2 for one comparison.
-    assert "2,944 test rows would, but this dataset has 2." in text
+    assert "It takes 2,944 test rows, but this dataset has 2." in text
 
 
 def test_plan_offers_at_most_the_allowed_test_rows(plan_text: Callable[..., str], dataset: Dataset) -> None:
@@ -289,7 +289,7 @@ def test_plan_offers_at_most_the_allowed_test_rows(plan_text: Callable[..., str]
     assert "Use 2,944 test rows" in plan_text()
     text = plan_text(margin="0.5")
     # 0.15 * (2.8 / 0.005)^2.
-    assert "47,094 test rows would, which is more than a study allows." in text
+    assert "It takes 47,094 test rows, which is more than a study allows." in text
     assert "Use 47,094" not in text
 
 
@@ -309,7 +309,7 @@ def test_group_of_test_rows_counts_as_one(plan_text: Callable[..., str], dataset
 
 def test_more_comparisons_need_more_test_rows(plan_text: Callable[..., str]) -> None:
     # Holm over two: 0.15 * ((2.2414 + 0.8416) / 0.02)^2.
-    assert "3,565 test rows would" in plan_text(configs=pks("efficient", "mlp", "quality"))
+    assert "3,565 test rows" in plan_text(configs=pks("efficient", "mlp", "quality"))
 
 
 def test_plan_uses_the_measured_variance(

@@ -56,7 +56,7 @@ def test_plan_shows_training_and_evaluation(
     answer = client.get(PLAN, entered(dataset, base_model))
     costs = answer.context["study_plan"].costs
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
-    assert "of it training about" in text
+    assert "of which training about" in text
     assert "of it evaluation about" in text
     assert "comes on top" not in text
     for end in ("low", "expected", "high"):
