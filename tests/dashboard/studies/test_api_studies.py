@@ -345,4 +345,4 @@ def test_failed_study_has_an_error(
     shown = api.get(f"{STUDIES}/{study.pk}").json()
     assert (shown["state"], shown["error"]["code"]) == ("failed", "bad_data")
     assert [arm["error"]["message"] for arm in shown["arms"]] == ["Row 1 has no answer."] * 2
-    assert shown["verdict"].startswith("No arm of this study came to a result")
+    assert shown["verdict"].startswith("No arm of this study has a result")

@@ -158,7 +158,7 @@ def _most_frequent_shape(rows: list[UploadRow]) -> Shape | None:
 def _no_rows_message(filename: str, rows: list[UploadRow]) -> str:
     if not rows:
         return f"{filename} has no rows. Choose a file with at least {MIN_ROWS}."
-    return f"No row of {filename} can be read. First: row {rows[0].number}. {rows[0].problem}"
+    return f"No row of {filename} can be read. The first is row {rows[0].number}: {rows[0].problem}"
 
 
 def _excerpt(value: Any) -> str:
@@ -207,11 +207,11 @@ def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
         raise DataError(_no_rows_message(spec.filename, []))
     if findings.bad_rows and (not spec.skip_bad_rows or not findings.rows):
         first = findings.problems[0]
-        advice = "Correct them, or import the good rows alone."
+        advice = "Correct them, or skip invalid rows on import."
         if findings.rows < MIN_ROWS:
             advice = "Correct them and upload the file again."
         raise DataError(
-            f"{findings.bad_rows:,} of {total:,} rows cannot be used. First: row {first['row']}. "
+            f"{findings.bad_rows:,} of {total:,} rows are invalid. The first is row {first['row']}: "
             f"{first['message']} {advice}"
         )
     distinct = findings.fingerprints.distinct_rows()
