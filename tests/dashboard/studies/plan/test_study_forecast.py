@@ -57,7 +57,7 @@ def test_plan_shows_training_and_evaluation(
     costs = answer.context["study_plan"].costs
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
     assert "of which training about" in text
-    assert "of it evaluation about" in text
+    assert "of which evaluation about" in text
     assert "comes on top" not in text
     for end in ("low", "expected", "high"):
         assert costs.plan.seconds[end] == costs.plan.training[end] + costs.plan.scoring[end]
