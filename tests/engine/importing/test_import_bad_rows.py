@@ -130,14 +130,14 @@ def test_bad_rows_fail_the_import_and_keep_the_report(load: Importer) -> None:
     with pytest.raises(DataError) as caught:
         load(lines(*rows))
     assert caught.value.message.startswith(
-        "2 of 42 rows cannot be used. First: row 7. This row has no `completion`."
+        "2 of 42 rows are invalid. The first is row 7: This row has no `completion`."
     )
     assert [problem["row"] for problem in load.report()["problems"]] == [7, 42]
     assert not list(load.out.glob("*.parquet"))
 
 
 def test_message_offers_good_rows_if_there_are_enough(load: Importer) -> None:
-    for good, advice in ((3, "import the good rows alone."), (2, "Correct them and upload the file again.")):
+    for good, advice in ((3, "skip invalid rows on import."), (2, "Correct them and upload the file again.")):
         with pytest.raises(DataError) as caught:
             load(lines(*ROWS[:good], {"prompt": "a"}))
         assert caught.value.message.endswith(advice)
@@ -151,7 +151,7 @@ def test_first_hundred_problems_are_listed_and_all_counted(load: Importer) -> No
 
 
 def test_file_of_bad_rows_fails_even_if_they_may_be_skipped(load: Importer) -> None:
-    with pytest.raises(DataError, match="3 of 3 rows cannot be used"):
+    with pytest.raises(DataError, match="3 of 3 rows are invalid"):
         load(lines(*({"prompt": "", "completion": str(number)} for number in range(3))), skip_bad_rows=True)
 
 
