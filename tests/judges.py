@@ -24,7 +24,7 @@ class Judge:
     keys: list[str] = field(default_factory=list)
 
     @property
-    def asked(self) -> list[dict[str, str]]:
+    def materials(self) -> list[dict[str, str]]:
         """Return the material of each request."""
         return [json.loads(request["messages"][1]["content"]) for request in self.requests]
 
@@ -50,7 +50,7 @@ def judge(answer: Callable[[dict[str, str]], Answer] = exact) -> Iterator[Judge]
             assert self.path == "/v1/chat/completions"
             seen.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             seen.keys.append(self.headers["Authorization"])
-            status, body, headers = seen.answer(seen.asked[-1])
+            status, body, headers = seen.answer(seen.materials[-1])
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)

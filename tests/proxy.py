@@ -1,11 +1,9 @@
-"""A TCP proxy on loopback that breaks on request: slow, silent, cut off or gone. For broker and PostgreSQL.
+"""A TCP proxy on loopback that injects network faults: delay, silence, resets, refused connections.
 
-    with Proxy("127.0.0.1:5432") as proxy:      # or the path of a Unix socket
-        connect(port=proxy.port)
-        proxy.black_hole()                      # accepts, and nothing passes any more
-        proxy.heal()
-
-Knows nothing of what it carries.
+with Proxy("127.0.0.1:5432") as proxy:      # or the path of a Unix socket
+    connect(port=proxy.port)
+    proxy.black_hole()                      # accepts connections and passes nothing
+    proxy.heal()
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ from types import TracebackType
 from typing import Any
 
 CHUNK = 65_536
-AT_ONCE = struct.pack("ii", 1, 0)  # closing with SO_LINGER 0 sends a reset
+RESET = struct.pack("ii", 1, 0)  # closing with SO_LINGER 0 sends a reset
 
 
 class Proxy:
-    """Carries every connection to `upstream`; its methods may be called from any thread."""
+    """Forwards connections to `upstream`. Its methods may be called from any thread."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
@@ -51,28 +49,28 @@ class Proxy:
         self.loop.close()
 
     def heal(self) -> None:
-        """Everything passes again, what a black hole held included: TCP would have sent it again."""
+        """End all faults. What a black hole held back is sent, as TCP would repeat it."""
         self._do(self._heal)
 
     def delay(self, seconds: float) -> None:
-        """Each piece arrives this much later."""
+        """Delay each chunk."""
         self.seconds = seconds
 
     def black_hole(self) -> None:
-        """Connections stay open, and new ones are taken, but nothing passes in either direction."""
+        """Keep connections open and accept new ones, but pass nothing in either direction."""
         self.loop.call_soon_threadsafe(self.passing.clear)
 
     def reset(self) -> None:
-        """Cut off every connection there is; new ones are carried."""
+        """Reset all connections; forward new ones."""
         self._do(self._cut)
 
     def refuse(self) -> None:
-        """Nobody listens any more, and every connection is cut off."""
+        """Stop listening and reset all connections."""
         self._do(self._close)
 
     @property
     def carries(self) -> bool:
-        """Whether anything passes now."""
+        """Whether data passes now."""
         return self.server is not None and self.passing.is_set()
 
     def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -82,7 +80,7 @@ class Proxy:
         self.seconds = 0.0
         self.passing.set()
         if self.server is None:
-            self.server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+            self.server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
             self.port = self.server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
@@ -95,9 +93,9 @@ class Proxy:
         for writer in list(self.writers):
             peer = writer.get_extra_info("socket")
             if peer.family == socket.AF_INET:
-                # Whoever hung up a moment ago needs no reset.
+                # A connection that was just closed needs no reset.
                 with contextlib.suppress(OSError):
-                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             writer.transport.abort()
 
     async def _finish(self) -> None:
@@ -106,20 +104,20 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = [writer]
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
         self.writers.add(writer)
-        # Cancelled at the end of the proxy, about which Python's streams would complain.
+        # Python's streams log the cancellation at the end of the proxy.
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            # Within the black hole nothing reaches the other side, not even the connection.
+            # A black hole passes no connection attempt either.
             await self.passing.wait()
-            there, back = await self._connect()
-            ends.append(back)
-            self.writers.add(back)
-            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
-        for end in ends:
-            self.writers.discard(end)
-            end.transport.abort()
+            answers, upstream = await self._connect()
+            writers.append(upstream)
+            self.writers.add(upstream)
+            await asyncio.gather(self._pump(reader, upstream), self._pump(answers, writer))
+        for each in writers:
+            self.writers.discard(each)
+            each.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.upstream.startswith("/"):
@@ -128,12 +126,12 @@ class Proxy:
         return await asyncio.open_connection(host, int(port))
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Until one side ends; whatever goes wrong cuts off both, as a killed client's server must know."""
-        while piece := await reader.read(CHUNK):
+        """Forward until one side ends. An error ends both, so that the server notices a killed client."""
+        while chunk := await reader.read(CHUNK):
             if self.seconds:
                 await asyncio.sleep(self.seconds)
             await self.passing.wait()
-            writer.write(piece)
+            writer.write(chunk)
             await writer.drain()
         if not writer.transport.is_closing():
             writer.write_eof()

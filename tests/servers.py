@@ -1,10 +1,10 @@
-"""Runs a command beside a private PostgreSQL server that is gone afterwards.
+"""Run a command beside a temporary PostgreSQL server.
 
     python -m tests.servers python -m pytest -q -m jobs
 
-The command finds it in TEST_DATABASE_URL, and the tests then use Debian's Valkey or Redis as well, instead of
-the embedded one. Servers listen on loopback, on ports and in folders of their own, and die with this process.
-A machine without the programs runs nothing and says so; where CI is set, that is an error.
+TEST_DATABASE_URL names the server, and the tests then use Debian's Valkey or Redis as well, instead of the
+embedded one. Servers listen on loopback, have their own ports and folders, and die with this process. Without
+the programs the command is not run; that is an error if CI is set.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 BROKERS = ("valkey-server", "redis-server")
 READY_SECONDS = 30
-# PostgreSQL refuses to run as root; Debian's package brings this account along.
+# PostgreSQL refuses to run as root; Debian's package creates this account.
 ACCOUNT = "postgres"
-# A test's data need not survive a power cut.
-HASTY = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# Test data need not survive a power failure.
+UNSAFE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
-class Missing(Exception):
-    """A program that the servers need is not on this machine."""
+class MissingProgram(Exception):
+    """A program of the servers is not installed."""
 
 
 def main(command: list[str]) -> int:
-    """The command's exit status."""
-    signal.signal(signal.SIGTERM, _end)
+    """Run the command and return its exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     if missing := find_missing_program():
         print(f"Not run on PostgreSQL: {missing}", file=sys.stderr)
         return 1 if os.environ.get("CI") else 0
@@ -50,42 +49,38 @@ def main(command: list[str]) -> int:
 
 
 def find_missing_program() -> str:
-    """Why the servers cannot be started here, or ""."""
+    """Return why the servers cannot be started here; "" if they can."""
     try:
         _newest_postgresql()
         broker_program()
         if os.getuid() == 0:
             _account()
-    except Missing as missing:
-        return str(missing)
+    except MissingProgram as error:
+        return str(error)
     return ""
-
-
-def _end(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(1)
 
 
 @contextlib.contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """The address of a fresh database in a fresh cluster."""
+    """Yield the URL of an empty database in a new cluster."""
     programs = _newest_postgresql()
     folder.mkdir()
-    user = _other_account(folder)
+    user = _change_owner(folder)
     password = secrets.token_hex(16)
-    secret = folder / "password"
-    secret.write_text(password)
+    password_file = folder / "password"
+    password_file.write_text(password)
     if user:
-        shutil.chown(secret, *user)
+        shutil.chown(password_file, *user)
     data, port = folder / "data", free_port()
-    begin = [programs / "initdb", "-D", data, "-U", "graftworks", "--pwfile", secret, "-A", "scram-sha-256"]
-    initdb = _as(user, [*map(str, begin), "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"])
-    made = subprocess.run(initdb, cwd=folder, capture_output=True, text=True, check=False)
-    if made.returncode:
-        raise RuntimeError(f"initdb failed: {made.stderr}")
+    initdb = [str(programs / "initdb"), "-D", str(data), "-U", "graftworks", "-A", "scram-sha-256"]
+    initdb += ["--pwfile", str(password_file), "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+    done = subprocess.run(_as(user, initdb), cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"initdb failed: {done.stderr}")
     serve = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", ""]
-    options = [part for option in (*HASTY, "max_connections=200") for part in ("-c", option)]
-    # SIGINT is PostgreSQL's quick and orderly end.
-    with _running(_as(user, [*serve, *options], signal.SIGINT), folder, port, signal.SIGINT):
+    options = [part for option in (*UNSAFE, "max_connections=200") for part in ("-c", option)]
+    # SIGINT is PostgreSQL's fast shutdown.
+    with _run_server(_as(user, [*serve, *options], signal.SIGINT), folder, port, signal.SIGINT):
         url = f"postgres://graftworks:{password}@127.0.0.1:{port}"
         _create_database(f"{url}/postgres")
         yield f"{url}/graftworks"
@@ -93,41 +88,43 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def broker(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Debian's Valkey or Redis on that port, without any data."""
+    """Run Debian's Valkey or Redis without data on that port."""
     folder.mkdir(exist_ok=True)
     serve = [broker_program(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
-    with _running(_as(None, serve), folder, port, signal.SIGTERM) as process:
+    with _run_server(_as(None, serve), folder, port, signal.SIGTERM) as process:
         yield process
 
 
 def broker_program() -> str:
-    """Which of the two is installed."""
+    """Return the installed one of the two."""
     program = next((found for name in BROKERS if (found := shutil.which(name))), None)
     if program is None:
-        raise Missing("there is no valkey-server and no redis-server. On Debian: apt install valkey-server")
+        raise MissingProgram(
+            "there is no valkey-server and no redis-server. On Debian: apt install valkey-server"
+        )
     return program
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _newest_postgresql() -> Path:
-    """Debian keeps the server's programs away from PATH, one folder per version."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    """Return the folder of the programs: Debian installs one per version, outside of PATH."""
+    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
     on_path = shutil.which("initdb")
     if on_path:
-        found.append(Path(on_path).resolve().parent)
-    if not found:
-        raise Missing("there is no PostgreSQL server. On Debian: apt install postgresql")
-    return max(found, key=lambda path: int(path.parent.name) if path.parent.name.isdigit() else 0)
+        folders.append(Path(on_path).resolve().parent)
+    if not folders:
+        raise MissingProgram("there is no PostgreSQL server. On Debian: apt install postgresql")
+    return max(folders, key=lambda path: int(path.parent.name) if path.parent.name.isdigit() else 0)
 
 
-def _other_account(folder: Path) -> tuple[int, int] | None:
-    """Root hands the folder to PostgreSQL's account; anybody else runs the server as themselves."""
+def _change_owner(folder: Path) -> tuple[int, int] | None:
+    """Give the folder to PostgreSQL's account and return its ids; None without root's rights."""
     if os.getuid():
         return None
     account = _account()
@@ -139,11 +136,13 @@ def _account() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(ACCOUNT)
     except KeyError as error:
-        raise Missing(f"PostgreSQL does not run as root, and there is no account {ACCOUNT}.") from error
+        raise MissingProgram(
+            f"PostgreSQL does not run as root, and there is no account {ACCOUNT}."
+        ) from error
 
 
 def _as(user: tuple[int, int] | None, command: list[str], orphaned: int = signal.SIGTERM) -> list[str]:
-    """The command under another account, with a signal for when this process dies."""
+    """Return the command for another account, to be sent a signal when this process dies."""
     setpriv = ["setpriv", "--pdeathsig", signal.Signals(orphaned).name.removeprefix("SIG")]
     if user:
         setpriv += ["--reuid", str(user[0]), "--regid", str(user[1]), "--clear-groups"]
@@ -151,11 +150,11 @@ def _as(user: tuple[int, int] | None, command: list[str], orphaned: int = signal
 
 
 @contextlib.contextmanager
-def _running(command: list[str], folder: Path, port: int, last: int) -> Iterator[subprocess.Popen[bytes]]:
+def _run_server(command: list[str], folder: Path, port: int, last: int) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
-        _wait_until_it_listens(process, port, folder / "log")
+        _wait_for_port(process, port, folder / "log")
         yield process
     finally:
         process.send_signal(last)
@@ -166,7 +165,7 @@ def _running(command: list[str], folder: Path, port: int, last: int) -> Iterator
             process.wait()
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -180,13 +179,13 @@ def _create_database(url: str) -> None:
     import psycopg
 
     for _try in range(100):
-        # It listens a moment before it lets anybody in.
+        # The port is open before the server accepts logins.
         with contextlib.suppress(psycopg.OperationalError):
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("CREATE DATABASE graftworks")
             return
         time.sleep(0.1)
-    raise RuntimeError("PostgreSQL started and answers nobody.")
+    raise RuntimeError("PostgreSQL started and accepts no login.")
 
 
 if __name__ == "__main__":

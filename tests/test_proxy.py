@@ -1,4 +1,4 @@
-"""The proxy that other tests break connections with."""
+"""Faults of the proxy."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def say(line: socket.socket) -> bytes:
     return line.recv(100)
 
 
-def test_it_carries_both_directions(proxy: Proxy) -> None:
+def test_proxy_forwards_both_directions(proxy: Proxy) -> None:
     with call(proxy) as line:
         assert say(line) == b"hello\n"
 
 
-def test_it_holds_everything_until_it_is_healed(proxy: Proxy) -> None:
+def test_black_hole_passes_nothing_until_it_heals(proxy: Proxy) -> None:
     with call(proxy) as line:
         say(line)
         proxy.black_hole()
@@ -56,7 +56,7 @@ def test_it_holds_everything_until_it_is_healed(proxy: Proxy) -> None:
         assert line.recv(100) == b"hello\n"
 
 
-def test_it_cuts_connections_and_takes_new_ones(proxy: Proxy) -> None:
+def test_reset_ends_open_connections_only(proxy: Proxy) -> None:
     with call(proxy) as line:
         say(line)
         proxy.reset()
@@ -66,7 +66,7 @@ def test_it_cuts_connections_and_takes_new_ones(proxy: Proxy) -> None:
         assert say(line) == b"hello\n"
 
 
-def test_it_refuses_and_comes_back_on_the_same_port(proxy: Proxy) -> None:
+def test_refusing_proxy_heals_on_the_same_port(proxy: Proxy) -> None:
     proxy.refuse()
     with pytest.raises(ConnectionRefusedError):
         call(proxy)
@@ -75,18 +75,18 @@ def test_it_refuses_and_comes_back_on_the_same_port(proxy: Proxy) -> None:
         assert say(line) == b"hello\n"
 
 
-def test_it_is_slow_on_request(proxy: Proxy) -> None:
+def test_delay_slows_each_chunk(proxy: Proxy) -> None:
     with call(proxy) as line:
         proxy.delay(2)
         with pytest.raises(TimeoutError):
             say(line)
 
 
-def test_it_passes_a_reset_on(proxy: Proxy) -> None:
+def test_reset_of_a_client_reaches_the_server(proxy: Proxy) -> None:
     with call(proxy) as line:
         say(line)
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     deadline = time.monotonic() + 5
     while proxy.writers:
-        assert time.monotonic() < deadline, "the other side still believes in the connection"
+        assert time.monotonic() < deadline, "the server still has the connection"
         time.sleep(0.05)

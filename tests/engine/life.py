@@ -1,6 +1,6 @@
-"""One attempt of a training in a process of its own, which may be killed at any moment.
+"""Attempts of a training in child processes, each with a fault if wanted.
 
-It is forked from a server that has imported torch already, so that a hundred deaths take minutes.
+They are forked from a server that has imported torch already, so that a hundred attempts take minutes.
 """
 
 from __future__ import annotations
@@ -25,43 +25,52 @@ from workers.contract.specs import TrainSpec
 from workers.engine.training import checkpoints
 from workers.engine.training.train import train
 
-FULL = 28
+DISK_FULL = 28
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([__name__])
 
 
-class Story:
-    """A run over all its lives: each attempt has an out dir of its own, the checkpoints are the job's."""
+class Training:
+    """A training over several attempts: each has its own output folder, the checkpoints are shared."""
 
     def __init__(self, specs: Sequence[TrainSpec], folder: Path) -> None:
-        self.specs, self.folder, self.lives = list(specs), folder, 0
+        self.specs, self.folder, self.attempts = list(specs), folder, 0
         self.events = Recorder()
 
     @property
     def out(self) -> Path:
-        return self.folder / f"attempt-{self.lives}"
+        return self.folder / f"attempt-{self.attempts}"
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def live(self, interruption: Interruption | None = None, *, limit: int = 0) -> int:
-        """Run one attempt; returns the exit status of its process, negative where it was killed."""
+    def run_attempt(self, interruption: Interruption | None = None, *, limit: int = 0) -> int:
+        """Run one attempt; return the exit status of its process, negative if it was killed."""
         ended = {event.arm for event in self.events.of(ArmEnd)}
-        self.lives += 1
-        told = self.folder / "events"
-        told.parent.mkdir(parents=True, exist_ok=True)
-        told.write_bytes(b"")
-        # The first attempt has nobody to oust; here each of them does.
-        attempt = self.lives + 1
-        options = (self.specs, attempt, self.out, self.checkpoints, told, interruption, sorted(ended), limit)
-        process = _SERVER.Process(target=_live, args=options)
+        self.attempts += 1
+        lines = self.folder / "events"
+        lines.parent.mkdir(parents=True, exist_ok=True)
+        lines.write_bytes(b"")
+        # From 2, as the first attempt takes no ownership from another.
+        attempt = self.attempts + 1
+        arguments = (
+            self.specs,
+            attempt,
+            self.out,
+            self.checkpoints,
+            lines,
+            interruption,
+            sorted(ended),
+            limit,
+        )
+        process = _SERVER.Process(target=_run_attempt, args=arguments)
         process.start()
         process.join(120)
-        # A line that was cut off by the kill is one that nobody has read.
-        self.events.extend(from_line(line) for line in told.read_bytes().split(b"\n")[:-1])
+        # The kill may have cut off the last line.
+        self.events.extend(from_line(line) for line in lines.read_bytes().split(b"\n")[:-1])
         status = process.exitcode
-        assert status is not None, "it did not end"
+        assert status is not None, "the attempt did not end"
         process.close()
         return status
 
@@ -70,12 +79,12 @@ class Story:
         return only
 
 
-def _live(
+def _run_attempt(
     specs: list[TrainSpec],
     attempt: int,
     out: Path,
-    kept: Path,
-    told: Path,
+    checkpoint_dir: Path,
+    lines: Path,
     interruption: Interruption | None,
     ended: list[int],
     limit: int,
@@ -84,26 +93,26 @@ def _live(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with told.open("a") as lines:
-        pass_moment = install(interruption, told.parent) if interruption else None
+    with lines.open("a") as stream:
+        report_operation = install(interruption, lines.parent) if interruption else None
 
         def report(event: Event) -> None:
-            if pass_moment:
-                pass_moment(f"report {type(event).__name__}")
+            if report_operation:
+                report_operation(f"report {type(event).__name__}")
             if not limit:
-                lines.write(to_line(event))
-                lines.flush()
+                stream.write(to_line(event))
+                stream.flush()
 
         with contextlib.suppress(DiskFull):
-            checkpoint_ownership.take_ownership(kept, attempt)
+            checkpoint_ownership.take_ownership(checkpoint_dir, attempt)
             train(
                 specs,
                 out,
                 report=report,
-                resume_from=checkpoints.find_newest(kept, report),
-                checkpoint_dir=kept,
+                resume_from=checkpoints.find_newest(checkpoint_dir, report),
+                checkpoint_dir=checkpoint_dir,
                 attempt=attempt,
                 ended=ended,
             )
             return
-    sys.exit(FULL)
+    sys.exit(DISK_FULL)

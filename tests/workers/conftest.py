@@ -1,4 +1,4 @@
-"""Real children for real jobs: a tiny model on disk, and a way to run a queued job without a broker."""
+"""Jobs run in this process without a broker, by real engines on a tiny model or by scripts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from workers.supervision import engine_process
 from workers.supervision.orphaned_jobs import holder
 from workers.tasks import attempt
 
-TELL = """
-def tell(event, **values):
+EMIT = """
+def emit(event, **values):
     print(json.dumps({"event": event, **values}), flush=True)
 """
 
 
 def claim(queue: str) -> Job:
-    """Claim the next job the way a worker process does."""
+    """Claim the next job as a worker process does."""
     job = Job.objects.claim(
         queue,
         worker=f"{queue}@test",
@@ -52,7 +52,7 @@ def claim(queue: str) -> Job:
 
 @pytest.fixture
 def work_off() -> Callable[[str], Job]:
-    """Claim and run the next job of a queue in this process; its engine is a real child."""
+    """Return a function that claims and runs the next job of a queue with a real engine."""
 
     def run_next(queue: str) -> Job:
         job = claim(queue)
@@ -63,47 +63,46 @@ def work_off() -> Callable[[str], Job]:
     return run_next
 
 
-def cast(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this script be the job's engine; it finds its envelope in `asked`."""
-    path = Path(settings.DATA_DIR) / f"child-{job.pk}.py"
-    opening = "import json, os, signal, sys, time\nasked = json.loads(sys.stdin.readline())\n"
-    path.write_text(opening + TELL + script)
+def set_engine_script(script: str, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the job's engine by a script, which finds its input in `envelope`."""
+    path = Path(settings.DATA_DIR) / f"engine-{job.pk}.py"
+    preamble = "import json, os, signal, sys, time\nenvelope = json.loads(sys.stdin.readline())\n"
+    path.write_text(preamble + EMIT + script)
     monkeypatch.setattr(engine_process, "ENGINE", (sys.executable, str(path)))
 
 
-def play(
+def run_script(
     script: str, job: Job, monkeypatch: pytest.MonkeyPatch, draining: Callable[[], bool] = lambda: False
 ) -> Job:
-    """Run one attempt whose engine is this script."""
-    cast(script, job, monkeypatch)
+    """Run one attempt with a script as its engine."""
+    set_engine_script(script, job, monkeypatch)
     attempt(job, draining)
     return Job.objects.get(pk=job.pk)
 
 
-def work_until(job: Job, is_time: Callable[[], bool], act: Callable[[], object]) -> Job:
-    """Run an attempt beside which somebody acts once it is time."""
+def run_until(job: Job, condition: Callable[[], bool], act: Callable[[], object]) -> Job:
+    """Run an attempt and call `act` from another thread once the condition holds."""
     done: list[object] = []
-    over = threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
-        while not done and not over.wait(0.02):
-            if is_time():
+        while not done and not ended.wait(0.02):
+            if condition():
                 done.append(act())
-        connection.close()  # this thread's own
+        connection.close()
 
-    person = threading.Thread(target=watch)
-    person.start()
+    thread = threading.Thread(target=watch)
+    thread.start()
     attempt(job, lambda: False)
-    over.set()
-    person.join()
-    assert done, "it ended before anybody could act"
+    ended.set()
+    thread.join()
+    assert done, "the attempt ended before the condition held"
     return Job.objects.get(pk=job.pk)
 
 
 def kill_engine(job: Job, number: int = signal.SIGKILL) -> None:
-    """Without a word, or with a gentler signal."""
     pid = Job.objects.get(pk=job.pk).child_pid
-    assert pid, "it has no engine"
+    assert pid
     os.kill(pid, number)
 
 
@@ -112,16 +111,16 @@ def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:
     spec_file = out_dir.with_suffix(".json")
     spec_file.write_text(json.dumps(to_dict(spec)))
     command = [sys.executable, "-m", "workers.engine", kind, str(spec_file), str(out_dir)]
-    said = subprocess.run(
+    done = subprocess.run(
         command, check=True, cwd=settings.BASE_DIR, timeout=120, capture_output=True, text=True
     )
-    results = [event for line in said.stdout.splitlines() if isinstance(event := from_line(line), Result)]
+    results = [event for line in done.stdout.splitlines() if isinstance(event := from_line(line), Result)]
     return results[0].values
 
 
 @pytest.fixture(scope="session")
 def inspected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an inspect job finds in the tiny model, asked once."""
+    """The result of inspecting the tiny model."""
     return engine_result(
         "inspect", InspectSpec(path=str(tiny_folder)), tmp_path_factory.mktemp("inspect") / "out"
     )
@@ -129,7 +128,7 @@ def inspected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.fixture(scope="session")
 def imported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Forty rows, imported once: the folder of splits and the report."""
+    """Forty imported rows: the folder of splits and the report."""
     folder = tmp_path_factory.mktemp("import")
     upload = folder / "numbers.jsonl"
     upload.write_text("\n".join(f'{{"prompt": "number {n}", "completion": "is {n % 7}"}}' for n in range(40)))
@@ -150,7 +149,7 @@ def real_base(db: None, project: Project, inspected: dict[str, Any]) -> BaseMode
 
 @pytest.fixture
 def real_dataset(db: None, project: Project, ed: User, imported: tuple[Path, dict[str, Any]]) -> Dataset:
-    """Forty rows that answer a number with a smaller one."""
+    """A dataset of the forty imported rows."""
     folder, report = imported
     dataset = Dataset.objects.named(project, "Numbers", ed)
     upload = Path(settings.UPLOAD_DIR) / "numbers.jsonl"
@@ -165,7 +164,7 @@ def real_dataset(db: None, project: Project, ed: User, imported: tuple[Path, dic
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Redis]:
-    """A real broker where this installation's settings look for it, gone after the test."""
+    """A real broker at the address of the settings."""
     if settings.REDIS_URL:
         with servers.broker(tmp_path, urlsplit(settings.REDIS_URL).port or 0):
             yield Redis.from_url(settings.REDIS_URL)

@@ -1,4 +1,4 @@
-"""A database that is really away for a while: a locked file, or a server behind a closed proxy."""
+"""Outages of the test database: a locked file, or a server behind a proxy."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ print("held", flush=True)
 sys.stdin.readline()
 """
 Switch = tuple[Callable[[], None], Callable[[], None]]
-_to_come: list[threading.Timer] = []
+_timers: list[threading.Timer] = []
 
 
 @contextlib.contextmanager
-def breakable() -> Iterator[Switch]:
-    """Two functions for any thread: the first takes the database away, the second brings it back."""
+def breakable_database() -> Iterator[Switch]:
+    """Yield two functions for any thread: the first starts an outage, the second ends it."""
     before = {**connection.settings_dict, "OPTIONS": dict(connection.settings_dict["OPTIONS"])}
     connection.close()
     with _lock() if connection.vendor == "sqlite" else _proxy() as switch:
         try:
             yield switch
         finally:
-            _call_off()
+            _cancel_timers()
             switch[1]()
             connection.close()
             connection.settings_dict.update(before)
@@ -40,23 +40,23 @@ def breakable() -> Iterator[Switch]:
 
 @contextlib.contextmanager
 def _lock() -> Iterator[Switch]:
-    """Another process holds the write lock, longer than anybody here waits for it."""
+    """Let another process hold the lock for longer than the connection waits for it."""
     connection.settings_dict["OPTIONS"] = {**connection.settings_dict["OPTIONS"], "timeout": 0.3}
     holders: list[subprocess.Popen[bytes]] = []
 
-    def away() -> None:
+    def start() -> None:
         command = [sys.executable, "-c", HOLD, str(connection.settings_dict["NAME"])]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         holders.append(holder)
 
-    def back() -> None:
+    def end() -> None:
         while holders:
             holder = holders.pop()
             holder.communicate(b"\n", timeout=10)
 
-    yield away, back
+    yield start, end
 
 
 @contextlib.contextmanager
@@ -66,16 +66,16 @@ def _proxy() -> Iterator[Switch]:
         yield proxy.refuse, proxy.heal
 
 
-def later(seconds: float, act: Callable[[], None]) -> None:
-    """Do it after some time, unless the database is whole for good by then."""
+def call_later(seconds: float, act: Callable[[], None]) -> None:
+    """Call a function after some time, unless the outages are over by then."""
     timer = threading.Timer(seconds, act)
     timer.start()
-    _to_come.append(timer)
+    _timers.append(timer)
 
 
-def _call_off() -> None:
-    """What is still to come would hit the next test, and hold up the end of all of them."""
-    while _to_come:
-        timer = _to_come.pop()
+def _cancel_timers() -> None:
+    """Cancel the calls that are still due: they would hit the next test."""
+    while _timers:
+        timer = _timers.pop()
         timer.cancel()
         timer.join()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
-from tests.moments import refusing
+from tests.moments import raising
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
 from workers.contract.errors import CheckpointMismatch, DiskFull, RunError, Stopped
 from workers.contract.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
@@ -327,7 +327,7 @@ def test_damaged_resume_from_is_refused(one: list[TrainSpec], tmp_path: Path, cu
 def test_failed_write_is_retried(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2]))
+    monkeypatch.setattr(checkpoints, "save_file", raising(save_file, "ENOSPC", at=[2]))
     run_on(one, tmp_path, record)
     assert [event.step for event in record.of(Checkpoint)] == [3, 6, 9, 12]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000003", "000004"]
@@ -337,7 +337,7 @@ def test_full_disk_fails_the_run_and_keeps_the_last_checkpoint(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full:
-        full.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[3, 4]))
+        full.setattr(checkpoints, "save_file", raising(save_file, "ENOSPC", at=[3, 4]))
         with pytest.raises(DiskFull, match="The disk is full"):
             run_on(one, tmp_path, record)
     assert [event.step for event in record.of(Checkpoint)] == [3, 6]
@@ -351,7 +351,7 @@ def test_full_disk_fails_the_run_and_keeps_the_last_checkpoint(
 def test_drain_on_full_disk_keeps_the_checkpoint_before(
     one: list[TrainSpec], tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoints, "save_file", refusing(save_file, "ENOSPC", at=[2, 3]))
+    monkeypatch.setattr(checkpoints, "save_file", raising(save_file, "ENOSPC", at=[2, 3]))
     with pytest.raises(Stopped):
         run_on(
             one,

@@ -18,7 +18,7 @@ import pytest
 from dashboard.models.jobs import checkpoint
 from tests.engine.conftest import Recorder
 from tests.engine.training.test_checkpoints import assert_equal_runs, curves
-from tests.moments import refusing
+from tests.moments import raising
 from workers.contract import checkpoint_ownership
 from workers.contract.errors import DiskFull, TakenOver
 from workers.contract.events import ArmEnd, Checkpoint, Event, Finished, Message, from_line
@@ -198,10 +198,10 @@ def test_attempt_without_number_is_the_next_one(kept: Path) -> None:
 
 
 def test_failed_ownership_write_raises(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", refusing(os.fsync, "EACCES"))
+    monkeypatch.setattr(os, "fsync", raising(os.fsync, "EACCES"))
     with pytest.raises(checkpoints.CheckpointUnreadable, match="Permission denied"):
         checkpoints.take_ownership(kept, 2)
-    monkeypatch.setattr(os, "fsync", refusing(os.fsync, "ENOSPC"))
+    monkeypatch.setattr(os, "fsync", raising(os.fsync, "ENOSPC"))
     with pytest.raises(DiskFull):
         checkpoints.take_ownership(kept, 2)
     assert not list(kept.iterdir())

@@ -12,7 +12,7 @@ from django.conf import settings
 
 from dashboard.management.commands import start
 from dashboard.models import Job, Project, State, User
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import claim, run_script
 from workers.supervision import stop_policy
 
 NOTE = Path(settings.DATA_DIR) / "note-of-an-engine"
@@ -33,7 +33,7 @@ def test_an_engine_sees_the_device_of_its_node_and_no_other(
     assert "gpu2" not in programs
     # The worker has its program's environment, and hands its part of it to the engine.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", programs[node].environment["CUDA_VISIBLE_DEVICES"])
-    play(f"open({str(NOTE)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n", job, monkeypatch)
+    run_script(f"open({str(NOTE)!r}, 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])\n", job, monkeypatch)
     assert NOTE.read_text() == device
 
 
@@ -44,7 +44,7 @@ if not os.fork():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     open({str(NOTE)!r}, "w").write(str(os.getpgrp()))
     time.sleep(300)
-tell("Progress", phase="training", step=1, total=9)
+emit("Progress", phase="training", step=1, total=9)
 """
 
 
@@ -69,7 +69,7 @@ def test_no_process_of_the_engine_s_group_outlives_a_cancel(
 
     monkeypatch.setattr(Job, "read_stop_request", cancel_once_it_works)
     began = time.monotonic()
-    ended = play(FAMILY + ending, job, monkeypatch)
+    ended = run_script(FAMILY + ending, job, monkeypatch)
     assert ended.state == State.CANCELLED, way
     assert time.monotonic() - began < 30
     group = int(NOTE.read_text())

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from dashboard.models import Adapter, Job, State, TrainingRun, User
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import claim, run_script
 from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
 from workers.supervision import publish, recorders, supervisor
 from workers.supervision.engine_process import EngineProcess
@@ -25,10 +25,10 @@ from workers.supervision.supervisor import Attempt, Fenced
 
 # Says that it has an adapter, and that its only arm has succeeded.
 DONE = """
-tell("Progress", phase="training", step=1, total=1)
-tell("Artifact", arm=0, path="arm-0/adapter", files={})
-tell("ArmEnd", arm=0, outcome="succeeded", step=1)
-tell("Finished", reason="done")
+emit("Progress", phase="training", step=1, total=1)
+emit("Artifact", arm=0, path="arm-0/adapter", files={})
+emit("ArmEnd", arm=0, outcome="succeeded", step=1)
+emit("Finished", reason="done")
 """
 
 
@@ -65,17 +65,17 @@ def test_the_supervisor_lends_its_lease_to_who_publishes(job: Job, monkeypatch: 
         raise PublishError("This was enough.")
 
     monkeypatch.setattr(recorders, "publish_adapter", slow)
-    assert play(DONE, job, monkeypatch).error_code == "publish_failed"
+    assert run_script(DONE, job, monkeypatch).error_code == "publish_failed"
     assert left[0] > timedelta(seconds=60)
 
 
 STOPPED_MEANWHILE = """
-tell("Progress", phase="training", step=0, total=9)
-tell("Artifact", arm=0, path="arm-0/adapter", files={})
-tell("ArmEnd", arm=0, outcome="succeeded", step=1)
+emit("Progress", phase="training", step=0, total=9)
+emit("Artifact", arm=0, path="arm-0/adapter", files={})
+emit("ArmEnd", arm=0, outcome="succeeded", step=1)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 open("%s", "w").write(sys.stdin.readline())
-tell("Finished", reason="cancel")
+emit("Finished", reason="cancel")
 """
 
 
@@ -97,7 +97,7 @@ def test_a_stop_is_passed_on_while_one_adapter_of_several_is_published(
         raise PublishError("This was enough.")
 
     monkeypatch.setattr(recorders, "publish_adapter", slow)
-    ended = play(STOPPED_MEANWHILE % heard, job, monkeypatch)
+    ended = run_script(STOPPED_MEANWHILE % heard, job, monkeypatch)
     assert json.loads(heard.read_text()) == {"stop": "cancel"}
     assert waited[0] < 2
     assert (ended.state, Adapter.objects.count()) == (State.CANCELLED, 0)
@@ -154,7 +154,7 @@ def test_a_dataset_is_published_under_the_lease_too(tmp_path: Path) -> None:
 def test_an_engine_that_another_attempt_has_ousted_is_no_failure(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ousted = 'tell("Progress", phase="loading")\ntell("Finished", reason="taken_over")\nsys.exit(3)'
-    ended = play(ousted, job, monkeypatch)
+    ousted = 'emit("Progress", phase="loading")\ntell("Finished", reason="taken_over")\nsys.exit(3)'
+    ended = run_script(ousted, job, monkeypatch)
     assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
     assert "taken over" in ended.events.order_by("-seq")[0].text

@@ -19,8 +19,8 @@ from workers.contract.events import Finished, Progress, Result, to_line
 WORKER = """
 import sys
 from workers.celery import app
-from workers import child
-child.ENGINE = (sys.executable, sys.argv[1])
+from workers.supervision import engine_process
+engine_process.ENGINE = (sys.executable, sys.argv[1])
 app.worker_main(["worker", "--pool=prefork", "-c", "2", "-Q", "cpu", "-n", "cpu@%h",
                  "--without-gossip", "--without-mingle", "--loglevel=WARNING"])
 """

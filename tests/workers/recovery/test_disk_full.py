@@ -9,7 +9,7 @@ from django.test import Client
 
 from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Job, Project, State, TrainingRun, User
 from tests.conftest import make_run
-from tests.moments import refusing
+from tests.moments import raising
 from tests.workers.recovery.test_resume import begins, checkpoints_of
 from workers.supervision import publish
 from workers.supervision.publish import check_adapter
@@ -31,7 +31,7 @@ def test_a_run_that_finds_the_disk_full_is_resumed_and_makes_one_adapter(
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=STEPS)
     with monkeypatch.context() as full:
         full.setattr(publish, "RETRY_SECONDS", 0.0)
-        full.setattr(publish, "publish_folder", refusing(publish.publish_folder, "ENOSPC"))
+        full.setattr(publish, "publish_folder", raising(publish.publish_folder, "ENOSPC"))
         job = work_off("gpu")
     run = TrainingRun.objects.get()
     assert (job.state, run.state, run.error and run.error["code"]) == (State.FAILED, "failed", "disk_full")

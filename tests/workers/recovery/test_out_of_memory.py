@@ -15,13 +15,13 @@ from django.db.models.functions import Now
 
 from dashboard.models import Adapter, BaseModel, Dataset, Job, JobEvent, Project, State, TrainingRun, User
 from tests.conftest import make_run
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import claim, run_script
 from workers.contract.hyperparameters import Hyperparameters
 from workers.supervision import engine_process, stop_policy
 
 TOO_LITTLE = """
-tell("Failure", code="out_of_memory", message="There was not enough memory.")
-tell("Finished", reason="failed")
+emit("Failure", code="out_of_memory", message="There was not enough memory.")
+emit("Finished", reason="failed")
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)\n"
 # As the kernel does it: it kills, and it counts.
@@ -50,12 +50,12 @@ train.collate = starved
 sys.exit(engine.main())
 """
 STEPPED = """
-tell("Progress", phase="training", step=0, total=9)
-tell("Progress", phase="training", step=1, total=9)
+emit("Progress", phase="training", step=0, total=9)
+emit("Progress", phase="training", step=1, total=9)
 time.sleep(0.3)
 """
 SCORED = """
-tell("Progress", phase="scoring", step=1, total=9)
+emit("Progress", phase="scoring", step=1, total=9)
 time.sleep(0.3)
 """
 
@@ -106,7 +106,7 @@ def batch(job: Job) -> tuple[int, int]:
 def test_it_is_tried_once_more_with_half_the_batch(
     job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(TOO_LITTLE, job, monkeypatch)
+    ended = run_script(TOO_LITTLE, job, monkeypatch)
     run.refresh_from_db()
     assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     changes = {"per_device_train_batch_size": [8, 4], "gradient_accumulation_steps": [1, 2]}
@@ -130,7 +130,7 @@ def test_the_batch_is_halved_once_though_the_database_goes_away_meanwhile(
             raise OperationalError("the connection was lost")
 
     monkeypatch.setattr(Job, "interrupt", lose_the_first)
-    ended = play(TOO_LITTLE, job, monkeypatch)
+    ended = run_script(TOO_LITTLE, job, monkeypatch)
     run.refresh_from_db()
     assert lost, "the first write was to fail"
     assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
@@ -145,7 +145,7 @@ def batch_of(run: TrainingRun) -> tuple[int, int]:
 def test_the_second_time_it_fails_with_advice(
     job: Job, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(TOO_LITTLE, again(play(TOO_LITTLE, job, monkeypatch)), monkeypatch)
+    ended = run_script(TOO_LITTLE, again(run_script(TOO_LITTLE, job, monkeypatch)), monkeypatch)
     run.refresh_from_db()
     assert (ended.state, ended.error_code, run.state) == (State.FAILED, "out_of_memory", "failed")
     assert len(run.adjustments) == 1
@@ -155,7 +155,7 @@ def test_a_batch_of_one_cannot_be_split(
     project: Project, dataset: Dataset, base_model: BaseModel, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(project, dataset, base_model, by=ed, per_device_train_batch_size=1)
-    assert play(TOO_LITTLE, claim("gpu"), monkeypatch).state == State.FAILED
+    assert run_script(TOO_LITTLE, claim("gpu"), monkeypatch).state == State.FAILED
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_accumulation_has_a_limit_of_its_own() -> None:
 def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_the_batch(
     job: Job, run: TrainingRun, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(starved, job, monkeypatch)
+    ended = run_script(starved, job, monkeypatch)
     run.refresh_from_db()
     assert (ended.state, ended.ignored_attempts, batch(ended)) == (State.INTERRUPTED, 1, (4, 2))
     assert run.adjustments[0]["reason"] == "out_of_memory"
@@ -189,14 +189,14 @@ def test_an_engine_that_the_kernel_killed_for_lack_of_memory_goes_on_with_half_t
 def test_killed_for_it_once_more_it_fails_with_advice_though_it_took_steps(
     job: Job, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(STEPPED + starved, again(play(STEPPED + starved, job, monkeypatch)), monkeypatch)
+    ended = run_script(STEPPED + starved, again(run_script(STEPPED + starved, job, monkeypatch)), monkeypatch)
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "out_of_memory", 2)
 
 
 def test_an_evaluation_has_no_batch_to_split(
     scoring: Job, starved: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = play(SCORED + starved, scoring, monkeypatch)
+    ended = run_script(SCORED + starved, scoring, monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "out_of_memory")
 
 
@@ -205,8 +205,8 @@ def test_an_evaluation_that_always_dies_holds_its_device_three_times(
 ) -> None:
     dies = SCORED + "os.kill(os.getpid(), signal.SIGSEGV)\n"
     for _attempt in range(2):
-        scoring = again(play(dies, scoring, monkeypatch))
-    ended = play(dies, scoring, monkeypatch)
+        scoring = again(run_script(dies, scoring, monkeypatch))
+    ended = run_script(dies, scoring, monkeypatch)
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "worker_lost", 3)
 
 
@@ -215,18 +215,18 @@ def test_a_kill_that_the_kernel_did_not_count_is_not_taken_for_lack_of_memory(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _attempt in range(2):
-        job = play(KILLED, job, monkeypatch)
+        job = run_script(KILLED, job, monkeypatch)
         assert job.state == State.INTERRUPTED
         assert "outside Graftworks" in JobEvent.objects.filter(job=job, event="interrupt").latest("seq").text
         job = again(job)
-    ended = play(KILLED, job, monkeypatch)
+    ended = run_script(KILLED, job, monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "worker_lost")
 
 
 def test_a_kill_by_its_own_parent_is_no_suspicion(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(stop_policy.GRACE_SECONDS, "drain", 0.5)
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)\n"
-    ended = play(deaf, job, monkeypatch, lambda: True)
+    ended = run_script(deaf, job, monkeypatch, lambda: True)
     assert (ended.state, ended.ignored_attempts) == (State.INTERRUPTED, 1)
 
 

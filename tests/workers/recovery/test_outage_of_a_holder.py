@@ -9,7 +9,7 @@ from django.db import DataError, InternalError, OperationalError, connection, tr
 from django.test import Client
 
 from dashboard.models import Job, Project, State, TrainingRun, User
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import claim, run_script
 from tests.workers.programs import running, wait_until
 from workers.supervision.database_outage import Database
 from workers.supervision.recorders import TrainRecorder
@@ -17,12 +17,12 @@ from workers.supervision.recorders import TrainRecorder
 pytestmark = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no sessions")
 STEPS = """
 for step in range(1, 11):
-    tell("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
-    tell("Progress", phase="training", step=step, total=10)
+    emit("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
+    emit("Progress", phase="training", step=step, total=10)
     time.sleep(0.3)
-tell("ArmEnd", arm=0, outcome="failed", step=10, code="diverged", message="The end.")
-tell("Failure", code="diverged", message="The end.")
-tell("Finished", reason="failed")
+emit("ArmEnd", arm=0, outcome="failed", step=10, code="diverged", message="The end.")
+emit("Failure", code="diverged", message="The end.")
+emit("Finished", reason="failed")
 """
 # Locks the first job's row and sleeps for longer than the test waits.
 SLEEPER = """
@@ -106,7 +106,7 @@ def test_attempt_ends_although_its_session_was_ended(
 
     monkeypatch.setattr(TrainRecorder, "flush", sleep_and_flush)
     limit_idle_transactions()
-    ended = play(STEPS, job, monkeypatch)
+    ended = run_script(STEPS, job, monkeypatch)
     assert not naps
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
     assert [step for step, _loss in run.metric_series.get(name="train/loss").points()] == list(range(1, 11))

@@ -23,7 +23,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim, kill_engine, work_until
+from tests.workers.conftest import claim, kill_engine, run_until
 from workers.supervision import engine_process, supervisor
 from workers.supervision.recorders import TrainRecorder
 from workers.tasks import attempt
@@ -39,7 +39,7 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 
 def kill_after(job: Job, is_time: Callable[[], bool]) -> None:
     """Run an attempt whose engine is killed once it is time."""
-    work_until(job, is_time, lambda: kill_engine(job))
+    run_until(job, is_time, lambda: kill_engine(job))
 
 
 def checkpoints_of(job: Job) -> list[Path]:
@@ -122,7 +122,7 @@ def test_a_drained_training_continues_at_the_step_it_had_reached(
 @pytest.mark.django_db(transaction=True)
 def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: TrainingRun) -> None:
     job = claim("gpu")
-    interrupted = work_until(job, lambda: bool(checkpoints_of(job)), lambda: kill_engine(job, signal.SIGTERM))
+    interrupted = run_until(job, lambda: bool(checkpoints_of(job)), lambda: kill_engine(job, signal.SIGTERM))
     assert (interrupted.state, interrupted.ignored_attempts) == (State.INTERRUPTED, 1)
     assert interrupted.events.latest("seq").text == supervisor.DRAINED_BY_OTHERS
     reached = max(curve(run))
@@ -138,7 +138,7 @@ def test_a_stopped_training_keeps_no_checkpoint(
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
     job = claim("gpu")
 
-    ended = work_until(
+    ended = run_until(
         job, lambda: bool(checkpoints_of(job)), lambda: Job.objects.get(pk=job.pk).request_cancel(ed)
     )
     assert ended.state == State.CANCELLED

@@ -22,7 +22,7 @@ from dashboard.models import (
 )
 from dashboard.models.training.resume import resume
 from tests.conftest import make_run
-from tests.workers.conftest import claim, work_until
+from tests.workers.conftest import claim, run_until
 from tests.workers.recovery.test_resume import begins, checkpoints_of, claim_again, curve, kill_after
 from workers.supervision import supervisor
 from workers.supervision.engine_process import EngineProcess
@@ -52,7 +52,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stopped(job: Job, by: User, keep: str) -> Job:
     """The job after it was stopped with its second checkpoint written."""
-    return work_until(
+    return run_until(
         job,
         lambda: len(checkpoints_of(job)) >= 2,
         lambda: Job.objects.get(pk=job.pk).request_cancel(by, keep),
@@ -146,7 +146,7 @@ def test_a_discard_overrides_an_end_that_keeps_the_best(run: TrainingRun, ed: Us
         row.request_cancel(ed, "adapter")
         row.request_cancel(ed)
 
-    ended = work_until(job, lambda: len(checkpoints_of(job)) >= 2, change_of_mind)
+    ended = run_until(job, lambda: len(checkpoints_of(job)) >= 2, change_of_mind)
     assert ended.state == State.CANCELLED
     assert not Adapter.objects.exists()
     assert not job.checkpoint_folder().exists()
@@ -178,7 +178,7 @@ def test_an_arm_that_has_ended_stays_ended_when_the_others_are_resumed(run: Trai
     second.save()
     Job.objects.filter(pk=job.pk).update(spec={"specs": [run.spec, short]})
     job.refresh_from_db()
-    parked = work_until(
+    parked = run_until(
         job,
         lambda: Adapter.objects.filter(run=second).exists(),
         lambda: Job.objects.get(pk=job.pk).request_cancel(ed, "checkpoint"),

@@ -35,7 +35,7 @@ def test_it_sends_the_prompt_and_the_material_as_json() -> None:
     [sent] = listening.requests
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("gpt-test", 0, 100)
     assert sent["messages"][0] == {"role": "system", "content": module.PROMPT}
-    assert listening.asked == [{"question": "q", "expected": "e", "given": attack}]
+    assert listening.materials == [{"question": "q", "expected": "e", "given": attack}]
     assert listening.keys == [f"Bearer {KEY}"]
 
 

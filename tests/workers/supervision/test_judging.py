@@ -93,7 +93,7 @@ def test_only_pending_answers_are_sent_again(
     listening.answer = exact
     submit(scored, ed)
     assert work_off("cpu").state == State.SUCCEEDED
-    assert {material["question"] for material in listening.asked[10:]} == {"question 3"}
+    assert {material["question"] for material in listening.materials[10:]} == {"question 3"}
     assert None not in verdicts(scored)
 
 

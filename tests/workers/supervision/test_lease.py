@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from dashboard.models import Job, State, TrainingRun
-from tests.workers.conftest import claim, play
+from tests.workers.conftest import claim, run_script
 from workers.supervision import supervisor
 
 SILENT = "time.sleep(60)\n"
@@ -31,7 +31,7 @@ def test_a_silent_engine_costs_nobody_the_lease(job: Job, monkeypatch: pytest.Mo
             leases.append(lease)
         return len(leases) > 3 or time.monotonic() - began > 20
 
-    ended = play(SILENT, job, monkeypatch, is_time_to_go)
+    ended = run_script(SILENT, job, monkeypatch, is_time_to_go)
     assert len(leases) > 3, "it was not renewed"
     assert leases == sorted(leases)
     assert (ended.state, ended.attempt) == (State.INTERRUPTED, 1)

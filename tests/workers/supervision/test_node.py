@@ -1,4 +1,4 @@
-"""A node's life signs: what it leaves behind, and what it makes of what a dead one left."""
+"""A node's heartbeat, its row, its drain flag, and the jobs that a dead one left."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from django.conf import settings
 from dashboard.models import Job, State, TrainingRun, WorkerNode
 from dashboard.models.jobs.job_state import db_now
 from tests.workers.conftest import claim
-from tests.workers.outages import breakable
+from tests.workers.outages import breakable_database
 from workers.supervision import heartbeat
 from workers.supervision.orphaned_jobs import holder, release_orphaned_jobs
 from workers.supervision.process_identity import Place, birth, here
 
-HERE = here()
-assert HERE is not None
-MACHINE = HERE.machine
+PLACE = here()
+assert PLACE is not None
+MACHINE = PLACE.machine
 # A container of the same host name.
-THERE = Place("host/0123abcd", "ef")
+OTHER = Place("host/0123abcd", "ef")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def flag() -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def test_it_does_not_drain_because_a_killed_node_with_its_pid_did(flag: Path) -> None:
+def test_drain_flag_of_a_killed_node_with_the_same_pid_is_deleted(flag: Path) -> None:
     flag.touch()
     worker_init.send(sender=None)
     assert not flag.exists()
@@ -51,28 +51,28 @@ HANGING = """
 import sys, threading, time
 import django
 django.setup()
-from workers import node
-node.WATCH_SECONDS, node.SILENT_SECONDS = 0.1, 0.3
-life = node.Heartbeat("gpu0@host", {})
+from workers.supervision import heartbeat
+heartbeat.WATCH_SECONDS, heartbeat.SILENT_SECONDS = 0.1, 0.3
+beat = heartbeat.Heartbeat("gpu0@host", {})
 if sys.argv[1] == "working":
     import subprocess
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
     pool = subprocess.Popen([sys.executable, "-c", code])
-    while not node.has_engine():
+    while not heartbeat.has_engine():
         time.sleep(0.05)
-threading.Thread(target=life.guard, daemon=True).start()
-time.sleep(3)
-print("still here")
+threading.Thread(target=beat.guard, daemon=True).start()
+time.sleep(2)
+print("alive")
 if sys.argv[1] == "working":
-    for child in node.psutil.Process().children(recursive=True):
+    for child in heartbeat.psutil.Process().children(recursive=True):
         child.kill()
 """
 
 
-def hang(how: str) -> subprocess.CompletedProcess[str]:
-    """A node whose queries never come back, in a process of its own."""
+def run_hanging_node(mode: str) -> subprocess.CompletedProcess[str]:
+    """Run a node whose queries never return, in its own process."""
     return subprocess.run(
-        [sys.executable, "-c", HANGING, how],
+        [sys.executable, "-c", HANGING, mode],
         capture_output=True,
         text=True,
         cwd=settings.BASE_DIR,
@@ -80,17 +80,17 @@ def hang(how: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_node_that_hangs_ends_so_that_it_is_started_again() -> None:
-    ended = hang("idle")
+def test_hanging_node_exits() -> None:
+    ended = run_hanging_node("idle")
     assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
 
 
-def test_a_node_that_hangs_spares_the_work_of_its_pool() -> None:
-    ended = hang("working")
-    assert (ended.returncode, ended.stdout) == (0, "still here\n"), ended.stderr
+def test_hanging_node_with_a_running_engine_stays() -> None:
+    ended = run_hanging_node("working")
+    assert (ended.returncode, ended.stdout) == (0, "alive\n"), ended.stderr
 
 
-def test_a_node_that_starts_without_a_database_gets_its_row_later(
+def test_node_without_a_database_registers_later(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "WATCH_SECONDS", 0.2)
@@ -99,10 +99,10 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
         app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=["gpu"]))),
         controller=SimpleNamespace(concurrency=1),
     )
-    with breakable() as (away, back):
-        away()
+    with breakable_database() as (cut, restore):
+        cut()
         heartbeat.start(sender)
-        back()
+        restore()
         try:
             deadline = time.monotonic() + 20
             while not WorkerNode.objects.filter(name="gpu0@host").delete()[0]:
@@ -116,7 +116,7 @@ def test_a_node_that_starts_without_a_database_gets_its_row_later(
     assert not WorkerNode.objects.exists()
 
 
-def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
+def test_row_shows_that_the_node_drains(db: None, flag: Path) -> None:
     WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=MACHINE)
     heartbeat.record_heartbeat("gpu0@host", MACHINE)
     assert not WorkerNode.objects.get().draining
@@ -125,10 +125,8 @@ def test_its_row_says_that_it_drains(db: None, flag: Path) -> None:
     assert WorkerNode.objects.get().draining
 
 
-def test_it_does_not_drain_because_a_node_in_another_container_has_its_number(
-    flag: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workers.supervision.device_lock.here", lambda: THERE)
+def test_drain_flag_of_another_container_is_ignored(flag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.supervision.device_lock.here", lambda: OTHER)
     heartbeat.set_drain_flag()
     assert heartbeat.is_shutting_down()
     monkeypatch.undo()
@@ -136,79 +134,76 @@ def test_it_does_not_drain_because_a_node_in_another_container_has_its_number(
     assert not flag.exists()
 
 
-def sign_on(place: str, **facts: object) -> None:
-    """A node of the usual name that is alive at a place."""
-    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=place, **facts)
+def register(place: str) -> None:
+    WorkerNode.objects.register("gpu0@host", queue="gpu", host="host", pid=1, place=place)
 
 
-def life() -> heartbeat.Heartbeat:
+def make_heartbeat() -> heartbeat.Heartbeat:
     return heartbeat.Heartbeat("gpu0@host", {"queue": "gpu", "host": "host", "pid": 2, "place": MACHINE})
 
 
-def test_a_name_that_lives_elsewhere_too_gets_its_place_beside_it(db: None) -> None:
-    sign_on(THERE.machine)
-    mine = life()
-    mine.keep_row()
-    assert WorkerNode.objects.count() == 1, "the other row may be that of its own life before"
-    sign_on(THERE.machine)
-    mine.keep_row()
+def test_name_that_is_used_elsewhere_gets_a_suffix(db: None) -> None:
+    register(OTHER.machine)
+    beat = make_heartbeat()
+    beat.keep_row()
+    assert WorkerNode.objects.count() == 1
+    register(OTHER.machine)
+    beat.keep_row()
     names = WorkerNode.objects.values_list("name", "place")
     own = f"gpu0@host/{MACHINE.rpartition('/')[2]}"
-    assert set(names) == {("gpu0@host", THERE.machine), (own, MACHINE)}
+    assert set(names) == {("gpu0@host", OTHER.machine), (own, MACHINE)}
     assert heartbeat.record_heartbeat("gpu0@host", MACHINE)
-    assert heartbeat.row_name("gpu0@host") == own, "its pool claims jobs under that name"
+    assert heartbeat.row_name("gpu0@host") == own
 
 
-def test_it_takes_over_the_row_and_the_pause_of_its_life_before(db: None) -> None:
-    sign_on(THERE.machine)
+def test_restart_elsewhere_takes_over_the_row_and_its_pause(db: None) -> None:
+    register(OTHER.machine)
     WorkerNode.objects.get().pause(by="Mara")
-    mine = life()
-    mine.keep_row()
+    beat = make_heartbeat()
+    beat.keep_row()
     WorkerNode.objects.update(heartbeat_at=db_now(timedelta(minutes=-1)))
-    mine.keep_row()
+    beat.keep_row()
     row = WorkerNode.objects.get()
     assert (row.name, row.place, row.paused_by) == ("gpu0@host", MACHINE, "Mara")
 
 
 @pytest.mark.parametrize("place", [MACHINE, ""])
-def test_a_restart_at_the_same_place_keeps_its_row(db: None, place: str) -> None:
-    sign_on(place)
-    life().keep_row()
+def test_restart_at_the_same_place_keeps_the_row(db: None, place: str) -> None:
+    register(place)
+    make_heartbeat().keep_row()
     assert WorkerNode.objects.get().pid == 2
 
 
-def test_two_that_started_in_the_same_moment_part_at_the_next_heartbeat(
-    db: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine = life()
-    mine.keep_row()
-    sign_on(THERE.machine)
+def test_two_nodes_that_start_at_once_get_two_rows(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat = make_heartbeat()
+    beat.keep_row()
+    register(OTHER.machine)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0)
-    for _look in range(3):
-        mine.keep_row()
-        sign_on(THERE.machine)
+    for _round in range(3):
+        beat.keep_row()
+        register(OTHER.machine)
     assert WorkerNode.objects.count() == 2
 
 
-def test_a_pause_of_one_does_not_hold_up_the_other(db: None, run: TrainingRun) -> None:
-    sign_on(THERE.machine)
+def test_pause_of_one_node_leaves_the_other_running(db: None, run: TrainingRun) -> None:
+    register(OTHER.machine)
     WorkerNode.objects.get().pause(by="Mara")
-    mine = life()
-    mine.keep_row()
-    sign_on(THERE.machine)
-    mine.keep_row()
+    beat = make_heartbeat()
+    beat.keep_row()
+    register(OTHER.machine)
+    beat.keep_row()
     assert Job.objects.claim("gpu", worker="gpu0@host", slot="one", **holder()) is None
     own = heartbeat.row_name("gpu0@host")
     assert Job.objects.claim("gpu", worker=own, slot="other", **holder()) == run.job
 
 
-def test_a_killed_pool_process_gives_its_job_back_within_seconds(
+def test_job_of_a_killed_pool_process_is_released(
     transactional_db: None, run: TrainingRun, flag: Path
 ) -> None:
     pool = subprocess.Popen(["sleep", "60"])
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(pid=pool.pid, pid_started=birth(pool.pid))
-    assert release_orphaned_jobs() == 0, "it is at work"
+    assert release_orphaned_jobs() == 0
     pool.kill()
     pool.wait()
     heartbeat.Heartbeat("gpu@test", {}, written=time.monotonic()).beat()
@@ -217,22 +212,21 @@ def test_a_killed_pool_process_gives_its_job_back_within_seconds(
     assert job.state == State.INTERRUPTED
 
 
-def test_no_pool_process_is_forked_in_the_middle_of_a_look() -> None:
-    """It would inherit notes of locks that it does not hold, and find SQLite locked for ever."""
+def test_pool_process_is_not_forked_during_a_query() -> None:
+    """The child would inherit SQLite's locks without holding them."""
     begun, ended = threading.Event(), threading.Event()
 
-    def look() -> None:
+    def query() -> None:
         with heartbeat.query_lock:
             begun.set()
             time.sleep(0.5)
             ended.set()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=query)
     thread.start()
     begun.wait()
     child = os.fork()
     if not child:
-        # The child may look, too.
         with heartbeat.query_lock:
             os._exit(0 if ended.is_set() else 1)
     thread.join()

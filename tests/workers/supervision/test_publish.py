@@ -19,7 +19,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun
-from tests.moments import Interruption, install, refusing
+from tests.moments import Interruption, install, raising
 from tests.workers.conftest import claim
 from tests.workers.supervision.test_recorders import SUCCEEDED, make_artifact
 from workers.contract.errors import DiskFull
@@ -70,7 +70,7 @@ def in_another_process(work: Callable[[], None], interruption: Interruption) -> 
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def tell(job: Job, folder: Path) -> None:
+def emit(job: Job, folder: Path) -> None:
     """What the supervisor passes on when the engine has done its work, and the job's end."""
     recorder = TrainRecorder(job, folder)
     recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
@@ -91,7 +91,7 @@ def go_on(job: Job, folder: Path) -> None:
     assert again.pk == job.pk
     if TrainingRun.objects.filter(job=job, outcome="").exists():
         again.move("progress")
-        tell(again, folder)
+        emit(again, folder)
     else:
         attempt(again, lambda: False)
     job.refresh_from_db()
@@ -124,7 +124,7 @@ def empty_shelf() -> None:
 def test_worker_killed_while_publishing_leaves_one_adapter(
     job: Job, run: TrainingRun, tmp_path: Path, at: int
 ) -> None:
-    status = in_another_process(lambda: tell(job, tmp_path / "first"), Interruption(at))
+    status = in_another_process(lambda: emit(job, tmp_path / "first"), Interruption(at))
     assert status == (0 if at > MOMENTS else -signal.SIGKILL)
     assert_each_is_complete()
     assert Adapter.objects.count() == TrainingRun.objects.exclude(outcome="").count()
@@ -144,9 +144,9 @@ def refusing_disk(monkeypatch: pytest.MonkeyPatch, call: str, error: str, *at: i
     with monkeypatch.context() as broken:
         broken.setattr(publish, "RETRY_SECONDS", 0.0)
         if call == "rename":
-            broken.setattr(Path, "rename", refusing(Path.rename, error, at))
+            broken.setattr(Path, "rename", raising(Path.rename, error, at))
         else:
-            broken.setattr(os, "fsync", refusing(os.fsync, error, at))
+            broken.setattr(os, "fsync", raising(os.fsync, error, at))
         yield
 
 
@@ -163,7 +163,7 @@ def test_refused_write_is_tried_again(
     error: str,
 ) -> None:
     with refusing_disk(monkeypatch, call, error, at):
-        tell(job, tmp_path)
+        emit(job, tmp_path)
     assert job.state == State.SUCCEEDED
     check_adapter(Adapter.objects.get().path(), Adapter.objects.get().files)
 
@@ -175,7 +175,7 @@ def test_full_disk_leaves_complete_folder_or_none(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: str
 ) -> None:
     with refusing_disk(monkeypatch, call, error), pytest.raises(DiskFull, match="could not be written"):
-        tell(job, tmp_path / "first")
+        emit(job, tmp_path / "first")
     assert not Adapter.objects.exists()
     assert_each_is_complete()
     go_on(job, tmp_path / "second")

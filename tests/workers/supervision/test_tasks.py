@@ -23,7 +23,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import make_run
-from tests.workers.conftest import claim, kill_engine, play, work_until
+from tests.workers.conftest import claim, kill_engine, run_script, run_until
 from workers.tasks import attempt
 
 WorkOff = Callable[[str], Job]
@@ -134,7 +134,7 @@ def test_a_cancel_stops_a_running_child(
         asked.append(time.monotonic())
         Job.objects.get(pk=job.pk).request_cancel(ed)
 
-    work_until(job, lambda: Job.objects.get(pk=job.pk).step > 0, stop_it)
+    run_until(job, lambda: Job.objects.get(pk=job.pk).step > 0, stop_it)
     ended = time.monotonic()
     run.refresh_from_db()
     assert run.state == "cancelled"
@@ -148,7 +148,7 @@ def test_a_killed_child_interrupts_the_job_and_leaves_nothing(
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
     job = claim("gpu")
-    work_until(job, lambda: Job.objects.get(pk=job.pk).child_pid is not None, lambda: kill_engine(job))
+    run_until(job, lambda: Job.objects.get(pk=job.pk).child_pid is not None, lambda: kill_engine(job))
     job.refresh_from_db()
     run.refresh_from_db()
     assert (job.state, run.state) == (State.INTERRUPTED, "interrupted")
@@ -177,7 +177,9 @@ def leftover(run: TrainingRun) -> Iterator[Path]:
 def test_a_first_attempt_begins_without_checkpoints_of_an_older_database(
     leftover: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    play(f'tell("Message", text=str(os.path.exists({str(leftover)!r})))', job := claim("gpu"), monkeypatch)
+    run_script(
+        f'emit("Message", text=str(os.path.exists({str(leftover)!r})))', job := claim("gpu"), monkeypatch
+    )
     assert job.events.get(event="message").text == "False"
 
 

@@ -14,19 +14,19 @@ import pytest
 from django.conf import settings
 
 from dashboard.models import Job, JobEvent, State, TrainingRun
-from tests.workers.conftest import cast, claim, play
+from tests.workers.conftest import claim, run_script, set_engine_script
 from workers.supervision import device_lock, engine_process, supervisor
 from workers.supervision.engine_process import EngineProcess
 from workers.supervision.process_identity import SPAN
 from workers.supervision.recorders import TrainRecorder
 
 STUCK = """
-tell("Started", pid=os.getpid(), device="cpu")
-tell("Progress", phase="training", step=0, total=9)
-tell("Progress", phase="training", step=1, total=9)
+emit("Started", pid=os.getpid(), device="cpu")
+emit("Progress", phase="training", step=0, total=9)
+emit("Progress", phase="training", step=1, total=9)
 time.sleep(60)
 """
-FAILS = 'tell("Failure", code="bad_model", message="as asked")\ntell("Finished", reason="failed")\n'
+FAILS = 'emit("Failure", code="bad_model", message="as asked")\ntell("Finished", reason="failed")\n'
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -39,7 +39,7 @@ def test_a_child_that_stands_still_is_ended_after_a_warning(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
-    ended = play(STUCK, job, monkeypatch)
+    ended = run_script(STUCK, job, monkeypatch)
     assert ended.state == State.INTERRUPTED
     warning = JobEvent.objects.get(job=job, level="warning").text
     assert warning.startswith("There was no progress for")
@@ -62,8 +62,8 @@ def test_what_has_always_been_slow_gets_longer(job: Job, tmp_path: Path) -> None
 
 LONG_STEPS = """
 for step in range(9):
-    tell("Metrics", arm=0, step=step, values={"train/loss": 1.0})
-    tell("Progress", phase="training", step=step, total=99)
+    emit("Metrics", arm=0, step=step, values={"train/loss": 1.0})
+    emit("Progress", phase="training", step=step, total=99)
     time.sleep(0.2)
 time.sleep(60)
 """
@@ -73,7 +73,7 @@ def test_the_pace_of_a_training_is_that_of_its_steps(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step says two things at once; the time between those two is no pace."""
-    cast(LONG_STEPS, job, monkeypatch)
+    set_engine_script(LONG_STEPS, job, monkeypatch)
     with (tmp_path / "log").open("wb") as log:
         watched = EngineProcess.start(job, tmp_path / "out", log)
     try:
@@ -87,9 +87,9 @@ def test_the_pace_of_a_training_is_that_of_its_steps(
 
 def test_a_sign_of_life_within_a_long_step_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
-    working = 'tell("Progress", phase="training", step=0, total=9)\n'
-    working += 'for _ in range(12):\n    tell("KeepAlive")\n    time.sleep(0.25)\n'
-    ended = play(working + FAILS, job, monkeypatch)
+    working = 'emit("Progress", phase="training", step=0, total=9)\n'
+    working += 'for _ in range(12):\n    emit("KeepAlive")\n    time.sleep(0.25)\n'
+    ended = run_script(working + FAILS, job, monkeypatch)
     assert (ended.error_message, JobEvent.objects.filter(job=job, level="warning").count()) == ("as asked", 0)
 
 
@@ -110,7 +110,7 @@ def test_it_ends_what_an_earlier_attempt_left_on_the_device(
 ) -> None:
     left = subprocess.Popen(SLEEP, start_new_session=True)
     device_lock.acquire("gpu@test", left.pid)
-    play("sys.exit(1)\n", job, monkeypatch)
+    run_script("sys.exit(1)\n", job, monkeypatch)
     assert not psutil.pid_exists(left.pid)
     left.wait()
     assert JobEvent.objects.filter(job=job, text__contains=f"Ended process {left.pid}").exists()
@@ -137,9 +137,9 @@ def test_its_child_is_the_first_victim_and_leaves_no_memory_dump(
 import resource
 time.sleep(0.5)
 seen = [open("/proc/self/oom_score_adj").read().strip(), resource.getrlimit(resource.RLIMIT_CORE)[0]]
-tell("Failure", code="bad_model", message=json.dumps(seen))
+emit("Failure", code="bad_model", message=json.dumps(seen))
 """
-    ended = play(script, job, monkeypatch)
+    ended = run_script(script, job, monkeypatch)
     assert ended.error == {"code": "bad_model", "message": '["500", 0]'}
 
 
@@ -149,15 +149,17 @@ def test_engine_is_told_which_arms_have_ended(
     second = TrainingRun.objects.get(pk=run.pk)
     second.pk, second.outcome = None, "failed"
     second.save(force_insert=True)
-    ended = play('tell("Failure", code="bad_model", message=json.dumps(asked["ended"]))\n', job, monkeypatch)
+    ended = run_script(
+        'emit("Failure", code="bad_model", message=json.dumps(envelope["ended"]))\n', job, monkeypatch
+    )
     assert ended.error == {"code": "bad_model", "message": "[1]"}
 
 
 def test_ten_drains_use_up_no_attempt(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    obedient = 'tell("Finished", reason=json.loads(sys.stdin.readline())["stop"])\n'
+    obedient = 'emit("Finished", reason=json.loads(sys.stdin.readline())["stop"])\n'
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + obedient
     for number in range(1, 12):
-        ended = play(script, job, monkeypatch, lambda: True)
+        ended = run_script(script, job, monkeypatch, lambda: True)
         assert (ended.state, ended.attempt, ended.ignored_attempts) == (State.INTERRUPTED, number, number)
         ended.requeue_or_fail()
         Job.objects.filter(pk=job.pk).update(run_after=ended.created_at)
