@@ -33,9 +33,9 @@ def run_round(dispatcher: Dispatcher) -> None:
         chore.run()
 
 
-def register(name: str, heartbeat: timedelta = timedelta()) -> str:
+def register(name: str, heartbeat: timedelta = timedelta(), pid: int = 1) -> str:
     """Write the row of a dispatcher whose last heartbeat was some time ago."""
-    WorkerNode.objects.register(name, kind=WorkerNode.Kind.DISPATCHER, host="host", pid=1)
+    WorkerNode.objects.register(name, kind=WorkerNode.Kind.DISPATCHER, host="host", pid=pid)
     WorkerNode.objects.filter(name=name).update(heartbeat_at=db_now(-heartbeat))
     return name
 
@@ -121,9 +121,9 @@ def test_only_one_of_two_dispatchers_takes_a_free_lead() -> None:
 def test_lead_of_a_killed_predecessor_ends(dispatcher: Dispatcher) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    predecessor = register(f"dispatcher-{dead.pid}@{here()}")
+    predecessor = register(f"dispatcher-{dead.pid}@{here()}", pid=dead.pid)
     # A container of the same host name has its own PIDs.
-    register(f"dispatcher-{dead.pid}@box/aa/bb")
+    register(f"dispatcher-{dead.pid}@box/aa/bb", pid=dead.pid)
     dispatcher.register()
     stopped = WorkerNode.objects.exclude(stopped_at=None).values_list("name", flat=True)
     assert list(stopped) == [predecessor]
