@@ -247,7 +247,7 @@ def _too_large(limit: int) -> str:
 
 
 def _is_authenticated(headers: dict[str, str]) -> bool:
-    """Whether the headers hold a valid token or session."""
+    """Return whether the headers hold a valid token or session."""
     if bearer_token(headers.get("authorization", "")):
         return True
     # Django's parser: the standard library's drops all cookies when one is malformed.

@@ -18,7 +18,7 @@ from dashboard.models.operations.health_check import manage_command
 from dashboard.models.operations.outdated_tables import TEXT, is_due_to_old_tables
 
 # A locked SQLite file counts as unreachable: it also recovers later.
-AWAY = (InterfaceError, OperationalError)
+DATABASE_ERRORS = (InterfaceError, OperationalError)
 RETRY_SECONDS = 10
 
 
@@ -37,12 +37,12 @@ def outage(error: BaseException | None, *, is_call: bool, may_reload: bool = Fal
     # Checked first, because SQLite raises the same class of error for both.
     if is_due_to_old_tables(error):
         return outdated(is_call=is_call)
-    return unavailable(is_call=is_call, may_reload=may_reload) if is_away(error) else None
+    return unavailable(is_call=is_call, may_reload=may_reload) if is_unreachable(error) else None
 
 
-def is_away(error: BaseException | None) -> bool:
-    """Whether an unreachable database caused the error, directly or through its context."""
-    while error is not None and not isinstance(error, AWAY):
+def is_unreachable(error: BaseException | None) -> bool:
+    """Return whether an unreachable database caused the error, directly or through its context."""
+    while error is not None and not isinstance(error, DATABASE_ERRORS):
         error = error.__context__
     return error is not None
 

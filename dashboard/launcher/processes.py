@@ -1,4 +1,4 @@
-"""Runs several programs as one: prefixed output, restarts, an orderly stop, no orphans.
+"""Runs several programs as one, with prefixed output, restarts, an ordered stop and no orphans.
 
 `Programs(...).run()` blocks until SIGINT or SIGTERM, or until a program cannot be kept alive. Each program
 leads its own session and receives a signal when this process ends.
@@ -28,17 +28,17 @@ TIED = Path(__file__).with_name("tied.py")
 EXITS_ALLOWED = 6
 EXITS_WINDOW = 60.0
 PROBE_SECONDS = 0.5
-OURSELVES = "graftworks"
+OWN_NAME = "graftworks"
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program to run. Programs stop in the order of `turn`, each with `grace` seconds before SIGKILL."""
+    """A program to run. Programs stop in the order of `stop_order`, with `grace` seconds before SIGKILL."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    turn: int = 0
+    stop_order: int = 0
     grace: float = 10.0
     orphan_signal: int = signal.SIGKILL
 
@@ -73,7 +73,7 @@ class Child:
             write(self, line)
 
     def alive(self) -> bool:
-        """Whether the process runs. Kills the rest of its session when it has ended."""
+        """Return whether the process runs. Kills the rest of its session when it has ended."""
         if self.process is None:
             return False
         if self.process.poll() is None:
@@ -100,7 +100,7 @@ class Child:
         self.exits = [moment for moment in self.exits if now - moment < EXITS_WINDOW] + [now]
         if len(self.exits) >= EXITS_ALLOWED:
             return None
-        # A program that ran for a while was probably killed, so it restarts at once.
+        # The first exit in a minute restarts at once: the program was probably killed.
         pause = 2.0 ** (len(self.exits) - 2) if len(self.exits) > 1 else 0.0
         self.due = now + pause
         return pause
@@ -111,7 +111,7 @@ class Programs:
 
     def __init__(self, programs: Sequence[Program], *, is_ready: Callable[[], bool], greeting: str) -> None:
         colours = get_colours()
-        names = [OURSELVES, *(program.name for program in programs)]
+        names = [OWN_NAME, *(program.name for program in programs)]
         self.children = [Child(program, next(colours)) for program in programs]
         self.printer = Printer(sys.stdout, width=max(len(name) for name in names))
         self.printing = threading.Lock()
@@ -160,23 +160,23 @@ class Programs:
             code, child.process = child.process.returncode, None
             pause = child.schedule_restart(now)
             if pause is None:
-                self._say(
+                self._log(
                     f"{child.program.name} ended {EXITS_ALLOWED} times within a minute. "
-                    "Its lines above say why. Stopping everything."
+                    "Its output above shows the cause. Stopping all programs."
                 )
                 return False
             when = f"in {pause:.0f} s" if pause else "at once"
-            self._say(f"{child.program.name} ended with code {code}, starting it again {when}.")
+            self._log(f"{child.program.name} ended with code {code}, restarting {when}.")
         elif now >= child.due:
             child.start(self._write)
         return True
 
     def _stop(self) -> None:
-        ordered = sorted(self.children, key=lambda child: child.program.turn)
-        for _turn, group in groupby(ordered, key=lambda child: child.program.turn):
-            self._stop_turn(list(group))
+        ordered = sorted(self.children, key=lambda child: child.program.stop_order)
+        for _order, group in groupby(ordered, key=lambda child: child.program.stop_order):
+            self._stop_group(list(group))
 
-    def _stop_turn(self, children: list[Child]) -> None:
+    def _stop_group(self, children: list[Child]) -> None:
         for child in children:
             child.terminate()
         began = time.monotonic()
@@ -189,8 +189,8 @@ class Programs:
             if child.reader.is_alive():
                 child.reader.join(timeout=1)
 
-    def _say(self, text: str) -> None:
-        self._print(Message("line", text, datetime.now(), OURSELVES, None))
+    def _log(self, text: str) -> None:
+        self._print(Message("line", text, datetime.now(), OWN_NAME, None))
 
     def _write(self, child: Child, line: bytes) -> None:
         self._print(Message("line", line, datetime.now(), child.program.name, child.colour))

@@ -493,7 +493,6 @@ class Migration(migrations.Migration):
                 ('count', models.PositiveIntegerField(default=0)),
                 ('removable_bytes', models.BigIntegerField(default=0)),
                 ('removable_count', models.PositiveIntegerField(default=0)),
-                ('unknown_count', models.PositiveIntegerField(default=0)),
                 ('biggest', models.JSONField(default=list)),
                 ('measured_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='storage_uses', to='dashboard.project')),

@@ -1,1 +1,1 @@
-"""The database backend for PostgreSQL; `base` says in what it differs from Django's."""
+"""Database backend for PostgreSQL."""

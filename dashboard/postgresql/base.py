@@ -1,7 +1,6 @@
-"""Django's PostgreSQL, where a session that the server has taken away is an OperationalError as well.
+"""Django's PostgreSQL backend, which here also reports sessions ended by the server as OperationalError.
 
-Django calls that an internal error, as it does with faults of a program. But a worker or a page that slept
-within a transaction can begin it anew, so it is handled like any other connection that was lost.
+Django reports them as InternalError. The caller can repeat the transaction, as after any lost connection.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ from django.db.utils import DatabaseErrorWrapper
 from django.utils.functional import cached_property
 from psycopg import errors
 
-TAKEN_AWAY = (
+SESSION_ENDED = (
     errors.IdleInTransactionSessionTimeout,
     errors.TransactionTimeout,
-    # Another server has taken over, and this one only reads.
+    # After a failover, the old primary is read-only.
     errors.ReadOnlySqlTransaction,
 )
 
 
 class ErrorWrapper(DatabaseErrorWrapper):
-    """Turns the driver's errors into Django's."""
-
     wrapper: base.DatabaseWrapper
 
     def __exit__(
@@ -33,17 +30,15 @@ class ErrorWrapper(DatabaseErrorWrapper):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Raise Django's error for the driver's."""
-        if isinstance(exc_value, TAKEN_AWAY):
+        if isinstance(exc_value, SESSION_ENDED):
             self.wrapper.errors_occurred = True
             raise OperationalError(*exc_value.args).with_traceback(traceback) from exc_value
         super().__exit__(exc_type, exc_value, traceback)
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """A connection; Django looks for it under this name."""
+    """A connection; Django requires this class name."""
 
     @cached_property
     def wrap_database_errors(self) -> ErrorWrapper:
-        """What every call of the driver goes through."""
         return ErrorWrapper(self)

@@ -1,6 +1,6 @@
-"""What templates say the same way everywhere: navigation, states, numbers, times and form controls.
+"""Template tags and filters: navigation, tables, states, numbers, times and form controls.
 
-Knows nothing of queries: everything arrives as a value.
+They read no rows: every value is passed in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dashboard.presenters import stages
 
 register = template.Library()
 
-# Route, icon, label, and how the names of the routes that belong to it begin. One list per block of the nav.
+# (route, icon, label, prefixes of the route names that mark the item as active), by block of the navigation.
 NAVIGATION = (
     (
         ("home", "home", gettext_lazy("Home"), ("home",)),
@@ -63,7 +63,7 @@ NAVIGATION = (
     ),
 )
 
-# What a working job does, by its kind.
+# Labels of a running job, by its kind.
 RUNNING_WORDS = {
     Job.Kind.IMPORT: gettext_lazy("Importing"),
     Job.Kind.INSPECT: gettext_lazy("Inspecting"),
@@ -75,13 +75,13 @@ STATE_WORDS = {
     **dict(State.choices),
     "draft": gettext_lazy("Draft"),
     "stopped_early": gettext_lazy("Stopped early, best kept"),
-    # Of a study's cells only.
+    # Cells of a study's grid only.
     "planned": gettext_lazy("Not started"),
     "left_out": gettext_lazy("Left out"),
     "trained": gettext_lazy("Trained, not scored yet"),
     "scored": gettext_lazy("Scored"),
 }
-# State -> (tone of the colour, icon). Red is for failure alone.
+# State -> (tone, icon). Only failures are red ("bad").
 STATE_LOOKS = {
     "draft": ("quiet", "pencil"),
     "planned": ("quiet", "circle-dashed"),
@@ -99,7 +99,7 @@ STATE_LOOKS = {
     "failed": ("bad", "alert-triangle"),
     "cancelled": ("quiet", "player-stop"),
 }
-# Seconds below which a unit is used, its length, and its words. 59.6 minutes are an hour already.
+# (seconds below which the unit is used, its length in seconds, words). 59.6 minutes round to an hour.
 UNITS: tuple[tuple[float, float, str, str], ...] = (
     (3570, 60, "%(count)d minute", "%(count)d minutes"),
     (86000, 3600, "%(count)d hour", "%(count)d hours"),
@@ -117,18 +117,20 @@ def repeat_block(context: template.Context, name: str) -> SafeString:
 
 @register.simple_tag(takes_context=True)
 def navigation(context: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The left navigation with the present page's item marked as active."""
+    """Return the blocks of the navigation. The item of the current page is active."""
     match = getattr(context.get("request"), "resolver_match", None)
-    present = (match.view_name if match else "") or ""
-    groups, found = [], False
-    for block in NAVIGATION:
-        items = []
-        for route, icon, label, prefixes in block:
-            active = not found and present.startswith(prefixes)
-            found = found or active
-            items.append({"url": reverse(route), "icon": icon, "label": label, "active": active})
-        groups.append(items)
-    return groups
+    current = (match.view_name if match else "") or ""
+    # The first match only: `training-run-create` belongs to Fine-tune, not to Runs.
+    active = next(
+        (route for block in NAVIGATION for route, *_, prefixes in block if current.startswith(prefixes)), None
+    )
+    return [
+        [
+            {"url": reverse(route), "icon": icon, "label": label, "active": route == active}
+            for route, icon, label, _prefixes in block
+        ]
+        for block in NAVIGATION
+    ]
 
 
 @register.simple_block_tag
@@ -149,7 +151,7 @@ def table(
 
 @register.filter
 def state_word(state: str, kind: str = "") -> str:
-    """The word people read for a job's or run's state; `kind` says what running means."""
+    """Return the label of a job's or run's state. `kind` is the job's kind."""
     if state == State.RUNNING and kind in RUNNING_WORDS:
         return str(RUNNING_WORDS[Job.Kind(kind)])
     return str(STATE_WORDS.get(state, state))
@@ -157,25 +159,24 @@ def state_word(state: str, kind: str = "") -> str:
 
 @register.filter
 def state_tone(state: str) -> str:
-    """quiet, busy, warn, good or bad."""
+    """Return the tone of a state: quiet, busy, warn, good or bad."""
     return STATE_LOOKS.get(state, ("quiet", ""))[0]
 
 
 @register.filter
 def state_icon(state: str) -> str:
-    """The icon beside the word."""
     return STATE_LOOKS.get(state, ("", "circle-dashed"))[1]
 
 
 def rounded(value: float, digits: int) -> str:
-    """In the reader's notation. Django's own function cuts digits off instead of rounding."""
+    """Round and format a number. Django's number_format truncates instead of rounding."""
     return formats.number_format(round(value, digits), digits, force_grouping=True)
 
 
 @register.filter
 def number(value: float | str | None) -> str:
-    """1,234 · 0.28 M · 134.5 M · 1.24 B; other fractions with three significant digits; – for nothing."""
-    # A template passes '' for what is not there.
+    """Format a number: 1,234; 0.28 M; 134.5 M; 1.24 B; 0.604 (three significant digits); – for none."""
+    # Templates pass "" for a missing value.
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     size = abs(value)
@@ -190,7 +191,7 @@ def number(value: float | str | None) -> str:
 
 @register.filter
 def percent(share: float | str | None) -> str:
-    """A share between 0 and 1 in percent, with the digits it needs: 0.2054 -> 20.5 %, 0.0021 -> 0.21 %."""
+    """Format a share between 0 and 1 as a percentage: 0.2054 -> 20.5 %, 0.0021 -> 0.21 %."""
     if share is None or isinstance(share, str):
         return "–"
     hundredths = 100 * share
@@ -200,7 +201,7 @@ def percent(share: float | str | None) -> str:
 
 @register.filter
 def rate(value: float | str | None) -> str:
-    """A learning rate as people write it: 0.0002, 0.001."""
+    """Format a learning rate without an exponent: 0.0002."""
     if value is None or isinstance(value, str):
         return "–"
     return f"{value:.10f}".rstrip("0")
@@ -208,7 +209,7 @@ def rate(value: float | str | None) -> str:
 
 @register.filter
 def filesize(value: float | str | None) -> str:
-    """Bytes as people say them: 900 bytes, 1.1 MB. 1 MB is 1,000,000 bytes, as in the hub and on disks."""
+    """Format bytes: 900 bytes, 1.1 MB. 1 MB is 1,000,000 bytes, as on the Hugging Face Hub."""
     if value is None or isinstance(value, str):
         return "–"
     if value < 1000:
@@ -221,9 +222,9 @@ def filesize(value: float | str | None) -> str:
 
 @register.filter
 def prose(text: str | None) -> SafeString:
-    """A sentence of the product in which `names` are set as code. Everything is escaped first."""
+    """Render `names` in backticks as code. Everything else is escaped."""
     pieces = str(text or "").split("`")
-    if len(pieces) % 2 == 0:  # an odd mark is somebody's own text
+    if len(pieces) % 2 == 0:  # an unpaired backtick belongs to text from a user
         return format_html("{}", text)
     marked = (("<code>{}</code>" if place % 2 else "{}", piece) for place, piece in enumerate(pieces))
     return format_html_join("", "{}", ((format_html(shape, piece),) for shape, piece in marked))
@@ -231,7 +232,7 @@ def prose(text: str | None) -> SafeString:
 
 @register.filter
 def duration(value: float | timedelta | str | None) -> str:
-    """Seconds or a timedelta in words: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    """Format seconds or a timedelta: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
     if value is None or isinstance(value, str):
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
@@ -251,7 +252,7 @@ def duration(value: float | timedelta | str | None) -> str:
 
 @register.filter
 def milliseconds(value: float | str | None) -> str:
-    """Thousandths of a second with three significant digits: 4.12 ms, 31.5 ms, 204 ms."""
+    """Format milliseconds with three significant digits: 4.12 ms, 204 ms."""
     if value is None or isinstance(value, str):
         return "–"
     return _("%(value)s ms") % {"value": f"{value:.3g}" if value < 999.5 else rounded(value, 0)}
@@ -259,7 +260,7 @@ def milliseconds(value: float | str | None) -> str:
 
 @register.filter
 def about(value: float | str | None) -> str:
-    """Seconds as roughly as a forecast knows them: 40 s, 7 min, 25 min, 3 h, 2 days."""
+    """Format forecast seconds with the precision of a forecast: 40 s, 7 min, 25 min, 3 h, 2 days."""
     if value is None or isinstance(value, str):
         return "–"
     if value < 10:
@@ -274,19 +275,19 @@ def about(value: float | str | None) -> str:
 
 @register.filter
 def hours(value: float | str | None) -> str:
-    """Seconds of a device as hours: 0.42 h, 3.1 h, 20 h."""
+    """Format seconds as hours: 0.42 h, 3.1 h, 20 h."""
     return "–" if value is None or isinstance(value, str) else format_hours(value)
 
 
 @register.filter
 def time_left(row: TrainingRun | Job | str | None) -> float | None:
-    """Seconds until the last step of a run or job; None where nobody knows or it was asked to stop."""
+    """Return the seconds until the last step of a run or job; None if unknown or stopping."""
     return None if isinstance(row, str) else stages.time_left(row)
 
 
 @register.filter
 def ago(moment: datetime | None) -> SafeString | str:
-    """A time relative to now, with the absolute one on hover and in print."""
+    """Render a time relative to now, with the absolute time on hover and in print."""
     if moment is None:
         return "–"
     local = timezone.localtime(moment)
@@ -302,7 +303,7 @@ def ago(moment: datetime | None) -> SafeString | str:
 
 
 def relative(distance: timedelta) -> str:
-    """How far from now, in the largest unit that fits."""
+    """Format a distance from now in the largest unit that fits."""
     seconds = abs(round(distance.total_seconds()))
     ahead = distance > timedelta()
     if seconds < 45:
@@ -315,7 +316,7 @@ def relative(distance: timedelta) -> str:
 
 @register.filter
 def control_kind(field: BoundField) -> str:
-    """Which layout a form field needs: check, choices, select, file or input."""
+    """Return the layout of a form field: check, choices, select, file or input."""
     widget = field.field.widget
     for kind, classes in (
         ("check", CheckboxInput),
@@ -330,7 +331,7 @@ def control_kind(field: BoundField) -> str:
 
 @register.filter
 def control(field: BoundField) -> SafeString:
-    """The field's widget with the classes of the look."""
+    """Render the field's widget with its CSS classes."""
     css = {"check": "form-check-input", "select": "form-select"}.get(control_kind(field), "form-control")
     own = field.field.widget.attrs.get("class", "")
     wrong = "is-invalid" if field.errors else ""
@@ -339,6 +340,6 @@ def control(field: BoundField) -> SafeString:
 
 @register.filter
 def option_control(option: BoundWidget) -> SafeString:
-    """One radio button or check box of a group."""
+    """Render one radio button or check box of a group."""
     option.data["attrs"]["class"] = "form-check-input"
     return option.tag()

@@ -179,7 +179,7 @@ def test_a_killed_broker_comes_back(installation: Installation) -> None:
     broker = next(member for member in installation.family if "valkey" in member.name())
     broker.kill()
     deadline = time.monotonic() + 10
-    while "broker ended with code -9, starting it again" not in installation.output():
+    while "broker ended with code -9, restarting" not in installation.output():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
-from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
@@ -16,7 +15,7 @@ from dashboard.api.access import Call, once_only
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.texts import one_line
-from dashboard.models import ApiToken, Role
+from dashboard.models import ApiToken
 from dashboard.models.accounts.project import ProjectQuerySet
 
 router = Router()
@@ -60,9 +59,7 @@ def to_output(token: ApiToken) -> dict[str, Any]:
 
 
 def visible_tokens(caller: ApiToken) -> ProjectQuerySet[ApiToken]:
-    """Filter the owner's tokens, or all tokens of the project for managers."""
-    allowed = Q(user=caller.user) | Q(project__in=caller.projects(Role.MANAGER))
-    return ApiToken.objects.visible_to(caller).filter(allowed, revoked_at=None).select_related("user")
+    return ApiToken.objects.manageable_by(caller, caller.user).filter(revoked_at=None)
 
 
 @router.get("", response={200: list[TokenOut], **READING})

@@ -17,8 +17,8 @@ from dashboard.api.texts import Name
 class RunIn(Schema):
     """A run to launch, on the newest imported version of the dataset.
 
-    `confirmed` accepts the warnings of the target modules, if there are any: the refusal states them, and the
-    list of target-module configs has them as `confirm`.
+    `confirmed` accepts the warnings of the target modules. The refusal states them, and the list of
+    target-module configs returns them as `confirm`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,7 +32,7 @@ class RunIn(Schema):
 
 
 class CancelIn(Schema):
-    """What to keep: the best checkpoint as an `adapter`, the last `checkpoint` for resuming, or nothing."""
+    """`keep`: the best checkpoint as an `adapter`, the last `checkpoint` for resuming, or nothing (null)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,7 +40,7 @@ class CancelIn(Schema):
 
 
 class Range(Schema):
-    """A 90 % interval: nine of ten runs should lie between `low` and `high`."""
+    """A 90 % prediction interval."""
 
     expected: float
     low: float
@@ -48,7 +48,7 @@ class Range(Schema):
 
 
 class BytesRange(Schema):
-    """A 90 % interval in bytes."""
+    """A 90 % prediction interval in bytes."""
 
     expected: int
     low: int
@@ -56,10 +56,10 @@ class BytesRange(Schema):
 
 
 class Forecast(Schema):
-    """Estimated before the start, for the quickest device on which the run fits.
+    """Forecast before the start, for the fastest device on which the run fits.
 
-    `rows_cut`: about how many training rows have an answer that `max_length` cuts; null where that is not
-    known. `starts_at`: when it would probably begin; null where there is nothing to go by.
+    `rows_cut`: estimated number of training rows whose answer is truncated to `max_length`; null if unknown.
+    `starts_at`: expected start; null if there is no forecast.
     """
 
     trainable_parameters: int
@@ -79,10 +79,12 @@ class AdapterRef(Schema):
 
 
 class RunOut(Schema):
-    """A run. `hyperparameters` are resolved: nothing in them is left open. `resumable_from`: the step from
-    which it could be resumed, or null. `adjustments`: what was changed after memory ran out. `starts_at`:
-    when a waiting run probably starts; null when it does not wait or there is nothing to go by. `origin`: all
-    that made it what it is, from hashes and versions to the device; null for what is not known yet."""
+    """A run.
+
+    `hyperparameters` include the defaults. `resumable_from`: the step to resume from, or null.
+    `adjustments`: changes of the batch after the device ran out of memory. `starts_at`: expected start of a
+    waiting run, or null. `origin`: hashes, versions and device; null for values that are not known yet.
+    """
 
     id: int
     name: str
@@ -103,14 +105,14 @@ class RunOut(Schema):
 
 
 class MetricsOut(Schema):
-    """One curve: [step, value] in rising order."""
+    """A metric's points [step, value], by step."""
 
     name: str
     points: list[tuple[int, float | None]]
 
 
 class MetricSeriesOut(Schema):
-    """A curve without its points."""
+    """A metric without its points."""
 
     name: str
     count: int
@@ -121,11 +123,11 @@ class MetricSeriesOut(Schema):
 
 
 class EvaluationOut(Schema):
-    """Scores of base model or adapter on a split.
+    """Scores of the base model or the adapter on a split.
 
-    `general_questions`: version and SHA-256 of the questions that were asked besides, how many answers each
-    has, and a mark of 0 or 1 for each; null where they were not asked. Their mean is `general_accuracy` among
-    the metrics. `forgetting` is what an adapter changed against the base model outside of the data.
+    `general_questions`: version and SHA-256 of the general questions, the number of choices, and a mark of
+    0 or 1 for each question; null if they were not part of the evaluation. The metric `general_accuracy` is
+    their mean. `forgetting`: the adapter's change against the base model on them.
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""Checks the name of a new project and the choice of the one to open."""
+"""Forms to create a project and to open another one."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from dashboard.models import Project, User
 
 
 def free_project_name(name: str) -> str:
-    """The name without outer spaces; refuses one that a project has, in any case."""
+    """Return the name. Raises ValidationError if a project has it, in any case."""
     if Project.objects.filter(name__iexact=name).exists():
         raise forms.ValidationError(_("A project with this name already exists. Choose another name."))
     return name
 
 
 class ProjectForm(forms.Form):
-    """Names a new project."""
-
     name = forms.CharField(
         label=_("Project name"), max_length=100, help_text=_("For example, the name of a team or product.")
     )
 
     def clean_name(self) -> str:
-        """Names are unique in the installation."""
         return free_project_name(self.cleaned_data["name"])
 
 
 class OpenForm(forms.Form):
-    """Which of one's own projects the pages show from now on."""
+    """The project to open, from those of the user."""
 
     project = forms.ModelChoiceField(Project.objects.none())
 

@@ -1,4 +1,4 @@
-"""Checks what the first visitor enters, and what somebody enters who accepts an invitation."""
+"""Forms to create an account: during the set-up, and from an invitation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboard.models import User
 
 
 class NewPasswordForm(forms.Form):
-    """A person's name and a password that the installation accepts."""
+    """Name and password of a new account."""
 
     name = forms.CharField(
         label=_("Your name"),
@@ -30,20 +30,20 @@ class NewPasswordForm(forms.Form):
     field_order = ("code", "email", "name", "password", "project")
 
     def _post_clean(self) -> None:
-        """The password's rules compare it with the rest, so they come after all fields."""
+        """Validate the password last, because the validators compare it with the other fields."""
         super()._post_clean()  # type: ignore[misc]
         password = self.cleaned_data.get("password")
         if password is None:
             return
-        person = User(email=self.cleaned_data.get("email", ""), first_name=self.cleaned_data.get("name", ""))
+        user = User(email=self.cleaned_data.get("email", ""), first_name=self.cleaned_data.get("name", ""))
         try:
-            password_validation.validate_password(password, person)
+            password_validation.validate_password(password, user)
         except forms.ValidationError as error:
             self.add_error("password", error)
 
 
 class SetupForm(NewPasswordForm):
-    """The first account and its project. The code itself is checked by the view, last: each try counts."""
+    """The first account and its project. The view checks the code last, because each try counts."""
 
     code = forms.CharField(
         label=_("Set-up code"),
@@ -66,5 +66,4 @@ class SetupForm(NewPasswordForm):
     )
 
     def clean_project(self) -> str:
-        """Names are unique in the installation."""
         return free_project_name(self.cleaned_data["project"])

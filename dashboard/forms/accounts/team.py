@@ -1,4 +1,4 @@
-"""Checks invitations and role changes."""
+"""Forms to invite a user and to change a role."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dashboard.models import Membership, Project, Role
 
 
 class InvitationForm(forms.Form):
-    """Who is invited, and as what."""
-
     email = forms.EmailField(label=_("E-mail address"), max_length=254)
     role = forms.TypedChoiceField(
         label=_("Role"),
@@ -28,7 +26,7 @@ class InvitationForm(forms.Form):
         self.project = project
 
     def clean_email(self) -> str:
-        """Lower case, and not somebody who is a member already."""
+        """Return the address in lower case. Refuse members of the project."""
         email = str(self.cleaned_data["email"]).lower()
         if Membership.objects.filter(project=self.project, user__email=email).exists():
             raise forms.ValidationError(_("This user is already a member of the project."))
@@ -36,6 +34,4 @@ class InvitationForm(forms.Form):
 
 
 class RoleForm(forms.Form):
-    """The new role of a member."""
-
     role = forms.TypedChoiceField(label=_("Role"), choices=Role.choices, coerce=Role)

@@ -1,4 +1,4 @@
-"""Checks a new API token: name, scope within one's role, and when it expires."""
+"""Form to create an API token."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LIFETIMES = (("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), (
 
 
 def days(value: str) -> int | None:
-    """None for a token that does not expire."""
+    """Return the days of a lifetime choice; None if the token does not expire."""
     return None if value == "never" else int(value)
 
 
 class TokenForm(forms.Form):
-    """A new token. Viewers are not offered the write scope: the token could never use it."""
+    """A new token. Viewers cannot choose the write scope, because their token could not use it."""
 
     name = forms.CharField(
         label=_("Name"), max_length=100, help_text=_("What the token is for, for example “nightly upload”.")

@@ -1,10 +1,9 @@
-"""`manage.py create_account`: an account and its role in a project, without a browser.
+"""`manage.py create_account`: create an account and give it a role in a project, without a browser.
 
     echo "$PASSWORD" | python manage.py create_account --email E --project P --role manager --token
 
-The password is read from standard input. The project is made when there is none of that name. An account
-that exists keeps its password and name: it only gets the role (and, with --superuser, the administration).
-With --token a new API token, and nothing else, goes to standard output.
+Reads the password from standard input and creates the project if it does not exist. An existing account
+keeps its password and name. With --token, standard output is a new API token and nothing else.
 """
 
 from __future__ import annotations
@@ -23,51 +22,49 @@ from dashboard.models import ApiToken, LastManager, Membership, Project, Role, U
 
 
 class Refusal(Exception):
-    """Nothing was changed; the message is one sentence for the person at the terminal."""
+    """The command changes nothing; the message is its output."""
 
 
 class Command(BaseCommand):
-    """See the module."""
-
-    help = "Make an account (password from standard input) and give it a role in a project."
+    help = "Create an account (password from standard input) and give it a role in a project."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--email", required=True, help="the address to sign in with")
-        parser.add_argument("--project", required=True, help="name of the project; made when there is none")
+        parser.add_argument("--project", required=True, help="name of the project; created if it is missing")
         parser.add_argument("--role", required=True, choices=Role.values, help="role in that project")
-        parser.add_argument("--name", default="", help="the person's name, for a new account")
+        parser.add_argument("--name", default="", help="the user's name, for a new account")
         parser.add_argument("--superuser", action="store_true", help="also administers the installation")
         parser.add_argument("--token", action="store_true", help="print a new API token, and nothing else")
 
+    @transaction.atomic
     def handle(self, *_arguments: Any, **options: Any) -> None:
         try:
-            with transaction.atomic():
-                line = create(**{name: options[name] for name in ARGUMENTS})
+            self.stdout.write(create_account(options))
         except Refusal as refusal:
             sys.exit(str(refusal))
-        self.stdout.write(line)
 
 
-ARGUMENTS = ("email", "project", "role", "name", "superuser", "token")
-
-
-def create(*, email: str, project: str, role: str, name: str, superuser: bool, token: bool) -> str:
-    """Make or change the rows, and return what is printed: the token's secret, or a sentence."""
-    user = User.objects.filter(email=email.strip().lower()).first() or new_user(email.strip(), name)
-    if superuser:
+def create_account(options: dict[str, Any]) -> str:
+    """Create or change the rows. Return the output: the token's secret, or a sentence."""
+    email, role = options["email"].strip(), Role(options["role"])
+    user = User.objects.filter(email=email.lower()).first() or create_user(email, options["name"])
+    if options["superuser"]:
         user.is_superuser = user.is_staff = True
         user.save(update_fields=["is_superuser", "is_staff"])
-    place = named_project(project.strip())
-    give_role(place, user, Role(role))
-    if not token:
-        return f"{user.email} is {role} of {place}."
-    # A viewer's token could never write.
+    project_name = options["project"].strip()
+    if not 1 <= len(project_name) <= 100:
+        raise Refusal("A project's name has 1 to 100 characters.")
+    project = Project.objects.named(project_name)
+    give_role(project, user, role)
+    if not options["token"]:
+        return f"{user.email} is {role} of {project}."
+    # A viewer's role does not allow write tokens.
     scope = ApiToken.Scope.READ if role == Role.VIEWER else ApiToken.Scope.WRITE
-    return ApiToken.issue(place, user, "create_account", scope=scope)[1]
+    return ApiToken.issue(project, user, "create_account", scope=scope)[1]
 
 
-def new_user(email: str, name: str) -> User:
-    """An account with the password from standard input."""
+def create_user(email: str, name: str) -> User:
+    """Create an account with the password from standard input."""
     try:
         validate_email(email)
     except ValidationError:
@@ -83,21 +80,14 @@ def new_user(email: str, name: str) -> User:
 
 
 def read_password() -> str:
-    """One line of standard input, asked for without echo at a terminal."""
+    """Return one line of standard input; at a terminal, prompt for it without echo."""
     if sys.stdin.isatty():
         return getpass.getpass("Password: ", stream=sys.stderr)
     return sys.stdin.readline().rstrip("\r\n")
 
 
-def named_project(name: str) -> Project:
-    """The project of this name; made when there is none."""
-    if not 1 <= len(name) <= 100:
-        raise Refusal("A project's name has 1 to 100 characters.")
-    return Project.objects.named(name)
-
-
 def give_role(project: Project, user: User, role: Role) -> None:
-    """Admit the person, or change the role they have; never at the price of the last manager."""
+    """Add the user or change their role. Refuses to leave the project without a manager."""
     member = Membership.objects.filter(project=project, user=user).first()
     if member is None:
         project.admit(user, role)
@@ -106,5 +96,5 @@ def give_role(project: Project, user: User, role: Role) -> None:
         member.change_role(role)
     except LastManager:
         raise Refusal(
-            f"{user.email} is the only manager of {project}. Make somebody else a manager first."
+            f"{user.email} is the only manager of {project}. Give another member the manager role first."
         ) from None

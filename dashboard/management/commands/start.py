@@ -1,7 +1,7 @@
-"""`manage.py start`: the whole product on one machine, under one process.
+"""`manage.py start`: run all of Graftworks on one machine, under one process.
 
-Migrates, then runs the broker, the web server, the dispatcher and the worker nodes until Ctrl-C or SIGTERM.
-What each of them does is theirs; how they are kept alive is `dashboard.launcher.processes`.
+Migrates, then runs broker, web server, dispatcher and worker nodes until Ctrl-C or SIGTERM.
+`dashboard.launcher.processes` restarts and stops them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+from urllib.parse import urlsplit
 
 import pynvml
 from django.conf import settings
@@ -32,20 +33,19 @@ from dashboard.launcher.processes import Program, Programs
 from dashboard.models import SetupCode, User
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ALL_INTERFACES = ("", "0.0.0.0", "::")  # noqa: S104
 FREE_BYTES = 1024**3
-# The kernel takes 107 bytes; clients and server add names of their own for temporary sockets.
+# Linux allows 107 bytes; client and server append suffixes for temporary sockets.
 SOCKET_LENGTH = 100
 # A worker gives its training process 60 s to write a checkpoint.
 DRAIN_SECONDS = 120.0
-# An open event stream never ends by itself. Django decides which proxy to believe (TRUSTED_PROXY_COUNT).
+# Event streams never end on their own. Django evaluates proxy headers (TRUSTED_PROXY_COUNT).
 WEB_OPTIONS = ["--timeout-graceful-shutdown=5", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
-# Nodes learn of each other from the database, so they need not talk through the broker.
+# Nodes find each other through the database, so they need no messages through the broker.
 NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
 
 
 class Command(BaseCommand):
-    """See the module."""
-
     help = "Run Graftworks: broker, web, dispatcher and workers, until Ctrl-C."
     requires_system_checks = []
 
@@ -56,14 +56,14 @@ class Command(BaseCommand):
     def handle(self, *_arguments: Any, host: str, port: int, **_options: Any) -> None:
         check_address(host)
         check_disk(settings.DATA_DIR)
-        with only_one(settings.DATA_DIR), broker_socket() as broker:
+        with start_lock(settings.DATA_DIR), broker_socket() as broker:
             check_port(host, port)
             call_command("migrate", interactive=False, verbosity=0)
             call_command("createcachetable", verbosity=0)
             collect_static_files()
             programs = Programs(
                 program_list(host, port, broker),
-                is_ready=lambda: answers(host, port),
+                is_ready=lambda: is_serving(host, port),
                 greeting=greeting(host, port),
             )
             status = programs.run()
@@ -72,7 +72,7 @@ class Command(BaseCommand):
 
 
 def greeting(host: str, port: int) -> str:
-    """The one address, and the code for the first visit while there is no account."""
+    """Return the line with the address, and before the first account also the set-up code."""
     line = f"Graftworks is ready: {settings.PUBLIC_URL or local_url(host, port)}/"
     if User.objects.exists():
         return line
@@ -80,13 +80,13 @@ def greeting(host: str, port: int) -> str:
 
 
 def local_url(host: str, port: int) -> str:
-    """The address of the page as seen from this machine."""
-    shown = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    """Return the address of the web server for this machine."""
+    name = "127.0.0.1" if host in ALL_INTERFACES else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def check_address(host: str) -> None:
-    """Passwords must not cross a network in the clear without somebody having said so."""
+    """Refuse to send passwords over a network unencrypted, unless ALLOW_PLAIN_HTTP is set."""
     if host not in LOOPBACK and not settings.HTTPS and not settings.ALLOW_PLAIN_HTTP:
         raise CommandError(
             f"Listening on {host} would send passwords unencrypted. Put a TLS proxy in front and set "
@@ -95,7 +95,7 @@ def check_address(host: str) -> None:
 
 
 def check_disk(folder: Path) -> None:
-    """Room for the database, one model and one run."""
+    """Refuse a data folder without room for the database, one model and one run."""
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES:
         raise CommandError(
@@ -109,12 +109,11 @@ def check_disk(folder: Path) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse in one sentence what the web server would refuse in a traceback."""
+    """Refuse a port that the web server cannot listen on."""
     if not 1 <= port <= 65535:
-        raise CommandError(f"{port} is no port. PORT must be a number between 1 and 65535.")
+        raise CommandError(f"{port} is not a port. PORT must be a number between 1 and 65535.")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _name, address = found[0]
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -127,43 +126,42 @@ def check_port(host: str, port: int) -> None:
 
 
 @contextmanager
-def only_one(data_dir: Path) -> Iterator[None]:
-    """Two starts on one data folder would fight over the broker and the jobs."""
+def start_lock(data_dir: Path) -> Iterator[None]:
+    """Lock the data folder: two starts would share its broker and its jobs."""
     with (data_dir / "run" / "start.lock").open("a+") as file:
-        lock(file, data_dir)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise CommandError(
+                f"Graftworks already runs on {data_dir} (process {file.read() or 'unknown'}). "
+                "Stop it first, or set DATA_DIR to another folder."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
-
-
-def lock(file: IO[str], data_dir: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise CommandError(
-            f"Graftworks already runs on {data_dir} (process {file.read() or 'unknown'}). "
-            "Stop it first, or set DATA_DIR to another folder."
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
 
 
 @contextmanager
 def broker_socket() -> Iterator[Path | None]:
-    """Where the embedded broker listens: None with REDIS_URL, a short private folder for a long path."""
+    """Yield the embedded broker's socket, in a private folder below /tmp if its path is too long.
+
+    None with REDIS_URL.
+    """
     path: Path = settings.BROKER_SOCKET
     if settings.REDIS_URL:
         yield None
     elif len(os.fsencode(path)) <= SOCKET_LENGTH:
         yield path
     else:
-        # Not TMPDIR: settings point it into DATA_DIR, which is what is too long.
+        # Not TMPDIR, which is below DATA_DIR.
         with tempfile.TemporaryDirectory(prefix="graftworks-", dir="/tmp") as folder:
             yield Path(folder) / "valkey.sock"
 
 
 def collect_static_files() -> None:
-    """Hash and compress what pages load, when it changed since the last time."""
+    """Run collectstatic if a static file has changed."""
     stamp = settings.STATIC_ROOT / "graftworks.stamp"
     files = sorted(
         path for _name, folder in settings.STATICFILES_DIRS for path in folder.rglob("*") if path.is_file()
@@ -178,7 +176,7 @@ def collect_static_files() -> None:
 
 
 def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
-    """Broker, web, dispatcher, one training node per device, one node for light jobs."""
+    """Return broker, web server, dispatcher, one worker per device, and one worker for light jobs."""
     environment = {**os.environ, "STATIC_MANIFEST": "1", "PYTHONUNBUFFERED": "1"}
     if broker:
         environment["BROKER_SOCKET"] = str(broker)
@@ -186,37 +184,39 @@ def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
     programs = [broker_program(broker)] if broker else []
     programs += [
         Program("web", [*web, *WEB_OPTIONS], environment),
-        Program("dispatch", [sys.executable, "manage.py", "dispatch"], environment, turn=1),
-        node("cpu", "cpu", 2, environment),
+        Program("dispatch", [sys.executable, "manage.py", "dispatch"], environment, stop_order=1),
+        worker("cpu", "cpu", 2, environment),
     ]
     for index, device in enumerate(devices()):
-        chosen = {**environment, "CUDA_VISIBLE_DEVICES": device} if device else environment
-        programs.append(node(f"gpu{index}", "gpu", 1, chosen))
+        own = {**environment, "CUDA_VISIBLE_DEVICES": device} if device else environment
+        programs.append(worker(f"gpu{index}", "gpu", 1, own))
     return programs
 
 
 def broker_program(path: Path) -> Program:
-    """Valkey's own binary: the wrapper of its Python package leaves the server behind when it is killed."""
+    """Return Valkey's binary: the Python wrapper leaves the server running when it is killed."""
     folder = settings.DATA_DIR / "valkey"
     folder.mkdir(mode=0o700, exist_ok=True)
     command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
     command += ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     command += ["--maxmemory-policy", "noeviction", "--loglevel", "warning"]
-    return Program("broker", command, {"PATH": os.environ["PATH"]}, turn=2, orphan_signal=signal.SIGTERM)
+    return Program(
+        "broker", command, {"PATH": os.environ["PATH"]}, stop_order=2, orphan_signal=signal.SIGTERM
+    )
 
 
-def node(name: str, queue: str, processes: int, environment: dict[str, str]) -> Program:
-    """A Celery node on one queue."""
+def worker(name: str, queue: str, processes: int, environment: dict[str, str]) -> Program:
+    """Return a Celery worker for one queue."""
     command = [sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery", "worker", *NODE_OPTIONS]
     command += ["-c", str(processes), "-Q", queue, "-n", f"{name}@%h"]
     return Program(name, command, environment, grace=DRAIN_SECONDS)
 
 
 def devices() -> list[str]:
-    """The GPUs to train on, as CUDA names them; one empty name means the CPU."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name for name in chosen.split(",") if name] or [""]
+    """Return the GPUs' names for CUDA_VISIBLE_DEVICES; one empty name stands for the CPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name] or [""]
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -225,10 +225,9 @@ def devices() -> list[str]:
         return [""]
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether the web server answers a plain request."""
-    target = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104
-    connection = http.client.HTTPConnection(target, port, timeout=2)
+def is_serving(host: str, port: int) -> bool:
+    """Return whether the web server answers."""
+    connection = http.client.HTTPConnection(urlsplit(local_url(host, port)).netloc, timeout=2)
     try:
         connection.request("GET", "/healthz/")
         return connection.getresponse().status < 500

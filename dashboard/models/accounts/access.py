@@ -6,14 +6,14 @@ import hmac
 import secrets
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from django.conf import settings
 from django.db import OperationalError, models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.accounts.project import Project, ProjectQuerySet, Role, digest_of
+from dashboard.models.accounts.project import Caller, Project, ProjectQuerySet, Role, digest_of
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -29,6 +29,11 @@ class ApiTokenQuerySet(ProjectQuerySet["ApiToken"]):
         """Filter tokens that are not revoked or expired and whose owner is active."""
         unexpired = models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now())
         return self.filter(unexpired, revoked_at=None, user__is_active=True)
+
+    def manageable_by(self, caller: Caller, owner: User) -> Self:
+        """Filter the tokens of `owner` and all tokens of the projects that the caller manages."""
+        allowed = models.Q(user=owner) | models.Q(project__in=caller.projects(Role.MANAGER))
+        return self.visible_to(caller).filter(allowed).select_related("user")
 
     def authenticate(self, secret: str) -> ApiToken | None:
         """Return the working token with this secret, and record its use."""
@@ -115,7 +120,7 @@ class SetupCodeManager(models.Manager["SetupCode"]):
         return code
 
     def check_code(self, code: str) -> bool:
-        """Whether `code` is correct. Every try counts; after SETUP_TRIES only a restart issues a new code."""
+        """Count a try and return whether `code` is correct. After SETUP_TRIES tries no code is."""
         has_tries_left = self.filter(tries__lt=SETUP_TRIES).update(tries=models.F("tries") + 1)
         current = self.first()
         return bool(

@@ -182,7 +182,6 @@ class Membership(models.Model):
         return f"{self.user} · {self.get_role_display()}"
 
     def is_last_manager(self) -> bool:
-        """Whether this is the project's only manager."""
         others = Membership.objects.filter(project=self.project, role=Role.MANAGER).exclude(pk=self.pk)
         return self.role == Role.MANAGER and not others.exists()
 

@@ -68,7 +68,7 @@ def queue_alerts(nodes: list[WorkerNode], alive: list[WorkerNode]) -> list[Alert
 
 
 def has_lost_broker(dispatcher: WorkerNode) -> bool:
-    """Whether the broker has not answered this leading dispatcher for a while."""
+    """Return whether the broker has not answered this leading dispatcher for BROKER_PATIENCE."""
     since, leads_until, now = (
         dispatcher.broker_silent_since,
         dispatcher.leads_until,

@@ -55,15 +55,6 @@ def age(path: Path) -> timedelta:
         return timedelta()
 
 
-def unused(path: Path) -> timedelta:
-    """Return the time since the last write or read; 0 for a missing entry."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return timedelta()
-    return timedelta(seconds=max(0.0, time.time() - max(status.st_mtime, status.st_atime)))
-
-
 def is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 

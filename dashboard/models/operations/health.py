@@ -31,7 +31,6 @@ from dashboard.models.operations.health_check import (
 )
 from dashboard.models.operations.installation import Installation
 from dashboard.models.operations.outdated_tables import is_due_to_old_tables
-from dashboard.models.operations.storage import StorageUse
 
 FULL_BYTES = 1024**3
 STUCK_AFTER = timedelta(seconds=120)
@@ -63,7 +62,6 @@ def check_rows() -> list[HealthCheck]:
         check_database(),
         check_paused_workers(),
         check_data_folder(),
-        check_unknown_folders(),
     ]
 
 
@@ -266,27 +264,6 @@ def check_data_folder() -> HealthCheck:
         "files are not needed, delete the file installation-id in the data folder to have them cleaned up."
     )
     return HealthCheck(code, title, Level.PROBLEM, text, remedy)
-
-
-def check_unknown_folders() -> HealthCheck:
-    """Check for adapters and datasets on the disk that this database has no row for and did not publish."""
-    code, title = "unknown-folders", _("Unknown folders")
-    uses = list(StorageUse.objects.filter(project=None, unknown_count__gt=0))
-    if not uses:
-        text = _("Every adapter and dataset on the disk has a row in the database.")
-        return HealthCheck(code, title, Level.OK, text)
-    names = [f"{use.kind}/{name}" for use in uses for name, _address, _bytes in use.biggest]
-    count = sum(use.unknown_count for use in uses)
-    text = ngettext(
-        "The database has no row for %(count)d folder, which is kept but not listed: %(names)s.",
-        "The database has no rows for %(count)d folders, which are kept but not listed: %(names)s.",
-        count,
-    ) % {"count": count, "names": join_names(names)}
-    remedy = _(
-        "Such folders come from another database, or from this one before an older backup was restored. "
-        "If you do not need them, delete them from the data folder."
-    )
-    return HealthCheck(code, title, Level.WARNING, text, remedy)
 
 
 def check_database() -> HealthCheck:

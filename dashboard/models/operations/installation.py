@@ -21,7 +21,7 @@ class InstallationManager(models.Manager["Installation"]):
     """Checks and creates the link."""
 
     def is_at_home(self) -> bool:
-        """Whether the data folder has this database's key or none."""
+        """Return whether the data folder has this database's key or none."""
         key = _key_in_folder()
         return key is None or self.filter(key=key).exists()
 

@@ -15,7 +15,7 @@ TEXT = _("The database tables are older than this version, so some pages fail. R
 
 
 def is_due_to_old_tables(error: BaseException | None) -> bool:
-    """Whether this error, or one that caused it, reports a missing table or column."""
+    """Return whether this error, or one that caused it, reports a missing table or column."""
     while error is not None:
         if isinstance(error, DatabaseError):
             # Only PostgreSQL's driver gives its errors a code.

@@ -35,17 +35,12 @@ from dashboard.models.operations.data_folder import (
     is_plain_folder,
     job_number,
     size,
-    unused,
 )
 from dashboard.models.operations.installation import Installation
 
 logger = logging.getLogger(__name__)
 DAY = timedelta(days=1)
-UPLOAD_KEPT = DAY
-SENT_KEPT = DAY
-DAMAGED_KEPT = DAY
 ARCHIVE_KEPT = timedelta(days=7)
-DISPATCHER_KEPT = DAY
 WORKER_KEPT = timedelta(days=30)
 # A clock that is wrong by this much makes files look too old.
 CLOCK_SECONDS = 3600.0
@@ -63,16 +58,7 @@ def sweep() -> Iterator[None]:
     if WorkerNode.objects.leading().with_wrong_clock(CLOCK_SECONDS).exists():
         logger.warning("no file is deleted: this machine's clock differs too much from the database's")
         return
-    for part in (
-        partial_deletions,
-        work_folders,
-        checkpoints,
-        damaged_checkpoints,
-        logs,
-        uploads,
-        archives,
-        orphans,
-    ):
+    for part in (partial_deletions, work_folders, checkpoints, logs, uploads, archives, orphans):
         try:
             yield from part()
         except OSError as error:
@@ -84,9 +70,9 @@ def old_rows() -> Iterator[None]:
     """Delete sent outbox entries, expired sessions, and nodes that are silent for long."""
     nodes = WorkerNode.objects.all()
     old: tuple[models.QuerySet[Any], ...] = (
-        Outbox.objects.filter(sent_at__lt=db_now(-SENT_KEPT)),
+        Outbox.objects.filter(sent_at__lt=db_now(-DAY)),
         Session.objects.filter(expire_date__lt=db_now(-DAY)),
-        nodes.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__lt=db_now(-DISPATCHER_KEPT)),
+        nodes.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__lt=db_now(-DAY)),
         nodes.filter(heartbeat_at__lt=db_now(-WORKER_KEPT)),
     )
     for rows in old:
@@ -121,12 +107,18 @@ def work_folders() -> Iterator[None]:
 
 
 def checkpoints() -> Iterator[None]:
-    """Delete checkpoints of jobs that cannot be resumed or were not resumed in time."""
+    """Delete checkpoints of jobs that cannot be resumed or were not resumed in time.
+
+    Damaged checkpoints, which the worker renames, are kept for a day for diagnosis.
+    """
     kept = timedelta(days=settings.KEEP_CHECKPOINTS_DAYS)
     overdue = Job.objects.filter(finished_at__lt=db_now(-kept))
     for path in entries("checkpoints", "job-"):
         if age(path) > LEASE:
             delete_checkpoints(path, also=overdue)
+        for damaged in entries(f"checkpoints/{path.name}", "damaged-"):
+            if age(damaged) > DAY:
+                erase(damaged)
         yield
 
 
@@ -146,26 +138,16 @@ def delete_checkpoints(path: Path, *, also: models.QuerySet[Job]) -> int:
     return freed
 
 
-def damaged_checkpoints() -> Iterator[None]:
-    """Delete damaged checkpoints, which are kept for a day for diagnosis."""
-    for folder in entries("checkpoints", "job-"):
-        for path in entries(f"checkpoints/{folder.name}", "damaged-"):
-            if age(path) > DAMAGED_KEPT:
-                erase(path)
-        yield
-
-
 def logs() -> Iterator[None]:
     """Delete old logs, and trim large ones even while their job is running."""
     kept = timedelta(days=settings.KEEP_LOGS_DAYS)
     for batch in batches(entries("logs", "job-")):
         numbers = [job_number(path) for path in batch]
         known = Job.objects.filter(pk__in=numbers)
-        old = set(known.filter(finished_at__lt=db_now(-kept)).values_list("pk", flat=True))
-        unknown = set(numbers) - set(known.values_list("pk", flat=True))
+        recent = known.filter(models.Q(finished_at=None) | models.Q(finished_at__gte=db_now(-kept)))
+        needed = set(recent.values_list("pk", flat=True))
         for path in batch:
-            number = job_number(path)
-            if age(path) > kept and (number in old or number in unknown):
+            if age(path) > kept and job_number(path) not in needed:
                 path.unlink(missing_ok=True)
             elif path.stat().st_size > settings.LOG_LIMIT_BYTES:
                 trim(path, settings.LOG_LIMIT_BYTES)
@@ -187,7 +169,7 @@ def uploads() -> Iterator[None]:
     """Delete uploads that are imported or were interrupted."""
     # A failed import may be repeated; after success or cancellation the upload is not read again.
     still_needed = DatasetVersion.objects.exclude(job__state__in=[State.SUCCEEDED, State.CANCELLED])
-    for batch in batches(path for path in entries("uploads") if age(path) > UPLOAD_KEPT):
+    for batch in batches(path for path in entries("uploads") if age(path) > DAY):
         names = [path.name for path in batch]
         known = set(still_needed.filter(upload__in=names).values_list("upload", flat=True))
         for path in batch:
@@ -199,7 +181,7 @@ def uploads() -> Iterator[None]:
 def archives() -> Iterator[None]:
     """Delete prepared downloads; the next download prepares them again."""
     for path in entries("archives"):
-        if unused(path) > ARCHIVE_KEPT:
+        if age(path) > ARCHIVE_KEPT:
             erase(path)
         yield
 

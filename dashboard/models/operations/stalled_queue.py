@@ -57,7 +57,7 @@ class StalledQueue:
 
     @property
     def is_intended(self) -> bool:
-        """Whether a user paused the workers, so that nothing needs fixing."""
+        """Return whether a user paused the workers, so that nothing needs fixing."""
         return self.reason == StallReason.PAUSED
 
 

@@ -49,7 +49,6 @@ class StorageUse(models.Model):
     count = models.PositiveIntegerField(default=0)
     removable_bytes = models.BigIntegerField(default=0)  # freed by a clean-up
     removable_count = models.PositiveIntegerField(default=0)
-    unknown_count = models.PositiveIntegerField(default=0)  # folders without a row in this database
     biggest = models.JSONField(default=list)  # [title, address, bytes], the largest first
     measured_at = models.DateTimeField(db_default=Now())
 

@@ -1,4 +1,4 @@
-"""Invitations: managers write them; the invited person opens the link, which works once."""
+"""Invitations to a project: create, revoke, accept. An invitation's link works once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONSOLE = "django.core.mail.backends.console.EmailBackend"
 @never_cache
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Invite somebody: the link is shown once, and sent when e-mail is set up."""
+    """Create an invitation. Show its link once, and send it if e-mail is set up."""
     request.project.require(request.user, Role.MANAGER)
     if request.method == "GET":
         return redirect("team-index")
@@ -52,7 +52,7 @@ def create(request: Request) -> HttpResponse:
 
 @require_POST
 def revoke(request: Request, pk: int) -> HttpResponse:
-    """Take an open invitation back; its link stops working."""
+    """Revoke an open invitation, so that its link stops working."""
     invitation = Invitation.objects.fetch(request.user, pk, Role.MANAGER)
     if invitation.accepted_at:
         messages.error(request, _("%(email)s has already joined.") % {"email": invitation.email})
@@ -67,32 +67,31 @@ def revoke(request: Request, pk: int) -> HttpResponse:
 @sensitive_post_parameters("password")
 @require_http_methods(["GET", "POST"])
 def accept(request: Request, secret: str) -> HttpResponse:
-    """Join by the link: newcomers choose a password, people with an account sign in first."""
+    """Join the project. New users choose a password; users with an account sign in first."""
     invitation = Invitation.objects.select_related("project").with_secret(secret)
     if invitation is None:
         return render(request, "accounts/invitations/closed.html", status=404)
-    person = User.objects.filter(email=invitation.email).first()
     if request.user.is_authenticated:
         return accept_as(request, invitation)
-    if person is not None:
+    if User.objects.filter(email=invitation.email).exists():
         return redirect_to_login(request.get_full_path())
     form = NewPasswordForm(request.POST or None, initial={"email": invitation.email})
     if not form.is_valid():
         return show(request, invitation, status=422 if form.is_bound else 200, form=form)
     try:
         with transaction.atomic():
-            person = User.objects.create_user(
+            user = User.objects.create_user(
                 invitation.email, form.cleaned_data["password"], first_name=form.cleaned_data["name"]
             )
-            invitation.accept(person)
+            invitation.accept(user)
     except (InvitationUsed, IntegrityError):
         return render(request, "accounts/invitations/closed.html", status=404)
-    login(request, person, backend=BACKEND)
+    login(request, user, backend=BACKEND)
     return welcome(request, invitation)
 
 
 def accept_as(request: Request, invitation: Invitation) -> HttpResponse:
-    """Join with the account one is signed in with; the invitation is for that address alone."""
+    """Join with the current account, if the invitation is for its address."""
     if request.user.email != invitation.email:
         return show(request, invitation, status=403, other_account=True)
     if request.method != "POST":
@@ -105,28 +104,28 @@ def accept_as(request: Request, invitation: Invitation) -> HttpResponse:
 
 
 def welcome(request: Request, invitation: Invitation) -> HttpResponse:
-    """On to the project that was joined."""
+    """Open the joined project."""
     request.session["project"] = invitation.project_id
     messages.success(request, _("Welcome to %(project)s.") % {"project": invitation.project})
     return redirect("home")
 
 
 def show(request: HttpRequest, invitation: Invitation, status: int = 200, **more: Any) -> HttpResponse:
-    """The page behind the link."""
+    """Render the page of the invitation."""
     context = {"invitation": invitation, "role": Role(invitation.role), **more}
     return render(request, "accounts/invitations/accept.html", context, status=status)
 
 
 def address(request: HttpRequest, secret: str) -> str:
-    """The link as the invited person needs it."""
+    """Return the full address of the invitation."""
     path = reverse("invitation-accept", args=[secret])
     return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)
 
 
 def send(invitation: Invitation, link: str) -> bool:
-    """Send the link by e-mail; False when it could not be sent, so that the page says so."""
+    """Send the link by e-mail. Return whether that succeeded."""
     if settings.EMAIL_BACKEND == CONSOLE:
-        # Nobody would get the letter, and the log would get a link that works.
+        # The console backend would write a working link to the log.
         return False
     subject = _("Join %(project)s on Graftworks") % {"project": invitation.project}
     text = _(

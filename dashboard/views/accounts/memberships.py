@@ -1,4 +1,4 @@
-"""Members of the project: change a role, remove somebody. Never the last manager."""
+"""Members of the project: change a role, remove a member. The last manager is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dashboard.models import LastManager, Membership, Role
 
 @require_POST
 def change(request: Request, pk: int) -> HttpResponse:
-    """Give a member another role."""
+    """Change a member's role."""
     member = Membership.objects.fetch(request.user, pk, Role.MANAGER)
     form = RoleForm(request.POST)
     if not form.is_valid():
@@ -33,7 +33,7 @@ def change(request: Request, pk: int) -> HttpResponse:
 
 @require_POST
 def remove(request: Request, pk: int) -> HttpResponse:
-    """Take a member out of the project; what they made stays."""
+    """Remove a member from the project. Their data is kept."""
     member = Membership.objects.fetch(request.user, pk, Role.MANAGER)
     try:
         member.remove()
@@ -47,7 +47,7 @@ def remove(request: Request, pk: int) -> HttpResponse:
 
 
 def last_manager(member: Membership) -> str:
-    """Why nothing was changed, and what to do first."""
+    """Return the message that refuses a change of the only manager."""
     return _("%(person)s is the only manager. Give another member the manager role first.") % {
         "person": member.user
     }

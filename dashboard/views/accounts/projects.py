@@ -1,4 +1,4 @@
-"""Projects: open another of one's own, and found a new one."""
+"""Projects: open another one, create one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dashboard.models import Project, Role
 
 @require_POST
 def open(request: Request) -> HttpResponse:
-    """Show another project from now on; it is remembered for this session."""
+    """Switch this session to another project."""
     form = OpenForm(request.user, request.POST)
     if not form.is_valid():
         raise Http404
@@ -27,7 +27,7 @@ def open(request: Request) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """A new project, managed by the superuser who founds it."""
+    """Create a project with the current superuser as its manager."""
     if not request.user.is_superuser:
         raise PermissionDenied(_("Only an administrator of this installation can create a project."))
     form = ProjectForm(request.POST or None)

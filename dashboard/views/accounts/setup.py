@@ -1,4 +1,4 @@
-"""The first visit: a code from the server's console makes the first manager and their project."""
+"""The set-up: creates the first account and its project with the code from the server's terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BACKEND = "allauth.account.auth_backends.AuthenticationBackend"
 @sensitive_post_parameters("password", "code")
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Make the first account; there is no such page once anybody exists."""
+    """Create the first account. The page answers 404 once an account exists."""
     if User.objects.exists():
         raise Http404
     form = SetupForm(request.POST or None)
-    # The code comes last, so that a typing error elsewhere does not use up one of its tries.
+    # The code is checked last, so that an error in another field does not use up a try.
     if form.is_valid() and not SetupCode.objects.check_code(form.cleaned_data["code"]):
         form.add_error(
             "code", _("The code is wrong. After ten attempts, restart Graftworks to get a new one.")
@@ -36,7 +36,7 @@ def create(request: Request) -> HttpResponse:
         return render(
             request, "accounts/setup/create.html", {"form": form}, status=422 if form.is_bound else 200
         )
-    user = found(form.cleaned_data)
+    user = create_first_user(form.cleaned_data)
     login(request, user, backend=BACKEND)
     messages.success(
         request, _("Welcome. You are the manager of %(project)s.") % {"project": form.cleaned_data["project"]}
@@ -44,8 +44,8 @@ def create(request: Request) -> HttpResponse:
     return redirect("home")
 
 
-def found(values: dict[str, str]) -> User:
-    """The first user, superuser and manager of a first project; refuses when somebody was quicker."""
+def create_first_user(values: dict[str, str]) -> User:
+    """Create the superuser and the first project. Raises Http404 if an account exists meanwhile."""
     with transaction.atomic():
         # Deleting the code is the lock: of two visitors with the code, the second finds none.
         deleted, _by_model = SetupCode.objects.all().delete()

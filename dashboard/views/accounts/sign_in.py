@@ -1,4 +1,4 @@
-"""Sign-in and passwords: allauth's views, which answer an invalid form with 422 as all other views do."""
+"""Sign-in and passwords: allauth's views, which here answer an invalid form with 422."""
 
 from __future__ import annotations
 

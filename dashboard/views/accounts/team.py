@@ -1,4 +1,4 @@
-"""The team page: who belongs to the project, in which role, and who is invited."""
+"""The team page: members of the project and their roles, invitations and shared reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dashboard.models import Invitation, Membership, Role, ShareLink
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """Members for everybody; invitations for managers."""
+    """Show members; to managers also invitations and shared reports."""
     return show(request, InvitationForm(request.project))
 
 
 def show(request: Request, form: InvitationForm, status: int = 200, **more: Any) -> HttpResponse:
-    """The page with this invitation form, as it is or with its errors."""
+    """Render the page with this invitation form."""
     members = Membership.objects.visible_to(request.user).filter(project=request.project)
     invitations = Invitation.objects.open().managed_by(request.user).filter(project=request.project)
     links = ShareLink.objects.working().managed_by(request.user).filter(project=request.project)

@@ -16,7 +16,7 @@ from dashboard.models.operations.health_check import Level, summarize
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """For managers, and for superusers with or without a project."""
+    """Show the checks to managers, and to superusers with or without a project."""
     if not request.user.is_superuser:
         if not request.project:
             raise PermissionDenied(_("Only a manager or a superuser can do this."))

@@ -1,4 +1,4 @@
-"""Home: the checklist until the first adapter, then what runs, what needs a person, and what came out."""
+"""Home: the checklist until the first adapter, then running work, failures and results."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from dashboard.models.operations.stalled_queue import merge_stalled, stalled_que
 from dashboard.models.studies.results.text import verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 
-SHOWN = 5
-# A failure older than this no longer asks for attention; its own page keeps it.
-ATTENTION = timedelta(days=14)
+ROWS = 5
+# Home lists newer failures only.
+FAILURE_AGE = timedelta(days=14)
 
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The first page after sign-in."""
+    """Show the first page after sign-in."""
     project: Project | None = request.project
     if project is None:
         return render(request, "accounts/projects/none.html")
@@ -45,26 +45,26 @@ def index(request: Request) -> HttpResponse:
         "steps": steps(project),
         "results": results(project),
         "verdicts": verdicts(project),
-        "attention": attention(project),
-        "budget": nearly_used(project, request.user),
-        **live(request),
+        "attention": recent_failures(project),
+        "budget": nearly_used_budget(project, request.user),
+        **running_work(request),
     }
     return render(request, "operations/home/index.html", context)
 
 
 @require_GET
 def progress(request: Request) -> HttpResponse:
-    """The live part alone."""
-    return render(request, "operations/home/_running.html", live(request))
+    """Render the live region."""
+    return render(request, "operations/home/_running.html", running_work(request))
 
 
-def live(request: Request) -> dict[str, Any]:
-    """What runs now, what one waits for, and whether there is a worker to do it."""
+def running_work(request: Request) -> dict[str, Any]:
+    """Return running runs and studies, the user's waiting jobs, and their stalled queues."""
     # A study's runs are shown as that study.
-    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()[:SHOWN]
-    studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:SHOWN]
+    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()[:ROWS]
+    studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:ROWS]
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
-    waiting = list(own.order_by("pk")[:SHOWN])
+    waiting = list(own.order_by("pk")[:ROWS])
     queues = {job.queue for job in waiting}
     forecast = QueueForecast.read(queues)
     stalled = {name: queue for name, queue in stalled_queues().items() if name in queues}
@@ -77,7 +77,7 @@ def live(request: Request) -> dict[str, Any]:
 
 
 def steps(project: Project) -> dict[str, Any] | None:
-    """How far the project is on the way to its first adapter; None once it has one."""
+    """Return the state of the checklist; None once the project has an adapter."""
     if Adapter.objects.filter(project=project).exists():
         return None
     ready = DatasetVersion.objects.filter(project=project).ready().select_related("dataset").first()
@@ -89,17 +89,17 @@ def steps(project: Project) -> dict[str, Any] | None:
     }
 
 
-def nearly_used(project: Project, reader: User) -> dict[str, Any] | None:
-    """How the month stands where little of its compute budget is left, and who can make more of it."""
+def nearly_used_budget(project: Project, reader: User) -> dict[str, Any] | None:
+    """Return the compute budget of the month if little of it is left, and who can raise it."""
     if ComputeBudget.objects.hours_of(project) is None:
         return None
     status = BudgetStatus.for_project(project)
     return {"status": status, "who": budget_raise_hint(project, reader)} if status.is_nearly_used else None
 
 
-def attention(project: Project) -> dict[str, Any]:
-    """Failures of the last days that nothing newer has settled."""
-    since = timezone.now() - ATTENTION
+def recent_failures(project: Project) -> dict[str, Any]:
+    """Return failed imports without a newer version, and failed runs."""
+    since = timezone.now() - FAILURE_AGE
     failed_imports = DatasetVersion.objects.filter(
         project=project, job__state=State.FAILED, created_at__gt=since
     ).exclude(dataset__versions__version__gt=models.F("version"))
@@ -107,27 +107,27 @@ def attention(project: Project) -> dict[str, Any]:
         models.Q(outcome=State.FAILED) | models.Q(outcome="", job__state=State.FAILED)
     )
     return {
-        "imports": failed_imports.select_related("dataset", "job")[:SHOWN],
-        "runs": failed_runs.select_related("job")[:SHOWN],
+        "imports": failed_imports.select_related("dataset", "job")[:ROWS],
+        "runs": failed_runs.select_related("job")[:ROWS],
     }
 
 
 def results(project: Project) -> list[dict[str, Any]]:
-    """The newest adapters with what base and adapter scored on the same rows; studies have their own."""
+    """Return the newest adapters outside of studies, with the scores of base model and adapter."""
     scored = models.Prefetch("run__evaluations", Evaluation.objects.ended())
     adapters = Adapter.objects.with_facts().filter(project=project, run__study_arm=None)
-    adapters = adapters.prefetch_related(scored)[:SHOWN]
+    adapters = adapters.prefetch_related(scored)[:ROWS]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
 
 
 def verdicts(project: Project) -> list[dict[str, Any]]:
-    """The newest finished studies with their sentences."""
-    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)[:SHOWN]
+    """Return the newest finished studies with their verdict sentences."""
+    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)[:ROWS]
     return [{"study": study, "sentence": verdict_sentence(study)} for study in ended]
 
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Exact match of base and adapter from the evaluations that have ended."""
+    """Return the exact match of base model and adapter, or nothing unless both are evaluated."""
     newest = {evaluation.subject: evaluation for evaluation in evaluations}
     base, tuned = newest.get(Evaluation.Subject.BASE), newest.get(Evaluation.Subject.ADAPTER)
     if base is None or tuned is None:

@@ -1,4 +1,4 @@
-"""Settings: the way to base models, API tokens, the API's documentation and one's password."""
+"""The settings page: links to base models, API tokens, storage, health and the password."""
 
 from __future__ import annotations
 
@@ -11,5 +11,4 @@ from dashboard.gate import Request
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """One link per thing that can be set."""
     return render(request, "operations/settings/index.html")

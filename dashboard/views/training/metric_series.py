@@ -22,7 +22,7 @@ from dashboard.charts.curves import Cursor, news
 from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import JobEvent, TrainingRun, User
-from dashboard.outage import AWAY
+from dashboard.outage import DATABASE_ERRORS
 
 POLL_SECONDS = 1.0
 PING_SECONDS = 15.0
@@ -86,7 +86,7 @@ async def events(user: User, pk: int, cursor: Cursor) -> AsyncIterator[str]:
     while True:
         try:
             update = await poll(user, pk, cursor)
-        except AWAY:
+        except DATABASE_ERRORS:
             # A browser that reconnected now would be refused and give up. The next poll sends all again.
             yield event("away", {}, cursor)
             sign = ""
