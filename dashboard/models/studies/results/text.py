@@ -44,9 +44,9 @@ def verdict_sentence(study: AnyStudy) -> str:
             return _("No test row was scored for all of these runs, so they cannot be compared.")
         return _("No arm of this study has a result, so there is no verdict.")
     if result.of_arm(reference) is None:
-        return _(
-            "The reference, %(name)s, has no result, so the other arms cannot be compared with it."
-        ) % {"name": reference.name}
+        return _("The reference, %(name)s, has no result, so the other arms cannot be compared with it.") % {
+            "name": reference.name
+        }
     if not result.comparisons:
         return _("Only %(name)s has a result, so there is nothing to compare.") % {"name": reference.name}
     if all(comparison.is_indicative for comparison in result.comparisons):
