@@ -95,7 +95,7 @@ def test_it_refuses_a_config_that_asks_for_remote_code(folder: Path, tmp_path: P
 
 def test_it_refuses_a_tokenizer_that_asks_for_remote_code(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"auto_map": {}}')
-    with pytest.raises(ModelError, match=r"tokenizer_config\.json asks for remote code"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json requests remote code"):
         inspect(folder, tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_it_refuses_a_link_that_leads_out(folder: Path, tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
-        ("[]", "holds no settings"),
+        ("[]", "contains no settings"),
         ("{}", "cannot be used"),
     ],
 )

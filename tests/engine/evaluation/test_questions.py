@@ -61,7 +61,7 @@ def test_every_question_has_four_different_answers() -> None:
 def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
     changed = tmp_path / QUESTIONS.name
     changed.write_bytes(QUESTIONS.read_bytes().replace(b"blue", b"pink"))
-    with pytest.raises(DataError, match=r"general_questions\.json were changed"):
+    with pytest.raises(DataError, match=r"general_questions\.json have changed"):
         read_questions(changed)
 
 

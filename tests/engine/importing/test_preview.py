@@ -61,7 +61,7 @@ def test_template_memory_is_bounded(load: Importer, tmp_path: Path) -> None:
 def test_large_template_is_refused(load: Importer, tmp_path: Path) -> None:
     folder = build_tiny_model(tmp_path / "long")
     (folder / "chat_template.jinja").write_text("{# " + "x" * 70_000 + " #}")
-    with pytest.raises(ModelError, match="At most 64 kB"):
+    with pytest.raises(ModelError, match="limit is 64 kB"):
         load(lines(*ROWS), tokenizer=str(folder))
 
 

@@ -28,7 +28,7 @@ from tests.conftest import make_run
 PRODUCT = """
 import sys, numpy, torch
 from pathlib import Path
-from workers.engine.evaluation.evaluate import _attach
+from workers.engine.evaluation.evaluate import _load_adapters
 from workers.engine.base_models.model import load_base
 from workers.contract.specs import BaseSpec
 base_folder, adapter_folder, target = sys.argv[1:]
@@ -37,7 +37,7 @@ model = load_base(base, torch.float32, torch.device("cpu")).eval()
 ids = torch.arange(3, 23).unsqueeze(0)
 with torch.no_grad():
     plain = model(input_ids=ids).logits
-    tuned = _attach(model, base.name, {"adapter": adapter_folder})
+    tuned = _load_adapters(model, base.name, {"adapter": adapter_folder})
     numpy.savez(target, base=plain, adapter=tuned(input_ids=ids).logits)
 """
 CLEAN = """

@@ -1,7 +1,7 @@
-"""Looks at a base model before anything trusts it: safe files only, then its census, fingerprint and licence.
+"""Inspects a base model before use: refuses unsafe files, then reads its census, checksum and licence.
 
 Run it as `python -m workers.engine inspect spec.json out/`. No weight is loaded and no code of the repository
-is run: pickled weights, Python files and configs that ask for remote code are refused. Knows nothing of rows.
+runs: pickled weights, Python files and configs that request remote code are refused. Knows nothing of rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _BLOCK_BYTES = 1 << 20
 def inspect_base_model(
     spec: InspectSpec, out_dir: Path, *, report: Report = print_event, should_stop: ShouldStop = never_stop
 ) -> None:
-    """Report what `spec` names, or raise a ModelError whose sentence says what to do."""
+    """Inspect the model and report a Result. Raises ModelError with a message for the user."""
     folder, revision = _download(spec, report) if spec.hub_id else (Path(spec.path), spec.revision)
     check_files(folder, allowed=Path(spec.cache) if spec.cache else folder)
     check_weights(folder)
@@ -69,17 +69,17 @@ def inspect_base_model(
 
 
 def check_files(folder: Path, *, allowed: Path) -> None:
-    """Refuse what must not be loaded. Links may lead anywhere inside `allowed`, never out of it."""
+    """Raise ModelError for unsafe files. Links must stay inside `allowed`."""
     if not folder.is_dir():
         raise ModelError(
-            f"There is no model folder named {folder.name}. Put it under the models folder, then add it."
+            f"There is no model folder named {folder.name}. Put it into the models folder, then add it."
         )
     root = allowed.resolve()
     names = []
     for path in sorted(folder.rglob("*")):
         if not path.resolve().is_relative_to(root):
             raise ModelError(
-                f"{path.name} is a link that leads out of the model's folder. Copy the file itself."
+                f"{path.name} is a link that leads out of the model's folder. Replace it with the file."
             )
         if path.is_file():
             names.append(path.relative_to(folder).as_posix())
@@ -89,30 +89,30 @@ def check_files(folder: Path, *, allowed: Path) -> None:
         _check_config(folder / "tokenizer_config.json")
     for template in folder.glob("*.jinja"):
         if template.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise ModelError(f"The chat template {template.name} is larger than 64 kB. Use another model.")
+            raise ModelError(f"The chat template {template.name} is larger than 64 kB. Choose another model.")
 
 
 def check_file_names(names: list[str]) -> None:
-    """The rules that file names alone can break, so that a repository is refused before it is downloaded."""
+    """Check the rules on file names, so that a repository is refused before it is downloaded."""
     code = [name for name in names if name.endswith(".py")]
     if code:
         raise ModelError(
-            f"This model ships its own program code ({code[0]}), which Graftworks never runs. Choose a model "
-            "of a type that transformers supports itself."
+            f"This model contains program code ({code[0]}), which Graftworks never runs. Choose a model "
+            "whose type Transformers supports."
         )
     if "config.json" not in names:
-        raise ModelError("There is no config.json, so this is not a complete model. Add the missing file.")
+        raise ModelError("The model has no config.json. Add the missing file.")
     if not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith(PICKLED)]
         found = f"only {pickled[0]}" if pickled else "no weights at all"
         raise ModelError(
-            f"This model has {found}. Graftworks reads safetensors files only, as other formats can run code "
-            "when they are opened. Convert the model to safetensors first."
+            f"This model has {found}. Graftworks reads only safetensors files, because other formats can "
+            "run code when they are opened. Convert the model to safetensors first."
         )
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse weight files whose header does not fit them: cut off, overlapping, or something else."""
+    """Raise ModelError for weight files whose header does not match their content."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy"):
@@ -122,7 +122,7 @@ def check_weights(folder: Path) -> None:
 
 
 def weights_sha256(folder: Path, *, report: Report, should_stop: ShouldStop) -> str:
-    """SHA-256 over the sorted (name, SHA-256) lines of the weight files."""
+    """Return the SHA-256 over the sorted lines `name SHA-256` of the weight files."""
     files = sorted(folder.glob("*.safetensors"))
     total = sum(path.stat().st_size for path in files)
     done = 0
@@ -140,7 +140,7 @@ def weights_sha256(folder: Path, *, report: Report, should_stop: ShouldStop) -> 
 
 
 def read_license(folder: Path) -> str:
-    """The licence that the model card states, or ""."""
+    """Return the licence in the model card, or ""."""
     card = folder / "README.md"
     if not card.is_file():
         return ""
@@ -160,18 +160,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _check_config(path: Path) -> None:
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"{path.name} is larger than 1 MB, which no model needs. Check the folder.")
+        raise ModelError(f"{path.name} is larger than the limit of 1 MB. Check the folder.")
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is not valid JSON. Copy the model again.") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{path.name} holds no settings. Copy the model again.")
+        raise ModelError(f"{path.name} contains no settings. Copy the model again.")
     for key in ("auto_map", "trust_remote_code"):
         if key in values:
             raise ModelError(
-                f"{path.name} asks for remote code (`{key}`), which Graftworks never runs. Choose a model of "
-                "a type that transformers supports itself."
+                f"{path.name} requests remote code (`{key}`), which Graftworks never runs. Choose a model "
+                "whose type Transformers supports."
             )
 
 
@@ -184,7 +184,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _download(spec: InspectSpec, report: Report) -> tuple[Path, str]:
-    """Download one commit of a hub repository to the cache, checked by name before any weight comes."""
+    """Download one commit of a hub repository into the cache; its file names are checked first."""
     try:
         info = HfApi().model_info(
             spec.hub_id, revision=spec.revision or None, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
@@ -197,34 +197,34 @@ def _download(spec: InspectSpec, report: Report) -> tuple[Path, str]:
                 spec.hub_id, revision=commit, cache_dir=spec.cache, allow_patterns=list(WANTED_FILES)
             )
     except GatedRepoError as error:
-        raise ModelError(f"{spec.hub_id} asks for its licence to be accepted on the hub first.") from error
+        raise ModelError(f"{spec.hub_id} is gated. Accept its licence on the hub, then try again.") from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{spec.hub_id} has no revision {spec.revision}. Check the spelling.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"The hub has no public model named {spec.hub_id}. Check the spelling.") from error
     except HfHubHTTPError as error:
-        raise ModelError(f"The hub refused to hand out {spec.hub_id}. Try again later.") from error
+        raise ModelError(f"The hub refused the download of {spec.hub_id}. Try again later.") from error
     except (ConnectionFailed, LocalEntryNotFoundError, ConnectionError) as error:
         raise ModelError(
             f"The hub cannot be reached from this machine, so {spec.hub_id} cannot be downloaded. Put the "
-            "model's folder under DATA_DIR/models instead, or try again online."
+            "model's folder under DATA_DIR/models, or connect this machine to the internet."
         ) from error
     return Path(folder), commit
 
 
 @contextlib.contextmanager
 def report_download(folder: Path, total: int, report: Report) -> Iterator[None]:
-    """Report the bytes below `folder` as they grow: a silent download would look like a standstill."""
-    over = threading.Event()
+    """Report the bytes below `folder` while it grows, so that a long download does not look stalled."""
+    is_finished = threading.Event()
 
     def watch() -> None:
-        known = -1
+        reported = -1
         while True:
             size = min(_downloaded_bytes(folder), total)
-            if size != known:
-                known = size
+            if size != reported:
+                reported = size
                 report(Progress("downloading", size, total))
-            if over.wait(DOWNLOAD_REPORT_SECONDS):
+            if is_finished.wait(DOWNLOAD_REPORT_SECONDS):
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -232,15 +232,15 @@ def report_download(folder: Path, total: int, report: Report) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        is_finished.set()
         watcher.join()
 
 
 def _downloaded_bytes(folder: Path) -> int:
-    """Bytes of the files below it; links lead to files that are counted anyway."""
+    """Return the bytes of all files below `folder`. Links point to files that are counted already."""
     total = 0
     for path in folder.rglob("*"):
-        # Files that are complete change their name.
+        # A complete file is renamed while this loop runs.
         with contextlib.suppress(FileNotFoundError):
             total += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
     return total

@@ -1,4 +1,4 @@
-"""Greedy answers, many prompts at a time, padded in front of what is their own.
+"""Generates greedy answers to many prompts at a time, padded on the left.
 
 Knows nothing of scores or of chat templates.
 """
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from workers.contract.events import ShouldStop
-from workers.engine.training.data import SHORTEST_PREFIX, Ids
+from workers.engine.training.data import SHORTEST_PREFIX, Ids, common_prefix_length
 from workers.engine.training.runtime import stop_if_asked
 
-ROWS_AT_ONCE = 16
+ROWS_PER_BATCH = 16
 
 
 def generate_greedily(
@@ -29,9 +29,9 @@ def generate_greedily(
     should_stop: ShouldStop,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
-    """The model's answers as token ids without the end token, in the order of `prompts`.
+    """Return the answers as token ids without the end token, in the order of `prompts`.
 
-    `share_prefix`: a beginning that all prompts of a batch have in common is computed once.
+    `share_prefix`: compute the tokens that all prompts of a batch begin with once.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -41,52 +41,49 @@ def generate_greedily(
         "eos_token_id": list(end_ids) or None,
         "pad_token_id": end_ids[0] if end_ids else 0,
     }
-    for start in range(0, len(order), ROWS_AT_ONCE):
+    for start in range(0, len(order), ROWS_PER_BATCH):
         stop_if_asked(should_stop)
-        part = order[start : start + ROWS_AT_ONCE]
+        part = order[start : start + ROWS_PER_BATCH]
         batch = [prompts[index] for index in part]
-        begin = _common_start(batch) if share_prefix else 0
-        found = _batch(model, batch, begin, settings, device, should_stop)
-        for index, answer in zip(part, found, strict=True):
+        prefix = _shared_prompt_prefix(batch) if share_prefix else 0
+        batch_answers = _generate_batch(model, batch, prefix, settings, device, should_stop)
+        for index, answer in zip(part, batch_answers, strict=True):
             answers[index] = answer
         on_rows(len(part))
     return answers
 
 
-def _common_start(prompts: list[Ids]) -> int:
-    """Tokens with which every prompt begins; each keeps at least one of its own."""
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for prompt in prompts[1:]:
-        differ = np.flatnonzero(prompts[0][:limit] != prompt[:limit])
-        limit = int(differ[0]) if len(differ) else limit
-    return limit if len(prompts) > 1 and limit >= SHORTEST_PREFIX else 0
+def _shared_prompt_prefix(prompts: list[Ids]) -> int:
+    """Return how many tokens all prompts begin with; each keeps at least one of its own."""
+    length = common_prefix_length(prompts, min(len(prompt) for prompt in prompts) - 1)
+    return length if len(prompts) > 1 and length >= SHORTEST_PREFIX else 0
 
 
 @torch.inference_mode()
-def _batch(
+def _generate_batch(
     model: Any,
     prompts: list[Ids],
-    begin: int,
+    prefix: int,
     settings: dict[str, Any],
     device: torch.device,
     should_stop: ShouldStop,
 ) -> list[list[int]]:
-    """Rows are laid out as [common start, padding, the prompt's own rest], so that the start is one block."""
+    """Lay out rows as [shared prefix, padding, rest of the prompt], so that the prefix is one block."""
     from transformers.generation.configuration_utils import GenerationConfig
 
     longest = max(len(prompt) for prompt in prompts)
     ids = np.full((len(prompts), longest), settings["pad_token_id"], dtype=np.int64)
     mask = np.zeros_like(ids)
     for place, prompt in enumerate(prompts):
-        rest = longest - (len(prompt) - begin)
-        ids[place, :begin], mask[place, :begin] = prompt[:begin], 1
-        ids[place, rest:], mask[place, rest:] = prompt[begin:], 1
+        rest = longest - (len(prompt) - prefix)
+        ids[place, :prefix], mask[place, :prefix] = prompt[:prefix], 1
+        ids[place, rest:], mask[place, rest:] = prompt[prefix:], 1
     past = None
-    if begin:
-        past = model(input_ids=torch.from_numpy(ids[:1, :begin]).to(device), use_cache=True).past_key_values
+    if prefix:
+        past = model(input_ids=torch.from_numpy(ids[:1, :prefix]).to(device), use_cache=True).past_key_values
         past.batch_repeat_interleave(len(prompts))
 
-    def asked(*_arguments: Any, **_keywords: Any) -> torch.Tensor:
+    def stop_requested(*_arguments: Any, **_keywords: Any) -> torch.Tensor:
         return torch.full((len(prompts),), bool(should_stop()), device=device)
 
     make: Any = GenerationConfig
@@ -95,13 +92,13 @@ def _batch(
         attention_mask=torch.from_numpy(mask).to(device),
         past_key_values=past,
         generation_config=make(**settings),
-        stopping_criteria=[asked],
+        stopping_criteria=[stop_requested],
     )
     stop_if_asked(should_stop)
-    return [_until_end(answer, settings["eos_token_id"] or []) for answer in output[:, longest:].tolist()]
+    return [_before_end(answer, settings["eos_token_id"] or []) for answer in output[:, longest:].tolist()]
 
 
-def _until_end(answer: list[int], end_ids: Sequence[int]) -> list[int]:
+def _before_end(answer: list[int], end_ids: Sequence[int]) -> list[int]:
     for place, token in enumerate(answer):
         if token in end_ids:
             return answer[:place]

@@ -1,6 +1,6 @@
-"""Scores of one answer against the expected one, each from 0 to 1; which of them fit depends on the answers.
+"""Scores one answer against the expected one, from 0 to 1; the kind of answers decides which scores apply.
 
-Plain Python over strings: knows nothing of models, rows or means.
+Knows nothing of models, rows or means.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from workers.statistics.regex_metric import pattern_score
 Scores = dict[str, float]
 
 LABEL, JSON, TEXT = "label", "json", "text"
-# Answers are labels when they are short and come again and again.
-LABEL_LETTERS = 60
-MOST_LABELS = 50
-LABEL_SHARE = 0.2
-JSON_SHARE = 0.95
+# Answers are labels if they are short and repeat.
+MAX_LABEL_CHARACTERS = 60
+MAX_LABELS = 50
+MAX_DISTINCT_SHARE = 0.2
+MIN_JSON_SHARE = 0.95
 
 
 def answer_kind(answers: Sequence[str]) -> str:
-    """`label`, `json` or `text`, from the expected answers alone."""
-    structured = sum(isinstance(_parsed(answer), dict | list) for answer in answers)
-    if answers and structured >= JSON_SHARE * len(answers):
+    """Return `label`, `json` or `text` for the expected answers."""
+    structured = sum(isinstance(_parse_json(answer), dict | list) for answer in answers)
+    if answers and structured >= MIN_JSON_SHARE * len(answers):
         return JSON
     distinct = {answer.strip() for answer in answers}
-    short = all(len(answer) <= LABEL_LETTERS and "\n" not in answer for answer in distinct)
-    repeated = 0 < len(distinct) <= min(MOST_LABELS, max(2, LABEL_SHARE * len(answers)))
+    short = all(len(answer) <= MAX_LABEL_CHARACTERS and "\n" not in answer for answer in distinct)
+    repeated = 0 < len(distinct) <= min(MAX_LABELS, max(2, MAX_DISTINCT_SHARE * len(answers)))
     return LABEL if short and repeated and len(answers) > len(distinct) else TEXT
 
 
 def score_answer(
     output: str, expected: str, kind: str = TEXT, *, metric: str = "", pattern: str = ""
 ) -> Scores:
-    """Every score of one answer that fits its kind, and `metric` also where it does not."""
+    """Return the scores that apply to this kind of answer, and `metric` in any case."""
     scores = {
         "exact_match": float(output.strip() == expected.strip()),
-        "contains": float(bool(_flat(expected)) and _flat(expected) in _flat(output)),
+        "contains": float(bool(_collapse(expected)) and _collapse(expected) in _collapse(output)),
         "token_f1": token_f1(output, expected),
         "rouge_l": float(_rouge().score(expected, output)["rougeL"].fmeasure),
         "chrf": float(_chrf().sentence_score(output, [expected]).score) / 100,
@@ -51,7 +51,7 @@ def score_answer(
         scores["accuracy"] = float(_label(output) == _label(expected))
     if kind == JSON or metric in ("json_valid", "field_f1"):
         scores |= {
-            "json_valid": float(_parsed(output) is not _INVALID_JSON),
+            "json_valid": float(_parse_json(output) is not _INVALID_JSON),
             "field_f1": field_f1(output, expected),
         }
     if pattern:
@@ -60,33 +60,34 @@ def score_answer(
 
 
 def token_f1(output: str, expected: str) -> float:
-    """SQuAD's F1: words in lower case, without punctuation and articles, as a bag."""
+    """Return the F1 of SQuAD (Rajpurkar et al. 2016): a bag of lower-case words without articles."""
     return _f1(_words(output), _words(expected))
 
 
 def field_f1(output: str, expected: str) -> float:
-    """F1 over (path, value) pairs of two JSON documents; 0 when the output is no JSON."""
-    found, wanted = _parsed(output), _parsed(expected)
-    if found is _INVALID_JSON or wanted is _INVALID_JSON:
+    """Return the F1 over the (path, value) pairs of two JSON documents; 0 if the output is not JSON."""
+    documents = _parse_json(output), _parse_json(expected)
+    if _INVALID_JSON in documents:
         return 0.0
-    return _f1(list(_fields(found)), list(_fields(wanted)))
+    predicted, reference = (list(_leaves(document)) for document in documents)
+    return _f1(predicted, reference)
 
 
-def _f1(found: Sequence[Any], wanted: Sequence[Any]) -> float:
-    if not found or not wanted:
-        return float(list(found) == list(wanted))
-    common = sum((collections.Counter(found) & collections.Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted))
+def _f1(predicted: Sequence[Any], reference: Sequence[Any]) -> float:
+    if not predicted or not reference:
+        return float(list(predicted) == list(reference))
+    common = sum((collections.Counter(predicted) & collections.Counter(reference)).values())
+    return 2 * common / (len(predicted) + len(reference))
 
 
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves with their path; a list's order does not count, as its places are left out."""
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (path, value) of every leaf. Paths have no list index, so the order of a list does not count."""
     if isinstance(value, dict) and value:
         for name, item in value.items():
-            yield from _fields(item, f"{path}.{name}")
+            yield from _leaves(item, f"{path}.{name}")
     elif isinstance(value, list) and value:
         for item in value:
-            yield from _fields(item, f"{path}[]")
+            yield from _leaves(item, f"{path}[]")
     else:
         yield path, json.dumps(value)
 
@@ -94,7 +95,7 @@ def _fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 _INVALID_JSON = object()
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -102,12 +103,12 @@ def _parsed(text: str) -> Any:
 
 
 def _label(text: str) -> str:
-    """The first line, without case and outer punctuation."""
+    """Return the first line in lower case without outer punctuation."""
     lines = text.strip().splitlines()
     return lines[0].casefold().strip(string.punctuation + string.whitespace) if lines else ""
 
 
-def _flat(text: str) -> str:
+def _collapse(text: str) -> str:
     return " ".join(text.casefold().split())
 
 

@@ -1,7 +1,7 @@
-"""Renders imported rows as a base model would read them: the first ones in full, many for their lengths.
+"""Renders the first imported rows as the base model reads them, and measures many for their token lengths.
 
-Chat templates are programs of strangers: small, at most 2 seconds and 512 MB, and only ever in the engine's
-own process. Knows nothing of uploads.
+Chat templates are untrusted programs: their size, time (2 s) and memory (512 MB) are limited, and they run
+only in the engine's own process. Knows nothing of uploads.
 """
 
 from __future__ import annotations
@@ -32,44 +32,39 @@ RENDER_SECONDS = 2.0
 RENDER_BYTES = 512_000_000
 # Upper ends of the histogram's bins, in tokens; the last bin is open.
 HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-# Shares of the rows for which forecasts get a length: 0, 1, ... 100 percent.
+# Forecasts use the length of rows at 0, 1, ... 100 percent.
 QUANTILES = numpy.linspace(0, 1, 101)
 
 
 @dataclass
 class Preview:
-    """`rows` for the page, `warnings` about rows that do not render, and of every measured row: `lengths` in
-    tokens, `ends` (where its last learned token ends) and `learned`. `begin`: tokens that all rows share.
+    """The rows for the page and the token counts of every measured row.
+
+    `answer_ends`: where the last learned token of a row ends; `shared_prefix`: the tokens all rows share.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    learned: list[int] = field(default_factory=list)
-    begin: data.Ids | None = None
+    answer_ends: list[int] = field(default_factory=list)
+    target_counts: list[int] = field(default_factory=list)
+    shared_prefix: data.Ids | None = None
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, example: Example) -> None:
-        """Count one row."""
-        self.lengths.append(len(example.ids))
-        self.ends.append(
-            len(example.ids) - int(example.loss_mask[::-1].argmax()) if example.target_count else 0
-        )
-        self.learned.append(example.target_count)
-        first = int(example.loss_mask.argmax()) if example.target_count else len(example.ids)
-        begin = example.ids[: max(0, first - 1)]  # a target's own predecessor is never shared
-        if self.begin is not None:
-            both = min(len(begin), len(self.begin))
-            differ = numpy.flatnonzero(begin[:both] != self.begin[:both])
-            begin = begin[: int(differ[0]) if len(differ) else both]
-        self.begin = begin
+        tokens, targets = len(example.ids), example.target_count
+        self.lengths.append(tokens)
+        self.answer_ends.append(tokens - int(example.loss_mask[::-1].argmax()) if targets else 0)
+        self.target_counts.append(targets)
+        first_target = int(example.loss_mask.argmax()) if targets else tokens
+        # The token that predicts the first target is never shared.
+        start = example.ids[: max(0, first_target - 1)]
+        if self.shared_prefix is None:
+            self.shared_prefix = start
+        limit = min(len(start), len(self.shared_prefix))
+        self.shared_prefix = start[: data.common_prefix_length([self.shared_prefix, start], limit)]
 
     def token_lengths(self) -> dict[str, Any]:
-        """Median, 95th percentile, maximum and a histogram; counts of the measured rows.
-
-        For forecasts also the `quantiles` of the lengths and of where answers end, the mean of learned tokens
-        and how many tokens all rows begin with.
-        """
+        """Return, in tokens, statistics for the page and the quantiles and means that forecasts use."""
         if not self.lengths:
             return {"rows": 0}
         lengths = numpy.array(self.lengths)
@@ -83,9 +78,9 @@ class Preview:
             "max": int(lengths.max()),
             "histogram": {"up_to": [*HISTOGRAM_EDGES, None], "rows": [int(count) for count in counts]},
             "quantiles": _quantiles(self.lengths),
-            "answer_ends": _quantiles(self.ends),
-            "learned_mean": round(sum(self.learned) / len(self.learned), 1),
-            "shared_prefix": 0 if self.begin is None else len(self.begin),
+            "answer_ends": _quantiles(self.answer_ends),
+            "learned_mean": round(sum(self.target_counts) / len(self.target_counts), 1),
+            "shared_prefix": 0 if self.shared_prefix is None else len(self.shared_prefix),
         }
 
 
@@ -94,7 +89,7 @@ def _quantiles(counts: list[int]) -> list[int]:
 
 
 def render_preview(folder: str, rows: Iterable[CanonicalRow], should_stop: ShouldStop) -> Preview:
-    """Read all `rows`; the first twenty are kept as text."""
+    """Measure all `rows` and keep the first PREVIEW_ROWS as text."""
     tokenizer = _load_tokenizer(folder)
     preview = Preview()
     for row in rows:
@@ -118,9 +113,10 @@ def _load_tokenizer(folder: str) -> Any:
     size = len((tokenizer.chat_template or "").encode())
     if size > MAX_TEMPLATE_BYTES:
         raise ModelError(
-            f"The chat template of {base.name} has {size / 1000:,.0f} kB. At most 64 kB are rendered."
+            f"The chat template of {base.name} has {size / 1000:,.0f} kB. The limit is 64 kB. Choose another "
+            "base model."
         )
-    # The tokenizer's threads start here, so that the memory limit below meets rendering alone.
+    # Start the tokenizer's threads before the memory limit applies, so that it covers rendering only.
     tokenizer(["a", "b"])
     return tokenizer
 
@@ -138,10 +134,10 @@ def _bounded_encode(tokenizer: Any, row: CanonicalRow) -> Example:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    def ring(number: int, frame: FrameType | None) -> None:
+    def raise_timeout(number: int, frame: FrameType | None) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, raise_timeout)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -152,7 +148,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _memory_limit(extra: int) -> Iterator[None]:
-    """Let the address space grow by `extra` bytes at most; only Linux tells the present size."""
+    """Let the address space grow by at most `extra` bytes. Only Linux reports the current size."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
@@ -170,7 +166,7 @@ def _memory_limit(extra: int) -> Iterator[None]:
 
 
 def _page_row(tokenizer: Any, example: Example) -> dict[str, Any]:
-    """The row's text, cut where learned and unlearned tokens meet."""
+    """Return the row's text in segments of learned and other tokens."""
     segments = []
     flags = zip(example.loss_mask.tolist(), example.ids.tolist(), strict=True)
     for learned, run in itertools.groupby(flags, key=lambda pair: pair[0]):

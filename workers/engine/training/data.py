@@ -1,6 +1,6 @@
-"""Canonical rows to token ids and labels, and the order in which a run sees them.
+"""Encodes canonical rows as token ids and loss masks, orders them for a run, and collates batches.
 
-Chat templates render only here, in the engine's own process. Knows nothing of models or of the loop.
+Chat templates are rendered only here, in the engine's own process. Knows nothing of models or the loop.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from workers.engine.training.runtime import stop_if_asked
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
-ROWS_AT_ONCE = 256
-# Below this a second pass through the model costs more than it saves.
+ROWS_PER_BATCH = 256
+# With a shorter prefix, the second forward pass costs more than it saves.
 SHORTEST_PREFIX = 8
 
 
@@ -40,7 +40,7 @@ class CanonicalRow:
 
 
 class Split:
-    """The rows of one split; JSON is read only for the rows that are asked for."""
+    """The rows of one split. JSON is parsed only for the rows that are read."""
 
     def __init__(self, data: DataSpec, split: str) -> None:
         import pyarrow.parquet as pq
@@ -57,7 +57,7 @@ class Split:
         return int(self._table.num_rows)
 
     def row(self, index: int) -> CanonicalRow:
-        """Row `index` of the split, from 0."""
+        """Return row `index` of the split, from 0."""
         number, messages, text = (
             self._table.column(name)[index].as_py() for name in ("row", "messages", "text")
         )
@@ -70,7 +70,7 @@ class Split:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The checksum of its rows, as the import has frozen it for the test rows."""
+        """The checksum of the rows, which the import froze for the test split."""
         return rows_sha256(self._table)
 
 
@@ -95,13 +95,13 @@ class Example:
         return int(self.loss_mask.sum())
 
     def truncate(self, max_length: int) -> Example:
-        """The first `max_length` tokens."""
+        """Keep the first `max_length` tokens."""
         if len(self.ids) <= max_length:
             return self
         return self._part(slice(0, max_length), self.prompt_length)
 
     def truncate_left(self, max_length: int) -> Example:
-        """The last `max_length` tokens: the answer stays."""
+        """Keep the last `max_length` tokens, and so the answer."""
         gone = len(self.ids) - max_length
         return self if gone <= 0 else self._part(slice(gone, None), max(0, self.prompt_length - gone))
 
@@ -114,21 +114,21 @@ class Example:
 
 
 def encode_rows(
-    tokenizer: Any, split: Split, wanted: Sequence[int], *, report: Report, should_stop: ShouldStop
+    tokenizer: Any, split: Split, positions: Sequence[int], *, report: Report, should_stop: ShouldStop
 ) -> dict[int, Example]:
-    """Examples of the wanted rows (positions in the split), uncut."""
+    """Return position in the split -> untruncated example."""
     done: dict[int, Example] = {}
-    for start in range(0, len(wanted), ROWS_AT_ONCE):
+    for start in range(0, len(positions), ROWS_PER_BATCH):
         stop_if_asked(should_stop)
-        report(Progress("tokenizing", start, len(wanted)))
-        part = wanted[start : start + ROWS_AT_ONCE]
+        report(Progress("tokenizing", start, len(positions)))
+        part = positions[start : start + ROWS_PER_BATCH]
         done.update(zip(part, encode(tokenizer, [split.row(index) for index in part]), strict=True))
-    report(Progress("tokenizing", len(wanted), len(wanted)))
+    report(Progress("tokenizing", len(positions), len(positions)))
     return done
 
 
 def encode(tokenizer: Any, rows: Sequence[CanonicalRow]) -> list[Example]:
-    """Token ids and labels of some rows. Each distinct text is tokenized once."""
+    """Encode rows. Each distinct text is tokenized once."""
     plans = [_plan(tokenizer, row) for row in rows]
     texts = sorted({text for plan in plans for text in plan.texts()})
     tokens = dict(zip(texts, _tokenize(tokenizer, texts), strict=True))
@@ -141,14 +141,14 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _bos(tokenizer: Any) -> list[int]:
-    """The start token where this tokenizer puts one before plain text."""
+    """Return the start token if this tokenizer puts one before plain text."""
     first = tokenizer("")["input_ids"][:1]
     return first if first and first[0] == tokenizer.bos_token_id else []
 
 
 @dataclass(frozen=True)
-class PlainPlan:
-    """A row without a template: pieces joined as they are, each learned or not, `answers` end with eos."""
+class PlainTextPlan:
+    """A row to encode without a chat template, as pieces of text; answers end with the end token."""
 
     row: CanonicalRow
     pieces: list[tuple[str, bool, bool]]  # text, learned, ends with eos
@@ -169,8 +169,8 @@ class PlainPlan:
 
 
 @dataclass(frozen=True)
-class ChatPlan:
-    """A chat and its template: `turns` are (text before, text with the answer) per learned turn."""
+class ChatTemplatePlan:
+    """A chat to encode with the chat template: (text before, text with the answer) for each learned turn."""
 
     row: CanonicalRow
     whole: str
@@ -187,7 +187,7 @@ class ChatPlan:
         spans = [(tokens[before], tokens[after]) for before, after in self.turns]
         stable = all(_starts(ids, after) and _starts(after, before) for before, after in spans)
         if not stable:
-            # Only the last answer surely reads the same alone and inside the whole chat.
+            # Only the last answer is certain to render the same alone and within the whole chat.
             spans = spans[-1:] if self.last is not None and self.turns[-1] == self.last else []
         learn = [False] * len(ids)
         for before, after in spans:
@@ -196,7 +196,7 @@ class ChatPlan:
         prompt_length = _common(tokens[self.last[0]], ids) if self.last else 0
         closes = learn[-1:] == [True] and ids[-1] not in tokenizer.all_special_ids
         if closes and tokenizer.eos_token_id is not None:
-            # A template without an end mark would teach the model never to stop.
+            # Without an end token the model would learn never to stop.
             ids, learn = [*ids, tokenizer.eos_token_id], [*learn, True]
         return _example(self.row, ids, learn, prompt_length, stable=stable)
 
@@ -206,7 +206,7 @@ def _starts(whole: list[int], part: list[int]) -> bool:
 
 
 def _common(left: list[int], right: list[int]) -> int:
-    """How many tokens both begin with."""
+    """Return how many tokens both lists begin with."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place
@@ -214,7 +214,7 @@ def _common(left: list[int], right: list[int]) -> int:
 
 
 def _end_of_turn(tokenizer: Any, ids: list[int], stop: int) -> int:
-    """Leave out white space after the end mark: generation stops before it, so it is nothing to learn."""
+    """Return the end of the turn without white space after its end token, where generation stops."""
     end = stop
     while end > 0 and ids[end - 1] not in tokenizer.all_special_ids:
         if tokenizer.decode(ids[end - 1 : end]).strip():
@@ -223,15 +223,15 @@ def _end_of_turn(tokenizer: Any, ids: list[int], stop: int) -> int:
     return end or stop
 
 
-def _plan(tokenizer: Any, row: CanonicalRow) -> PlainPlan | ChatPlan:
+def _plan(tokenizer: Any, row: CanonicalRow) -> PlainTextPlan | ChatTemplatePlan:
     if row.messages is None:
-        return PlainPlan(row, [(row.text or "", True, True)])
+        return PlainTextPlan(row, [(row.text or "", True, True)])
     if tokenizer.chat_template is None:
-        return PlainPlan(row, list(_pieces(row.messages)))
+        return PlainTextPlan(row, list(_pieces(row.messages)))
     answers = [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
     pairs = {place: _pair(tokenizer, row, place) for place in answers}
     learned = [pairs[place] for place in answers if row.messages[place].get("weight", 1) != 0]
-    return ChatPlan(
+    return ChatTemplatePlan(
         row, _render(tokenizer, row, len(row.messages)), learned, pairs[answers[-1]] if answers else None
     )
 
@@ -245,17 +245,19 @@ def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
 
 
 def _pair(tokenizer: Any, row: CanonicalRow, place: int) -> tuple[str, str]:
-    before = _render(tokenizer, row, place, ask=True) if place else ""
+    before = _render(tokenizer, row, place, add_generation_prompt=True) if place else ""
     return before, _render(tokenizer, row, place + 1)
 
 
-def _render(tokenizer: Any, row: CanonicalRow, count: int, *, ask: bool = False) -> str:
-    """The first `count` messages through the template; `ask` adds the opening of the answer."""
+def _render(tokenizer: Any, row: CanonicalRow, count: int, *, add_generation_prompt: bool = False) -> str:
+    """Render the first `count` messages; `add_generation_prompt` adds the start of the answer."""
     from jinja2.exceptions import TemplateError
 
     messages = [{"role": item["role"], "content": item["content"]} for item in (row.messages or [])[:count]]
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        text: str = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
     except TemplateError as error:
         raise DataError(
             f"Row {row.number} does not fit the base model's chat template: {str(error)[:200]}. "
@@ -268,13 +270,13 @@ def _example(
     row: CanonicalRow, ids: list[int], learn: list[bool], prompt_length: int, *, stable: bool = True
 ) -> Example:
     flags = np.array(learn, dtype=np.bool_)
-    flags[:1] = False  # nothing stands before the first token to predict it from
-    prompt, answer = _words(row)
+    flags[:1] = False  # no token precedes the first one, so it cannot be predicted
+    prompt, answer = _prompt_and_answer(row)
     return Example(row.number, np.array(ids, dtype=np.int32), flags, prompt_length, prompt, answer, stable)
 
 
-def _words(row: CanonicalRow) -> tuple[str, str]:
-    """(what was asked, the last answer) as people read them, without the system message."""
+def _prompt_and_answer(row: CanonicalRow) -> tuple[str, str]:
+    """Return (prompt, last answer) as plain text without the system message."""
     messages = row.messages or []
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
@@ -288,12 +290,12 @@ def _words(row: CanonicalRow) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def epoch_order(count: int, seed: int, epoch: int) -> Ids:
-    """A shuffle of range(count) that depends on nothing else, so any step can be found again."""
+    """Return a permutation of range(count). It depends on the arguments only, so any step can resume."""
     return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
 
 
 def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]:
-    """The rows of optimizer step `step` (from 1). The last step of an epoch may be short."""
+    """Return the rows of optimizer step `step` (from 1). The last step of an epoch may be short."""
     epoch, place = divmod(step - 1, math.ceil(count / rows_per_step))
     order = epoch_order(count, seed, epoch)
     return [int(index) for index in order[place * rows_per_step : (place + 1) * rows_per_step]]
@@ -304,11 +306,11 @@ def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as one model call takes them.
+    """The input of one forward pass.
 
-    `prefix` [1, p]: tokens with which every row begins, p may be 0. `input_ids` [rows, longest]: the rest,
+    `prefix` [1, p]: tokens that every row begins with; p may be 0. `input_ids` [rows, longest]: the rest,
     padded on the right. `target_positions` [n]: flat positions in `input_ids` whose next token is a target.
-    `targets` [n]: those tokens. `tokens`: real ones of all rows, without padding.
+    `targets` [n]: those tokens. `tokens`: number of tokens without padding.
     """
 
     prefix: Tensor
@@ -319,17 +321,17 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], device: torch.device, *, share_prefix: bool = False) -> Batch:
-    """Padding is masked by length, never by id: on many models pad is the end-of-turn token."""
-    begin = shared_prefix(examples) if share_prefix else 0
-    longest = max(len(example.ids) for example in examples) - begin
+    """Pad rows to one batch, masked by length: in many models the end-of-turn token is also the pad token."""
+    prefix = shared_prefix(examples) if share_prefix else 0
+    longest = max(len(example.ids) for example in examples) - prefix
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     learn = np.zeros((len(examples), longest), dtype=np.bool_)
     for place, example in enumerate(examples):
-        ids[place, : len(example.ids) - begin] = example.ids[begin:]
-        learn[place, : len(example.ids) - begin] = example.loss_mask[begin:]
+        ids[place, : len(example.ids) - prefix] = example.ids[prefix:]
+        learn[place, : len(example.ids) - prefix] = example.loss_mask[prefix:]
     rows, columns = learn.nonzero()
     return Batch(
-        torch.from_numpy(examples[0].ids[None, :begin].astype(np.int64)).to(device),
+        torch.from_numpy(examples[0].ids[None, :prefix].astype(np.int64)).to(device),
         torch.from_numpy(ids).to(device),
         torch.from_numpy(rows * longest + columns - 1).to(device),
         torch.from_numpy(ids[rows, columns]).to(device),
@@ -338,20 +340,21 @@ def collate(examples: Sequence[Example], device: torch.device, *, share_prefix: 
 
 
 def shared_prefix(examples: Sequence[Example]) -> int:
-    """How many tokens all rows begin with, ending before the first token that predicts a target."""
-    first = examples[0].ids
+    """Return how many tokens all rows begin with, before the first token that predicts a target."""
     ends = [int(item.loss_mask.argmax()) - 1 if item.target_count else len(item.ids) - 1 for item in examples]
-    limit = max(0, min(ends))
-    for example in examples[1:]:
-        differ = np.flatnonzero(first[:limit] != example.ids[:limit])
-        limit = int(differ[0]) if len(differ) else limit
-    return limit if len(examples) > 1 and limit >= SHORTEST_PREFIX else 0
+    length = common_prefix_length([example.ids for example in examples], max(0, min(ends)))
+    return length if len(examples) > 1 and length >= SHORTEST_PREFIX else 0
+
+
+def common_prefix_length(sequences: Sequence[Ids], limit: int) -> int:
+    """Return how many of the first `limit` tokens are equal in all sequences."""
+    for sequence in sequences[1:]:
+        different = np.flatnonzero(sequences[0][:limit] != sequence[:limit])
+        limit = int(different[0]) if len(different) else limit
+    return limit
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Rows of like length together, so that little is padded; the longest first.
-
-    The shorter ones find room in the memory that the longest have left.
-    """
+    """Batch rows of similar length to pad little, the longest first: later batches reuse the memory."""
     ordered = sorted(examples, key=lambda example: len(example.ids), reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
