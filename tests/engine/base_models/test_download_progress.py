@@ -1,4 +1,4 @@
-"""A download from the hub says how far it is."""
+"""Reports the progress of a download from the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.contract.events import Event, Progress
 from workers.engine.base_models import inspect_model
 
 
-def test_it_tells_the_bytes_that_have_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_reports_the_bytes_received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspect_model, "DOWNLOAD_REPORT_SECONDS", 0.01)
     said: list[Event] = []
     blob = tmp_path / "models--example--tiny" / "blobs" / "ab.incomplete"

@@ -1,4 +1,4 @@
-"""Inspecting a base model: what a sound folder tells, and every unsafe folder refused before it is loaded."""
+"""Inspects safe model folders and refuses every unsafe one before it is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def change_config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_a_sound_folder_is_counted(folder: Path, tmp_path: Path) -> None:
+def test_safe_folder_is_counted(folder: Path, tmp_path: Path) -> None:
     values = inspect(folder, tmp_path)
     census = Census.from_dict(json.loads(json.dumps(values["census"])))
     assert resolve(PRESETS["efficient"].roles, census).coverage == "2 of 2 layers, 2 modules"
@@ -67,7 +67,7 @@ def test_the_licence_is_read_from_the_card(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("card", ["# no front matter", "---\nlicense: [unclosed\n---\n"])
-def test_a_card_without_a_licence_is_no_obstacle(folder: Path, tmp_path: Path, card: str) -> None:
+def test_model_card_without_a_licence_is_accepted(folder: Path, tmp_path: Path, card: str) -> None:
     (folder / "README.md").write_text(card)
     assert inspect(folder, tmp_path)["license"] == ""
 
@@ -151,7 +151,7 @@ def test_it_refuses_a_folder_without_config_and_one_that_is_not_there(folder: Pa
         inspect(tmp_path / "absent", tmp_path)
 
 
-def test_it_stops_when_asked(folder: Path, tmp_path: Path) -> None:
+def test_inspection_stops_on_cancel(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="cancel"):
         inspect_model.inspect_base_model(
             InspectSpec(path=str(folder)), tmp_path, report=lambda event: None, should_stop=lambda: "cancel"
@@ -167,7 +167,7 @@ def ships_code(self: object, repo: str, **_: object) -> ModelInfo:
     return ModelInfo(id=repo, sha="1" * 40, siblings=[{"rfilename": name, "size": 1} for name in names])
 
 
-def test_an_unreachable_hub_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.engine.base_models.inspect_model.HfApi.model_info", unreachable)
     with pytest.raises(
         ModelError, match=r"so some/model cannot be downloaded. Put the model's folder under DATA_DIR"
@@ -177,7 +177,7 @@ def test_an_unreachable_hub_is_one_clear_sentence(tmp_path: Path, monkeypatch: p
         )
 
 
-def test_a_repository_with_code_is_refused_before_its_weights_come(
+def test_repository_with_code_is_refused_before_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.engine.base_models.inspect_model.HfApi.model_info", ships_code)
@@ -188,7 +188,7 @@ def test_a_repository_with_code_is_refused_before_its_weights_come(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_hub_id_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_hub_id_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no public model named"):
         inspect_model.inspect_base_model(
             InspectSpec(hub_id="../../etc", cache=str(tmp_path)), tmp_path, report=lambda event: None

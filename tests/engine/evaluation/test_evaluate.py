@@ -1,4 +1,4 @@
-"""Scoring base and adapter on the same rows, with numbers that were worked out by hand."""
+"""Scores base and adapter on the same rows, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def make_eval(trained: tuple[BaseSpec, DataSpec, Path]) -> Callable[..., EvalSpe
     return lambda **changes: EvalSpec(**(defaults | changes))
 
 
-def test_what_was_learned_is_scored_as_right(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+def test_trained_adapter_scores_better_than_the_base(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path
+) -> None:
     record = Recorder()
     values = evaluate(make_eval(), tmp_path, report=record)
     assert values["adapter"]["exact_match"] == 1.0
@@ -73,7 +75,7 @@ def test_what_was_learned_is_scored_as_right(make_eval: Callable[..., EvalSpec],
     assert record.of(Progress)[-6:] == [Progress("scoring", 16, 16), *timing]
 
 
-def test_every_item_is_kept_for_both(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+def test_items_are_written_for_base_and_adapter(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     values = evaluate(make_eval(), tmp_path, report=Recorder())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert [item["subject"] for item in items] == ["base"] * 4 + ["adapter"] * 4
@@ -85,7 +87,7 @@ def test_every_item_is_kept_for_both(make_eval: Callable[..., EvalSpec], tmp_pat
     assert values["adapter"]["loss"] == pytest.approx(total / tokens)
 
 
-def test_the_base_is_scored_as_if_there_were_no_adapter(
+def test_base_scores_equal_those_without_an_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:
     from workers.engine.base_models.model import load_base, load_tokenizer
@@ -112,9 +114,7 @@ def test_rows_are_drawn_by_seed(make_eval: Callable[..., EvalSpec], tmp_path: Pa
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_an_adapter_that_does_nothing_is_noticed(
-    make_spec: MakeSpec, tmp_path: Path, record: Recorder
-) -> None:
+def test_adapter_without_effect_is_reported(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
     spec = make_spec(learning_rate=1e-7, max_steps=1)
     train([spec], tmp_path / "out", report=Recorder())
     folder = tmp_path / "out/arm-0/adapter"
@@ -156,7 +156,9 @@ def test_a_pickled_adapter_is_refused(make_eval: Callable[..., EvalSpec], tmp_pa
         evaluate(make_eval(adapters={"adapter": str(folder)}), tmp_path / "out", report=Recorder())
 
 
-def test_it_obeys_a_stop(make_eval: Callable[..., EvalSpec], tmp_path: Path, record: Recorder) -> None:
+def test_evaluation_stops_on_cancel(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, record: Recorder
+) -> None:
     def should_stop() -> str:
         return "cancel" if any(event.phase == "scoring" for event in record.of(Progress)) else ""
 
@@ -165,7 +167,7 @@ def test_it_obeys_a_stop(make_eval: Callable[..., EvalSpec], tmp_path: Path, rec
     assert not (tmp_path / "items.jsonl").exists()
 
 
-def test_it_scores_several_adapters_as_if_each_were_alone(
+def test_several_adapters_score_as_each_alone(
     make_eval: Callable[..., EvalSpec], make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     good = make_eval().adapters["adapter"]
@@ -179,21 +181,19 @@ def test_it_scores_several_adapters_as_if_each_were_alone(
     assert together["one"] != together["two"]
 
 
-def test_it_spares_the_base_a_second_scoring(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+def test_base_is_not_scored_without_with_base(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     values = evaluate(make_eval(with_base=False), tmp_path, report=Recorder())
     assert "base" not in values
     assert values["adapter"]["exact_match"] == 1.0
 
 
-def test_it_tells_what_an_adapter_costs_on_other_text(
-    make_eval: Callable[..., EvalSpec], tmp_path: Path
-) -> None:
+def test_general_loss_differs_from_the_base(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
     values = evaluate(make_eval(), tmp_path, report=Recorder())
     assert values["adapter"]["general_loss"] != values["base"]["general_loss"]
     assert math.isfinite(values["base"]["general_loss"])
 
 
-def test_it_times_each_adapter_alone_and_unmerged_beside_the_base(
+def test_latency_is_measured_for_base_and_each_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path
 ) -> None:
     good = make_eval().adapters["adapter"]
@@ -226,18 +226,17 @@ def test_no_adapter_is_loaded_while_another_is_timed(
     assert found["ms_per_token"] == {"base": 1.0, "one": 1.0, "two": 1.0}
 
 
-def test_every_item_names_its_group_and_the_result_the_checksum(
+def test_items_have_groups_and_result_has_the_checksum(
     make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
 ) -> None:
     values = evaluate(make_eval(), tmp_path, report=Recorder())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    # The rows of this file were written without groups, so each stands alone.
     assert all(item["group"] == item["row"] for item in items)
     frozen = replace(trained[1], test_sha256=values["split_sha256"])
     assert evaluate(make_eval(data=frozen), tmp_path, report=Recorder())["rows"] == 4
 
 
-def test_test_rows_that_have_changed_are_refused_in_words(
+def test_changed_test_rows_are_refused(
     make_eval: Callable[..., EvalSpec], trained: tuple[BaseSpec, DataSpec, Path], tmp_path: Path
 ) -> None:
     data = write_canonical(tmp_path / "data", colour_rows(4))
@@ -258,7 +257,7 @@ def test_test_rows_that_have_changed_are_refused_in_words(
         RuntimeError("unable to mmap 99 bytes from file <weights>: Cannot allocate memory (12)"),
     ],
 )
-def test_no_memory_for_an_adapter_is_no_misfit(
+def test_out_of_memory_while_loading_an_adapter_is_not_a_mismatch(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> None:
@@ -272,7 +271,7 @@ def test_no_memory_for_an_adapter_is_no_misfit(
     assert told.message.startswith("There was not enough memory")
 
 
-def test_an_adapter_that_does_not_fit_is_still_called_a_misfit(
+def test_adapter_of_other_shapes_is_a_mismatch(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> None:
@@ -284,7 +283,7 @@ def test_an_adapter_that_does_not_fit_is_still_called_a_misfit(
     assert failure(refused.value).code == "target_modules_mismatch"
 
 
-def test_no_memory_for_the_base_is_no_fault_of_its_files(
+def test_out_of_memory_while_loading_the_base_is_reported(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> None:

@@ -1,4 +1,4 @@
-"""General questions: which there are, which tokens count, and when an answer is right."""
+"""Encodes the general questions and marks their answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def values(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[
     return evaluate(asked, folder / "scores", report=Recorder())
 
 
-def test_the_file_is_that_of_its_version() -> None:
+def test_question_file_matches_its_version() -> None:
     assert len(read_questions()) == 72, f"version {VERSION} has other questions: give the file a new version"
     assert len({question for question, *_answers in read_questions()}) == 72
 
@@ -58,7 +58,7 @@ def test_every_question_has_four_different_answers() -> None:
         assert max(map(len, answers)) <= 25, question
 
 
-def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+def test_changed_question_file_is_refused(tmp_path: Path) -> None:
     changed = tmp_path / QUESTIONS.name
     changed.write_bytes(QUESTIONS.read_bytes().replace(b"blue", b"pink"))
     with pytest.raises(DataError, match=r"general_questions\.json have changed"):
@@ -66,7 +66,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
-def test_only_the_words_of_the_answer_count(tmp_path: Path, chat_template: bool) -> None:
+def test_only_answer_tokens_are_targets(tmp_path: Path, chat_template: bool) -> None:
     tokenizer = load_tokenizer(tiny_base(build_tiny_model(tmp_path / "m", chat_template=chat_template)))
     asked = encode_choices(tokenizer)
     (question, *answers), *_others = read_questions()
@@ -76,7 +76,7 @@ def test_only_the_words_of_the_answer_count(tmp_path: Path, chat_template: bool)
         assert question in tokenizer.decode(example.ids)
 
 
-def test_right_is_what_no_wrong_answer_equals() -> None:
+def test_right_answer_needs_the_lowest_loss() -> None:
     one = {0: (1.0, 1), 1: (2.0, 1), 2: (3.0, 2), 3: (1.1, 1)}
     tie = {4: (1.0, 1), 5: (1.0, 1), 6: (3.0, 1), 7: (2.0, 1)}
     lost = {8: (2.0, 1), 9: (5.0, 1), 10: (1.9, 4), 11: (7.0, 1)}
@@ -93,11 +93,11 @@ def test_base_and_adapter_are_asked_the_same_questions(values: dict[str, Any]) -
         assert values[subject]["general_accuracy"] == pytest.approx(sum(found) / 72)
 
 
-def test_what_an_adapter_has_learned_it_answers_right(values: dict[str, Any]) -> None:
+def test_learned_questions_are_answered_correctly(values: dict[str, Any]) -> None:
     found = values["general_questions"]["marks"]
     assert found["adapter"][:KNOWN] == [1] * KNOWN
     assert found["base"][:KNOWN] != [1] * KNOWN
 
 
-def test_a_base_that_knows_nothing_guesses(values: dict[str, Any]) -> None:
+def test_untrained_base_guesses(values: dict[str, Any]) -> None:
     assert 0.05 < values["base"]["general_accuracy"] < 0.5

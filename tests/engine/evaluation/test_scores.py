@@ -27,7 +27,7 @@ def test_an_answer_inside_of_a_sentence_is_contained() -> None:
     assert score_answer("anything", "")["contains"] == 0.0
 
 
-def test_a_label_is_right_whatever_its_case_and_full_stop() -> None:
+def test_label_ignores_case_and_punctuation() -> None:
     scores = score_answer("Games.\nBecause it is a game.", "games", "label")
     assert (scores["accuracy"], scores["exact_match"]) == (1.0, 0.0)
 
@@ -43,7 +43,7 @@ def test_fields_of_json_count_one_by_one() -> None:
     assert score_answer("[1]", expected, "json")["json_valid"] == 1.0
 
 
-def test_nested_beyond_reason_is_no_json() -> None:
+def test_deeply_nested_json_is_invalid() -> None:
     assert field_f1("[" * 100_000, "[]") == 0.0
 
 
@@ -58,17 +58,17 @@ def test_nested_beyond_reason_is_no_json() -> None:
         (["1", "2", "1", "2", "1"], "label"),
     ],
 )
-def test_it_tells_labels_from_documents_and_prose(answers: list[str], kind: str) -> None:
+def test_answer_kind(answers: list[str], kind: str) -> None:
     assert answer_kind(answers) == kind
 
 
-def test_the_chosen_metric_is_taken_whatever_the_answers_look_like() -> None:
+def test_chosen_metric_is_always_scored() -> None:
     for metric in ("accuracy", "json_valid", "field_f1"):
         assert metric not in score_answer("a", "b")
         assert score_answer("a", "b", metric=metric)[metric] == 0.0
 
 
-def test_a_pattern_is_looked_for_where_one_is_given() -> None:
+def test_regex_is_scored_if_a_pattern_is_given() -> None:
     assert "regex" not in score_answer("42", "42")
     assert score_answer("It is 42.", "42", pattern=r"(\d+)")["regex"] == 1.0
     assert score_answer("It is 43.", "42", pattern=r"(\d+)")["regex"] == 0.0

@@ -1,4 +1,4 @@
-"""Rows to tokens and labels: what is learned, what is not, and in which order."""
+"""Encodes rows as tokens and targets, orders and batches them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_chat_without_an_answer_has_nothing_to_learn(tokenizer: Any) -> None:
     assert one(tokenizer, [{"role": "user", "content": "hello"}]).target_count == 0
 
 
-def test_a_template_that_rewrites_earlier_answers_keeps_the_last(
+def test_template_that_rewrites_earlier_answers_learns_the_last(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = (
@@ -85,7 +85,7 @@ def test_a_template_that_rewrites_earlier_answers_keeps_the_last(
     assert not example.template_is_stable
 
 
-def test_a_template_without_an_end_mark_gets_one(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_template_without_an_end_token_gets_one(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}"
     monkeypatch.setattr(
         tokenizer, "chat_template", template + "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
@@ -93,7 +93,7 @@ def test_a_template_without_an_end_mark_gets_one(tokenizer: Any, monkeypatch: py
     assert learned(tokenizer, one(tokenizer, chat("a", "yes"))) == "yes<|im_end|>"
 
 
-def test_a_row_that_the_template_refuses_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_refused_by_the_template_is_named(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no system role') }}")
     with pytest.raises(DataError, match=r"Row 12 does not fit.*no system role"):
         encode(tokenizer, [CanonicalRow(12, chat("a", "b"), None)])
@@ -112,7 +112,7 @@ def test_plain_text_is_learned_whole_with_its_end(tokenizer: Any) -> None:
     assert example.loss_mask.tolist() == [False, True, True, True]
 
 
-def test_cutting_keeps_the_front_or_the_answer(tokenizer: Any) -> None:
+def test_truncation_keeps_the_start_or_the_answer(tokenizer: Any) -> None:
     example = one(tokenizer, chat("x" * 50, "red"))
     assert example.truncate(20).target_count == 0
     kept = example.truncate_left(8)
@@ -142,7 +142,7 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     assert not np.array_equal(epoch_order(50, 1, 0), epoch_order(50, 2, 0))
 
 
-def test_rows_of_like_length_share_a_batch_the_longest_first(tokenizer: Any) -> None:
+def test_batches_hold_rows_of_similar_length_longest_first(tokenizer: Any) -> None:
     examples = [one(tokenizer, chat("x" * size, "y")) for size in (30, 1, 31, 2)]
     lengths = [[len(example.ids) for example in batch] for batch in micro_batches(examples, 2)]
     ordered = [length for batch in lengths for length in batch]
@@ -150,14 +150,14 @@ def test_rows_of_like_length_share_a_batch_the_longest_first(tokenizer: Any) -> 
     assert [len(batch) for batch in lengths] == [2, 2]
 
 
-def test_a_missing_split_is_told_in_words(tmp_path: Path, make_spec: Callable[..., Any]) -> None:
+def test_missing_split_is_refused(tmp_path: Path, make_spec: Callable[..., Any]) -> None:
     data = write_canonical(tmp_path / "gone", [chat("a", "b")])
     (tmp_path / "gone/test.parquet").unlink()
     with pytest.raises(DataError, match="test rows"):
         Split(data, "test")
 
 
-def test_a_damaged_split_is_told_in_words(tmp_path: Path) -> None:
+def test_damaged_split_is_refused(tmp_path: Path) -> None:
     data = write_canonical(tmp_path / "bad", [chat("a", "b")])
     (tmp_path / "bad/test.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="Import the file again"):

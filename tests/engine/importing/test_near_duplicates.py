@@ -1,4 +1,4 @@
-"""Near duplicates against a plain comparison of every pair, and the traps: instructions, odd texts."""
+"""Compares near duplicates with an exhaustive search, and covers instructions and unusual texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from workers.engine.importing.near_duplicates import (
     NearDuplicates,
     ShingleIndex,
     find_near_duplicates,
-    max_rows_per_prompt,
     normalise,
     text_key,
 )
@@ -46,7 +45,7 @@ def words(count: int, kind: str) -> str:
     return " ".join(f"{kind}{place}" for place in range(count))
 
 
-def test_it_finds_the_pairs_of_a_plain_comparison() -> None:
+def test_pairs_equal_those_of_an_exhaustive_comparison() -> None:
     draw = random.Random(7)
     prompts = []
     for number in range(150):
@@ -73,12 +72,12 @@ def test_it_finds_the_pairs_of_a_plain_comparison() -> None:
     assert found == expected
 
 
-def test_a_long_shared_instruction_makes_no_row_a_duplicate() -> None:
+def test_shared_instruction_does_not_make_duplicates() -> None:
     prompts = [TEMPLATE + f"Where is my parcel number {number}?" for number in range(300)]
     assert grouped(prompts) == 300
 
 
-def test_real_duplicates_below_a_shared_instruction_are_found() -> None:
+def test_duplicates_after_a_shared_instruction_are_found() -> None:
     prompts = [TEMPLATE + words(12, f"a{number}x") for number in range(100)]
     copies = [prompt + " thank you" for prompt in prompts[:10]]
     near = compared(prompts + copies)
@@ -87,21 +86,21 @@ def test_real_duplicates_below_a_shared_instruction_are_found() -> None:
     assert len(set(groups.tolist())) == 100
 
 
-def test_a_few_rows_with_one_instruction_are_told_apart_too() -> None:
+def test_shared_instruction_of_a_few_rows_does_not_make_duplicates() -> None:
     assert grouped([TEMPLATE + f"Is part {word} in stock?" for word in "abcdefghijklmno"]) == 15
 
 
-def test_several_instructions_in_one_file_are_told_apart() -> None:
+def test_several_instructions_do_not_make_duplicates() -> None:
     prompts = [f"{words(60, f't{number % 10}x')} now the question is about {number}" for number in range(400)]
     assert grouped(prompts) == 400
 
 
-def test_the_same_question_below_another_instruction_is_another_prompt() -> None:
+def test_same_question_after_another_instruction_is_another_prompt() -> None:
     prompts = [f"{words(60, f't{number % 2}x')} {words(6, f'q{number // 2}x')}" for number in range(400)]
     assert grouped(prompts) == 400
 
 
-def test_rows_of_a_table_that_share_one_rare_value_are_no_duplicates() -> None:
+def test_table_rows_with_one_rare_value_in_common_are_not_duplicates() -> None:
     draw = random.Random(3)
     prompts = [
         f"{TEMPLATE} age: {draw.randint(18, 80)}, income: {draw.randint(1, 9)}, "
@@ -141,23 +140,23 @@ def test_short_prompts_that_differ_stay_apart(one: str, other: str) -> None:
         ("???", "???"),
     ],
 )
-def test_prompts_that_read_the_same_are_one(one: str, other: str) -> None:
+def test_normalised_prompts_are_equal(one: str, other: str) -> None:
     assert grouped([one, other, "something else", "and more", "of that"]) == 4
 
 
-def test_texts_without_spaces_are_compared_by_their_characters() -> None:
+def test_unspaced_scripts_are_compared_by_character() -> None:
     text = "東京の天気は今日とても良いですよね明日もそうでしょう"
     prompts = [text, text + "か", "大阪", "京都", "奈良"]
     assert grouped(prompts) == 4
 
 
-def test_a_prompt_of_more_rows_than_a_held_out_split_has_counts_with_its_answer() -> None:
+def test_rows_of_an_instruction_are_compared_with_their_answers() -> None:
     prompts = ["Write a line."] * 60 + [f"Other {number}" for number in range(40)]
     near = compared(prompts, [f"line {number // 2}" for number in range(60)] + [""] * 40)
     assert len(set(near.row_groups().tolist())) == 30 + 40
 
 
-def test_what_stands_beside_flagged_rows_is_found_by_one_step() -> None:
+def test_similar_rows_are_direct_neighbours_only() -> None:
     a = words(40, "a")
     others = [f"Another thing {number}" for number in range(40)]
     near = compared([a, a + " b c d e f", a + " b c d e f g h i j k l", "x", a.upper(), *others])
@@ -168,12 +167,12 @@ def test_what_stands_beside_flagged_rows_is_found_by_one_step() -> None:
     assert near.similar_rows(flags)[:6].tolist() == [False, True, True, False, False, False]
 
 
-def test_no_prompt_at_all_is_no_trouble() -> None:
+def test_empty_prompts_are_equal() -> None:
     near = compared(["", "", "a", "b", "c"])
     assert near.prompts[0] == near.prompts[1]
 
 
-def test_a_file_beyond_the_limit_is_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [words(200, f"a{number}x") for number in range(200)]
     prompts += [prompt + " b c d" for prompt in prompts[:50]]
     whole = compared(prompts)
@@ -183,19 +182,15 @@ def test_a_file_beyond_the_limit_is_compared_by_a_sample(monkeypatch: pytest.Mon
     assert len(sample.pairs) == len(whole.pairs) == 50
 
 
-def test_a_sample_of_too_little_wording_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_with_few_sampled_shingles_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [words(8, f"a{number}x") for number in range(400)]
     monkeypatch.setattr(near_duplicates, "MAX_SHINGLES", 500)
     assert grouped(prompts + [prompt + " b" for prompt in prompts]) == 800
 
 
-def test_the_order_of_rows_changes_nothing() -> None:
+def test_order_of_rows_does_not_matter() -> None:
     prompts = [words(30, f"a{number % 40}x") + f" {number // 40}" for number in range(120)]
     draw = numpy.random.default_rng(1).permutation(120)
     plain = compared(prompts).row_groups()
     mixed = compared([prompts[place] for place in draw]).row_groups()
     assert len(set(zip(plain[draw].tolist(), mixed.tolist(), strict=True))) == len(set(plain.tolist())) == 40
-
-
-def test_an_instruction_is_what_more_than_a_tenth_of_the_rows_share() -> None:
-    assert [max_rows_per_prompt(rows) for rows in (5, 30, 1000)] == [2, 3, 100]

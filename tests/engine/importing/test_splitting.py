@@ -1,4 +1,4 @@
-"""Who goes where: the draw of the splits, groups of one document, and what is left out of training."""
+"""Draws splits, keeps groups together and leaves out rows that would leak."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_no_split_is_empty(rows: int, shares: tuple[float, float]) -> None:
     assert numpy.bincount(places, minlength=3).min() >= 1
 
 
-def test_one_row_that_fills_the_file_leaves_something_to_test() -> None:
+def test_one_prompt_that_fills_the_file_leaves_no_split_empty() -> None:
     keys = numpy.array([7] * 97 + [1, 9, 3], dtype=numpy.uint64)
     places = draw_splits(keys, 0.1, 0.1)
     assert numpy.bincount(places, minlength=3).min() >= 1
     assert len(set(places[:97].tolist())) == 1
 
 
-def test_the_same_question_with_another_answer_shares_its_split() -> None:
+def test_rows_with_one_prompt_share_a_split() -> None:
     rows = [(f"Question number {n // 2}?", f"answer {n}") for n in range(200)]
     found = division(rows)
     assert (found.splits[::2] == found.splits[1::2]).all()
@@ -65,14 +65,14 @@ def test_the_same_question_with_another_answer_shares_its_split() -> None:
     assert found.report["left_out"] == {"train": 0, "validation": 0}
 
 
-def test_case_white_space_and_marks_at_the_ends_change_nothing() -> None:
+def test_case_white_space_and_final_punctuation_are_ignored() -> None:
     rows = [(f"Question {n}", "yes") for n in range(50)] + [(f" QUESTION\n{n}?", "YES") for n in range(50)]
     found = division(rows)
     assert (found.splits[:50] == found.splits[50:]).all()
     assert found.report["duplicates"] == 50
 
 
-def test_an_instruction_that_all_rows_share_leaves_each_row_its_place() -> None:
+def test_prompt_of_all_rows_groups_only_equal_answers() -> None:
     """Nothing is asked but the same: only copies of the answer belong together."""
     rows = [("Write a line in our voice.", f"line {n // 2}") for n in range(200)]
     found = division(rows)
@@ -81,7 +81,7 @@ def test_an_instruction_that_all_rows_share_leaves_each_row_its_place() -> None:
     assert numpy.bincount(found.splits).tolist() == [160, 20, 20]
 
 
-def test_groups_decide_even_where_everybody_asks_the_same_once() -> None:
+def test_group_column_overrides_shared_prompts() -> None:
     """A greeting of every customer must not tie all customers together."""
     rows = [(f"Question {n} of mine", "x") for n in range(180)] + [
         (f"Hello there {n % 2}", "x") for n in range(20)
@@ -104,7 +104,7 @@ def test_groups_decide_even_where_everybody_asks_the_same_once() -> None:
     assert held, "somebody who greets is held out"
 
 
-def test_no_training_row_resembles_a_held_out_one() -> None:
+def test_no_training_row_is_similar_to_a_held_out_row() -> None:
     rows = [(f"How is thing {n // 3} made?", f"so {n}") for n in range(300)]
     groups = [f"c{n % 30}" for n in range(300)]
     found = division(rows, groups)
@@ -126,14 +126,14 @@ def test_groups_larger_than_a_held_out_share_are_still_divided() -> None:
     assert numpy.bincount(found.splits).tolist() == [30, 30, 30]
 
 
-def test_rows_that_all_ask_two_things_are_refused_in_words() -> None:
+def test_two_different_prompts_are_refused() -> None:
     asked = [" ".join(f"w{kind}x{place}" for place in range(40)) for kind in range(2)]
     rows = [(f"{asked[n % 2]} number {n // 2}", "x") for n in range(4)]
     with pytest.raises(DataError, match="only 2 different prompts"):
         division(rows)
 
 
-def test_it_stops_when_asked() -> None:
+def test_split_stops_on_cancel() -> None:
     def stop() -> None:
         raise Stopped("cancel")
 
@@ -143,7 +143,7 @@ def test_it_stops_when_asked() -> None:
         assign_splits(keys, seed=1, validation_share=0.1, test_share=0.1, check_stop=stop)
 
 
-def test_a_chat_is_asked_by_all_that_stands_before_its_last_answer() -> None:
+def test_prompt_of_a_chat_is_all_before_the_last_answer() -> None:
     chat = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
