@@ -74,7 +74,7 @@ def test_model_card_without_a_licence_is_accepted(folder: Path, tmp_path: Path, 
 
 def test_it_refuses_pickled_weights_alone(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"only pytorch_model\.bin.*safetensors files only"):
+    with pytest.raises(ModelError, match=r"only pytorch_model\.bin.*only safetensors files"):
         inspect(folder, tmp_path)
 
 

@@ -207,8 +207,9 @@ def test_latency_is_measured_for_base_and_each_adapter(
 def test_no_adapter_is_loaded_while_another_is_timed(
     trained: tuple[BaseSpec, DataSpec, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import workers.engine.latency as latency
     from peft.tuners.lora.layer import LoraLayer
+
+    import workers.engine.training.latency as latency
 
     base, data, folder = trained
     seen: list[set[str]] = []

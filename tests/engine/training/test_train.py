@@ -306,7 +306,7 @@ def test_peak_memory_can_be_reset_between_turns(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder
 ) -> None:
     """An arm that holds a large block while it works raises its own figure, not its neighbour's."""
-    import workers.engine.runtime as runtime
+    import workers.engine.training.runtime as runtime
 
     size = 64 * 1024**2
     peaks = []
