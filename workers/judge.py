@@ -80,25 +80,25 @@ class JudgeRefused(RunError):
 
 
 def address_fault(url: str) -> str:
-    """Return the fault of a judge's address, or ""."""
+    """Return the reason why a judge's address is invalid, or ""."""
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError:
-        return "is no address"
+        return "is not a valid URL"
     if not host or parts.username is not None or parts.query or parts.fragment:
         return "must look like https://judge.example.org/v1, without a user, a query or a fragment"
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
-        return "must begin with https://; plain http is for this machine alone (127.0.0.1, localhost)"
+        return "must begin with https://; http:// is only allowed for this machine (127.0.0.1, localhost)"
     return ""
 
 
 def key_fault(key: str) -> str:
-    """Return the fault of a judge's key, or ""; never repeats the key."""
+    """Return the reason why a judge's key is invalid, or ""; never repeats the key."""
     if key.isascii() and key.isprintable():
         return ""
     # An HTTP client would refuse it too, with the key in its message.
-    return "holds a character that no header can carry; copy the key again, and nothing beside it"
+    return "contains a character that is not allowed in an HTTP header; copy the key again"
 
 
 def is_loopback(host: str) -> bool:
@@ -115,7 +115,7 @@ def connect(endpoint: Endpoint) -> OpenAI:
     import openai
 
     local = is_loopback(urlsplit(endpoint.url).hostname or "")
-    # A redirect would carry rows and key to an address that nobody has set.
+    # A redirect would send rows and key to an address that is not configured.
     http = httpx2.Client(follow_redirects=False, trust_env=not local, timeout=REQUEST_SECONDS)
     return openai.OpenAI(
         base_url=endpoint.url, api_key=endpoint.key or NO_KEY, max_retries=RETRIES, http_client=http
@@ -123,7 +123,7 @@ def connect(endpoint: Endpoint) -> OpenAI:
 
 
 def ask(client: OpenAI, model: str, question: Question) -> Reply:
-    """Return the judge's reply to one question. Raises JudgeRefused if no request can succeed."""
+    """Return the judge's reply to one question. Raises JudgeRefused if every request would be refused."""
     import httpx2
     import openai
 
@@ -166,11 +166,11 @@ def read_verdict(body: bytes) -> Reply:
         text = json.loads(body)["choices"][0]["message"]["content"].strip()
         if text.startswith("```") and text.endswith("```"):
             text = text.strip("`").removeprefix("json")
-        found = json.loads(text)
+        reply = json.loads(text)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return Reply.UNREADABLE
     verdicts = (Reply.RIGHT, Reply.WRONG)
-    return next((one for one in verdicts if found == {"verdict": one.value}), Reply.UNREADABLE)
+    return next((one for one in verdicts if reply == {"verdict": one.value}), Reply.UNREADABLE)
 
 
 def _refusal(status: int, host: str) -> str:

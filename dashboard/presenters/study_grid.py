@@ -1,7 +1,7 @@
 """A study's runs as a grid: one row for each arm, one column for each seed, and one for the learning rates.
 
-Reads what `Study.objects.with_facts` has fetched. Scores are shown when the study is over, not before:
-whoever sees them earlier is tempted to stop at a lucky moment.
+Reads the rows that `Study.objects.with_facts` has fetched. Scores are hidden until the study is over, because
+stopping at a favourable score would bias the result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dashboard.models.studies.plan import halvings
 from dashboard.presenters.stages import time_left
 
 PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
-# Nothing more happens to a cell in one of these.
+# Final states of a cell.
 DONE = (LEFT_OUT, SCORED, State.FAILED, State.CANCELLED)
-AT_WORK = (State.STARTING, State.RUNNING, State.FINALIZING)
-# How much of the way an adapter has behind it that is trained and not scored yet. Only the bar moves by it.
+ACTIVE = (State.STARTING, State.RUNNING, State.FINALIZING)
+# The share of a cell's progress that training accounts for; only the progress bar uses it.
 TRAINED_SHARE = 0.8
 
 
@@ -42,10 +42,10 @@ class Cell:
         """Return the completed share, from 0 to 1."""
         if self.state in DONE:
             return 1.0
-        at_work = (self.percent or 0) / 100
+        active = (self.percent or 0) / 100
         if self.kind == Job.Kind.EVALUATE or self.state == TRAINED:
-            return TRAINED_SHARE + (1 - TRAINED_SHARE) * at_work
-        return TRAINED_SHARE * at_work
+            return TRAINED_SHARE + (1 - TRAINED_SHARE) * active
+        return TRAINED_SHARE * active
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Grid:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    stalled_queue: StalledQueue | None = None  # why what waits does not start
+    stalled_queue: StalledQueue | None = None  # the reason why queued jobs do not start
 
     @property
     def total(self) -> int:
@@ -130,8 +130,8 @@ class Grid:
         for job in trainings:
             left = time_left(job)
             if left is not None and job.started_at:
-                gone = (timezone.now() - job.started_at).total_seconds()
-                return left + waiting * (gone + left)
+                elapsed = (timezone.now() - job.started_at).total_seconds()
+                return left + waiting * (elapsed + left)
         return None
 
 
@@ -142,33 +142,33 @@ def grid_of(study: Study, *, with_starts: bool = False) -> Grid:
         Row(arm, search_of(study, arm), tuple(cell_of(study, arm, seed) for seed in study.seeds))
         for arm in arms
     )
-    found: list[Column] = []
+    columns: list[Column] = []
     if study.learning_rates:
-        found.append(Column(None, at_work([run for arm in arms for run in arm.search_runs()])))
+        columns.append(Column(None, open_jobs([run for arm in arms for run in arm.search_runs()])))
     for seed in study.seeds:
         runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
-        found.append(Column(seed, at_work(runs)))
-    waiting = [column.job for column in found if column.job and column.job.state == State.QUEUED]
+        columns.append(Column(seed, open_jobs(runs)))
+    waiting = [column.job for column in columns if column.job and column.job.state == State.QUEUED]
     queues = {job.queue for job in waiting} if with_starts else set()
     forecast = QueueForecast.read(queues)
     positions = forecast.positions
-    columns = (
+    placed = (
         dataclasses.replace(column, position=positions.get(job.pk), start=forecast.starts.get(job.pk))
         if (job := column.job)
         else column
-        for column in found
+        for column in columns
     )
     # All jobs of a study wait in the same queue.
-    held = stalled_queue_of(waiting[0]) if waiting and with_starts else None
-    return Grid(tuple(columns), rows, held)
+    stalled = stalled_queue_of(waiting[0]) if waiting and with_starts else None
+    return Grid(tuple(placed), rows, stalled)
 
 
-def at_work(runs: list[TrainingRun]) -> tuple[Job, ...]:
+def open_jobs(runs: list[TrainingRun]) -> tuple[Job, ...]:
     """Return the open jobs of these runs, running ones first."""
     jobs = {run.job_id: run.job for run in runs if run.job and not run.is_over}
     jobs |= {one.job_id: one.job for run in runs for one in run.evaluations.all() if one.job}
     open_ones = [job for job in jobs.values() if not job.is_over]
-    return tuple(sorted(open_ones, key=lambda job: (job.state not in AT_WORK, job.pk)))
+    return tuple(sorted(open_ones, key=lambda job: (job.state not in ACTIVE, job.pk)))
 
 
 def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
@@ -179,7 +179,7 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
     if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):
         return Cell(seed, run.state, run, percent=None if run.is_over else percent_of(run.job))
     newest = adapter_evaluation(run)
-    # "Waiting" would read as if nothing had been learned yet.
+    # "Queued" would look as if the run had not been trained.
     if newest is None or newest.state == State.QUEUED:
         return Cell(seed, TRAINED, run)
     if newest.state == State.SUCCEEDED:
@@ -191,7 +191,7 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
 
 def percent_of(job: Job | None) -> int | None:
     """Return the percent of a running job."""
-    return job.percent if job and job.state in AT_WORK and job.total_steps else None
+    return job.percent if job and job.state in ACTIVE and job.total_steps else None
 
 
 def search_of(study: Study, arm: StudyArm) -> Search | None:
@@ -208,12 +208,12 @@ def search_of(study: Study, arm: StudyArm) -> Search | None:
     if not runs:
         return Search(LEFT_OUT if study.is_over else PLANNED)
     rung = max(run.rung or 0 for run in runs)
-    now = [run for run in runs if run.rung == rung]
-    working = next((run for run in now if not run.is_over), now[0])
+    trials = [run for run in runs if run.rung == rung]
+    current = next((run for run in trials if not run.is_over), trials[0])
     return Search(
-        state=State.FAILED if arm.is_lost else working.state,
-        rates=len(now),
+        state=State.FAILED if arm.is_lost else current.state,
+        rates=len(trials),
         rung=rung + 1,
         rungs=halvings(len(study.learning_rates)),
-        percent=None if working.is_over else percent_of(working.job),
+        percent=None if current.is_over else percent_of(current.job),
     )

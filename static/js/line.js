@@ -1,40 +1,40 @@
-// Asks the server on behalf of a live page. While no answer comes the frame says so, and takes it back with the next one.
-// Not imported from frame.js: that is loaded under a name with a checksum, and would run a second time.
+// Requests of live pages. While the server does not answer, the frame shows a notice.
+// Uses an event instead of importing frame.js, which is loaded under a hashed name and would run twice.
 
-const PATIENCE_MILLISECONDS = 15000;
-const AWAY = [502, 503, 504];
-let told = "";
+const TIMEOUT_MILLISECONDS = 15000;
+const UNAVAILABLE = [502, 503, 504];
+let reported = "";
 
-// What is wrong with the line, as the frame's notices name it; "" once it is back.
-export function tell(trouble) {
-  if (trouble === told) return;
-  told = trouble;
-  document.documentElement.dispatchEvent(new CustomEvent("graftworks:line", { detail: trouble }));
+// Reports a connection problem by the name of its notice; "" ends the notice.
+export function reportConnection(problem) {
+  if (problem === reported) return;
+  reported = problem;
+  document.documentElement.dispatchEvent(new CustomEvent("graftworks:line", { detail: problem }));
 }
 
-// The answer's body, or null where none came.
-async function ask(address, accept, read) {
-  let trouble = "offline";
+// Returns the body of the answer, or null without one.
+async function request(address, accept, read) {
+  let problem = "offline";
   try {
-    const answer = await fetch(address, {
+    const response = await fetch(address, {
       headers: { Accept: accept },
       redirect: "manual",
-      signal: AbortSignal.timeout(PATIENCE_MILLISECONDS),
+      signal: AbortSignal.timeout(TIMEOUT_MILLISECONDS),
     });
-    if (answer.ok) {
-      const found = await read(answer);
-      tell("");
-      return found;
+    if (response.ok) {
+      const body = await read(response);
+      reportConnection("");
+      return body;
     }
-    // Whoever is signed in no longer is sent to another page.
-    if (answer.type === "opaqueredirect") trouble = "expired";
-    else if (!AWAY.includes(answer.status)) trouble = "refused";
+    // An expired session is redirected to the sign-in page.
+    if (response.type === "opaqueredirect") problem = "expired";
+    else if (!UNAVAILABLE.includes(response.status)) problem = "refused";
   } catch {
-    // Nothing came, or not all of it.
+    // No answer, or an incomplete one.
   }
-  tell(trouble);
+  reportConnection(problem);
   return null;
 }
 
-export const askJson = (address) => ask(address, "application/json", (answer) => answer.json());
-export const askText = (address) => ask(address, "text/html, text/plain", (answer) => answer.text());
+export const fetchJson = (address) => request(address, "application/json", (response) => response.json());
+export const fetchText = (address) => request(address, "text/html, text/plain", (response) => response.text());

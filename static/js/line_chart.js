@@ -1,18 +1,20 @@
-// Line charts over steps, on Chart.js: colours of the house, direct labels at line ends, dark mode, PNG.
-// Data arrives as series {label, points: [[x, y], …], colour, dash, smooth, base}; knows nothing of runs.
+// Line charts over steps, on Chart.js: the colours of the pages, labels at line ends, dark mode, PNG.
+// Data arrives as series {label, points: [[x, y], …], colour, dash, smooth, base}; runs are unknown here.
+
+import { downloadPng } from "./png.js";
 
 /* global Chart */
 
 const root = document.documentElement;
-// Okabe and Ito's colours, by contrast on the ground.
+// Okabe and Ito's colours, adapted to the background's contrast.
 const LIGHT = ["#0072B2", "#D55E00", "#007a58", "#B0578D", "#1a1a1a"];
 const DARK = ["#56B4E9", "#E69F00", "#2fc79a", "#E39AC6", "#f2f2f2"];
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const BASE = { light: "#6b7280", dark: "#a3abb8" };
 const SMOOTH_FROM = 40;
 const charts = new Map();
-// Room for names at line ends; a phone has less of it.
-const room = (width) => Math.min(130, width * 0.24);
+// Pixels for labels at line ends.
+const labelRoom = (width) => Math.min(130, width * 0.24);
 
 const isDark = () => root.dataset.bsTheme === "dark";
 const colourOf = (series) =>
@@ -31,10 +33,10 @@ function datasets(all) {
   return all.flatMap((series) => {
     const colour = colourOf(series);
     const raw = series.points.map(([x, y]) => ({ x, y }));
-    const calm = series.smooth && raw.length >= SMOOTH_FROM;
+    const isSmoothed = series.smooth && raw.length >= SMOOTH_FROM;
     const line = {
       label: series.label,
-      data: calm ? smoothed(series.points) : raw,
+      data: isSmoothed ? smoothed(series.points) : raw,
       borderColor: colour,
       backgroundColor: colour,
       borderDash: series.base ? [4, 4] : DASHES[(series.dash ?? 0) % DASHES.length],
@@ -42,13 +44,12 @@ function datasets(all) {
       pointRadius: !series.base && raw.length <= 15 ? 3 : 0,
       endLabel: series.label,
     };
-    if (!calm) return [line];
+    if (!isSmoothed) return [line];
     return [line, { label: series.label, data: raw, borderColor: `${colour}55`, borderWidth: 1, pointRadius: 0, endLabel: "" }];
   });
 }
 
-// Names stand at the ends of their lines. One that would cover another moves towards the middle, where there is room:
-// lines often meet at the bottom.
+// Labels stand at the ends of their lines; one that would cover another moves towards the middle.
 const LABEL_HEIGHT = 14;
 
 function apart(labels, middle) {
@@ -56,7 +57,7 @@ function apart(labels, middle) {
   const outermost = (one, other) => Math.abs(other.y - middle) - Math.abs(one.y - middle);
   for (const label of [...labels].sort(outermost)) {
     const inwards = label.y > middle ? -1 : 1;
-    // A pixel less than a move, so that none is undone by rounding.
+    // One pixel less than a move, against rounding errors.
     const covered = (other) =>
       label.left <= other.right && other.left <= label.right && Math.abs(label.y - other.y) < LABEL_HEIGHT - 1;
     for (let other = placed.find(covered); other; other = placed.find(covered)) label.y = other.y + inwards * LABEL_HEIGHT;
@@ -69,7 +70,7 @@ const endLabels = {
   id: "endLabels",
   afterDatasetsDraw(chart) {
     const { ctx, chartArea } = chart;
-    const widest = room(chart.width) - 6;
+    const widest = labelRoom(chart.width) - 6;
     ctx.save();
     ctx.font = `500 12px ${getComputedStyle(document.body).fontFamily}`;
     ctx.textBaseline = "middle";
@@ -101,7 +102,7 @@ function options(element) {
     normalized: true,
     parsing: false,
     interaction: { mode: "nearest", axis: "x", intersect: false },
-    layout: { padding: (context) => ({ right: room(context.chart.width) }) },
+    layout: { padding: (context) => ({ right: labelRoom(context.chart.width) }) },
     plugins: {
       legend: { display: false },
       tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => `${element.dataset.x} ${items[0]?.parsed.x ?? ""}` } },
@@ -111,11 +112,11 @@ function options(element) {
 }
 
 export function draw(element, series) {
-  const known = charts.get(element);
-  if (known) {
-    known.series = series;
-    known.chart.data.datasets = datasets(series);
-    known.chart.update("none");
+  const drawn = charts.get(element);
+  if (drawn) {
+    drawn.series = series;
+    drawn.chart.data.datasets = datasets(series);
+    drawn.chart.update("none");
     return;
   }
   const canvas = document.createElement("canvas");
@@ -130,20 +131,7 @@ function savePng(button) {
   const element = document.getElementById(button.dataset.png);
   const canvas = element?.querySelector("canvas");
   if (!canvas) return;
-  const sheet = document.createElement("canvas");
-  sheet.width = canvas.width;
-  sheet.height = canvas.height;
-  const ctx = sheet.getContext("2d");
-  ctx.fillStyle = isDark() ? "#182433" : "#ffffff";
-  ctx.fillRect(0, 0, sheet.width, sheet.height);
-  ctx.drawImage(canvas, 0, 0);
-  sheet.toBlob((blob) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = button.dataset.filename;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  });
+  downloadPng(button.dataset.filename, canvas.width, canvas.height, (ctx) => ctx.drawImage(canvas, 0, 0));
 }
 
 document.addEventListener("click", (event) => {

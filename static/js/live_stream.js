@@ -1,7 +1,7 @@
 // One event stream per page, closed while nobody looks; after three failures in a row, or when it falls silent, it polls
 // instead. `follow` hands every piece of news to the page; knows nothing of what the news is about.
 
-import { askJson, tell } from "./line.js";
+import { fetchJson, reportConnection } from "./line.js";
 
 const POLL_MILLISECONDS = 3000;
 const FAILURES = 3;
@@ -44,7 +44,7 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
     // The database does not answer. The news after it takes the notice away.
     source.addEventListener("away", (event) => {
       note(event);
-      tell("offline");
+      reportConnection("offline");
     });
     source.onerror = () => {
       failures += 1;
@@ -60,7 +60,7 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
 
   async function poll() {
     const mine = turn;
-    const facts = await askJson(`${pollUrl}?since=${encodeURIComponent(cursor)}`);
+    const facts = await fetchJson(`${pollUrl}?since=${encodeURIComponent(cursor)}`);
     if (mine !== turn) return;
     if (facts) {
       cursor = facts.cursor ?? cursor;

@@ -1,26 +1,25 @@
-// The study form: rates to try for the chosen model, the rate that a dataset suggests, the length typed into,
-// as many test rows as the plan asks for, and rows for further arms.
+// The study form: suggested rates and test rows, the chosen length, and rows for further arms.
 
 const form = document.getElementById("study");
 
 if (form) {
-  const known = JSON.parse(document.getElementById("suggestions").textContent);
+  const suggestions = JSON.parse(document.getElementById("suggestions").textContent);
   const rate = form.elements.learning_rate;
-  const suggested = () => String(known.samples.includes(Number(form.elements.dataset_version.value)) ? known.sampleRate : known.usualRate);
+  const suggestedRate = () => String(suggestions.samples.includes(Number(form.elements.dataset_version.value)) ? suggestions.sampleRate : suggestions.usualRate);
   let last = rate.value;
 
-  // A rate that somebody typed stays; only the suggestion before is replaced.
+  // Replaces the previous suggestion only; a typed rate stays.
   form.elements.dataset_version.addEventListener("change", () => {
     if (Number(rate.value) === Number(last)) rate.value = suggested();
-    last = suggested();
+    last = suggestedRate();
   });
   form.querySelector("[data-rates]").addEventListener("click", () => {
     const field = form.elements.learning_rates;
-    field.value = (known.rates[form.elements.base_model.value] ?? []).join(", ");
+    field.value = (suggestions.rates[form.elements.base_model.value] ?? []).join(", ");
     field.dispatchEvent(new Event("change", { bubbles: true }));
     field.focus();
   });
-  // The plan around this button is renewed all the time.
+  // Delegated, as the plan around this button is replaced.
   form.addEventListener("click", (event) => {
     const button = event.target.closest("[data-test-rows]");
     if (!button) return;
@@ -29,12 +28,12 @@ if (form) {
     field.dispatchEvent(new Event("change", { bubbles: true }));
     field.focus();
   });
-  // A number typed into a length chooses that length.
+  // Typing a number selects its kind of length.
   for (const choice of form.querySelectorAll(".length-choice")) {
     choice.querySelector("input[type=number]").addEventListener("input", () => (choice.querySelector("input[type=radio]").checked = true));
   }
 
-  // Further arms: each is a row, and one more to compare with.
+  // Each further arm is a row and an option of the reference.
   const rows = form.querySelector("[data-further]");
   const total = form.elements["more-TOTAL_FORMS"];
   const references = form.elements.compared_with;
@@ -56,7 +55,7 @@ if (form) {
     row.querySelector("select").focus();
     changed();
   });
-  // An empty row is no arm, so that the others keep their numbers.
+  // A removed row stays empty and hidden, so that the others keep their numbers.
   rows.addEventListener("click", (event) => {
     if (!event.target.closest("[data-remove]")) return;
     const row = event.target.closest(".study-further-row");

@@ -1,5 +1,5 @@
-// A study's page: its grid is not renewed under an open question or the keyboard's focus, nor in a tab that nobody
-// sees, and it stays scrolled where it was.
+// A study's page: keeps the grid's scroll position, and pauses its updates in hidden tabs, under an open
+// dialog and while it has the keyboard's focus.
 
 let scrolled = 0;
 

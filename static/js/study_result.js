@@ -1,15 +1,17 @@
-// A study's figures as pictures: the SVG on the page, with the look it has there, drawn onto a canvas.
+// Saves the SVG figures of a study as PNG, with their computed styles, and prints the report.
 
-const LOOK = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "paint-order", "opacity", "font-size", "font-weight", "font-family", "display"];
+import { downloadPng } from "./png.js";
+
+const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "paint-order", "opacity", "font-size", "font-weight", "font-family", "display"];
 const SCALE = 2;
 
-// A picture knows no style sheet, so every element carries its present look along.
-function dressed(plot, width, height) {
+// An image has no style sheet, so every element gets its computed styles as attributes.
+function withComputedStyles(plot, width, height) {
   const copy = plot.cloneNode(true);
   const originals = [plot, ...plot.querySelectorAll("*")];
   [copy, ...copy.querySelectorAll("*")].forEach((element, place) => {
     const style = getComputedStyle(originals[place]);
-    for (const name of LOOK) element.setAttribute(name, style.getPropertyValue(name));
+    for (const name of STYLES) element.setAttribute(name, style.getPropertyValue(name));
   });
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   copy.setAttribute("width", width);
@@ -23,20 +25,12 @@ function save(button) {
   const picture = new Image();
   picture.addEventListener("load", () => {
     const margin = 16;
-    const sheet = document.createElement("canvas");
-    sheet.width = SCALE * (width + 2 * margin);
-    sheet.height = SCALE * (height + 2 * margin);
-    const ctx = sheet.getContext("2d");
-    ctx.scale(SCALE, SCALE);
-    ctx.fillStyle = document.documentElement.dataset.bsTheme === "dark" ? "#182433" : "#ffffff";
-    ctx.fillRect(0, 0, sheet.width, sheet.height);
-    ctx.drawImage(picture, margin, margin, width, height);
-    const link = document.createElement("a");
-    link.href = sheet.toDataURL("image/png");
-    link.download = button.dataset.filename;
-    link.click();
+    downloadPng(button.dataset.filename, SCALE * (width + 2 * margin), SCALE * (height + 2 * margin), (ctx) => {
+      ctx.scale(SCALE, SCALE);
+      ctx.drawImage(picture, margin, margin, width, height);
+    });
   });
-  const text = new XMLSerializer().serializeToString(dressed(plot, width, height));
+  const text = new XMLSerializer().serializeToString(withComputedStyles(plot, width, height));
   picture.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
 }
 

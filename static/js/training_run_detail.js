@@ -1,7 +1,7 @@
 // A run's page: draws its curves, follows it live, and renews the parts that the server renders.
 
 import { draw } from "./line_chart.js";
-import { askJson, askText } from "./line.js";
+import { fetchJson, fetchText } from "./line.js";
 import { follow } from "./live_stream.js";
 
 const POINTS_KEPT = 2000;
@@ -41,7 +41,7 @@ function take({ replace, curves: fresh }) {
 }
 
 async function load() {
-  const facts = await askJson(region.dataset.metrics);
+  const facts = await fetchJson(region.dataset.metrics);
   if (facts) take({ ...facts, replace: true });
   return facts;
 }
@@ -57,7 +57,7 @@ function announce() {
 
 // Whether the page shows now what the server says.
 async function renewProgress() {
-  const text = await askText(region.dataset.url);
+  const text = await fetchText(region.dataset.url);
   if (text === null) return false;
   const open = region.querySelector("details.events")?.open;
   region.replaceChildren(...new DOMParser().parseFromString(text, "text/html").body.childNodes);
@@ -71,7 +71,7 @@ async function renewProgress() {
 
 // The other parts change only with the state; an open dialog or table is left as it is.
 async function renewPage() {
-  const text = await askText(location.href);
+  const text = await fetchText(location.href);
   if (text === null) return false;
   const page = new DOMParser().parseFromString(text, "text/html");
   for (const part of document.querySelectorAll("[data-refresh]")) {
@@ -85,7 +85,7 @@ async function renewPage() {
 
 async function renewLog() {
   logged = Date.now();
-  const text = await askText(region.dataset.log);
+  const text = await fetchText(region.dataset.log);
   if (text !== null) document.querySelector("[data-log-text]").textContent = text;
 }
 

@@ -1,4 +1,4 @@
-"""Measure how often a judge and people give the same verdict. Knows nothing of rows."""
+"""Agreement between a judge and the votes of users. Knows nothing of rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from scipy.stats import binomtest
 
 # With fewer answers the interval is wider than a quarter of the scale.
 ENOUGH = 50
+# Below this lower bound the judge is too unreliable to decide anything.
+WEAK = 0.7
 
 
 class Agreement(NamedTuple):
@@ -17,6 +19,11 @@ class Agreement(NamedTuple):
     share: float
     low: float
     high: float
+
+    @property
+    def is_weak(self) -> bool:
+        """Return whether the true agreement may lie below `WEAK`."""
+        return self.low < WEAK
 
 
 def agreement(same: int, items: int) -> Agreement | None:

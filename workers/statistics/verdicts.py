@@ -22,11 +22,9 @@ DRAWS = 10_000
 LEVEL = 0.95
 # More items than this are drawn in so many bags: the same spread, and draws that fit into memory.
 BAGS = 500
-# With fewer seeds the spread between them is a guess, so numbers are shown and nothing is decided.
+# With fewer seeds their spread is a guess, so numbers are shown without a verdict.
 MIN_SEEDS = 3
-# 5 % two-sided and 80 % power: z(0.975) + z(0.8).
-POWER_FACTOR = float(norm.ppf(0.975) + norm.ppf(0.8))
-# Share of items on which two arms disagree, where no earlier evaluation tells.
+# Share of items on which two arms disagree, if no earlier evaluation has measured it.
 ASSUMED_DISAGREEMENT = 0.15
 BETTER, NOT_INFERIOR, INFERIOR = "better", "not_inferior", "inferior"
 NOT_ENOUGH_EVIDENCE, INDICATIVE_ONLY = "not_enough_evidence", "indicative_only"
@@ -46,7 +44,7 @@ class Comparison:
     """Arm minus reference, with the two-sided p-value of "no difference".
 
     `groups`: what was drawn, fewer than the items where some share a document. `seeds_disagree`: the seeds'
-    own spread is wider than the items', so more seeds tell more than more items.
+    own spread is wider than the items', so more seeds help more than more items.
     """
 
     difference: float
@@ -211,7 +209,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def outcome(comparison: Comparison, p_adjusted: float, margin: float) -> str:
-    """Return what may be said of an arm against the reference, given a margin fixed before the start."""
+    """Return the outcome of an arm against the reference, for a margin fixed before the start."""
     if comparison.seeds < MIN_SEEDS:
         return INDICATIVE_ONLY
     if comparison.difference > 0 and p_adjusted < 1 - LEVEL:
@@ -270,7 +268,7 @@ def _spread(differences: Scores, clusters: Sequence[int] | None, draws: int, see
     whole = np.full((draws, count), 1 / count)
     item_variance = float(units.means(differences, drawn, whole).var())
     seed_variance = float(differences.mean(axis=1).var(ddof=1) / count) if count > 1 else 0.0
-    # Not one item differs: the true share of items that do may still be 3 in n (the rule of three).
+    # If no item differs, the true share of differing items may still be 3 in n (the rule of three).
     floor = 3 / units.groups if not differences.any() else 0.0
     return _Spread(
         mean=mean,

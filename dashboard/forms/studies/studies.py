@@ -1,6 +1,6 @@
-"""The form of a study: what to compare on which data, and how.
+"""The form of a study: data, arms, seeds, budget, metric, reference and margin.
 
-Parses and checks; launching is the view's, and what a plan costs is `dashboard.forms.studies.study_costs`'s.
+The view launches; `dashboard.forms.studies.study_costs` estimates the costs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from workers.contract.hyperparameters import LIMITS
 from workers.statistics.regex_metric import PATTERN_LETTERS
 from workers.target_modules.resolution import Resolution
 
-# The spec's unit interval, as people say it.
+# A margin of 2 points is stored as 0.02.
 POINTS = 100
 # SpecError's field -> the form's, where they differ.
 FIELDS = {
@@ -48,22 +48,22 @@ FIELDS = {
     "dataset": "dataset_version",
     "reference": "compared_with",
 }
-# What is the same in all arms and may be changed; a study has seeds of its own.
+# Settings that all arms share; the seeds have a field of their own.
 SETTINGS = tuple(name for name in EXPERT if name != "seed")
-# What the fine-tune form hands over.
+# Fields that the fine-tune form prefills.
 CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
 _run = TrainingRunForm.base_fields
 
 
-def _number(label: Any, low: int, high: int, sentence: Any = "") -> forms.IntegerField:
-    span = {"low": f"{low:,}", "high": f"{high:,}"}
-    say = gettext_lazy("Enter a whole number from %(low)s to %(high)s.") % span
+def _integer_field(label: Any, low: int, high: int, help_text: Any) -> forms.IntegerField:
+    limits = {"low": f"{low:,}", "high": f"{high:,}"}
+    message = gettext_lazy("Enter a whole number from %(low)s to %(high)s.") % limits
     return forms.IntegerField(
         label=label,
-        help_text=sentence,
+        help_text=help_text,
         min_value=low,
         max_value=high,
-        error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), say),
+        error_messages=dict.fromkeys(("invalid", "min_value", "max_value"), message),
         widget=forms.NumberInput(attrs={"inputmode": "numeric"}),
     )
 
@@ -79,7 +79,7 @@ class StudyForm(HyperparametersForm):
     )
     dataset_version = _run["dataset_version"]
     base_model = _run["base_model"]
-    # Not a field of rows: that one asks the database for whatever number was sent.
+    # No model field, as that queries the database for any number that was sent.
     configs = forms.TypedMultipleChoiceField(
         label=gettext_lazy("Arms"),
         coerce=int,
@@ -88,7 +88,7 @@ class StudyForm(HyperparametersForm):
             "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another."),
         },
     )
-    seeds = _number(
+    seeds = _integer_field(
         gettext_lazy("Seeds per arm"),
         1,
         MOST_SEEDS,
@@ -149,7 +149,7 @@ class StudyForm(HyperparametersForm):
         ),
         widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
     )
-    test_rows = _number(
+    test_rows = _integer_field(
         gettext_lazy("Maximum test rows"),
         1,
         MOST_TEST_ROWS,
@@ -162,7 +162,7 @@ class StudyForm(HyperparametersForm):
     def __init__(
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
     ) -> None:
-        usual = {
+        initial_values = {
             **{name: value for name, value in defaults().items() if name != "seed"},
             "seeds": len(DEFAULT_SEEDS),
             "budget": Study.Budget.EQUAL_RANK.value,
@@ -170,7 +170,7 @@ class StudyForm(HyperparametersForm):
             "margin": f"{POINTS * DEFAULT_MARGIN:g}",
             "test_rows": TEST_ROWS,
         }
-        super().__init__(data, initial={**usual, "idempotency_key": uuid.uuid4(), **initial})
+        super().__init__(data, initial={**initial_values, "idempotency_key": uuid.uuid4(), **initial})
         self.project = project
         self.by = caller if isinstance(caller, User) else None
         self.versions, self.base_models, self.offered = choices(caller, project)
@@ -226,7 +226,7 @@ class StudyForm(HyperparametersForm):
         elif reference and reference not in keys:
             self.add_error("compared_with", _("Choose one of the arms as the reference."))
         if not self.errors:
-            # Hidden while another metric is chosen, and then what was typed means nothing.
+            # The field is hidden for other metrics, so its text is ignored.
             values["pattern"] = values["pattern"] if values["metric"] == REGEX else ""
             version = values["dataset_version"]
             try:
@@ -234,12 +234,12 @@ class StudyForm(HyperparametersForm):
                 check_metric(values["metric"] or version.main_metric, values["pattern"], version)
             except SpecError as error:
                 self.refuse(error)
-            named = {"dataset": version.dataset.name[:100]}
-            values["name"] = values["name"] or _("Study of %(dataset)s") % named
+            default_name = _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]}
+            values["name"] = values["name"] or default_name
         return values
 
     def refuse(self, error: SpecError) -> None:
-        """Show a refusal of the spec beside its field."""
+        """Add an error of the spec to its field."""
         name = FIELDS.get(error.field, error.field)
         message = (
             _("Read the warnings beside this form and accept them.") if name == "confirmed" else error.message
@@ -252,10 +252,11 @@ class StudyForm(HyperparametersForm):
         if base_model is None:
             return Resolution()
         configs = {plan.config.pk: plan.config for plan in self._plans().values()}
-        found = [(config, config.resolve(base_model)) for config in configs.values()]
         return Resolution(
             confirmations=tuple(
-                f"{config}: {sentence}" for config, one in found for sentence in one.confirmations
+                f"{config}: {warning}"
+                for config in configs.values()
+                for warning in config.resolve(base_model).confirmations
             )
         )
 
@@ -270,10 +271,10 @@ class StudyForm(HyperparametersForm):
         return plans
 
     def _plans(self) -> dict[str, ArmPlan]:
-        """Return value of the reference's field -> arm."""
+        """Return value of `compared_with` -> arm."""
         learn = self.hyperparameters()
         configs = self.cleaned_data.get("configs") or []
-        ticked = {str(config.pk): ArmPlan(name_of(config), config, learn) for config in configs}
+        ticked = {str(config.pk): ArmPlan(str(config.name), config, learn) for config in configs}
         return ticked | {str(form.prefix): form.plan(learn) for form in self._filled()}
 
     def _filled(self) -> list[FurtherArmForm]:
@@ -284,7 +285,7 @@ class StudyForm(HyperparametersForm):
         return ticked | {str(form.prefix) for form in self._filled()}
 
     def _check_further(self, values: dict[str, Any]) -> None:
-        """Refuse rows that are wrong, or that say what the budget or the search decides."""
+        """Refuse invalid rows, and settings that the budget or the search determines."""
         for form in self._filled():
             if values.get("budget") == Study.Budget.EQUAL_PARAMETERS:
                 form.forbid(
@@ -295,8 +296,8 @@ class StudyForm(HyperparametersForm):
                     ("learning_rate",),
                     _("Every arm tries the rates of the search. Leave this or the search empty."),
                 )
-        for sentence in self.further.said():
-            self.add_error(None, sentence)
+        for error in self.further.row_errors():
+            self.add_error(None, error)
 
     def reference(self) -> str:
         """Return the reference arm's name."""
@@ -305,8 +306,3 @@ class StudyForm(HyperparametersForm):
     def margin_in_unit(self) -> float:
         """Return the margin as stored: 2 points are 0.02."""
         return float(self.cleaned_data["margin"]) / POINTS
-
-
-def name_of(config: TargetModuleConfig) -> str:
-    """Return an arm's name as sentences show it; the API uses the slug."""
-    return str(config.name)

@@ -1,6 +1,6 @@
-"""Further arms in a study's form: a config with its own settings, beside the ticked ones.
+"""Further arms of the study form: a config with its own settings, beside the ticked configs.
 
-Rows of a form set; whatever a row leaves empty is as in all other arms.
+Rows of a form set; an empty field has the value that all arms share.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from workers.contract.hyperparameters import SETTINGS, Hyperparameters
 
 PREFIX = "more"
 TOTAL = f"{PREFIX}-TOTAL_FORMS"
-# What a row may have otherwise, and what its name says of it.
-OWN = {
+# Settings that a row can change -> its part of the arm's name.
+ROW_SETTINGS = {
     "r": gettext_lazy("r %(value)s"),
     "lora_alpha": gettext_lazy("alpha %(value)s"),
     "lora_dropout": gettext_lazy("dropout %(value)s"),
     "learning_rate": gettext_lazy("rate %(value)s"),
 }
-# Of an arm's name.
-LONGEST = 120
+NAME_LENGTH = 120
 
 
-def _own(name: str, label: Any) -> forms.Field:
+def _setting_field(name: str, label: Any) -> forms.Field:
     return setting_field(SETTINGS[name], label=label, required=False, help_text="")
 
 
 class FurtherArmForm(forms.Form):
-    """One further arm; an empty row is none."""
+    """One further arm; an empty row is ignored."""
 
     config = forms.TypedChoiceField(
         label=gettext_lazy("Target modules"),
@@ -48,13 +47,13 @@ class FurtherArmForm(forms.Form):
             "invalid_choice": gettext_lazy("There is no such preset in this project. Choose another.")
         },
     )
-    r = _own("r", gettext_lazy("Rank (r)"))
-    lora_alpha = _own("lora_alpha", gettext_lazy("Alpha"))
-    lora_dropout = _own("lora_dropout", gettext_lazy("Dropout"))
-    learning_rate = _own("learning_rate", gettext_lazy("Learning rate"))
+    r = _setting_field("r", gettext_lazy("Rank (r)"))
+    lora_alpha = _setting_field("lora_alpha", gettext_lazy("Alpha"))
+    lora_dropout = _setting_field("lora_dropout", gettext_lazy("Dropout"))
+    learning_rate = _setting_field("learning_rate", gettext_lazy("Learning rate"))
     name = forms.CharField(
         label=gettext_lazy("Name"),
-        max_length=LONGEST,
+        max_length=NAME_LENGTH,
         required=False,
         help_text=gettext_lazy("If empty, the name lists the differing settings."),
     )
@@ -66,9 +65,9 @@ class FurtherArmForm(forms.Form):
         self.fields["config"].choices = [("", _("Choose one")), *names]  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
-        """Settings without a choice of layers are half an arm."""
+        """Require target modules for a row with settings."""
         values = self.cleaned_data
-        entered = any(values.get(name) not in (None, "") for name in (*OWN, "name"))
+        entered = any(values.get(name) not in (None, "") for name in (*ROW_SETTINGS, "name"))
         if entered and values.get("config") is None and "config" not in self.errors:
             self.add_error("config", _("Choose the target modules of this arm, or clear its other fields."))
         return values
@@ -79,23 +78,23 @@ class FurtherArmForm(forms.Form):
         return self.is_valid() and self.cleaned_data.get("config") is not None
 
     def forbid(self, names: Sequence[str], message: str) -> None:
-        """Refuse what something else in the form decides already."""
+        """Refuse values that other fields of the form determine."""
         for name in names:
             if self.cleaned_data.get(name) is not None:
                 self.add_error(name, message)
 
-    def plan(self, like: Hyperparameters) -> ArmPlan:
-        """Return the arm, with the settings of `like` where the row is empty. Raises SpecError."""
+    def plan(self, shared: Hyperparameters) -> ArmPlan:
+        """Return the arm, with the shared settings for empty fields. Raises SpecError."""
         config = self.offered[self.cleaned_data["config"]]
-        learn = with_changes(like, {name: self.cleaned_data[name] for name in OWN})
-        return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), like, learn), config, learn)
+        learn = with_changes(shared, {name: self.cleaned_data[name] for name in ROW_SETTINGS})
+        return ArmPlan(self.cleaned_data["name"] or arm_name(str(config.name), shared, learn), config, learn)
 
 
 class FurtherArms(BaseFormSet):  # type: ignore[type-arg]
     """The rows of further arms."""
 
-    def said(self) -> list[str]:
-        """Return every error with the row and field that it is about."""
+    def row_errors(self) -> list[str]:
+        """Return every error with its row and field."""
         return [
             _("Further arm %(number)d, %(field)s: %(error)s")
             % {"number": number, "field": form.fields[name].label, "error": error}
@@ -111,24 +110,24 @@ FurtherArmSet = formset_factory(
 
 
 def further_arms(data: Any, offered: Sequence[TargetModuleConfig]) -> FurtherArms:
-    """Return the rows that were sent, or none."""
+    """Return the submitted rows, or no rows if their management form is invalid."""
     sent = data if data and TOTAL in data else None
-    kind: Any = FurtherArmSet
-    rows: FurtherArms = kind(sent, prefix=PREFIX, form_kwargs={"offered": offered})
+    form_set: Any = FurtherArmSet
+    rows: FurtherArms = form_set(sent, prefix=PREFIX, form_kwargs={"offered": offered})
     if sent is not None and not rows.management_form.is_valid():
-        rows = kind(None, prefix=PREFIX, form_kwargs={"offered": offered})
+        rows = form_set(None, prefix=PREFIX, form_kwargs={"offered": offered})
     return rows
 
 
-def arm_name(config: str, like: Hyperparameters, learn: Hyperparameters) -> str:
+def arm_name(config: str, shared: Hyperparameters, learn: Hyperparameters) -> str:
     """Return an arm's name: its config, and the settings that differ from the other arms."""
-    usual = dataclasses.asdict(like)
-    if like.lora_alpha == 2 * like.r:
-        usual["lora_alpha"] = 2 * learn.r
+    expected = dataclasses.asdict(shared)
+    if shared.lora_alpha == 2 * shared.r:
+        expected["lora_alpha"] = 2 * learn.r
     differing = [
-        str(words) % {"value": format_number(getattr(learn, name))}
-        for name, words in OWN.items()
-        if getattr(learn, name) != usual[name]
+        str(label) % {"value": format_number(getattr(learn, name))}
+        for name, label in ROW_SETTINGS.items()
+        if getattr(learn, name) != expected[name]
     ]
-    tail = "".join(f", {words}" for words in differing)
-    return config[: LONGEST - len(tail)] + tail
+    tail = "".join(f", {setting}" for setting in differing)
+    return config[: NAME_LENGTH - len(tail)] + tail

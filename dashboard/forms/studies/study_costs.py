@@ -21,8 +21,8 @@ from workers.target_modules.resolution import Resolution
 
 
 @dataclass(frozen=True)
-class Card:
-    """One choice of target modules on a base model, and why it cannot be an arm there."""
+class ConfigCard:
+    """A config resolved on the base model, and the reason why it cannot be an arm."""
 
     config: TargetModuleConfig
     resolution: Resolution
@@ -31,9 +31,9 @@ class Card:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """The plan of the form as it stands, and the choices that are missing."""
+    """The plan of the form, and the choices that are missing."""
 
-    cards: tuple[Card, ...]
+    cards: tuple[ConfigCard, ...]
     ticked: frozenset[str]
     metric: str = ""
     seeds: int = 0
@@ -43,7 +43,7 @@ class StudyPlan:
     refusal: str = ""
     missing: str = ""
     to_confirm: Resolution | None = None
-    confirmed: str = ""  # what was ticked, if anything was
+    confirmed: str = ""  # key of the accepted warnings
 
 
 def plan_study(form: StudyForm) -> StudyPlan:
@@ -56,7 +56,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
     margin = DEFAULT_MARGIN if margin is None else margin / POINTS
     arms: list[ArmPlan] = []
     refusal, costs, to_confirm = "", None, None
-    cards = tuple(cards_of(list(form.offered), base_model)) if base_model else ()
+    cards = tuple(config_cards(list(form.offered), base_model)) if base_model else ()
     try:
         refused = {card.config.pk for card in cards if card.refusal}
         arms = [arm for arm in form.arms() if arm.config.pk not in refused]
@@ -102,14 +102,14 @@ def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: 
     return _("Tick at least two arms") if len(arms) < 2 else ""
 
 
-def cards_of(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[Card]:
+def config_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[ConfigCard]:
     """Return each config with its target modules on this model."""
-    found = []
+    cards = []
     for config in configs:
         try:
             resolution = config.resolve(base_model)
             refusal = resolution.refusal
         except (TargetError, SpecError) as error:
             resolution, refusal = Resolution(refusal=error.message), error.message
-        found.append(Card(config, resolution, refusal))
-    return found
+        cards.append(ConfigCard(config, resolution, refusal))
+    return cards

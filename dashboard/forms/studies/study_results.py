@@ -15,7 +15,7 @@ MOST_SEEDS_AT_ONCE = 5
 
 
 class SeedsForm(forms.Form):
-    """The number of seeds to add. `first` is the first one the page offered, so a double click adds once."""
+    """The number of seeds to add; `first` is the first offered seed, so a double click adds them once."""
 
     count = forms.TypedChoiceField(
         label=gettext_lazy("Seeds to add"),
@@ -115,7 +115,7 @@ class ItemsForm(forms.Form):
             "show": "wins",
             "order": next(iter(ORDERS)),
         }
-        # Whatever the address leaves out has its first value, so that every link works.
+        # Missing parameters have their first value, so that every link works.
         super().__init__({**first, **{name: value for name, value in data.items() if value}})
         names = [(name, name) for name in arms] + [(BASE, _("Base model"))]
         for field in ("one", "other"):

@@ -27,7 +27,7 @@ Cell = tuple[StudyArm, Hyperparameters, int | None]
 
 
 def queue_next(study: Study, idempotency_key: str = "") -> bool:
-    """Queue what can be; whether seeds have begun, so that all training that will come is queued."""
+    """Queue the next jobs; return whether all remaining training is queued (not during a search)."""
     if _searches(study, idempotency_key):
         return False
     arms = [arm for arm in study.arms.all() if not arm.is_lost]
@@ -103,9 +103,9 @@ def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
     submit_scoring(study, Adapter.objects.filter(run__in=runs, evaluations=None), study.created_by)
 
 
-def submit_scoring(study: Study, found: AdapterQuerySet, by: User | None) -> None:
+def submit_scoring(study: Study, selected: AdapterQuerySet, by: User | None) -> None:
     """Queue the evaluation of a seed's adapters on the study's rows, and of the base model once per study."""
-    adapters = list(found.select_related("run"))
+    adapters = list(selected.select_related("run"))
     for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
         Evaluation.objects.submit_for_study(
             batch,

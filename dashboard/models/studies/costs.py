@@ -186,7 +186,7 @@ def plan_costs(
         disk_bytes=kept * seeds + working * max(1, rates),
         device=plan.arms[0].main.device,
         start=estimate_next_start(Job.Queue.GPU, project),
-        # Runs that train together still promise each its own loading.
+        # Each run is charged for its own loading, even if runs share a job.
         charge=Charge.for_work(project, plan.charge, by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,
     )

@@ -24,10 +24,10 @@ class DecisionQuerySet(ProjectQuerySet["Decision"]):
         return self.select_related("study", "decided_by", "adapter__run__study_arm")
 
     def record(self, study: Study, adapter: Adapter, reason: str, by: User) -> Decision:
-        """Write it down. A manager's decision also approves the adapter: the same rule as on its page."""
+        """Record a decision; that of a manager also approves the adapter."""
         with transaction.atomic():
-            approves = by.projects(Role.MANAGER).filter(pk=study.project_id).exists()
-            if approves:
+            is_manager = by.projects(Role.MANAGER).filter(pk=study.project_id).exists()
+            if is_manager:
                 adapter.set_stage(Adapter.Stage.APPROVED)
             arm = adapter.run.study_arm
             return self.create(
@@ -36,7 +36,7 @@ class DecisionQuerySet(ProjectQuerySet["Decision"]):
                 adapter=adapter,
                 arm=arm.name if arm else "",
                 reason=reason,
-                approved=approves,
+                approved=is_manager,
                 decided_by=by,
             )
 
@@ -47,7 +47,7 @@ class Decision(models.Model):
     project = models.ForeignKey(Project, models.CASCADE, related_name="decisions")
     study = models.ForeignKey(Study, models.CASCADE, related_name="decisions")
     adapter = models.ForeignKey(Adapter, models.CASCADE, related_name="decisions")
-    # As it was called then.
+    # The name of the arm at that time.
     arm = models.CharField(max_length=120)
     reason = models.TextField(_("because"))
     approved = models.BooleanField(default=False)

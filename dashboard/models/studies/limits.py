@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def unmeasured(study: Study) -> list[str]:
-    """Return what the result of a saved study does not tell."""
+    """Return the limits of a saved study's result."""
     limits = [
         *cut_short(study),
         _("Other base models and other tasks were not measured."),
@@ -52,7 +52,7 @@ def unmeasured(study: Study) -> list[str]:
         limits.append(few)
     if any(one.seeds_disagree for one in study.result.comparisons):
         limits.append(
-            _("The seeds disagree more than the test rows do: more seeds tell more than more rows.")
+            _("The seeds disagree more than the test rows do: more seeds help more than more rows.")
         )
     return limits
 
@@ -82,9 +82,9 @@ def cut_short(study: Study) -> list[str]:
 
 def measured_beside(study: Study) -> str:
     """State whether arms shared a base model while their time and memory were measured."""
-    known = [(arm.name, arm.is_measured_alone) for arm in study.arm_list]
-    alone = [name for name, is_alone in known if is_alone]
-    if all(is_alone is not False for _name, is_alone in known):
+    measured = [(arm.name, arm.is_measured_alone) for arm in study.arm_list]
+    alone = [name for name, is_alone in measured if is_alone]
+    if all(is_alone is not False for _name, is_alone in measured):
         return _("Every run trained alone: time and memory were measured with no other arm beside it.")
     shared = _(
         "Arms take turns on one loaded base model; time and memory are those of an arm's own turns, "
@@ -98,7 +98,7 @@ def measured_beside(study: Study) -> str:
 
 def added_seeds(study: Study) -> list[str]:
     """State which seeds were added after the start, and whether a result was known then."""
-    said = []
+    texts = []
     for addition in study.additions:
         values = {"day": addition["at"][:10], "seeds": ", ".join(map(str, addition["seeds"]))}
         if addition["after_result"]:
@@ -108,8 +108,8 @@ def added_seeds(study: Study) -> list[str]:
             )
         else:
             text = _("Seeds added on %(day)s, before any result: %(seeds)s.")
-        said.append(text % values)
-    return said
+        texts.append(text % values)
+    return texts
 
 
 def _scaling(settings: dict[str, Any]) -> tuple[object, float]:
@@ -121,7 +121,7 @@ def _scaling(settings: dict[str, Any]) -> tuple[object, float]:
 
 
 def warnings(study: UnsavedStudy) -> list[str]:
-    """Return what makes chosen runs hard to compare, and what was left out."""
+    """Return the reasons why chosen runs are hard to compare, and what was left out."""
     runs = [arm.first for arm in study.arm_list]
     texts = []
     if len({run.dataset_version_id for run in runs}) > 1:

@@ -1,4 +1,4 @@
-"""The plan of a study: its limits, budgets and checks. Creates no rows."""
+"""The plan of a study: limits, budgets and checks. Creates no rows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def with_changes(learn: Hyperparameters, changes: dict[str, Any]) -> Hyperparame
     if learn.lora_alpha == 2 * learn.r:
         del own["lora_alpha"]
     changed = {name: value for name, value in changes.items() if value is not None}
-    # A run's length is said in one of two ways.
+    # The length is either steps or epochs.
     if {"max_steps", "num_train_epochs"} & changed.keys():
         own |= {"max_steps": None, "num_train_epochs": None}
     return hyperparameters_from(own | changed)
@@ -84,7 +84,7 @@ def resolve_reference(arms: Sequence[ArmPlan], name: str) -> str:
     if not name:
         if "quality" in names:
             return "quality"
-        raise SpecError("reference", _("Say which arm the others are compared with: `reference`."))
+        raise SpecError("reference", _("Choose the arm that the others are compared with: `reference`."))
     if name not in names:
         raise SpecError(
             "reference",
@@ -97,18 +97,18 @@ def resolve_reference(arms: Sequence[ArmPlan], name: str) -> str:
 def check_plan(
     arms: Sequence[ArmPlan], seeds: Sequence[int], rates: Sequence[float], margin: float, metric: str
 ) -> None:
-    """Refuse what cannot be compared."""
+    """Raise SpecError for arms, seeds, rates, a margin or a metric that cannot be compared."""
     if not 2 <= len(arms) <= MOST_ARMS:
         raise SpecError("arms", _("A study compares 2 to %(most)d arms.") % {"most": MOST_ARMS})
     check_names(arms)
     first = arms[0].hyperparameters
     for arm in arms:
         learn = arm.hyperparameters
-        # What must be equal so that only the modules, or what the arm names, make the difference.
-        same = [
+        # Otherwise a difference could come from the amount of training.
+        shared = [
             (one.rows_per_step, one.max_length, one.max_steps, one.num_train_epochs) for one in (first, learn)
         ]
-        if same[0] != same[1]:
+        if shared[0] != shared[1]:
             raise SpecError(
                 "arms",
                 _(
@@ -135,22 +135,22 @@ def check_plan(
 
 
 def check_names(arms: Sequence[ArmPlan]) -> None:
-    """Refuse arms that nobody could tell apart."""
+    """Raise SpecError for two arms of one name, and for the reserved name `base`."""
     names = [arm.name for arm in arms]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
         raise SpecError(
-            "arms", _("Two arms are called `%(name)s`. Give each a name.") % {"name": twice[:100]}
+            "arms", _("Two arms are called `%(name)s`. Give each a name.") % {"name": repeated[:100]}
         )
     if "base" in names:
-        raise SpecError("arms", _("`base` is the untrained model's own name. Call this arm otherwise."))
+        raise SpecError("arms", _("`base` is the name of the untrained model. Choose another name."))
 
 
 def check_metric(metric: str, pattern: str, version: DatasetVersion) -> None:
-    """Refuse a metric that could not be taken on this data, before anything is trained."""
+    """Raise SpecError for a metric that cannot be measured on this data."""
     if metric == REGEX:
         check_pattern(pattern)
     elif pattern:
-        raise SpecError("pattern", _("`pattern` goes with the metric `regex` alone. Leave it out."))
+        raise SpecError("pattern", _("`pattern` is only used by the metric `regex`. Leave it out."))
     if version.report.get("answers") == NO_ANSWERS and metric != LOSS:
         raise SpecError(
             "metric",
@@ -160,7 +160,7 @@ def check_metric(metric: str, pattern: str, version: DatasetVersion) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse too many seeds, and the same one twice."""
+    """Raise SpecError for too many or repeated seeds."""
     if not 1 <= len(seeds) <= MOST_SEEDS or len(set(seeds)) < len(seeds):
         raise SpecError("seeds", _("Name 1 to %(most)d different seeds.") % {"most": MOST_SEEDS})
     for seed in seeds:
@@ -174,15 +174,6 @@ def requires_dedicated_base(arm: ArmPlan, base_model: BaseModel) -> bool:
     Of a run that is frozen, `TrainingRun.requires_dedicated_base` says the same.
     """
     return arm.hyperparameters.use_dora or arm.config.resolve(base_model).has_experts
-
-
-def confirmations(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[str]:
-    """Return the warnings about the arms' target modules that a user must accept. Raises TargetError."""
-    return [
-        f"{arm.config}: {sentence}"
-        for arm in arms
-        for sentence in arm.config.resolve(base_model).confirmations
-    ]
 
 
 def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> list[ArmPlan]:

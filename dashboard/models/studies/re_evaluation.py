@@ -23,7 +23,7 @@ Scope = Study | TrainingRun
 
 
 class ReevaluationRefused(Exception):
-    """There is nothing to re-evaluate; the text says why."""
+    """There is nothing to re-evaluate; the text is the reason."""
 
 
 def needs_evaluation(run: TrainingRun) -> bool:

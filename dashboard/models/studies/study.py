@@ -153,7 +153,7 @@ class Study(models.Model):
             if self.cancelled_at and not self.result.comparisons:
                 return State.FAILED if self.stop_reason else State.CANCELLED
             return State.SUCCEEDED if self.result.arms else State.FAILED
-        # From the rows that `with_facts` has fetched, so that a list needs no query per study.
+        # From the rows fetched by `with_facts`, so that a list needs no query per study.
         runs = [run for arm in self.arms.all() for run in arm.runs.all()]
         scoring = [one.job for run in runs for one in run.evaluations.all()]
         jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
@@ -171,7 +171,7 @@ class Study(models.Model):
 
     @property
     def scores_are_open(self) -> bool:
-        """Return whether scores are shown: not before the end, so that no one stops at a lucky moment."""
+        """Return whether scores are shown: only after the end, so that no score tempts to stop."""
         return self.is_over
 
     @property
@@ -330,21 +330,21 @@ class Study(models.Model):
             self.seeds = [*self.seeds, *fresh]
             # From the plans and not from runs: an arm has none during the search for its learning rate.
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
-            self._grow(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
+            self._reopen_for_seeds(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
 
-    def _grow(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
+    def _reopen_for_seeds(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
         """Reopen the study for the new seeds; record when they came and whether a result was known."""
         now = timezone.now().isoformat(timespec="seconds")
         after_result = bool(self.finished_at and self.result.comparisons)
         addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
         self.additions = [*self.additions, addition]
-        # An ended study never queues what it had left.
+        # An ended study does not queue its remaining runs.
         self.forecast = plan.added_to(self.forecast)
         self.forecast_seconds = plan.promised + (
             seconds_queued(self) if self.finished_at else self.forecast_seconds
         )
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-        grown = ["seeds", "additions", "forecast_seconds", "forecast"]
-        self.save(update_fields=[*grown, "finished_at", "cancelled_at", "stop_reason"])
+        changed = ["seeds", "additions", "forecast_seconds", "forecast"]
+        self.save(update_fields=[*changed, "finished_at", "cancelled_at", "stop_reason"])
         self._queue_next()
         require_budget(self.project, plan.charge, by)

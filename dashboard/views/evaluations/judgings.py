@@ -107,12 +107,11 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
         "form": form,
         "may_edit": request.user.projects(Role.EDITOR).filter(pk=scope.project_id).exists(),
         "vote_url": scope_url(scope, "vote"),
-        "compare_url": compare_url(scope),
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,
         "judge_evaluations": sent,
         "is_working": is_working,
-        "shares": judged_shares(evaluations),
+        **judge_scores(scope, evaluations),
         "pending": pending.values("row", "output").distinct().count() if judge else 0,
         "votes": Vote.objects.on(evaluations).count(),
         "agreement": Vote.objects.agreement(evaluations),
@@ -131,28 +130,24 @@ def scope_url(scope: Scope, page: str) -> str:
     return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-{page}", args=[scope.pk])
 
 
-def judged_shares(evaluations: EvaluationQuerySet) -> list[dict[str, Any]]:
-    """Return each arm's share of right answers over its seeds; the base model comes last."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+def judge_scores(scope: Scope, evaluations: EvaluationQuerySet) -> dict[str, Any]:
+    """Return each arm's share of right answers over its seeds, the base model last, and the Compare link."""
+    by_arm: dict[str, list[dict[str, Any]]] = {}
     for evaluation in evaluations.select_related("run__study_arm"):
         if JUDGE in evaluation.metrics:
             run = evaluation.run
-            arm = run.study_arm.name if run.study_arm else run.name
             is_base = evaluation.subject == Evaluation.Subject.BASE
-            rows.setdefault("" if is_base else arm, []).append(evaluation.metrics)
+            name = "" if is_base else run.study_arm.name if run.study_arm else run.name
+            by_arm.setdefault(name, []).append(evaluation.metrics)
     shares = []
-    for name, metrics in sorted(rows.items(), key=lambda pair: not pair[0]):
+    for name, metrics in sorted(by_arm.items(), key=lambda pair: not pair[0]):
         answers = sum(one["judge_rows"] for one in metrics)
         share = sum(one[JUDGE] * one["judge_rows"] for one in metrics) / answers
         shares.append({"name": name, "share": share, "answers": answers})
-    return shares
-
-
-def compare_url(scope: Scope) -> str:
-    """Return the address that compares a study's arms by the judge's verdicts; "" for a single run."""
-    if not isinstance(scope, Study):
-        return ""
-    runs = scope.final_runs()
-    reference = next((run.pk for run in runs if run.study_arm and run.study_arm.is_reference), "")
-    query = f"runs={','.join(str(run.pk) for run in runs)}&metric={JUDGE}&reference={reference}"
-    return f"{reverse('compare')}?{query}" if len(runs) > 1 else ""
+    compare_url = ""
+    if isinstance(scope, Study) and len(runs := scope.final_runs()) > 1:
+        reference = scope.reference_arm.final_runs()
+        ids = ",".join(str(run.pk) for run in runs)
+        pinned = reference[0].pk if reference else ""
+        compare_url = f"{reverse('compare')}?runs={ids}&metric={JUDGE}&reference={pinned}"
+    return {"shares": shares, "compare_url": compare_url}

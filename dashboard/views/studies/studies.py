@@ -29,8 +29,8 @@ from dashboard.views.studies.study_results import result_context
 from dashboard.views.training.launch import launched_once
 from workers.contract.errors import SpecError, TargetError
 
-# Fields of a link are at most as long as anything that the form would take.
-LONGEST = 40
+# The longest value of a query parameter.
+VALUE_LENGTH = 40
 
 
 # The form
@@ -38,15 +38,15 @@ LONGEST = 40
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """The study form. A double click starts one study, as both requests carry the same key.
+    """Show the study form, or launch the study; a double click launches one, as the key is the same.
 
-    The fine-tune form posts here with `carry`: what it holds goes on as a link, without its token.
+    A fine-tune form that is posted here with `carry` prefills the study form by a redirect.
     """
     request.project.require(request.user, Role.EDITOR)
     if "carry" in request.POST:
-        values = {name: request.POST[name][:LONGEST] for name in CARRIED if name in request.POST}
-        also = {"also": request.POST.get("target_module_config", "")[:LONGEST]}
-        return redirect(f"{reverse('study-create')}?{urlencode({**values, **also})}")
+        values = {name: request.POST[name][:VALUE_LENGTH] for name in CARRIED if name in request.POST}
+        values["also"] = request.POST.get("target_module_config", "")[:VALUE_LENGTH]
+        return redirect(f"{reverse('study-create')}?{urlencode(values)}")
     if request.method == "POST":
         form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
         study = launched(request, form)
@@ -68,7 +68,7 @@ def plan(request: Request) -> HttpResponse:
 
 @require_GET
 def arms(request: Request) -> HttpResponse:
-    """Show the configs of the base model in the form, keeping what is ticked."""
+    """Show the configs of the base model in the form; ticked ones stay ticked."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
     return render(request, "studies/_arms.html", {"study_plan": plan_study(form), "form": form})
@@ -102,8 +102,8 @@ def launched(request: Request, form: StudyForm) -> Study | None:
 
 
 def prefilled(request: Request) -> dict[str, Any]:
-    """Return the values of a link: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
-    pk, dataset = number(request, "run"), number(request, "dataset")
+    """Return initial values from the query: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
+    pk, dataset = query_id(request, "run"), query_id(request, "dataset")
     if pk is not None:
         run = TrainingRun.objects.fetch(request.user, pk)
         values = initial_from(run)
@@ -113,18 +113,18 @@ def prefilled(request: Request) -> dict[str, Any]:
     initial: dict[str, Any] = {}
     if dataset is not None:
         initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
-    asked = {name: request.GET[name][:LONGEST] for name in CARRIED if name in request.GET}
-    return {**initial, **asked, "also": number(request, "also")}
+    given = {name: request.GET[name][:VALUE_LENGTH] for name in CARRIED if name in request.GET}
+    return {**initial, **given, "also": query_id(request, "also")}
 
 
-def number(request: Request, name: str) -> int | None:
-    """Return the id that the link names; None if it is no number."""
+def query_id(request: Request, name: str) -> int | None:
+    """Return an id in the query; None if it is no number."""
     text = request.GET.get(name, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 def choose_defaults(request: Request, form: StudyForm) -> None:
-    """Preselect the bundled model, a dataset where there is only one, and every preset that the model has."""
+    """Preselect the bundled model, a sole dataset, and every preset that resolves on the model."""
     form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
     ready = list(form.versions[:2])
     if len(ready) == 1 and "dataset_version" not in form.initial:
@@ -135,12 +135,12 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
         one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
     ]
     form.initial["configs"] = [config.pk for config in ticked]
-    usual = [config.pk for config in ticked if config.slug == "quality"] or form.initial["configs"][:1]
-    form.initial["compared_with"] = usual[0] if usual else None
+    quality = (config.pk for config in ticked if config.slug == "quality")
+    form.initial["compared_with"] = next(quality, next(iter(form.initial["configs"]), None))
 
 
 def drafted(request: Request, form: StudyForm) -> StudyForm:
-    """Return the form as if it had been sent with its prefilled values."""
+    """Return the form bound to its prefilled values, to estimate with."""
     data = {name: "" if value is None else value for name, value in form.initial.items()}
     draft = StudyForm(data, caller=request.user, project=request.project, initial={})
     draft.full_clean()
@@ -148,7 +148,7 @@ def drafted(request: Request, form: StudyForm) -> StudyForm:
 
 
 def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
-    """Return the form's page: fields from `form`, numbers from `draft`."""
+    """Return the context of the form's page: fields from `form`, numbers from `draft`."""
     return {
         "form": form,
         "expert_fields": [form[name] for name in SETTINGS],
@@ -171,8 +171,8 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
 @require_GET
 def index(request: Request) -> HttpResponse:
     """Show the project's studies, newest first."""
-    found = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
-    page, following = found.page(request.GET.get("cursor"))
+    studies = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
+    page, following = studies.page(request.GET.get("cursor"))
     rows = [{"study": study, "grid": grid_of(study), "verdict": verdict_of(study)} for study in page]
     return render(request, "studies/index.html", {"rows": rows, "next": following})
 
@@ -213,7 +213,7 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     """Stop every job of a study; finished runs keep their adapters."""
     study = Study.objects.fetch(request.user, pk, Role.EDITOR)
     if not study.request_cancel(request.user):
-        messages.warning(request, _("It had ended already, so there was nothing to stop."))
+        messages.warning(request, _("The study had already ended."))
     return redirect(study)
 
 
@@ -227,7 +227,7 @@ def seeds(request: Request, pk: int) -> HttpResponse:
             messages.error(request, str(errors[0]))
     elif not study.can_add_seeds:
         messages.error(request, _("Seeds can only be added to a study that has come to a result."))
-    elif not set(form.seeds()) <= set(study.seeds):  # the second half of a double click adds nothing
+    elif not set(form.seeds()) <= set(study.seeds):  # a double click adds them once
         try:
             study.add_seeds(form.seeds(), request.user)
         except OverBudget as refusal:

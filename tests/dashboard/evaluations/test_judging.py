@@ -227,15 +227,16 @@ def test_a_comparison_warns_of_two_judges(
     assert len(by_judge) == len(by_match) + 1
 
 
-@pytest.mark.parametrize(("rows", "is_enough"), [(6, False), (60, True)])
-def test_the_page_shows_the_agreement_with_votes(
+@pytest.mark.parametrize(("rows", "differing", "warning"), [(6, 1, "few"), (60, 1, ""), (60, 20, "weak")])
+def test_page_shows_the_agreement_with_votes(
     client: Client,
     ed: User,
     project: Project,
     dataset: Dataset,
     base_model: BaseModel,
     rows: int,
-    is_enough: bool,
+    differing: int,
+    warning: str,
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed)
     score(publish(run), [row % 2 for row in range(rows)])
@@ -243,7 +244,8 @@ def test_the_page_shows_the_agreement_with_votes(
     judge_all(run, ed)
     items = evaluations_of(run).get(subject="adapter").items.all()
     for place, item in enumerate(items):
-        Vote.objects.cast(ed, item, is_right=bool(item.scores[JUDGE]) == (place > 0))
+        Vote.objects.cast(ed, item, is_right=bool(item.scores[JUDGE]) == (place >= differing))
     text = page_of(client, ed, run)
-    assert ("too few votes" in text) is not is_enough
+    assert ("too few votes" in text) is (warning == "few")
+    assert ("Do not decide by this judge" in text) is (warning == "weak")
     assert f"of {rows} answers (95 % interval" in text

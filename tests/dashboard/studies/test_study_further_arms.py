@@ -74,7 +74,7 @@ def test_further_arm_can_be_the_reference(client: Client, ed: User, values: dict
         ({"config": "efficient", "name": "n" * 121}, {}, "at most 120 characters"),
         ({"config": "9" * 30}, {}, "There is no such preset in this project."),
         ({"config": "efficient"}, {}, "Two arm_settings are called"),
-        ({"config": "efficient", "r": "8", "name": "base"}, {}, "is the untrained model"),
+        ({"config": "efficient", "r": "8", "name": "base"}, {}, "is the name of the untrained model"),
         ({"config": "efficient", "r": "8"}, {"budget": "equal-parameters"}, "Equal parameters set the rank"),
         (
             {"config": "efficient", "learning_rate": "0.001"},

@@ -38,7 +38,7 @@ def outcomes_by_config(project: Project, base_model: BaseModel) -> dict[int, str
     """Return config -> its outcomes in this project's studies on this base model."""
     counts: dict[int, Counter[str]] = {}
     ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)
-    # The form asks at every change, so runs and their settings stay in the database.
+    # The form asks at every change, so runs are not fetched.
     for study in ended.prefetch_related("arms")[:STUDIES_READ]:
         comparisons = study.result.comparisons
         if not comparisons:
@@ -49,7 +49,7 @@ def outcomes_by_config(project: Project, base_model: BaseModel) -> dict[int, str
         for arm in study.arms.all():
             if arm.position in outcomes:
                 counts.setdefault(arm.target_module_config_id, Counter())[outcomes[arm.position]] += 1
-    return {config: _told(found) for config, found in counts.items()}
+    return {config: _summary(outcomes) for config, outcomes in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class Preference:
     """The config that most of a project's decided studies on a base model recommend."""
 
     config_id: int
-    speaking: int
+    supporting: int
     decided: int
-    study: Study  # the newest of those that speak for it
+    study: Study  # the newest of the supporting studies
 
     @property
     def sentence(self) -> str:
         """Return the reason for the form's preselection."""
         return ngettext(
-            "%(speaking)d of %(count)d study of this project on this base model that came to a clear "
-            "result speaks for it, so the form begins with it unless you bring a choice.",
-            "%(speaking)d of %(count)d studies of this project on this base model that came to a clear "
-            "result speak for it, so the form begins with it unless you bring a choice.",
+            "%(supporting)d of %(count)d study of this project on this base model that came to a clear "
+            "result recommends it, so it is preselected.",
+            "%(supporting)d of %(count)d studies of this project on this base model that came to a clear "
+            "result recommend it, so it is preselected.",
             self.decided,
-        ) % {"speaking": self.speaking, "count": self.decided}
+        ) % {"supporting": self.supporting, "count": self.decided}
 
 
 def preference(project: Project, base_model_id: int | None) -> Preference | None:
@@ -80,22 +80,22 @@ def preference(project: Project, base_model_id: int | None) -> Preference | None
     and smaller, or the reference is better than all. None while there is no such study, or no such choice.
     """
     ended = Study.objects.filter(project=project, base_model=base_model_id, finished_at__isnull=False)
-    spoken: dict[int, list[Study]] = {}
+    recommending: dict[int, list[Study]] = {}
     for study in ended.prefetch_related("arms")[:STUDIES_READ]:
         recommended = study.result.recommended
         for arm in study.arms.all():
             if recommended and arm.name == recommended:
-                spoken.setdefault(arm.target_module_config_id, []).append(study)
-    decided = sum(map(len, spoken.values()))
-    config_id, studies = max(spoken.items(), key=lambda one: len(one[1]), default=(0, []))
+                recommending.setdefault(arm.target_module_config_id, []).append(study)
+    decided = sum(map(len, recommending.values()))
+    config_id, studies = max(recommending.items(), key=lambda one: len(one[1]), default=(0, []))
     if 2 * len(studies) <= decided:
         return None
     return Preference(config_id, len(studies), decided, studies[0])
 
 
-def _told(found: Counter[str]) -> str:
-    total = found.total()
-    words = ", ".join(f"{outcome} ({count})" if total > 1 else outcome for outcome, count in found.items())
+def _summary(outcomes: Counter[str]) -> str:
+    total = outcomes.total()
+    words = ", ".join(f"{outcome} ({count})" if total > 1 else outcome for outcome, count in outcomes.items())
     return ngettext(
         "In %(count)d study of this project on this base model: %(words)s.",
         "In %(count)d comparisons of this project on this base model: %(words)s.",

@@ -65,7 +65,7 @@ def study_dict(study: Study) -> dict[str, Any]:
 
 def general_questions(study: Study) -> list[dict[str, Any]]:
     """Return the marks of the base model and of each arm and seed on the general questions."""
-    found = []
+    entries = []
     for place, (name, one) in enumerate(forgetting.study_forgetting(study).items()):
         # All arms have one base model beside them.
         bases = [("base", None, one.base)] if one.base and not place else []
@@ -74,8 +74,8 @@ def general_questions(study: Study) -> list[dict[str, Any]]:
             *((name, adapter.run.seed, adapter) for adapter in one.adapters),
         ]:
             if evaluation.general_questions:
-                found.append({"arm": arm, "seed": seed, **evaluation.general_questions})
-    return found
+                entries.append({"arm": arm, "seed": seed, **evaluation.general_questions})
+    return entries
 
 
 def export_dict(study: Study) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def export_dict(study: Study) -> dict[str, Any]:
         for arm in study.arms.all()
         for run in arm.final_runs()
     ]
-    asked = general_questions(study) if study.scores_are_open else []
-    return {"study": study_dict(study), "settings": settings, "scores": rows, "general_questions": asked}
+    questions = general_questions(study) if study.scores_are_open else []
+    return {"study": study_dict(study), "settings": settings, "scores": rows, "general_questions": questions}
 
 
 def item_scores(study: Study) -> list[dict[str, Any]]:

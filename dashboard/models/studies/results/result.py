@@ -117,7 +117,7 @@ class StudyResult:
     """Base models, arms and comparisons; without arms nothing came to a result.
 
     `items`: test rows that every arm was scored on. `most_items`: those of the arm with the most.
-    `recommended`: the name of the arm that the evidence speaks for, if it speaks for one.
+    `recommended`: the name of the recommended arm, or "".
     """
 
     metric: str = ""

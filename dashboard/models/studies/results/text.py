@@ -1,6 +1,6 @@
 """The verdict sentence of a study, saved or not, and the words for its numbers.
 
-States nothing that the numbers do not carry: no order of arms that overlap, no verdict below three seeds.
+Arms that overlap are not ranked, and fewer than three seeds give no verdict.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OUTCOMES = {
 
 
 def outcome_label(comparison: ArmComparison) -> str:
-    """Return the outcome of one arm; of an open case what is certain already."""
+    """Return the outcome of one arm; without enough evidence, whether it is certainly worse."""
     certainly_worse = comparison.high < 0 and comparison.p_adjusted < 1 - verdicts.LEVEL
     if comparison.outcome == verdicts.NOT_ENOUGH_EVIDENCE and certainly_worse:
         return _("Worse; whether within your margin is open")
@@ -71,7 +71,7 @@ def best_comparison(study: AnyStudy) -> ArmComparison | None:
 
 
 def recommended_arm(study: AnyStudy) -> str:
-    """Return the name of the arm that the evidence speaks for, or "" if it speaks for none."""
+    """Return the name of the recommended arm, or "" if there is none."""
     if best := best_comparison(study):
         return best.arm
     comparisons = study.result.comparisons

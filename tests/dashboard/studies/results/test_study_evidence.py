@@ -73,7 +73,7 @@ def test_form_preselects_the_majority_recommendation(client: Client, ed: User, s
     page = form_page(client, study)
     assert checked(page) == pk_of("balanced")
     assert "2 of 3 studies of this project on this base model" in page
-    assert "so the form begins with it unless you bring a choice" in page
+    assert "so it is preselected" in page
     assert newest.pk < Study.objects.latest("pk").pk
     assert Study.objects.latest("pk").get_absolute_url() in page
 
@@ -84,7 +84,7 @@ def test_contradicting_studies_keep_the_default(client: Client, ed: User, study:
     client.force_login(ed)
     page = form_page(client, study)
     assert checked(page) == pk_of("efficient")
-    assert "so the form begins with it" not in page
+    assert "so it is preselected" not in page
 
 
 def test_reference_better_than_all_arms_counts_as_decided(study: Study) -> None:
@@ -92,7 +92,7 @@ def test_reference_better_than_all_arms_counts_as_decided(study: Study) -> None:
     finished(study, best="quality")
     found = preference(study.project, study.base_model_id)
     assert found is not None
-    assert (found.config_id, found.speaking, found.decided) == (pk_of("quality"), 1, 1)
+    assert (found.config_id, found.supporting, found.decided) == (pk_of("quality"), 1, 1)
     assert found.sentence.startswith("1 of 1 study of this project")
 
 
