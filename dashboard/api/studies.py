@@ -13,7 +13,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, do_once, once
-from dashboard.api.catalog.base_models import inspected
+from dashboard.api.catalog.base_models import require_inspected
 from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
 from dashboard.api.evaluations.evaluations import submit_reevaluation
@@ -228,7 +228,7 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
 def launch(request: Call, payload: StudyIn, key: str) -> Job:
     """Launch the study and return its first job. Ids refer to objects that the caller may see."""
     version = newest_version(request, payload.dataset)
-    base_model = inspected(chosen_base_model(request, payload.base_model))
+    base_model = require_inspected(chosen_base_model(request, payload.base_model))
     plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
     with request_field_names():
         study = launch_study(

@@ -50,22 +50,22 @@ class QueueRow:
 
     @property
     def is_stop_lossless(self) -> bool:
-        """Whether stopping the job discards no work."""
+        """Return whether stopping the job discards no work."""
         return is_stop_lossless(self.job)
 
     @property
     def stop_loss_text(self) -> str:
-        """A sentence that says what stopping the job discards."""
+        """Return what stopping the job discards, as a sentence."""
         return stop_loss_text(self.job)
 
     @property
     def outcome_summary(self) -> str:
-        """How the runs of a job with several runs ended; "" for other jobs."""
+        """Return how the runs of a job with several runs ended; "" for other jobs."""
         return outcome_summary(self.job)
 
     @property
     def duration(self) -> timedelta | None:
-        """How long the last attempt of an ended job took."""
+        """Return the duration of the last attempt of an ended job."""
         job = self.job
         return job.finished_at - job.started_at if job.finished_at and job.started_at else None
 

@@ -157,7 +157,7 @@ def outcome_summary(job: Job) -> str:
 
 
 def is_stop_lossless(job: Job) -> bool:
-    """Whether stopping the job discards no work."""
+    """Return whether stopping the job discards no work."""
     has_trained = job.kind == Job.Kind.TRAIN and job.attempt
     return job.state in WAITING and not has_trained
 

@@ -1,4 +1,4 @@
-"""Base models: list, look, add a folder or a hub id, inspect again, and what the presets mean on one."""
+"""Base models: list, creation from a folder or hub id, inspection, modules and presets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ModulesOut(Schema):
 
 
 class PresetOut(Schema):
-    """What one choice of target modules means on this model at the asked rank. `share` is 0 to 1."""
+    """The size of a target-module config on this model at the requested rank. `share` is 0 to 1."""
 
     id: int
     slug: str | None
@@ -89,8 +89,7 @@ class PresetsAnswer(Schema):
     next: None = None
 
 
-def shown(base_model: BaseModel) -> BaseModelOut:
-    """The object as every answer has it."""
+def serialize_base_model(base_model: BaseModel) -> BaseModelOut:
     return BaseModelOut(
         id=base_model.pk,
         name=base_model.name,
@@ -103,17 +102,17 @@ def shown(base_model: BaseModel) -> BaseModelOut:
 
 
 def visible(request: Call) -> QuerySet[BaseModel]:
-    """The built-in model and the project's own ones."""
+    """Return the built-in model and the project's own."""
     return BaseModel.objects.select_related("job").visible_to(request.auth)
 
 
 def fetch(request: Call, pk: int) -> BaseModel:
-    """The model, if the caller may see it."""
+    """Return the model if the caller may see it."""
     return BaseModel.objects.select_related("job").fetch(request.auth, pk)
 
 
-def inspected(base_model: BaseModel) -> BaseModel:
-    """The model, if runs can start on it."""
+def require_inspected(base_model: BaseModel) -> BaseModel:
+    """Return the model; refuse one on which no run can start."""
     if not base_model.is_ready:
         message = _("%(name)s has not been inspected yet. Its state is: %(state)s.")
         raise Refusal(
@@ -125,38 +124,38 @@ def inspected(base_model: BaseModel) -> BaseModel:
 @router.get("", response={200: list[BaseModelOut], **READING})
 @paginate(Newest)
 def index(request: Call) -> Rows:
-    """The built-in base model and the project's own ones."""
-    return Rows(visible(request), shown)
+    """List the built-in base model and the project's own."""
+    return Rows(visible(request), serialize_base_model)
 
 
 @router.get("/{int:pk}", response={200: BaseModelOut, **READING})
 def detail(request: Call, pk: int) -> BaseModelOut:
-    """One base model."""
-    return shown(fetch(request, pk))
+    """Return one base model."""
+    return serialize_base_model(fetch(request, pk))
 
 
 @router.post("", auth=Token(Role.MANAGER), response={202: BaseModelOut, **WRITING})
 def create(request: Call, payload: BaseModelIn) -> Status[BaseModelOut]:
-    """Add a folder that the operator put below DATA_DIR/models, or a hub id; an inspect job counts it."""
+    """Add a folder below DATA_DIR/models, or a hub id, and queue its inspection."""
     job = once(request, Job.Kind.INSPECT, lambda key: add(request, payload, key))
-    # Inspected again since, the model has another job.
+    # A model that was inspected again has another job.
     mine = visible(request).filter(project=request.auth.project)
     found = mine.filter(job=job).first() or mine.filter(hub_id=payload.hub_id).order_by("-pk").first()
     if found is None:
         raise unknown("hub_id", _("base model"))
-    return Status(202, shown(found))
+    return Status(202, serialize_base_model(found))
 
 
 def add(request: Call, payload: BaseModelIn, key: str) -> Job:
-    """The inspect job of the new row. Checked by the page's own forms."""
+    """Create the row and return its inspect job. The page's forms check the input."""
     source = BaseModel.Source.FOLDER if payload.folder else BaseModel.Source.HUB
     kind: type[FolderForm | HubForm] = FolderForm if payload.folder else HubForm
     form = kind(payload.dict(), project=request.auth.project)
     refuse_errors(form)
     if payload.folder and payload.revision:
-        raise invalid("revision", _("A folder has no revision. Leave it out."))
+        raise invalid("revision", _("A folder has no revision. Omit `revision`."))
     values = {"name": payload.name or payload.hub_id.rpartition("/")[2], **form.cleaned_data}
-    # Here the key comes in a header.
+    # The API takes the key from a header.
     values.pop("idempotency_key", None)
     try:
         row = BaseModel.objects.add(
@@ -170,14 +169,14 @@ def add(request: Call, payload: BaseModelIn, key: str) -> Job:
 
 
 def refuse_errors(form: forms.Form) -> None:
-    """Say the first thing that a form does not accept."""
+    """Refuse the request with the first error of the form."""
     for field, problems in form.errors.items():
         raise invalid(None if field == "__all__" else field, str(problems[0]))
 
 
 @router.post("/{int:pk}/inspect", auth=Token(Role.MANAGER), response={202: BaseModelOut, **WRITING})
 def inspect(request: Call, pk: int, payload: Nothing | None = None) -> Status[BaseModelOut]:
-    """Count the model's modules once more. While an inspection waits or works, none is added."""
+    """Inspect the model again, unless an inspection is waiting or running."""
     base_model = fetch(request, pk)
     if base_model.job is None or base_model.job.is_over:
         once(
@@ -185,13 +184,13 @@ def inspect(request: Call, pk: int, payload: Nothing | None = None) -> Status[Ba
             Job.Kind.INSPECT,
             lambda key: base_model.inspect(request.auth.user, idempotency_key=key),
         )
-    return Status(202, shown(fetch(request, pk)))
+    return Status(202, serialize_base_model(fetch(request, pk)))
 
 
 @router.get("/{int:pk}/modules", response={200: ModulesAnswer, **READING})
 def modules(request: Call, pk: int) -> dict[str, Any]:
-    """What the inspect job counted, in groups of equal layers."""
-    census = inspected(fetch(request, pk)).load_census()
+    """Return the census: groups of layers of one kind and shape."""
+    census = require_inspected(fetch(request, pk)).load_census()
     groups = [
         ModulesOut(
             pattern=group.pattern,
@@ -208,9 +207,9 @@ def modules(request: Call, pk: int) -> dict[str, Any]:
 
 @router.get("/{int:pk}/presets", response={200: PresetsAnswer, **READING})
 def presets(request: Call, pk: int, r: Rank = 16) -> dict[str, Any]:
-    """What each choice of target modules means on this model."""
+    """Return the size of each target-module config on this model."""
     refuse_others(list(request.GET), ["r"])
-    base_model = inspected(fetch(request, pk))
+    base_model = require_inspected(fetch(request, pk))
     cards = preset_cards(list(TargetModuleConfig.objects.current().visible_to(request.auth)), base_model, r)
     lines = [
         PresetOut(

@@ -114,8 +114,8 @@ def serialize_at(dataset: Dataset, version: DatasetVersion | None) -> dict[str, 
         "rows": version.rows if version else None,
         "splits": by_split(splits),
         "problems": [
-            {"row": one.get("row"), "column": one.get("column") or None, "message": one.get("message", "")}
-            for one in problems
+            {"row": row.get("row"), "column": row.get("column") or None, "message": row.get("message", "")}
+            for row in problems
         ],
         "error": error_of(version),
     }
@@ -145,7 +145,7 @@ def serialize_version(version: DatasetVersion) -> dict[str, Any]:
         "shape": version.report.get("shape") or None,
         "columns": [str(name) for name in version.report.get("columns", [])],
         "group_column": version.group_column or None,
-        "group_columns": [str(one["name"]) for one in version.group_columns],
+        "group_columns": [str(column["name"]) for column in version.group_columns],
         "groups": by_split(version.report.get("groups", {})),
         "left_out": by_split(version.report.get("left_out", {})),
         "split_notes": version.split_notes,
@@ -248,7 +248,7 @@ def repeat(request: Call, version: DatasetVersion | None, answer: ImportAgainIn,
     if prompt and prompt == completion:
         raise invalid("completion_column", _("Prompt and answer must be two different columns."))
     if group and group in (prompt, completion):
-        raise invalid("group_column", _("What is read or learned cannot say which rows belong together."))
+        raise invalid("group_column", _("The prompt or answer column cannot be the group column."))
     skip = version.skip_bad_rows if answer.skip_bad_rows is None else answer.skip_bad_rows
     try:
         return version.import_again(
@@ -267,7 +267,7 @@ def chosen_column(version: DatasetVersion, field: str, column: str | None, befor
     """Return the given column, which must exist, or the one before."""
     if column is None:
         return before
-    known = [str(one) for one in version.report.get("columns", [])]
+    known = [str(name) for name in version.report.get("columns", [])]
     if column and known and column not in known:
         listed = ", ".join(known[:20])
         raise invalid(field, _("There is no such column. Choose among: %(columns)s.") % {"columns": listed})

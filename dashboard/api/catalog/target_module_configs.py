@@ -10,7 +10,7 @@ from ninja.pagination import paginate
 from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, done_before, first_time
-from dashboard.api.catalog.base_models import Rank, fetch, inspected
+from dashboard.api.catalog.base_models import Rank, fetch, require_inspected
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, invalid, unknown
 from dashboard.api.texts import Name, storable
@@ -108,7 +108,7 @@ def describe(config: TargetModuleConfig, base_model: BaseModel, r: int) -> Targe
 @paginate(Newest)
 def index(request: Call, base_model: int | None = None, r: Rank = 16) -> Rows:
     """List all configs with their size on `base_model` (by default the built-in one) at rank `r`."""
-    model = inspected(chosen_base_model(request, base_model))
+    model = require_inspected(chosen_base_model(request, base_model))
     configs = TargetModuleConfig.objects.current().visible_to(request.auth)
     return Rows(configs, lambda config: describe(config, model, r))
 
@@ -116,7 +116,7 @@ def index(request: Call, base_model: int | None = None, r: Rank = 16) -> Rows:
 @router.post("", response={201: TargetModuleConfigOut, **WRITING})
 def create(request: Call, payload: TargetModuleConfigIn) -> Status[TargetModuleConfigOut]:
     """Create a config of the project, or its next version. It has to match layers of the given base model."""
-    model = inspected(chosen_base_model(request, payload.base_model))
+    model = require_inspected(chosen_base_model(request, payload.base_model))
     names = ("target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern")
     try:
         selection = Selection.from_dict({name: getattr(payload, name) for name in names})

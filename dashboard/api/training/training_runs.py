@@ -12,7 +12,7 @@ from ninja import Query, Router, Status
 from ninja.pagination import paginate
 
 from dashboard.api.access import Call, do_once, once
-from dashboard.api.catalog.base_models import inspected
+from dashboard.api.catalog.base_models import require_inspected
 from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import config_of, newest_version
 from dashboard.api.evaluations.evaluations import submit_reevaluation
@@ -146,7 +146,7 @@ def launch(request: Call, payload: RunIn, key: str) -> Job:
 def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
     """Return the unsaved run of a request. Every id is looked up among what the caller may see."""
     version = newest_version(request, payload.dataset)
-    base_model = inspected(chosen_base_model(request, payload.base_model))
+    base_model = require_inspected(chosen_base_model(request, payload.base_model))
     config = config_of(request, payload.target_module_config)
     run = TrainingRun(
         project=request.auth.project,

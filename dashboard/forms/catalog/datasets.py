@@ -135,7 +135,7 @@ class ColumnsForm(forms.Form):
         self.fields["completion_column"].required = not known
         self._offer("prompt_column", columns, _("Detected") if known else _("No prompt column"))
         self._offer("completion_column", columns, _("Detected") if known else _("Choose a column"))
-        repeated = {str(one["name"]): int(one["values"]) for one in version.group_columns}
+        repeated = {str(column["name"]): int(column["values"]) for column in version.group_columns}
         self._offer("group_column", columns, _("None: group rows with nearly the same prompt"), repeated)
 
     def _offer(

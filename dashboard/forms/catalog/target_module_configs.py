@@ -219,7 +219,7 @@ class TargetModuleConfigForm(forms.Form):
             found.setdefault(group.pattern, []).append(group)
         order = list(ROLES)
         lines = sorted(
-            found.values(), key=lambda all_: (is_outside_presets(all_[0]), order.index(all_[0].role))
+            found.values(), key=lambda groups: (is_outside_presets(groups[0]), order.index(groups[0].role))
         )
         return [layer_row(groups, groups[0].pattern in selected, own) for groups in lines]
 

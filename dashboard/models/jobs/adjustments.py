@@ -20,7 +20,7 @@ def use_smaller_batches(job: Job, reason: str) -> str:
     Once per job: a second time would hide that the model is too large. Call it inside a transaction.
     """
     mine = Job.objects.filter(pk=job.pk, attempt=job.attempt, state__in=LIVE)
-    # From the row, never from `job`: a transaction that comes to nothing is repeated, and begins anew.
+    # Read from the row, because a transaction that fails is repeated with the same `job`.
     spec = mine.select_for_update().values_list("spec", flat=True).first()
     if spec is None:
         raise IllegalMove(f"{job} was taken over")

@@ -1,6 +1,6 @@
-"""What the web may know of a training's checkpoints: up to which step there is one. Plain JSON, no tensors.
+"""The newest checkpoint of a training, from its manifest and without tensors.
 
-The engine verifies every byte before it continues; here a listed file that is missing is proof enough.
+The engine verifies checksums before it resumes; this module only checks that all listed files exist.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from workers.contract import checkpoint_ownership
 
 
 def newest_step(folder: Path) -> int | None:
-    """Completed steps in the newest checkpoint below `folder` that looks whole; None without one."""
+    """Return the completed steps of the newest complete checkpoint below `folder`; None without one."""
     try:
         steps = (step_of(path) for path in checkpoint_ownership.valid_checkpoints(folder))
         return next((step for step in steps if step), None)
@@ -21,7 +21,7 @@ def newest_step(folder: Path) -> int | None:
 
 
 def may_exist(folder: Path) -> bool:
-    """Return whether a checkpoint exists; True also if the disk cannot tell, so that nothing is deleted."""
+    """Return whether a checkpoint exists; True if the disk cannot tell, so that nothing is deleted."""
     try:
         return any(step_of(path) for path in checkpoint_ownership.valid_checkpoints(folder))
     except OSError:

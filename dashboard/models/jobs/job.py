@@ -235,13 +235,13 @@ class Job(models.Model):
 
     @property
     def is_stop_requested(self) -> bool:
-        """Whether it was requested to end before its last step."""
+        """Return whether it was requested to end before its last step."""
         early = self.keep == Job.Keep.ADAPTER and not self.is_over
         return early or self.state == State.CANCELLING
 
     @property
     def keeps_checkpoint(self) -> bool:
-        """Whether a later attempt may need its checkpoints, so that cleanup must not delete them."""
+        """Return whether a later attempt may need its checkpoints, so that cleanup must not delete them."""
         kept = self.state == State.CANCELLED and self.keep == Job.Keep.CHECKPOINT
         return not self.is_over or self.state == State.FAILED or kept
 
@@ -251,7 +251,7 @@ class Job(models.Model):
 
     @property
     def may_have_checkpoint(self) -> bool:
-        """Whether a checkpoint exists, or may exist on a disk that does not answer."""
+        """Return whether a checkpoint exists, or may exist on a disk that does not answer."""
         return checkpoint.may_exist(self.checkpoint_folder())
 
     def renew_lease(self) -> bool:
@@ -314,7 +314,7 @@ class Job(models.Model):
 
     @property
     def has_exhausted_attempts(self) -> bool:
-        """Whether its attempts have reached a limit."""
+        """Return whether its attempts have reached a limit."""
         return (
             self.failed_attempts >= MAX_FAILED_ATTEMPTS
             or self.attempt - self.ignored_attempts >= MAX_ATTEMPTS
@@ -339,7 +339,7 @@ class Job(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
         return self.state in TERMINAL
 
     @property

@@ -96,5 +96,5 @@ class JobEvent(models.Model):
 
     @property
     def is_message(self) -> bool:
-        """Whether this is a message of the engine rather than a change of state."""
+        """Return whether this is a message of the engine rather than a change of state."""
         return self.event == "message"

@@ -11,7 +11,7 @@ from itertools import count
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """What decides the position of a waiting job. `project` is None for work of the installation itself."""
+    """The facts that decide the position of a waiting job. `project` is None for jobs without one."""
 
     pk: int
     priority: int

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StopRefused(Exception):
-    """Why a run or job cannot be stopped as requested. `field` is the part of the request at fault."""
+    """A run or job cannot be stopped as requested. `field` is the part of the request at fault."""
 
     def __init__(self, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -92,7 +92,7 @@ def _have_all_runs_ended(row: Job) -> bool:
 
 
 def _is_search_only(row: Job) -> bool:
-    """Whether the job only searches for learning rates: search runs publish no adapter."""
+    """Return whether the job only searches for learning rates: search runs publish no adapter."""
     runs = row.training_runs.all()
     return runs.exists() and not runs.filter(rung=None).exists()
 
@@ -105,12 +105,12 @@ def _discard(row: Job, actor: str) -> bool:
 
 
 def may_have_progress(row: Job) -> bool:
-    """Whether there may be something to keep. A running engine may be ahead of its row; it reports if not."""
+    """Return whether there may be progress to keep. A running engine may be ahead of its row."""
     return row.state not in WAITING or has_progress(row)
 
 
 def has_progress(row: Job) -> bool:
-    """Whether the row or a checkpoint shows that there is something to keep."""
+    """Return whether the row or a checkpoint shows progress to keep."""
     trains = row.state not in WAITING and (row.phase == "training" or bool(row.step))
     return row.may_have_checkpoint or trains
 

@@ -1,4 +1,4 @@
-"""Base models: list, add a folder or a hub id, one model's census with what each preset means on it."""
+"""Base models: list, creation from a folder or hub id, and a page with the census and the presets."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ LOG_LINES = 50
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The built-in model and the project's own ones, newest first."""
+    """List the built-in model and the project's own, newest first."""
     here = models.Q(project=None) | models.Q(project=request.project)
     visible = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
     base_models, following = visible.page(request.GET.get("cursor"))
-    context = {"rows": needs_of(base_models), "next": following}
+    context = {"rows": with_forecasts(base_models), "next": following}
     return render(request, "catalog/base_models/index.html", context)
 
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Add a model from one of two forms: a folder that the operator put in place, or a hub id."""
+    """Add a model from one of two forms: a folder under DATA_DIR/models, or a hub id."""
     request.project.require(request.user, Role.MANAGER)
     source = request.POST.get("source", "")
     folder_form = FolderForm(request.POST if source == "folder" else None, project=request.project)
@@ -52,10 +52,10 @@ def create(request: Request) -> HttpResponse:
     )
     form = hub_form if source == "hub" else folder_form
     is_valid = form.is_valid()
-    # Asked first: sent again, the form names a model that the project has by now.
-    base_model = added_with(request.project, form) if form.is_bound else None
+    # Looked up before validation: the form that is sent again names a model that the project has by now.
+    base_model = find_added(request.project, form) if form.is_bound else None
     if base_model is None and is_valid:
-        base_model = add(request, BaseModel.Source(source), form)
+        base_model = add_base_model(request, BaseModel.Source(source), form)
     if base_model:
         return redirect(base_model)
     if is_valid:
@@ -70,23 +70,25 @@ def create(request: Request) -> HttpResponse:
     return render(request, "catalog/base_models/create.html", context, status=422 if request.POST else 200)
 
 
-def added_with(project: Project, form: FolderForm | HubForm) -> BaseModel | None:
-    """The model that this form has added already, if it was sent before."""
+def find_added(project: Project, form: FolderForm | HubForm) -> BaseModel | None:
+    """Return the model that an earlier request with this form has added, if any."""
     job = Job.objects.find_by_idempotency_key(project, key_of(form))
     if job is None or job.kind != Job.Kind.INSPECT:
         return None
-    asked = {name: str(form.data.get(name, "")).strip() for name in ("hub_id", "revision")}
-    if (job.spec.get("revision") or "") != asked["revision"]:
+    hub_id, revision = (str(form.data.get(name, "")).strip() for name in ("hub_id", "revision"))
+    if (job.spec.get("revision") or "") != revision:
         return None
-    named = BaseModel.objects.filter(project=project, hub_id=asked["hub_id"])
-    # Inspected again since, it has another job.
+    named = BaseModel.objects.filter(project=project, hub_id=hub_id)
+    # A model that was inspected again has another job.
     return named.filter(job=job).first() or named.first()
 
 
-def add(request: Request, source: BaseModel.Source, form: FolderForm | HubForm) -> BaseModel | None:
-    """The new row with its inspect job, or None when somebody else has just added the same model."""
+def add_base_model(
+    request: Request, source: BaseModel.Source, form: FolderForm | HubForm
+) -> BaseModel | None:
+    """Return the new row with its inspect job; None if another request has just added the same model."""
     values = {name: value for name, value in form.cleaned_data.items() if name != "idempotency_key"}
-    # Whoever goes back and asks for another model sends that under the old key.
+    # A form that is changed and sent again has the key of the earlier model.
     key = "" if Job.objects.find_by_idempotency_key(request.project, key_of(form)) else key_of(form)
     name = values.get("name") or values["hub_id"].rpartition("/")[2]
     try:
@@ -98,26 +100,26 @@ def add(request: Request, source: BaseModel.Source, form: FolderForm | HubForm) 
             **{**values, "name": name},
         )
     except IntegrityError:
-        # Perhaps the other request of a double click was quicker by a moment.
-        return added_with(request.project, form)
+        # The other request of a double click may have been faster.
+        return find_added(request.project, form)
 
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """What the inspect job found, and what each preset means on this model."""
+    """Show the census of a model, and the size of each preset on it."""
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
-    census, outdated = counted(base_model)
+    census, outdated = load_census(base_model)
     context = {
         "base_model": base_model,
         "may_manage": request.user.projects(Role.MANAGER)
         .filter(pk=base_model.project_id or request.project.pk)
         .exists(),
         **queue_position_context(base_model.job),
-        **cause(base_model),
+        **failure_context(base_model),
         "census": census,
         "outdated": outdated,
-        "groups": coverage(census) if census else [],
-        "presets": preset_lines(base_model, census) if census else [],
+        "groups": layer_rows(census) if census else [],
+        "presets": preset_rows(base_model, census) if census else [],
         "rank": SHOWN_RANK,
         "recommended_label": RECOMMENDED_LABEL,
         "recommended_why": RECOMMENDED_WHY,
@@ -127,7 +129,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def progress(request: Request, pk: int) -> HttpResponse:
-    """How far the inspection is; the whole page comes anew once it is over."""
+    """Show the progress of the inspection; reload the page when it is over."""
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
     if base_model.job is None or base_model.job.is_over:
         return HttpResponseClientRefresh()
@@ -137,9 +139,9 @@ def progress(request: Request, pk: int) -> HttpResponse:
 
 @require_POST
 def inspect(request: Request, pk: int) -> HttpResponse:
-    """Look at the model's files once more: they may have been completed, or the way of counting changed."""
+    """Inspect the model's files again."""
     base_model = BaseModel.objects.select_related("job").fetch(request.user, pk)
-    # The built-in model belongs to nobody: whoever manages a project may have it counted again.
+    # The built-in model has no project: the manager of any project may inspect it.
     (base_model.project or request.project).require(request.user, Role.MANAGER)
     if base_model.job and not base_model.job.is_over:
         messages.info(request, _("%(name)s is being inspected already.") % {"name": base_model})
@@ -148,25 +150,25 @@ def inspect(request: Request, pk: int) -> HttpResponse:
     return redirect(base_model)
 
 
-def needs_of(base_models: list[BaseModel]) -> list[tuple[BaseModel, DeviceForecast | None]]:
-    """Each with what a fine-tune by the form's defaults would need; None where that cannot be estimated."""
+def with_forecasts(base_models: list[BaseModel]) -> list[tuple[BaseModel, DeviceForecast | None]]:
+    """Pair each model with the forecast of a run with default settings; None if it cannot be estimated."""
     recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED).first()
     forecaster = RunForecaster.load(base_models[0], None) if base_models else None
-    found: list[tuple[BaseModel, DeviceForecast | None]] = []
+    rows: list[tuple[BaseModel, DeviceForecast | None]] = []
     for base_model in base_models:
         forecast = None
-        if recommended and forecaster and base_model.is_ready and counted(base_model)[0]:
+        if recommended and forecaster and base_model.is_ready and load_census(base_model)[0]:
             resolution = recommended.resolve(base_model)
             if not resolution.refusal:
                 forecast = forecaster.for_base_model(base_model).forecast_best_device(
                     resolution, Hyperparameters()
                 )
-        found.append((base_model, forecast))
-    return found
+        rows.append((base_model, forecast))
+    return rows
 
 
-def cause(base_model: BaseModel) -> dict[str, str]:
-    """What helps after a failure: advice, and the log's end where the files themselves are not at fault."""
+def failure_context(base_model: BaseModel) -> dict[str, str]:
+    """Return advice after a failure, and the end of the log unless the model's files caused it."""
     job = base_model.job
     if job is None or job.state != State.FAILED:
         return {}
@@ -174,8 +176,8 @@ def cause(base_model: BaseModel) -> dict[str, str]:
     return {"advice": advice(job.error_code, INSPECT), "log": log}
 
 
-def counted(base_model: BaseModel) -> tuple[Census | None, str]:
-    """The census, or None and, where another version counted it, the sentence that says so."""
+def load_census(base_model: BaseModel) -> tuple[Census | None, str]:
+    """Return the census, or None with the reason if it was made by another version."""
     if base_model.census is None:
         return None, ""
     try:
@@ -184,21 +186,21 @@ def counted(base_model: BaseModel) -> tuple[Census | None, str]:
         return None, outdated.message
 
 
-def coverage(census: Census) -> list[dict[str, Any]]:
-    """The model's layers by role: how many modules, in how many layers, which shapes."""
+def layer_rows(census: Census) -> list[dict[str, Any]]:
+    """Return the model's modules by role, with their number, layers and shapes."""
     lines = []
     found: dict[tuple[str, str], list[Group]] = {}
     for role in ROLES:
         for group in census.groups:
-            # A tower's layers are no layers of the language model, whatever their names.
-            apart = group.scope if group.scope in ("vision", "projector") else ""
+            # Layers of a vision tower may have the names of the language model's.
+            tower = group.scope if group.scope in ("vision", "projector") else ""
             if group.role == role:
-                found.setdefault((role, apart), []).append(group)
-    for (role, apart), groups in sorted(found.items(), key=lambda item: bool(item[0][1])):
+                found.setdefault((role, tower), []).append(group)
+    for (role, tower), groups in sorted(found.items(), key=lambda item: bool(item[0][1])):
         layers = {layer for group in groups for layer in group.layers if group.scope in PRESET_SCOPES}
         lines.append(
             {
-                "label": f"{ROLES[role]} ({SCOPES[apart]})" if apart else ROLES[role],
+                "label": f"{ROLES[role]} ({SCOPES[tower]})" if tower else ROLES[role],
                 "names": [group.pattern for group in groups],
                 "modules": sum(group.modules for group in groups),
                 "layers": len(layers),
@@ -208,8 +210,8 @@ def coverage(census: Census) -> list[dict[str, Any]]:
     return lines
 
 
-def preset_lines(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
-    """Each built-in preset on this model at rank 16: modules, parameters, share, size, or its refusal."""
+def preset_rows(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
+    """Return each built-in preset on this model at rank 16: parameters, share, size, or its refusal."""
     lines = []
     for config in TargetModuleConfig.objects.filter(project=None):
         found = config.resolve(base_model)

@@ -1,4 +1,4 @@
-"""The queue and the workers over the API."""
+"""Jobs and workers over the API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import make_dataset
 JOBS = "/api/v1/jobs"
 
 
-def test_it_shows_a_job_with_its_place_and_what_it_is_for(api: Client, run: TrainingRun) -> None:
+def test_a_waiting_job(api: Client, run: TrainingRun) -> None:
     job = api.get(f"{JOBS}/{run.job_id}").json()
     assert (job["kind"], job["state"], job["queue"], job["position"]) == ("train", "queued", "gpu", 1)
     assert (job["run"], job["dataset"], job["base_model"]) == (run.pk, None, None)
@@ -25,20 +25,22 @@ def test_it_shows_a_job_with_its_place_and_what_it_is_for(api: Client, run: Trai
     assert job["error"] is None
 
 
-def test_it_lists_only_the_projects_jobs(api: Client, run: TrainingRun, other_project: Project) -> None:
+def test_the_list_holds_only_jobs_of_the_project(
+    api: Client, run: TrainingRun, other_project: Project
+) -> None:
     make_dataset(other_project, "Theirs", ready=False)
     waiting = api.get(f"{JOBS}?state=queued").json()["data"]
     assert [one["id"] for one in waiting] == [run.job_id]
     assert {one["kind"] for one in api.get(JOBS).json()["data"]} == {"train", "import", "inspect"}
 
 
-def test_it_refuses_a_state_that_no_job_has(api: Client) -> None:
+def test_an_unknown_state_is_refused(api: Client) -> None:
     answer = api.get(f"{JOBS}?state=lost")
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "state")
 
 
 @pytest.mark.parametrize("rows", [10, 60])
-def test_a_list_asks_the_database_a_fixed_number_of_times(
+def test_queries_of_the_list_are_constant(
     api: Client, project: Project, rows: int, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for number in range(rows):
@@ -48,13 +50,13 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
         assert len(api.get(f"{JOBS}?limit=200").json()["data"]) == rows
 
 
-def test_it_stops_a_job_once(api: Client, run: TrainingRun) -> None:
+def test_a_stopped_job_cannot_be_stopped_again(api: Client, run: TrainingRun) -> None:
     first, second = (api.post(f"{JOBS}/{run.job_id}/cancel") for _time in range(2))
     assert (first.status_code, first.json()["state"]) == (202, "cancelled")
     assert (second.status_code, second.json()["error"]["code"]) == (409, "already_ended")
 
 
-def test_a_job_that_was_asked_to_end_has_no_time_left(api: Client, run: TrainingRun) -> None:
+def test_a_stopping_job_has_no_time_left(api: Client, run: TrainingRun) -> None:
     assert run.job
     run.job.move("claim", attempt=1)
     run.job.move("progress", phase="training", step=5, total_steps=10, eta_seconds=3600.0)
@@ -63,12 +65,12 @@ def test_a_job_that_was_asked_to_end_has_no_time_left(api: Client, run: Training
     assert api.get(f"{JOBS}/{run.job_id}").json()["eta_seconds"] is None
 
 
-def test_it_tells_a_jobs_history(api: Client, run: TrainingRun) -> None:
+def test_the_events_of_a_job(api: Client, run: TrainingRun) -> None:
     events = api.get(f"{JOBS}/{run.job_id}/events").json()["data"]
     assert [(one["event"], one["state"]) for one in events] == [("submit", "queued")]
 
 
-def test_it_hides_a_foreign_job(run: TrainingRun, other_project: Project, otto: User) -> None:
+def test_jobs_of_other_projects_are_not_found(run: TrainingRun, other_project: Project, otto: User) -> None:
     api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'x')[1]}"})
     assert api.get(f"{JOBS}/{run.job_id}").status_code == 404
     assert api.get(f"{JOBS}/{run.job_id}/events").status_code == 404
@@ -76,23 +78,23 @@ def test_it_hides_a_foreign_job(run: TrainingRun, other_project: Project, otto: 
     assert Job.objects.get(pk=run.job_id).state == "queued"
 
 
-def test_a_viewer_stops_nothing(run: TrainingRun, project: Project, vera: User) -> None:
+def test_a_viewer_cannot_stop_a_job(run: TrainingRun, project: Project, vera: User) -> None:
     api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
     assert api.post(f"{JOBS}/{run.job_id}/cancel").status_code == 403
 
 
-def test_it_lists_the_workers(api: Client) -> None:
+def test_the_list_of_workers(api: Client) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     worker = api.get("/api/v1/workers").json()["data"][0]
     assert (worker["name"], worker["alive"], worker["device"]) == ("gpu@host", True, None)
 
 
-def test_it_tells_when_a_waiting_job_starts(api: Client, run: TrainingRun) -> None:
+def test_a_waiting_job_has_an_estimated_start(api: Client, run: TrainingRun) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     job = api.get(f"{JOBS}/{run.job_id}").json()
     listed = api.get(f"{JOBS}?state=queued").json()["data"][0]
-    for said in (job, listed):
-        assert timezone.now() - datetime.fromisoformat(said["starts_at"]) < timedelta(minutes=1)
+    for answer in (job, listed):
+        assert timezone.now() - datetime.fromisoformat(answer["starts_at"]) < timedelta(minutes=1)
 
 
 def as_manager(project: Project, mara: User) -> Client:
@@ -110,11 +112,13 @@ def test_a_manager_changes_the_priority(project: Project, mara: User, run: Train
     assert change(as_manager(project, mara), run.job_id, priority="best")[0] == 422
 
 
-def test_an_editor_changes_no_priority(api: Client, run: TrainingRun) -> None:
+def test_an_editor_cannot_change_the_priority(api: Client, run: TrainingRun) -> None:
     assert change(api, run.job_id, priority="high")[0] == 403
 
 
-def test_what_has_started_has_no_priority_to_change(project: Project, mara: User, run: TrainingRun) -> None:
+def test_the_priority_of_a_started_job_cannot_be_changed(
+    project: Project, mara: User, run: TrainingRun
+) -> None:
     assert run.job
     run.job.move("claim", attempt=1)
     status, body = change(as_manager(project, mara), run.job_id, priority="low")
@@ -126,7 +130,7 @@ def post(client: Client, address: str, **body: object) -> tuple[int, dict[str, A
     return answer.status_code, answer.json()
 
 
-def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara: User) -> None:
+def test_the_manager_of_the_only_project_pauses_and_resumes_a_worker(project: Project, mara: User) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     pk = WorkerNode.objects.get().pk
     api = as_manager(project, mara)
@@ -134,7 +138,7 @@ def test_the_manager_of_the_only_project_pauses_a_worker(project: Project, mara:
     assert post(api, f"/api/v1/workers/{pk}/resume")[1]["paused"] is False
 
 
-def test_a_token_that_only_reads_pauses_nothing(project: Project) -> None:
+def test_a_read_only_token_cannot_pause_a_worker(project: Project) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     root = User.objects.create_superuser("root@example.org")
     project.admit(root, Role.MANAGER)

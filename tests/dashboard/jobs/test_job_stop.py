@@ -1,4 +1,4 @@
-"""Stopping a training with something kept, and continuing it: what the row says, and what nobody may undo."""
+"""Stopping a job, the progress that a stop keeps, and resuming it."""
 
 from __future__ import annotations
 
@@ -30,68 +30,73 @@ def training(job: Job) -> Job:
     return job
 
 
-def words(job: Job) -> str:
+def add_run(run: TrainingRun) -> None:
+    """Add a second run to the job of `run`."""
+    other = TrainingRun.objects.get(pk=run.pk)
+    other.pk, other._state.adding, other.name = None, True, "The other"
+    other.save()
+
+
+def last_event(job: Job) -> str:
     event = job.events.last()
     assert event is not None
     return event.description
 
 
-def test_it_goes_on_until_somebody_wants_a_stop(training: Job) -> None:
+@pytest.mark.parametrize(
+    ("keep", "state", "request_", "text"),
+    [
+        ("", State.CANCELLING, "cancel", "asked to stop: the progress is discarded"),
+        ("adapter", State.RUNNING, "finish", "asked to stop and keep the best weights so far"),
+        (
+            "checkpoint",
+            State.CANCELLING,
+            "park",
+            "asked to stop: the checkpoint is to be kept, to resume later",
+        ),
+    ],
+)
+def test_a_running_job_gets_a_stop_request(
+    training: Job, ed: User, keep: str, state: State, request_: str, text: str
+) -> None:
     assert training.read_stop_request() == ""
+    assert training.request_cancel(ed, keep=keep)
+    assert (training.state, training.read_stop_request()) == (state, request_)
+    assert last_event(training) == f"ed@example.org {text}"
 
 
-def test_it_finishes_early_to_keep_the_best(training: Job, ed: User) -> None:
-    assert training.request_cancel(ed, keep="adapter")
-    assert (training.state, training.read_stop_request()) == (State.RUNNING, "finish")
-    assert words(training) == "ed@example.org asked to stop and keep the best weights so far"
+def test_a_replaced_attempt_is_fenced(training: Job) -> None:
+    stale = Job.objects.get(pk=training.pk)
+    Job.objects.filter(pk=training.pk).update(attempt=2)
+    assert stale.read_stop_request() is None
 
 
-@pytest.mark.parametrize("phase", ["", "loading", "training"])
-def test_it_finishes_early_too_where_its_engine_is_ahead_of_its_row(job: Job, ed: User, phase: str) -> None:
+@pytest.mark.parametrize("phase", ["", "loading"])
+def test_a_starting_job_may_keep_its_adapter(job: Job, ed: User, phase: str) -> None:
+    """The engine may have trained already, so it decides."""
     job.move("claim", attempt=1, worker="w@host")
     if phase:
         job.move("progress")
         job.update_progress(phase=phase)
-    state = job.state
     assert job.request_cancel(ed, keep="adapter")
-    assert (job.state, job.read_stop_request()) == (state, "finish")
+    assert job.read_stop_request() == "finish"
 
 
-def test_it_asks_once_to_keep_the_best(training: Job, ed: User) -> None:
-    assert training.request_cancel(ed, keep="adapter")
-    assert training.request_cancel(ed, keep="adapter")
+def test_a_repeated_request_is_recorded_once(training: Job, ed: User) -> None:
+    for _time in range(2):
+        assert training.request_cancel(ed, keep="adapter")
     assert training.events.filter(event="finish").count() == 1
 
 
-def test_of_a_search_for_a_rate_there_is_no_adapter_to_keep(training: Job, ed: User) -> None:
+def test_a_search_run_keeps_no_adapter(training: Job, ed: User) -> None:
     TrainingRun.objects.update(rung=0)
     assert training.request_cancel(ed, keep="adapter")
     assert (training.state, training.read_stop_request()) == (State.CANCELLING, "cancel")
 
 
-def test_it_parks_to_keep_the_checkpoint(training: Job, ed: User) -> None:
-    assert training.request_cancel(ed, keep="checkpoint")
-    assert (training.state, training.read_stop_request()) == (State.CANCELLING, "park")
-    assert words(training) == "ed@example.org asked to stop: the checkpoint is to be kept, to resume later"
-    training.move("stopped", fenced=True)
-    assert training.keeps_checkpoint
-
-
-def test_it_discards_without_a_word_about_keeping(training: Job, ed: User) -> None:
-    assert training.request_cancel(ed)
-    assert training.read_stop_request() == "cancel"
-    training.move("stopped", fenced=True)
-    assert not training.keeps_checkpoint
-
-
-def test_a_plain_cancel_overrides_an_end_that_keeps_the_best(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="adapter")
-    assert training.request_cancel(ed)
-    assert (training.keep, training.read_stop_request()) == ("", "cancel")
-
-
-def test_a_checkpoint_on_its_way_can_still_be_discarded(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="checkpoint")
+@pytest.mark.parametrize("keep", ["adapter", "checkpoint"])
+def test_a_kept_result_can_still_be_discarded(training: Job, ed: User, keep: str) -> None:
+    training.request_cancel(ed, keep=keep)
     assert training.request_cancel(ed)
     assert training.read_stop_request() == "cancel"
     training.refresh_from_db()
@@ -99,44 +104,36 @@ def test_a_checkpoint_on_its_way_can_still_be_discarded(training: Job, ed: User)
 
 
 @pytest.mark.parametrize("keep", ["adapter", "checkpoint"])
-def test_what_is_being_discarded_cannot_be_kept_any_more(training: Job, ed: User, keep: str) -> None:
+def test_a_discarded_result_cannot_be_kept(training: Job, ed: User, keep: str) -> None:
     training.request_cancel(ed)
     assert not training.request_cancel(ed, keep=keep)
     assert training.read_stop_request() == "cancel"
 
 
-def test_nothing_is_left_to_stop_once_every_arm_has_ended(training: Job, run: TrainingRun, ed: User) -> None:
+def test_a_job_whose_runs_have_ended_cannot_be_stopped(training: Job, run: TrainingRun, ed: User) -> None:
     run.end("succeeded", step=5)
     assert not training.request_cancel(ed)
     assert not training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.read_stop_request()) == (State.RUNNING, "")
 
 
-def test_one_arm_of_two_that_has_ended_leaves_the_other_to_stop(
-    training: Job, run: TrainingRun, ed: User
-) -> None:
-    other = TrainingRun.objects.get(pk=run.pk)
-    other.pk, other._state.adding, other.name = None, True, "The other"
-    other.save()
+def test_a_stop_leaves_ended_runs_as_they_are(training: Job, run: TrainingRun, ed: User) -> None:
+    add_run(run)
     run.end("succeeded", step=5)
     assert training.request_cancel(ed)
     training.move("stopped", fenced=True)
-    ends = training.training_runs.order_by("pk").values_list("outcome", flat=True)
-    assert list(ends) == ["succeeded", "cancelled"]
+    outcomes = training.training_runs.order_by("pk").values_list("outcome", flat=True)
+    assert list(outcomes) == ["succeeded", "cancelled"]
 
 
-def test_an_attempt_that_was_replaced_is_fenced(training: Job) -> None:
-    stale = Job.objects.get(pk=training.pk)
-    Job.objects.filter(pk=training.pk).update(attempt=2)
-    assert stale.read_stop_request() is None
+@pytest.mark.parametrize("keep", ["adapter", "checkpoint"])
+def test_a_waiting_job_without_progress_is_cancelled(job: Job, ed: User, keep: str) -> None:
+    assert job.request_cancel(ed, keep=keep)
+    assert (job.state, job.keep, job.keeps_checkpoint) == (State.CANCELLED, "", False)
+    assert last_event(job) == "ed@example.org stopped it while it waited: there was no progress yet"
 
 
-def test_keeping_the_best_of_nothing_is_a_plain_cancel(job: Job, ed: User) -> None:
-    assert job.request_cancel(ed, keep="adapter")
-    assert (job.state, job.keep) == (State.CANCELLED, "")
-
-
-def test_a_waiting_job_with_a_checkpoint_finishes_at_its_next_attempt(training: Job, ed: User) -> None:
+def test_an_interrupted_job_with_a_checkpoint_saves_its_adapter_next(training: Job, ed: User) -> None:
     make_checkpoint(training, step=3)
     training.interrupt("the worker died")
     assert training.request_cancel(ed, keep="adapter")
@@ -147,123 +144,98 @@ def test_a_waiting_job_with_a_checkpoint_finishes_at_its_next_attempt(training: 
     assert claimed.read_stop_request() == "finish"
 
 
-def test_who_was_to_keep_its_best_and_has_lost_all_does_not_wait_to_be_told_so(
-    training: Job, ed: User
-) -> None:
-    training.request_cancel(ed, keep="adapter")
-    training.interrupt("the worker died")
-    training.refresh_from_db()
-    assert (training.state, training.keep) == (State.CANCELLED, "")
-    assert words(training).endswith("Stopped before the first checkpoint; nothing to keep.")
-    assert [run.outcome for run in training.training_runs.all()] == ["cancelled"]
-
-
-def test_who_was_to_keep_its_best_goes_on_from_its_checkpoint(training: Job, ed: User) -> None:
-    make_checkpoint(training, step=3)
-    training.request_cancel(ed, keep="adapter")
-    training.interrupt("the worker died")
-    assert (training.state, training.keep) == (State.INTERRUPTED, "adapter")
-
-
-def test_a_waiting_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
+def test_an_interrupted_job_keeps_its_checkpoint(training: Job, ed: User) -> None:
     make_checkpoint(training, step=3)
     training.interrupt("the worker died")
     assert training.request_cancel(ed, keep="checkpoint")
     assert (training.state, training.keeps_checkpoint) == (State.CANCELLED, True)
 
 
-def test_a_waiting_job_without_a_checkpoint_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
-    assert job.request_cancel(ed, keep="checkpoint")
-    assert (job.state, job.keep, job.keeps_checkpoint) == (State.CANCELLED, "", False)
-    assert words(job) == "ed@example.org stopped it while it waited: there was no progress yet"
+def test_stop_without_checkpoint_cancels(training: Job, ed: User) -> None:
+    training.request_cancel(ed, keep="adapter")
+    training.interrupt("the worker died")
+    training.refresh_from_db()
+    assert (training.state, training.keep) == (State.CANCELLED, "")
+    assert last_event(training).endswith("Stopped before the first checkpoint; nothing to keep.")
+    assert [run.outcome for run in training.training_runs.all()] == ["cancelled"]
 
 
-def test_a_job_that_ends_before_it_has_learned_anything_keeps_nothing_and_says_so(job: Job, ed: User) -> None:
-    job.move("claim", attempt=1, worker="w@host")
-    assert job.request_cancel(ed, keep="checkpoint")
-    assert words(job).endswith("the checkpoint is to be kept, to resume later"), "a wish, not a promise"
-    job.complete_stop(actor="w@host")
-    assert (job.state, Job.objects.get(pk=job.pk).keep) == (State.CANCELLED, "")
-    assert words(job) == "Stopped: There was no progress to keep."
+def test_stop_with_checkpoint_survives_an_interruption(training: Job, ed: User) -> None:
+    make_checkpoint(training, step=3)
+    training.request_cancel(ed, keep="adapter")
+    training.interrupt("the worker died")
+    assert (training.state, training.keep) == (State.INTERRUPTED, "adapter")
 
 
-def test_a_stop_whose_worker_was_lost_keeps_nothing_where_nothing_was(job: Job, ed: User) -> None:
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_stop_before_the_first_step_keeps_nothing(job: Job, ed: User, is_lost: bool) -> None:
     job.move("claim", attempt=1, worker="w@host")
     job.request_cancel(ed, keep="checkpoint")
-    job.recover("Its worker process is gone.")
-    assert Job.objects.get(pk=job.pk).keep == ""
-    assert words(job) == "Stopped: Its worker process is gone. There was no progress to keep."
+    if is_lost:
+        job.recover("Its worker process is gone.")
+    else:
+        job.complete_stop(actor="w@host")
+    assert (job.state, Job.objects.get(pk=job.pk).keep) == (State.CANCELLED, "")
+    cause = "Its worker process is gone. " if is_lost else ""
+    assert last_event(job) == f"Stopped: {cause}There was no progress to keep."
 
 
-def test_what_was_kept_stays_kept_once_it_has_stopped(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="checkpoint")
-    make_checkpoint(training, step=5)
-    training.complete_stop(actor="w@host")
-    assert Job.objects.get(pk=training.pk).keeps_checkpoint
-    assert words(training) == "Stopped: It can be resumed from step 5."
-
-
-def test_it_says_where_the_last_steps_could_not_be_saved(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="checkpoint")
-    make_checkpoint(training, step=3)
-    training.complete_stop(actor="w@host")
-    assert words(training) == "Stopped: Its last steps could not be saved. It can be resumed from step 3."
-
-
-def test_it_says_where_nothing_could_be_saved(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="checkpoint")
-    training.complete_stop(actor="w@host")
-    assert not Job.objects.get(pk=training.pk).keeps_checkpoint
-    assert words(training) == "Stopped: No checkpoint could be saved, so nothing is kept."
-
-
-def test_it_promises_nothing_of_a_checkpoint_that_cannot_be_read_now(
-    training: Job, ed: User, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("keep", "step", "text"),
+    [
+        ("checkpoint", 5, "Stopped: It can be resumed from step 5."),
+        ("checkpoint", 3, "Stopped: Its last steps could not be saved. It can be resumed from step 3."),
+        ("checkpoint", None, "Stopped: No checkpoint could be saved, so nothing is kept."),
+        ("", 5, "Stopped"),
+    ],
+)
+def test_the_history_says_which_checkpoint_is_kept(
+    training: Job, ed: User, keep: str, step: int | None, text: str
 ) -> None:
+    training.request_cancel(ed, keep=keep)
+    if step:
+        make_checkpoint(training, step=step)
+    training.complete_stop(actor="w@host")
+    assert Job.objects.get(pk=training.pk).keeps_checkpoint == bool(keep and step)
+    assert last_event(training) == text
+
+
+def test_an_unreadable_checkpoint_is_kept(training: Job, ed: User, monkeypatch: pytest.MonkeyPatch) -> None:
     training.request_cancel(ed, keep="checkpoint")
     make_checkpoint(training, step=5)
 
     def refuse(_folder: Path) -> list[Path]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("workers.contract.checkpoint_ownership.valid_checkpoints", refuse)
+    monkeypatch.setattr("workers.contract.checkpoint_ownership.checkpoints", refuse)
     training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
-    assert words(training) == "Stopped: Its checkpoint cannot be read at the moment."
+    assert last_event(training) == "Stopped: Its checkpoint cannot be read at the moment."
 
 
-def test_a_stop_that_keeps_nothing_says_no_more(training: Job, ed: User) -> None:
-    training.request_cancel(ed)
-    make_checkpoint(training, step=5)
-    training.complete_stop(actor="w@host")
-    assert words(training) == "Stopped"
-
-
-def test_only_a_training_keeps_anything(run: TrainingRun, ed: User) -> None:
+def test_only_a_training_keeps_progress(run: TrainingRun, ed: User) -> None:
     other = Job.objects.submit(Job.Kind.IMPORT, {}, project=run.project, by=ed)
     other.move("claim", attempt=1)
     assert other.request_cancel(ed, keep="checkpoint")
-    assert (other.state, other.keep, words(other)) == (State.CANCELLING, "", "ed@example.org asked to stop")
+    assert (other.state, other.keep, last_event(other)) == (
+        State.CANCELLING, "", "ed@example.org asked to stop"
+    )  # fmt: skip
 
 
-def test_it_resumes_with_what_had_ended_open_again(training: Job, run: TrainingRun, ed: User) -> None:
+def test_a_stopped_job_is_resumed(training: Job, run: TrainingRun, ed: User) -> None:
     make_checkpoint(training, step=4)
     training.request_cancel(ed, keep="checkpoint")
     training.move("stopped", fenced=True)
     Outbox.objects.all().delete()
     resume(training, ed)
     run.refresh_from_db()
-    assert (training.state, training.keep, training.failed_attempts, run.state) == (
-        State.QUEUED,
-        "",
-        0,
-        "queued",
-    )
+    assert (training.state, training.keep, training.failed_attempts) == (State.QUEUED, "", 0)
+    assert run.state == "queued"
     assert Outbox.objects.filter(job=training).exists()
-    assert words(training) == "ed@example.org resumed it"
+    assert last_event(training) == "ed@example.org resumed it"
 
 
-def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -> None:
+def test_a_failed_job_is_resumed_without_its_error(training: Job, run: TrainingRun, ed: User) -> None:
     make_checkpoint(training, step=4)
     training.move("fail", error_code="disk_full", error_message="The disk is full.")
     resume(training, ed)
@@ -271,18 +243,18 @@ def test_it_resumes_after_a_failure(training: Job, run: TrainingRun, ed: User) -
     assert (training.error, run.error, run.error_code) == (None, None, "")
 
 
-def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
+def test_a_job_is_not_resumed_if_its_checkpoints_are_deleted_meanwhile(
     training: Job, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_checkpoint(training, step=4)
     training.move("fail", error_code="disk_full", error_message="The disk is full.")
     move = Job.move
 
-    def cleared_first(self: Job, event: str, **fields: object) -> None:
+    def delete_first(self: Job, event: str, **fields: object) -> None:
         shutil.rmtree(self.checkpoint_folder())
         move(self, event, **fields)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Job, "move", cleared_first)
+    monkeypatch.setattr(Job, "move", delete_first)
     with pytest.raises(IllegalMove, match="no checkpoint"):
         resume(training, ed)
     training.refresh_from_db()
@@ -290,67 +262,56 @@ def test_it_is_not_resumed_when_its_checkpoints_are_cleared_in_that_moment(
     assert not training.events.filter(event="resume").exists()
 
 
-def test_it_refuses_to_resume_what_works(training: Job, ed: User) -> None:
+def test_a_running_job_is_not_resumed(training: Job, ed: User) -> None:
     make_checkpoint(training, step=4)
     with pytest.raises(IllegalMove, match="waiting or running"):
         resume(training, ed)
 
 
-def test_it_refuses_to_resume_what_has_finished(job: Job, ed: User) -> None:
+def test_a_finished_job_is_not_resumed(job: Job, ed: User) -> None:
     finish(job)
     with pytest.raises(IllegalMove, match="finished"):
         resume(job, ed)
 
 
-def test_it_refuses_to_resume_without_a_checkpoint(training: Job, ed: User) -> None:
-    training.request_cancel(ed, keep="checkpoint")
+@pytest.mark.parametrize(("keep", "has_checkpoint"), [("checkpoint", False), ("", True)])
+def test_a_job_without_a_kept_checkpoint_is_not_resumed(
+    training: Job, ed: User, keep: str, has_checkpoint: bool
+) -> None:
+    if has_checkpoint:
+        make_checkpoint(training, step=4)
+    training.request_cancel(ed, keep=keep)
     training.move("stopped", fenced=True)
     with pytest.raises(IllegalMove, match="no checkpoint"):
         resume(training, ed)
 
 
-def test_it_refuses_to_resume_what_was_discarded(training: Job, ed: User) -> None:
+def test_a_diverged_run_is_not_resumed(training: Job, run: TrainingRun, ed: User) -> None:
     make_checkpoint(training, step=4)
-    training.request_cancel(ed)
-    training.move("stopped", fenced=True)
-    with pytest.raises(IllegalMove, match="no checkpoint"):
-        resume(training, ed)
-
-
-def test_it_refuses_to_resume_what_diverged(training: Job, run: TrainingRun, ed: User) -> None:
-    make_checkpoint(training, step=4)
+    add_run(run)
     run.end("failed", step=5, code="diverged", message="The loss was no number.")
-    training.move("fail", error_code="diverged", error_message="The loss was no number.")
-    with pytest.raises(IllegalMove, match="diverged"):
-        resume(training, ed)
-
-
-def test_resuming_leaves_a_diverged_arm_ended(training: Job, run: TrainingRun, ed: User) -> None:
-    second = TrainingRun.objects.get(pk=run.pk)
-    second.pk = None
-    second.save()
-    run.end("failed", step=2, code="diverged", message="The loss was no number.")
-    make_checkpoint(training, step=4)
     training.request_cancel(ed, keep="checkpoint")
     training.move("stopped", fenced=True)
     resume(training, ed)
-    assert [arm.outcome for arm in training.training_runs.order_by("pk")] == ["failed", ""]
+    assert [run.outcome for run in training.training_runs.order_by("pk")] == ["failed", ""]
+    training.training_runs.update(outcome="failed", error_code="diverged")
+    Job.objects.filter(pk=training.pk).update(state=State.FAILED, finished_at="2026-01-01T00:00Z")
+    training.refresh_from_db()
+    with pytest.raises(IllegalMove, match="diverged"):
+        resume(training, ed)
 
 
 def test_a_damaged_checkpoint_does_not_count(training: Job) -> None:
     make_checkpoint(training, step=3, number=1)
     newest = make_checkpoint(training, step=6, number=2)
     assert training.checkpoint_step() == 6
-    (newest / "state.json").unlink()
-    assert training.checkpoint_step() == 3
     (newest / "manifest.json").write_text(json.dumps([1]))
     assert training.checkpoint_step() == 3
 
 
-@pytest.mark.parametrize("state", list(State))
-@pytest.mark.parametrize("keep", list(Job.Keep))
-def test_only_what_nobody_can_continue_loses_its_checkpoints(job: Job, state: State, keep: str) -> None:
-    Job.objects.filter(pk=job.pk).update(state=state, keep=keep, finished_at="2026-01-01T00:00Z")
-    job.refresh_from_db()
-    is_discarded = state == State.CANCELLED and keep != Job.Keep.CHECKPOINT
-    assert job.keeps_checkpoint != (state == State.SUCCEEDED or is_discarded)
+def test_checkpoints_are_kept_as_long_as_a_job_can_be_resumed(job: Job) -> None:
+    for state in State:
+        for keep in Job.Keep:
+            job.state, job.keep = state, keep
+            is_discarded = state == State.CANCELLED and keep != Job.Keep.CHECKPOINT
+            assert job.keeps_checkpoint != (state == State.SUCCEEDED or is_discarded)

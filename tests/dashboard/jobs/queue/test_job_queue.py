@@ -1,4 +1,4 @@
-"""Claims follow the order of the queue, and a paused worker claims nothing."""
+"""Claims in the order of the queue, and paused workers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,6 @@ def end(job: Job) -> None:
         job.move(event)
 
 
-def test_many_jobs_of_one_project_do_not_hold_up_another(project: Project, other_project: Project) -> None:
-    for _number in range(5):
-        submit(project)
-    theirs = submit(other_project)
-    claim()
-    assert claim() == theirs
-
-
 def test_one_worker_alternates_between_projects(project: Project, other_project: Project) -> None:
     for _number in range(3):
         submit(project)
@@ -39,7 +31,7 @@ def test_one_worker_alternates_between_projects(project: Project, other_project:
     assert projects == [project, other_project, project, other_project, project]
 
 
-def test_the_shown_position_is_the_order_of_claims(project: Project, other_project: Project) -> None:
+def test_positions_are_the_order_of_claims(project: Project, other_project: Project) -> None:
     for number in range(10):
         job = submit(other_project if number % 3 else project)
         Job.objects.filter(pk=job.pk).update(priority=(0, 0, 1, 0, -1)[number % 5])
@@ -49,7 +41,7 @@ def test_the_shown_position_is_the_order_of_claims(project: Project, other_proje
     assert [job and job.pk for job in claimed] == order
 
 
-def test_a_start_of_last_week_no_longer_counts(project: Project, other_project: Project) -> None:
+def test_starts_before_the_last_day_do_not_count(project: Project, other_project: Project) -> None:
     first = submit(project)
     claim()
     end(first)
@@ -58,7 +50,7 @@ def test_a_start_of_last_week_no_longer_counts(project: Project, other_project: 
     assert claim() == older
 
 
-def test_a_paused_worker_takes_nothing_until_it_is_resumed(project: Project) -> None:
+def test_a_paused_worker_claims_nothing_until_it_is_resumed(project: Project) -> None:
     job = submit(project)
     WorkerNode.objects.register("cpu@host", queue="cpu", host="host", pid=1)
     node = WorkerNode.objects.get()
@@ -70,7 +62,7 @@ def test_a_paused_worker_takes_nothing_until_it_is_resumed(project: Project) -> 
     assert claim() is not None
 
 
-def test_a_paused_worker_keeps_what_it_has_and_stays_paused_over_a_restart(project: Project) -> None:
+def test_a_paused_worker_keeps_its_job_and_stays_paused_after_a_restart(project: Project) -> None:
     submit(project)
     job = claim()
     assert job

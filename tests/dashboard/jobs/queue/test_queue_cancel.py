@@ -1,6 +1,8 @@
-"""Stopping a job from the queue."""
+"""Stopping a job on the queue page."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -8,106 +10,84 @@ from django.urls import reverse
 
 from dashboard.models import Job, TrainingRun, User
 
+LEAVES, DISCARDED = (
+    "The job leaves the queue and does not start.",
+    "The progress of the run is discarded. To keep it, stop the run on its own page.",
+)
 
-def stop(client: Client, run: TrainingRun, back: str = "") -> object:
-    return client.post(reverse("queue-cancel", args=[run.job_id]), {"next": back})
 
-
-def test_a_waiting_job_leaves_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
+@pytest.fixture
+def editor(client: Client, ed: User) -> Client:
     client.force_login(ed)
-    assert stop(client, run).url == reverse("queue-index")  # type: ignore[attr-defined]
-    assert Job.objects.get(training_runs=run).state == "cancelled"
+    return client
 
 
-def test_a_running_job_is_asked_to_stop(client: Client, ed: User, run: TrainingRun) -> None:
+def stop(client: Client, run: TrainingRun, **values: str) -> Any:
+    return client.post(reverse("queue-cancel", args=[run.job_id]), values)
+
+
+def board(client: Client) -> str:
+    return client.get(reverse("queue-board")).content.decode()
+
+
+def state(run: TrainingRun) -> str:
+    return Job.objects.get(pk=run.job_id).state
+
+
+def test_a_waiting_job_leaves_the_queue(editor: Client, run: TrainingRun) -> None:
+    assert LEAVES in board(editor)
+    assert '<input type="hidden" name="seen" value="waiting">' in board(editor)
+    assert stop(editor, run, seen="waiting", next="/datasets/1/").url == "/datasets/1/"
+    assert state(run) == "cancelled"
+    stop(editor, run)
+    assert "had already ended" in editor.get(reverse("queue-index")).content.decode()
+
+
+def test_a_running_job_stops(editor: Client, run: TrainingRun) -> None:
     assert run.job
     run.job.move("claim", attempt=1)
-    client.force_login(ed)
-    stop(client, run)
-    assert Job.objects.get(training_runs=run).state == "cancelling"
+    assert DISCARDED in board(editor)
+    assert 'name="seen"' not in board(editor)
+    assert stop(editor, run).url == reverse("queue-index")
+    assert state(run) == "cancelling"
 
 
-def test_a_job_that_has_ended_stays_as_it_ended(client: Client, ed: User, run: TrainingRun) -> None:
-    client.force_login(ed)
-    stop(client, run)
-    page = client.post(reverse("queue-cancel", args=[run.job_id]), follow=True).content.decode()
-    assert "had already ended" in page
-
-
-def test_it_goes_back_to_where_one_came_from(client: Client, ed: User, run: TrainingRun) -> None:
-    client.force_login(ed)
-    assert stop(client, run, "/datasets/1/").url == "/datasets/1/"  # type: ignore[attr-defined]
+def test_a_stop_is_confirmed_again_if_the_job_has_started_since(editor: Client, run: TrainingRun) -> None:
+    assert run.job
+    run.job.move("claim", attempt=1)
+    answer = stop(editor, run, seen="waiting", next="/runs/")
+    page = answer.content.decode()
+    assert (answer.status_code, state(run)) == (422, "starting")
+    for text in (
+        "This job has started meanwhile, so work may be lost. Please choose again.",
+        DISCARDED,
+        run.get_absolute_url(),
+        'name="next" value="/runs/"',
+    ):
+        assert text in page
 
 
 @pytest.mark.parametrize(
     "back", ["https://evil.example.org/", "//evil.example.org", "javascript:alert(1)", "nowhere"]
 )
-def test_it_never_leads_away_from_the_site(client: Client, ed: User, run: TrainingRun, back: str) -> None:
-    client.force_login(ed)
-    assert stop(client, run, back).url == reverse("queue-index")  # type: ignore[attr-defined]
+def test_a_redirect_never_leaves_the_site(editor: Client, run: TrainingRun, back: str) -> None:
+    assert stop(editor, run, next=back).url == reverse("queue-index")
 
 
-def test_it_refuses_a_viewer(client: Client, vera: User, run: TrainingRun) -> None:
+def test_a_viewer_cannot_stop_a_job(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
-    assert stop(client, run).status_code == 403  # type: ignore[attr-defined]
-    assert Job.objects.get(training_runs=run).state == "queued"
+    assert (stop(client, run).status_code, state(run)) == (403, "queued")
 
 
-def test_it_hides_the_job_from_an_outsider(client: Client, otto: User, run: TrainingRun) -> None:
+def test_jobs_of_other_projects_are_not_found(client: Client, otto: User, run: TrainingRun) -> None:
     client.force_login(otto)
-    assert stop(client, run).status_code == 404  # type: ignore[attr-defined]
+    assert stop(client, run).status_code == 404
 
 
-def test_it_says_that_a_training_loses_what_it_has_learned(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
-    client.force_login(ed)
-    assert (
-        "The job leaves the queue and does not start." in client.get(reverse("queue-board")).content.decode()
-    )
-    assert run.job is not None
-    run.job.move("claim", attempt=1)
-    board = client.get(reverse("queue-board")).content.decode()
-    assert "The progress of the run is discarded. To keep it, stop the run on its own page." in board
-
-
-def test_who_was_told_that_it_only_leaves_the_queue_is_asked_again_once_it_has_begun(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
-    client.force_login(ed)
-    assert '<input type="hidden" name="seen" value="waiting">' in (
-        client.get(reverse("queue-board")).content.decode()
-    )
-    job = Job.objects.get(pk=run.job_id)
-    job.move("claim", attempt=1)
-    sent = {"seen": "waiting", "next": "/runs/"}
-    answer = client.post(reverse("queue-cancel", args=[job.pk]), sent)
-    page = answer.content.decode()
-    assert answer.status_code == 422
-    assert "This job has started meanwhile, so work may be lost. Please choose again." in page
-    assert "The progress of the run is discarded. To keep it, stop the run on its own page." in page
-    assert (run.get_absolute_url() in page, 'name="next" value="/runs/"' in page) == (True, True)
-    assert Job.objects.get(pk=job.pk).state == "starting"
-    assert 'name="seen"' not in client.get(reverse("queue-board")).content.decode()
-    answer = client.post(reverse("queue-cancel", args=[job.pk]), {"next": "/runs/"})
-    assert (answer.status_code, Job.objects.get(pk=job.pk).state) == (302, "cancelling")
-
-
-def test_who_was_told_that_it_only_leaves_the_queue_is_believed_while_it_waits(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
-    client.force_login(ed)
-    client.post(reverse("queue-cancel", args=[run.job_id]), {"seen": "waiting"})
-    assert Job.objects.get(pk=run.job_id).state == "cancelled"
-
-
-def test_it_says_that_every_run_of_a_job_is_stopped(client: Client, ed: User, run: TrainingRun) -> None:
+def test_a_stop_names_the_number_of_its_runs(editor: Client, run: TrainingRun) -> None:
     other = TrainingRun.objects.get(pk=run.pk)
     other.pk, other._state.adding = None, True
     other.save()
-    client.force_login(ed)
-    board = client.get(reverse("queue-board")).content.decode()
-    assert "The job leaves the queue. Its 2 runs do not start." in board
+    assert "The job leaves the queue. Its 2 runs do not start." in board(editor)
     Job.objects.get(pk=run.job_id).move("claim", attempt=1)
-    board = client.get(reverse("queue-board")).content.decode()
-    assert "The progress of its 2 runs is discarded." in board
+    assert "The progress of its 2 runs is discarded." in board(editor)

@@ -29,13 +29,13 @@ def claim(worker: str = "cpu@host") -> Job:
     return job
 
 
-def has_taken(project: Project, *minutes: float) -> None:
-    """Add imports that succeeded after so many minutes, some days ago."""
+def add_durations(project: Project, *minutes: float) -> None:
+    """Add imports that took so many minutes, some days ago."""
     then = timezone.now() - timedelta(days=3)
-    for taken in minutes:
+    for duration in minutes:
         job = submit(project)
         Job.objects.filter(pk=job.pk).update(
-            state="succeeded", attempt=1, started_at=then, finished_at=then + timedelta(minutes=taken)
+            state="succeeded", attempt=1, started_at=then, finished_at=then + timedelta(minutes=duration)
         )
 
 
@@ -50,7 +50,7 @@ def test_a_job_starts_at_once_on_an_idle_worker(project: Project, node: WorkerNo
 
 
 def test_running_and_earlier_jobs_are_ahead(project: Project, node: WorkerNode) -> None:
-    has_taken(project, 2, 10, 60)
+    add_durations(project, 2, 10, 60)
     submit(project), submit(project)
     last = submit(project)
     claim().update_progress(eta_seconds=5 * MINUTE)
@@ -58,12 +58,12 @@ def test_running_and_earlier_jobs_are_ahead(project: Project, node: WorkerNode) 
 
 
 def test_the_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
-    has_taken(project, 10)
+    add_durations(project, 10)
     WorkerNode.objects.update(processes=2)
     assert [starts_in(submit(project)) for _number in range(5)] == [0, 0, 10, 15, 20]
 
 
-def test_a_training_takes_the_time_of_its_forecast(run: TrainingRun, project: Project) -> None:
+def test_a_training_is_expected_to_take_its_forecast(run: TrainingRun, project: Project) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
     TrainingRun.objects.update(forecast={"seconds": {"expected": 20 * MINUTE}})
     start = estimate_next_start("gpu", project)
@@ -72,7 +72,7 @@ def test_a_training_takes_the_time_of_its_forecast(run: TrainingRun, project: Pr
 
 
 def test_an_overdue_job_still_takes_a_tenth_of_its_time(project: Project, node: WorkerNode) -> None:
-    has_taken(project, 10)
+    add_durations(project, 10)
     submit(project)
     last = submit(project)
     job = claim()
@@ -110,5 +110,5 @@ def test_a_running_job_has_no_estimated_start(project: Project, node: WorkerNode
         (4e5, "in about 5 days"),
     ],
 )
-def test_an_estimate_is_shown_without_false_precision(seconds: float, text: str) -> None:
+def test_estimates_are_rounded(seconds: float, text: str) -> None:
     assert StartEstimate(seconds).text == text

@@ -26,10 +26,6 @@ def test_one_project_is_served_by_age() -> None:
     assert claim_order(jobs(1, 3), [], {}) == [1, 2, 3]
 
 
-def test_many_jobs_do_not_hold_up_another_projects_one() -> None:
-    assert claim_order(jobs(1, 50) + jobs(2, 1, first=51), [], {}).index(51) == 1
-
-
 def test_higher_priority_comes_first() -> None:
     waiting = jobs(1, 2) + jobs(2, 2, first=3, priority=1) + jobs(1, 1, first=5, priority=-1)
     assert claim_order(waiting, [2, 2], {}) == [3, 4, 1, 2, 5]

@@ -1,4 +1,4 @@
-"""Pausing and resuming a worker: who may, and what the pages then say."""
+"""Pausing and resuming a worker."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def paused(node: WorkerNode) -> bool:
     return node.paused_at is not None
 
 
-def test_the_manager_of_the_only_project_pauses_and_resumes(
-    client: Client, mara: User, node: WorkerNode
-) -> None:
+def test_a_manager_of_all_projects_pauses_and_resumes(client: Client, mara: User, node: WorkerNode) -> None:
     client.force_login(mara)
     assert (press(client, node), paused(node)) == (302, True)
     page = client.get(reverse("queue-index")).content.decode()
@@ -41,7 +39,7 @@ def test_the_manager_of_the_only_project_pauses_and_resumes(
     assert (press(client, node, "resume"), paused(node)) == (302, False)
 
 
-def test_a_manager_of_one_of_several_projects_may_not(
+def test_a_manager_of_some_projects_cannot_pause(
     client: Client, mara: User, other_project: Project, node: WorkerNode
 ) -> None:
     client.force_login(mara)
@@ -49,27 +47,28 @@ def test_a_manager_of_one_of_several_projects_may_not(
     assert reverse("worker-pause", args=[node.pk]) not in client.get(reverse("queue-index")).content.decode()
 
 
-def test_a_superuser_may_without_a_project(client: Client, project: Project, node: WorkerNode) -> None:
+def test_a_superuser_pauses_without_a_project(client: Client, project: Project, node: WorkerNode) -> None:
     client.force_login(User.objects.create_superuser("root@example.org"))
     assert (press(client, node), paused(node)) == (302, True)
     assert "Resume gpu0@box" in client.get(reverse("queue-index")).content.decode()
 
 
 @pytest.mark.parametrize("name", ["ed", "vera"])
-def test_others_may_not(client: Client, node: WorkerNode, name: str, request: pytest.FixtureRequest) -> None:
+def test_editors_and_viewers_cannot_pause(
+    client: Client, node: WorkerNode, name: str, request: pytest.FixtureRequest
+) -> None:
     client.force_login(request.getfixturevalue(name))
     assert (press(client, node), paused(node)) == (403, False)
 
 
-def test_who_pauses_a_worker_while_it_looks_for_work_is_in_time(
+def test_a_pause_during_a_claim_takes_effect(
     node: WorkerNode, run: TrainingRun, mara: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its look at its own row and its claim."""
     claim_order = JobQuerySet.claim_order
 
-    def meanwhile(jobs: JobQuerySet, queue: str, **asked: bool) -> object:
+    def meanwhile(jobs: JobQuerySet, queue: str, **options: bool) -> object:
         node.pause(mara)
-        return claim_order(jobs, queue, **asked)
+        return claim_order(jobs, queue, **options)
 
     monkeypatch.setattr(JobQuerySet, "claim_order", meanwhile)
     claimed = Job.objects.claim("gpu", worker=node.name, slot="s", host="h", pid=1, pid_started=1.0)
@@ -85,7 +84,7 @@ def test_a_dispatcher_cannot_be_paused(client: Client, mara: User) -> None:
     assert press(client, WorkerNode.objects.get()) == 404
 
 
-def test_pausing_twice_keeps_the_first_name(client: Client, mara: User, node: WorkerNode) -> None:
+def test_pausing_twice_keeps_the_first_user(client: Client, mara: User, node: WorkerNode) -> None:
     node.pause(by="Root")
     client.force_login(mara)
     press(client, node)
@@ -93,7 +92,7 @@ def test_pausing_twice_keeps_the_first_name(client: Client, mara: User, node: Wo
     assert node.paused_by == "Root"
 
 
-def test_resuming_wakes_it_at_once(client: Client, mara: User, project: Project, node: WorkerNode) -> None:
+def test_resuming_wakes_the_worker(client: Client, mara: User, project: Project, node: WorkerNode) -> None:
     node.pause(by="Mara")
     job = Job.objects.submit(Job.Kind.TRAIN, {}, project=project, by=mara)
     Outbox.objects.mark_sent(job.outbox.values_list("pk", flat=True))
