@@ -14,6 +14,8 @@ from dashboard.models.training.resume import resume
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
 
+KEPT = "the checkpoint is to be kept, to resume later"
+
 
 @pytest.fixture
 def job(run: TrainingRun) -> Job:
@@ -207,7 +209,7 @@ def test_an_unreadable_checkpoint_is_kept(training: Job, ed: User, monkeypatch: 
     def refuse(_folder: Path) -> list[Path]:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("workers.contract.checkpoint_ownership.checkpoints", refuse)
+    monkeypatch.setattr("workers.contract.checkpoint_ownership.valid_checkpoints", refuse)
     training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
     assert last_event(training) == "Stopped: Its checkpoint cannot be read at the moment."
