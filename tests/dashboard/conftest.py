@@ -48,6 +48,15 @@ def publish(run: TrainingRun, contents: dict[str, bytes] | None = None) -> Adapt
     return Adapter.objects.publish(succeed(run), folder, digests, len(contents["adapter_model.safetensors"]))
 
 
+def start_training(run: TrainingRun) -> Job:
+    """Return the run's job after five of ten steps on a worker."""
+    assert run.job is not None
+    run.job.move("claim", attempt=1, worker="gpu@host")
+    run.job.move("progress")
+    run.job.update_progress(step=5, total_steps=10, phase="training", eta_seconds=60.0)
+    return run.job
+
+
 def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
     """Both evaluations of an adapter, ended with these exact matches."""
     finish(Evaluation.objects.submit(adapter, None))
@@ -79,6 +88,15 @@ def no_leftovers() -> Iterator[None]:
 def api(token: str) -> Client:
     """A program that calls with the project's token."""
     return Client(headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+def run_of_same_job(run: TrainingRun) -> TrainingRun:
+    """A second run that trains in the job of `run`."""
+    second = TrainingRun.objects.get(pk=run.pk)
+    second.pk, second._state.adding, second.name = None, True, "The second"
+    second.save()
+    return second
 
 
 @pytest.fixture

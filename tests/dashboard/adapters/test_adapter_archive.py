@@ -1,4 +1,4 @@
-"""The zip of an adapter: what is in it, that equal content gives equal bytes, and when it changes."""
+"""The zip of an adapter: its members, reproducible bytes and cache."""
 
 from __future__ import annotations
 
@@ -19,28 +19,24 @@ def members(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_it_holds_the_folder_the_evaluations_and_the_sums(adapter: Adapter) -> None:
+def test_it_contains_folder_evaluations_and_checksums(adapter: Adapter) -> None:
     found = members(adapter.archive())
     expected = sorted(f"Triage-v1/{name}" for name in [*FILES, "eval.json", "SHA256SUMS"])
     assert sorted(found) == expected
     assert {name: found[f"Triage-v1/{name}"] for name in FILES} == FILES
-
-
-def test_its_sums_are_those_of_every_other_file(adapter: Adapter) -> None:
-    found = members(adapter.archive())
     lines = found.pop("Triage-v1/SHA256SUMS").decode().splitlines()
-    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
-    assert listed == {
+    checksums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    assert checksums == {
         name.removeprefix("Triage-v1/"): hashlib.sha256(content).hexdigest()
         for name, content in found.items()
     }
 
 
-def test_before_an_evaluation_there_is_an_empty_list(adapter: Adapter) -> None:
+def test_without_evaluations_eval_json_is_empty(adapter: Adapter) -> None:
     assert json.loads(members(adapter.archive())["Triage-v1/eval.json"]) == []
 
 
-def test_an_ended_evaluation_is_in_it(adapter: Adapter) -> None:
+def test_it_contains_ended_evaluations(adapter: Adapter) -> None:
     evaluate(adapter, 0.0, 0.61)
     base, tuned = json.loads(members(adapter.archive())["Triage-v1/eval.json"])
     assert (base["subject"], base["metrics"]["exact_match"]) == ("base", 0.0)
@@ -48,19 +44,19 @@ def test_an_ended_evaluation_is_in_it(adapter: Adapter) -> None:
     assert (tuned["split"], tuned["rows"]) == ("test", 200)
 
 
-def test_two_of_the_same_content_are_equal_bytes(adapter: Adapter) -> None:
+def test_equal_content_gives_equal_bytes(adapter: Adapter) -> None:
     first = adapter.archive()
     content = first.read_bytes()
     first.unlink()
     assert adapter.archive().read_bytes() == content
 
 
-def test_no_clock_is_in_it(adapter: Adapter) -> None:
+def test_members_have_a_fixed_time(adapter: Adapter) -> None:
     with zipfile.ZipFile(adapter.archive()) as archive:
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_a_made_archive_is_used_again(adapter: Adapter) -> None:
+def test_an_archive_is_cached(adapter: Adapter) -> None:
     made = adapter.archive().stat()
     assert adapter.archive().stat().st_mtime_ns == made.st_mtime_ns
 
@@ -73,7 +69,7 @@ def test_an_evaluation_replaces_the_older_archive(adapter: Adapter) -> None:
     assert sorted(newer.parent.glob(f"{adapter.pk}-*")) == [newer]
 
 
-def test_no_path_of_this_machine_is_in_it(adapter: Adapter) -> None:
+def test_it_contains_no_local_path(adapter: Adapter) -> None:
     evaluate(adapter, 0.0, 0.5)
     for content in members(adapter.archive()).values():
         assert str(settings.DATA_DIR).encode() not in content
@@ -89,7 +85,7 @@ def test_no_path_of_this_machine_is_in_it(adapter: Adapter) -> None:
         ('a"b\r\nc', "a-b--c-v1.zip"),
     ],
 )
-def test_its_name_is_safe_as_a_file_name(adapter: Adapter, name: str, file: str) -> None:
+def test_its_file_name_is_safe(adapter: Adapter, name: str, file: str) -> None:
     adapter.name = name
     assert adapter.archive_name() == file
 

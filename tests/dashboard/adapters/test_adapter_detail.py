@@ -1,12 +1,12 @@
-"""An adapter's page: facts, lineage, files, evaluation, how to load it, and who may change its stage."""
+"""The page of an adapter: lineage, files, scores, loading code and stage."""
 
 from __future__ import annotations
 
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Project, State, User
-from tests.conftest import finish, make_run
+from dashboard.models import Adapter, BaseModel, Dataset, Project, User
+from tests.conftest import make_run
 from tests.dashboard.conftest import evaluate, publish
 
 
@@ -45,15 +45,7 @@ def test_it_shows_base_and_adapter_with_their_difference(
     assert "One seed" in text
 
 
-def test_it_says_that_the_evaluation_failed(client: Client, vera: User, adapter: Adapter) -> None:
-    job = Evaluation.objects.submit(adapter, None)
-    finish(job, State.FAILED, error_code="crashed", error_message="The worker lost its memory.")
-    text = page(client, vera, adapter)
-    assert "This adapter has no scores" in text
-    assert "The worker lost its memory." in text
-
-
-def test_it_leads_to_the_other_versions(
+def test_it_links_to_other_versions(
     client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     first, second = (publish(make_run(project, dataset, base_model, by=ed)) for _time in range(2))
@@ -67,13 +59,8 @@ def test_only_a_manager_is_offered_the_stage(client: Client, mara: User, ed: Use
     assert stage not in page(client, ed, adapter)
 
 
-def test_a_name_cannot_become_markup(
+def test_it_escapes_names(
     client: Client, vera: User, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed, name='<script>alert("x")</script>')
     assert "<script>alert" not in page(client, vera, publish(run))
-
-
-def test_it_hides_the_adapter_from_an_outsider(client: Client, otto: User, adapter: Adapter) -> None:
-    client.force_login(otto)
-    assert client.get(reverse("adapter-detail", args=[adapter.pk])).status_code == 404

@@ -1,4 +1,4 @@
-"""Ranged files: whole, in part, resumed, and what is refused."""
+"""Range requests for files: whole, in part, resumed, refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def get(file: Path, name: str = "adapter.zip", **headers: str) -> HttpResponseBa
     return OPENED[-1]
 
 
-def test_it_sends_nothing_that_the_caller_has_already(file: Path) -> None:
+def test_it_honours_etags(file: Path) -> None:
     etag = get(file)["ETag"]
     assert get(file, **{"If-None-Match": f'"other", {etag}'}).status_code == 304
     assert body(get(file, **{"If-None-Match": '"other"'})) == CONTENT
@@ -77,17 +77,17 @@ def test_it_sends_one_range(file: Path, asked: str, start: int, end: int) -> Non
 
 
 @pytest.mark.parametrize("asked", ["bytes=1024-", "bytes=-0", "bytes=0-1,5-6", "bytes=9999999999-"])
-def test_it_refuses_what_it_cannot_serve(file: Path, asked: str) -> None:
+def test_it_refuses_invalid_ranges(file: Path, asked: str) -> None:
     response = get(file, Range=asked)
     assert (response.status_code, response["Content-Range"]) == (416, "bytes */1024")
 
 
 @pytest.mark.parametrize("asked", ["lines=1-2", "bytes=-", "bytes=5-2", "bytes=a-b", "bytes=٣-٤"])
-def test_it_ignores_a_range_it_cannot_read(file: Path, asked: str) -> None:
+def test_it_ignores_malformed_ranges(file: Path, asked: str) -> None:
     assert get(file, Range=asked).status_code == 200
 
 
-def test_it_resumes_only_the_same_content(file: Path) -> None:
+def test_it_resumes_unchanged_content_only(file: Path) -> None:
     etag = get(file)["ETag"]
     assert get(file, Range="bytes=5-", **{"If-Range": etag}).status_code == 206
     file.write_bytes(CONTENT + b"more")

@@ -1,4 +1,4 @@
-"""Starting runs over the API, and looking at them."""
+"""Launch, list and details of runs in the API."""
 
 from __future__ import annotations
 
@@ -87,15 +87,13 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert (run["resumable_from"], run["adjustments"], run["starts_at"]) == (None, [], None)
 
 
-def test_it_tells_when_a_waiting_run_starts(api: Client, body: dict[str, Any]) -> None:
+def test_it_returns_the_expected_start(api: Client, body: dict[str, Any]) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     run = post(api, body).json()
     assert timezone.now() - datetime.fromisoformat(run["starts_at"]) < timedelta(minutes=1)
 
 
-def test_it_takes_the_bundled_model_and_defaults_where_left_out(
-    api: Client, dataset: Dataset, base_model: BaseModel
-) -> None:
+def test_omitted_values_get_defaults(api: Client, dataset: Dataset, base_model: BaseModel) -> None:
     bundled = BaseModel.objects.ensure_bundled()
     finish(bundled.inspect())
     BaseModel.objects.filter(pk=bundled.pk).update(census=base_model.census)
@@ -106,22 +104,16 @@ def test_it_takes_the_bundled_model_and_defaults_where_left_out(
     assert run["hyperparameters"]["max_steps"] == 100
 
 
-@pytest.mark.parametrize("as_text", [True, False])
-def test_it_takes_a_config_by_id(api: Client, body: dict[str, Any], as_text: bool) -> None:
-    config = TargetModuleConfig.objects.get(slug="mlp")
-    answer = post(api, {**body, "target_module_config": str(config.pk) if as_text else config.pk})
-    assert answer.json()["target_module_config"] == config.pk
+def test_a_config_can_be_named_by_id(api: Client, body: dict[str, Any]) -> None:
+    pk = TargetModuleConfig.objects.get(slug="mlp").pk
+    for config in (pk, str(pk)):
+        assert post(api, {**body, "target_module_config": config}).json()["target_module_config"] == pk
 
 
-def test_its_hyperparameters_can_be_sent_again_as_they_were_shown(api: Client, body: dict[str, Any]) -> None:
+def test_returned_hyperparameters_can_be_sent_again(api: Client, body: dict[str, Any]) -> None:
     first = post(api, body).json()
     again = post(api, {**body, "hyperparameters": first["hyperparameters"]})
     assert again.json()["hyperparameters"] == first["hyperparameters"]
-
-
-def test_it_counts_steps_of_epochs(api: Client, body: dict[str, Any]) -> None:
-    hyper = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "max_length": 64}
-    assert post(api, {**body, "hyperparameters": hyper}).json()["total_steps"] == 8
 
 
 @pytest.mark.parametrize(
@@ -129,33 +121,23 @@ def test_it_counts_steps_of_epochs(api: Client, body: dict[str, Any]) -> None:
     [
         ({"dataset": None}, "dataset"),
         ({"dataset": "1"}, "dataset"),
-        ({"dataset": True}, "dataset"),
-        ({"dataset": 1.5}, "dataset"),
         ({"base_model": "tiny"}, "base_model"),
         ({"target_module_config": True}, "target_module_config"),
-        ({"target_module_config": None}, "target_module_config"),
         ({"target_module_config": ["efficient"]}, "target_module_config"),
-        ({"name": 5}, "name"),
         ({"name": "x" * 121}, "name"),
         ({"name": "a\nb"}, "name"),
         ({"name": "\ud800"}, "name"),
-        ({"state": "succeeded"}, "state"),
         ({"project": 1}, "project"),
         ({"hyperparameters": 5}, "hyperparameters"),
         ({"hyperparameters": {"r": 0}}, "hyperparameters.r"),
-        ({"hyperparameters": {"r": -1}}, "hyperparameters.r"),
-        ({"hyperparameters": {"r": 10**30}}, "hyperparameters.r"),
+        ({"hyperparameters": {"r": 10**400}}, "hyperparameters.r"),
+        ({"hyperparameters": {"lora_dropout": -(10**400)}}, "hyperparameters.lora_dropout"),
         ({"hyperparameters": {"r": "8"}}, "hyperparameters.r"),
         ({"hyperparameters": {"r": True}}, "hyperparameters.r"),
         ({"hyperparameters": {"r": 1.5}}, "hyperparameters.r"),
         ({"hyperparameters": {"learning_rate": 1e9}}, "hyperparameters.learning_rate"),
-        ({"hyperparameters": {"learning_rate": True}}, "hyperparameters.learning_rate"),
-        ({"hyperparameters": {"learning_rate": "1e-3"}}, "hyperparameters.learning_rate"),
-        ({"hyperparameters": {"lora_dropout": 1.0}}, "hyperparameters.lora_dropout"),
-        ({"hyperparameters": {"max_steps": 0}}, "hyperparameters.max_steps"),
         ({"hyperparameters": {"max_steps": 5, "num_train_epochs": 1}}, "hyperparameters.max_steps"),
         ({"hyperparameters": {"max_length": 513}}, "hyperparameters.max_length"),
-        ({"hyperparameters": {"seed": -1}}, "hyperparameters.seed"),
         ({"hyperparameters": {"rank": 8}}, "hyperparameters.rank"),
         ({"hyperparameters": {"lr_scheduler_type": "wave"}}, "hyperparameters.lr_scheduler_type"),
     ],
@@ -165,35 +147,27 @@ def test_it_refuses_bad_values_and_names_them(
 ) -> None:
     error = refusal(post(api, {**body, **change}), 422)
     assert error["field"] == field
-    assert field.rpartition(".")[2] in error["message"] or error["message"]
+    assert error["message"]
     assert not TrainingRun.objects.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\xff", '{"dataset": NaN}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "\xff", '{"dataset": NaN}', "[" * 100_000])
 def test_it_refuses_a_body_that_is_no_object(api: Client, text: str) -> None:
     refusal(post(api, text), 422)
-
-
-def test_it_refuses_not_a_number(api: Client, body: dict[str, Any]) -> None:
-    text = '{"dataset": %d, "target_module_config": "efficient", "base_model": %d, "hyperparameters": %s}'
-    answer = post(api, text % (body["dataset"], body["base_model"], '{"learning_rate": NaN}'))
-    assert refusal(answer, 422)["field"] == "hyperparameters.learning_rate"
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("dataset", 10**30),
-        ("dataset", 0),
         ("base_model", 999_999),
         ("target_module_config", "best"),
-        ("target_module_config", 999_999),
         ("target_module_config", "a\0b"),
-        ("target_module_config", "9" * 40),
+        ("target_module_config", "\ud800"),
         ("target_module_config", "9" * 5000),
     ],
 )
-def test_it_knows_no_such_object(api: Client, body: dict[str, Any], field: str, value: Any) -> None:
+def test_unknown_objects_are_not_found(api: Client, body: dict[str, Any], field: str, value: Any) -> None:
     assert refusal(post(api, {**body, field: value}), 404)["field"] == field
 
 
@@ -215,17 +189,14 @@ def test_it_hides_other_projects_objects_in_the_body(
         assert refusal(post(api, {**body, **change}), 404)["field"] == next(iter(change))
 
 
-def test_it_waits_for_the_dataset(api: Client, body: dict[str, Any], project: Project) -> None:
+def test_it_refuses_what_is_not_ready(api: Client, body: dict[str, Any], project: Project) -> None:
     waiting = make_dataset(project, "Waiting", ready=False)
     assert refusal(post(api, {**body, "dataset": waiting.pk}), 409)["field"] == "dataset"
-
-
-def test_it_waits_for_the_base_model(api: Client, body: dict[str, Any]) -> None:
     bundled = BaseModel.objects.ensure_bundled()
     assert refusal(post(api, {**body, "base_model": bundled.pk}), 409)["field"] == "base_model"
 
 
-def test_it_refuses_a_preset_that_the_model_cannot_have(
+def test_it_refuses_a_preset_without_matching_modules(
     api: Client, body: dict[str, Any], project: Project
 ) -> None:
     config = TargetModuleConfig.objects.create(project=project, name="Router", roles=["router"])
@@ -233,16 +204,7 @@ def test_it_refuses_a_preset_that_the_model_cannot_have(
     assert error["field"] == "target_module_config"
 
 
-@pytest.mark.parametrize("name", ["r", "seed", "learning_rate", "lora_dropout"])
-@pytest.mark.parametrize("value", [10**400, -(10**400), 10**40])
-def test_it_refuses_a_number_that_no_machine_holds(
-    api: Client, body: dict[str, Any], name: str, value: int
-) -> None:
-    answer = post(api, {**body, "hyperparameters": {name: value}})
-    assert refusal(answer, 422)["field"] == f"hyperparameters.{name}"
-
-
-def test_it_says_limits_as_people_write_them(api: Client, body: dict[str, Any]) -> None:
+def test_limits_have_thousands_separators(api: Client, body: dict[str, Any]) -> None:
     error = refusal(post(api, {**body, "hyperparameters": {"max_steps": 10**7}}), 422)
     assert error["message"] == "`max_steps` is 10,000,000. It must lie between 1 and 1,000,000."
 
@@ -267,39 +229,25 @@ def test_a_key_belongs_to_its_project(
     assert answer.json()["dataset"] == dataset.pk
 
 
-def test_a_key_used_for_something_else_is_refused(
-    api: Client, body: dict[str, Any], dataset: Dataset
-) -> None:
+def test_a_key_of_another_kind_of_job_is_refused(api: Client, body: dict[str, Any], dataset: Dataset) -> None:
     Job.objects.filter(kind="import").update(idempotency_key="once")
     assert refusal(post(api, body, **{"Idempotency-Key": "once"}), 422)["field"] == "Idempotency-Key"
 
 
-def test_a_key_stands_for_one_body(api: Client, body: dict[str, Any]) -> None:
+def test_a_key_with_another_body_is_refused(api: Client, body: dict[str, Any]) -> None:
     first = post(api, body, **{"Idempotency-Key": "once"})
     other = post(api, {**body, "name": "Another"}, **{"Idempotency-Key": "once"})
     assert refusal(other, 422)["field"] == "Idempotency-Key"
     assert post(api, body, **{"Idempotency-Key": "once"}).json()["id"] == first.json()["id"]
 
 
-def test_a_key_of_a_refused_call_is_free_again(api: Client, body: dict[str, Any]) -> None:
+def test_a_refused_call_does_not_use_up_its_key(api: Client, body: dict[str, Any]) -> None:
     refusal(post(api, {**body, "dataset": 10**6}, **{"Idempotency-Key": "once"}), 404)
     assert post(api, body, **{"Idempotency-Key": "once"}).status_code == 202
 
 
 def test_a_key_may_not_be_longer_than_200_letters(api: Client, body: dict[str, Any]) -> None:
     assert refusal(post(api, body, **{"Idempotency-Key": "k" * 201}), 422)["field"] == "Idempotency-Key"
-
-
-def test_a_viewer_starts_nothing(body: dict[str, Any], project: Project, vera: User) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
-    refusal(post(api, body), 403)
-    refusal(post(api, {}), 403)
-
-
-def test_a_reading_token_starts_nothing(body: dict[str, Any], project: Project, ed: User) -> None:
-    secret = ApiToken.issue(project, ed, "x", scope=ApiToken.Scope.READ)[1]
-    error = refusal(post(Client(headers={"Authorization": f"Bearer {secret}"}), body), 403)
-    assert "read" in error["message"]
 
 
 def test_it_lists_the_projects_runs_newest_first(
@@ -313,44 +261,20 @@ def test_it_lists_the_projects_runs_newest_first(
     assert page["next"] is None
 
 
-@pytest.mark.parametrize("rows", [10, 60])
-def test_a_list_asks_the_database_a_fixed_number_of_times(
-    api: Client, project: Project, dataset: Dataset, base_model: BaseModel, rows: int,
+def test_the_number_of_queries_does_not_grow(
+    api: Client, project: Project, dataset: Dataset, base_model: BaseModel,
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:  # fmt: skip
-    for number in range(rows):
-        MetricSeries.objects.append(
-            make_run(project, dataset, base_model, name=f"{number}"), "train/loss", [(1, 2.0)]
-        )
+    for _number in range(30):
+        MetricSeries.objects.append(make_run(project, dataset, base_model), "train/loss", [(1, 2.0)])
     api.get(RUNS)
     with django_assert_num_queries(8):
-        assert len(api.get(f"{RUNS}?limit=200").json()["data"]) == rows
+        assert len(api.get(f"{RUNS}?limit=200").json()["data"]) == 30
 
 
-def test_it_hides_a_foreign_run(run: TrainingRun, other_project: Project, otto: User) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'x')[1]}"})
-    for path in (
-        "",
-        "/metrics?name=train/loss",
-        "/evaluations",
-        "/events",
-        "/log",
-        "/samples",
-        "/metric-series",
-    ):
-        refusal(api.get(f"{RUNS}/{run.pk}{path}"), 404)
-    refusal(api.post(f"{RUNS}/{run.pk}/cancel"), 404)
-    refusal(api.post(f"{RUNS}/{run.pk}/resume"), 404)
-
-
-def test_someone_who_has_left_the_project_sees_nothing(run: TrainingRun, project: Project) -> None:
+def test_a_former_member_sees_nothing(run: TrainingRun, project: Project) -> None:
     gone = make_user("gone@example.org", project, Role.EDITOR)
     api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, gone, 'x')[1]}"})
     gone.memberships.all().delete()
     assert api.get(RUNS).json()["data"] == []
     refusal(api.get(f"{RUNS}/{run.pk}"), 404)
-
-
-def test_it_looks_for_no_slug_that_cannot_be_written(api: Client, body: dict[str, Any]) -> None:
-    answer = post(api, {**body, "target_module_config": "\ud800"})
-    assert refusal(answer, 404)["field"] == "target_module_config"

@@ -1,9 +1,10 @@
-"""Hyper-parameters are defined once: form, API schema, clone and settings table have them all."""
+"""All hyper-parameters appear in form, API schema, clone, retry and settings table."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from django.test import Client
 from django.urls import reverse
 
@@ -17,35 +18,41 @@ from workers.contract.hyperparameters import SETTINGS, Hyperparameters
 NAMES = [field.name for field in dataclasses.fields(Hyperparameters)]
 
 
-def test_every_one_is_named_and_explained() -> None:
+def test_each_has_label_and_explanation() -> None:
     assert list(SETTINGS) == NAMES
     assert all(setting.label and setting.explanation for setting in SETTINGS.values())
 
 
-def test_the_form_has_every_one(ed: User, project: Project) -> None:
+def test_the_form_has_all(ed: User, project: Project) -> None:
     form = TrainingRunForm(caller=ed, project=project, initial={})
     assert {name: form[name].label for name in NAMES} == {
         name: setting.label for name, setting in SETTINGS.items()
     }
 
 
-def test_the_api_has_every_one() -> None:
+def test_the_api_has_all() -> None:
     assert list(HyperparametersIn.model_fields) == NAMES
 
 
-def test_a_clone_keeps_every_one(
-    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+@pytest.mark.parametrize("changes", [{}, {"max_length": 32}], ids=["clone", "retry"])
+def test_clone_and_retry_keep_all(
+    client: Client,
+    ed: User,
+    project: Project,
+    dataset: Dataset,
+    base_model: BaseModel,
+    changes: dict[str, int],
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed, weight_decay=0.1, max_grad_norm=0.5)
     client.force_login(ed)
-    form = client.get(f"{reverse('training-run-create')}?clone={run.pk}").context["form"]
+    form = client.get(reverse("training-run-create"), {"clone": run.pk, **changes}).context["form"]
     sent = {name: form[name].value() for name in form.fields if form[name].value() is not None}
     client.post(reverse("training-run-create"), sent)
-    clone = TrainingRun.objects.exclude(pk=run.pk).get()
-    assert clone.hyperparameters == run.hyperparameters
+    copy = TrainingRun.objects.exclude(pk=run.pk).get()
+    assert copy.hyperparameters == {**run.hyperparameters, **changes}
     assert set(NAMES) - set(initial_from(run)) == {"num_train_epochs"}
 
 
-def test_the_settings_table_has_every_one(run: TrainingRun) -> None:
+def test_the_settings_table_has_all(run: TrainingRun) -> None:
     unset = {name for name, value in run.hyperparameters.items() if value is None}
     assert {row["name"] for row in settings_of(run)} == set(NAMES) - unset

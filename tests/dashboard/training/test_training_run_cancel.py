@@ -1,4 +1,4 @@
-"""Stopping a run on its page, and the question what to keep of it."""
+"""The page that stops a run and asks what to keep."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from django.urls import reverse
 
 from dashboard.models import Job, State, TrainingRun, User
 from tests.conftest import finish
-from tests.dashboard.conftest import make_checkpoint
+from tests.dashboard.conftest import make_checkpoint, start_training
 
 
 @pytest.fixture
 def training(run: TrainingRun) -> Job:
-    """The job of a run that a worker has trained for five steps."""
-    assert run.job is not None
-    run.job.move("claim", attempt=1)
-    run.job.move("progress")
-    run.job.update_progress(step=5, total_steps=10, phase="training", eta_seconds=60.0)
-    return run.job
+    return start_training(run)
 
 
 def stop(client: Client, user: User, run: TrainingRun, **values: str) -> int:
@@ -29,7 +24,7 @@ def stop(client: Client, user: User, run: TrainingRun, **values: str) -> int:
 
 
 def choices(page: str) -> list[str]:
-    """What the form offers to keep."""
+    """Return the values of `keep` that the form offers."""
     return re.findall(r'name="keep" value="(\w*)"', page)
 
 
@@ -40,25 +35,17 @@ def question(client: Client, user: User, run: TrainingRun) -> str:
     return answer.content.decode()
 
 
-def test_it_stops_a_waiting_run_at_once(client: Client, ed: User, run: TrainingRun) -> None:
-    assert stop(client, ed, run) == 302
-    assert TrainingRun.objects.get().state == State.CANCELLED
+def test_it_requests_a_stop(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
+    assert stop(client, ed, run, keep="checkpoint") == 302
+    assert training.read_stop_request() == "park"
 
 
-@pytest.mark.parametrize(("keep", "wanted"), [("", "cancel"), ("adapter", "finish"), ("checkpoint", "park")])
-def test_it_asks_a_working_run_to_stop(
-    client: Client, ed: User, run: TrainingRun, training: Job, keep: str, wanted: str
-) -> None:
-    assert stop(client, ed, run, keep=keep) == 302
-    assert training.read_stop_request() == wanted
-
-
-def test_it_refuses_to_keep_anything_else(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
+def test_it_refuses_other_values_of_keep(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
     assert stop(client, ed, run, keep="everything") == 422
     assert training.read_stop_request() == ""
 
 
-def test_it_leaves_an_ended_run_alone_and_says_so(client: Client, ed: User, run: TrainingRun) -> None:
+def test_an_ended_run_stays_as_it_is(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     finish(run.job, State.FAILED)
     assert stop(client, ed, run) == 302
@@ -66,14 +53,14 @@ def test_it_leaves_an_ended_run_alone_and_says_so(client: Client, ed: User, run:
     assert "It has already ended: Failed." in client.get(run.get_absolute_url()).content.decode()
 
 
-def test_it_says_that_it_came_too_late(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
+def test_a_second_stop_cannot_keep_more(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
     stop(client, ed, run)
     stop(client, ed, run, keep="checkpoint")
     page = client.get(run.get_absolute_url()).content.decode()
     assert "less of it is kept than you ask for" in page
 
 
-def test_the_question_is_a_page(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
+def test_the_page_offers_what_to_keep(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
     page = question(client, ed, run)
     assert choices(page) == ["adapter", "checkpoint", ""]
     assert training.read_stop_request() == ""
@@ -87,7 +74,7 @@ def test_a_waiting_run_without_progress_has_nothing_to_keep(
 
 
 def seen_waiting(client: Client, user: User, run: TrainingRun) -> dict[str, str]:
-    """What the form sends that was shown while the run waited."""
+    """Return the fields of the form as shown while the run waits."""
     assert '<input type="hidden" name="seen" value="waiting">' in question(client, user, run)
     return {"keep": "", "seen": "waiting"}
 
@@ -97,9 +84,7 @@ def test_a_waiting_run_leaves_the_queue(client: Client, ed: User, run: TrainingR
     assert TrainingRun.objects.get().state == State.CANCELLED
 
 
-def test_the_question_is_repeated_if_the_run_has_started_since(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
+def test_a_run_that_has_started_is_confirmed_again(client: Client, ed: User, run: TrainingRun) -> None:
     sent = seen_waiting(client, ed, run)
     job = Job.objects.get(pk=run.job_id)
     job.move("claim", attempt=1)
@@ -120,24 +105,17 @@ def test_a_waiting_run_with_a_checkpoint_has_something_to_keep(
     assert "checkpoint" in choices(question(client, ed, run))
 
 
-def test_keeping_the_best_is_asked_once(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
+def test_keeping_the_adapter_is_offered_once(
+    client: Client, ed: User, run: TrainingRun, training: Job
+) -> None:
     training.request_cancel(ed, keep="adapter")
     assert choices(question(client, ed, run)) == ["checkpoint", ""]
 
 
-def test_it_asks_nothing_about_what_has_ended(client: Client, ed: User, run: TrainingRun) -> None:
+def test_an_ended_run_offers_nothing_to_keep(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     finish(run.job, State.FAILED)
     assert choices(question(client, ed, run)) == []
-
-
-@pytest.fixture
-def other(run: TrainingRun) -> TrainingRun:
-    """A run that trains in the same job."""
-    other = TrainingRun.objects.get(pk=run.pk)
-    other.pk, other._state.adding, other.name = None, True, "The other"
-    other.save()
-    return other
 
 
 def test_a_loading_run_is_promised_no_adapter(
@@ -154,9 +132,9 @@ def test_a_search_run_offers_no_adapter(client: Client, ed: User, run: TrainingR
     assert choices(question(client, ed, run)) == ["checkpoint", ""]
 
 
-def test_the_question_counts_the_other_runs_of_the_job(
-    client: Client, ed: User, run: TrainingRun, training: Job, other: TrainingRun
+def test_it_counts_the_other_runs_of_the_job(
+    client: Client, ed: User, run: TrainingRun, training: Job, run_of_same_job: TrainingRun
 ) -> None:
     assert 'data-other-runs="1"' in question(client, ed, run)
-    other.end("failed", step=3, code="diverged")
+    run_of_same_job.end("failed", step=3, code="diverged")
     assert "data-other-runs" not in question(client, ed, run)

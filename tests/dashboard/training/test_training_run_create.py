@@ -1,4 +1,4 @@
-"""The fine-tune form: what it starts, what it refuses, and that nothing typed is lost."""
+"""The fine-tune form: launch, refusals, prefilled values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ URL = reverse("training-run-create")
 
 
 def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[str, Any]:
-    """The form as a browser sends it, with some fields changed."""
+    """Return the form's fields as a browser sends them, some of them changed."""
     version = dataset.newest_ready()
     config = TargetModuleConfig.objects.get(slug="efficient")
     values = {
@@ -56,7 +56,7 @@ Send = Callable[..., Any]
 
 @pytest.fixture
 def send(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> Send:
-    """Ed sends the form with some fields changed."""
+    """Return a function that posts the form as Ed, with some fields changed."""
     client.force_login(ed)
     return lambda **changes: client.post(URL, entered(dataset, base_model, **changes))
 
@@ -74,12 +74,8 @@ def test_it_starts_one_run_for_a_double_click(send: Send) -> None:
     first, second = send(idempotency_key=key), send(idempotency_key=key)
     assert first["Location"] == second["Location"]
     assert TrainingRun.objects.count() == 1
-
-
-def test_it_starts_two_runs_for_two_forms(send: Send) -> None:
     send()
-    send()
-    assert TrainingRun.objects.count() == 2
+    assert TrainingRun.objects.count() == 2, "another form has another key"
 
 
 def test_it_names_a_nameless_run(send: Send) -> None:
@@ -87,7 +83,7 @@ def test_it_names_a_nameless_run(send: Send) -> None:
     assert TrainingRun.objects.get().name == "Tickets Efficient"
 
 
-def test_it_counts_passes_when_asked_to(send: Send) -> None:
+def test_it_starts_a_run_by_epochs(send: Send) -> None:
     send(length="epochs", num_train_epochs="2", max_steps="")
     run = TrainingRun.objects.get()
     assert (run.hyperparameters["num_train_epochs"], run.hyperparameters["max_steps"]) == (2.0, None)
@@ -97,15 +93,10 @@ def test_it_counts_passes_when_asked_to(send: Send) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("r", "0"), ("r", "-4"), ("r", "513"), ("r", "4.5"), ("r", "four"), ("r", ""),
-        ("learning_rate", "1e9"), ("learning_rate", "nan"), ("learning_rate", "inf"), ("learning_rate", "0"),
-        ("lora_alpha", "0"), ("lora_dropout", "1"), ("warmup_ratio", "0.9"), ("lr_scheduler_type", "magic"),
-        ("max_steps", "0"), ("max_steps", ""), ("max_steps", "9" * 40), ("length", "forever"),
-        ("per_device_train_batch_size", "0"), ("gradient_accumulation_steps", "x"), ("seed", "-1"),
-        ("max_length", "8"), ("max_length", "131072"), ("name", "x" * 121), ("name", "a\0b"),
-        ("dataset_version", ""), ("dataset_version", "987654"), ("dataset_version", "abc"),
-        ("base_model", "987654"), ("target_module_config", "987654"), ("target_module_config", ""),
-        ("idempotency_key", "not a key"),
+        ("r", "0"), ("r", "4.5"), ("r", ""), ("learning_rate", "1e9"), ("learning_rate", "nan"),
+        ("lr_scheduler_type", "magic"), ("max_steps", ""), ("max_steps", "9" * 40), ("length", "forever"),
+        ("loraplus_lr_ratio", "65"), ("name", "a\0b"), ("dataset_version", ""), ("dataset_version", "abc"),
+        ("base_model", "987654"), ("target_module_config", ""), ("idempotency_key", "not a key"),
     ],
 )  # fmt: skip
 def test_it_refuses_bad_input_beside_its_field(send: Send, field: str, value: str) -> None:
@@ -115,7 +106,7 @@ def test_it_refuses_bad_input_beside_its_field(send: Send, field: str, value: st
     assert TrainingRun.objects.count() == Job.objects.filter(kind="train").count() == 0
 
 
-def test_it_says_the_limits_of_a_number(send: Send) -> None:
+def test_an_error_names_the_limits(send: Send) -> None:
     assert b"Enter a number from 0.0000001 to 0.1." in send(learning_rate="1e9").content
     assert b"Enter a whole number from 1 to 512." in send(r="0").content
 
@@ -126,25 +117,18 @@ def test_it_keeps_what_was_typed(send: Send) -> None:
     assert answer.context["form"]["seed"].value() == "7"
 
 
-def test_it_names_the_reading_limit_of_the_model(send: Send) -> None:
+def test_an_error_names_the_maximum_length_of_the_model(send: Send) -> None:
     assert "reads at most 512 tokens" in str(send(max_length="1024").context["form"].errors["max_length"])
 
 
-def test_it_refuses_a_model_counted_by_another_version(send: Send, base_model: BaseModel) -> None:
+def test_it_refuses_a_census_of_another_version(send: Send, base_model: BaseModel) -> None:
     BaseModel.objects.filter(pk=base_model.pk).update(census={**(base_model.census or {}), "version": 0})
     answer = send()
     assert answer.status_code == 422
     assert "Inspect it again" in str(answer.context["form"].errors["base_model"])
 
 
-def test_it_refuses_a_viewer(client: Client, vera: User, dataset: Dataset, base_model: BaseModel) -> None:
-    client.force_login(vera)
-    assert client.get(URL).status_code == 403
-    assert client.post(URL, entered(dataset, base_model)).status_code == 403
-    assert TrainingRun.objects.count() == 0
-
-
-def test_it_takes_nothing_from_another_project(send: Send, other_project: Project) -> None:
+def test_it_refuses_objects_of_another_project(send: Send, other_project: Project) -> None:
     foreign = make_dataset(other_project, "Secret")
     model = make_base_model(other_project, "Theirs", "example/theirs")
     version = foreign.newest_ready()
@@ -152,7 +136,7 @@ def test_it_takes_nothing_from_another_project(send: Send, other_project: Projec
     assert set(answer.context["form"].errors) == {"dataset_version", "base_model"}
 
 
-def test_it_takes_no_dataset_that_is_not_ready(send: Send, project: Project) -> None:
+def test_it_refuses_a_dataset_that_is_not_imported(send: Send, project: Project) -> None:
     waiting = make_dataset(project, "Waiting", ready=False).newest()
     assert "dataset_version" in send(dataset_version=waiting.pk if waiting else 0).context["form"].errors
 
@@ -166,12 +150,6 @@ def test_it_prefills_the_dataset_of_the_link(client: Client, ed: User, project: 
     assert form.initial["dataset_version"] == (version.pk if version else 0)
 
 
-def test_it_prefills_the_settings_of_an_earlier_run(client: Client, ed: User, run: TrainingRun) -> None:
-    client.force_login(ed)
-    form = client.get(URL, {"clone": run.pk}).context["form"]
-    assert (form.initial["r"], form.initial["max_steps"], form.initial["lora_alpha"]) == (4, 10, None)
-
-
 def test_it_prefills_nothing_of_another_project(
     client: Client, otto: User, run: TrainingRun, dataset: Dataset
 ) -> None:
@@ -180,8 +158,8 @@ def test_it_prefills_nothing_of_another_project(
     assert client.get(URL, {"dataset": dataset.pk}).status_code == 404
 
 
-@pytest.mark.parametrize("text", ["abc", "-1", "9" * 30, "", "٣"])
-def test_it_survives_a_broken_link(client: Client, ed: User, project: Project, text: str) -> None:
+@pytest.mark.parametrize("text", ["-1", "9" * 30, "٣"])
+def test_it_ignores_invalid_ids_in_a_link(client: Client, ed: User, project: Project, text: str) -> None:
     client.force_login(ed)
     assert client.get(URL, {"clone": text, "dataset": text, "base_model": text}).status_code in (200, 404)
 
@@ -202,22 +180,12 @@ def test_it_preselects_the_recommended_preset_and_the_bundled_model(
     assert b"Start fine-tune" in answer.content
 
 
-def test_its_button_names_what_is_missing(client: Client, ed: User, project: Project) -> None:
-    make_base_model(project)
-    make_dataset(project, "One")
-    make_dataset(project, "Two")
-    client.force_login(ed)
-    answer = client.get(URL)
-    assert answer.context["plan"].missing == "Choose a dataset"
-    assert b"Start fine-tune" not in answer.content
-
-
-def test_it_offers_the_sample_where_there_is_no_dataset(client: Client, ed: User) -> None:
+def test_without_datasets_it_offers_the_sample(client: Client, ed: User) -> None:
     client.force_login(ed)
     assert reverse("dataset-sample").encode() in client.get(URL).content
 
 
-def test_it_shows_a_name_as_text(client: Client, ed: User, project: Project, base_model: BaseModel) -> None:
+def test_it_escapes_names(client: Client, ed: User, project: Project, base_model: BaseModel) -> None:
     make_dataset(project, "<img src=x onerror=alert(1)>")
     client.force_login(ed)
     assert b"<img src=x" not in client.get(URL).content
@@ -230,8 +198,8 @@ def test_a_clone_of_a_run_without_its_dataset_still_opens(client: Client, ed: Us
     assert client.get(URL, {"clone": run.pk}).status_code == 200
 
 
-def gappy(base_model: BaseModel) -> BaseModel:
-    """The model with attention output in the second of its two layers alone."""
+def model_with_gaps(base_model: BaseModel) -> BaseModel:
+    """Return the model with an attention output in the second of two layers only."""
     census = base_model.census or {}
     for group in census["groups"]:
         if group["role"] == "attn_out":
@@ -240,11 +208,11 @@ def gappy(base_model: BaseModel) -> BaseModel:
     return BaseModel.objects.get(pk=base_model.pk)
 
 
-def test_gaps_are_confirmed_before_a_start(
+def test_warnings_are_confirmed_before_the_launch(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
-    values = entered(dataset, gappy(base_model))
+    values = entered(dataset, model_with_gaps(base_model))
     for ticked in ("", "yes"):
         page = client.post(URL, {**values, "confirmed": ticked})
         assert page.status_code == 422
@@ -257,7 +225,7 @@ def test_gaps_are_confirmed_before_a_start(
     assert b"Confirmed before the launch" in client.get(run.get_absolute_url()).content
 
 
-def test_a_repeated_run_keeps_its_version_of_a_choice(
+def test_a_clone_keeps_the_version_of_its_preset(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -275,7 +243,7 @@ def test_a_repeated_run_keeps_its_version_of_a_choice(
     assert b"Ours v1" in page.content
 
 
-def test_the_options_of_an_adapter_reach_the_spec(
+def test_adapter_options_reach_the_spec(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -296,31 +264,18 @@ def test_the_options_of_an_adapter_reach_the_spec(
     assert {name for name, _value, _default in again.differences} >= set(options)
 
 
-def test_left_out_options_are_off(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> None:
-    client.force_login(ed)
-    client.post(URL, entered(dataset, base_model))
-    learn = TrainingRun.objects.get().hyperparameters
-    assert (learn["use_dora"], learn["autocast_adapter_dtype"], learn["loraplus_lr_ratio"]) == (
-        False,
-        True,
-        1,
-    )
-
-
-def test_dora_with_dropout_is_refused_beside_it(
+def test_dora_with_dropout_is_refused(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
     page = client.post(URL, entered(dataset, base_model, use_dora="on", lora_dropout="0.1"))
     assert page.context["form"].errors["lora_dropout"]
-    page = client.post(URL, entered(dataset, base_model, loraplus_lr_ratio="65"))
-    assert page.context["form"].errors["loraplus_lr_ratio"]
 
 
 # The compute budget
 
 
-def test_a_run_beyond_the_budget_is_refused_with_what_is_left(
+def test_a_run_beyond_the_budget_is_refused(
     client: Client, ed: User, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     ComputeBudget.objects.change(project, 0, mara)
@@ -332,12 +287,3 @@ def test_a_run_beyond_the_budget_is_refused_with_what_is_left(
     assert "mara@example.org can raise the budget" in page
     assert "Raise the budget" not in page
     assert not TrainingRun.objects.exists()
-
-
-def test_a_manager_gets_a_link_to_raise_it(
-    client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    ComputeBudget.objects.change(project, 0, mara)
-    client.force_login(mara)
-    page = client.post(URL, entered(dataset, base_model)).content.decode()
-    assert f'<a href="{reverse("compute-budget-index")}">Raise the budget</a>' in page

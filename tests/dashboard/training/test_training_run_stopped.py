@@ -1,4 +1,4 @@
-"""The page of a stopped run says what is left of it now, not what was meant to be left."""
+"""The page of a stopped run: the progress that is still there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from dashboard.models import Job, MetricSeries, TrainingRun, User
-from tests.dashboard.conftest import make_checkpoint
+from tests.dashboard.conftest import make_checkpoint, start_training
 
 CLEARED = "The checkpoint has been deleted since, so the run cannot be resumed."
 NOTHING = "The progress was discarded, so the run cannot be resumed."
@@ -19,13 +19,9 @@ LOST = "The run had reached step 5, but its last steps could not be saved."
 
 @pytest.fixture
 def job(run: TrainingRun) -> Job:
-    """Its worker has trained five steps."""
-    assert run.job is not None
-    run.job.move("claim", attempt=1, worker="w@host")
-    run.job.move("progress")
-    run.job.update_progress(step=5)
+    """The job of the run, after five steps."""
     MetricSeries.objects.append(run, "train/loss", [(step, 1.0) for step in range(1, 6)])
-    return run.job
+    return start_training(run)
 
 
 def page_of(client: Client, user: User, run: TrainingRun) -> str:
@@ -35,14 +31,14 @@ def page_of(client: Client, user: User, run: TrainingRun) -> str:
 
 
 def stop(job: Job, by: User, keep: str, step: int | None) -> None:
-    """It stops, with a checkpoint of this step on the disk."""
+    """Stop the job, with a checkpoint of this step on disk."""
     job.request_cancel(by, keep)
     if step:
         make_checkpoint(job, step=step)
     job.complete_stop(actor="w@host")
 
 
-def test_it_can_be_resumed_from_where_it_stood(client: Client, ed: User, run: TrainingRun, job: Job) -> None:
+def test_it_shows_the_checkpoint(client: Client, ed: User, run: TrainingRun, job: Job) -> None:
     stop(job, ed, "checkpoint", 5)
     page = page_of(client, ed, run)
     assert "The checkpoint of step 5 of" in page
@@ -50,9 +46,7 @@ def test_it_can_be_resumed_from_where_it_stood(client: Client, ed: User, run: Tr
     assert LOST not in page
 
 
-def test_everybody_reads_where_its_last_steps_are_lost(
-    client: Client, ed: User, vera: User, run: TrainingRun, job: Job
-) -> None:
+def test_a_viewer_sees_lost_steps(client: Client, ed: User, vera: User, run: TrainingRun, job: Job) -> None:
     stop(job, ed, "checkpoint", 3)
     page = page_of(client, vera, run)
     assert LOST in page
@@ -61,18 +55,14 @@ def test_everybody_reads_where_its_last_steps_are_lost(
 
 
 @pytest.mark.parametrize("keep", ["checkpoint", ""])
-def test_it_says_that_nothing_was_kept(
-    client: Client, ed: User, run: TrainingRun, job: Job, keep: str
-) -> None:
+def test_it_shows_discarded_progress(client: Client, ed: User, run: TrainingRun, job: Job, keep: str) -> None:
     stop(job, ed, keep, None)
     page = page_of(client, ed, run)
     assert NOTHING in page
     assert "Resume" not in page
 
 
-def test_it_says_that_a_kept_checkpoint_has_been_cleared_since(
-    client: Client, ed: User, run: TrainingRun, job: Job
-) -> None:
+def test_it_shows_a_deleted_checkpoint(client: Client, ed: User, run: TrainingRun, job: Job) -> None:
     stop(job, ed, "checkpoint", 5)
     shutil.rmtree(job.checkpoint_folder())
     page = page_of(client, ed, run)
@@ -80,7 +70,7 @@ def test_it_says_that_a_kept_checkpoint_has_been_cleared_since(
     assert "Resume" not in page
 
 
-def test_it_calls_a_checkpoint_on_a_silent_disk_not_cleared(
+def test_an_unreadable_checkpoint_is_not_called_deleted(
     client: Client, ed: User, run: TrainingRun, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop(job, ed, "checkpoint", 5)
@@ -94,7 +84,7 @@ def test_it_calls_a_checkpoint_on_a_silent_disk_not_cleared(
     assert CLEARED not in page
 
 
-def test_a_run_that_never_trained_has_lost_nothing(client: Client, ed: User, run: TrainingRun) -> None:
+def test_a_run_stopped_before_training(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     assert run.job.request_cancel(ed, "checkpoint")
     assert "Training had not started." in page_of(client, ed, run)

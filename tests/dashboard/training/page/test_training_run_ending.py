@@ -1,4 +1,4 @@
-"""What the page of a failed run offers: words that agree with its buttons, the most helpful one first."""
+"""The actions on the page of a failed run: the most helpful one first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AGAIN, RESUME, SMALLER = "Try again with these settings", "Resume from step 7", 
 
 
 def failed(run: TrainingRun, code: str, *, checkpoint: bool = True) -> TrainingRun:
-    """It has failed after the checkpoint of step 7."""
+    """Return the run, failed after the checkpoint of step 7."""
     assert run.job is not None
     if checkpoint:
         make_checkpoint(run.job, step=7)
@@ -32,15 +32,13 @@ def page_of(client: Client, user: User, run: TrainingRun) -> str:
 
 
 def primary(page: str) -> list[str]:
-    """The words on every primary button."""
+    """Return the label of every primary button."""
     after = page.split("btn-primary")[1:]
     return [part.split(">", 1)[1].split("</a>")[0].split("</button>")[0] for part in after]
 
 
-@pytest.mark.parametrize("code", ["disk_full", "worker_lost", "publish_failed"])
-def test_it_advises_to_resume_what_can_be_resumed(
-    client: Client, ed: User, run: TrainingRun, code: str
-) -> None:
+@pytest.mark.parametrize("code", ["disk_full", "worker_lost"])
+def test_with_a_checkpoint_resume_comes_first(client: Client, ed: User, run: TrainingRun, code: str) -> None:
     page = page_of(client, ed, failed(run, code))
     (first,) = primary(page)
     assert RESUME in first
@@ -48,8 +46,8 @@ def test_it_advises_to_resume_what_can_be_resumed(
     assert "start again" not in page
 
 
-@pytest.mark.parametrize("code", ["disk_full", "worker_lost", "publish_failed"])
-def test_it_advises_to_start_again_where_nothing_is_kept(
+@pytest.mark.parametrize("code", ["disk_full", "worker_lost"])
+def test_without_a_checkpoint_restart_comes_first(
     client: Client, ed: User, run: TrainingRun, code: str
 ) -> None:
     page = page_of(client, ed, failed(run, code, checkpoint=False))
@@ -59,9 +57,7 @@ def test_it_advises_to_start_again_where_nothing_is_kept(
     assert "is kept for" not in page
 
 
-def test_it_does_not_lead_back_to_a_checkpoint_that_does_not_fit(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
+def test_after_a_checkpoint_mismatch_restart_comes_first(client: Client, ed: User, run: TrainingRun) -> None:
     page = page_of(client, ed, failed(run, "checkpoint_mismatch"))
     assert primary(page) == [AGAIN]
     assert page.index(AGAIN) < page.index(RESUME)
@@ -69,27 +65,14 @@ def test_it_does_not_lead_back_to_a_checkpoint_that_does_not_fit(
     assert "can be resumed from there" not in page
 
 
-@pytest.mark.parametrize("code", ["publish_failed", "checkpoint_mismatch", "disk_full", "internal_error"])
-def test_it_offers_no_setting_that_mends_nothing(
-    client: Client, ed: User, run: TrainingRun, code: str
-) -> None:
-    assert SMALLER not in page_of(client, ed, failed(run, code))
-
-
-def test_it_leads_with_another_setting_where_the_same_would_fail_again(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
+def test_after_lack_of_memory_a_smaller_batch_comes_first(client: Client, ed: User, run: TrainingRun) -> None:
     page = page_of(client, ed, failed(run, "out_of_memory"))
     assert primary(page) == [SMALLER]
     assert RESUME in page
 
 
-def test_it_tells_everybody_what_is_kept_and_until_when(client: Client, vera: User, run: TrainingRun) -> None:
+def test_a_viewer_sees_how_long_the_checkpoint_is_kept(client: Client, vera: User, run: TrainingRun) -> None:
     page = page_of(client, vera, failed(run, "disk_full"))
     until = date_format(timezone.localtime() + timedelta(days=14), "j F Y")
     assert f"The checkpoint of step 7 of 10 is kept for 14 days, until {until}." in page
     assert RESUME not in page
-
-
-def test_it_promises_nothing_of_what_is_gone(client: Client, vera: User, run: TrainingRun) -> None:
-    assert "is kept for" not in page_of(client, vera, failed(run, "disk_full", checkpoint=False))
