@@ -10,7 +10,7 @@ from django.test import Client
 from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleConfig, User
 from tests.conftest import make_base_model
 from tests.dashboard.studies.plan.test_study_create import PLAN, URL, entered, pks
-from tests.dashboard.training.test_training_run_create import gappy
+from tests.dashboard.training.test_training_run_create import model_with_gaps
 
 
 def rows(*further: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_config_of_another_project_is_refused(
 
 
 def test_each_warning_is_confirmed_once(client: Client, ed: User, dataset: Dataset, project: Project) -> None:
-    base_model = gappy(make_base_model(project, "Gaps", "example/gaps"))
+    base_model = model_with_gaps(make_base_model(project, "Gaps", "example/gaps"))
     client.force_login(ed)
     sent = entered(dataset, base_model) | rows({"config": pks("efficient")[0], "r": "8"})
     plan = client.get(PLAN, sent).context["study_plan"].to_confirm

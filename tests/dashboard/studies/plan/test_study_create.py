@@ -28,7 +28,7 @@ from dashboard.models import (
 from tests.conftest import make_base_model, make_dataset, make_run
 from tests.dashboard.studies.factories import conclude, make_study
 from tests.dashboard.training.test_training_run_create import entered as run_entered
-from tests.dashboard.training.test_training_run_create import gappy
+from tests.dashboard.training.test_training_run_create import model_with_gaps
 
 URL = reverse("study-create")
 PLAN = reverse("study-plan")
@@ -171,7 +171,7 @@ def test_rows_of_another_project_are_refused(send: Send, other_project: Project)
 
 def test_warnings_must_be_accepted(client: Client, ed: User, dataset: Dataset, base_model: BaseModel) -> None:
     client.force_login(ed)
-    values = entered(dataset, gappy(base_model))
+    values = entered(dataset, model_with_gaps(base_model))
     for ticked in ("", "yes"):
         page = client.post(URL, {**values, "confirmed": ticked})
         assert page.status_code == 422
