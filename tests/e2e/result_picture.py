@@ -20,10 +20,10 @@ from tests.tiny_model import build_tiny_model
 
 PICTURE = Path(settings.BASE_DIR) / "static" / "img" / "study_result.png"
 MOST_BYTES = 300_000
-PRESETS = ("efficient", "attention", "quality")
+PRESETS = {"Efficient": "efficient", "Attention": "attention", "Quality": "quality"}
 COLOURS = ("red", "green", "blue", "grey")
-# The tiny model learns to repeat the word of the question within these steps, or nearly so.
-LEARNING = {"max_steps": 150, "max_length": 64, "learning_rate": 0.02, "per_device_train_batch_size": 16}
+# Too few steps for the small adapter, so that the arms differ.
+LEARNING = {"max_steps": 60, "max_length": 64, "learning_rate": 0.02, "per_device_train_batch_size": 16}
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def finish_study(installation: Installation, person: Person) -> int:
     token = installation.create_account(person, project="Support", role="manager", token=True)
     api = Api(installation.url, token)
     rows = (
-        f'{{"prompt": "Ticket {n}: which queue?", "completion": "{COLOURS[n % 4]}"}}\n' for n in range(400)
+        f'{{"prompt": "Ticket {n}: which queue?", "completion": "{COLOURS[n % 4]}"}}\n' for n in range(1000)
     )
     dataset = api.upload("tickets.jsonl", "".join(rows).encode(), name="Support tickets").json()["id"]
     api.wait(f"/datasets/{dataset}")
@@ -61,9 +61,14 @@ def finish_study(installation: Installation, person: Person) -> int:
         {
             "name": "Which layers to adapt",
             "dataset": dataset,
-            "arms": [{"target_module_config": preset, "hyperparameters": LEARNING} for preset in PRESETS],
+            "arms": [
+                {"name": name, "target_module_config": preset, "hyperparameters": LEARNING}
+                for name, preset in PRESETS.items()
+            ],
             "seeds": [1, 2, 3],
             "metric": "loss",
+            "reference": "Quality",
+            "margin": 0.05,
         },
     )["id"]
     state = api.wait(f"/studies/{study}", seconds=1800)["state"]
@@ -73,17 +78,13 @@ def finish_study(installation: Installation, person: Person) -> int:
 
 
 def photograph(page: Page) -> None:
-    """Save the verdict card and the interval plot below it as one picture."""
-    first, last = (
-        page.locator(f"section[aria-labelledby={name}]").bounding_box()
-        for name in ("verdict", "study-intervals")
-    )
-    assert first is not None
-    assert last is not None
+    """Save the page from its top to the end of the interval plot."""
+    box = page.locator("section[aria-labelledby=study-intervals]").bounding_box()
+    assert box is not None
     page.screenshot(
         path=PICTURE,
         full_page=True,
-        clip={"x": 0, "y": 0, "width": 1280, "height": last["y"] + last["height"] + 24},
+        clip={"x": 0, "y": 0, "width": 1280, "height": box["y"] + box["height"] + 8},
     )
 
 

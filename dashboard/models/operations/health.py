@@ -103,7 +103,7 @@ def altered_tables(error: DatabaseError) -> HealthCheck:
 def check_disk() -> HealthCheck:
     """Check the free space for datasets, checkpoints and adapters."""
     free = shutil.disk_usage(settings.DATA_DIR).free
-    text = _("%(free).1f GB are free on the disk of the data folder.") % {"free": free / 1024**3}
+    text = _("The disk of the data folder has %(free).1f GB free.") % {"free": free / 1024**3}
     if free >= LOW_BYTES:
         return HealthCheck("disk", _("Disk"), Level.OK, text)
     return HealthCheck(

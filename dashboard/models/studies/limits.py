@@ -87,8 +87,8 @@ def measured_beside(study: Study) -> str:
     if all(is_alone is not False for _name, is_alone in measured):
         return _("Every run trained alone: time and memory were measured with no other arm beside it.")
     shared = _(
-        "Arms take turns on one loaded base model; time and memory are those of an arm's own turns, "
-        "without what the others keep in memory."
+        "The arms share one loaded base model. Each arm's time and memory are measured while it trains, "
+        "without the memory of the other arms."
     )
     if not alone:
         return shared

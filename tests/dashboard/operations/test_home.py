@@ -75,7 +75,7 @@ def test_a_running_run_shows_its_progress(client: Client, ed: User, run: Trainin
     job.move("progress")
     Job.objects.filter(pk=job.pk).update(step=3, total_steps=10, eta_seconds=125)
     text = page(client, ed)
-    assert "Running now" in text
+    assert "In progress" in text
     assert 'value="30"' in text
     assert "2 min 5 s left" in text
 

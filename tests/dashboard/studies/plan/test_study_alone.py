@@ -98,7 +98,7 @@ def test_result_states_shared_measurements(project: Project, dataset: Dataset, b
     assert [arm["measured_alone"] for arm in study_dict(alone)["arms"]] == [True, True]
     plain = make_study(project, dataset, base_model, seeds=[1])
     assert "Trained alone" not in measured_beside(plain)
-    assert "take turns" in measured_beside(plain)
+    assert "share one loaded base model" in measured_beside(plain)
 
 
 def test_plan_names_arms_that_train_alone(

@@ -289,7 +289,7 @@ def test_plan_offers_at_most_the_allowed_test_rows(plan_text: Callable[..., str]
     assert "Use 2,944 test rows" in plan_text()
     text = plan_text(margin="0.5")
     # 0.15 * (2.8 / 0.005)^2.
-    assert "It takes 47,094 test rows, which is more than a study allows." in text
+    assert "It takes 47,094 test rows, which exceeds the limit of a study." in text
     assert "Use 47,094" not in text
 
 
