@@ -96,8 +96,8 @@ class ItemsForm(forms.Form):
         ("same", gettext_lazy("both did the same")),
         ("all", gettext_lazy("all rows")),
     )
-    one = forms.ChoiceField(label=gettext_lazy("First"))
-    other = forms.ChoiceField(label=gettext_lazy("Second"))
+    one = forms.ChoiceField(label=gettext_lazy("First arm"))
+    other = forms.ChoiceField(label=gettext_lazy("Second arm"))
     seed = forms.TypedChoiceField(label=gettext_lazy("Seed"), coerce=int)
     show = forms.ChoiceField(label=gettext_lazy("Rows where"), choices=SHOW)
     order = forms.ChoiceField(label=gettext_lazy("Order"), choices=list(ORDERS.items()))
