@@ -1,4 +1,4 @@
-"""The Celery app: queues and settings. Messages are wake-ups; the database holds the truth.
+"""The Celery app and its settings. Messages only wake workers; the database holds the queue.
 
 Run a node: `celery -A workers.celery worker -P prefork -c 1 -Q gpu -n gpu0@host`.
 """
@@ -19,7 +19,7 @@ from django.conf import settings  # noqa: E402
 app = Celery("graftworks", broker=settings.BROKER_URL, include=["workers.tasks"])
 app.conf.update(
     broker_transport_options={
-        # Short on purpose: nothing is acknowledged late, so redelivery can start nothing twice.
+        # Short: messages are acknowledged early, so redelivery starts nothing twice.
         "visibility_timeout": 300,
         "socket_timeout": 5,
         "socket_connect_timeout": 3,
@@ -53,4 +53,4 @@ app.conf.update(
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _keep_django_logging(**_kwargs: object) -> None:
-    """Stop Celery from replacing the log handlers, by having a receiver."""
+    """Receive the signal: Celery replaces the log handlers only if nothing does."""

@@ -1,6 +1,6 @@
-"""The Celery side of the queue: a message wakes a worker, the worker claims the best job and supervises it.
+"""The Celery task: a message wakes a worker, which claims the next job and supervises it.
 
-The payload is a job's id and nothing else, and even that is only a hint: the row decides.
+The message carries a job's id for the log alone: the database decides which job is next.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workers.supervision.device_lock import DeviceBusy
 from workers.supervision.heartbeat import is_draining, row_name
 from workers.supervision.judge_job import judge_answers
 from workers.supervision.orphaned_jobs import holder
-from workers.supervision.recorders import RECORDERS
+from workers.supervision.recorders import RECORDERS, fail_job
 from workers.supervision.supervisor import supervise
 
 logger = logging.getLogger(__name__)
@@ -39,18 +39,18 @@ CLAIM_RETRY_SECONDS = 1.0
 
 @app.task(name="workers.tasks.work", bind=True)  # type: ignore[untyped-decorator]
 def work(self: Task[[int], None], job_id: int) -> None:
-    """Claim the next job of this node's queue and supervise it. `job_id` is only the wake-up's hint."""
+    """Claim and supervise jobs of this node's queue until none waits."""
     queue = str((self.request.delivery_info or {}).get("routing_key"))
     node = str(self.request.hostname)
     job = _wait_and_claim(queue, node)
     if job is None:
         logger.info("woken for job %s, nothing to claim", job_id)
-    # One wake-up is enough for all that waits: the broker may have lost the others.
+    # One wake-up serves all waiting jobs: the broker may have lost the others.
     while job:
         logger.info("%s: attempt %s begins", job, job.attempt)
-        with _drain_on_sigterm() as is_told_to_drain:
-            attempt(job, is_told_to_drain)
-            stop = is_told_to_drain()
+        with _drain_on_sigterm() as is_draining_requested:
+            attempt(job, is_draining_requested)
+            stop = is_draining_requested()
         with suppress(*DATABASE_AWAY, Job.DoesNotExist):
             job.refresh_from_db()
         logger.info("%s: %s", job, job.state)
@@ -61,8 +61,8 @@ def work(self: Task[[int], None], job_id: int) -> None:
 def _wait_and_claim(queue: str, node: str) -> Job | None:
     """Claim the next job as soon as this node may take one; None when no job waits any more.
 
-    A node that is paused, or cannot do what waits, keeps its wake-up meanwhile. If it came back for the next
-    one, it could swallow all those of an idle neighbour: the broker serves them in turn, each second anew.
+    A node that is paused, or cannot run the waiting jobs, keeps its wake-up meanwhile: by returning for the
+    next ones it could take all those that an idle node needs.
     """
     while (job := _claim(queue, node)) is None:
         if is_draining() or not Job.objects.waiting(queue).exists():
@@ -83,22 +83,22 @@ def _claim(queue: str, node: str) -> Job | None:
     )
 
 
-def attempt(job: Job, is_told_to_drain: Callable[[], bool]) -> None:
-    """Run one attempt in its own work folder. The only place that turns any exception into a job's end."""
+def attempt(job: Job, is_draining_requested: Callable[[], bool]) -> None:
+    """Run one attempt in its own work folder, and turn any exception into the job's end."""
     out_dir = Path(settings.DATA_DIR) / "work" / f"job-{job.pk}-{job.attempt}"
     try:
         out_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         if not _start_attempt(job):
             logger.warning("%s was taken over before this attempt began", job)
             return
-        _execute(job, out_dir, lambda: is_told_to_drain() or is_draining())
+        _execute(job, out_dir, lambda: is_draining_requested() or is_draining())
     except DATABASE_AWAY:
         logger.exception("%s lost the database", job)
         close_connection()
         _write_end(lambda: _release(job, "The database could not be reached."))
     except DeviceBusy as error:
-        occupied = str(error)
-        _write_end(lambda: _release(job, occupied))
+        reason = str(error)
+        _write_end(lambda: _release(job, reason))
     except Exception as error:
         logger.exception("%s failed", job)
         failure = error
@@ -110,13 +110,13 @@ def attempt(job: Job, is_told_to_drain: Callable[[], bool]) -> None:
 
 
 def _start_attempt(job: Job) -> bool:
-    """Return whether the job still belongs to this attempt; the first one starts without checkpoints."""
+    """Return whether the job still belongs to this attempt; the first one deletes leftover checkpoints."""
     folder, hidden = job.checkpoint_folder(), None
     with transaction.atomic():
-        # Locks the row: no other attempt can take the job over and write there meanwhile.
+        # Locks the row, so that no other attempt can take over and write there meanwhile.
         if not job.renew_lease():
             return False
-        # A database that was set up anew counts from 1 again beside folders of the old one.
+        # A new database counts jobs from 1 again beside the folders of the old one.
         if job.attempt == 1 and is_plain_folder(folder):
             hidden = hide(folder)
     if hidden:
@@ -130,7 +130,7 @@ def _execute(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
         judge_answers(job, stop)
         return
     recorder = RECORDERS[Job.Kind(job.kind)](job, out_dir)
-    if _has_only_ended_arms(job):
+    if _have_all_arms_ended(job):
         job.move("progress", actor=job.worker, fenced=True)
         recorder.finish()
     else:
@@ -138,16 +138,16 @@ def _execute(job: Job, out_dir: Path, stop: Callable[[], bool]) -> None:
 
 
 def _write_end(write: Callable[[], None]) -> None:
-    """Write an end. If not even this can be written, the lease runs out."""
+    """Write the end of a job; if the database is away, its lease runs out instead."""
     try:
         write()
     except DATABASE_AWAY:
-        logger.warning("no ending could be written: the database is away")
+        logger.warning("the end of the job could not be written: the database is away")
         close_connection()
 
 
 def _delete_checkpoints(job: Job) -> None:
-    """Delete the checkpoints that no attempt can continue; the dispatcher covers what this misses."""
+    """Delete the checkpoints that no attempt can continue; the dispatcher repeats it if this fails."""
     folder = job.checkpoint_folder()
     with suppress(*DATABASE_AWAY, OSError):
         if is_plain_folder(folder):
@@ -155,14 +155,14 @@ def _delete_checkpoints(job: Job) -> None:
 
 
 def _advance_study(job: Job) -> None:
-    """Advance the job's study; the dispatcher does what this misses."""
+    """Advance the job's study; the dispatcher repeats it if this fails."""
     with suppress(*DATABASE_AWAY):
         for study in Study.objects.of_job(job):
             study.advance()
 
 
-def _has_only_ended_arms(job: Job) -> bool:
-    """Return whether an earlier attempt ended every arm, and died before it could end the job."""
+def _have_all_arms_ended(job: Job) -> bool:
+    """Return whether an earlier attempt ended every arm but died before it ended the job."""
     outcomes = list(job.training_runs.values_list("outcome", flat=True))
     return bool(outcomes) and all(outcomes)
 
@@ -174,15 +174,13 @@ def _fail(job: Job, error: Exception) -> None:
     elif full := disk_error(error):
         code, message = full.code, full.message
     try:
-        job.move(
-            "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
-        )
+        fail_job(job, code, message)
     except IllegalMove:
         _release(job, message)
 
 
 def _release(job: Job, reason: str) -> None:
-    """End a job that was stopping; interrupt any other, to be tried again."""
+    """End a job that was stopping; interrupt any other, so that it is tried again."""
     job.refresh_from_db(fields=["state"])
     try:
         job.recover(reason)
@@ -192,14 +190,14 @@ def _release(job: Job, reason: str) -> None:
 
 @contextmanager
 def _drain_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Treat SIGTERM as a drain: a signal to the whole process group must not cut a run in the middle."""
+    """Treat SIGTERM as a drain, so that a signal to the whole process group does not kill a run."""
     signals: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def record(number: int, _frame: FrameType | None) -> None:
         signals.append(number)
 
-    before = signal.signal(signal.SIGTERM, note)
+    previous = signal.signal(signal.SIGTERM, record)
     try:
         yield lambda: bool(signals)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -34,7 +34,7 @@ from workers.contract.errors import (
     Stopped,
     TakenOver,
     disk_error,
-    lack_of_memory,
+    memory_error,
 )
 from workers.contract.events import STOPS, Event, Failure, Finished, Report, Started, stronger, to_line
 from workers.contract.specs import SPEC_TYPES, from_dict, needs_4bit
@@ -257,7 +257,7 @@ def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> Non
 def failure(error: Exception) -> Failure:
     """Return the event for the user; the traceback stays in the log."""
     # Lack of memory is often wrapped in an error that blames the model or the adapter.
-    if lack := lack_of_memory(error):
+    if lack := memory_error(error):
         return Failure(OutOfMemory.code, _memory_sentence(lack))
     if isinstance(error, SpecError):
         return Failure("bad_spec", error.message)

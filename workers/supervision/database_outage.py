@@ -1,4 +1,4 @@
-"""Outages of the database, as a worker sees them.
+"""Outages of the database during an attempt.
 
 Every write of an attempt goes through `Database.try_write`. One that fails because the database is away is
 tried again later, so it must be repeatable. Knows nothing of jobs.
@@ -20,10 +20,10 @@ from django.db import InterfaceError, OperationalError, connection, connections
 
 logger = logging.getLogger(__name__)
 
-# A locked SQLite file counts as away: it also answers again later.
+# A locked SQLite file counts as an outage too: it answers again later.
 DATABASE_AWAY = (InterfaceError, OperationalError)
 RETRY_SECONDS = 1.0
-# A write that takes longer hangs; one that only saves a large folder finds it saved the second time.
+# A write that takes longer hangs. A slow publish is cut as well, and finds its folder published on retry.
 ANSWER_SECONDS = 30.0
 WATCH_SECONDS = 0.5
 
@@ -74,7 +74,7 @@ class Database:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Cut this thread's connection when a write hangs meanwhile: a server may accept and never answer."""
+        """Close this thread's connection if a write hangs: a server may accept and never answer."""
         is_over = threading.Event()
         own: Any = connections["default"]
 
@@ -82,9 +82,9 @@ class Database:
             while not is_over.wait(WATCH_SECONDS):
                 started = self.write_started
                 if started and time.monotonic() - started > ANSWER_SECONDS:
-                    _cut(own.connection)
+                    _close_socket(own.connection)
 
-        # A file cannot be silent: it is locked or not.
+        # SQLite never hangs: its file is locked or not.
         if own.vendor == "postgresql":
             threading.Thread(target=watch, daemon=True).start()
         try:
@@ -93,8 +93,8 @@ class Database:
             is_over.set()
 
 
-def _cut(server: Any) -> None:
-    """Shut the socket down, so that the thread that waits for an answer gets an error."""
+def _close_socket(server: Any) -> None:
+    """Shut the socket down, so that the waiting thread gets an error."""
     with (
         contextlib.suppress(OSError, AttributeError, *DATABASE_AWAY),
         socket.socket(fileno=os.dup(server.pgconn.socket)) as line,
@@ -103,7 +103,7 @@ def _cut(server: Any) -> None:
 
 
 def close_connection() -> None:
-    """Forget a connection that may be broken; the next query makes a new one."""
+    """Close a connection that may be broken; the next query opens a new one."""
     if not connection.in_atomic_block:
         with contextlib.suppress(*DATABASE_AWAY):
             connection.close()

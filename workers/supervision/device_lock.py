@@ -1,6 +1,6 @@
-"""Device locks: a file per slot of this machine names the process that uses it.
+"""Device locks: one file per slot of this machine records the process that uses it.
 
-A later attempt on the slot kills the process that an earlier one has left.
+The next attempt on the slot kills a process that an earlier attempt left behind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DeviceBusy(Exception):
 
 
 def slot_name(node: str) -> str:
-    """Return a node's slot. Nodes of the same name in two containers have each a device of their own."""
+    """Return a node's slot; nodes of one name in two containers have two slots."""
     place = here()
     return f"{node}/{place.tag}" if place else node
 
@@ -47,7 +47,7 @@ def release(slot: str) -> None:
 
 
 def clear(slot: str) -> int | None:
-    """Kill the process that an earlier attempt has left on the slot, and wait for its end; return its pid.
+    """Kill the process that an earlier attempt left on the slot, and wait for its end; return its pid.
 
     Raises DeviceBusy if it does not end.
     """
@@ -64,9 +64,8 @@ def clear(slot: str) -> int | None:
 
 
 def kill(engine: psutil.Process) -> None:
-    """Kill an engine that no supervisor watches any more."""
+    """Kill an engine without a supervisor, and its process group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        # It leads a group of its own; whatever it has started goes with it.
         os.killpg(engine.pid, signal.SIGKILL)
     with contextlib.suppress(psutil.Error):
         engine.kill()

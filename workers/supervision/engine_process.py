@@ -1,4 +1,4 @@
-"""The engine as a process: how it is started, what it may know, how it is stopped and how it is killed.
+"""The engine as a process: its start, environment, stop and kill.
 
 Knows nothing of the database, and of an event only whether it is a sign of progress.
 """
@@ -29,20 +29,20 @@ from workers.contract.events import MAX_LINE
 from workers.supervision.line_queue import LineQueue
 
 ENGINE = (sys.executable, "-m", "workers.engine")
-# How long the last lines of a dead engine may take; a process that it left behind can hold the pipe open.
+# Longest wait for the last lines of a dead engine: a process that it left behind can hold the pipe open.
 LAST_LINES_SECONDS = 5.0
 EXIT_SECONDS = 10.0
 STEPS_REMEMBERED = 51
-# The first field of an event is its kind. A step's values come right before its progress, so only one counts.
+# The first field of an event is its kind. Metrics come right before the progress of the same step.
 STEP = b'{"event": "Progress"'
-SIGNS_OF_LIFE = (STEP, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
-# Only these reach the engine; broker, database and secret key stay with the parent.
-PASSED_ON = (
+SIGNS_OF_PROGRESS = (STEP, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
+# The engine gets these alone: not the broker, the database or the secret key.
+ENGINE_VARIABLES = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES",
 )  # fmt: skip
-# And these where it downloads; a proxy's address may hold a password.
-FOR_DOWNLOADS = (
+# And these for downloads only, because a proxy's address may hold a password.
+DOWNLOAD_VARIABLES = (
     "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
 CGROUPS = Path("/sys/fs/cgroup")
@@ -77,7 +77,7 @@ class EngineProcess:
         """Execute `python -m workers.engine` in its own session and hand it the spec."""
         outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
         ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
-        # Nothing that may fail stands below this line: an engine that no supervisor holds would train unseen.
+        # Nothing below may fail: the engine would run without a supervisor.
         process = subprocess.Popen(
             [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
             stdin=subprocess.PIPE,
@@ -95,7 +95,7 @@ class EngineProcess:
         return engine
 
     def _limit(self) -> None:
-        """Put it behind the web, make it the first victim when memory runs out, and allow no memory dump."""
+        """Lower its priority, let the kernel kill it first when memory runs out, and forbid core dumps."""
         with contextlib.suppress(OSError, psutil.Error):
             resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))
             psutil.Process(self.process.pid).nice(5)
@@ -105,7 +105,7 @@ class EngineProcess:
         assert self.process.stdout is not None  # noqa: S101 - opened above
         with contextlib.suppress(ValueError):  # closed by `kill`
             while line := self.process.stdout.readline(MAX_LINE + 1):
-                if line.startswith(SIGNS_OF_LIFE):
+                if line.startswith(SIGNS_OF_PROGRESS):
                     self.last_progress = time.monotonic()
                 if line.startswith(STEP):
                     self._step_seconds.append(self.last_progress - self.last_step)
@@ -123,7 +123,7 @@ class EngineProcess:
         """Whether no more lines come: its output is closed, or it has been dead for a while."""
         if self.lines.is_closed or self.process.poll() is None:
             return self.lines.is_closed
-        # Counted from here: a parent that slept meanwhile still has all its lines to read.
+        # Counted from here: after a suspend of the machine all lines are still to be read.
         self.dead_since = self.dead_since or time.monotonic()
         return time.monotonic() - self.dead_since > LAST_LINES_SECONDS
 
@@ -133,7 +133,7 @@ class EngineProcess:
         return oom_kills() > self.oom_kills_before
 
     def send(self, message: dict[str, object]) -> None:
-        """Write one line to its input; a dead engine is noticed by its exit."""
+        """Write one line to its input; the exit status reports a dead engine."""
         assert self.process.stdin is not None  # noqa: S101 - opened above
         with contextlib.suppress(OSError):
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -145,16 +145,16 @@ class EngineProcess:
             self.log.write(f"{text}\n".encode())
 
     def request_stop(self, reason: str) -> None:
-        """Send the reason as a line; the signal ends an engine that does not listen yet."""
+        """Send the reason as a line, and SIGTERM for an engine that does not read its input yet."""
         self.send({"stop": reason})
-        self.write_log(f"--- asked to stop ({reason}) at {datetime.now(UTC).isoformat()} ---")
-        # An engine that still starts would die of the signal, with nothing published.
+        self.write_log(f"--- stop requested ({reason}) at {datetime.now(UTC).isoformat()} ---")
+        # The signal would kill an engine that is still starting, with nothing published.
         if reason != "finish":
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
 
     def wait(self) -> int:
-        """Return the exit status of an engine that has closed its output; one that lingers is killed."""
+        """Return the exit status of an engine that has closed its output; kill it if it does not exit."""
         try:
             return self.process.wait(timeout=EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -174,8 +174,8 @@ class EngineProcess:
 
 
 def environment(kind: str, out_dir: Path) -> dict[str, str]:
-    """Return the engine's environment: where to find programs and models, and how many threads to use."""
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    """Return the engine's environment: paths of programs and models, and the number of threads."""
+    variables = {name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}
     threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
     variables |= {
         "PYTHONUNBUFFERED": "1",
@@ -183,7 +183,7 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         "TMPDIR": str(out_dir),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # A thread that spins at a barrier takes the core from the web process.
+        # A thread that spins at a barrier takes a core from the web process.
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -191,5 +191,5 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
     if kind == Job.Kind.INSPECT:
-        return variables | {name: os.environ[name] for name in FOR_DOWNLOADS if name in os.environ}
+        return variables | {name: os.environ[name] for name in DOWNLOAD_VARIABLES if name in os.environ}
     return variables | {"HF_HUB_OFFLINE": "1"}

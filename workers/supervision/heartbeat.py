@@ -1,4 +1,4 @@
-"""The heartbeat of a Celery node: its row, and the flag that tells its pool processes to drain.
+"""The heartbeat of a Celery node, and the flag that tells its pool processes to drain.
 
 Runs in the node's main process; the pool processes only read the flag.
 """
@@ -32,19 +32,19 @@ from workers.supervision.process_identity import here
 
 logger = logging.getLogger(__name__)
 _stop = threading.Event()
-# A pool process that was killed holds its job until the next check.
+# Interval at which jobs of killed pool processes are released.
 WATCH_SECONDS = 2.0
-# A query that has not come back for so long hangs.
+# A heartbeat that takes longer hangs in a query.
 SILENT_SECONDS = 60.0
-# How long a fork waits for the end of a query, which may hang.
+# Longest wait of a fork for the end of a query, which may hang.
 FORK_SECONDS = 30.0
 
 
 class QueryLock:
-    """Held while this process queries the database beside the thread that forks the pool's processes.
+    """Held during a query of this thread, so that the pool's processes are forked between two queries.
 
-    SQLite notes in memory which locks a process holds. One that was forked in the middle of a query inherits
-    the note without the lock, and finds its database locked for ever. So forking waits.
+    SQLite keeps its file locks in memory. A process forked in the middle of a query inherits the entry
+    without the lock, and finds its database locked for ever.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class QueryLock:
         self.lock.acquire()
 
     def __exit__(self, *_error: object) -> None:
-        # Open while a process is forked, a connection would be that process's too.
+        # A forked process would share an open connection.
         if connection.vendor == "sqlite":
             connection.close()
         self.lock.release()
@@ -72,7 +72,7 @@ query_lock = QueryLock()
 
 
 def _drain_flag(main_pid: int) -> Path:
-    # Containers share the folder, and in each of them the node may be process 1.
+    # Containers share the folder, and the node may be process 1 in each of them.
     return Path(settings.DATA_DIR) / "run" / device_lock.slot_name(f"draining-{main_pid}").replace("/", "-")
 
 
@@ -97,7 +97,7 @@ def loads_4bit(gpu: int | None) -> bool:
 
 
 def _first_gpu() -> tuple[str, int, int] | None:
-    """Describe the GPU that this process may use, without touching CUDA."""
+    """Return the name, memory and number of the GPU that this process may use, without initialising CUDA."""
     import pynvml
 
     try:
@@ -122,13 +122,13 @@ def _first_gpu() -> tuple[str, int, int] | None:
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def delete_stale_flag(**_kwargs: object) -> None:
-    """Delete the flag of a node killed while it drained: in a container the next one has the same pid."""
+    """Delete the flag of a node that was killed while draining: in a container the next one has its pid."""
     _drain_flag(os.getpid()).unlink(missing_ok=True)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def start(sender: Any, **_kwargs: object) -> None:
-    """Release the jobs of dead processes of this place, then start the heartbeat."""
+    """Start the heartbeat."""
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
     device, memory, gpu = describe_device(queue)
@@ -150,9 +150,9 @@ def start(sender: Any, **_kwargs: object) -> None:
             "started_at": Now(),
         },
     )
-    # Once before the first message: a slot that a dead process holds would make this node miss its wake-up.
+    # Before the first message: a job of a dead process would block the slot that the message is for.
     heartbeat.beat()
-    # This thread forks the pool's later processes, which must not inherit a connection.
+    # This thread forks the pool's processes, which must not inherit a connection.
     connection.close()
     threading.Thread(target=heartbeat.run, daemon=True).start()
     threading.Thread(target=heartbeat.guard, daemon=True).start()
@@ -160,7 +160,7 @@ def start(sender: Any, **_kwargs: object) -> None:
 
 @dataclass
 class Heartbeat:
-    """Writes the node's row as soon as the database answers, then keeps it fresh."""
+    """Writes the node's row as soon as the database answers, then its heartbeats."""
 
     node: str
     facts: dict[str, Any]
@@ -208,7 +208,7 @@ class Heartbeat:
                 .first()
             )
             if beat and self.other_heartbeat in (None, beat):
-                # Perhaps its own row from before a restart of its container: then it beats no more.
+                # It may be this node's own row of before a restart, which gets no further heartbeat.
                 self.other_heartbeat = beat
                 return
             name = device_lock.slot_name(self.node) if beat else name
@@ -216,14 +216,14 @@ class Heartbeat:
         self.written = time.monotonic()
 
     def guard(self) -> None:
-        """Exit if the node hangs and runs no engine; its process manager starts it again."""
+        """Exit if the node hangs without an engine; its process manager starts it again."""
         suspected = False
         while not _stop.wait(WATCH_SECONDS):
             is_silent = time.monotonic() - self.last_beat > SILENT_SECONDS and not has_engine()
             if is_silent and suspected:
-                logger.error("%s has not come through to the database, so it starts again", self.node)
+                logger.error("%s hangs in a database query, so it exits to be started again", self.node)
                 os._exit(1)
-            # Once is no proof: a machine that slept has silent nodes when it wakes.
+            # Checked twice: after a suspend of the machine every node seems to hang once.
             suspected = is_silent
 
 
@@ -236,25 +236,25 @@ def has_engine() -> bool:
 
 
 def row_name(node: str) -> str:
-    """Return the name of this node's row: with its place added if it was registered so."""
+    """Return the name of this node's row, which has its place added if that was registered."""
     own = device_lock.slot_name(node)
     return own if WorkerNode.objects.filter(name=own).exists() else node
 
 
 def record_heartbeat(node: str, place: str) -> bool:
-    """Write one heartbeat and whether the node drains; False if the row is gone or another node's."""
+    """Write one heartbeat and the drain flag; return False if the row is gone or another node's."""
     mine = WorkerNode.objects.filter(place=place)
     return mine.record_heartbeat(row_name(node), draining=is_shutting_down())
 
 
 def is_shutting_down() -> bool:
-    """Return whether this node, whose main process this is, is shutting down."""
+    """Return whether this node is shutting down; called in its main process."""
     return _drain_flag(os.getpid()).exists()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def set_drain_flag(**_kwargs: object) -> None:
-    """Tell the pool processes to stop their engines with a checkpoint and to claim no further job."""
+    """Make the pool processes stop their engines with a checkpoint and claim no further job."""
     flag = _drain_flag(os.getpid())
     flag.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flag.touch()

@@ -9,7 +9,7 @@ from collections import deque
 class LineQueue:
     """An unbounded queue whose oldest line stays until it is dropped, so that a failed write is repeated.
 
-    An outage of the database lasts at most `supervisor.OUTAGE_SECONDS`, which bounds what has to be held.
+    `stop_policy.OUTAGE_SECONDS` limits an outage of the database, and so the length of the queue.
     """
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class LineQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Note that no further line comes."""
+        """Mark the end of the lines."""
         with self._changed:
             self.is_closed = True
             self._changed.notify()
 
     def wait(self, seconds: float) -> None:
-        """Wait for a line, the end of lines, or the end of the time."""
+        """Wait for a line or the end of the lines, at most so many seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self.is_closed, seconds)
 
     def first(self) -> bytes | None:
-        """Return the oldest line, which stays; None if there is none now."""
+        """Return the oldest line without removing it; None if there is none now."""
         with self._changed:
             return self._lines[0] if self._lines else None
 

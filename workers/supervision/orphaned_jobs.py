@@ -1,4 +1,4 @@
-"""Orphaned jobs: live jobs whose process is gone, which a process of the same place can prove.
+"""Orphaned jobs: live jobs whose process has died, as a process of the same place can see.
 
 Nodes and dispatchers release them every few seconds, without waiting for the lease.
 """
@@ -17,7 +17,7 @@ from dashboard.models.jobs.job_state import LEASE, db_now
 from workers.supervision import device_lock
 from workers.supervision.process_identity import birth, here, living, uptime
 
-# A living holder renews its lease every ten seconds.
+# A running holder renews its lease every ten seconds.
 SILENT_SECONDS = 30.0
 
 
@@ -41,12 +41,12 @@ def release_orphaned_jobs() -> int:
     place = here()
     if place is None:
         return 0
-    # No process outlives a boot of its machine. But a copy of the machine has the same names, so a holder
-    # that renewed its lease since this boot lives elsewhere.
+    # No process survives a reboot. But a copy of the machine has the same machine id, so a holder that
+    # renewed its lease since this boot runs there.
     silent_since = db_now(LEASE - timedelta(seconds=max(SILENT_SECONDS, uptime())))
-    before = Q(host__startswith=place.earlier_starts, lease_until__lt=silent_since)
+    of_earlier_boot = Q(host__startswith=place.earlier_starts, lease_until__lt=silent_since)
     released = 0
-    for job in Job.objects.live().filter(before | Q(host=str(place))):
+    for job in Job.objects.live().filter(of_earlier_boot | Q(host=str(place))):
         if job.host == str(place):
             if living(job.pid, job.pid_started):
                 continue

@@ -1,7 +1,7 @@
-"""Identities of processes: a pid is reused, so its start time belongs to it.
+"""Identify processes by pid, start time and place, because pids are reused.
 
-The start time counts from the boot of the machine, because the wall clock may be set while a process lives. A
-pid means nothing outside its place: one boot of one machine, one PID namespace, one account.
+The start time counts from the boot of the machine, because the wall clock may be changed. A pid is valid only
+in its place: one boot of one machine, one PID namespace, one account.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import psutil
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID = Path("/etc/machine-id")
 PID_NAMESPACE = Path("/proc/self/ns/pid")
-# The kernel's own number of the namespace that is no container's.
+# The kernel's fixed number of the namespace outside of all containers.
 OUTERMOST = "pid:[4026531836]"
-# More seconds than a machine runs; 16 bits of its start above them leave a double exact to the hundredth.
+# More seconds than a machine runs. With 16 bits of the boot above them a double is exact to 0.01 s.
 SPAN = 1e9
 
 
@@ -30,7 +30,7 @@ SPAN = 1e9
 class Place:
     """The scope of a pid. Host names are no proof: two containers may share one."""
 
-    machine: str  # the same after a restart of the machine, where that can be known
+    machine: str  # the same after a reboot of the machine, where that can be known
     boot: str
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Place:
 
     @property
     def tag(self) -> str:
-        """A short suffix that tells apart things of one name at different places."""
+        """A short suffix that makes names unique across places."""
         return self.machine.rpartition("/")[2]
 
     @property
@@ -51,14 +51,14 @@ def here() -> Place | None:
     """Return this process's place; None if unknown, so that its jobs are released by their lease alone."""
     try:
         boot, namespace = BOOT_ID.read_text().strip(), os.readlink(PID_NAMESPACE)
-        # In a namespace that kept its parent's /proc the numbers there are not ours.
+        # If a namespace kept its parent's /proc, the pids there are not those of this process.
         if os.readlink("/proc/self") != str(os.getpid()):
             return None
     except OSError:
         return None
-    known = MACHINE_ID.read_text().strip() if MACHINE_ID.is_file() else ""
-    # Machine ids of containers come with their image, and namespaces are numbered anew at each start.
-    lasting = known if namespace == OUTERMOST and known else boot
+    machine_id = MACHINE_ID.read_text().strip() if MACHINE_ID.is_file() else ""
+    # Containers take the machine id from their image, and their namespaces get new numbers at each boot.
+    lasting = machine_id if namespace == OUTERMOST and machine_id else boot
     machine = _digest(lasting, namespace, str(os.getuid()))
     return Place(f"{socket.gethostname()[:60]}/{machine}", _digest(boot))
 

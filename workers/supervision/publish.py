@@ -1,4 +1,4 @@
-"""Publishes a finished folder: checked, made durable, and renamed once to a name made from its content.
+"""Publish a finished folder: check it, sync it, and rename it once to a name made from its content.
 
 A reader finds a complete folder or none. Each step is repeatable. Knows nothing of rows.
 """
@@ -22,17 +22,17 @@ TRIES = 3
 RETRY_SECONDS = 0.5
 CHUNK_BYTES = 16 * 1024**2
 SAFETENSORS_HEADER_LIMIT = 100 * 1024**2
-IS_THERE = (errno.EEXIST, errno.ENOTEMPTY)
-# Called between two pieces of work: a large folder on a slow disk takes longer than a lease.
+TARGET_EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
+# Called between two pieces of a long write: a large folder on a slow disk takes longer than a lease.
 KeepLease = Callable[[], None]
 
 
 def keep_no_lease() -> None:
-    """The default where no lease is held."""
+    """Do nothing: the default without a lease."""
 
 
 class PublishError(RunError):
-    """The engine's files differ from its report, or could not be put in their place."""
+    """The engine's files differ from its report, or could not be published."""
 
     code = "publish_failed"
 
@@ -40,7 +40,10 @@ class PublishError(RunError):
 def publish_adapter(
     source: Path, target: Path, files: dict[str, str], keep_lease: KeepLease = keep_no_lease
 ) -> None:
-    """Publish a folder of exactly these files; a disk that refuses is asked three times."""
+    """Publish a folder of exactly these files, in up to three tries.
+
+    Raises PublishError, and DiskFull.
+    """
     for left in reversed(range(TRIES)):
         try:
             if source.exists():
@@ -51,15 +54,15 @@ def publish_adapter(
         except OSError as error:
             if not left:
                 reason = error.strerror or type(error).__name__
-                failure = PublishError(f"The adapter could not be put in its place: {reason}.")
+                failure = PublishError(f"The adapter could not be published: {reason}.")
                 raise disk_error(error) or failure from error
             time.sleep(RETRY_SECONDS)
 
 
 def publish_folder(source: Path, target: Path, keep_lease: KeepLease = keep_no_lease) -> None:
-    """Make `source` durable, then give it its content's name by one rename. Equal content is kept once.
+    """Sync `source`, then rename it to `target`, the name of its content. Equal content is kept once.
 
-    Repeated after a commit that failed, it finds the folder in its place and changes nothing.
+    After a commit that failed it may be repeated: it finds the folder in place and changes nothing.
     """
     target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     if source.exists() or not target.is_dir():
@@ -69,7 +72,7 @@ def publish_folder(source: Path, target: Path, keep_lease: KeepLease = keep_no_l
         try:
             source.rename(target)
         except OSError as error:
-            if error.errno not in IS_THERE:
+            if error.errno not in TARGET_EXISTS:
                 raise
             _repair(target, source, keep_lease)
             shutil.rmtree(source)
@@ -81,15 +84,15 @@ def _repair(target: Path, source: Path, keep_lease: KeepLease) -> None:
 
     File by file, so that a reader finds each file at any moment, the old one or the new one.
     """
-    wanted, temporary = _files(source), source / ".repair"
-    for name in sorted(_files(target) - wanted):
+    expected, temporary = _files(source), source / ".repair"
+    for name in sorted(_files(target) - expected):
         (target / name).unlink()
-    for name in sorted(wanted):
+    for name in sorted(expected):
         if _are_equal(source / name, target / name, keep_lease):
             continue
         (target / name).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         try:
-            # A copy: until everything is in its place, the source is what it was, and this may be repeated.
+            # A copy leaves the source unchanged, so that an interrupted repair can be repeated.
             shutil.copy(source / name, temporary)
             _sync(temporary)
             temporary.replace(target / name)
@@ -98,11 +101,11 @@ def _repair(target: Path, source: Path, keep_lease: KeepLease) -> None:
         _sync((target / name).parent)
 
 
-def _are_equal(whole: Path, other: Path, keep_lease: KeepLease) -> bool:
-    """Return whether the other file can be read and has the same content."""
-    digest = _sha256(whole, keep_lease)
+def _are_equal(source: Path, target: Path, keep_lease: KeepLease) -> bool:
+    """Return whether the target can be read and has the same content."""
+    digest = _sha256(source, keep_lease)
     try:
-        return _sha256(other, keep_lease) == digest
+        return _sha256(target, keep_lease) == digest
     except OSError:
         return False
 

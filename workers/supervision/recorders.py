@@ -1,4 +1,4 @@
-"""Recorders turn the engine's events into rows and published folders, under the fence; one per kind of job.
+"""Recorders turn the engine's events into rows and published folders, under the fence.
 
 A folder is published first, and only then comes its row. Knows nothing of processes and nothing of tensors.
 """
@@ -6,6 +6,7 @@ A folder is published first, and only then comes its row. Knows nothing of proce
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class Recorder(Protocol):
     def finish(self) -> None:
         """Commit the result and end the job: the engine has finished its work."""
 
-    def fail(self, code: str) -> None:
+    def record_failure(self) -> None:
         """Keep what the page of a failed job needs."""
 
 
@@ -75,85 +76,108 @@ def finish_job(job: Job) -> None:
     job.move("succeed", actor=job.worker, fenced=True)
 
 
+def fail_job(job: Job, code: str, message: str) -> None:
+    """Mark the job failed with an error for the user."""
+    job.move("fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message)
+
+
 def cancel_without_result(job: Job) -> None:
-    """Cancel a training that was stopped to keep its best before there was any."""
+    """Cancel a training that was stopped before its first checkpoint."""
     with transaction.atomic():
         reason = "Nothing had been learned yet, so there is nothing to keep."
         job.move("cancel", reason=reason, fenced=True, keep=Job.Keep.NOTHING)
         job.complete_stop(actor=job.worker)
 
 
-class ImportRecorder:
-    """Records an imported dataset version, or the report of why it could not be imported."""
+class ResultRecorder:
+    """Records a job that reports one result at its end, with the `commit` function of its kind."""
 
-    def __init__(self, job: Job, out_dir: Path) -> None:
-        self.job, self.out_dir = job, out_dir
-        self.report: dict[str, Any] = {}
-        self.keep_lease: KeepLease = keep_no_lease
-
-    def record(self, event: Event) -> None:
-        """Keep the report."""
-        if isinstance(event, Result):
-            self.report = event.values
-
-    def flush(self) -> None:
-        """Nothing is batched."""
-
-    def finish(self) -> None:
-        """Publish the splits under their content hash, then commit the version."""
-        version = self._version()
-        start_finalizing(self.job)
-        Publication.objects.begin(Publication.Kind.DATASET, self.report["sha256"])
-        folder = Path(settings.DATA_DIR) / "datasets" / self.report["sha256"]
-        publish_folder(self.out_dir, folder, self.keep_lease)
-        with transaction.atomic():
-            finish_job(self.job)
-            version.record_import({key: value for key, value in self.report.items() if key != "path"})
-        version.delete_upload()
-
-    def fail(self, code: str) -> None:
-        """Keep the report: the page shows the bad rows, or the columns to choose from."""
-        path = self.out_dir / "report.json"
-        # On a full disk there may be no report, or half of one.
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            report = storable(json.loads(path.read_text(encoding="utf-8")))
-            self._version().record_problems(report)
-
-    def _version(self) -> DatasetVersion:
-        return DatasetVersion.objects.get(job=self.job)
-
-
-class InspectRecorder:
-    """Records a base model's census."""
-
-    def __init__(self, job: Job, out_dir: Path) -> None:
-        self.job = job
+    def __init__(self, job: Job, out_dir: Path, commit: Callable[[ResultRecorder], None]) -> None:
+        self.job, self.out_dir, self.commit = job, out_dir, commit
         self.result: dict[str, Any] = {}
         self.keep_lease: KeepLease = keep_no_lease
 
     def record(self, event: Event) -> None:
-        """Keep the census."""
+        """Keep the result."""
         if isinstance(event, Result):
             self.result = event.values
 
     def flush(self) -> None:
-        """Nothing is batched."""
+        """Do nothing: there is no batch."""
 
     def finish(self) -> None:
-        """Commit the census."""
-        base_model = BaseModel.objects.get(job=self.job)
-        try:
-            with transaction.atomic():
-                finish_job(self.job)
-                base_model.record_inspection(self.result)
-        except IntegrityError as error:
-            # Only now is it known which commit a branch or "newest" stands for.
-            raise ModelError(
-                f"This project has {base_model.hub_id} at this revision already. Use that base model."
-            ) from error
+        """Commit the result."""
+        self.commit(self)
 
-    def fail(self, code: str) -> None:
-        """Nothing to keep."""
+    def record_failure(self) -> None:
+        """Keep an import's report: the page shows the bad rows, or the columns to choose from."""
+        if self.job.kind != Job.Kind.IMPORT:
+            return
+        path = self.out_dir / "report.json"
+        # On a full disk there may be no report, or half of one.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            report = storable(json.loads(path.read_text(encoding="utf-8")))
+            DatasetVersion.objects.get(job=self.job).record_problems(report)
+
+
+def commit_import(recorder: ResultRecorder) -> None:
+    """Publish the splits under their content hash, then commit the dataset version."""
+    job, report = recorder.job, recorder.result
+    version = DatasetVersion.objects.get(job=job)
+    start_finalizing(job)
+    Publication.objects.begin(Publication.Kind.DATASET, report["sha256"])
+    folder = Path(settings.DATA_DIR) / "datasets" / report["sha256"]
+    publish_folder(recorder.out_dir, folder, recorder.keep_lease)
+    with transaction.atomic():
+        finish_job(job)
+        version.record_import({key: value for key, value in report.items() if key != "path"})
+    version.delete_upload()
+
+
+def commit_inspection(recorder: ResultRecorder) -> None:
+    """Commit a base model's census."""
+    base_model = BaseModel.objects.get(job=recorder.job)
+    try:
+        with transaction.atomic():
+            finish_job(recorder.job)
+            base_model.record_inspection(recorder.result)
+    except IntegrityError as error:
+        # The commit behind a branch is known only now.
+        raise ModelError(
+            f"This project has {base_model.hub_id} at this revision already. Use that base model."
+        ) from error
+
+
+def commit_evaluation(recorder: ResultRecorder) -> None:
+    """Commit the evaluations of base and adapter together, so that no page compares half a pair."""
+    job, result = recorder.job, recorder.result
+    items = _read_items(recorder.out_dir / "items.jsonl")
+    speeds, questions = result["ms_per_token"], result["general_questions"]
+    with transaction.atomic():
+        finish_job(job)
+        for evaluation in job.evaluations.select_related("run", "dataset_version"):
+            # Times of one job are stored side by side: those of two jobs on a busy machine do not compare.
+            metrics = result[evaluation.key] | {
+                "ms_per_token": speeds[evaluation.key],
+                "base_ms_per_token": speeds["base"],
+            }
+            answers = {**questions, "marks": questions["marks"][evaluation.key]}
+            evaluation.record_result(result["rows"], metrics, items.get(evaluation.key, []), answers)
+            if evaluation.split == "test":
+                evaluation.dataset_version.freeze_test_rows(result["split_sha256"])
+        record_scoring_time(job, result)
+
+
+def _read_items(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the evaluated rows by subject; NaN and Infinity, which databases refuse, become None."""
+    items: dict[str, list[dict[str, Any]]] = {}
+    if path.exists():
+        # Line by line from the file: str.splitlines also splits at separators inside of a text.
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                item = storable(json.loads(line, parse_constant=lambda _name: None))
+                items.setdefault(item["subject"], []).append(item)
+    return items
 
 
 class TrainRecorder:
@@ -189,7 +213,7 @@ class TrainRecorder:
                 return
             for (arm, name), values in self.points.items():
                 MetricSeries.objects.append(self.arms[arm], name, values)
-        # Cleared after the commit: while the database is away, they wait for the next flush.
+        # Cleared after the commit: while the database is away, the points wait for the next flush.
         self.points = {}
 
     def _end_arm(self, end: ArmEnd) -> None:
@@ -205,7 +229,7 @@ class TrainRecorder:
             try:
                 self._publish(run, self.artifacts[end.arm], end)
             except PublishError as error:
-                # The others train on; the checkpoint stays, so that this arm can be resumed.
+                # The other arms train on; the checkpoint stays, so that this arm can be resumed.
                 self._write_end(run, ArmEnd(end.arm, "failed", end.step, error.code, error.message))
         else:
             self._write_end(run, end)
@@ -231,13 +255,13 @@ class TrainRecorder:
         publish_adapter(self.out_dir / artifact.path, published, artifact.files, self.keep_lease)
         size = (published / WEIGHTS).stat().st_size
         with transaction.atomic():
-            # Locked before the job, in the order of a stop of the whole study: no deadlock.
+            # A stop of a whole study locks the project first too; the same order rules out a deadlock.
             run.project.hold()
             if not self.job.may_commit():
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
             run.end(end.outcome, step=end.step, measured=self._measured(end))
-            # A study has the adapters of all its arms scored together.
+            # A study evaluates the adapters of all its arms in one job.
             if run.study_arm_id is None:
                 Evaluation.objects.submit(adapter, self.job.created_by)
 
@@ -259,68 +283,16 @@ class TrainRecorder:
         failed = next((run for run in self.arms if run.error_code), None)
         code = failed.error_code if failed else "internal_error"
         message = failed.error_message if failed else "The engine ended without an adapter."
-        self.job.move(
-            "fail", actor=self.job.worker, reason=message, fenced=True, error_code=code, error_message=message
-        )
+        fail_job(self.job, code, message)
 
-    def fail(self, code: str) -> None:
+    def record_failure(self) -> None:
         """Keep the curves up to the failure."""
         self.flush()
 
 
-class EvaluateRecorder:
-    """Records metrics and items of base and adapter on the same rows."""
-
-    def __init__(self, job: Job, out_dir: Path) -> None:
-        self.job, self.out_dir = job, out_dir
-        self.result: dict[str, Any] = {}
-        self.keep_lease: KeepLease = keep_no_lease
-
-    def record(self, event: Event) -> None:
-        """Keep the metrics."""
-        if isinstance(event, Result):
-            self.result = event.values
-
-    def flush(self) -> None:
-        """Nothing is batched."""
-
-    def finish(self) -> None:
-        """Commit both evaluations together, so that no page compares half a pair."""
-        items: dict[str, list[dict[str, Any]]] = {}
-        path = self.out_dir / "items.jsonl"
-        if path.exists():
-            # Line by line from the file: str.splitlines also cuts at separators inside of a text.
-            with path.open(encoding="utf-8", newline="\n") as lines:
-                for line in lines:
-                    item = storable(json.loads(line, parse_constant=_no_number))
-                    items.setdefault(item["subject"], []).append(item)
-        speeds, questions = self.result["ms_per_token"], self.result["general_questions"]
-        with transaction.atomic():
-            finish_job(self.job)
-            for evaluation in self.job.evaluations.select_related("run", "dataset_version"):
-                # Beside the base's at the same time: two moments of a busy machine are hard to compare.
-                metrics = self.result[evaluation.key] | {
-                    "ms_per_token": speeds[evaluation.key],
-                    "base_ms_per_token": speeds["base"],
-                }
-                asked = {**questions, "marks": questions["marks"][evaluation.key]}
-                found = items.get(evaluation.key, [])
-                evaluation.record_result(self.result["rows"], metrics, found, asked)
-                if evaluation.split == "test":
-                    evaluation.dataset_version.freeze_test_rows(self.result["split_sha256"])
-            record_scoring_time(self.job, self.result)
-
-    def fail(self, code: str) -> None:
-        """Nothing to keep."""
-
-
 RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
-    Job.Kind.IMPORT: ImportRecorder,
-    Job.Kind.INSPECT: InspectRecorder,
+    Job.Kind.IMPORT: functools.partial(ResultRecorder, commit=commit_import),
+    Job.Kind.INSPECT: functools.partial(ResultRecorder, commit=commit_inspection),
     Job.Kind.TRAIN: TrainRecorder,
-    Job.Kind.EVALUATE: EvaluateRecorder,
+    Job.Kind.EVALUATE: functools.partial(ResultRecorder, commit=commit_evaluation),
 }
-
-
-def _no_number(_name: str) -> None:
-    """Replace NaN and Infinity, which databases refuse in JSON."""

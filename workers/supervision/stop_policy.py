@@ -1,4 +1,4 @@
-"""When an engine has to stop, and how long it may take."""
+"""The policy for stopping an engine: reason and grace period."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from workers.contract.events import stronger
 from workers.supervision.database_outage import Database
 
-# How long an engine may take to stop, by the reason.
+# Seconds that an engine may take to stop, by the reason.
 GRACE_SECONDS = {"drain": 45.0, "finish": 45.0, "park": 45.0, "cancel": 20.0}
-# After so long without a database the work is interrupted.
+# A longer outage of the database interrupts the work.
 OUTAGE_SECONDS = 15 * 60.0
 
 
 @dataclass(slots=True)
 class StopPolicy:
-    """Why the engine has to stop, and how long it may take. Needs no database."""
+    """The strongest reason to stop the engine, and its grace period. Needs no database."""
 
     database: Database
     is_draining: Callable[[], bool]
@@ -37,15 +37,15 @@ class StopPolicy:
 
     @property
     def grace_unlimited(self) -> bool:
-        """Whether the engine saves its best while nothing waits for the worker.
+        """True while the engine publishes its best weights and the worker need not leave.
 
-        It may have to load first, or to end a long step, and several arms are saved one after the other.
+        It may have to load first or to end a long step, and it saves several arms one after the other.
         """
         return self.reason == "finish" and not self._must_leave
 
     @property
     def grace_expired(self) -> bool:
-        """Whether the time to stop is over, for the engine and for what is still to be written."""
+        """True if the grace period is over, for the engine and for its remaining events."""
         is_limited = self.reason and not self.grace_unlimited
         return bool(is_limited) and time.monotonic() - self.grace_started > GRACE_SECONDS[self.reason]
 

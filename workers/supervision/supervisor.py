@@ -1,8 +1,8 @@
-"""Supervises one attempt of a job: writes the engine's events, renews the lease, passes on stops.
+"""Supervise one attempt of a job: write the engine's events, renew the lease, and pass on stops.
 
-All writes to the database are the supervisor's and carry the attempt as fence. While the database is away the
-engine works on and its lines wait in order, so every write must be repeatable. Knows nothing of tensors: it
-executes the engine and never imports it.
+All writes to the database are the supervisor's and carry the attempt as fence. During an outage of the
+database the engine works on and its lines wait in order, so every write must be repeatable. Knows nothing of
+tensors: it executes the engine and never imports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workers.supervision import device_lock
 from workers.supervision.database_outage import Database
 from workers.supervision.engine_process import EngineProcess
 from workers.supervision.process_identity import birth
-from workers.supervision.recorders import Recorder, cancel_without_result
+from workers.supervision.recorders import Recorder, cancel_without_result, fail_job
 from workers.supervision.stop_policy import OUTAGE_SECONDS, StopPolicy
 
 logger = logging.getLogger(__name__)
@@ -35,23 +35,24 @@ logger = logging.getLogger(__name__)
 RENEW_SECONDS = 10.0
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 0.2
-# No progress for so long, or for so many times the usual step, is worth a warning; for twice as long, a kill.
+# Limit without progress, in seconds and in usual steps: then a warning, and after twice as long a kill.
 STALL_SECONDS = 15 * 60.0
 STALL_STEPS = 10
 WORKER_SHUTS_DOWN = "The worker is shutting down."
+STOPPED_FROM_OUTSIDE = "The engine was stopped by a signal from outside Graftworks."
 
 
 class Fenced(Exception):
-    """Another attempt or an end has taken the job away: write nothing more."""
+    """The job has ended or belongs to another attempt: write nothing more."""
 
 
 class DatabaseLost(Exception):
-    """The database stayed away for too long: nothing more can be written, and the lease runs out."""
+    """The outage of the database is too long: nothing more can be written, and the lease runs out."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """The state of one attempt, and what of it is still to be written."""
+    """The state of one attempt, with the progress that is not yet written."""
 
     job: Job
     recorder: Recorder
@@ -69,7 +70,6 @@ class Attempt:
 
     @classmethod
     def of(cls, job: Job, recorder: Recorder, is_draining: Callable[[], bool]) -> Attempt:
-        """A new attempt."""
         database = Database()
         return cls(job, recorder, StopPolicy(database, is_draining), database)
 
@@ -78,7 +78,7 @@ class Attempt:
         if self.database.is_away:
             self.resume_after_outage()
         started = time.monotonic()
-        # At most one poll's time at once, however many lines an outage has left.
+        # At most for one poll interval, however many lines an outage has left.
         while (line := engine.lines.first()) and time.monotonic() - started < POLL_SECONDS:
             self.handle(line)
             engine.lines.drop()
@@ -151,7 +151,7 @@ class Attempt:
     def _handle_progress(self, progress: Progress) -> None:
         self.progress = progress
         if progress.phase == "training" and self.first_step is None:
-            # Written before the first point of a curve: whoever sees one may ask to keep what it shows.
+            # Written before the first metrics: a user who sees a curve may stop the run and keep its best.
             self.write_progress(first_step=progress.step)
             self.first_step = progress.step
         if self.job.state == State.STARTING:
@@ -187,7 +187,7 @@ class Attempt:
         self.progress, self.has_stepped = None, has_stepped
 
     def check_progress(self, engine: EngineProcess) -> None:
-        """Warn about an engine without progress, then kill it. One that is stopping has its own limit."""
+        """Warn about an engine without progress, then kill it. A stop has a grace period of its own."""
         if (self.stop.reason and not self.stop.grace_unlimited) or engine.has_ended:
             return
         limit = max(STALL_SECONDS, STALL_STEPS * engine.seconds_per_step)
@@ -222,9 +222,11 @@ def supervise(job: Job, recorder: Recorder, out_dir: Path, is_draining: Callable
             status = engine.wait()
             _write_after_exit(attempt, lambda: _write_end(attempt, engine, status))
         except Fenced:
-            engine.write_log("This attempt was taken over or ended elsewhere; nothing more is written.")
+            engine.write_log("This attempt was taken over or its job has ended; nothing more is written.")
         except DatabaseLost:
-            engine.write_log("The database was away for too long; this attempt ends, its checkpoints stay.")
+            engine.write_log(
+                "The database was away for too long. This attempt ends and keeps its checkpoints."
+            )
             logger.warning("%s is left to its lease: the database is away", job)
         finally:
             engine.kill()
@@ -237,7 +239,7 @@ def _follow(attempt: Attempt, engine: EngineProcess) -> None:
             time.sleep(WAIT_SECONDS)
         else:
             engine.lines.wait(WAIT_SECONDS)
-        # Read before the writing, so that no line comes between the two.
+        # Read before the write, so that no line arrives between the two.
         has_ended = engine.has_ended
         attempt.database.try_write(lambda: attempt.write_events(engine))
         attempt.pass_on_stop(engine)
@@ -266,7 +268,7 @@ def _write_after_exit(attempt: Attempt, write: Callable[[], None]) -> None:
 
 
 def _raise_if_database_lost(attempt: Attempt) -> None:
-    """Limit the wait for the database as the work itself is limited."""
+    """Raise DatabaseLost if the outage is too long, or the grace period is over."""
     stop = attempt.stop
     if attempt.database.is_away and (stop.database_lost or stop.grace_expired):
         raise DatabaseLost
@@ -304,47 +306,45 @@ def _write_end(attempt: Attempt, engine: EngineProcess, status: int) -> None:
 def _interruption(attempt: Attempt, engine: EngineProcess, status: int) -> tuple[str, bool]:
     """Return why the attempt was interrupted, and whether it counts as a failed one."""
     if attempt.finished == "taken_over":
-        # Only a database that was restored from a copy still takes this attempt for the newest.
+        # Only a database that was restored from a backup still takes this attempt for the newest.
         return "A later attempt had taken over the checkpoints of this training.", False
     if attempt.has_stalled:
-        return "It stood still for too long, so this attempt was ended.", True
+        return "The engine made no progress for too long, so this attempt was ended.", True
     if attempt.stop.database_lost:
         return f"The database could not be reached for {OUTAGE_SECONDS / 60:.0f} minutes.", False
     if attempt.stop.grace_started:
         return WORKER_SHUTS_DOWN, False
     if attempt.finished == "drain":
-        # A signal to the engine alone, which it obeys as it would a worker that shuts down.
-        return "A signal from outside Graftworks asked the engine to stop, and it did so in order.", False
+        # Somebody sent the signal to the engine alone.
+        return STOPPED_FROM_OUTSIDE, False
     if status == -signal.SIGKILL and not engine.was_killed:
         return "The engine was killed from outside Graftworks.", True
-    return f"The engine ended without a word (exit status {status}).", True
+    return f"The engine ended without a report (exit status {status}).", True
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
-    """Write the engine's failure. Too little memory is tried once more, with a smaller batch."""
+    """Write the engine's failure. One without enough memory is tried again with a smaller batch."""
     job, code, message = attempt.job, failure.code, failure.message
     with transaction.atomic():
-        attempt.recorder.fail(code)
+        attempt.recorder.record_failure()
         if code == OutOfMemory.code and job.kind == Job.Kind.TRAIN:
             change = use_smaller_batches(job, code)
             if change:
                 job.interrupt(f"{message} {change}", actor=job.worker, counts_as_failure=False)
                 return
-        job.move(
-            "fail", actor=job.worker, reason=message, fenced=True, error_code=code, error_message=message
-        )
+        fail_job(job, code, message)
 
 
 @contextlib.contextmanager
 def _device_lock(job: Job) -> Iterator[Callable[[int], None]]:
-    """Free the job's device of an earlier attempt's process; yields a function that records the new one."""
+    """Kill the process that an earlier attempt left on the device; yield a function to record the new one."""
     if job.slot is None:
         yield lambda _pid: None
         return
     slot = job.slot
     if pid := device_lock.clear(slot):
         job.add_message(
-            f"Ended process {pid}, which an earlier attempt had left on this device.", level="warning"
+            f"Killed process {pid}, which an earlier attempt had left on this device.", level="warning"
         )
     try:
         yield lambda pid: device_lock.acquire(slot, pid)
@@ -354,11 +354,11 @@ def _device_lock(job: Job) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _open_log(job: Job) -> Iterator[IO[bytes]]:
-    """Open the job's log file, with a line that says which attempt begins."""
+    """Open the job's log file, and write a line for this attempt."""
     path = Path(settings.DATA_DIR) / "logs" / f"job-{job.pk}.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as log:
-        # A full disk may cost the line, never the job.
+        # On a full disk the line is lost, not the job.
         with contextlib.suppress(OSError):
             log.write(f"--- attempt {job.attempt} on {job.worker} ---\n".encode())
         yield log

@@ -1,7 +1,7 @@
-"""Custom target modules: selected layer groups, or names as PEFT takes them, and the layers that they match.
+"""Custom target modules: selected layer groups, or names in PEFT's form, and the layers that they match.
 
-A name that matches nothing is reported with the nearest real names, and layers that no preset adapts have to
-be confirmed. Where PEFT alone would adapt other layers, exact names are sent instead. Standard library only.
+A name without a match is reported with similar names of the model. Layers that no preset adapts must be
+confirmed. If PEFT would adapt other layers for these names, it gets exact names. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from workers.target_modules.peft_names import layer_suffix
 from workers.target_modules.peft_rules import Arguments, NotConvertible, matched_names, matches
 from workers.target_modules.resolution import Resolution, Unmatched, to_peft_arguments, with_warnings
 
-NEAR_NAMES = 3
+SIMILAR_NAMES = 3
 MAX_ENTRIES = 100
-# Anything but plain names is a regex, and users' regexes are not run in a web process. `*` may stand for the
-# layer's number where suffixes are not enough, as in a model with an image tower.
+# Plain names only: a user's regex must not run in a web process. `*` stands for the layer's number where a
+# suffix is ambiguous, as in a model with an image tower.
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}|([A-Za-z0-9_]{1,100}\.){1,10}\*(\.[A-Za-z0-9_]{1,100}){1,10}")
-# Shares of a model's layers that can be chosen on a model of any depth, counted from the top.
+# Divisors of the number of layers, counted from the top, so that the choice suits models of any depth.
 LAYER_SHARES = {"all": 1, "top_half": 2, "top_quarter": 4}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Custom target modules in PEFT's terms; `layers` is a share that works on models of any depth."""
+    """Custom target modules in PEFT's terms; `layers` is a key of `LAYER_SHARES`."""
 
     target_modules: tuple[str, ...] = ()
     layers: str = "all"
@@ -96,7 +96,7 @@ class Selection:
         return tuple(range(census.num_layers - count, census.num_layers))
 
     def resolve(self, census: Census) -> Resolution:
-        """Return the layers that it matches on one model, as PEFT's arguments."""
+        """Return PEFT's arguments for the layers that the selection matches on one model."""
         return resolve_names(
             self.target_modules,
             census,
@@ -114,25 +114,27 @@ def resolve_names(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
 ) -> Resolution:
-    """Return the layers that names written for PEFT match on this model, or a refusal.
+    """Return PEFT's arguments for the layers that these names match on this model, or a refusal.
 
-    They may be suffixes, whole names, or old names of today's fused experts.
+    A name may be a suffix, a whole name, or the old name of experts that are one tensor today.
     """
     ranks, alphas = rank_pattern or {}, alpha_pattern or {}
     problem = _entry_problem(entries, [*ranks, *alphas], layers, census)
     if problem:
         return Resolution(layers_total=census.num_layers, refusal=problem)
-    reached = {entry: _matched_layers(entry, census, layers) for entry in (*entries, *ranks, *alphas)}
-    hits = {group for entry in entries for group in reached[entry]}
+    matched = {entry: _matched_layers(entry, census, layers) for entry in (*entries, *ranks, *alphas)}
+    groups = {group for entry in entries for group in matched[entry]}
     missing = [
-        Unmatched(entry, near_names(entry, census)) for entry in entries if not _matched_layers(entry, census)
+        Unmatched(entry, similar_names(entry, census))
+        for entry in entries
+        if not _matched_layers(entry, census)
     ]
     missing += [
-        Unmatched(entry, near_names(entry, census, hits))
+        Unmatched(entry, similar_names(entry, census, groups))
         for entry in (*ranks, *alphas)
-        if not hits & set(reached[entry])
+        if not groups & set(matched[entry])
     ]
-    absent = next((entry for entry in entries if not reached[entry]), None)
+    absent = next((entry for entry in entries if not matched[entry]), None)
     if missing:
         return _unmatched(tuple(dict.fromkeys(missing)), census)
     if absent is not None:
@@ -141,18 +143,20 @@ def resolve_names(
     chosen = [
         Matched(
             group,
-            tuple(sorted({at for entry in entries for at in reached[entry].get(group, ()) if at >= 0})),
-            r=next((value for entry, value in ranks.items() if group in reached[entry]), 0),
-            lora_alpha=next((value for entry, value in alphas.items() if group in reached[entry]), 0),
+            tuple(
+                sorted({layer for entry in entries for layer in matched[entry].get(group, ()) if layer >= 0})
+            ),
+            r=next((value for entry, value in ranks.items() if group in matched[entry]), 0),
+            lora_alpha=next((value for entry, value in alphas.items() if group in matched[entry]), 0),
         )
         for group in census.groups
-        if group in hits
+        if group in groups
     ]
     resolution = with_warnings(to_peft_arguments(chosen, census), census, layers=layers)
     return dataclasses.replace(
         resolution,
         notes=(*resolution.notes, *_peft_differences(entries, layers, resolution, census)),
-        confirmations=(*resolution.confirmations, *_ambiguities(entries, reached)),
+        confirmations=(*resolution.confirmations, *_ambiguities(entries, matched)),
     )
 
 
@@ -166,13 +170,13 @@ def shortest_entry(pattern: str, census: Census) -> str:
     return pattern
 
 
-def near_names(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
-    """Return names of this model that look most like `entry`, with as many segments as it has."""
+def similar_names(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
+    """Return the most similar names of this model, with as many segments as `entry`."""
     depth = min(3, entry.count(".") + 1)
     names = {
         ".".join(layer_suffix(group)[-depth:]) for group in groups or census.groups if group.kind != "conv"
     }
-    return tuple(difflib.get_close_matches(entry, sorted(names), n=NEAR_NAMES, cutoff=0.0))
+    return tuple(difflib.get_close_matches(entry, sorted(names), n=SIMILAR_NAMES, cutoff=0.0))
 
 
 def _unmatched(missing: tuple[Unmatched, ...], census: Census) -> Resolution:
@@ -187,9 +191,9 @@ def _entry_problem(
         return "Name at least one layer to adapt."
     if len(entries) + len(patterns) > MAX_ENTRIES:
         return f"Too many names: give at most {MAX_ENTRIES}. The end of a name matches all layers."
-    strange = next((entry for entry in (*entries, *patterns) if not _NAME.fullmatch(entry)), None)
-    if strange is not None:
-        return _not_plain_error(strange)
+    invalid = next((entry for entry in (*entries, *patterns) if not _NAME.fullmatch(entry)), None)
+    if invalid is not None:
+        return _not_plain_error(invalid)
     outside = sorted(set(layers) - set(range(census.num_layers)))
     if outside:
         return f"Layer {outside[0]} does not exist: this model has layers 0 to {census.num_layers - 1}."
@@ -203,51 +207,51 @@ def _not_plain_error(entry: str) -> str:
 
 
 def _matched_layers(entry: str, census: Census, layers: Sequence[int] = ()) -> dict[Group, set[int]]:
-    """Return the layers of each group that a name matches, also by names that PEFT rewrites."""
-    found: dict[Group, set[int]] = {}
+    """Return the layers of each group that a name matches, directly or after PEFT's rewriting."""
+    matched: dict[Group, set[int]] = {}
     last = entry.rpartition(".")[2]
     for group in census.groups:
-        spelled = [entry]
+        spellings = [entry]
         if group.is_parameter and last in census.rewrites:
-            spelled.append(entry[: len(entry) - len(last)] + census.rewrites[last])
+            spellings.append(entry[: len(entry) - len(last)] + census.rewrites[last])
         for layer, name in zip(group.layers or (-1,), group.names(), strict=True):
             keys = {group.pattern} if "*" in entry else {name, group.parameter_name(name)}
             if (not layers or layer in layers) and any(
-                matches(item, key) for item in spelled for key in keys
+                matches(item, key) for item in spellings for key in keys
             ):
-                found.setdefault(group, set()).add(layer)
-    return found
+                matched.setdefault(group, set()).add(layer)
+    return matched
 
 
-def _ambiguities(entries: Sequence[str], reached: Mapping[str, Mapping[Group, set[int]]]) -> list[str]:
+def _ambiguities(entries: Sequence[str], matched: Mapping[str, Mapping[Group, set[int]]]) -> list[str]:
     """Return warnings on names that match layers of different roles, such as GPT-2's `c_proj`."""
-    found = []
+    warnings = []
     for entry in entries:
-        roles = list(dict.fromkeys(group.role for group in reached[entry]))
+        roles = list(dict.fromkeys(group.role for group in matched[entry]))
         if any(role not in equivalent_roles(roles[0]) for role in roles):
-            found.append(
+            warnings.append(
                 f"`{entry}` matches layers of different kinds: {', '.join(ROLES[role] for role in roles)}."
             )
-    return found
+    return warnings
 
 
 def _peft_differences(
     entries: Sequence[str], layers: Sequence[int], resolution: Resolution, census: Census
 ) -> list[str]:
-    """Return a note if PEFT, given the names as they are, would adapt other layers."""
+    """Return a note if PEFT would adapt other layers for the unchanged names."""
     if resolution.refusal or any("*" in entry for entry in entries):
         return []
     raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
     expected = sum(item.modules for item in resolution.matched)
     try:
-        alone = set(matched_names(raw, census, 1))
+        peft_names = set(matched_names(raw, census, 1))
     except NotConvertible:
         return ["PEFT refuses these names on this model; Graftworks sends equivalent ones."]
-    if alone == set(resolution.names()):
+    if peft_names == set(resolution.names()):
         return []
     return [
-        f"PEFT alone would adapt {len(alone)} modules for these names instead of {expected}; "
-        "Graftworks sends exact ones."
+        f"PEFT would adapt {len(peft_names)} modules for these names instead of {expected}; "
+        "Graftworks sends exact names."
     ]
 
 
@@ -258,10 +262,10 @@ def _string_list(name: str, values: Any) -> list[str]:
 
 
 def _layer_list(name: str, values: Any) -> list[int]:
-    wrong = not isinstance(values, list | tuple) or any(
+    is_invalid = not isinstance(values, list | tuple) or any(
         type(value) is not int or value < 0 for value in values
     )
-    if wrong:
+    if is_invalid:
         raise SpecError(name, f"`{name}` must be a list of layer numbers, counted from 0.")
     return sorted(set(values))
 
@@ -272,7 +276,7 @@ def _number_by_name(name: str, values: Any, limit: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SpecError(name, f"`{name}` must give a number to each name.")
     for entry, value in values.items():
-        whole = isinstance(value, int) or (limit != "r" and isinstance(value, float))
-        if isinstance(value, bool) or not whole or not low <= value <= high:
+        is_number = isinstance(value, int) or (limit != "r" and isinstance(value, float))
+        if isinstance(value, bool) or not is_number or not low <= value <= high:
             raise SpecError(name, f"`{name}` of `{entry}` must be a number between {low:g} and {high:g}.")
     return dict(values)

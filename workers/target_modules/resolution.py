@@ -1,6 +1,6 @@
-"""PEFT's arguments for chosen layers, in the shortest form that matches them and nothing else.
+"""Resolve chosen layers to the shortest PEFT arguments that match exactly these layers.
 
-Every result is checked against PEFT's own rules. Standard library only.
+Every result is checked against PEFT's own matching rules. Standard library only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNUSUAL_ROLES = ("router", "gate_other", "head", "embedding", "other")
 
 @dataclass(frozen=True)
 class Unmatched:
-    """A name that matches nothing, and the names of this model that look most like it."""
+    """A name that matches no layer, and the most similar names of this model."""
 
     entry: str
     near: tuple[str, ...]
@@ -53,10 +53,10 @@ class Unmatched:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The layers that a target-module config matches on one model, or a `refusal`: such a run cannot start.
+    """The layers that a target-module config matches on one model, with PEFT's arguments, or a `refusal`.
 
-    PEFT is given `target_regex` instead of `target_modules` if it is set. `notes` are facts to show;
-    `confirmations` are warnings that a user has to accept before the run.
+    If set, PEFT gets `target_regex` instead of `target_modules`. `notes` are shown; `confirmations` are
+    warnings that a user must accept before the run.
     """
 
     target_modules: tuple[str, ...] = ()
@@ -82,14 +82,9 @@ class Resolution:
         return tuple(sorted({layer for item in self.matched for layer in item.layers}))
 
     @property
-    def layers_matched(self) -> int:
-        """Number of layers that get at least one adapter."""
-        return len(self.layers)
-
-    @property
     def coverage(self) -> str:
-        """Coverage as text: "30 of 30 layers, 30 modules"."""
-        return f"{self.layers_matched} of {self.layers_total} layers, {self.modules} modules"
+        """For example "30 of 30 layers, 30 modules"."""
+        return f"{len(self.layers)} of {self.layers_total} layers, {self.modules} modules"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -98,12 +93,12 @@ class Resolution:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Names of what is adapted: of modules, then of tensors."""
+        """Entries for modules, then for tensors."""
         return (*self.target_modules, *self.target_parameters)
 
     @property
     def has_experts(self) -> bool:
-        """True if PEFT adapts tensors instead of modules: then lora_dropout must be 0."""
+        """True if PEFT adapts tensors instead of modules, which requires lora_dropout 0."""
         return any(item.as_parameter for item in self.matched)
 
     @property
@@ -115,7 +110,7 @@ class Resolution:
 
     @property
     def confirmation_key(self) -> str:
-        """Hash of the warnings to accept, so that no other ones are accepted by it; "" without any."""
+        """Hash of the warnings, sent back with the user's confirmation; "" without any."""
         if not self.confirmations:
             return ""
         return hashlib.sha256("\n".join(self.confirmations).encode()).hexdigest()[:16]
@@ -133,7 +128,7 @@ class Resolution:
         return sum(item.params(r) for item in self.matched)
 
     def with_dora(self, learn: Hyperparameters) -> Resolution:
-        """Return the same with DoRA's magnitude vectors if the run uses them."""
+        """Return a copy with DoRA's magnitude vectors if the run uses DoRA."""
         if not learn.use_dora or self.refusal:
             return self
         matched = tuple(dataclasses.replace(item, has_magnitude=True) for item in self.matched)
@@ -144,20 +139,20 @@ class Resolution:
         count = self.params(r)
         share = f"{100 * count / frozen:.2g} %" if frozen else "share unknown"
         return (
-            f"{self.layers_matched} of {self.layers_total} layers, {count / 1e6:,.2f} M parameters "
+            f"{len(self.layers)} of {self.layers_total} layers, {count / 1e6:,.2f} M parameters "
             f"({share}), {file_bytes / 1e6:,.1f} MB"
         )
 
     def expert_shares(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> tuple[str, ...]:
         """Return sentences on the rank and alpha of one expert; empty without experts."""
-        found = dict.fromkeys(
+        shares = dict.fromkeys(
             (item.group.experts, item.rank(r), item.alpha(r, lora_alpha, use_rslora=use_rslora))
             for item in self.matched
             if item.group.experts > 1
         )
         return tuple(
             f"{experts} experts share r {r}: each gets r {rank} and lora_alpha {alpha:g}."
-            for experts, rank, alpha in found
+            for experts, rank, alpha in shares
         )
 
     def arguments(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> Arguments:
@@ -188,26 +183,25 @@ def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
     """
     if resolution.refusal:
         raise TargetError(resolution.refusal)
-    odd = next(
+    unsupported = next(
         (item for item in resolution.matched if item.as_parameter or item.group.kind != "linear"), None
     )
-    if learn.use_dora and odd:
+    if learn.use_dora and unsupported:
         raise SpecError(
             "use_dora",
-            f"`use_dora` adapts only linear layers, and `{odd.pattern}` is not one. Turn it off, or choose "
-            "other layers.",
+            f"`use_dora` adapts only linear layers, and `{unsupported.pattern}` is not one. Turn it off, or "
+            "choose other layers.",
         )
     resolution = resolution.with_dora(learn)
-    # Left out, lora_alpha has become 2r when the hyper-parameters were made.
-    found = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
+    arguments = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
     return TargetSpec(
-        target_modules=found.target_modules,
-        target_regex=found.target_regex,
-        target_parameters=found.target_parameters,
-        rank_pattern=found.rank_pattern,
-        alpha_pattern=found.alpha_pattern,
-        exclude_modules=found.exclude_modules,
-        layers_to_transform=found.layers_to_transform,
+        target_modules=arguments.target_modules,
+        target_regex=arguments.target_regex,
+        target_parameters=arguments.target_parameters,
+        rank_pattern=arguments.rank_pattern,
+        alpha_pattern=arguments.alpha_pattern,
+        exclude_modules=arguments.exclude_modules,
+        layers_to_transform=arguments.layers_to_transform,
         modules=resolution.modules,
         trainable_parameters=resolution.params(learn.r),
         names_sha256=names_sha256(resolution.names()),
@@ -220,7 +214,7 @@ def names_sha256(names: Iterable[str]) -> str:
 
 
 def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
-    """Return PEFT's arguments for exactly these groups and layers; a refusal if there are none."""
+    """Return PEFT's arguments for exactly these groups and layers, or a refusal."""
     if not any(item.modules for item in chosen):
         return Resolution(layers_total=census.num_layers, refusal="Choose at least one layer to adapt.")
     conv = next((item for item in chosen if item.group.kind == "conv"), None)
@@ -257,17 +251,17 @@ def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
 def with_warnings(
     resolution: Resolution, census: Census, *, roles: Sequence[str] = (), layers: Sequence[int] = ()
 ) -> Resolution:
-    """Return the same with its notes and with the warnings that have to be accepted.
+    """Return a copy with notes and with warnings to confirm.
 
-    `roles`: the requested roles, where layers were chosen by role; `layers`: the requested layers.
+    `roles`: the requested roles, if layers are chosen by role; `layers`: the requested layers.
     """
     if resolution.refusal:
         return resolution
     confirmations = [
         f"This also adapts `{item.pattern}` "
-        f"({SCOPES[item.group.scope] if _is_apart(item) else ROLES[item.role]}), as no preset does."
+        f"({SCOPES[item.group.scope] if _is_outside_presets(item) else ROLES[item.role]}), as no preset does."
         for item in resolution.matched
-        if _is_apart(item) or item.role in _UNUSUAL_ROLES
+        if _is_outside_presets(item) or item.role in _UNUSUAL_ROLES
     ]
     confirmations += _gaps(roles or [item.role for item in resolution.matched], resolution, layers)
     return dataclasses.replace(
@@ -286,19 +280,19 @@ def _notes(resolution: Resolution) -> list[str]:
     return notes
 
 
-def _is_apart(item: Matched) -> bool:
+def _is_outside_presets(item: Matched) -> bool:
     return item.group.scope not in PRESET_SCOPES and item.role not in ("head", "embedding")
 
 
 def _gaps(roles: Sequence[str], resolution: Resolution, layers: Sequence[int]) -> list[str]:
-    """Return one sentence for all roles that the same layers lack."""
+    """Return one warning for all roles that are missing in the same layers."""
     requested = set(layers) or set(range(resolution.layers_total))
     missing: dict[tuple[int, ...], list[str]] = {}
     for role in dict.fromkeys(roles):
-        # Layers without a gate or a linear-attention input are complete.
+        # Many architectures have no gate and no linear attention, so nothing is missing.
         if role in ("linattn_in", "mlp_gate", *_UNUSUAL_ROLES):
             continue
-        # In linear attention the input projection takes the place of query, key and value.
+        # Linear attention has one input projection for query, key and value.
         counted = (*equivalent_roles(role), *(["linattn_in"] if role.startswith("attn_") else []))
         found = {layer for item in resolution.matched if item.role in counted for layer in item.layers}
         if found and not found >= requested:
@@ -318,26 +312,26 @@ def _sentence_start(labels: Sequence[str]) -> str:
 def _checked(resolution: Resolution, census: Census) -> Resolution:
     """Return the resolution, or a refusal if PEFT would not match exactly these names at these ranks."""
     r = 64
-    meant = {
+    expected = {
         item.group.parameter_name(name) if item.as_parameter else name: item.rank(r)
         for item in resolution.matched
         for name in item.names()
     }
     try:
-        reached = matched_names(resolution.arguments(r, 2 * r), census, r)
+        attached = matched_names(resolution.arguments(r, 2 * r), census, r)
     except NotConvertible:
-        reached = {}
-    if reached == meant:
+        attached = {}
+    if attached == expected:
         return dataclasses.replace(resolution, refusal=census.refused.get(resolution.key, ""))
     return dataclasses.replace(
         resolution,
-        refusal=f"PEFT cannot adapt exactly these layers: it would match {len(reached)} modules "
-        f"instead of {len(meant)}.",
+        refusal=f"PEFT cannot adapt exactly these layers: it would match {len(attached)} modules "
+        f"instead of {len(expected)}.",
     )
 
 
 def _nested(chosen: Sequence[Matched], census: Census) -> tuple[Matched, ...]:
-    """Return the same with `as_parameter` and `depth` set."""
+    """Return copies with `as_parameter` and `depth` set."""
     rewritten = tuple(census.rewrites)
     placed = [
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Changes of settings that make a run fit into memory. The form offers them as buttons."""
+"""Suggested changes of settings that make a run fit into memory. The form offers them as buttons."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from workers.contract.hyperparameters import LIMITS, Hyperparameters
 from workers.target_modules.presets import RECOMMENDED
 from workers.target_modules.resolution import Resolution
 
-# Shares of the present maximum length that are tried, the longest first.
-SHORTER = (0.75, 0.5, 0.375, 0.25, 0.125)
-STEP = 16
+# Shares of the present maximum length to try, the longest first.
+LENGTH_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
+LENGTH_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def edits(
     learn: Hyperparameters,
     smallest: tuple[TargetModuleConfig, Resolution] | None,
 ) -> list[Edit]:
-    """Return changes if memory is short on every device, the least costly first; none if the run fits."""
+    """Return changes, the least costly first, if memory is short on every device."""
     if forecaster.forecast_best_device(resolution, learn).fit not in ("tight", "too_large"):
         return []
-    found = [
+    suggestions = [
         edit
         for edit in (
             _first(forecaster, resolution, _smaller_batches(learn)),
@@ -61,10 +61,12 @@ def edits(
         )
         if edit
     ]
-    if not any(edit.is_enough for edit in found):
-        both = _first(forecaster, resolution, _shorter_rows(forecaster, one_row(learn), alone=True))
-        found += [both] if both else []
-    return found
+    if not any(edit.is_enough for edit in suggestions):
+        both = _first(
+            forecaster, resolution, _shorter_rows(forecaster, one_row(learn), with_batch_of_one=True)
+        )
+        suggestions += [both] if both else []
+    return suggestions
 
 
 def one_row(learn: Hyperparameters) -> Hyperparameters:
@@ -115,16 +117,20 @@ def _base_in_4bit(
 
 
 def _shorter_rows(
-    forecaster: RunForecaster, learn: Hyperparameters, *, alone: bool = False
+    forecaster: RunForecaster, learn: Hyperparameters, *, with_batch_of_one: bool = False
 ) -> Iterator[Option]:
-    for part in SHORTER:
-        length = int(learn.max_length * part) // STEP * STEP
+    for share in LENGTH_SHARES:
+        length = int(learn.max_length * share) // LENGTH_STEP * LENGTH_STEP
         if length < LIMITS["max_length"][0]:
             return
-        words = _("Batch size 1, maximum length %(length)s") if alone else _("Maximum length %(length)s")
-        label = words % {"length": f"{length:,}"}
+        template = (
+            _("Batch size 1, maximum length %(length)s")
+            if with_batch_of_one
+            else _("Maximum length %(length)s")
+        )
+        label = template % {"length": f"{length:,}"}
         values: dict[str, Any] = {"max_length": length}
-        if alone:
+        if with_batch_of_one:
             times = learn.gradient_accumulation_steps
             values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
         cut = forecaster.count_cut_rows(length)
@@ -157,5 +163,5 @@ def smallest_of(
     configs: list[TargetModuleConfig], chosen: TargetModuleConfig, base_model: BaseModel
 ) -> tuple[TargetModuleConfig, Resolution] | None:
     """Return the recommended preset if another one is chosen."""
-    config = next((one for one in configs if one.slug == RECOMMENDED and one.pk != chosen.pk), None)
+    config = next((item for item in configs if item.slug == RECOMMENDED and item.pk != chosen.pk), None)
     return (config, config.resolve(base_model)) if config else None

@@ -1,7 +1,7 @@
-"""`manage.py dispatch`: wakes workers, queues interrupted jobs again, recovers lost ones, and cleans up.
+"""`manage.py dispatch`: wake workers, queue interrupted jobs again, recover lost ones, and clean up.
 
-Two may run; one leads. Everything it does is a chore with an interval, in one of three loops: a silent broker
-or a slow disk holds up only its own. The only program that publishes to the broker.
+Two may run; one leads. Its chores run in three loops, so that a silent broker or a slow disk delays only its
+own loop. The only program that publishes to the broker.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Command(BaseCommand):
     help = "Publish wake-ups for waiting jobs, and recover jobs whose worker has died."
 
     def handle(self, *_args: object, **_options: object) -> None:
-        """Run the loops, the queue's in the main thread."""
+        """Run the loops, that of the queue in the main thread."""
         stop = threading.Event()
 
         def request_stop(_number: int, _frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ class Chore:
 
 
 def run_chores(chores: Iterable[Chore], stop: threading.Event) -> None:
-    """Run each chore whenever its interval is over; one that fails is logged and holds up no other."""
+    """Run each chore at its interval; log one that fails and go on with the others."""
     due = dict.fromkeys(chores, 0.0)
     while not stop.is_set():
         for chore in due:
@@ -90,7 +90,7 @@ def run_chores(chores: Iterable[Chore], stop: threading.Event) -> None:
 
 
 class Dispatcher:
-    """The chores of one dispatcher. Holds no state that a restart would lose."""
+    """The chores of one dispatcher. A restart loses no state."""
 
     def __init__(self) -> None:
         self.host = socket.gethostname()
@@ -99,7 +99,7 @@ class Dispatcher:
         self.leads = self.broker_silent = False
         self.started = timezone.now()
         self.next_broker_ping = 0.0
-        # All but the heartbeat and the broker's ping are the leader's alone.
+        # Only the heartbeat and the ping of the broker run without the lead.
         self.queue_chores = (
             Chore(self.beat),
             Chore(self.recover_jobs),
@@ -115,22 +115,22 @@ class Dispatcher:
         )
 
     def register(self) -> None:
-        """Write its row, and end the lead of a killed predecessor on this machine."""
+        """Write the row, and end the lead of a killed dispatcher of this machine."""
         node = {
             "kind": WorkerNode.Kind.DISPATCHER,
             "host": self.host,
             "pid": os.getpid(),
             "started_at": Now(),
-            # Not yet heard from: it is no proof that holders could reach the database.
+            # Before its first heartbeat: a new row is no proof that workers can reach the database.
             "heartbeat_at": db_now(-2 * DISPATCHERS_OFFLINE_AFTER),
         }
         WorkerNode.objects.update_or_create(name=self.name, defaults=node)
         WorkerNode.objects.record_dispatcher_heartbeat(self.name)
         if self.place is None:
             return
-        beginning = f"@{self.place.earlier_starts}"
+        machine = f"@{self.place.earlier_starts}"
         others = WorkerNode.objects.filter(kind=WorkerNode.Kind.DISPATCHER, stopped_at=None)
-        for other in others.filter(name__contains=beginning).exclude(name=self.name):
+        for other in others.filter(name__contains=machine).exclude(name=self.name):
             if not (other.name.endswith(f"@{self.place}") and psutil.pid_exists(other.pid)):
                 others.filter(pk=other.pk, pid=other.pid).update(stopped_at=Now(), leads_until=None)
 
@@ -138,12 +138,12 @@ class Dispatcher:
         """Write the heartbeat, release the orphaned jobs of this machine, and take the lead if it is free."""
         if not WorkerNode.objects.record_dispatcher_heartbeat(self.name):
             self.register()
-        # Also without the lead: only a process beside a dead one knows that it is dead.
+        # Also without the lead: only a process of the same place can see that a holder died.
         release_orphaned_jobs()
         self.leads = WorkerNode.objects.acquire_lead(self.name)
 
     def recover_jobs(self) -> None:
-        """Take jobs whose lease has expired, and queue interrupted ones whose back-off is over."""
+        """Recover jobs whose lease has expired, and queue interrupted ones whose back-off is over."""
         if not self.leads:
             return
         for job in Job.objects.with_expired_lease().recoverable():
@@ -199,7 +199,7 @@ class Dispatcher:
             study.advance()
 
     def recover(self, job: Job) -> None:
-        """Take a job from its holder, if the lease is still expired now that the row is locked."""
+        """Take a job from its holder if the lease is still expired once the row is locked."""
         try:
             with transaction.atomic():
                 Job.objects.with_expired_lease().recoverable().select_for_update().get(pk=job.pk).recover(
@@ -210,27 +210,29 @@ class Dispatcher:
         logger.warning("%s was lost and will be queued again", job)
 
     def wake_again(self) -> None:
-        """Wake idle nodes for jobs whose wake-up may have been lost on its way."""
+        """Wake idle nodes for jobs whose wake-up may be lost."""
         if self.leads:
             for queue in Job.Queue:
                 Job.objects.unclaimed().wake_idle(queue)
 
     def wake_past_paused(self) -> None:
-        """Wake idle nodes each second while a neighbour that cannot take the jobs takes their wake-ups."""
+        """Wake idle nodes each second while a node that cannot run the jobs takes their wake-ups."""
         if not self.leads:
             return
         paused = WorkerNode.objects.alive().exclude(paused_at=None)
         queues = set(paused.values_list("queue", flat=True))
-        packing = WorkerNode.objects.supporting_4bit().values_list("queue", flat=True)
-        queues |= {queue for queue in packing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()}
-        # While the broker is away they would pile up.
+        quantizing = WorkerNode.objects.supporting_4bit().values_list("queue", flat=True)
+        queues |= {
+            queue for queue in quantizing if Job.objects.waiting(queue).filter(needs_4bit=True).exists()
+        }
+        # During an outage of the broker wake-ups would pile up.
         if not queues or Outbox.objects.unsent().exists():
             return
         for queue in queues:
             Job.objects.wake_idle(queue)
 
     def carry_out_clean_ups(self) -> None:
-        """Delete what users asked to be deleted, and measure what is left."""
+        """Carry out the deletions that users requested, and measure the folders again."""
         requests = list(CleanUp.objects.due()) if self.leads else []
         for request in requests:
             self._while_leading(request.run())
@@ -238,11 +240,11 @@ class Dispatcher:
             self.measure()
 
     def sweep(self) -> None:
-        """Delete what has aged out, see `dashboard.models.operations.retention`."""
+        """Delete what has expired, see `dashboard.models.operations.retention`."""
         self._while_leading(sweep())
 
     def measure(self) -> None:
-        """Measure the folders of the installation."""
+        """Measure the sizes of the installation's folders."""
         self._while_leading(measure())
 
     def _while_leading(self, steps: Iterable[object]) -> None:
@@ -256,7 +258,7 @@ class Dispatcher:
 
 
 def wake(job: Job) -> None:
-    """Publish one wake-up. Twice is harmless: the row decides."""
+    """Publish one wake-up. A second one is harmless: workers claim jobs in the database."""
     app.send_task("workers.tasks.work", args=[job.pk], queue=job.queue)
 
 

@@ -20,7 +20,7 @@ from dashboard.models.studies.re_evaluation import (
     run_for_base_evaluation,
     runs_to_evaluate,
 )
-from workers.contract.errors import SCORE, advice
+from workers.contract.errors import REEVALUATE, advice
 
 
 @require_POST
@@ -54,7 +54,7 @@ def unscored_run_notice(run: TrainingRun) -> dict[str, Any] | None:
     return {
         "state": evaluation.state if evaluation else "",
         "message": error.get("message", ""),
-        "advice": advice(error.get("code", ""), SCORE),
+        "advice": advice(error.get("code", ""), REEVALUATE),
     }
 
 

@@ -154,7 +154,7 @@ def test_a_dataset_is_published_under_the_lease_too(tmp_path: Path) -> None:
 def test_an_engine_that_another_attempt_has_ousted_is_no_failure(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ousted = 'emit("Progress", phase="loading")\ntell("Finished", reason="taken_over")\nsys.exit(3)'
+    ousted = 'emit("Progress", phase="loading")\nemit("Finished", reason="taken_over")\nsys.exit(3)'
     ended = run_script(ousted, job, monkeypatch)
     assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
     assert "taken over" in ended.events.order_by("-seq")[0].text

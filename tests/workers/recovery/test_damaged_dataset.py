@@ -1,4 +1,4 @@
-"""A published dataset that was damaged on the disk: importing the same file again mends it."""
+"""Importing the same file again repairs a damaged dataset."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ ROWS = "\n".join(f'{{"prompt": "number {n}", "completion": "is {n % 7}"}}' for n
 
 
 def rows(version: DatasetVersion, split: str) -> int:
-    """Read from the file, each of them."""
     return int(pyarrow.parquet.read_table(version.folder() / f"{split}.parquet").num_rows)
 
 
-def test_the_same_file_imported_again_mends_the_folder_that_both_versions_share(
+def test_second_import_repairs_the_shared_folder(
     project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)

@@ -1,4 +1,4 @@
-"""A disk that is full when a real training publishes: nothing that was learned is lost."""
+"""A full disk while publishing: the run fails, keeps its checkpoint and is resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 60
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_run_that_finds_the_disk_full_is_resumed_and_makes_one_adapter(
+def test_run_is_resumed_after_a_full_disk(
     real_base: BaseModel,
     real_dataset: Dataset,
     project: Project,

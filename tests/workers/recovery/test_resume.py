@@ -1,4 +1,4 @@
-"""A training whose engine dies goes on where its checkpoint left it; the children here are real."""
+"""An interrupted training continues from its checkpoint; the engines are real."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 
 
 def kill_after(job: Job, is_time: Callable[[], bool]) -> None:
-    """Run an attempt whose engine is killed once it is time."""
+    """Run an attempt and kill its engine at a moment."""
     run_until(job, is_time, lambda: kill_engine(job))
 
 
@@ -47,7 +47,7 @@ def checkpoints_of(job: Job) -> list[Path]:
 
 
 def claim_again(job: Job) -> Job:
-    """What dispatcher and worker do once the back-off is over."""
+    """Claim the interrupted job again, without its back-off."""
     Job.objects.filter(pk=job.pk).update(run_after="2026-01-01T00:00Z")
     Job.objects.get(pk=job.pk).requeue_or_fail()
     return claim("gpu")
@@ -60,12 +60,12 @@ def curve(run: TrainingRun, name: str = "train/loss") -> dict[int, float]:
 
 
 def begins(job: Job) -> list[int]:
-    told = JobEvent.objects.filter(job=job, text__startswith=CONTINUES).values_list("text", flat=True)
-    return [int(text.removeprefix(CONTINUES).rstrip(".")) for text in told]
+    texts = JobEvent.objects.filter(job=job, text__startswith=CONTINUES).values_list("text", flat=True)
+    return [int(text.removeprefix(CONTINUES).rstrip(".")) for text in texts]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_next_attempt_continues_and_ends_as_if_nothing_had_happened(
+def test_continued_training_equals_an_uninterrupted_one(
     run: TrainingRun, real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
 ) -> None:
     job = claim("gpu")
@@ -91,9 +91,7 @@ def test_the_next_attempt_continues_and_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_points_that_a_dead_parent_never_stored_are_told_again(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unstored_metrics_are_reported_again(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     job = claim("gpu")
     with monkeypatch.context() as forgetful:
         forgetful.setattr(TrainRecorder, "flush", lambda _self: None)
@@ -105,7 +103,7 @@ def test_points_that_a_dead_parent_never_stored_are_told_again(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_drained_training_continues_at_the_step_it_had_reached(
+def test_drained_training_continues_at_its_last_step(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
@@ -120,11 +118,11 @@ def test_a_drained_training_continues_at_the_step_it_had_reached(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: TrainingRun) -> None:
+def test_sigterm_to_the_engine_alone_acts_as_a_drain(run: TrainingRun) -> None:
     job = claim("gpu")
     interrupted = run_until(job, lambda: bool(checkpoints_of(job)), lambda: kill_engine(job, signal.SIGTERM))
     assert (interrupted.state, interrupted.ignored_attempts) == (State.INTERRUPTED, 1)
-    assert interrupted.events.latest("seq").text == supervisor.DRAINED_BY_OTHERS
+    assert interrupted.events.latest("seq").text == supervisor.STOPPED_FROM_OUTSIDE
     reached = max(curve(run))
     attempt(claim_again(job), lambda: False)
     assert begins(job) == [reached]
@@ -132,7 +130,7 @@ def test_a_training_whose_engine_alone_is_told_to_stop_continues_as_well(run: Tr
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_stopped_training_keeps_no_checkpoint(
+def test_cancelled_training_keeps_no_checkpoint(
     run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
@@ -146,7 +144,7 @@ def test_a_stopped_training_keeps_no_checkpoint(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_dataset_changed_between_attempts_fails_in_words(run: TrainingRun) -> None:
+def test_changed_dataset_fails_the_next_attempt(run: TrainingRun) -> None:
     job = claim("gpu")
     kill_after(job, lambda: bool(checkpoints_of(job)))
     Job.objects.filter(pk=job.pk).update(spec=job.spec | {"data": job.spec["data"] | {"sha256": "f" * 64}})
@@ -158,7 +156,7 @@ def test_a_dataset_changed_between_attempts_fails_in_words(run: TrainingRun) -> 
     assert "another dataset" in again.error["message"]
 
 
-def test_an_attempt_that_only_gets_back_to_where_it_was_is_fruitless(
+def test_attempt_without_new_steps_counts_as_failed(
     run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = claim("gpu")

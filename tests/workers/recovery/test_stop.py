@@ -1,4 +1,4 @@
-"""A real training stopped by a person: what stays is what was asked for, and it can be continued."""
+"""A real training that is stopped keeps what the user chose, and can be resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workers.supervision.engine_process import EngineProcess
 from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
-# Long enough that a quick machine does not end before anybody can act.
+# Long enough to be stopped on a fast machine.
 STEPS = 800
 LOADS = """
 import sys
@@ -46,12 +46,12 @@ def run(real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User)
 
 
 @pytest.fixture(autouse=True)
-def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)  # this run is over within a few seconds
 
 
 def stopped(job: Job, by: User, keep: str) -> Job:
-    """The job after it was stopped with its second checkpoint written."""
+    """Stop the job after its second checkpoint."""
     return run_until(
         job,
         lambda: len(checkpoints_of(job)) >= 2,
@@ -60,7 +60,7 @@ def stopped(job: Job, by: User, keep: str) -> Job:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_best_so_far_becomes_an_adapter_that_loads(run: TrainingRun, ed: User, tiny_folder: Path) -> None:
+def test_stop_with_adapter_publishes_one_that_loads(run: TrainingRun, ed: User, tiny_folder: Path) -> None:
     job = stopped(claim("gpu"), ed, "adapter")
     run.refresh_from_db()
     assert (job.state, run.state) == (State.SUCCEEDED, "stopped_early")
@@ -76,7 +76,7 @@ def test_the_best_so_far_becomes_an_adapter_that_loads(run: TrainingRun, ed: Use
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_kept_checkpoint_is_resumed_to_the_last_step(run: TrainingRun, ed: User) -> None:
+def test_kept_checkpoint_is_resumed_to_the_last_step(run: TrainingRun, ed: User) -> None:
     job = stopped(claim("gpu"), ed, "checkpoint")
     run.refresh_from_db()
     reached = max(curve(run))
@@ -93,7 +93,7 @@ def test_a_kept_checkpoint_is_resumed_to_the_last_step(run: TrainingRun, ed: Use
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_interrupted_training_only_saves_its_best(run: TrainingRun, ed: User) -> None:
+def test_stopped_interrupted_training_publishes_its_best(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
     kill_after(job, lambda: len(checkpoints_of(job)) >= 2)
     saved = job.checkpoint_step()
@@ -106,7 +106,7 @@ def test_an_interrupted_training_only_saves_its_best(run: TrainingRun, ed: User)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: TrainingRun, ed: User) -> None:
+def test_stop_without_checkpoint_cancels(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
     assert Job.objects.get(pk=job.pk).request_cancel(ed, "adapter")
     attempt(job, lambda: False)
@@ -119,7 +119,7 @@ def test_keeping_the_best_before_the_first_step_ends_without_an_adapter(run: Tra
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_it_learns_before_it_hears_of_the_stop_is_kept_too(
+def test_late_stop_keeps_the_steps_before_it(
     run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = claim("gpu")
@@ -138,7 +138,7 @@ def test_what_it_learns_before_it_hears_of_the_stop_is_kept_too(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_discard_overrides_an_end_that_keeps_the_best(run: TrainingRun, ed: User) -> None:
+def test_cancel_overrides_a_stop_with_adapter(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
 
     def change_of_mind() -> None:
@@ -153,7 +153,7 @@ def test_a_discard_overrides_an_end_that_keeps_the_best(run: TrainingRun, ed: Us
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_failure_that_was_mended_is_resumed(run: TrainingRun, ed: User) -> None:
+def test_failed_run_is_resumed_after_its_cause_is_fixed(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
     kill_after(job, lambda: bool(checkpoints_of(job)))
     spec = job.spec
@@ -169,7 +169,7 @@ def test_a_failure_that_was_mended_is_resumed(run: TrainingRun, ed: User) -> Non
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_arm_that_has_ended_stays_ended_when_the_others_are_resumed(run: TrainingRun, ed: User) -> None:
+def test_resume_continues_only_unfinished_arms(run: TrainingRun, ed: User) -> None:
     job = claim("gpu")
     # Beside the long arm a short one, which has its adapter when the job is stopped.
     short = run.spec | {"hyperparameters": run.spec["hyperparameters"] | {"max_steps": 20}}

@@ -28,7 +28,7 @@ WorkOff = Callable[[str], Job]
 
 
 def arm(slug: str, **settings: object) -> ArmPlan:
-    """A preset that learns for a few steps."""
+    """Plan an arm of a few steps with a preset."""
     learn = {"r": 4, "max_steps": 4, "max_length": 64, "learning_rate": 1e-2} | settings
     return ArmPlan(slug, TargetModuleConfig.objects.get(slug=slug), Hyperparameters(**learn))  # type: ignore[arg-type]
 
@@ -56,7 +56,7 @@ def launch(project: Project, ed: User, real_base: BaseModel, real_dataset: Datas
 
 
 def finish(study: Study, work_off: WorkOff) -> Study:
-    """Work every job off, as worker and dispatcher would."""
+    """Run all jobs of the study."""
     for _round in range(30):
         waiting = Job.objects.filter(state=State.QUEUED, queue="gpu").exists()
         if not waiting:
@@ -67,7 +67,7 @@ def finish(study: Study, work_off: WorkOff) -> Study:
 
 
 @pytest.mark.slow
-def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: WorkOff) -> None:
+def test_study_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: WorkOff) -> None:
     study = launch()
     assert study.state == "queued"
     assert [job.training_runs.count() for job in study.jobs()] == [2, 2, 2], (
@@ -85,17 +85,15 @@ def test_it_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: Wo
     assert Evaluation.objects.active_base_of(study).count() == 1, "the base is scored once"
     assert Evaluation.objects.filter(subject="adapter").count() == 6
     times = ScoringTime.objects.all()
-    assert len(times) == 3, "each job of scores teaches the next forecast"
+    assert len(times) == 3, "each evaluation job calibrates the next forecast"
     assert all(one.seconds > 0 < one.estimated_seconds for one in times)
 
 
 @pytest.mark.slow
-def test_it_chooses_a_learning_rate_per_arm_and_trains_with_it(
-    launch: Callable[..., Study], work_off: WorkOff
-) -> None:
+def test_learning_rate_search_chooses_one_per_arm(launch: Callable[..., Study], work_off: WorkOff) -> None:
     study = finish(launch(learning_rates=[1e-7, 1e-2, 2e-2], seeds=[5]), work_off)
     for one in study.arms.all():
-        assert one.learning_rate in (1e-2, 2e-2), "a rate of 1e-7 learns nothing in two steps"
+        assert one.learning_rate in (1e-2, 2e-2), "1e-7 is too low to learn in two steps"
         assert [len(one._rung(rung)) for rung in (0, 1)] == [3, 2]
         (run,) = one.final_runs()
         assert run.hyperparameters["learning_rate"] == one.learning_rate
@@ -103,7 +101,7 @@ def test_it_chooses_a_learning_rate_per_arm_and_trains_with_it(
 
 
 @pytest.mark.slow
-def test_more_seeds_use_what_is_done(launch: Callable[..., Study], work_off: WorkOff) -> None:
+def test_added_seeds_reuse_finished_runs(launch: Callable[..., Study], work_off: WorkOff) -> None:
     study = finish(launch(seeds=[1]), work_off)
     before = set(study.runs().values_list("pk", flat=True))
     study.add_seeds([2, 3])

@@ -1,4 +1,4 @@
-"""A supervisor keeps its job's lease, whatever its engine says."""
+"""A supervisor renews its job's lease while its engine is silent."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ def job(run: TrainingRun) -> Job:
     return claim("gpu")
 
 
-def test_a_silent_engine_costs_nobody_the_lease(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_is_renewed_while_the_engine_is_silent(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RENEW_SECONDS", 0.2)
     leases: list[datetime] = []
     began = time.monotonic()
 
-    def is_time_to_go() -> bool:
-        """Asked by the supervisor in each of its turns."""
+    def is_draining() -> bool:
         lease = Job.objects.values_list("lease_until", flat=True).get(pk=job.pk)
         if lease and lease not in leases:
             leases.append(lease)
         return len(leases) > 3 or time.monotonic() - began > 20
 
-    ended = run_script(SILENT, job, monkeypatch, is_time_to_go)
+    ended = run_script(SILENT, job, monkeypatch, is_draining)
     assert len(leases) > 3, "it was not renewed"
     assert leases == sorted(leases)
     assert (ended.state, ended.attempt) == (State.INTERRUPTED, 1)

@@ -1,4 +1,4 @@
-"""What recorders write, and what they refuse to write for an attempt that has lost its job."""
+"""Recorders write results under the fence, and nothing for an attempt that has lost its job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workers.contract.errors import ModelError
 from workers.contract.events import ArmEnd, Artifact, Metrics, Result
 from workers.supervision import recorders
 from workers.supervision.publish import publish_adapter
-from workers.supervision.recorders import EvaluateRecorder, InspectRecorder, TrainRecorder
+from workers.supervision.recorders import RECORDERS, TrainRecorder
 from workers.tasks import attempt
 
 SUCCEEDED = ArmEnd(arm=0, outcome="succeeded", step=10, summary={"train_loss": 1.0})
@@ -40,7 +40,7 @@ def job(run: TrainingRun) -> Job:
 
 
 def make_artifact(folder: Path) -> Artifact:
-    """A finished adapter of one tensor, as the engine leaves it in its out dir."""
+    """Write an adapter of one tensor, as the engine does."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     weights = len(header).to_bytes(8, "little") + header + b"\0\0\0\0"
     (folder / "arm-0").mkdir(parents=True)
@@ -48,21 +48,17 @@ def make_artifact(folder: Path) -> Artifact:
     return Artifact(0, "arm-0", {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()})
 
 
-def test_a_cancel_that_came_first_wins_over_the_adapter(
-    job: Job, run: TrainingRun, tmp_path: Path, ed: User
-) -> None:
+def test_earlier_cancel_prevents_the_adapter(job: Job, run: TrainingRun, tmp_path: Path, ed: User) -> None:
     recorder = TrainRecorder(job, tmp_path)
     recorder.record(make_artifact(tmp_path))
     Job.objects.get(pk=job.pk).request_cancel(ed)
     recorder.record(SUCCEEDED)
     run.refresh_from_db()
     assert (run.outcome, Adapter.objects.count(), Evaluation.objects.count()) == ("", 0, 0)
-    assert (tmp_path / "arm-0").exists(), "what nobody will ever read is not published"
+    assert (tmp_path / "arm-0").exists()
 
 
-def test_the_best_of_a_run_that_was_stopped_is_published_and_scored(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
+def test_run_stopped_early_is_published_and_evaluated(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     recorder.record(make_artifact(tmp_path))
     recorder.record(ArmEnd(arm=0, outcome="stopped_early", step=7, summary={"published_step": 4}))
@@ -74,7 +70,7 @@ def test_the_best_of_a_run_that_was_stopped_is_published_and_scored(
     assert Evaluation.objects.count() == 2
 
 
-def test_a_line_that_comes_twice_is_written_once(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+def test_repeated_event_is_written_once(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     recorder.record(make_artifact(tmp_path))
     recorder.record(SUCCEEDED)
@@ -84,9 +80,7 @@ def test_a_line_that_comes_twice_is_written_once(job: Job, run: TrainingRun, tmp
     assert (run.outcome, Adapter.objects.count()) == ("succeeded", 1)
 
 
-def test_an_adapter_that_is_not_as_reported_costs_its_arm_alone(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
+def test_changed_adapter_file_fails_its_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     artifact = make_artifact(tmp_path)
     recorder.record(artifact)
@@ -102,7 +96,7 @@ def test_an_adapter_that_is_not_as_reported_costs_its_arm_alone(
     assert (job.state, job.error_code) == (State.FAILED, "publish_failed")
 
 
-def test_it_holds_the_project_before_the_job_as_whoever_stops_a_whole_study_does(
+def test_project_is_locked_before_the_job(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold, may_commit, locked = Project.hold, Job.may_commit, []
@@ -130,7 +124,7 @@ def test_it_holds_the_project_before_the_job_as_whoever_stops_a_whole_study_does
     assert Adapter.objects.get().run == run
 
 
-def test_the_row_says_that_it_is_being_saved_while_it_is(
+def test_job_is_finalizing_while_it_publishes(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -148,7 +142,7 @@ def test_the_row_says_that_it_is_being_saved_while_it_is(
     assert (seen, job.state) == ([State.FINALIZING], State.SUCCEEDED)
 
 
-def test_a_stop_while_it_is_being_saved_wins_over_the_adapter(
+def test_cancel_while_publishing_prevents_the_adapter(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def publish_and_stop(*paths: object) -> None:
@@ -165,7 +159,7 @@ def test_a_stop_while_it_is_being_saved_wins_over_the_adapter(
 
 
 def beside(run: TrainingRun) -> TrainingRun:
-    """Another run of the same job."""
+    """Add another run to the same job."""
     other = TrainingRun.objects.get(pk=run.pk)
     other.pk, other._state.adding, other.name = None, True, "The other"
     other.save()
@@ -182,7 +176,7 @@ def test_job_with_only_cancelled_arms_is_cancelled(job: Job, run: TrainingRun, t
     assert (job.state, job.error, job.keeps_checkpoint) == (State.CANCELLED, None, False)
 
 
-def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+def test_replaced_attempt_writes_nothing(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     Job.objects.filter(pk=job.pk).update(attempt=2)
     recorder.record(Metrics(0, 1, {"train/loss": 2.0}))
@@ -191,7 +185,7 @@ def test_an_attempt_that_lost_its_job_ends_no_arm(job: Job, run: TrainingRun, tm
     assert (run.outcome, MetricSeries.objects.count()) == ("", 0)
 
 
-def test_an_arm_that_has_ended_is_not_trained_again(job: Job, run: TrainingRun, tmp_path: Path) -> None:
+def test_ended_arm_is_not_trained_again(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     recorder.record(make_artifact(tmp_path))
     recorder.record(SUCCEEDED)
@@ -204,9 +198,7 @@ def test_an_arm_that_has_ended_is_not_trained_again(job: Job, run: TrainingRun, 
     assert Adapter.objects.get().run == run
 
 
-def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
-    job: Job, run: TrainingRun, tmp_path: Path
-) -> None:
+def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: TrainingRun, tmp_path: Path) -> None:
     recorder = TrainRecorder(job, tmp_path)
     recorder.record(make_artifact(tmp_path))
     recorder.record(SUCCEEDED)
@@ -224,7 +216,7 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
     subjects = [evaluation.key for evaluation in scoring.evaluations.all()]
     lines = [json.dumps({**item, "subject": subject}, ensure_ascii=False) for subject in subjects]
     (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    evaluated = EvaluateRecorder(scoring, tmp_path)
+    evaluated = RECORDERS[Job.Kind.EVALUATE](scoring, tmp_path)
     speeds = {"ms_per_token": {"base": 20.0} | dict.fromkeys(subjects, 25.0)}
     marks = {subject: [place, 1] for place, subject in enumerate(subjects)}
     asked = {"general_questions": {"version": 1, "sha256": "ab", "choices": 4, "marks": marks}}
@@ -244,7 +236,7 @@ def test_items_may_hold_any_line_separator_and_numbers_that_are_none(
         assert evaluation.general_questions["sha256"] == "ab"
 
 
-def test_test_rows_from_before_checksums_are_frozen_when_they_are_first_scored(run: TrainingRun) -> None:
+def test_first_evaluation_freezes_unfrozen_test_rows(run: TrainingRun) -> None:
     version = run.dataset_version
     DatasetVersion.objects.update(test_sha256="")
     for found in ("12" * 32, "34" * 32):
@@ -253,7 +245,7 @@ def test_test_rows_from_before_checksums_are_frozen_when_they_are_first_scored(r
     assert version.spec().test_sha256 == "12" * 32
 
 
-def test_a_model_that_the_project_has_already_is_refused_in_words(project: Project, tmp_path: Path) -> None:
+def test_base_model_at_the_same_revision_is_refused(project: Project, tmp_path: Path) -> None:
     found = {"census": {}, "path": "/models/x", "sha256": "ab" * 32, "parameters": 1, "revision": "c0ffee"}
     found["license"] = "see the file " * 20
     for _time in range(2):
@@ -261,7 +253,7 @@ def test_a_model_that_the_project_has_already_is_refused_in_words(project: Proje
         BaseModel.objects.add(project=project, by=None, source=hub, name="Tiny", hub_id="example/tiny")
         job = claim("cpu")
         job.move("progress")
-        recorder = InspectRecorder(job, tmp_path)
+        recorder = RECORDERS[Job.Kind.INSPECT](job, tmp_path)
         recorder.record(Result(found))
         if BaseModel.objects.filter(revision="c0ffee").exists():
             with pytest.raises(ModelError, match="already"):

@@ -1,4 +1,4 @@
-"""Jobs run for real: a claimed row, a real engine child, and rows and folders at the end."""
+"""Jobs of each kind with a real engine, from the claimed row to the stored result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workers.tasks import attempt
 WorkOff = Callable[[str], Job]
 
 
-def test_an_upload_becomes_an_immutable_version(
+def test_upload_becomes_an_immutable_version(
     project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
@@ -45,7 +45,7 @@ def test_an_upload_becomes_an_immutable_version(
         version.import_again(ed)
 
 
-def test_a_base_model_is_counted(project: Project, tiny_folder: Path, work_off: WorkOff) -> None:
+def test_base_model_gets_a_census(project: Project, tiny_folder: Path, work_off: WorkOff) -> None:
     shutil.copytree(tiny_folder, Path(settings.DATA_DIR) / "models" / "tiny", dirs_exist_ok=True)
     base = BaseModel.objects.create(
         project=project, source=BaseModel.Source.FOLDER, folder="tiny", name="Tiny", hub_id="example/tiny"
@@ -58,7 +58,7 @@ def test_a_base_model_is_counted(project: Project, tiny_folder: Path, work_off: 
     assert len(base.sha256) == 64
 
 
-def test_a_run_ends_with_an_adapter_and_an_evaluation(
+def test_run_gets_an_adapter_and_evaluations(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: WorkOff
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed)
@@ -82,7 +82,7 @@ def test_a_run_ends_with_an_adapter_and_an_evaluation(
     assert tuned.metrics["loss"] < base.metrics["loss"]
 
 
-def test_the_next_run_of_a_name_makes_version_2(
+def test_next_run_of_a_name_makes_version_2(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: WorkOff
 ) -> None:
     for _time in range(2):
@@ -92,7 +92,7 @@ def test_the_next_run_of_a_name_makes_version_2(
     assert [adapter.version for adapter in Adapter.objects.order_by("pk")] == [1, 2]
 
 
-def test_a_bad_file_fails_with_its_rows(
+def test_bad_file_fails_with_its_rows(
     project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
@@ -105,7 +105,7 @@ def test_a_bad_file_fails_with_its_rows(
     assert [problem["row"] for problem in version.problems] == [10]
 
 
-def test_a_table_without_known_columns_asks_and_is_imported_again(
+def test_table_with_unknown_columns_is_imported_again_with_a_mapping(
     project: Project, ed: User, tiny_folder: Path, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
@@ -123,27 +123,27 @@ def test_a_table_without_known_columns_asks_and_is_imported_again(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_cancel_stops_a_running_child(
+def test_cancel_stops_a_running_engine(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
     job = claim("gpu")
-    asked: list[float] = []
+    requested: list[float] = []
 
     def stop_it() -> None:
-        asked.append(time.monotonic())
+        requested.append(time.monotonic())
         Job.objects.get(pk=job.pk).request_cancel(ed)
 
     run_until(job, lambda: Job.objects.get(pk=job.pk).step > 0, stop_it)
     ended = time.monotonic()
     run.refresh_from_db()
     assert run.state == "cancelled"
-    assert ended - asked[0] < 15
+    assert ended - requested[0] < 15
     assert not Adapter.objects.filter(run=run).exists()
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_killed_child_interrupts_the_job_and_leaves_nothing(
+def test_killed_engine_interrupts_the_job(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
 ) -> None:
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
@@ -155,7 +155,7 @@ def test_a_killed_child_interrupts_the_job_and_leaves_nothing(
     assert not list((Path(settings.DATA_DIR) / "work").glob("job-*"))
 
 
-def test_a_drain_gives_the_job_back(
+def test_drain_interrupts_the_job(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User
 ) -> None:
     make_run(project, real_dataset, real_base, by=ed, max_steps=100_000)
@@ -167,14 +167,14 @@ def test_a_drain_gives_the_job_back(
 
 @pytest.fixture
 def leftover(run: TrainingRun) -> Iterator[Path]:
-    """A checkpoint folder that is there before the first attempt at the run, as of an older database."""
+    """A checkpoint folder of an older database, which exists before the first attempt."""
     folder = Job.objects.get(training_runs=run).checkpoint_folder() / "000001"
     folder.mkdir(parents=True)
     yield folder
     shutil.rmtree(folder.parent, ignore_errors=True)
 
 
-def test_a_first_attempt_begins_without_checkpoints_of_an_older_database(
+def test_first_attempt_deletes_checkpoints_of_an_older_database(
     leftover: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_script(
@@ -183,7 +183,7 @@ def test_a_first_attempt_begins_without_checkpoints_of_an_older_database(
     assert job.events.get(event="message").text == "False"
 
 
-def test_a_first_attempt_that_was_taken_over_while_it_slept_deletes_nothing(leftover: Path) -> None:
+def test_replaced_first_attempt_deletes_no_checkpoint(leftover: Path) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(attempt=2)
     attempt(job, lambda: False)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.workers.target_modules.test_presets import GPT2, LAYERS, LLAMA, census, group
 from workers.target_modules.census import Group
-from workers.target_modules.custom import Selection, near_names, resolve_names, shortest_entry
+from workers.target_modules.custom import Selection, resolve_names, shortest_entry, similar_names
 
 O_PROJ = "model.layers.*.self_attn.o_proj"
 
@@ -27,16 +27,16 @@ def test_different_layers_need_a_regex() -> None:
     assert resolution.modules == 5
 
 
-def test_a_misspelt_name_is_reported_with_near_names() -> None:
+def test_a_misspelt_name_is_reported_with_similar_names() -> None:
     resolution = resolve_names(["o_proj", "dwon_proj"], census(LLAMA))
     assert resolution.unmatched[0].entry == "dwon_proj"
     assert resolution.unmatched[0].near[0] == "down_proj"
     assert "`dwon_proj` matches no layer of this model. Near names: `down_proj`" in resolution.refusal
 
 
-def test_near_names_have_as_many_segments_as_the_entry() -> None:
-    assert near_names("mlp.c_porj", census(GPT2))[0] == "mlp.c_proj"
-    assert "." not in near_names("c_porj", census(GPT2))[0]
+def test_similar_names_have_as_many_segments_as_the_entry() -> None:
+    assert similar_names("mlp.c_porj", census(GPT2))[0] == "mlp.c_proj"
+    assert "." not in similar_names("c_porj", census(GPT2))[0]
 
 
 def test_rank_and_alpha_patterns_match_one_group_each() -> None:

@@ -1,4 +1,4 @@
-"""A worker that clears checkpoints may be overtaken meanwhile: what a later attempt has written stays."""
+"""Deleting checkpoints locks the job, so that a later attempt loses none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Overtake = Callable[[Callable[[], object]], list[bool]]
 
 @pytest.fixture
 def job(run: TrainingRun) -> Job:
-    """In its first attempt, with checkpoints in its folder."""
+    """A first attempt with a checkpoint."""
     job = claim("gpu")
     (job.checkpoint_folder() / "000004").mkdir(parents=True)
     return job
@@ -30,7 +30,7 @@ def job(run: TrainingRun) -> Job:
 
 @pytest.fixture
 def overtake(job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterator[Overtake]:
-    """Let somebody change the row at the moment at which the folder goes; whether they had to wait."""
+    """Change the row while the folder is deleted; report whether the change had to wait."""
     others: list[threading.Thread] = []
 
     def watch(change: Callable[[], object]) -> list[bool]:
@@ -64,11 +64,11 @@ def overtake(job: Job, monkeypatch: pytest.MonkeyPatch) -> Iterator[Overtake]:
 
 
 def left(job: Job) -> list[str]:
-    """What lies where checkpoints are, of this job."""
+    """Return the names of the job's checkpoint folders."""
     return [path.name for path in job.checkpoint_folder().parent.glob(f"*job-{job.pk}")]
 
 
-def test_nobody_takes_a_job_over_while_its_first_attempt_clears_the_folder(
+def test_takeover_waits_while_the_first_attempt_clears_the_folder(
     job: Job, overtake: Overtake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "_execute", lambda *_: None)
@@ -77,7 +77,7 @@ def test_nobody_takes_a_job_over_while_its_first_attempt_clears_the_folder(
     assert (waited, left(job)) == ([True], [])
 
 
-def test_nobody_resumes_a_job_while_its_checkpoints_are_cleared(job: Job, overtake: Overtake) -> None:
+def test_resume_waits_while_checkpoints_are_deleted(job: Job, overtake: Overtake) -> None:
     job.request_cancel()
     job.complete_stop()
     waited = overtake(lambda: Job.objects.filter(pk=job.pk).update(state=State.QUEUED))

@@ -1,4 +1,4 @@
-"""Studies whose arms cannot share a base, trained and scored for real: adapters on experts, and DoRA."""
+"""Studies with arms that require a dedicated base: adapters on experts, and DoRA."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def launch(project: Project, by: User, base: BaseModel, dataset: Dataset, **plan
 
 
 @pytest.mark.slow
-def test_arms_on_experts_are_compared_with_arms_on_attention(
+def test_arm_on_experts_is_compared_with_attention(
     project: Project, ed: User, mixture: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
     study = launch(
@@ -74,7 +74,7 @@ def test_arms_on_experts_are_compared_with_arms_on_attention(
 
 
 @pytest.mark.slow
-def test_dora_is_compared_with_plain_lora_on_one_base(
+def test_dora_is_compared_with_lora(
     project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
     dora = arm("quality", use_dora=True)

@@ -1,4 +1,4 @@
-"""Jobs whose process is gone: who may say so, and who may not."""
+"""Release of jobs whose process has died, by processes of the same place only."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ needs_containers = pytest.mark.skipif(
 
 
 def in_a_container(code: str) -> str:
-    """What the code prints in a container that works on the same database and data folder."""
-    said = subprocess.run(
+    """Return the output of the code in a container on the same database and data folder."""
+    result = subprocess.run(
         [*containers.COMMAND, sys.executable, "-c", SETUP + code],
         env=shared_environment(),
         cwd=settings.BASE_DIR,
@@ -38,15 +38,15 @@ def in_a_container(code: str) -> str:
         text=True,
         timeout=120,
     )
-    assert said.returncode == 0, said.stderr
-    return said.stdout.strip()
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 CLAIM = """
 from dashboard.models import Job
-from workers import slots
+from workers.supervision import device_lock
 from workers.supervision.orphaned_jobs import holder
-job = Job.objects.claim("gpu", worker="gpu0@twin", slot=slots.slot_name("gpu0@twin"), **holder())
+job = Job.objects.claim("gpu", worker="gpu0@twin", slot=device_lock.slot_name("gpu0@twin"), **holder())
 print(job.host, flush=True)
 """
 RELEASE = (
@@ -55,41 +55,31 @@ RELEASE = (
 
 
 def hold_by(pid: int) -> Job:
-    """A claimed job whose holder is that process."""
+    """Claim a job as that process."""
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(pid=pid, pid_started=birth(pid))
     return job
 
 
-def test_a_job_of_a_living_process_is_left_alone(run: TrainingRun) -> None:
+def test_job_of_a_running_process_is_not_released(run: TrainingRun) -> None:
     claim("gpu")
     assert release_orphaned_jobs() == 0
 
 
-def test_the_engine_of_a_dead_process_goes_with_it(run: TrainingRun) -> None:
-    dead, engine = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
-    job = hold_by(dead.pid)
-    Job.objects.filter(pk=job.pk).update(child_pid=engine.pid, child_started=birth(engine.pid))
-    dead.wait()
-    assert release_orphaned_jobs() == 1
-    assert engine.wait(timeout=10) < 0
-    job.refresh_from_db()
-    assert job.state == State.INTERRUPTED
-
-
-def test_what_the_engine_has_started_goes_with_it(run: TrainingRun) -> None:
+def test_release_kills_the_engine_and_its_process_group(run: TrainingRun) -> None:
     dead = subprocess.Popen(["true"])
-    # As the engine it leads a group of its own.
     engine = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], stdout=subprocess.PIPE, start_new_session=True)
     job = hold_by(dead.pid)
     Job.objects.filter(pk=job.pk).update(child_pid=engine.pid, child_started=birth(engine.pid))
     dead.wait()
     assert release_orphaned_jobs() == 1
-    # The pipe ends once nobody holds it.
+    # The pipe closes when the last process of the group has ended.
     assert engine.communicate(timeout=10) == (b"", None)
+    job.refresh_from_db()
+    assert job.state == State.INTERRUPTED
 
 
-def test_a_stop_is_complete_once_its_process_is_gone(run: TrainingRun) -> None:
+def test_release_completes_a_requested_cancel(run: TrainingRun) -> None:
     dead = subprocess.Popen(["true"])
     job = hold_by(dead.pid)
     job.request_cancel()
@@ -99,18 +89,16 @@ def test_a_stop_is_complete_once_its_process_is_gone(run: TrainingRun) -> None:
     assert job.state == State.CANCELLED
 
 
-def test_a_clock_that_is_set_takes_no_job_from_its_process(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_wall_clock_releases_no_job(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     claim("gpu")
     started: float = psutil.boot_time()
-    # A test cannot set the machine's clock; this is what the kernel says of its own start afterwards.
+    # The boot time that the kernel reports after the clock was moved by ten minutes.
     monkeypatch.setattr("psutil._pslinux.boot_time", lambda: started + 600)
     assert release_orphaned_jobs() == 0
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path, *, boot: str, namespace: str, known: str) -> None:
-    """Let this process see such a machine."""
+    """Simulate a machine."""
     (folder / "boot_id").write_text(boot)
     (folder / "machine-id").write_text(known)
     (folder / "pid").unlink(missing_ok=True)
@@ -123,17 +111,17 @@ def machine(monkeypatch: pytest.MonkeyPatch, folder: Path, *, boot: str, namespa
 OUTERMOST, CONTAINED = "pid:[4026531836]", "pid:[4026532179]"
 
 
-def hear(job: Job, monkeypatch: pytest.MonkeyPatch, *, silent: float, uptime: float) -> None:
-    """Let the job's holder have been silent for so many seconds, and this machine have run for so many."""
+def set_silence(job: Job, monkeypatch: pytest.MonkeyPatch, *, silent: float, uptime: float) -> None:
+    """Set the seconds since the last renewal of the lease, and since the boot of this machine."""
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(LEASE - timedelta(seconds=silent)))
     monkeypatch.setattr("workers.supervision.orphaned_jobs.uptime", lambda: uptime)
 
 
-def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
+def test_job_of_an_earlier_boot_is_released(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine(monkeypatch, tmp_path, boot="first", namespace=OUTERMOST, known="box")
-    hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
+    set_silence(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=OUTERMOST, known="box")
     assert release_orphaned_jobs() == 1
 
@@ -141,17 +129,16 @@ def test_after_a_restart_of_the_machine_equal_numbers_name_nobody(
 @pytest.mark.parametrize(
     ("silent", "uptime", "why"),
     [
-        (5, 3600, "it works"),
-        (50, 3600, "it worked in this start of this machine, so elsewhere"),
-        (9, 5, "it is between two signs of life"),
+        (5, 3600, "its lease is fresh"),
+        (50, 3600, "its lease was renewed since this boot"),
+        (9, 5, "it is between two renewals"),
     ],
 )
-def test_a_copy_of_this_machine_keeps_its_jobs(
+def test_job_of_a_copied_machine_is_not_released(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: float, uptime: float, why: str
 ) -> None:
-    """It has the same host name, machine id and account, but a start of its own."""
     machine(monkeypatch, tmp_path, boot="the copy's", namespace=OUTERMOST, known="box")
-    hear(claim("gpu"), monkeypatch, silent=silent, uptime=uptime)
+    set_silence(claim("gpu"), monkeypatch, silent=silent, uptime=uptime)
     machine(monkeypatch, tmp_path, boot="ours", namespace=OUTERMOST, known="box")
     assert release_orphaned_jobs() == 0, why
 
@@ -159,26 +146,26 @@ def test_a_copy_of_this_machine_keeps_its_jobs(
 @pytest.mark.parametrize(
     ("namespace", "known", "why"),
     [
-        (OUTERMOST, "another box", "that may be another machine of the same host name"),
-        (OUTERMOST, "", "nothing tells machines apart"),
-        (CONTAINED, "box", "the id of a container comes with its image"),
+        (OUTERMOST, "another box", "another machine may have the same host name"),
+        (OUTERMOST, "", "there is no machine id"),
+        (CONTAINED, "box", "containers take the id from their image"),
     ],
 )
-def test_an_earlier_start_of_who_knows_which_machine_is_left_to_its_lease(
+def test_job_of_an_unidentified_machine_waits_for_its_lease(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, namespace: str, known: str, why: str
 ) -> None:
     before = "box" if known == "another box" else known
     machine(monkeypatch, tmp_path, boot="first", namespace=namespace, known=before)
-    hear(claim("gpu"), monkeypatch, silent=50, uptime=40)
+    set_silence(claim("gpu"), monkeypatch, silent=50, uptime=40)
     machine(monkeypatch, tmp_path, boot="second", namespace=namespace, known=known)
     assert release_orphaned_jobs() == 0, why
 
 
-def test_who_cannot_tell_its_place_neither_judges_nor_is_judged(
+def test_process_of_unknown_place_neither_releases_nor_is_released(
     run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("workers.supervision.process_identity.PID_NAMESPACE", Path("/there/is/none"))
+    with monkeypatch.context() as unknown:
+        unknown.setattr("workers.supervision.process_identity.PID_NAMESPACE", Path("/there/is/none"))
         assert holder()["host"] == ""
         job = claim("gpu")
         assert release_orphaned_jobs() == 0
@@ -188,7 +175,7 @@ def test_who_cannot_tell_its_place_neither_judges_nor_is_judged(
 
 @needs_containers
 @pytest.mark.django_db(transaction=True)
-def test_a_container_of_the_same_host_name_does_not_take_a_living_job(run: TrainingRun) -> None:
+def test_container_releases_no_job_of_the_host(run: TrainingRun) -> None:
     job = claim("gpu")
     assert in_a_container(RELEASE) == "0"
     job.refresh_from_db()
@@ -197,12 +184,11 @@ def test_a_container_of_the_same_host_name_does_not_take_a_living_job(run: Train
 
 @needs_containers
 @pytest.mark.django_db(transaction=True)
-def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> None:
-    """Its process numbers mean other processes here, or none."""
+def test_job_of_a_container_waits_for_its_lease(run: TrainingRun) -> None:
     host = in_a_container(CLAIM)
     assert host.startswith(f"{os.uname().nodename}/")
     assert host != str(here())
-    # The container is gone, but nobody can know that from outside: the lease tells.
+    # The host cannot see that the container has ended.
     assert release_orphaned_jobs() == 0
     assert Job.objects.get(host=host).state == State.STARTING
     Job.objects.filter(host=host).update(lease_until=db_now(-timedelta(seconds=1)))
@@ -215,7 +201,7 @@ def test_the_job_of_a_container_is_not_judged_from_outside(run: TrainingRun) -> 
 
 @needs_containers
 @pytest.mark.django_db(transaction=True)
-def test_nodes_of_the_same_name_in_two_containers_work_at_the_same_time(
+def test_nodes_of_one_name_in_two_containers_have_two_slots(
     run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     make_run(project, dataset, base_model, name="Another")
