@@ -236,7 +236,7 @@ def test_phase_is_stored_before_the_first_point(run: TrainingRun, monkeypatch: p
 def test_log_records_a_stop(job: Job, monkeypatch: pytest.MonkeyPatch, ed: User) -> None:
     job.request_cancel(ed)
     run_script("sys.stdin.readline()\n", job, monkeypatch)
-    assert "--- asked to stop (cancel) at 20" in job.log_tail()
+    assert "--- stop requested (cancel) at 20" in job.log_tail()
 
 
 def test_grace_of_a_park_is_that_of_a_drain() -> None:
