@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that injects network faults: delay, silence, resets, refused connections.
+"""A TCP proxy on loopback that injects network faults: silence and refused connections.
 
 with Proxy("127.0.0.1:5432") as proxy:      # or the path of a Unix socket
     connect(port=proxy.port)
@@ -27,7 +27,6 @@ class Proxy:
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.port = 0
-        self.seconds = 0.0
         self.writers: set[asyncio.StreamWriter] = set()
         self.server: asyncio.Server | None = None
         self.loop = asyncio.new_event_loop()
@@ -52,17 +51,9 @@ class Proxy:
         """End all faults. What a black hole held back is sent, as TCP would repeat it."""
         self._do(self._heal)
 
-    def delay(self, seconds: float) -> None:
-        """Delay each chunk."""
-        self.seconds = seconds
-
     def black_hole(self) -> None:
         """Keep connections open and accept new ones, but pass nothing in either direction."""
         self.loop.call_soon_threadsafe(self.passing.clear)
-
-    def reset(self) -> None:
-        """Reset all connections; forward new ones."""
-        self._do(self._cut)
 
     def refuse(self) -> None:
         """Stop listening and reset all connections."""
@@ -77,7 +68,6 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(work(), self.loop).result(timeout=10)
 
     async def _heal(self) -> None:
-        self.seconds = 0.0
         self.passing.set()
         if self.server is None:
             self.server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
@@ -128,8 +118,6 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward until one side ends. An error ends both, so that the server notices a killed client."""
         while chunk := await reader.read(CHUNK):
-            if self.seconds:
-                await asyncio.sleep(self.seconds)
             await self.passing.wait()
             writer.write(chunk)
             await writer.drain()

@@ -56,16 +56,6 @@ def test_black_hole_passes_nothing_until_it_heals(proxy: Proxy) -> None:
         assert line.recv(100) == b"hello\n"
 
 
-def test_reset_ends_open_connections_only(proxy: Proxy) -> None:
-    with call(proxy) as line:
-        say(line)
-        proxy.reset()
-        with pytest.raises(ConnectionResetError):
-            say(line)
-    with call(proxy) as line:
-        assert say(line) == b"hello\n"
-
-
 def test_refusing_proxy_heals_on_the_same_port(proxy: Proxy) -> None:
     proxy.refuse()
     with pytest.raises(ConnectionRefusedError):
@@ -73,13 +63,6 @@ def test_refusing_proxy_heals_on_the_same_port(proxy: Proxy) -> None:
     proxy.heal()
     with call(proxy) as line:
         assert say(line) == b"hello\n"
-
-
-def test_delay_slows_each_chunk(proxy: Proxy) -> None:
-    with call(proxy) as line:
-        proxy.delay(2)
-        with pytest.raises(TimeoutError):
-            say(line)
 
 
 def test_reset_of_a_client_reaches_the_server(proxy: Proxy) -> None:

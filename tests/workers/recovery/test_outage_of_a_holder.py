@@ -5,38 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
-from django.db import DataError, InternalError, OperationalError, connection, transaction
+from django.db import DataError, InternalError, connection, transaction
 from django.test import Client
 
-from dashboard.models import Job, Project, State, TrainingRun, User
-from tests.workers.conftest import claim, run_script
-from tests.workers.programs import running, wait_until
+from dashboard.models import Job, Project, User
 from workers.supervision.database_outage import Database
-from workers.supervision.recorders import TrainRecorder
 
 pytestmark = pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has no sessions")
-STEPS = """
-for step in range(1, 11):
-    emit("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
-    emit("Progress", phase="training", step=step, total=10)
-    time.sleep(0.3)
-emit("ArmEnd", arm=0, outcome="failed", step=10, code="diverged", message="The end.")
-emit("Failure", code="diverged", message="The end.")
-emit("Finished", reason="failed")
-"""
-# Locks the first job's row and sleeps for longer than the test waits.
-SLEEPER = """
-import time
-import django
-django.setup()
-from django.db import connection, transaction
-from dashboard.models import Job
-with connection.cursor() as cursor:
-    cursor.execute("SET idle_in_transaction_session_timeout = '4s'")
-with transaction.atomic():
-    Job.objects.select_for_update().earliest("pk")
-    time.sleep(600)
-"""
 
 
 @pytest.mark.django_db
@@ -45,25 +20,6 @@ def test_sessions_have_time_limits() -> None:
         for name, limit in (("idle_in_transaction_session_timeout", "30s"), ("lock_timeout", "20s")):
             cursor.execute(f"SHOW {name}")
             assert cursor.fetchone() == (limit,)
-
-
-@pytest.mark.slow
-@pytest.mark.django_db(transaction=True)
-def test_paused_process_loses_its_row_lock(project: Project) -> None:
-    job = Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
-
-    def is_locked() -> bool:
-        try:
-            with transaction.atomic():
-                Job.objects.select_for_update(nowait=True).get(pk=job.pk)
-        except OperationalError:
-            return True
-        return False
-
-    with running("-c", SLEEPER):
-        wait_until(is_locked, "the row is locked")
-        wait_until(lambda: not is_locked(), "the row is free again", 30)
-        assert job.request_cancel()
 
 
 def limit_idle_transactions() -> None:
@@ -89,27 +45,6 @@ def test_write_is_repeated_after_the_session_was_ended(project: Project) -> None
     link.last_tried = 0.0
     assert link.try_write(write)
     assert Job.objects.get(pk=job.pk).phase == "awake"
-
-
-@pytest.mark.django_db(transaction=True)
-def test_attempt_ends_although_its_session_was_ended(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, flush, naps = claim("gpu"), TrainRecorder.flush, [1.5]
-
-    def sleep_and_flush(recorder: TrainRecorder) -> None:
-        with transaction.atomic():
-            Job.objects.select_for_update().get(pk=job.pk)
-            while naps:
-                time.sleep(naps.pop())
-            flush(recorder)
-
-    monkeypatch.setattr(TrainRecorder, "flush", sleep_and_flush)
-    limit_idle_transactions()
-    ended = run_script(STEPS, job, monkeypatch)
-    assert not naps
-    assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
-    assert [step for step, _loss in run.metric_series.get(name="train/loss").points()] == list(range(1, 11))
 
 
 @pytest.mark.django_db(transaction=True)

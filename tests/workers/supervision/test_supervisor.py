@@ -239,11 +239,6 @@ def test_log_records_a_stop(job: Job, monkeypatch: pytest.MonkeyPatch, ed: User)
     assert "--- stop requested (cancel) at 20" in job.log_tail()
 
 
-def test_grace_of_a_park_is_that_of_a_drain() -> None:
-    assert stop_policy.GRACE_SECONDS["park"] == stop_policy.GRACE_SECONDS["drain"] == 45.0
-    assert stop_policy.GRACE_SECONDS["cancel"] == 20.0
-
-
 def test_stronger_stop_follows_a_weaker_one(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     job, requests = claim("gpu"), iter(["", "finish", "finish", "park", "finish", "cancel"])
     monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.1)
