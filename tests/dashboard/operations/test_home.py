@@ -1,4 +1,4 @@
-"""Home: the way to the first adapter, then what runs, what needs a person, and what came out."""
+"""Home: the checklist until the first adapter, then running work, failures and results."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.dashboard.studies.factories import Table, conclude, make_study
 
 
 def page(client: Client, user: User) -> str:
-    """What `user` sees."""
+    """Return the page as `user` sees it."""
     client.force_login(user)
     return client.get("/").content.decode()
 
 
 def publish(run: TrainingRun) -> Adapter:
-    """The adapter of a finished run."""
+    """Finish the run and publish its adapter."""
     if run.job and not run.job.is_over:
         finish(run.job)
     run.end("succeeded", step=10)
@@ -41,7 +41,7 @@ def publish(run: TrainingRun) -> Adapter:
 
 
 def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
-    """Both evaluations of an adapter, ended."""
+    """Record both evaluations of an adapter."""
     job = Evaluation.objects.submit(adapter, None)
     finish(job)
     for evaluation in adapter.run.evaluations.all():
@@ -49,27 +49,27 @@ def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
         evaluation.record_result(200, {"exact_match": score}, [])
 
 
-def test_a_new_project_starts_with_the_sample_one_click_away(client: Client, ed: User) -> None:
+def test_new_project_offers_sample_dataset(client: Client, ed: User) -> None:
     text = page(client, ed)
     assert "Your first adapter, in three steps" in text
     assert 'action="/datasets/sample/"' in text
     assert "Upload your own" in text
 
 
-def test_a_viewer_is_told_who_can_start(client: Client, vera: User) -> None:
+def test_viewer_sees_no_upload(client: Client, vera: User) -> None:
     text = page(client, vera)
     assert "/datasets/sample/" not in text
     assert "Only editors and managers of this project can upload" in text
 
 
-def test_with_a_dataset_the_next_step_is_the_fine_tune(client: Client, ed: User, dataset: Dataset) -> None:
+def test_next_step_after_dataset_is_fine_tuning(client: Client, ed: User, dataset: Dataset) -> None:
     text = page(client, ed)
     assert "Fine-tune on this dataset" in text
     assert f"?dataset={dataset.pk}" in text
     assert "Use the sample" not in text
 
 
-def test_a_running_run_shows_its_progress(client: Client, ed: User, run: TrainingRun) -> None:
+def test_running_run_shows_progress(client: Client, ed: User, run: TrainingRun) -> None:
     job = Job.objects.get(pk=run.job_id)
     job.move("claim", worker="test@host", attempt=1)
     job.move("progress")
@@ -80,22 +80,13 @@ def test_a_running_run_shows_its_progress(client: Client, ed: User, run: Trainin
     assert "2 min 5 s left" in text
 
 
-def test_a_waiting_run_shows_its_place(client: Client, ed: User, run: TrainingRun) -> None:
+def test_waiting_run_shows_position_and_start(client: Client, ed: User, run: TrainingRun) -> None:
     assert "position 1, start unknown" in page(client, ed)
-
-
-def test_a_waiting_run_shows_when_it_starts(client: Client, ed: User, run: TrainingRun) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
     assert "Fine-tune (position 1, starts in a moment)" in page(client, ed)
 
 
-def test_it_says_when_nobody_works_on_the_queue(client: Client, ed: User, run: TrainingRun) -> None:
-    assert 'data-stalled-queue="gpu"' in page(client, ed)
-    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
-    assert 'data-stalled-queue="gpu"' not in page(client, ed)
-
-
-def test_a_study_under_way_is_one_line(
+def test_running_study_is_one_line_without_its_runs(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, by=ed)
@@ -106,7 +97,7 @@ def test_a_study_under_way_is_one_line(
     assert study.runs().first().get_absolute_url() not in seen  # type: ignore[union-attr]
 
 
-def test_a_finished_study_is_a_result_and_its_adapters_are_not(
+def test_finished_study_is_one_result_without_its_adapters(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     scores: Table = {"base": {0: [0, 1]}, "efficient": {1: [1, 1]}, "quality": {1: [1, 0]}}
@@ -117,7 +108,7 @@ def test_a_finished_study_is_a_result_and_its_adapters_are_not(
     assert "Not evaluated yet." not in seen
 
 
-def test_a_failed_run_needs_attention_and_says_why(client: Client, ed: User, run: TrainingRun) -> None:
+def test_failed_run_needs_attention(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job
     finish(run.job, State.FAILED, error_code="bad_data", error_message="Row 7 has no answer.")
     text = page(client, ed)
@@ -125,7 +116,7 @@ def test_a_failed_run_needs_attention_and_says_why(client: Client, ed: User, run
     assert "Row 7 has no answer." in text
 
 
-def test_a_failed_import_needs_attention_until_a_newer_upload(
+def test_failed_import_needs_attention_until_a_newer_upload(
     client: Client, ed: User, project: Project
 ) -> None:
     dataset = make_dataset(project, "Tickets", by=ed, ready=False)
@@ -138,48 +129,36 @@ def test_a_failed_import_needs_attention_until_a_newer_upload(
     assert "The file has no rows." not in page(client, ed)
 
 
-def test_a_result_is_one_sentence_with_both_scores(client: Client, ed: User, run: TrainingRun) -> None:
-    evaluate(publish(run), 0.0, 0.6)
+def test_result_shows_both_scores(client: Client, ed: User, run: TrainingRun) -> None:
+    adapter = publish(run)
+    assert "Not evaluated yet." in page(client, ed)
+    evaluate(adapter, 0.0, 0.6)
     text = " ".join(page(client, ed).split())
     assert "Exact match: base model 0.0 %, adapter 60.0 %, on 200 test rows." in text
     assert "in three steps" not in text
 
 
-def test_an_adapter_without_scores_says_so(client: Client, ed: User, run: TrainingRun) -> None:
-    publish(run)
-    assert "Not evaluated yet." in page(client, ed)
-
-
-def test_nothing_of_another_project_is_shown(client: Client, otto: User, run: TrainingRun) -> None:
+def test_other_projects_are_hidden(client: Client, otto: User, run: TrainingRun) -> None:
     publish(run)
     assert "Triage" not in page(client, otto)
 
 
-def test_a_name_is_shown_as_text(
+def test_names_are_escaped(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     make_run(project, dataset, base_model, by=ed, name="<img src=x onerror=alert(1)>")
     assert "<img src=x" not in page(client, ed)
 
 
-def test_the_live_part_alone_has_no_frame(client: Client, ed: User, run: TrainingRun) -> None:
-    client.force_login(ed)
-    text = client.get("/running/").content.decode()
-    assert "Triage" in text
-    assert "<html" not in text
-
-
-@pytest.mark.parametrize("count", [3, 30])
-def test_more_rows_cost_no_more_queries(
+def test_number_of_queries_is_constant(
     client: Client,
     ed: User,
     project: Project,
     dataset: Dataset,
     base_model: BaseModel,
     django_assert_max_num_queries: DjangoAssertNumQueries,
-    count: int,
 ) -> None:
-    for number in range(count):
+    for number in range(30):
         make_run(project, dataset, base_model, by=ed, name=f"Run {number}")
         evaluate(publish(make_run(project, dataset, base_model, by=ed, name=f"Done {number}")), 0.1, 0.5)
     client.force_login(ed)
@@ -188,28 +167,27 @@ def test_more_rows_cost_no_more_queries(
 
 
 @pytest.mark.parametrize(
-    ("hours", "told"),
+    ("hours", "words"),
     [
         (10, ""),
         (4.9, "81.6 % of the compute budget for"),
         (4.5, "0.50 h of 4.5 h are left."),
         (4, "is used or reserved, so no new work can start."),
-        (0, "is used or reserved, so no new work can start."),
     ],
 )
-def test_it_says_when_little_is_left_of_the_compute_budget(
-    client: Client, mara: User, project: Project, run: TrainingRun, hours: float, told: str
+def test_nearly_used_compute_budget_is_shown(
+    client: Client, mara: User, project: Project, run: TrainingRun, hours: float, words: str
 ) -> None:
     assert run.job
     held(finish(run.job), Month.current().begin, 4 * 3600)
     run.end("succeeded", step=10)
     ComputeBudget.objects.change(project, hours, mara)
     text = " ".join(page(client, mara).split())
-    assert told in text
-    assert (reverse("compute-budget-index") in text) is bool(told)
+    assert words in text
+    assert (reverse("compute-budget-index") in text) is bool(words)
 
 
-def test_who_cannot_raise_the_budget_is_told_whom_to_ask(
+def test_used_budget_names_who_can_raise_it(
     client: Client, mara: User, ed: User, vera: User, project: Project
 ) -> None:
     ComputeBudget.objects.change(project, 0, mara)
@@ -220,5 +198,5 @@ def test_who_cannot_raise_the_budget_is_told_whom_to_ask(
         assert "You can raise" not in text
 
 
-def test_without_a_limit_it_says_nothing_of_a_budget(client: Client, mara: User) -> None:
+def test_unlimited_project_shows_no_budget(client: Client, mara: User) -> None:
     assert "compute budget" not in page(client, mara).lower()

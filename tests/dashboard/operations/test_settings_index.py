@@ -1,4 +1,4 @@
-"""The settings page: links that lead somewhere."""
+"""The settings page: its links."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.urls import reverse
 from dashboard.models import User
 
 
-def test_it_leads_to_tokens_models_password_and_the_api(client: Client, vera: User) -> None:
+def test_links_to_tokens_models_password_and_api(client: Client, vera: User) -> None:
     client.force_login(vera)
     text = client.get(reverse("settings")).content.decode()
     for route in ("token-index", "base-model-index", "account_change_password"):

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import BaseModel, Dataset, Evaluation, Project, TrainingRun, User, WorkerNode
+from dashboard.models import BaseModel, Dataset, Project, TrainingRun, User, WorkerNode
 from dashboard.models.operations.stalled_queue import (
     ALL_QUEUES,
     StalledQueue,
@@ -17,7 +17,6 @@ from dashboard.models.operations.stalled_queue import (
     stalled_queues,
 )
 from tests.conftest import make_dataset
-from tests.dashboard.conftest import publish
 from tests.dashboard.studies.factories import make_study
 
 GPU, CPU = 'data-stalled-queue="gpu"', 'data-stalled-queue="cpu"'
@@ -48,16 +47,11 @@ def page_of(client: Client, user: User, address: str) -> str:
     return client.get(address).content.decode()
 
 
-def test_queues_with_workers_are_not_stalled() -> None:
+@pytest.mark.parametrize(("name", "queue"), [("gpu0@box", "gpu"), ("cpu@box", "cpu")])
+def test_queue_without_worker_is_stalled(name: str, queue: str) -> None:
     assert stalled_queues() == {}
-
-
-def test_worker_of_the_other_queue_does_not_count() -> None:
-    stop("gpu0@box")
-    assert reasons() == {"gpu": "missing"}
-    change("gpu0@box", stopped_at=None)
-    stop("cpu@box")
-    assert reasons() == {"cpu": "missing"}
+    stop(name)
+    assert reasons() == {queue: "missing"}
 
 
 def test_one_available_worker_is_enough() -> None:
@@ -110,19 +104,6 @@ def test_run_page_shows_stalled_queue(client: Client, vera: User, mara: User, ru
     page = page_of(client, mara, address)
     assert GPU in page
     assert reverse("queue-index") in page
-
-
-def test_waiting_evaluation_shows_stalled_queue(client: Client, vera: User, run: TrainingRun) -> None:
-    Evaluation.objects.submit(publish(run), None)
-    stop("gpu0@box")
-    assert GPU in page_of(client, vera, reverse("training-run-progress", args=[run.pk]))
-
-
-def test_running_run_shows_no_stalled_queue(client: Client, vera: User, run: TrainingRun) -> None:
-    assert run.job
-    run.job.move("claim", attempt=1, worker="gpu0@box")
-    change("gpu0@box", draining=True)
-    assert GPU not in page_of(client, vera, reverse("training-run-progress", args=[run.pk]))
 
 
 def test_home_shows_stalled_queue_for_own_jobs_only(
