@@ -1,75 +1,45 @@
-"""Random walks over the state machine, with several workers and a clock that jumps, beside a simple model.
+"""A simple model of jobs beside the database, and the steps of users, workers and dispatcher on both.
 
-A worker here is the job as it was when it was claimed: it may sleep through anything and then go on, which is
-what a paused process does. `CHAOS_SEQUENCES` sets how many walks are made.
+A worker keeps the job as it was at its claim, so that it may sleep through any change and then go on, as a
+paused process does.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import F
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from dashboard.models import Adapter, IllegalMove, Job, JobEvent, Outbox, Project, State, TrainingRun
 from dashboard.models.adapters.adapter import WEIGHTS
 from dashboard.models.jobs.job import BACK_OFF, MAX_ATTEMPTS, MAX_FAILED_ATTEMPTS
 from dashboard.models.jobs.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING
 from dashboard.models.training.resume import resume
-from tests.conftest import make_base_model, make_dataset, make_run
 from workers.supervision.recorders import cancel_without_result, finish_job
 
-SHORT = 120
-SEQUENCES = int(os.environ.get("CHAOS_SEQUENCES", SHORT))
-# Two training nodes with a slot each, one node for light work.
+# Two training workers with a device each, one worker for light jobs: name -> (queue, device lock).
 NODES = {"gpu0": ("gpu", "gpu0@host"), "gpu1": ("gpu", "gpu1@host"), "cpu": ("cpu", None)}
 OPEN = tuple(state for state in LIVE if state != State.CANCELLING)
 KEPT = ("succeeded", "stopped_early")
-# How often each step was taken, and how often each event then stood in a history.
-taken: Counter[str] = Counter()
-walked: Counter[str] = Counter()
-# How often each step is taken: most walks should get far.
-STEPS = {
-    "submit": 3, "cancel": 3, "resume": 3, "claim": 8, "work": 5, "progress": 2, "step": 2,
-    "checkpoint": 2, "renew": 1, "look": 1, "end_arm": 4, "finish": 3, "begin_to_save": 1, "fail": 1,
-    "stopped": 2, "give_back": 5, "dispatch": 2, "pass_time": 5,
-}  # fmt: skip
-# The database takes real time as well, and its clock is not read together with ours.
+# The database's clock and the test's clock are not read at the same instant.
 SLACK = 15.0
 KEEPS = ("", "adapter", "checkpoint")
-NAMES = [name for name, weight in STEPS.items() for _time in range(weight)]
-Step = tuple[str, str, int]
-
-
-def wander(seed: int, length: int) -> list[Step]:
-    """Steps without any preference; of a walk that fails, the shortest beginning that fails is found."""
-    dice = random.Random(seed)
-    return [(dice.choice(NAMES), dice.choice(sorted(NODES)), dice.randrange(24)) for _step in range(length)]
-
-
-# Hypothesis likes to repeat itself, which finds other faults than wandering does.
-drawn = st.lists(
-    st.tuples(st.sampled_from(NAMES), st.sampled_from(sorted(NODES)), st.integers(0, 23)), min_size=20
-)
-wandered = st.builds(wander, st.integers(0, 2**32), st.integers(60, 200))
-walks = st.one_of(drawn, wandered, wandered, wandered)
+# Number of times that each step was taken, and that each event then stood in a history.
+steps_taken: Counter[str] = Counter()
+events_seen: Counter[str] = Counter()
 
 
 @dataclass
 class Row:
-    """What must be true of a job."""
+    """The expected state of a job."""
 
     queue: str
     state: State = State.QUEUED
@@ -97,7 +67,7 @@ class Row:
 
 
 class Walk:
-    """The database on one side, `Row`s on the other; after each step they must agree."""
+    """The database and its model; after each step they must agree."""
 
     def __init__(self, project: Project, run: TrainingRun) -> None:
         self.project, self.run = project, run
@@ -108,8 +78,8 @@ class Walk:
         self.histories: dict[int, tuple[int, State | None, int]] = {}
 
     def take(self, name: str, node: str, number: int) -> None:
-        """One step; `number` settles what else there is to choose."""
-        taken[name] += 1
+        """Take one step; `number` decides what else there is to choose."""
+        steps_taken[name] += 1
         act = getattr(self, name)
         if name in ("submit", "dispatch"):
             act()
@@ -123,7 +93,7 @@ class Walk:
 
     @property
     def now(self) -> float:
-        """The database's clock: real seconds and those that were skipped."""
+        """Return the model's clock: real seconds and skipped ones."""
         return self.skipped + time.monotonic() - self.began
 
     def clear(self) -> None:
@@ -135,7 +105,7 @@ class Walk:
         return Job.objects.get(pk=pk), self.rows[pk]
 
     def holds(self, node: str) -> tuple[Job, Row, bool] | None:
-        """The job as the worker remembers it, the truth, and whether the two still belong together."""
+        """Return the worker's job, its model, and whether the worker still holds the job."""
         job = self.held.get(node)
         if job is None:
             return None
@@ -150,8 +120,6 @@ class Walk:
             move()
         return False
 
-    # People ----------------------------------------------------------------------------------------------
-
     def submit(self) -> None:
         arms = (0, 1, 3, 1, 2, 1)[len(self.rows) % 6]
         if sum(row.state not in TERMINAL for row in self.rows.values()) == 6:
@@ -161,7 +129,7 @@ class Walk:
             self.rows[job.pk] = Row("cpu", run_after=self.now)
             return
         job = Job.objects.submit(Job.Kind.TRAIN, {}, project=self.project, by=None)
-        # Another test may have had a job of this number.
+        # An earlier test may have left checkpoints for this primary key.
         shutil.rmtree(job.checkpoint_folder(), ignore_errors=True)
         runs = []
         for place in range(arms):
@@ -177,7 +145,7 @@ class Walk:
         assert job.request_cancel(keep=keep) == self.is_stopped(row, keep if row.arms else "")
 
     def is_stopped(self, row: Row, keep: str) -> bool:
-        """Whether a whole job may be stopped like this; then the row is."""
+        """Stop the model's job if that is allowed. Return whether it is."""
         if row.state in TERMINAL:
             return False
         if row.state == State.CANCELLING:
@@ -210,86 +178,80 @@ class Walk:
             row.run_after = self.now
             row.arms.update(dict.fromkeys(again, ""))
 
-    # Workers ---------------------------------------------------------------------------------------------
-
     def claim(self, node: str) -> None:
         queue, slot = NODES[node]
-        asked = self.now
+        requested_at = self.now
         job = Job.objects.claim(queue, worker=node, slot=slot, host="host", pid=1, pid_started=1.0)
         ready = {
             pk
             for pk, row in self.rows.items()
             if row.queue == queue and row.state == State.QUEUED and row.run_after <= self.now + SLACK
         }
-        surely = any(self.rows[pk].run_after <= asked - SLACK for pk in ready)
-        taken = slot and any(row.slot == slot for row in self.rows.values() if row.state in LIVE)
+        must_start = any(self.rows[pk].run_after <= requested_at - SLACK for pk in ready)
+        is_busy = slot and any(row.slot == slot for row in self.rows.values() if row.state in LIVE)
         if job is None:
-            assert taken or not surely
+            assert is_busy or not must_start
             return
-        assert not taken
+        assert not is_busy
         assert job.pk in ready
         row = self.rows[job.pk]
-        row.state, row.attempt, row.failed_attempts, row.step = (
-            State.STARTING,
-            row.attempt + 1,
-            row.failed_attempts + 1,
-            0,
-        )
+        row.state, row.attempt, row.step = State.STARTING, row.attempt + 1, 0
+        row.failed_attempts += 1
         row.slot, row.lease_until = slot, self.now + LEASE.total_seconds()
         self.held[node] = job
 
     def progress(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            legal = mine and row.state == State.STARTING
+        if held := self.holds(node):
+            job, row, is_holder = held
+            legal = is_holder and row.state == State.STARTING
             if self.expect(legal, lambda: job.move("progress", actor=node, fenced=True)):
                 row.state = State.RUNNING
 
     def step(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            assert job.update_progress(step=F("step") + 1, failed_attempts=0) == mine
-            if mine:
+        if held := self.holds(node):
+            job, row, is_holder = held
+            assert job.update_progress(step=F("step") + 1, failed_attempts=0) == is_holder
+            if is_holder:
                 row.step, row.failed_attempts = row.step + 1, 0
 
     def checkpoint(self, node: str, _number: int) -> None:
-        if (found := self.holds(node)) and found[2] and found[1].step and found[1].arms:
-            folder = found[0].checkpoint_folder() / "00000001"
+        if (held := self.holds(node)) and held[2] and held[1].step and held[1].arms:
+            folder = held[0].checkpoint_folder() / "00000001"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "manifest.json").write_text(json.dumps({"step": 1, "files": {}}))
-            found[1].has_checkpoint = True
+            held[1].has_checkpoint = True
 
     def work(self, node: str, number: int) -> None:
-        """A good stretch of it at once; steps drawn one by one seldom get that far."""
+        """Take three steps at once, because steps drawn one by one seldom get that far."""
         for act in (self.progress, self.step, self.checkpoint):
             act(node, number)
 
     def renew(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            assert job.renew_lease() == mine
-            if mine:
+        if held := self.holds(node):
+            job, row, is_holder = held
+            assert job.renew_lease() == is_holder
+            if is_holder:
                 row.lease_until = self.now + LEASE.total_seconds()
 
     def look(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
+        if held := self.holds(node):
+            job, row, is_holder = held
             stopping = {"checkpoint": "park"}.get(row.keep, "cancel")
             going_on = "finish" if row.keep == "adapter" else ""
             wanted = stopping if row.state == State.CANCELLING else going_on
-            assert job.read_stop_request() == (wanted if mine else None)
+            assert job.read_stop_request() == (wanted if is_holder else None)
 
     def end_arm(self, node: str, number: int) -> None:
-        found = self.holds(node)
-        if not found or not found[1].arms:
+        held = self.holds(node)
+        if not held or not held[1].arms:
             return
-        job, row, mine = found
+        job, row, is_holder = held
         pk = sorted(row.arms)[number % len(row.arms)]
         outcome = (*KEPT, "failed", "cancelled")[number // 3 % 4]
         run = TrainingRun.objects.get(pk=pk)
         with transaction.atomic():
             may = job.may_commit()
-            assert may == (mine and row.state in OPEN)
+            assert may == (is_holder and row.state in OPEN)
             if not may:
                 return
             row.lease_until = self.now + LEASE.total_seconds()
@@ -302,8 +264,8 @@ class Walk:
             row.diverged |= {pk} if outcome == "failed" else set()
 
     def finish(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
+        if held := self.holds(node):
+            job, row, is_holder = held
             if row.arms and not all(row.arms.values()):
                 return
 
@@ -312,44 +274,44 @@ class Walk:
                     finish_job(job)
 
             if row.arms and set(row.arms.values()) == {"cancelled"}:
-                if self.expect(mine and row.state in OPEN, lambda: cancel_without_result(job)):
+                if self.expect(is_holder and row.state in OPEN, lambda: cancel_without_result(job)):
                     row.keep = ""
                     row.end(State.CANCELLED)
-            elif self.expect(mine and row.state in (State.RUNNING, State.FINALIZING), commit):
+            elif self.expect(is_holder and row.state in (State.RUNNING, State.FINALIZING), commit):
                 row.end(State.SUCCEEDED)
 
     def begin_to_save(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            legal = mine and row.state == State.RUNNING
+        if held := self.holds(node):
+            job, row, is_holder = held
+            legal = is_holder and row.state == State.RUNNING
             if self.expect(legal, lambda: job.move("work_done", actor=node, fenced=True)):
                 row.state = State.FINALIZING
 
     def fail(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            legal = mine and row.state in OPEN
+        if held := self.holds(node):
+            job, row, is_holder = held
+            legal = is_holder and row.state in OPEN
             fields = {"error_code": "bad_data", "error_message": "Row 1 has no answer."}
             if self.expect(legal, lambda: job.move("fail", actor=node, fenced=True, **fields)):
                 row.end(State.FAILED)
 
     def stopped(self, node: str, _number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
-            legal = mine and row.state == State.CANCELLING
+        if held := self.holds(node):
+            job, row, is_holder = held
+            legal = is_holder and row.state == State.CANCELLING
             if self.expect(legal, lambda: job.complete_stop(actor=node)):
                 self.stop(row)
 
     def stop(self, row: Row) -> None:
-        """What was to be kept is, where there is anything."""
+        """Stop the model's job. Without a checkpoint nothing is kept."""
         row.keep = "" if row.keep == "checkpoint" and not row.has_checkpoint else row.keep
         row.end(State.CANCELLED)
 
     def give_back(self, node: str, number: int) -> None:
-        if found := self.holds(node):
-            job, row, mine = found
+        if held := self.holds(node):
+            job, row, is_holder = held
             counts_as_failure = number // 3 % 4 != 0
-            legal = mine and row.state in OPEN
+            legal = is_holder and row.state in OPEN
             if self.expect(legal, lambda: job.interrupt("drained", counts_as_failure=counts_as_failure)):
                 row.failed_attempts = row.failed_attempts if counts_as_failure else 0
                 row.ignored_attempts += int(not counts_as_failure)
@@ -367,8 +329,6 @@ class Walk:
         row.state, row.slot = State.INTERRUPTED, None
         back_off = BACK_OFF[min(row.failed_attempts, len(BACK_OFF) - 1)]
         row.run_after = self.now + back_off.total_seconds()
-
-    # Dispatcher and clock --------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
         for job in Job.objects.with_expired_lease():
@@ -388,15 +348,13 @@ class Walk:
         assert all(row.lease_until >= self.now - SLACK for row in live), "an expired lease was overlooked"
 
     def pass_time(self, number: int) -> None:
-        """The database's clock cannot be moved, so every date moves the other way."""
+        """Move every date back, because the database's clock cannot be moved."""
         seconds = (5, 40, 80, 125, 400, 400)[number % 6]
         self.skipped += seconds
         shift = timedelta(seconds=seconds)
         Job.objects.update(run_after=F("run_after") - shift, lease_until=F("lease_until") - shift)
         if number >= 12:
             self.dispatch()
-
-    # What always holds -----------------------------------------------------------------------------------
 
     def compare(self) -> None:
         self.database_and_model_agree()
@@ -423,7 +381,7 @@ class Walk:
             seq, state, attempt = self.histories.get(event.job_id, (0, None, 0))
             assert event.seq == seq + 1
             assert event.attempt == attempt + (event.event == "claim")
-            walked[event.event] += 1
+            events_seen[event.event] += 1
             if event.event in MOVES:
                 sources, target = MOVES[event.event]
                 assert event.from_state == state
@@ -440,48 +398,3 @@ class Walk:
     def every_waiting_job_has_a_wake_up(self) -> None:
         woken = set(Outbox.objects.filter(job__in=self.rows, sent_at=None).values_list("job", flat=True))
         assert {pk for pk, row in self.rows.items() if row.state == State.QUEUED} <= woken
-
-
-def said(seconds: float) -> str:
-    """What the walks came to, most frequent first."""
-    counts = (
-        ", ".join(f"{number} {name}" for name, number in kind.most_common()) for kind in (taken, walked)
-    )
-    steps, events = counts
-    return (
-        f"{SEQUENCES} walks on {connection.vendor} in {seconds / 60:.1f} min.\n"
-        f"{taken.total()} steps: {steps}.\n{walked.total()} events: {events}."
-    )
-
-
-@pytest.mark.django_db
-def test_no_walk_leads_where_no_move_leads(project: Project, measured: Callable[[str], None]) -> None:
-    run = make_run(project, make_dataset(project), make_base_model(project))
-    Job.objects.all().update(state=State.SUCCEEDED, finished_at="2026-01-01T00:00Z")
-
-    # The short form makes the same walks each time, so that it never misses a move by chance.
-    @settings(
-        max_examples=SEQUENCES,
-        derandomize=SEQUENCES == SHORT,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(walks)
-    def walk_and_forget(steps: list[Step]) -> None:
-        walk = Walk(project, run)
-        try:
-            with transaction.atomic():
-                for step in [("submit", "", 0)] * 3 + steps:
-                    walk.take(*step)
-                transaction.set_rollback(True)
-        finally:
-            walk.clear()
-
-    began = time.monotonic()
-    taken.clear()
-    walked.clear()
-    walk_and_forget()
-    if SEQUENCES > SHORT:
-        measured(said(time.monotonic() - began))
-    assert {*MOVES, "finish", "discard"} <= set(walked), f"the walks must come everywhere: {walked}"
