@@ -1,4 +1,4 @@
-"""Times as tests want them: what a run is expected to take, and when a worker held a job."""
+"""Sets expected and measured times of runs and jobs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.conftest import rewrite
 
 
 def expect(run: TrainingRun, seconds: float) -> TrainingRun:
-    """The run with a forecast of so many seconds."""
+    """Set the forecast of the run's seconds."""
     run.forecast = {**run.forecast, "seconds": {"expected": seconds, "low": seconds, "high": seconds}}
     run.save(update_fields=["forecast"])
     return run
 
 
 def held(job: Job | None, begin: datetime, seconds: float) -> None:
-    """Let the ended job's only attempt have held its worker from `begin` on."""
+    """Set begin and end of the ended job's only attempt."""
     assert job is not None
     events = JobEvent.objects.filter(job=job)
     rewrite(events.filter(event="claim"), created_at=begin)

@@ -1,4 +1,4 @@
-"""What the pages of finished work need: an adapter with real files, and evaluations that have ended."""
+"""Fixtures for finished runs: curves, adapters with real files, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = {
 
 
 def succeed(run: TrainingRun, **measured: object) -> TrainingRun:
-    """A run that trained to its end, with curves and its cost, without the work."""
+    """Finish a run with curves and costs, without training."""
     if run.job and not run.job.is_over:
         finish(run.job)
     MetricSeries.objects.append(run, "train/loss", [(step, 3.0 / step) for step in range(1, 11)])
@@ -37,7 +37,7 @@ def succeed(run: TrainingRun, **measured: object) -> TrainingRun:
 
 
 def publish(run: TrainingRun, contents: dict[str, bytes] | None = None) -> Adapter:
-    """The adapter of a finished run, with a folder of small files that match their checksums."""
+    """Publish an adapter with a folder of small files that match their checksums."""
     contents = FILES if contents is None else contents
     folder = hashlib.sha256(repr((run.pk, sorted(contents.items()))).encode()).hexdigest()
     path = Path(settings.DATA_DIR) / "adapters" / folder
@@ -58,7 +58,7 @@ def start_training(run: TrainingRun) -> Job:
 
 
 def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
-    """Both evaluations of an adapter, ended with these exact matches."""
+    """Record both evaluations of an adapter with these exact matches."""
     finish(Evaluation.objects.submit(adapter, None))
     for evaluation in adapter.run.evaluations.filter(metrics={}):
         is_base = evaluation.subject == Evaluation.Subject.BASE
@@ -68,7 +68,7 @@ def evaluate(adapter: Adapter, base: float, tuned: float) -> None:
 
 
 def make_checkpoint(job: Job, step: int, number: int = 1) -> Path:
-    """What the web needs of a checkpoint: a manifest that names the step and files that are there."""
+    """Write a checkpoint's manifest and the files that it names."""
     folder = job.checkpoint_folder() / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")
@@ -78,7 +78,7 @@ def make_checkpoint(job: Job, step: int, number: int = 1) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:
-    """Databases count jobs anew for each test, so none may find checkpoint or log of another one's."""
+    """Delete checkpoints and logs: the next test has jobs with the same primary keys."""
     yield
     for name in ("checkpoints", "logs"):
         shutil.rmtree(Path(settings.DATA_DIR) / name, ignore_errors=True)
@@ -86,7 +86,7 @@ def no_leftovers() -> Iterator[None]:
 
 @pytest.fixture
 def api(token: str) -> Client:
-    """A program that calls with the project's token."""
+    """Return a client with the project's token."""
     return Client(headers={"Authorization": f"Bearer {token}"})
 
 
@@ -101,7 +101,7 @@ def run_of_same_job(run: TrainingRun) -> TrainingRun:
 
 @pytest.fixture
 def adapter(run: TrainingRun) -> Adapter:
-    """The published adapter of Ed's run, never downloaded so far."""
-    # Rolled back, the adapters of all tests have the same number, and so have their archives.
+    """Return the published adapter of Ed's run, without a prepared download."""
+    # After a rollback the next adapter has the same primary key, and so the same archive.
     shutil.rmtree(Path(settings.DATA_DIR) / "archives", ignore_errors=True)
     return publish(run)

@@ -1,4 +1,4 @@
-"""How the API refuses: one shape for all."""
+"""Checks of the API's error format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def refusal(answer: Any, status: int) -> dict[str, Any]:
-    """The error of an answer that must be a refusal."""
+    """Return the error of an answer with this status."""
     assert answer.status_code == status, answer.content
     assert set(answer.json()) == {"error"}
     error: dict[str, Any] = answer.json()["error"]

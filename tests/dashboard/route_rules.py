@@ -1,4 +1,4 @@
-"""Who may use which route: the expected outcome for every route, method and caller."""
+"""The expected outcome of every route and method for every caller."""
 
 from __future__ import annotations
 

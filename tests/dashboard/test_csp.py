@@ -1,9 +1,10 @@
-"""The strict Content-Security-Policy stands on every answer, and no template needs more than it allows."""
+"""The Content-Security-Policy of every answer; templates and scripts stay within it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from django.conf import settings
@@ -21,20 +22,18 @@ FORBIDDEN = {
     "an htmx script": re.compile(r"hx-on|\bjs:|hx-vars", re.IGNORECASE),
     "an unescaped value": re.compile(r"\|\s*safe\b|autoescape off", re.IGNORECASE),
 }
-# Django's own help texts are HTML and none of them holds what people typed.
+# Django's own help texts are HTML without user input.
 ALLOWED = {("django/forms/field.html", "an unescaped value")}
 
 
 def policy_of(client: Client, path: str, **headers: str) -> dict[str, str]:
-    """Directive -> sources, from one answer."""
+    """Return directive -> sources of an answer."""
     text = client.get(path, headers=headers or None).headers["Content-Security-Policy"]
     return dict(part.strip().partition(" ")[::2] for part in text.split(";") if part.strip())
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/sign-in/", "/team/", "/nowhere/", "/admin/", "/healthz/", "/api/v1/docs"]
-)
-def test_it_stands_on_pages_and_errors(client: Client, mara: User, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/sign-in/", "/nowhere/", "/admin/", "/healthz/", "/api/v1/docs"])
+def test_pages_and_errors_have_the_policy(client: Client, mara: User, path: str) -> None:
     User.objects.filter(pk=mara.pk).update(is_superuser=True, is_staff=True)
     client.force_login(mara)
     policy = policy_of(client, path)
@@ -45,16 +44,14 @@ def test_it_stands_on_pages_and_errors(client: Client, mara: User, path: str) ->
     assert "unsafe" not in str(policy)
 
 
-def test_it_stands_on_refusals(client: Client, mara: User) -> None:
+def test_refusals_have_the_policy(client: Client, mara: User) -> None:
     assert policy_of(client, "/team/")["default-src"] == "'none'"
     assert policy_of(client, "/sign-in/", Host="evil.example")["default-src"] == "'none'"
 
 
-def test_it_stands_on_a_failure_of_ours(client: Client, mara: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_arguments: object) -> None:
-        raise RuntimeError("a secret detail")
-
-    monkeypatch.setattr("dashboard.views.accounts.team.render", broken)
+def test_internal_errors_have_the_policy(client: Client, mara: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = Mock(side_effect=RuntimeError("a secret detail"))
+    monkeypatch.setattr("dashboard.views.accounts.team.render", failing)
     client.force_login(mara)
     client.raise_request_exception = False
     answer = client.get("/team/")
@@ -65,7 +62,7 @@ def test_it_stands_on_a_failure_of_ours(client: Client, mara: User, monkeypatch:
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_no_template_needs_more_than_the_policy_allows(what: str) -> None:
+def test_templates_stay_within_the_policy(what: str) -> None:
     faults = [
         str(path.relative_to(settings.BASE_DIR / "templates"))
         for path in TEMPLATES
@@ -74,7 +71,7 @@ def test_no_template_needs_more_than_the_policy_allows(what: str) -> None:
     assert [name for name in faults if (name, what) not in ALLOWED] == []
 
 
-def test_no_script_writes_html_from_text() -> None:
+def test_scripts_write_no_html_from_text() -> None:
     scripts: list[Path] = sorted((settings.BASE_DIR / "static" / "js").rglob("*.js"))
     assert scripts
     wrong = re.compile(

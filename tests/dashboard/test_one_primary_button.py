@@ -1,4 +1,4 @@
-"""Each list has one primary button: in its middle while it is empty, above it afterwards."""
+"""Each list page has exactly one primary button."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def primary_buttons(client: Client, route: str) -> int:
 
 
 @pytest.mark.parametrize("route", LISTS)
-def test_an_empty_list_has_one(client: Client, ed: User, route: str) -> None:
+def test_empty_list_has_one_primary_button(client: Client, ed: User, route: str) -> None:
     client.force_login(ed)
     assert primary_buttons(client, route) == 1
 
 
 @pytest.mark.parametrize("route", LISTS[:3])
-def test_a_filled_list_has_one(
+def test_filled_list_has_one_primary_button(
     client: Client, ed: User, dataset: Dataset, run: TrainingRun, route: str
 ) -> None:
     make_study(run.project, dataset, run.base_model, by=ed)
@@ -33,6 +33,6 @@ def test_a_filled_list_has_one(
 
 
 @pytest.mark.parametrize("route", LISTS)
-def test_a_viewer_has_none_that_would_fail(client: Client, vera: User, route: str) -> None:
+def test_viewer_has_no_primary_button(client: Client, vera: User, route: str) -> None:
     client.force_login(vera)
     assert primary_buttons(client, route) == 0

@@ -1,4 +1,4 @@
-"""What people and programs are told while the database is away; here it really is."""
+"""Answers while the database is unreachable; the tests really disconnect it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 from django.db import OperationalError, connection
@@ -19,13 +20,13 @@ from dashboard.models import Project, TrainingRun, User
 from dashboard.views.training import metric_series
 from tests.servers import free_port
 
-# Answered without any row.
-UNTOUCHED = {"health", "api:openapi-json", "api:openapi-view"}
+# Routes that read no rows.
+WITHOUT_DATABASE = {"health", "api:openapi-json", "api:openapi-view"}
 
 
 @pytest.fixture
-def gone(transactional_db: None) -> Iterator[None]:
-    """Every query fails from here on; what was there before is there again afterwards."""
+def unreachable(transactional_db: None) -> Iterator[None]:
+    """Let every query fail during the test."""
     before = dict(connection.settings_dict)
     connection.close()
     away = {"NAME": "/nonexistent/db.sqlite3"} if connection.vendor == "sqlite" else {"PORT": free_port()}
@@ -43,7 +44,7 @@ def signed_in(transactional_db: None, client: Client, vera: User) -> Client:
 
 
 def addresses() -> list[str]:
-    """Every address that can be built from numbers."""
+    """Return every address whose arguments are numbers."""
     found = []
     resolver = get_resolver()
     for prefix, names in (
@@ -56,14 +57,12 @@ def addresses() -> list[str]:
                     address = reverse(f"{prefix}{name}", args=arguments)
                 except NoReverseMatch:
                     continue
-                if f"{prefix}{name}" not in UNTOUCHED:
+                if f"{prefix}{name}" not in WITHOUT_DATABASE:
                     found.append(address)
     return sorted(found)
 
 
-def test_every_page_and_call_says_503_and_when_to_come_back(
-    signed_in: Client, token: str, gone: None
-) -> None:
+def test_pages_and_api_answer_503_with_retry_after(signed_in: Client, token: str, unreachable: None) -> None:
     for address in addresses():
         is_call = address.startswith("/api/")
         headers = {"Authorization": f"Bearer {token}"} if is_call else {}
@@ -78,54 +77,34 @@ def test_every_page_and_call_says_503_and_when_to_come_back(
     assert len(addresses()) > 40
 
 
-def test_a_stranger_is_told_as_well_and_the_launcher_is_not(client: Client, gone: None) -> None:
-    client.raise_request_exception = False
-    assert client.get("/").status_code == 503
-    assert client.get("/healthz/").status_code == 200
-
-
-def test_a_page_tries_again_by_itself_but_never_sends_a_form_again(signed_in: Client, gone: None) -> None:
+def test_page_reloads_but_a_form_is_not_sent_again(signed_in: Client, unreachable: None) -> None:
+    assert signed_in.get("/healthz/").status_code == 200
     assert b'http-equiv="refresh"' in signed_in.get("/").content
     sent = signed_in.post("/queue/1/cancel/")
     assert sent.status_code == 503
     assert b'http-equiv="refresh"' not in sent.content
 
 
-def test_the_log_gets_a_line_and_no_traceback(
-    signed_in: Client, gone: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_has_no_traceback(signed_in: Client, unreachable: None, caplog: pytest.LogCaptureFixture) -> None:
     signed_in.get("/")
     (record,) = [record for record in caplog.records if record.name == "django.request"]
     assert "Traceback" not in logging.Formatter().format(record)
 
 
-def test_another_fault_is_still_a_fault(
-    client: Client, ed: User, token: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(RuntimeError("broken"), 500, "internal_error"), (OperationalError("closed"), 503, "unavailable")],
+)
+def test_only_database_errors_are_an_outage(
+    client: Client, token: str, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
 ) -> None:
-    def break_down(*_arguments: object) -> None:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr("dashboard.gate.current_project", break_down)
+    monkeypatch.setattr("dashboard.api.jobs.jobs.with_subjects", Mock(side_effect=error))
     client.raise_request_exception = False
-    client.force_login(ed)
-    assert client.get("/").status_code == 500
-    call = client.get("/api/v1/runs", headers={"Authorization": f"Bearer {token}"})
-    assert (call.status_code, call.json()["error"]["code"]) == (500, "internal_error")
-
-
-def test_a_call_that_is_interrupted_by_the_outage_says_so(
-    client: Client, token: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def lose(*_arguments: object) -> None:
-        raise OperationalError("server closed the connection unexpectedly")
-
-    monkeypatch.setattr("dashboard.api.jobs.jobs.with_subjects", lose)
     answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {token}"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
-    assert answer["Retry-After"] == "10"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_a_live_page_waits_for_the_database(
+def test_event_stream_continues_after_an_outage(
     transactional_db: None, run: TrainingRun, vera: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks, answers = metric_series.latest_update, iter([None, OperationalError("gone"), None])
@@ -140,16 +119,16 @@ def test_a_live_page_waits_for_the_database(
     monkeypatch.setattr(metric_series, "OUTAGE_SECONDS", 0.0)
 
     async def listen() -> list[str]:
-        told = metric_series.events(vera, run.pk, Cursor.parse(""))
-        return [await anext(told) for _time in range(4)]
+        stream = metric_series.events(vera, run.pk, Cursor.parse(""))
+        return [await anext(stream) for _time in range(4)]
 
-    said = asyncio.run(listen())
-    assert "event: progress" in said[1]
-    assert said[2].startswith("event: away\nid: ")
-    assert "event: progress" in said[3], "else the page would keep its notice"
+    events = asyncio.run(listen())
+    assert "event: progress" in events[1]
+    assert events[2].startswith("event: away\nid: ")
+    assert "event: progress" in events[3], "the page removes its notice"
 
 
-def test_it_answers_soon_while_a_server_is_silent(signed_in: Client, project: Project) -> None:
+def test_silent_database_server_is_detected_within_seconds(signed_in: Client, project: Project) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("A file cannot be silent.")
     from tests.proxy import Proxy
@@ -172,7 +151,7 @@ def test_it_answers_soon_while_a_server_is_silent(signed_in: Client, project: Pr
 
 @pytest.fixture
 def locked(transactional_db: None) -> Iterator[None]:
-    """Another process is in the middle of a write and goes no further. Nobody waits long for it here."""
+    """Hold SQLite's write lock in another connection, with a short timeout for everyone else."""
     if connection.vendor != "sqlite":
         pytest.skip("Only SQLite has one writer at a time.")
     options = connection.settings_dict["OPTIONS"]
@@ -185,7 +164,7 @@ def locked(transactional_db: None) -> Iterator[None]:
     connection.settings_dict["OPTIONS"] = options
 
 
-def test_whoever_only_reads_notices_no_lock(signed_in: Client, token: str, locked: None) -> None:
+def test_reads_do_not_wait_for_the_write_lock(signed_in: Client, token: str, locked: None) -> None:
     refused = []
     for address in addresses():
         headers = {"Authorization": f"Bearer {token}"} if address.startswith("/api/") else {}

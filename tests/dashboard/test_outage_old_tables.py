@@ -14,7 +14,7 @@ from dashboard.models import User
 from dashboard.models.operations.health import run_health_checks
 
 pytestmark = pytest.mark.django_db(transaction=True)
-# What a later release would have added, and the migration that it would have come with.
+# A column that a later release would have added, and its migration.
 COLUMN, MIGRATION = ("dashboard_workernode", "loads_4bit"), ("dashboard", "0001_initial")
 SENTENCE = "The database tables are older than this version, so some pages fail. Run manage.py migrate."
 
@@ -104,5 +104,5 @@ def test_missing_table_is_not_an_outage(browser: Client) -> None:
         answer = browser.get(reverse("health-index"))
     finally:
         alter("ALTER TABLE taken_away RENAME TO dashboard_user")
-    assert answer.status_code == 503, "nobody can be let in"
+    assert answer.status_code == 503, "no user can be read"
     assert SENTENCE in answer.content.decode()

@@ -1,4 +1,4 @@
-"""How templates say states, numbers, sizes and times."""
+"""Template filters: states, numbers, sizes, times and form fields."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from dashboard.templatetags.graftworks import (
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "–"),
         ("", "–"),
         (float("nan"), "–"),
         (0, "0"),
@@ -37,7 +36,7 @@ from dashboard.templatetags.graftworks import (
         (1234.56, "1,235"),
     ],
 )
-def test_a_number_has_sensible_digits(value: float | None, words: str) -> None:
+def test_number(value: float | None, words: str) -> None:
     assert number(value) == words
 
 
@@ -45,7 +44,7 @@ def test_a_number_has_sensible_digits(value: float | None, words: str) -> None:
     ("share", "words"),
     [(None, "–"), (0.0, "0.0 %"), (0.2054, "20.5 %"), (0.0021, "0.21 %"), (1.0, "100.0 %")],
 )
-def test_a_share_is_shown_in_percent(share: float | None, words: str) -> None:
+def test_percent(share: float | None, words: str) -> None:
     assert percent(share) == words
 
 
@@ -60,7 +59,7 @@ def test_a_share_is_shown_in_percent(share: float | None, words: str) -> None:
         (2.5e9, "2.5 GB"),
     ],
 )
-def test_a_size_has_its_unit(size: float | None, words: str) -> None:
+def test_filesize(size: float | None, words: str) -> None:
     assert filesize(size) == words
 
 
@@ -76,7 +75,7 @@ def test_a_size_has_its_unit(size: float | None, words: str) -> None:
         (timedelta(minutes=2), "2 min"),
     ],
 )
-def test_a_duration_is_read_at_a_glance(seconds: float | timedelta | None, words: str) -> None:
+def test_duration(seconds: float | timedelta | None, words: str) -> None:
     assert duration(seconds) == words
 
 
@@ -92,11 +91,11 @@ def test_a_duration_is_read_at_a_glance(seconds: float | timedelta | None, words
         (-400 * 86400, "1 year ago"),
     ],
 )
-def test_a_time_is_relative(seconds: float, words: str) -> None:
+def test_relative_time(seconds: float, words: str) -> None:
     assert relative(timedelta(seconds=seconds)) == words
 
 
-def test_the_absolute_time_is_on_hover_and_in_print() -> None:
+def test_absolute_time_on_hover_and_in_print() -> None:
     moment = timezone.now() - timedelta(hours=2)
     text = Template("{% load graftworks %}{{ moment|ago }}").render(Context({"moment": moment}))
     assert f'title="{moment:%Y-%m-%d %H:%M:%S} UTC"' in text
@@ -124,22 +123,19 @@ STATE_WORDS = [
 
 
 @pytest.mark.parametrize(("state", "kind", "word"), STATE_WORDS)
-def test_a_state_has_its_word(state: str, kind: str, word: str) -> None:
+def test_state_label(state: str, kind: str, word: str) -> None:
     assert state_word(state, kind) == word
 
 
-def test_no_state_is_left_without_a_word() -> None:
+def test_every_state_has_label_and_look_and_only_failure_is_red() -> None:
     assert {*State.values, "draft", "stopped_early"} == {state for state, _kind, _word in STATE_WORDS}
     assert {*Job.Kind.values, ""} == {kind for state, kind, _word in STATE_WORDS if state == "running"}
-
-
-def test_every_state_has_a_look_and_only_failure_is_red() -> None:
     cells = {"planned", "left_out", "trained", "scored"}
     assert {*State.values, "draft", "stopped_early"} | cells == set(STATE_LOOKS)
     assert [state for state, (tone, _icon) in STATE_LOOKS.items() if tone == "bad"] == ["failed"]
 
 
-class Everything(forms.Form):
+class ExampleForm(forms.Form):
     """One field of each layout."""
 
     name = forms.CharField(label="Name", help_text="Any.")
@@ -150,18 +146,19 @@ class Everything(forms.Form):
     file = forms.FileField()
 
 
-def test_a_field_says_label_help_and_error_to_everybody() -> None:
-    form = Everything({"name": "", "kind": "x"})
+def test_field_has_accessible_label_help_and_error() -> None:
+    form = ExampleForm({"name": "", "kind": "x"})
     text = str(form["name"].as_field_group())
     assert '<label class="form-label" for="id_name">Name</label>' in text
     assert 'aria-describedby="id_name_helptext id_name_error"' in text
     assert 'aria-invalid="true"' in text
     assert 'id="id_name_error"' in text
     assert "is-invalid" in text
+    assert "<script>" not in str(ExampleForm({"name": "<script>"})["name"].as_field_group())
 
 
-def test_each_kind_of_field_has_its_control() -> None:
-    form = Everything()
+def test_each_kind_of_field_has_its_widget() -> None:
+    form = ExampleForm()
     assert "(optional)" in str(form["note"].as_field_group())
     assert "<legend" in str(form["kind"].as_field_group())
     assert 'type="radio"' in str(form["kind"].as_field_group())
@@ -170,12 +167,7 @@ def test_each_kind_of_field_has_its_control() -> None:
     assert 'type="file"' in str(form["file"].as_field_group())
 
 
-def test_what_people_typed_is_text() -> None:
-    form = Everything({"name": "<script>alert(1)</script>"})
-    assert "<script>" not in str(form["name"].as_field_group())
-
-
-def test_a_sentence_shows_names_as_code_and_nothing_else_as_markup() -> None:
+def test_prose_renders_backticks_as_code_and_escapes_the_rest() -> None:
     assert prose("`max_length` is 9.") == "<code>max_length</code> is 9."
     assert prose("`<b>` <i>") == "<code>&lt;b&gt;</code> &lt;i&gt;"
     assert prose("one ` mark <b>") == "one ` mark &lt;b&gt;"
