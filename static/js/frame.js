@@ -1,5 +1,5 @@
-// The frame around every page: theme button, menus, dialogs, notices, focus after a refused form, copy buttons.
-// Charts may listen for `graftworks:theme` on <html>, and live pages send `graftworks:line` there. Knows nothing of single pages.
+// The frame of every page: theme button, menus, dialogs, notices, focus after a refused form, copy buttons.
+// Sends `graftworks:theme` to <html>, and receives `graftworks:line` (state of the connection) from live pages there.
 
 const root = document.documentElement;
 const notices = document.getElementById("notices");
@@ -18,14 +18,14 @@ function notify(text) {
   setTimeout(() => notice.remove(), 8000);
 }
 
-// A page that follows something says what is wrong with its line. That stays until it says that the line is back.
-let line = null;
+// A live page reports a lost connection. The notice stays until the page reports that the connection is back.
+let connectionNotice = null;
 root.addEventListener("graftworks:line", (event) => {
-  line?.remove();
-  line = event.detail ? show(notices.dataset[event.detail], "warning") : null;
+  connectionNotice?.remove();
+  connectionNotice = event.detail ? show(notices.dataset[event.detail], "warning") : null;
   if (event.detail !== "expired") return;
-  // Signing in leads back to this page.
-  line.append(" ", Object.assign(document.createElement("a"), { href: location.href, textContent: notices.dataset.signIn }));
+  // Sign-in leads back to this page.
+  connectionNotice.append(" ", Object.assign(document.createElement("a"), { href: location.href, textContent: notices.dataset.signIn }));
 });
 
 function themeButton(button) {
@@ -41,7 +41,7 @@ function themeButton(button) {
     try {
       localStorage.setItem("graftworks-theme", next);
     } catch {
-      // Without storage the choice cannot be kept; the page stays as it is.
+      // Without storage the theme cannot be changed.
     }
     root.dispatchEvent(new CustomEvent("graftworks:theme-choice"));
   });
@@ -66,7 +66,7 @@ async function copyText(button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Clipboards need https or loopback; elsewhere the text is selected for the keyboard.
+    // The clipboard requires https or loopback; elsewhere the text is selected for Ctrl-C.
     const range = document.createRange();
     range.selectNodeContents(source);
     getSelection().removeAllRanges();
@@ -83,7 +83,7 @@ function focusSummary(scope) {
   scope.querySelector?.("[data-focus]")?.focus();
 }
 
-// One press sends a form once: the second of a double click finds it marked.
+// Sends a form once on a double click.
 function guardForm(event) {
   const form = event.target;
   if (form.method === "dialog" || event.submitter?.formMethod === "dialog") return;
@@ -98,8 +98,8 @@ function guardForm(event) {
 document.querySelectorAll("[data-theme-toggle]").forEach(themeButton);
 focusSummary(document);
 
-// A link to a question of its own page opens the same question as a dialog, where this page has it.
-function askHere(event) {
+// Opens a link to a confirmation page as a dialog, if this page contains that dialog.
+function openLinkedDialog(event) {
   const link = event.target.closest("a[data-dialog]");
   const dialog = link && document.getElementById(link.dataset.dialog);
   if (!dialog || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -110,7 +110,7 @@ function askHere(event) {
 document.addEventListener("click", (event) => {
   const menu = event.target.closest("details.menu");
   closeMenus(menu);
-  askHere(event);
+  openLinkedDialog(event);
   const button = event.target.closest("button");
   if (!button) return;
   if (button.dataset.copy) copyText(button);
@@ -135,7 +135,7 @@ window.addEventListener("pageshow", () => {
   document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent);
 });
 
-// Leaving a field renews what stands beside it: a button that is being pressed there must not be swapped away.
+// Leaving a field refreshes the region beside it; a button that is being pressed there must stay.
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.querySelector("button:active")) event.detail.shouldSwap = false;
 });

@@ -1,20 +1,20 @@
-// One event stream per page, closed while nobody looks; after three failures in a row, or when it falls silent, it polls
-// instead. `follow` hands every piece of news to the page; knows nothing of what the news is about.
+// One event stream per page, closed while the tab is hidden. After three failures in a row, or when the stream is silent,
+// the page is updated by polling.
 
 import { fetchJson, reportConnection } from "./line.js";
 
 const POLL_MILLISECONDS = 3000;
 const FAILURES = 3;
-// The server says something every 15 s.
+// The server sends an event at least every 15 s.
 const QUIET_MILLISECONDS = 15000;
 const SILENT_MILLISECONDS = 40000;
 
-// `onProgress` and `onEnd` answer whether the page could be renewed.
+// `onProgress` and `onEnd` return whether the page was updated.
 export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd }) {
   let source = null;
   let timer = null;
   let watchdog = null;
-  let turn = 0; // of polling: what was asked before the last stop is answered too late
+  let turn = 0; // increased by stop(): answers to earlier requests are ignored
   let failures = 0;
   let lost = false;
   let over = false;
@@ -41,14 +41,14 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
     source.addEventListener("points", (event) => onPoints(note(event)));
     source.addEventListener("progress", (event) => onProgress(note(event)));
     source.addEventListener("end", end);
-    // The database does not answer. The news after it takes the notice away.
+    // The database does not answer. The next event removes the notice.
     source.addEventListener("away", (event) => {
       note(event);
       reportConnection("offline");
     });
     source.onerror = () => {
       failures += 1;
-      // A refused stream is closed for good, a broken one comes back by itself.
+      // The browser reconnects a broken stream, but not a refused one.
       if (failures >= FAILURES || source.readyState === EventSource.CLOSED) {
         stop();
         if (failures >= FAILURES) poll();
@@ -75,7 +75,7 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
         end();
         return;
       }
-      // The line was lost, which says nothing against streams.
+      // The connection was lost, so streams may work again.
       if (lost) {
         lost = false;
         failures = 0;
@@ -86,7 +86,7 @@ export function follow({ streamUrl, pollUrl, cursor, onPoints, onProgress, onEnd
     if (!document.hidden) timer = setTimeout(poll, POLL_MILLISECONDS);
   }
 
-  // What the page shows now it will show for good, so it has to be the end.
+  // The page is not updated after the end, so it must show the final state.
   async function end() {
     stop();
     const mine = turn;

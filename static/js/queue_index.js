@@ -1,9 +1,5 @@
-// Pauses the live refresh of the board while a dialog is open, a control has the focus, or the tab is hidden.
+// The queue page.
 
-const board = document.getElementById("board");
+import { pauseWhileInUse } from "./refresh.js";
 
-board.addEventListener("htmx:beforeRequest", (event) => {
-  if (event.detail.elt !== board) return;
-  const inUse = board.querySelector("dialog[open]") || board.querySelector(":focus-visible");
-  if (document.hidden || inUse) event.preventDefault();
-});
+pauseWhileInUse("board");

@@ -1,39 +1,22 @@
-// The study form: suggested rates and test rows, the chosen length, and rows for further arms.
+// The study form: suggested learning rates, the number of test rows that the plan asks for, and further arms.
+
+import { selectTypedLength, setField, suggestLearningRate } from "./suggestions.js";
 
 const form = document.getElementById("study");
 
 if (form) {
-  const suggestions = JSON.parse(document.getElementById("suggestions").textContent);
-  const rate = form.elements.learning_rate;
-  const suggestedRate = () => String(suggestions.samples.includes(Number(form.elements.dataset_version.value)) ? suggestions.sampleRate : suggestions.usualRate);
-  let last = rate.value;
-
-  // Replaces the previous suggestion only; a typed rate stays.
-  form.elements.dataset_version.addEventListener("change", () => {
-    if (Number(rate.value) === Number(last)) rate.value = suggested();
-    last = suggestedRate();
-  });
+  const { known } = suggestLearningRate(form);
+  selectTypedLength(form);
   form.querySelector("[data-rates]").addEventListener("click", () => {
-    const field = form.elements.learning_rates;
-    field.value = (suggestions.rates[form.elements.base_model.value] ?? []).join(", ");
-    field.dispatchEvent(new Event("change", { bubbles: true }));
-    field.focus();
+    setField(form.elements.learning_rates, (known.rates[form.elements.base_model.value] ?? []).join(", "));
   });
-  // Delegated, as the plan around this button is replaced.
+  // On the form, because the plan around the button is replaced with each change.
   form.addEventListener("click", (event) => {
     const button = event.target.closest("[data-test-rows]");
-    if (!button) return;
-    const field = form.elements.test_rows;
-    field.value = button.dataset.testRows;
-    field.dispatchEvent(new Event("change", { bubbles: true }));
-    field.focus();
+    if (button) setField(form.elements.test_rows, button.dataset.testRows);
   });
-  // Typing a number selects its kind of length.
-  for (const choice of form.querySelectorAll(".length-choice")) {
-    choice.querySelector("input[type=number]").addEventListener("input", () => (choice.querySelector("input[type=radio]").checked = true));
-  }
 
-  // Each further arm is a row and an option of the reference.
+  // Each further arm is a row and an option of the reference arm.
   const rows = form.querySelector("[data-further]");
   const total = form.elements["more-TOTAL_FORMS"];
   const references = form.elements.compared_with;
@@ -55,7 +38,7 @@ if (form) {
     row.querySelector("select").focus();
     changed();
   });
-  // A removed row stays empty and hidden, so that the others keep their numbers.
+  // A removed row is emptied and hidden, so that the others keep their numbers.
   rows.addEventListener("click", (event) => {
     if (!event.target.closest("[data-remove]")) return;
     const row = event.target.closest(".study-further-row");

@@ -1,14 +1,9 @@
-// A study's page: keeps the grid's scroll position, and pauses its updates in hidden tabs, under an open
-// dialog and while it has the keyboard's focus.
+// A study's page: pauses the refresh of its grid while the grid is in use, and keeps the grid's scroll position.
+
+import { pauseWhileInUse } from "./refresh.js";
 
 let scrolled = 0;
-
-document.body.addEventListener("htmx:beforeRequest", (event) => {
-  const grid = event.detail.elt;
-  if (grid.id !== "study-grid") return;
-  const used = document.querySelector("dialog[open]") || grid.querySelector(":focus-visible");
-  if (document.hidden || used) event.preventDefault();
-});
+pauseWhileInUse("study-grid");
 
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.id === "study-grid") scrolled = event.detail.target.querySelector(".table-responsive").scrollLeft;

@@ -1,27 +1,20 @@
-// The fine-tune form: the learning rate that a dataset suggests, ways to make a run fit, back to the defaults.
+// The fine-tune form: the suggested learning rate, suggestions that make a run fit, and the reset to the defaults.
+
+import { selectTypedLength, suggestLearningRate } from "./suggestions.js";
 
 const form = document.getElementById("fine-tune");
 const fill = (field, value) => (field.type === "checkbox" ? (field.checked = Boolean(value)) : (field.value = value ?? ""));
 
 if (form) {
-  const known = JSON.parse(document.getElementById("suggestions").textContent);
-  const rate = form.elements.learning_rate;
+  const { known, reset } = suggestLearningRate(form);
   const expert = document.querySelector("details.expert");
-  const suggested = () => String(known.samples.includes(Number(form.elements.dataset_version.value)) ? known.sampleRate : known.usualRate);
-  let last = rate.value;
-
-  // A rate that somebody typed stays; only the suggestion before is replaced.
-  form.elements.dataset_version.addEventListener("change", () => {
-    if (Number(rate.value) === Number(last)) rate.value = suggested();
-    last = suggested();
-  });
+  selectTypedLength(form);
   form.querySelector("[data-reset]").addEventListener("click", () => {
-    const usual = known.defaults;
-    for (const field of expert.querySelectorAll("input:enabled, select")) fill(field, usual[field.name]);
-    rate.value = last = suggested();
+    for (const field of expert.querySelectorAll("input:enabled, select")) fill(field, known.defaults[field.name]);
+    reset();
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });
-  // Ways to make the run fit: each button carries the fields that it changes.
+  // Buttons that make the run fit carry the fields that they change.
   form.addEventListener("click", (event) => {
     const button = event.target.closest("[data-set]");
     if (!button) return;
@@ -31,8 +24,4 @@ if (form) {
     expert.open = true;
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });
-  // A number typed into a length chooses that length.
-  for (const choice of form.querySelectorAll(".length-choice")) {
-    choice.querySelector("input[type=number]").addEventListener("input", () => (choice.querySelector("input[type=radio]").checked = true));
-  }
 }
