@@ -1,4 +1,4 @@
-"""The ASGI entry: Django behind a guard that bounds every request body before Django spools it to disk."""
+"""The ASGI application: Django behind the limit of request bodies."""
 
 from __future__ import annotations
 

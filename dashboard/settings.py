@@ -54,7 +54,7 @@ try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 except OSError as error:
     raise ImproperlyConfigured(
-        f"DATA_DIR {DATA_DIR} cannot be made ({error.strerror}). Set it to a folder that you may write to."
+        f"DATA_DIR {DATA_DIR} cannot be created ({error.strerror}). Set it to a folder that you may write to."
     ) from error
 # Django spools request bodies to TMPDIR before any view runs; a small tmpfs there would fill up.
 os.environ.setdefault("TMPDIR", str(UPLOAD_DIR))
@@ -287,8 +287,8 @@ ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
-# An OpenAI-compatible chat endpoint that may judge answers; unset, nothing is ever sent anywhere. Its key is
-# read by workers alone, and stays out of the database, the logs, the pages and the engine's environment.
+# OpenAI-compatible chat endpoint of the judge. Unset, no answers leave the installation. Only workers use the
+# key; the database, logs, pages and the engine's environment never contain it.
 JUDGE_URL = env.str("JUDGE_URL", default="")
 JUDGE_MODEL = env.str("JUDGE_MODEL", default="")
 JUDGE_API_KEY = env.str("JUDGE_API_KEY", default="").strip()

@@ -59,7 +59,7 @@ urlpatterns = [
         sign_in.password_reset_from_key_done,
         name="account_reset_password_from_key_done",
     ),
-    # Projects and their people
+    # Projects and members
     path("projects/new/", projects.create, name="project-create"),
     path("projects/open/", projects.open, name="project-open"),
     path("team/", team.index, name="team-index"),
