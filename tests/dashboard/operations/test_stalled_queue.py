@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from dashboard.models import BaseModel, Dataset, Project, TrainingRun, User, WorkerNode
+from dashboard.models import Project, TrainingRun, User, WorkerNode
 from dashboard.models.operations.stalled_queue import (
     ALL_QUEUES,
     StalledQueue,
@@ -19,7 +19,7 @@ from dashboard.models.operations.stalled_queue import (
 from tests.conftest import make_dataset
 from tests.dashboard.studies.factories import make_study
 
-GPU, CPU = 'data-stalled-queue="gpu"', 'data-stalled-queue="cpu"'
+GPU = 'data-stalled-queue="gpu"'
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,37 @@ def test_stalled_queues_take_one_query(django_assert_num_queries: DjangoAssertNu
         stalled_queues()
 
 
-def test_run_page_shows_stalled_queue(client: Client, vera: User, mara: User, run: TrainingRun) -> None:
+@pytest.mark.parametrize(
+    ("route", "queue"),
+    [
+        ("training-run-progress", "gpu"),
+        ("study-grid", "gpu"),
+        ("queue-board", "gpu"),
+        ("dataset-detail", "cpu"),
+        ("dataset-progress", "cpu"),
+        ("base-model-detail", "cpu"),
+        ("base-model-progress", "cpu"),
+    ],
+)
+def test_pages_of_waiting_jobs_show_stalled_queue(
+    client: Client, vera: User, project: Project, run: TrainingRun, route: str, queue: str
+) -> None:
+    run.base_model.inspect()
+    objects = {
+        "training-run": run.pk,
+        "study": make_study(project, run.dataset_version.dataset, run.base_model).pk,
+        "dataset": make_dataset(project, "New", ready=False).pk,
+        "base-model": run.base_model.pk,
+    }
+    arguments = [pk for name, pk in objects.items() if route.startswith(name)]
+    address = reverse(route, args=arguments)
+    marker = f'data-stalled-queue="{queue}"'
+    assert marker not in page_of(client, vera, address)
+    stop("gpu0@box" if queue == "gpu" else "cpu@box")
+    assert marker in page_of(client, vera, address)
+
+
+def test_run_page_names_who_can_act_on_it(client: Client, vera: User, mara: User, run: TrainingRun) -> None:
     address = reverse("training-run-detail", args=[run.pk])
     assert GPU not in page_of(client, vera, address)
     stop("gpu0@box")
@@ -115,39 +145,3 @@ def test_home_shows_stalled_queue_for_own_jobs_only(
     change("gpu0@box", stopped_at=None)
     stop("cpu@box")
     assert "data-stalled-queue" not in page_of(client, ed, reverse("home"))
-
-
-def test_queue_page_shows_each_stalled_queue(client: Client, vera: User, mara: User) -> None:
-    stop("gpu0@box")
-    page = page_of(client, mara, reverse("queue-board"))
-    assert GPU in page
-    assert CPU not in page
-    assert reverse("health-index") in page
-    assert reverse("health-index") not in page_of(client, vera, reverse("queue-board"))
-
-
-def test_study_page_shows_stalled_queue(
-    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = make_study(project, dataset, base_model)
-    address = reverse("study-grid", args=[study.pk])
-    assert GPU not in page_of(client, vera, address)
-    stop("gpu0@box")
-    assert GPU in page_of(client, vera, address)
-
-
-def test_import_page_shows_stalled_queue(client: Client, vera: User, project: Project) -> None:
-    waiting = make_dataset(project, "New", ready=False)
-    addresses = [reverse(f"dataset-{name}", args=[waiting.pk]) for name in ("detail", "progress")]
-    for address in addresses:
-        assert CPU not in page_of(client, vera, address)
-    stop("cpu@box")
-    for address in addresses:
-        assert CPU in page_of(client, vera, address)
-
-
-def test_inspection_page_shows_stalled_queue(client: Client, vera: User, base_model: BaseModel) -> None:
-    base_model.inspect()
-    stop("cpu@box")
-    for name in ("detail", "progress"):
-        assert CPU in page_of(client, vera, reverse(f"base-model-{name}", args=[base_model.pk]))
