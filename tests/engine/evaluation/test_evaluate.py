@@ -209,7 +209,7 @@ def test_no_adapter_is_loaded_while_another_is_timed(
 ) -> None:
     from peft.tuners.lora.layer import LoraLayer
 
-    import workers.engine.training.latency as latency
+    from workers.engine.evaluation import latency
 
     base, data, folder = trained
     seen: list[set[str]] = []

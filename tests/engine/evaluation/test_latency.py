@@ -21,9 +21,9 @@ from workers.contract.events import Progress, never_stop
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec
 from workers.engine.base_models.model import load_base
-from workers.engine.training import latency
+from workers.engine.evaluation import latency
+from workers.engine.evaluation.latency import ms_per_token
 from workers.engine.training.data import Ids
-from workers.engine.training.latency import ms_per_token
 from workers.engine.training.train import train
 from workers.target_modules.presets import PRESETS, resolve
 from workers.target_modules.resolution import target_spec

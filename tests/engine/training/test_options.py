@@ -150,7 +150,7 @@ def test_dora_needs_its_own_run_and_linear_layers(
         train(specs, tmp_path, report=Recorder())
     folder = build_tiny_model(tmp_path / "gpt2", model_type="gpt2")
     counted = census.count(read_config(Path(tiny_base(folder).path)), has_chat_template=True)
-    with pytest.raises(SpecError, match="linear layers alone"):
+    with pytest.raises(SpecError, match="only linear layers"):
         target_spec(resolve(PRESETS["efficient"].roles, counted), Hyperparameters(use_dora=True))
     with pytest.raises(SpecError, match="must be 0 with `use_dora`"):
         Hyperparameters(use_dora=True, lora_dropout=0.1)

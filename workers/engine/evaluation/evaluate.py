@@ -29,6 +29,7 @@ from workers.engine.base_models.model import (
 )
 from workers.engine.evaluation import questions
 from workers.engine.evaluation.generate import generate_greedily
+from workers.engine.evaluation.latency import BASE, ms_per_token
 from workers.engine.evaluation.scores import Scores, answer_kind, score_answer
 from workers.engine.training import lora, runtime
 from workers.engine.training.data import (
@@ -42,7 +43,6 @@ from workers.engine.training.data import (
     epoch_order,
     micro_batches,
 )
-from workers.engine.training.latency import BASE, ms_per_token
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.runtime import stop_if_asked
 
