@@ -7,13 +7,13 @@ import pytest
 from workers.forecasting.calibration import TIME, correct, error_quantile
 
 
-def test_without_runs_the_estimate_stays_and_is_rough() -> None:
+def test_estimate_without_runs_is_rough() -> None:
     correction = correct([])
     assert (correction.factor, correction.is_rough) == (1.0, True)
     assert correction.interval(60, TIME) == {"expected": 60, "low": 60 / TIME.rough, "high": 60 * TIME.rough}
 
 
-def test_one_run_corrects_and_narrows_the_range() -> None:
+def test_one_run_corrects_and_narrows_the_interval() -> None:
     correction = correct([2.0])
     assert correction.interval(60, TIME) == {
         "expected": 120,
@@ -22,7 +22,7 @@ def test_one_run_corrects_and_narrows_the_range() -> None:
     }
 
 
-def test_one_odd_run_does_not_move_the_median() -> None:
+def test_outlier_does_not_move_the_median() -> None:
     assert correct([2.0, 2.0, 2.0, 2.0, 40.0]).factor == 2.0
 
 
@@ -32,7 +32,7 @@ def test_other_base_models_correct_but_stay_rough() -> None:
     assert correct([1.5], [1.5, 3.0, 4.0]).factor == 1.5
 
 
-def test_nine_of_ten_errors_lie_within_the_quantile() -> None:
+def test_error_quantile() -> None:
     assert error_quantile([1.05, 0.9, 1.02]) == pytest.approx(0.1)
     assert error_quantile([1.0] * 19 + [5.0]) == 0.0
     assert error_quantile([]) is None

@@ -28,13 +28,13 @@ def learn(**changes: object) -> Hyperparameters:
     return Hyperparameters(**values)  # type: ignore[arg-type]
 
 
-def test_it_says_which_share_of_the_answers_is_cut() -> None:
+def test_share_of_truncated_answers() -> None:
     assert rows().cut_share(512) == 0.0
     assert rows().cut_share(149) == pytest.approx(0.5, abs=0.01)
     assert rows().cut_share(50) == 1.0
 
 
-def test_a_cut_between_two_lengths_counts_a_part() -> None:
+def test_share_is_interpolated() -> None:
     two = RowLengths(10, (100.0, 200.0), (100.0, 200.0), 5.0)
     assert two.cut_share(150) == pytest.approx(0.5)
 
@@ -48,15 +48,15 @@ def test_rows_that_lose_their_whole_answer_are_left_out() -> None:
     assert rows().truncated(50) is None
 
 
-def test_nothing_is_known_of_rows_that_were_not_measured() -> None:
+def test_unmeasured_rows_have_no_lengths() -> None:
     assert RowLengths.from_report({"rows": 0}, 320) is None
     assert RowLengths.from_report({}, 320) is None
 
 
 def test_a_step_is_padded_to_its_longest_row() -> None:
-    asked = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
-    assert asked.computed_tokens == pytest.approx(8 * rows().quantile(8 / 9))
-    assert asked.longest_row == pytest.approx(rows().quantile(80 / 81))
+    workload = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
+    assert workload.computed_tokens == pytest.approx(8 * rows().quantile(8 / 9))
+    assert workload.longest_row == pytest.approx(rows().quantile(80 / 81))
 
 
 def test_smaller_batches_pad_less() -> None:
@@ -69,7 +69,7 @@ def test_smaller_batches_pad_less() -> None:
     assert parts.total_tokens == whole.total_tokens
 
 
-def test_a_shared_beginning_is_computed_once() -> None:
+def test_shared_prefix_is_computed_once() -> None:
     apart = estimate_workload(rows(), learn(), shares_prefix=False)
     together = estimate_workload(rows(), learn(), shares_prefix=True)
     assert together.computed_tokens == pytest.approx(apart.computed_tokens - 7 * 20)
@@ -79,14 +79,14 @@ def test_a_shared_beginning_is_computed_once() -> None:
     )
 
 
-def test_held_out_rows_are_read_before_during_and_after_the_run() -> None:
-    asked = estimate_workload(rows(), learn(max_steps=25), shares_prefix=False, validation_rows=40)
+def test_validation_rows_are_read_before_during_and_after_the_run() -> None:
+    workload = estimate_workload(rows(), learn(max_steps=25), shares_prefix=False, validation_rows=40)
     # Every second step (25 / 10 rounded), before the first, and once more after the last.
-    assert asked.validations == 14
-    assert asked.validation_tokens == pytest.approx(14 * 40 * 150)
+    assert workload.validations == 14
+    assert workload.validation_tokens == pytest.approx(14 * 40 * 150)
     assert estimate_workload(rows(), learn(), shares_prefix=False).validations == 0
 
 
-def test_few_rows_fill_no_large_batch() -> None:
-    asked = estimate_workload(rows(5), learn(per_device_train_batch_size=64), shares_prefix=False)
-    assert (asked.rows, asked.micro_batches) == (5, 1)
+def test_batch_is_limited_by_the_rows() -> None:
+    workload = estimate_workload(rows(5), learn(per_device_train_batch_size=64), shares_prefix=False)
+    assert (workload.rows, workload.micro_batches) == (5, 1)

@@ -1,4 +1,4 @@
-"""Each setting of Celery whose default would lose, double or hold up work, and the broker's own options."""
+"""Settings of Celery and the broker whose defaults would lose, repeat or delay work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dashboard.management.commands import start
 from workers.celery import app
 
 SETTINGS = {
-    # The row is the truth: a message that is lost or comes twice changes nothing.
+    # The database holds the queue: a lost or repeated message changes nothing.
     "task_acks_late": False,
     "task_reject_on_worker_lost": False,
     "visibility_timeout": 300,
@@ -24,14 +24,14 @@ SETTINGS = {
     "result_backend": None,
     "task_ignore_result": True,
     "worker_send_task_events": False,
-    # A process that works holds no wake-up that another could follow.
+    # A busy process reserves no wake-up.
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,
     # No pickle.
     "task_serializer": "json",
     "event_serializer": "json",
     "accept_content": ["json"],
-    # A broker that is away is waited for by workers, and by nobody else.
+    # Only workers wait for an absent broker.
     "broker_connection_retry_on_startup": True,
     "task_publish_retry_policy": {
         "max_retries": 1,
@@ -62,16 +62,15 @@ BROKER = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_celery_is_set_as_decided(name: str) -> None:
-    assert getattr(app.conf, name) == SETTINGS[name]
+def test_celery_settings() -> None:
+    assert {name: getattr(app.conf, name) for name in SETTINGS} == SETTINGS
 
 
-def test_the_transport_gives_up_on_a_silent_broker_within_seconds() -> None:
+def test_transport_times_out_within_seconds() -> None:
     assert app.conf.broker_transport_options == TRANSPORT
 
 
-def test_nodes_fork_their_processes() -> None:
+def test_nodes_use_the_prefork_pool() -> None:
     assert "--pool=prefork" in start.NODE_OPTIONS, "others cannot be ended, or look dead while they work"
 
 
@@ -93,5 +92,5 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]
     process.wait(timeout=10)
 
 
-def test_the_embedded_broker_keeps_wake_ups_on_disk_and_evicts_none(embedded: Redis) -> None:
+def test_embedded_broker_persists_messages(embedded: Redis) -> None:
     assert {name: embedded.config_get(name)[name] for name in BROKER} == BROKER

@@ -1,4 +1,4 @@
-"""Which device an engine may use, and that it is free once its job has been stopped. Needs no GPU."""
+"""An engine sees its node's device alone, and a cancel frees it. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job(db: None, project: Project) -> Job:
 
 
 @pytest.mark.parametrize(("node", "device"), [("gpu0", "GPU-aaa"), ("gpu1", "GPU-bbb")])
-def test_an_engine_sees_the_device_of_its_node_and_no_other(
+def test_engine_sees_only_the_device_of_its_node(
     job: Job, monkeypatch: pytest.MonkeyPatch, node: str, device: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aaa,GPU-bbb")
@@ -37,7 +37,7 @@ def test_an_engine_sees_the_device_of_its_node_and_no_other(
     assert NOTE.read_text() == device
 
 
-# It leads its group, and what it has started is deaf to a stop and would keep the device's memory.
+# An engine whose child ignores signals and would keep the device's memory.
 FAMILY = f"""
 if not os.fork():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -55,7 +55,7 @@ emit("Progress", phase="training", step=1, total=9)
         ("deaf", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(300)\n"),
     ],
 )
-def test_no_process_of_the_engine_s_group_outlives_a_cancel(
+def test_cancel_ends_the_whole_process_group(
     job: Job, monkeypatch: pytest.MonkeyPatch, ed: User, way: str, ending: str
 ) -> None:
     NOTE.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def test_no_process_of_the_engine_s_group_outlives_a_cancel(
 
 
 def members(group: int) -> list[int]:
-    """Processes of that group that are not dead yet; the kernel may take a moment to bury them."""
+    """Return the running processes of a group, after at most five seconds."""
     for _try in range(50):
         found = []
         for process in psutil.process_iter():

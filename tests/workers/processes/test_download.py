@@ -1,6 +1,6 @@
-"""The whole way of an adapter: trained and scored by real children, downloaded as a zip, loaded by PEFT.
+"""An adapter from training and evaluation to the downloaded zip that PEFT loads.
 
-The zip is opened in a clean process that knows nothing of this product; its logits must be the product's own.
+PEFT loads it in a process without this project, and must give equal logits.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def logits(program: str, base: Path, adapter: Path, target: Path, *options: str)
 
 
 @pytest.mark.slow
-def test_the_zip_gives_the_products_own_logits_in_a_clean_process(
+def test_downloaded_adapter_gives_equal_logits_in_peft(
     adapter: Adapter, client: Client, vera: User, tiny_folder: Path, tmp_path: Path
 ) -> None:
     client.force_login(vera)
@@ -103,7 +103,7 @@ def test_the_zip_gives_the_products_own_logits_in_a_clean_process(
 
 
 @pytest.mark.slow
-def test_the_zip_is_complete_and_knows_no_machine(
+def test_download_is_complete_and_names_no_local_path(
     adapter: Adapter,
     client: Client,
     vera: User,

@@ -23,7 +23,7 @@ WorkOff = Callable[[str], Job]
 
 
 @pytest.mark.slow
-def test_it_trains_publishes_and_scores_in_4_bits(
+def test_run_on_a_4_bit_base_is_trained_and_evaluated(
     client: Client, project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:
     WorkerNode.objects.register("gpu@test", queue="gpu", host="box", pid=1, device="cpu", loads_4bit=True)

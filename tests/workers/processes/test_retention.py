@@ -1,4 +1,4 @@
-"""What ages out goes, and nothing else: each guard has a test of its own."""
+"""Retention deletes what has expired, and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unmarked(db: None) -> Iterator[None]:
 
 
 def clear() -> None:
-    """One round, from beginning to end."""
+    """Run one complete round."""
     for _step in sweep():
         pass
 
@@ -84,7 +84,7 @@ def begin(kind: Publication.Kind, name: str, ago: timedelta) -> Path:
     return make(kind, name)
 
 
-def test_checkpoints_of_jobs_that_go_on_stay(run: TrainingRun) -> None:
+def test_checkpoints_of_unfinished_jobs_stay(run: TrainingRun) -> None:
     folder = checkpoint_of(run.job)
     clear()
     claim("gpu").interrupt("The worker died.")
@@ -111,14 +111,14 @@ def test_checkpoints_stay_as_long_as_a_run_can_be_resumed(
     assert folder.exists() == stays
 
 
-def test_the_time_for_a_resume_can_be_set(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retention_of_checkpoints_can_be_set(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "KEEP_CHECKPOINTS_DAYS", 1)
     folder = checkpoint_of(end(run.job, State.FAILED, 2 * DAY))
     clear()
     assert not folder.exists()
 
 
-def test_checkpoints_that_were_being_deleted_do_not_come_back(run: TrainingRun) -> None:
+def test_interrupted_deletion_is_completed(run: TrainingRun) -> None:
     half = make("checkpoints", f".removing-job-{run.job_id}")
     clear()
     assert not half.exists()
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_stays_for_a_day(run: TrainingRun) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_work_folders_of_dead_attempts_go(run: TrainingRun) -> None:
+def test_work_folders_of_ended_attempts_are_deleted(run: TrainingRun) -> None:
     job = claim("gpu")
     mine = make("work", f"job-{job.pk}-{job.attempt}")
     other = make("work", f"job-{job.pk}-{job.attempt + 1}")
@@ -141,7 +141,7 @@ def test_work_folders_of_dead_attempts_go(run: TrainingRun) -> None:
     assert (mine.exists(), other.exists()) == (True, False)
 
 
-def test_logs_go_after_their_time(run: TrainingRun, project: Project) -> None:
+def test_expired_logs_are_deleted(run: TrainingRun, project: Project) -> None:
     ended = end(run.job, State.SUCCEEDED, 91 * DAY)
     recent = end(Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None), State.FAILED, 89 * DAY)
     at_work = Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
@@ -150,9 +150,7 @@ def test_logs_go_after_their_time(run: TrainingRun, project: Project) -> None:
     assert [file.exists() for file in files] == [False, True, True]
 
 
-def test_a_log_that_grows_too_large_loses_its_middle_while_it_is_written(
-    run: TrainingRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_log_loses_its_middle(run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "LOG_LIMIT_BYTES", 4000)
     log = make("logs", f"job-{run.job_id}.log", folder=False, text="")
     with log.open("ab", buffering=0) as writer:  # as the supervisor opens it for the engine
@@ -167,7 +165,7 @@ def test_a_log_that_grows_too_large_loses_its_middle_while_it_is_written(
     assert len(text) < 4000
 
 
-def test_uploads_that_nothing_will_read_again_go(project: Project, ed: User) -> None:
+def test_unneeded_uploads_are_deleted(project: Project, ed: User) -> None:
     uploads = {}
     for name, state in (("stopped", State.CANCELLED), ("imported", State.SUCCEEDED), ("asked", State.FAILED)):
         uploads[name] = make("uploads", name, folder=False)
@@ -180,14 +178,14 @@ def test_uploads_that_nothing_will_read_again_go(project: Project, ed: User) -> 
     assert (stray.exists(), fresh.exists()) == (False, True)
 
 
-def test_prepared_downloads_go_after_a_week(db: None) -> None:
+def test_prepared_downloads_are_deleted_after_a_week(db: None) -> None:
     old, new = (make("archives", f"{number}-abc.zip", folder=False) for number in (1, 2))
     os.utime(new)
     clear()
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_an_orphan_goes_after_a_day(db: None) -> None:
+def test_orphaned_folder_is_deleted_after_a_day(db: None) -> None:
     adapter = begin(Publication.Kind.ADAPTER, "aa" * 32, 2 * DAY)
     dataset = begin(Publication.Kind.DATASET, "bb" * 32, 2 * DAY)
     clear()
@@ -196,7 +194,7 @@ def test_an_orphan_goes_after_a_day(db: None) -> None:
     assert not Publication.objects.exists()
 
 
-def test_an_orphan_younger_than_a_day_stays(db: None) -> None:
+def test_recent_orphaned_folder_stays(db: None) -> None:
     noted = begin(Publication.Kind.ADAPTER, "aa" * 32, timedelta(hours=23))
     written = begin(Publication.Kind.ADAPTER, "cc" * 32, 2 * DAY)
     os.utime(written)
@@ -205,7 +203,7 @@ def test_an_orphan_younger_than_a_day_stays(db: None) -> None:
     assert written.exists()
 
 
-def test_a_folder_that_a_row_names_stays(run: TrainingRun, dataset: Dataset) -> None:
+def test_referenced_folder_stays(run: TrainingRun, dataset: Dataset) -> None:
     adapter = begin(Publication.Kind.ADAPTER, "dd" * 32, 30 * DAY)
     Adapter.objects.publish(run, "dd" * 32, {"adapter_model.safetensors": "ef" * 32}, 2)
     version = dataset.newest()
@@ -216,7 +214,7 @@ def test_a_folder_that_a_row_names_stays(run: TrainingRun, dataset: Dataset) -> 
     assert splits.exists()
 
 
-def test_a_folder_that_this_database_never_published_stays(db: None) -> None:
+def test_folder_of_another_database_stays(db: None) -> None:
     unknown = make("adapters", "ee" * 32)
     clear()
     assert unknown.exists(), "it may belong to the database that this one was copied from"
@@ -239,7 +237,7 @@ def test_a_new_database_deletes_no_file_of_the_old_one(project: Project) -> None
     assert not any(path.exists() for path in [*paths, orphan])
 
 
-def test_nothing_goes_while_the_clock_is_wrong(db: None) -> None:
+def test_wrong_clock_deletes_nothing(db: None) -> None:
     WorkerNode.objects.register(
         "dispatch@box", kind="dispatcher", host="box", pid=1, clock_ahead=86_400 * 365
     )
@@ -271,7 +269,7 @@ def test_links_are_neither_followed_nor_deleted(db: None, tmp_path: Path) -> Non
     link.unlink()
 
 
-def test_a_part_that_a_link_moves_elsewhere_is_left_alone(db: None, tmp_path: Path) -> None:
+def test_linked_folder_is_left_alone(db: None, tmp_path: Path) -> None:
     logs, moved = Path(settings.DATA_DIR) / "logs", tmp_path / "logs"
     make("logs", "job-999.log", folder=False)
     logs.rename(moved)
@@ -282,7 +280,7 @@ def test_a_part_that_a_link_moves_elsewhere_is_left_alone(db: None, tmp_path: Pa
     logs.unlink()
 
 
-def test_rows_that_nobody_reads_go(project: Project, run: TrainingRun) -> None:
+def test_expired_rows_are_deleted(project: Project, run: TrainingRun) -> None:
     sent, unsent = Outbox.objects.create(job=run.job), Outbox.objects.create(job=run.job)
     Outbox.objects.filter(pk=sent.pk).update(sent_at=db_now(-2 * DAY))
     Session.objects.create(session_key="old", session_data="", expire_date=timezone.now() - 2 * DAY)
@@ -297,7 +295,7 @@ def test_rows_that_nobody_reads_go(project: Project, run: TrainingRun) -> None:
     assert set(WorkerNode.objects.values_list("name", flat=True)) == {"d2", "w"}
 
 
-def test_it_goes_in_portions(project: Project, ed: User) -> None:
+def test_deletion_yields_after_each_folder(project: Project, ed: User) -> None:
     for number in range(20):
         make("work", f"job-{9000 + number}-1")
     make_dataset(project, by=ed)
@@ -314,7 +312,7 @@ def test_it_goes_in_portions(project: Project, ed: User) -> None:
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_crash_between_rename_and_row_leaves_no_orphan_for_good(
+def test_crash_between_rename_and_row_leaves_no_lasting_orphan(
     run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     job = claim("gpu")
@@ -338,7 +336,7 @@ def test_a_crash_between_rename_and_row_leaves_no_orphan_for_good(
 
 
 def end_arm(job: Job, folder: Path) -> None:
-    """What a recorder hears when an arm has reached its last step."""
+    """Record the end of an arm."""
     folder.mkdir()
     recorder = TrainRecorder(job, folder)
     recorder.record(make_artifact(folder))

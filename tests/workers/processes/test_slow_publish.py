@@ -1,4 +1,4 @@
-"""A large result on a slow disk: the lease is kept meanwhile, and who has lost it writes no more."""
+"""The lease is renewed while a large result is published on a slow disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.supervision.publish import KeepLease, PublishError, check_adapter, 
 from workers.supervision.recorders import TrainRecorder
 from workers.supervision.supervisor import Attempt, Fenced
 
-# Says that it has an adapter, and that its only arm has succeeded.
+# Reports an adapter and the success of its only arm.
 DONE = """
 emit("Progress", phase="training", step=1, total=1)
 emit("Artifact", arm=0, path="arm-0/adapter", files={})
@@ -39,7 +39,7 @@ def job(run: TrainingRun) -> Job:
 
 @pytest.fixture(autouse=True)
 def each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only every ten seconds."""
+    """Renew the lease each time instead of every ten seconds."""
     monkeypatch.setattr(supervisor, "RENEW_SECONDS", 0.0)
 
 
@@ -53,7 +53,7 @@ def begin(job: Job, folder: Path) -> tuple[Attempt, TrainRecorder]:
     return attempt, recorder
 
 
-def test_the_supervisor_lends_its_lease_to_who_publishes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_renews_the_lease(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[timedelta] = []
 
     def slow(_source: Path, _target: Path, _files: dict[str, str], alive: KeepLease) -> None:
@@ -79,7 +79,7 @@ emit("Finished", reason="cancel")
 """
 
 
-def test_a_stop_is_passed_on_while_one_adapter_of_several_is_published(
+def test_stop_is_passed_on_while_publishing(
     job: Job, run: TrainingRun, ed: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.pk, run._state.adding, run.name = None, True, "Second"
@@ -103,9 +103,7 @@ def test_a_stop_is_passed_on_while_one_adapter_of_several_is_published(
     assert (ended.state, Adapter.objects.count()) == (State.CANCELLED, 0)
 
 
-def test_the_lease_is_kept_from_piece_to_piece(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lease_is_renewed_for_each_chunk(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "CHUNK_BYTES", 16)
     attempt, recorder = begin(job, tmp_path)
     renewed: list[float] = []
@@ -115,12 +113,12 @@ def test_the_lease_is_kept_from_piece_to_piece(
     assert attempt.database.try_write(lambda: recorder.record(SUCCEEDED))
     # Read before and after the rename, and each file and folder made durable.
     assert len(renewed) >= 2 * (size // 16) + 2
-    assert renewed == sorted(renewed), "whoever cuts a connection that hangs sees that this one answers"
+    assert renewed == sorted(renewed), "each chunk restarts the time limit of the write"
     assert renewed[0] < renewed[-1]
     assert Adapter.objects.exists()
 
 
-def test_who_has_lost_the_job_meanwhile_publishes_nothing(
+def test_attempt_that_lost_its_lease_publishes_nothing(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _attempt, recorder = begin(job, tmp_path)
@@ -141,7 +139,7 @@ def test_who_has_lost_the_job_meanwhile_publishes_nothing(
     assert not list(shelf.iterdir())
 
 
-def test_a_dataset_is_published_under_the_lease_too(tmp_path: Path) -> None:
+def test_publishing_a_dataset_renews_the_lease(tmp_path: Path) -> None:
     pieces: list[None] = []
     for place in ("first", "second"):
         (tmp_path / place).mkdir()
@@ -151,9 +149,7 @@ def test_a_dataset_is_published_under_the_lease_too(tmp_path: Path) -> None:
         assert len(pieces) >= 2
 
 
-def test_an_engine_that_another_attempt_has_ousted_is_no_failure(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_taken_over_engine_does_not_count_as_failure(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     ousted = 'emit("Progress", phase="loading")\nemit("Finished", reason="taken_over")\nsys.exit(3)'
     ended = run_script(ousted, job, monkeypatch)
     assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)

@@ -1,4 +1,4 @@
-"""A judge job from its row to its verdicts, with a judge that really listens."""
+"""Judge jobs with a real HTTP server as judge."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def unreadable_for_row_3(material: dict[str, str]) -> Answer:
     return completion("Hm.") if material["question"] == "question 3" else exact(material)
 
 
-def test_every_answer_gets_a_verdict_and_each_evaluation_its_share(
+def test_every_answer_gets_a_verdict(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
     judge_evaluation = submit(scored, ed)
@@ -119,7 +119,7 @@ def test_another_model_replaces_all_verdicts(
         ((500, b"Traceback (most recent call last)", {}), "judge_silent"),
     ],
 )
-def test_a_judge_that_cannot_judge_fails_the_job(
+def test_unusable_judge_fails_the_job(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff, answer: Answer, code: str
 ) -> None:
     listening.answer = lambda _material: answer
@@ -139,7 +139,7 @@ def test_verdicts_before_a_failure_are_kept(
     assert "judge" in evaluations_of(scored).order_by("pk")[0].metrics
 
 
-def test_only_the_judge_of_the_consent_is_asked(
+def test_only_the_confirmed_judge_gets_requests(
     settings: Settings, listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
     submit(scored, ed)
@@ -195,7 +195,7 @@ def test_a_replaced_attempt_stores_nothing(listening: Judge, scored: TrainingRun
     assert Job.objects.get(pk=job.pk).state == State.STARTING
 
 
-def test_the_key_is_nowhere_but_in_the_header(
+def test_api_key_is_only_in_the_header(
     listening: Judge,
     scored: TrainingRun,
     ed: User,

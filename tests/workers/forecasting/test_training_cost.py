@@ -1,4 +1,4 @@
-"""Bytes and seconds against worked numbers: among them a Llama layer counted with hooks on saved tensors."""
+"""Estimated bytes and seconds against worked examples; activations were counted with saved-tensor hooks."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ COUNTED_AS_BASE = {
 
 
 def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: int = 4) -> float:
-    """Bytes that autograd keeps per token and layer, without holes and one layer's gradients."""
+    """Return the bytes that autograd keeps per token and layer, without fragmentation and gradients."""
     of = sizes(names)
     found = estimate_memory(
         of,
@@ -87,7 +87,7 @@ def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: in
 
 
 @pytest.mark.parametrize("names", COUNTED_AS_BASE)
-def test_an_adapter_in_the_bases_format_keeps_no_casts(names: str) -> None:
+def test_bf16_adapter_keeps_no_casts(names: str) -> None:
     plain, dropped = COUNTED_AS_BASE[names]
     scores = 4 * 8 + 8
     assert kept(names, 2, adapter_bytes=2) + scores == pytest.approx(plain)
@@ -95,7 +95,7 @@ def test_an_adapter_in_the_bases_format_keeps_no_casts(names: str) -> None:
 
 
 @pytest.mark.parametrize("names", COUNTED)
-def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
+def test_activations_equal_the_counted_bytes(names: str) -> None:
     half, whole, dropped = COUNTED[names]
     # A layer's scores of attention, 4 bytes per head and 8 more, are left out of the sums.
     assert kept(names, 2) == pytest.approx(half, rel=0.005)
@@ -103,7 +103,7 @@ def test_activations_equal_those_counted_on_a_real_layer(names: str) -> None:
     assert kept(names, 2, drops=True) == pytest.approx(dropped, rel=0.005)
 
 
-def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
+def test_gradient_checkpointing_keeps_only_layer_inputs() -> None:
     of = sizes("q k v o gate up down", layers=8)
     many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0, computed_tokens=1000.0)
     again = ComputeOptions(2, on_cuda=True, gradient_checkpointing=True)
@@ -115,7 +115,7 @@ def test_layers_that_are_computed_again_keep_their_input_alone() -> None:
     assert twice - once == pytest.approx(2 * of.linear_parameters * 1000)
 
 
-def test_a_cpus_allocator_keeps_what_checkpointing_frees() -> None:
+def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
     of = sizes("q k v o gate up down", layers=8)
     many = dataclasses.replace(ONE_TOKEN, longest_row=20_000.0, computed_tokens=20_000.0)
     found = {
@@ -131,20 +131,20 @@ def test_a_cpus_allocator_keeps_what_checkpointing_frees() -> None:
     assert found[False, True] == pytest.approx(ratio * found[True, True] + kept)
 
 
-def test_a_small_run_needs_most_while_its_base_is_loaded() -> None:
+def test_small_run_peaks_while_loading() -> None:
     of = sizes("o")
     assert estimate_memory(of, ONE_TOKEN, ComputeOptions())["activations"] == 200_000_000
     assert estimate_memory(of, ONE_TOKEN, ComputeOptions(on_cuda=True))["activations"] < 1_000_000
 
 
-def test_the_base_takes_four_bytes_or_two_and_its_adapter_sixteen() -> None:
+def test_bytes_per_parameter_of_base_and_adapter() -> None:
     of = sizes("o")
     found = estimate_memory(of, ONE_TOKEN, ComputeOptions())
     assert (found["base"], found["adapter"]) == (400_000_000, 16 * 16 * 1024)
     assert estimate_memory(of, ONE_TOKEN, ComputeOptions(2))["base"] == 200_000_000
 
 
-def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
+def test_layers_below_the_lowest_adapted_one_keep_no_activations() -> None:
     low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
     many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0)
     whole = estimate_memory(low, many, ComputeOptions(on_cuda=True))["activations"]
@@ -154,7 +154,7 @@ def test_layers_below_the_lowest_adapted_one_keep_nothing() -> None:
     assert high.gradient_share == 0.25
 
 
-def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
+def test_logits_are_bounded_by_the_chunk() -> None:
     few = dataclasses.replace(ONE_TOKEN, learned_tokens=10.0)
     many = dataclasses.replace(ONE_TOKEN, learned_tokens=10_000.0)
     found = [
@@ -163,15 +163,15 @@ def test_logits_are_bounded_however_many_tokens_are_learned() -> None:
     assert found == [10 * 32_000 * 8, 256 * 32_000 * 8]
 
 
-def test_a_step_costs_four_operations_per_parameter_and_six_per_trainable_one() -> None:
+def test_operations_of_a_step() -> None:
     of = sizes("q k v o gate up down")
-    step, held_out = count_operations(of, ONE_TOKEN)
+    step, validation = count_operations(of, ONE_TOKEN)
     assert of.linear_parameters == 512 * (512 + 128 + 128 + 512) + 3 * 512 * 1792
     assert step == pytest.approx(4 * of.linear_parameters + 6 * of.trainable_parameters)
-    assert held_out == 0
+    assert validation == 0
 
 
-def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
+def test_layers_without_gradient_save_operations() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed_tokens=2000.0)
     whole, upper = (count_operations(sizes("o", layers=8, lowest=low), load)[0] for low in (0, 6))
     every = count_operations(sizes("q k v o gate up down", layers=8), load)[0]
@@ -179,7 +179,7 @@ def test_layers_that_need_no_gradient_save_time_and_modules_hardly_do() -> None:
     assert every / whole < 1.2  # of a model as small as this; far less of a large one
 
 
-def test_only_computing_depends_on_the_devices_speed() -> None:
+def test_device_speed_changes_only_computing_time() -> None:
     load = dataclasses.replace(ONE_TOKEN, computed_tokens=2000.0, validation_tokens=500.0, validations=11)
     found = estimate_time(sizes("o"), load, 1e10, ComputeOptions())
     slow = estimate_time(sizes("o"), load, 5e9, ComputeOptions())
@@ -187,7 +187,7 @@ def test_only_computing_depends_on_the_devices_speed() -> None:
     assert slow.loading_and_saving == found.loading_and_saving
 
 
-def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
+def test_typical_speed_of_unmeasured_devices() -> None:
     guess = training_cost.typical_operations_per_second
     assert (
         guess("NVIDIA H100 80GB HBM3", 1, 2) > guess("NVIDIA A100-SXM4-40GB", 1, 2) > guess("Tesla T4", 1, 2)
@@ -195,7 +195,7 @@ def test_a_card_is_guessed_by_its_name_and_a_processor_by_its_threads() -> None:
     assert guess("CPU, 8 cores (x86_64)", 7, 4) == 7 * guess("cpu", 1, 4)
 
 
-def test_the_disk_holds_three_checkpoints_and_the_adapter() -> None:
+def test_disk_bytes() -> None:
     assert training_cost.disk_bytes(1000, 4000) == 3 * 12 * 1000 + 4000
 
 
@@ -211,7 +211,7 @@ LLAMA = {
 }
 
 
-def test_a_base_in_4_bits_takes_half_a_byte_for_each_linear_parameter_and_little_more() -> None:
+def test_4_bit_base_of_llama_8b() -> None:
     layers = tuple(range(32))
     groups = tuple(
         Group(f"model.layers.*.{name}_proj", WIDTHS[name][0], "decoder", "linear", layers, *sides)
@@ -240,7 +240,7 @@ def test_a_base_in_4_bits_takes_half_a_byte_for_each_linear_parameter_and_little
     assert found[True]["activations"] == found[False]["activations"]
 
 
-def test_experts_are_not_packed() -> None:
+def test_experts_are_not_quantized() -> None:
     layers = tuple(range(2))
     groups = (
         Group("model.layers.*.self_attn.o_proj", "attn_out", "decoder", "linear", layers, 64, 64),

@@ -13,7 +13,7 @@ from tests.conftest import make_run
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_adapter_is_reevaluated_once_its_files_are_back(
+def test_adapter_is_reevaluated_after_its_files_are_restored(
     real_base: BaseModel,
     real_dataset: Dataset,
     project: Project,
