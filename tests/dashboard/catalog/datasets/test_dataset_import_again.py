@@ -1,4 +1,4 @@
-"""Importing a failed upload once more: the answer about its columns, or its good rows only."""
+"""Importing a failed upload again, with chosen columns or without its invalid rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import finish, make_dataset
 
 @pytest.fixture
 def unclear(project: Project, ed: User) -> DatasetVersion:
-    """A version whose import asked which column is what."""
+    """A version whose columns were not recognised."""
     version = make_dataset(project, "Reviews", by=ed, ready=False).newest()
     assert version
     assert version.job
@@ -26,7 +26,7 @@ def answer(client: Client, version: DatasetVersion, **fields: str) -> object:
     return client.post(address, {"version": version.version, **fields})
 
 
-def test_the_answer_queues_the_import_again(client: Client, ed: User, unclear: DatasetVersion) -> None:
+def test_chosen_columns_queue_another_import(client: Client, ed: User, unclear: DatasetVersion) -> None:
     client.force_login(ed)
     answer(client, unclear, prompt_column="sentence", completion_column="label")
     again = DatasetVersion.objects.get()
@@ -36,27 +36,19 @@ def test_the_answer_queues_the_import_again(client: Client, ed: User, unclear: D
     assert again.job.spec["upload"].endswith(unclear.upload)
 
 
-def test_good_rows_only_keeps_the_columns(client: Client, ed: User, unclear: DatasetVersion) -> None:
-    DatasetVersion.objects.update(prompt_column="sentence", completion_column="label")
+def test_skipping_invalid_rows_keeps_the_columns(client: Client, ed: User, unclear: DatasetVersion) -> None:
+    DatasetVersion.objects.update(completion_column="label", group_column="author")
     client.force_login(ed)
     answer(client, unclear, skip_bad_rows="on")
     again = DatasetVersion.objects.get()
     assert again.job
     assert again.job.spec["skip_bad_rows"] is True
-    assert again.job.spec["completion_column"] == "label"
+    assert (again.job.spec["completion_column"], again.job.spec["group_column"]) == ("label", "author")
 
 
-def test_the_answer_may_name_what_rows_share(client: Client, ed: User, unclear: DatasetVersion) -> None:
-    unclear.record_problems({"columns": ["sentence", "label", "author"], "first_rows": []})
-    client.force_login(ed)
-    answer(client, unclear, prompt_column="sentence", completion_column="label", group_column="author")
-    again = DatasetVersion.objects.get()
-    assert again.job
-    assert (again.group_column, again.job.spec["group_column"]) == ("author", "author")
-
-
-def test_a_known_shape_needs_no_other_answer(client: Client, ed: User, unclear: DatasetVersion) -> None:
-    """Only the column of what rows share was wrong: prompt and answer are recognised as before."""
+def test_a_recognised_format_needs_no_answer_column(
+    client: Client, ed: User, unclear: DatasetVersion
+) -> None:
     DatasetVersion.objects.update(group_column="autor")
     unclear.record_problems({"shape": "prompt_completion", "columns": ["prompt", "completion", "author"]})
     client.force_login(ed)
@@ -66,26 +58,15 @@ def test_a_known_shape_needs_no_other_answer(client: Client, ed: User, unclear: 
     assert (again.job.spec["completion_column"], again.job.spec["group_column"]) == ("", "author")
 
 
-def test_good_rows_only_keeps_what_rows_share(client: Client, ed: User, unclear: DatasetVersion) -> None:
-    DatasetVersion.objects.update(group_column="label")
-    client.force_login(ed)
-    answer(client, unclear, skip_bad_rows="on")
-    again = DatasetVersion.objects.get()
-    assert again.job
-    assert again.job.spec["group_column"] == "label"
-
-
 @pytest.mark.parametrize(
     "fields",
     [
         {"prompt_column": "", "completion_column": "label", "group_column": "label"},
-        {"prompt_column": "", "completion_column": "label", "group_column": "no such column"},
         {"prompt_column": "sentence", "completion_column": ""},
-        {"prompt_column": "sentence", "completion_column": "sentence"},
         {"prompt_column": "sentence", "completion_column": "no such column"},
     ],
 )
-def test_it_refuses_an_answer_that_cannot_work(
+def test_invalid_columns_are_refused(
     client: Client, ed: User, unclear: DatasetVersion, fields: dict[str, str]
 ) -> None:
     client.force_login(ed)
@@ -102,11 +83,13 @@ def test_an_imported_version_never_changes(client: Client, ed: User, dataset: Da
     assert DatasetVersion.objects.get().state == State.SUCCEEDED
 
 
-def test_it_refuses_a_viewer(client: Client, vera: User, unclear: DatasetVersion) -> None:
+def test_a_viewer_cannot_import(client: Client, vera: User, unclear: DatasetVersion) -> None:
     client.force_login(vera)
     assert answer(client, unclear, skip_bad_rows="on").status_code == 403  # type: ignore[attr-defined]
 
 
-def test_it_hides_the_dataset_from_an_outsider(client: Client, otto: User, unclear: DatasetVersion) -> None:
+def test_datasets_of_other_projects_are_not_found(
+    client: Client, otto: User, unclear: DatasetVersion
+) -> None:
     client.force_login(otto)
     assert answer(client, unclear, skip_bad_rows="on").status_code == 404  # type: ignore[attr-defined]

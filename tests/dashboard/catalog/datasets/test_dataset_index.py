@@ -11,31 +11,26 @@ from dashboard.models import Dataset, Project, TrainingRun, User
 from tests.conftest import make_dataset
 
 
-def test_it_shows_rows_shape_state_and_use(client: Client, vera: User, run: TrainingRun) -> None:
+def test_texts(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
     page = client.get(reverse("dataset-index")).content.decode()
     for words in ("Tickets", "Finished", "Prompt and completion", "1 run", ">20<"):
         assert words in page
 
 
-def test_it_offers_the_sample_when_there_is_nothing(client: Client, ed: User) -> None:
-    client.force_login(ed)
-    assert reverse("dataset-sample") in client.get(reverse("dataset-index")).content.decode()
+def test_only_editors_can_add_datasets(client: Client, vera: User, ed: User) -> None:
+    for user, may_add in ((vera, False), (ed, True)):
+        client.force_login(user)
+        page = client.get(reverse("dataset-index")).content.decode()
+        assert [reverse(route) in page for route in ("dataset-sample", "dataset-create")] == [may_add] * 2
 
 
-def test_it_offers_a_viewer_nothing_they_may_not_do(client: Client, vera: User) -> None:
-    client.force_login(vera)
-    page = client.get(reverse("dataset-index")).content.decode()
-    assert reverse("dataset-sample") not in page
-    assert reverse("dataset-create") not in page
-
-
-def test_it_leaves_out_other_projects(client: Client, otto: User, dataset: Dataset) -> None:
+def test_datasets_of_other_projects_are_not_listed(client: Client, otto: User, dataset: Dataset) -> None:
     client.force_login(otto)
     assert dataset.name not in client.get(reverse("dataset-index")).content.decode()
 
 
-def test_it_turns_pages(client: Client, ed: User, project: Project) -> None:
+def test_the_list_is_paginated(client: Client, ed: User, project: Project) -> None:
     for number in range(30):
         Dataset.objects.named(project, f"Set {number:02}", ed)
     client.force_login(ed)
@@ -46,8 +41,8 @@ def test_it_turns_pages(client: Client, ed: User, project: Project) -> None:
     assert second.context["next"] is None
 
 
-@pytest.mark.parametrize("cursor", ["", "x", "-1", "9" * 40, "²", "\x00"])
-def test_a_broken_cursor_means_the_first_page(
+@pytest.mark.parametrize("cursor", ["x", "9" * 40, "²", "\x00"])
+def test_an_invalid_cursor_shows_the_first_page(
     client: Client, ed: User, dataset: Dataset, cursor: str
 ) -> None:
     client.force_login(ed)
@@ -55,7 +50,7 @@ def test_a_broken_cursor_means_the_first_page(
     assert [row.pk for row in response.context["datasets"]] == [dataset.pk]
 
 
-def test_more_rows_need_no_more_queries(
+def test_queries_do_not_grow_with_the_datasets(
     client: Client, ed: User, project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     for number in range(20):

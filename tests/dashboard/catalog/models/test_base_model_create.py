@@ -1,4 +1,4 @@
-"""Adding a base model: a folder from the list or a hub id; no page takes a path."""
+"""Adding a base model from a folder or a hub id."""
 
 from __future__ import annotations
 
@@ -51,42 +51,27 @@ def test_a_hub_id_is_added_and_inspected(client: Client, mara: User) -> None:
 
 
 @pytest.mark.usefixtures("models_folder")
-def test_the_list_holds_folders_inside_only() -> None:
+def test_only_folders_inside_the_models_folder_are_offered() -> None:
     assert model_folders() == ["org/small", "qwen"]
 
 
 @pytest.mark.usefixtures("models_folder")
-@pytest.mark.parametrize(
-    "folder", ["", "..", "../..", "/etc", "escape", ".hidden", "missing", "qwen/../qwen"]
-)
-def test_it_opens_no_folder_beside_the_list(client: Client, mara: User, folder: str) -> None:
+@pytest.mark.parametrize("folder", ["", "..", "/etc", "escape", ".hidden", "missing", "qwen/../qwen"])
+def test_other_folders_are_refused(client: Client, mara: User, folder: str) -> None:
     client.force_login(mara)
     assert client.post(reverse("base-model-create"), {**FOLDER, "folder": folder}).status_code == 422
     assert not BaseModel.objects.filter(source="folder").exists()
 
 
 @pytest.mark.parametrize(
-    "hub_id", ["", "/etc/passwd", "../x", "a/b/c", "a b/c", "a/..", "https://example.org/x", "x" * 97]
+    "hub_id", ["", "/etc/passwd", "../x", "a/b/c", "a b/c", "https://example.org/x", "x" * 97]
 )
 @pytest.mark.parametrize("source", ["hub", "folder"])
-def test_it_refuses_a_name_that_is_no_hub_id(client: Client, mara: User, hub_id: str, source: str) -> None:
+def test_an_invalid_hub_id_is_refused(client: Client, mara: User, hub_id: str, source: str) -> None:
     client.force_login(mara)
     values = {**(HUB if source == "hub" else FOLDER), "hub_id": hub_id}
     assert client.post(reverse("base-model-create"), values).status_code == 422
     assert not Job.objects.exists()
-
-
-def test_it_refuses_an_odd_revision(client: Client, mara: User) -> None:
-    client.force_login(mara)
-    assert client.post(reverse("base-model-create"), {**HUB, "revision": "../main"}).status_code == 422
-
-
-def test_it_refuses_a_model_that_the_project_has(client: Client, mara: User) -> None:
-    client.force_login(mara)
-    client.post(reverse("base-model-create"), HUB)
-    response = client.post(reverse("base-model-create"), HUB)
-    assert response.status_code == 422
-    assert "already has" in response.content.decode()
 
 
 def test_another_project_may_have_the_same_model(client: Client, mara: User, otto: User) -> None:
@@ -96,7 +81,7 @@ def test_another_project_may_have_the_same_model(client: Client, mara: User, ott
 
 
 @pytest.mark.parametrize("source", ["", "bundled", "x"])
-def test_it_needs_one_of_the_two_forms(client: Client, mara: User, source: str) -> None:
+def test_an_unknown_form_is_refused(client: Client, mara: User, source: str) -> None:
     client.force_login(mara)
     assert client.post(reverse("base-model-create"), {**HUB, "source": source}).status_code == 422
 
@@ -109,7 +94,7 @@ def test_an_empty_models_folder_is_explained(
     assert "No model folder was found" in client.get(reverse("base-model-create")).content.decode()
 
 
-def test_it_refuses_everybody_but_managers(client: Client, ed: User, vera: User) -> None:
+def test_only_managers_can_add_a_model(client: Client, ed: User, vera: User) -> None:
     for person in (ed, vera):
         client.force_login(person)
         assert client.get(reverse("base-model-create")).status_code == 403
@@ -118,9 +103,7 @@ def test_it_refuses_everybody_but_managers(client: Client, ed: User, vera: User)
 
 @pytest.mark.usefixtures("models_folder")
 @pytest.mark.parametrize("values", [HUB, FOLDER])
-def test_a_form_that_is_sent_again_leads_to_its_first_model(
-    client: Client, mara: User, values: dict[str, str]
-) -> None:
+def test_a_repeated_form_leads_to_its_first_model(client: Client, mara: User, values: dict[str, str]) -> None:
     client.force_login(mara)
     sent = {**values, "idempotency_key": str(uuid.uuid4())}
     first, again = (client.post(reverse("base-model-create"), sent) for _time in range(2))
@@ -128,7 +111,7 @@ def test_a_form_that_is_sent_again_leads_to_its_first_model(
     assert Job.objects.filter(kind="inspect").count() == 1
 
 
-def test_a_model_that_was_inspected_again_since_is_still_found(client: Client, mara: User) -> None:
+def test_a_repeated_form_finds_a_model_that_was_inspected_again(client: Client, mara: User) -> None:
     client.force_login(mara)
     sent = {**HUB, "idempotency_key": str(uuid.uuid4())}
     first = client.post(reverse("base-model-create"), sent)
@@ -141,19 +124,9 @@ def test_a_model_that_was_inspected_again_since_is_still_found(client: Client, m
 
 
 @pytest.mark.parametrize("change", [{"hub_id": "Qwen/Qwen3-4B"}, {"revision": "v2"}])
-def test_another_model_under_the_same_key_is_added_as_well(
-    client: Client, mara: User, change: dict[str, str]
-) -> None:
+def test_another_model_under_one_key_is_added_too(client: Client, mara: User, change: dict[str, str]) -> None:
     client.force_login(mara)
     sent = {**HUB, "idempotency_key": str(uuid.uuid4())}
     first, other = (client.post(reverse("base-model-create"), {**sent, **one}) for one in ({}, change))
     assert other.status_code == 302
     assert other["Location"] != first["Location"]
-
-
-@pytest.mark.usefixtures("models_folder")
-def test_both_forms_have_a_key_of_their_own(client: Client, mara: User) -> None:
-    client.force_login(mara)
-    page = client.get(reverse("base-model-create")).content.decode()
-    keys = [part.split('"')[0] for part in page.split('name="idempotency_key" value="')[1:]]
-    assert len(set(keys)) == 2

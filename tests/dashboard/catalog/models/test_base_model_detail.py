@@ -1,4 +1,4 @@
-"""A base model's page: facts, the census by role, every preset on this model; and the list they stand in."""
+"""A base model's page: its census, the presets on it, and its inspection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def page_of(client: Client, base_model: BaseModel) -> str:
     return client.get(reverse("base-model-detail", args=[base_model.pk])).content.decode()
 
 
-def test_it_resolves_all_six_presets(client: Client, vera: User, base_model: BaseModel) -> None:
+def test_all_presets_have_their_size(client: Client, vera: User, base_model: BaseModel) -> None:
     client.force_login(vera)
     response = client.get(reverse("base-model-detail", args=[base_model.pk]))
     lines = {line["config"].slug: line for line in response.context["presets"]}
@@ -22,16 +22,10 @@ def test_it_resolves_all_six_presets(client: Client, vera: User, base_model: Bas
     # Two o_proj modules of 32 -> 32: 16 * (32 + 32) each.
     assert lines["efficient"]["parameters"] == 2048
     assert "2 of 2 layers, 2 modules" in response.content.decode()
+    assert "model.layers.*.self_attn.o_proj" in response.content.decode()
 
 
-def test_it_counts_layers_by_role(client: Client, vera: User, base_model: BaseModel) -> None:
-    client.force_login(vera)
-    page = page_of(client, base_model)
-    assert "model.layers.*.self_attn.o_proj" in page
-    assert "attention output" in page
-
-
-def test_a_preset_without_a_match_says_so(client: Client, vera: User, base_model: BaseModel) -> None:
+def test_a_preset_without_a_match_has_a_reason(client: Client, vera: User, base_model: BaseModel) -> None:
     census = base_model.census
     assert census
     census["groups"] = [group for group in census["groups"] if group["role"] != "attn_out"]
@@ -40,25 +34,13 @@ def test_a_preset_without_a_match_says_so(client: Client, vera: User, base_model
     assert "no layer that Graftworks knows as attention output" in page_of(client, base_model)
 
 
-def test_a_census_of_another_version_asks_for_a_new_one(
+def test_an_outdated_census_asks_for_another_inspection(
     client: Client, vera: User, base_model: BaseModel
 ) -> None:
     base_model.census = {"version": 0}
     base_model.save()
     client.force_login(vera)
     assert "Inspect it again" in page_of(client, base_model)
-
-
-def test_an_inspection_without_memory_is_advised_about_the_machine(
-    client: Client, mara: User, base_model: BaseModel
-) -> None:
-    finish(
-        base_model.inspect(), State.FAILED, error_code="out_of_memory", error_message="No memory was left."
-    )
-    client.force_login(mara)
-    page = page_of(client, base_model)
-    assert "machine has more memory free." in page
-    assert "smaller batch" not in page
 
 
 def test_a_failure_shows_its_cause(client: Client, mara: User, base_model: BaseModel) -> None:
@@ -70,13 +52,15 @@ def test_a_failure_shows_its_cause(client: Client, mara: User, base_model: BaseM
     assert reverse("base-model-inspect", args=[base_model.pk]) in page
 
 
-def test_the_bundled_model_is_there_before_its_inspection(client: Client, vera: User) -> None:
+def test_the_bundled_model_has_a_page_before_its_inspection(client: Client, vera: User) -> None:
     bundled = BaseModel.objects.ensure_bundled()
     client.force_login(vera)
     assert "has not been inspected yet" in page_of(client, bundled)
 
 
-def test_the_list_shows_the_shared_and_the_projects_own(client: Client, vera: User, otto: User) -> None:
+def test_the_list_shows_shared_models_and_those_of_the_project(
+    client: Client, vera: User, otto: User
+) -> None:
     BaseModel.objects.ensure_bundled()
     make_base_model(vera.projects().get(), "Ours", "a/ours")
     make_base_model(otto.projects().get(), "Theirs", "a/theirs")
@@ -89,14 +73,16 @@ def test_the_list_shows_the_shared_and_the_projects_own(client: Client, vera: Us
 
 
 @pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
-def test_it_hides_the_model_from_an_outsider(
+def test_models_of_other_projects_are_not_found(
     client: Client, otto: User, base_model: BaseModel, route: str
 ) -> None:
     client.force_login(otto)
     assert client.get(reverse(route, args=[base_model.pk])).status_code == 404
 
 
-def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, base_model: BaseModel) -> None:
+def test_progress_reloads_the_page_after_the_inspection(
+    client: Client, vera: User, base_model: BaseModel
+) -> None:
     client.force_login(vera)
     address = reverse("base-model-progress", args=[base_model.pk])
     assert client.get(address)["HX-Refresh"] == "true"
@@ -105,7 +91,7 @@ def test_progress_brings_the_whole_page_in_the_end(client: Client, vera: User, b
 
 
 @pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
-def test_it_tells_when_a_waiting_inspection_starts(
+def test_a_waiting_inspection_has_an_estimated_start(
     client: Client, vera: User, base_model: BaseModel, route: str
 ) -> None:
     base_model.inspect()
@@ -115,9 +101,7 @@ def test_it_tells_when_a_waiting_inspection_starts(
     assert "Position 1 in the queue, starts in a moment." in page
 
 
-def test_experts_and_towers_are_shown_for_what_they_are(
-    client: Client, vera: User, base_model: BaseModel
-) -> None:
+def test_texts_of_experts_and_towers(client: Client, vera: User, base_model: BaseModel) -> None:
     census = base_model.census
     assert census
     groups = [group for group in census["groups"] if not group["pattern"].endswith("down_proj")]

@@ -8,13 +8,7 @@ from django.urls import reverse
 from dashboard.models import BaseModel, Job, User
 
 
-def test_it_queues_a_new_inspection(client: Client, mara: User, base_model: BaseModel) -> None:
-    client.force_login(mara)
-    client.post(reverse("base-model-inspect", args=[base_model.pk]))
-    assert BaseModel.objects.get(pk=base_model.pk).state == "queued"
-
-
-def test_one_inspection_at_a_time(client: Client, mara: User, base_model: BaseModel) -> None:
+def test_one_inspection_runs_at_a_time(client: Client, mara: User, base_model: BaseModel) -> None:
     client.force_login(mara)
     for _press in range(2):
         client.post(reverse("base-model-inspect", args=[base_model.pk]))
@@ -28,14 +22,12 @@ def test_a_manager_may_inspect_the_bundled_model(client: Client, mara: User) -> 
     assert Job.objects.get().kind == "inspect"
 
 
-def test_it_refuses_everybody_but_managers(
-    client: Client, ed: User, vera: User, base_model: BaseModel
-) -> None:
+def test_only_managers_can_inspect(client: Client, ed: User, vera: User, base_model: BaseModel) -> None:
     for person in (ed, vera):
         client.force_login(person)
         assert client.post(reverse("base-model-inspect", args=[base_model.pk])).status_code == 403
 
 
-def test_it_hides_the_model_from_an_outsider(client: Client, otto: User, base_model: BaseModel) -> None:
+def test_models_of_other_projects_are_not_found(client: Client, otto: User, base_model: BaseModel) -> None:
     client.force_login(otto)
     assert client.post(reverse("base-model-inspect", args=[base_model.pk])).status_code == 404

@@ -67,7 +67,7 @@ def claimed_by(worker: str) -> Job | None:
     return Job.objects.claim("gpu", worker=worker, slot=worker, host="box", pid=1, pid_started=1.0)
 
 
-def test_the_form_says_what_is_missing_and_refuses_it(
+def test_without_a_capable_worker_the_form_refuses_4_bits(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel
 ) -> None:
     make_node("cpu@box", able=False)
@@ -82,11 +82,11 @@ def test_the_form_says_what_is_missing_and_refuses_it(
     answer = client.post(FORM, entered(dataset, base_model, load_in_4bit="on"))
     assert answer.status_code == 422
     assert "the package bitsandbytes" in str(answer.context["form"].errors["load_in_4bit"])
-    assert "disabled" not in str(answer.context["form"]["load_in_4bit"]), "it can be turned off"
+    assert "disabled" not in str(answer.context["form"]["load_in_4bit"])
     assert not TrainingRun.objects.exists()
 
 
-def test_the_form_takes_it_where_a_worker_can(
+def test_with_a_capable_worker_the_form_accepts_4_bits(
     client: Client, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
     client.force_login(ed)
@@ -103,7 +103,7 @@ def test_the_form_takes_it_where_a_worker_can(
 
 
 @pytest.mark.parametrize("url", [RUNS, FORECAST])
-def test_the_api_refuses_it_with_the_reason(api: Client, body: dict[str, Any], url: str) -> None:
+def test_without_a_capable_worker_the_api_refuses_4_bits(api: Client, body: dict[str, Any], url: str) -> None:
     make_node("gone@box", able=True)
     WorkerNode.objects.update(stopped_at="2026-01-01T00:00:00Z")
     answer = api.post(url, body, content_type="application/json")
@@ -113,7 +113,7 @@ def test_the_api_refuses_it_with_the_reason(api: Client, body: dict[str, Any], u
     assert "has both an NVIDIA card and the package bitsandbytes" in error["message"]
 
 
-def test_the_api_takes_it_where_a_worker_can(api: Client, body: dict[str, Any], able: None) -> None:
+def test_with_a_capable_worker_the_api_accepts_4_bits(api: Client, body: dict[str, Any], able: None) -> None:
     answer = api.post(RUNS, body, content_type="application/json")
     assert answer.status_code == 202
     assert answer.json()["hyperparameters"]["load_in_4bit"] is True
@@ -121,27 +121,19 @@ def test_the_api_takes_it_where_a_worker_can(api: Client, body: dict[str, Any], 
     assert api.post(RUNS, wrong, content_type="application/json").status_code == 422
 
 
-def test_a_viewer_may_not(
-    client: Client, vera: User, dataset: Dataset, base_model: BaseModel, able: None
-) -> None:
-    client.force_login(vera)
-    assert client.post(FORM, entered(dataset, base_model, load_in_4bit="on")).status_code == 403
-
-
 @pytest.mark.jobs
-def test_such_a_job_waits_for_a_worker_that_can(
+def test_a_4_bit_job_waits_for_a_capable_worker(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
     make_node("cpu@box", able=False)
     packed = make_run(project, dataset, base_model, by=ed, load_in_4bit=True)
     whole = make_run(project, dataset, base_model, by=ed)
     assert claimed_by("cpu@box") == whole.job
-    assert claimed_by("other@box") is None, "of a worker without a row nobody knows what it can do"
+    assert claimed_by("other@box") is None
     assert claimed_by("cuda0@box") == packed.job
 
 
-def leave() -> None:
-    """Every worker goes away."""
+def stop_workers() -> None:
     WorkerNode.objects.update(stopped_at="2026-01-01T00:00:00Z")
 
 
@@ -161,27 +153,27 @@ def make_packed_study(project: Project, dataset: Dataset, base_model: BaseModel,
     )
 
 
-def test_a_study_goes_on_while_its_worker_is_away(
+def test_a_study_continues_while_its_worker_is_offline(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
     study = make_packed_study(project, dataset, base_model, ed)
-    leave()
+    stop_workers()
     end_training(study.jobs().get())
     study.advance()
     assert study.cancelled_at is None
     assert [run.seed for run in study.runs().filter(rung=None)] == [1, 1]
 
 
-def test_a_study_is_refused_while_no_worker_can_load_4_bits(
+def test_without_a_capable_worker_a_4_bit_study_is_refused(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
-    leave()
+    stop_workers()
     with pytest.raises(SpecError, match="both an NVIDIA card"):
         make_packed_study(project, dataset, base_model, ed)
     assert not Study.objects.exists()
 
 
-def test_its_evaluation_scores_on_the_same_base(
+def test_the_evaluation_loads_the_base_as_the_run_did(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
     for in_4bit in (True, False):
@@ -191,7 +183,7 @@ def test_its_evaluation_scores_on_the_same_base(
         assert (job.spec["load_in_4bit"], job.needs_4bit) == (in_4bit, in_4bit)
 
 
-def test_its_page_says_that_it_waits_for_such_a_worker(
+def test_the_run_page_says_that_a_capable_worker_is_missing(
     client: Client,
     vera: User,
     project: Project,
@@ -208,10 +200,10 @@ def test_its_page_says_that_it_waits_for_such_a_worker(
     make_node("cuda0@box", able=False)
     page = client.get(run.get_absolute_url()).content
     assert b"No connected worker can load the base model in 4 bits" in page
-    assert b"starts in" not in page, "nobody knows when"
+    assert b"starts in" not in page
 
 
-def test_the_adapters_page_says_so_and_loads_it_so(
+def test_the_adapter_page_loads_the_base_in_4_bits(
     client: Client,
     vera: User,
     project: Project,
@@ -228,9 +220,7 @@ def test_the_adapters_page_says_so_and_loads_it_so(
     compile(adapter.usage(), "usage", "exec")
 
 
-def test_the_forecast_counts_a_quarter_of_the_base_on_the_workers_that_can(
-    base_model: BaseModel, dataset: Dataset, able: None
-) -> None:
+def test_the_forecast_lists_only_capable_workers(base_model: BaseModel, dataset: Dataset, able: None) -> None:
     make_node("cpu@box", able=False)
     forecaster = RunForecaster.load(base_model, dataset.newest_ready())
     resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
@@ -245,7 +235,7 @@ def test_the_forecast_counts_a_quarter_of_the_base_on_the_workers_that_can(
 @pytest.mark.parametrize(
     ("gpu", "installed", "able"), [(0, True, True), (0, False, False), (None, True, False)]
 )
-def test_a_node_can_with_a_card_and_the_package(
+def test_a_worker_is_capable_with_a_gpu_and_bitsandbytes(
     gpu: int | None, installed: bool, able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = importlib.machinery.ModuleSpec("bitsandbytes", None) if installed else None
