@@ -1,5 +1,5 @@
-// The upload page: drop zone, name from the file, checks that spare a useless upload, and a progress bar.
-// Without it the form is an ordinary one.
+// The upload page: drop zone, name from the file, checks before the upload, and a progress bar.
+// The form also works without this script.
 
 const region = document.getElementById("upload-region");
 let typed = false;
@@ -54,7 +54,7 @@ function failed(page, text) {
   page.problem.textContent = text;
 }
 
-// The answer to a refused form: its messages are shown, and the file that was chosen stays chosen.
+// Shows the messages of a refused form and keeps the chosen file.
 function showRefusal(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html").getElementById("upload-region");
   if (!fresh) return false;

@@ -140,10 +140,10 @@ def create(request: Call, payload: BaseModelIn) -> Status[BaseModelOut]:
     job = once(request, Job.Kind.INSPECT, lambda key: add(request, payload, key))
     # A model that was inspected again has another job.
     mine = visible(request).filter(project=request.auth.project)
-    found = mine.filter(job=job).first() or mine.filter(hub_id=payload.hub_id).order_by("-pk").first()
-    if found is None:
+    base_model = mine.filter(job=job).first() or mine.filter(hub_id=payload.hub_id).order_by("-pk").first()
+    if base_model is None:
         raise unknown("hub_id", _("base model"))
-    return Status(202, serialize_base_model(found))
+    return Status(202, serialize_base_model(base_model))
 
 
 def add(request: Call, payload: BaseModelIn, key: str) -> Job:

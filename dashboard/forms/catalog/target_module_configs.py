@@ -214,12 +214,13 @@ class TargetModuleConfigForm(forms.Form):
         """Return the layer tree with what is selected: the language model's own layers first."""
         selected = set(values_of(self.data, "groups") if self.is_bound else self.initial.get("groups", ()))
         own: Mapping[str, Any] = self.data if self.is_bound else self.initial.get("own", {})
-        found: dict[str, list[Group]] = {}
+        by_pattern: dict[str, list[Group]] = {}
         for group in self.census.groups:
-            found.setdefault(group.pattern, []).append(group)
+            by_pattern.setdefault(group.pattern, []).append(group)
         order = list(ROLES)
         lines = sorted(
-            found.values(), key=lambda groups: (is_outside_presets(groups[0]), order.index(groups[0].role))
+            by_pattern.values(),
+            key=lambda groups: (is_outside_presets(groups[0]), order.index(groups[0].role)),
         )
         return [layer_row(groups, groups[0].pattern in selected, own) for groups in lines]
 
@@ -258,7 +259,7 @@ def values_of(data: Any, name: str) -> list[str]:
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:
     """Return the layer numbers of "0-3, 7". Raises SpecError for layers that a model with `count` lacks."""
-    found: set[int] = set()
+    layers: set[int] = set()
     for part in re.split(r"[,;\s]+", re.sub(r"\s*-\s*", "-", text.strip())):
         span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
         if span is None:
@@ -270,8 +271,8 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
                 _("`%(part)s` is not a valid range: this model has layers 0 to %(last)d.")
                 % {"part": part, "last": count - 1},
             )
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
 
 
 def parse_selection(text: str) -> dict[str, Any]:
@@ -282,7 +283,7 @@ def parse_selection(text: str) -> dict[str, Any]:
     if len(text) > MAX_LENGTH:
         raise SpecError("pasted", _("The text is too long: at most 64,000 characters."))
     try:
-        found = json.loads(text)
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.startswith("{"):
             line = getattr(error, "lineno", 1)
@@ -290,13 +291,13 @@ def parse_selection(text: str) -> dict[str, Any]:
         bare = re.sub(r"^\s*target_modules\s*[=:]", "", text)
         names = [name for name in re.split(r"[\s,;\"'\[\]()]+", bare) if name]
         return {"target_modules": names}
-    if isinstance(found, str):
-        found = [found]
-    if isinstance(found, list):
-        return {"target_modules": found}
-    if not isinstance(found, dict):
+    if isinstance(values, str):
+        values = [values]
+    if isinstance(values, list):
+        return {"target_modules": values}
+    if not isinstance(values, dict):
         raise SpecError("pasted", _("Paste names or a JSON object."))
-    return found
+    return values
 
 
 def require_storable(text: str) -> str:
@@ -322,16 +323,18 @@ def initial_from_config(config: TargetModuleConfig, base_model: BaseModel) -> di
     """Return the form's initial values from an earlier config or a preset on this model."""
     texts = {"description": config.description, "evidence": config.evidence}
     named = {"name": config.name, **texts} if config.project_id else {}
-    found = config.resolve(base_model)
-    if found.refusal:
+    resolution = config.resolve(base_model)
+    if resolution.refusal:
         return {**named, "how": PASTE, "pasted": json.dumps(export_config(config), indent=2)}
-    own: dict[str, Any] = {f"r:{item.pattern}": item.r for item in found.matched if item.r}
-    own |= {f"lora_alpha:{item.pattern}": f"{item.lora_alpha:g}" for item in found.matched if item.lora_alpha}
+    own: dict[str, Any] = {f"r:{item.pattern}": item.r for item in resolution.matched if item.r}
+    own |= {
+        f"lora_alpha:{item.pattern}": f"{item.lora_alpha:g}" for item in resolution.matched if item.lora_alpha
+    }
     chosen = config.selection or {}
     exact = chosen.get("layers_to_transform") or []
     return {
         **named,
-        "groups": [item.pattern for item in found.matched],
+        "groups": [item.pattern for item in resolution.matched],
         "own": own,
         "layers": "range" if exact else chosen.get("layers", "all"),
         "range": format_layers(exact) if exact else "",

@@ -210,10 +210,10 @@ def model_folders() -> list[str]:
     Links that lead outside are left out: pages offer these names, and no other path is ever opened.
     """
     root = (Path(settings.DATA_DIR) / "models").resolve()
-    found = [path for path in root.glob("*/") if not path.name.startswith(".")]
-    nested = [config.parent for path in found for config in path.glob("*/config.json")]
+    folders = [path for path in root.glob("*/") if not path.name.startswith(".")]
+    nested = [config.parent for path in folders for config in path.glob("*/config.json")]
     parents = {path.parent for path in nested}
-    offered = [path for path in found if path not in parents or (path / "config.json").exists()] + nested
+    offered = [path for path in folders if path not in parents or (path / "config.json").exists()] + nested
     return sorted(
         path.relative_to(root).as_posix()
         for path in offered

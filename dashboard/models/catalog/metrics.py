@@ -58,7 +58,7 @@ METRICS = {
 }
 # Every item of an evaluation has a score of these, so that two adapters can be compared in pairs.
 COMPARABLE = tuple(name for name in METRICS if name != "perplexity" and "/" not in name)
-# A judge is asked after a study; its metric is fixed before.
+# A judge runs after a study, whose metric is fixed before.
 STUDY_METRICS = tuple(name for name in COMPARABLE if name != JUDGE)
 # Kind of answers -> the metric to compare by first.
 MAIN_METRIC = {LABEL: "exact_match", JSON: "field_f1", TEXT: "token_f1", NO_ANSWERS: LOSS}

@@ -54,7 +54,7 @@ class Job(models.Model):
         CPU = "cpu", _("Light work")
 
     class Keep(models.TextChoices):
-        """What is kept of a training that is stopped."""
+        """The result that a stopped training keeps."""
 
         NOTHING = "", _("Nothing")
         ADAPTER = "adapter", _("The best weights so far, as an adapter")
@@ -235,7 +235,7 @@ class Job(models.Model):
 
     @property
     def is_stop_requested(self) -> bool:
-        """Return whether it was requested to end before its last step."""
+        """Return whether it is to end before its last step."""
         early = self.keep == Job.Keep.ADAPTER and not self.is_over
         return early or self.state == State.CANCELLING
 
@@ -339,7 +339,6 @@ class Job(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Return whether it has ended."""
         return self.state in TERMINAL
 
     @property

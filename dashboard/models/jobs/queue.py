@@ -21,7 +21,7 @@ from dashboard.models.jobs.worker_node import WorkerNode
 
 # Finished jobs of a kind from which its usual duration is taken.
 SAMPLE_SIZE = 20
-# A job that was asked to stop finishes its step, and saves what is kept.
+# A stopping job finishes its step and saves its result.
 STOP_SECONDS = 20.0
 # A job that runs longer than expected is taken to have at least this share of its time before it.
 MIN_REMAINING_SHARE = 0.1

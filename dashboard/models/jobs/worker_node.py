@@ -107,11 +107,11 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
 
     def update_facts(self, name: str, **facts: object) -> bool:
         """Update fields of node `name`, and its clock's difference. Return False without a row."""
-        asked = time.time()
+        before = time.time()
         theirs = self.filter(name=name).annotate(db=Now()).values_list("db", flat=True).first()
-        took = time.time() - asked
+        took = time.time() - before
         if theirs and 0 <= took < ANSWER_SECONDS:
-            facts["clock_ahead"] = asked + took / 2 - theirs.timestamp()
+            facts["clock_ahead"] = before + took / 2 - theirs.timestamp()
         return bool(self.filter(name=name).update(**facts))
 
     def register(self, name: str, **facts: object) -> None:

@@ -189,14 +189,14 @@ def load_census(base_model: BaseModel) -> tuple[Census | None, str]:
 def layer_rows(census: Census) -> list[dict[str, Any]]:
     """Return the model's modules by role, with their number, layers and shapes."""
     lines = []
-    found: dict[tuple[str, str], list[Group]] = {}
+    by_role: dict[tuple[str, str], list[Group]] = {}
     for role in ROLES:
         for group in census.groups:
             # Layers of a vision tower may have the names of the language model's.
             tower = group.scope if group.scope in ("vision", "projector") else ""
             if group.role == role:
-                found.setdefault((role, tower), []).append(group)
-    for (role, tower), groups in sorted(found.items(), key=lambda item: bool(item[0][1])):
+                by_role.setdefault((role, tower), []).append(group)
+    for (role, tower), groups in sorted(by_role.items(), key=lambda item: bool(item[0][1])):
         layers = {layer for group in groups for layer in group.layers if group.scope in PRESET_SCOPES}
         lines.append(
             {
@@ -214,16 +214,16 @@ def preset_rows(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
     """Return each built-in preset on this model at rank 16: parameters, share, size, or its refusal."""
     lines = []
     for config in TargetModuleConfig.objects.filter(project=None):
-        found = config.resolve(base_model)
-        parameters = adapter_params(found.matched, SHOWN_RANK)
+        resolution = config.resolve(base_model)
+        parameters = adapter_params(resolution.matched, SHOWN_RANK)
         lines.append(
             {
                 "config": config,
-                "found": found,
+                "found": resolution,
                 "parameters": parameters,
                 "share": parameters / census.parameters if census.parameters else 0,
-                "bytes": adapter_bytes(found.matched, SHOWN_RANK),
-                "remarks": [*found.notes, *found.expert_shares(SHOWN_RANK, 2 * SHOWN_RANK)],
+                "bytes": adapter_bytes(resolution.matched, SHOWN_RANK),
+                "remarks": [*resolution.notes, *resolution.expert_shares(SHOWN_RANK, 2 * SHOWN_RANK)],
             }
         )
     return lines

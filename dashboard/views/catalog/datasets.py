@@ -57,8 +57,8 @@ def create(request: Request) -> HttpResponse:
     if request.method == "POST":
         form = UploadForm(request.POST, request.FILES)
     else:
-        asked = {name: request.GET.get(name, "") for name in ("name", "group_column")}
-        form = UploadForm(initial={"name": asked["name"][:120], "group_column": asked["group_column"][:200]})
+        name, group_column = request.GET.get("name", "")[:120], request.GET.get("group_column", "")[:200]
+        form = UploadForm(initial={"name": name, "group_column": group_column})
     if not form.is_valid():
         context = {"form": form, "limit": settings.UPLOAD_LIMIT_BYTES}
         return render(request, "catalog/datasets/create.html", context, status=422 if form.is_bound else 200)
@@ -85,12 +85,12 @@ def key_of_upload(form: UploadForm) -> str:
     key = key_of(form)
     if not key:
         return ""
-    asked = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(form.cleaned_data.items()):
-        asked.update(f"{name}={value}\n".encode())
+        digest.update(f"{name}={value}\n".encode())
     for chunk in form.cleaned_data["file"].chunks():
-        asked.update(chunk)
-    return f"{key}:{asked.hexdigest()}"
+        digest.update(chunk)
+    return f"{key}:{digest.hexdigest()}"
 
 
 def uploaded_with(project: Project, key: str) -> DatasetVersion | None:
@@ -115,8 +115,8 @@ def detail(request: Request, pk: int) -> HttpResponse:
     dataset = Dataset.objects.fetch(request.user, pk)
     version = version_of(dataset, request.GET.get("version"))
     # Other columns may help a failed import whose columns are known.
-    asks = version and version.state == State.FAILED and version.report.get("columns")
-    form = ColumnsForm(version=version) if version and asks else None
+    can_choose = version and version.state == State.FAILED and version.report.get("columns")
+    form = ColumnsForm(version=version) if version and can_choose else None
     return render(request, "catalog/datasets/detail.html", detail_context(request, dataset, version, form))
 
 
@@ -159,7 +159,7 @@ def import_again(request: Request, pk: int) -> HttpResponse:
         answer = form.cleaned_data
     else:
         answer["skip_bad_rows"] = "skip_bad_rows" in request.POST or version.skip_bad_rows
-    # Another request may have been faster; its import is shown then.
+    # Another request may have been faster; the page then shows its import.
     with contextlib.suppress(ImportNotFailed):
         version.import_again(request.user, **answer)
     return redirect(version)
@@ -185,10 +185,10 @@ def version_of(dataset: Dataset, number: str | None) -> DatasetVersion | None:
     versions = dataset.versions.select_related("job", "created_by", "dataset")
     if not number:
         return versions.order_by("-version").first()
-    found = versions.filter(version=int(number)).first() if number.isdecimal() and len(number) < 9 else None
-    if found is None:
+    version = versions.filter(version=int(number)).first() if number.isdecimal() and len(number) < 9 else None
+    if version is None:
         raise Http404
-    return found
+    return version
 
 
 def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
@@ -205,8 +205,8 @@ def detail_context(
     request: Request, dataset: Dataset, version: DatasetVersion | None, form: ColumnsForm | None
 ) -> dict[str, Any]:
     """Return the context of a dataset's page at one version."""
-    found = version.report if version else {}
-    columns = found.get("columns", [])
+    report = version.report if version else {}
+    columns = report.get("columns", [])
     runs = TrainingRun.objects.with_facts().visible_to(request.user).filter(dataset_version__dataset=dataset)
     return {
         "dataset": dataset,
@@ -216,8 +216,8 @@ def detail_context(
         "form": form,
         **queue_position_context(version.job if version else None),
         **failure_context(version),
-        "first_rows": [[row.get(column, "") for column in columns] for row in found.get("first_rows", [])],
-        "lengths": length_bars(found.get("token_lengths", {})),
+        "first_rows": [[row.get(column, "") for column in columns] for row in report.get("first_rows", [])],
+        "lengths": length_bars(report.get("token_lengths", {})),
         "preview": [shortened(row) for row in version.preview()] if version else [],
         "runs": runs[:RUNS_SHOWN],
     }

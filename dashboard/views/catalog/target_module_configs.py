@@ -113,8 +113,8 @@ def export(request: Request, pk: int) -> HttpResponse:
 def inspected_base_models(request: Request) -> list[BaseModel]:
     """Return base models of this project with a census of the present version."""
     here = Q(project=None) | Q(project=request.project)
-    found = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
-    return [model for model in found.filter(job__state="succeeded").order_by("pk") if is_counted(model)]
+    visible = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
+    return [model for model in visible.filter(job__state="succeeded").order_by("pk") if is_counted(model)]
 
 
 def is_counted(base_model: BaseModel) -> bool:

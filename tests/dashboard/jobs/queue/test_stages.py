@@ -1,4 +1,4 @@
-"""The row of stages of a run: it names the state that the row has, and no other, whatever the engine does."""
+"""The stages of a run: they follow the state of its row, in every phase of the engine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, State, TrainingRun, User
-from dashboard.presenters.stages import PHASES, STAGES, announcement, stages
+from dashboard.presenters.stages import PHASES, STAGES, stages
 from dashboard.templatetags.graftworks import state_word
 
 WORDS = ["Waiting", "Starting", "Training", "Saving", "Evaluating", "Finished"]
-# State, attempts so far, the last step stored, and then the step that the row of stages is at and its word.
+# State, attempts, last completed step; then the current stage and its label.
 ROWS = [
     (State.QUEUED, 0, 0, "waiting", "Waiting"),
     (State.QUEUED, 1, 5, "waiting", "Waiting"),
@@ -25,7 +25,7 @@ ROWS = [
     (State.INTERRUPTED, 1, 0, "starting", "Interrupted"),
     (State.INTERRUPTED, 1, 5, "training", "Interrupted"),
 ]
-# How a row of stages that ended is marked, and where.
+# State, attempts, last completed step; then the last stage and its mark.
 ENDS = [
     (State.FAILED, 0, 0, "waiting", "is_broken"),
     (State.FAILED, 1, 0, "starting", "is_broken"),
@@ -43,8 +43,7 @@ SCORINGS = [
 ]
 
 
-def standing(run: TrainingRun, attempt: int, step: int, **fields: object) -> TrainingRun:
-    """The run with its row as it is in some state."""
+def in_state(run: TrainingRun, attempt: int, step: int, **fields: object) -> TrainingRun:
     Job.objects.filter(pk=run.job_id).update(attempt=attempt, total_steps=10, step=step, **fields)
     if step:
         MetricSeries.objects.append(run, "train/loss", [(step, 1.0)])
@@ -52,7 +51,7 @@ def standing(run: TrainingRun, attempt: int, step: int, **fields: object) -> Tra
 
 
 def current(run: TrainingRun, evaluation: Job | None = None) -> list[tuple[str, str]]:
-    """The steps marked as the present ones, with their words."""
+    """Return the current stages with their labels."""
     steps = stages(run, evaluation)
     assert [step["label"] for step in steps if not step["is_current"]] == [
         word for word, step in zip(WORDS, steps, strict=True) if not step["is_current"]
@@ -61,34 +60,34 @@ def current(run: TrainingRun, evaluation: Job | None = None) -> list[tuple[str, 
 
 
 def scored_by(adapter: Adapter, state: State) -> Job:
-    """The evaluation of a finished run, in some state."""
+    """Add an evaluation in this state to a finished run."""
     job = Evaluation.objects.submit(adapter, None)
     Job.objects.filter(pk=job.pk).update(state=state, phase="scoring", step=1, total_steps=4)
     return Job.objects.get(pk=job.pk)
 
 
 @pytest.mark.parametrize(("state", "attempt", "step", "place", "word"), ROWS)
-def test_the_present_step_is_the_rows_own_state_in_every_phase(
+def test_the_current_stage_follows_the_state_in_every_phase(
     run: TrainingRun, state: State, attempt: int, step: int, place: str, word: str
 ) -> None:
-    run = standing(run, attempt, step, state=state)
+    run = in_state(run, attempt, step, state=state)
     assert run.job
     for run.job.phase in ("", *PHASES):
         assert current(run) == [(place, word)]
     assert state_word(run.state, "train").startswith(word)
 
 
-def test_every_state_is_looked_at() -> None:
+def test_the_tables_cover_every_state() -> None:
     ended = {State.SUCCEEDED, *(row[0] for row in ENDS)}
     assert {*State} == {row[0] for row in ROWS} | ended
     assert {*State} - ended == {state for state, _word in SCORINGS}
 
 
 @pytest.mark.parametrize(("state", "attempt", "step", "place", "mark"), ENDS)
-def test_a_run_that_ended_ill_is_marked_where_it_ended(
+def test_a_failed_or_stopped_run_is_marked_at_its_last_stage(
     run: TrainingRun, state: State, attempt: int, step: int, place: str, mark: str
 ) -> None:
-    run = standing(run, attempt, step, phase="saving")
+    run = in_state(run, attempt, step, phase="saving")
     run.outcome = state
     steps = dict(zip(STAGES, stages(run, None), strict=True))
     assert current(run) == []
@@ -98,7 +97,7 @@ def test_a_run_that_ended_ill_is_marked_where_it_ended(
 
 
 @pytest.mark.parametrize(("outcome", "word"), [("succeeded", "Finished"), ("stopped_early", "Stopped early")])
-def test_a_run_that_ended_well_has_all_steps_behind_it(run: TrainingRun, outcome: str, word: str) -> None:
+def test_all_stages_of_a_successful_run_are_done(run: TrainingRun, outcome: str, word: str) -> None:
     run.end(outcome, step=5)
     steps = stages(run, None)
     assert all(step["is_done"] for step in steps)
@@ -106,50 +105,49 @@ def test_a_run_that_ended_well_has_all_steps_behind_it(run: TrainingRun, outcome
     assert state_word(run.state, "train").startswith(word)
 
 
-def test_a_draft_is_called_one(run: TrainingRun) -> None:
+def test_a_draft_is_labelled(run: TrainingRun) -> None:
     run.job = None
     assert current(run) == [("waiting", "Draft")]
 
 
 @pytest.mark.parametrize(("state", "word"), SCORINGS)
-def test_an_evaluation_is_said_to_work_only_while_it_does(adapter: Adapter, state: State, word: str) -> None:
+def test_the_evaluating_stage_follows_the_state_of_the_evaluation(
+    adapter: Adapter, state: State, word: str
+) -> None:
     job = scored_by(adapter, state)
     for job.phase in ("", *PHASES):
         assert current(adapter.run, job) == [("evaluating", word)]
 
 
-def spoken(client: Client, user: User, run: TrainingRun) -> str:
-    """What the live region of the run's page tells those who hear it."""
+def announced(client: Client, user: User, run: TrainingRun) -> str:
+    """Return the text of the page's live region for screen readers."""
     client.force_login(user)
     piece = client.get(reverse("training-run-progress", args=[run.pk])).content.decode()
     return piece.split('data-announcement="')[1].split('"')[0]
 
 
-def test_who_hears_the_page_is_told_that_it_trains(client: Client, vera: User, run: TrainingRun) -> None:
-    run = standing(run, 1, 5, state=State.RUNNING, phase="training")
-    assert spoken(client, vera, run) == "Training, 50 percent"
-
-
-def test_the_percent_of_loading_is_not_said_to_be_that_of_training(
-    client: Client, vera: User, run: TrainingRun
+@pytest.mark.parametrize(
+    ("state", "phase", "step", "text"),
+    [
+        (State.RUNNING, "training", 5, "Training, 50 percent"),
+        (State.RUNNING, "loading", 4, "Training, loading the base model, 40 percent"),
+        (State.CANCELLING, "training", 5, "Stopping"),
+    ],
+)
+def test_the_announcement_of_a_run(
+    client: Client, vera: User, run: TrainingRun, state: State, phase: str, step: int, text: str
 ) -> None:
-    run = standing(run, 1, 4, state=State.RUNNING, phase="loading")
-    assert spoken(client, vera, run) == "Training, loading the base model, 40 percent"
+    run = in_state(run, 1, step, state=state, phase=phase)
+    assert announced(client, vera, run) == text
 
 
 @pytest.mark.parametrize(
-    ("state", "words"),
+    ("state", "text"),
     [(State.RUNNING, "Evaluating, 25 percent"), (State.QUEUED, "Evaluation: waiting"), (None, "Finished")],
 )
-def test_who_hears_the_page_of_a_finished_run_never_hears_of_training(
-    client: Client, vera: User, adapter: Adapter, state: State | None, words: str
+def test_the_announcement_of_an_evaluation(
+    client: Client, vera: User, adapter: Adapter, state: State | None, text: str
 ) -> None:
     if state:
         scored_by(adapter, state)
-    assert spoken(client, vera, adapter.run) == words
-
-
-def test_a_stop_is_heard_and_not_how_far_it_had_got(client: Client, vera: User, run: TrainingRun) -> None:
-    run = standing(run, 1, 5, state=State.CANCELLING, phase="training")
-    assert spoken(client, vera, run) == "Stopping"
-    assert announcement(stages(run, None), run.job) == "Stopping"
+    assert announced(client, vera, adapter.run) == text

@@ -1,4 +1,4 @@
-"""How long work still takes is told where it ends by itself, and nowhere once it was asked to end now."""
+"""The time left of running work, which a stopping job does not have."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.dashboard.studies.factories import make_study
 HOURS = 3 * 3600.0
 
 
-def at_work(job: Job | None, **fields: object) -> Job:
-    """The job with hours before it by its own estimate."""
+def running(job: Job | None, **fields: object) -> Job:
+    """Let the job run with hours left by its own estimate."""
     assert job
     Job.objects.filter(pk=job.pk).update(
         state=State.RUNNING, attempt=1, phase="training", step=1, total_steps=10, eta_seconds=HOURS,
@@ -26,7 +26,7 @@ def at_work(job: Job | None, **fields: object) -> Job:
 
 
 def pages(client: Client, user: User, run: TrainingRun) -> dict[str, str]:
-    """Every page that tells how long the run takes."""
+    """Return every page that shows the time left of a run."""
     client.force_login(user)
     progress = reverse("training-run-progress", args=[run.pk])
     addresses = {
@@ -38,32 +38,30 @@ def pages(client: Client, user: User, run: TrainingRun) -> dict[str, str]:
     return {name: client.get(address).content.decode() for name, address in addresses.items()}
 
 
-def test_every_page_tells_how_long_a_run_takes(client: Client, ed: User, run: TrainingRun) -> None:
-    at_work(run.job)
+def test_every_page_shows_the_time_left(client: Client, ed: User, run: TrainingRun) -> None:
+    running(run.job)
     assert [name for name, text in pages(client, ed, run).items() if " left" not in text] == []
 
 
-def test_no_page_tells_it_of_a_run_that_was_asked_to_finish(
-    client: Client, ed: User, run: TrainingRun
-) -> None:
-    at_work(run.job, keep=Job.Keep.ADAPTER)
+def test_no_page_shows_the_time_left_of_a_stopping_run(client: Client, ed: User, run: TrainingRun) -> None:
+    running(run.job, keep=Job.Keep.ADAPTER)
     assert [name for name, text in pages(client, ed, run).items() if " left" in text] == []
 
 
-@pytest.mark.parametrize("state", [state for state in State if state != State.RUNNING])
-def test_nothing_but_work_has_time_left(run: TrainingRun, state: State) -> None:
-    run.job = at_work(run.job)
-    run.job.state = state
-    assert time_left(run) is None
+def test_only_a_running_job_has_time_left(run: TrainingRun) -> None:
+    run.job = running(run.job)
+    for state in State:
+        run.job.state = state
+        assert (time_left(run) is None) == (state != State.RUNNING)
 
 
-def test_a_study_tells_no_hours_of_a_job_that_ends_now(
+def test_a_study_shows_no_time_left_of_a_stopping_job(
     client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model, by=ed, seeds=[1])
     client.force_login(ed)
     address = reverse("study-grid", args=[study.pk])
-    job = at_work(study.jobs().first())
+    job = running(study.jobs().first())
     text = client.get(address).content.decode()
     assert "about 3 h left" in text
     assert "training ends in about" in text
@@ -73,12 +71,10 @@ def test_a_study_tells_no_hours_of_a_job_that_ends_now(
     assert "training ends in about" not in text
 
 
-@pytest.mark.parametrize("asked", [{"keep": Job.Keep.ADAPTER}, {"state": State.CANCELLING}])
-def test_who_waits_behind_a_job_that_ends_now_does_not_wait_for_hours(
-    run: TrainingRun, asked: dict[str, str]
-) -> None:
-    job = at_work(run.job)
+@pytest.mark.parametrize("change", [{"keep": Job.Keep.ADAPTER}, {"state": State.CANCELLING}])
+def test_a_stopping_job_takes_seconds(run: TrainingRun, change: dict[str, str]) -> None:
+    job = running(run.job)
     assert remaining_seconds(job, 0.0) == HOURS
-    for name, value in asked.items():
+    for name, value in change.items():
         setattr(job, name, value)
     assert remaining_seconds(job, 0.0) == STOP_SECONDS
