@@ -50,17 +50,14 @@ class QueueRow:
 
     @property
     def is_stop_lossless(self) -> bool:
-        """Return whether stopping the job discards no work."""
         return is_stop_lossless(self.job)
 
     @property
     def stop_loss_text(self) -> str:
-        """Return what stopping the job discards, as a sentence."""
         return stop_loss_text(self.job)
 
     @property
     def outcome_summary(self) -> str:
-        """Return how the runs of a job with several runs ended; "" for other jobs."""
         return outcome_summary(self.job)
 
     @property

@@ -160,21 +160,18 @@ class TargetModuleConfigForm(forms.Form):
         patterns = [pattern for pattern in values_of(self.data, "groups") if pattern in known]
         if not patterns:
             raise SpecError("groups", _("Select at least one layer group."))
-        ranks = {
-            key: self._group_number("r", key) for key in patterns if self.data.get(f"r:{key}", "").strip()
-        }
-        alphas = {
-            key: self._group_number("lora_alpha", key)
-            for key in patterns
-            if self.data.get(f"lora_alpha:{key}", "").strip()
-        }
+        ranks, alphas = (self._group_numbers(name, patterns) for name in ("r", "lora_alpha"))
         return Selection.from_groups(
             patterns, self.census, ranks=ranks, alphas=alphas, **self._chosen_layers()
         )
 
-    def _group_number(self, name: str, pattern: str) -> int:
+    def _group_numbers(self, name: str, patterns: Sequence[str]) -> dict[str, int]:
+        """Return the groups' own values of `r` or `lora_alpha`."""
+        texts = {pattern: self.data.get(f"{name}:{pattern}", "").strip() for pattern in patterns}
+        return {pattern: self._group_number(name, pattern, text) for pattern, text in texts.items() if text}
+
+    def _group_number(self, name: str, pattern: str, text: str) -> int:
         low, high = LIMITS[name]
-        text = self.data.get(f"{name}:{pattern}", "").strip()
         if not (text.isascii() and text.isdecimal() and len(text) < 9 and low <= int(text) <= high):
             raise SpecError(
                 "groups",
@@ -203,10 +200,9 @@ class TargetModuleConfigForm(forms.Form):
             given = values.get(name)
             if not self.cleaned_data.get(name) and isinstance(given, str):
                 self.cleaned_data[name] = require_storable(given)[: 120 if name == "name" else TEXT_LENGTH]
+        numbers = {name: values.get(name) for name in RUN_SETTINGS}
         self.ignored_settings = {
-            name: values[name]
-            for name in RUN_SETTINGS
-            if isinstance(values.get(name), int | float) and values[name]
+            name: number for name, number in numbers.items() if isinstance(number, int | float) and number
         }
         return Selection.from_dict(values)
 

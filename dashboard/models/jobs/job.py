@@ -314,7 +314,6 @@ class Job(models.Model):
 
     @property
     def has_exhausted_attempts(self) -> bool:
-        """Return whether its attempts have reached a limit."""
         return (
             self.failed_attempts >= MAX_FAILED_ATTEMPTS
             or self.attempt - self.ignored_attempts >= MAX_ATTEMPTS

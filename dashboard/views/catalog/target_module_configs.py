@@ -24,7 +24,7 @@ from dashboard.forms.training.plan import preset_cards
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, TargetModuleConfig
 from dashboard.models.studies.results.evidence import evidence_of
-from workers.contract.errors import TargetError
+from dashboard.views.catalog.base_models import load_census
 from workers.forecasting.adapter_size import adapter_bytes
 from workers.target_modules.census import ROLES
 from workers.target_modules.presets import RECOMMENDED_WHY
@@ -114,16 +114,7 @@ def inspected_base_models(request: Request) -> list[BaseModel]:
     """Return base models of this project with a census of the present version."""
     here = Q(project=None) | Q(project=request.project)
     visible = BaseModel.objects.select_related("job").visible_to(request.user).filter(here)
-    return [model for model in visible.filter(job__state="succeeded").order_by("pk") if is_counted(model)]
-
-
-def is_counted(base_model: BaseModel) -> bool:
-    """Return True if the census exists and can be read."""
-    try:
-        base_model.load_census()
-    except TargetError:
-        return False
-    return True
+    return [model for model in visible.filter(job__state="succeeded").order_by("pk") if load_census(model)[0]]
 
 
 def chosen_base_model(request: Request) -> BaseModel | None:
