@@ -76,7 +76,7 @@ class VersionOut(DatasetOut):
 
 
 class ImportAgainIn(Schema):
-    """Columns and options of the next import. What is left out keeps its value."""
+    """Columns and options of the next import. Omitted fields keep their value."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -157,7 +157,7 @@ def index(request: Call, state: State | None = None) -> Rows:
 
 @router.get("/{int:pk}", response={200: JobDetailOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
-    """One job, with its position in the queue."""
+    """Return one job, with its position in the queue."""
     job = with_subjects().fetch(request.auth, pk)
     position, start = QueueForecast.for_job(job).estimate_for(job)
     return {**serialize_job(job, lambda _job: start.at if start else None), "position": position}

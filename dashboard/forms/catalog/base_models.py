@@ -27,7 +27,7 @@ revision_rule = _full_match(REVISION, _("Give a branch, a tag or a commit, for e
 
 
 class FolderForm(forms.Form):
-    """A model folder under DATA_DIR/models, chosen from a list: no path is typed."""
+    """A model folder under DATA_DIR/models, chosen from a list."""
 
     folder = forms.ChoiceField(label=_("Folder"))
     name = forms.CharField(

@@ -38,7 +38,7 @@ SHAPES = {
 
 
 class DatasetQuerySet(ProjectQuerySet["Dataset"]):
-    """Datasets with what lists show."""
+    """Datasets with their versions and usage."""
 
     def with_newest(self) -> DatasetQuerySet:
         """Prefetch versions and their jobs."""
@@ -93,7 +93,7 @@ class DatasetQuerySet(ProjectQuerySet["Dataset"]):
 
 
 class Dataset(models.Model):
-    """A name under which a project keeps versions of its rows."""
+    """A named series of versions of a project's rows."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="datasets")
     name = models.CharField(_("name"), max_length=120)

@@ -115,12 +115,12 @@ class TargetModuleConfig(models.Model):
 
     @property
     def is_recommended(self) -> bool:
-        """True if the form preselects it."""
+        """Return whether the form preselects it."""
         return self.slug == RECOMMENDED
 
     @property
     def title(self) -> str:
-        """The name; with the version for a project's own config."""
+        """Return the name, with the version for a project's own config."""
         return self.name if self.project_id is None else f"{self.name} v{self.version}"
 
     @staticmethod

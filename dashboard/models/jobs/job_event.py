@@ -22,7 +22,7 @@ EVENT_TEXTS = {
     "requeue": _("Waiting again"),
     "give_up": _("Too many attempts"),
     "resume": _("Waiting again, to be resumed"),
-    "go_on": _("Its study goes on, and its result will be computed again"),
+    "go_on": _("Its study continues and will compute its result again"),
     "finish": _("Asked to stop and keep the best weights so far"),
     "discard": _("Asked to discard the progress"),
     "prioritise": _("Priority changed"),

@@ -62,7 +62,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         )
 
     def waiting(self, queue: str) -> JobQuerySet:
-        """Claimable jobs of a queue, unordered."""
+        """Filter the claimable jobs of a queue, unordered."""
         return self.filter(queue=queue, state=State.QUEUED, run_after__lte=db_now()).order_by()
 
     def claim_order(
@@ -104,7 +104,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             Outbox.objects.create(job=job)
 
     def live(self) -> JobQuerySet:
-        """Jobs that a worker holds."""
+        """Filter jobs that a worker holds."""
         return self.filter(state__in=LIVE)
 
     def claim(
@@ -149,7 +149,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return None
 
     def with_expired_lease(self) -> JobQuerySet:
-        """Live jobs whose lease has expired."""
+        """Filter live jobs whose lease has expired."""
         return self.live().filter(lease_until__lt=db_now())
 
     def recoverable(self) -> JobQuerySet:
@@ -158,11 +158,11 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         return self.filter(attended, ~models.Exists(WorkerNode.objects.granting_grace()))
 
     def due_for_retry(self) -> JobQuerySet:
-        """Interrupted jobs whose back-off is over."""
+        """Filter interrupted jobs whose back-off is over."""
         return self.filter(state=State.INTERRUPTED, run_after__lte=db_now())
 
     def unclaimed(self, seconds: int = 30) -> JobQuerySet:
-        """Waiting jobs that no worker has claimed within `seconds` of their last wake-up.
+        """Filter waiting jobs that no worker has claimed within `seconds` of their last wake-up.
 
         Half a minute, so that a job starts within a minute if the broker has lost its wake-up.
         """

@@ -15,14 +15,14 @@ UNSENT_AFTER = timedelta(seconds=30)
 
 
 class OutboxQuerySet(models.QuerySet["Outbox"]):
-    """Wake-ups by whether they were published."""
+    """Published and unpublished wake-ups."""
 
     def unsent(self) -> OutboxQuerySet:
-        """Wake-ups to publish, oldest first."""
+        """Filter unpublished wake-ups, oldest first."""
         return self.filter(sent_at=None).select_related("job").order_by("pk")
 
     def overdue(self) -> OutboxQuerySet:
-        """Unpublished wake-ups of waiting jobs, older than UNSENT_AFTER."""
+        """Filter unpublished wake-ups of waiting jobs, older than UNSENT_AFTER."""
         return self.filter(sent_at=None, job__state=State.QUEUED, created_at__lt=db_now(-UNSENT_AFTER))
 
     def mark_sent(self, ids: Iterable[int]) -> None:

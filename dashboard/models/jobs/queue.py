@@ -31,18 +31,18 @@ NEXT_JOB = 2**62
 
 @dataclass(frozen=True)
 class StartEstimate:
-    """In how many seconds a waiting job probably starts."""
+    """The expected wait of a job, in seconds from now."""
 
     seconds: float
 
     @property
     def at(self) -> datetime:
-        """The expected moment, to the second."""
+        """Return the expected time of the start, to the second."""
         return timezone.now().replace(microsecond=0) + timedelta(seconds=round(self.seconds))
 
     @property
     def text(self) -> str:
-        """For example "in about 20 min"."""
+        """Return the wait as text, for example "in about 20 min"."""
         if self.seconds < 60:
             return _("in a moment")
         return _("in about %(time)s") % {"time": format_roughly(self.seconds)}
@@ -70,7 +70,7 @@ class QueueForecast:
 
     @property
     def positions(self) -> dict[int, int]:
-        """The position of each job in its queue; 1 is claimed next."""
+        """Return the position of each job in its queue; 1 is claimed next."""
         return {pk: position for order in self.order.values() for position, pk in enumerate(order, start=1)}
 
     @classmethod
@@ -121,7 +121,7 @@ def estimate_starts(queue: str, order: list[int]) -> dict[int, StartEstimate]:
 
 
 def expected_durations(queue: str) -> dict[int, float]:
-    """Seconds per waiting or running job: the forecasts of its runs, else what its kind usually takes."""
+    """Return seconds per open job: the forecast of its runs, else the usual time of its kind."""
     jobs = Job.objects.filter(queue=queue, state__in=[State.QUEUED, *LIVE]).order_by()
     forecasts: Counter[int] = Counter()
     kinds = {}

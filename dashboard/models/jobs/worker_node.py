@@ -35,16 +35,16 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     """Nodes by their heartbeat."""
 
     def alive(self) -> WorkerNodeQuerySet:
-        """Nodes with a recent heartbeat."""
+        """Filter nodes with a recent heartbeat."""
         return self.filter(heartbeat_at__gt=db_now(-SILENT_AFTER), stopped_at=None)
 
     def running_elsewhere(self, name: str, place: str) -> WorkerNodeQuerySet:
-        """Live nodes of this name in another pid namespace; none if `place` is unknown."""
+        """Filter live nodes of this name in another pid namespace; none if `place` is unknown."""
         others = self.alive().filter(name=name).exclude(place__in=["", place])
         return others if place else self.none()
 
     def accepting_jobs(self) -> WorkerNodeQuerySet:
-        """Workers that claim jobs: alive, neither draining nor paused."""
+        """Filter workers that claim jobs: alive, neither draining nor paused."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, draining=False, paused_at=None)
 
     def slots_by_worker(self, queue: str) -> dict[str, int]:
@@ -52,7 +52,7 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         return dict(self.accepting_jobs().filter(queue=queue).values_list("name", "processes"))
 
     def supporting_4bit(self) -> WorkerNodeQuerySet:
-        """Live workers that can load a base model in 4 bits."""
+        """Filter live workers that can load a base model in 4 bits."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, loads_4bit=True)
 
     def may_be_paused_by(self, user: User, caller: Caller) -> bool:
@@ -63,7 +63,7 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         return user.is_superuser or not foreign.exists()
 
     def silent(self) -> WorkerNodeQuerySet:
-        """Nodes that stopped sending heartbeats within the last day without shutting down."""
+        """Filter nodes that stopped sending heartbeats within the last day without shutting down."""
         return self.filter(
             heartbeat_at__lte=db_now(-SILENT_AFTER),
             heartbeat_at__gt=db_now(-FORGOTTEN_AFTER),
@@ -71,17 +71,17 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         )
 
     def leading(self) -> WorkerNodeQuerySet:
-        """The dispatcher that leads, if it is alive."""
+        """Filter the dispatcher that leads, if it is alive."""
         return self.alive().filter(kind=WorkerNode.Kind.DISPATCHER, leads_until__gt=db_now())
 
     def dispatchers_online(self) -> WorkerNodeQuerySet:
-        """Dispatchers with a recent heartbeat. Without one, the database may have been unreachable."""
+        """Filter dispatchers with a recent heartbeat. Without one, the database may have been unreachable."""
         # A range, because the clock may have been set back since.
         lately = (db_now(-DISPATCHERS_OFFLINE_AFTER), db_now(DISPATCHERS_OFFLINE_AFTER))
         return self.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__range=lately)
 
     def granting_grace(self) -> WorkerNodeQuerySet:
-        """Dispatchers that reconnected after an outage: until then workers have a full lease to renew."""
+        """Filter dispatchers that reconnected after an outage: workers may renew until then."""
         return self.filter(grants_grace_until__gt=Now(), grants_grace_until__lte=db_now(LEASE))
 
     def record_dispatcher_heartbeat(self, name: str) -> bool:
@@ -98,7 +98,7 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         )
 
     def with_wrong_clock(self, seconds: float) -> WorkerNodeQuerySet:
-        """Nodes whose clock differs by more than `seconds` from the database's."""
+        """Filter nodes whose clock differs by more than `seconds` from the database's."""
         return self.filter(models.Q(clock_ahead__gt=seconds) | models.Q(clock_ahead__lt=-seconds))
 
     def record_heartbeat(self, name: str, **facts: object) -> bool:
