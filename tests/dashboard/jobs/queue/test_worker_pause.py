@@ -29,12 +29,12 @@ def test_a_manager_of_all_projects_pauses_and_resumes(client: Client, mara: User
     client.force_login(mara)
     assert (press(client, node), paused(node)) == (302, True)
     page = client.get(reverse("queue-index")).content.decode()
-    for words in (
+    for text in (
         "NVIDIA H100, GPU 0",
-        "paused by mara@example.org",
+        "Paused by mara@example.org",
         "Resume gpu0@box",
     ):
-        assert words in page
+        assert text in page
     assert (press(client, node, "resume"), paused(node)) == (302, False)
 
 
