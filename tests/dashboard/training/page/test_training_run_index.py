@@ -40,7 +40,7 @@ def test_it_shows_percent_and_time_left(client: Client, vera: User, run: Trainin
     run.job.move("progress", phase="training", step=5, total_steps=10, eta_seconds=65.0)
     client.force_login(vera)
     page = client.get(URL).content.decode()
-    assert "50 %, about 1 min 5 s left" in page
+    assert "50 %, about 1 min left" in page
     assert "every 10s" in page
 
 
