@@ -111,7 +111,7 @@ def test_plan_names_arms_that_train_alone(
         return answer.context["study_plan"].costs, re.sub(r"\s+", " ", answer.content.decode())
 
     shared, text = plan()
-    assert "train arms_by_job on one loaded base model" in text
+    assert "train together on one loaded base model" in text
     alone, text = plan(use_dora="on")
     assert "Every run trains in its own job and loads the base model itself." in text
     assert alone.plan.seconds["expected"] > shared.plan.seconds["expected"]
