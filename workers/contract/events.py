@@ -22,7 +22,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class ProtocolError(Exception):
-    """The engine wrote a line that is no event."""
+    """The engine wrote a line that is not an event."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class KeepAlive:
-    """Sign of life within a long step, where there is nothing to count or to measure yet."""
+    """Progress within a long step, before there is anything to count or to measure."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def finite(value: Any) -> Any:
 
 
 def storable(value: Any) -> Any:
-    """Replace the characters that no database takes: NUL and halves of surrogate pairs."""
+    """Replace the characters that databases refuse: NUL and halves of surrogate pairs."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -188,12 +188,12 @@ def from_line(line: str | bytes) -> Event:
 
 
 def print_event(event: Event) -> None:
-    """The default reporter: one line on standard output."""
+    """Print the event as one line: the default reporter."""
     print(to_line(event), end="", flush=True)
 
 
 def never_stop() -> str:
-    """The default `should_stop`."""
+    """Return no reason to stop: the default `should_stop`."""
     return ""
 
 

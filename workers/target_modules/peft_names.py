@@ -6,7 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from workers.target_modules.census import Census, Group, Matched
 from workers.target_modules.peft_rules import matches, matches_any
@@ -14,17 +14,21 @@ from workers.target_modules.peft_rules import matches, matches_any
 
 def common_layers(modules: Sequence[Matched], census: Census) -> tuple[int, ...] | None:
     """Return one list of layers for all modules: () for all layers, None if the modules differ."""
-    whole = {group.pattern: set[int]() for group in census.groups}
-    for group in census.groups:
-        whole[group.pattern] |= set(group.layers)
-    taken = {item.pattern: set[int]() for item in modules}
-    for item in modules:
-        taken[item.pattern] |= set(item.layers)
-    if all(layers == whole[pattern] for pattern, layers in taken.items()):
+    existing, chosen = _layers_by_pattern(census.groups), _layers_by_pattern(modules)
+    if all(layers == existing[pattern] for pattern, layers in chosen.items()):
         return ()
-    union = set().union(*taken.values())
-    same = all("*" in pattern and layers == whole[pattern] & union for pattern, layers in taken.items())
-    return tuple(sorted(union)) if same else None
+    union = set().union(*chosen.values())
+    is_common = all(
+        "*" in pattern and layers == existing[pattern] & union for pattern, layers in chosen.items()
+    )
+    return tuple(sorted(union)) if is_common else None
+
+
+def _layers_by_pattern(items: Iterable[Group | Matched]) -> dict[str, set[int]]:
+    layers: dict[str, set[int]] = {}
+    for item in items:
+        layers.setdefault(item.pattern, set()).update(item.layers)
+    return layers
 
 
 def module_suffixes(chosen: Sequence[Group], census: Census) -> tuple[str, ...] | None:
@@ -37,26 +41,26 @@ def module_suffixes(chosen: Sequence[Group], census: Census) -> tuple[str, ...] 
     outside = [group for group in modules if group not in chosen]
     entries = set()
     for group in chosen:
-        kin = [other for other in modules if _kind_of(other) != _kind_of(group)]
-        entry = _entry(group, kin, outside) or _entry(group, [], outside)
+        others = [other for other in modules if _suffix_class(other) != _suffix_class(group)]
+        entry = _entry(group, others, outside) or _entry(group, [], outside)
         if not entry:
             return None
         entries.add(entry)
     return tuple(sorted(entry for entry in entries if not matches_any(entries - {entry}, entry)))
 
 
-def _kind_of(group: Group) -> tuple[str, str]:
-    """Return what shares one suffix: encoder and decoder layers of a role, but not experts or towers."""
+def _suffix_class(group: Group) -> tuple[str, str]:
+    """Return the class that shares one suffix: a role's encoder and decoder layers, not experts or towers."""
     return group.role, "layers" if group.scope in ("decoder", "encoder", "cross") else group.scope
 
 
-def _entry(group: Group, kin: Sequence[Group], outside: Sequence[Group]) -> str:
+def _entry(group: Group, others: Sequence[Group], outside: Sequence[Group]) -> str:
     tail = layer_suffix(group)
-    misleading = any(layer_suffix(other)[-1].startswith(f"{tail[-1]}_") for other in kin)
-    shortest = 2 if misleading or group.scope == "shared_expert" else 1
+    is_misleading = any(layer_suffix(other)[-1].startswith(f"{tail[-1]}_") for other in others)
+    shortest = 2 if is_misleading or group.scope == "shared_expert" else 1
     for length in range(min(shortest, len(tail)), len(tail) + 1):
         entry = ".".join(tail[-length:])
-        if not any(matches(entry, other.pattern) for other in (*kin, *outside)):
+        if not any(matches(entry, other.pattern) for other in (*others, *outside)):
             return entry
     return ""
 
@@ -67,6 +71,11 @@ def layer_suffix(group: Group) -> list[str]:
     return segments[segments.index("*") + 1 :] if "*" in segments[:-1] else segments
 
 
+def _after_layer(name: str) -> list[str]:
+    segments = name.split(".")
+    return segments[segments.index("*") + 1 :] if "*" in segments else segments
+
+
 def parameter_suffixes(chosen: Sequence[Matched], census: Census) -> tuple[str, ...]:
     """Return suffixes that no other tensor has, or all whole names where layers are left out."""
     chosen_groups = [item.group for item in chosen]
@@ -74,9 +83,7 @@ def parameter_suffixes(chosen: Sequence[Matched], census: Census) -> tuple[str, 
     entries: set[str] = set()
     for item in chosen:
         pattern = item.group.parameter_name(item.pattern)
-        tail = pattern.split(".")
-        tail = tail[tail.index("*") + 1 :] if "*" in tail else tail
-        entry = ".".join(tail[-3:])
+        entry = ".".join(_after_layer(pattern)[-3:])
         if item.layers != item.group.layers or any(
             matches(entry, other.parameter_name(other.pattern)) for other in outside
         ):
@@ -88,16 +95,11 @@ def parameter_suffixes(chosen: Sequence[Matched], census: Census) -> tuple[str, 
 
 def module_regex(chosen: Sequence[Matched], census: Census) -> str:
     """Return one regex for modules in a part of the model, or in layers that differ between groups."""
-    whole: dict[str, set[int]] = {}
-    for group in census.groups:
-        whole.setdefault(group.pattern, set()).update(group.layers)
-    taken: dict[str, set[int]] = {}
-    for item in chosen:
-        taken.setdefault(item.pattern, set()).update(item.layers)
+    existing = _layers_by_pattern(census.groups)
     heads: dict[str, list[str]] = {}
-    for pattern, layers in taken.items():
+    for pattern, layers in _layers_by_pattern(chosen).items():
         head, star, tail = pattern.partition("*")
-        number = r"\d+" if layers == whole[pattern] else f"({'|'.join(map(str, sorted(layers)))})"
+        number = r"\d+" if layers == existing[pattern] else f"({'|'.join(map(str, sorted(layers)))})"
         dot = r"\." if tail.startswith(".") else ""
         heads.setdefault(re.escape(head) + (number if star else "") + dot, []).append(
             re.escape(tail.removeprefix("."))
@@ -117,8 +119,7 @@ def pattern_key(item: Matched, matched: Sequence[Matched]) -> str:
         for other in matched
         if (other.r, other.lora_alpha, other.group.experts) != (item.r, item.lora_alpha, item.group.experts)
     ]
-    tail = name.split(".")
-    tail = tail[tail.index("*") + 1 :] if "*" in tail else tail
+    tail = _after_layer(name)
     for length in range(min(2, len(tail)), len(tail) + 1):
         key = ".".join(tail[-length:])
         if not any(matches(key, other) for other in others):
@@ -128,7 +129,7 @@ def pattern_key(item: Matched, matched: Sequence[Matched]) -> str:
 
 def surplus_modules(entries: Sequence[str], chosen: Sequence[Matched], census: Census) -> tuple[str, ...]:
     """Return modules that the entries match but that were not chosen."""
-    meant = {name for item in chosen for name in item.names()}
+    expected = {name for item in chosen for name in item.names()}
     modules = [group for group in census.groups if not group.is_parameter]
-    named = {name for group in modules for name in group.names() if matches_any(entries, name)}
-    return tuple(sorted(named - meant))
+    matched = {name for group in modules for name in group.names() if matches_any(entries, name)}
+    return tuple(sorted(matched - expected))

@@ -59,21 +59,21 @@ def matches_any(entries: Iterable[str], key: str) -> bool:
 def matched_names(arguments: Arguments, census: Census, r: int) -> dict[str, int]:
     """Return the rank of every module and tensor that PEFT adapts with these arguments, by name."""
     arguments = rewrite_expert_names(arguments, census, r)
-    found = {}
+    ranks = {}
     for group in census.groups:
         if group.kind not in (*MODULE_KINDS, "conv"):
             continue
         for name in group.names():
-            if _reaches(arguments, name):
-                found[name] = _pattern_value(arguments.rank_pattern, name, r)
+            if _matches_module(arguments, name):
+                ranks[name] = _pattern_value(arguments.rank_pattern, name, r)
     for group in census.groups:
         if group.kind == "conv":
             continue
         for name in group.names():
             tensor = group.parameter_name(name)
             if matches_any(arguments.target_parameters, tensor):
-                found[tensor] = _pattern_value(arguments.rank_pattern, tensor, r)
-    return found
+                ranks[tensor] = _pattern_value(arguments.rank_pattern, tensor, r)
+    return ranks
 
 
 def rewrite_expert_names(arguments: Arguments, census: Census, r: int) -> Arguments:
@@ -113,7 +113,7 @@ def rewrite_expert_names(arguments: Arguments, census: Census, r: int) -> Argume
     )
 
 
-def _reaches(arguments: Arguments, name: str) -> bool:
+def _matches_module(arguments: Arguments, name: str) -> bool:
     if matches_any(arguments.exclude_modules, name):
         return False
     if arguments.target_regex:
@@ -126,15 +126,15 @@ def _reaches(arguments: Arguments, name: str) -> bool:
     return layer is not None and int(layer["layer"]) in arguments.layers_to_transform
 
 
-def _pattern_value(patterns: dict[str, int], name: str, otherwise: int) -> int:
+def _pattern_value(patterns: dict[str, int], name: str, default: int) -> int:
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
-    return otherwise
+    return default
 
 
 def _leaf_names(regex: str, census: Census) -> tuple[str, ...]:
-    """Return what a regex becomes where names are rewritten: the last segments of all that it matches."""
+    """Return the last segments of all names that a regex matches, to which PEFT reduces it for rewriting."""
     leaves = set()
     for group in census.groups:
         for name in group.names():

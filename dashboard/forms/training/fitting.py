@@ -41,7 +41,7 @@ class Edit:
         return self.forecast.fit == "fits"
 
 
-def edits(
+def suggest_edits(
     forecaster: RunForecaster,
     resolution: Resolution,
     learn: Hyperparameters,
@@ -63,13 +63,15 @@ def edits(
     ]
     if not any(edit.is_enough for edit in suggestions):
         both = _first(
-            forecaster, resolution, _shorter_rows(forecaster, one_row(learn), with_batch_of_one=True)
+            forecaster,
+            resolution,
+            _shorter_rows(forecaster, _with_batch_of_one(learn), with_batch_of_one=True),
         )
         suggestions += [both] if both else []
     return suggestions
 
 
-def one_row(learn: Hyperparameters) -> Hyperparameters:
+def _with_batch_of_one(learn: Hyperparameters) -> Hyperparameters:
     """Return the same rows per step with a batch size of 1."""
     rows = min(learn.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1]))
     return dataclasses.replace(learn, per_device_train_batch_size=1, gradient_accumulation_steps=rows)
@@ -159,9 +161,9 @@ def _other_layers(
     )
 
 
-def smallest_of(
+def find_smaller_preset(
     configs: list[TargetModuleConfig], chosen: TargetModuleConfig, base_model: BaseModel
 ) -> tuple[TargetModuleConfig, Resolution] | None:
-    """Return the recommended preset if another one is chosen."""
+    """Return the recommended preset, the smallest one, unless it is chosen already."""
     config = next((item for item in configs if item.slug == RECOMMENDED and item.pk != chosen.pk), None)
     return (config, config.resolve(base_model)) if config else None

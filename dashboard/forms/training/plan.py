@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
-from dashboard.forms.training.fitting import Edit, edits, smallest_of
+from dashboard.forms.training.fitting import Edit, find_smaller_preset, suggest_edits
 from dashboard.forms.training.hyperparameters import DEFAULTS, differences
 from dashboard.forms.training.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
@@ -159,12 +159,12 @@ def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
         return plan
     resolution, learn = plan.card.resolution, plan.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project)
-    smallest = smallest_of(list(form.configs), plan.card.config, plan.base_model)
+    smallest = find_smaller_preset(list(form.configs), plan.card.config, plan.base_model)
     forecast = forecaster.forecast(resolution, learn, start.at if start else None)
     return dataclasses.replace(
         plan,
         forecast=forecast,
-        edits=tuple(edits(forecaster, resolution, learn, smallest)),
+        edits=tuple(suggest_edits(forecaster, resolution, learn, smallest)),
         errors=Calibration.objects.errors(),
         start=start,
         charge=Charge.for_work(form.project, forecast.main.seconds["expected"], form.by),
