@@ -38,7 +38,7 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """Whether the last write failed."""
+        """True if the last write failed."""
         return bool(self.away_since)
 
     @property

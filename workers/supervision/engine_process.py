@@ -120,7 +120,7 @@ class EngineProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no more lines come: its output is closed, or it has been dead for a while."""
+        """True if no more lines come: its output is closed, or it ended some seconds ago."""
         if self.lines.is_closed or self.process.poll() is None:
             return self.lines.is_closed
         # Counted from here: after a suspend of the machine all lines are still to be read.
@@ -129,7 +129,7 @@ class EngineProcess:
 
     @property
     def has_oom_kill(self) -> bool:
-        """Whether the kernel killed a process of this control group for lack of memory since its start."""
+        """True if the kernel killed a process of this control group for lack of memory since the start."""
         return oom_kills() > self.oom_kills_before
 
     def send(self, message: dict[str, object]) -> None:
