@@ -39,7 +39,6 @@ COSTS = {
 
 
 def tick(study: AnyStudy, value: float) -> str:
-    """Return the label of a tick on the metric's axis."""
     return f"{value:g}" if study.lower_is_better else f"{100 * value:g} %"
 
 

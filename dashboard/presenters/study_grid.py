@@ -39,7 +39,6 @@ class Cell:
 
     @property
     def share(self) -> float:
-        """Return the completed share, from 0 to 1."""
         if self.state in DONE:
             return 1.0
         active = (self.percent or 0) / 100
@@ -101,7 +100,6 @@ class Grid:
 
     @property
     def total(self) -> int:
-        """Return the number of cells."""
         return sum(len(row.cells) for row in self.rows)
 
     @property
@@ -111,7 +109,6 @@ class Grid:
 
     @property
     def scored(self) -> int:
-        """Return the number of cells with a score."""
         return sum(cell.state == SCORED for row in self.rows for cell in row.cells)
 
     @property
@@ -190,7 +187,6 @@ def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
 
 
 def percent_of(job: Job | None) -> int | None:
-    """Return the percent of a running job."""
     return job.percent if job and job.state in ACTIVE and job.total_steps else None
 
 

@@ -300,7 +300,6 @@ class StudyForm(HyperparametersForm):
             self.add_error(None, error)
 
     def reference(self) -> str:
-        """Return the reference arm's name."""
         return self._plans()[self.cleaned_data["compared_with"]].name
 
     def margin_in_unit(self) -> float:

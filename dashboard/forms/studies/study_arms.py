@@ -74,7 +74,6 @@ class FurtherArmForm(forms.Form):
 
     @property
     def is_filled(self) -> bool:
-        """Return whether the row is an arm."""
         return self.is_valid() and self.cleaned_data.get("config") is not None
 
     def forbid(self, names: Sequence[str], message: str) -> None:

@@ -29,7 +29,6 @@ class SeedsForm(forms.Form):
     first = forms.IntegerField(min_value=0, max_value=2**32 - 1, widget=forms.HiddenInput)
 
     def seeds(self) -> list[int]:
-        """Return the seeds to add."""
         first = self.cleaned_data["first"]
         return list(range(first, first + self.cleaned_data["count"]))
 

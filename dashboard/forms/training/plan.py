@@ -43,7 +43,6 @@ class PresetCard:
 
     @property
     def is_recommended(self) -> bool:
-        """Return whether it has the badge."""
         return self.config.slug == RECOMMENDED
 
 
@@ -94,12 +93,10 @@ class RunPlan:
 
     @property
     def train_rows(self) -> int:
-        """Return the number of training rows."""
         return int(self.version.splits.get("train", 0)) if self.version else 0
 
     @property
     def passes(self) -> float | None:
-        """Return the passes over the training rows."""
         if not self.train_rows or self.total_steps is None:
             return None
         return self.total_steps * self.hyperparameters.rows_per_step / self.train_rows

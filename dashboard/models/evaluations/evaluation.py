@@ -148,12 +148,10 @@ class Evaluation(models.Model):
 
     @property
     def state(self) -> str:
-        """Return the state of its job."""
         return self.job.state if self.job else State.QUEUED
 
     @property
     def error(self) -> dict[str, str] | None:
-        """Return the error of its job, if it failed."""
         return self.job.error if self.job else None
 
     @property

@@ -40,12 +40,10 @@ class Forgetting:
 
     @property
     def losses(self) -> list[float]:
-        """Return the mean loss per token of each seed."""
         return [loss for adapter in self.adapters if (loss := _general_loss(adapter)) is not None]
 
     @property
     def loss(self) -> float | None:
-        """Return the mean loss over seeds."""
         return fmean(self.losses) if self.losses else None
 
     @property
@@ -56,7 +54,6 @@ class Forgetting:
 
     @property
     def rise(self) -> float | None:
-        """Return the mean rise over seeds."""
         return fmean(self.rises) if self.rises else None
 
     @property
@@ -96,7 +93,6 @@ class Forgetting:
         return not verdicts.beats_chance(sum(marks), len(marks), self.base.general_questions["choices"])
 
     def facts(self) -> dict[str, Any]:
-        """Return the values as the API and files have them."""
         return {
             "general_loss": self.loss,
             "general_loss_rise": self.rise,
@@ -125,7 +121,6 @@ def _general_loss(evaluation: Evaluation | None) -> float | None:
 
 
 def run_forgetting(run: TrainingRun) -> Forgetting:
-    """Return the forgetting of a run's adapter."""
     return Forgetting(base_evaluation(run), _newest(run.evaluations.all(), ADAPTER))
 
 

@@ -68,7 +68,6 @@ class JudgeEvaluationQuerySet(ProjectQuerySet["JudgeEvaluation"]):
     """Judge evaluations by scope."""
 
     def of(self, scope: Scope) -> JudgeEvaluationQuerySet:
-        """Filter those of a study or a run."""
         return self.filter(run=scope) if isinstance(scope, TrainingRun) else self.filter(study=scope)
 
     def submit(self, scope: Scope, *, by: User, judge: Endpoint, rows: int) -> JudgeEvaluation:

@@ -21,7 +21,6 @@ class VoteQuerySet(models.QuerySet["Vote"]):
     """Votes on the answers of some evaluations."""
 
     def on(self, evaluations: models.QuerySet[Evaluation]) -> VoteQuerySet:
-        """Filter the votes on their items."""
         return self.filter(item__evaluation__in=evaluations)
 
     def cast(self, voter: User, item: EvaluationItem, *, is_right: bool) -> Vote:

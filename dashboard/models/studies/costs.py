@@ -62,7 +62,6 @@ class Costs:
 
     @property
     def steps(self) -> int:
-        """Return the steps of each run; 0 without a dataset."""
         return self.learn.total_steps(self.train_rows) if self.train_rows else 0
 
     @property
@@ -89,7 +88,6 @@ class Costs:
 
     @property
     def too_large(self) -> list[str]:
-        """Return the arms that fit on no device."""
         return [arm.plan.name for arm in self.arms if arm.forecast.main.fit == "too_large"]
 
 
@@ -143,7 +141,6 @@ class Power:
         return (self.rows_needed or 0) > MOST_TEST_ROWS
 
     def words(self, value: float) -> str:
-        """Return a difference with its unit."""
         if self.unit == "nats":
             return _("%(value)s nats") % {"value": f"{value:.3f}"}
         return _("%(value)s points") % {"value": f"{100 * value:.1f}".removesuffix(".0")}

@@ -56,7 +56,6 @@ class PlanForecast:
         }
 
     def to_dict(self) -> dict[str, Range]:
-        """Return what a study stores of it."""
         return {"training": self.training, "scoring": self.scoring}
 
 

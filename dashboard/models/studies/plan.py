@@ -206,7 +206,6 @@ def with_equal_parameters(arms: Sequence[ArmPlan], base_model: BaseModel) -> lis
 
 
 def with_rate(arms: Sequence[ArmPlan], rate: float) -> list[ArmPlan]:
-    """Return the arms with one learning rate."""
     return [
         dataclasses.replace(arm, hyperparameters=dataclasses.replace(arm.hyperparameters, learning_rate=rate))
         for arm in arms

@@ -99,7 +99,6 @@ def _require_same_base(run: TrainingRun) -> None:
 
 
 def _refusal(run: TrainingRun) -> str:
-    """Return why there is nothing to evaluate."""
     if evaluation := adapter_evaluation(run):
         if evaluation.state == State.SUCCEEDED:
             return _("The adapter already has its scores.")

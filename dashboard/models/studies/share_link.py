@@ -77,5 +77,4 @@ class ShareLink(models.Model):
         return link, secret
 
     def revoke(self) -> None:
-        """Revoke the link, at once and for good."""
         ShareLink.objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=timezone.now())

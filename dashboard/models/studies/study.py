@@ -140,7 +140,6 @@ class Study(models.Model):
         return [run for arm in self.arms.all() for run in arm.final_runs()]
 
     def jobs(self) -> models.QuerySet[Job]:
-        """Return its training and evaluation jobs."""
         runs = self.runs()
         return Job.objects.filter(
             models.Q(training_runs__in=runs) | models.Q(evaluations__run__in=runs)
@@ -191,7 +190,6 @@ class Study(models.Model):
 
     @property
     def arm_list(self) -> list[StudyArm]:
-        """Return the arms by position."""
         return list(self.arms.all())
 
     @property
@@ -201,17 +199,14 @@ class Study(models.Model):
 
     @property
     def reference(self) -> str:
-        """Return the reference arm's name."""
         return self.reference_arm.name
 
     @property
     def lower_is_better(self) -> bool:
-        """Return whether the metric is a loss."""
         return is_lower_better(self.metric)
 
     @property
     def metric_label(self) -> str:
-        """Return the metric's label."""
         return metric_label(self.metric)
 
     @property
@@ -316,7 +311,6 @@ class Study(models.Model):
 
     @property
     def can_add_seeds(self) -> bool:
-        """Return whether seeds can be added."""
         return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
 
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:

@@ -56,12 +56,10 @@ class StudyArm(models.Model):
         return ArmPlan(self.name, self.target_module_config, Hyperparameters(**self.hyperparameters))
 
     def settings(self, *, seed: int) -> Hyperparameters:
-        """Return the settings of its run with this seed."""
         learn = dataclasses.replace(Hyperparameters(**self.hyperparameters), seed=seed)
         return dataclasses.replace(learn, learning_rate=self.learning_rate or learn.learning_rate)
 
     def run_name(self, learn: Hyperparameters, rung: int | None) -> str:
-        """Return the name of one of its runs."""
         what = _("seed %(seed)d") if rung is None else _("rate %(rate)g")
         tail = what % {"seed": learn.seed, "rate": learn.learning_rate}
         return f"{self.study.name[:50]} · {self.name[:40]} · {tail}"

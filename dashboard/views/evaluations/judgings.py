@@ -32,7 +32,6 @@ MOST_LISTED = 10
 
 @require_http_methods(["GET", "POST"])
 def of_study(request: Request, pk: int) -> HttpResponse:
-    """Show the judge page of a study."""
     return judge_page(request, fetch_study(request, pk))
 
 
@@ -126,7 +125,6 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
 
 
 def scope_url(scope: Scope, page: str) -> str:
-    """Return the address of a page of a study or a run."""
     return reverse(f"{'study' if isinstance(scope, Study) else 'training-run'}-{page}", args=[scope.pk])
 
 

@@ -80,6 +80,5 @@ def unlisted(answer: HttpResponse) -> HttpResponse:
 
 
 def address(request: HttpRequest, secret: str) -> str:
-    """Return the link's full address."""
     path = reverse("share-link-open", args=[secret])
     return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)

@@ -182,7 +182,6 @@ def index(request: Request) -> HttpResponse:
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """Show a study: its grid while it runs, its verdict first when it has ended."""
     study = Study.objects.with_facts().fetch(request.user, pk)
     may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
     context = {

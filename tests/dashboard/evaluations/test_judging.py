@@ -180,7 +180,7 @@ def test_answers_are_hidden_until_the_study_has_ended(
     assert not JudgeEvaluation.objects.exists()
 
 
-def test_a_run_of_a_study_is_judged_with_the_study(client: Client, ed: User, study: Study) -> None:
+def test_run_of_a_study_redirects_to_the_study(client: Client, ed: User, study: Study) -> None:
     client.force_login(ed)
     run = study.runs()[0]
     for response in (client.get(address(run)), client.post(address(run), CONSENT)):

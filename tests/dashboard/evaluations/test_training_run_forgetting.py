@@ -57,12 +57,6 @@ def test_missing_questions_show_dashes(client: Client, vera: User, adapter: Adap
     assert "did not include general questions" in part
 
 
-def test_compared_runs_show_table_and_figures(client: Client, vera: User, adapter: Adapter) -> None:
-    part = section(client, vera, f"{reverse('compare')}?runs={adapter.run_id}", "study-forgetting")
-    assert 'id="plot-forgotten-questions"' in part
-    assert "-4.2 points" in part
-
-
 def test_equal_base_evaluations_make_one_row(
     client: Client, vera: User, ed: User, adapter: Adapter, dataset: Dataset
 ) -> None:

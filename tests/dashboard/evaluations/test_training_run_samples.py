@@ -38,13 +38,13 @@ def shown(client: Client, run: TrainingRun, **query: str) -> list[int]:
     return [base.row for base, _adapter in answer.context["page"]]
 
 
-def test_it_pairs_answers_by_row(client: Client, vera: User, evaluated: TrainingRun) -> None:
+def test_answers_are_paired_by_row(client: Client, vera: User, evaluated: TrainingRun) -> None:
     client.force_login(vera)
     assert shown(client, evaluated) == list(range(1, 11))
     assert shown(client, evaluated, page="2") == [11, 12]
 
 
-def test_it_filters_changed_and_wrong_answers(client: Client, vera: User, evaluated: TrainingRun) -> None:
+def test_changed_and_wrong_answers_are_filtered(client: Client, vera: User, evaluated: TrainingRun) -> None:
     client.force_login(vera)
     assert shown(client, evaluated, samples="changed") == [1, 2, 3, 4, 5, 6, 7, 8]
     assert shown(client, evaluated, samples="wrong") == [9, 10]
@@ -67,11 +67,11 @@ def test_model_output_is_escaped(client: Client, vera: User, evaluated: Training
     assert b"&lt;img" in page
 
 
-def test_it_is_empty_before_the_evaluation(client: Client, vera: User, run: TrainingRun) -> None:
+def test_unevaluated_run_has_no_answers(client: Client, vera: User, run: TrainingRun) -> None:
     client.force_login(vera)
     assert shown(client, run) == []
 
 
-def test_it_hides_them_from_an_outsider(client: Client, otto: User, evaluated: TrainingRun) -> None:
+def test_outsider_gets_404(client: Client, otto: User, evaluated: TrainingRun) -> None:
     client.force_login(otto)
     assert client.get(reverse("training-run-samples", args=[evaluated.pk])).status_code == 404

@@ -31,7 +31,7 @@ def shown(client: Client, scope: Study | TrainingRun) -> tuple[int, str]:
     return (int(found[1]) if found else 0), text
 
 
-def test_the_page_hides_the_origin_of_the_answer(client: Client, ed: User, scored: TrainingRun) -> None:
+def test_page_hides_the_origin_of_the_answer(client: Client, ed: User, scored: TrainingRun) -> None:
     judge_all(scored, ed)
     client.force_login(ed)
     pk, text = shown(client, scored)
@@ -127,9 +127,7 @@ def test_an_answer_of_another_scope_is_not_found(
     assert answer.status_code == 404
 
 
-def test_a_viewer_may_not_vote_and_an_outsider_sees_nothing(
-    client: Client, vera: User, otto: User, scored: TrainingRun
-) -> None:
+def test_only_editors_may_vote(client: Client, vera: User, otto: User, scored: TrainingRun) -> None:
     client.force_login(vera)
     pk, _text = shown(client, scored)
     assert client.post(address(scored), {"item": pk, "verdict": "right"}).status_code == 403
@@ -137,7 +135,7 @@ def test_a_viewer_may_not_vote_and_an_outsider_sees_nothing(
     assert client.get(address(scored)).status_code == 404
 
 
-def test_the_majority_of_votes_is_compared_with_the_judge(
+def test_agreement_of_majorities_with_the_judge(
     ed: User, mara: User, vera: User, scored: TrainingRun
 ) -> None:
     judge_all(scored, ed)

@@ -54,7 +54,7 @@ def refused(answer: Any, status: int, field: str | None = None) -> str:
     return str(error["message"])
 
 
-def test_it_queues_one_job_per_seed(api: Client, body: dict[str, Any]) -> None:
+def test_one_job_per_seed_is_queued(api: Client, body: dict[str, Any]) -> None:
     answer = api.post(STUDIES, body, **HEAD)
     assert answer.status_code == 202
     study = answer.json()
@@ -134,7 +134,7 @@ def test_equal_parameters_change_the_ranks(api: Client, body: dict[str, Any]) ->
     assert abs(small / large - 1) < 0.05
 
 
-def test_the_export_names_no_path_of_the_installation(
+def test_export_contains_no_paths(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = make_study(project, dataset, base_model)
@@ -153,7 +153,7 @@ def test_cancel_stops_every_job(
     assert "cancelled" in refused(api.post(f"{STUDIES}/{study.pk}/cancel"), 409)
 
 
-def test_it_adds_seeds_to_a_finished_study(
+def test_finished_study_takes_seeds(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = conclude(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())
@@ -299,7 +299,7 @@ def test_learning_rates_default_to_those_of_the_arms(api: Client, body: dict[str
     assert [arm["learning_rate"] for arm in one_rate["arms"]] == [7e-4, 7e-4]
 
 
-def test_a_margin_is_in_the_unit_of_the_metric(
+def test_margin_has_the_unit_of_the_metric(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     """Efficient is 10 points behind; a margin of 0.4, which is 40 points, makes it as good."""
@@ -324,7 +324,7 @@ def test_lower_loss_gives_a_positive_difference(
     assert shown["arms"][0]["metric"]["mean"] == pytest.approx(0.6), "an arm's own value stays a loss"
 
 
-def test_the_export_has_no_scores_before_the_end(
+def test_export_has_no_scores_before_the_end(
     api: Client, project: Project, dataset: Dataset, base_model: BaseModel
 ) -> None:
     study = score_first_seed(make_study(project, dataset, base_model, seeds=[1, 2]), worked_example())

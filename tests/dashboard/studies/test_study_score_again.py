@@ -56,7 +56,7 @@ def test_only_missing_evaluations_are_queued(study: Study, mara: User) -> None:
     assert (job.created_by, job.spec) == (mara, study.jobs().get(state=State.FAILED).spec)
 
 
-def test_the_verdict_equals_that_of_a_study_without_a_failure(
+def test_verdict_equals_that_of_an_undisturbed_study(
     study: Study, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:
     study = with_failed_evaluation(study)
@@ -83,7 +83,7 @@ def test_a_study_without_any_scores_gets_a_verdict(study: Study, ed: User) -> No
     assert conclude(study, TABLE).state == State.SUCCEEDED
 
 
-def test_one_run_of_a_study_is_evaluated_with_the_study_s_settings(study: Study, ed: User) -> None:
+def test_single_run_is_evaluated_with_the_settings_of_the_study(study: Study, ed: User) -> None:
     study = with_failed_evaluation(study)
     run = runs_to_evaluate(study)[0]
     reevaluate(run, ed)
@@ -94,7 +94,7 @@ def test_one_run_of_a_study_is_evaluated_with_the_study_s_settings(study: Study,
     assert Study.objects.get(pk=study.pk).finished_at is None
 
 
-def test_a_cancelled_study_is_evaluated_and_trains_nothing_more(study: Study, ed: User) -> None:
+def test_cancelled_study_is_evaluated_without_training(study: Study, ed: User) -> None:
     end_training(study.jobs().order_by("pk")[0])
     study.request_cancel(ed)
     study = Study.objects.get(pk=study.pk)
@@ -125,7 +125,7 @@ def test_evaluations_to_come_are_refused(study: Study, ed: User) -> None:
         reevaluate(study, ed)
 
 
-def test_the_base_model_alone_is_evaluated_with_a_scored_run(study: Study, ed: User) -> None:
+def test_missing_base_evaluation_is_queued(study: Study, ed: User) -> None:
     study = conclude(study, TABLE)
     base = Evaluation.objects.get(subject="base")
     Job.objects.filter(pk=base.job_id).update(state=State.FAILED)
@@ -138,7 +138,7 @@ def test_the_base_model_alone_is_evaluated_with_a_scored_run(study: Study, ed: U
     assert sorted(job.evaluations.values_list("subject", flat=True)) == ["adapter", "base"]
 
 
-def test_the_budget_counts_the_expected_time(study: Study, ed: User) -> None:
+def test_expected_time_is_reserved(study: Study, ed: User) -> None:
     study = with_failed_evaluation(study)
     reevaluate(study, ed)
     study = Study.objects.with_facts().get(pk=study.pk)

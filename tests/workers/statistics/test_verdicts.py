@@ -210,15 +210,6 @@ def test_kept_gain_is_less_certain_if_rows_share_documents() -> None:
     assert grouped.high - grouped.low > 1.5 * (rows.high - rows.low)
 
 
-def test_few_documents_need_more_seeds_than_as_many_rows() -> None:
-    random = np.random.default_rng(19)
-    differences = random.normal(0.02, 0.05, size=(3, 5)).repeat(8, axis=1)
-    rows = compare(differences, np.zeros_like(differences), draws=DRAWS)
-    grouped = compare(differences, np.zeros_like(differences), list(np.arange(5).repeat(8)), draws=DRAWS)
-    assert (rows.groups, grouped.groups) == (40, 5)
-    assert grouped.item_variance > 3 * rows.item_variance
-
-
 def test_disagreeing_seeds_widen_the_interval_to_student_t() -> None:
     """With three seeds the interval reaches beyond t with 2 degrees of freedom, not just over the seeds."""
     shifts = np.array([[0.5], [-0.4], [0.1]])
@@ -291,14 +282,3 @@ def test_base_model_has_an_interval_from_one_row_of_scores() -> None:
     found = estimate(np.array([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]]))
     assert found.mean == 0.625
     assert 0.1 < found.low < 0.5 < 0.8 < found.high < 1.1
-
-
-def test_bags_of_items_give_the_interval_of_the_formula() -> None:
-    draw = np.random.default_rng(5)
-    arm, reference = (draw.random((1, 7_777)) < share for share in (0.55, 0.5))
-    found = compare(arm.astype(float), reference.astype(float))
-    differences = arm.astype(float) - reference
-    reach = 1.96 * differences.std() / np.sqrt(7_777)
-    assert found.difference == pytest.approx(differences.mean())
-    assert found.high - found.low == pytest.approx(2 * reach, rel=0.08)
-    assert found.items == 7_777

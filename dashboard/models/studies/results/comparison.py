@@ -58,7 +58,6 @@ class ChosenArm:
 
     @property
     def seeds(self) -> list[int]:
-        """Return the seeds of its runs."""
         return [run.seed for run in self.runs]
 
     def final_runs(self) -> list[TrainingRun]:
@@ -114,17 +113,14 @@ class UnsavedStudy:
 
     @property
     def reference(self) -> str:
-        """Return the reference arm's name."""
         return self.reference_arm.name
 
     @property
     def lower_is_better(self) -> bool:
-        """Return whether the metric is a loss."""
         return is_lower_better(self.metric)
 
     @property
     def metric_label(self) -> str:
-        """Return the metric's label."""
         return metric_label(self.metric)
 
     @cached_property

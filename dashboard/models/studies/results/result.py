@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from workers.statistics import verdicts
 from workers.statistics.verdicts import Estimate
 
 if TYPE_CHECKING:
+    from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
     from dashboard.models.studies.study import Study
+    from dashboard.models.studies.study_arm import StudyArm
     from dashboard.models.training.training_run import TrainingRun
 
 # What an arm can be compared by besides its metric.
@@ -33,35 +35,9 @@ RowScores = Mapping[int, float]
 SeedScores = Mapping[int, RowScores]
 
 
-class AnyArm(Protocol):
-    """An arm of a saved study, or runs that were chosen on the Compare page and differ in the seed alone."""
-
-    @property
-    def position(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def target_module_label(self) -> str: ...
-    def final_runs(self) -> list[TrainingRun]: ...
-
-
-class AnyStudy(Protocol):
-    """A saved study, or the unsaved one of chosen runs, which has no margin."""
-
-    @property
-    def arm_list(self) -> Sequence[AnyArm]: ...
-    @property
-    def reference_arm(self) -> AnyArm: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def metric_label(self) -> str: ...
-    @property
-    def lower_is_better(self) -> bool: ...
-    @property
-    def margin(self) -> float | None: ...
-    @property
-    def result(self) -> StudyResult: ...
+# A saved study and its arms, or the unsaved study of chosen runs, which has no margin.
+AnyArm: TypeAlias = "StudyArm | ChosenArm"
+AnyStudy: TypeAlias = "Study | UnsavedStudy"
 
 
 @dataclass(frozen=True)
@@ -144,7 +120,6 @@ class StudyResult:
         return next((one for one in self.comparisons if one.position == arm.position), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod

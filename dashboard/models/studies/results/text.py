@@ -16,7 +16,7 @@ from workers.statistics import verdicts
 from workers.statistics.verdicts import Estimate
 
 if TYPE_CHECKING:
-    from dashboard.models.studies.study import Study
+    pass
 
 OUTCOMES = {
     verdicts.BETTER: gettext_lazy("Better"),
@@ -199,7 +199,7 @@ def _relative_position(study: AnyStudy, comparison: ArmComparison) -> str:
     return _("%(difference)s behind %(reference)s") % values
 
 
-def advised_seeds(study: AnyStudy | Study) -> int | None:
+def advised_seeds(study: AnyStudy) -> int | None:
     """Return how many further seeds would probably decide every open comparison; None if seeds cannot."""
     missing = [
         max(verdicts.MIN_SEEDS, one.seeds_needed or 0) - len(one.seeds)
@@ -219,7 +219,6 @@ def format_difference(study: AnyStudy, value: float, *, signed: bool = False) ->
 
 
 def format_interval(study: AnyStudy, comparison: ArmComparison) -> str:
-    """Return the 95 % interval of a difference."""
     scale, digits = (1.0, 3) if study.lower_is_better else (100.0, 1)
     return _("95 %% interval %(low)s to %(high)s") % {
         "low": f"{scale * comparison.low:+.{digits}f}",
@@ -233,7 +232,6 @@ def format_metric(study: AnyStudy, value: float) -> str:
 
 
 def format_estimate(study: AnyStudy, estimate: Estimate) -> str:
-    """Return a mean with its 95 % interval."""
     mean, low, high = (format_metric(study, value) for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} ({low} – {high})"
 

@@ -110,13 +110,6 @@ def test_page_without_query_lists_runs(client: Client, vera: User, run: Training
     assert "Compare selected runs" in text
 
 
-def test_repeated_query_parameters_choose_runs(client: Client, vera: User, pair: list[Adapter]) -> None:
-    client.force_login(vera)
-    first, second = runs_of(pair)
-    ticked = client.get(reverse("compare"), {"runs": [first.pk, second.pk]})
-    assert [run.pk for run in ticked.context["runs"]] == [first.pk, second.pk]
-
-
 @pytest.mark.parametrize("runs", ["999999", "1;2", "٣", "9" * 40, "1%00"])
 def test_unknown_and_malformed_ids_get_404(client: Client, vera: User, run: TrainingRun, runs: str) -> None:
     client.force_login(vera)

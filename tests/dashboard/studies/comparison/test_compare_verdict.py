@@ -99,11 +99,6 @@ def test_arm_is_shown_beside_the_base_model(client: Client, vera: User, runs: li
         assert f'type="hidden" name="{name}" value="{value}"' in text, name
 
 
-def test_rows_are_found_by_text(client: Client, vera: User, runs: list[TrainingRun]) -> None:
-    assert rows_shown(page(client, vera, runs, "&q=question 17")) == [17]
-    assert "No rows match." in page(client, vera, runs, "&q=nowhere")
-
-
 def test_number_of_queries_does_not_grow_with_runs(
     client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:

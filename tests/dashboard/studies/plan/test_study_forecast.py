@@ -64,7 +64,7 @@ def test_plan_shows_training_and_evaluation(
     assert costs.plan.scoring["low"] < costs.plan.scoring["expected"] < costs.plan.scoring["high"]
 
 
-def test_scoring_grows_with_arms_seeds_and_rows(base_model: BaseModel, dataset: Dataset) -> None:
+def test_evaluation_time_grows_with_arms_seeds_and_rows(base_model: BaseModel, dataset: Dataset) -> None:
     one = forecast(base_model, dataset).scoring["expected"]
     assert forecast(base_model, dataset, "efficient", "mlp", "quality").scoring["expected"] > one
     assert forecast(base_model, dataset, seeds=6).scoring["expected"] > 1.8 * one
@@ -117,7 +117,7 @@ def test_promised_time_shrinks_with_each_evaluation(
     assert BudgetStatus.for_project(project).reserved == 0
 
 
-def test_the_forecast_counts_added_seeds(
+def test_forecast_includes_added_seeds(
     project: Project, dataset: Dataset, base_model: BaseModel, ed: User
 ) -> None:
     study = conclude(make_study(project, dataset, base_model), TABLE)

@@ -31,12 +31,6 @@ def test_rows_are_filtered_by_the_better_side(client: Client, vera: User, study:
     assert "No rows match" in page_of(client, study, "?one=quality&other=mlp&show=losses")
 
 
-def test_base_model_can_be_either_side(client: Client, vera: User, study: Study) -> None:
-    client.force_login(vera)
-    assert "35 rows" in page_of(client, study, "?one=quality&other=base")
-    assert "35 rows" in page_of(client, study, "?one=base&other=quality&show=losses")
-
-
 def rows_of(page: str) -> list[int]:
     return [int(row) for row in re.findall(r"Row (\d+), prompt", page)]
 
