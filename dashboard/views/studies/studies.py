@@ -173,7 +173,10 @@ def index(request: Request) -> HttpResponse:
     """Show the project's studies, newest first."""
     studies = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
     page, following = studies.page(request.GET.get("cursor"))
-    rows = [{"study": study, "grid": grid_of(study), "verdict": verdict_of(study)} for study in page]
+    rows = [
+        {"study": study, "grid": grid_of(study), "verdict": verdict_sentence(study) if study.is_over else ""}
+        for study in page
+    ]
     return render(request, "studies/index.html", {"rows": rows, "next": following})
 
 
@@ -187,7 +190,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
     context = {
         **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
-        "verdict": verdict_of(study),
+        "verdict": verdict_sentence(study) if study.is_over else "",
         "margin": format_difference(study, study.margin),
         "added_seeds": added_seeds(study),
         **seeds_context(study, may_edit=may_edit),
@@ -253,8 +256,3 @@ def grid_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
         "may_edit": may_edit,
         "unscored": unscored_study_notice(study),
     }
-
-
-def verdict_of(study: Study) -> str:
-    """Return the verdict sentence; "" before the end."""
-    return verdict_sentence(study) if study.is_over else ""
