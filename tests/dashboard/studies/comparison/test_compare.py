@@ -107,7 +107,6 @@ def test_non_finite_loss_is_a_gap(client: Client, vera: User, run: TrainingRun) 
 def test_page_without_query_lists_runs(client: Client, vera: User, run: TrainingRun) -> None:
     text = page(client, vera)
     assert re.search(rf'name="runs"\s+value="{run.pk}"', text)
-    assert "Compare selected runs" in text
 
 
 @pytest.mark.parametrize("runs", ["999999", "1;2", "٣", "9" * 40, "1%00"])
