@@ -30,7 +30,7 @@ def values(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
 def arm_settings(study: Study) -> dict[str, tuple[Any, ...]]:
     """Return name -> rank, alpha, dropout and learning rate."""
     names = ("r", "lora_alpha", "lora_dropout", "learning_rate")
-    return {arm.name: tuple(arm.hyperparameters[name] for name in names) for arm in study.arm_settings.all()}
+    return {arm.name: tuple(arm.hyperparameters[name] for name in names) for arm in study.arms.all()}
 
 
 def test_names_list_the_differing_settings(client: Client, ed: User, values: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def test_further_arm_can_be_the_reference(client: Client, ed: User, values: dict
         ({"config": "efficient", "learning_rate": "5"}, {}, "Enter a number from 0.0000001 to 0.1."),
         ({"config": "efficient", "name": "n" * 121}, {}, "at most 120 characters"),
         ({"config": "9" * 30}, {}, "There is no such preset in this project."),
-        ({"config": "efficient"}, {}, "Two arm_settings are called"),
+        ({"config": "efficient"}, {}, "Two arms are called"),
         ({"config": "efficient", "r": "8", "name": "base"}, {}, "is the name of the untrained model"),
         ({"config": "efficient", "r": "8"}, {"budget": "equal-parameters"}, "Equal parameters set the rank"),
         (
