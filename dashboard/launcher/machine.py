@@ -200,8 +200,15 @@ def run(name: str, title: str, command: list[str], folder: Path = ROOT) -> None:
     print(f"{title} …", flush=True)
     log = LOGS / f"{name}.log"
     with log.open("w") as output:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-        result = subprocess.run(command, cwd=folder, env=environment(), check=False, **streams)
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
     if result.returncode:
         raise SetupError(failure(title, log))
 

@@ -73,7 +73,7 @@ def test_random_walks_agree_with_the_model(project: Project, measured: Callable[
         suppress_health_check=list(HealthCheck),
     )
     @given(walks)
-    def walk_and_roll_back(steps: list[Step]) -> None:
+    def walk_and_forget(steps: list[Step]) -> None:
         walk = Walk(project, run)
         try:
             with transaction.atomic():
@@ -86,7 +86,7 @@ def test_random_walks_agree_with_the_model(project: Project, measured: Callable[
     began = time.monotonic()
     steps_taken.clear()
     events_seen.clear()
-    walk_and_roll_back()
+    walk_and_forget()
     if SEQUENCES > SHORT:
         measured(summary(time.monotonic() - began))
     assert {*MOVES, "finish", "discard"} <= set(events_seen), f"the walks must take every move: {events_seen}"
