@@ -42,7 +42,7 @@ def test_health_route_is_public(client: Client, db: None) -> None:
     assert client.get(reverse("health")).content == b"ok"
 
 
-def test_user_without_project_is_told_so(client: Client, mara: User) -> None:
+def test_user_without_project_gets_403_with_reason(client: Client, mara: User) -> None:
     client.force_login(make_user("new@example.org"))
     answer = client.get(reverse("team-index"))
     assert answer.status_code == 403

@@ -77,7 +77,7 @@ def test_healthy_installation_passes(healthy: None, check_page: Callable[[], str
 
 
 @pytest.mark.parametrize(("queue", "name"), [("gpu", "gpu0@box"), ("cpu", "cpu@box")])
-def test_a_queue_without_a_worker_is_a_problem(
+def test_queue_without_worker_is_a_problem(
     healthy: None, monkeypatch: pytest.MonkeyPatch, queue: str, name: str
 ) -> None:
     monkeypatch.setattr(settings, "REDIS_URL", "")
