@@ -177,7 +177,7 @@ def measure_stop(trainings: LongTraining) -> dict[str, float]:
     _ended, alive = psutil.wait_procs(processes, timeout=TIMEOUT_SECONDS)
     seconds = time.time() - at
     assert not alive
-    seen = re.findall(r"asked to stop \(cancel\) at (\S+) ---", job.log_tail())[-1]
+    seen = re.findall(r"stop requested \(cancel\) at (\S+) ---", job.log_tail())[-1]
     trainings.end()
     return {STOP_SEEN: datetime.fromisoformat(seen).timestamp() - at, STOPPED: seconds}
 
