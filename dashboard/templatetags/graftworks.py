@@ -112,7 +112,8 @@ UNITS: tuple[tuple[float, float, str, str], ...] = (
 @register.simple_tag(takes_context=True)
 def repeat_block(context: template.Context, name: str) -> SafeString:
     """Render a block of the page once more; Django's `block` may stand only once in a template."""
-    return context.render_context[BLOCK_CONTEXT_KEY].get_block(name).render(context)
+    block: SafeString = context.render_context[BLOCK_CONTEXT_KEY].get_block(name).render(context)
+    return block
 
 
 @register.simple_tag(takes_context=True)
