@@ -14,7 +14,7 @@ COMMAND = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 @functools.cache
 def are_available() -> bool:
-    """Whether this account has the privilege to make namespaces."""
+    """Return whether this account may make namespaces."""
     return (
         bool(shutil.which(COMMAND[0]))
         and not subprocess.run([*COMMAND, "true"], capture_output=True).returncode

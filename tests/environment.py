@@ -1,4 +1,4 @@
-"""What Django's settings read in tests: never the data of a real installation.
+"""The environment of Django's settings in tests: never the data of a real installation.
 
 A pytest plugin (see `addopts`), so that it comes before Django's own: processes of `pytest -n` inherit the
 first one's environment, and would share its data folder.

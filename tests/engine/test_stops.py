@@ -1,4 +1,4 @@
-"""Why a run stops decides what stays: nothing, a checkpoint, or the best adapter so far."""
+"""Reasons to stop and what each keeps: nothing, a checkpoint, or the best adapter so far."""
 
 from __future__ import annotations
 

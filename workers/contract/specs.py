@@ -1,4 +1,4 @@
-"""What a job asks of the engine: frozen dataclasses, checked when they are made.
+"""Specs of jobs: frozen dataclasses, checked when they are made.
 
 A spec crosses the process boundary as JSON (`to_dict`, `from_dict`). Only the spec counts once a job is
 submitted: no form, row or setting is read again. Standard library only; knows nothing of rows or tensors.
@@ -181,7 +181,7 @@ SPEC_TYPES: dict[str, type] = {
 
 
 def needs_4bit(spec: dict[str, Any]) -> bool:
-    """Whether the plain values of a job's spec ask for a base model in 4 bits; arms of one job ask alike."""
+    """Return whether a job's spec needs a base model in 4 bits; all arms of a job agree."""
     first = spec["specs"][0] if spec.get("specs") else spec
     return bool(first.get("hyperparameters", first).get("load_in_4bit"))
 

@@ -195,7 +195,7 @@ class Command(BaseCommand):
                           "d: dropout, c: layers computed twice.")  # fmt: skip
 
     def summary(self, results: Sequence[Prediction]) -> bool:
-        """How many forecasts were near enough and how far off the worst was; whether all were."""
+        """Print the number of accurate forecasts and the worst error; return whether all are accurate."""
         good = True
         for what, goal, errors in (
             ("Memory", GOAL_MEMORY, [one.memory_error for one in results]),
@@ -248,7 +248,7 @@ class Bench:
         )
 
     def spec(self, slug: str, resolution: Resolution, learn: Hyperparameters) -> TrainSpec:
-        """What the engine gets."""
+        """Return the spec of one measurement."""
         return TrainSpec(
             name=slug,
             base=self.base,
@@ -286,7 +286,7 @@ class Bench:
 
 
 def result(events: list[Event]) -> dict[str, Any]:
-    """What an import or inspection found."""
+    """Return the result of an import or inspection."""
     return next(event.values for event in events if isinstance(event, Result))
 
 

@@ -40,7 +40,7 @@ def key_of(form: Keyed) -> str:
 def launched_once(
     form: LaunchForm, earlier: Callable[[str], RowT | None], launch: Callable[[str], RowT]
 ) -> RowT | None:
-    """What `launch` made, or `earlier` found, under the form's key; None with the form saying why not."""
+    """Return what `launch` or `earlier` returns under the form's key; None with the reason on the form."""
     if not form.is_valid():
         return None
     key = key_of(form)

@@ -172,7 +172,7 @@ def samples(request: Request, pk: int) -> HttpResponse:
 
 
 def progress_context(run: TrainingRun) -> dict[str, Any]:
-    """What the live region shows; everything comes from the database."""
+    """Return the context of the live region, read from the database alone."""
     scoring = adapter_evaluation(run)
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)

@@ -1,4 +1,4 @@
-"""What the census tells of a model, what it refuses, and file sizes against files that PEFT saved."""
+"""The census of a model, its refusals, and file sizes against files that PEFT saved."""
 
 from __future__ import annotations
 

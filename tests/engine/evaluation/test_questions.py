@@ -31,7 +31,7 @@ KNOWN = 6
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
-    """What is said of a base that knows nothing, and of an adapter that has learned the first questions."""
+    """Scores of a base that knows nothing and of an adapter that has learned the first questions."""
     folder = tmp_path_factory.mktemp("questions")
     rows = [chat(question, right) for question, right, *_wrong in read_questions()[:KNOWN]]
     learn = Hyperparameters(

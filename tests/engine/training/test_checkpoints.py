@@ -74,7 +74,7 @@ def tensors(out: Path, arm: int = 0) -> dict[str, torch.Tensor]:
 
 
 def run_on(specs: list[TrainSpec], out: Path, record: Recorder, **options: Any) -> list[ArmEnd]:
-    """What `python -m workers.engine train` does: continue from the newest checkpoint that is whole."""
+    """Continue from the newest intact checkpoint, as `python -m workers.engine train` does."""
     kept = out / "checkpoints"
     options = {"resume_from": checkpoints.find_newest(kept, record), "checkpoint_dir": kept} | options
     return train(specs, out, report=record, **options)

@@ -56,7 +56,7 @@ def kept(tmp_path: Path) -> Path:
 def run(
     specs: list[TrainSpec], out: Path, kept: Path, attempt: int, record: Recorder, **options: Any
 ) -> list[ArmEnd]:
-    """What the engine does as this attempt of a job."""
+    """Train as this attempt of a job."""
     checkpoint_ownership.take_ownership(kept, attempt)
     resume = checkpoints.find_newest(kept, record)
     options = {"resume_from": resume, "checkpoint_dir": kept, "attempt": attempt} | options

@@ -105,7 +105,7 @@ def count(config: PreTrainedConfig, *, has_chat_template: bool) -> Census:
 
 
 def listed(model: PreTrainedModel, *, has_chat_template: bool = False) -> Census:
-    """What one model holds, without asking PEFT."""
+    """Count one model's layers without PEFT."""
     text = model.config.get_text_config()
     return Census(
         model_type=model.config.model_type,
@@ -231,7 +231,7 @@ def _refused(census: Census, config: PreTrainedConfig) -> dict[str, str]:
 
 
 def attach_problem(model: PreTrainedModel, resolution: Resolution, r: int = 64) -> str:
-    """What PEFT does otherwise than the resolution says; "" if nothing. The empty model is changed by it."""
+    """Return how PEFT deviates from the resolution, or "". Attaches the adapter to the empty model."""
     arguments = resolution.arguments(r, 2 * r)
     try:
         with torch.device("meta"):
