@@ -1,6 +1,6 @@
 """Axes of figures: the range of numbers that a figure shows, and the position of each number.
 
-Places are percent of the width, or pixels from the top. Knows neither studies nor words.
+Positions are percent of the width, or pixels from the top.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Room at both ends, so that a mark on the edge is drawn whole.
+# Margin at both ends in percent, so that a mark on the edge is drawn whole.
 EDGE = 3.0
 AXIS_HEIGHT, LABEL_HEIGHT = 34, 15
-# Arms that would share less than this part of an axis with the base model have an axis of their own.
+# If the arms would fill less than this share of the axis, the base model is left out of it.
 LEAST_PART = 0.4
-# An interval reaches at most so many times the usual half-width from its mean before a picture cuts it.
+# Intervals are cut at this multiple of the median half-width.
 LONGEST_REACH = 3.0
-# Half of what lies between the points is always room for an interval, however narrow the others are.
+# Intervals are never cut within this share of the range of the points.
 ROOM_BESIDE = 0.5
-# Less than this is not worth an interval that is cut.
+# Intervals are cut only if that shortens the axis by this factor.
 LEAST_GAIN = 1.5
 
 
@@ -103,20 +103,21 @@ class Span:
 
 
 def around_spans(spans: Sequence[Span], *, marks: Iterable[float] = ()) -> Axis:
-    """Every point and mark, and every interval but those that would press all others together.
+    """Return an axis that shows all points and marks, and all intervals of usual width.
 
-    An interval that is far wider than the usual one is shown as far as three usual half-widths from its
-    mean: two seeds that lie apart make one of eighty points beside others of ten.
+    A far wider interval, as of two distant seeds, is cut: it would compress all others.
     """
-    points = [*marks, *(value for one in spans for value in (one.mean, *one.points))]
-    whole = Axis.around([*points, *(value for one in spans for value in (one.low, one.high))])
-    halves = [half for one in spans for half in (one.mean - one.low, one.high - one.mean)]
+    points = [*marks, *(value for span in spans for value in (span.mean, *span.points))]
+    whole = Axis.around([*points, *(value for span in spans for value in (span.low, span.high))])
+    halves = [half for span in spans for half in (span.mean - span.low, span.high - span.mean)]
     usual = statistics.median_low(halves) if halves else 0.0
     reach = max(LONGEST_REACH * usual, ROOM_BESIDE * (max(points) - min(points)) if points else 0.0)
     if not reach:
         return whole
     ends = [
-        value for one in spans for value in (max(one.low, one.mean - reach), min(one.high, one.mean + reach))
+        value
+        for span in spans
+        for value in (max(span.low, span.mean - reach), min(span.high, span.mean + reach))
     ]
     cut = Axis.around([*points, *ends])
     return cut if whole.high - whole.low > LEAST_GAIN * (cut.high - cut.low) else whole
@@ -156,15 +157,15 @@ class Difference(Protocol):
     def high(self) -> float: ...
 
 
-def differences(found: Sequence[Difference], *, margin: float | None = None) -> dict[str, Any]:
+def differences(comparisons: Sequence[Difference], *, margin: float | None = None) -> dict[str, Any]:
     """Place differences on a shared axis that marks 0, and the margin if there is one; rows by position."""
     marks = [0.0] if margin is None else [0.0, -margin]
-    axis = around_spans([Span(one.difference, one.low, one.high) for one in found], marks=marks)
+    axis = around_spans([Span(item.difference, item.low, item.high) for item in comparisons], marks=marks)
     return {
         "zero": axis.across(0.0),
         "margin": None if margin is None else axis.across(-margin),
         "rows": {
-            one.position: {**axis.whisker(one.low, one.high), "mean": axis.across(one.difference)}
-            for one in found
+            item.position: {**axis.whisker(item.low, item.high), "mean": axis.across(item.difference)}
+            for item in comparisons
         },
     }

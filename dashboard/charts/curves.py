@@ -1,7 +1,4 @@
-"""Curves for charts, thinned on the server, and the cursor that names the points a page has already.
-
-Pure functions from rows to plain values; what they look like is the scripts' business. Knows nothing of HTTP.
-"""
+"""Curves of runs for charts, thinned on the server, and the cursor that marks the points of a page."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from dashboard.models.catalog.metrics import METRICS, Metric
 from dashboard.models.training.metric_series import Point
 
 POINTS_SHOWN = 1000
-# The curves of a run's page; the place in this tuple is the place in a cursor.
+# Curves of a run's page; a cursor has their last steps in this order.
 CURVES = ("train/loss", "validation/loss")
-# Colours that a run can have on charts; the scripts hold the values, for light and dark.
+# Number of colours of runs in charts; the scripts hold their values.
 COLOURS = 5
-# Phases in which an attempt has told no points yet; "" until its engine has said a word.
+# Phases of an attempt before its first point; "" before the engine's first event.
 BEFORE_TRAINING = ("", "tokenizing", "loading")
 _CURSOR = re.compile(r"(\d{1,9})\.(-1|\d{1,10})\.(-1|\d{1,10})", re.ASCII)
 
@@ -69,10 +66,10 @@ def _height(point: Point) -> float:
     return point[1] if math.isfinite(point[1]) else math.inf
 
 
-def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
+def points_after(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
     """Return the points after `cursor`, and the cursor after them.
 
-    `replace` is true when the page must drop what it has: at its first look, and when another attempt began.
+    `replace` is true if the page must drop its points: at its first request, and after a new attempt began.
     """
     attempt = attempt_shown(run, cursor)
     stored = {series.name: series for series in run.metric_series.filter(name__in=CURVES)}
@@ -95,10 +92,9 @@ def news(run: TrainingRun, cursor: Cursor) -> tuple[dict[str, Any], Cursor]:
 
 
 def attempt_shown(run: TrainingRun, cursor: Cursor) -> int:
-    """Return the attempt whose points the page is about to show.
+    """Return the attempt of the stored points.
 
-    Until a new attempt trains, the stored points are the earlier one's; only then are those cut away that a
-    checkpoint has superseded, and the page starts over.
+    Until a new attempt trains, they are those of the earlier attempt.
     """
     if run.job is None:
         return 0
@@ -114,8 +110,8 @@ def jsonable(curves: dict[str, list[Point]]) -> dict[str, list[tuple[int, float 
     }
 
 
-def finding(series: MetricSeries | None) -> str:
-    """Return the chart's title: a sentence about the loss."""
+def loss_summary(series: MetricSeries | None) -> str:
+    """Return a sentence about the loss, as the title of the chart."""
     points = series.points() if series and series.count > 1 else []
     if len(points) < 2:
         return _("Loss by step")
@@ -137,7 +133,7 @@ def _mean(points: Sequence[Point]) -> float:
 
 
 def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
-    """Return a colour and a dash for each run, its own colour if free, so that it keeps it on all pages."""
+    """Return a colour and a dash for each run: the same on all pages, unless another run has it."""
     taken: dict[int, dict[str, int]] = {}
     for run_id in run_ids:
         used = {(look["colour"], look["dash"]) for look in taken.values()}
@@ -151,13 +147,13 @@ def colours(run_ids: Iterable[int]) -> dict[int, dict[str, int]]:
 def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
     """Return one curve of several runs for one chart."""
     looks = colours(run.pk for run in runs)
-    found = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
-    stored = {series.run_id: series for series in found}
+    series_rows = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
+    stored = {series.run_id: series for series in series_rows}
     return {
         "name": name,
         "series": [
             {
-                # Names repeat and may be long; the number tells them apart and must stay visible.
+                # Names may repeat; the number distinguishes them.
                 "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
                 "run": run.pk,
                 "points": jsonable({name: thin(stored[run.pk].points())})[name],
@@ -179,9 +175,10 @@ def table(curves: dict[str, Sequence[Point]], rows: int = 25) -> list[tuple[int,
     return [(step, [known.get(step) for known in by_step]) for step in steps]
 
 
-def length_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
+def length_bars(token_lengths: dict[str, Any]) -> list[dict[str, Any]]:
     """Return rows by length in tokens, from the shortest to the longest; bars in percent."""
-    counts, ends = found.get("histogram", {}).get("rows", []), found.get("histogram", {}).get("up_to", [])
+    histogram = token_lengths.get("histogram", {})
+    counts, ends = histogram.get("rows", []), histogram.get("up_to", [])
     used = [place for place, count in enumerate(counts) if count]
     if not used:
         return []

@@ -1,7 +1,7 @@
-"""Hyper-parameters of a training: default, limits, label and help of each, defined once.
+"""Hyper-parameters of a training: default, limits, label and help text of each.
 
-The form, the API schema, a clone and the settings table are built from the fields of `Hyperparameters`, so a
-new one costs two edits: a field here and its use in the engine. Labels are plain English.
+The form, the API schema, a clone and the settings table are built from the fields of `Hyperparameters`. A new
+one takes two edits: a field here and its use in the engine.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Setting:
     choices: tuple[tuple[str, str], ...] = ()  # (value as text, label)
 
 
-def _about(group: str, label: str, explanation: str, **options: Any) -> dict[str, Any]:
-    return {"group": group, "label": label, "explanation": explanation, **options}
+def _setting(default: Any, group: str, label: str, explanation: str, **options: Any) -> Any:
+    """Return a dataclass field that carries the texts and limits of its `Setting`."""
+    metadata = {"group": group, "label": label, "explanation": explanation, **options}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,205 +46,165 @@ class Hyperparameters:
     `lora_alpha` None becomes 2r; a run without a length gets 100 steps.
     """
 
-    max_steps: int | None = field(
-        default=None,
-        metadata=_about(
-            LENGTH,
-            "Steps",
-            "Optimizer steps in all. Too few: little is learned; too many: the rows are memorised.",
-            limits=(1, 1_000_000),
+    max_steps: int | None = _setting(
+        None,
+        LENGTH,
+        "Steps",
+        "Optimizer steps in all. Too few: little is learned; too many: the rows are memorised.",
+        limits=(1, 1_000_000),
+    )
+    num_train_epochs: float | None = _setting(
+        None,
+        LENGTH,
+        "Epochs",
+        "Passes over the training rows. Too few: little is learned; too many: the rows are memorised.",
+        limits=(0.01, 1000.0),
+    )
+    r: int = _setting(
+        16,
+        ADAPTER,
+        "LoRA rank (r)",
+        "Capacity of the adapter. Too low: the task does not fit; too high: a larger file, no gain.",
+        limits=(1, 512),
+    )
+    lora_alpha: int | None = _setting(
+        None,
+        ADAPTER,
+        "LoRA alpha",
+        "Strength of the adapter; empty means twice the rank. Too low: little effect; too high: training "
+        "becomes unstable.",
+        limits=(1, 2048),
+    )
+    lora_dropout: float = _setting(
+        0.0,
+        ADAPTER,
+        "LoRA dropout",
+        "Share of the adapter's inputs that each step ignores. Can reduce overfitting on few rows. Too "
+        "high: the adapter learns slowly.",
+        limits=(0.0, 0.9),
+    )
+    use_rslora: bool = _setting(
+        False,
+        ADAPTER,
+        "Rank-stabilized scaling (rsLoRA)",
+        "Scales the adapter by alpha / √r instead of alpha / r. Useful for ranks of 64 and more. Each "
+        "step has more effect, so tune the learning rate again.",
+    )
+    use_dora: bool = _setting(
+        False,
+        ADAPTER,
+        "Weight decomposition (DoRA)",
+        "Learns the magnitude and the direction of the weights separately. Steps take about a quarter "
+        "longer; PEFT's own benchmark saw no gain. For linear layers only, without dropout.",
+    )
+    autocast_adapter_dtype: bool = _setting(
+        True,
+        ADAPTER,
+        "Adapter precision",
+        "The base model's precision halves the adapter's file and memory where that is bfloat16, as on a "
+        "GPU, and makes updates coarser. On a CPU both are the same.",
+        choices=(("True", "float32 (most precise)"), ("False", "Same as the base model")),
+    )
+    learning_rate: float = _setting(
+        2e-4,
+        OPTIMIZER,
+        "Learning rate",
+        "Size of each update. The default is a common start, not tuned for your data. Too low: nothing "
+        "changes; too high: the loss jumps.",
+        limits=(1e-7, 0.1),
+    )
+    lr_scheduler_type: str = _setting(
+        "cosine",
+        OPTIMIZER,
+        "Learning rate schedule",
+        "A falling learning rate lets training settle at its end.",
+        choices=(
+            ("cosine", "Cosine (slow, fast, slow decrease)"),
+            ("linear", "Linear (even decrease)"),
+            ("constant", "Constant"),
         ),
     )
-    num_train_epochs: float | None = field(
-        default=None,
-        metadata=_about(
-            LENGTH,
-            "Epochs",
-            "Passes over the training rows. Too few: little is learned; too many: the rows are memorised.",
-            limits=(0.01, 1000.0),
-        ),
+    warmup_ratio: float = _setting(
+        0.05,
+        OPTIMIZER,
+        "Warm-up ratio",
+        "Share of the steps in which the learning rate rises from zero. Too low: a rough start; too "
+        "high: time is lost.",
+        limits=(0.0, 0.5),
     )
-    r: int = field(
-        default=16,
-        metadata=_about(
-            ADAPTER,
-            "LoRA rank (r)",
-            "Capacity of the adapter. Too low: the task does not fit; too high: a larger file, no gain.",
-            limits=(1, 512),
-        ),
+    loraplus_lr_ratio: float = _setting(
+        1.0,
+        OPTIMIZER,
+        "Learning rate ratio (LoRA+)",
+        "Factor by which the adapter's second matrix (B) learns faster than the first. 1 turns LoRA+ "
+        "off; 16 is common. Use a lower learning rate with it.",
+        limits=(1.0, 64.0),
     )
-    lora_alpha: int | None = field(
-        default=None,
-        metadata=_about(
-            ADAPTER,
-            "LoRA alpha",
-            "Strength of the adapter; empty means twice the rank. Too low: little effect; too high: training "
-            "becomes unstable.",
-            limits=(1, 2048),
-        ),
+    weight_decay: float = _setting(
+        0.0,
+        OPTIMIZER,
+        "Weight decay",
+        "Pulls the adapter's weights towards zero at each step. Can reduce overfitting. Too high: little "
+        "is learned.",
+        limits=(0.0, 1.0),
     )
-    lora_dropout: float = field(
-        default=0.0,
-        metadata=_about(
-            ADAPTER,
-            "LoRA dropout",
-            "Share of the adapter's inputs that each step ignores. Can reduce overfitting on few rows. Too "
-            "high: the adapter learns slowly.",
-            limits=(0.0, 0.9),
-        ),
+    max_grad_norm: float = _setting(
+        1.0,
+        OPTIMIZER,
+        "Gradient clipping",
+        "Largest norm of a step's gradient; larger ones are scaled down. Too low: learning is slow; too "
+        "high: single rows can throw training off.",
+        limits=(0.01, 100.0),
     )
-    use_rslora: bool = field(
-        default=False,
-        metadata=_about(
-            ADAPTER,
-            "Rank-stabilized scaling (rsLoRA)",
-            "Scales the adapter by alpha / √r instead of alpha / r. Useful for ranks of 64 and more. Each "
-            "step has more effect, so tune the learning rate again.",
-        ),
+    per_device_train_batch_size: int = _setting(
+        8,
+        BATCHES,
+        "Batch size per device",
+        "Rows processed at once. Too low: the device idles, steps are noisy; too high: memory runs out.",
+        limits=(1, 1024),
     )
-    use_dora: bool = field(
-        default=False,
-        metadata=_about(
-            ADAPTER,
-            "Weight decomposition (DoRA)",
-            "Learns the magnitude and the direction of the weights separately. Steps take about a quarter "
-            "longer; PEFT's own benchmark saw no gain. For linear layers only, without dropout.",
-        ),
+    gradient_accumulation_steps: int = _setting(
+        1,
+        BATCHES,
+        "Gradient accumulation steps",
+        "Batches per optimizer step: more rows per step without more memory. Too low: noisy steps; too "
+        "high: few steps per epoch.",
+        limits=(1, 1024),
     )
-    autocast_adapter_dtype: bool = field(
-        default=True,
-        metadata=_about(
-            ADAPTER,
-            "Adapter precision",
-            "The base model's precision halves the adapter's file and memory where that is bfloat16, as on a "
-            "GPU, and makes updates coarser. On a CPU both are the same.",
-            choices=(("True", "float32 (most precise)"), ("False", "Same as the base model")),
-        ),
+    max_length: int = _setting(
+        512,
+        BATCHES,
+        "Maximum sequence length",
+        "In tokens. Longer rows are cut at their end. Too low: answers are lost; too high: more memory.",
+        limits=(16, 131_072),
     )
-    learning_rate: float = field(
-        default=2e-4,
-        metadata=_about(
-            OPTIMIZER,
-            "Learning rate",
-            "Size of each update. The default is a common start, not tuned for your data. Too low: nothing "
-            "changes; too high: the loss jumps.",
-            limits=(1e-7, 0.1),
-        ),
-    )
-    lr_scheduler_type: str = field(
-        default="cosine",
-        metadata=_about(
-            OPTIMIZER,
-            "Learning rate schedule",
-            "A falling learning rate lets training settle at its end.",
-            choices=(
-                ("cosine", "Cosine (slow, fast, slow decrease)"),
-                ("linear", "Linear (even decrease)"),
-                ("constant", "Constant"),
-            ),
-        ),
-    )
-    warmup_ratio: float = field(
-        default=0.05,
-        metadata=_about(
-            OPTIMIZER,
-            "Warm-up ratio",
-            "Share of the steps in which the learning rate rises from zero. Too low: a rough start; too "
-            "high: time is lost.",
-            limits=(0.0, 0.5),
-        ),
-    )
-    loraplus_lr_ratio: float = field(
-        default=1.0,
-        metadata=_about(
-            OPTIMIZER,
-            "Learning rate ratio (LoRA+)",
-            "Factor by which the adapter's second matrix (B) learns faster than the first. 1 turns LoRA+ "
-            "off; 16 is common. Use a lower learning rate with it.",
-            limits=(1.0, 64.0),
-        ),
-    )
-    weight_decay: float = field(
-        default=0.0,
-        metadata=_about(
-            OPTIMIZER,
-            "Weight decay",
-            "Pulls the adapter's weights towards zero at each step. Can reduce overfitting. Too high: little "
-            "is learned.",
-            limits=(0.0, 1.0),
-        ),
-    )
-    max_grad_norm: float = field(
-        default=1.0,
-        metadata=_about(
-            OPTIMIZER,
-            "Gradient clipping",
-            "Largest norm of a step's gradient; larger ones are scaled down. Too low: learning is slow; too "
-            "high: single rows can throw training off.",
-            limits=(0.01, 100.0),
-        ),
-    )
-    per_device_train_batch_size: int = field(
-        default=8,
-        metadata=_about(
-            BATCHES,
-            "Batch size per device",
-            "Rows processed at once. Too low: the device idles, steps are noisy; too high: memory runs out.",
-            limits=(1, 1024),
-        ),
-    )
-    gradient_accumulation_steps: int = field(
-        default=1,
-        metadata=_about(
-            BATCHES,
-            "Gradient accumulation steps",
-            "Batches per optimizer step: more rows per step without more memory. Too low: noisy steps; too "
-            "high: few steps per epoch.",
-            limits=(1, 1024),
-        ),
-    )
-    max_length: int = field(
-        default=512,
-        metadata=_about(
-            BATCHES,
-            "Maximum sequence length",
-            "In tokens. Longer rows are cut at their end. Too low: answers are lost; too high: more memory.",
-            limits=(16, 131_072),
-        ),
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata=_about(
-            BATCHES,
-            "Gradient checkpointing",
-            "Computes activations again instead of storing them. Far less memory and the same result; each "
-            "step takes about a quarter longer.",
-        ),
+    gradient_checkpointing: bool = _setting(
+        False,
+        BATCHES,
+        "Gradient checkpointing",
+        "Computes activations again instead of storing them. Far less memory and the same result; each "
+        "step takes about a quarter longer.",
     )
     # NF4 with double quantisation (QLoRA, arXiv 2305.14314).
-    load_in_4bit: bool = field(
-        default=False,
-        metadata=_about(
-            BATCHES,
-            "Base model in 4 bits (QLoRA)",
-            "Needs about a quarter of the base model's memory. Its answers change a little, so the adapter "
-            "is evaluated on the same 4 bits.",
-        ),
+    load_in_4bit: bool = _setting(
+        False,
+        BATCHES,
+        "Base model in 4 bits (QLoRA)",
+        "Needs about a quarter of the base model's memory. Its answers change a little, so the adapter "
+        "is evaluated on the same 4 bits.",
     )
-    seed: int = field(
-        default=42,
-        metadata=_about(
-            BATCHES,
-            "Random seed",
-            "Decides the order of rows and the adapter's first weights. Keep it to compare runs fairly.",
-            limits=(0, 2**32 - 1),
-        ),
+    seed: int = _setting(
+        42,
+        BATCHES,
+        "Random seed",
+        "Decides the order of rows and the adapter's first weights. Keep it to compare runs fairly.",
+        limits=(0, 2**32 - 1),
     )
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.num_train_epochs is not None:
             raise SpecError("max_steps", "Give `max_steps` or `num_train_epochs`, not both.")
-        # A frozen dataclass resolves its own defaults once, so that a stored spec has no open questions.
+        # Resolved here, so that a stored spec is complete.
         if self.lora_alpha is None:
             object.__setattr__(self, "lora_alpha", 2 * self.r)
         if self.max_steps is None and self.num_train_epochs is None:
@@ -254,8 +216,7 @@ class Hyperparameters:
         if self.use_dora and self.lora_dropout:
             raise SpecError(
                 "lora_dropout",
-                "`lora_dropout` must be 0 with `use_dora`: the base stays in evaluation mode, in which PEFT "
-                "drops nothing there.",
+                "`lora_dropout` must be 0 with `use_dora`: PEFT applies no dropout to DoRA here.",
             )
         if self.load_in_4bit and not self.autocast_adapter_dtype:
             raise SpecError(
@@ -319,7 +280,7 @@ def _check(setting: Setting, value: Any) -> None:
     if name in LIMITS:
         low, high = LIMITS[name]
         span = f"between {_format(low)} and {_format(high)}"
-        # Untrue of infinity, of what is no number, and of whole numbers beyond any float.
+        # False for infinity, NaN, and integers beyond the range of a float.
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
             raise SpecError(name, f"`{name}` must be a number {span}.")
         if not low <= value <= high:

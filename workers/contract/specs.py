@@ -1,7 +1,7 @@
-"""Specs of jobs: frozen dataclasses, checked when they are made.
+"""Specs: the engine's input, as frozen dataclasses that validate themselves.
 
-A spec crosses the process boundary as JSON (`to_dict`, `from_dict`). Only the spec counts once a job is
-submitted: no form, row or setting is read again. Standard library only; knows nothing of rows or tensors.
+A spec crosses the process boundary as JSON (`to_dict`, `from_dict`). Once a job is
+submitted, only its spec counts: no form, row or setting is read again. Knows nothing of rows or tensors.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DataSpec:
 
     Each file has the columns `row` (int64, number in the upload, from 1), `messages` (JSON text: a list of
     {role, content, weight?}, null for plain text), `text` (plain text, null for chats) and `group` (int64:
-    the first row of those that it belongs together with; missing in older files). `test_sha256` freezes the
-    test rows; empty where nobody has read them yet.
+    the first row of its group; missing in older files). `test_sha256` seals the test rows; it is empty until
+    their first use.
     """
 
     path: str
@@ -51,11 +51,11 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
-    """PEFT's own arguments for one base model, and what they are expected to touch.
+    """PEFT's arguments for one base model, and the expected counts.
 
-    `modules` (number of adapted modules) and `trainable_parameters` come from the census; the engine
-    compares them with what PEFT really attached before the first step. Where no list of names can say it,
-    `target_regex` is PEFT's one string of `target_modules`, and the list only reads well.
+    `modules` (number of adapted modules) and `trainable_parameters` come from the census; before the first
+    step the engine compares them with the attached adapter. If set, `target_regex` is passed to PEFT as
+    `target_modules`, and the list of names is only shown.
     """
 
     target_modules: tuple[str, ...]
@@ -67,7 +67,9 @@ class TargetSpec:
     layers_to_transform: tuple[int, ...] = ()
     modules: int
     trainable_parameters: int
-    names_sha256: str = ""  # of the sorted names of all that is adapted, a line each; not compared when empty
+    names_sha256: str = (
+        ""  # of the sorted names of the adapted modules, one per line; not compared when empty
+    )
 
     def __post_init__(self) -> None:
         if not self.target_modules and not self.target_parameters:
@@ -113,10 +115,9 @@ class TrainSpec:
 class EvalSpec:
     """Score the base and adapters on the same rows of a split.
 
-    `adapters`: name of each subject -> a folder that PEFT loads. `with_base` False spares the base a second
-    scoring where another job has its scores on these rows already. `load_in_4bit`: as the adapters were
-    trained. `metric` is taken whatever the answers look like; `pattern` is looked for in each of them, for
-    the metric `regex`.
+    `adapters`: name of each subject -> a folder that PEFT loads. `with_base` is False if another job
+    has scored the base model on these rows. `load_in_4bit`: as the adapters were trained. `metric` replaces
+    the one that the answers suggest; `pattern` is the expression of the metric `regex`.
     """
 
     base: BaseSpec
@@ -135,7 +136,9 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         if not self.adapters or "base" in self.adapters:
-            raise SpecError("adapters", "`adapters` must name at least one adapter, and none of them `base`.")
+            raise SpecError(
+                "adapters", "Name at least one adapter in `adapters`, and call none of them `base`."
+            )
         if self.split not in SPLITS:
             raise SpecError("split", f"`split` must be one of {', '.join(SPLITS)}.")
         if not 1 <= self.max_rows <= 10_000:
@@ -181,15 +184,14 @@ SPEC_TYPES: dict[str, type] = {
 
 
 def needs_4bit(spec: dict[str, Any]) -> bool:
-    """Return whether a job's spec needs a base model in 4 bits; all arms of a job agree."""
+    """Tell whether a job's spec needs a base model in 4 bits, as all or none of its arms do."""
     first = spec["specs"][0] if spec.get("specs") else spec
     return bool(first.get("hyperparameters", first).get("load_in_4bit"))
 
 
 def to_dict(spec: Any) -> dict[str, Any]:
-    """The spec as plain JSON values."""
-    plain = dataclasses.asdict(spec)
-    return typing.cast("dict[str, Any]", _jsonable(plain))
+    """Return the spec as plain JSON values."""
+    return typing.cast("dict[str, Any]", _jsonable(dataclasses.asdict(spec)))
 
 
 def _jsonable(value: Any) -> Any:
@@ -201,7 +203,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def from_dict(kind: type[SpecT], values: dict[str, Any]) -> SpecT:
-    """Rebuild a spec from JSON values. Unknown keys are refused with a SpecError that names them."""
+    """Return the spec of JSON values. Raises SpecError for an unknown key."""
     known = {item.name for item in dataclasses.fields(typing.cast("Any", kind))}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -199,9 +199,10 @@ def resume(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
 
 @router.post("/{int:pk}/score", response={202: RunOut, **WRITING})
 def score(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
-    """Score its adapter again where that failed or was stopped, in a study as the study does.
+    """Re-evaluate the run's adapter after its evaluation failed or was stopped.
 
-    409 `not_scorable`: it has its scores, or they are to come; 409 `over_budget`: the month has no room.
+    409 `not_scorable`: the run has scores, or its evaluation is queued or running. 409 `over_budget`: the
+    project's compute budget of this month is too small.
     """
     submit_reevaluation(request, TrainingRun.objects.fetch(request.auth, pk, Role.EDITOR))
     return Status(202, detail(request, pk))

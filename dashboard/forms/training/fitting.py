@@ -44,20 +44,20 @@ class Edit:
 def suggest_edits(
     forecaster: RunForecaster,
     resolution: Resolution,
-    learn: Hyperparameters,
+    hyperparameters: Hyperparameters,
     smallest: tuple[TargetModuleConfig, Resolution] | None,
 ) -> list[Edit]:
     """Return changes, the least costly first, if memory is short on every device."""
-    if forecaster.forecast_best_device(resolution, learn).fit not in ("tight", "too_large"):
+    if forecaster.forecast_best_device(resolution, hyperparameters).fit not in ("tight", "too_large"):
         return []
     suggestions = [
         edit
         for edit in (
-            _first(forecaster, resolution, _smaller_batches(learn)),
-            _first(forecaster, resolution, _gradient_checkpointing(learn)),
-            _first(forecaster, resolution, _base_in_4bit(forecaster, resolution, learn)),
-            _first(forecaster, resolution, _shorter_rows(forecaster, learn)),
-            _other_layers(forecaster, learn, smallest) if smallest else None,
+            _first(forecaster, resolution, _smaller_batches(hyperparameters)),
+            _first(forecaster, resolution, _gradient_checkpointing(hyperparameters)),
+            _first(forecaster, resolution, _base_in_4bit(forecaster, resolution, hyperparameters)),
+            _first(forecaster, resolution, _shorter_rows(forecaster, hyperparameters)),
+            _other_layers(forecaster, hyperparameters, smallest) if smallest else None,
         )
         if edit
     ]
@@ -65,16 +65,18 @@ def suggest_edits(
         both = _first(
             forecaster,
             resolution,
-            _shorter_rows(forecaster, _with_batch_of_one(learn), with_batch_of_one=True),
+            _shorter_rows(forecaster, _with_batch_of_one(hyperparameters), with_batch_of_one=True),
         )
         suggestions += [both] if both else []
     return suggestions
 
 
-def _with_batch_of_one(learn: Hyperparameters) -> Hyperparameters:
+def _with_batch_of_one(hyperparameters: Hyperparameters) -> Hyperparameters:
     """Return the same rows per step with a batch size of 1."""
-    rows = min(learn.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1]))
-    return dataclasses.replace(learn, per_device_train_batch_size=1, gradient_accumulation_steps=rows)
+    rows = min(hyperparameters.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1]))
+    return dataclasses.replace(
+        hyperparameters, per_device_train_batch_size=1, gradient_accumulation_steps=rows
+    )
 
 
 Option = tuple[str, str, dict[str, Any], Hyperparameters]
@@ -83,15 +85,15 @@ Option = tuple[str, str, dict[str, Any], Hyperparameters]
 def _first(forecaster: RunForecaster, resolution: Resolution, options: Iterator[Option]) -> Edit | None:
     """Return the first option that is enough, else the last one."""
     edit = None
-    for label, effect, values, learn in options:
-        edit = Edit(label, effect, values, forecaster.forecast_best_device(resolution, learn))
+    for label, effect, values, hyperparameters in options:
+        edit = Edit(label, effect, values, forecaster.forecast_best_device(resolution, hyperparameters))
         if edit.is_enough:
             break
     return edit
 
 
-def _smaller_batches(learn: Hyperparameters) -> Iterator[Option]:
-    smaller = learn.with_smaller_batch()
+def _smaller_batches(hyperparameters: Hyperparameters) -> Iterator[Option]:
+    smaller = hyperparameters.with_smaller_batch()
     while smaller is not None:
         batch, times = smaller.per_device_train_batch_size, smaller.gradient_accumulation_steps
         label = _("Batch size %(batch)d, gradient accumulation %(times)d") % {"batch": batch, "times": times}
@@ -100,29 +102,33 @@ def _smaller_batches(learn: Hyperparameters) -> Iterator[Option]:
         smaller = smaller.with_smaller_batch()
 
 
-def _gradient_checkpointing(learn: Hyperparameters) -> Iterator[Option]:
-    if not learn.gradient_checkpointing:
+def _gradient_checkpointing(hyperparameters: Hyperparameters) -> Iterator[Option]:
+    if not hyperparameters.gradient_checkpointing:
         label = _("Turn on gradient checkpointing")
         effect = _("Same result; each step takes about a quarter longer.")
         values = {"gradient_checkpointing": True}
-        yield label, effect, values, dataclasses.replace(learn, gradient_checkpointing=True)
+        yield label, effect, values, dataclasses.replace(hyperparameters, gradient_checkpointing=True)
 
 
 def _base_in_4bit(
-    forecaster: RunForecaster, resolution: Resolution, learn: Hyperparameters
+    forecaster: RunForecaster, resolution: Resolution, hyperparameters: Hyperparameters
 ) -> Iterator[Option]:
-    able = forecaster.quantizing_devices and not resolution.has_experts and learn.autocast_adapter_dtype
-    if able and not learn.load_in_4bit:
+    able = (
+        forecaster.quantizing_devices
+        and not resolution.has_experts
+        and hyperparameters.autocast_adapter_dtype
+    )
+    if able and not hyperparameters.load_in_4bit:
         label = _("Load the base model in 4 bits")
         effect = _("The quantised base model answers slightly differently, and the adapter is trained on it.")
-        yield label, effect, {"load_in_4bit": True}, dataclasses.replace(learn, load_in_4bit=True)
+        yield label, effect, {"load_in_4bit": True}, dataclasses.replace(hyperparameters, load_in_4bit=True)
 
 
 def _shorter_rows(
-    forecaster: RunForecaster, learn: Hyperparameters, *, with_batch_of_one: bool = False
+    forecaster: RunForecaster, hyperparameters: Hyperparameters, *, with_batch_of_one: bool = False
 ) -> Iterator[Option]:
     for share in LENGTH_SHARES:
-        length = int(learn.max_length * share) // LENGTH_STEP * LENGTH_STEP
+        length = int(hyperparameters.max_length * share) // LENGTH_STEP * LENGTH_STEP
         if length < LIMITS["max_length"][0]:
             return
         template = (
@@ -133,7 +139,7 @@ def _shorter_rows(
         label = template % {"length": f"{length:,}"}
         values: dict[str, Any] = {"max_length": length}
         if with_batch_of_one:
-            times = learn.gradient_accumulation_steps
+            times = hyperparameters.gradient_accumulation_steps
             values |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": times}
         cut = forecaster.count_cut_rows(length)
         if cut is None:
@@ -142,11 +148,13 @@ def _shorter_rows(
             effect = _("About %(rows)s answers are truncated.") % {"rows": f"{cut:,}"}
         else:
             effect = _("No answer is truncated.")
-        yield label, effect, values, dataclasses.replace(learn, max_length=length)
+        yield label, effect, values, dataclasses.replace(hyperparameters, max_length=length)
 
 
 def _other_layers(
-    forecaster: RunForecaster, learn: Hyperparameters, smallest: tuple[TargetModuleConfig, Resolution]
+    forecaster: RunForecaster,
+    hyperparameters: Hyperparameters,
+    smallest: tuple[TargetModuleConfig, Resolution],
 ) -> Edit | None:
     config, resolution = smallest
     if resolution.refusal:
@@ -157,7 +165,7 @@ def _other_layers(
         label,
         effect,
         {"target_module_config": config.pk},
-        forecaster.forecast_best_device(resolution, learn),
+        forecaster.forecast_best_device(resolution, hyperparameters),
     )
 
 

@@ -1,7 +1,4 @@
-"""Hyper-parameters as form fields: from a form to `Hyperparameters` and back, and in words.
-
-Everything is built from `workers.contract.hyperparameters.SETTINGS`. Knows nothing of data, models or rows.
-"""
+"""Hyper-parameters as form fields, built from `workers.contract.hyperparameters.SETTINGS`."""
 
 from __future__ import annotations
 
@@ -163,12 +160,12 @@ def to_form(hyperparameters: Hyperparameters) -> dict[str, Any]:
 def differences(hyperparameters: Hyperparameters) -> list[tuple[str, str, str]]:
     """Return (name, value, default) of every setting that is not its default; alpha's follows the rank."""
     usual = dataclasses.replace(DEFAULTS, lora_alpha=2 * hyperparameters.r)
-    found = []
-    for name in SETTINGS:
-        value, default = getattr(hyperparameters, name), getattr(usual, name)
-        if value != default and value is not None:
-            found.append((name, format_value(value), format_value(default)))
-    return found
+    pairs = ((name, getattr(hyperparameters, name), getattr(usual, name)) for name in SETTINGS)
+    return [
+        (name, format_value(value), format_value(default))
+        for name, value, default in pairs
+        if value != default and value is not None
+    ]
 
 
 def format_value(value: Any) -> str:

@@ -117,16 +117,16 @@ def plan_run(form: TrainingRunForm) -> RunPlan:
     """Return the plan of a form whose fields have been cleaned, valid or not."""
     values = form.cleaned_data
     try:
-        learn = form.hyperparameters()
+        hyperparameters = form.hyperparameters()
     except SpecError:
-        learn = DEFAULTS
+        hyperparameters = DEFAULTS
     base_model, config = values.get("base_model"), values.get("target_module_config")
     plan = RunPlan(
-        hyperparameters=learn,
+        hyperparameters=hyperparameters,
         version=values.get("dataset_version"),
         base_model=base_model,
-        card=_card(config, base_model, learn.r) if base_model and config else None,
-        differences=tuple(differences(learn)),
+        card=_card(config, base_model, hyperparameters.r) if base_model and config else None,
+        differences=tuple(differences(hyperparameters)),
         confirmed=values.get("confirmed") or "",
         forecaster=RunForecaster.load(base_model, values.get("dataset_version")) if base_model else None,
     )
@@ -140,12 +140,14 @@ def cards_with_forecast(form: TrainingRunForm, plan: RunPlan) -> list[PresetCard
     offered = list(form.configs)
     if plan.card and plan.card.config not in offered:
         offered.append(plan.card.config)
-    learn, forecaster = plan.hyperparameters, plan.forecaster
+    hyperparameters, forecaster = plan.hyperparameters, plan.forecaster
     return [
         card
         if card.resolution.refusal
-        else dataclasses.replace(card, forecast=forecaster.forecast_best_device(card.resolution, learn))
-        for card in preset_cards(offered, plan.base_model, learn.r)
+        else dataclasses.replace(
+            card, forecast=forecaster.forecast_best_device(card.resolution, hyperparameters)
+        )
+        for card in preset_cards(offered, plan.base_model, hyperparameters.r)
     ]
 
 
@@ -154,14 +156,14 @@ def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
     forecaster = plan.forecaster
     if plan.base_model is None or forecaster is None or plan.card is None or plan.card.resolution.refusal:
         return plan
-    resolution, learn = plan.card.resolution, plan.hyperparameters
+    resolution, hyperparameters = plan.card.resolution, plan.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project)
     smallest = find_smaller_preset(list(form.configs), plan.card.config, plan.base_model)
-    forecast = forecaster.forecast(resolution, learn, start.at if start else None)
+    forecast = forecaster.forecast(resolution, hyperparameters, start.at if start else None)
     return dataclasses.replace(
         plan,
         forecast=forecast,
-        edits=tuple(suggest_edits(forecaster, resolution, learn, smallest)),
+        edits=tuple(suggest_edits(forecaster, resolution, hyperparameters, smallest)),
         errors=Calibration.objects.errors(),
         start=start,
         charge=Charge.for_work(form.project, forecast.main.seconds["expected"], form.by),

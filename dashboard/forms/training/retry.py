@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,17 +57,17 @@ def retries(run: TrainingRun) -> list[Retry]:
     """Return proposals for a failed or stopped run, the best first."""
     if run.state not in (TrainingRun.Outcome.FAILED, TrainingRun.Outcome.CANCELLED):
         return []
-    code, learn = (run.error or {}).get("code", ""), Hyperparameters(**run.effective_settings)
+    code, hyperparameters = (run.error or {}).get("code", ""), Hyperparameters(**run.effective_settings)
     proposals: tuple[Retry | None, ...] = ()
     if code == "diverged":
-        proposals = (_lower_rate(run, learn),)
+        proposals = (_lower_rate(run, hyperparameters),)
     elif code == "max_length_too_long":
-        proposals = (_shorter_sequences(run, learn),)
+        proposals = (_shorter_sequences(run, hyperparameters),)
     elif code in MEMORY_CODES:
         proposals = (
-            _smaller_batch(run, learn),
-            _gradient_checkpointing(run, learn),
-            _shorter_sequences(run, learn),
+            _smaller_batch(run, hyperparameters),
+            _gradient_checkpointing(run, hyperparameters),
+            _shorter_sequences(run, hyperparameters),
         )
     return [retry for retry in proposals if retry]
 
@@ -79,32 +80,34 @@ def primary_action(run: TrainingRun, *, can_resume: bool, proposals: Sequence[Re
     return "resume" if can_resume and code not in RESTART_FIRST else "restart"
 
 
-def _lower_rate(run: TrainingRun, learn: Hyperparameters) -> Retry:
-    rate = max(float(f"{learn.learning_rate / 3:.1g}"), LIMITS["learning_rate"][0])
+def _lower_rate(run: TrainingRun, hyperparameters: Hyperparameters) -> Retry:
+    rate = max(float(f"{hyperparameters.learning_rate / 3:.1g}"), LIMITS["learning_rate"][0])
     effect = _("Training is slower and more stable; it may need more steps.")
-    return Retry(run, _("Lower the learning rate"), effect, dataclasses.replace(learn, learning_rate=rate))
+    return Retry(
+        run, _("Lower the learning rate"), effect, dataclasses.replace(hyperparameters, learning_rate=rate)
+    )
 
 
-def _smaller_batch(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
-    smaller = learn.with_smaller_batch()
+def _smaller_batch(run: TrainingRun, hyperparameters: Hyperparameters) -> Retry | None:
+    smaller = hyperparameters.with_smaller_batch()
     effect = _("Needs less memory; same result, possibly slower.")
     return Retry(run, _("Reduce the batch size"), effect, smaller) if smaller else None
 
 
-def _gradient_checkpointing(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
-    if learn.gradient_checkpointing:
+def _gradient_checkpointing(run: TrainingRun, hyperparameters: Hyperparameters) -> Retry | None:
+    if hyperparameters.gradient_checkpointing:
         return None
     effect = _("Needs far less memory; same result, each step takes about a quarter longer.")
     return Retry(
         run,
         _("Turn on gradient checkpointing"),
         effect,
-        dataclasses.replace(learn, gradient_checkpointing=True),
+        dataclasses.replace(hyperparameters, gradient_checkpointing=True),
     )
 
 
-def _shorter_sequences(run: TrainingRun, learn: Hyperparameters) -> Retry | None:
-    length = learn.max_length // 2
+def _shorter_sequences(run: TrainingRun, hyperparameters: Hyperparameters) -> Retry | None:
+    length = hyperparameters.max_length // 2
     if length < LIMITS["max_length"][0]:
         return None
     cut = RunForecaster(run.base_model, run.dataset_version).count_cut_rows(length)
@@ -118,20 +121,21 @@ def _shorter_sequences(run: TrainingRun, learn: Hyperparameters) -> Retry | None
     else:
         effect = _("Needs less memory and time, and no answer is cut.")
     return Retry(
-        run, _("Reduce the maximum sequence length"), effect, dataclasses.replace(learn, max_length=length)
+        run,
+        _("Reduce the maximum sequence length"),
+        effect,
+        dataclasses.replace(hyperparameters, max_length=length),
     )
 
 
 def overrides(query: Mapping[str, str]) -> dict[str, Any]:
     """Return the settings in a link's query that the form accepts."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in EXPERT:
         if name in query:
-            try:
-                found[name] = setting_field(SETTINGS[name]).clean(query[name])
-            except ValidationError:
-                continue
-    return found
+            with contextlib.suppress(ValidationError):
+                values[name] = setting_field(SETTINGS[name]).clean(query[name])
+    return values
 
 
 def changes(run: TrainingRun, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:

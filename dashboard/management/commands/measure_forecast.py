@@ -1,8 +1,7 @@
-"""`manage.py measure_forecast`: train a few steps under many settings and print predicted against measured.
+"""`manage.py measure_forecast`: train a few steps under random settings, compare forecast and measurement.
 
-Settings are drawn at random, so that no formula can have been fitted to them; `--seed` repeats a draw. Each
-one is predicted from all the others (leave one out). Time is the engine's processor time, so that other work
-on the machine hardly counts. Needs the bundled base model, no database and no broker; takes minutes.
+Each setting is predicted from all others (leave one out); `--seed` repeats a draw. Time is the engine's CPU
+time, so that other work on the machine hardly counts. Needs the bundled base model, no database, no broker.
 """
 
 from __future__ import annotations
@@ -53,22 +52,22 @@ DROPOUT_SHARE = CHECKPOINTING_SHARE = 1 / 6
 
 
 def draw_settings(seed: int) -> Iterator[tuple[str, Hyperparameters]]:
-    """Yield settings without end, no two alike: the presets in turn, everything else at random."""
+    """Yield distinct settings without end: the presets in turn, everything else at random."""
     generator = random.Random(seed)  # noqa: S311 - a draw that can be repeated
     seen = set()
     for place in count():
         slug = list(PRESETS)[place % len(PRESETS)]
-        learn = None
-        while learn is None or (slug, learn) in seen:
-            learn = _draw(generator)
-        seen.add((slug, learn))
-        yield slug, learn
+        hyperparameters = None
+        while hyperparameters is None or (slug, hyperparameters) in seen:
+            hyperparameters = _draw(generator)
+        seen.add((slug, hyperparameters))
+        yield slug, hyperparameters
 
 
 def _draw(generator: random.Random) -> Hyperparameters:
     max_length = generator.choice(LENGTHS)
-    batch = generator.choice([one for one in BATCHES if one * max_length <= MAX_TOKENS])
-    times = generator.choice([one for one in ACCUMULATIONS if one * batch <= MAX_ROWS_PER_STEP])
+    batch = generator.choice([size for size in BATCHES if size * max_length <= MAX_TOKENS])
+    times = generator.choice([steps for steps in ACCUMULATIONS if steps * batch <= MAX_ROWS_PER_STEP])
     return Hyperparameters(
         r=generator.choice(RANKS),
         lora_dropout=0.1 if generator.random() < DROPOUT_SHARE else 0.0,
@@ -85,7 +84,7 @@ class Measurement:
     """Estimate and measurement of one setting."""
 
     preset: str
-    learn: Hyperparameters
+    hyperparameters: Hyperparameters
     estimated_bytes: float
     estimated_seconds: float
     bytes: float
@@ -93,16 +92,16 @@ class Measurement:
 
     @property
     def description(self) -> str:
-        """The columns of the table."""
-        learn = self.learn
-        rows = f"{learn.per_device_train_batch_size}x{learn.gradient_accumulation_steps}"
-        ways = ("d" if learn.lora_dropout else "") + ("c" if learn.gradient_checkpointing else "")
-        return f"{self.preset:12}{learn.r:>4}{rows:>7}{learn.max_length:>8}{learn.max_steps:>7} {ways:3}"
+        """Return the first columns of the table."""
+        values = self.hyperparameters
+        rows = f"{values.per_device_train_batch_size}x{values.gradient_accumulation_steps}"
+        flags = ("d" if values.lora_dropout else "") + ("c" if values.gradient_checkpointing else "")
+        return f"{self.preset:12}{values.r:>4}{rows:>7}{values.max_length:>8}{values.max_steps:>7} {flags:3}"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One setting as predicted from the others."""
+    """Prediction of one setting from all others."""
 
     measurement: Measurement
     bytes: float
@@ -110,17 +109,17 @@ class Prediction:
 
     @property
     def memory_error(self) -> float:
-        """Relative error; positive where the forecast expected more."""
+        """Return the relative error; positive if the prediction was too high."""
         return self.bytes / self.measurement.bytes - 1
 
     @property
     def time_error(self) -> float:
-        """Relative error; positive where the forecast expected more."""
+        """Return the relative error; positive if the prediction was too high."""
         return self.seconds / self.measurement.seconds - 1
 
 
 def cross_validate(measurements: Sequence[Measurement]) -> list[Prediction]:
-    """Predict each setting with the factor that all the others give, and not itself."""
+    """Predict each setting with the correction factor of all others."""
     results = []
     for item in measurements:
         others = [other for other in measurements if other is not item]
@@ -133,19 +132,18 @@ def cross_validate(measurements: Sequence[Measurement]) -> list[Prediction]:
 
 
 class Command(BaseCommand):
-    """Measure how far forecasts are off on this machine."""
+    """Measure the errors of forecasts on this machine."""
 
-    help = "Train a few steps under many settings and print predicted against measured memory and time."
+    help = "Train a few steps under random settings and compare predicted with measured memory and time."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-
-        parser.add_argument("--count", type=int, default=18, help="how many settings are measured")
-        parser.add_argument("--minutes", type=float, help="measure no further setting that would end later")
-        parser.add_argument("--seed", type=int, help="of the draw; without it, another one each time")
+        parser.add_argument("--count", type=int, default=18, help="number of settings (default: 18)")
+        parser.add_argument("--minutes", type=float, help="time limit in minutes")
+        parser.add_argument("--seed", type=int, help="seed of the random settings")
         parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        """Measure, predict each from the others, print the table, and fail when a goal is missed."""
+        """Measure, predict and print the table. Raises CommandError if a goal is missed."""
         if options["count"] < MIN_SETTINGS:
             raise CommandError(
                 f"Measure at least {MIN_SETTINGS} settings: each is predicted from the others."
@@ -165,51 +163,51 @@ class Command(BaseCommand):
             raise CommandError("A goal was missed.")
 
     def measure(self, bench: Bench, seed: int, most: int, minutes: float | None) -> Iterator[Measurement]:
-        """One setting after the other, until there are enough or time is short."""
+        """Yield measurements until there are enough or time is short."""
         started, longest = time.monotonic(), 0.0
-        for place, (slug, learn) in zip(range(1, most + 1), draw_settings(seed), strict=False):
+        for place, (slug, hyperparameters) in zip(range(1, most + 1), draw_settings(seed), strict=False):
             began = time.monotonic()
             if minutes is not None and began - started + longest > 60 * minutes:
                 self.stdout.write(f"Time is short: {place - 1} of {most} settings were measured.")
                 return
-            one = bench.measure(slug, learn)
+            measurement = bench.measure(slug, hyperparameters)
             longest = max(longest, time.monotonic() - began)
             self.stdout.write(
-                f"measured {place:>2} of {most}: {one.description} {time.monotonic() - began:.0f} s"
+                f"measured {place:>2} of {most}: {measurement.description} {time.monotonic() - began:.0f} s"
             )
             self.stdout.flush()
-            yield one
+            yield measurement
 
     def table(self, results: Sequence[Prediction]) -> None:
-        """One line per setting; d: with dropout, c: layers computed twice."""
+        """Print one line per setting."""
         self.stdout.write("")
         self.stdout.write(f"{'preset':12}{'r':>4}{'batch':>7}{'length':>8}{'steps':>7}     "
                           f"{'memory, GB':>16}{'off':>8}{'CPU seconds':>18}{'off':>8}")  # fmt: skip
-        for one in results:
+        for row in results:
+            measured = row.measurement
             self.stdout.write(
-                f"{one.measurement.description} {one.bytes / 1e9:>8.2f} / {one.measurement.bytes / 1e9:<5.2f}"
-                f"{one.memory_error:>+8.1%}{one.seconds:>9.1f} / {one.measurement.seconds:<6.1f}"
-                f"{one.time_error:>+8.1%}"
+                f"{measured.description} {row.bytes / 1e9:>8.2f} / {measured.bytes / 1e9:<5.2f}"
+                f"{row.memory_error:>+8.1%}{row.seconds:>9.1f} / {measured.seconds:<6.1f}"
+                f"{row.time_error:>+8.1%}"
             )
-        self.stdout.write("Left of each / what the other settings predict, right what was measured; "
-                          "d: dropout, c: layers computed twice.")  # fmt: skip
+        self.stdout.write("Each pair: predicted / measured. d: dropout, c: gradient checkpointing.")
 
     def summary(self, results: Sequence[Prediction]) -> bool:
-        """Print the number of accurate forecasts and the worst error; return whether all are accurate."""
+        """Print the share of good predictions and the worst error; return whether all are good."""
         good = True
-        for what, goal, errors in (
-            ("Memory", GOAL_MEMORY, [one.memory_error for one in results]),
-            ("Time", GOAL_TIME, [one.time_error for one in results]),
+        for quantity, goal, errors in (
+            ("Memory", GOAL_MEMORY, [item.memory_error for item in results]),
+            ("Time", GOAL_TIME, [item.time_error for item in results]),
         ):
             within = sum(abs(error) <= goal for error in errors)
             worst = max(errors, key=abs)
-            self.stdout.write(f"{what}: {within} of {len(errors)} within {goal:.0%}, worst {worst:+.1%}.")
+            self.stdout.write(f"{quantity}: {within} of {len(errors)} within {goal:.0%}, worst {worst:+.1%}.")
             good = good and within == len(errors)
         return good
 
 
 class Bench:
-    """A dataset of varied lengths, the bundled model's census, and runs of the engine on both."""
+    """Runs of the engine on the bundled model and a dataset of varied row lengths."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         self.folder, self.dtype = folder, dtype
@@ -223,44 +221,45 @@ class Bench:
             result(self.run("inspect", to_dict(InspectSpec(path=model)), folder / "model")[0])["census"]
         )
 
-    def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
-        """Estimate one setting, then train it."""
+    def measure(self, slug: str, hyperparameters: Hyperparameters) -> Measurement:
+        """Estimate one setting and train it."""
         resolution = resolve(preset(slug).roles, self.census)
         lengths = RowLengths.from_report(self.report["token_lengths"], self.report["splits"]["train"])
-        kept = lengths.truncated(learn.max_length) if lengths else None
+        kept = lengths.truncated(hyperparameters.max_length) if lengths else None
         if kept is None:
-            raise CommandError(f"No row keeps its answer at {learn.max_length} tokens.")
-        shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
-        workload = estimate_workload(kept, learn, shares_prefix=shares)
-        trainable = adapter_params(resolution.matched, learn.r)
-        shape = model_shape(self.census, resolution.matched, learn.r, trainable)
-        estimate = estimate_run(shape, workload, learn, "cpu", self.dtype, threads=1)
-        events, seconds = self.run("train", to_dict(self.spec(slug, resolution, learn)), self.folder / "out")
-        shutil.rmtree(self.folder / "out")  # with checkpoints, which the next setting could not continue
+            raise CommandError(f"No row keeps its answer at {hyperparameters.max_length} tokens.")
+        shares = self.census.model_type in PREFIX_TYPES and not hyperparameters.gradient_checkpointing
+        workload = estimate_workload(kept, hyperparameters, shares_prefix=shares)
+        trainable = adapter_params(resolution.matched, hyperparameters.r)
+        shape = model_shape(self.census, resolution.matched, hyperparameters.r, trainable)
+        estimate = estimate_run(shape, workload, hyperparameters, "cpu", self.dtype, threads=1)
+        events, seconds = self.run(
+            "train", to_dict(self.spec(slug, resolution, hyperparameters)), self.folder / "out"
+        )
+        shutil.rmtree(self.folder / "out")  # The next setting could not continue these checkpoints.
         summary = next(event.summary for event in events if isinstance(event, ArmEnd))
         return Measurement(
             preset=slug,
-            learn=learn,
+            hyperparameters=hyperparameters,
             estimated_bytes=estimate.memory_bytes,
             estimated_seconds=estimate.seconds.training,
             bytes=float(summary["peak_memory_bytes"]),
             seconds=seconds,
         )
 
-    def spec(self, slug: str, resolution: Resolution, learn: Hyperparameters) -> TrainSpec:
-        """Return the spec of one measurement."""
+    def spec(self, slug: str, resolution: Resolution, hyperparameters: Hyperparameters) -> TrainSpec:
         return TrainSpec(
             name=slug,
             base=self.base,
             data=DataSpec(path=str(self.folder / "data"), sha256=self.report["sha256"]),
-            target=target_spec(resolution, learn),
-            hyperparameters=learn,
+            target=target_spec(resolution, hyperparameters),
+            hyperparameters=hyperparameters,
             validation_rows=0,
             dtype=self.dtype,
         )
 
     def run(self, kind: str, spec: dict[str, Any], out_dir: Path) -> tuple[list[Event], float]:
-        """The engine's events, and the processor time between the first and the last step."""
+        """Return the engine's events, and the CPU seconds between the first and the last step."""
         path = self.folder / "spec.json"
         path.write_text(json.dumps(spec))
         command = [sys.executable, "-m", "workers.engine", kind, str(path), str(out_dir)]
@@ -291,7 +290,7 @@ def result(events: list[Event]) -> dict[str, Any]:
 
 
 def varied_rows() -> Iterator[dict[str, str]]:
-    """Prompts of one to six of the sample's messages with a short answer: 30 to 500 tokens."""
+    """Yield prompts of one to eight of the sample's messages with a short answer: 30 to 500 tokens."""
     draw = random.Random(1)  # noqa: S311 - the same rows each time
     messages = [json.loads(line)["messages"] for line in SAMPLE_FILE.read_text().splitlines()]
     for number in range(400):

@@ -1,4 +1,4 @@
-"""A record of each published folder, written before its rename, so that a crash leaves a trace.
+"""A record of each published folder, written before the rename, so that it survives a crash.
 
 Only recorded folders may be deleted from adapters and datasets. A folder without a record may belong to
 another database, or to this one before it was restored from a copy.
@@ -18,7 +18,7 @@ from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.job_state import db_now
 
-# The next attempt of the job that crashed publishes equal content, and finds the folder there.
+# Within this time the next attempt of a crashed job reuses the folder.
 ADOPTED_WITHIN = timedelta(hours=24)
 
 
@@ -30,7 +30,7 @@ class PublicationQuerySet(models.QuerySet["Publication"]):
         self.update_or_create(kind=kind, folder=folder, defaults={"begun_at": Now()})
 
     def orphaned(self) -> PublicationQuerySet:
-        """Publications whose folder no adapter or dataset version names, although there was time for it."""
+        """Return old publications whose folder no adapter or dataset version uses."""
         adapters = Adapter.objects.filter(folder=models.OuterRef("folder"))
         versions = DatasetVersion.objects.filter(sha256=models.OuterRef("folder"))
         is_named = models.Q(models.Exists(adapters), kind=Publication.Kind.ADAPTER) | models.Q(
@@ -60,5 +60,5 @@ class Publication(models.Model):
         return f"{self.kind}/{self.folder}"
 
     def path(self) -> Path:
-        """The folder's path, whether or not it exists."""
+        """Return the path of the folder, which may not exist."""
         return Path(settings.DATA_DIR) / self.kind / self.folder

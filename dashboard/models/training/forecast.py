@@ -158,22 +158,22 @@ class RunForecaster:
         return dataclasses.replace(self, base_model=base_model, version=None)
 
     def forecast(
-        self, resolution: Resolution, learn: Hyperparameters, starts_at: datetime | None = None
+        self, resolution: Resolution, hyperparameters: Hyperparameters, starts_at: datetime | None = None
     ) -> Forecast:
         """Return the whole forecast of one run. The resolution must not be a refusal."""
-        devices = self.forecast_devices(resolution, learn)
-        matched = resolution.with_dora(learn).matched
-        trainable = adapter_params(matched, learn.r)
-        dtype_bytes = adapter_dtype_bytes(self.dtype_on(best_device(devices).device), learn)
-        weights = adapter_bytes(matched, learn.r, dtype_bytes=dtype_bytes)
-        rows, truncated = self.row_lengths(learn), self.truncated_rows(learn)
-        cut = self.count_cut_rows(learn.max_length)
+        devices = self.forecast_devices(resolution, hyperparameters)
+        matched = resolution.with_dora(hyperparameters).matched
+        trainable = adapter_params(matched, hyperparameters.r)
+        dtype_bytes = adapter_dtype_bytes(self.dtype_on(best_device(devices).device), hyperparameters)
+        weights = adapter_bytes(matched, hyperparameters.r, dtype_bytes=dtype_bytes)
+        rows, truncated = self.row_lengths(hyperparameters), self.truncated_rows(hyperparameters)
+        cut = self.count_cut_rows(hyperparameters.max_length)
         return Forecast(
             trainable_parameters=trainable,
             adapter_bytes=weights,
-            bf16_adapter_bytes=adapter_bytes(matched, learn.r, dtype_bytes=2),
+            bf16_adapter_bytes=adapter_bytes(matched, hyperparameters.r, dtype_bytes=2),
             disk_bytes=training_cost.disk_bytes(trainable, weights),
-            tokens=round(self.workload(learn).total_tokens),
+            tokens=round(self.workload(hyperparameters).total_tokens),
             rows_cut=cut,
             rows_lost=None if cut is None else min(cut, rows.rows - truncated.rows),
             train_rows=rows.rows if self.version else 0,
@@ -181,28 +181,37 @@ class RunForecaster:
             starts_at=starts_at,
         )
 
-    def forecast_best_device(self, resolution: Resolution, learn: Hyperparameters) -> DeviceForecast:
+    def forecast_best_device(
+        self, resolution: Resolution, hyperparameters: Hyperparameters
+    ) -> DeviceForecast:
         """Return memory and time on the device that suits the run."""
-        return best_device(self.forecast_devices(resolution, learn))
+        return best_device(self.forecast_devices(resolution, hyperparameters))
 
-    def forecast_devices(self, resolution: Resolution, learn: Hyperparameters) -> tuple[DeviceForecast, ...]:
+    def forecast_devices(
+        self, resolution: Resolution, hyperparameters: Hyperparameters
+    ) -> tuple[DeviceForecast, ...]:
         """Return memory and time on every device that can run it, or on all if none can."""
-        shape, workload = self.shape(resolution, learn), self.workload(learn)
-        able = [
+        shape, workload = self.shape(resolution, hyperparameters), self.workload(hyperparameters)
+        suitable = [
             device
             for device in self.devices
-            if not learn.load_in_4bit or device[0] in self.quantizing_devices
+            if not hyperparameters.load_in_4bit or device[0] in self.quantizing_devices
         ]
         return tuple(
-            self._forecast_device(name, memory, shape, workload, learn)
-            for name, memory in able or self.devices
+            self._forecast_device(name, memory, shape, workload, hyperparameters)
+            for name, memory in suitable or self.devices
         )
 
     def _forecast_device(
-        self, device: str, memory_bytes: int, shape: ModelShape, workload: Workload, learn: Hyperparameters
+        self,
+        device: str,
+        memory_bytes: int,
+        shape: ModelShape,
+        workload: Workload,
+        hyperparameters: Hyperparameters,
     ) -> DeviceForecast:
         dtype = self.dtype_on(device)
-        estimate = estimate_run(shape, workload, learn, device, dtype)
+        estimate = estimate_run(shape, workload, hyperparameters, device, dtype)
         correction = corrections(self.calibrations, device, dtype, self.base_model.pk)
         return DeviceForecast(
             device=device,
@@ -220,34 +229,39 @@ class RunForecaster:
         rows = self._measured_lengths()
         return round(rows.rows * rows.cut_share(max_length)) if rows else None
 
-    def shape(self, resolution: Resolution, learn: Hyperparameters) -> ModelShape:
+    def shape(self, resolution: Resolution, hyperparameters: Hyperparameters) -> ModelShape:
         """Return the base model's sizes with this adapter on it."""
-        trainable = adapter_params(resolution.with_dora(learn).matched, learn.r)
-        return training_cost.model_shape(self.census, resolution.matched, learn.r, trainable)
+        trainable = adapter_params(resolution.with_dora(hyperparameters).matched, hyperparameters.r)
+        return training_cost.model_shape(self.census, resolution.matched, hyperparameters.r, trainable)
 
     @functools.cached_property
     def census(self) -> Census:
         """The base model's census, read once."""
         return self.base_model.load_census()
 
-    def row_lengths(self, learn: Hyperparameters) -> RowLengths:
+    def row_lengths(self, hyperparameters: Hyperparameters) -> RowLengths:
         """Return the measured lengths of the training rows, else rows that all fill the maximum length."""
         train_rows = int(self.version.splits.get("train", 0)) if self.version else 0
         return self._measured_lengths() or RowLengths.full(
-            max(1, train_rows or learn.rows_per_step), learn.max_length
+            max(1, train_rows or hyperparameters.rows_per_step), hyperparameters.max_length
         )
 
-    def truncated_rows(self, learn: Hyperparameters) -> RowLengths:
+    def truncated_rows(self, hyperparameters: Hyperparameters) -> RowLengths:
         """Return the rows as they are trained on."""
-        rows = self.row_lengths(learn)
-        return rows.truncated(learn.max_length) or RowLengths.full(rows.rows, learn.max_length)
+        rows = self.row_lengths(hyperparameters)
+        return rows.truncated(hyperparameters.max_length) or RowLengths.full(
+            rows.rows, hyperparameters.max_length
+        )
 
-    def workload(self, learn: Hyperparameters) -> Workload:
+    def workload(self, hyperparameters: Hyperparameters) -> Workload:
         """Return the tokens and steps that the run computes."""
-        shares = self.census.model_type in PREFIX_TYPES and not learn.gradient_checkpointing
+        shares = self.census.model_type in PREFIX_TYPES and not hyperparameters.gradient_checkpointing
         validation_rows = int(self.version.splits.get("validation", 0)) if self.version else 0
         return estimate_workload(
-            self.truncated_rows(learn), learn, shares_prefix=shares, validation_rows=validation_rows
+            self.truncated_rows(hyperparameters),
+            hyperparameters,
+            shares_prefix=shares,
+            validation_rows=validation_rows,
         )
 
     def dtype_on(self, device: str) -> str:
@@ -265,7 +279,7 @@ class RunForecaster:
 def estimate_run(
     shape: ModelShape,
     workload: Workload,
-    learn: Hyperparameters,
+    hyperparameters: Hyperparameters,
     device: str,
     dtype: str,
     threads: int | None = None,
@@ -274,10 +288,10 @@ def estimate_run(
     options = ComputeOptions(
         dtype_bytes=DTYPE_BYTES.get(dtype, 4),
         on_cuda=device_kind(device) == "cuda",
-        has_dropout=learn.lora_dropout > 0,
-        gradient_checkpointing=learn.gradient_checkpointing,
-        adapter_dtype_bytes=adapter_dtype_bytes(dtype, learn),
-        load_in_4bit=learn.load_in_4bit,
+        has_dropout=hyperparameters.lora_dropout > 0,
+        gradient_checkpointing=hyperparameters.gradient_checkpointing,
+        adapter_dtype_bytes=adapter_dtype_bytes(dtype, hyperparameters),
+        load_in_4bit=hyperparameters.load_in_4bit,
     )
     speed = training_cost.typical_operations_per_second(
         device, threads or device_threads(device), options.dtype_bytes
@@ -288,9 +302,9 @@ def estimate_run(
     )
 
 
-def adapter_dtype_bytes(dtype: str, learn: Hyperparameters) -> int:
+def adapter_dtype_bytes(dtype: str, hyperparameters: Hyperparameters) -> int:
     """Return bytes per number of the adapter on a base of that number format."""
-    return 4 if learn.autocast_adapter_dtype else DTYPE_BYTES.get(dtype, 4)
+    return 4 if hyperparameters.autocast_adapter_dtype else DTYPE_BYTES.get(dtype, 4)
 
 
 def device_threads(device: str) -> int:
@@ -304,8 +318,8 @@ def forecast_run(run: TrainingRun) -> dict[str, Any]:
     start = estimate_next_start(Job.Queue.GPU, run.project)
     forecaster = RunForecaster.load(run.base_model, run.dataset_version)
     resolution = run.target_module_config.resolve(run.base_model)
-    learn = Hyperparameters(**run.hyperparameters)
-    return forecaster.forecast(resolution, learn, start.at if start else None).to_dict()
+    hyperparameters = Hyperparameters(**run.hyperparameters)
+    return forecaster.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
 
 
 def record_calibration(run: TrainingRun) -> Calibration | None:
@@ -322,7 +336,7 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
     node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
     device = node.device if node else str(measured["device"])
     dtype = str(measured["dtype"])
-    learn = Hyperparameters(**run.hyperparameters)
+    hyperparameters = Hyperparameters(**run.hyperparameters)
     forecaster = RunForecaster(run.base_model, run.dataset_version)
     try:
         resolution = run.target_module_config.resolve(run.base_model)
@@ -330,8 +344,10 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
         return None  # The base model's census is of another version by now.
     if resolution.refusal:
         return None
-    shape, workload = forecaster.shape(resolution, learn), forecaster.workload(learn)
-    estimate = estimate_run(shape, workload, learn, device, dtype, int(measured.get("threads") or 0))
+    shape, workload = forecaster.shape(resolution, hyperparameters), forecaster.workload(hyperparameters)
+    estimate = estimate_run(
+        shape, workload, hyperparameters, device, dtype, int(measured.get("threads") or 0)
+    )
     return Calibration.objects.create(
         run=run,
         base_model=run.base_model,

@@ -1,4 +1,4 @@
-"""Metrics of a run: one row per (run, name), points in compact chunks: no page reads a row per point."""
+"""Metrics of a run: one row per (run, name), with the points in compact chunks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Point = tuple[int, float]
 
 
 class MetricSeriesQuerySet(models.QuerySet["MetricSeries"]):
-    """Series are written by run and name, and read through the row."""
+    """Metric series of runs."""
 
     def append(self, run: TrainingRun, name: str, points: Sequence[Point]) -> None:
-        """Add points with rising steps; they replace older ones from their first step on (a resumed run)."""
+        """Add points with rising steps; a resumed run replaces its points from the first step on."""
         if not points:
             return
         with transaction.atomic():
@@ -51,8 +51,8 @@ class MetricSeries(models.Model):
         return f"{self.name} of run {self.run_id}"
 
     def points(self, since: int = -1) -> list[Point]:
-        """All points after step `since`, in order."""
-        # All of them as they may have been prefetched: several runs on one chart are one query.
+        """Return the points after step `since`, in order."""
+        # `all` uses prefetched chunks: several runs on one chart are one query.
         chunks = self.chunks.filter(last_step__gt=since) if since >= 0 else self.chunks.all()
         return [point for chunk in chunks for point in chunk.points() if point[0] > since]
 
@@ -110,7 +110,7 @@ class MetricChunk(models.Model):
 
     @classmethod
     def of(cls, series: MetricSeries, points: Sequence[Point]) -> MetricChunk:
-        """An unsaved chunk with these points."""
+        """Return an unsaved chunk of these points."""
         steps, values = zip(*points, strict=True)
         return cls(
             series=series,
@@ -122,7 +122,7 @@ class MetricChunk(models.Model):
         )
 
     def points(self) -> list[Point]:
-        """The points in order."""
+        """Return the points in order."""
         steps = struct.unpack(f"<{self.count}q", bytes(self.steps))
         values = struct.unpack(f"<{self.count}f", bytes(self.values))
         return list(zip(steps, values, strict=True))

@@ -69,7 +69,7 @@ def resume(job: Job, by: User | None = None) -> None:
 
 
 def resume_run(run: TrainingRun, by: User | None = None) -> None:
-    """Resume the job of a run, with every run that ended with it. An ended study of it goes on and ends anew.
+    """Resume the job of a run with all its stopped runs; an ended study continues too.
 
     Raises IllegalMove with the reason if that is not possible, and OverBudget.
     """
@@ -112,6 +112,6 @@ def _continue_study(study: Study) -> float:
 
 
 def _resumable_runs(job: Job) -> models.QuerySet[TrainingRun]:
-    """Runs that were stopped or failed with the job. A run that diverged would diverge again."""
+    """Return the runs that were stopped or failed with the job, except diverged ones."""
     ended = job.training_runs.filter(outcome__in=[State.CANCELLED, State.FAILED])
     return ended.exclude(error_code="diverged")

@@ -226,7 +226,7 @@ class TrainingRun(models.Model):
     @property
     def effective_settings(self) -> dict[str, Any]:
         """Return the hyper-parameters of its last attempt, automatic changes included."""
-        changes = [change for one in self.adjustments for change in one["changes"].items()]
+        changes = [change for adjustment in self.adjustments for change in adjustment["changes"].items()]
         return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
 
     @property
@@ -262,7 +262,7 @@ class TrainingRun(models.Model):
     def trained_step(self) -> int:
         """Return the last step with a stored training loss."""
         # Filtered in Python, so that prefetched curves are used.
-        losses = (one.last_step for one in self.metric_series.all() if one.name == "train/loss")
+        losses = (series.last_step for series in self.metric_series.all() if series.name == "train/loss")
         return next(losses, 0)
 
     @property
@@ -286,8 +286,8 @@ class TrainingRun(models.Model):
         ended = self.outcome in (self.Outcome.CANCELLED, self.Outcome.FAILED)
         ended = ended and self.error_code != "diverged"
         # The checkpoint is read from disk, so only if the rows allow it.
-        may = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
-        return self.job.checkpoint_step() if may and self.job else None
+        allowed = ended and self.job is not None and self.job.is_over and self.job.keeps_checkpoint
+        return self.job.checkpoint_step() if allowed and self.job else None
 
     def resume(self, by: User | None = None) -> None:
         """Continue it, and the runs stopped with it, from the checkpoint.

@@ -30,7 +30,7 @@ from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOM
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Show the fine-tune form, or launch its run; a double click launches one, as the key is the same."""
+    """Show the fine-tune form, or launch its run; the form's key makes a double click launch one run."""
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
@@ -101,7 +101,7 @@ def prefilled(request: Request) -> dict[str, Any]:
 
 
 def query_ids(request: Request) -> dict[str, int]:
-    """Return the ids in the query; whatever is no number is ignored."""
+    """Return the ids in the query; invalid ones are ignored."""
     texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
     return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
 
@@ -132,7 +132,7 @@ def choose_defaults(form: TrainingRunForm) -> None:
 
 
 def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
-    """The form as if it had been sent the way it is prefilled, to estimate with."""
+    """Return the prefilled form as if it had been sent, for the forecast."""
     data = {name: "" if value is None else value for name, value in form.initial.items()}
     draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
     draft.full_clean()

@@ -1,10 +1,11 @@
-"""Launching what a form asks for, once however often its button is pressed; runs and studies do it alike."""
+"""Idempotent launch of a form's run or study."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from django import forms
 from django.db import IntegrityError
 
 from dashboard.models import OverBudget
@@ -14,7 +15,7 @@ RowT = TypeVar("RowT")
 
 
 class LaunchForm(Protocol):
-    """A form with an idempotency key, whose fields can take what a spec refused."""
+    """A form with an idempotency key that shows a SpecError beside its field."""
 
     cleaned_data: dict[str, Any]
 
@@ -25,22 +26,16 @@ class LaunchForm(Protocol):
     def add_error(self, field: str | None, error: Any) -> None: ...
 
 
-class Keyed(Protocol):
-    """A form that was checked and carries an idempotency key."""
-
-    cleaned_data: dict[str, Any]
-
-
-def key_of(form: Keyed) -> str:
-    """The key under which the form's job is remembered; "" for a form that came without one."""
-    given = form.cleaned_data.get("idempotency_key")
-    return f"form:{given}" if given else ""
+def key_of(form: LaunchForm | forms.Form) -> str:
+    """Return the idempotency key of the form's job; "" for a form without one."""
+    key = form.cleaned_data.get("idempotency_key")
+    return f"form:{key}" if key else ""
 
 
 def launched_once(
     form: LaunchForm, earlier: Callable[[str], RowT | None], launch: Callable[[str], RowT]
 ) -> RowT | None:
-    """Return what `launch` or `earlier` returns under the form's key; None with the reason on the form."""
+    """Return what `earlier` finds or `launch` creates under the form's key; None with errors on the form."""
     if not form.is_valid():
         return None
     key = key_of(form)
@@ -53,6 +48,6 @@ def launched_once(
     except OverBudget as error:
         form.add_error(None, str(error))
     except IntegrityError:
-        # The other request of a double click was quicker by a moment.
+        # The other request of a double click was faster.
         return earlier(key)
     return None

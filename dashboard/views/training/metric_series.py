@@ -18,7 +18,7 @@ from django.db.models import Max
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_GET
 
-from dashboard.charts.curves import Cursor, news
+from dashboard.charts.curves import Cursor, points_after
 from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import JobEvent, TrainingRun, User
@@ -31,7 +31,7 @@ OUTAGE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Update:
-    """New points, a sign that changes with anything else about the run, and its state."""
+    """New points, the state, and a `sign` that changes with everything else that the page shows."""
 
     points: dict[str, Any]
     cursor: Cursor
@@ -79,7 +79,7 @@ def metrics_csv(request: Request, pk: int) -> HttpResponse:
 
 async def events(user: User, pk: int, cursor: Cursor) -> AsyncIterator[str]:
     """Yield the stream's text until the run is over or the user may no longer see it."""
-    # A thread-sensitive call would keep a database connection for each stream.
+    # A thread-sensitive call would hold one database connection per stream.
     poll = sync_to_async(latest_update_in_thread, thread_sensitive=False)
     sign, idle_seconds = "", 0.0
     yield "retry: 2000\n\n"
@@ -129,12 +129,12 @@ def latest_update_in_thread(user: User, pk: int, cursor: Cursor) -> Update | Non
 
 
 def latest_update(user: User, pk: int, cursor: Cursor) -> Update | None:
-    """Return what came after `cursor`; None if the user may not, or no longer, see the run."""
+    """Return the update after `cursor`; None if the user may not see the run."""
     runs = TrainingRun.objects.select_related("job", "dataset_version").with_scores().visible_to(user)
     run = runs.filter(pk=pk).first()
     if run is None:
         return None
-    points, after = news(run, cursor)
+    points, after = points_after(run, cursor)
     jobs = [job for job in (run.job, *(evaluation.job for evaluation in run.evaluations.all())) if job]
     last_event = JobEvent.objects.filter(job__in=jobs).aggregate(last=Max("pk"))["last"]
     parts = [f"{job.state}.{job.phase}.{job.step}.{job.eta_seconds}" for job in jobs]

@@ -1,4 +1,4 @@
-"""Training runs: the list, and a run's page with its live region. Starting one is `fine_tune`'s."""
+"""Training runs: list, page, live region, stop and resume. `fine_tune` launches them."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ GROUPS = {
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """The project's runs, newest first, by state and by words of the name."""
+    """List the project's runs, newest first; ?state= and ?q= filter."""
     runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
-    # PostgreSQL refuses to look for a NUL, and no name has one.
+    # PostgreSQL refuses a NUL character.
     group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
     if group in GROUPS:
         runs = runs.in_group(group)
@@ -77,7 +77,7 @@ def index(request: Request) -> HttpResponse:
 
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
-    """A run: live while it works, its failure or result first when it is over."""
+    """Show a run: its progress, or its result or failure when it is over."""
     run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
     context = {
         **progress_context(run),
@@ -89,7 +89,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         "learn": Hyperparameters(**run.hyperparameters),
         "log": run.job.log_tail() if run.job else "",
         "table": curve_table(run),
-        "finding": curves.finding(run.metric_series.filter(name="train/loss").first()),
+        "finding": curves.loss_summary(run.metric_series.filter(name="train/loss").first()),
         "look": curves.colours([run.pk])[run.pk],
         "compared": compare_forecast(run),
         "unscored": unscored_run_notice(run),
@@ -101,7 +101,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def progress(request: Request, pk: int) -> HttpResponse:
-    """The live region alone; ?part=cell is the short form of lists."""
+    """Render the live region; ?part=cell is the short form for lists."""
     run = TrainingRun.objects.with_facts().with_scores().fetch(request.user, pk)
     if request.GET.get("part") == "cell":
         return render(request, "training/_cell.html", {"run": run})
@@ -132,7 +132,7 @@ def stop_question(request: Request, run: TrainingRun, *, status: int, why: str =
 
 @require_POST
 def resume(request: Request, pk: int) -> HttpResponse:
-    """Continue a run from its checkpoint, or say why that is not possible."""
+    """Resume a run from its checkpoint, or show the reason if that is not possible."""
     run = TrainingRun.objects.select_related("job").fetch(request.user, pk, Role.EDITOR)
     try:
         run.resume(request.user)
@@ -158,7 +158,7 @@ def stop_context(run: TrainingRun) -> dict[str, Any]:
 
 @require_GET
 def log(request: Request, pk: int) -> HttpResponse:
-    """The end of the run's log as plain text."""
+    """Return the end of the run's log as plain text."""
     run = TrainingRun.objects.select_related("job").fetch(request.user, pk)
     text = run.job.log_tail() if run.job else ""
     return HttpResponse(text, content_type="text/plain; charset=utf-8")
@@ -166,13 +166,13 @@ def log(request: Request, pk: int) -> HttpResponse:
 
 @require_GET
 def samples(request: Request, pk: int) -> HttpResponse:
-    """One page of answers side by side."""
+    """Render one page of answers of base model and adapter."""
     run = TrainingRun.objects.fetch(request.user, pk)
     return render(request, "training/_samples.html", samples_context(request, run))
 
 
 def progress_context(run: TrainingRun) -> dict[str, Any]:
-    """Return the context of the live region, read from the database alone."""
+    """Return the context of the live region."""
     scoring = adapter_evaluation(run)
     evaluation = scoring.job if scoring else None
     working = working_for(run, evaluation)
@@ -204,14 +204,14 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
 
 
 def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
-    """The job whose progress is the run's: none once all is done, though its job may train other arms."""
+    """Return the job whose progress the run shows; None when run and evaluation are over."""
     if not run.is_over:
         return run.job
     return evaluation if evaluation and not evaluation.is_over else None
 
 
 def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
-    """Pairs of answers, filtered by ?samples= and paged by ?page=."""
+    """Return the context of the pairs of answers; ?samples= filters, ?page= pages."""
     pairs = EvaluationItem.objects.pairs(run)
     groups = {
         "all": pairs,
@@ -226,9 +226,8 @@ def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
 
 
 def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
-    """Every setting with its default where it differs."""
-    learn = Hyperparameters(**run.hyperparameters)
-    changed = {name: default for name, _value, default in differences(learn)}
+    """Return every setting with its value, and its default if that differs."""
+    changed = {name: default for name, _value, default in differences(Hyperparameters(**run.hyperparameters))}
     return [
         {
             "name": name,
@@ -242,6 +241,6 @@ def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
 
 
 def curve_table(run: TrainingRun) -> list[tuple[int, list[float | None]]]:
-    """The twin of the chart."""
+    """Return the chart as a table."""
     stored = {series.name: series for series in run.metric_series.filter(name__in=curves.CURVES)}
     return curves.table({name: stored[name].points() if name in stored else [] for name in curves.CURVES})

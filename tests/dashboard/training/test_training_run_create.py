@@ -255,9 +255,13 @@ def test_adapter_options_reach_the_spec(
     }
     assert client.post(URL, entered(dataset, base_model, **options)).status_code == 302
     run = TrainingRun.objects.get()
-    learn = run.hyperparameters
-    assert (learn["use_rslora"], learn["use_dora"], learn["autocast_adapter_dtype"]) == (True, True, False)
-    assert learn["loraplus_lr_ratio"] == 16
+    hyperparameters = run.hyperparameters
+    assert (
+        hyperparameters["use_rslora"],
+        hyperparameters["use_dora"],
+        hyperparameters["autocast_adapter_dtype"],
+    ) == (True, True, False)
+    assert hyperparameters["loraplus_lr_ratio"] == 16
     # o_proj of two 32-wide layers: r * 2 * (32 + 32), and DoRA's 2 * 32.
     assert run.spec["target"]["trainable_parameters"] == run.forecast["trainable_parameters"] == 512 + 64
     again = client.get(URL, {"clone": run.pk}).context["plan"]

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboard.charts.curves import Cursor, colours, comparison, finding, news, table, thin
+from dashboard.charts.curves import Cursor, colours, comparison, loss_summary, points_after, table, thin
 from dashboard.models import Job, MetricSeries, TrainingRun
 
 LOSSES = [(step, 2.0 - step / 100) for step in range(1, 101)]
@@ -45,10 +45,10 @@ def test_malformed_cursor_is_ignored() -> None:
 
 def test_news_contain_only_new_points(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
-    first, cursor = news(run, Cursor())
+    first, cursor = points_after(run, Cursor())
     MetricSeries.objects.append(run, "train/loss", LOSSES[10:12])
     MetricSeries.objects.append(run, "validation/loss", [(10, 1.5)])
-    second, _cursor = news(run, cursor)
+    second, _cursor = points_after(run, cursor)
     assert (first["replace"], len(first["curves"]["train/loss"])) == (True, 10)
     assert second["replace"] is False
     assert [step for step, _value in second["curves"]["train/loss"]] == [11, 12]
@@ -57,9 +57,9 @@ def test_news_contain_only_new_points(run: TrainingRun) -> None:
 
 def test_news_start_over_with_a_new_attempt(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
-    _first, cursor = news(run, Cursor())
+    _first, cursor = points_after(run, Cursor())
     Job.objects.filter(pk=run.job_id or 0).update(attempt=1, phase="training")
-    again, _cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
+    again, _cursor = points_after(TrainingRun.objects.get(pk=run.pk), cursor)
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 10)
 
 
@@ -67,38 +67,38 @@ def test_news_replace_points_of_a_superseded_attempt(run: TrainingRun) -> None:
     job = Job.objects.filter(pk=run.job_id or 0)
     job.update(attempt=1, phase="training")
     series(run, LOSSES[:10])
-    _first, cursor = news(TrainingRun.objects.get(pk=run.pk), Cursor())
+    _first, cursor = points_after(TrainingRun.objects.get(pk=run.pk), Cursor())
     job.update(attempt=2, phase="loading")
-    waiting, cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
+    waiting, cursor = points_after(TrainingRun.objects.get(pk=run.pk), cursor)
     # From the checkpoint of step 5 on, and past the last old point before the page looks again.
     MetricSeries.objects.append(run, "train/loss", [(step, 9.0) for step in range(6, 13)])
     job.update(phase="training")
-    again, _cursor = news(TrainingRun.objects.get(pk=run.pk), cursor)
+    again, _cursor = points_after(TrainingRun.objects.get(pk=run.pk), cursor)
     assert (waiting["replace"], again["replace"]) == (False, True)
     assert [value for _step, value in again["curves"]["train/loss"]][5:] == [9.0] * 7
 
 
 def test_news_start_over_when_a_curve_was_cut(run: TrainingRun) -> None:
     series(run, LOSSES[:10])
-    _first, cursor = news(run, Cursor())
+    _first, cursor = points_after(run, Cursor())
     MetricSeries.objects.append(run, "train/loss", LOSSES[:2])
-    again, _cursor = news(run, cursor)
+    again, _cursor = points_after(run, cursor)
     assert (again["replace"], len(again["curves"]["train/loss"])) == (True, 2)
 
 
 def test_non_finite_value_is_a_gap(run: TrainingRun) -> None:
     series(run, [(1, 1.0), (2, math.inf)])
-    assert news(run, Cursor())[0]["curves"]["train/loss"] == [(1, 1.0), (2, None)]
+    assert points_after(run, Cursor())[0]["curves"]["train/loss"] == [(1, 1.0), (2, None)]
 
 
 def test_finding_states_a_fall(run: TrainingRun) -> None:
-    assert finding(None) == "Loss by step"
-    assert finding(series(run, LOSSES)) == "Training loss fell from 1.95 to 1.04"
+    assert loss_summary(None) == "Loss by step"
+    assert loss_summary(series(run, LOSSES)) == "Training loss fell from 1.95 to 1.04"
 
 
 def test_finding_states_a_rise_or_no_change(run: TrainingRun) -> None:
-    assert finding(series(run, [(1, 1.0), (2, 2.0)])) == "Training loss rose from 1 to 2"
-    assert finding(series(run, [(1, 1.0), (2, 1.001)])) == "Training loss stayed near 1"
+    assert loss_summary(series(run, [(1, 1.0), (2, 2.0)])) == "Training loss rose from 1 to 2"
+    assert loss_summary(series(run, [(1, 1.0), (2, 1.001)])) == "Training loss stayed near 1"
 
 
 def test_colours_are_stable_and_unique() -> None:

@@ -27,9 +27,9 @@ class FakeBench:
 
     def __init__(self, _folder: Path, _dtype: str) -> None: ...
 
-    def measure(self, slug: str, learn: Hyperparameters) -> Measurement:
+    def measure(self, slug: str, hyperparameters: Hyperparameters) -> Measurement:
         """Return the estimate, multiplied by the factors above."""
-        return Measurement(slug, learn, 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
+        return Measurement(slug, hyperparameters, 1e9, 20.0, 1.1e9, 20.0 * next(self.seconds))
 
 
 @pytest.fixture
@@ -54,20 +54,23 @@ def test_a_seed_repeats_the_drawn_settings() -> None:
 
 
 def test_drawn_settings_vary_and_stay_small() -> None:
-    found = [learn for _slug, learn in itertools.islice(draw_settings(3), 200)]
+    found = [hyperparameters for _slug, hyperparameters in itertools.islice(draw_settings(3), 200)]
     for name in ("r", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"):
-        assert len({getattr(learn, name) for learn in found}) >= 3, name
-    assert 0 < sum(learn.gradient_checkpointing for learn in found) < 100
-    assert 0 < sum(learn.lora_dropout > 0 for learn in found) < 100
-    assert all(learn.per_device_train_batch_size * learn.max_length <= 2048 for learn in found)
-    rows = [learn.rows_per_step * (learn.max_steps or 0) for learn in found]
+        assert len({getattr(hyperparameters, name) for hyperparameters in found}) >= 3, name
+    assert 0 < sum(hyperparameters.gradient_checkpointing for hyperparameters in found) < 100
+    assert 0 < sum(hyperparameters.lora_dropout > 0 for hyperparameters in found) < 100
+    assert all(
+        hyperparameters.per_device_train_batch_size * hyperparameters.max_length <= 2048
+        for hyperparameters in found
+    )
+    rows = [hyperparameters.rows_per_step * (hyperparameters.max_steps or 0) for hyperparameters in found]
     assert min(rows) >= 24
     assert max(rows) <= 48
 
 
 def test_each_setting_is_predicted_from_the_others() -> None:
-    slug, learn = next(draw_settings(1))
-    usual = Measurement(slug, learn, 1e9, 10.0, 1e9, 10.0)
+    slug, hyperparameters = next(draw_settings(1))
+    usual = Measurement(slug, hyperparameters, 1e9, 10.0, 1e9, 10.0)
     odd = dataclasses.replace(usual, bytes=3e9, seconds=30.0)
     results = cross_validate([*(dataclasses.replace(usual) for _time in range(7)), odd])
     assert results[-1].memory_error == pytest.approx(1 / 3 - 1, abs=0.02)

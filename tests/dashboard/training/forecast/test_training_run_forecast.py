@@ -143,12 +143,12 @@ def test_gradient_checkpointing_is_suggested(
 
 def test_a_bfloat16_adapter_is_half_as_large(dataset: Dataset, base_model: BaseModel) -> None:
     resolution = TargetModuleConfig.objects.get(slug="efficient").resolve(base_model)
-    learn = Hyperparameters(r=4, autocast_adapter_dtype=False)
+    hyperparameters = Hyperparameters(r=4, autocast_adapter_dtype=False)
     for device in ("NVIDIA H100", "CPU, 2 cores"):
         forecaster = RunForecaster(base_model, dataset.newest_ready(), ((device, 0),))
         usual = forecaster.forecast(resolution, Hyperparameters(r=4))
         expected = usual.bf16_adapter_bytes if "H100" in device else usual.adapter_bytes
-        assert forecaster.forecast(resolution, learn).adapter_bytes == expected
+        assert forecaster.forecast(resolution, hyperparameters).adapter_bytes == expected
 
 
 def test_it_shows_the_compute_budget(
