@@ -81,7 +81,7 @@ def test_the_first_visit_asks_for_the_code_and_refuses_a_wrong_one(visitor: Page
     visitor.goto("/runs/")
     expect(visitor).to_have_url(re.compile("/set-up/$"))
     fill_set_up(visitor, "not-the-code")
-    expect(visitor.get_by_role("alert")).to_contain_text("This is not the code")
+    expect(visitor.get_by_role("alert")).to_contain_text("The code is wrong")
     expect(visitor.get_by_label("E-mail address")).to_have_value("mara@example.org")
 
 
@@ -107,7 +107,7 @@ def test_three_clicks_lead_from_home_to_a_running_sample(visitor: Page) -> None:
     visitor.evaluate("sessionStorage.removeItem('clicks')")
     visitor.get_by_role("button", name="Use the sample").click()
     # The page renews itself when the import has ended.
-    visitor.get_by_role("link", name="Fine-tune on this dataset").click(timeout=60_000)
+    visitor.get_by_role("main").get_by_role("link", name="Fine-tune", exact=True).click(timeout=60_000)
     visitor.get_by_role("button", name="Start fine-tune").click()
     visitor.wait_for_url(re.compile(r"/runs/\d+/$"))
     assert visitor.evaluate("sessionStorage.clicks") == "3"
