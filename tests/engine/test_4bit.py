@@ -165,7 +165,7 @@ def test_needs_4bit_of_a_stored_spec(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize("in_4bit", [True, False])
 def test_bitsandbytes_is_imported_only_for_4bit(in_4bit: bool) -> None:
     code = (
-        "import sys; from workers.engine import runtime\n"
+        "import sys; from workers.engine.training import runtime\n"
         f"runtime.prepare_environment(offline=True, in_4bit={in_4bit})\n"
         "import peft.tuners.lora\n"
         f"assert bool(sys.modules.get('bitsandbytes')) is {in_4bit}"

@@ -280,7 +280,7 @@ def test_library_output_to_a_full_log_is_dropped(
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
     code = (
         "import runpy, sys\n"
-        "from workers.engine import runtime\n"
+        "from workers.engine.training import runtime\n"
         "def chat(**_options):\n"
         "    import logging, warnings\n"
         "    from tqdm import tqdm\n"
@@ -317,7 +317,8 @@ def test_engine_does_not_start_for_a_dead_parent(start: Start, make_spec: MakeSp
 def test_library_output_goes_to_the_log(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
     code = (
-        "import sys, os; from workers.engine import __main__ as engine, runtime\n"
+        "import sys, os; from workers.engine import __main__ as engine\n"
+        "from workers.engine.training import runtime\n"
         "runtime.prepare_environment = lambda **_: (print('stray'), os.write(1, b'raw'))\n"
         f"sys.exit(engine.main(['train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]))"
     )

@@ -45,5 +45,5 @@ def test_run_on_a_4_bit_base_is_trained_and_evaluated(
     assert record["spec"]["hyperparameters"]["load_in_4bit"] is True
     client.force_login(ed)
     assert b"trained and evaluated on it in 4 bits" in client.get(packed.adapter.get_absolute_url()).content
-    estimates = Calibration.objects.in_bulk(field_name="run")
+    estimates = {calibration.run_id: calibration for calibration in Calibration.objects.all()}
     assert estimates[packed.pk].estimated_memory_bytes < estimates[whole.pk].estimated_memory_bytes

@@ -43,7 +43,7 @@ def test_run_is_resumed_after_a_full_disk(
     client.force_login(vera)
     page = client.get(run.get_absolute_url()).content.decode()
     assert "The disk is full, so the result could not be written." in page
-    assert f"A checkpoint of step {kept} of {STEPS} is kept for 14 days, until" in page
+    assert f"The checkpoint of step {kept} of {STEPS} is kept for 14 days, until" in page
 
     run.resume(ed)
     again = work_off("gpu")

@@ -162,7 +162,7 @@ def test_number_of_groups_is_shown(shown: Shown) -> None:
     assert text.count("20 items in 15 groups: rows of one group are drawn together.") == (
         2 if independent == 15 else 0
     )
-    assert ("a draw takes a group as a whole" in text) == (independent == 15)
+    assert ("the bootstrap resamples whole groups" in text) == (independent == 15)
 
 
 def test_appendix_shows_every_seed(shown: Shown) -> None:
