@@ -114,6 +114,6 @@ def test_a_stopped_run_is_resumed_and_its_best_kept(page: Page, api: Api, long_r
     page.get_by_role("button", name="Resume from step").click()
     until(lambda: api.get(f"/runs/{long_run}")["step"] > before, "a step after the checkpoint", seconds=90)
     page.get_by_role("link", name="Stop", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Keep the best so far").click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep the best adapter so far").click()
     expect(page.locator("[data-state=stopped_early]")).to_be_attached(timeout=30_000)
     expect(page.get_by_role("link", name="Download adapter")).to_be_visible()
