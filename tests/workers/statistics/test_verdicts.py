@@ -31,7 +31,7 @@ FEW, MANY = 150, 1200
 # Simulated studies of a group share their draws of items, as all arms of a comparison do.
 SHARED = 50
 # Simulated studies and the tolerance of their share: `make proof` runs many, `make test` a seeded sample.
-STUDIES = [pytest.param(400, 0.0, marks=pytest.mark.proof), (20, 0.08)]
+STUDIES = [pytest.param(400, 0.0, marks=pytest.mark.proof), (40, 0.06)]
 
 
 def study(
