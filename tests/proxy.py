@@ -61,7 +61,7 @@ class Proxy:
 
     @property
     def carries(self) -> bool:
-        """Whether data passes now."""
+        """Return whether data passes now."""
         return self.server is not None and self.passing.is_set()
 
     def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

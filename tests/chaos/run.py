@@ -34,7 +34,7 @@ MAX_LINES = 20
 
 @dataclass
 class Outcome:
-    """How the storm ended, beside what the database holds."""
+    """Return the end of the storm, beside what the database holds."""
 
     in_time: bool = False
     storm_seconds: float = 0.0

@@ -60,7 +60,7 @@ def find_wrong_ends(submitted: list[SubmittedJob], faults: Sequence[InjectedFaul
 
 
 def used_up_attempts(job: Job, faults: Sequence[InjectedFault]) -> bool:
-    """Whether faults hit the last three attempts before a step: then the job fails rightly."""
+    """Return whether faults hit the last three attempts before a step: then the job fails rightly."""
     hit = {attempt for fault in faults for pk, attempt in fault.held if pk == job.pk}
     last = {job.attempt - back for back in range(MAX_FAILED_ATTEMPTS)}
     return job.error_code == "worker_lost" and last <= hit

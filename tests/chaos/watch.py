@@ -125,7 +125,7 @@ class Monitor:
         return pids
 
     def _is_locked(self) -> bool:
-        """Whether a paused process holds SQLite's only write lock: then no row can change."""
+        """Return whether a paused process holds SQLite's only write lock: then no row can change."""
         if connection.vendor != "sqlite" or not self._paused_pids():
             return False
         try:

@@ -1,4 +1,4 @@
-"""What is wrong with a page in the browser: axe-core, console errors, sideways scrolling, dead forms.
+"""Faults of a page in the browser: axe-core, console errors, sideways scrolling, dead forms.
 
 Knows nothing of pytest or of what the page is about.
 """
@@ -29,7 +29,7 @@ SHOTS = os.environ.get("SCREENSHOTS", "")
 
 @contextmanager
 def complaints(page: Page) -> Iterator[list[str]]:
-    """What the browser's console complains of meanwhile: errors, exceptions, broken policy."""
+    """Collect what the browser's console reports meanwhile: errors, exceptions, broken policy."""
     found: list[str] = []
 
     def note(message: ConsoleMessage) -> None:

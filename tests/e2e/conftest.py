@@ -136,7 +136,7 @@ def finished_run(api: Api, dataset: int) -> int:
 
 
 def all_ended(api: Api, run: int) -> bool:
-    """Whether the run has evaluations and none of them is under way."""
+    """Return whether the run has evaluations and none of them is under way."""
     found = api.get(f"/runs/{run}/evaluations")["data"]
     return bool(found) and all(one["state"] in OVER for one in found)
 

@@ -63,7 +63,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Installation:
-    """What `manage.py start` runs and where."""
+    """A running `manage.py start` and its address."""
 
     process: subprocess.Popen[bytes]
     environment: dict[str, str]
@@ -90,7 +90,7 @@ class Installation:
     def create_account(
         self, person: Person, *, project: str, role: str, superuser: bool = False, token: bool = False
     ) -> str:
-        """What the command prints: a sentence, or the new token."""
+        """Return the output of the command: a sentence, or the new token."""
         flags = [flag for flag, wanted in (("--superuser", superuser), ("--token", token)) if wanted]
         asked = ["--email", person.email, "--project", project, "--role", role, *flags]
         said = subprocess.run(
@@ -183,7 +183,7 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
 
 
 def points_of(page: Page) -> int:
-    """How many points the first curve of a run's page has."""
+    """Return the number of points of the first curve of a run's page."""
     return int(page.evaluate(POINTS))
 
 
@@ -198,7 +198,7 @@ def sign_in(page: Page, person: Person) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said."""
+    """An answer of the server."""
 
     status: int
     headers: dict[str, str]

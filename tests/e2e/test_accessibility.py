@@ -106,7 +106,7 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def rows(api: Api, dataset: int, finished_run: int) -> Rows:
-    """What a project has after some days: things that went well, failed, and were stopped."""
+    """Rows of a project after some days: things that went well, failed, and were stopped."""
     long = api.post("/runs", asked(dataset, name="Too long", max_steps=5000))["id"]
     cut = api.post("/runs", asked(dataset, name="Cut off", max_steps=2, max_length=16))["id"]
     bad = api.upload(

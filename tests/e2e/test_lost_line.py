@@ -21,7 +21,7 @@ LONGER_THAN_A_NOTICE = 9_000
 
 @pytest.fixture
 def proxy(installation: Installation) -> Iterator[Proxy]:
-    """What lies between browser and server."""
+    """The proxy between browser and server."""
     with Proxy(installation.url.removeprefix("http://")) as proxy:
         yield proxy
 
@@ -44,7 +44,7 @@ def watch(page: Page, run: int) -> None:
 
 
 def notice(page: Page) -> Locator:
-    """What the corner of the page says."""
+    """Return what the corner of the page says."""
     return page.locator("#notices .notice")
 
 

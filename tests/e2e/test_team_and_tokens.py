@@ -1,4 +1,4 @@
-"""Who may come in and who no longer may: invitations, members and tokens, by the forms of their pages."""
+"""Access of people and programs: invitations, members and tokens, by the forms of their pages."""
 
 from __future__ import annotations
 
