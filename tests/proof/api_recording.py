@@ -30,7 +30,7 @@ OVER = ("succeeded", "failed", "cancelled", "stopped_early")
 VARIES = re.compile(
     r"(^|_)(at|until|seconds|bytes|ms|sha256|digest|versions?|folder|path|host|pid|device|memory|eta|text|texts|message"
     r"|sentence|sentences|note|notes|label|description|title|who|name_of_device|forecast|measured|token|secret|url"
-    r"|prefix|log|expires|spread|low|high|expected|starts|ratio|per_second|warnings|problems|report|worker|evidence"
+    r"|prefix|log|month|expires|spread|low|high|expected|starts|ratio|per_second|warnings|problems|report|worker|evidence"
     r"|tokens_per_second|license|commit|revision|key|explanation|reason|values|points|last|metrics|help|value|origin"
     r"|difference|p|p_value|mean|scores|losses|interval|verdict|latency|size|words|loss|rows_cut|step|link)($|_)"
 )
