@@ -91,7 +91,8 @@ def test_base_scores_equal_those_without_an_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:
     from workers.engine.base_models.model import load_base, load_tokenizer
-    from workers.engine.training.data import Split, collate, encode
+    from workers.engine.training.data import Split, collate
+    from workers.engine.training.encoding import encode
     from workers.engine.training.loss import Scorer
     from workers.engine.training.runtime import pick_device, pick_dtype
 

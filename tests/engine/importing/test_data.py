@@ -13,16 +13,8 @@ import torch
 from tests.tiny_model import build_tiny_model, chat, tiny_base, write_canonical
 from workers.contract.errors import DataError
 from workers.engine.base_models.model import load_tokenizer
-from workers.engine.training.data import (
-    CanonicalRow,
-    Example,
-    Split,
-    collate,
-    encode,
-    epoch_order,
-    micro_batches,
-    step_rows,
-)
+from workers.engine.training.data import Split, collate, epoch_order, micro_batches, step_rows
+from workers.engine.training.encoding import CanonicalRow, Example, encode
 
 END = 2  # <|im_end|>, which is also the pad token
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from tests.tiny_model import build_tiny_model, chat, tiny_base
 from workers.engine.base_models.model import load_base, load_tokenizer, plain_head
-from workers.engine.training.data import Batch, CanonicalRow, collate, encode, shared_prefix
+from workers.engine.training.data import Batch, collate, shared_prefix
+from workers.engine.training.encoding import CanonicalRow, encode
 from workers.engine.training.loss import PREFIX_TYPES, LabelledLoss, Scorer, make_scorer
 
 CPU = torch.device("cpu")

@@ -5,10 +5,11 @@ Knows nothing of adapters. The folder comes from a spec; no name is ever looked 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from workers.contract.errors import ModelError, RunError
 from workers.contract.specs import BaseSpec
+from workers.engine.base_models.config_limits import check_config, read_checked_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -29,6 +31,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+MAX_TEMPLATE_BYTES = 64_000
 # Settings that change the logits after the head; a model with one of them takes the plain path.
 LOGIT_CHANGES = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
 
@@ -61,13 +64,12 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> Any:
-    """Return the folder's `config.json`; raise ModelError for an unknown model type."""
+    """Return the folder's `config.json`; raise ModelError for unusable sizes or an unknown model type."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    try:
+    with model_errors("config.json cannot be used", folder):
+        check_config(read_checked_json(folder / "config.json"))
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"config.json cannot be used: {_reason(error)}") from error
 
 
 def auto_class(config: Any) -> Any:
@@ -83,12 +85,23 @@ def auto_class(config: Any) -> Any:
 
 def build(config: Any) -> Any:
     """Return the model on the meta device, without weights, as `load_base` would load it."""
+    message = f"A model of type {config.model_type} cannot be built as a causal language model"
+    with model_errors(message), torch.device("meta"):
+        return auto_class(config).from_config(config, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def model_errors(message: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn every error into a ModelError: Transformers raises any type on a folder it did not expect."""
     try:
-        with torch.device("meta"):
-            return auto_class(config).from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        message = f"A model of type {config.model_type} cannot be built as a causal language model"
-        raise ModelError(f"{message}: {_reason(error)}") from error
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        reason = _reason(error)
+        # Users know the model's name, not its folder on the server.
+        reason = reason.replace(str(folder), folder.name) if folder else reason
+        raise ModelError(f"{message}: {reason}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -100,10 +113,16 @@ def load_tokenizer(base: BaseSpec) -> Any:
     """Return the base model's tokenizer. Call `check_folder` first."""
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The tokenizer of {base.name} cannot be read.") from error
+    with model_errors(f"The tokenizer of {base.name} cannot be loaded", Path(base.path)):
+        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    templates = tokenizer.chat_template or ""
+    size = len((templates if isinstance(templates, str) else json.dumps(templates)).encode())
+    if size > MAX_TEMPLATE_BYTES:
+        raise ModelError(
+            f"The chat template of {base.name} has {size / 1000:,.0f} kB. The limit is 64 kB. Choose another "
+            "base model."
+        )
+    return tokenizer
 
 
 def tokenizer_record(base: BaseSpec, tokenizer: Any) -> dict[str, str]:

@@ -32,17 +32,8 @@ from workers.engine.evaluation.generate import generate_greedily
 from workers.engine.evaluation.latency import BASE, ms_per_token
 from workers.engine.evaluation.scores import Scores, answer_kind, score_answer
 from workers.engine.training import lora, runtime
-from workers.engine.training.data import (
-    CanonicalRow,
-    Example,
-    Ids,
-    Split,
-    collate,
-    encode,
-    encode_rows,
-    epoch_order,
-    micro_batches,
-)
+from workers.engine.training.data import Split, collate, encode_rows, epoch_order, micro_batches
+from workers.engine.training.encoding import CanonicalRow, Example, Ids, encode
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.runtime import stop_if_asked
 

@@ -17,7 +17,7 @@ import torch
 
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.engine.base_models.model import max_positions
-from workers.engine.training.data import Ids
+from workers.engine.training.encoding import Ids
 from workers.engine.training.runtime import stop_if_asked
 
 BASE = "base"

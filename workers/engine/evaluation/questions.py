@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.contract.errors import DataError
-from workers.engine.training.data import CanonicalRow, Example, encode
+from workers.engine.training.encoding import CanonicalRow, Example, encode
 
 QUESTIONS = Path(__file__).with_name("general_questions.json")
 # Marks of different versions cannot be compared, so a change of the file needs a new version.

@@ -1,35 +1,27 @@
 """Renders the first imported rows as the base model reads them, and measures many for their token lengths.
 
-Chat templates are untrusted programs: their size, time (2 s) and memory (512 MB) are limited, and they run
-only in the engine's own process. Knows nothing of uploads.
+Knows nothing of uploads.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import resource
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy
 
-from workers.contract.errors import DataError, ModelError
+from workers.contract.errors import DataError
 from workers.contract.events import ShouldStop
 from workers.contract.specs import BaseSpec
 from workers.engine.base_models import model
 from workers.engine.training import data
-from workers.engine.training.data import CanonicalRow, Example
+from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
 from workers.engine.training.runtime import stop_if_asked
 
 PREVIEW_ROWS = 20
-MAX_TEMPLATE_BYTES = 64_000
-RENDER_SECONDS = 2.0
-RENDER_BYTES = 512_000_000
 # Upper ends of the histogram's bins, in tokens; the last bin is open.
 HISTOGRAM_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 # Forecasts use the length of rows at 0, 1, ... 100 percent.
@@ -47,7 +39,7 @@ class Preview:
     lengths: list[int] = field(default_factory=list)
     answer_ends: list[int] = field(default_factory=list)
     target_counts: list[int] = field(default_factory=list)
-    shared_prefix: data.Ids | None = None
+    shared_prefix: Ids | None = None
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, example: Example) -> None:
@@ -90,79 +82,22 @@ def _quantiles(counts: list[int]) -> list[int]:
 
 def render_preview(folder: str, rows: Iterable[CanonicalRow], should_stop: ShouldStop) -> Preview:
     """Measure all `rows` and keep the first PREVIEW_ROWS as text."""
-    tokenizer = _load_tokenizer(folder)
-    preview = Preview()
-    for row in rows:
-        stop_if_asked(should_stop)
-        try:
-            example = _bounded_encode(tokenizer, row)
-        except DataError as problem:
-            if len(preview.warnings) < 3:
-                preview.warnings.append(problem.message)
-            continue
-        preview.measure(example)
-        if len(preview.rows) < PREVIEW_ROWS:
-            preview.rows.append(_page_row(tokenizer, example))
-    return preview
-
-
-def _load_tokenizer(folder: str) -> Any:
     base = BaseSpec(path=folder, name=Path(folder).name)
     model.check_folder(base)
-    tokenizer = model.load_tokenizer(base)
-    size = len((tokenizer.chat_template or "").encode())
-    if size > MAX_TEMPLATE_BYTES:
-        raise ModelError(
-            f"The chat template of {base.name} has {size / 1000:,.0f} kB. The limit is 64 kB. Choose another "
-            "base model."
-        )
-    # Start the tokenizer's threads before the memory limit applies, so that it covers rendering only.
-    tokenizer(["a", "b"])
-    return tokenizer
-
-
-def _bounded_encode(tokenizer: Any, row: CanonicalRow) -> Example:
-    try:
-        with _time_limit(RENDER_SECONDS), _memory_limit(RENDER_BYTES):
-            return data.encode(tokenizer, [row])[0]
-    except (TimeoutError, MemoryError, OverflowError) as error:
-        raise ModelError(
-            f"The base model's chat template needs more than {RENDER_SECONDS:g} s or "
-            f"{RENDER_BYTES / 1e6:.0f} MB for row {row.number}. Choose another base model."
-        ) from error
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    def raise_timeout(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, raise_timeout)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def _memory_limit(extra: int) -> Iterator[None]:
-    """Let the address space grow by at most `extra` bytes. Only Linux reports the current size."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    present = int(statm.read_text().split()[0]) * resource.getpagesize()
-    allowed = present + extra
-    resource.setrlimit(
-        resource.RLIMIT_AS, (allowed if hard == resource.RLIM_INFINITY else min(allowed, hard), hard)
-    )
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    tokenizer, preview = model.load_tokenizer(base), Preview()
+    with RowEncoder(tokenizer) as encoder:
+        for row in rows:
+            stop_if_asked(should_stop)
+            try:
+                example = encoder.encode([row])[0]
+            except DataError as problem:
+                if len(preview.warnings) < 3:
+                    preview.warnings.append(problem.message)
+                continue
+            preview.measure(example)
+            if len(preview.rows) < PREVIEW_ROWS:
+                preview.rows.append(_page_row(tokenizer, example))
+    return preview
 
 
 def _page_row(tokenizer: Any, example: Example) -> dict[str, Any]:

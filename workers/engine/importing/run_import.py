@@ -262,16 +262,16 @@ def _render_preview(tokenizer: str, spool: Path, rows: int, should_stop: ShouldS
     """Render the first rows, and measure evenly spaced rows of a long file."""
     # The tokenizer imports torch, which takes seconds that a refused upload need not wait for.
     from workers.engine.importing import preview
-    from workers.engine.training import data
+    from workers.engine.training.encoding import CanonicalRow
 
     stride = -(-rows // MAX_MEASURED_ROWS)
 
-    def sample() -> Iterator[data.CanonicalRow]:
+    def sample() -> Iterator[CanonicalRow]:
         for index, (number, content) in enumerate(split_files.read_spool(spool)):
             if index < preview.PREVIEW_ROWS or index % stride == 0:
                 value = json.loads(content)
                 is_chat = isinstance(value, list)
-                yield data.CanonicalRow(number, value if is_chat else None, None if is_chat else value)
+                yield CanonicalRow(number, value if is_chat else None, None if is_chat else value)
 
     return preview.render_preview(tokenizer, sample(), should_stop)
 

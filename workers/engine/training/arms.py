@@ -20,7 +20,8 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
 from workers.engine.base_models.model import storage_description
 from workers.engine.training import lora, runtime
-from workers.engine.training.data import Example, Split, encode_rows, epoch_order, micro_batches, step_rows
+from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
+from workers.engine.training.encoding import Example
 
 VALIDATIONS_PER_RUN = 10
 

@@ -1,6 +1,6 @@
-"""Encodes canonical rows as token ids and loss masks, orders them for a run, and collates batches.
+"""Reads the rows of a split and encodes them, orders them for a run, and collates batches.
 
-Chat templates are rendered only here, in the engine's own process. Knows nothing of models or the loop.
+Knows nothing of models or the loop.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,13 @@ from workers.contract.errors import DataError
 from workers.contract.events import Progress, Report, ShouldStop
 from workers.contract.specs import DataSpec
 from workers.engine.importing.split_files import SCHEMA, rows_sha256
+from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
 from workers.engine.training.runtime import stop_if_asked
 
-Ids = np.ndarray[Any, np.dtype[np.int32]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 ROWS_PER_BATCH = 256
+CHARACTERS_PER_BATCH = 2_000_000
 # With a shorter prefix, the second forward pass costs more than it saves.
 SHORTEST_PREFIX = 8
-
-
-@dataclass(frozen=True)
-class CanonicalRow:
-    """One canonical row: `messages`, or `text`."""
-
-    number: int
-    messages: list[dict[str, Any]] | None
-    text: str | None
 
 
 class Split:
@@ -74,215 +65,25 @@ class Split:
         return rows_sha256(self._table)
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row as token ids [tokens]; `loss_mask` [tokens] is True where a token is a training target.
-
-    `prompt_length`: tokens before the last answer, 0 for plain text. `template_is_stable`: False if the chat
-    template renders earlier answers differently once more turns follow, so that only the last one is learned.
-    """
-
-    row: int
-    ids: Ids
-    loss_mask: Flags
-    prompt_length: int = 0
-    prompt: str = ""
-    answer: str = ""
-    template_is_stable: bool = True
-
-    @property
-    def target_count(self) -> int:
-        return int(self.loss_mask.sum())
-
-    def truncate(self, max_length: int) -> Example:
-        """Keep the first `max_length` tokens."""
-        if len(self.ids) <= max_length:
-            return self
-        return self._part(slice(0, max_length), self.prompt_length)
-
-    def truncate_left(self, max_length: int) -> Example:
-        """Keep the last `max_length` tokens, and so the answer."""
-        gone = len(self.ids) - max_length
-        return self if gone <= 0 else self._part(slice(gone, None), max(0, self.prompt_length - gone))
-
-    def _part(self, part: slice, prompt_length: int) -> Example:
-        learn = self.loss_mask[part].copy()
-        learn[:1] = False
-        return Example(
-            self.row, self.ids[part], learn, prompt_length, self.prompt, self.answer, self.template_is_stable
-        )
-
-
 def encode_rows(
     tokenizer: Any, split: Split, positions: Sequence[int], *, report: Report, should_stop: ShouldStop
 ) -> dict[int, Example]:
     """Return position in the split -> untruncated example."""
     done: dict[int, Example] = {}
-    for start in range(0, len(positions), ROWS_PER_BATCH):
-        stop_if_asked(should_stop)
-        report(Progress("tokenizing", start, len(positions)))
-        part = positions[start : start + ROWS_PER_BATCH]
-        done.update(zip(part, encode(tokenizer, [split.row(index) for index in part]), strict=True))
-    report(Progress("tokenizing", len(positions), len(positions)))
+    batch: dict[int, CanonicalRow] = {}
+    characters = 0
+    report(Progress("tokenizing", 0, len(positions)))
+    with RowEncoder(tokenizer) as encoder:
+        for number, position in enumerate(positions, 1):
+            batch[position] = row = split.row(position)
+            characters += row.size
+            is_full = len(batch) >= ROWS_PER_BATCH or characters >= CHARACTERS_PER_BATCH
+            if is_full or number == len(positions):
+                stop_if_asked(should_stop)
+                done.update(zip(batch, encoder.encode(list(batch.values())), strict=True))
+                report(Progress("tokenizing", number, len(positions)))
+                batch, characters = {}, 0
     return done
-
-
-def encode(tokenizer: Any, rows: Sequence[CanonicalRow]) -> list[Example]:
-    """Encode rows. Each distinct text is tokenized once."""
-    plans = [_plan(tokenizer, row) for row in rows]
-    texts = sorted({text for plan in plans for text in plan.texts()})
-    tokens = dict(zip(texts, _tokenize(tokenizer, texts), strict=True))
-    return [plan.example(tokenizer, tokens) for plan in plans]
-
-
-def _tokenize(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return ids
-
-
-def _bos(tokenizer: Any) -> list[int]:
-    """Return the start token if this tokenizer puts one before plain text."""
-    first = tokenizer("")["input_ids"][:1]
-    return first if first and first[0] == tokenizer.bos_token_id else []
-
-
-@dataclass(frozen=True)
-class PlainTextPlan:
-    """A row to encode without a chat template, as pieces of text; answers end with the end token."""
-
-    row: CanonicalRow
-    pieces: list[tuple[str, bool, bool]]  # text, learned, ends with eos
-
-    def texts(self) -> Iterator[str]:
-        return (text for text, _learned, _ends in self.pieces)
-
-    def example(self, tokenizer: Any, tokens: dict[str, list[int]]) -> Example:
-        ids = _bos(tokenizer)
-        learn, prompt_length = [False] * len(ids), 0
-        for text, learned, ends in self.pieces:
-            end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
-            if ends:
-                prompt_length = len(ids)
-            ids = ids + tokens[text] + end
-            learn += [learned] * (len(ids) - len(learn))
-        return _example(self.row, ids, learn, 0 if self.row.messages is None else prompt_length)
-
-
-@dataclass(frozen=True)
-class ChatTemplatePlan:
-    """A chat to encode with the chat template: (text before, text with the answer) for each learned turn."""
-
-    row: CanonicalRow
-    whole: str
-    turns: list[tuple[str, str]]
-    last: tuple[str, str] | None
-
-    def texts(self) -> Iterator[str]:
-        yield self.whole
-        for pair in (*self.turns, *([self.last] if self.last else [])):
-            yield from pair
-
-    def example(self, tokenizer: Any, tokens: dict[str, list[int]]) -> Example:
-        ids = tokens[self.whole]
-        spans = [(tokens[before], tokens[after]) for before, after in self.turns]
-        stable = all(_starts(ids, after) and _starts(after, before) for before, after in spans)
-        if not stable:
-            # Only the last answer is certain to render the same alone and within the whole chat.
-            spans = spans[-1:] if self.last is not None and self.turns[-1] == self.last else []
-        learn = [False] * len(ids)
-        for before, after in spans:
-            start, stop = _common(before, ids), _end_of_turn(tokenizer, ids, min(len(after), len(ids)))
-            learn[start:stop] = [True] * (stop - start)
-        prompt_length = _common(tokens[self.last[0]], ids) if self.last else 0
-        closes = learn[-1:] == [True] and ids[-1] not in tokenizer.all_special_ids
-        if closes and tokenizer.eos_token_id is not None:
-            # Without an end token the model would learn never to stop.
-            ids, learn = [*ids, tokenizer.eos_token_id], [*learn, True]
-        return _example(self.row, ids, learn, prompt_length, stable=stable)
-
-
-def _starts(whole: list[int], part: list[int]) -> bool:
-    return whole[: len(part)] == part
-
-
-def _common(left: list[int], right: list[int]) -> int:
-    """Return how many tokens both lists begin with."""
-    for place, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return place
-    return min(len(left), len(right))
-
-
-def _end_of_turn(tokenizer: Any, ids: list[int], stop: int) -> int:
-    """Return the end of the turn without white space after its end token, where generation stops."""
-    end = stop
-    while end > 0 and ids[end - 1] not in tokenizer.all_special_ids:
-        if tokenizer.decode(ids[end - 1 : end]).strip():
-            return stop
-        end -= 1
-    return end or stop
-
-
-def _plan(tokenizer: Any, row: CanonicalRow) -> PlainTextPlan | ChatTemplatePlan:
-    if row.messages is None:
-        return PlainTextPlan(row, [(row.text or "", True, True)])
-    if tokenizer.chat_template is None:
-        return PlainTextPlan(row, list(_pieces(row.messages)))
-    answers = [place for place, message in enumerate(row.messages) if message["role"] == "assistant"]
-    pairs = {place: _pair(tokenizer, row, place) for place in answers}
-    learned = [pairs[place] for place in answers if row.messages[place].get("weight", 1) != 0]
-    return ChatTemplatePlan(
-        row, _render(tokenizer, row, len(row.messages)), learned, pairs[answers[-1]] if answers else None
-    )
-
-
-def _pieces(messages: list[dict[str, Any]]) -> Iterator[tuple[str, bool, bool]]:
-    for message in messages:
-        if message["role"] == "assistant":
-            yield message["content"], message.get("weight", 1) != 0, True
-        else:
-            yield message["content"] + "\n", False, False
-
-
-def _pair(tokenizer: Any, row: CanonicalRow, place: int) -> tuple[str, str]:
-    before = _render(tokenizer, row, place, add_generation_prompt=True) if place else ""
-    return before, _render(tokenizer, row, place + 1)
-
-
-def _render(tokenizer: Any, row: CanonicalRow, count: int, *, add_generation_prompt: bool = False) -> str:
-    """Render the first `count` messages; `add_generation_prompt` adds the start of the answer."""
-    from jinja2.exceptions import TemplateError
-
-    messages = [{"role": item["role"], "content": item["content"]} for item in (row.messages or [])[:count]]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise DataError(
-            f"Row {row.number} does not fit the base model's chat template: {str(error)[:200]}. "
-            "Change the roles in this row, or choose another base model."
-        ) from error
-    return text
-
-
-def _example(
-    row: CanonicalRow, ids: list[int], learn: list[bool], prompt_length: int, *, stable: bool = True
-) -> Example:
-    flags = np.array(learn, dtype=np.bool_)
-    flags[:1] = False  # no token precedes the first one, so it cannot be predicted
-    prompt, answer = _prompt_and_answer(row)
-    return Example(row.number, np.array(ids, dtype=np.int32), flags, prompt_length, prompt, answer, stable)
-
-
-def _prompt_and_answer(row: CanonicalRow) -> tuple[str, str]:
-    """Return (prompt, last answer) as plain text without the system message."""
-    messages = row.messages or []
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        return "", row.text or ""
-    asked = [item["content"] for item in messages[: answers[-1]] if item["role"] in ("user", "assistant")]
-    return "\n\n".join(asked), messages[answers[-1]]["content"]
 
 
 # Order
