@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -18,6 +17,10 @@ from django.db import connection, models
 import tests.environment  # noqa: F401 - before Django reads its settings
 
 django.setup()
+# WhiteNoise would list all static files anew for each of thousands of test clients.
+settings.WHITENOISE_AUTOREFRESH = True
+# Hashing is slow on purpose.
+settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
 
 from dashboard.models import (  # noqa: E402
     ApiToken,
@@ -66,15 +69,9 @@ def shared_environment() -> dict[str, str]:
     return {**os.environ, "DATABASE_URL": url}
 
 
-@functools.cache
-def hashed_password() -> str:
-    """Hashed once: hashing is slow on purpose, and most tests only need somebody who exists."""
-    return make_password(PASSWORD)
-
-
 def make_user(email: str, project: Project | None = None, role: Role | None = None) -> User:
     """A person with the tests' password, and perhaps a membership."""
-    user = User.objects.create(email=email, password=hashed_password())
+    user = User.objects.create(email=email, password=make_password(PASSWORD))
     if project and role:
         project.admit(user, role)
     return user
