@@ -81,9 +81,10 @@ class AdapterRef(Schema):
 class RunOut(Schema):
     """A run.
 
-    `hyperparameters` include the defaults. `resumable_from`: the step to resume from, or null.
-    `adjustments`: changes of the batch after the device ran out of memory. `starts_at`: expected start of a
-    waiting run, or null. `origin`: hashes, versions and device; null for values that are not known yet.
+    `hyperparameters` include the defaults. `forecast` is null for a run that was stored without one.
+    `resumable_from`: the step to resume from, or null. `adjustments`: changes of the batch after the device
+    ran out of memory. `starts_at`: expected start of a waiting run, or null. `origin`: hashes, versions and
+    device; null for values that are not known yet.
     """
 
     id: int
@@ -96,7 +97,7 @@ class RunOut(Schema):
     starts_at: datetime | None
     step: int
     total_steps: int
-    forecast: Forecast
+    forecast: Forecast | None
     adapter: AdapterRef | None
     error: Failure | None
     resumable_from: int | None

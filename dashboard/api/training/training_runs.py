@@ -73,7 +73,7 @@ def serialize_run(
         "starts_at": (starts_at or jobs.expected_starts())(None if run.outcome else run.job),
         "step": run.step,
         "total_steps": run.total_steps,
-        "forecast": run.forecast,
+        "forecast": run.forecast or None,
         "adapter": adapter_of(run),
         "error": run.error,
         "resumable_from": run.resumable_from,

@@ -87,6 +87,11 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert (run["resumable_from"], run["adjustments"], run["starts_at"]) == (None, [], None)
 
 
+def test_a_run_without_a_forecast_has_null(api: Client, run: TrainingRun) -> None:
+    TrainingRun.objects.filter(pk=run.pk).update(forecast={})
+    assert api.get(f"{RUNS}/{run.pk}").json()["forecast"] is None
+
+
 def test_it_returns_the_expected_start(api: Client, body: dict[str, Any]) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     run = post(api, body).json()
