@@ -36,7 +36,6 @@ from dashboard.models import (  # noqa: E402
     TrainingRun,
     User,
 )
-from dashboard.models.training.forecast import forecast_run  # noqa: E402
 from workers.contract.hyperparameters import Hyperparameters  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
@@ -248,7 +247,6 @@ def make_run(
     )
     values: dict[str, Any] = {"r": 4, "max_steps": 10, "max_length": 64, **hyper}
     run.freeze(Hyperparameters(**values))
-    run.forecast = forecast_run(run)
     run.launch()
     return run
 

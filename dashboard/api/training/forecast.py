@@ -6,9 +6,7 @@ from dashboard.api.access import Call
 from dashboard.api.refusals import WRITING
 from dashboard.api.training.schemas import Forecast, RunIn
 from dashboard.api.training.training_runs import draft
-from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import require_4bit_worker
-from workers.contract.hyperparameters import Hyperparameters
 
 router = Router()
 
@@ -18,5 +16,6 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     """Return the forecast of the run that the same body would start. Nothing is started or stored."""
     # Nothing starts, so nothing has to be confirmed yet.
     run = draft(request, payload, confirmed=True)
-    require_4bit_worker(Hyperparameters(**run.hyperparameters))
-    return forecast_run(run)
+    if run.in_4bit:
+        require_4bit_worker()
+    return run.forecast

@@ -42,7 +42,6 @@ from dashboard.models import (
 )
 from dashboard.models.evaluations import forgetting
 from dashboard.models.jobs.stop import StopRefused, stop_run
-from dashboard.models.training.forecast import forecast_run
 from workers.contract.hyperparameters import hyperparameters_from
 
 router = Router()
@@ -138,7 +137,6 @@ def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
 def launch(request: Call, payload: RunIn, key: str) -> Job:
     """Launch the run and return its job."""
     run = draft(request, payload, confirmed=payload.confirmed)
-    run.forecast = forecast_run(run)
     run.launch(key)
     return cast("Job", run.job)
 
@@ -151,7 +149,7 @@ def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
     run = TrainingRun(
         project=request.auth.project,
         created_by=request.auth.user,
-        name=payload.name or TrainingRun.default_name(version, config),
+        name=payload.name,
         dataset_version=version,
         base_model=base_model,
         target_module_config=config,

@@ -113,9 +113,6 @@ class TrainingRunForm(HyperparametersForm):
                 values["hyperparameters"] = self.hyperparameters()
             except SpecError as error:
                 self.refuse(error)
-            values["name"] = values["name"] or TrainingRun.default_name(
-                values["dataset_version"], values["target_module_config"]
-            )
         return values
 
     def is_confirmed(self) -> bool:

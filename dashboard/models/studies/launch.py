@@ -60,7 +60,8 @@ def launch_study(
     check_plan(arms, seeds, learning_rates, margin, metric)
     reference = resolve_reference(arms, reference)
     check_metric(metric, pattern, dataset_version)
-    require_4bit_worker(arms[0].hyperparameters)
+    if arms[0].hyperparameters.load_in_4bit:
+        require_4bit_worker()
     study = Study(
         project=project,
         created_by=by,

@@ -19,7 +19,7 @@ from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER, WorkerNode
-from dashboard.models.training.forecast import record_calibration
+from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import Hyperparameters
@@ -140,13 +140,8 @@ class TrainingRun(models.Model):
     def get_absolute_url(self) -> str:
         return reverse("training-run-detail", args=[self.pk])
 
-    @staticmethod
-    def default_name(version: DatasetVersion, config: TargetModuleConfig) -> str:
-        """Return the name of a run without a name of its own."""
-        return f"{version.dataset.name} {config.name}"[:120]
-
     def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
-        """Check that the choices fit together, and build the spec.
+        """Check that the choices fit together, and build spec, forecast and a default name.
 
         `confirmed`: the user has accepted the warnings of the target modules. Raises SpecError otherwise.
         """
@@ -166,6 +161,7 @@ class TrainingRun(models.Model):
             raise SpecError("target_module_config", resolution.refusal)
         if resolution.confirmations and not confirmed:
             raise SpecError("confirmed", confirmation_request(resolution.confirmations))
+        self.name = self.name or f"{self.dataset_version.dataset.name} {self.target_module_config.name}"[:120]
         self.confirmations = list(resolution.confirmations)
         self.confirmed_by = self.created_by if resolution.confirmations else None
         spec = TrainSpec(
@@ -177,13 +173,15 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
+        self.forecast = forecast_run(self, resolution, hyperparameters)
 
     def launch(self, idempotency_key: str = "") -> None:
-        """Queue the frozen run: run, job and outbox in one transaction; `forecast` is set before.
+        """Queue the frozen run: run, job and outbox in one transaction.
 
         Raises SpecError if no worker supports its base model in 4 bits, OverBudget if the month has no room.
         """
-        require_4bit_worker(Hyperparameters(**self.hyperparameters))
+        if self.in_4bit:
+            require_4bit_worker()
         by = self.created_by
         with transaction.atomic():
             self.job = Job.objects.submit(
@@ -344,12 +342,12 @@ class TrainingRun(models.Model):
             record_calibration(self)
 
 
-def require_4bit_worker(hyperparameters: Hyperparameters) -> None:
-    """Raise SpecError for a base model in 4 bits if no worker supports it.
+def require_4bit_worker() -> None:
+    """Raise SpecError if no worker supports a base model in 4 bits.
 
     Checked at the launch only: a queued run waits for such a worker.
     """
-    if hyperparameters.load_in_4bit and not WorkerNode.objects.supporting_4bit().exists():
+    if not WorkerNode.objects.supporting_4bit().exists():
         raise SpecError(
             "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT_WORKER}
         )

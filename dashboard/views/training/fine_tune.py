@@ -22,7 +22,6 @@ from dashboard.forms.training.training_runs import (
 from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
 from dashboard.models.studies.results.evidence import outcomes_by_config, preference
-from dashboard.models.training.forecast import forecast_run
 from dashboard.views.training.launch import launched_once
 from workers.contract.hyperparameters import Hyperparameters
 from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -79,7 +78,6 @@ def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
             target_module_config=values["target_module_config"],
         )
         run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
-        run.forecast = forecast_run(run)
         run.launch(key)
         return run
 

@@ -178,7 +178,6 @@ import json, multiprocessing, sys
 import django
 django.setup()
 from dashboard.models import *
-from dashboard.models.training.forecast import forecast_run
 from workers.contract.hyperparameters import Hyperparameters
 
 def launch(number, begin, found):
@@ -188,7 +187,6 @@ def launch(number, begin, found):
         base_model=BaseModel.objects.get(project=project),
         target_module_config=TargetModuleConfig.objects.get(slug="efficient"))
     run.freeze(Hyperparameters(r=4, max_steps=10, max_length=64))
-    run.forecast = forecast_run(run)
     begin.wait()
     try:
         run.launch()
