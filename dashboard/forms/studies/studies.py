@@ -6,23 +6,16 @@ The view launches; `dashboard.forms.studies.study_costs` estimates the costs.
 from __future__ import annotations
 
 import re
-import uuid
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from django import forms
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.forms.studies.study_arms import FurtherArmForm, further_arms
-from dashboard.forms.training.hyperparameters import (
-    EXPERT,
-    HyperparametersForm,
-    defaults,
-    format_number,
-    length_missing,
-)
-from dashboard.forms.training.training_runs import TrainingRunForm, choices
-from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig, User
+from dashboard.forms.training.hyperparameters import EXPERT, LaunchForm, format_number
+from dashboard.models import ArmPlan, Caller, Project, Study, TargetModuleConfig
 from dashboard.models.catalog.metrics import METRICS, REGEX, STUDY_METRICS
 from dashboard.models.studies.plan import (
     DEFAULT_MARGIN,
@@ -41,18 +34,11 @@ from workers.target_modules.resolution import Resolution
 
 # A margin of 2 points is stored as 0.02.
 POINTS = 100
-# SpecError's field -> the form's, where they differ.
-FIELDS = {
-    "arms": "configs",
-    "target_module_config": "configs",
-    "dataset": "dataset_version",
-    "reference": "compared_with",
-}
-# Settings that all arms share; the seeds have a field of their own.
-SETTINGS = tuple(name for name in EXPERT if name != "seed")
-# Fields that the fine-tune form prefills.
-CARRIED = ("dataset_version", "base_model", "length", "max_steps", "num_train_epochs", *SETTINGS)
-_run = TrainingRunForm.base_fields
+# Fields that the fine-tune form prefills; the seeds have a field of their own.
+CARRIED = (
+    *("dataset_version", "base_model", "length", "max_steps", "num_train_epochs"),
+    *(name for name in EXPERT if name != "seed"),
+)
 
 
 def _integer_field(label: Any, low: int, high: int, help_text: Any) -> forms.IntegerField:
@@ -68,8 +54,17 @@ def _integer_field(label: Any, low: int, high: int, help_text: Any) -> forms.Int
     )
 
 
-class StudyForm(HyperparametersForm):
-    """The study form; every field but the dataset has a default."""
+class StudyForm(LaunchForm):
+    """The study form."""
+
+    without = ("seed",)
+    spec_fields: ClassVar[Mapping[str, str]] = {
+        **LaunchForm.spec_fields,
+        "arms": "configs",
+        "target_module_config": "configs",
+        "reference": "compared_with",
+    }
+    confirmation_request = gettext_lazy("Read the warnings beside this form and accept them.")
 
     name = forms.CharField(
         label=gettext_lazy("Name"),
@@ -77,8 +72,6 @@ class StudyForm(HyperparametersForm):
         required=False,
         help_text=gettext_lazy("If empty, the name is made from the dataset."),
     )
-    dataset_version = _run["dataset_version"]
-    base_model = _run["base_model"]
     # No model field, as that queries the database for any number that was sent.
     configs = forms.TypedMultipleChoiceField(
         label=gettext_lazy("Arms"),
@@ -155,30 +148,18 @@ class StudyForm(HyperparametersForm):
         MOST_TEST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to evaluate."),
     )
-    confirmed = _run["confirmed"]
-    without = ("seed",)
-    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
     def __init__(
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
     ) -> None:
         initial_values = {
-            **{name: value for name, value in defaults().items() if name != "seed"},
             "seeds": len(DEFAULT_SEEDS),
             "budget": Study.Budget.EQUAL_RANK.value,
             "metric": "",
             "margin": f"{POINTS * DEFAULT_MARGIN:g}",
             "test_rows": TEST_ROWS,
         }
-        super().__init__(data, initial={**initial_values, "idempotency_key": uuid.uuid4(), **initial})
-        self.project = project
-        self.by = caller if isinstance(caller, User) else None
-        self.versions, self.base_models, self.offered = choices(caller, project)
-        for name, rows in (
-            ("dataset_version", self.versions),
-            ("base_model", self.base_models),
-        ):
-            self.fields[name].queryset = rows  # type: ignore[attr-defined]
+        super().__init__(data, caller=caller, project=project, initial={**initial_values, **initial})
         known = [(config.pk, str(config)) for config in self.offered]
         self.fields["configs"].choices = known  # type: ignore[attr-defined]
         self.further = further_arms(data, list(self.offered))
@@ -216,9 +197,7 @@ class StudyForm(HyperparametersForm):
 
     def clean(self) -> dict[str, Any]:
         """Build the arms, and the name from the dataset if it is empty."""
-        values = self.cleaned_data
-        if empty := length_missing(values, self.errors):
-            self.add_error(empty, _("Enter the length of each run."))
+        values = super().clean()
         self._check_further(values)
         keys, reference = self._keys(), values.get("compared_with")
         if "configs" not in self.errors and len(keys) < 2:
@@ -237,14 +216,6 @@ class StudyForm(HyperparametersForm):
             default_name = _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]}
             values["name"] = values["name"] or default_name
         return values
-
-    def refuse(self, error: SpecError) -> None:
-        """Add an error of the spec to its field."""
-        name = FIELDS.get(error.field, error.field)
-        message = (
-            _("Read the warnings beside this form and accept them.") if name == "confirmed" else error.message
-        )
-        self.add_error(name if name in self.fields else None, message)
 
     def to_confirm(self) -> Resolution:
         """Return the warnings about the arms' target modules as one list. Raises TargetError."""

@@ -1,18 +1,25 @@
-"""Hyper-parameters as form fields, built from `workers.contract.hyperparameters.SETTINGS`."""
+"""The form that starts training, and its fields built from `workers.contract.hyperparameters.SETTINGS`.
+
+Parses and validates; the views launch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
-from typing import Any
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from django import forms
+from django.db.models import F, Q
 from django.utils.text import format_lazy
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models import WorkerNode
+from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, User, WorkerNode
+from dashboard.models.catalog.dataset import SAMPLE_NAME
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER
+from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import (
     ADAPTER,
     BATCHES,
@@ -25,6 +32,8 @@ from workers.contract.hyperparameters import (
 
 DEFAULTS = Hyperparameters()
 STEPS, EPOCHS = "steps", "epochs"
+# Works for the bundled model on the sample; other data starts at the common default.
+SAMPLE_LEARNING_RATE = 1e-3
 EXPERT = tuple(name for name, setting in SETTINGS.items() if setting.group != LENGTH)
 # Headings of the expert settings.
 GROUPS = {
@@ -34,23 +43,116 @@ GROUPS = {
 }
 
 
-class HyperparametersForm(forms.Form):
-    """Length of the training and the expert settings. Every field has a default."""
+class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
+    """A dataset version with its number of rows."""
 
+    def label_from_instance(self, obj: Any) -> str:
+        return _("%(version)s, %(rows)s rows") % {"version": obj, "rows": f"{obj.rows or 0:,}"}
+
+
+class BaseModelField(forms.ModelChoiceField):  # type: ignore[type-arg]
+    """A base model with its number of parameters."""
+
+    def label_from_instance(self, obj: Any) -> str:
+        millions = f"{(obj.parameters or 0) / 1e6:,.1f}"
+        return _("%(name)s, %(millions)s M parameters") % {"name": obj, "millions": millions}
+
+
+class LaunchForm(forms.Form):
+    """Data, base model, training length and expert settings: what a fine-tune and a study both ask for.
+
+    Every field but the dataset has a default.
+    """
+
+    field_order = ("name", "dataset_version", "base_model", "target_module_config")
+    # A study has seeds of its own.
+    without: tuple[str, ...] = ()
+    # Field of a SpecError -> field of the form, if they differ.
+    spec_fields: ClassVar[Mapping[str, str]] = {"dataset": "dataset_version"}
+    confirmation_request: Any = gettext_lazy("Read the warnings, then tick this box.")
+
+    dataset_version = VersionField(
+        label=gettext_lazy("Dataset"),
+        queryset=DatasetVersion.objects.none(),
+        empty_label=gettext_lazy("Choose a dataset"),
+        error_messages={
+            "required": gettext_lazy("Choose a dataset."),
+            "invalid_choice": gettext_lazy("This dataset is not ready in this project. Choose another."),
+        },
+    )
+    base_model = BaseModelField(
+        label=gettext_lazy("Base model"),
+        queryset=BaseModel.objects.none(),
+        empty_label=None,
+        help_text=gettext_lazy("The base model stays frozen; only the adapter is trained."),
+        error_messages={
+            "required": gettext_lazy("Choose a base model."),
+            "invalid_choice": gettext_lazy("This base model is not ready in this project. Choose another."),
+        },
+    )
     length = forms.ChoiceField(
         label=gettext_lazy("Training length"),
         choices=[(STEPS, gettext_lazy("Steps")), (EPOCHS, gettext_lazy("Epochs"))],
         widget=forms.RadioSelect,
     )
-    # A study has seeds of its own.
-    without: tuple[str, ...] = ()
+    confirmed = forms.CharField(
+        label=gettext_lazy("I have read this and want to continue"), max_length=64, required=False
+    )
+    idempotency_key = forms.UUIDField(widget=forms.HiddenInput, required=False)
 
-    def __init__(self, data: Any = None, *, initial: dict[str, Any]) -> None:
-        super().__init__(data, initial=initial)
+    def __init__(
+        self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]
+    ) -> None:
+        super().__init__(data, initial={**defaults(), "idempotency_key": uuid.uuid4(), **initial})
         for name, setting in SETTINGS.items():
             if name not in self.without:
                 self.fields[name] = setting_field(setting)
-        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or initial).get("load_in_4bit")))
+        offer_4bit(self.fields["load_in_4bit"], is_on=bool((data or self.initial).get("load_in_4bit")))
+        self.caller, self.project = caller, project
+        self.by = caller if isinstance(caller, User) else None
+        here = Q(project=None) | Q(project=project)
+        self.versions = (
+            DatasetVersion.objects.visible_to(caller)
+            .filter(project=project, job__state="succeeded")
+            .select_related("dataset", "job")
+        )
+        self.base_models = (
+            BaseModel.objects.visible_to(caller)
+            .filter(here, job__state="succeeded")
+            .select_related("job")
+            .order_by(F("project").asc(nulls_first=True), "pk")
+        )
+        self.offered = TargetModuleConfig.objects.current().visible_to(caller).filter(here)
+        self.fields["dataset_version"].queryset = self.versions  # type: ignore[attr-defined]
+        self.fields["base_model"].queryset = self.base_models  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        """Build the hyper-parameters."""
+        values = self.cleaned_data
+        chosen = "max_steps" if values.get("length") == STEPS else "num_train_epochs"
+        if values.get("length") and values.get(chosen) is None and chosen not in self.errors:
+            self.add_error(chosen, _("Enter the length of the training."))
+        if not self.errors:
+            try:
+                values["hyperparameters"] = self.hyperparameters()
+            except SpecError as error:
+                self.refuse(error)
+        return values
+
+    def hyperparameters(self) -> Hyperparameters:
+        """Return what was entered where it is valid, defaults for the rest. May raise SpecError."""
+        entered = self.cleaned_data
+        values = {name: entered[name] for name in EXPERT if entered.get(name) is not None}
+        by_epochs = entered.get("length") == EPOCHS
+        length = "num_train_epochs" if by_epochs else "max_steps"
+        values[length] = entered.get(length) or (1.0 if by_epochs else DEFAULTS.max_steps)
+        return Hyperparameters(**values)
+
+    def refuse(self, error: SpecError) -> None:
+        """Show a SpecError beside its field."""
+        name = self.spec_fields.get(error.field, error.field)
+        message = str(self.confirmation_request) if name == "confirmed" else error.message
+        self.add_error(name if name in self.fields else None, message)
 
     def groups(self) -> list[tuple[str, list[forms.BoundField]]]:
         """Return the expert settings under their headings."""
@@ -64,14 +166,42 @@ class HyperparametersForm(forms.Form):
         """Tell whether an expert setting was refused, so that its section has to be open."""
         return any(name in self.errors for name in EXPERT)
 
-    def hyperparameters(self) -> Hyperparameters:
-        """Return what was entered where it is valid, defaults for the rest. May raise SpecError."""
-        entered = self.cleaned_data
-        values = {name: entered[name] for name in EXPERT if entered.get(name) is not None}
-        by_epochs = entered.get("length") == EPOCHS
-        length = "num_train_epochs" if by_epochs else "max_steps"
-        values[length] = entered.get(length) or (1.0 if by_epochs else DEFAULTS.max_steps)
-        return Hyperparameters(**values)
+    # A form that was not sent yet
+
+    def choose_data(self) -> None:
+        """Preselect the first base model, which is the bundled one, and a sole dataset."""
+        self.initial.setdefault("base_model", self.base_models.values_list("pk", flat=True).first())
+        ready = list(self.versions[:2])
+        if len(ready) == 1 and "dataset_version" not in self.initial:
+            self.initial.update(initial_for(ready[0]))
+
+    def draft(self) -> Self:
+        """Return the prefilled form as if it had been sent, to estimate with."""
+        data = {name: "" if value is None else value for name, value in self.initial.items()}
+        draft = type(self)(data, caller=self.caller, project=self.project, initial={})
+        draft.full_clean()
+        return draft
+
+    def suggestions(self) -> dict[str, Any]:
+        """Return the learning rates that the page's script suggests for the sample and for other data."""
+        return {
+            "samples": [version.pk for version in self.versions if is_sample(version)],
+            "sampleRate": SAMPLE_LEARNING_RATE,
+            "usualRate": DEFAULTS.learning_rate,
+        }
+
+
+def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
+    """Return the form's initial values for a dataset version."""
+    if version is None:
+        return {}
+    rate = {"learning_rate": SAMPLE_LEARNING_RATE} if is_sample(version) else {}
+    return {"dataset_version": version.pk, **rate}
+
+
+def is_sample(version: DatasetVersion) -> bool:
+    """Tell whether the version is the bundled sample."""
+    return version.dataset.name == SAMPLE_NAME
 
 
 def setting_field(setting: Setting, **options: Any) -> forms.Field:
@@ -132,12 +262,6 @@ def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
         field.help_text = format_lazy(
             "{} {} {}", field.help_text, gettext_lazy("Not possible now:"), NO_4BIT_WORKER
         )
-
-
-def length_missing(cleaned: dict[str, Any], errors: Container[str]) -> str:
-    """Return the length field that was left empty although it is chosen; "" otherwise."""
-    chosen = "max_steps" if cleaned.get("length") == STEPS else "num_train_epochs"
-    return chosen if cleaned.get("length") and cleaned.get(chosen) is None and chosen not in errors else ""
 
 
 def defaults() -> dict[str, Any]:

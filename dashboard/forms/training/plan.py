@@ -137,7 +137,7 @@ def cards_with_forecast(form: TrainingRunForm, plan: RunPlan) -> list[PresetCard
     """Return a card with its forecast for every choice on the plan's base model."""
     if plan.base_model is None or plan.forecaster is None:
         return []
-    offered = list(form.configs)
+    offered = list(form.offered)
     if plan.card and plan.card.config not in offered:
         offered.append(plan.card.config)
     hyperparameters, forecaster = plan.hyperparameters, plan.forecaster
@@ -158,7 +158,7 @@ def _with_forecast(form: TrainingRunForm, plan: RunPlan) -> RunPlan:
         return plan
     resolution, hyperparameters = plan.card.resolution, plan.hyperparameters
     start = estimate_next_start(Job.Queue.GPU, form.project)
-    smallest = find_smaller_preset(list(form.configs), plan.card.config, plan.base_model)
+    smallest = find_smaller_preset(list(form.offered), plan.card.config, plan.base_model)
     forecast = forecaster.forecast(resolution, hyperparameters, start.at if start else None)
     return dataclasses.replace(
         plan,

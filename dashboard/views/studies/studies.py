@@ -12,11 +12,11 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from dashboard.forms.studies.studies import CARRIED, SETTINGS, StudyForm
+from dashboard.forms.studies.studies import CARRIED, StudyForm
 from dashboard.forms.studies.study_costs import plan_study
 from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
-from dashboard.forms.training.hyperparameters import defaults
-from dashboard.forms.training.training_runs import SAMPLE_LEARNING_RATE, initial_for, initial_from, is_sample
+from dashboard.forms.training.hyperparameters import initial_for
+from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
 from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.studies.launch import launch_study
@@ -54,8 +54,8 @@ def create(request: Request) -> HttpResponse:
             return redirect(study)
         return render(request, "studies/create.html", form_context(form, form), status=422)
     form = StudyForm(caller=request.user, project=request.project, initial=prefilled(request))
-    choose_defaults(request, form)
-    return render(request, "studies/create.html", form_context(form, drafted(request, form)))
+    choose_defaults(form)
+    return render(request, "studies/create.html", form_context(form, form.draft()))
 
 
 @require_GET
@@ -123,13 +123,10 @@ def query_id(request: Request, name: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
-def choose_defaults(request: Request, form: StudyForm) -> None:
+def choose_defaults(form: StudyForm) -> None:
     """Preselect the bundled model, a sole dataset, and every preset that resolves on the model."""
-    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
-    ready = list(form.versions[:2])
-    if len(ready) == 1 and "dataset_version" not in form.initial:
-        form.initial.update(initial_for(ready[0]))
-    refused = {card.config.pk for card in plan_study(drafted(request, form)).cards if card.refusal}
+    form.choose_data()
+    refused = {card.config.pk for card in plan_study(form.draft()).cards if card.refusal}
     also = form.initial.pop("also", None)
     ticked = [
         one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
@@ -139,29 +136,14 @@ def choose_defaults(request: Request, form: StudyForm) -> None:
     form.initial["compared_with"] = next(quality, next(iter(form.initial["configs"]), None))
 
 
-def drafted(request: Request, form: StudyForm) -> StudyForm:
-    """Return the form bound to its prefilled values, to estimate with."""
-    data = {name: "" if value is None else value for name, value in form.initial.items()}
-    draft = StudyForm(data, caller=request.user, project=request.project, initial={})
-    draft.full_clean()
-    return draft
-
-
 def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
     """Return the context of the form's page: fields from `form`, numbers from `draft`."""
+    rates = {model.pk: suggested_rates(model.parameters) for model in form.base_models}
     return {
         "form": form,
-        "expert_fields": [form[name] for name in SETTINGS],
-        "expert_open": any(name in form.errors for name in SETTINGS),
-        "has_datasets": form.versions.exists(),
         "study_plan": plan_study(draft),
         "blank_arm": form.further.empty_form,
-        "suggestions": {
-            "samples": [version.pk for version in form.versions if is_sample(version)],
-            "sampleRate": SAMPLE_LEARNING_RATE,
-            "usualRate": defaults()["learning_rate"],
-            "rates": {model.pk: suggested_rates(model.parameters) for model in form.base_models},
-        },
+        "suggestions": {**form.suggestions(), "rates": rates},
     }
 
 

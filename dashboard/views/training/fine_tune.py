@@ -9,21 +9,14 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
-from dashboard.forms.training.hyperparameters import defaults
+from dashboard.forms.training.hyperparameters import defaults, initial_for
 from dashboard.forms.training.plan import cards_with_forecast, plan_run
 from dashboard.forms.training.retry import changes, overrides
-from dashboard.forms.training.training_runs import (
-    SAMPLE_LEARNING_RATE,
-    TrainingRunForm,
-    initial_for,
-    initial_from,
-    is_sample,
-)
+from dashboard.forms.training.training_runs import TrainingRunForm, initial_from
 from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
 from dashboard.models.studies.results.evidence import outcomes_by_config, preference
 from dashboard.views.training.launch import launched_once
-from workers.contract.hyperparameters import Hyperparameters
 from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 
 
@@ -39,7 +32,7 @@ def create(request: Request) -> HttpResponse:
         return render(request, "training/create.html", form_context(form, form), status=422)
     form = TrainingRunForm(caller=request.user, project=request.project, initial=prefilled(request))
     choose_defaults(form)
-    context = {**form_context(form, drafted(request, form)), **changed_context(request)}
+    context = {**form_context(form, form.draft()), **changed_context(request)}
     return render(request, "training/create.html", context)
 
 
@@ -117,41 +110,19 @@ def changed_context(request: Request) -> dict[str, Any]:
 
 def choose_defaults(form: TrainingRunForm) -> None:
     """Preselect the bundled model, the preset that studies or the product recommend, and a sole dataset."""
-    form.initial.setdefault("base_model", form.base_models.values_list("pk", flat=True).first())
+    form.choose_data()
     recommended = TargetModuleConfig.objects.filter(project=None, slug=RECOMMENDED)
     usual = recommended.values_list("pk", flat=True).first()
     preferred = preference(form.project, form.initial["base_model"])
-    if preferred and any(config.pk == preferred.config_id for config in form.configs):
+    if preferred and any(config.pk == preferred.config_id for config in form.offered):
         usual = preferred.config_id
     form.initial.setdefault("target_module_config", usual)
-    ready = list(form.versions[:2])
-    if len(ready) == 1 and "dataset_version" not in form.initial:
-        form.initial.update(initial_for(ready[0]))
-
-
-def drafted(request: Request, form: TrainingRunForm) -> TrainingRunForm:
-    """Return the prefilled form as if it had been sent, for the forecast."""
-    data = {name: "" if value is None else value for name, value in form.initial.items()}
-    draft = TrainingRunForm(data, caller=request.user, project=request.project, initial={})
-    draft.full_clean()
-    return draft
 
 
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
     """Return the context of the form's page: fields from `form`, forecast from `draft`."""
-    sample = [version.pk for version in form.versions if is_sample(version)]
-    return {
-        "form": form,
-        "has_datasets": form.versions.exists(),
-        "expert_open": form.has_expert_errors(),
-        "suggestions": {
-            "samples": sample,
-            "sampleRate": SAMPLE_LEARNING_RATE,
-            "usualRate": Hyperparameters().learning_rate,
-            "defaults": defaults(),
-        },
-        **plan_context(draft),
-    }
+    suggestions = {**form.suggestions(), "defaults": defaults()}
+    return {"form": form, "suggestions": suggestions, **plan_context(draft)}
 
 
 def plan_context(form: TrainingRunForm) -> dict[str, Any]:

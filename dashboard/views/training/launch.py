@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from django import forms
 from django.db import IntegrityError
 
+from dashboard.forms.training.hyperparameters import LaunchForm
 from dashboard.models import OverBudget
 from workers.contract.errors import SpecError, TargetError
 
 RowT = TypeVar("RowT")
 
 
-class LaunchForm(Protocol):
-    """A form with an idempotency key that shows a SpecError beside its field."""
-
-    cleaned_data: dict[str, Any]
-
-    def is_valid(self) -> bool: ...
-
-    def refuse(self, error: SpecError) -> None: ...
-
-    def add_error(self, field: str | None, error: Any) -> None: ...
-
-
-def key_of(form: LaunchForm | forms.Form) -> str:
+def key_of(form: forms.Form) -> str:
     """Return the idempotency key of the form's job; "" for a form without one."""
     key = form.cleaned_data.get("idempotency_key")
     return f"form:{key}" if key else ""

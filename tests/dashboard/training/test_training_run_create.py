@@ -10,8 +10,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.forms.training.hyperparameters import defaults
-from dashboard.forms.training.training_runs import SAMPLE_LEARNING_RATE, initial_for
+from dashboard.forms.training.hyperparameters import SAMPLE_LEARNING_RATE, defaults, initial_for
 from dashboard.models import (
     BaseModel,
     ComputeBudget,
