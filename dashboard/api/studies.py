@@ -22,7 +22,7 @@ from dashboard.api.failures import Failure
 from dashboard.api.paging import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.texts import Name
-from dashboard.models import ArmPlan, Job, Role, Study, TargetModuleConfig
+from dashboard.models import ArmPlan, IllegalMove, Job, Role, Study, TargetModuleConfig
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
@@ -299,15 +299,11 @@ def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
     """Train every arm with more seeds. Finished runs are kept, and the verdict is recomputed."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
-
-    def add_seeds() -> None:
-        if not study.can_add_seeds:
-            message = _("Seeds can be added to a running or finished study. This study's state: %(state)s.")
-            raise Refusal(409, "not_extendable", message % {"state": study.state})
+    try:
         with request_field_names():
-            study.add_seeds(payload.seeds, request.auth.user)
-
-    do_once(request, f"seeds {pk}", add_seeds)
+            do_once(request, f"seeds {pk}", lambda: study.add_seeds(payload.seeds, request.auth.user))
+    except IllegalMove as refusal:
+        raise Refusal(409, "not_extendable", str(refusal)) from refusal
     return Status(202, detail(request, pk))
 
 

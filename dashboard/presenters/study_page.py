@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -13,8 +11,13 @@ from dashboard.charts.study_charts import COSTS
 from dashboard.models import Job, State, Study
 from dashboard.models.evaluations.forgetting import Forgetting
 from dashboard.models.jobs.compute_use import used_seconds
-from dashboard.models.studies.results.comparison import UnsavedStudy
-from dashboard.models.studies.results.result import AnyArm, ArmComparison, base_ms_per_token, costs_of
+from dashboard.models.studies.results.result import (
+    AnyArm,
+    AnyStudy,
+    ArmComparison,
+    base_ms_per_token,
+    costs_of,
+)
 from dashboard.models.studies.results.text import (
     format_difference,
     format_estimate,
@@ -26,62 +29,49 @@ from dashboard.models.studies.results.text import (
 )
 
 
-@dataclass(frozen=True)
-class ResultPage:
-    """A result as figures, tables and sentences; `cost` is what the second figure compares quality with."""
+def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str = "") -> dict[str, Any]:
+    """Return a result as figures, tables and sentences. The second figure compares quality with `cost`."""
+    runs = [run for arm in study.arm_list for run in arm.final_runs()]
+    arm_costs = [costs_of(arm.final_runs()) for arm in study.arm_list]
+    costs = {name: texts for name, texts in COSTS.items() if any(one[name] is not None for one in arm_costs)}
+    cost = cost if cost in costs else next(iter(costs), "")
+    return {
+        "sentence": verdict_sentence(study),
+        "intervals": study_charts.intervals(study),
+        "costs": costs,
+        "cost": cost,
+        "pareto": study_charts.pareto(study, cost) if cost else None,
+        "deltas": deltas(study),
+        "differences": study_charts.differences(study),
+        "base_ms_per_token": base_ms_per_token(runs) if len(study.result.bases) == 1 else None,
+        "forgetting": forgetting_charts.table(forgotten),
+        "forgotten": forgetting_charts.plots(study, forgotten),
+    }
 
-    study: Study | UnsavedStudy
-    forgotten: dict[str, Forgetting]  # by the arm's name
-    cost: str = ""
 
-    def context(self) -> dict[str, Any]:
-        """Return what the templates read."""
-        cost = self.cost if self.cost in self.costs else next(iter(self.costs), "")
-        runs = [run for arm in self.study.arm_list for run in arm.final_runs()]
-        return {
-            "sentence": verdict_sentence(self.study),
-            "intervals": study_charts.intervals(self.study),
-            "costs": self.costs,
-            "cost": cost,
-            "pareto": study_charts.pareto(self.study, cost) if cost else None,
-            "deltas": self.deltas(),
-            "differences": study_charts.differences(self.study),
-            "base_ms_per_token": base_ms_per_token(runs) if len(self.study.result.bases) == 1 else None,
-            "forgetting": forgetting_charts.table(self.forgotten),
-            "forgotten": forgetting_charts.plots(self.study, self.forgotten),
-        }
+def deltas(study: AnyStudy) -> list[dict[str, Any]]:
+    """Return one row per arm, failed ones too: difference to the reference in words, and costs."""
+    places = study_charts.differences(study)["rows"]
+    return [{**_delta(study, arm), "place": places.get(arm.position)} for arm in study.arm_list]
 
-    @cached_property
-    def costs(self) -> dict[str, Any]:
-        """Return the costs that were measured for an arm at least."""
-        measured = [costs_of(arm.final_runs()) for arm in self.study.arm_list]
-        return {
-            name: cost for name, cost in COSTS.items() if any(costs[name] is not None for costs in measured)
-        }
 
-    def deltas(self) -> list[dict[str, Any]]:
-        """Return one row per arm, failed ones too: difference to the reference in words, and costs."""
-        places = study_charts.differences(self.study)["rows"]
-        return [{**self._delta(arm), "place": places.get(arm.position)} for arm in self.study.arm_list]
-
-    def _delta(self, arm: AnyArm) -> dict[str, Any]:
-        study, result = self.study, self.study.result
-        own, one = result.of_arm(arm), result.comparison_of(arm)
-        return {
-            "arm": arm,
-            "config": arm.target_module_label,
-            "is_reference": arm.position == study.reference_arm.position,
-            "was_stopped": not own and any(run.outcome == State.CANCELLED for run in arm.final_runs()),
-            "has_result": own is not None,
-            "quality": format_estimate(study, own.metric) if own else "–",
-            "seeds": len(own.seeds) if own else 0,
-            "difference": format_difference(study, one.difference, signed=True) if one else "",
-            "interval": format_interval(study, one) if one else "",
-            "p": format_p_value(one.p_adjusted) if one else "",
-            "outcome": outcome_label(one) if one else "",
-            "kept": kept_gain(one),
-            **costs_of(arm.final_runs()),
-        }
+def _delta(study: AnyStudy, arm: AnyArm) -> dict[str, Any]:
+    own, one = study.result.of_arm(arm), study.result.comparison_of(arm)
+    return {
+        "arm": arm,
+        "config": arm.target_module_label,
+        "is_reference": arm.position == study.reference_arm.position,
+        "was_stopped": not own and any(run.outcome == State.CANCELLED for run in arm.final_runs()),
+        "has_result": own is not None,
+        "quality": format_estimate(study, own.metric) if own else "–",
+        "seeds": len(own.seeds) if own else 0,
+        "difference": format_difference(study, one.difference, signed=True) if one else "",
+        "interval": format_interval(study, one) if one else "",
+        "p": format_p_value(one.p_adjusted) if one else "",
+        "outcome": outcome_label(one) if one else "",
+        "kept": kept_gain(one),
+        **costs_of(arm.final_runs()),
+    }
 
 
 def kept_gain(comparison: ArmComparison | None) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dashboard.models.adapters.adapter import Adapter, AdapterQuerySet
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
+from dashboard.models.studies.forecast import seconds_queued
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.hyperparameters import Hyperparameters
@@ -25,10 +26,10 @@ Item = TypeVar("Item")
 Cell = tuple[StudyArm, Hyperparameters, int | None]
 
 
-def queue_next(study: Study, idempotency_key: str = "") -> bool:
-    """Queue the next jobs; return whether all remaining training is queued (not during a search)."""
+def queue_next(study: Study, idempotency_key: str = "") -> None:
+    """Queue the next jobs; once all training is queued, store the forecast of its runs."""
     if _searches(study, idempotency_key):
-        return False
+        return
     arms = [arm for arm in study.arms.all() if not arm.is_lost]
     for seed in study.seeds:
         runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
@@ -38,8 +39,12 @@ def queue_next(study: Study, idempotency_key: str = "") -> bool:
             key = idempotency_key if seed == study.seeds[0] else ""
             submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
         elif all(run.is_over for run in runs):
-            _submit_evaluation(study, runs)
-    return True
+            unscored = Adapter.objects.filter(run__in=runs, evaluations=None)
+            submit_scoring(study, unscored, study.created_by)
+    # An arm whose search failed gets no seeds.
+    if study.forecast_seconds != (queued := seconds_queued(study)):
+        study.forecast_seconds = queued
+        study.save(update_fields=["forecast_seconds"])
 
 
 def _searches(study: Study, idempotency_key: str) -> bool:
@@ -94,11 +99,6 @@ def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
     shared = [item for item, is_alone in zip(items, alone, strict=True) if not is_alone]
     apart = [[item] for item, is_alone in zip(items, alone, strict=True) if is_alone]
     return [shared, *apart] if shared else apart
-
-
-def _submit_evaluation(study: Study, runs: Sequence[TrainingRun]) -> None:
-    """Queue the evaluation of a seed's adapters that have none."""
-    submit_scoring(study, Adapter.objects.filter(run__in=runs, evaluations=None), study.created_by)
 
 
 def submit_scoring(study: Study, selected: AdapterQuerySet, by: User | None) -> None:

@@ -65,8 +65,8 @@ def plan_forecast(
     arms: Sequence[ArmPlan],
     *,
     seeds: int,
-    rates: int,
     test_rows: int,
+    rates: int = 0,
     with_base: bool = True,
 ) -> PlanForecast:
     """Return the time of all arms, one after the other, less the loading that they share.
@@ -120,21 +120,6 @@ def _scoring(
     return evaluation_cost.forecast_scoring(forecaster, rows, jobs)
 
 
-def forecast_of(
-    study: Study, arms: Sequence[ArmPlan], *, seeds: int, rates: int = 0, with_base: bool = True
-) -> PlanForecast:
-    """Return the time of these arms with so many seeds, the learning-rate search and the scoring included."""
-    return plan_forecast(
-        study.base_model,
-        study.dataset_version,
-        arms,
-        seeds=seeds,
-        rates=rates,
-        test_rows=study.test_rows,
-        with_base=with_base,
-    )
-
-
 def seconds_queued(study: Study) -> float:
     """Return the expected seconds of all its runs, ended ones included."""
     return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
@@ -149,7 +134,14 @@ def _to_come(study: Study, arm: StudyArm) -> float:
     seeds = arm.final_runs()
     if arm.is_lost or {run.seed for run in seeds}.issuperset(study.seeds):
         return 0.0
-    whole = forecast_of(study, [arm.plan], seeds=len(study.seeds), rates=len(study.learning_rates))
+    whole = plan_forecast(
+        study.base_model,
+        study.dataset_version,
+        [arm.plan],
+        seeds=len(study.seeds),
+        rates=len(study.learning_rates),
+        test_rows=study.test_rows,
+    )
     queued = [*arm.search_runs(), *seeds]
     return max(0.0, whole.promised - sum(expected_seconds(run.forecast) for run in queued))
 

@@ -13,7 +13,7 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.studies.advance import queue_next
-from dashboard.models.studies.forecast import forecast_of
+from dashboard.models.studies.forecast import plan_forecast
 from dashboard.models.studies.plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
@@ -92,7 +92,14 @@ def launch_study(
                 hyperparameters=dataclasses.asdict(arm.hyperparameters),
             )
         queue_next(study, idempotency_key)
-        plan = forecast_of(study, arms, seeds=len(study.seeds), rates=len(study.learning_rates))
+        plan = plan_forecast(
+            base_model,
+            dataset_version,
+            arms,
+            seeds=len(study.seeds),
+            rates=len(study.learning_rates),
+            test_rows=test_rows,
+        )
         study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
         study.save(update_fields=["forecast_seconds", "forecast"])
         require_budget(project, study.whole_forecast, by)

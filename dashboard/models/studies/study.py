@@ -23,11 +23,11 @@ from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better, metric_label
 from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import LIVE, TERMINAL, State
+from dashboard.models.jobs.job_state import LIVE, TERMINAL, IllegalMove, State
 from dashboard.models.studies.advance import queue_next
 from dashboard.models.studies.forecast import (
     PlanForecast,
-    forecast_of,
+    plan_forecast,
     remaining_scoring_seconds,
     remaining_training_seconds,
     scoring_forecast,
@@ -35,7 +35,7 @@ from dashboard.models.studies.forecast import (
 )
 from dashboard.models.studies.plan import TEST_ROWS, check_seeds
 from dashboard.models.studies.results.result import StudyResult, result_of
-from dashboard.models.studies.results.text import recommended_arm
+from dashboard.models.studies.results.text import format_difference, recommended_arm
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.errors import SpecError, TargetError
@@ -210,6 +210,10 @@ class Study(models.Model):
         return metric_label(self.metric)
 
     @property
+    def margin_words(self) -> str:
+        return format_difference(self, self.margin)
+
+    @property
     def remaining_seconds(self) -> float:
         """Return the forecast seconds of runs that are not queued yet and of adapters without scores."""
         return max(0.0, self.forecast_seconds - seconds_queued(self)) + remaining_scoring_seconds(self)
@@ -227,7 +231,7 @@ class Study(models.Model):
             with transaction.atomic():
                 self.lock()
                 if not self.cancelled_at:
-                    self._queue_next()
+                    queue_next(self)
         except (SpecError, TargetError) as changed:
             # The base model or a config has changed since the launch: compare what has finished.
             self.request_cancel(reason=changed.message)
@@ -240,13 +244,6 @@ class Study(models.Model):
 
     def _has_open_jobs(self) -> bool:
         return self.jobs().exclude(state__in=TERMINAL).exists()
-
-    def _queue_next(self, idempotency_key: str = "") -> None:
-        all_queued = queue_next(self, idempotency_key)
-        # An arm whose search failed gets no seeds.
-        if all_queued and self.forecast_seconds != (queued := seconds_queued(self)):
-            self.forecast_seconds = queued
-            self.save(update_fields=["forecast_seconds"])
 
     def _conclude(self) -> None:
         """Write the result and the end."""
@@ -302,21 +299,23 @@ class Study(models.Model):
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
         self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
         if had_ended:
-            self._queue_next()
+            queue_next(self)
             self.forecast_seconds = seconds_queued(self) + remaining_training_seconds(self)
             self.save(update_fields=["forecast_seconds"])
         return self.remaining_seconds
 
     # Added seeds
 
-    @property
-    def can_add_seeds(self) -> bool:
-        return self.state in (State.SUCCEEDED, State.RUNNING, State.QUEUED)
-
     def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
-        """Train every arm with more seeds and compare again; finished runs are kept. Raises OverBudget."""
+        """Train every arm with more seeds and compare again; finished runs are kept.
+
+        Raises IllegalMove for a failed or stopped study, SpecError, TargetError or OverBudget.
+        """
         with transaction.atomic():
             self.lock()
+            if self.state not in (State.SUCCEEDED, State.RUNNING, State.QUEUED):
+                text = _("Seeds can be added to a running or finished study. This study's state: %(state)s.")
+                raise IllegalMove(text % {"state": self.state})
             fresh = [seed for seed in seeds if seed not in self.seeds]
             if not fresh:
                 raise SpecError("seeds", _("Name seeds that the study does not have yet."))
@@ -324,7 +323,15 @@ class Study(models.Model):
             self.seeds = [*self.seeds, *fresh]
             # From the plans and not from runs: an arm has none during the search for its learning rate.
             plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
-            self._reopen_for_seeds(forecast_of(self, plans, seeds=len(fresh), with_base=False), by, fresh)
+            forecast = plan_forecast(
+                self.base_model,
+                self.dataset_version,
+                plans,
+                seeds=len(fresh),
+                test_rows=self.test_rows,
+                with_base=False,
+            )
+            self._reopen_for_seeds(forecast, by, fresh)
 
     def _reopen_for_seeds(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
         """Reopen the study for the new seeds; record when they came and whether a result was known."""
@@ -340,5 +347,5 @@ class Study(models.Model):
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
         changed = ["seeds", "additions", "forecast_seconds", "forecast"]
         self.save(update_fields=[*changed, "finished_at", "cancelled_at", "stop_reason"])
-        self._queue_next()
+        queue_next(self)
         require_budget(self.project, plan.charge, by)

@@ -22,7 +22,7 @@ from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
 from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
-from dashboard.presenters.study_page import ResultPage
+from dashboard.presenters.study_page import result_figures
 from dashboard.views.studies.study_items import page_number
 
 RUNS_OFFERED = 100
@@ -97,9 +97,9 @@ def verdict_context(request: Request, study: UnsavedStudy, runs: list[TrainingRu
     """Return the sentence and its figures; without scores of single rows, each run's exact match alone."""
     if not study.result.arms:
         return {"exact_matches": exact_matches(runs)}
-    page = ResultPage(study, forgetting.chosen_runs_forgetting(study), request.GET.get("cost", ""))
+    forgotten = forgetting.chosen_runs_forgetting(study)
     return {
-        **page.context(),
+        **result_figures(study, forgotten, request.GET.get("cost", "")),
         "metrics": {name: METRICS[name].label for name in study.metrics},
         "carried_choices": other_choices(request, "metric", "reference", "cost"),
     }

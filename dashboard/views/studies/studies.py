@@ -18,11 +18,11 @@ from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
 from dashboard.forms.training.hyperparameters import initial_for
 from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
-from dashboard.models import Dataset, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.limits import added_seeds
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
-from dashboard.models.studies.results.text import advised_seeds, format_difference, verdict_sentence
+from dashboard.models.studies.results.text import advised_seeds, verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
 from dashboard.views.studies.study_results import result_context
@@ -172,8 +172,6 @@ def detail(request: Request, pk: int) -> HttpResponse:
     context = {
         **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
-        "verdict": verdict_sentence(study) if study.is_over else "",
-        "margin": format_difference(study, study.margin),
         "added_seeds": added_seeds(study),
         **seeds_context(study, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
@@ -209,12 +207,10 @@ def seeds(request: Request, pk: int) -> HttpResponse:
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, str(errors[0]))
-    elif not study.can_add_seeds:
-        messages.error(request, _("Seeds can only be added to a study that has come to a result."))
     elif not set(form.seeds()) <= set(study.seeds):  # a double click adds them once
         try:
             study.add_seeds(form.seeds(), request.user)
-        except OverBudget as refusal:
+        except (IllegalMove, OverBudget) as refusal:
             messages.error(request, str(refusal))
         except (SpecError, TargetError) as refusal:
             messages.error(request, refusal.message)

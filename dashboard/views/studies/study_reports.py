@@ -15,6 +15,7 @@ from django.views.decorators.http import require_GET
 from dashboard.gate import Request
 from dashboard.models import Adapter, Study
 from dashboard.models.evaluations.answers import AnswerPair, answer_pairs, load_answers, study_side
+from dashboard.models.studies.limits import added_seeds
 from dashboard.presenters.study_page import by_seed
 from dashboard.views.studies.study_results import result_context
 
@@ -39,6 +40,7 @@ def report_context(study: Study, query: Mapping[str, str], *, with_rows: bool = 
     return {
         **result_context(study, {"cost": query.get("cost", "")}),
         "study": study,
+        "added_seeds": added_seeds(study),
         "versions": versions_of(study),
         "by_seed": by_seed(study),
         "shown_pairs": [(arm, example_pairs(study, arm)) for arm in compared] if with_rows else [],

@@ -17,26 +17,26 @@ from dashboard.forms.studies.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Role, ShareLink, Study, User
 from dashboard.models.evaluations import forgetting
-from dashboard.models.studies.limits import added_seeds, measured_beside, unmeasured
+from dashboard.models.studies.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.export import export_dict, item_scores
 from dashboard.models.studies.results.result import costs_of
-from dashboard.models.studies.results.text import format_difference, recommended_arm
+from dashboard.models.studies.results.text import recommended_arm, verdict_sentence
 from dashboard.presenters.comparison_tables import settings_table
-from dashboard.presenters.study_page import ResultPage, times_of
+from dashboard.presenters.study_page import result_figures, times_of
 from workers.statistics.verdicts import MIN_SEEDS
 
 
 def result_context(study: Study, query: Mapping[str, str], reader: User | None = None) -> dict[str, Any]:
     """Return what shows the verdict; `query` holds the reader's choices. Empty before the end."""
-    if not study.is_over or not study.result.arms:
+    if not study.is_over:
         return {}
+    if not study.result.arms:
+        return {"sentence": verdict_sentence(study)}
     only = query.get("only") != "all"
     settings = settings_of(study)
-    page = ResultPage(study, forgetting.study_forgetting(study), query.get("cost", ""))
     return {
-        **page.context(),
+        **result_figures(study, forgetting.study_forgetting(study), query.get("cost", "")),
         "recommended": recommended_arm(study),
-        "margin_words": format_difference(study, study.margin),
         "indicative": len(study.seeds) < MIN_SEEDS,
         "curves": validation_curves(study),
         "settings": [row for row in settings if row["differs"] or not only],
@@ -46,7 +46,6 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
         "unmeasured": unmeasured(study),
         "measured_beside": measured_beside(study),
         "times": times_of(study),
-        "added_seeds": added_seeds(study),
         "decisions": Decision.objects.with_facts().filter(study=study),
         **(actions_of(study, reader) if reader else {}),
     }

@@ -160,7 +160,7 @@ def test_resume_is_refused_if_the_plan_is_outdated(
     def refuse(_study: Study, _key: str = "") -> None:
         raise SpecError("max_length", "This base model reads at most 8 tokens.")
 
-    monkeypatch.setattr(Study, "_queue_next", refuse)
+    monkeypatch.setattr("dashboard.models.studies.study.queue_next", refuse)
     with pytest.raises(IllegalMove, match="cannot go on: This base model reads"):
         run_of(study).resume(ed)
     assert fetched(study).is_over

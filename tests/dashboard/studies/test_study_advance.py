@@ -24,7 +24,7 @@ def jobs(
         job.move("progress")
         job.update_progress(step=5)
     changed = SpecError("base_model", "The base model has changed.")
-    monkeypatch.setattr(Study, "_queue_next", Mock(side_effect=changed))
+    monkeypatch.setattr("dashboard.models.studies.study.queue_next", Mock(side_effect=changed))
     return jobs
 
 

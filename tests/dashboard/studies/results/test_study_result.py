@@ -18,11 +18,10 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.evaluations.forgetting import study_forgetting
 from dashboard.models.studies.limits import unmeasured
 from dashboard.models.studies.results.result import ArmComparison
 from dashboard.models.studies.results.text import outcome_label, recommended_arm, verdict_sentence
-from dashboard.presenters.study_page import ResultPage
+from dashboard.presenters.study_page import deltas
 from dashboard.views.studies.study_results import result_context
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
@@ -97,7 +96,7 @@ def test_labels_of_close_marks_do_not_overlap() -> None:
 
 
 def test_difference_has_interval_p_value_and_kept_gain(study: Study) -> None:
-    rows = {row["arm"].name: row for row in ResultPage(study, study_forgetting(study)).deltas()}
+    rows = {row["arm"].name: row for row in deltas(study)}
     assert rows["mlp"]["difference"] == "-50.0 points"
     assert rows["mlp"]["p"] == "< 0.001"
     assert rows["mlp"]["kept"]["mean"] == "14 %"
