@@ -39,7 +39,6 @@ def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str 
         "sentence": verdict_sentence(study),
         "intervals": study_charts.intervals(study),
         "costs": costs,
-        "cost": cost,
         "pareto": study_charts.pareto(study, cost) if cost else None,
         "deltas": deltas(study),
         "differences": study_charts.differences(study),

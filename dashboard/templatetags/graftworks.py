@@ -150,6 +150,20 @@ def table(
     )
 
 
+@register.simple_block_tag
+def card(content: str, id: str, title: str, *, css: str = "") -> SafeString:
+    """Return a section with a heading that labels it."""
+    return format_html(
+        '<section class="{}" aria-labelledby="{}"><div class="card-header">'
+        '<h2 class="card-title" id="{}">{}</h2></div>{}</section>',
+        f"card {css}".strip(),
+        id,
+        id,
+        title,
+        content,
+    )
+
+
 @register.filter
 def state_word(state: str, kind: str = "") -> str:
     """Return the label of a job's or run's state. `kind` is the job's kind."""

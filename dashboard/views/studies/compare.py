@@ -101,7 +101,7 @@ def verdict_context(request: Request, study: UnsavedStudy, runs: list[TrainingRu
     return {
         **result_figures(study, forgotten, request.GET.get("cost", "")),
         "metrics": {name: METRICS[name].label for name in study.metrics},
-        "carried_choices": other_choices(request, "metric", "reference", "cost"),
+        "carried_choices": other_choices(request, "metric", "reference"),
     }
 
 

@@ -45,6 +45,11 @@ GROUPS = {
     "failed": gettext_lazy("Failed"),
     "cancelled": gettext_lazy("Stopped"),
 }
+SAMPLE_GROUPS = {
+    "all": gettext_lazy("All"),
+    "changed": gettext_lazy("Changed by the adapter"),
+    "wrong": gettext_lazy("Adapter wrong"),
+}
 
 
 # The list
@@ -213,16 +218,16 @@ def working_for(run: TrainingRun, evaluation: Job | None) -> Job | None:
 def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
     """Return the context of the pairs of answers; ?samples= filters, ?page= pages."""
     pairs = EvaluationItem.objects.pairs(run)
-    groups = {
+    rows = {
         "all": pairs,
         "changed": [(base, adapter) for base, adapter in pairs if base.output != adapter.output],
         "wrong": [(base, adapter) for base, adapter in pairs if not adapter.is_right],
     }
     chosen = request.GET.get("samples", "all")
-    chosen = chosen if chosen in groups else "all"
-    page = Paginator(groups[chosen], SAMPLES_PER_PAGE).get_page(request.GET.get("page"))
-    counts = {name: len(group) for name, group in groups.items()}
-    return {"run": run, "page": page, "chosen": chosen, "counts": counts}
+    chosen = chosen if chosen in rows else "all"
+    page = Paginator(rows[chosen], SAMPLES_PER_PAGE).get_page(request.GET.get("page"))
+    groups = [(name, label, len(rows[name])) for name, label in SAMPLE_GROUPS.items()]
+    return {"run": run, "page": page, "chosen": chosen, "groups": groups}
 
 
 def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
