@@ -8,24 +8,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.judge_evaluation import JudgeEvaluation
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import TERMINAL
 from dashboard.models.operations.data_folder import batches, entries, is_plain_folder, job_number, size
 from dashboard.models.operations.storage import StorageUse
 from dashboard.models.training.training_run import TrainingRun
 
 Kind = StorageUse.Kind
 LARGEST = 5
+# Deleted by a clean-up, unless a job still needs it.
+REMOVABLE = (Kind.CHECKPOINTS, Kind.ARCHIVES)
+VERSIONS = DatasetVersion.objects.select_related("dataset").defer("report")
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Owners:
     """The projects that an entry belongs to, with a title and an address for each."""
 
     projects: dict[int | None, tuple[str, str]] = field(default_factory=dict)
-    is_removable: bool = False  # by a clean-up
+    is_in_use: bool = False  # by a job that has not ended
 
 
 class Tally:
@@ -44,12 +47,13 @@ class Tally:
 
     def add(self, kind: Kind, size: int, owners: Owners) -> None:
         """Count an entry for the installation and for each project."""
+        is_removable = kind in REMOVABLE and owners.projects and not owners.is_in_use
         for project in {None, *owners.projects}:
             use = self.uses.setdefault((kind, project or 0), StorageUse(kind=kind, project_id=project))
             use.bytes += size
             use.count += 1
-            use.removable_bytes += size if owners.is_removable else 0
-            use.removable_count += 1 if owners.is_removable else 0
+            use.removable_bytes += size if is_removable else 0
+            use.removable_count += 1 if is_removable else 0
             # Only projects list their largest entries: administrators need not see what a project works on.
             if project is not None:
                 use.biggest.append([*owners.projects[project], size])
@@ -81,29 +85,16 @@ def owners_by_job(names: list[str]) -> dict[str, Owners]:
     jobs = Job.objects.in_bulk(numbers.values())
     titles = subjects_of(jobs)
     return {
-        name: Owners({jobs[number].project_id: titles.get(number, (str(jobs[number]), ""))})
+        name: Owners({job.project_id: titles.get(number, (str(job), ""))}, is_in_use=not job.is_over)
         for name, number in numbers.items()
-        if number in jobs
+        if (job := jobs.get(number))
     }
-
-
-def owners_of_checkpoints(names: list[str]) -> dict[str, Owners]:
-    """Return the owners of checkpoint folders. Those of ended jobs are removable."""
-    owners = owners_by_job(names)
-    ended = set(
-        Job.objects.filter(state__in=TERMINAL, pk__in=[job_number(Path(name)) for name in names]).values_list(
-            "pk", flat=True
-        )
-    )
-    for name in owners:
-        owners[name].is_removable = job_number(Path(name)) in ended
-    return owners
 
 
 def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
     """Return job -> (title, address) of its run, dataset version or evaluation."""
     numbers = list(jobs)
-    versions = DatasetVersion.objects.filter(job__in=numbers).select_related("dataset").defer("report")
+    versions = VERSIONS.filter(job__in=numbers)
     judged = JudgeEvaluation.objects.filter(job__in=numbers).select_related("study", "run")
     evaluations = Evaluation.objects.filter(job__in=numbers).select_related("run")
     subjects: list[tuple[int | None, Any]] = [
@@ -115,50 +106,32 @@ def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
     return {job or 0: (str(subject), subject.get_absolute_url()) for job, subject in subjects}
 
 
-def owners_of_adapters(names: list[str]) -> dict[str, Owners]:
-    """Return the owners of published adapters."""
-    rows = Adapter.objects.filter(folder__in=names)
-    return shared((row.folder, row.project_id, str(row), row.get_absolute_url()) for row in rows)
-
-
-def owners_of_datasets(names: list[str]) -> dict[str, Owners]:
-    """Return the owners of imported datasets; versions with the same content share a folder."""
-    rows = DatasetVersion.objects.filter(sha256__in=names).select_related("dataset").defer("report")
-    return shared((row.sha256, row.project_id, str(row), row.get_absolute_url()) for row in rows)
-
-
-def owners_of_uploads(names: list[str]) -> dict[str, Owners]:
-    """Return the owners of uploaded files that wait for their import."""
-    rows = DatasetVersion.objects.filter(upload__in=names).select_related("dataset").defer("report")
-    return shared((row.upload, row.project_id, row.filename, row.get_absolute_url()) for row in rows)
-
-
-def shared(rows: Iterable[tuple[str, int | None, str, str]]) -> dict[str, Owners]:
-    """Group (name, project, title, address) by name."""
+def owners_by_field(rows: models.QuerySet[Any], field: str, names: list[str]) -> dict[str, Owners]:
+    """Return the owners of entries that a field of their rows names; versions of equal content share one."""
     owners: dict[str, Owners] = defaultdict(Owners)
-    for name, project, title, address in rows:
-        owners[name].projects[project] = title, address
+    for row in rows.filter(**{f"{field}__in": names}):
+        owners[getattr(row, field)].projects[row.project_id] = str(row), row.get_absolute_url()
     return owners
 
 
 def owners_of_archives(names: list[str]) -> dict[str, Owners]:
-    """Return the owners of prepared downloads, which are removable."""
+    """Return the owners of prepared downloads."""
     numbers = {name: int(number) for name in names if (number := name.partition("-")[0]).isdecimal()}
     rows = Adapter.objects.in_bulk(numbers.values())
     return {
-        name: Owners({row.project_id: (row.archive_name(), row.get_absolute_url())}, is_removable=True)
+        name: Owners({row.project_id: (row.archive_name(), row.get_absolute_url())})
         for name, number in numbers.items()
         if (row := rows.get(number))
     }
 
 
 OWNERS: dict[Kind, Callable[[list[str]], dict[str, Owners]]] = {
-    Kind.CHECKPOINTS: owners_of_checkpoints,
+    Kind.CHECKPOINTS: owners_by_job,
     Kind.WORK: owners_by_job,
     Kind.LOGS: owners_by_job,
-    Kind.ADAPTERS: owners_of_adapters,
-    Kind.DATASETS: owners_of_datasets,
-    Kind.UPLOADS: owners_of_uploads,
+    Kind.ADAPTERS: partial(owners_by_field, Adapter.objects.all(), "folder"),
+    Kind.DATASETS: partial(owners_by_field, VERSIONS, "sha256"),
+    Kind.UPLOADS: partial(owners_by_field, VERSIONS, "upload"),
     Kind.ARCHIVES: owners_of_archives,
 }
 
