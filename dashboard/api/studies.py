@@ -234,7 +234,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
         study = launch_study(
             project=request.auth.project,
             by=request.auth.user,
-            name=payload.name or _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]},
+            name=payload.name or "",
             dataset_version=version,
             base_model=base_model,
             arms=plans,

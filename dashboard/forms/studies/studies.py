@@ -196,7 +196,7 @@ class StudyForm(LaunchForm):
         return rates
 
     def clean(self) -> dict[str, Any]:
-        """Build the arms, and the name from the dataset if it is empty."""
+        """Build the arms."""
         values = super().clean()
         self._check_further(values)
         keys, reference = self._keys(), values.get("compared_with")
@@ -213,8 +213,6 @@ class StudyForm(LaunchForm):
                 check_metric(values["metric"] or version.main_metric, values["pattern"], version)
             except SpecError as error:
                 self.refuse(error)
-            default_name = _("Study of %(dataset)s") % {"dataset": version.dataset.name[:100]}
-            values["name"] = values["name"] or default_name
         return values
 
     def to_confirm(self) -> Resolution:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from django.utils.translation import gettext as _
 
 from dashboard.forms.studies.studies import POINTS, StudyForm
-from dashboard.models import ArmPlan, BaseModel, DatasetVersion, TargetModuleConfig
+from dashboard.forms.training.plan import PresetCard, preset_cards
+from dashboard.models import ArmPlan, BaseModel, DatasetVersion
 from dashboard.models.catalog.metrics import metric_label
 from dashboard.models.studies.costs import Costs, Power, plan_costs, power_of
 from dashboard.models.studies.plan import DEFAULT_MARGIN, TEST_ROWS, with_equal_parameters
@@ -21,19 +22,10 @@ from workers.target_modules.resolution import Resolution
 
 
 @dataclass(frozen=True)
-class ConfigCard:
-    """A config resolved on the base model, and the reason why it cannot be an arm."""
-
-    config: TargetModuleConfig
-    resolution: Resolution
-    refusal: str
-
-
-@dataclass(frozen=True)
 class StudyPlan:
     """The plan of the form, and the choices that are missing."""
 
-    cards: tuple[ConfigCard, ...]
+    cards: tuple[PresetCard, ...]
     ticked: frozenset[str]
     metric: str = ""
     seeds: int = 0
@@ -56,9 +48,9 @@ def plan_study(form: StudyForm) -> StudyPlan:
     margin = DEFAULT_MARGIN if margin is None else margin / POINTS
     arms: list[ArmPlan] = []
     refusal, costs, to_confirm = "", None, None
-    cards = tuple(config_cards(list(form.offered), base_model)) if base_model else ()
+    cards = tuple(preset_cards(list(form.offered), base_model)) if base_model else ()
     try:
-        refused = {card.config.pk for card in cards if card.refusal}
+        refused = {card.config.pk for card in cards if card.resolution.refusal}
         arms = [arm for arm in form.arms() if arm.config.pk not in refused]
         if values.get("budget") == Study.Budget.EQUAL_PARAMETERS and base_model:
             arms = with_equal_parameters(arms, base_model)
@@ -100,16 +92,3 @@ def missing(base_model: BaseModel | None, version: DatasetVersion | None, arms: 
     if version is None:
         return _("Choose a dataset")
     return _("Tick at least two arms") if len(arms) < 2 else ""
-
-
-def config_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel) -> list[ConfigCard]:
-    """Return each config with its target modules on this model."""
-    cards = []
-    for config in configs:
-        try:
-            resolution = config.resolve(base_model)
-            refusal = resolution.refusal
-        except (TargetError, SpecError) as error:
-            resolution, refusal = Resolution(refusal=error.message), error.message
-        cards.append(ConfigCard(config, resolution, refusal))
-    return cards

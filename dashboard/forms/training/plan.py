@@ -46,7 +46,9 @@ class PresetCard:
         return self.config.slug == RECOMMENDED
 
 
-def preset_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel, r: int) -> list[PresetCard]:
+def preset_cards(
+    configs: Sequence[TargetModuleConfig], base_model: BaseModel, r: int = DEFAULTS.r
+) -> list[PresetCard]:
     """Return a card for each choice. A census of another version refuses all of them."""
     return [_card(config, base_model, r) for config in configs]
 
@@ -54,7 +56,7 @@ def preset_cards(configs: Sequence[TargetModuleConfig], base_model: BaseModel, r
 def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCard:
     try:
         resolution = config.resolve(base_model)
-    except TargetError as error:
+    except (SpecError, TargetError) as error:
         resolution = Resolution(refusal=error.message)
     parameters = adapter_params(resolution.matched, r)
     return PresetCard(

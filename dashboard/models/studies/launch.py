@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from django.db import transaction
+from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
@@ -65,7 +66,7 @@ def launch_study(
     study = Study(
         project=project,
         created_by=by,
-        name=name,
+        name=name or _("Study of %(dataset)s") % {"dataset": dataset_version.dataset.name[:100]},
         dataset_version=dataset_version,
         base_model=base_model,
         budget=budget,

@@ -126,7 +126,7 @@ def query_id(request: Request, name: str) -> int | None:
 def choose_defaults(form: StudyForm) -> None:
     """Preselect the bundled model, a sole dataset, and every preset that resolves on the model."""
     form.choose_data()
-    refused = {card.config.pk for card in plan_study(form.draft()).cards if card.refusal}
+    refused = {card.config.pk for card in plan_study(form.draft()).cards if card.resolution.refusal}
     also = form.initial.pop("also", None)
     ticked = [
         one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
