@@ -24,7 +24,7 @@ from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, IllegalMove, Job, Role, Study, TargetModuleConfig
 from dashboard.models.studies.launch import launch_study
-from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
+from dashboard.models.studies.plan import DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import hyperparameters_from
@@ -230,24 +230,17 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
     version = newest_version(request, payload.dataset)
     base_model = require_inspected(chosen_base_model(request, payload.base_model))
     plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
+    # The other fields have the names that the launch gives them; null is its default.
+    given = payload.dict(exclude={"dataset", "base_model", "arms"}, exclude_none=True)
     with request_field_names():
         study = launch_study(
             project=request.auth.project,
             by=request.auth.user,
-            name=payload.name or "",
             dataset_version=version,
             base_model=base_model,
             arms=plans,
-            seeds=payload.seeds,
-            budget=payload.budget,
-            metric=payload.metric or "",
-            pattern=payload.pattern or "",
-            reference=payload.reference or "",
-            margin=DEFAULT_MARGIN if payload.margin is None else payload.margin,
-            learning_rates=payload.learning_rates or [],
-            test_rows=payload.test_rows,
-            confirmed=payload.confirmed,
             idempotency_key=key,
+            **given,
         )
     return cast("Job", study.jobs().order_by("pk").first())
 
