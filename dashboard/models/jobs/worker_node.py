@@ -51,6 +51,10 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
         """Return the number of concurrent jobs per worker that claims jobs of a queue."""
         return dict(self.accepting_jobs().filter(queue=queue).values_list("name", "processes"))
 
+    def device_of(self, worker: str) -> str:
+        """Return the device of a worker, or "" if it is unknown."""
+        return self.filter(name=worker).values_list("device", flat=True).first() or ""
+
     def supporting_4bit(self) -> WorkerNodeQuerySet:
         """Filter live workers that can load a base model in 4 bits."""
         return self.alive().filter(kind=WorkerNode.Kind.WORKER, loads_4bit=True)

@@ -112,8 +112,7 @@ def record_scoring_time(job: Job, measured: dict[str, Any]) -> ScoringTime | Non
     if not evaluations or not measured.get("seconds"):
         return None
     first = evaluations[0]
-    node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
-    device = node.device if node else str(measured["device"])
+    device = WorkerNode.objects.device_of(job.worker) or str(measured["device"])
     forecaster = RunForecaster(first.base_model, first.dataset_version)
     adapters = sum(evaluation.adapter_id is not None for evaluation in evaluations)
     threads = int(measured.get("threads") or device_threads(device))

@@ -333,8 +333,7 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
         return None
     if not all(measured.get(name) for name in needed):
         return None
-    node = WorkerNode.objects.filter(name=job.worker).exclude(device="").first()
-    device = node.device if node else str(measured["device"])
+    device = WorkerNode.objects.device_of(job.worker) or str(measured["device"])
     dtype = str(measured["dtype"])
     hyperparameters = Hyperparameters(**run.hyperparameters)
     forecaster = RunForecaster(run.base_model, run.dataset_version)

@@ -185,7 +185,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
     steps = stages(run, evaluation)
     jobs = [job.pk for job in (run.job, evaluation) if job]
     events = JobEvent.objects.filter(job__in=jobs).order_by("-created_at", "-pk")[:EVENTS_SHOWN]
-    node = WorkerNode.objects.filter(name=run.job.worker).first() if run.job and run.job.worker else None
+    device = WorkerNode.objects.device_of(run.job.worker) if run.job else ""
     position, start = QueueForecast.for_job(working).estimate_for(working)
     waits = bool(working and working.state == State.QUEUED)
     no_4bit = waits and run.in_4bit and not WorkerNode.objects.supporting_4bit().exists()
@@ -204,7 +204,7 @@ def progress_context(run: TrainingRun) -> dict[str, Any]:
         "eta": eta_range(run if working and working == run.job else working),
         "events": events,
         "latest": {series.name.replace("/", "_"): series for series in run.metric_series.all()},
-        "device": node.device if node else run.measured.get("device", ""),
+        "device": device or run.measured.get("device", ""),
     }
 
 
