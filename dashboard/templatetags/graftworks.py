@@ -14,6 +14,7 @@ from django.forms import BoundField
 from django.forms.boundfield import BoundWidget
 from django.forms.widgets import CheckboxInput, CheckboxSelectMultiple, FileInput, RadioSelect, Select
 from django.template.loader_tags import BLOCK_CONTEXT_KEY
+from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
@@ -147,6 +148,18 @@ def table(
         area,
         css,
         content,
+    )
+
+
+@register.simple_tag
+def icon(name: str, css: str = "") -> SafeString:
+    """Return an icon; the text beside it says what it means."""
+    return format_html(
+        '<svg class="{}" width="20" height="20" aria-hidden="true" focusable="false">'
+        '<use href="{}#{}"></use></svg>',
+        f"icon {css}".strip(),
+        static("img/icons.svg"),
+        name,
     )
 
 
