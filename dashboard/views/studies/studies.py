@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -49,7 +50,7 @@ def create(request: Request) -> HttpResponse:
         return redirect(f"{reverse('study-create')}?{urlencode(values)}")
     if request.method == "POST":
         form = StudyForm(request.POST, caller=request.user, project=request.project, initial={})
-        study = launched(request, form)
+        study = launched_once(form, Study.objects.launched_with, partial(launch, request, form))
         if study is not None:
             return redirect(study)
         return render(request, "studies/create.html", form_context(form, form), status=422)
@@ -74,31 +75,27 @@ def arms(request: Request) -> HttpResponse:
     return render(request, "studies/_arms.html", {"study_plan": plan_study(form), "form": form})
 
 
-def launched(request: Request, form: StudyForm) -> Study | None:
-    """Return the study of a valid form, or None with the errors in the form."""
-
-    def launch(key: str) -> Study:
-        values = form.cleaned_data
-        return launch_study(
-            project=request.project,
-            by=request.user,
-            name=values["name"],
-            dataset_version=values["dataset_version"],
-            base_model=values["base_model"],
-            arms=values["arms"],
-            seeds=range(1, values["seeds"] + 1),
-            budget=values["budget"],
-            metric=values["metric"],
-            pattern=values["pattern"],
-            reference=form.reference(),
-            margin=form.margin_in_unit(),
-            learning_rates=values["learning_rates"],
-            test_rows=values["test_rows"],
-            confirmed=form.is_confirmed(),
-            idempotency_key=key,
-        )
-
-    return launched_once(form, lambda key: Study.objects.launched_with(request.project, key), launch)
+def launch(request: Request, form: StudyForm, key: str) -> Study:
+    """Launch the study of a valid form."""
+    values = form.cleaned_data
+    return launch_study(
+        project=request.project,
+        by=request.user,
+        name=values["name"],
+        dataset_version=values["dataset_version"],
+        base_model=values["base_model"],
+        arms=values["arms"],
+        seeds=range(1, values["seeds"] + 1),
+        budget=values["budget"],
+        metric=values["metric"],
+        pattern=values["pattern"],
+        reference=form.reference(),
+        margin=form.margin_in_unit(),
+        learning_rates=values["learning_rates"],
+        test_rows=values["test_rows"],
+        confirmed=form.is_confirmed(),
+        idempotency_key=key,
+    )
 
 
 def prefilled(request: Request) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from django.http import HttpResponse
@@ -26,7 +27,7 @@ def create(request: Request) -> HttpResponse:
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
-        run = launched(request, form)
+        run = launched_once(form, TrainingRun.objects.launched_with, partial(launch, request, form))
         if run is not None:
             return redirect(run)
         return render(request, "training/create.html", form_context(form, form), status=422)
@@ -57,24 +58,20 @@ def forecast(request: Request) -> HttpResponse:
     return render(request, "training/_forecast_live.html", context)
 
 
-def launched(request: Request, form: TrainingRunForm) -> TrainingRun | None:
-    """Launch the form's run and return it, or None with errors on the form."""
-
-    def launch(key: str) -> TrainingRun:
-        values = form.cleaned_data
-        run = TrainingRun(
-            project=request.project,
-            created_by=request.user,
-            name=values["name"],
-            dataset_version=values["dataset_version"],
-            base_model=values["base_model"],
-            target_module_config=values["target_module_config"],
-        )
-        run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
-        run.launch(key)
-        return run
-
-    return launched_once(form, lambda key: TrainingRun.objects.launched_with(request.project, key), launch)
+def launch(request: Request, form: TrainingRunForm, key: str) -> TrainingRun:
+    """Launch the run of a valid form."""
+    values = form.cleaned_data
+    run = TrainingRun(
+        project=request.project,
+        created_by=request.user,
+        name=values["name"],
+        dataset_version=values["dataset_version"],
+        base_model=values["base_model"],
+        target_module_config=values["target_module_config"],
+    )
+    run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
+    run.launch(key)
+    return run
 
 
 def prefilled(request: Request) -> dict[str, Any]:

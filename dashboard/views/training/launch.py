@@ -9,7 +9,7 @@ from django import forms
 from django.db import IntegrityError
 
 from dashboard.forms.training.hyperparameters import LaunchForm
-from dashboard.models import OverBudget
+from dashboard.models import OverBudget, Project
 from workers.contract.errors import SpecError, TargetError
 
 RowT = TypeVar("RowT")
@@ -22,14 +22,14 @@ def key_of(form: forms.Form) -> str:
 
 
 def launched_once(
-    form: LaunchForm, earlier: Callable[[str], RowT | None], launch: Callable[[str], RowT]
+    form: LaunchForm, earlier: Callable[[Project, str], RowT | None], launch: Callable[[str], RowT]
 ) -> RowT | None:
     """Return what `earlier` finds or `launch` creates under the form's key; None with errors on the form."""
     if not form.is_valid():
         return None
     key = key_of(form)
     try:
-        return earlier(key) or launch(key)
+        return earlier(form.project, key) or launch(key)
     except SpecError as error:
         form.refuse(error)
     except TargetError as error:
@@ -38,5 +38,5 @@ def launched_once(
         form.add_error(None, str(error))
     except IntegrityError:
         # The other request of a double click was faster.
-        return earlier(key)
+        return earlier(form.project, key)
     return None
