@@ -23,6 +23,7 @@ from dashboard.api.access import Call
 from dashboard.api.catalog import datasets
 from dashboard.api.refusals import Refusal, unknown
 from dashboard.models import DatasetVersion, TargetModuleConfig
+from dashboard.models.accounts.project import parse_id
 from workers.contract.hyperparameters import SETTINGS
 
 
@@ -67,14 +68,12 @@ def newest_version(request: Call, pk: int) -> DatasetVersion:
 
 def config_of(request: Call, id_or_name: int | str) -> TargetModuleConfig:
     """Return the configuration with this id (number or text), or the preset with this slug."""
-    visible = TargetModuleConfig.objects.visible_to(request.auth)
-    by_id = isinstance(id_or_name, int) or (
-        id_or_name.isascii() and id_or_name.isdecimal() and len(id_or_name) < 19
-    )
-    # PostgreSQL cannot compare text with NUL characters.
-    slug = id_or_name if str(id_or_name).isprintable() else None
-    matches = visible.filter(pk=int(id_or_name)) if by_id else visible.filter(slug=slug, project=None)
-    config = matches.first() if by_id or slug else None
+    visible, pk = TargetModuleConfig.objects.visible_to(request.auth), parse_id(str(id_or_name))
+    config = None
+    if pk is not None:
+        config = visible.filter(pk=pk).first()
+    elif str(id_or_name).isprintable():  # PostgreSQL cannot compare text with NUL characters.
+        config = visible.filter(slug=id_or_name, project=None).first()
     if config is None:
         raise unknown("target_module_config", _("choice of target modules"))
     return config

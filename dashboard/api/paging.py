@@ -15,6 +15,7 @@ from ninja import Field, Schema
 from ninja.pagination import PaginationBase
 
 from dashboard.api.refusals import invalid, refuse_others
+from dashboard.models.accounts.project import parse_id
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def decode_cursor(cursor: str) -> int:
         text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
     except (ValueError, binascii.Error):
         text = ""
-    kind, _colon, pk = text.partition(":")
-    if kind != "after" or not pk.isdecimal() or len(pk) > 18:
+    kind, _colon, number = text.partition(":")
+    pk = parse_id(number)
+    if kind != "after" or pk is None:
         raise invalid("cursor", _("`cursor` must be the `next` value of a previous page."))
-    return int(pk)
+    return pk

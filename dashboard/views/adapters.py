@@ -15,6 +15,7 @@ from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
 from dashboard.models import Adapter, Role, Study
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.evaluations import forgetting
 from dashboard.presenters import adapter_rows
 from dashboard.views.evaluations.evaluations import unscored_run_notice
@@ -24,12 +25,12 @@ from dashboard.views.evaluations.evaluations import unscored_run_notice
 def index(request: Request) -> HttpResponse:
     """List the project's adapters, one row per study; ?stage= filters, ?study= lists those of a study."""
     adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
-    stage, number = request.GET.get("stage", ""), request.GET.get("study", "")
+    stage, number = request.GET.get("stage", ""), parse_id(request.GET.get("study", ""))
     if stage in Adapter.Stage.values:
         adapters = adapters.filter(stage=stage)
     context: dict[str, Any] = {"stage": stage, "stages": Adapter.Stage.choices}
-    if number.isascii() and number.isdecimal() and len(number) < 19:
-        study = Study.objects.filter(project=request.project).fetch(request.user, int(number))
+    if number is not None:
+        study = Study.objects.filter(project=request.project).fetch(request.user, number)
         order = adapter_rows.ranked(adapters, [study])[study.pk]
         context |= {"study": study, "rows": adapter_rows.rows_of([(pk, 0) for pk in order])}
     else:

@@ -94,8 +94,8 @@ class ProjectQuerySet(models.QuerySet[RowT]):
 
         An invalid cursor means the first page.
         """
-        known = cursor and cursor.isdecimal() and len(cursor) < 19
-        older = self.filter(pk__lt=int(cursor or 0)) if known else self.all()
+        last = parse_id(cursor or "")
+        older = self.all() if last is None else self.filter(pk__lt=last)
         rows = list(older.order_by("-pk")[: size + 1])
         return rows[:size], rows[size - 1].pk if len(rows) > size else None
 
@@ -271,6 +271,11 @@ class Invitation(models.Model):
             if member and member.role in Role(self.role).and_above():
                 return member
             return self.project.admit(user, Role(self.role))
+
+
+def parse_id(text: str) -> int | None:
+    """Return the primary key in a text from an address, or None if it is none that a row can have."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 def digest_of(secret: str) -> str:

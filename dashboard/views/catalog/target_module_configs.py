@@ -23,6 +23,7 @@ from dashboard.forms.catalog.target_module_configs import (
 from dashboard.forms.training.plan import preset_cards
 from dashboard.gate import Request
 from dashboard.models import BaseModel, Role, TargetModuleConfig
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.studies.results.evidence import evidence_of
 from dashboard.views.catalog.base_models import load_census
 from workers.forecasting.adapter_size import adapter_bytes
@@ -126,10 +127,10 @@ def chosen_base_model(request: Request) -> BaseModel | None:
 
 def initial_values(request: Request, base_model: BaseModel) -> dict[str, Any]:
     """Return initial values from the config that ?from= names, on this model."""
-    text = request.GET.get("from", "")
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+    pk = parse_id(request.GET.get("from", ""))
+    if pk is None:
         return {}
-    return initial_from_config(TargetModuleConfig.objects.fetch(request.user, int(text)), base_model)
+    return initial_from_config(TargetModuleConfig.objects.fetch(request.user, pk), base_model)
 
 
 def save_config(request: Request, form: TargetModuleConfigForm) -> TargetModuleConfig | None:

@@ -15,6 +15,7 @@ from dashboard.charts.study_charts import shorten
 from dashboard.downloads import csv_file, json_file
 from dashboard.gate import Request
 from dashboard.models import Role, SavedView, TrainingRun
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
@@ -23,7 +24,6 @@ from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
 from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
 from dashboard.presenters.study_page import result_figures
-from dashboard.views.studies.study_items import page_number
 
 RUNS_OFFERED = 100
 ITEMS_SHOWN = 20
@@ -122,7 +122,7 @@ def items_context(request: Request, study: UnsavedStudy) -> dict[str, Any]:
         query.get("won", ""),
         query.get("q", "")[:120],
         query.get("sort", ""),
-        page_number(query.get("page", "")),
+        parse_id(query.get("page", "")) or 1,
     )
     pairs = answer_pairs(study.metric, one, other, lower_is_better=lower)
     page = answer_page(pairs, one, other, answer_query, size=ITEMS_SHOWN, lower_is_better=lower)
@@ -225,12 +225,10 @@ def numbers(request: Request) -> HttpResponse:
 def chosen(request: Request) -> list[TrainingRun]:
     """Return the requested runs in their order; 404 if the user may not see one of them."""
     parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 19 for part in parts if part):
-        raise Http404
-    wanted = list(dict.fromkeys(int(part) for part in parts if part))
+    wanted = list(dict.fromkeys(parse_id(part) for part in parts if part))
     runs = TrainingRun.objects.with_facts().with_scores().visible_to(request.user)
     runs = runs.select_related("study_arm")
     found = {run.pk: run for run in runs.filter(pk__in=wanted)}
     if len(found) < len(wanted):
         raise Http404
-    return [found[pk] for pk in wanted]
+    return [found[pk] for pk in wanted if pk]

@@ -20,6 +20,7 @@ from dashboard.forms.training.hyperparameters import initial_for
 from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
 from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Study, TrainingRun
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.limits import added_seeds
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
@@ -100,9 +101,9 @@ def launch(request: Request, form: StudyForm, key: str) -> Study:
 
 def prefilled(request: Request) -> dict[str, Any]:
     """Return initial values from the query: ?run=ID, ?dataset=ID, or the fields of a fine-tune form."""
-    pk, dataset = query_id(request, "run"), query_id(request, "dataset")
-    if pk is not None:
-        run = TrainingRun.objects.fetch(request.user, pk)
+    run_id, dataset, also = (parse_id(request.GET.get(name, "")) for name in ("run", "dataset", "also"))
+    if run_id is not None:
+        run = TrainingRun.objects.fetch(request.user, run_id)
         values = initial_from(run)
         return {name: values[name] for name in CARRIED if name in values} | {
             "also": run.target_module_config_id
@@ -111,13 +112,7 @@ def prefilled(request: Request) -> dict[str, Any]:
     if dataset is not None:
         initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
     given = {name: request.GET[name][:VALUE_LENGTH] for name in CARRIED if name in request.GET}
-    return {**initial, **given, "also": query_id(request, "also")}
-
-
-def query_id(request: Request, name: str) -> int | None:
-    """Return an id in the query; None if it is no number."""
-    text = request.GET.get(name, "")
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    return {**initial, **given, "also": also}
 
 
 def choose_defaults(form: StudyForm) -> None:

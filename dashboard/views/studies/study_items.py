@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET
 from dashboard.forms.studies.study_results import ItemsForm
 from dashboard.gate import Request
 from dashboard.models import Study
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.evaluations.answers import (
     AnswerPage,
     AnswerQuery,
@@ -39,7 +40,7 @@ def items(request: Request, pk: int) -> HttpResponse:
         asked = form.cleaned_data
         one, other = (study_side(study, asked[name], asked["seed"]) for name in ("one", "other"))
         choice = AnswerQuery(
-            asked["show"], asked["text"], asked["order"], page_number(request.GET.get("page", ""))
+            asked["show"], asked["text"], asked["order"], parse_id(request.GET.get("page", "")) or 1
         )
         lower = study.lower_is_better
         pairs = answer_pairs(study.metric, one, other, lower_is_better=lower)
@@ -53,8 +54,3 @@ def items(request: Request, pk: int) -> HttpResponse:
         "confusion": confusion_matrix(one),
     }
     return render(request, "studies/items.html", context)
-
-
-def page_number(text: str) -> int:
-    """Return the page number of an address; 1 if it is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 1

@@ -16,6 +16,7 @@ from dashboard.forms.training.retry import changes, overrides
 from dashboard.forms.training.training_runs import TrainingRunForm, initial_from
 from dashboard.gate import Request
 from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, TrainingRun
+from dashboard.models.accounts.project import parse_id
 from dashboard.models.studies.results.evidence import outcomes_by_config, preference
 from dashboard.views.training.launch import launched_once
 from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
@@ -76,27 +77,22 @@ def launch(request: Request, form: TrainingRunForm, key: str) -> TrainingRun:
 
 def prefilled(request: Request) -> dict[str, Any]:
     """Return initial values from the query: ?clone=RUN with settings, or ?dataset=ID and ?base_model=ID."""
-    numbers = query_ids(request)
-    if "clone" in numbers:
-        run = TrainingRun.objects.fetch(request.user, numbers["clone"])
+    names = ("clone", "dataset", "base_model")
+    clone, dataset, base_model = (parse_id(request.GET.get(name, "")) for name in names)
+    if clone is not None:
+        run = TrainingRun.objects.fetch(request.user, clone)
         return {**initial_from(run), **overrides(request.GET)}
     initial: dict[str, Any] = {}
-    if "dataset" in numbers:
-        initial = initial_for(Dataset.objects.fetch(request.user, numbers["dataset"]).newest_ready())
-    if "base_model" in numbers:
-        initial["base_model"] = numbers["base_model"]
+    if dataset is not None:
+        initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
+    if base_model is not None:
+        initial["base_model"] = base_model
     return initial
-
-
-def query_ids(request: Request) -> dict[str, int]:
-    """Return the ids in the query; invalid ones are ignored."""
-    texts = {name: request.GET.get(name, "") for name in ("clone", "dataset", "base_model")}
-    return {name: int(text) for name, text in texts.items() if text.isdecimal() and len(text) < 19}
 
 
 def changed_context(request: Request) -> dict[str, Any]:
     """Return the cloned run and the settings that the link changed."""
-    pk = query_ids(request).get("clone")
+    pk = parse_id(request.GET.get("clone", ""))
     if pk is None:
         return {}
     source = TrainingRun.objects.fetch(request.user, pk)
