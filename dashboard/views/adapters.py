@@ -59,8 +59,8 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
-        "may_edit": request.user.projects(Role.EDITOR).filter(pk=adapter.project_id).exists(),
-        "may_manage": request.user.projects(Role.MANAGER).filter(pk=adapter.project_id).exists(),
+        "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),
+        "may_manage": request.user.has_role(Role.MANAGER, adapter.project_id),
     }
     return render(request, "adapters/detail.html", context, status=status)
 

@@ -26,7 +26,7 @@ class DecisionQuerySet(ProjectQuerySet["Decision"]):
     def record(self, study: Study, adapter: Adapter, reason: str, by: User) -> Decision:
         """Record a decision; that of a manager also approves the adapter."""
         with transaction.atomic():
-            is_manager = by.projects(Role.MANAGER).filter(pk=study.project_id).exists()
+            is_manager = by.has_role(Role.MANAGER, study.project_id)
             if is_manager:
                 adapter.set_stage(Adapter.Stage.APPROVED)
             arm = adapter.run.study_arm

@@ -53,7 +53,7 @@ def revoke(request: Request, pk: int) -> HttpResponse:
 
 def may_write(request: Request) -> bool:
     """Return whether the user's role allows tokens with the write scope."""
-    return request.user.projects(Role.EDITOR).filter(pk=request.project.pk).exists()
+    return request.user.has_role(Role.EDITOR, request.project.pk)
 
 
 def show(request: Request, form: TokenForm, status: int = 200, **more: Any) -> HttpResponse:

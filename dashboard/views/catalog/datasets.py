@@ -198,7 +198,7 @@ def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
 
 def may_edit(request: Request, dataset: Dataset) -> bool:
     """Tell whether the user may edit this dataset; its project may not be the open one."""
-    return request.user.projects(Role.EDITOR).filter(pk=dataset.project_id).exists()
+    return request.user.has_role(Role.EDITOR, dataset.project_id)
 
 
 def detail_context(

@@ -104,7 +104,7 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
         "scope": scope,
         "judge": judge,
         "form": form,
-        "may_edit": request.user.projects(Role.EDITOR).filter(pk=scope.project_id).exists(),
+        "may_edit": request.user.has_role(Role.EDITOR, scope.project_id),
         "vote_url": scope_url(scope, "vote"),
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,

@@ -112,7 +112,7 @@ def clean_up(request: Request) -> HttpResponse:
 def scopes_of(request: Request) -> dict[str, Project | None]:
     """Return the scopes of the caller: the open project for managers, all (None) for superusers."""
     scopes: dict[str, Project | None] = {}
-    if request.project and request.user.projects(Role.MANAGER).filter(pk=request.project.pk).exists():
+    if request.project and request.user.has_role(Role.MANAGER, request.project.pk):
         scopes["project"] = request.project
     if request.user.is_superuser:
         scopes["all"] = None

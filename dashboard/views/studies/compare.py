@@ -51,7 +51,7 @@ def index(request: Request) -> HttpResponse:
         "saved_views": views,
         "address": address_of(request),
         "only": request.GET.get("show") == "differences",
-        "may_edit": request.user.projects(Role.EDITOR).filter(pk=request.project.pk).exists(),
+        "may_edit": request.user.has_role(Role.EDITOR, request.project.pk),
     }
     if runs:
         context |= measured_context(request, runs)

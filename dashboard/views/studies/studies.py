@@ -160,7 +160,7 @@ def index(request: Request) -> HttpResponse:
 @require_GET
 def detail(request: Request, pk: int) -> HttpResponse:
     study = Study.objects.with_facts().fetch(request.user, pk)
-    may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
+    may_edit = request.user.has_role(Role.EDITOR, study.project_id)
     context = {
         **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
@@ -175,7 +175,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
 def grid(request: Request, pk: int) -> HttpResponse:
     """Show the live grid alone; reload the page of a study that has ended meanwhile."""
     study = Study.objects.with_facts().fetch(request.user, pk)
-    may_edit = request.user.projects(Role.EDITOR).filter(pk=study.project_id).exists()
+    may_edit = request.user.has_role(Role.EDITOR, study.project_id)
     answer = render(request, "studies/_grid.html", grid_context(study, may_edit=may_edit))
     if study.is_over:
         answer.headers["HX-Refresh"] = "true"

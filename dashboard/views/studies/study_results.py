@@ -53,7 +53,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
 
 def actions_of(study: Study, reader: User) -> dict[str, Any]:
     """Return what this reader may do with the result: editors decide, managers also approve and share."""
-    roles = {role: reader.projects(role).filter(pk=study.project_id).exists() for role in Role}
+    roles = {role: reader.has_role(role, study.project_id) for role in Role}
     links = ShareLink.objects.working().managed_by(reader).filter(study=study).select_related("study")
     return {
         "decision_form": DecisionForm(study) if roles[Role.EDITOR] else None,
