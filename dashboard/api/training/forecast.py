@@ -18,4 +18,4 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     run = draft(request, payload, confirmed=True)
     if run.in_4bit:
         require_4bit_worker()
-    return run.forecast
+    return dict(run.forecast)

@@ -55,6 +55,6 @@ class User(AbstractUser):
             memberships__role__in=role.and_above(),
         )
 
-    def has_role(self, role: Role, project_id: int | None) -> bool:
+    def has_role(self, role: Role, project_id: int) -> bool:
         """Return whether this user has at least `role` in the project."""
         return self.projects(role).filter(pk=project_id).exists()

@@ -225,10 +225,11 @@ def numbers(request: Request) -> HttpResponse:
 def chosen(request: Request) -> list[TrainingRun]:
     """Return the requested runs in their order; 404 if the user may not see one of them."""
     parts = [part.strip() for text in request.GET.getlist("runs") for part in text.split(",")]
-    wanted = list(dict.fromkeys(parse_id(part) for part in parts if part))
+    ids = dict.fromkeys(parse_id(part) for part in parts if part)
+    wanted = [pk for pk in ids if pk is not None]
     runs = TrainingRun.objects.with_facts().with_scores().visible_to(request.user)
     runs = runs.select_related("study_arm")
     found = {run.pk: run for run in runs.filter(pk__in=wanted)}
-    if len(found) < len(wanted):
+    if len(found) < len(ids):
         raise Http404
-    return [found[pk] for pk in wanted if pk]
+    return [found[pk] for pk in wanted]
