@@ -40,7 +40,7 @@ class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(User)
 class AccountAdmin(UserAdmin):  # type: ignore[type-arg]
-    """Users, by e-mail address."""
+    """Users, by email address."""
 
     ordering = ("email",)
     list_display = ("email", "first_name", "last_name", "is_active", "is_superuser", "last_login")

@@ -187,7 +187,7 @@ def test_an_invitation_is_accessible_and_quiet(
     installation: Installation, browser: Browser, page: Page
 ) -> None:
     page.goto("/team/")
-    page.get_by_label("E-mail address").fill("nina@example.org")
+    page.get_by_label("Email address").fill("nina@example.org")
     page.get_by_role("button", name="Send invitation").click()
     link = page.locator("#invitation-link").inner_text()
     guest = browser.new_page()

@@ -70,7 +70,7 @@ def downloaded(visitor: Page, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fill_set_up(page: Page, code: str) -> None:
     page.get_by_label("Set-up code").fill(code)
-    page.get_by_label("E-mail address").fill("mara@example.org")
+    page.get_by_label("Email address").fill("mara@example.org")
     page.get_by_label("Your name").fill("Mara")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.get_by_label("Project name").fill("Support")
@@ -82,7 +82,7 @@ def test_the_first_visit_asks_for_the_code_and_refuses_a_wrong_one(visitor: Page
     expect(visitor).to_have_url(re.compile("/set-up/$"))
     fill_set_up(visitor, "not-the-code")
     expect(visitor.get_by_role("alert")).to_contain_text("The code is wrong")
-    expect(visitor.get_by_label("E-mail address")).to_have_value("mara@example.org")
+    expect(visitor.get_by_label("Email address")).to_have_value("mara@example.org")
 
 
 def test_the_set_up_page_is_accessible_and_quiet(visitor: Page) -> None:

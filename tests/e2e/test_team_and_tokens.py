@@ -36,7 +36,7 @@ def test_an_invited_person_joins_once_and_can_be_removed(
     page: Page, browser: Browser, installation: Installation
 ) -> None:
     page.goto("/team/")
-    page.get_by_label("E-mail address").fill("nils@example.org")
+    page.get_by_label("Email address").fill("nils@example.org")
     page.get_by_role("button", name="Send invitation").click()
     link = page.locator("#invitation-link").inner_text()
     guest = browser.new_page(base_url=installation.url)

@@ -40,7 +40,7 @@ class InvitationOut(Schema):
 
 
 class NewInvitationOut(InvitationOut):
-    """A new invitation with its link, which only this response contains. No e-mail is sent."""
+    """A new invitation with its link, which only this response contains. No email is sent."""
 
     link: str
 

@@ -52,7 +52,7 @@ class SetupForm(NewPasswordForm):
         help_text=_("Graftworks printed it in the terminal when it started."),
     )
     email = forms.EmailField(
-        label=_("E-mail address"),
+        label=_("Email address"),
         max_length=254,
         widget=forms.EmailInput(attrs={"autocomplete": "username"}),
         help_text=_("You sign in with this address."),

@@ -9,7 +9,7 @@ from dashboard.models import Membership, Project, Role
 
 
 class InvitationForm(forms.Form):
-    email = forms.EmailField(label=_("E-mail address"), max_length=254)
+    email = forms.EmailField(label=_("Email address"), max_length=254)
     role = forms.TypedChoiceField(
         label=_("Role"),
         choices=Role.choices,

@@ -68,7 +68,7 @@ def create_user(email: str, name: str) -> User:
     try:
         validate_email(email)
     except ValidationError:
-        raise Refusal(f"“{email}” is not an e-mail address.") from None
+        raise Refusal(f"“{email}” is not an email address.") from None
     password = read_password()
     if not password:
         raise Refusal("A new account needs a password: send it on standard input.")

@@ -227,7 +227,7 @@ class Invitation(models.Model):
     """A link that lets one user join a project; only its digest is stored."""
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="invitations")
-    email = models.EmailField(_("e-mail address"))
+    email = models.EmailField(_("email address"))
     role = models.CharField(_("role"), max_length=10, choices=Role.choices)
     digest = models.CharField(max_length=64, unique=True)
     invited_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")

@@ -1,4 +1,4 @@
-"""Users, who sign in with their e-mail address."""
+"""Users, who sign in with their email address."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dashboard.models.accounts.project import Project, Role
 
 
 class UserManager(BaseUserManager["User"]):
-    """Creates users by e-mail address instead of user name."""
+    """Creates users by email address instead of user name."""
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
         """Create a user. Without a password the account cannot sign in."""
         if not email:
-            raise ValueError("A user needs an e-mail address.")
+            raise ValueError("A user needs an email address.")
         user = self.model(email=self.normalize_email(email).lower(), **fields)
         user.set_password(password)
         user.save(using=self._db)
@@ -33,7 +33,7 @@ class User(AbstractUser):
     """An account. Its memberships decide what it may see and do in projects."""
 
     username = None  # type: ignore[assignment]
-    email = models.EmailField(_("e-mail address"), unique=True)
+    email = models.EmailField(_("email address"), unique=True)
 
     USERNAME_FIELD = "email"
     REQUIRED_FIELDS: ClassVar[list[str]] = []

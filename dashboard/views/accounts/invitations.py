@@ -35,7 +35,7 @@ CONSOLE = "django.core.mail.backends.console.EmailBackend"
 @never_cache
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Create an invitation. Show its link once, and send it if e-mail is set up."""
+    """Create an invitation. Show its link once, and send it if email is set up."""
     request.project.require(request.user, Role.MANAGER)
     if request.method == "GET":
         return redirect("team-index")
@@ -123,7 +123,7 @@ def address(request: HttpRequest, secret: str) -> str:
 
 
 def send(invitation: Invitation, link: str) -> bool:
-    """Send the link by e-mail. Return whether that succeeded."""
+    """Send the link by email. Return whether that succeeded."""
     if settings.EMAIL_BACKEND == CONSOLE:
         # The console backend would write a working link to the log.
         return False

@@ -106,4 +106,4 @@ def test_refusal_is_one_sentence_with_exit_code_1() -> None:
         )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == "“x” is not an e-mail address.\n"
+    assert done.stderr == "“x” is not an email address.\n"

@@ -1,4 +1,4 @@
-"""Invitations on the team page: the link is shown once and sent by e-mail; a revoked link stops working."""
+"""Invitations on the team page: the link is shown once and sent by email; a revoked link stops working."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def manager(client: Client, mara: User) -> Client:
 
 
 def link_in(text: str) -> str:
-    """Return the path of the invitation link in a page or an e-mail."""
+    """Return the path of the invitation link in a page or an email."""
     found = re.search(r"http://testserver(/invitations/[\w-]+/)", text)
     assert found
     return found[1]
