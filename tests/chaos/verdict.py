@@ -17,7 +17,7 @@ from dashboard.models.jobs.job_state import MOVES, TERMINAL
 from tests.chaos.storm import InjectedFault
 from tests.chaos.work import SubmittedJob
 from workers.contract.errors import RunError
-from workers.forecasting.workload import VALIDATIONS_PER_RUN
+from workers.contract.specs import VALIDATIONS_PER_RUN
 from workers.supervision.publish import check_adapter
 
 WITH_ADAPTER = ("succeeded", "stopped_early")

@@ -229,6 +229,14 @@ class Hyperparameters:
         """Rows in one optimizer step: batch x accumulation."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def allows_shared_prefix(self) -> bool:
+        """Return whether tokens with which all rows begin may be computed once for a whole batch.
+
+        With dropout each row draws its own, and a layer that is computed twice fills no cache.
+        """
+        return not self.lora_dropout and not self.gradient_checkpointing
+
     def with_smaller_batch(self) -> Hyperparameters | None:
         """Return the same rows per step with at most half the batch size; None if there is no such split."""
         rows, limit = self.rows_per_step, int(LIMITS["gradient_accumulation_steps"][1])

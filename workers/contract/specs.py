@@ -19,6 +19,12 @@ SpecT = TypeVar("SpecT")
 
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
+# What the engine does on its own, and the forecast counts.
+VALIDATION_ROWS, VALIDATIONS_PER_RUN = 64, 10
+CHUNK_ROWS = 256  # learned positions whose logits exist at one time
+# Model types for which the tests show that a shared prefix gives the same losses and gradients.
+PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
+SHORTEST_PREFIX = 8  # tokens; with fewer, the second forward pass costs more than it saves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +92,8 @@ class TrainSpec:
     target: TargetSpec
     hyperparameters: Hyperparameters
     preset: str = ""
-    validation_steps: int = 0  # 0: about ten times over the run
-    validation_rows: int = 64
+    validation_steps: int = 0  # 0: about `VALIDATIONS_PER_RUN` times
+    validation_rows: int = VALIDATION_ROWS
     dtype: str = "auto"
 
     def __post_init__(self) -> None:

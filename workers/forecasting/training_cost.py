@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from workers.contract.specs import CHUNK_ROWS
 from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
 FORMULA = 4
-CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.
@@ -238,18 +238,12 @@ class TimeEstimate:
 
     training: float
     validation: float
-    start: float
-    saving: float
+    loading_and_saving: float  # before the first and after the last step, and for checkpoints
 
     @property
     def computing(self) -> float:
         """Seconds that depend on the device's speed."""
         return self.training + self.validation
-
-    @property
-    def loading_and_saving(self) -> float:
-        """Seconds before the first and after the last step, and for checkpoints."""
-        return self.start + self.saving
 
 
 def count_operations(
@@ -284,11 +278,11 @@ def estimate_time(
     calls = workload.micro_batches * (shape.num_layers + shape.adapted_modules / 4)
     checkpoints = min(workload.validations, workload.steps) + 1
     checkpoint_bytes = CHECKPOINT_BYTES * shape.trainable_parameters
+    saving = 1.0 + checkpoints * (0.05 + checkpoint_bytes / DISK_BYTES_PER_SECOND)
     return TimeEstimate(
         training=workload.steps * (step / per_second + calls * CALL_SECONDS[options.device_kind]),
         validation=validation / per_second,
-        start=load_seconds(shape.parameters, options.device_kind),
-        saving=1.0 + checkpoints * (0.05 + checkpoint_bytes / DISK_BYTES_PER_SECOND),
+        loading_and_saving=load_seconds(shape.parameters, options.device_kind) + saving,
     )
 
 

@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.contract.hyperparameters import Hyperparameters
-
-# Model types whose rows share a prefix, and the other constants of the engine that the sums need; a test
-# compares them with the engine's own.
-PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
-SHORTEST_PREFIX = 8
-VALIDATION_ROWS = 64
-VALIDATIONS_PER_RUN = 10
+from workers.contract.specs import SHORTEST_PREFIX, VALIDATION_ROWS, VALIDATIONS_PER_RUN
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def estimate_workload(
     batch = min(learn.per_device_train_batch_size, rows.rows)
     drawn = min(learn.rows_per_step, rows.rows)
     micro_batches = -(-drawn // batch)
-    is_shared = shares_prefix and learn.lora_dropout == 0 and batch > 1 and rows.prefix >= SHORTEST_PREFIX
+    is_shared = shares_prefix and learn.allows_shared_prefix and batch > 1 and rows.prefix >= SHORTEST_PREFIX
     prefix = rows.prefix if is_shared else 0
     # Sorted by length, the longest row of each micro-batch is an order statistic of the rows drawn.
     longest = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(micro_batches)]

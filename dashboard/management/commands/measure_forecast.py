@@ -29,11 +29,19 @@ from dashboard.models.catalog.dataset import SAMPLE_FILE
 from dashboard.models.training.forecast import estimate_run
 from workers.contract.events import ArmEnd, Event, Progress, ProtocolError, Result, from_line
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import BaseSpec, DataSpec, ImportSpec, InspectSpec, TrainSpec, to_dict
+from workers.contract.specs import (
+    PREFIX_TYPES,
+    BaseSpec,
+    DataSpec,
+    ImportSpec,
+    InspectSpec,
+    TrainSpec,
+    to_dict,
+)
 from workers.forecasting.adapter_size import adapter_params
 from workers.forecasting.calibration import MEMORY, TIME, correct
 from workers.forecasting.training_cost import model_shape
-from workers.forecasting.workload import PREFIX_TYPES, RowLengths, estimate_workload
+from workers.forecasting.workload import RowLengths, estimate_workload
 from workers.target_modules.census import Census
 from workers.target_modules.presets import PRESETS, preset, resolve
 from workers.target_modules.resolution import Resolution, target_spec
@@ -228,7 +236,7 @@ class Bench:
         kept = lengths.truncated(hyperparameters.max_length) if lengths else None
         if kept is None:
             raise CommandError(f"No row keeps its answer at {hyperparameters.max_length} tokens.")
-        shares = self.census.model_type in PREFIX_TYPES and not hyperparameters.gradient_checkpointing
+        shares = self.census.model_type in PREFIX_TYPES
         workload = estimate_workload(kept, hyperparameters, shares_prefix=shares)
         trainable = adapter_params(resolution.matched, hyperparameters.r)
         shape = model_shape(self.census, resolution.matched, hyperparameters.r, trainable)

@@ -13,11 +13,10 @@ from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.training.forecast import DTYPE_BYTES, Range, RunForecaster, device_threads
 from workers.contract.errors import TargetError
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import EvalSpec
+from workers.contract.specs import PREFIX_TYPES, EvalSpec
 from workers.forecasting import evaluation_cost, training_cost
 from workers.forecasting.calibration import TIME, correct
 from workers.forecasting.training_cost import device_kind
-from workers.forecasting.workload import PREFIX_TYPES
 
 if TYPE_CHECKING:
     from dashboard.models.training.training_run import TrainingRun

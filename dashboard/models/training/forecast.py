@@ -22,6 +22,7 @@ from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.training.calibration import Calibration, corrections
 from workers.contract.errors import TargetError
 from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.specs import PREFIX_TYPES
 from workers.forecasting import training_cost
 from workers.forecasting.adapter_size import adapter_bytes, adapter_params
 from workers.forecasting.calibration import MEMORY, TIME
@@ -32,7 +33,7 @@ from workers.forecasting.training_cost import (
     device_kind,
     expected_seconds,
 )
-from workers.forecasting.workload import PREFIX_TYPES, RowLengths, Workload, estimate_workload
+from workers.forecasting.workload import RowLengths, Workload, estimate_workload
 from workers.target_modules.census import Census
 from workers.target_modules.resolution import Resolution
 
@@ -255,12 +256,11 @@ class RunForecaster:
 
     def workload(self, hyperparameters: Hyperparameters) -> Workload:
         """Return the tokens and steps that the run computes."""
-        shares = self.census.model_type in PREFIX_TYPES and not hyperparameters.gradient_checkpointing
         validation_rows = int(self.version.splits.get("validation", 0)) if self.version else 0
         return estimate_workload(
             self.truncated_rows(hyperparameters),
             hyperparameters,
-            shares_prefix=shares,
+            shares_prefix=self.census.model_type in PREFIX_TYPES,
             validation_rows=validation_rows,
         )
 

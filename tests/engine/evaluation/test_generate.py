@@ -12,9 +12,9 @@ import torch
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.errors import Stopped
 from workers.contract.events import never_stop
+from workers.contract.specs import PREFIX_TYPES
 from workers.engine.base_models.model import load_base
 from workers.engine.evaluation.generate import generate_greedily
-from workers.engine.training.loss import PREFIX_TYPES
 
 CPU = torch.device("cpu")
 START = list(range(20, 40))

@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional
 
 from tests.tiny_model import build_tiny_model, chat, tiny_base
+from workers.contract.specs import PREFIX_TYPES
 from workers.engine.base_models.model import load_base, load_tokenizer, plain_head
 from workers.engine.training.data import Batch, collate, shared_prefix
 from workers.engine.training.encoding import CanonicalRow, encode
-from workers.engine.training.loss import PREFIX_TYPES, LabelledLoss, Scorer, make_scorer
+from workers.engine.training.loss import LabelledLoss, Scorer, make_scorer
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from workers.contract.events import ShouldStop
-from workers.engine.training.data import SHORTEST_PREFIX, common_prefix_length
+from workers.contract.specs import SHORTEST_PREFIX
+from workers.engine.training.data import common_prefix_length
 from workers.engine.training.encoding import Ids
 from workers.engine.training.runtime import stop_if_asked
 

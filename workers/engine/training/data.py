@@ -19,15 +19,13 @@ from torch import Tensor
 
 from workers.contract.errors import DataError
 from workers.contract.events import Progress, Report, ShouldStop
-from workers.contract.specs import DataSpec
+from workers.contract.specs import SHORTEST_PREFIX, DataSpec
 from workers.engine.importing.split_files import SCHEMA, rows_sha256
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
 from workers.engine.training.runtime import stop_if_asked
 
 ROWS_PER_BATCH = 256
 CHARACTERS_PER_BATCH = 2_000_000
-# With a shorter prefix, the second forward pass costs more than it saves.
-SHORTEST_PREFIX = 8
 
 
 class Split:

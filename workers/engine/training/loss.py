@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.contract.specs import CHUNK_ROWS, PREFIX_TYPES
 from workers.engine.base_models.model import plain_head
 from workers.engine.training.data import Batch
 
-CHUNK_ROWS = 256
 # Model types whose fast path the tests compare with the plain one; other types are compared at run time.
 PROVEN_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox", "opt"})
-# Model types for which the tests show that a shared prefix gives the same losses and gradients.
-PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
 
 
 class LabelledLoss(torch.autograd.Function):
