@@ -5,12 +5,12 @@ Stored as JSON on the base model, so that pages need not build the model. Standa
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from workers.contract.errors import TargetError
+from workers.contract.specs import to_dict
 
 CENSUS_VERSION = 2
 
@@ -62,9 +62,6 @@ EQUIVALENT_ROLES: dict[str, tuple[str, ...]] = {
 }
 # Presets reach into these parts of a model only; towers, projectors and heads stay as they are.
 PRESET_SCOPES = ("decoder", "encoder", "cross", "shared_expert", "routed_expert")
-# PEFT's adapter sits on these; the others are one tensor, or no layer that LoRA adapts here.
-MODULE_KINDS = ("linear", "conv1d", "embedding")
-PARAMETER_KINDS = ("expert", "parameter")
 
 
 @dataclass(frozen=True)
@@ -93,15 +90,14 @@ class Group:
     @property
     def is_parameter(self) -> bool:
         """True if the name is a tensor's, not a module's."""
-        return self.kind in PARAMETER_KINDS
+        return self.kind in ("expert", "parameter")
 
-    def name(self, layer: int) -> str:
-        """Return the full name in one layer, as the model spells it."""
-        return self.pattern.replace("*", str(layer), 1)
-
-    def names(self) -> list[str]:
-        """Return all full names."""
-        return [self.name(layer) for layer in self.layers] if "*" in self.pattern else [self.pattern]
+    def names(self, layers: Iterable[int] | None = None) -> list[str]:
+        """Return the full names in these layers, by default in all; without a layer number it is one."""
+        if "*" not in self.pattern:
+            return [self.pattern]
+        chosen = self.layers if layers is None else layers
+        return [self.pattern.replace("*", str(layer), 1) for layer in chosen]
 
     def parameter_name(self, name: str) -> str:
         """Return the tensor behind a name of this group: its own, or its module's weight."""
@@ -132,9 +128,7 @@ class Census:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        plain = dataclasses.asdict(self)
-        plain["groups"] = [{**group, "layers": list(group["layers"])} for group in plain["groups"]]
-        return plain
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Census:
@@ -175,13 +169,11 @@ class Matched:
     @property
     def modules(self) -> int:
         """Number of modules or tensors that get an adapter."""
-        return len(self.layers) if "*" in self.group.pattern else 1
+        return len(self.layers) if "*" in self.pattern else 1
 
     def names(self) -> list[str]:
         """Return the full names of what is adapted."""
-        if "*" not in self.group.pattern:
-            return [self.group.pattern]
-        return [self.group.name(layer) for layer in self.layers]
+        return self.group.names(self.layers)
 
     def rank(self, r: int) -> int:
         """Return the rank of one module, or of one expert, in a run of rank `r`."""
@@ -220,11 +212,6 @@ class Matched:
 def equivalent_roles(role: str) -> tuple[str, ...]:
     """Return the roles that count as `role`."""
     return EQUIVALENT_ROLES.get(role, (role,))
-
-
-def match_all_layers(groups: Iterable[Group]) -> tuple[Matched, ...]:
-    """Return matches of all layers of these groups."""
-    return tuple(Matched(group, group.layers) for group in groups)
 
 
 def format_layers(layers: Iterable[int]) -> str:

@@ -1,7 +1,7 @@
 """Custom target modules: selected layer groups, or names in PEFT's form, and the layers that they match.
 
 A name without a match is reported with similar names of the model. Layers that no preset adapts must be
-confirmed. If PEFT would adapt other layers for these names, it gets exact names. Standard library only.
+confirmed. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import LIMITS
+from workers.contract.specs import to_dict
 from workers.target_modules.census import ROLES, Census, Group, Matched, equivalent_roles, format_layers
 from workers.target_modules.peft_names import layer_suffix
-from workers.target_modules.peft_rules import Arguments, NotConvertible, matched_names, matches
-from workers.target_modules.resolution import Resolution, Unmatched, to_peft_arguments, with_warnings
+from workers.target_modules.peft_rules import matches
+from workers.target_modules.resolution import Resolution, to_peft_arguments, with_warnings
 
 SIMILAR_NAMES = 3
 MAX_ENTRIES = 100
@@ -41,8 +42,7 @@ class Selection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        plain = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Selection:
@@ -88,19 +88,16 @@ class Selection:
             alpha_pattern={names[key]: value for key, value in (alphas or {}).items() if key in names},
         )
 
-    def chosen_layers(self, census: Census) -> tuple[int, ...]:
-        """Return the layers on this model; () for all."""
-        if self.layers_to_transform or self.layers == "all":
-            return self.layers_to_transform
-        count = max(1, census.num_layers // LAYER_SHARES[self.layers])
-        return tuple(range(census.num_layers - count, census.num_layers))
-
     def resolve(self, census: Census) -> Resolution:
         """Return PEFT's arguments for the layers that the selection matches on one model."""
+        layers = self.layers_to_transform
+        if not layers and self.layers != "all":
+            count = max(1, census.num_layers // LAYER_SHARES[self.layers])
+            layers = tuple(range(census.num_layers - count, census.num_layers))
         return resolve_names(
             self.target_modules,
             census,
-            layers=self.chosen_layers(census),
+            layers=layers,
             rank_pattern=self.rank_pattern,
             alpha_pattern=self.alpha_pattern,
         )
@@ -121,25 +118,24 @@ def resolve_names(
     ranks, alphas = rank_pattern or {}, alpha_pattern or {}
     problem = _entry_problem(entries, [*ranks, *alphas], layers, census)
     if problem:
-        return Resolution(layers_total=census.num_layers, refusal=problem)
+        return Resolution(refusal=problem)
     matched = {entry: _matched_layers(entry, census, layers) for entry in (*entries, *ranks, *alphas)}
     groups = {group for entry in entries for group in matched[entry]}
-    missing = [
-        Unmatched(entry, similar_names(entry, census))
-        for entry in entries
-        if not _matched_layers(entry, census)
+    unmatched = [
+        _unmatched_error(entry, census.groups) for entry in entries if not _matched_layers(entry, census)
     ]
-    missing += [
-        Unmatched(entry, similar_names(entry, census, groups))
+    unmatched += [
+        _unmatched_error(entry, groups or census.groups)
         for entry in (*ranks, *alphas)
         if not groups & set(matched[entry])
     ]
+    if unmatched:
+        return Resolution(refusal=" ".join(dict.fromkeys(unmatched)))
     absent = next((entry for entry in entries if not matched[entry]), None)
-    if missing:
-        return _unmatched(tuple(dict.fromkeys(missing)), census)
     if absent is not None:
-        problem = f"`{absent}` exists in none of the chosen layers ({format_layers(layers)})."
-        return Resolution(layers_total=census.num_layers, refusal=problem)
+        return Resolution(
+            refusal=f"`{absent}` exists in none of the chosen layers ({format_layers(layers)})."
+        )
     chosen = [
         Matched(
             group,
@@ -154,15 +150,13 @@ def resolve_names(
     ]
     resolution = with_warnings(to_peft_arguments(chosen, census), census, layers=layers)
     return dataclasses.replace(
-        resolution,
-        notes=(*resolution.notes, *_peft_differences(entries, layers, resolution, census)),
-        confirmations=(*resolution.confirmations, *_ambiguities(entries, matched)),
+        resolution, confirmations=(*resolution.confirmations, *_ambiguities(entries, matched))
     )
 
 
 def shortest_entry(pattern: str, census: Census) -> str:
     """Return the shortest suffix of a group's name that matches no other group; else its whole pattern."""
-    tail = next(layer_suffix(group) for group in census.groups if group.pattern == pattern)
+    tail = layer_suffix(pattern)
     for length in range(1, len(tail) + 1):
         entry = ".".join(tail[-length:])
         if {group.pattern for group in _matched_layers(entry, census)} == {pattern}:
@@ -170,18 +164,16 @@ def shortest_entry(pattern: str, census: Census) -> str:
     return pattern
 
 
-def similar_names(entry: str, census: Census, groups: Iterable[Group] | None = None) -> tuple[str, ...]:
-    """Return the most similar names of this model, with as many segments as `entry`."""
+def _unmatched_error(entry: str, groups: Iterable[Group]) -> str:
+    near = ", ".join(f"`{name}`" for name in similar_names(entry, groups))
+    return f"`{entry}` matches no layer of this model. Near names: {near}."
+
+
+def similar_names(entry: str, groups: Iterable[Group]) -> list[str]:
+    """Return the most similar names of these groups, with as many segments as `entry`."""
     depth = min(3, entry.count(".") + 1)
-    names = {
-        ".".join(layer_suffix(group)[-depth:]) for group in groups or census.groups if group.kind != "conv"
-    }
-    return tuple(difflib.get_close_matches(entry, sorted(names), n=SIMILAR_NAMES, cutoff=0.0))
-
-
-def _unmatched(missing: tuple[Unmatched, ...], census: Census) -> Resolution:
-    refusal = " ".join(item.sentence for item in missing)
-    return Resolution(layers_total=census.num_layers, unmatched=missing, refusal=refusal)
+    names = {".".join(layer_suffix(group.pattern)[-depth:]) for group in groups if group.kind != "conv"}
+    return difflib.get_close_matches(entry, sorted(names), n=SIMILAR_NAMES, cutoff=0.0)
 
 
 def _entry_problem(
@@ -233,26 +225,6 @@ def _ambiguities(entries: Sequence[str], matched: Mapping[str, Mapping[Group, se
                 f"`{entry}` matches layers of different kinds: {', '.join(ROLES[role] for role in roles)}."
             )
     return warnings
-
-
-def _peft_differences(
-    entries: Sequence[str], layers: Sequence[int], resolution: Resolution, census: Census
-) -> list[str]:
-    """Return a note if PEFT would adapt other layers for the unchanged names."""
-    if resolution.refusal or any("*" in entry for entry in entries):
-        return []
-    raw = Arguments(target_modules=tuple(entries), layers_to_transform=tuple(layers))
-    expected = sum(item.modules for item in resolution.matched)
-    try:
-        peft_names = set(matched_names(raw, census, 1))
-    except NotConvertible:
-        return ["PEFT refuses these names on this model; Graftworks sends equivalent ones."]
-    if peft_names == set(resolution.names()):
-        return []
-    return [
-        f"PEFT would adapt {len(peft_names)} modules for these names instead of {expected}; "
-        "Graftworks sends exact names."
-    ]
 
 
 def _string_list(name: str, values: Any) -> list[str]:

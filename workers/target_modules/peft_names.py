@@ -55,8 +55,8 @@ def _suffix_class(group: Group) -> tuple[str, str]:
 
 
 def _entry(group: Group, others: Sequence[Group], outside: Sequence[Group]) -> str:
-    tail = layer_suffix(group)
-    is_misleading = any(layer_suffix(other)[-1].startswith(f"{tail[-1]}_") for other in others)
+    tail = layer_suffix(group.pattern)
+    is_misleading = any(layer_suffix(other.pattern)[-1].startswith(f"{tail[-1]}_") for other in others)
     shortest = 2 if is_misleading or group.scope == "shared_expert" else 1
     for length in range(min(shortest, len(tail)), len(tail) + 1):
         entry = ".".join(tail[-length:])
@@ -65,15 +65,10 @@ def _entry(group: Group, others: Sequence[Group], outside: Sequence[Group]) -> s
     return ""
 
 
-def layer_suffix(group: Group) -> list[str]:
+def layer_suffix(pattern: str) -> list[str]:
     """Return the name's segments after the layer number, which are the same in every layer."""
-    segments = group.pattern.split(".")
+    segments = pattern.split(".")
     return segments[segments.index("*") + 1 :] if "*" in segments[:-1] else segments
-
-
-def _after_layer(name: str) -> list[str]:
-    segments = name.split(".")
-    return segments[segments.index("*") + 1 :] if "*" in segments else segments
 
 
 def parameter_suffixes(chosen: Sequence[Matched], census: Census) -> tuple[str, ...]:
@@ -83,7 +78,7 @@ def parameter_suffixes(chosen: Sequence[Matched], census: Census) -> tuple[str, 
     entries: set[str] = set()
     for item in chosen:
         pattern = item.group.parameter_name(item.pattern)
-        entry = ".".join(_after_layer(pattern)[-3:])
+        entry = ".".join(layer_suffix(pattern)[-3:])
         if item.layers != item.group.layers or any(
             matches(entry, other.parameter_name(other.pattern)) for other in outside
         ):
@@ -119,7 +114,7 @@ def pattern_key(item: Matched, matched: Sequence[Matched]) -> str:
         for other in matched
         if (other.r, other.lora_alpha, other.group.experts) != (item.r, item.lora_alpha, item.group.experts)
     ]
-    tail = _after_layer(name)
+    tail = layer_suffix(name)
     for length in range(min(2, len(tail)), len(tail) + 1):
         key = ".".join(tail[-length:])
         if not any(matches(key, other) for other in others):

@@ -7,12 +7,13 @@ model families. Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.target_modules.census import MODULE_KINDS, Census
+from workers.target_modules.census import Census
 
 # "...layers.3." and not "...layers.3.experts.7.": PEFT takes the first number that follows two names.
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")
@@ -61,7 +62,7 @@ def matched_names(arguments: Arguments, census: Census, r: int) -> dict[str, int
     arguments = rewrite_expert_names(arguments, census, r)
     ranks = {}
     for group in census.groups:
-        if group.kind not in (*MODULE_KINDS, "conv"):
+        if group.is_parameter:
             continue
         for name in group.names():
             if _matches_module(arguments, name):
@@ -103,13 +104,12 @@ def rewrite_expert_names(arguments: Arguments, census: Census, r: int) -> Argume
                 missing = ", ".join(sorted(halves - given))
                 raise NotConvertible(f"{', '.join(sorted(given))} needs {missing} too: they are one tensor.")
             ranks[rf".*\.{re.escape(new)}"] = r * len(halves)
-    return Arguments(
+    return dataclasses.replace(
+        arguments,
         target_modules=tuple(kept),
+        target_regex="",
         target_parameters=tuple(sorted(parameters)),
-        exclude_modules=arguments.exclude_modules,
-        layers_to_transform=arguments.layers_to_transform,
         rank_pattern=ranks,
-        alpha_pattern=arguments.alpha_pattern,
     )
 
 

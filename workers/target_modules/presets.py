@@ -15,8 +15,8 @@ from workers.target_modules.census import (
     ROLES,
     Census,
     Group,
+    Matched,
     equivalent_roles,
-    match_all_layers,
 )
 from workers.target_modules.resolution import Resolution, to_peft_arguments, with_warnings
 
@@ -106,9 +106,9 @@ def resolve(roles: Sequence[str], census: Census) -> Resolution:
 def _resolve(roles: Sequence[str], census: Census) -> Resolution:
     refusal = _refusal(roles, census)
     if refusal:
-        return Resolution(layers_total=census.num_layers, refusal=refusal)
+        return Resolution(refusal=refusal)
     wanted = {stand_in for role in roles for stand_in in equivalent_roles(role)}
-    chosen = match_all_layers(group for group in _reachable(census) if group.role in wanted)
+    chosen = [Matched(group, group.layers) for group in _reachable(census) if group.role in wanted]
     return with_warnings(to_peft_arguments(chosen, census), census, roles=roles)
 
 

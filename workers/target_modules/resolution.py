@@ -38,20 +38,6 @@ _UNUSUAL_ROLES = ("router", "gate_other", "head", "embedding", "other")
 
 
 @dataclass(frozen=True)
-class Unmatched:
-    """A name that matches no layer, and the most similar names of this model."""
-
-    entry: str
-    near: tuple[str, ...]
-
-    @property
-    def sentence(self) -> str:
-        """The error message."""
-        names = ", ".join(f"`{name}`" for name in self.near)
-        return f"`{self.entry}` matches no layer of this model. Near names: {names}."
-
-
-@dataclass(frozen=True)
 class Resolution:
     """The layers that a target-module config matches on one model, with PEFT's arguments, or a `refusal`.
 
@@ -68,7 +54,6 @@ class Resolution:
     layers_total: int = 0
     notes: tuple[str, ...] = ()
     confirmations: tuple[str, ...] = ()
-    unmatched: tuple[Unmatched, ...] = ()
     refusal: str = ""
 
     @property
@@ -195,13 +180,7 @@ def target_spec(resolution: Resolution, learn: Hyperparameters) -> TargetSpec:
     resolution = resolution.with_dora(learn)
     arguments = resolution.arguments(learn.r, learn.lora_alpha or 2 * learn.r, use_rslora=learn.use_rslora)
     return TargetSpec(
-        target_modules=arguments.target_modules,
-        target_regex=arguments.target_regex,
-        target_parameters=arguments.target_parameters,
-        rank_pattern=arguments.rank_pattern,
-        alpha_pattern=arguments.alpha_pattern,
-        exclude_modules=arguments.exclude_modules,
-        layers_to_transform=arguments.layers_to_transform,
+        **vars(arguments),
         modules=resolution.modules,
         trainable_parameters=resolution.params(learn.r),
         names_sha256=names_sha256(resolution.names()),
@@ -216,12 +195,11 @@ def names_sha256(names: Iterable[str]) -> str:
 def to_peft_arguments(chosen: Sequence[Matched], census: Census) -> Resolution:
     """Return PEFT's arguments for exactly these groups and layers, or a refusal."""
     if not any(item.modules for item in chosen):
-        return Resolution(layers_total=census.num_layers, refusal="Choose at least one layer to adapt.")
+        return Resolution(refusal="Choose at least one layer to adapt.")
     conv = next((item for item in chosen if item.group.kind == "conv"), None)
     if conv:
         return Resolution(
-            layers_total=census.num_layers,
-            refusal=f"`{conv.pattern}` is a convolution. Graftworks adapts linear layers, so leave it out.",
+            refusal=f"`{conv.pattern}` is a convolution. Graftworks adapts linear layers, so leave it out."
         )
     placed = _nested(chosen, census)
     modules = [item for item in placed if not item.as_parameter]
@@ -332,21 +310,16 @@ def _checked(resolution: Resolution, census: Census) -> Resolution:
 
 def _nested(chosen: Sequence[Matched], census: Census) -> tuple[Matched, ...]:
     """Return copies with `as_parameter` and `depth` set."""
-    rewritten = tuple(census.rewrites)
-    placed = [
-        dataclasses.replace(
-            item, as_parameter=item.group.is_parameter or matches_any(rewritten, item.group.pattern)
-        )
-        for item in chosen
-    ]
     nested = []
-    for position, item in enumerate(placed):
+    for position, item in enumerate(chosen):
+        is_rewritten = matches_any(census.rewrites, item.pattern)
         module = item.pattern.rpartition(".")[0]
         later = [
             other
-            for other in placed[position + 1 :]
+            for other in chosen[position + 1 :]
             if other.group.is_parameter and other.pattern.rpartition(".")[0] == module
         ]
         depth = len(later) if item.group.is_parameter else 0
-        nested.append(dataclasses.replace(item, depth=depth))
+        as_parameter = item.group.is_parameter or is_rewritten
+        nested.append(dataclasses.replace(item, as_parameter=as_parameter, depth=depth))
     return tuple(nested)

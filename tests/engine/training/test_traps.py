@@ -67,7 +67,6 @@ def test_mixtral_and_gpt_oss_down_proj_is_no_module(family: str) -> None:
     assert ends(on(family, "balanced")) == {"self_attn.o_proj", "experts.down_proj"}
     corrected = resolve_names(["o_proj", "down_proj"], counted(family))
     assert corrected.target_parameters == ("mlp.experts.down_proj",)
-    assert "3 modules for these names instead of 6" in corrected.notes[-1]
 
 
 def test_mixtral_router_is_adapted_by_nobody_by_accident() -> None:
@@ -120,8 +119,8 @@ def test_deepseek_v3_query_and_key_are_compressed() -> None:
     assert peft_attaches("deepseek_v3", target_modules=names) == {"model.layers.self_attn.o_proj"}
     assert on("deepseek_v3", "query_value").labels == ("query", "key and value (compressed)")
     refused = resolve_names(names, counted("deepseek_v3"))
-    assert [one.entry for one in refused.unmatched] == ["q_proj", "k_proj", "v_proj"]
-    assert set(refused.unmatched[0].near) & {"q_a_proj", "q_b_proj"}
+    assert [f"`{name}` matches no layer" in refused.refusal for name in names] == [True, True, True, False]
+    assert "`q_a_proj`" in refused.refusal or "`q_b_proj`" in refused.refusal
 
 
 def test_deepseek_v3_dense_layers_and_shared_experts_keep_their_adapters() -> None:
@@ -149,7 +148,8 @@ def test_t5_gated_mlp_has_no_wi() -> None:
     assert {name.split(".")[-1] for name in reached} == {"wo"}
     assert on("mt5", "mlp").target_modules == ("wi_0", "wi_1", "wo")
     refused = resolve_names(["wi", "wo"], counted("mt5"))
-    assert set(refused.unmatched[0].near) >= {"wi_0", "wi_1"}
+    assert "`wi_0`" in refused.refusal
+    assert "`wi_1`" in refused.refusal
     refused = resolve_names(["wi_0", "wo"], counted("t5"))
     assert "`wi`" in refused.refusal
 
@@ -173,5 +173,4 @@ def test_qwen2_5_vl_mlp_names_are_also_the_towers() -> None:
 def test_a_typo_beside_a_valid_name_is_reported_with_near_names(family: str) -> None:
     assert peft_attaches(family, target_modules=["o_proj", "typo"])  # PEFT says nothing
     refused = resolve_names(["o_proj", "typo"], counted(family))
-    assert "`typo` matches no layer of this model. Near names: " in refused.refusal
-    assert refused.unmatched[0].near
+    assert "`typo` matches no layer of this model. Near names: `" in refused.refusal

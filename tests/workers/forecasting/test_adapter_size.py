@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.forecasting.adapter_size import adapter_bytes, adapter_params
-from workers.target_modules.census import Group, Matched, match_all_layers
+from workers.target_modules.census import Group, Matched
 
 # (layers, hidden, heads, key-value heads, head size, MLP width), and parameters per rank for each of SETS.
 SHAPES = {
@@ -28,8 +28,9 @@ def groups(shape: tuple[int, ...], names: str) -> tuple[Matched, ...]:
         "up": (h, f),
         "down": (f, h),
     }
-    return match_all_layers(
-        Group(f"model.layers.*.{name}_proj", name, "decoder", "linear", tuple(range(layers)), *sizes[name])
+    every = tuple(range(layers))
+    return tuple(
+        Matched(Group(f"model.layers.*.{name}_proj", name, "decoder", "linear", every, *sizes[name]), every)
         for name in names.split()
     )
 
