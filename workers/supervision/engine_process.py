@@ -39,7 +39,7 @@ SIGNS_OF_PROGRESS = (STEP, b'{"event": "Metrics"', b'{"event": "KeepAlive"')
 # The engine gets these alone: not the broker, the database or the secret key.
 ENGINE_VARIABLES = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES",
+    "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES", "PYTHONDONTWRITEBYTECODE",
 )  # fmt: skip
 # And these for downloads only, because a proxy's address may hold a password.
 DOWNLOAD_VARIABLES = (
@@ -179,15 +179,9 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
     threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
     variables |= {
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": os.environ.get("PYTHONDONTWRITEBYTECODE", ""),
         "TMPDIR": str(out_dir),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # A thread that spins at a barrier takes a core from the web process.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "KMP_BLOCKTIME": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
     if kind == Job.Kind.INSPECT:

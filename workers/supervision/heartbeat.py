@@ -81,14 +81,12 @@ def is_draining() -> bool:
     return _drain_flag(os.getppid()).exists()
 
 
-def describe_device(queue: str) -> tuple[str, int, int | None]:
-    """Return the device's name, its memory in bytes, and the GPU's number on this machine."""
-    if queue == Job.Queue.GPU:
-        gpu = _first_gpu()
-        if gpu:
-            return gpu
+def describe_device(queue: str) -> dict[str, Any]:
+    """Return the device's name, its memory in bytes, the GPU's number, and whether it loads 4-bit models."""
     cores = len(os.sched_getaffinity(0))
-    return f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None
+    cpu = (f"CPU, {cores} cores ({platform.machine()})", psutil.virtual_memory().total, None)
+    device, memory, gpu = (_first_gpu() if queue == Job.Queue.GPU else None) or cpu
+    return {"device": device, "memory_bytes": memory, "gpu": gpu, "loads_4bit": loads_4bit(gpu)}
 
 
 def loads_4bit(gpu: int | None) -> bool:
@@ -131,7 +129,6 @@ def start(sender: Any, **_kwargs: object) -> None:
     """Start the heartbeat."""
     name = str(sender.hostname)
     queue = next(iter(sender.app.amqp.queues.consume_from), "")
-    device, memory, gpu = describe_device(queue)
     place = here()
     heartbeat = Heartbeat(
         name,
@@ -141,10 +138,7 @@ def start(sender: Any, **_kwargs: object) -> None:
             "queue": queue,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "device": device,
-            "memory_bytes": memory,
-            "gpu": gpu,
-            "loads_4bit": loads_4bit(gpu),
+            **describe_device(queue),
             "processes": sender.controller.concurrency,
             "stopped_at": None,
             "started_at": Now(),

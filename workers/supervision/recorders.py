@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -41,24 +41,6 @@ from workers.supervision.publish import (
 )
 
 HAS_ADAPTER = (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY)
-
-
-class Recorder(Protocol):
-    """Turns the engine's events into rows."""
-
-    keep_lease: KeepLease  # called between two pieces of a long write
-
-    def record(self, event: Event) -> None:
-        """Handle an event; may batch."""
-
-    def flush(self) -> None:
-        """Write the batch."""
-
-    def finish(self) -> None:
-        """Commit the result and end the job: the engine has finished its work."""
-
-    def record_failure(self) -> None:
-        """Keep what the page of a failed job needs."""
 
 
 def start_finalizing(job: Job) -> None:
@@ -95,7 +77,7 @@ class ResultRecorder:
     def __init__(self, job: Job, out_dir: Path, commit: Callable[[ResultRecorder], None]) -> None:
         self.job, self.out_dir, self.commit = job, out_dir, commit
         self.result: dict[str, Any] = {}
-        self.keep_lease: KeepLease = keep_no_lease
+        self.keep_lease: KeepLease = keep_no_lease  # called between two pieces of a long write
 
     def record(self, event: Event) -> None:
         """Keep the result."""
@@ -227,28 +209,24 @@ class TrainRecorder:
             if not TrainingRun.objects.filter(job=self.job, outcome="").exclude(pk=run.pk).exists():
                 start_finalizing(self.job)
             try:
-                self._publish(run, self.artifacts[end.arm], end)
+                self._publish(run, end)
+                return
             except PublishError as error:
                 # The other arms train on; the checkpoint stays, so that this arm can be resumed.
-                self._write_end(run, ArmEnd(end.arm, "failed", end.step, error.code, error.message))
-        else:
-            self._write_end(run, end)
-
-    def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
+                end = ArmEnd(end.arm, "failed", end.step, error.code, error.message)
         with transaction.atomic():
             if self.job.may_commit():
-                run.end(
-                    end.outcome,
-                    step=end.step,
-                    code=end.code,
-                    message=end.message,
-                    measured=self._measured(end),
-                )
+                self._write_end(run, end)
 
-    def _publish(self, run: TrainingRun, artifact: Artifact, end: ArmEnd) -> None:
+    def _write_end(self, run: TrainingRun, end: ArmEnd) -> None:
+        measured = {**end.summary, "attempt": self.job.attempt}
+        run.end(end.outcome, step=end.step, code=end.code, message=end.message, measured=measured)
+
+    def _publish(self, run: TrainingRun, end: ArmEnd) -> None:
         """Check, rename, commit: Adapter, outcome and the evaluate job in one transaction."""
         if not self.job.may_commit():
             return
+        artifact = self.artifacts[end.arm]
         content = hashlib.sha256(json.dumps(artifact.files, sort_keys=True).encode()).hexdigest()
         Publication.objects.begin(Publication.Kind.ADAPTER, content)
         published = Path(settings.DATA_DIR) / "adapters" / content
@@ -260,14 +238,10 @@ class TrainRecorder:
             if not self.job.may_commit():
                 return
             adapter = Adapter.objects.publish(run, content, artifact.files, size)
-            run.end(end.outcome, step=end.step, measured=self._measured(end))
+            self._write_end(run, end)
             # A study evaluates the adapters of all its arms in one job.
             if run.study_arm_id is None:
                 Evaluation.objects.submit(adapter, self.job.created_by)
-
-    def _measured(self, end: ArmEnd) -> dict[str, Any]:
-        """Return the engine's summary of an arm with the attempt in which it ended."""
-        return {**end.summary, "attempt": self.job.attempt}
 
     def finish(self) -> None:
         """End the job: succeeded if any arm is, cancelled if all are, else failed with the first error."""
@@ -290,6 +264,7 @@ class TrainRecorder:
         self.flush()
 
 
+Recorder = ResultRecorder | TrainRecorder
 RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
     Job.Kind.IMPORT: functools.partial(ResultRecorder, commit=commit_import),
     Job.Kind.INSPECT: functools.partial(ResultRecorder, commit=commit_inspection),

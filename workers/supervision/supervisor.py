@@ -75,8 +75,7 @@ class Attempt:
 
     def write_events(self, engine: EngineProcess) -> None:
         """Write the engine's lines, renew the lease, and read the row's stop request. Repeatable."""
-        if self.database.is_away:
-            self.resume_after_outage()
+        self.resume_after_outage()
         started = time.monotonic()
         # At most for one poll interval, however many lines an outage has left.
         while (line := engine.lines.first()) and time.monotonic() - started < POLL_SECONDS:
@@ -102,8 +101,9 @@ class Attempt:
 
     def resume_after_outage(self) -> None:
         """Renew the lease, which may have run out, and re-read a state whose change was not committed."""
-        self._renew_lease()
-        self.job.refresh_from_db(fields=["state"])
+        if self.database.is_away:
+            self._renew_lease()
+            self.job.refresh_from_db(fields=["state"])
 
     def _renew_lease_when_due(self) -> bool:
         is_due = time.monotonic() - self.lease_renewed >= RENEW_SECONDS
@@ -257,8 +257,7 @@ def _write_after_exit(attempt: Attempt, write: Callable[[], None]) -> None:
     """Write, and wait for the database while it is away."""
 
     def write_as_holder() -> None:
-        if attempt.database.is_away:
-            attempt.resume_after_outage()
+        attempt.resume_after_outage()
         write()
 
     while not attempt.database.try_write(write_as_holder):
