@@ -49,30 +49,26 @@ def check_ownership(folder: Path, attempt: int) -> None:
         raise TakenOver(owner)
 
 
-def take_ownership(folder: Path, attempt: int) -> None:
-    """Take ownership of the folder; a write that fails is tried once more.
+def take_ownership(folder: Path, attempt: int) -> int:
+    """Take ownership of the folder and return the attempt's number: 0 is the one after the present owner.
 
-    Raises TakenOver if a later attempt owns it, and DiskFull. The first attempt writes nothing: there is no
-    earlier one, and an attempt that fails before its first checkpoint leaves no folder.
+    A write that fails is tried once more. Raises TakenOver if a later attempt owns the folder, and DiskFull.
+    The first attempt writes nothing: there is no earlier one, and an attempt that fails before its first
+    checkpoint leaves no folder.
     """
+    attempt = attempt or max(read_owner(folder).attempt, FIRST_ATTEMPT) + 1
     if attempt <= FIRST_ATTEMPT:
         check_ownership(folder, attempt)
-        return
+        return attempt
     for is_last in (False, True):
         check_ownership(folder, attempt)
         if read_owner(folder).attempt == attempt:
-            return
+            break
         try:
             _write_owner(folder, attempt)
         except OSError as error:
             if is_last:
                 raise disk_error(error) or error from error
-
-
-def take_ownership_as_next(folder: Path) -> int:
-    """Take ownership as the attempt after the present owner; return its number."""
-    attempt = max(read_owner(folder).attempt, FIRST_ATTEMPT) + 1
-    take_ownership(folder, attempt)
     return attempt
 
 

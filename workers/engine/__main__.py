@@ -241,16 +241,18 @@ def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> Non
     from workers.engine.training.train import train
 
     attempt = checkpoints.take_ownership(command.checkpoint_dir, command.attempt)
+    checkpoint = checkpoints.find_newest(command.checkpoint_dir, report)
+    reserve = int(os.environ.get(DISK_RESERVE) or disk_room.RESERVE)
+    disk_room.check_room(command.checkpoint_dir, command.specs, reserve)
     train(
         command.specs,
         command.out_dir,
         report=report,
         should_stop=should_stop,
-        resume_from=checkpoints.find_newest(command.checkpoint_dir, report),
+        resume_from=checkpoint,
         checkpoint_dir=command.checkpoint_dir,
         attempt=attempt,
         ended=command.ended,
-        disk_reserve=int(os.environ.get(DISK_RESERVE) or disk_room.RESERVE),
     )
 
 

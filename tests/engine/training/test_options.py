@@ -21,6 +21,7 @@ from workers.contract.specs import TrainSpec
 from workers.engine.base_models import census
 from workers.engine.base_models.model import load_base, read_config
 from workers.engine.training import lora
+from workers.engine.training.arms import Arm
 from workers.engine.training.train import train
 from workers.forecasting.adapter_size import adapter_bytes
 from workers.target_modules.custom import Selection
@@ -136,9 +137,11 @@ def test_loraplus_multiplies_the_learning_rate_of_b(
 def test_every_parameter_is_in_one_group_of_the_optimizer(with_option: Callable[..., TrainSpec]) -> None:
     spec = with_option(OPTIONS["dora and loraplus"])
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
-    groups = lora.optimizer_groups(model, "arm0", spec.hyperparameters)
+    arm = Arm(0, spec, {}, [], [], 1)
+    arm.create_optimizer(model, torch.device("cpu"))
+    groups = arm.optimizer.param_groups
     found = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(found) == sorted(id(one) for one in lora.arm_parameters(model, "arm0"))
+    assert sorted(found) == sorted(id(one) for one in lora.arm_parameters(model, "arm0").values())
     assert [group["ratio"] for group in groups] == [1.0, 4.0]
 
 

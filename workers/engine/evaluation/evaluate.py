@@ -128,7 +128,7 @@ def evaluate(
         should_stop=should_stop,
     )
     values |= {
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": runtime.dtype_name(dtype),
         "device": runtime.device_name(device),
         "threads": runtime.thread_count(),
         "seconds": time.monotonic() - began,

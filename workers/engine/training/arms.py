@@ -17,13 +17,10 @@ from torch import Tensor, nn
 from workers.contract.errors import DataError, Diverged, RunError
 from workers.contract.events import Message, Report, ShouldStop
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import TrainSpec
-from workers.engine.base_models.model import storage_description
+from workers.contract.specs import VALIDATIONS_PER_RUN, TrainSpec
 from workers.engine.training import lora, runtime
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example
-
-VALIDATIONS_PER_RUN = 10
 
 
 @dataclass
@@ -69,6 +66,10 @@ class Arm:
     def is_live(self) -> bool:
         return self.error is None and not self.has_ended
 
+    def has_turn(self, step: int) -> bool:
+        """Return whether to train or validate it now: a resumed arm may be ahead of the others."""
+        return self.is_live and self.step <= step <= self.total_steps
+
     @property
     def is_finished(self) -> bool:
         """Return whether only its adapter remains to be saved."""
@@ -81,21 +82,30 @@ class Arm:
         return bool(self.validation_examples) and on_schedule and self.validated_step < step
 
     def create_optimizer(self, model: Any, device: torch.device) -> None:
-        """Create AdamW over the adapter's weights alone, and seed the adapter's dropout."""
+        """Create AdamW over the adapter's weights alone, and seed the adapter's dropout.
+
+        The loop sets the learning rate of each step, multiplied by each group's `ratio`. LoRA+ (arXiv
+        2402.12354): lr(B) = loraplus_lr_ratio * lr(A).
+        """
         learn = self.spec.hyperparameters
         lora.activate(model, self.name)
-        self.parameters = lora.arm_parameters(model, self.name)
-        groups = lora.optimizer_groups(model, self.name, learn)
-        self.optimizer = torch.optim.AdamW(groups, lr=learn.learning_rate, weight_decay=learn.weight_decay)
+        named_parameters = lora.arm_parameters(model, self.name)
+        self.parameters = list(named_parameters.values())
+        by_ratio: dict[float, list[nn.Parameter]] = {}
+        for path, parameter in named_parameters.items():
+            is_b = "lora_B" in path or "lora_embedding_B" in path
+            by_ratio.setdefault(learn.loraplus_lr_ratio if is_b else 1.0, []).append(parameter)
+        groups = [{"params": parameters, "ratio": ratio} for ratio, parameters in by_ratio.items()]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=learn.weight_decay)
         torch.manual_seed(learn.seed)
         self.random_state = runtime.random_state(device)
 
-    def step_examples(self, step: int) -> Iterator[list[Example]]:
-        """Yield the micro-batches of optimizer step `step`, rows of similar length together."""
+    def step_examples(self, step: int) -> list[list[Example]]:
+        """Return the micro-batches of optimizer step `step`, rows of similar length together."""
         learn = self.spec.hyperparameters
         order = step_rows(len(self.positions), learn.rows_per_step, learn.seed, step)
         rows = [self.examples[self.positions[index]] for index in order]
-        yield from micro_batches(rows, learn.per_device_train_batch_size)
+        return micro_batches(rows, learn.per_device_train_batch_size)
 
     def record_step(self, step: int, loss: float, tokens: int, seconds: float, random_state: Tensor) -> None:
         """Record a completed step; `random_state` is the dropout generator's after it."""
@@ -103,8 +113,22 @@ class Arm:
         self.tokens += tokens
         self.seconds += seconds
 
+    def record_divergence(self, step: int, loss: float, grad_norm: float) -> None:
+        """Record that the loss or the gradient norm of `step` is not finite, so that the arm ends."""
+        name, rate = self.spec.name, self.spec.hyperparameters.learning_rate
+        value = "gradient norm" if math.isfinite(loss) else "loss"
+        self.step = step
+        self.error = Diverged(
+            f"The {value} was not finite in step {step:,} of {self.total_steps:,} (loss {loss:g}, gradient "
+            f"norm {grad_norm:g}), so {name} was stopped. Use a lower `learning_rate` than {rate:g}, for "
+            f"example {rate / 3:.1g}."
+        )
+        self.optimizer.zero_grad()
+
     def record_peak_memory(self, peak: int, arms: Sequence[Arm], device: torch.device) -> None:
-        """Record the peak of its turns in bytes, less what the other arms keep: what it needs alone."""
+        """Record the peak of its turns in bytes, less what other arms keep: what it would need alone."""
+        if len(arms) == 1:
+            return  # the peak of the whole process is reported
         others = sum(arm.device_bytes(device) for arm in arms if arm is not self)
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak - others)
 
@@ -125,11 +149,7 @@ class Arm:
         # Before the first step the adapter changes nothing, so there is nothing to keep.
         if self.step and (self.best_weights_loss is None or loss < self.best_weights_loss):
             self.best_weights_loss, self.best_weights_step = loss, self.step
-            self.copy_best_weights()
-
-    def copy_best_weights(self) -> None:
-        """Keep a copy of the present weights in main memory as the best ones."""
-        self.best_weights = self._copied()
+            self.best_weights = self.copied_weights()
 
     @contextmanager
     def with_best_weights(self) -> Iterator[int]:
@@ -137,7 +157,7 @@ class Arm:
         if not self.best_weights_step:
             yield self.step
             return
-        present = self._copied()
+        present = self.copied_weights()
         self._load(self.best_weights)
         try:
             yield self.best_weights_step
@@ -145,7 +165,8 @@ class Arm:
             # Later checkpoints hold this arm too, and a continued run needs its present weights.
             self._load(present)
 
-    def _copied(self) -> list[Tensor]:
+    def copied_weights(self) -> list[Tensor]:
+        """Return a copy of the present weights in main memory."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
 
     def _load(self, weights: Sequence[Tensor]) -> None:
@@ -158,15 +179,12 @@ def check_shared(specs: Sequence[TrainSpec]) -> TrainSpec:
     """Return the first spec; raise RunError if the arms differ in what they must share."""
     if not specs:
         raise RunError("There is nothing to train: the list of specs is empty.")
-    if any(_shared_settings(spec) != _shared_settings(specs[0]) for spec in specs):
+    shared = [(spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit) for spec in specs]
+    if any(settings != shared[0] for settings in shared):
         raise RunError(
             "Arms of one call must share the base model, the dataset version and the number format."
         )
     return specs[0]
-
-
-def _shared_settings(spec: TrainSpec) -> tuple[object, ...]:
-    return spec.base, spec.data, spec.dtype, spec.hyperparameters.load_in_4bit
 
 
 def prepare_arms(
@@ -178,8 +196,14 @@ def prepare_arms(
 ) -> list[Arm]:
     """Tokenize and cut the rows that the arms will draw, and no others; report what was cut.
 
-    Raises DataError if the training split has no row with an answer to learn from.
+    Ignores `finish`: only a restored arm can have weights to publish. Raises Stopped, and DataError if the
+    training split has no row with an answer to learn from.
     """
+
+    def setup_stop() -> str:
+        reason = should_stop()
+        return "" if reason == "finish" else reason
+
     training, validation = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
     if not len(training):
         raise DataError("The training split of this dataset has no rows. Upload more rows.")
@@ -188,7 +212,7 @@ def prepare_arms(
 
     def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
         missing = [index for index in wanted if index not in known]
-        known.update(encode_rows(tokenizer, split, missing, report=report, should_stop=should_stop))
+        known.update(encode_rows(tokenizer, split, missing, report=report, should_stop=setup_stop))
 
     arms = []
     for index, spec in enumerate(specs):
@@ -215,6 +239,7 @@ def prepare_arms(
             report(Message(text, "warning"))
         steps = learn.total_steps(len(positions))
         arms.append(Arm(index, spec, examples, positions, held_out, steps, has_ended=index in ended))
+    runtime.stop_if_asked(setup_stop)
     return arms
 
 
@@ -251,55 +276,19 @@ def _report_cuts(examples: list[Example], max_length: int, report: Report) -> No
     )
     silent = sum(not example.target_count for example in examples)
     unstable = sum(not example.template_is_stable for example in examples)
+    warnings = []
     if long:
-        report(
-            Message(
-                f"{len(long):,} of {len(examples):,} rows are longer than `max_length` {max_length:,} and "
-                f"were cut; {lost:,} of them lost their whole answer and are left out. The longest has "
-                f"{max(len(example.ids) for example in long):,} tokens.",
-                "warning",
-            )
+        warnings.append(
+            f"{len(long):,} of {len(examples):,} rows are longer than `max_length` {max_length:,} and "
+            f"were cut; {lost:,} of them lost their whole answer and are left out. The longest has "
+            f"{max(len(example.ids) for example in long):,} tokens."
         )
     if silent:
-        report(Message(f"{silent:,} rows have no answer to learn from and are left out.", "warning"))
+        warnings.append(f"{silent:,} rows have no answer to learn from and are left out.")
     if unstable:
-        report(
-            Message(
-                f"In {unstable:,} rows only the last answer is learned: this model's chat template writes "
-                "earlier answers differently once the chat goes on.",
-                "warning",
-            )
+        warnings.append(
+            f"In {unstable:,} rows only the last answer is learned: this model's chat template writes "
+            "earlier answers differently once the chat goes on."
         )
-
-
-def describe_run(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
-    """Return the run's arithmetic in words; `frozen` is the number of the base model's parameters."""
-    learn = arm.spec.hyperparameters
-    epochs = arm.total_steps / math.ceil(len(arm.positions) / learn.rows_per_step)
-    tokens = sum(len(example.ids) for example in arm.examples.values())
-    labelled = sum(example.target_count for example in arm.examples.values())
-    trainable = sum(parameter.numel() for parameter in arm.parameters)
-    batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
-    sentences = (
-        f"{arm.spec.name}: {len(arm.positions):,} rows to draw from.",
-        f"{arm.total_steps:,} steps of {learn.rows_per_step:,} rows ({batch}), {epochs:.2f} epochs.",
-        f"The {len(arm.examples):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
-        f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
-        f"The frozen ones are stored {storage_description(dtype_name(dtype), in_4bit=learn.load_in_4bit)}.",
-    )
-    return " ".join(sentences)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def divergence(arm: Arm, step: int, loss: float, norm: float) -> Diverged:
-    """Return the error of an arm whose loss or gradient norm is not finite in `step`."""
-    value = "loss" if not math.isfinite(loss) else "gradient norm"
-    rate = arm.spec.hyperparameters.learning_rate
-    return Diverged(
-        f"The {value} was not finite in step {step:,} of {arm.total_steps:,} (loss {loss:g}, gradient norm "
-        f"{norm:g}), so {arm.spec.name} was stopped. Use a lower `learning_rate` than {rate:g}, for example "
-        f"{rate / 3:.1g}."
-    )
+    for warning in warnings:
+        report(Message(warning, "warning"))

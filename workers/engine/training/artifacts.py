@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -34,10 +33,17 @@ def save_adapter(
     Raises DiskFull if the retry fails too, and RunError for an adapter that must not be published.
     """
     final = out_dir / f"arm-{index}" / "adapter"
-    temporary = final.with_name(".saving")
+    temporary, name = final.with_name(".saving"), lora.arm_name(index)
     for is_retry in (False, True):
         try:
-            _write_adapter(model, tokenizer, spec, index, temporary, final, summary)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            model.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
+            _complete_folder(temporary / name, tokenizer, spec, summary)
+            check_saved(temporary / name, model, name)
+            shutil.rmtree(final, ignore_errors=True)
+            (temporary / name).rename(final)
+            sync(final.parent)
             break
         except (OSError, SafetensorError) as error:
             if is_retry:
@@ -48,33 +54,17 @@ def save_adapter(
     return Artifact(index, final.relative_to(out_dir).as_posix(), files)
 
 
-def _write_adapter(
-    model: Any,
-    tokenizer: Any,
-    spec: TrainSpec,
-    index: int,
-    temporary: Path,
-    final: Path,
-    summary: dict[str, Any],
-) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    name = lora.arm_name(index)
-    model.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
-    folder = temporary / name
+def _complete_folder(folder: Path, tokenizer: Any, spec: TrainSpec, summary: dict[str, Any]) -> None:
+    """Add tokenizer, model card and run record to the saved weights, and flush all to the disk."""
     _normalize_config(folder / "adapter_config.json")
     _save_tokenizer(tokenizer, spec, folder)
     (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
-    (folder / "run.json").write_text(_to_json(run_record(spec, summary)), encoding="utf-8")
+    (folder / "run.json").write_text(to_json(run_record(spec, summary)), encoding="utf-8")
     for path in sorted(folder.iterdir()):
         path.chmod(0o640)  # safetensors writes 0600, but the web process may run as another user of the group
         sync(path)
     folder.chmod(0o750)
     sync(folder)
-    check_saved(folder, model, name)
-    shutil.rmtree(final, ignore_errors=True)
-    folder.rename(final)
-    sync(final.parent)
 
 
 def check_saved(folder: Path, model: Any, name: str) -> None:
@@ -104,11 +94,6 @@ def check_saved(folder: Path, model: Any, name: str) -> None:
         raise RunError("The saved adapter has another r than its config says.", code="publish_failed")
 
 
-def adapter_bytes(out_dir: Path, artifact: Artifact) -> int:
-    """Return the size of the weights file."""
-    return (out_dir / artifact.path / WEIGHTS).stat().st_size
-
-
 def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -123,9 +108,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _to_json(values: dict[str, Any]) -> str:
-    plain = finite(values)
-    return json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+def to_json(values: dict[str, Any]) -> str:
+    """Return the text of a file: sorted, and NaN as null."""
+    return json.dumps(finite(values), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _normalize_config(path: Path) -> None:
@@ -134,7 +119,7 @@ def _normalize_config(path: Path) -> None:
     for key in ("target_modules", "target_parameters", "exclude_modules"):
         if isinstance(config.get(key), list):
             config[key] = sorted(config[key])
-    path.write_text(_to_json(config), encoding="utf-8")
+    path.write_text(to_json(config), encoding="utf-8")
 
 
 def _save_tokenizer(tokenizer: Any, spec: TrainSpec, folder: Path) -> None:
@@ -150,7 +135,7 @@ def _save_tokenizer(tokenizer: Any, spec: TrainSpec, folder: Path) -> None:
     if values.get("tokenizer_class") == "TokenizersBackend":
         # The same class under the name that Transformers 4 knows too.
         values["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config.write_text(_to_json(values), encoding="utf-8")
+    config.write_text(to_json(values), encoding="utf-8")
 
 
 def run_record(spec: TrainSpec, summary: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +199,6 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
     modules = ", ".join(
         f"`{name}`" for name in sorted((*spec.target.target_modules, *spec.target.target_parameters))
     )
-    length = f"{learn.max_steps}" if learn.max_steps is not None else f"{summary['steps']}"
     return [
         ("target modules", f"{modules} ({spec.target.modules} in all)"),
         ("r / lora_alpha / lora_dropout", f"{learn.r} / {learn.lora_alpha} / {learn.lora_dropout:g}"),
@@ -222,7 +206,7 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
             "learning rate",
             f"{learn.learning_rate:g}, {learn.lr_scheduler_type}, warm-up {learn.warmup_ratio:.0%}",
         ),
-        ("steps", length),
+        ("steps", f"{learn.max_steps or summary['steps']}"),
         ("rows per step", f"{learn.rows_per_step}"),
         ("max_length", f"{learn.max_length} tokens"),
         ("seed", f"{learn.seed}"),
@@ -231,12 +215,13 @@ def _settings(spec: TrainSpec, summary: dict[str, Any]) -> list[tuple[str, str]]
 
 
 def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    summary = finite(summary)
     rows = []
     if summary["published_step"] != summary["steps"]:
         rows.append(("weights of", f"step {summary['published_step']} of {summary['steps']} trained"))
-    if _is_finite(summary["train_loss"]):
+    if summary["train_loss"] is not None:
         rows.append(("training loss, last step", f"{summary['train_loss']:.4f}"))
-    if _is_finite(summary["validation_loss"]):
+    if summary["validation_loss"] is not None:
         last = "last step" if summary["published_step"] == summary["steps"] else "of these weights"
         rows.append((f"validation loss, {last}", f"{summary['validation_loss']:.4f}"))
     if summary["best_validation_loss"] is not None:
@@ -245,7 +230,3 @@ def _results(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("tokens read", f"{summary['tokens']:,}"))
     rows.append(("training time", f"{summary['seconds']:.0f} s on {summary['device']}"))
     return rows
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -27,8 +27,8 @@ from workers.contract import checkpoint_ownership
 from workers.contract.checkpoint_ownership import MANIFEST, MISSING
 from workers.contract.errors import CheckpointMismatch, DiskFull, RunError, disk_error, is_full
 from workers.contract.events import Checkpoint, Message, Metrics, Report
-from workers.engine.training import fingerprint, lora
-from workers.engine.training.artifacts import file_sha256, sync
+from workers.engine.training import fingerprint, runtime
+from workers.engine.training.artifacts import file_sha256, sync, to_json
 
 if TYPE_CHECKING:
     from workers.engine.training.arms import Arm
@@ -42,7 +42,6 @@ REPLAY_SECONDS = 20 * 60.0
 REPLAY_POINTS = 50_000
 STATE = "state.json"
 WRITING, REMOVED, DAMAGED = ".writing-", ".gone-", "damaged-"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Adam's moments are stored beside each parameter; the schedule's and the data's position follow from `step`.
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 COUNTERS = (
@@ -90,9 +89,9 @@ class LoadedCheckpoint:
     state: dict[str, Any]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> str:
         """The base model's number format: `auto` might choose another one in this attempt."""
-        return DTYPES[self.state["dtype"]]
+        return str(self.state["dtype"])
 
 
 @dataclass
@@ -172,7 +171,8 @@ class CheckpointWriter:
             temporary.mkdir(parents=True)
             self._fill(temporary, arms, step)
             checkpoint_ownership.check_ownership(folder, self.attempt)
-            final = folder / f"{_next_number(folder):06d}"
+            numbers = [int(path.name) for path in checkpoint_ownership.all_checkpoints(folder)]
+            final = folder / f"{max(numbers, default=0) + 1:06d}"
             temporary.rename(final)
             sync(folder)
         finally:
@@ -183,7 +183,7 @@ class CheckpointWriter:
     def _fill(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
         state = {
             "step": step,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": runtime.dtype_name(self.dtype),
             "device": self.device.type,
             "wall_seconds": time.monotonic() - self.run_started,
             "recent_metrics": [[item.arm, item.step, item.values] for _time, item in self.recent_metrics],
@@ -192,7 +192,7 @@ class CheckpointWriter:
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         for arm in arms:
             if arm.error is None:
-                save_file(_tensors(arm), folder / _file_name(arm))
+                save_file(_tensors(arm), folder / f"{arm.name}.safetensors")
         names = sorted(path.name for path in folder.iterdir())
         manifest = {
             "format": FORMAT,
@@ -203,7 +203,7 @@ class CheckpointWriter:
         }
         for name in names:
             sync(folder / name)
-        (folder / MANIFEST).write_text(_to_json(manifest | {"seal": _seal(manifest)}), encoding="utf-8")
+        (folder / MANIFEST).write_text(to_json(manifest | {"seal": _seal(manifest)}), encoding="utf-8")
         sync(folder / MANIFEST)
         sync(folder)
 
@@ -227,12 +227,9 @@ def take_ownership(folder: Path, attempt: int) -> int:
     Raises TakenOver if a later attempt owns it, and CheckpointUnreadable.
     """
     try:
-        if not attempt:
-            return checkpoint_ownership.take_ownership_as_next(folder)
-        checkpoint_ownership.take_ownership(folder, attempt)
+        return checkpoint_ownership.take_ownership(folder, attempt)
     except OSError as error:
         raise CheckpointUnreadable(error) from error
-    return attempt
 
 
 def find_newest(folder: Path, report: Report) -> Path | None:
@@ -310,7 +307,7 @@ def restore(checkpoint: LoadedCheckpoint, writer: CheckpointWriter, arms: Sequen
         if values["error"] is not None:
             arm.error = RunError(values["error"]["message"], code=values["error"]["code"])
         else:
-            _restore_tensors(arm, _read(checkpoint.folder / _file_name(arm)), with_random=same_device)
+            _restore_tensors(arm, checkpoint.folder, with_random=same_device)
     writer.run_started -= checkpoint.state["wall_seconds"]
     ended = {arm.index for arm in arms if arm.has_ended}
     for arm_index, step, values in checkpoint.state["recent_metrics"]:
@@ -318,14 +315,11 @@ def restore(checkpoint: LoadedCheckpoint, writer: CheckpointWriter, arms: Sequen
             writer.report_metrics(Metrics(arm_index, step, values))
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def _restore_tensors(arm: Arm, folder: Path, *, with_random: bool) -> None:
     try:
-        return load_file(path)
+        tensors = load_file(folder / f"{arm.name}.safetensors")
     except (OSError, SafetensorError) as error:  # it was intact when its hash was verified
         raise CheckpointUnreadable(error) from error
-
-
-def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random: bool) -> None:
     if with_random:  # the generators of two kinds of device do not understand each other's state
         arm.random_state = tensors["random_state"]
     with torch.no_grad():
@@ -339,7 +333,7 @@ def _restore_tensors(arm: Arm, tensors: dict[str, torch.Tensor], *, with_random:
                     for name, value in moments.items()
                 }
     if arm.best_weights_step == arm.step:
-        arm.copy_best_weights()
+        arm.best_weights = arm.copied_weights()
     elif arm.best_weights_step:
         arm.best_weights = [tensors[f"{number}.best"] for number in range(len(arm.parameters))]
 
@@ -360,18 +354,6 @@ def _arm_state(arm: Arm) -> dict[str, Any]:
     return {name: getattr(arm, name) for name in COUNTERS} | {"error": error}
 
 
-def _to_json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
 def _seal(manifest: dict[str, Any]) -> str:
     """Return a hash of the manifest itself: a flipped bit there must not read as another run's checkpoint."""
-    return hashlib.sha256(_to_json(manifest).encode()).hexdigest()
-
-
-def _file_name(arm: Arm) -> str:
-    return f"{lora.arm_name(arm.index)}.safetensors"
-
-
-def _next_number(folder: Path) -> int:
-    return max((int(path.name) for path in checkpoint_ownership.all_checkpoints(folder)), default=0) + 1
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()

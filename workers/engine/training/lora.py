@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from workers.contract.errors import TargetError
-from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
-from workers.engine.base_models.model import build, read_config
+from workers.engine.base_models.model import build, check_max_length, read_config
 from workers.target_modules.resolution import names_sha256
 
 
@@ -64,11 +63,16 @@ def attach(base: Any, specs: Sequence[TrainSpec]) -> Any:
     return model.eval()
 
 
-def check_targets(specs: Sequence[TrainSpec]) -> None:
-    """Attach every arm to an empty copy of the base model: raises TargetError before weights are loaded."""
+def check_specs(specs: Sequence[TrainSpec]) -> None:
+    """Attach every arm to an empty copy of the base model, before weights are loaded.
+
+    Raises TargetError, and RunError for a `max_length` that the model does not have.
+    """
     empty = build(read_config(Path(specs[0].base.path)))
     with torch.device("meta"):
         attach(empty, specs)
+    for spec in specs:
+        check_max_length(empty, spec.base, spec.hyperparameters.max_length)
 
 
 def attach_adapter(
@@ -117,7 +121,7 @@ def _config(spec: TrainSpec) -> Any:
 
 def _check_attached(model: Any, index: int, spec: TrainSpec) -> None:
     names = attached_names(model, arm_name(index))
-    parameters = sum(parameter.numel() for parameter in arm_parameters(model, arm_name(index)))
+    parameters = sum(parameter.numel() for parameter in arm_parameters(model, arm_name(index)).values())
     expected = spec.target
     if (len(names), parameters) != (expected.modules, expected.trainable_parameters):
         raise TargetError(
@@ -143,30 +147,13 @@ def attached_names(model: Any, name: str) -> list[str]:
     return sorted(names)
 
 
-def arm_parameters(model: Any, name: str) -> list[nn.Parameter]:
-    """Return the adapter's own parameters in the model's order."""
-    return [
-        parameter
+def arm_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
+    """Return the adapter's own parameters by path, in the model's order."""
+    return {
+        path: parameter
         for path, parameter in model.named_parameters()
         if "lora_" in path and name in path.split(".")
-    ]
-
-
-def optimizer_groups(model: Any, name: str, learn: Hyperparameters) -> list[dict[str, Any]]:
-    """Return the adapter's parameter groups; the loop multiplies the learning rate by each group's `ratio`.
-
-    LoRA+ (arXiv 2402.12354): lr(B) = loraplus_lr_ratio * lr(A).
-    """
-    if learn.loraplus_lr_ratio == 1:
-        return [{"params": arm_parameters(model, name), "ratio": 1.0}]
-    fast = [
-        parameter
-        for path, parameter in model.named_parameters()
-        if name in path.split(".") and ("lora_B" in path or "lora_embedding_B" in path)
-    ]
-    fast_ids = {id(parameter) for parameter in fast}
-    slow = [parameter for parameter in arm_parameters(model, name) if id(parameter) not in fast_ids]
-    return [{"params": slow, "ratio": 1.0}, {"params": fast, "ratio": learn.loraplus_lr_ratio}]
+    }
 
 
 def activate(model: Any, name: str) -> None:

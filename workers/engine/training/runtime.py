@@ -56,6 +56,7 @@ def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
     os.environ["OMP_NUM_THREADS"] = str(thread_count())
     # A waiting OpenMP thread that spins starves the web process on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -116,6 +117,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     full, half = _gemm_seconds(torch.float32), _gemm_seconds(torch.bfloat16)
     return torch.bfloat16 if full > BFLOAT16_GAIN * half else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the number format's name in specs, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _gemm_seconds(dtype: torch.dtype) -> float:

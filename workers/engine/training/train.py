@@ -16,31 +16,16 @@ import torch
 from torch import nn
 
 from workers.contract.errors import Stopped
-from workers.contract.events import (
-    ArmEnd,
-    Message,
-    Metrics,
-    Progress,
-    Report,
-    ShouldStop,
-    never_stop,
-    print_event,
-)
+from workers.contract.events import ArmEnd, Metrics, Progress, Report, ShouldStop, never_stop, print_event
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
-from workers.engine.base_models.model import (
-    add_stop_hooks,
-    check_folder,
-    check_max_length,
-    load_base,
-    load_tokenizer,
-)
-from workers.engine.training import checkpoints, disk_room, fingerprint, lora, runtime
-from workers.engine.training.arms import Arm, check_shared, describe_run, divergence, prepare_arms
+from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
+from workers.engine.training import checkpoints, fingerprint, lora, runtime
+from workers.engine.training.arms import Arm, check_shared, prepare_arms
 from workers.engine.training.data import collate, micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.recompute import set_recompute
-from workers.engine.training.reporting import OutcomeReporter, ProgressReporter
+from workers.engine.training.reporting import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.runtime import stop_if_asked
 
 
@@ -55,7 +40,6 @@ def train(
     checkpoint_seconds: float = checkpoints.SECONDS,
     attempt: int = 0,
     ended: Collection[int] = (),
-    disk_reserve: int = disk_room.RESERVE,
 ) -> list[ArmEnd]:
     """Train every spec and write `out_dir/arm-<i>/adapter`; raise the first error only if every arm failed.
 
@@ -68,23 +52,18 @@ def train(
     # Setup: rows before weights, so that bad data is reported early.
     started, first = time.monotonic(), check_shared(specs)
     checkpoint = checkpoints.load(resume_from) if resume_from else None
-    disk_room.check_room(checkpoint_dir or out_dir, specs, disk_reserve)
     check_folder(first.base)
     device = runtime.pick_device()
-    dtype = checkpoint.dtype if checkpoint else runtime.pick_dtype(first.dtype, device)
+    dtype = runtime.pick_dtype(checkpoint.dtype if checkpoint else first.dtype, device)
     torch.set_num_threads(runtime.thread_count())
     torch.manual_seed(first.hyperparameters.seed)
     report(Progress("tokenizing"))
     tokenizer = load_tokenizer(first.base)
-    setup_stop = _without_finish(should_stop)
-    arms = prepare_arms(specs, tokenizer, report, setup_stop, ended)
-    stop_if_asked(setup_stop)
+    arms = prepare_arms(specs, tokenizer, report, should_stop, ended)
 
     report(Progress("loading"))
-    lora.check_targets(specs)
+    lora.check_specs(specs)
     base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
-    for spec in specs:
-        check_max_length(base, spec.base, spec.hyperparameters.max_length)
     origin, frozen_parameters = fingerprint.origin(specs, arms, base), base.num_parameters()
     model = lora.attach(base, specs)
     for arm in arms:
@@ -93,32 +72,20 @@ def train(
     writer = checkpoints.CheckpointWriter(
         checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
     )
-    outcomes = OutcomeReporter(model, tokenizer, out_dir, report, writer)
-
-    # The run's arithmetic, then the state that an earlier attempt left.
-    for arm in arms:
-        if arm.is_live:
-            report(Message(describe_run(arm, frozen_parameters, dtype)))
+    progress = ProgressReporter(arms, report)
+    outcomes = OutcomeReporter(arms, model, tokenizer, out_dir, report, writer)
+    progress.describe_arms(frozen_parameters, dtype)
     if checkpoint:
         checkpoints.restore(checkpoint, writer, arms)
-    for arm in arms:
-        if arm.error and not arm.has_ended:
-            outcomes.fail(arm)
-    progress = ProgressReporter(arms, report)
-    if checkpoint:
-        report(Message(f"Continues from step {progress.first_step:,}."))
+        outcomes.report_restored_failures()
     add_stop_hooks(base, lambda: stop_if_asked(should_stop))
 
     try:
-        progress.start()
-        step = progress.first_step  # 0 only measures the validation loss of the untrained adapter
+        step = progress.start(is_resumed=checkpoint is not None)  # 0 only validates the untrained adapter
         while any(arm.is_live for arm in arms):
             stop_if_asked(should_stop)
             is_validated = False
-            for arm in arms:
-                # A resumed arm may be ahead of the others, or have only its validation left in this step.
-                if not arm.is_live or not arm.step <= step <= arm.total_steps:
-                    continue
+            for arm in (arm for arm in arms if arm.has_turn(step)):
                 turn_started, learn = time.monotonic(), arm.spec.hyperparameters
                 if len(arms) > 1:
                     lora.activate(model, arm.name)
@@ -126,15 +93,12 @@ def train(
 
                 if step > arm.step:
                     # Forward and backward: each micro-batch adds its share of the step's mean loss.
-                    batches = list(arm.step_examples(step))
-                    labelled = sum(example.target_count for batch in batches for example in batch)
-                    # Each row draws its own dropout, and a layer that is computed twice fills no cache.
-                    share = (
-                        scorer.shares_prefix and not learn.lora_dropout and not learn.gradient_checkpointing
-                    )
                     lora.set_dropout(model, learn.lora_dropout > 0)
                     set_recompute(model, learn.gradient_checkpointing)
                     runtime.set_random_state(arm.random_state, device)
+                    batches = arm.step_examples(step)
+                    labelled = sum(example.target_count for batch in batches for example in batch)
+                    share = scorer.shares_prefix and learn.allows_shared_prefix
                     loss, tokens = 0.0, 0
                     for examples in batches:
                         batch = collate(examples, device, share_prefix=share)
@@ -144,70 +108,37 @@ def train(
                         progress.keep_alive()
                     random_state = runtime.random_state(device)
 
+                    # Update the weights, unless the numbers have run away.
                     grad_norm = float(nn.utils.clip_grad_norm_(arm.parameters, learn.max_grad_norm))
                     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                        arm.step, arm.error = step, divergence(arm, step, loss, grad_norm)
+                        arm.record_divergence(step, loss, grad_norm)
                         outcomes.fail(arm)
-                        arm.optimizer.zero_grad()
                         continue
                     rate = learning_rate(learn, step, arm.total_steps)
                     for group in arm.optimizer.param_groups:
                         group["lr"] = rate * group["ratio"]
                     arm.optimizer.step()
                     arm.optimizer.zero_grad()
-
                     seconds, peak = time.monotonic() - turn_started, runtime.peak_memory_bytes(device)
                     arm.record_step(step, loss, tokens, seconds, random_state)
-                    if len(arms) > 1:
-                        arm.record_peak_memory(peak, arms, device)
-                    values = {
-                        "train/loss": loss,
-                        "train/learning_rate": rate,
-                        "train/grad_norm": grad_norm,
-                        "train/tokens_per_second": tokens / max(seconds, 1e-9),
-                        "system/memory_bytes": float(peak),
-                    }
-                    writer.report_metrics(Metrics(arm.index, step, values))
+                    arm.record_peak_memory(peak, arms, device)
+                    writer.report_metrics(step_metrics(arm, rate, grad_norm, tokens, seconds, peak))
 
                 if arm.is_validation_due(step):
-                    lora.set_dropout(model, False)
-                    set_recompute(model, False)
                     held_out = validation_loss(scorer, arm, device, should_stop, progress.keep_alive)
                     arm.record_validation(held_out)
                     writer.report_metrics(Metrics(arm.index, step, {"validation/loss": held_out}))
                     is_validated = True
 
             # A checkpoint comes before the adapters: an attempt that dies while saving only saves again.
-            finished = [arm for arm in arms if arm.is_finished]
-            if is_validated or finished or writer.is_due:
+            if is_validated or writer.is_due or any(arm.is_finished for arm in arms):
                 writer.write(arms)
             progress.report_step(step)
-            for arm in finished:
-                outcomes.save(arm, "succeeded")
+            outcomes.save_finished()
             step += 1
     except Stopped as stop:
-        if stop.reason != "cancel":
-            writer.write_last(arms)
-        if stop.reason in ("drain", "park"):
-            raise
-        outcomes.stop(arms, stop.reason)
-        if stop.reason == "cancel" or not (ended or outcomes.has_adapter):
-            raise Stopped("cancel") from stop
-
-    failed = [arm.error for arm in arms if arm.error is not None]
-    if len(failed) == len(arms):
-        raise failed[0]
-    return sorted(outcomes.ends, key=lambda end: end.arm)
-
-
-def _without_finish(should_stop: ShouldStop) -> ShouldStop:
-    """Ignore `finish` during setup: only a restored arm can have weights to publish."""
-
-    def setup_stop() -> str:
-        reason = should_stop()
-        return "" if reason == "finish" else reason
-
-    return setup_stop
+        outcomes.stop(stop)
+    return outcomes.result()
 
 
 def learning_rate(learn: Hyperparameters, step: int, total_steps: int) -> float:
@@ -230,6 +161,8 @@ def validation_loss(
     scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
 ) -> float:
     """Return the mean cross-entropy in nats over all labelled tokens of the arm's validation rows."""
+    lora.set_dropout(scorer.model, False)
+    set_recompute(scorer.model, False)
     total, tokens = 0.0, 0
     for examples in micro_batches(
         arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size
