@@ -64,14 +64,16 @@ def running_work(request: Request) -> dict[str, Any]:
     runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()[:ROWS]
     studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:ROWS]
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
-    waiting = list(own.order_by("pk")[:ROWS])
+    waiting = list(own.only("pk", "queue"))
     queues = {job.queue for job in waiting}
-    forecast = QueueForecast.read(queues)
+    starts = QueueForecast.read(queues).starts
+    known_starts = [starts[job.pk] for job in waiting if starts.get(job.pk)]
     stalled = {name: queue for name, queue in stalled_queues().items() if name in queues}
     return {
         "running": runs,
         "studies": [{"study": study, "grid": grid_of(study)} for study in studies],
-        "waiting": [(job, *forecast.estimate_for(job)) for job in waiting],
+        "waiting": len(waiting),
+        "next_start": min(known_starts, key=lambda start: start.seconds, default=None),
         "stalled_queues": merge_stalled(stalled),
     }
 

@@ -80,10 +80,12 @@ def test_running_run_shows_progress(client: Client, ed: User, run: TrainingRun) 
     assert "2 min left" in text
 
 
-def test_waiting_run_shows_position_and_start(client: Client, ed: User, run: TrainingRun) -> None:
-    assert "position 1, start unknown" in page(client, ed)
+def test_queued_jobs_are_counted_with_the_next_start(client: Client, ed: User, run: TrainingRun) -> None:
+    text = page(client, ed)
+    assert "You have 1 queued job." in text
+    assert "The next one starts" not in text
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
-    assert "Fine-tune (position 1, starts in a moment)" in page(client, ed)
+    assert "The next one starts in a moment." in page(client, ed)
 
 
 def test_running_study_is_one_line_without_its_runs(
