@@ -138,7 +138,7 @@ def test_it_refuses_an_unknown_model_type(folder: Path, tmp_path: Path) -> None:
 
 def test_it_refuses_a_broken_tokenizer(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match="tokenizer cannot be loaded") as caught:
+    with pytest.raises(ModelError, match="tokenizer of tiny cannot be loaded") as caught:
         inspect(folder, tmp_path)
     assert str(tmp_path) not in caught.value.message
 
