@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from tests.engine_server import forked_engines, unforked_engines  # noqa: F401 - fixtures
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, tiny_target, write_canonical
 from workers.contract.events import Event, Metrics
 from workers.contract.hyperparameters import Hyperparameters

