@@ -38,10 +38,6 @@ BREAKS ?= --jobs 200 --kills 0 --pauses 0 --outages 5 --silences 1 --seed 1
 # One at a time, to measure how long each recovery takes.
 BLOWS ?= --recoveries 24 --elsewhere 4 --stops 20 --nodes 1
 proof: export CHAOS_SEQUENCES ?= 500
-proof: export CHAOS_CLAIMERS = 32
-proof: export CHAOS_CLAIMED = 1000
-proof: export CHAOS_WALK = all
-proof: export CHAOS_SILENT_SECONDS = 300
 proof:
 	@$(MACHINE) test
 	@$(BROWSER) && $(PYTEST) -m proof

@@ -1,4 +1,4 @@
-"""`python -m workers.engine` without its seven seconds of imports: forked from a server that has torch loaded.
+"""`python -m workers.engine` without seven seconds of imports: forked from a server that has torch loaded.
 
 The engines are real processes with their own pipes, session, environment and working directory, and children
 of the process that starts them. `python -m workers.engine` itself runs in `tests/e2e`, `tests/chaos`, under
@@ -121,7 +121,7 @@ def unforked_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def serve(connection: socket.socket) -> None:
     """Fork an engine for each message until the other end is closed."""
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    import transformers.models.llama.modeling_llama
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import workers.engine.__main__
     import workers.engine.base_models.inspect_model

@@ -12,8 +12,8 @@ from xdist.scheduler import LoadScopeScheduling
 BROWSER_TESTS = "tests/e2e/"
 # These start an installation of their own; the other browser tests share one.
 OWN_INSTALLATION = "tests/e2e/test_start_command.py"
-# They take minutes and come first, so that all processes end at about the same time.
-LONGEST = ("test_storm.py", "test_study_kill.py")
+# It takes a minute and comes early, so that all processes end at about the same time.
+LONGEST = "test_storm.py"
 # A folder of files with many slow tests, which any process may take one by one.
 SLOW_FOLDER = "tests/workers/"
 
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         if scope_of(item.nodeid) == BROWSER_TESTS:
             return 0
-        if item.path.name in LONGEST:
+        if item.path.name == LONGEST:
             return 1
         return 2 if item.path in slow else 3
 

@@ -1,6 +1,6 @@
 """The fault schedule and its injection: which process is killed or paused, and when.
 
-A fault is due when a share of the jobs has ended, so that no faults pile up while nothing progresses. Pauses
+A fault is due when so many jobs have ended, so that no faults pile up while nothing progresses. Pauses
 run one after another beside the kills: while one process is paused, others die.
 """
 
@@ -40,7 +40,7 @@ INJECTED_SHARE = 0.9
 class Fault:
     """A kill if `seconds` is 0, else a pause or, for a connection, an outage of that length."""
 
-    due: float  # share of ended jobs
+    due: int  # number of ended jobs, less than all
     delay: float  # seconds
     role: str
     pick: float  # which of the role's processes, 0 to 1
@@ -78,7 +78,7 @@ def make_schedule(options: argparse.Namespace) -> list[Fault]:
     ):
         for place in range(number):
             (role,) = generator.choices(list(weights), weights=list(weights.values()))
-            due = 0.95 * (place + generator.random()) / max(1, number)
+            due = int(0.95 * options.jobs * (place + generator.random()) / number)
             faults.append(Fault(due, generator.uniform(0, 8), role, generator.random(), seconds))
     return sorted(faults)
 
@@ -89,7 +89,7 @@ class FaultInjector:
 
     target: Target
     schedule: list[Fault]
-    share_ended: Callable[[], float]
+    count_ended: Callable[[], int]
     injected: list[InjectedFault] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
     last_kill: dict[str, float] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class FaultInjector:
 
     def _inject_all(self, faults: Iterable[Fault]) -> None:
         for fault in faults:
-            while self.share_ended() < fault.due:
+            while self.count_ended() < fault.due:
                 if self.stopped.wait(0.3):
                     return
             if self.stopped.wait(fault.delay):

@@ -1,12 +1,11 @@
 """Wherever the engine dies or the disk is full: a complete adapter or none, and the next attempt ends well.
 
-Faults are injected at disk operations (see `tests/moments.py`): at some of them, with `CHAOS_WALK=all` at
-each. The short form takes those that fail most often elsewhere.
+Faults are injected at disk operations (see `tests/moments.py`): at those that fail most often elsewhere, and
+in the proofs at each.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,10 +27,6 @@ from workers.contract.specs import TrainSpec
 from workers.engine.training.artifacts import file_sha256
 from workers.engine.training.train import train
 
-WHOLE = os.environ.get("CHAOS_WALK") == "all"
-# The short form takes every n-th operation; primes, so that they differ from checkpoint to checkpoint.
-KILL_STRIDE, ERROR_STRIDE = (1, 1) if WHOLE else (11, 17)
-ERRORS = ("ENOSPC", "EIO") if WHOLE else ("ENOSPC",)
 SHORT_WALK = (r"rename 0000", "fsync manifest.json", "fsync arm-", "report ArmEnd")
 SHORT_WRITES = ("open state.json", "open adapter_config.json")
 
@@ -123,11 +118,11 @@ def test_checkpoint_being_removed_looks_like_none(training: Training) -> None:
     assert sum(path.name.isdigit() for path in training.checkpoints.iterdir()) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_training_survives_kill_at_every_operation(
     specs: list[TrainSpec], whole: tuple[Path, Recorder], tmp_path: Path
 ) -> None:
-    for at in count(1, KILL_STRIDE):
+    for at in count(1):
         training = Training(specs, tmp_path / str(at))
         if training.run_attempt(Interruption(at)) == 0:
             break
@@ -174,13 +169,13 @@ def test_full_disk_leaves_complete_adapter_or_none(
     assert refuse(training, whole, Interruption(1, operation, "ENOSPC"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.proof
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_training_survives_refusal_of_every_write(
     specs: list[TrainSpec], whole: tuple[Path, Recorder], tmp_path: Path, error: str
 ) -> None:
     # What is renamed to be removed needs no room.
-    for at in count(1, ERROR_STRIDE):
+    for at in count(1):
         if not refuse(
             Training(specs, tmp_path / str(at)), whole, Interruption(at, r"(?!rename \.gone)", error)
         ):

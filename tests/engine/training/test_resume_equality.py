@@ -99,7 +99,7 @@ def begins(events: list[Event]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arms", [1, 4])
+@pytest.mark.parametrize("arms", [pytest.param(1, marks=pytest.mark.proof), 4])
 def test_run_killed_five_times_equals_uninterrupted_run(tiny_folder: Path, tmp_path: Path, arms: int) -> None:
     specs, record, chance = make_specs(tiny_folder, tmp_path, arms), Recorder(), random.Random(arms)
     ends = train(specs, tmp_path / "whole", report=record)

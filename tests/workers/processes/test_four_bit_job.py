@@ -22,7 +22,8 @@ from tests.conftest import make_run
 WorkOff = Callable[[str], Job]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
+@pytest.mark.usefixtures("unforked_engines")
 def test_run_on_a_4_bit_base_is_trained_and_evaluated(
     client: Client, project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:

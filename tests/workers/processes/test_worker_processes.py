@@ -20,7 +20,7 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.django_db(transaction=True)
 def test_engine_ends_with_its_worker_and_the_job_goes_on(
     broker: Redis, real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User

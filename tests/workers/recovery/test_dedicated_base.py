@@ -52,7 +52,7 @@ def launch(project: Project, by: User, base: BaseModel, dataset: Dataset, **plan
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_arm_on_experts_is_compared_with_attention(
     project: Project, ed: User, mixture: BaseModel, real_dataset: Dataset, work_off: WorkOff
 ) -> None:

@@ -129,33 +129,6 @@ def test_sigterm_to_the_engine_alone_acts_as_a_drain(run: TrainingRun) -> None:
     assert list(curve(run)) == list(range(1, STEPS + 1))
 
 
-@pytest.mark.django_db(transaction=True)
-def test_cancelled_training_keeps_no_checkpoint(
-    run: TrainingRun, ed: User, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
-    job = claim("gpu")
-
-    ended = run_until(
-        job, lambda: bool(checkpoints_of(job)), lambda: Job.objects.get(pk=job.pk).request_cancel(ed)
-    )
-    assert ended.state == State.CANCELLED
-    assert not job.checkpoint_folder().exists()
-
-
-@pytest.mark.django_db(transaction=True)
-def test_changed_dataset_fails_the_next_attempt(run: TrainingRun) -> None:
-    job = claim("gpu")
-    kill_after(job, lambda: bool(checkpoints_of(job)))
-    Job.objects.filter(pk=job.pk).update(spec=job.spec | {"data": job.spec["data"] | {"sha256": "f" * 64}})
-    again = claim_again(job)
-    attempt(again, lambda: False)
-    again.refresh_from_db()
-    assert again.error is not None
-    assert again.error["code"] == "checkpoint_mismatch"
-    assert "another dataset" in again.error["message"]
-
-
 def test_attempt_without_new_steps_counts_as_failed(
     run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

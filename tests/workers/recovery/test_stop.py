@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from django.conf import settings
 
 from dashboard.models import (
     Adapter,
@@ -30,14 +27,7 @@ from workers.tasks import attempt
 
 pytestmark = pytest.mark.slow
 # Long enough to be stopped on a fast machine.
-STEPS = 800
-LOADS = """
-import sys
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
-print(sum(abs(weight).sum().item() for name, weight in model.named_parameters() if "lora_B" in name))
-"""
+STEPS = 400
 
 
 @pytest.fixture
@@ -61,6 +51,9 @@ def stopped(job: Job, by: User, keep: str) -> Job:
 
 @pytest.mark.django_db(transaction=True)
 def test_stop_with_adapter_publishes_one_that_loads(run: TrainingRun, ed: User, tiny_folder: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     job = stopped(claim("gpu"), ed, "adapter")
     run.refresh_from_db()
     assert (job.state, run.state) == (State.SUCCEEDED, "stopped_early")
@@ -70,9 +63,8 @@ def test_stop_with_adapter_publishes_one_that_loads(run: TrainingRun, ed: User, 
     adapter = Adapter.objects.get(run=run)
     assert Evaluation.objects.filter(adapter=adapter, job__state=State.QUEUED).exists()
     assert not job.checkpoint_folder().exists()
-    command = [sys.executable, "-c", LOADS, str(tiny_folder), str(adapter.path())]
-    loaded = subprocess.run(command, check=True, capture_output=True, text=True, cwd=settings.BASE_DIR)
-    assert float(loaded.stdout.split()[-1]) > 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), adapter.path())
+    assert all(weight.any() for name, weight in model.named_parameters() if "lora_B" in name)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -160,7 +152,9 @@ def test_failed_run_is_resumed_after_its_cause_is_fixed(run: TrainingRun, ed: Us
     Job.objects.filter(pk=job.pk).update(spec=spec | {"data": spec["data"] | {"sha256": "f" * 64}})
     attempt(claim_again(job), lambda: False)
     failed = Job.objects.get(pk=job.pk)
-    assert failed.error_code == "checkpoint_mismatch"
+    assert failed.error is not None
+    assert failed.error["code"] == "checkpoint_mismatch"
+    assert "another dataset" in failed.error["message"]
     Job.objects.filter(pk=job.pk).update(spec=spec)
     resume(failed, ed)
     attempt(claim("gpu"), lambda: False)

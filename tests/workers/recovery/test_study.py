@@ -68,13 +68,19 @@ def finish(study: Study, work_off: WorkOff) -> Study:
 
 @pytest.mark.slow
 def test_study_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: WorkOff) -> None:
-    study = launch()
+    study = launch(seeds=[1])
     assert study.state == "queued"
-    assert [job.training_runs.count() for job in study.jobs()] == [2, 2, 2], (
+    study = finish(study, work_off)
+    first = set(study.runs().values_list("pk", flat=True))
+    study.add_seeds([2, 3])
+    assert study.state == "running"
+    assert [job.training_runs.count() for job in study.jobs().filter(kind=Job.Kind.TRAIN)] == [2, 2, 2], (
         "one job per seed, all arms in it"
     )
     study = finish(study, work_off)
     assert study.state == "succeeded"
+    assert first < set(study.runs().values_list("pk", flat=True)), "finished runs are used again"
+    assert study.runs().count() == 6
     result = study.result
     assert [one.name for one in result.arms] == ["efficient", "quality"]
     assert all(one.seeds == [1, 2, 3] for one in result.arms)
@@ -98,15 +104,3 @@ def test_learning_rate_search_chooses_one_per_arm(launch: Callable[..., Study], 
         (run,) = one.final_runs()
         assert run.hyperparameters["learning_rate"] == one.learning_rate
     assert study.result.comparisons[0].outcome == "indicative_only"
-
-
-@pytest.mark.slow
-def test_added_seeds_reuse_finished_runs(launch: Callable[..., Study], work_off: WorkOff) -> None:
-    study = finish(launch(seeds=[1]), work_off)
-    before = set(study.runs().values_list("pk", flat=True))
-    study.add_seeds([2, 3])
-    assert study.state == "running"
-    study = finish(study, work_off)
-    assert study.result.comparisons[0].seeds == [1, 2, 3]
-    assert before < set(study.runs().values_list("pk", flat=True))
-    assert study.runs().count() == 6

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,8 +19,7 @@ from tests.workers.programs import running, running_worker, wait_until
 from tests.workers.recovery.test_study import arm, launch  # noqa: F401 - a fixture
 
 Kill = tuple[str, Job.Kind]  # what is killed, and the kind of job that it works on
-SHORT: tuple[Kill, ...] = (("supervisor", Job.Kind.TRAIN),)
-LONG: tuple[Kill, ...] = (
+KILLS: tuple[Kill, ...] = (
     ("engine", Job.Kind.TRAIN),
     ("supervisor", Job.Kind.TRAIN),
     ("worker", Job.Kind.TRAIN),
@@ -42,9 +41,9 @@ def find_victim(study: Study, kind: Job.Kind, spared: set[int]) -> Job | None:
     return None
 
 
-def run_through_kills(study: Study, kills: Sequence[Kill]) -> None:
+def run_through_kills(study: Study) -> None:
     """Inject the kills one after another, restart a killed worker, and wait for the study's end."""
-    remaining, hit = list(kills), set[int]()
+    remaining, hit = list(KILLS), set[int]()
     victims: list[Job] = []
 
     def has_victim() -> bool:
@@ -84,34 +83,24 @@ def read_results(client: Client, study: Study) -> tuple[Any, Any, dict[tuple[str
     return without(detail.json()), without(export.json()), checksums
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize(
-    ("kills", "plan"),
-    [
-        (SHORT, {"seeds": [1]}),
-        pytest.param(
-            LONG, {"seeds": [1, 2], "learning_rates": [1e-3, 1e-2]}, marks=pytest.mark.proof, id="long"
-        ),
-    ],
-)
 def test_kills_change_no_number_of_a_study(
     broker: Redis,
     launch: Callable[..., Study],  # noqa: F811
     token: str,
-    kills: Sequence[Kill],
-    plan: dict[str, Any],
 ) -> None:
-    plan = plan | {"arms": [arm("efficient", max_steps=6), arm("quality", max_steps=6)]}
+    arms = [arm("efficient", max_steps=6), arm("quality", max_steps=6)]
+    plan: dict[str, Any] = {"arms": arms, "seeds": [1, 2], "learning_rates": [1e-3, 1e-2]}
     client = Client(headers={"Authorization": f"Bearer {token}"})
     with running("manage.py", "dispatch"):
         undisturbed = launch(**plan)
         with running_worker():
             wait_until(lambda: is_over(undisturbed), "the end of the undisturbed study", 400)
         study = launch(**plan)
-        run_through_kills(study, kills)
+        run_through_kills(study)
     interrupted = JobEvent.objects.filter(job__in=study.jobs(), to_state=State.INTERRUPTED).count()
-    assert interrupted == len(kills)
+    assert interrupted == len(KILLS)
     assert set(study.jobs().values_list("state", flat=True)) == {State.SUCCEEDED}
     assert set(undisturbed.jobs().values_list("attempt", flat=True)) == {1}
     assert undisturbed.jobs().count() == study.jobs().count()

@@ -16,6 +16,7 @@ from django.core.management.base import CommandError
 
 from dashboard.management.commands import measure_forecast
 from dashboard.management.commands.measure_forecast import Measurement, cross_validate, draw_settings
+from tests.engine_server import forked_engines  # noqa: F401 - a fixture
 from workers.contract.hyperparameters import Hyperparameters
 from workers.target_modules.presets import PRESETS
 
