@@ -51,6 +51,7 @@ def longest_heartbeat_gap(seconds: float) -> timedelta:
     return longest
 
 
+@pytest.mark.proof
 def test_silent_broker_delays_only_wake_ups(run: TrainingRun, project: Project) -> None:
     job = claim("gpu")
     Job.objects.filter(pk=job.pk).update(lease_until=db_now(-timedelta(minutes=10)))

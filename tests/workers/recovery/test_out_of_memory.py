@@ -234,8 +234,9 @@ def test_real_engine_without_memory_succeeds_with_half_the_batch(
     run = make_run(project, real_dataset, real_base, by=ed, max_steps=3)
     path = Path(settings.DATA_DIR) / "starving.py"
     path.write_text(STARVING)
-    monkeypatch.setattr(engine_process, "ENGINE", (sys.executable, str(path)))
-    ended = work_off("gpu")
+    with monkeypatch.context() as starving:
+        starving.setattr(engine_process, "ENGINE", (sys.executable, str(path)))
+        ended = work_off("gpu")
     assert (ended.state, batch(ended)) == (State.INTERRUPTED, (4, 2)), ended.log_tail()
     assert "There was not enough memory" in JobEvent.objects.get(job=ended, event="interrupt").text
     ended.requeue_or_fail()
