@@ -128,7 +128,7 @@ def server_broker(folder: Path) -> Iterator[object]:
     """Run Debian's broker beside PostgreSQL; yield None where `manage.py start` runs its own."""
     from django.conf import settings
 
-    from tests.chaos.stage import ServerBroker
+    from tests.chaos.target import ServerBroker
 
     if not settings.REDIS_URL:
         yield None

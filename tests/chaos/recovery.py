@@ -28,8 +28,8 @@ from dashboard.models import Job, JobEvent, WorkerNode
 from tests import containers
 from tests.chaos.run import create_token, describe, make_dataset
 from tests.chaos.silence import p95
-from tests.chaos.stage import ServerBroker, Target
-from tests.chaos.work import retry_on_outage
+from tests.chaos.target import ServerBroker, Target
+from tests.chaos.workload import retry_on_outage
 from tests.e2e.installation import Api
 from tests.proxy import Proxy
 

@@ -20,11 +20,11 @@ from django.db import connection
 
 from dashboard.models import Adapter, Job
 from dashboard.models.operations import retention
-from tests.chaos import silence, verdict
-from tests.chaos.stage import ServerBroker, Target
+from tests.chaos import invariants, silence
+from tests.chaos.monitor import Monitor
 from tests.chaos.storm import FaultInjector, make_schedule
-from tests.chaos.watch import Monitor
-from tests.chaos.work import Workload
+from tests.chaos.target import ServerBroker, Target
+from tests.chaos.workload import Workload
 from tests.e2e.installation import Api
 from tests.proxy import Proxy
 
@@ -34,7 +34,7 @@ MAX_LINES = 20
 
 @dataclass
 class Outcome:
-    """Return the end of the storm, beside what the database holds."""
+    """The end of a storm, beside what the database holds."""
 
     in_time: bool = False
     storm_seconds: float = 0.0
@@ -86,7 +86,7 @@ def run(
         outcome.survivors = [f"{process.pid} {process.name()}" for process in [*alive, *target.orphans()]]
         if options.sweep:
             _sweep()
-        outcome.leftovers = verdict.find_leftovers()
+        outcome.leftovers = invariants.find_leftovers()
         outcome.total_seconds = time.monotonic() - began
     finally:
         target.kill_all()
@@ -146,7 +146,7 @@ def _wait_for_jobs(
 def _wait_for_clean_up() -> None:
     """Wait until the dispatcher has deleted what is left, or for CLEAN_UP_SECONDS."""
     deadline = time.monotonic() + CLEAN_UP_SECONDS
-    while verdict.find_leftovers() and time.monotonic() < deadline:
+    while invariants.find_leftovers() and time.monotonic() < deadline:
         time.sleep(2)
 
 
@@ -167,7 +167,7 @@ def summarize(
     outages = Counter(fault.role for fault in faults if fault.seconds and not fault.is_pause)
     keys = [job.key for job in workload.submitted]
     ends = Counter(Job.objects.filter(idempotency_key__in=keys).values_list("state", flat=True))
-    in_silence = verdict.submit_times_in_silence(faults, workload.submit_times)
+    in_silence = invariants.submit_times_in_silence(faults, workload.submit_times)
     return "\n".join(
         [
             f"\nSeed {options.seed} on {connection.vendor}: {outcome.storm_seconds / 60:.1f} min, "
@@ -176,14 +176,15 @@ def summarize(
             f"{kills.total()} kills ({_list_counts(kills)}), {pauses.total()} pauses "
             f"({_list_counts(pauses)}), outages: {_list_counts(outages)}; "
             f"{len(injector.schedule) - len(faults)} faults without a target.",
-            f"{verdict.count_unadopted()} published folders without a row, deleted after a day.",
-            describe("trainer killed to training again", verdict.recovery_times(faults, "trainer")),
-            describe("pool process killed to training again", verdict.recovery_times(faults, "pool")),
-            describe("worker killed to training again", verdict.recovery_times(faults, "worker")),
+            f"{invariants.count_unadopted()} published folders without a row, deleted after a day.",
+            describe("trainer killed to training again", invariants.recovery_times(faults, "trainer")),
+            describe("pool process killed to training again", invariants.recovery_times(faults, "pool")),
+            describe("worker killed to training again", invariants.recovery_times(faults, "worker")),
             describe(
-                "supervisor paused to training elsewhere", verdict.recovery_times(faults, "pool", paused=True)
+                "supervisor paused to training elsewhere",
+                invariants.recovery_times(faults, "pool", paused=True),
             ),
-            describe("stop requested to stopped", verdict.stop_times()),
+            describe("stop requested to stopped", invariants.stop_times()),
             describe("submit", [seconds for _at, seconds in workload.submit_times], places=3),
             describe("submit while the broker was silent", in_silence, places=3),
         ]
@@ -195,18 +196,18 @@ def check_invariants(
 ) -> dict[str, list[str]]:
     """Return the violations of each invariant."""
     faults = injector.injected
-    in_silence = verdict.submit_times_in_silence(faults, workload.submit_times)
+    in_silence = invariants.submit_times_in_silence(faults, workload.submit_times)
     return {
-        "lost, doubled or wrongly ended jobs": verdict.find_wrong_ends(workload.submitted, faults),
-        "missing, doubled or damaged adapters": verdict.find_wrong_adapters(),
-        "adapters without an evaluation": verdict.find_unevaluated(),
-        "curves with missing or doubled steps": verdict.find_wrong_curves(),
-        "illegal moves, writes of an earlier attempt": verdict.find_illegal_moves(),
+        "lost, doubled or wrongly ended jobs": invariants.find_wrong_ends(workload.submitted, faults),
+        "missing, doubled or damaged adapters": invariants.find_wrong_adapters(),
+        "adapters without an evaluation": invariants.find_unevaluated(),
+        "curves with missing or doubled steps": invariants.find_wrong_curves(),
+        "illegal moves, writes of an earlier attempt": invariants.find_illegal_moves(),
         "rows unchanged for 120 s": list(monitor.stalled),
         "processes without a parent": list(monitor.orphans.values()),
         "processes left after the stop": outcome.survivors,
         "temporary folders and checkpoints left": outcome.leftovers,
-        "unsent wake-ups": verdict.find_unsent(),
+        "unsent wake-ups": invariants.find_unsent(),
         "wrong answers of the API": workload.violations,
         "slow submits while the broker was silent": silence.find_slow_submits(in_silence),
         "faults without a target": injector.missed_targets(),

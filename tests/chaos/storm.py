@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from dashboard.models import Job
-from tests.chaos.stage import Target
+from tests.chaos.target import Target
 
 # Roles and their weights in the schedule.
 KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dispatcher": 5}

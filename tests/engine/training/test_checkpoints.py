@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
 from tests.moments import raising
-from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
-from workers.contract.errors import CheckpointMismatch, DiskFull, RunError, Stopped
+from workers.contract.errors import DiskFull, RunError, Stopped
 from workers.contract.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
 from workers.contract.specs import TrainSpec
 from workers.engine.__main__ import failure
@@ -279,45 +278,6 @@ def cut_off(one: list[TrainSpec], tmp_path: Path) -> Path:
     return only
 
 
-def refused(spec: TrainSpec, out: Path, kept: Path) -> str:
-    with pytest.raises(CheckpointMismatch) as caught:
-        train([spec], out, report=Recorder(), resume_from=kept)
-    return caught.value.message
-
-
-def test_other_settings_are_refused(make_spec: MakeSpec, tmp_path: Path, cut_off: Path) -> None:
-    spec = make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3, weight_decay=0.2)
-    assert refused(spec, tmp_path, cut_off).startswith("The checkpoint was made with other settings than")
-
-
-def test_another_dataset_is_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
-    other = replace(one[0], data=replace(one[0].data, sha256="f" * 64))
-    assert "another dataset" in refused(other, tmp_path, cut_off)
-
-
-def test_rows_changed_in_place_are_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
-    other = write_canonical(tmp_path / "other", colour_rows()[::-1])
-    changed = replace(one[0], data=replace(one[0].data, path=other.path))
-    assert "another dataset" in refused(changed, tmp_path, cut_off)
-
-
-def test_weights_changed_in_place_are_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
-    folder = build_tiny_model(tmp_path / "model")
-    weights = folder / "model.safetensors"
-    save_file({name: 1.01 * value for name, value in load_file(weights).items()}, weights, {"format": "pt"})
-    changed = replace(one[0], base=replace(tiny_base(folder), sha256=one[0].base.sha256))
-    assert refused(changed, tmp_path, cut_off).startswith("The checkpoint was made with another base model")
-
-
-def test_run_with_moved_dataset_folder_continues(
-    one: list[TrainSpec], tmp_path: Path, cut_off: Path, record: Recorder
-) -> None:
-    folder = Path(one[0].data.path).rename(tmp_path / "moved")
-    moved = replace(one[0], data=replace(one[0].data, path=str(folder)))
-    train([moved], tmp_path / "out", report=record, resume_from=cut_off)
-    assert len(record.series("train/loss")) == 12
-
-
 def test_damaged_resume_from_is_refused(one: list[TrainSpec], tmp_path: Path, cut_off: Path) -> None:
     (cut_off / "state.json").unlink()
     with pytest.raises(RunError, match="damaged"):
@@ -361,23 +321,6 @@ def test_drain_on_full_disk_keeps_the_checkpoint_before(
         )
     assert [event.step for event in record.of(Checkpoint)] == [3]
     assert "No checkpoint could be written before the stop" in record.of(Message)[-1].text
-
-
-def test_resume_with_smaller_micro_batch(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
-    plain = replace(one[0], hyperparameters=replace(one[0].hyperparameters, lora_dropout=0.0))
-    whole, fuse, cut = Recorder(), Fuse(7), tmp_path / "cut"
-    train([plain], tmp_path / "whole", report=whole)
-    with pytest.raises(Killed):
-        run_on([plain], cut, fuse)
-    learn = replace(plain.hyperparameters, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    run_on([replace(plain, hyperparameters=learn)], cut, record)
-    assert "Continues from step 6." in [event.text for event in record.of(Message)]
-    assert curves(fuse, record)[0, "train/loss"] == pytest.approx(curves(whole)[0, "train/loss"], rel=1e-4)
-    smaller = replace(learn, gradient_accumulation_steps=1)
-    kept = max((cut / "checkpoints").iterdir())
-    assert "other settings" in refused(replace(one[0], hyperparameters=smaller), tmp_path / "other", kept), (
-        "fewer rows in a step are another run"
-    )
 
 
 def test_only_the_latest_damaged_checkpoint_is_kept(

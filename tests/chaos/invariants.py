@@ -15,7 +15,7 @@ from dashboard.models import Adapter, Evaluation, Job, JobEvent, MetricSeries, O
 from dashboard.models.jobs.job import MAX_FAILED_ATTEMPTS
 from dashboard.models.jobs.job_state import MOVES, TERMINAL
 from tests.chaos.storm import InjectedFault
-from tests.chaos.work import SubmittedJob
+from tests.chaos.workload import SubmittedJob
 from workers.contract.errors import RunError
 from workers.contract.specs import VALIDATIONS_PER_RUN
 from workers.supervision.publish import check_adapter

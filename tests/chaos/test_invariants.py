@@ -6,9 +6,9 @@ import pytest
 
 from dashboard.models import Adapter, Job, JobEvent, MetricSeries, State, TrainingRun
 from dashboard.models.adapters.adapter import WEIGHTS
-from tests.chaos import verdict
+from tests.chaos import invariants
 from tests.chaos.storm import InjectedFault
-from tests.chaos.work import SubmittedJob
+from tests.chaos.workload import SubmittedJob
 from tests.conftest import finish, rewrite
 
 
@@ -34,24 +34,24 @@ def kills(job: Job, *attempts: int) -> list[InjectedFault]:
 
 def store_curves(run: TrainingRun, last: int, *, gap_in: str = "", gap: int = 0) -> None:
     """Store all curves up to a step, one of them with a missing step if wanted."""
-    for name in (*verdict.STEP_METRICS, verdict.VALIDATION_LOSS):
-        first = int(name != verdict.VALIDATION_LOSS)
+    for name in (*invariants.STEP_METRICS, invariants.VALIDATION_LOSS):
+        first = int(name != invariants.VALIDATION_LOSS)
         points = [(step, 1.0) for step in range(first, last + 1) if name != gap_in or step != gap]
         MetricSeries.objects.append(run, name, points)
 
 
 def test_clean_job_violates_nothing(job: Job) -> None:
-    assert verdict.find_illegal_moves() == verdict.find_wrong_ends(submitted(job)) == []
+    assert invariants.find_illegal_moves() == invariants.find_wrong_ends(submitted(job)) == []
 
 
 def test_missing_job_is_found(job: Job) -> None:
-    assert verdict.find_wrong_ends([SubmittedJob(0, "two", [1])]) == ["two: 0 jobs"]
+    assert invariants.find_wrong_ends([SubmittedJob(0, "two", [1])]) == ["two: 0 jobs"]
 
 
 def test_wrong_end_and_open_job_are_found(job: Job) -> None:
-    assert len(verdict.find_wrong_ends(submitted(job, allowed={"cancelled"}))) == 1
+    assert len(invariants.find_wrong_ends(submitted(job, allowed={"cancelled"}))) == 1
     Job.objects.filter(pk=job.pk).update(state=State.RUNNING)
-    assert verdict.find_wrong_ends([]) == [f"job {job.pk} (train) is running"]
+    assert invariants.find_wrong_ends([]) == [f"job {job.pk} (train) is running"]
 
 
 def test_other_run_of_a_stopped_job_may_have_succeeded(job: Job) -> None:
@@ -60,27 +60,27 @@ def test_other_run_of_a_stopped_job_may_have_succeeded(job: Job) -> None:
     second = TrainingRun.objects.get(pk=first.pk)
     second.pk, second._state.adding, second.outcome = None, True, "succeeded"
     second.save()
-    assert verdict.find_wrong_ends(submitted(job, keep="", allowed={"cancelled"})) == []
+    assert invariants.find_wrong_ends(submitted(job, keep="", allowed={"cancelled"})) == []
     TrainingRun.objects.filter(pk=second.pk).update(outcome="failed")
-    assert len(verdict.find_wrong_ends(submitted(job, keep="", allowed={"cancelled"}))) == 1
+    assert len(invariants.find_wrong_ends(submitted(job, keep="", allowed={"cancelled"}))) == 1
 
 
 def test_lost_adapter_of_a_stop_that_keeps_it_is_found(job: Job) -> None:
     (run,) = job.training_runs.all()
     TrainingRun.objects.filter(pk=run.pk).update(outcome="cancelled")
     items = submitted(job, keep="adapter", allowed={"succeeded", "stopped_early", "cancelled"})
-    assert verdict.find_wrong_ends(items) == []
+    assert invariants.find_wrong_ends(items) == []
     MetricSeries.objects.append(run, "train/loss", [(1, 1.0)])
-    assert len(verdict.find_wrong_ends(items)) == 1
-    assert verdict.find_wrong_ends(items, kills(job, 1)) == []
+    assert len(invariants.find_wrong_ends(items)) == 1
+    assert invariants.find_wrong_ends(items, kills(job, 1)) == []
 
 
 def test_failed_evaluation_is_found_unless_kills_used_up_its_attempts(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(
         kind=Job.Kind.EVALUATE, state=State.FAILED, error_code="worker_lost", attempt=3
     )
-    assert verdict.find_wrong_ends([]) == [f"job {job.pk} (evaluate) is failed"]
-    assert verdict.find_wrong_ends([], kills(job, 1, 2, 3)) == []
+    assert invariants.find_wrong_ends([]) == [f"job {job.pk} (evaluate) is failed"]
+    assert invariants.find_wrong_ends([], kills(job, 1, 2, 3)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,39 +93,39 @@ def test_failed_evaluation_is_found_unless_kills_used_up_its_attempts(job: Job) 
 )
 def test_illegal_move_is_found(job: Job, change: dict[str, object], expected: str) -> None:
     rewrite(JobEvent.objects.filter(job=job, event="progress"), **change)
-    assert any(expected in line for line in verdict.find_illegal_moves())
+    assert any(expected in line for line in invariants.find_illegal_moves())
 
 
 def test_move_without_an_event_is_found(job: Job) -> None:
     Job.objects.filter(pk=job.pk).update(state=State.FAILED)
-    assert len(verdict.find_illegal_moves()) == 1
+    assert len(invariants.find_illegal_moves()) == 1
 
 
 def test_missing_adapters_files_and_evaluations_are_found(job: Job) -> None:
     (run,) = job.training_runs.all()
-    assert verdict.find_wrong_adapters() == [f"run {run.pk} (succeeded) has 0 adapters"]
+    assert invariants.find_wrong_adapters() == [f"run {run.pk} (succeeded) has 0 adapters"]
     adapter = Adapter.objects.publish(run, "0" * 64, {WEIGHTS: "0" * 64}, 1)
-    assert [line.split(":")[0] for line in verdict.find_wrong_adapters()] == [f"adapter {adapter.pk}"]
-    assert verdict.find_unevaluated() == [f"adapter {adapter.pk}"]
+    assert [line.split(":")[0] for line in invariants.find_wrong_adapters()] == [f"adapter {adapter.pk}"]
+    assert invariants.find_unevaluated() == [f"adapter {adapter.pk}"]
 
 
-@pytest.mark.parametrize("name", ["train/grad_norm", verdict.VALIDATION_LOSS])
+@pytest.mark.parametrize("name", ["train/grad_norm", invariants.VALIDATION_LOSS])
 def test_missing_step_and_missing_curve_are_found(job: Job, name: str) -> None:
     (run,) = job.training_runs.all()
     store_curves(run, 10, gap_in=name, gap=5)
-    (violation,) = verdict.find_wrong_curves()
+    (violation,) = invariants.find_wrong_curves()
     assert violation.startswith(f"run {run.pk}, {name}: ")
     assert violation.endswith("missing [5]")
     MetricSeries.objects.get(name=name).delete()
-    assert len(verdict.find_wrong_curves()) == 1
+    assert len(invariants.find_wrong_curves()) == 1
 
 
 @pytest.mark.parametrize(("outcome", "violations"), [("cancelled", 0), ("succeeded", 1)])
 def test_only_a_stopped_run_may_lack_its_last_validation(job: Job, outcome: str, violations: int) -> None:
     (run,) = job.training_runs.all()
     TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=10)
-    store_curves(run, 10, gap_in=verdict.VALIDATION_LOSS, gap=10)
-    assert len(verdict.find_wrong_curves()) == violations
+    store_curves(run, 10, gap_in=invariants.VALIDATION_LOSS, gap=10)
+    assert len(invariants.find_wrong_curves()) == violations
 
 
 @pytest.mark.parametrize(
@@ -135,15 +135,15 @@ def test_steps_after_the_last_one_are_found(job: Job, outcome: str, last: int, i
     (run,) = job.training_runs.all()
     TrainingRun.objects.filter(pk=run.pk).update(outcome=outcome, ended_step=8)
     store_curves(run, last)
-    assert (verdict.find_wrong_curves() == []) == is_clean
+    assert (invariants.find_wrong_curves() == []) == is_clean
 
 
 def test_validations_come_about_ten_times_and_at_the_end() -> None:
-    assert verdict.validation_steps(4) == [0, 1, 2, 3, 4]
-    assert verdict.validation_steps(25) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
+    assert invariants.validation_steps(4) == [0, 1, 2, 3, 4]
+    assert invariants.validation_steps(25) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25]
 
 
 def test_leftover_checkpoint_folder_is_found(job: Job) -> None:
     job.checkpoint_folder().mkdir(parents=True)
-    assert verdict.find_leftovers() == [f"checkpoints/job-{job.pk}"]
+    assert invariants.find_leftovers() == [f"checkpoints/job-{job.pk}"]
     job.checkpoint_folder().rmdir()

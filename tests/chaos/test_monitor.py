@@ -17,9 +17,9 @@ import pytest
 from dashboard.models import Job, State, TrainingRun, WorkerNode
 from tests import servers
 from tests.chaos import silence
-from tests.chaos.stage import ServerBroker, Target
+from tests.chaos.monitor import STALLED_SECONDS, Monitor
 from tests.chaos.storm import FaultInjector, InjectedFault, make_schedule
-from tests.chaos.watch import STALLED_SECONDS, Monitor
+from tests.chaos.target import ServerBroker, Target
 from tests.workers.conftest import claim
 
 

@@ -23,8 +23,8 @@ from django.db.models.functions import Now
 
 from dashboard.models import Job, State, WorkerNode
 from dashboard.models.jobs.job_state import LIVE, TERMINAL
-from tests.chaos.stage import Target
 from tests.chaos.storm import InjectedFault
+from tests.chaos.target import Target
 
 log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 2.0
