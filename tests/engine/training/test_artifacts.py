@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import json
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,49 +22,12 @@ from workers.engine.training import train as train_module
 from workers.engine.training.train import train
 
 MakeSpec = Callable[..., TrainSpec]
-RELOAD = """
-import sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-base_folder, adapter, target = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(adapter)
-base = AutoModelForCausalLM.from_pretrained(base_folder)
-messages = [{"role": "user", "content": "Colour of 3?"}]
-ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
-                add_special_tokens=False, return_tensors="pt")["input_ids"]
-with torch.no_grad():
-    plain = base(input_ids=ids).logits
-    model = PeftModel.from_pretrained(base, adapter).eval()
-    torch.save({"ids": ids, "base": plain, "adapter": model(input_ids=ids).logits}, target)
-"""
 
 
 @pytest.fixture
 def folder(make_spec: MakeSpec, tmp_path: Path) -> Path:
     train([make_spec(name="Colours")], tmp_path / "out", report=Recorder())
     return tmp_path / "out/arm-0/adapter"
-
-
-def test_peft_in_a_clean_process_gives_the_same_logits(
-    make_spec: MakeSpec, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained = []
-    real = artifacts.save_adapter
-
-    def keep(model: torch.nn.Module, *arguments: object) -> Artifact:
-        trained.append(model)
-        return real(model, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(artifacts, "save_adapter", keep)
-    train([make_spec()], tmp_path / "out", report=Recorder())
-    arguments = [str(tiny_folder), str(tmp_path / "out/arm-0/adapter"), str(tmp_path / "logits.pt")]
-    subprocess.run([sys.executable, "-c", RELOAD, *arguments], check=True, timeout=120, capture_output=True)
-    found = torch.load(tmp_path / "logits.pt")
-    with torch.no_grad():
-        own = trained[0](input_ids=found["ids"]).logits
-    assert torch.allclose(found["adapter"], own, atol=1e-5)
-    assert (found["adapter"] - found["base"]).abs().max() > 1e-2
 
 
 def test_files_of_the_adapter_folder(folder: Path) -> None:

@@ -106,9 +106,7 @@ def two(make_spec: MakeSpec, one: list[TrainSpec]) -> list[TrainSpec]:
     return [*one, make_spec(name="two", seed=7, r=2, max_steps=8, lora_dropout=0.1, validation_steps=4)]
 
 
-@pytest.mark.parametrize(
-    ("kills", "seconds"), [([1], 180.0), ([12], 0.0), ([2, 4, 7, 10, 11], 0.0), ([2, 4, 7, 10, 11], 180.0)]
-)
+@pytest.mark.parametrize(("kills", "seconds"), [([1], 180.0), ([12], 0.0), ([2, 4, 7, 10, 11], 180.0)])
 def test_resumed_run_equals_uninterrupted_run(
     one: list[TrainSpec], tmp_path: Path, kills: list[int], seconds: float
 ) -> None:
@@ -126,7 +124,7 @@ def test_resumed_run_equals_uninterrupted_run(
 
 @pytest.mark.parametrize(
     ("arm", "step", "name"),
-    [(0, 5, "train/loss"), (1, 5, "train/loss"), (1, 4, "validation/loss"), (0, 10, "train/loss")],
+    [(0, 5, "train/loss"), (1, 4, "validation/loss"), (0, 10, "train/loss")],
 )
 def test_two_resumed_arms_equal_uninterrupted_arms(
     two: list[TrainSpec], tmp_path: Path, arm: int, step: int, name: str

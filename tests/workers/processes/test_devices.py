@@ -13,7 +13,7 @@ from django.conf import settings
 from dashboard.management.commands import start
 from dashboard.models import Job, Project, State, User
 from tests.workers.conftest import claim, run_script
-from workers.supervision import stop_policy
+from workers.supervision import engine_process, stop_policy
 
 NOTE = Path(settings.DATA_DIR) / "note-of-an-engine"
 
@@ -59,7 +59,8 @@ def test_cancel_ends_the_whole_process_group(
     job: Job, monkeypatch: pytest.MonkeyPatch, ed: User, way: str, ending: str
 ) -> None:
     NOTE.unlink(missing_ok=True)
-    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "cancel", 2.0)
+    monkeypatch.setitem(stop_policy.GRACE_SECONDS, "cancel", 1.0)
+    monkeypatch.setattr(engine_process, "LAST_LINES_SECONDS", 1.0)
     look = Job.read_stop_request
 
     def cancel_once_it_works(self: Job) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -31,7 +32,15 @@ FEW, MANY = 150, 1200
 # Simulated studies of a group share their draws of items, as all arms of a comparison do.
 SHARED = 50
 # Simulated studies and the tolerance of their share: `make proof` runs many, `make test` a seeded sample.
-STUDIES = [pytest.param(400, 0.0, marks=pytest.mark.proof), (40, 0.06)]
+STUDIES, SAMPLED, SAMPLE_TOLERANCE = 400, 40, 0.06
+
+
+def simulations(names: str, cells: Sequence[tuple[float, ...]], sampled: int) -> pytest.MarkDecorator:
+    """Parametrize with all cells in the proof, and with a sample of one of them."""
+    proof = [pytest.param(*cell, STUDIES, 0.0, marks=pytest.mark.proof) for cell in cells]
+    return pytest.mark.parametrize(
+        f"{names}, studies, tolerance", [*proof, (*cells[sampled], SAMPLED, SAMPLE_TOLERANCE)]
+    )
 
 
 def study(
@@ -52,9 +61,15 @@ def study(
     ]
 
 
-@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
-@pytest.mark.parametrize("items", [FEW, MANY])
-@pytest.mark.parametrize(("seeds", "seed_spread"), [(3, 0.0), (3, 1.0), (3, 2.0), (5, 2.0), (3, 4.0)])
+@simulations(
+    "items, seeds, seed_spread",
+    [
+        (items, seeds, spread)
+        for items in (FEW, MANY)
+        for seeds, spread in [(3, 0.0), (3, 1.0), (3, 2.0), (5, 2.0), (3, 4.0)]
+    ],
+    sampled=2,
+)
 def test_intervals_cover_the_truth(
     seeds: int, seed_spread: float, items: int, studies: int, tolerance: float
 ) -> None:
@@ -73,8 +88,7 @@ def sizes_of(random: np.random.Generator, documents: int) -> list[int]:
     return [int(size) for size in random.geometric(0.2, size=documents)]
 
 
-@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
-@pytest.mark.parametrize("documents", [10, 40, 1000])
+@simulations("documents", [(10,), (40,), (1000,)], sampled=1)
 def test_intervals_cover_the_truth_if_items_share_documents(
     documents: int, studies: int, tolerance: float
 ) -> None:
@@ -95,9 +109,9 @@ def test_intervals_cover_the_truth_if_items_share_documents(
     assert by_rows / studies < 0.85 + tolerance
 
 
-@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
-@pytest.mark.parametrize("items", [FEW, MANY])
-@pytest.mark.parametrize("seed_spread", [0.0, 2.0])
+@simulations(
+    "items, seed_spread", [(items, spread) for items in (FEW, MANY) for spread in (0.0, 2.0)], sampled=3
+)
 def test_no_arm_is_called_better_by_chance(
     seed_spread: float, items: int, studies: int, tolerance: float
 ) -> None:
@@ -112,8 +126,7 @@ def test_no_arm_is_called_better_by_chance(
     assert wrong / studies <= 0.05 + tolerance
 
 
-@pytest.mark.parametrize(("studies", "tolerance"), STUDIES)
-@pytest.mark.parametrize("items", [400, MANY])
+@simulations("items", [(400,), (MANY,)], sampled=0)
 def test_detectable_difference_has_a_power_of_80_percent(items: int, studies: int, tolerance: float) -> None:
     """Holds for the stated variance of one item's difference, which the planner takes."""
     random, seeds = np.random.default_rng(13), 3

@@ -102,7 +102,7 @@ def test_silent_database_does_not_block_a_drain(
 def test_outage_at_the_end_of_an_attempt_loses_nothing(
     job: Job, run: TrainingRun, database: Switch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule_outage(database, 2.0, 5.0)
+    schedule_outage(database, 2.0, 4.0)
     ended = run_script(STEADY, job, monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "diverged")
     assert stored_steps(run) == list(range(1, 61))
@@ -188,8 +188,8 @@ def test_training_and_its_publication_survive_outages(
     run = make_run(real_dataset.project, real_dataset, real_base, max_steps=40)
     job = claim("gpu")
     _start_outage, end_outage = database
-    for start in range(2, 60, 6):
-        schedule_outage(database, start, start + 3)
+    for number in range(20):
+        schedule_outage(database, 0.3 + 2 * number, 1.3 + 2 * number)
     attempt(job, lambda: False)
     end_outage()
     job.refresh_from_db()
