@@ -24,8 +24,7 @@ class Setting:
 
     name: str
     kind: type  # int, float, bool or str
-    default: Any
-    is_optional: bool  # None is allowed
+    default: Any  # None if the setting may be left out
     group: str
     label: str
     explanation: str
@@ -260,13 +259,7 @@ def _settings() -> dict[str, Setting]:
     settings = {}
     for item in dataclasses.fields(Hyperparameters):
         kinds = typing.get_args(hints[item.name]) or (hints[item.name],)
-        settings[item.name] = Setting(
-            name=item.name,
-            kind=kinds[0],
-            default=item.default,
-            is_optional=len(kinds) > 1,
-            **item.metadata,
-        )
+        settings[item.name] = Setting(name=item.name, kind=kinds[0], default=item.default, **item.metadata)
     return settings
 
 

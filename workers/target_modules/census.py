@@ -175,6 +175,10 @@ class Matched:
         """Return the full names of what is adapted."""
         return self.group.names(self.layers)
 
+    def peft_names(self) -> list[str]:
+        """Return these names as PEFT reports them: those of the modules, or of the tensors."""
+        return [self.group.parameter_name(name) if self.as_parameter else name for name in self.names()]
+
     def rank(self, r: int) -> int:
         """Return the rank of one module, or of one expert, in a run of rank `r`."""
         return self.r or max(1, r // self.group.experts)

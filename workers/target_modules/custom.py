@@ -228,9 +228,9 @@ def _ambiguities(entries: Sequence[str], matched: Mapping[str, Mapping[Group, se
 
 
 def _string_list(name: str, values: Any) -> list[str]:
-    if not isinstance(values, list | tuple | set) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
         raise SpecError(name, f"`{name}` must be a list of names.")
-    return sorted(values) if isinstance(values, set) else list(values)
+    return list(values)
 
 
 def _layer_list(name: str, values: Any) -> list[int]:

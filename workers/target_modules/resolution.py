@@ -102,11 +102,7 @@ class Resolution:
 
     def names(self) -> list[str]:
         """Return full names of the modules and tensors that get an adapter, as PEFT reports them."""
-        return [
-            item.group.parameter_name(name) if item.as_parameter else name
-            for item in self.matched
-            for name in item.names()
-        ]
+        return [name for item in self.matched for name in item.peft_names()]
 
     def params(self, r: int) -> int:
         """Return the trainable parameters in a run of rank `r`."""
@@ -128,10 +124,10 @@ class Resolution:
             f"({share}), {file_bytes / 1e6:,.1f} MB"
         )
 
-    def expert_shares(self, r: int, lora_alpha: float, *, use_rslora: bool = False) -> tuple[str, ...]:
-        """Return sentences on the rank and alpha of one expert; empty without experts."""
+    def expert_shares(self, r: int) -> tuple[str, ...]:
+        """Return sentences on the rank and alpha of one expert, for an alpha of 2r; empty without experts."""
         shares = dict.fromkeys(
-            (item.group.experts, item.rank(r), item.alpha(r, lora_alpha, use_rslora=use_rslora))
+            (item.group.experts, item.rank(r), item.alpha(r, 2 * r))
             for item in self.matched
             if item.group.experts > 1
         )
@@ -290,11 +286,7 @@ def _sentence_start(labels: Sequence[str]) -> str:
 def _checked(resolution: Resolution, census: Census) -> Resolution:
     """Return the resolution, or a refusal if PEFT would not match exactly these names at these ranks."""
     r = 64
-    expected = {
-        item.group.parameter_name(name) if item.as_parameter else name: item.rank(r)
-        for item in resolution.matched
-        for name in item.names()
-    }
+    expected = {name: item.rank(r) for item in resolution.matched for name in item.peft_names()}
     try:
         attached = matched_names(resolution.arguments(r, 2 * r), census, r)
     except NotConvertible:

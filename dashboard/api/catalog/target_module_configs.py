@@ -97,7 +97,7 @@ def describe(config: TargetModuleConfig, base_model: BaseModel, r: int) -> Targe
             )
             for item in (resolution.matched if is_usable else ())
         ],
-        warnings=[*resolution.notes, *resolution.expert_shares(r, 2 * r), *resolution.confirmations]
+        warnings=[*resolution.notes, *resolution.expert_shares(r), *resolution.confirmations]
         if is_usable
         else [resolution.refusal],
         confirm=list(resolution.confirmations) if is_usable else [],

@@ -209,7 +209,7 @@ def setting_field(setting: Setting, **options: Any) -> forms.Field:
     values: dict[str, Any] = {
         "label": setting.label,
         "help_text": _help(setting),
-        "required": setting.kind is not bool and not setting.is_optional,
+        "required": setting.kind is not bool and setting.default is not None,
         **options,
     }
     if setting.choices and setting.kind is bool:

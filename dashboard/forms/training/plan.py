@@ -65,7 +65,7 @@ def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCa
         trainable_parameters=parameters,
         adapter_bytes=adapter_bytes(resolution.matched, r),
         share=parameters / base_model.parameters if base_model.parameters else 0.0,
-        shares=resolution.expert_shares(r, 2 * r),
+        shares=resolution.expert_shares(r),
     )
 
 

@@ -223,7 +223,7 @@ def preset_rows(base_model: BaseModel, census: Census) -> list[dict[str, Any]]:
                 "parameters": parameters,
                 "share": parameters / census.parameters if census.parameters else 0,
                 "bytes": adapter_bytes(resolution.matched, SHOWN_RANK),
-                "remarks": [*resolution.notes, *resolution.expert_shares(SHOWN_RANK, 2 * SHOWN_RANK)],
+                "remarks": [*resolution.notes, *resolution.expert_shares(SHOWN_RANK)],
             }
         )
     return lines

@@ -118,7 +118,7 @@ def test_experts_are_adapted_as_tensors_and_share_the_rank() -> None:
     assert arguments.target_parameters == ("mlp.experts.down_proj",)
     assert arguments.rank_pattern == {"experts.down_proj": 2}
     assert arguments.alpha_pattern == {"experts.down_proj": 4}
-    assert resolution.expert_shares(16, 32) == ("8 experts share r 16: each gets r 2 and lora_alpha 4.",)
+    assert resolution.expert_shares(16) == ("8 experts share r 16: each gets r 2 and lora_alpha 4.",)
     assert resolution.params(16) == 16 * 4 * 128 + 2 * 8 * 4 * 128
     assert resolve(PRESETS["efficient"].roles, census(attention, experts)).target_parameters == ()
 

@@ -59,10 +59,6 @@ class Arm:
         return lora.arm_name(self.index)
 
     @property
-    def validate_every(self) -> int:
-        return self.spec.validation_steps or max(1, round(self.total_steps / VALIDATIONS_PER_RUN))
-
-    @property
     def is_live(self) -> bool:
         return self.error is None and not self.has_ended
 
@@ -78,7 +74,8 @@ class Arm:
 
     def is_validation_due(self, step: int) -> bool:
         """Return whether to validate now: before the first step, on schedule, and after the last step."""
-        on_schedule = step % self.validate_every == 0 or step == self.total_steps
+        every = self.spec.validation_steps or max(1, round(self.total_steps / VALIDATIONS_PER_RUN))
+        on_schedule = step % every == 0 or step == self.total_steps
         return bool(self.validation_examples) and on_schedule and self.validated_step < step
 
     def create_optimizer(self, model: Any, device: torch.device) -> None:

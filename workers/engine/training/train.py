@@ -49,7 +49,7 @@ def train(
 
     Raises Stopped when `should_stop` asks for it and no arm has an adapter to publish.
     """
-    # Setup: rows before weights, so that bad data is reported early.
+    # Rows before weights, so that bad data is reported early.
     started, first = time.monotonic(), check_shared(specs)
     checkpoint = checkpoints.load(resume_from) if resume_from else None
     check_folder(first.base)
@@ -61,6 +61,7 @@ def train(
     tokenizer = load_tokenizer(first.base)
     arms = prepare_arms(specs, tokenizer, report, should_stop, ended)
 
+    # One base model carries the adapters of all arms.
     report(Progress("loading"))
     lora.check_specs(specs)
     base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
@@ -108,7 +109,7 @@ def train(
                         progress.keep_alive()
                     random_state = runtime.random_state(device)
 
-                    # Update the weights, unless the numbers have run away.
+                    # Update the weights, unless loss or gradient is not finite.
                     grad_norm = float(nn.utils.clip_grad_norm_(arm.parameters, learn.max_grad_norm))
                     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                         arm.record_divergence(step, loss, grad_norm)
