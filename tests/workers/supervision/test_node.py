@@ -61,7 +61,7 @@ if sys.argv[1] == "working":
     while not heartbeat.has_engine():
         time.sleep(0.05)
 threading.Thread(target=beat.guard, daemon=True).start()
-time.sleep(2)
+time.sleep(2 if sys.argv[1] == "working" else 20)
 print("alive")
 if sys.argv[1] == "working":
     for child in heartbeat.psutil.Process().children(recursive=True):

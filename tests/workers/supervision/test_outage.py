@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from workers.tasks import attempt
 
 # 60 steps in 3 s.
 STEADY = """
+open(sys.argv[-1] + "/../started", "w")
 emit("Started", pid=os.getpid(), device="cpu")
 for step in range(1, 61):
     emit("Metrics", arm=0, step=step, values={"train/loss": 1 / step})
@@ -39,6 +41,7 @@ UNTIL_STOPPED = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 emit("Progress", phase="training", step=0, total=100)
 emit("Progress", phase="training", step=1, total=100)
+open(sys.argv[-1] + "/../started", "w")
 reason = json.loads(sys.stdin.readline())["stop"]
 open(sys.argv[-1] + "/../stopped", "w").write(reason)
 emit("Finished", reason=reason)
@@ -52,15 +55,30 @@ def database(transactional_db: None) -> Iterator[Switch]:
 
 
 @pytest.fixture
-def job(database: Switch, run: TrainingRun) -> Job:
+def started() -> Path:
+    """A file that the scripts write once they run."""
+    path = Path(settings.DATA_DIR) / "work" / "started"
+    path.unlink(missing_ok=True)
+    return path
+
+
+@pytest.fixture
+def job(database: Switch, started: Path, run: TrainingRun) -> Job:
     return claim("gpu")
 
 
-def schedule_outage(database: Switch, start: float, end: float) -> None:
-    """Let an outage start and end after these numbers of seconds."""
+def schedule_outage(database: Switch, begin: Path, start: float, end: float) -> None:
+    """Let an outage start and end so many seconds after `begin` exists."""
     start_outage, end_outage = database
-    call_later(start, start_outage)
-    call_later(end, end_outage)
+
+    def wait() -> None:
+        if begin.exists():
+            call_later(start, start_outage)
+            call_later(end, end_outage)
+        else:
+            call_later(0.02, wait)
+
+    wait()
 
 
 def stored_steps(run: TrainingRun) -> list[int]:
@@ -69,9 +87,9 @@ def stored_steps(run: TrainingRun) -> list[int]:
 
 
 def test_no_point_is_missing_after_an_outage(
-    job: Job, run: TrainingRun, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, run: TrainingRun, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule_outage(database, 0.7, 2.2)
+    schedule_outage(database, started, 0.5, 2.0)
     ended = run_script(STEADY, job, monkeypatch)
     assert (ended.state, ended.error_code, ended.attempt) == (State.FAILED, "diverged", 1)
     assert stored_steps(run) == list(range(1, 61))
@@ -100,26 +118,26 @@ def test_silent_database_does_not_block_a_drain(
 
 
 def test_outage_at_the_end_of_an_attempt_loses_nothing(
-    job: Job, run: TrainingRun, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, run: TrainingRun, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule_outage(database, 2.0, 4.0)
+    schedule_outage(database, started, 2.0, 4.0)
     ended = run_script(STEADY, job, monkeypatch)
     assert (ended.state, ended.error_code) == (State.FAILED, "diverged")
     assert stored_steps(run) == list(range(1, 61))
 
 
 def test_lease_is_renewed_right_after_an_outage(
-    job: Job, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Job.objects.filter(pk=job.pk).update(lease_until="2026-01-01T00:00Z")
     monkeypatch.setattr(supervisor, "RENEW_SECONDS", 3600.0)
-    schedule_outage(database, 0.5, 1.5)
+    schedule_outage(database, started, 0.5, 1.5)
     ended = run_script(STEADY, job, monkeypatch)
     assert (ended.state, ended.attempt) == (State.FAILED, 1)
 
 
 def test_attempt_writes_nothing_after_another_took_over_in_an_outage(
-    job: Job, run: TrainingRun, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, run: TrainingRun, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_outage, end_outage = database
 
@@ -128,8 +146,7 @@ def test_attempt_writes_nothing_after_another_took_over_in_an_outage(
         Job.objects.filter(pk=job.pk).update(attempt=2, phase="other")
         connection.close()
 
-    call_later(0.7, start_outage)
-    call_later(1.7, take_over)
+    schedule_outage((start_outage, take_over), started, 0.5, 1.5)
     # A retry during the outage could win the race against the other attempt.
     monkeypatch.setattr(database_outage, "RETRY_SECONDS", 3.0)
     ended = run_script(STEADY, job, monkeypatch)
@@ -138,13 +155,13 @@ def test_attempt_writes_nothing_after_another_took_over_in_an_outage(
 
 
 def test_long_outage_drains_the_engine_and_leaves_the_row_to_its_lease(
-    job: Job, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = psutil.Process().children()
     monkeypatch.setattr(stop_policy, "OUTAGE_SECONDS", 1.0)
     monkeypatch.setattr(supervisor, "RENEW_SECONDS", 0.5)
     start_outage, end_outage = database
-    call_later(1.0, start_outage)
+    schedule_outage((start_outage, lambda: None), started, 1.0, 1.0)
     set_engine_script(UNTIL_STOPPED, job, monkeypatch)
     attempt(job, lambda: False)
     end_outage()
@@ -157,11 +174,17 @@ def test_long_outage_drains_the_engine_and_leaves_the_row_to_its_lease(
 
 
 def test_shutdown_in_an_outage_drains_the_engine(
-    job: Job, database: Switch, monkeypatch: pytest.MonkeyPatch
+    job: Job, database: Switch, started: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schedule_outage(database, 0.7, 2.5)
-    began = time.monotonic()
-    ended = run_script(UNTIL_STOPPED, job, monkeypatch, lambda: time.monotonic() - began > 1.5)
+    start_outage, end_outage = database
+    is_away = threading.Event()
+
+    def begin() -> None:
+        start_outage()
+        is_away.set()
+
+    schedule_outage((begin, end_outage), started, 0.7, 2.0)
+    ended = run_script(UNTIL_STOPPED, job, monkeypatch, is_away.is_set)
     assert (ended.state, ended.failed_attempts, ended.ignored_attempts) == (State.INTERRUPTED, 0, 1)
 
 
@@ -189,7 +212,7 @@ def test_training_and_its_publication_survive_outages(
     job = claim("gpu")
     _start_outage, end_outage = database
     for number in range(20):
-        schedule_outage(database, 0.3 + 2 * number, 1.3 + 2 * number)
+        schedule_outage(database, job.checkpoint_folder(), 2 * number, 2 * number + 1)
     attempt(job, lambda: False)
     end_outage()
     job.refresh_from_db()

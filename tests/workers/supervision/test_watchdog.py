@@ -84,7 +84,7 @@ def test_seconds_per_step_count_one_event_per_step(
 
 
 def test_keep_alive_counts_as_progress(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "STALL_SECONDS", 2.0)
     working = 'emit("Progress", phase="training", step=0, total=9)\n'
     working += 'for _ in range(12):\n    emit("KeepAlive")\n    time.sleep(0.25)\n'
     ended = run_script(working + FAILS, job, monkeypatch)
