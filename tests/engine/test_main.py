@@ -360,6 +360,17 @@ def test_failure_codes() -> None:
     assert from_line(to_line(hidden)) == hidden
 
 
+def test_a_result_too_long_for_a_line_is_a_failure() -> None:
+    program = (
+        "from workers.contract.events import Result\n"
+        "from workers.engine import __main__\n"
+        "__main__._event_reporter()(Result({'columns': 'x' * 5_000_000}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not done.stdout
+    assert "The result of this job is larger than 4 MB." in done.stderr
+
+
 STARTS_AN_ENGINE = """
 import subprocess, sys, time
 command = [sys.executable, "-m", "workers.engine", "train", "-", sys.argv[1]]

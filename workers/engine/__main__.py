@@ -36,7 +36,17 @@ from workers.contract.errors import (
     disk_error,
     memory_error,
 )
-from workers.contract.events import STOPS, Event, Failure, Finished, Report, Started, stronger, to_line
+from workers.contract.events import (
+    MAX_LINE,
+    STOPS,
+    Event,
+    Failure,
+    Finished,
+    Report,
+    Started,
+    stronger,
+    to_line,
+)
 from workers.contract.specs import SPEC_TYPES, from_dict, needs_4bit
 from workers.engine.training import runtime
 
@@ -141,7 +151,11 @@ def _event_reporter() -> Report:
     sys.stdout = sys.stderr = io.TextIOWrapper(log, "utf-8", "backslashreplace", line_buffering=True)
 
     def report(event: Event) -> None:
-        events.write(to_line(event))
+        line = to_line(event)
+        # The supervisor reads no longer line, and a result that is lost looks like one that never came.
+        if len(line) > MAX_LINE:
+            raise RunError(f"The {type(event).__name__.lower()} of this job is larger than 4 MB.")
+        events.write(line)
         events.flush()
 
     return report

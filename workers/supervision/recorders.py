@@ -89,7 +89,10 @@ class ResultRecorder:
 
     def finish(self) -> None:
         """Commit the result."""
-        self.commit(self)
+        if self.result:
+            self.commit(self)
+        else:
+            fail_job(self.job, "internal_error", "The engine ended without a result.")
 
     def record_failure(self) -> None:
         """Keep an import's report: the page shows the bad rows, or the columns to choose from."""

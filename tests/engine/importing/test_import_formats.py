@@ -90,7 +90,7 @@ def test_progress_reaches_its_total(load: Importer) -> None:
         (b'[{"prompt": "a", "completion": "b"} {}]', "rows.json", "comma or the closing bracket"),
         (b'{"name": "a"}', "rows.json", "is one object"),
         (b"a,a\n1,2\n", "rows.csv", "Two columns of rows.csv are named `a`"),
-        (",".join(f"c{i}" for i in range(1200)).encode() + b"\n", "rows.csv", "1200 columns"),
+        (",".join(f"c{i}" for i in range(1200)).encode() + b"\n", "rows.csv", "1,200 columns"),
         (b"[" * 100_000, "rows.json", "nested deeper"),
     ],
 )
@@ -126,7 +126,7 @@ def test_parquet_lists_become_messages(load: Importer) -> None:
 
 def test_parquet_bytes_are_refused_by_type(load: Importer) -> None:
     rows = [{"prompt": "a", "completion": value} for value in (b"x", b"y", b"z")]
-    with pytest.raises(DataError, match="of the type bytes here"):
+    with pytest.raises(DataError, match="of the type binary here"):
         load(parquet(rows), "rows.parquet")
 
 

@@ -96,6 +96,13 @@ def test_changed_adapter_file_fails_its_arm(job: Job, run: TrainingRun, tmp_path
     assert (job.state, job.error_code) == (State.FAILED, "publish_failed")
 
 
+def test_an_engine_without_a_result_fails_its_job(job: Job, tmp_path: Path) -> None:
+    recorder = RECORDERS[Job.Kind.IMPORT](job, tmp_path)
+    recorder.finish()
+    job.refresh_from_db()
+    assert (job.state, job.error_code) == (State.FAILED, "internal_error")
+
+
 def test_project_is_locked_before_the_job(
     job: Job, run: TrainingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from workers.contract.errors import DataError
-from workers.engine.importing.rows import MAX_COLUMNS, MAX_FIELD_BYTES, UploadRow, UploadTable, bounded_lines
+from workers.engine.importing.rows import (
+    MAX_BLANK_LINES,
+    MAX_COLUMNS,
+    MAX_FIELD_BYTES,
+    UploadRow,
+    UploadTable,
+    bounded_lines,
+    long_name,
+    too_many_blank_lines,
+)
 
 DELIMITERS = (",", ";", "\t")
+# A row may have several lines, and a thousand values of 256 kB each would not fit into memory.
+MAX_ROW_BYTES = 4_000_000
 
 
 class _InvalidLine(Exception):
@@ -49,7 +60,9 @@ def _header(file: BinaryIO, delimiter: str, filename: str) -> tuple[str, ...]:
         raise DataError(f"The first line of {filename} cannot be read as column names: {error}") from error
     names = tuple(cell.strip() or f"column {i}" for i, cell in enumerate(cells, start=1))
     if len(names) > MAX_COLUMNS:
-        raise DataError(f"{filename} has {len(names)} columns. At most 1,000 are read.")
+        raise DataError(f"{filename} has {len(names):,} columns. At most 1,000 are read.")
+    if problem := long_name(names):
+        raise DataError(problem)
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
         raise DataError(f"Two columns of {filename} are named `{duplicates[0][:100]}`. Rename one of them.")
@@ -59,21 +72,27 @@ def _header(file: BinaryIO, delimiter: str, filename: str) -> tuple[str, ...]:
 def _csv_rows(path: Path, delimiter: str, header: tuple[str, ...]) -> Iterator[UploadRow]:
     csv.field_size_limit(MAX_FIELD_BYTES)
     with path.open("rb") as file:
-        reader = csv.reader(_TextLines(file), delimiter=delimiter, strict=True)
+        lines = _TextLines(file)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         next(reader)
-        number = 0
+        number = blank = 0
         while True:
+            lines.row_bytes = 0
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except (csv.Error, _InvalidLine) as error:
                 number += 1
-                yield UploadRow(number, file.tell(), problem=_csv_problem(error))
+                yield UploadRow(number, lines.position, problem=_csv_problem(error))
                 continue
             if cells:
                 number += 1
-                yield _cells_row(number, file.tell(), header, cells)
+                yield _cells_row(number, lines.position, header, cells)
+                continue
+            blank += 1
+            if blank > MAX_BLANK_LINES:
+                raise too_many_blank_lines(number + blank)
 
 
 class _TextLines:
@@ -81,6 +100,7 @@ class _TextLines:
 
     def __init__(self, file: BinaryIO) -> None:
         self.lines = bounded_lines(file)
+        self.row_bytes = self.position = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -89,6 +109,10 @@ class _TextLines:
         line = next(self.lines)
         if line is None:
             raise _InvalidLine("This row contains a line longer than 1 MB. Shorten it or remove the row.")
+        self.position += len(line)
+        self.row_bytes += len(line)
+        if self.row_bytes > MAX_ROW_BYTES:
+            raise _InvalidLine("This row is longer than 4 MB. Shorten it or remove the row.")
         if b"\0" in line:
             raise _InvalidLine("This row contains a NUL character. Remove it.")
         try:

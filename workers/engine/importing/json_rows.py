@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.contract.errors import DataError
 from workers.engine.importing.rows import (
+    MAX_BLANK_LINES,
     MAX_LINE_BYTES,
     MAX_NESTING,
     UploadRow,
     bounded_lines,
     check_value,
     checked_upload_row,
+    too_many_blank_lines,
     upload_row_from_object,
 )
 
 _WINDOW_BYTES = 64_000
+_MAX_WHITE_SPACE = 10_000_000
+_WHITE_SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 def read_json_lines(path: Path) -> Iterator[UploadRow]:
     """Yield one row per line. A row's number is its line number; blank lines are skipped."""
+    blank = position = 0
     with path.open("rb") as file:
         for number, line in enumerate(bounded_lines(file), start=1):
-            position = file.tell()
+            position = position + len(line) if line is not None else file.tell()
             if line is None:
                 yield UploadRow(
                     number,
@@ -34,6 +40,10 @@ def read_json_lines(path: Path) -> Iterator[UploadRow]:
                 )
             elif line.strip():
                 yield _parsed(number, position, line)
+            else:
+                blank += 1
+                if blank > MAX_BLANK_LINES:
+                    raise too_many_blank_lines(number)
 
 
 def _parsed(number: int, position: int, line: bytes) -> UploadRow:
@@ -64,8 +74,11 @@ def parse_json(text: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"The key `{twice[:50]}` occurs twice in one object. Keep one of them.")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"The key `{key[:50]}` occurs twice in one object. Keep one of them.")
+            seen.add(key)
     return values
 
 
@@ -103,10 +116,14 @@ class _JsonBuffer:
         self.at = 0
         self.rest = b""
         self.ended = False
+        self.number = 0
 
     def fill(self) -> None:
-        """Append a block; the bytes of an incomplete character wait for the next one."""
-        block = self.rest + self.file.read(_WINDOW_BYTES)
+        """Append as much as there is, since a row is decoded again after each block, but at least a window.
+
+        The bytes of an incomplete character wait for the next one.
+        """
+        block = self.rest + self.file.read(max(_WINDOW_BYTES, len(self.buffer) - self.at))
         if len(block) == len(self.rest):
             self.ended = True
         whole, self.rest = _whole_characters(block, self.ended)
@@ -115,13 +132,20 @@ class _JsonBuffer:
 
     def peek(self) -> str:
         """Return the next character that is not white space. Raises DataError at the end of the file."""
+        skipped = 0
         while True:
-            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n\ufeff":
-                self.at += 1
+            start = self.at
+            self.at = _WHITE_SPACE.match(self.buffer, start).end()  # type: ignore[union-attr]
+            skipped += self.at - start
             if self.at < len(self.buffer):
                 return self.buffer[self.at]
             if self.ended:
                 raise DataError("The JSON ends too early. The file seems to be cut off. Upload it again.")
+            if skipped > _MAX_WHITE_SPACE:
+                raise DataError(
+                    f"After row {self.number} come more than 10 MB of white space. Check that it is the "
+                    "right file."
+                )
             self.fill()
 
     def drop(self, count: int) -> None:
@@ -150,6 +174,7 @@ class _JsonBuffer:
     def element(self, number: int) -> Any:
         """Decode one element. Raises DataError if the rest cannot be read."""
         self.peek()
+        self.number = number
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.buffer, self.at)

@@ -18,6 +18,9 @@ from workers.engine.importing.parquet_rows import open_parquet
 from workers.engine.importing.rows import BLOCK_BYTES, MAX_UNPACKED_BYTES, UploadTable
 
 _SAMPLE_BYTES = 64_000
+# Text compresses to a tenth, seldom to a fiftieth; small repetitive files are harmless.
+MAX_GZIP_EXPANSION = 100
+HARMLESS_UNPACKED_BYTES = 64_000_000
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -85,13 +88,18 @@ def _check_matches_name(head: bytes, kind: str, filename: str) -> None:
 
 
 def _decompress(path: Path, filename: str, target: Path) -> Path:
-    size = 0
+    size, allowed = 0, max(HARMLESS_UNPACKED_BYTES, MAX_GZIP_EXPANSION * path.stat().st_size)
     try:
         with gzip.open(path) as packed, target.open("wb") as plain:
             while block := packed.read(BLOCK_BYTES):
                 size += len(block)
                 if size > MAX_UNPACKED_BYTES:
                     raise DataError(f"{filename} unpacks to more than 4 GB. Split it into smaller files.")
+                if size > allowed:
+                    raise DataError(
+                        f"{filename} unpacks to more than {MAX_GZIP_EXPANSION} times its size. Check that "
+                        "it is the right file, or upload it uncompressed."
+                    )
                 plain.write(block)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(

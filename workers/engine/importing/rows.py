@@ -10,12 +10,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from workers.contract.errors import DataError
+
 MAX_LINE_BYTES = 1_000_000
 MAX_FIELD_BYTES = 256_000
 MAX_COLUMNS = 1_000
+MAX_NAME_CHARACTERS = 200
 MAX_NESTING = 50
 MAX_UNPACKED_BYTES = 4_000_000_000
+# Without content, but not without cost.
+MAX_BLANK_LINES = 1_000_000
 BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class OtherValue:
+    """A value that is neither text, number, list nor object; `type` names what it is."""
+
+    type: str
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,29 @@ def upload_row_from_object(number: int, position: int, value: Any) -> UploadRow:
         )
     if len(value) > MAX_COLUMNS:
         return UploadRow(
-            number, position, problem=f"This row has {len(value)} columns. At most 1,000 are read."
+            number, position, problem=f"This row has {len(value):,} columns. At most 1,000 are read."
         )
+    if problem := long_name(value):
+        return UploadRow(number, position, problem=problem)
     return UploadRow(number, position, value)
+
+
+def long_name(names: Iterable[Any]) -> str:
+    """Return the problem if the name of a column is too long, else "". Names go into reports and messages."""
+    for name in names:
+        if len(name) > MAX_NAME_CHARACTERS:
+            return (
+                f"The column `{name[:50]}…` has a name of {len(name):,} characters. At most "
+                f"{MAX_NAME_CHARACTERS} are read. Shorten it."
+            )
+    return ""
+
+
+def too_many_blank_lines(number: int) -> DataError:
+    return DataError(
+        f"There are more than {MAX_BLANK_LINES:,} blank lines before line {number:,}. Remove them, and "
+        "check that it is the right file."
+    )
 
 
 def check_value(value: Any) -> None:

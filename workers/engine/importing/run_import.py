@@ -21,7 +21,7 @@ from workers.contract.specs import ImportSpec
 from workers.engine.evaluation.scores import answer_kind
 from workers.engine.importing import reading, shapes, split_files, splitting
 from workers.engine.importing.group_columns import GroupColumnCandidates, check_group_column, read_group
-from workers.engine.importing.rows import UploadRow, UploadTable
+from workers.engine.importing.rows import MAX_COLUMNS, UploadRow, UploadTable
 from workers.engine.importing.shapes import Canonical, InvalidRow, Shape
 from workers.engine.training.runtime import stop_if_asked
 
@@ -32,6 +32,11 @@ MAX_REPORTED_PROBLEMS = 100
 MAX_MEASURED_ROWS = 2_000
 SHAPE_SAMPLE_ROWS = 100
 MIN_ROWS = 3
+MAX_ROWS = 5_000_000
+# More would take long, and hardly anyone wants to skip them.
+MAX_BAD_ROWS = 100_000
+# A row takes at least so many bytes of its upload, unless a compressed file repeats it again and again.
+MIN_BYTES_PER_ROW, HARMLESS_ROWS = 4, 200_000
 ROWS_PER_REPORT = 500
 
 
@@ -45,7 +50,7 @@ def run_import(
         table = reading.open_table(Path(spec.upload), spec.filename, scratch)
         shape, table = _detect_shape(spec, table, out_dir)
         spool = scratch / "rows"
-        findings = _read_rows(table, shape, spool, spec.group_column, report, should_stop)
+        findings = _read_rows(table, shape, spool, spec, report, should_stop)
         values = findings.to_report() | {"group_column": spec.group_column}
         _write_json(out_dir / "report.json", values)
         _check_usable(findings, spec)
@@ -87,8 +92,19 @@ class ImportFindings:
             if last.get("role") == "assistant" and isinstance(last.get("content"), str):
                 self.answers.append(last["content"])
 
+    def add_unused_columns(self, names: set[str]) -> None:
+        """Count the columns that are not used, the first thousand of them."""
+        if len(self.unused_columns) > MAX_COLUMNS:
+            names &= self.unused_columns.keys()
+        self.unused_columns.update(names)
+
     def add_problem(self, row: UploadRow, problem: InvalidRow) -> None:
         self.bad_rows += 1
+        if self.bad_rows > MAX_BAD_ROWS:
+            raise DataError(
+                f"More than {MAX_BAD_ROWS:,} rows are invalid. The first is row {self.problems[0]['row']}: "
+                f"{self.problems[0]['message']} Check that it is the right file."
+            )
         if len(self.problems) < MAX_REPORTED_PROBLEMS:
             self.problems.append({"row": row.number, "column": problem.column, "message": problem.message})
 
@@ -118,6 +134,11 @@ def _detect_shape(spec: ImportSpec, table: UploadTable, out_dir: Path) -> tuple[
     """
     first = list(itertools.islice(table.rows, SHAPE_SAMPLE_ROWS))
     columns = table.columns or tuple(dict.fromkeys(key for row in first for key in row.values))
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(
+            f"The first {len(first)} rows of {spec.filename} have {len(columns):,} different columns. At "
+            f"most {MAX_COLUMNS:,} are read. Put the values into one column, as an object."
+        )
     table = UploadTable(table.format, table.columns, table.total, itertools.chain(first, table.rows))
     shape = None
     try:
@@ -158,7 +179,8 @@ def _most_frequent_shape(rows: list[UploadRow]) -> Shape | None:
 def _no_rows_message(filename: str, rows: list[UploadRow]) -> str:
     if not rows:
         return f"{filename} has no rows. Choose a file with at least {MIN_ROWS}."
-    return f"No row of {filename} can be read. The first is row {rows[0].number}: {rows[0].problem}"
+    problem = rows[0].problem or "It is empty. Write one object with the same columns on each line."
+    return f"No row of {filename} can be read. The first is row {rows[0].number}: {problem}"
 
 
 def _excerpt(value: Any) -> str:
@@ -173,17 +195,24 @@ def _read_rows(
     table: UploadTable,
     shape: Shape,
     spool: Path,
-    group_column: str,
+    spec: ImportSpec,
     report: Report,
     should_stop: ShouldStop,
 ) -> ImportFindings:
-    findings = ImportFindings(table, shape)
+    findings, group_column = ImportFindings(table, shape), spec.group_column
+    size = Path(spec.upload).stat().st_size
+    max_rows = min(MAX_ROWS, max(HARMLESS_ROWS, size // MIN_BYTES_PER_ROW))
     used = {*shape.columns, *shape.optional_columns, group_column}
     with spool.open("wb") as file:
         for count, row in enumerate(table.rows):
             if count % ROWS_PER_REPORT == 0:
                 stop_if_asked(should_stop)
                 report(Progress("reading", row.position, table.total))
+            if count >= max_rows:
+                raise DataError(
+                    f"The file has more than {max_rows:,} rows. Split it after row {max_rows:,}, or "
+                    "upload it uncompressed."
+                )
             try:
                 value = shapes.to_canonical(row, shape)
                 group = read_group(row.values, group_column) if group_column else None
@@ -191,7 +220,7 @@ def _read_rows(
                 findings.add_problem(row, problem)
                 continue
             findings.rows += 1
-            findings.unused_columns.update(row.values.keys() - used)
+            findings.add_unused_columns(row.values.keys() - used)
             findings.add_answer(value)
             findings.group_columns.add(row.values)
             content_hash = split_files.write_spooled_row(file, row.number, value)

@@ -13,7 +13,10 @@ from typing import Any
 
 from workers.contract.errors import ColumnsUnclear, DataError
 from workers.engine.importing.json_rows import parse_json
-from workers.engine.importing.rows import MAX_FIELD_BYTES, UploadRow
+from workers.engine.importing.rows import MAX_FIELD_BYTES, OtherValue, UploadRow
+
+MAX_MESSAGES = 20_000
+MAX_ROW_BYTES = 1_000_000
 
 Message = dict[str, Any]
 Canonical = list[Message] | str
@@ -80,6 +83,8 @@ def detect_shape(columns: Sequence[str]) -> Shape:
     if "text" in present and present - {"text"} <= METADATA_COLUMNS:
         return Shape("text", ("text",), lambda values: _required_text(values, "text"))
     named = ", ".join(f"`{name[:50]}`" for name in list(columns)[:20])
+    if len(columns) > 20:
+        named += f" and {len(columns) - 20:,} more"
     raise ColumnsUnclear(
         f"The columns {named} match no known format. Choose the prompt column and the answer column, then "
         "import again."
@@ -143,8 +148,13 @@ def to_canonical(row: UploadRow, shape: Shape) -> Canonical:
         if isinstance(text := row.values.get(column), str):
             _check_text(text, column)
     value = shape.read(row.values)
-    for message in value if isinstance(value, list) else [_message("", value)]:
-        _check_text(message["content"], shape.columns[0])
+    texts = [message["content"] for message in value] if isinstance(value, list) else [value]
+    size = sum(_check_text(text, shape.columns[0]) for text in texts)
+    if size > MAX_ROW_BYTES:
+        raise InvalidRow(
+            shape.columns[0],
+            f"The texts of this row have {size / 1000:,.0f} kB. At most 1 MB is read; split it.",
+        )
     return value
 
 
@@ -210,6 +220,11 @@ def _read_messages(value: Any, column: str) -> list[Message]:
         raise InvalidRow(column, f"`{column}` is {describe_type(value)} here. It must be a list of messages.")
     if not value:
         raise InvalidRow(column, f"`{column}` is an empty list. Add messages or remove the row.")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRow(
+            column,
+            f"`{column}` has {len(value):,} messages. At most {MAX_MESSAGES:,} are read; split the row.",
+        )
     return [_read_message(item, place, column) for place, item in enumerate(value, start=1)]
 
 
@@ -218,12 +233,18 @@ def _read_message(item: Any, place: int, column: str) -> Message:
         raise InvalidRow(
             column, f"Message {place} is {describe_type(item)}. It must be an object with role and content."
         )
-    speaker = item.get("role", item.get("from"))
+    field = "role" if "role" in item else "from"
+    speaker = item.get(field)
+    if speaker is not None and not isinstance(speaker, str):
+        raise InvalidRow(
+            column,
+            f"The {field} of message {place} is {describe_type(speaker)}. Use system, user or assistant.",
+        )
     if speaker in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
         raise InvalidRow(column, f"Message {place} uses tools, which are not supported. Remove the row.")
-    known = ROLES if "role" in item else SHAREGPT_ROLES
-    if not isinstance(speaker, str) or speaker not in known:
-        shown = f"the role `{speaker[:30]}`" if isinstance(speaker, str) else "no role"
+    known = ROLES if field == "role" else SHAREGPT_ROLES
+    if speaker is None or speaker not in known:
+        shown = f"the role `{speaker[:30]}`" if speaker else "no role"
         raise InvalidRow(column, f"Message {place} has {shown}. Use system, user or assistant.")
     content = item.get("content") if "content" in item else item.get("value")
     if not isinstance(content, str):
@@ -274,12 +295,14 @@ def _text_or_number(values: dict[str, Any], column: str) -> str:
     return _required_text(values, column)
 
 
-def _check_text(text: str, column: str) -> None:
+def _check_text(text: str, column: str) -> int:
+    """Return the size of a text in bytes. Raises InvalidRow if it is too large."""
     size = len(text.encode())
     if size > MAX_FIELD_BYTES:
         raise InvalidRow(
             column, f"A text of this row has {size / 1000:,.0f} kB. At most 256 kB are read; split it."
         )
+    return size
 
 
 def describe_type(value: Any) -> str:
@@ -294,4 +317,6 @@ def describe_type(value: Any) -> str:
         return "text"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, OtherValue):
+        return f"of the type {value.type[:50]}"
     return "an object" if isinstance(value, dict) else f"of the type {type(value).__name__}"
