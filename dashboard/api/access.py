@@ -45,19 +45,15 @@ class Token(HttpBearer):
     def authenticate(self, request: HttpRequest, token: str) -> ApiToken | None:
         token_row: ApiToken | None = request.api_token  # type: ignore[attr-defined]
         if token_row and request.method not in READS:
-            self._require_role(
-                token_row, has_object=bool(request.resolver_match and request.resolver_match.kwargs)
-            )
+            self._require_role(token_row)
         return token_row
 
-    def _require_role(self, token: ApiToken, *, has_object: bool) -> None:
+    def _require_role(self, token: ApiToken) -> None:
         if token.projects(self.role).exists():
             return
         if token.scope == ApiToken.Scope.READ:
             raise PermissionDenied(_("This token has read access only. Create a token with write access."))
-        # An owner who left the project must not learn which objects exist: the fetch answers 404.
-        if token.projects().exists() or not has_object:
-            raise PermissionDenied(refusal_for(self.role))
+        raise PermissionDenied(refusal_for(self.role))
 
 
 class RateLimit(BaseThrottle):

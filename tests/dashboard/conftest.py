@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.db import transaction
 from django.test import Client
+from pytest_django.plugin import DjangoDbBlocker
 
 from dashboard.models import Adapter, Evaluation, Job, MetricSeries, TrainingRun
 from tests.conftest import finish
+from tests.dashboard.routes import World, create_world
 
 FILES = {
     "README.md": b"# Triage\n",
@@ -105,3 +108,11 @@ def adapter(run: TrainingRun) -> Adapter:
     # After a rollback the next adapter has the same primary key, and so the same archive.
     shutil.rmtree(Path(settings.DATA_DIR) / "archives", ignore_errors=True)
     return publish(run)
+
+
+@pytest.fixture(scope="module")
+def world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[World]:
+    """Create one object of each kind in a transaction that is rolled back after the module."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        yield create_world()
+        transaction.set_rollback(True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # Otto manages another project. Mixed views Support and has a project of their own open, which they manage.
-# Root is a superuser without a membership. API calls use a token of each caller's open project.
+# Root is a superuser without a membership, so its token opens nothing. API calls use a token of each caller's
+# open project.
 CALLERS = ("anonymous", "viewer", "editor", "manager", "otto", "mixed", "root")
 # One character per caller: + allowed, ? must sign in or send a token, - forbidden (403), 0 not found (404).
 RULES = {
@@ -23,13 +24,16 @@ RULES = {
         GET invitation-accept
         POST invitation-accept
     """,
-    # Signed in, or any valid token.
+    # Signed in.
     "?++++++": """
         GET home account_change_password account_set_password queue-index queue-board settings
+        POST account_change_password account_set_password
+    """,
+    # API: any valid token.
+    "?+++++?": """
         GET api:openapi-json api:openapi-view api:me-detail api:base-model-index api:dataset-index
         GET api:training-run-index api:study-index api:adapter-index api:job-index api:worker-index
         GET api:compute-budget-detail api:membership-index api:invitation-index api:token-index
-        POST account_change_password account_set_password
     """,
     # Members, about the project that they have open.
     "?+++++-": """
@@ -42,15 +46,21 @@ RULES = {
     "?-++++-": """
         GET dataset-create target-module-config-create training-run-create study-create
         POST dataset-create dataset-sample target-module-config-create target-module-config-explain
-        POST training-run-create study-create saved-view-create api:target-module-config-index
-        POST api:dataset-index api:dataset-sample api:training-run-index api:forecast-index
-        POST api:study-index api:token-index
+        POST training-run-create study-create saved-view-create
+    """,
+    # API: tokens of editors, in their project.
+    "?-++++?": """
+        POST api:target-module-config-index api:dataset-index api:dataset-sample
+        POST api:training-run-index api:forecast-index api:study-index api:token-index
     """,
     # Managers, in the project that they have open.
     "?--+++-": """
         GET invitation-create base-model-create
-        POST invitation-create base-model-create compute-budget-change api:base-model-index
-        POST api:invitation-index
+        POST invitation-create base-model-create compute-budget-change
+    """,
+    # API: tokens of managers, in their project.
+    "?--+++?": """
+        POST api:base-model-index api:invitation-index
         PATCH api:compute-budget-detail
     """,
     # Managers, and superusers without a project.
@@ -94,7 +104,7 @@ RULES = {
         GET compare-json
     """,
     # API: tokens of the object's project.
-    "?+++000": """
+    "?+++00?": """
         GET api:base-model-detail api:base-model-modules api:base-model-presets
         GET api:target-module-config-index api:dataset-detail api:dataset-versions api:dataset-preview
         GET api:training-run-detail api:training-run-metrics api:training-run-metric-series
@@ -103,24 +113,24 @@ RULES = {
         GET api:adapter-download api:job-detail api:job-events
     """,
     # API: tokens of editors.
-    "?-++000": """
+    "?-++00?": """
         POST api:dataset-import-again api:training-run-cancel api:training-run-resume
         POST api:training-run-score api:study-cancel api:study-seeds
         POST api:study-score api:job-cancel
         DELETE api:token-revoke
     """,
     # API: tokens of managers.
-    "?--+000": """
+    "?--+00?": """
         POST api:base-model-inspect api:adapter-stage api:membership-change
         PATCH api:job-detail
         DELETE api:membership-remove api:invitation-revoke
     """,
     # API: unknown address.
-    "?000000": """
+    "?00000?": """
         GET api:api-root api:missing
     """,
     # API: a token of one project cannot pause workers of several; its own test covers it.
-    "?------": """
+    "?-----?": """
         POST api:worker-pause api:worker-resume
     """,
 }

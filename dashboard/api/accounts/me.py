@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from django.shortcuts import get_object_or_404
 from ninja import Router, Schema
 
 from dashboard.api.access import Call
 from dashboard.api.refusals import READING
-from dashboard.models import Role
 
 router = Router()
 
@@ -25,7 +25,7 @@ class MeOut(Schema):
 
     project: ProjectOut
     email: str
-    role: str | None
+    role: str
     scope: str
     expires_at: datetime | None
 
@@ -34,11 +34,11 @@ class MeOut(Schema):
 def detail(request: Call) -> MeOut:
     """Get project, owner, role and scope of the token."""
     token = request.auth
-    membership = token.project.memberships.filter(user=token.user).first()
+    membership = get_object_or_404(token.project.memberships, user=token.user)
     return MeOut(
         project=ProjectOut(id=token.project.pk, name=token.project.name),
         email=token.user.email,
-        role=Role(membership.role) if membership else None,
+        role=membership.role,
         scope=token.scope,
         expires_at=token.expires_at,
     )

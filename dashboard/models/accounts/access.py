@@ -13,7 +13,14 @@ from django.db import OperationalError, models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from dashboard.models.accounts.project import Caller, Project, ProjectQuerySet, Role, digest_of
+from dashboard.models.accounts.project import (
+    Caller,
+    Membership,
+    Project,
+    ProjectQuerySet,
+    Role,
+    digest_of,
+)
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -26,9 +33,11 @@ class ApiTokenQuerySet(ProjectQuerySet["ApiToken"]):
     """API tokens."""
 
     def working(self) -> ApiTokenQuerySet:
-        """Filter tokens that are not revoked or expired and whose owner is active."""
+        """Filter unrevoked, unexpired tokens whose owner is an active member of the project."""
         unexpired = models.Q(expires_at=None) | models.Q(expires_at__gt=timezone.now())
-        return self.filter(unexpired, revoked_at=None, user__is_active=True)
+        owner = {"user": models.OuterRef("user"), "project": models.OuterRef("project")}
+        is_member = models.Exists(Membership.objects.filter(**owner))
+        return self.filter(unexpired, is_member, revoked_at=None, user__is_active=True)
 
     def manageable_by(self, caller: Caller, owner: User) -> Self:
         """Filter the tokens of `owner` and all tokens of the projects that the caller manages."""
