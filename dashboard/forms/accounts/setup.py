@@ -35,7 +35,9 @@ class NewPasswordForm(forms.Form):
         password = self.cleaned_data.get("password")
         if password is None:
             return
-        user = User(email=self.cleaned_data.get("email", ""), first_name=self.cleaned_data.get("name", ""))
+        # An invitation gives the address, the set-up asks for it.
+        email = self.cleaned_data.get("email", self.initial.get("email", ""))
+        user = User(email=email, first_name=self.cleaned_data.get("name", ""))
         try:
             password_validation.validate_password(password, user)
         except forms.ValidationError as error:

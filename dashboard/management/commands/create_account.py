@@ -36,7 +36,6 @@ class Command(BaseCommand):
         parser.add_argument("--superuser", action="store_true", help="also administers the installation")
         parser.add_argument("--token", action="store_true", help="print a new API token, and nothing else")
 
-    @transaction.atomic
     def handle(self, *_arguments: Any, **options: Any) -> None:
         try:
             self.stdout.write(create_account(options))
@@ -47,24 +46,30 @@ class Command(BaseCommand):
 def create_account(options: dict[str, Any]) -> str:
     """Create or change the rows. Return the output: the token's secret, or a sentence."""
     email, role = options["email"].strip(), Role(options["role"])
-    user = User.objects.filter(email=email.lower()).first() or create_user(email, options["name"])
-    if options["superuser"]:
-        user.is_superuser = user.is_staff = True
-        user.save(update_fields=["is_superuser", "is_staff"])
     project_name = options["project"].strip()
     if not 1 <= len(project_name) <= 100:
         raise Refusal("A project's name has 1 to 100 characters.")
+    user = User.objects.filter(email=email.lower()).first() or build_user(email, options["name"])
+    with transaction.atomic():
+        if options["superuser"]:
+            user.is_superuser = user.is_staff = True
+        user.save(update_fields=["is_superuser", "is_staff"] if user.pk else None)
+        return admit(user, project_name, role, with_token=options["token"])
+
+
+def admit(user: User, project_name: str, role: Role, *, with_token: bool) -> str:
+    """Give the user the role in the project. Return the token's secret, or a sentence."""
     project = Project.objects.named(project_name)
     give_role(project, user, role)
-    if not options["token"]:
+    if not with_token:
         return f"{user.email} is {role} of {project}."
     # A viewer's role does not allow write tokens.
     scope = ApiToken.Scope.READ if role == Role.VIEWER else ApiToken.Scope.WRITE
     return ApiToken.issue(project, user, "create_account", scope=scope)[1]
 
 
-def create_user(email: str, name: str) -> User:
-    """Create an account with the password from standard input."""
+def build_user(email: str, name: str) -> User:
+    """Return a new account with the password from standard input."""
     try:
         validate_email(email)
     except ValidationError:
@@ -76,7 +81,7 @@ def create_user(email: str, name: str) -> User:
         validate_password(password, User(email=email, first_name=name))
     except ValidationError as error:
         raise Refusal(" ".join(error.messages)) from None
-    return User.objects.create_user(email, password, first_name=name[:150])
+    return User.objects.build_user(email, password, first_name=name[:150])
 
 
 def read_password() -> str:

@@ -260,13 +260,17 @@ class Invitation(models.Model):
         return invitation, secret
 
     def accept(self, user: User) -> Membership:
-        """Add `user` to the project or raise their role; never lower it. Raises InvitationUsed."""
+        """Add `user` to the project or raise their role; never lower it. Save a new user.
+
+        Raises InvitationUsed.
+        """
         with transaction.atomic():
-            claimed = Invitation.objects.filter(pk=self.pk, accepted_at=None).update(
-                accepted_at=timezone.now()
-            )
+            claimed = Invitation.objects.open().filter(pk=self.pk).update(accepted_at=timezone.now())
+            # Of several that accept at once, one changes the row; the others create no account.
             if not claimed:
                 raise InvitationUsed
+            if user.pk is None:
+                user.save()
             member = self.project.memberships.filter(user=user).first()
             if member and member.role in Role(self.role).and_above():
                 return member

@@ -15,12 +15,20 @@ from dashboard.models.accounts.project import Project, Role
 class UserManager(BaseUserManager["User"]):
     """Creates users by email address instead of user name."""
 
-    def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
-        """Create a user. Without a password the account cannot sign in."""
+    def build_user(self, email: str, password: str | None = None, **fields: Any) -> User:
+        """Return a new user, unsaved. Without a password the account cannot sign in.
+
+        Call it outside of transactions: hashing is slow on purpose, and SQLite has one lock for all writes.
+        """
         if not email:
             raise ValueError("A user needs an email address.")
         user = self.model(email=self.normalize_email(email).lower(), **fields)
         user.set_password(password)
+        return user
+
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
+        """Build a user and save it."""
+        user = self.build_user(email, password, **fields)
         user.save(using=self._db)
         return user
 

@@ -12,7 +12,7 @@ from django.contrib.auth import login
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.mail import send_mail
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -78,14 +78,15 @@ def accept(request: Request, secret: str) -> HttpResponse:
     form = NewPasswordForm(request.POST or None, initial={"email": invitation.email})
     if not form.is_valid():
         return show(request, invitation, status=422 if form.is_bound else 200, form=form)
+    user = User.objects.build_user(
+        invitation.email, form.cleaned_data["password"], first_name=form.cleaned_data["name"]
+    )
     try:
-        with transaction.atomic():
-            user = User.objects.create_user(
-                invitation.email, form.cleaned_data["password"], first_name=form.cleaned_data["name"]
-            )
-            invitation.accept(user)
-    except (InvitationUsed, IntegrityError):
+        invitation.accept(user)
+    except InvitationUsed:
         return render(request, "accounts/invitations/closed.html", status=404)
+    except IntegrityError:  # another invitation of this address was accepted meanwhile
+        return redirect_to_login(request.get_full_path())
     login(request, user, backend=BACKEND)
     return welcome(request, invitation)
 

@@ -46,11 +46,14 @@ def create(request: Request) -> HttpResponse:
 
 def create_first_user(values: dict[str, str]) -> User:
     """Create the superuser and the first project. Raises Http404 if an account exists meanwhile."""
+    user = User.objects.build_user(
+        values["email"], values["password"], first_name=values["name"], is_staff=True, is_superuser=True
+    )
     with transaction.atomic():
         # Deleting the code is the lock: of two visitors with the code, the second finds none.
         deleted, _by_model = SetupCode.objects.all().delete()
         if not deleted or User.objects.exists():
             raise Http404
-        user = User.objects.create_superuser(values["email"], values["password"], first_name=values["name"])
+        user.save()
         Project.objects.named(values["project"]).admit(user, Role.MANAGER)
     return user

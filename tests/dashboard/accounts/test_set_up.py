@@ -74,6 +74,7 @@ def test_error_in_another_field_uses_no_try(client: Client, code: str) -> None:
     [
         ("password", "short", "at least 12 characters"),
         ("password", "password1234", "too common"),
+        ("password", "123456789012", "entirely numeric"),
         ("password", "mara@example.org", "too similar"),
         ("email", "nobody", "valid email"),
         ("project", "  ", "required"),
