@@ -7,10 +7,12 @@ One middleware covers pages, API, event streams and the admin. Every view requir
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import partial
 from importlib import import_module
 from typing import Any
+from urllib.parse import unquote
 
 from allauth.account.adapter import DefaultAccountAdapter
 from asgiref.sync import sync_to_async
@@ -20,6 +22,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, parse_cookie
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
@@ -45,6 +48,9 @@ SUPERUSER_ROUTES = frozenset({"queue-index", "queue-board", "worker-pause", "wor
 # Routes that accept a file.
 UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")
 API_PREFIX = "/api/"
+# Browsers take two slashes for the start of a host, a backslash for a slash, and ignore tabs and line breaks.
+LOCAL_PATH = re.compile(r"(/(?!/)[^/\\\x00-\x1f\x7f]*)+")
+PATH_LENGTH = 2048
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -73,6 +79,9 @@ class GateMiddleware(LoginRequiredMiddleware):
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = current_project(request)  # type: ignore[attr-defined]
         response: HttpResponse = self.get_response(request)  # type: ignore[assignment]
+        # Forms send the address of the next page, to allauth and to Django's admin as well.
+        if not is_local(response.get("Location", "/")):
+            response["Location"] = reverse("home")
         # The browser's Back button may show a page and its form again; proxies store neither.
         is_call = request.path.startswith(API_PREFIX)
         response.setdefault("Cache-Control", f"private, {'no-store' if is_call else 'no-cache'}")
@@ -173,11 +182,27 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     return {**context, "is_administrator": is_administrator, "alerts": alerts}
 
 
+def is_local(address: str) -> bool:
+    """Return whether the address is a path of this site, as written and however often it is decoded."""
+    path = re.split("[?#]", address, maxsplit=1)[0]
+    # The length bounds the rounds of decoding.
+    if len(path) > PATH_LENGTH:
+        return False
+    while LOCAL_PATH.fullmatch(path):
+        encoded, path = path, unquote(path)
+        if path == encoded:
+            return True
+    return False
+
+
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
-    """Closes sign-up: accounts come from invitations and the set-up code."""
+    """Closes sign-up: accounts come from invitations and the set-up code. Redirects within the site."""
 
     def is_open_for_signup(self, _request: HttpRequest) -> bool:
         return False
+
+    def is_safe_url(self, url: str) -> bool:
+        return is_local(url)
 
 
 class BodyLimit:

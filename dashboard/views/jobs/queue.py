@@ -6,12 +6,11 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRefresh
 
-from dashboard.gate import Request
+from dashboard.gate import Request, is_local
 from dashboard.models import IllegalMove, Job, Role
 from dashboard.models.jobs.stop import StopRefused, stop_job
 from dashboard.presenters.queue_board import board_context, row_of
@@ -34,9 +33,7 @@ def cancel(request: Request, pk: int) -> HttpResponse:
     """Stop a job; ask again if it started after the page was loaded."""
     job = Job.objects.fetch(request.user, pk, Role.EDITOR)
     back = request.POST.get("next", "")
-    # `redirect` resolves a value without a slash as the name of a route.
-    is_local = back.startswith("/") and url_has_allowed_host_and_scheme(back, allowed_hosts=None)
-    back = back if is_local else reverse("queue-index")
+    back = back if is_local(back) else reverse("queue-index")
     try:
         is_stopped = stop_job(job, request.user, seen_waiting=request.POST.get("seen") == "waiting")
     except StopRefused as refusal:

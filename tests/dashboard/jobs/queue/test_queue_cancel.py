@@ -68,7 +68,8 @@ def test_a_stop_is_confirmed_again_if_the_job_has_started_since(editor: Client, 
 
 
 @pytest.mark.parametrize(
-    "back", ["https://evil.example.org/", "//evil.example.org", "javascript:alert(1)", "nowhere"]
+    "back",
+    ["https://evil.example.org/", "//evil.example.org", "/%2fevil.example", "javascript:alert(1)", "nowhere"],
 )
 def test_a_redirect_never_leaves_the_site(editor: Client, run: TrainingRun, back: str) -> None:
     assert stop(editor, run, next=back).url == reverse("queue-index")
