@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import BadRequest
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, parse_cookie
 from django.shortcuts import redirect, render
@@ -51,6 +52,7 @@ API_PREFIX = "/api/"
 # Browsers take two slashes for the start of a host, a backslash for a slash, and ignore tabs and line breaks.
 LOCAL_PATH = re.compile(r"(/(?!/)[^/\\\x00-\x1f\x7f]*)+")
 PATH_LENGTH = 2048
+CONTENT_LENGTH = re.compile("[0-9]{1,18}")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -74,6 +76,8 @@ class GateMiddleware(LoginRequiredMiddleware):
     async_capable = False
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
+        if not CONTENT_LENGTH.fullmatch(request.META.get("CONTENT_LENGTH") or "0"):
+            raise BadRequest("The length of the body is no number.")
         # A body may declare any of Python's codecs, and some cannot decode a form.
         request.encoding = settings.DEFAULT_CHARSET
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
@@ -97,6 +101,7 @@ class GateMiddleware(LoginRequiredMiddleware):
         """Return the refusal, or None to call the view."""
         if request.path.startswith(API_PREFIX):
             return require_token(request)
+        require_readable_form(request)
         refusal: HttpResponseBase | None = super().process_view(request, view_func, view_args, view_kwargs)
         if refusal or not getattr(view_func, "login_required", True):
             return refusal
@@ -117,6 +122,24 @@ class GateMiddleware(LoginRequiredMiddleware):
             return HttpResponseClientRedirect(redirect_to_login(back).url)
         # After sign-in, a GET of an address that accepts only POST would fail.
         return redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "/")
+
+
+def require_readable_form(request: HttpRequest) -> None:
+    """Parse a posted form. Raises BadRequest for one that no browser sends.
+
+    Django's parser refuses some malformed bodies, and reads others as a form without fields.
+    """
+    if request.method != "POST":
+        return
+    texts = [text for name, values in request.POST.lists() for text in (name, *values)]
+    if any("\0" in text for text in texts):
+        raise BadRequest("A field of the form contains NUL.")
+    is_multipart = request.content_type == "multipart/form-data"
+    if is_multipart and not texts and not request.FILES:
+        # A form without fields consists of its last boundary.
+        boundary = request.content_params.get("boundary", "") if request.content_params else ""
+        if int(request.META.get("CONTENT_LENGTH") or 0) > len(f"--{boundary}--\r\n"):
+            raise BadRequest("No part of the form can be read.")
 
 
 def require_project(request: HttpRequest) -> HttpResponse | None:
@@ -224,8 +247,8 @@ class BodyLimit:
         }
         limit = settings.BODY_LIMIT_BYTES
         announced = headers.get("content-length", "")
-        is_large = not announced.isdigit() and "transfer-encoding" in headers
-        is_large = is_large or (announced.isdigit() and int(announced) > limit)
+        length = int(announced) if CONTENT_LENGTH.fullmatch(announced) else None
+        is_large = "transfer-encoding" in headers if length is None else length > limit
         # A body declared as small keeps the ordinary limit on upload routes as well.
         if is_large and scope["path"].rstrip("/") in [path.rstrip("/") for path in UPLOAD_PATHS]:
             try:
@@ -239,7 +262,7 @@ class BodyLimit:
                 await _refuse(scope, send, 401, "unauthorized", _("Sign in before you upload a file."))
                 return
             limit = settings.UPLOAD_LIMIT_BYTES
-        if announced.isdigit() and int(announced) > limit:
+        if length is not None and length > limit:
             await _refuse(scope, send, 413, "too_large", _too_large(limit))
             return
         await self._forward(scope, receive, send, limit)

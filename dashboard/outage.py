@@ -1,4 +1,4 @@
-"""Error responses: 503 while the database is unreachable or its tables are outdated, else 500.
+"""Error responses: 400 for unreadable requests, 503 while the database is unreachable or outdated, else 500.
 
 Does not use the database, so these pages have no navigation.
 """
@@ -20,6 +20,14 @@ from dashboard.models.operations.outdated_tables import TEXT, is_due_to_old_tabl
 # A locked SQLite file counts as unreachable: it also recovers later.
 DATABASE_ERRORS = (InterfaceError, OperationalError)
 RETRY_SECONDS = 10
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Return the response for a request that cannot be read; Django's handler400."""
+    if request.path.startswith(API_PREFIX):
+        message = _("The request cannot be read. See the documentation for its format.")
+        return api_error(400, "unreadable", message)
+    return HttpResponse(loader.render_to_string("400.html"), status=400)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

@@ -26,6 +26,7 @@ from dashboard.views.studies import (
 )
 from dashboard.views.training import fine_tune, metric_series, training_runs
 
+handler400 = "dashboard.outage.bad_request"
 handler500 = "dashboard.outage.server_error"
 
 

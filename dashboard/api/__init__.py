@@ -12,6 +12,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, re_path
+from django.utils.datastructures import MultiValueDict
 from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.openapi.schema import OpenAPISchema
@@ -26,6 +27,7 @@ from dashboard.api.catalog import base_models, datasets, target_module_configs
 from dashboard.api.jobs import compute_budgets, jobs, workers
 from dashboard.api.reference import Reference
 from dashboard.api.training import forecast, training_runs
+from dashboard.gate import require_readable_form
 
 KEY_HEADER = {
     "in": "header",
@@ -40,13 +42,21 @@ KEY_HEADER = {
 
 
 class BodyParser(Parser):
-    """Parses JSON bodies. An empty form, which some clients send by default, counts as no body."""
+    """Parses JSON bodies and forms. An empty form, which some clients send by default, counts as no body."""
 
     def parse_body(self, request: HttpRequest) -> DictStrAny:
+        require_readable_form(request)
         is_form = request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
         if is_form and not request.POST and not request.FILES:
             return {}
         return super().parse_body(request)
+
+    def parse_querydict(
+        self, data: MultiValueDict[str, Any], list_fields: list[str], request: HttpRequest
+    ) -> DictStrAny:
+        if data is not request.GET:
+            require_readable_form(request)
+        return super().parse_querydict(data, list_fields, request)
 
 
 class Api(NinjaAPI):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from django.core.exceptions import (
+    BadRequest,
     PermissionDenied,
     RequestDataTooBig,
     SuspiciousOperation,
@@ -24,7 +25,7 @@ from pydantic import ConfigDict
 
 from dashboard.gate import api_error
 from dashboard.models import OverBudget
-from dashboard.outage import outage
+from dashboard.outage import bad_request, outage
 from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import Hyperparameters
 
@@ -53,7 +54,7 @@ class Nothing(Schema):
 
 
 READING = {frozenset({401, 403, 404, 409, 422, 429}): Refused}
-WRITING = {frozenset({401, 403, 404, 409, 413, 422, 429}): Refused}
+WRITING = {frozenset({400, 401, 403, 404, 409, 413, 422, 429}): Refused}
 
 
 class Refusal(Exception):
@@ -182,7 +183,9 @@ def _too_large(_request: HttpRequest, _error: Exception) -> HttpResponse:
     return api_error(413, "too_large", _("The request is larger than this endpoint accepts."))
 
 
-def _unreadable(_request: HttpRequest, _error: Exception) -> HttpResponse:
+def _unreadable(request: HttpRequest, error: Exception) -> HttpResponse:
+    if isinstance(error.__cause__, BadRequest | MultiPartParserError):
+        return bad_request(request, error)
     return api_error(
         422, "unreadable", _("The request body cannot be read. See the documentation for its format.")
     )
@@ -225,7 +228,8 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
     TooManyFieldsSent: _too_large,
     TooManyFilesSent: _too_large,
     SuspiciousOperation: _unreadable,
-    MultiPartParserError: _unreadable,
+    BadRequest: bad_request,
+    MultiPartParserError: bad_request,
     UnreadablePostError: _unreadable,
     Exception: _internal_error,
 }

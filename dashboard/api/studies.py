@@ -272,7 +272,7 @@ def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
 
 
 @router.post("/{int:pk}/cancel", response={202: StudyOut, **WRITING})
-def cancel(request: Call, pk: int) -> Status[dict[str, Any]]:
+def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dict[str, Any]]:
     """Stop all jobs of the study. Finished runs keep their adapters."""
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
 

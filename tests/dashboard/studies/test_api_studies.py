@@ -172,8 +172,8 @@ def test_other_projects_get_404(
     theirs = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'o')[1]}"})
     for path in ("", "/export"):
         refused(theirs.get(f"{STUDIES}/{study.pk}{path}"), 404)
-    for path in ("/cancel", "/seeds"):
-        refused(theirs.post(f"{STUDIES}/{study.pk}{path}", {"seeds": [9]}, **HEAD), 404)
+    for path, body in (("/cancel", {}), ("/seeds", {"seeds": [9]})):
+        refused(theirs.post(f"{STUDIES}/{study.pk}{path}", body, **HEAD), 404)
 
 
 def test_cancelled_study_takes_no_seeds(
