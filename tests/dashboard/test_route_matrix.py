@@ -5,7 +5,9 @@ All objects belong to the project Support and are created once for this module.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -39,6 +41,33 @@ def rules() -> dict[tuple[str, str], str]:
         for method, *names in map(str.split, lines.strip().splitlines())
         for name in names
     }
+
+
+# Bodies, fields of forms and queries that no route can want.
+JUNK: tuple[Any, ...] = (None, [], "text", 5, {"no_such_key": 1}, {"name": {"a": []}, "dataset": "x", "r": 0})
+FORMS = (
+    {"name": "x" * 5000, "kind": "hub", "hub_id": "../../etc/passwd", "revision": "a b", "stage": "golden"},
+    {
+        "dataset_version": "abc",
+        "base_model": "-1",
+        "target_module_config": "made-up",
+        "r": "x",
+        "role": "king",
+    },
+    {
+        "version": "x",
+        "prompt_column": "nope",
+        "project": "x",
+        "lifetime": "-1",
+        "folder": "../..",
+        "name": "",
+    },
+)
+WRONG_QUERIES = (
+    "limit=0&cursor=%00&state=made-up&q=%00",
+    "r=0&base_model=x&name=%F0&max_steps=x&learning_rate=1e9&dataset=x&clone=-1",
+    "limit=1e9&since=a&cursor=-1&runs=abc&runs=999999&runs=-1&base_model=999999999999999999999",
+)
 
 
 def outcome(answer: HttpResponseBase) -> str:
@@ -108,6 +137,24 @@ def test_read_tokens_change_nothing(route: Route, world: World) -> None:
     client = Client(headers={"Authorization": f"Bearer {token}"})
     for method in set(methods_of(route, world)) - {"GET"}:
         assert send(client, route, method, world).status_code == 403
+
+
+@pytest.mark.parametrize("route", routes(), ids=by_name)
+def test_junk_breaks_nothing(route: Route, world: World) -> None:
+    client = client_for(world, "manager", route)
+    address = route.address(world)
+    for method in methods_of(route, world):
+        if method == "GET":
+            mark = "&" if "?" in address else "?"
+            answers = [client.get(f"{address}{mark}{query}") for query in WRONG_QUERIES]
+        elif route.is_api:
+            bodies = map(json.dumps, JUNK)
+            answers = [
+                client.generic(method, address, body, content_type="application/json") for body in bodies
+            ]
+        else:
+            answers = [client.post(address, fields) for fields in FORMS]
+        assert all(answer.status_code < 500 for answer in answers), method
 
 
 @pytest.mark.parametrize("caller", ["anonymous", "manager"])

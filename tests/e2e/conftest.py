@@ -16,13 +16,13 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.conftest import PASSWORD
 from tests.e2e.installation import (
-    OVER,
     Api,
     Installation,
     Person,
     run_chromium,
     run_installation,
     sign_in,
+    start_run,
     until,
 )
 
@@ -32,9 +32,14 @@ expect.set_options(timeout=20_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
 
 
+# There is only one first visit. The last files share one run, which keeps a worker busy.
+FIRST, LAST = ["test_first_adapter.py"], ["test_lost_line.py", "test_live_stream.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first visit comes first: there is only one, and every other test leaves an account behind."""
-    items.sort(key=lambda item: item.path.name != "test_first_adapter.py")
+    """Order the files."""
+    order = {name: place for place, name in enumerate([*FIRST, "", *LAST])}
+    items.sort(key=lambda item: order.get(item.path.name, order[""]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,37 +126,26 @@ def dataset(api: Api) -> int:
 
 @pytest.fixture(scope="package")
 def finished_run(api: Api, dataset: int) -> int:
-    """A short run with its adapter and its evaluation."""
-    hyper = {"max_steps": 20, "max_length": 128, "learning_rate": 1e-3}
-    asked = {
-        "name": "Colours",
-        "dataset": dataset,
-        "target_module_config": "efficient",
-        "hyperparameters": hyper,
-    }
-    run = api.post("/runs", asked)["id"]
+    """A run with its adapter and its evaluations: that of an earlier test, or one of its own."""
+    for found in api.get("/runs?limit=200")["data"]:
+        if found["state"] == "succeeded" and is_scored(api, found["id"]):
+            return int(found["id"])
+    run = start_run(api, dataset, "Colours", max_steps=20, learning_rate=1e-3)
     assert api.wait(f"/runs/{run}")["state"] == "succeeded"
-    until(lambda: all_ended(api, run), "the evaluation", seconds=90)
-    return int(run)
+    until(lambda: is_scored(api, run), "the evaluation", seconds=90)
+    return run
 
 
-def all_ended(api: Api, run: int) -> bool:
-    """Return whether the run has evaluations and none of them is under way."""
+def is_scored(api: Api, run: int) -> bool:
+    """Return whether the run has evaluations and all of them have succeeded."""
     found = api.get(f"/runs/{run}/evaluations")["data"]
-    return bool(found) and all(one["state"] in OVER for one in found)
+    return bool(found) and all(one["state"] == "succeeded" for one in found)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def long_run(api: Api, dataset: int) -> Iterator[int]:
-    """A run that trains through all tests of a file."""
-    hyper = {"max_steps": 60_000, "max_length": 128, "per_device_train_batch_size": 1}
-    asked = {
-        "name": "Long",
-        "dataset": dataset,
-        "target_module_config": "efficient",
-        "hyperparameters": hyper,
-    }
-    run = api.post("/runs", asked)["id"]
+    """A run that trains until a test stops it."""
+    run = start_run(api, dataset, "Long", max_steps=60_000, per_device_train_batch_size=1)
     until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step", seconds=90)
     yield run
     api.call("POST", f"/runs/{run}/cancel")

@@ -1,21 +1,25 @@
-"""Every page with real rows on it, in light and dark, at desk and phone width: none has a serious fault."""
+"""Every page with rows on it, in light and dark, at desk and phone width: none has a serious fault."""
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
+from django.conf import settings
 from django.urls import URLPattern
 from playwright.sync_api import Browser, Page
 
 from dashboard.urls import urlpatterns
 from tests.e2e.audit import complaints, faults
-from tests.e2e.installation import Api, Installation, until
+from tests.e2e.installation import Api, Installation, Person
 
 pytestmark = pytest.mark.slow
 
-# Routes with a page for people, with what their address needs. {…} is an id of `Rows`.
+# Routes with a page for people, with what their address needs. {…} is an id of `rows`.
 PAGES = {
     "home": "/",
     "account_change_password": "/account/password/",
@@ -44,6 +48,10 @@ PAGES = {
     "study-create": "/studies/new/?dataset={dataset}",
     "study-detail": "/studies/{study}/",
     "study-detail, stopped": "/studies/{stopped_study}/",
+    "study-report": "/studies/{study}/report/",
+    "study-items": "/studies/{study}/answers/",
+    "study-judge": "/studies/{study}/judge/",
+    "study-vote": "/studies/{study}/votes/",
     "compare": "/compare/?runs={run}&runs={stopped_run}",
     "compare, nothing chosen": "/compare/",
     "adapter-index": "/adapters/",
@@ -77,9 +85,8 @@ NOT_HERE = {
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
     *("study-score", "training-run-score"),
-    # Pages of a finished study: `test_study.py` looks at them.
-    *("study-judge", "study-vote"),
-    *("study-items", "study-report", "study-deltas-csv", "study-scores-csv", "study-json", "decision-create"),
+    *("study-deltas-csv", "study-scores-csv", "study-json", "decision-create"),
+    # `test_study.py` looks at it.
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("target-module-config-explain", "target-module-config-export"),
@@ -87,72 +94,51 @@ NOT_HERE = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Ids of one object of each kind and state."""
-
-    dataset: int
-    bad_dataset: int
-    asking_dataset: int
-    base_model: int
-    run: int
-    failed_run: int
-    stopped_run: int
-    adapter: int
-    study: int
-    stopped_study: int
-    target_module_config: int
-
-
 @pytest.fixture(scope="module")
-def rows(api: Api, dataset: int, finished_run: int) -> Rows:
-    """Rows of a project after some days: things that went well, failed, and were stopped."""
-    long = api.post("/runs", asked(dataset, name="Too long", max_steps=5000))["id"]
-    cut = api.post("/runs", asked(dataset, name="Cut off", max_steps=2, max_length=16))["id"]
-    bad = api.upload(
-        "empty-answers.jsonl", b'{"prompt": "a", "completion": ""}\n' * 3, name="Bad rows"
-    ).json()
-    odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()
+def rows(installation: Installation, api: Api, finished_run: int) -> dict[str, int]:
+    """Return ids of objects of each kind and state: things that went well, failed, and were stopped."""
+    bad = api.upload("bad.jsonl", b'{"prompt": "a", "completion": ""}\n' * 3, name="Bad rows").json()["id"]
+    odd = api.upload("odd.csv", b"question,hint,reply\na,b,c\nd,e,f\n", name="Odd columns").json()["id"]
     choice = {"name": "Upper part", "target_modules": ["o_proj"], "rank_pattern": {"o_proj": 4}}
     config = api.call("POST", "/target-module-configs", choice).json()["id"]
-    study, stopped_study = (api.post("/studies", compared(dataset, seeds))["id"] for seeds in (1, 3))
-    api.post(f"/studies/{stopped_study}/cancel")
-    # Stopped in the midst of its curves.
-    until(lambda: api.get(f"/runs/{long}")["step"] > 20, "twenty steps")
-    api.post(f"/runs/{long}/cancel", {"keep": "checkpoint"})
-    assert api.wait(f"/runs/{long}")["state"] == "cancelled"
-    assert api.wait(f"/runs/{cut}")["state"] == "failed"
-    assert api.wait(f"/studies/{study}", seconds=180)["state"] == "succeeded"
-    for name, found in (("Bad rows", bad), ("Odd columns", odd)):
-        assert api.wait(f"/datasets/{found['id']}")["state"] == "failed", name
-    return Rows(
-        dataset=dataset,
-        bad_dataset=bad["id"],
-        asking_dataset=odd["id"],
-        base_model=api.get("/base-models")["data"][0]["id"],
-        run=finished_run,
-        failed_run=cut,
-        stopped_run=long,
-        adapter=api.get(f"/runs/{finished_run}")["adapter"]["id"],
-        study=study,
-        stopped_study=stopped_study,
-        target_module_config=config,
+    written = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.rows", str(finished_run)],
+        env=installation.environment,
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-
-
-def asked(dataset: int, *, name: str = "", **hyper: int) -> dict[str, object]:
+    assert written.returncode == 0, written.stderr
+    for dataset in (bad, odd):
+        assert api.wait(f"/datasets/{dataset}")["state"] == "failed"
+    run = api.get(f"/runs/{finished_run}")
     return {
-        "name": name,
-        "dataset": dataset,
-        "target_module_config": "efficient",
-        "hyperparameters": {"max_steps": 4, "max_length": 128, **hyper},
+        "dataset": run["dataset"],
+        "bad_dataset": bad,
+        "asking_dataset": odd,
+        "base_model": run["base_model"],
+        "run": finished_run,
+        "adapter": run["adapter"]["id"],
+        "target_module_config": config,
+        **json.loads(written.stdout),
     }
 
 
-def compared(dataset: int, seeds: int) -> dict[str, object]:
-    few = {"max_steps": 2, "max_length": 128}
-    arms = [{"target_module_config": slug, "hyperparameters": few} for slug in ("efficient", "quality")]
-    return {"dataset": dataset, "arms": arms, "seeds": list(range(1, seeds + 1))}
+@pytest.fixture(scope="module")
+def tab(installation: Installation, browser: Browser, mara: Person) -> Iterator[Page]:
+    """One tab of Mara's for all pages."""
+    window = browser.new_context(base_url=installation.url, storage_state=mara.session)
+    yield window.new_page()
+    window.close()
+
+
+@pytest.fixture(scope="module")
+def guest(installation: Installation, browser: Browser) -> Iterator[Page]:
+    """The tab of somebody who is not signed in."""
+    page = browser.new_page(base_url=installation.url)
+    yield page
+    page.close()
 
 
 def test_every_route_is_either_looked_at_here_or_has_no_page() -> None:
@@ -162,50 +148,41 @@ def test_every_route_is_either_looked_at_here_or_has_no_page() -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_page_is_accessible_and_quiet(page: Page, rows: Rows, name: str) -> None:
-    with complaints(page) as complained:
-        answer = page.goto(PAGES[name].format(**vars(rows)), wait_until="load")
+def test_the_page_is_accessible_and_quiet(tab: Page, rows: dict[str, int], name: str) -> None:
+    with complaints(tab) as complained:
+        answer = tab.goto(PAGES[name].format(**rows), wait_until="load")
         assert answer is not None
         assert answer.status == 200
-        assert faults(page, file_name(name)) == []
+        assert faults(tab, file_name(name)) == []
     assert complained == []
 
 
 @pytest.mark.parametrize("name", ENTRANCES)
-def test_the_entrance_is_accessible_and_quiet(
-    installation: Installation, browser: Browser, name: str
-) -> None:
-    page = browser.new_page(base_url=installation.url)
-    with complaints(page) as complained:
-        page.goto(ENTRANCES[name])
-        assert faults(page, file_name(name)) == []
+def test_the_entrance_is_accessible_and_quiet(guest: Page, name: str) -> None:
+    with complaints(guest) as complained:
+        guest.goto(ENTRANCES[name])
+        assert faults(guest, file_name(name)) == []
     assert complained == []
-    page.close()
 
 
-def test_an_invitation_is_accessible_and_quiet(
-    installation: Installation, browser: Browser, page: Page
-) -> None:
-    page.goto("/team/")
-    page.get_by_label("Email address").fill("nina@example.org")
-    page.get_by_role("button", name="Send invitation").click()
-    link = page.locator("#invitation-link").inner_text()
-    guest = browser.new_page()
+def test_an_invitation_is_accessible_and_quiet(guest: Page, tab: Page) -> None:
+    tab.goto("/team/")
+    tab.get_by_label("Email address").fill("nina@example.org")
+    tab.get_by_role("button", name="Send invitation").click()
+    link = tab.locator("#invitation-link").inner_text()
     with complaints(guest) as complained:
         guest.goto(link)
         assert guest.get_by_label("Your name").is_visible()
         assert faults(guest, "invitation-accept") == []
     assert complained == []
-    guest.close()
 
 
-@pytest.mark.parametrize("path", ["/no-such-page/", "/runs/999999/"])
-def test_a_missing_page_is_accessible_and_leads_on(page: Page, path: str) -> None:
-    answer = page.goto(path)
+def test_a_missing_page_is_accessible_and_leads_on(tab: Page) -> None:
+    answer = tab.goto("/runs/999999/")
     assert answer is not None
     assert answer.status == 404
-    assert faults(page, f"missing-{path.split('/')[1]}") == []
-    assert page.get_by_role("link").count() > 0
+    assert faults(tab, "missing") == []
+    assert tab.get_by_role("link").count() > 0
 
 
 def file_name(name: str) -> str:
