@@ -157,7 +157,7 @@ def locked(transactional_db: None) -> Iterator[None]:
         pytest.skip("Only SQLite has one writer at a time.")
     options = connection.settings_dict["OPTIONS"]
     connection.close()
-    connection.settings_dict["OPTIONS"] = {**options, "timeout": 0.2}
+    connection.settings_dict["OPTIONS"] = {**options, "timeout": 0.02}
     with contextlib.closing(sqlite3.connect(connection.settings_dict["NAME"])) as writer:
         writer.execute("BEGIN IMMEDIATE")
         yield

@@ -54,12 +54,3 @@ def test_texts_of_a_config(client: Client, vera: User, project: Project, base_mo
     assert "Seen twice." in page
     assert "2 of 2 layers, 2 modules: attention output" in page
     assert "Make a new version" not in page
-
-
-def test_configs_of_other_projects_are_not_found(client: Client, otto: User, project: Project) -> None:
-    config = TargetModuleConfig.objects.compose(
-        project=project, by=None, name="Ours", selection=Selection(("o_proj",))
-    )
-    client.force_login(otto)
-    for route in ("target-module-config-detail", "target-module-config-export"):
-        assert client.get(reverse(route, args=[config.pk])).status_code == 404

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from django.test import Client
 
-from dashboard.models import Adapter, ApiToken, ComputeBudget, Evaluation, Job, Project, State, Study, User
+from dashboard.models import Adapter, ComputeBudget, Job, Project, State, Study, User
 from tests.conftest import finish
 from tests.dashboard.evaluations.test_evaluation_score_again import evaluation_fails
 from tests.dashboard.refusals import refusal
@@ -69,16 +68,3 @@ def test_the_compute_budget_limits_it(api: Client, adapter: Adapter, project: Pr
     ComputeBudget.objects.change(project, 0, None)
     assert refusal(score(api, f"{RUNS}/{adapter.run_id}"), 409)["code"] == "over_budget"
     assert waiting() == 0
-
-
-@pytest.mark.parametrize("role", ["viewer", "outsider"])
-def test_only_editors_of_the_project_may_reevaluate(
-    adapter: Adapter, project: Project, other_project: Project, vera: User, otto: User, role: str
-) -> None:
-    evaluation_fails(adapter)
-    person, home = (vera, project) if role == "viewer" else (otto, other_project)
-    secret = ApiToken.issue(home, person, "tests")[1]
-    theirs = Client(headers={"Authorization": f"Bearer {secret}"})
-    refusal(score(theirs, f"{RUNS}/{adapter.run_id}"), 403 if role == "viewer" else 404)
-    assert waiting() == 0
-    assert Evaluation.objects.count() == 2

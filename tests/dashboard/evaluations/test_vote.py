@@ -127,14 +127,6 @@ def test_an_answer_of_another_scope_is_not_found(
     assert answer.status_code == 404
 
 
-def test_only_editors_may_vote(client: Client, vera: User, otto: User, scored: TrainingRun) -> None:
-    client.force_login(vera)
-    pk, _text = shown(client, scored)
-    assert client.post(address(scored), {"item": pk, "verdict": "right"}).status_code == 403
-    client.force_login(otto)
-    assert client.get(address(scored)).status_code == 404
-
-
 def test_agreement_of_majorities_with_the_judge(
     ed: User, mara: User, vera: User, scored: TrainingRun
 ) -> None:

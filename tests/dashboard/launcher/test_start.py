@@ -124,8 +124,10 @@ def test_exits_older_than_a_minute_do_not_count() -> None:
 
 SUPERVISOR = """
 import signal, sys
+from dashboard.launcher import processes
 from dashboard.launcher.processes import Program, Programs
 from pathlib import Path
+processes.EXITS_ALLOWED = 3
 marks = Path(sys.argv[1])
 programs = [{programs}]
 sys.exit(Programs(programs, is_ready=lambda: (marks / "up").exists(), greeting="ready: here").run())
@@ -148,7 +150,7 @@ def supervise(folder: Path, programs: str) -> Iterator[subprocess.Popen[str]]:
         yield supervisor
 
 
-def wait_for(condition: object, seconds: float = 15.0) -> None:
+def wait_for(condition: object, seconds: float = 60.0) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
@@ -165,7 +167,7 @@ def test_sigterm_stops_all_processes(tmp_path: Path) -> None:
         wait_for((tmp_path / "up").exists)
         family = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.terminate()
-        assert supervisor.wait(timeout=5) == 0
+        assert supervisor.wait(timeout=60) == 0
         assert family
         assert gone(family)
 
@@ -175,7 +177,7 @@ def test_programs_end_with_killed_launcher(tmp_path: Path) -> None:
         wait_for((tmp_path / "up").exists)
         family = psutil.Process(supervisor.pid).children(recursive=True)
         supervisor.kill()
-        supervisor.wait(timeout=5)
+        supervisor.wait(timeout=60)
         assert family
         wait_for(lambda: gone(family))
 
@@ -192,26 +194,25 @@ def test_killed_program_is_restarted(tmp_path: Path) -> None:
         )
         time.sleep(1)
         supervisor.terminate()
-        output = supervisor.communicate(timeout=5)[0]
+        output = supervisor.communicate(timeout=60)[0]
         assert "graftworks | sleeper ended with code -9, restarting at once." in output
         assert output.count("ready: here") == 1
 
 
-@pytest.mark.slow
-def test_launcher_gives_up_after_six_exits(tmp_path: Path) -> None:
+def test_launcher_gives_up_after_too_many_exits(tmp_path: Path) -> None:
     failing = 'Program("failing", ["sh", "-c", "echo broken pipe dreams; exit 3"], {"PATH": "/usr/bin:/bin"})'
     with supervise(tmp_path, failing) as supervisor:
-        output = supervisor.communicate(timeout=40)[0]
+        output = supervisor.communicate(timeout=60)[0]
         assert supervisor.returncode == 1
-        assert "failing ended 6 times within a minute" in output
-        assert output.count("failing    | broken pipe dreams") == 6
+        assert "failing ended 3 times within a minute" in output
+        assert output.count("failing    | broken pipe dreams") == 3
 
 
 def test_program_that_ignores_sigterm_is_killed_after_grace(tmp_path: Path) -> None:
     with supervise(tmp_path, STUBBORN.replace("GRACE", "1")) as supervisor:
         wait_for((tmp_path / "up").exists)
         supervisor.terminate()
-        assert supervisor.wait(timeout=5) == 0
+        assert supervisor.wait(timeout=60) == 0
 
 
 def test_second_signal_kills_at_once(tmp_path: Path) -> None:
@@ -222,4 +223,4 @@ def test_second_signal_kills_at_once(tmp_path: Path) -> None:
         time.sleep(1.5)
         assert supervisor.poll() is None
         supervisor.send_signal(signal.SIGINT)
-        assert supervisor.wait(timeout=5) == 0
+        assert supervisor.wait(timeout=60) == 0

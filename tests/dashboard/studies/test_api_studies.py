@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from dashboard.models import ApiToken, BaseModel, Dataset, Project, State, Study, User
+from dashboard.models import BaseModel, Dataset, Project, State, Study, User
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.studies.factories import Table, conclude, make_study, score_first_seed
@@ -163,17 +163,6 @@ def test_finished_study_takes_seeds(
     (addition,) = answer.json()["additions"]
     assert (addition["seeds"], addition["after_result"]) == ([3], True)
     assert refused(api.post(f"{STUDIES}/{study.pk}/seeds", {"seeds": [3]}, **HEAD), 422, "seeds")
-
-
-def test_other_projects_get_404(
-    project: Project, other_project: Project, otto: User, dataset: Dataset, base_model: BaseModel
-) -> None:
-    study = make_study(project, dataset, base_model)
-    theirs = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'o')[1]}"})
-    for path in ("", "/export"):
-        refused(theirs.get(f"{STUDIES}/{study.pk}{path}"), 404)
-    for path, body in (("/cancel", {}), ("/seeds", {"seeds": [9]})):
-        refused(theirs.post(f"{STUDIES}/{study.pk}{path}", body, **HEAD), 404)
 
 
 def test_cancelled_study_takes_no_seeds(

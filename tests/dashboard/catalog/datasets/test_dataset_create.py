@@ -104,13 +104,6 @@ def test_invalid_columns_are_refused(client: Client, ed: User, fields: dict[str,
     assert send(client, ROWS, **fields).status_code == 422  # type: ignore[arg-type, attr-defined]
 
 
-def test_a_viewer_cannot_upload(client: Client, vera: User) -> None:
-    client.force_login(vera)
-    assert client.get(reverse("dataset-create")).status_code == 403
-    assert send(client).status_code == 403  # type: ignore[attr-defined]
-    assert not Dataset.objects.exists()
-
-
 def test_the_name_of_another_project_is_free(
     client: Client, ed: User, otto: User, other_project: object
 ) -> None:

@@ -203,14 +203,6 @@ def test_an_unknown_version_is_not_found(client: Client, ed: User, dataset: Data
     assert client.get(reverse("dataset-detail", args=[dataset.pk]), {"version": number}).status_code == 404
 
 
-@pytest.mark.parametrize("route", ["dataset-detail", "dataset-progress", "dataset-report"])
-def test_datasets_of_other_projects_are_not_found(
-    client: Client, otto: User, dataset: Dataset, route: str
-) -> None:
-    client.force_login(otto)
-    assert client.get(reverse(route, args=[dataset.pk])).status_code == 404
-
-
 def test_progress_reloads_the_page_after_the_import(client: Client, vera: User, dataset: Dataset) -> None:
     client.force_login(vera)
     assert client.get(reverse("dataset-progress", args=[dataset.pk]))["HX-Refresh"] == "true"

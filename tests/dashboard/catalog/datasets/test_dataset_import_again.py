@@ -81,15 +81,3 @@ def test_an_imported_version_never_changes(client: Client, ed: User, dataset: Da
     response = answer(client, version, skip_bad_rows="on")
     assert response.url == version.get_absolute_url()  # type: ignore[attr-defined]
     assert DatasetVersion.objects.get().state == State.SUCCEEDED
-
-
-def test_a_viewer_cannot_import(client: Client, vera: User, unclear: DatasetVersion) -> None:
-    client.force_login(vera)
-    assert answer(client, unclear, skip_bad_rows="on").status_code == 403  # type: ignore[attr-defined]
-
-
-def test_datasets_of_other_projects_are_not_found(
-    client: Client, otto: User, unclear: DatasetVersion
-) -> None:
-    client.force_login(otto)
-    assert answer(client, unclear, skip_bad_rows="on").status_code == 404  # type: ignore[attr-defined]

@@ -94,13 +94,6 @@ def test_an_empty_models_folder_is_explained(
     assert "No model folder was found" in client.get(reverse("base-model-create")).content.decode()
 
 
-def test_only_managers_can_add_a_model(client: Client, ed: User, vera: User) -> None:
-    for person in (ed, vera):
-        client.force_login(person)
-        assert client.get(reverse("base-model-create")).status_code == 403
-        assert client.post(reverse("base-model-create"), HUB).status_code == 403
-
-
 @pytest.mark.usefixtures("models_folder")
 @pytest.mark.parametrize("values", [HUB, FOLDER])
 def test_a_repeated_form_leads_to_its_first_model(client: Client, mara: User, values: dict[str, str]) -> None:

@@ -72,14 +72,6 @@ def test_the_list_shows_shared_models_and_those_of_the_project(
     assert reverse("base-model-create") not in page
 
 
-@pytest.mark.parametrize("route", ["base-model-detail", "base-model-progress"])
-def test_models_of_other_projects_are_not_found(
-    client: Client, otto: User, base_model: BaseModel, route: str
-) -> None:
-    client.force_login(otto)
-    assert client.get(reverse(route, args=[base_model.pk])).status_code == 404
-
-
 def test_progress_reloads_the_page_after_the_inspection(
     client: Client, vera: User, base_model: BaseModel
 ) -> None:

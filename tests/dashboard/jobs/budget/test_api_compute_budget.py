@@ -53,12 +53,6 @@ def test_a_manager_sets_and_removes_the_limit(project: Project, mara: User) -> N
     assert (answer["hours_per_month"], answer["left_hours"]) == (None, None)
 
 
-def test_an_editor_cannot_set_the_limit(project: Project, ed: User) -> None:
-    answer = put(caller(project, ed), {"hours_per_month": 12})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
-    assert ComputeBudget.objects.hours_of(project) is None
-
-
 @pytest.mark.parametrize("number", ["-1", '"5"', "NaN", "Infinity", "1e400", "1e7"])
 def test_an_invalid_limit_is_refused(project: Project, mara: User, number: str) -> None:
     body = f'{{"hours_per_month": {number}}}'

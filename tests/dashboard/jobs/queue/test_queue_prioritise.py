@@ -38,8 +38,3 @@ def test_an_unknown_priority_is_refused(client: Client, mara: User, later: Job, 
     page = client.post(address, {"priority": priority}, follow=True).content.decode()
     assert "Choose high, normal or low." in page
     assert Job.objects.get(pk=later.pk).priority == Job.Priority.NORMAL
-
-
-def test_an_editor_cannot_change_the_priority(client: Client, ed: User, later: Job) -> None:
-    client.force_login(ed)
-    assert prioritise(client, later, 1).status_code == 403

@@ -52,14 +52,6 @@ def test_a_superuser_pauses_without_a_project(client: Client, project: Project, 
     assert "Resume gpu0@box" in client.get(reverse("queue-index")).content.decode()
 
 
-@pytest.mark.parametrize("name", ["ed", "vera"])
-def test_editors_and_viewers_cannot_pause(
-    client: Client, node: WorkerNode, name: str, request: pytest.FixtureRequest
-) -> None:
-    client.force_login(request.getfixturevalue(name))
-    assert (press(client, node), paused(node)) == (403, False)
-
-
 def test_a_pause_during_a_claim_takes_effect(
     node: WorkerNode, run: TrainingRun, mara: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:

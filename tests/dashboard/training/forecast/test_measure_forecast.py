@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import itertools
@@ -15,7 +14,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from dashboard.management.commands import measure_forecast
-from dashboard.management.commands.measure_forecast import Measurement, cross_validate, draw_settings
+from dashboard.management.commands.measure_forecast import Bench, Measurement, cross_validate, draw_settings
 from tests.engine_server import forked_engines  # noqa: F401 - a fixture
 from workers.contract.hyperparameters import Hyperparameters
 from workers.target_modules.presets import PRESETS
@@ -116,18 +115,13 @@ def test_it_requires_three_settings(bench: type[FakeBench]) -> None:
 
 
 @pytest.mark.slow
-def test_it_trains_and_measures(tmp_path: Path, settings: Any) -> None:
-    from tests.tiny_model import build_tiny_model
-
-    settings.BUNDLED_MODEL_DIR = build_tiny_model(tmp_path / "tiny")
-    said = io.StringIO()
-    options: dict[str, Any] = {"count": 3, "seed": 5, "stdout": said}
-    # How near a toy's forecasts are says nothing: only that there are some.
-    with contextlib.suppress(CommandError):
-        call_command("measure_forecast", **options)
-    lines = [line for line in said.getvalue().splitlines() if line.split(" ")[0] in PRESETS]
-    assert len(lines) == 3
-    assert all(float(line.split("/")[1].split()[0]) > 0.2 for line in lines), (
-        "gigabytes of a process with torch"
-    )
-    assert "of 3 within 15%" in said.getvalue()
+def test_bench_trains_and_measures(tmp_path: Path, tiny_folder: Path, settings: Any) -> None:
+    settings.BUNDLED_MODEL_DIR = tiny_folder
+    slug, drawn = next(draw_settings(5))
+    hyperparameters = dataclasses.replace(drawn, max_steps=2, num_train_epochs=None)
+    measurement = Bench(tmp_path, "float32").measure(slug, hyperparameters)
+    # How near a toy's forecast is says nothing: only that there is one.
+    assert measurement.estimated_bytes > 0
+    assert measurement.estimated_seconds > 0
+    assert measurement.seconds > 0
+    assert measurement.bytes > 0.2e9, "a process with torch"
