@@ -21,11 +21,9 @@ from workers.contract.errors import Diverged, SpecError
 from workers.contract.events import (
     ArmEnd,
     Artifact,
-    Checkpoint,
     Event,
     Failure,
     Finished,
-    Message,
     Metrics,
     Result,
     Started,
@@ -135,21 +133,6 @@ def test_engine_process_gives_the_same_losses(
         if isinstance(event, Metrics) and event.step > 0 and "train/loss" in event.values
     ]
     assert losses == pytest.approx(record.series("train/loss"), rel=1e-6)
-
-
-def test_same_command_resumes_a_killed_run(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
-    spec = make_spec(max_steps=60, validation_steps=2)
-    (tmp_path / "spec.json").write_text(json.dumps(to_dict(spec)))
-    command = ("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
-    child = start(*command)
-    wait_for(child, Checkpoint)
-    child.kill()
-    child = start(*command)
-    told = events(child.communicate(timeout=120)[0])
-    assert child.returncode == 0
-    (begin,) = (event for event in told if isinstance(event, Message) and event.text.startswith("Continues"))
-    assert begin.text != "Continues from step 60."
-    assert (tmp_path / "out/arm-0/adapter/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

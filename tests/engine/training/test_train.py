@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import build_tiny_model, chat, colour_rows, tiny_base, write_canonical
-from workers.contract.errors import DataError, Diverged, ModelError, RunError, Stopped, TargetError
+from workers.contract.errors import DataError, Diverged, ModelError, RunError, TargetError
 from workers.contract.events import ArmEnd, Artifact, Event, KeepAlive, Message, Metrics, Progress
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, TargetSpec, TrainSpec
@@ -213,12 +213,6 @@ def test_nan_loss_fails_the_arm(
     end = record.of(ArmEnd)[0]
     assert (end.outcome, end.code, end.step) == ("failed", "diverged", 4)
     assert not (tmp_path / "arm-0").exists()
-
-
-def test_it_obeys_a_stop_before_the_first_step(make_spec: MakeSpec, tmp_path: Path, record: Recorder) -> None:
-    with pytest.raises(Stopped):
-        train([make_spec()], tmp_path, report=record, should_stop=lambda: "cancel")
-    assert not record.of(Metrics)
 
 
 def test_remote_code_is_refused(make_spec: MakeSpec, tiny_folder: Path, tmp_path: Path) -> None:
