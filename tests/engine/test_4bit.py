@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from workers.contract.specs import EvalSpec, TargetSpec, TrainSpec, needs_4bit, 
 from workers.engine.base_models import census
 from workers.engine.base_models.model import load_base, read_config
 from workers.engine.evaluation.evaluate import evaluate
+from workers.engine.training.runtime import prepare_environment
 from workers.engine.training.train import train
 from workers.target_modules.presets import PRESETS, resolve
 from workers.target_modules.resolution import target_spec
@@ -162,12 +164,18 @@ def test_needs_4bit_of_a_stored_spec(make_spec: MakeSpec) -> None:
     assert not needs_4bit({"upload": "rows.jsonl"})
 
 
-@pytest.mark.parametrize("in_4bit", [True, False])
-def test_bitsandbytes_is_imported_only_for_4bit(in_4bit: bool) -> None:
+def test_bitsandbytes_is_not_imported_for_a_whole_base() -> None:
     code = (
         "import sys; from workers.engine.training import runtime\n"
-        f"runtime.prepare_environment(offline=True, in_4bit={in_4bit})\n"
+        "runtime.prepare_environment(offline=True)\n"
         "import peft.tuners.lora\n"
-        f"assert bool(sys.modules.get('bitsandbytes')) is {in_4bit}"
+        "assert not sys.modules.get('bitsandbytes')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_bitsandbytes_can_be_imported_for_a_4_bit_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    prepare_environment(offline=True, in_4bit=True)
+    assert "bitsandbytes" not in sys.modules
