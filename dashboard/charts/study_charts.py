@@ -19,7 +19,7 @@ from dashboard.charts.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_
 from dashboard.charts.curves import thin
 from dashboard.models import MetricSeries, Study
 from dashboard.models.studies.results.result import AnyArm, AnyStudy, costs_of
-from dashboard.models.studies.results.text import format_estimate, format_metric
+from dashboard.models.studies.results.verdict_sentence import format_estimate, format_metric
 from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
 from workers.statistics.verdicts import MIN_SEEDS, Estimate
 

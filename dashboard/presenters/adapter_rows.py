@@ -11,7 +11,7 @@ from dashboard.charts.curves import ScoreRow
 from dashboard.models import Adapter, Evaluation, Study, TrainingRun
 from dashboard.models.adapters.adapter import AdapterQuerySet
 from dashboard.models.catalog.metrics import METRICS
-from dashboard.models.studies.results.text import recommended_arm
+from dashboard.models.studies.results.verdict_sentence import recommended_arm
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from dashboard.models.jobs.job_state import TERMINAL, WAITING
-from dashboard.models.jobs.queue import QueueForecast, StartEstimate
+from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queue_of, stalled_queues
 from dashboard.presenters.stages import is_stop_lossless, outcome_summary, stop_loss_text
 

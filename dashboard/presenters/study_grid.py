@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from dashboard.models import Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.evaluations.evaluation import adapter_evaluation
-from dashboard.models.jobs.queue import QueueForecast, StartEstimate
+from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate
 from dashboard.models.operations.stalled_queue import StalledQueue, stalled_queue_of
 from dashboard.models.studies.plan import halvings
 from dashboard.presenters.stages import time_left

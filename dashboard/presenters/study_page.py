@@ -18,7 +18,7 @@ from dashboard.models.studies.results.result import (
     base_ms_per_token,
     costs_of,
 )
-from dashboard.models.studies.results.text import (
+from dashboard.models.studies.results.verdict_sentence import (
     format_difference,
     format_estimate,
     format_interval,

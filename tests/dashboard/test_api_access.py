@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from dashboard.models import ApiToken, Job, Project, User
 from dashboard.models.accounts.project import ProjectQuerySet
-from dashboard.models.jobs.job_queue import JobQuerySet
+from dashboard.models.jobs.job_queryset import JobQuerySet
 from tests.dashboard.refusals import refusal
 
 ME = "/api/v1/me"

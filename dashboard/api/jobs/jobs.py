@@ -26,7 +26,7 @@ from dashboard.models import (
     State,
     TrainingRun,
 )
-from dashboard.models.jobs.queue import QueueForecast
+from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.presenters.stages import time_left
 
 # No postponed annotations here: below `paginate` the framework could not resolve `State` by its name.

@@ -17,7 +17,7 @@ from dashboard.forms.training.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
 from dashboard.models.jobs.compute_budget import Charge
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.queue import StartEstimate, estimate_next_start
+from dashboard.models.jobs.queue_forecast import StartEstimate, estimate_next_start
 from dashboard.models.training.calibration import ForecastErrors, MeasuredCost
 from dashboard.models.training.forecast import DeviceForecast, Forecast, RunForecaster
 from workers.contract.errors import SpecError, TargetError

@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.accounts.project import Project
 from dashboard.models.jobs import checkpoint
 from dashboard.models.jobs.job_event import JobEvent
-from dashboard.models.jobs.job_queue import JobQuerySet
+from dashboard.models.jobs.job_queryset import JobQuerySet
 from dashboard.models.jobs.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
 from dashboard.models.jobs.outbox import Outbox
 

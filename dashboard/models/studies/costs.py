@@ -18,7 +18,7 @@ from dashboard.models.catalog.metrics import is_lower_better
 from dashboard.models.evaluations.evaluation import EvaluationItem
 from dashboard.models.jobs.compute_budget import Charge
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.queue import StartEstimate, estimate_next_start
+from dashboard.models.jobs.queue_forecast import StartEstimate, estimate_next_start
 from dashboard.models.studies.forecast import PlanForecast, plan_forecast
 from dashboard.models.studies.plan import MOST_TEST_ROWS, ArmPlan
 from dashboard.models.training.forecast import Forecast

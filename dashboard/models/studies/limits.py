@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from dashboard.models.studies.results.text import parameters_of, too_few_seeds
+from dashboard.models.studies.results.verdict_sentence import parameters_of, too_few_seeds
 
 if TYPE_CHECKING:
     from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy

@@ -17,7 +17,7 @@ from django.conf import settings
 
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.queue import estimate_next_start
+from dashboard.models.jobs.queue_forecast import estimate_next_start
 from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.training.calibration import Calibration, corrections
 from workers.contract.errors import TargetError

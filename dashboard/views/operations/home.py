@@ -25,9 +25,9 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.jobs.compute_budget import BudgetStatus, budget_raise_hint
-from dashboard.models.jobs.queue import QueueForecast
+from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
-from dashboard.models.studies.results.text import verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 
 ROWS = 5

@@ -20,7 +20,7 @@ from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.export import export_dict, item_scores
 from dashboard.models.studies.results.result import costs_of
-from dashboard.models.studies.results.text import recommended_arm, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_sentence
 from dashboard.presenters.comparison_tables import settings_table
 from dashboard.presenters.study_page import result_figures, times_of
 from workers.statistics.verdicts import MIN_SEEDS

@@ -28,7 +28,7 @@ from dashboard.models import (
 )
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.evaluation import adapter_evaluation
-from dashboard.models.jobs.queue import QueueForecast
+from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.jobs.stop import StopRefused, may_have_progress, stop_run
 from dashboard.models.operations.stalled_queue import stalled_queue_of
 from dashboard.presenters.forecast_accuracy import compare_forecast

@@ -8,7 +8,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from dashboard.models import BaseModel, Dataset, Project, Study, User
-from dashboard.models.studies.results.text import verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
 SEEDS = (1, 2, 3)

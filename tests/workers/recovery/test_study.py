@@ -21,7 +21,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.studies.launch import launch_study
-from dashboard.models.studies.results.text import verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from workers.contract.hyperparameters import Hyperparameters
 
 WorkOff = Callable[[str], Job]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from dashboard.models.studies.results.text import OUTCOMES, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import OUTCOMES, verdict_sentence
 from dashboard.models.studies.study import Study
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import UnsavedStudy
 from dashboard.models.studies.results.result import ArmScores, RowScores, costs_of, groups_of, scores_of
-from dashboard.models.studies.results.text import verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from dashboard.models.studies.study import Study
 from dashboard.models.training.training_run import TrainingRun
 

@@ -1,7 +1,7 @@
 """The result of a study: the numbers behind its verdict, computed from the scores of single test rows.
 
 `result_of` reads evaluations and computes. The result is stored as JSON, and can be computed again from the
-study's export with numpy alone. Sentences about it are in `dashboard.models.studies.results.text`.
+study's export with numpy alone. `verdict_sentence` beside it puts it into words.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from dashboard.models import Job, Project, TrainingRun, WorkerNode
-from dashboard.models.jobs.queue import QueueForecast, StartEstimate, estimate_next_start
+from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate, estimate_next_start
 
 MINUTE = 60.0
 

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import BaseModel, Dataset, Job, Project, State, TrainingRun, User
-from dashboard.models.jobs.queue import STOP_SECONDS, remaining_seconds
+from dashboard.models.jobs.queue_forecast import STOP_SECONDS, remaining_seconds
 from dashboard.presenters.stages import time_left
 from tests.dashboard.studies.factories import make_study
 

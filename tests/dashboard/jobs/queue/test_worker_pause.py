@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import Job, Outbox, Project, TrainingRun, User, WorkerNode
-from dashboard.models.jobs.job_queue import JobQuerySet
+from dashboard.models.jobs.job_queryset import JobQuerySet
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dashboard.models import (
 )
 from dashboard.models.studies.limits import unmeasured
 from dashboard.models.studies.results.result import ArmComparison
-from dashboard.models.studies.results.text import outcome_label, recommended_arm, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import outcome_label, recommended_arm, verdict_sentence
 from dashboard.presenters.study_page import deltas
 from dashboard.views.studies.study_results import result_context
 from tests.dashboard.studies.factories import Table, conclude, make_study
