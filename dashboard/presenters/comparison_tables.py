@@ -26,7 +26,7 @@ def settings_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for values in settings for name in values))
     rows = []
     for name in names:
-        values = [format_value(values.get(name)) for values in settings]
+        values = [format_value(values.get(name), name) for values in settings]
         rows.append(
             {
                 "name": name,

@@ -286,18 +286,19 @@ def differences(hyperparameters: Hyperparameters) -> list[tuple[str, str, str]]:
     usual = dataclasses.replace(DEFAULTS, lora_alpha=2 * hyperparameters.r)
     pairs = ((name, getattr(hyperparameters, name), getattr(usual, name)) for name in SETTINGS)
     return [
-        (name, format_value(value), format_value(default))
+        (name, format_value(value, name), format_value(default, name))
         for name, value, default in pairs
         if value != default and value is not None
     ]
 
 
-def format_value(value: Any) -> str:
-    """Return a setting as text: 0.00002 rather than 2e-05, yes rather than True."""
+def format_value(value: Any, name: str) -> str:
+    """Return the setting `name` as text: 0.00002 rather than 2e-05, yes rather than True."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
-        return _("yes") if value else _("no")
+        labels = dict(SETTINGS[name].choices) if name in SETTINGS else {}
+        return labels.get(str(value)) or (_("yes") if value else _("no"))
     return format_number(value) if isinstance(value, int | float) else str(value)
 
 

@@ -142,7 +142,7 @@ def changes(run: TrainingRun, values: Mapping[str, Any]) -> list[tuple[str, str,
     """Return (label, before, after) of each value that differs from the run's."""
     old = initial_from(run)
     return [
-        (SETTINGS[name].label, format_value(old[name]), format_value(value))
+        (SETTINGS[name].label, format_value(old[name], name), format_value(value, name))
         for name, value in values.items()
         if value != old[name]
     ]

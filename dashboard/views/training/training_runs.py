@@ -237,7 +237,7 @@ def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
         {
             "name": name,
             "label": SETTINGS[name].label,
-            "value": format_value(value),
+            "value": format_value(value, name),
             "default": changed.get(name),
         }
         for name, value in run.hyperparameters.items()

@@ -56,3 +56,9 @@ def test_clone_and_retry_keep_all(
 def test_the_settings_table_has_all(run: TrainingRun) -> None:
     unset = {name for name, value in run.hyperparameters.items() if value is None}
     assert {row["name"] for row in settings_of(run)} == set(NAMES) - unset
+
+
+def test_the_settings_table_writes_a_choice_by_its_label(run: TrainingRun) -> None:
+    values = {row["name"]: row["value"] for row in settings_of(run)}
+    assert values["autocast_adapter_dtype"] == "float32 (most precise)"
+    assert values["use_dora"] == "no"
