@@ -131,11 +131,8 @@ def require_readable_form(request: HttpRequest) -> None:
     """
     if request.method != "POST":
         return
-    texts = [text for name, values in request.POST.lists() for text in (name, *values)]
-    if any("\0" in text for text in texts):
-        raise BadRequest("A field of the form contains NUL.")
-    is_multipart = request.content_type == "multipart/form-data"
-    if is_multipart and not texts and not request.FILES:
+    is_empty = not request.POST and not request.FILES
+    if is_empty and request.content_type == "multipart/form-data":
         # A form without fields consists of its last boundary.
         boundary = request.content_params.get("boundary", "") if request.content_params else ""
         if int(request.META.get("CONTENT_LENGTH") or 0) > len(f"--{boundary}--\r\n"):

@@ -23,7 +23,7 @@ def test_a_manager_changes_it(client: Client, mara: User, adapter: Adapter, stag
     assert f"Stage of Triage:v1: {adapter.get_stage_display()}." in text
 
 
-@pytest.mark.parametrize("stage", ["", "archived"])
+@pytest.mark.parametrize("stage", ["", "approved\x00"])
 def test_it_refuses_a_stage_that_does_not_exist(
     client: Client, mara: User, adapter: Adapter, stage: str
 ) -> None:
