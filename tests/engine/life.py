@@ -1,6 +1,6 @@
 """Attempts of a training in child processes, each with a fault if wanted.
 
-They are forked from a server that has imported torch already, so that a hundred attempts take minutes.
+They are forked from the test's own process, which has imported torch already.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import peft  # noqa: F401 - imported once, by the server
-import transformers.models.llama.modeling_llama  # noqa: F401
-
 from tests.engine.conftest import Recorder
 from tests.moments import Interruption, install
 from workers.contract import checkpoint_ownership
@@ -26,8 +23,6 @@ from workers.engine.training import checkpoints
 from workers.engine.training.train import train
 
 DISK_FULL = 28
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([__name__])
 
 
 class Training:
@@ -64,7 +59,7 @@ class Training:
             sorted(ended),
             limit,
         )
-        process = _SERVER.Process(target=_run_attempt, args=arguments)
+        process = multiprocessing.get_context("fork").Process(target=_run_attempt, args=arguments)
         process.start()
         process.join(120)
         # The kill may have cut off the last line.
