@@ -378,7 +378,7 @@ def test_engine_dies_with_its_parent_while_its_input_is_open(tmp_path: Path) -> 
                 spent = now
                 time.sleep(1.5)
             parent.kill()
-        _gone, alive = psutil.wait_procs([engine], timeout=5)
+        _gone, alive = psutil.wait_procs([engine], timeout=30)
         assert not alive
     finally:
         os.close(ours)
