@@ -59,6 +59,30 @@ def test_base_model_gets_a_census(project: Project, tiny_folder: Path, work_off:
     assert len(base.sha256) == 64
 
 
+# A backward search that takes hours inside of one call, in which no signal is looked at.
+ENDLESS_TEMPLATE = "{{ ('a' * 9999999).rfind('ab' + 'a' * 4999998) }}"
+
+
+def test_endless_chat_template_fails_its_job_and_the_worker_takes_the_next(
+    project: Project, tiny_folder: Path, work_off: WorkOff
+) -> None:
+    bases = []
+    for name in ("endless", "harmless"):
+        folder = Path(settings.DATA_DIR) / "models" / name
+        shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)
+        bases.append(
+            BaseModel.objects.create(
+                project=project, source=BaseModel.Source.FOLDER, folder=name, name=name, hub_id=f"a/{name}"
+            )
+        )
+        bases[-1].inspect()
+    (Path(settings.DATA_DIR) / "models/endless/chat_template.jinja").write_text(ENDLESS_TEMPLATE)
+    failed, succeeded = work_off("cpu"), work_off("cpu")
+    assert (failed.state, failed.error_code) == (State.FAILED, "bad_model")
+    assert "chat template needs more than 2 s" in failed.error_message
+    assert succeeded.state == State.SUCCEEDED
+
+
 def test_run_gets_an_adapter_and_evaluations(
     real_base: BaseModel, real_dataset: Dataset, project: Project, ed: User, work_off: WorkOff
 ) -> None:
