@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.conf import settings
@@ -14,7 +15,7 @@ from django.db import transaction
 from django.test import Client
 from pytest_django.plugin import DjangoDbBlocker
 
-from dashboard.models import Adapter, Evaluation, Job, MetricSeries, TrainingRun
+from dashboard.models import Adapter, ApiToken, Evaluation, Job, MetricSeries, Project, TrainingRun, User
 from tests.conftest import finish
 from tests.dashboard.routes import World, create_world
 
@@ -91,6 +92,12 @@ def no_leftovers() -> Iterator[None]:
 def api(token: str) -> Client:
     """Return a client with the project's token."""
     return Client(headers={"Authorization": f"Bearer {token}"})
+
+
+def api_client(project: Project, user: User, **options: Any) -> Client:
+    """Return a client with a new token of the user."""
+    secret = ApiToken.issue(project, user, "tests", **options)[1]
+    return Client(headers={"Authorization": f"Bearer {secret}"})
 
 
 @pytest.fixture

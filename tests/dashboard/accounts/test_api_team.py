@@ -6,18 +6,14 @@ import pytest
 from django.test import Client
 
 from dashboard.models import ApiToken, Invitation, Membership, Project, Role, User
+from tests.dashboard.conftest import api_client
 
 JSON = "application/json"
 
 
-def caller(project: Project, user: User, **options: object) -> Client:
-    secret = ApiToken.issue(project, user, "team", **options)[1]  # type: ignore[arg-type]
-    return Client(headers={"Authorization": f"Bearer {secret}"})
-
-
 @pytest.fixture
 def manager(project: Project, mara: User) -> Client:
-    return caller(project, mara)
+    return api_client(project, mara)
 
 
 def test_list_members(manager: Client, ed: User, otto: User) -> None:
@@ -66,7 +62,7 @@ def test_invitation_refuses_bad_address_and_members(manager: Client, ed: User) -
 
 def test_only_managers_see_invitations(manager: Client, project: Project, ed: User) -> None:
     manager.post("/api/v1/invitations", {"email": "new@example.org"}, content_type=JSON)
-    assert caller(project, ed).get("/api/v1/invitations").json()["data"] == []
+    assert api_client(project, ed).get("/api/v1/invitations").json()["data"] == []
 
 
 def test_token_works_until_revoked(manager: Client, project: Project) -> None:
@@ -82,7 +78,7 @@ def test_token_works_until_revoked(manager: Client, project: Project) -> None:
 
 
 def test_token_creates_none_that_expires_later(project: Project, ed: User) -> None:
-    short = caller(project, ed, days=7)
+    short = api_client(project, ed, days=7)
     for body in ({"name": "ever"}, {"name": "longer", "days": 30}):
         answer = short.post("/api/v1/tokens", body, content_type=JSON)
         assert answer.status_code == 422
@@ -92,7 +88,7 @@ def test_token_creates_none_that_expires_later(project: Project, ed: User) -> No
 
 def test_editor_cannot_see_or_revoke_others_tokens(project: Project, ed: User, mara: User) -> None:
     theirs = ApiToken.issue(project, mara, "theirs")[0]
-    editor = caller(project, ed)
+    editor = api_client(project, ed)
     assert editor.delete(f"/api/v1/tokens/{theirs.pk}").status_code == 404
     assert [one["email"] for one in editor.get("/api/v1/tokens").json()["data"]] == ["ed@example.org"]
 

@@ -55,8 +55,7 @@ def test_a_viewer_downloads_it(client: Client, vera: User, real: Adapter) -> Non
     assert download(client, vera, real, "")[1] == 'attachment; filename="Triage-v1.zip"'
 
 
-def test_the_api_refuses_other_dtypes(token: str, real: Adapter) -> None:
-    api = Client(headers={"Authorization": f"Bearer {token}"})
+def test_the_api_refuses_other_dtypes(api: Client, real: Adapter) -> None:
     url = f"/api/v1/adapters/{real.pk}/download"
     answer = api.get(url, {"dtype": "bfloat16"})
     assert (answer.status_code, "Triage-v1-bfloat16.zip" in answer["Content-Disposition"]) == (200, True)

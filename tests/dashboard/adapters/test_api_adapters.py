@@ -11,8 +11,9 @@ from typing import Any
 from django.conf import settings
 from django.test import Client
 
-from dashboard.models import Adapter, ApiToken, Project, User
+from dashboard.models import Adapter, Project, User
 from tests.dashboard.adapters.test_downloads import body
+from tests.dashboard.conftest import api_client
 
 ADAPTERS = "/api/v1/adapters"
 
@@ -37,7 +38,7 @@ def test_it_shows_an_adapter_and_lists_it(api: Client, adapter: Adapter) -> None
 
 
 def test_a_manager_approves_it(adapter: Adapter, project: Project, mara: User) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, mara, 'x')[1]}"})
+    api = api_client(project, mara)
     assert stage(api, adapter, {"stage": "approved"}).json()["stage"] == "approved"
     for invalid in ({}, {"stage": "best"}, {"stage": None}, {"stage": 1}):
         assert stage(api, adapter, invalid).json()["error"]["field"] == "stage"
@@ -53,7 +54,7 @@ def test_it_downloads_the_zip_whole_and_in_part(api: Client, adapter: Adapter) -
 
 
 def test_the_list_hides_other_projects(adapter: Adapter, other_project: Project, otto: User) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'x')[1]}"})
+    api = api_client(other_project, otto)
     assert api.get(ADAPTERS).json()["data"] == []
 
 

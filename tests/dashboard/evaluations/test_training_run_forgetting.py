@@ -8,9 +8,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Adapter, ApiToken, BaseModel, Dataset, Evaluation, Project, User
+from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Project, User
 from tests.conftest import make_run
-from tests.dashboard.conftest import publish
+from tests.dashboard.conftest import api_client, publish
 from tests.dashboard.studies.comparisons import score
 
 QUESTIONS = {"version": 1, "sha256": "ab" * 32, "choices": 4}
@@ -86,7 +86,7 @@ def test_files_of_a_comparison_contain_forgetting(client: Client, vera: User, ad
 
 
 def test_the_api_has_forgetting_of_adapters_only(project: Project, vera: User, adapter: Adapter) -> None:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, vera, 'x')[1]}"})
+    api = api_client(project, vera)
     told = {
         one["subject"]: one for one in api.get(f"/api/v1/runs/{adapter.run_id}/evaluations").json()["data"]
     }

@@ -12,6 +12,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import ApiToken, Project, Role, TrainingRun, User, WorkerNode
 from tests.conftest import make_dataset
+from tests.dashboard.conftest import api_client
 
 JOBS = "/api/v1/jobs"
 
@@ -84,19 +85,15 @@ def test_a_waiting_job_has_an_estimated_start(api: Client, run: TrainingRun) -> 
         assert timezone.now() - datetime.fromisoformat(answer["starts_at"]) < timedelta(minutes=1)
 
 
-def as_manager(project: Project, mara: User) -> Client:
-    return Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, mara, 'x')[1]}"})
-
-
 def change(client: Client, pk: int | None, **body: object) -> tuple[int, dict[str, Any]]:
     answer = client.patch(f"{JOBS}/{pk}", body, content_type="application/json")
     return answer.status_code, answer.json()
 
 
 def test_a_manager_changes_the_priority(project: Project, mara: User, run: TrainingRun) -> None:
-    status, job = change(as_manager(project, mara), run.job_id, priority="high")
+    status, job = change(api_client(project, mara), run.job_id, priority="high")
     assert (status, job["priority"], job["position"]) == (200, "high", 1)
-    assert change(as_manager(project, mara), run.job_id, priority="best")[0] == 422
+    assert change(api_client(project, mara), run.job_id, priority="best")[0] == 422
 
 
 def test_the_priority_of_a_started_job_cannot_be_changed(
@@ -104,7 +101,7 @@ def test_the_priority_of_a_started_job_cannot_be_changed(
 ) -> None:
     assert run.job
     run.job.move("claim", attempt=1)
-    status, body = change(as_manager(project, mara), run.job_id, priority="low")
+    status, body = change(api_client(project, mara), run.job_id, priority="low")
     assert (status, body["error"]["code"]) == (409, "not_waiting")
 
 
@@ -116,7 +113,7 @@ def post(client: Client, address: str, **body: object) -> tuple[int, dict[str, A
 def test_the_manager_of_the_only_project_pauses_and_resumes_a_worker(project: Project, mara: User) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     pk = WorkerNode.objects.get().pk
-    api = as_manager(project, mara)
+    api = api_client(project, mara)
     assert post(api, f"/api/v1/workers/{pk}/pause")[1]["paused"] is True
     assert post(api, f"/api/v1/workers/{pk}/resume")[1]["paused"] is False
 
@@ -125,6 +122,5 @@ def test_a_read_only_token_cannot_pause_a_worker(project: Project) -> None:
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=7)
     root = User.objects.create_superuser("root@example.org")
     project.admit(root, Role.MANAGER)
-    reading = ApiToken.issue(project, root, "x", scope=ApiToken.Scope.READ)[1]
-    api = Client(headers={"Authorization": f"Bearer {reading}"})
+    api = api_client(project, root, scope=ApiToken.Scope.READ)
     assert post(api, f"/api/v1/workers/{WorkerNode.objects.get().pk}/pause")[0] == 403

@@ -17,11 +17,6 @@ HEAD = {"content_type": "application/json"}
 
 
 @pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.fixture
 def body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
     learn = {"r": 4, "max_steps": 10, "max_length": 64}
     return {

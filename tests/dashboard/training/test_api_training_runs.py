@@ -11,7 +11,6 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from dashboard.models import (
-    ApiToken,
     BaseModel,
     Dataset,
     Job,
@@ -24,6 +23,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from tests.conftest import finish, make_base_model, make_dataset, make_run
+from tests.dashboard.conftest import api_client
 from tests.dashboard.refusals import refusal
 
 RUNS = "/api/v1/runs"
@@ -225,7 +225,7 @@ def test_a_key_belongs_to_its_project(
     api: Client, body: dict[str, Any], other_project: Project, otto: User
 ) -> None:
     post(api, body, **{"Idempotency-Key": "once"})
-    theirs = Client(headers={"Authorization": f"Bearer {ApiToken.issue(other_project, otto, 'x')[1]}"})
+    theirs = api_client(other_project, otto)
     dataset, base = make_dataset(other_project, "Theirs"), make_base_model(other_project)
     answer = post(
         theirs, {**body, "dataset": dataset.pk, "base_model": base.pk}, **{"Idempotency-Key": "once"}

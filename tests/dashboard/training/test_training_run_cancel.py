@@ -40,11 +40,6 @@ def test_it_requests_a_stop(client: Client, ed: User, run: TrainingRun, training
     assert training.read_stop_request() == "park"
 
 
-def test_it_refuses_other_values_of_keep(client: Client, ed: User, run: TrainingRun, training: Job) -> None:
-    assert stop(client, ed, run, keep="everything") == 422
-    assert training.read_stop_request() == ""
-
-
 def test_an_ended_run_stays_as_it_is(client: Client, ed: User, run: TrainingRun) -> None:
     assert run.job is not None
     finish(run.job, State.FAILED)

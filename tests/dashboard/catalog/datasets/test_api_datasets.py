@@ -19,11 +19,6 @@ KEYS = {"id", "name", "version", "state", "rows", "splits", "problems", "error"}
 ROWS = b'{"prompt": "hello", "completion": "hi"}\n' * 20
 
 
-@pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
 def file(content: bytes = ROWS, name: str = "rows.jsonl") -> SimpleUploadedFile:
     return SimpleUploadedFile(name, content)
 

@@ -11,9 +11,9 @@ from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
 
-from dashboard.models import Dataset, DatasetVersion, Job, Outbox, State, User
+from dashboard.models import Dataset, DatasetVersion, Job, Outbox, User
 from dashboard.views.catalog import datasets
-from tests.conftest import finish, make_dataset
+from tests.conftest import make_dataset
 
 ROWS = b'{"prompt": "hello", "completion": "hi"}\n' * 5
 
@@ -45,12 +45,6 @@ def test_the_name_defaults_to_the_file_name(client: Client, ed: User) -> None:
     client.force_login(ed)
     send(client, filename="my_tickets.JSONL.gz")
     assert Dataset.objects.get().name == "my tickets"
-
-
-def test_an_existing_name_adds_a_version(client: Client, ed: User, dataset: Dataset) -> None:
-    client.force_login(ed)
-    send(client, name=f"  {dataset.name} ")
-    assert list(dataset.versions.values_list("version", flat=True)) == [2, 1]
 
 
 def test_columns_and_options_reach_the_spec(client: Client, ed: User) -> None:
@@ -123,19 +117,6 @@ def test_a_repeated_form_leads_to_its_first_upload(client: Client, ed: User, set
     assert again.url == first.url  # type: ignore[attr-defined]
     assert DatasetVersion.objects.count() == Job.objects.filter(kind="import").count() == 1
     assert set(Path(settings.UPLOAD_DIR).iterdir()) == kept
-
-
-def test_a_repeated_form_finds_an_upload_that_was_imported_again(client: Client, ed: User) -> None:
-    client.force_login(ed)
-    key = str(uuid.uuid4())
-    first = send(client, idempotency_key=key)
-    version = DatasetVersion.objects.get()
-    assert version.job
-    finish(version.job, State.FAILED)
-    version.refresh_from_db()
-    version.import_again(ed)
-    assert send(client, idempotency_key=key).url == first.url  # type: ignore[attr-defined]
-    assert DatasetVersion.objects.count() == 1
 
 
 def test_a_double_click_uploads_once(

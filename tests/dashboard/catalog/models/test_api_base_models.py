@@ -9,8 +9,9 @@ import pytest
 from django.conf import settings
 from django.test import Client
 
-from dashboard.models import ApiToken, BaseModel, Job, Project, State, TargetModuleConfig, User
+from dashboard.models import BaseModel, Job, Project, State, TargetModuleConfig, User
 from tests.conftest import finish, make_base_model
+from tests.dashboard.conftest import api_client
 from tests.dashboard.refusals import refusal
 from workers.forecasting.adapter_size import adapter_bytes
 
@@ -22,7 +23,7 @@ SLUGS = {"efficient", "balanced", "query_value", "attention", "mlp", "quality"}
 @pytest.fixture
 def manager(project: Project, mara: User) -> Client:
     """A client with a manager's token."""
-    return Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, mara, 'x')[1]}"})
+    return api_client(project, mara)
 
 
 @pytest.fixture

@@ -49,11 +49,6 @@ def able(db: None) -> None:
 
 
 @pytest.fixture
-def api(token: str) -> Client:
-    return Client(headers={"Authorization": f"Bearer {token}"})
-
-
-@pytest.fixture
 def body(dataset: Dataset, base_model: BaseModel) -> dict[str, Any]:
     return {
         "dataset": dataset.pk,

@@ -11,8 +11,9 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.charts import forgetting_charts
-from dashboard.models import ApiToken, BaseModel, Dataset, Evaluation, Project, Study, TrainingRun, User
+from dashboard.models import BaseModel, Dataset, Evaluation, Project, Study, TrainingRun, User
 from dashboard.models.evaluations import forgetting
+from tests.dashboard.conftest import api_client
 from tests.dashboard.studies.factories import conclude, make_study, score_first_seed
 
 QUESTIONS = {"version": 1, "sha256": "ab" * 32, "choices": 4}
@@ -122,7 +123,7 @@ def test_every_seed_is_compared_with_the_base_model(study: Study) -> None:
 
 
 def export(project: Project, user: User, study: Study) -> Any:
-    api = Client(headers={"Authorization": f"Bearer {ApiToken.issue(project, user, 'x')[1]}"})
+    api = api_client(project, user)
     return api.get(f"/api/v1/studies/{study.pk}/export").json()
 
 

@@ -13,9 +13,8 @@ from dashboard.models import Evaluation, Study, User
 from dashboard.models.studies.results.result import costs_of
 from dashboard.templatetags.graftworks import milliseconds
 from tests.dashboard.studies.results.test_study_result import study
-from tests.dashboard.studies.test_api_studies import api
 
-__all__ = ["api", "study"]
+__all__ = ["study"]
 
 
 def test_time_per_token_is_the_mean_over_seeds(study: Study) -> None:

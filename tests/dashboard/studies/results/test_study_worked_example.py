@@ -19,9 +19,8 @@ from scipy.stats import norm, t
 
 from dashboard.models import BaseModel, Dataset, Project, User
 from tests.dashboard.studies.factories import conclude, make_study
-from tests.dashboard.studies.test_api_studies import api, worked_example
+from tests.dashboard.studies.test_api_studies import worked_example
 
-__all__ = ["api"]
 Matrix = NDArray[np.float64]
 DRAWS = 10_000
 

@@ -56,11 +56,10 @@ def test_the_origin_contains_automatic_changes(run: TrainingRun) -> None:
     assert run.origin["hyperparameters"]["max_length"] == 256
 
 
-def test_page_and_api_show_the_origin(client: Client, token: str, vera: User, run: TrainingRun) -> None:
+def test_page_and_api_show_the_origin(client: Client, api: Client, vera: User, run: TrainingRun) -> None:
     ended(run)
     client.force_login(vera)
     page = client.get(reverse("training-run-detail", args=[run.pk])).content.decode()
     for words in ("Checksums, versions and device", "aa" * 32, "bb" * 32, "ef" * 32, "torch 2.13.0"):
         assert words in page
-    api = Client(headers={"Authorization": f"Bearer {token}"})
     assert api.get(f"/api/v1/runs/{run.pk}").json()["origin"] == run.origin
