@@ -28,7 +28,7 @@ from tests.e2e.installation import (
 
 COLOURS = ("red", "green", "blue", "grey")
 # Other tests keep the machine busy beside these.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 RESULTS = Path(settings.BASE_DIR) / "test-results"
 
 
@@ -102,7 +102,7 @@ def api(installation: Installation, mara: Person) -> Api:
 def context(installation: Installation, browser: Browser, mara: Person) -> Iterator[BrowserContext]:
     """A browser window in which Mara is signed in."""
     window = browser.new_context(base_url=installation.url, storage_state=mara.session)
-    window.set_default_timeout(20_000)
+    window.set_default_timeout(60_000)
     yield window
     window.close()
 
@@ -132,7 +132,7 @@ def finished_run(api: Api, dataset: int) -> int:
             return int(found["id"])
     run = start_run(api, dataset, "Colours", max_steps=20, learning_rate=1e-3)
     assert api.wait(f"/runs/{run}")["state"] == "succeeded"
-    until(lambda: is_scored(api, run), "the evaluation", seconds=90)
+    until(lambda: is_scored(api, run), "the evaluation")
     return run
 
 
@@ -146,6 +146,6 @@ def is_scored(api: Api, run: int) -> bool:
 def long_run(api: Api, dataset: int) -> Iterator[int]:
     """A run that trains until a test stops it."""
     run = start_run(api, dataset, "Long", max_steps=60_000, per_device_train_batch_size=1)
-    until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step", seconds=90)
+    until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step")
     yield run
     api.call("POST", f"/runs/{run}/cancel")

@@ -155,7 +155,7 @@ def run_installation(folder: Path, model: Path) -> Iterator[Installation]:
             os.killpg(running.process.pid, signal.SIGKILL)
             raise
     assert status == 0, running.log_tail()
-    _gone, left = psutil.wait_procs(family, timeout=2)
+    _gone, left = psutil.wait_procs(family, timeout=30)
     assert not left, left
 
 
@@ -174,7 +174,7 @@ def run_chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 180) -> None:
     """Wait for it. Playwright's own waiting evaluates text in the page, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -269,7 +269,7 @@ class Api:
         body = b"".join([*parts, f"\r\n--{boundary}--\r\n".encode()])
         return self.call("POST", "/datasets", body=body, kind=f"multipart/form-data; boundary={boundary}")
 
-    def wait(self, path: str, states: tuple[str, ...] = OVER, seconds: float = 90) -> Any:
+    def wait(self, path: str, states: tuple[str, ...] = OVER, seconds: float = 180) -> Any:
         """The object once its `state` is one of `states`."""
         deadline = time.monotonic() + seconds
         while (found := self.get(path))["state"] not in states:

@@ -49,7 +49,7 @@ def visitor(installation: Installation, browser: Browser) -> Iterator[Page]:
     """The tab of somebody who has just started Graftworks."""
     window = browser.new_context(base_url=installation.url)
     window.add_init_script(COUNT_CLICKS)
-    window.set_default_timeout(20_000)
+    window.set_default_timeout(60_000)
     yield window.new_page()
     window.close()
 

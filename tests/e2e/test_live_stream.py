@@ -25,7 +25,7 @@ def read_stream(
     if since:
         request.add_header("Last-Event-ID", since)
     events: list[dict[str, str]] = []
-    with urllib.request.urlopen(request, timeout=30) as stream:
+    with urllib.request.urlopen(request, timeout=120) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         block: dict[str, str] = {}
         while len(events) < wanted:
@@ -88,7 +88,7 @@ def test_a_killed_web_program_comes_back_and_so_does_the_page(
     web.kill()
     before = points_of(page)
     # Two numbers more than one batch that may have been on its way.
-    until(lambda: points_of(page) > before + 1, "points after the restart", seconds=40)
+    until(lambda: points_of(page) > before + 1, "points after the restart")
     assert page.evaluate("window.loadedOnce"), "the page had to be loaded anew"
     assert api.get(f"/runs/{long_run}")["state"] == "running"
 
@@ -103,7 +103,7 @@ def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, lo
     expect(dialog).to_be_hidden()
     page.get_by_role("link", name="Stop", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Keep the checkpoint").click()
-    expect(page.locator("[data-state=cancelled]")).to_be_attached(timeout=20_000)
+    expect(page.locator("[data-state=cancelled]")).to_be_attached()
     expect(page.locator(".run-state")).to_contain_text("Stopped")
     expect(page.get_by_role("button", name="Resume from step")).to_be_visible()
 
@@ -112,8 +112,8 @@ def test_a_stopped_run_is_resumed_and_its_best_kept(page: Page, api: Api, long_r
     before = api.get(f"/runs/{long_run}")["resumable_from"]
     page.goto(f"/runs/{long_run}/")
     page.get_by_role("button", name="Resume from step").click()
-    until(lambda: api.get(f"/runs/{long_run}")["step"] > before, "a step after the checkpoint", seconds=90)
+    until(lambda: api.get(f"/runs/{long_run}")["step"] > before, "a step after the checkpoint")
     page.get_by_role("link", name="Stop", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Keep the best adapter so far").click()
-    expect(page.locator("[data-state=stopped_early]")).to_be_attached(timeout=30_000)
+    expect(page.locator("[data-state=stopped_early]")).to_be_attached()
     expect(page.get_by_role("link", name="Download adapter")).to_be_visible()

@@ -36,7 +36,7 @@ def proxy(installation: Installation) -> Iterator[Proxy]:
 def remote(browser: Browser, mara: Person, proxy: Proxy) -> Iterator[Page]:
     """A tab of Mara's behind the proxy."""
     window = browser.new_context(base_url=f"http://127.0.0.1:{proxy.port}", storage_state=mara.session)
-    window.set_default_timeout(20_000)
+    window.set_default_timeout(60_000)
     yield window.new_page()
     window.close()
 
@@ -63,7 +63,7 @@ def wait_for_notice(page: Page, text: str) -> None:
         page.clock.fast_forward(3_000)
         return any(text in one for one in notice(page).all_inner_texts())
 
-    until(is_shown, text, seconds=90)
+    until(is_shown, text)
     page.clock.fast_forward(LONGER_THAN_A_NOTICE)
     expect(notice(page)).to_contain_text(text)
 
@@ -72,7 +72,7 @@ def catches_up(page: Page) -> None:
     """Later points arrive, the notice goes, and nobody had to load the page."""
     before = page.evaluate(LAST_STEP)
     page.clock.fast_forward(3_000)
-    until(lambda: page.evaluate(LAST_STEP) > before + 1, "points after the line was back", seconds=90)
+    until(lambda: page.evaluate(LAST_STEP) > before + 1, "points after the line was back")
     expect(notice(page)).to_have_count(0)
     assert page.evaluate("window.loadedOnce")
 

@@ -51,7 +51,7 @@ def visiting(installation: Installation, person: Person, paths: list[str]) -> It
         yield visitor
     finally:
         visitor.enough.set()
-        visitor.join(timeout=30)
+        visitor.join(timeout=120)
 
 
 def waiting(page: Page) -> list[str]:
@@ -90,7 +90,7 @@ def test_runs_end_in_the_order_of_the_queue_while_pages_answer(
     page.goto("/queue/")
     page.get_by_role("button", name=re.compile("Resume gpu")).click()
     with visiting(installation, mara, ["/", "/runs/", f"/runs/{runs['Dill']}/"]) as visitor:
-        ended = {name: api.wait(f"/runs/{run}", seconds=180) for name, run in runs.items()}
+        ended = {name: api.wait(f"/runs/{run}") for name, run in runs.items()}
     drop_evaluations(api)
     assert visitor.errors == []
     assert {run["state"] for run in ended.values()} == {"succeeded"}

@@ -76,7 +76,7 @@ class Installation:
         """Return the seconds until the address was printed."""
         began = time.monotonic()
         launcher = self.launch()
-        until(lambda: "is ready" in self.output() or launcher.poll() is not None, "the address", seconds=120)
+        until(lambda: "is ready" in self.output() or launcher.poll() is not None, "the address")
         assert launcher.poll() is None, self.output()
         return time.monotonic() - began
 
@@ -173,7 +173,7 @@ def test_sigterm_stops_all_of_it_with_a_stream_open(
     installation: Installation, measured: Callable[[str], None]
 ) -> None:
     # The first start inspects the bundled base model, and a running job may take its time to stop.
-    until(lambda: bool(re.search(r"Inspect \d+: ", installation.output())), "the inspection", seconds=120)
+    until(lambda: bool(re.search(r"Inspect \d+: ", installation.output())), "the inspection")
     with open_stream(installation):
         assert len(installation.processes()) >= 7
         assert installation.launcher is not None

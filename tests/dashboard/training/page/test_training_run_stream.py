@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -81,15 +82,13 @@ def test_it_sends_new_points_while_open(
     monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.05)
 
     async def follow() -> str:
-        async def work() -> None:
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(MetricSeries.objects.append, run, "train/loss", [(1, 3.0)])
-            await asyncio.sleep(0.3)
-            await asyncio.to_thread(end, run)
-
-        working = asyncio.create_task(work())
-        _response, text = await read(vera, run)
-        await working
+        append = partial(MetricSeries.objects.append, run, "train/loss", [(1, 3.0)])
+        steps = iter((append, partial(end, run)))
+        text = ""
+        async for piece in metric_series.events(vera, run.pk, Cursor()):
+            text += piece
+            if "event: " in piece and (step := next(steps, None)):
+                await asyncio.to_thread(step)
         return text
 
     names = [name for name, _id, _data in parse(asyncio.run(follow()))]
