@@ -12,7 +12,7 @@ import pytest
 from tests import servers
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--jobs", "3", "--kills", "6", "--pauses", "0", "--minutes", "5", "--sweep")
+SHORT = ("--jobs", "3", "--kills", "6", "--pauses", "0", "--minutes", "7", "--sweep")
 # Kills each role, stops a training, starts a job of several arms.
 SEED = "382786"
 
