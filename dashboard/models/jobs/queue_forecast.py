@@ -109,6 +109,8 @@ def estimate_starts(queue: str, order: list[int]) -> dict[int, StartEstimate]:
         return {}
     running = list(Job.objects.live().filter(queue=queue, worker__in=workers).defer("spec"))
     expected = expected_durations(queue)
+    # A job may end between the two queries.
+    running = [job for job in running if job.pk in expected]
     ahead = sum(remaining_seconds(job, expected[job.pk]) for job in running)
     starts = {}
     for place, pk in enumerate(order):

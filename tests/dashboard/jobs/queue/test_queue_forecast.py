@@ -8,7 +8,13 @@ import pytest
 from django.utils import timezone
 
 from dashboard.models import Job, Project, TrainingRun, WorkerNode
-from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate, estimate_next_start
+from dashboard.models.jobs import queue_forecast
+from dashboard.models.jobs.queue_forecast import (
+    QueueForecast,
+    StartEstimate,
+    estimate_next_start,
+    expected_durations,
+)
 
 MINUTE = 60.0
 
@@ -55,6 +61,20 @@ def test_running_and_earlier_jobs_are_ahead(project: Project, node: WorkerNode) 
     last = submit(project)
     claim().update_progress(eta_seconds=5 * MINUTE)
     assert starts_in(last) == 15
+
+
+def test_a_job_that_ends_meanwhile_is_not_ahead(
+    project: Project, node: WorkerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(project)
+    waiting, running = submit(project), claim()
+
+    def end_and_read(queue: str) -> dict[int, float]:
+        Job.objects.filter(pk=running.pk).update(state="succeeded", finished_at=timezone.now())
+        return expected_durations(queue)
+
+    monkeypatch.setattr(queue_forecast, "expected_durations", end_and_read)
+    assert starts_in(waiting) == 0
 
 
 def test_the_workers_share_what_is_ahead(project: Project, node: WorkerNode) -> None:
