@@ -32,13 +32,17 @@ def measure(path: Path, arguments: list[str]) -> int:
     from workers.engine.__main__ import main
 
     status = main(arguments)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = resource.getrusage(resource.RUSAGE_SELF)
     seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    path.write_text(json.dumps({"seconds": seconds, "peak": max(peak, children.ru_maxrss * 1024)}))
+    path.write_text(json.dumps({"seconds": seconds, "peak": max(peak_memory(), children.ru_maxrss * 1024)}))
     return status
+
+
+def peak_memory() -> int:
+    """Return this program's peak in bytes; `ru_maxrss` starts with that of the process it was forked from."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

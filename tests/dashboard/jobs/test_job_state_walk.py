@@ -91,6 +91,8 @@ def test_random_walks_agree_with_the_model(
     walk_and_forget()
     if number != SHORT:
         measured(summary(number, time.monotonic() - began))
-    # A few walks do not happen to discard a kept result.
-    expected = {*MOVES, "finish"} | ({"discard"} if number != SHORT else set())
-    assert expected <= set(events_seen), f"the walks must take every move: {events_seen}"
+    # A few walks do not happen to take the rare moves.
+    expected = (
+        {*MOVES, "finish", "discard"} if number != SHORT else {"claim", "interrupt", "requeue", "succeed"}
+    )
+    assert expected <= set(events_seen), f"the walks must take these moves: {events_seen}"

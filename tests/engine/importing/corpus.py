@@ -14,7 +14,6 @@ import gzip
 import io
 import json
 import random
-import resource
 import shutil
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from tests.engine.engine_cost import peak_memory
 from tests.engine.importing.uploads import ROWS, lines, parquet, table_csv
 from tests.tiny_model import chat
 from workers.contract.specs import ImportSpec
@@ -300,7 +300,7 @@ def import_upload(upload: Upload, model: str, scratch: Path) -> dict[str, Any]:
         "code": code,
         "message": message,
         "problems": report.get("problems", []),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak_memory(),
     }
 
 

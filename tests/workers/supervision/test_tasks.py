@@ -188,7 +188,8 @@ def test_drain_interrupts_the_job(
 def leftover(run: TrainingRun) -> Iterator[Path]:
     """A checkpoint folder of an older database, which exists before the first attempt."""
     folder = Job.objects.get(training_runs=run).checkpoint_folder() / "000001"
-    folder.mkdir(parents=True)
+    # Another test of this process may have left the folder of a job with the same id.
+    folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder.parent, ignore_errors=True)
 
