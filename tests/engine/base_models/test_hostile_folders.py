@@ -19,7 +19,8 @@ from workers.engine.base_models import inspect_model
 from workers.engine.base_models.config_limits import check_config
 
 MAX_SECONDS = 10.0
-MAX_BYTES = 1_000_000_000
+# Beyond the libraries.
+MAX_GROWTH = 500_000_000
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +223,12 @@ def test_a_hostile_chat_template_is_refused(folder: Path, tmp_path: Path, name: 
     [
         many_layers,
         bomb,
-        pipe,
-        *(template(TEMPLATES[name]) for name in ("loop", "search", "5 GB", "recursion")),
+        template(TEMPLATES["loop"]),
+        pytest.param(pipe, marks=pytest.mark.proof),
+        *(
+            pytest.param(template(TEMPLATES[name]), marks=pytest.mark.proof)
+            for name in ("search", "5 GB", "recursion")
+        ),
     ],
 )
 def test_a_hostile_folder_costs_little(
@@ -231,8 +236,8 @@ def test_a_hostile_folder_costs_little(
 ) -> None:
     make_hostile(folder)
     (tmp_path / "spec.json").write_text(json.dumps({"path": str(folder)}))
-    failure, seconds, peak = run_engine("inspect", tmp_path)
-    print(f"{seconds:.1f} s, {peak / 1e6:.0f} MB: {failure}")
+    failure, seconds, growth = run_engine("inspect", tmp_path)
+    print(f"{seconds:.1f} s, {growth / 1e6:.0f} MB: {failure}")
     assert failure["code"] == "bad_model"
     assert seconds < MAX_SECONDS
-    assert peak < MAX_BYTES
+    assert growth < MAX_GROWTH

@@ -2,8 +2,8 @@
 
     python -m tests.engine.importing.corpus MODEL_FOLDER SCRATCH_FOLDER
 
-One JSON line for each file: name, seconds of processor time, code and message of its failure, and the peak
-memory of this process so far in bytes. A file that is imported has no code.
+One JSON line for each file: name, seconds of processor time, code and message of its failure, and by how many
+bytes this process has grown at most. A file that is imported has no code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from tests.engine.engine_cost import peak_memory
+from tests.engine.engine_cost import load_libraries, peak_memory
 from tests.engine.importing.uploads import ROWS, lines, parquet, table_csv
 from tests.tiny_model import chat
 from workers.contract.specs import ImportSpec
@@ -275,8 +275,8 @@ def _mutated_uploads() -> Iterator[Upload]:
             )
 
 
-def import_upload(upload: Upload, model: str, scratch: Path) -> dict[str, Any]:
-    """Import one upload; return its processor time and how it ended."""
+def import_upload(upload: Upload, model: str, scratch: Path, loaded: int) -> dict[str, Any]:
+    """Import one upload; return its processor time and how it ended. `loaded`: bytes before the first one."""
     folder = scratch / "upload"
     (folder / "out").mkdir(parents=True)
     (folder / "file").write_bytes(upload.content)
@@ -300,10 +300,11 @@ def import_upload(upload: Upload, model: str, scratch: Path) -> dict[str, Any]:
         "code": code,
         "message": message,
         "problems": report.get("problems", []),
-        "peak": peak_memory(),
+        "growth": peak_memory() - loaded,
     }
 
 
 if __name__ == "__main__":
+    loaded = load_libraries()
     for item in corpus():
-        print(json.dumps(import_upload(item, sys.argv[1], Path(sys.argv[2]))), flush=True)
+        print(json.dumps(import_upload(item, sys.argv[1], Path(sys.argv[2]), loaded)), flush=True)

@@ -21,7 +21,8 @@ from tests.engine.importing.uploads import lines, parquet
 
 MAX_SECONDS = 10.0
 GOOD_LINE = b'{"prompt":"a","completion":"b"}\n'
-MAX_BYTES = 700_000_000
+# Beyond the libraries, which take 250 MB with the CPU build of torch: 700 MB in all.
+MAX_GROWTH = 450_000_000
 ROW_OR_COLUMN = re.compile(r"\b(row|rows|line|lines|column|columns|prompts)\b|`", re.IGNORECASE)
 
 
@@ -43,7 +44,7 @@ def test_every_upload_of_the_corpus_ends_in_a_clear_sentence(tokenizer: Path, tm
         for result in results
         if result["code"] not in ("", "bad_data", "columns_unclear")
         or result["seconds"] > MAX_SECONDS
-        or result["peak"] > MAX_BYTES
+        or result["growth"] > MAX_GROWTH
         or not is_clear(result)
     ]
     assert not wrong
@@ -147,10 +148,10 @@ def test_an_expensive_upload_is_bounded(name: str, tokenizer: Path, tmp_path: Pa
         "skip_bad_rows": True,
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    failure, seconds, peak = run_engine("import", tmp_path)
-    print(f"{name}: {seconds:.1f} s, {peak / 1e6:.0f} MB, {failure}")
+    failure, seconds, growth = run_engine("import", tmp_path)
+    print(f"{name}: {seconds:.1f} s, {growth / 1e6:.0f} MB, {failure}")
     assert seconds < MAX_SECONDS
-    assert peak < MAX_BYTES
+    assert growth < MAX_GROWTH
     if failure:
         assert failure["code"] in ("bad_data", "columns_unclear")
         assert ROW_OR_COLUMN.search(failure["message"]) or filename in failure["message"]
