@@ -93,7 +93,8 @@ document.getElementById("run-log").addEventListener("toggle", (event) => event.t
 
 show();
 const facts = await load();
-if (!facts?.over) {
+// A run that ended since the page was rendered is over for the server, but not on the page.
+if (region.dataset.settled === "no") {
   follow({
     streamUrl: region.dataset.stream,
     pollUrl: region.dataset.metrics,

@@ -7,7 +7,7 @@ import urllib.request
 
 import psutil
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from tests.e2e.audit import faults
 from tests.e2e.installation import Api, Installation, Person, points_of, until
@@ -91,6 +91,19 @@ def test_a_killed_web_program_comes_back_and_so_does_the_page(
     until(lambda: points_of(page) > before + 1, "points after the restart")
     assert page.evaluate("window.loadedOnce"), "the page had to be loaded anew"
     assert api.get(f"/runs/{long_run}")["state"] == "running"
+
+
+def test_a_run_that_ends_while_its_page_loads_is_shown_as_ended(page: Page, api: Api, long_run: int) -> None:
+    def end_first(route: Route) -> None:
+        api.call("POST", f"/runs/{long_run}/cancel", {"keep": "checkpoint"})
+        api.wait(f"/runs/{long_run}")
+        route.continue_()
+
+    page.route("**/metrics/*", end_first, times=1)
+    page.goto(f"/runs/{long_run}/")
+    expect(page.locator("[data-state=cancelled]")).to_be_attached()
+    page.get_by_role("button", name="Resume from step").click()
+    until(lambda: api.get(f"/runs/{long_run}")["state"] == "running", "the resumed run")
 
 
 def test_stopping_from_the_page_asks_first_and_shows_the_end_live(page: Page, long_run: int) -> None:

@@ -155,5 +155,9 @@ def peak_memory_bytes(device: torch.device | None = None) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    status = Path("/proc/self/status")
+    if status.exists():
+        # `ru_maxrss` starts with the peak of the process that this one was forked from.
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
