@@ -73,6 +73,8 @@ def requests(api: Api, nobody: Api, viewer: Api) -> Iterator[tuple[str, Answer]]
         "jobs",
         "workers",
     )
+    # The installation inspects its bundled base model after it has started.
+    yield ("WAIT bundled base model", finished(api, "/base-models/1"))
     everything = (*lists, "me", "compute-budget", "members", "invitations", "tokens")
     for path in everything:
         yield ask("GET", f"/{path}")
