@@ -284,7 +284,7 @@ STORAGES = {
 
 # OpenMP threads of a training process; 0 leaves one core to the web.
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
-# How long checkpoints of ended runs can be resumed from, and how long logs are kept and may grow.
+# Time in which ended runs can be resumed, and limits of age and size for logs.
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)

@@ -25,10 +25,10 @@ from workers.statistics.verdicts import MIN_SEEDS, Estimate
 
 ROW_HEIGHT = 46
 PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
-# How wide a name beside a mark is at most, as a share of the figure: on a phone 7 of 340 pixels per letter.
+# Largest width of a name beside a mark, as a share of the figure: on a phone 7 of 340 pixels per letter.
 LETTER = 7 / 340
 COLOURS = 5
-# What an arm costs -> (label, how the number is written).
+# Cost of an arm -> (label, format of the number).
 COSTS = {
     "trainable_parameters": (gettext_lazy("Trainable parameters"), number),
     "adapter_bytes": (gettext_lazy("Adapter size"), filesize),

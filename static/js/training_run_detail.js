@@ -55,7 +55,7 @@ function announce() {
   if (announcement.textContent !== sentence) announcement.textContent = sentence;
 }
 
-// Whether the page shows now what the server says.
+// Renews the progress; returns true once the page shows what the server says.
 async function renewProgress() {
   const text = await fetchText(region.dataset.url);
   if (text === null) return false;

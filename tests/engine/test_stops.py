@@ -200,7 +200,7 @@ def test_arm_whose_end_was_not_stored_is_saved_again(
 
 
 def test_finish_writes_a_checkpoint_before_the_adapter(make_spec: MakeSpec, tmp_path: Path) -> None:
-    """Whoever dies while saving, or is heard by nobody, saves again instead of training again."""
+    """An engine that dies while saving then saves again instead of training again."""
     asker, _ends = run_until("finish", 5, make_spec(max_steps=50), tmp_path)
     kinds = [type(event) for event in asker if isinstance(event, Checkpoint | Artifact)]
     assert kinds == [Checkpoint, Artifact]

@@ -19,7 +19,7 @@ SpecT = TypeVar("SpecT")
 
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
-# What the engine does on its own, and the forecast counts.
+# Actions that the engine takes on its own, and that the forecast counts.
 VALIDATION_ROWS, VALIDATIONS_PER_RUN = 64, 10
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.

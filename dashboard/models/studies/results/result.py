@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dashboard.models.studies.study_arm import StudyArm
     from dashboard.models.training.training_run import TrainingRun
 
-# What an arm can be compared by besides its metric.
+# Figures besides the metric by which arms can be compared.
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "ms_per_token")
 # Outcomes without a margin fixed before the start; `workers.statistics.verdicts` has those with one.
 BETTER, WORSE = verdicts.BETTER, "worse"
