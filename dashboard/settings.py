@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
-from workers.judge import address_fault, key_fault
+from workers.contract.judge import Endpoint
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -290,15 +290,21 @@ KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
 # OpenAI-compatible chat endpoint of the judge. Unset, no answers leave the installation. Only workers use the
 # key; the database, logs, pages and the engine's environment never contain it.
-JUDGE_URL = env.str("JUDGE_URL", default="")
-JUDGE_MODEL = env.str("JUDGE_MODEL", default="")
-JUDGE_API_KEY = env.str("JUDGE_API_KEY", default="").strip()
-if JUDGE_URL and (_fault := address_fault(JUDGE_URL)):
-    raise ImproperlyConfigured(f"JUDGE_URL {_fault}.")
-if JUDGE_URL and not JUDGE_MODEL:
+JUDGE = Endpoint(
+    env.str("JUDGE_URL", default=""),
+    env.str("JUDGE_MODEL", default=""),
+    env.str("JUDGE_API_KEY", default="").strip(),
+)
+if JUDGE.url and not JUDGE.is_valid:
+    raise ImproperlyConfigured(
+        "JUDGE_URL must look like https://judge.example.org/v1, without a user, a query or a fragment; "
+        "http:// is only allowed for this machine (127.0.0.1, localhost)."
+    )
+if JUDGE.url and not JUDGE.model:
     raise ImproperlyConfigured("JUDGE_URL is set, so JUDGE_MODEL must name the model that judges.")
-if _fault := key_fault(JUDGE_API_KEY):
-    raise ImproperlyConfigured(f"JUDGE_API_KEY {_fault}.")
+# An HTTP client would refuse it too, with the key in its message.
+if not (JUDGE.key.isascii() and JUDGE.key.isprintable()):
+    raise ImproperlyConfigured("JUDGE_API_KEY contains a character that is not allowed in an HTTP header.")
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)

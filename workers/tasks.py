@@ -27,7 +27,7 @@ from workers.supervision import device_lock
 from workers.supervision.database_outage import DATABASE_AWAY, close_connection
 from workers.supervision.device_lock import DeviceBusy
 from workers.supervision.heartbeat import is_draining, row_name
-from workers.supervision.judge_job import judge_answers
+from workers.supervision.judge import judge_answers
 from workers.supervision.orphaned_jobs import holder
 from workers.supervision.recorders import RECORDERS, fail_job
 from workers.supervision.supervisor import supervise

@@ -15,7 +15,7 @@ from dashboard.models.evaluations.judge_evaluation import (
     evaluations_of,
     pending_items,
 )
-from workers.judge import Endpoint
+from workers.contract.judge import Endpoint
 
 
 class JudgeForm(forms.Form):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def read_judge_key(folder: Path, key: str) -> subprocess.CompletedProcess[str]:
     """Load the settings in a process of their own and print the judge's key."""
-    command = [sys.executable, "-c", "from dashboard import settings; print(settings.JUDGE_API_KEY)"]
+    command = [sys.executable, "-c", "from dashboard import settings; print(settings.JUDGE.key)"]
     environment = {**os.environ, "DATA_DIR": str(folder), "JUDGE_API_KEY": key}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60

@@ -7,19 +7,20 @@ in `dashboard.models.evaluations.vote`. Knows nothing of HTTP: a worker calls th
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
 from django.conf import settings
 from django.db import models, transaction
 
-from dashboard.models.accounts.project import Project, ProjectQuerySet
+from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.metrics import JUDGE
 from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem, EvaluationQuerySet
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import TERMINAL
 from dashboard.models.training.training_run import TrainingRun
-from workers.judge import PROMPT_SHA256, Endpoint, Question
+from workers.contract.judge import PROMPT_SHA256, Endpoint, material
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ROWS, MOST_ROWS = 200, 1000
 Scope: TypeAlias = "Study | TrainingRun"
-
-
-class JudgeBusy(Exception):
-    """A judge evaluation of these answers is queued or running."""
-
-
-def configured_judge() -> Endpoint | None:
-    """Return the judge of this installation, if any."""
-    if not settings.JUDGE_URL:
-        return None
-    return Endpoint(settings.JUDGE_URL, settings.JUDGE_MODEL, settings.JUDGE_API_KEY)
 
 
 def evaluations_of(scope: Scope) -> EvaluationQuerySet:
@@ -58,58 +48,46 @@ def pending_items(
     items = EvaluationItem.objects.filter(evaluation__in=evaluations).order_by()
     rows = sorted(set(items.values_list("row", flat=True)))
     drawn = random.Random(0).sample(rows, len(rows))[:most_rows]  # noqa: S311 - a draw, no secret
-    same_judge = evaluations.filter(
-        judge_evaluation__model=model, judge_evaluation__prompt_sha256=PROMPT_SHA256
-    )
+    same_judge = evaluations.filter(by_judge(model))
     return items.filter(row__in=drawn).exclude(scores__has_key=JUDGE, evaluation__in=same_judge)
 
 
-class JudgeEvaluationQuerySet(ProjectQuerySet["JudgeEvaluation"]):
-    """Judge evaluations by scope."""
-
-    def of(self, scope: Scope) -> JudgeEvaluationQuerySet:
-        return self.filter(run=scope) if isinstance(scope, TrainingRun) else self.filter(study=scope)
-
-    def submit(self, scope: Scope, *, by: User, judge: Endpoint, rows: int) -> JudgeEvaluation:
-        """Queue a job that asks the judge. The caller has the consent of `by` to send the answers.
-
-        Raises JudgeBusy while an earlier one of the same answers has not ended.
-        """
-        with transaction.atomic():
-            # The lock on the row makes one judge evaluation of two requests at once.
-            type(scope).objects.select_for_update().get(pk=scope.pk)
-            if self.of(scope).exclude(job=None).exclude(job__state__in=TERMINAL).exists():
-                raise JudgeBusy
-            evaluations = evaluations_of(scope)
-            _remove_other_verdicts(evaluations, judge.model)
-            judge_evaluation = self.create(
-                project=scope.project,
-                study=None if isinstance(scope, TrainingRun) else scope,
-                run=scope if isinstance(scope, TrainingRun) else None,
-                by=by,
-                host=judge.host,
-                model=judge.model,
-                prompt_sha256=PROMPT_SHA256,
-                rows=rows,
-            )
-            spec = {"judge_evaluation": judge_evaluation.pk, "model": judge.model, "host": judge.host}
-            judge_evaluation.job = Job.objects.submit(Job.Kind.JUDGE, spec, project=scope.project, by=by)
-            judge_evaluation.save(update_fields=["job"])
-            evaluations.update(judge_evaluation=judge_evaluation)
-        return judge_evaluation
+def by_judge(model: str) -> models.Q:
+    """Select the evaluations that this model judges with the present prompt."""
+    return models.Q(judge_evaluation__model=model, judge_evaluation__prompt_sha256=PROMPT_SHA256)
 
 
-def _remove_other_verdicts(evaluations: models.QuerySet[Evaluation], model: str) -> None:
-    """Remove the verdicts of another model or prompt: verdicts of two judges do not mix."""
-    same = models.Q(judge_evaluation__model=model, judge_evaluation__prompt_sha256=PROMPT_SHA256)
-    for evaluation in evaluations.exclude(judge_evaluation=None).exclude(same):
-        for name in (JUDGE, "judge_rows"):
-            evaluation.metrics.pop(name, None)
-        evaluation.save(update_fields=["metrics"])
-        items = list(evaluation.items.filter(scores__has_key=JUDGE))
-        for item in items:
-            item.scores.pop(JUDGE)
-        EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
+def submit_judge_evaluation(scope: Scope, *, by: User, judge: Endpoint, rows: int) -> JudgeEvaluation | None:
+    """Queue a job that asks the judge. The caller has the consent of `by` to send the answers.
+
+    Return None while an earlier judge evaluation of the same answers has not ended.
+    """
+    with transaction.atomic():
+        # The lock on the row makes one judge evaluation of two requests at once.
+        type(scope).objects.select_for_update().get(pk=scope.pk)
+        if scope.judge_evaluations.exclude(job=None).exclude(job__state__in=TERMINAL).exists():
+            return None
+        evaluations = evaluations_of(scope)
+        # Verdicts of two models or prompts do not mix.
+        others = evaluations.exclude(judge_evaluation=None).exclude(by_judge(judge.model))
+        _write_verdicts(EvaluationItem.objects.filter(evaluation__in=others, scores__has_key=JUDGE), {})
+        spec = {"host": judge.host, "model": judge.model, "prompt_sha256": PROMPT_SHA256}
+        job = Job.objects.submit(Job.Kind.JUDGE, spec, project=scope.project, by=by)
+        judge_evaluation: JudgeEvaluation = scope.judge_evaluations.create(
+            project=scope.project, job=job, by=by, rows=rows, **spec
+        )
+        evaluations.update(judge_evaluation=judge_evaluation)
+        judge_evaluation.summarize()
+    return judge_evaluation
+
+
+def _write_verdicts(items: models.QuerySet[EvaluationItem], verdicts: dict[int, float]) -> None:
+    """Write the verdict of each item by its number; remove that of an item without a number here."""
+    changed = list(items.only("scores"))
+    for item in changed:
+        item.scores.pop(JUDGE, None)
+        item.scores |= {JUDGE: verdicts[item.pk]} if item.pk in verdicts else {}
+    EvaluationItem.objects.bulk_update(changed, ["scores"], batch_size=500)
 
 
 class JudgeEvaluation(models.Model):
@@ -134,8 +112,6 @@ class JudgeEvaluation(models.Model):
     judged = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
 
-    objects = JudgeEvaluationQuerySet.as_manager()
-
     class Meta:
         ordering = ["-pk"]
         constraints = [
@@ -159,28 +135,32 @@ class JudgeEvaluation(models.Model):
         """Return whether no further verdicts will come."""
         return self.job is None or self.job.is_over
 
-    def pending_questions(self) -> list[tuple[Question, list[int]]]:
-        """Return each different answer without a verdict, and the numbers of its items."""
-        items = pending_items(Evaluation.objects.filter(judge_evaluation=self), self.model, self.rows)
-        fields = items.values_list("pk", "row", "prompt", "expected", "output").iterator(chunk_size=500)
-        found: dict[tuple[int, str], tuple[Question, list[int]]] = {}
-        for pk, row, prompt, expected, output in fields:
-            found.setdefault((row, output), (Question(prompt, expected, output), []))[1].append(pk)
-        return list(found.values())
+    def pending_questions(self) -> dict[str, list[int]]:
+        """Return each different answer without a verdict as the judge sees it, with the numbers of its items.
 
-    def record(self, verdicts: Iterable[tuple[bool, Sequence[int]]]) -> None:
+        Counts them into `answers`.
+        """
+        items = pending_items(Evaluation.objects.filter(judge_evaluation=self), self.model, self.rows)
+        questions: dict[str, list[int]] = {}
+        for pk, *texts in items.values_list("pk", "prompt", "expected", "output").iterator(chunk_size=500):
+            questions.setdefault(material(*texts), []).append(pk)
+        self.answers = self.judged + len(questions)
+        return questions
+
+    def record(self, verdicts: Sequence[tuple[bool, Sequence[int]]]) -> None:
         """Store verdicts: (is the answer right, numbers of its items)."""
         by_item = {pk: float(is_right) for is_right, items in verdicts for pk in items}
-        items = list(EvaluationItem.objects.filter(pk__in=by_item))
-        for item in items:
-            item.scores[JUDGE] = by_item[item.pk]
-        EvaluationItem.objects.bulk_update(items, ["scores"], batch_size=500)
+        _write_verdicts(EvaluationItem.objects.filter(pk__in=by_item), by_item)
+        self.judged += len(verdicts)
+        self.save(update_fields=["answers", "judged"])
 
     def summarize(self) -> None:
         """Store the share of right answers of each evaluation, and how many answers have a verdict."""
         for evaluation in Evaluation.objects.filter(judge_evaluation=self):
             scores = evaluation.items.filter(scores__has_key=JUDGE).values_list("scores", flat=True)
-            values = [float(item[JUDGE]) for item in scores]
+            values = [item[JUDGE] for item in scores]
+            for name in (JUDGE, "judge_rows"):
+                evaluation.metrics.pop(name, None)
             if values:
-                evaluation.metrics |= {JUDGE: sum(values) / len(values), "judge_rows": len(values)}
-                evaluation.save(update_fields=["metrics"])
+                evaluation.metrics |= {JUDGE: fmean(values), "judge_rows": len(values)}
+            evaluation.save(update_fields=["metrics"])

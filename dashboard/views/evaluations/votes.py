@@ -34,8 +34,6 @@ def of_run(request: Request, pk: int) -> HttpResponse:
 def vote_page(request: Request, scope: Scope) -> HttpResponse:
     """Show the next answer; on POST, store the vote on the last one."""
     if reason := hidden_reason(scope):
-        if request.method == "POST":
-            messages.error(request, _("Your vote was not stored."))
         messages.info(request, reason)
         return redirect(scope)
     evaluations = evaluations_of(scope)

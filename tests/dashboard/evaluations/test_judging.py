@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
+from django.conf import settings as configured
 from django.test import Client
 from django.urls import reverse
 from pytest_django import Settings
@@ -22,7 +25,11 @@ from dashboard.models import (
     Vote,
 )
 from dashboard.models.catalog.metrics import JUDGE
-from dashboard.models.evaluations.judge_evaluation import configured_judge, evaluations_of, pending_items
+from dashboard.models.evaluations.judge_evaluation import (
+    evaluations_of,
+    pending_items,
+    submit_judge_evaluation,
+)
 from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import UnsavedStudy
 from tests.conftest import finish, make_run
@@ -30,6 +37,7 @@ from tests.dashboard.conftest import publish
 from tests.dashboard.studies.comparisons import score
 from tests.dashboard.studies.factories import make_study
 from tests.dashboard.studies.results.test_study_result import study
+from workers.contract.judge import Endpoint
 
 __all__ = ["study"]
 KEY = "sk-canary-5772156649"
@@ -39,8 +47,7 @@ CONSENT = {"rows": 50, "agreed": "on"}
 @pytest.fixture(autouse=True)
 def judge(settings: Settings) -> None:
     """Configure a judge; the web process never calls it."""
-    settings.JUDGE_URL = "https://judge.invalid/v1"
-    settings.JUDGE_MODEL, settings.JUDGE_API_KEY = "gpt-test", KEY
+    settings.JUDGE = Endpoint("https://judge.invalid/v1", "gpt-test", KEY)
 
 
 @pytest.fixture
@@ -64,11 +71,10 @@ def page_of(client: Client, user: User, scope: Study | TrainingRun) -> str:
 
 def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200) -> JudgeEvaluation:
     """Run a judge evaluation without a judge: an answer is right if it equals the expected one."""
-    endpoint = configured_judge()
-    assert endpoint
-    judge_evaluation = JudgeEvaluation.objects.submit(scope, by=by, judge=endpoint, rows=rows)
-    questions = judge_evaluation.pending_questions()
-    judge_evaluation.record((question.answer == question.expected, items) for question, items in questions)
+    judge_evaluation = submit_judge_evaluation(scope, by=by, judge=configured.JUDGE, rows=rows)
+    assert judge_evaluation
+    questions = [(json.loads(text), items) for text, items in judge_evaluation.pending_questions().items()]
+    judge_evaluation.record([(texts["given"] == texts["expected"], items) for texts, items in questions])
     judge_evaluation.summarize()
     assert judge_evaluation.job
     finish(judge_evaluation.job)
@@ -138,7 +144,7 @@ def test_only_pending_answers_can_be_sent(
     finish(latest.job)
     judge_all(run, ed, rows=1000)
     assert 'name="agreed"' not in page_of(client, ed, run)
-    settings.JUDGE_MODEL = "stricter"
+    settings.JUDGE = replace(settings.JUDGE, model="stricter")
     assert "(450 in all)" in page_of(client, ed, run)
 
 
@@ -150,19 +156,23 @@ def test_a_larger_draw_contains_the_smaller_one(scored: TrainingRun) -> None:
     assert rows(2) < rows(4) < rows(9)
 
 
-def test_shares_and_counts_are_shown(client: Client, vera: User, ed: User, scored: TrainingRun) -> None:
+def test_counts_and_the_way_to_the_scores_are_shown(
+    client: Client, vera: User, ed: User, scored: TrainingRun
+) -> None:
+    assert "Judged scores" not in page_of(client, vera, scored)
     judge_all(scored, ed)
     JudgeEvaluation.objects.update(answers=10, judged=7)
-    text = " ".join(re.sub(r"<[^>]+>", " ", page_of(client, vera, scored)).split())
+    text = page_of(client, vera, scored)
     assert "7 of 10" in text
-    assert "Base model 0.0 % 6" in text
-    assert "Triage 66.7 % 6" in text
+    assert "Judged scores" in text
+    rows = client.get(scored.get_absolute_url()).context["score_rows"]
+    assert [(row.base, row.adapter) for row in rows if row.metric.name == JUDGE] == [(0.0, 4 / 6)]
 
 
 def test_without_a_judge_nothing_is_sent(
     client: Client, ed: User, scored: TrainingRun, settings: Settings
 ) -> None:
-    settings.JUDGE_URL = ""
+    settings.JUDGE = Endpoint("", "")
     assert "No judge is configured" in page_of(client, ed, scored)
     client.post(address(scored), CONSENT)
     assert not JudgeEvaluation.objects.exists()
@@ -175,17 +185,15 @@ def test_answers_are_hidden_until_the_study_has_ended(
     client.force_login(ed)
     for scope in (working, working.runs()[0], run):
         assert client.get(address(scope)).status_code == 302
-        response = client.post(address(scope), CONSENT, follow=True)
-        assert "Nothing was sent" in response.content.decode()
+        assert client.post(address(scope), CONSENT).status_code == 302
     assert not JudgeEvaluation.objects.exists()
 
 
-def test_run_of_a_study_redirects_to_the_study(client: Client, ed: User, study: Study) -> None:
-    client.force_login(ed)
+def test_a_run_of_a_study_is_judged_with_the_whole_study(client: Client, ed: User, study: Study) -> None:
     run = study.runs()[0]
-    for response in (client.get(address(run)), client.post(address(run), CONSENT)):
-        assert response.url == address(study)  # type: ignore[attr-defined]
-    assert not JudgeEvaluation.objects.exists()
+    assert study.get_absolute_url() in page_of(client, ed, run)
+    client.post(address(run), CONSENT)
+    assert JudgeEvaluation.objects.get().subject == study
 
 
 def test_judge_comparison_keeps_the_verdict_of_the_study(
@@ -218,7 +226,7 @@ def test_a_comparison_warns_of_two_judges(
 ) -> None:
     runs = []
     for model, rate in (("gpt-test", 1e-4), ("stricter", 2e-4)):
-        settings.JUDGE_MODEL = model
+        settings.JUDGE = replace(settings.JUDGE, model=model)
         run = make_run(project, dataset, base_model, by=ed, learning_rate=rate)
         score(publish(run), [1, 1, 0, 0])
         judge_all(run, ed)

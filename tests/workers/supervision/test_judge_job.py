@@ -6,9 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from django.conf import settings as configured
 from pytest_django import Settings
 
 from dashboard.models import (
@@ -20,12 +22,12 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.evaluations.judge_evaluation import configured_judge, evaluations_of
+from dashboard.models.evaluations.judge_evaluation import evaluations_of, submit_judge_evaluation
 from tests.dashboard.evaluations.test_judging import scored
 from tests.judges import Answer, Judge, completion, exact, judge
 from tests.workers.conftest import claim
-from workers import judge as client
-from workers.supervision import judge_job as job_module
+from workers.contract.judge import Endpoint
+from workers.supervision import judge as module
 from workers.supervision.engine_process import environment
 from workers.tasks import attempt
 
@@ -37,18 +39,18 @@ WorkOff = Callable[[str], Job]
 @pytest.fixture
 def listening(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     """The judge of this installation: one request at a time, without retries."""
-    monkeypatch.setattr(client, "RETRIES", 0)
-    monkeypatch.setattr(job_module, "TICK_SECONDS", 0.01)
-    monkeypatch.setattr(job_module, "PARALLEL_CALLS", 1)
+    monkeypatch.setattr(module, "RETRIES", 0)
+    monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PARALLEL_CALLS", 1)
     with judge() as served:
-        settings.JUDGE_URL, settings.JUDGE_MODEL, settings.JUDGE_API_KEY = served.url, "gpt-test", KEY
+        settings.JUDGE = Endpoint(served.url, "gpt-test", KEY)
         yield served
 
 
 def submit(run: TrainingRun, by: User) -> JudgeEvaluation:
-    endpoint = configured_judge()
-    assert endpoint
-    return JudgeEvaluation.objects.submit(run, by=by, judge=endpoint, rows=200)
+    submitted = submit_judge_evaluation(run, by=by, judge=configured.JUDGE, rows=200)
+    assert submitted
+    return submitted
 
 
 def verdicts(run: TrainingRun) -> list[float | None]:
@@ -102,7 +104,7 @@ def test_another_model_replaces_all_verdicts(
 ) -> None:
     submit(scored, ed)
     work_off("cpu")
-    settings.JUDGE_MODEL = "stricter"
+    settings.JUDGE = replace(settings.JUDGE, model="stricter")
     submit(scored, ed)
     assert set(verdicts(scored)) == {None}
     assert "judge" not in evaluations_of(scored).latest("pk").metrics
@@ -129,6 +131,21 @@ def test_unusable_judge_fails_the_job(
     assert set(verdicts(scored)) == {None}
 
 
+def test_a_silent_judge_is_not_asked_everything(
+    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FAILURES", 2)
+
+    def late_silence(material: dict[str, str]) -> Answer:
+        time.sleep(0.05)
+        return exact(material) if len(listening.requests) < 3 else (500, b"", {})
+
+    listening.answer = late_silence
+    submit(scored, ed)
+    assert work_off("cpu").error_code == "judge_silent"
+    assert len(listening.requests) < 10
+
+
 def test_verdicts_before_a_failure_are_kept(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
@@ -143,11 +160,11 @@ def test_only_the_confirmed_judge_gets_requests(
     settings: Settings, listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
     submit(scored, ed)
-    settings.JUDGE_MODEL = "another"
+    settings.JUDGE = replace(settings.JUDGE, model="another")
     assert work_off("cpu").error_code == "judge_changed"
     submit(scored, ed)
-    settings.JUDGE_URL = ""
-    assert work_off("cpu").error_code == "judge_off"
+    settings.JUDGE = Endpoint("", "")
+    assert work_off("cpu").error_code == "judge_changed"
     assert listening.requests == []
 
 
