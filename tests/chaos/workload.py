@@ -16,6 +16,7 @@ from typing import TypeVar
 from django.db import InterfaceError, OperationalError, close_old_connections, transaction
 
 from dashboard.models import BaseModel, Dataset, Job, TargetModuleConfig, TrainingRun, User
+from dashboard.models.training.forecast import forecast_run
 from tests.e2e.installation import Answer, Api
 from workers.contract.hyperparameters import Hyperparameters
 
@@ -167,6 +168,7 @@ def submit_arms(dataset: int, job: SubmittedJob, arms: list[dict[str, object]]) 
             target_module_config=TargetModuleConfig.objects.get(slug="efficient"),
         )
         run.freeze(Hyperparameters(**values))  # type: ignore[arg-type]
+        run.forecast = forecast_run(run)
         runs.append(run)
     specs = {"specs": [run.spec for run in runs]}
     row = Job.objects.submit(Job.Kind.TRAIN, specs, project=project, by=user, idempotency_key=job.key)

@@ -6,6 +6,7 @@ from dashboard.api.access import Call
 from dashboard.api.refusals import WRITING
 from dashboard.api.training.schemas import Forecast, RunIn
 from dashboard.api.training.training_runs import draft
+from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import require_4bit_worker
 
 router = Router()
@@ -18,4 +19,4 @@ def create(request: Call, payload: RunIn) -> dict[str, object]:
     run = draft(request, payload, confirmed=True)
     if run.in_4bit:
         require_4bit_worker()
-    return dict(run.forecast)
+    return forecast_run(run)

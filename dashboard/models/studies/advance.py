@@ -14,6 +14,7 @@ from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
 from dashboard.models.studies.forecast import seconds_queued
 from dashboard.models.studies.study_arm import StudyArm
+from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.hyperparameters import Hyperparameters
 
@@ -80,6 +81,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
             rung=rung,
         )
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
+        run.forecast = forecast_run(run)
         runs.append(run)
     for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
         job = Job.objects.submit(

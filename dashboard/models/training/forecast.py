@@ -313,12 +313,12 @@ def device_threads(device: str) -> int:
     return int(settings.ENGINE_THREADS) or max(1, int(cores.group(1)) - 1 if cores else 1)
 
 
-def forecast_run(
-    run: TrainingRun, resolution: Resolution, hyperparameters: Hyperparameters
-) -> dict[str, Any]:
-    """Return the forecast that a run stores, on the devices that train now."""
+def forecast_run(run: TrainingRun) -> dict[str, Any]:
+    """Return the forecast that a frozen run stores when it is launched, on the devices that train now."""
     start = estimate_next_start(Job.Queue.GPU, run.project)
     forecaster = RunForecaster.load(run.base_model, run.dataset_version)
+    resolution = run.target_module_config.resolve(run.base_model)
+    hyperparameters = Hyperparameters(**run.hyperparameters)
     return forecaster.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
 
 

@@ -141,7 +141,7 @@ class TrainingRun(models.Model):
         return reverse("training-run-detail", args=[self.pk])
 
     def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
-        """Check that the choices fit together, and build spec, forecast and a default name.
+        """Check that the choices fit together, and build the spec and a default name.
 
         `confirmed`: the user has accepted the warnings of the target modules. Raises SpecError otherwise.
         """
@@ -173,7 +173,6 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
-        self.forecast = forecast_run(self, resolution, hyperparameters)
 
     def launch(self, idempotency_key: str = "") -> None:
         """Queue the frozen run: run, job and outbox in one transaction.
@@ -182,7 +181,7 @@ class TrainingRun(models.Model):
         """
         if self.in_4bit:
             require_4bit_worker()
-        by = self.created_by
+        by, self.forecast = self.created_by, forecast_run(self)
         with transaction.atomic():
             self.job = Job.objects.submit(
                 Job.Kind.TRAIN, self.spec, project=self.project, by=by, idempotency_key=idempotency_key
