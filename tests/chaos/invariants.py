@@ -191,7 +191,7 @@ def recovery_times(faults: list[InjectedFault], role: str, *, paused: bool = Fal
             continue
         for job, attempt in fault.held:
             again = JobEvent.objects.filter(
-                job=job, attempt=attempt + 1, event="message", text__contains="rows to draw from"
+                job=job, attempt=attempt + 1, event="message", text__contains="training rows. "
             ).first()
             if again:
                 seconds.append(again.created_at.timestamp() - fault.at)

@@ -118,7 +118,7 @@ class Hyperparameters:
         "Learning rate schedule",
         "A falling learning rate lets training settle at its end.",
         choices=(
-            ("cosine", "Cosine (slow, fast, slow decrease)"),
+            ("cosine", "Cosine (smooth decrease)"),
             ("linear", "Linear (even decrease)"),
             ("constant", "Constant"),
         ),

@@ -57,7 +57,7 @@ class FolderForm(forms.Form):
 
 
 class HubForm(forms.Form):
-    """A model on the Hugging Face hub, downloaded by the inspect job."""
+    """A model on the Hugging Face Hub, downloaded by the inspect job."""
 
     hub_id = forms.CharField(
         label=_("Hub id"),

@@ -116,7 +116,10 @@ class ColumnsForm(forms.Form):
     group_column = forms.ChoiceField(
         label=_("Group column"),
         required=False,
-        help_text=_("Rows with the same value, for example a document or a customer, stay in one split."),
+        help_text=_(
+            "Rows with the same value, for example a document or a customer, stay in one split. Without a "
+            "group column, rows with nearly the same prompt stay together."
+        ),
     )
     skip_bad_rows = forms.BooleanField(label=_("Skip invalid rows"), required=False)
 
@@ -136,7 +139,7 @@ class ColumnsForm(forms.Form):
         self._offer("prompt_column", columns, _("Detected") if known else _("No prompt column"))
         self._offer("completion_column", columns, _("Detected") if known else _("Choose a column"))
         repeated = {str(column["name"]): int(column["values"]) for column in version.group_columns}
-        self._offer("group_column", columns, _("None: group rows with nearly the same prompt"), repeated)
+        self._offer("group_column", columns, _("No group column"), repeated)
 
     def _offer(
         self, name: str, columns: Iterable[str], nothing: Any, repeated: Mapping[str, int] | None = None

@@ -51,11 +51,11 @@ class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]
 
 
 class BaseModelField(forms.ModelChoiceField):  # type: ignore[type-arg]
-    """A base model with its number of parameters."""
+    """A base model with its millions of parameters."""
 
     def label_from_instance(self, obj: Any) -> str:
         millions = f"{(obj.parameters or 0) / 1e6:,.1f}"
-        return _("%(name)s, %(millions)s M parameters") % {"name": obj, "millions": millions}
+        return _("%(name)s (%(millions)s M)") % {"name": obj, "millions": millions}
 
 
 class LaunchForm(forms.Form):
@@ -260,7 +260,7 @@ def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
     if not WorkerNode.objects.supporting_4bit().exists():
         field.widget.attrs["disabled"] = not is_on
         field.help_text = format_lazy(
-            "{} {} {}", field.help_text, gettext_lazy("Not possible now:"), NO_4BIT_WORKER
+            "{} {} {}", field.help_text, gettext_lazy("Not available now:"), NO_4BIT_WORKER
         )
 
 

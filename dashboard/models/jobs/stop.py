@@ -131,10 +131,10 @@ def describe_kept_checkpoint(job: Job) -> str:
     step = job.checkpoint_step()
     reached = Job.objects.values_list("step", flat=True).get(pk=job.pk)
     if step is not None:
-        text = _("It can be resumed from step %(step)s.") % {"step": f"{step:,}"}
-        return f"{_('Its last steps could not be saved.')} {text}" if step < reached else text
+        text = _("The run can be resumed from step %(step)s.") % {"step": f"{step:,}"}
+        return f"{_('The last steps could not be saved.')} {text}" if step < reached else text
     if job.may_have_checkpoint:
-        return _("Its checkpoint cannot be read at the moment.")
+        return _("The checkpoint cannot be read at the moment.")
     if reached:
         return _("No checkpoint could be saved, so nothing is kept.")
     return _("There was no progress to keep.")

@@ -24,8 +24,8 @@ DISPATCHERS_OFFLINE_AFTER = timedelta(seconds=30)
 FORGOTTEN_AFTER = timedelta(hours=24)
 PAUSE_FORBIDDEN = _("Only a superuser, or a manager of all projects, can pause a worker.")
 NO_4BIT_WORKER = _(
-    "none of the workers that are there has both an NVIDIA card and the package bitsandbytes. "
-    "Install it on a machine that has the card, and start its worker again."
+    "no connected worker has both an NVIDIA GPU and the package bitsandbytes. "
+    "Install it on a machine that has the GPU, and start its worker again."
 )
 # A slower answer of the database is too uncertain to compare clocks.
 ANSWER_SECONDS = 1.0

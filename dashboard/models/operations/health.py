@@ -122,7 +122,11 @@ def check_disk() -> HealthCheck:
 def check_workers(queue: Job.Queue) -> HealthCheck:
     """Check that a worker takes the jobs of `queue` and that none has fallen silent."""
     code = f"worker-{queue}"
-    title = _("Training worker") if queue == Job.Queue.GPU else _("Worker for light jobs")
+    title = (
+        _("Worker for training and evaluation")
+        if queue == Job.Queue.GPU
+        else _("Worker for imports and inspections")
+    )
     nodes = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue=queue)
     taking = nodes.alive().filter(draining=False).count()
     silent = list(nodes.silent().values_list("name", flat=True))
@@ -163,9 +167,9 @@ def check_dispatcher() -> HealthCheck:
     """Check that one dispatcher leads."""
     code, title = "dispatcher", _("Dispatcher")
     if WorkerNode.objects.leading().exists():
-        return HealthCheck(code, title, Level.OK, _("A dispatcher is leading."))
+        return HealthCheck(code, title, Level.OK, _("A dispatcher assigns the jobs."))
     if WorkerNode.objects.alive().filter(kind=WorkerNode.Kind.DISPATCHER).exists():
-        text = _("A dispatcher is running but none is leading, so no job starts.")
+        text = _("A dispatcher is running but does not assign jobs yet, so no job starts.")
         remedy = _("After a crash this takes up to 30 s. If it lasts longer, check its log and restart it.")
     else:
         text = _("No dispatcher is running, so no job starts and none is recovered.")
@@ -249,7 +253,9 @@ def check_bundled_model() -> HealthCheck:
         remedy = _("Open Settings, Base models, %(name)s to see the reason and to inspect it again.")
         return HealthCheck(code, title, Level.PROBLEM, text, remedy % {"name": row})
     text = _("The model is not inspected yet, so no run can use it.")
-    remedy = _("This takes about a minute while the dispatcher and a worker for light jobs are running.")
+    remedy = _(
+        "This takes about a minute while the dispatcher and a worker for imports and inspections are running."
+    )
     return HealthCheck(code, title, Level.WARNING, text, remedy)
 
 

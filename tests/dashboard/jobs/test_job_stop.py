@@ -185,8 +185,8 @@ def test_a_stop_before_the_first_step_keeps_nothing(job: Job, ed: User, is_lost:
 @pytest.mark.parametrize(
     ("keep", "step", "text"),
     [
-        ("checkpoint", 5, "Stopped: It can be resumed from step 5."),
-        ("checkpoint", 3, "Stopped: Its last steps could not be saved. It can be resumed from step 3."),
+        ("checkpoint", 5, "Stopped: The run can be resumed from step 5."),
+        ("checkpoint", 3, "Stopped: The last steps could not be saved. The run can be resumed from step 3."),
         ("checkpoint", None, "Stopped: No checkpoint could be saved, so nothing is kept."),
         ("", 5, "Stopped"),
     ],
@@ -212,7 +212,7 @@ def test_an_unreadable_checkpoint_is_kept(training: Job, ed: User, monkeypatch: 
     monkeypatch.setattr("workers.contract.checkpoint_ownership.valid_checkpoints", refuse)
     training.complete_stop(actor="w@host")
     assert Job.objects.get(pk=training.pk).keeps_checkpoint
-    assert last_event(training) == "Stopped: Its checkpoint cannot be read at the moment."
+    assert last_event(training) == "Stopped: The checkpoint cannot be read at the moment."
 
 
 def test_only_a_training_keeps_progress(run: TrainingRun, ed: User) -> None:

@@ -117,7 +117,7 @@ def test_page_shows_sizes_and_removable_files(
     run_measurement()
     text = page()
     for words in (
-        "Checkpoints of 1 ended run (5 kB). You can no longer resume it.",
+        "Checkpoints of 1 ended run (5 kB). Without them, the run cannot be resumed.",
         "Clean up 5 kB…",
         "It keeps datasets, adapters, runs",
         f'<a href="{ended.get_absolute_url()}">{ended.name}</a>',

@@ -121,7 +121,7 @@ def test_events_of_a_run(make_spec: MakeSpec, tmp_path: Path, record: Recorder) 
     assert [event.step for event in record.of(Metrics) if "validation/loss" in event.values] == [0, 3, 6]
     assert [event.step for event in record.of(Metrics) if "train/loss" in event.values] == [1, 2, 3, 4, 5, 6]
     assert record.of(Progress)[-2] == Progress("training", 6, 6, 0.0)
-    assert "24 rows to draw from" in record.of(Message)[0].text
+    assert "24 training rows" in record.of(Message)[0].text
     assert record.of(Artifact)[0].path == "arm-0/adapter"
     assert record[-1] == ends[0]
     summary = ends[0].summary
@@ -179,7 +179,7 @@ def test_rows_that_are_partly_cut_are_counted(make_spec: MakeSpec, tmp_path: Pat
     told = record.of(Message)[0].text
     assert "2 of 22 rows are longer" in told
     assert "1 of them lost their whole answer" in told
-    assert "21 rows to draw from" in record.of(Message)[1].text
+    assert "21 training rows" in record.of(Message)[1].text
 
 
 def test_max_length_beyond_the_model_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:

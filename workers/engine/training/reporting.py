@@ -206,12 +206,14 @@ def _describe(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
     labelled = sum(example.target_count for example in arm.examples.values())
     trainable = sum(parameter.numel() for parameter in arm.parameters)
     stored = storage_description(runtime.dtype_name(dtype), in_4bit=learn.load_in_4bit)
+    rows = learn.rows_per_step
+    per_step = f"{rows:,} row" if rows == 1 else f"{rows:,} rows"
     batch = f"{learn.per_device_train_batch_size} x {learn.gradient_accumulation_steps}"
     sentences = (
-        f"{arm.spec.name}: {len(arm.positions):,} rows to draw from.",
-        f"{arm.total_steps:,} steps of {learn.rows_per_step:,} rows ({batch}), {epochs:.2f} epochs.",
-        f"The {len(arm.examples):,} rows read have {tokens:,} tokens, of which {labelled:,} are learned.",
-        f"{trainable:,} parameters train, {trainable / frozen:.3%} of the {frozen:,} frozen ones.",
-        f"The frozen ones are stored {stored}.",
+        f"{arm.spec.name}: {len(arm.positions):,} training rows.",
+        f"{arm.total_steps:,} steps of {per_step} ({batch}), {epochs:,.2f} epochs.",
+        f"The {len(arm.examples):,} rows read have {tokens:,} tokens, {labelled:,} of them in answers.",
+        f"{trainable:,} trainable parameters, {trainable / frozen:.2%} of the base model's {frozen:,}.",
+        f"The base model is stored {stored}.",
     )
     return " ".join(sentences)

@@ -70,10 +70,7 @@ def test_without_a_capable_worker_the_form_refuses_4_bits(
     page = client.get(FORM)
     field = page.context["form"]["load_in_4bit"]
     assert "disabled" in str(field)
-    assert (
-        "Not possible now: none of the workers that are there has both an NVIDIA card"
-        in page.content.decode()
-    )
+    assert "Not available now: no connected worker has both an NVIDIA GPU" in page.content.decode()
     answer = client.post(FORM, entered(dataset, base_model, load_in_4bit="on"))
     assert answer.status_code == 422
     assert "the package bitsandbytes" in str(answer.context["form"].errors["load_in_4bit"])
@@ -87,7 +84,7 @@ def test_with_a_capable_worker_the_form_accepts_4_bits(
     client.force_login(ed)
     page = client.get(FORM)
     assert "disabled" not in str(page.context["form"]["load_in_4bit"])
-    assert b"Not possible now" not in page.content
+    assert b"Not available now" not in page.content
     assert client.post(FORM, entered(dataset, base_model, load_in_4bit="on")).status_code == 302
     run = TrainingRun.objects.get()
     assert run.in_4bit
@@ -105,7 +102,7 @@ def test_without_a_capable_worker_the_api_refuses_4_bits(api: Client, body: dict
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert "load_in_4bit" in error["field"]
-    assert "has both an NVIDIA card and the package bitsandbytes" in error["message"]
+    assert "has both an NVIDIA GPU and the package bitsandbytes" in error["message"]
 
 
 def test_with_a_capable_worker_the_api_accepts_4_bits(api: Client, body: dict[str, Any], able: None) -> None:
@@ -163,7 +160,7 @@ def test_without_a_capable_worker_a_4_bit_study_is_refused(
     project: Project, ed: User, dataset: Dataset, base_model: BaseModel, able: None
 ) -> None:
     stop_workers()
-    with pytest.raises(SpecError, match="both an NVIDIA card"):
+    with pytest.raises(SpecError, match="both an NVIDIA GPU"):
         make_packed_study(project, dataset, base_model, ed)
     assert not Study.objects.exists()
 
