@@ -11,7 +11,7 @@ from dashboard import api
 from dashboard.views import adapters
 from dashboard.views.accounts import invitations, memberships, projects, setup, sign_in, team, tokens
 from dashboard.views.catalog import base_models, datasets, target_module_configs
-from dashboard.views.evaluations import evaluations, judgings, votes
+from dashboard.views.evaluations import evaluations, judge_evaluations, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
 from dashboard.views.operations import health, home, settings, storage
 from dashboard.views.studies import (
@@ -101,7 +101,7 @@ urlpatterns = [
     path("runs/<int:pk>/cancel/", training_runs.cancel, name="training-run-cancel"),
     path("runs/<int:pk>/resume/", training_runs.resume, name="training-run-resume"),
     path("runs/<int:pk>/score/", evaluations.of_run, name="training-run-score"),
-    path("runs/<int:pk>/judge/", judgings.of_run, name="training-run-judge"),
+    path("runs/<int:pk>/judge/", judge_evaluations.of_run, name="training-run-judge"),
     path("runs/<int:pk>/votes/", votes.of_run, name="training-run-vote"),
     path("runs/<int:pk>/stream/", metric_series.stream, name="training-run-stream"),
     path("runs/<int:pk>/metrics/", metric_series.metrics, name="training-run-metrics"),
@@ -121,7 +121,7 @@ urlpatterns = [
     path("studies/<int:pk>/report/", study_reports.report, name="study-report"),
     path("studies/<int:pk>/answers/", study_items.items, name="study-items"),
     path("studies/<int:pk>/score/", evaluations.of_study, name="study-score"),
-    path("studies/<int:pk>/judge/", judgings.of_study, name="study-judge"),
+    path("studies/<int:pk>/judge/", judge_evaluations.of_study, name="study-judge"),
     path("studies/<int:pk>/votes/", votes.of_study, name="study-vote"),
     path("studies/<int:pk>/decisions/", decisions.create, name="decision-create"),
     path("studies/<int:pk>/share/", share_links.create, name="share-link-create"),

@@ -11,7 +11,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.downloads import ranged_file
 from dashboard.gate import api_error

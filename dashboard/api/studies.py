@@ -19,7 +19,7 @@ from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest
 from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, IllegalMove, Job, Role, Study, TargetModuleConfig

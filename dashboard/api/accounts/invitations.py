@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once_only
 from dashboard.api.catalog.base_models import refuse_errors
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal
 from dashboard.forms.accounts.team import InvitationForm
 from dashboard.models import Invitation, Role

@@ -12,7 +12,7 @@ from ninja.pagination import paginate
 from pydantic import AfterValidator, ConfigDict, StrictInt, StrictStr
 
 from dashboard.api.access import Call, once_only
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.texts import one_line
 from dashboard.models import ApiToken

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token, once
 from dashboard.api.failures import Failure, failure_of
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others, unknown
 from dashboard.api.texts import Name
 from dashboard.forms.catalog.base_models import FolderForm, HubForm

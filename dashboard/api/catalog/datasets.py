@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from dashboard.api.access import Call, once
 from dashboard.api.catalog.base_models import refuse_errors
 from dashboard.api.failures import Failure
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.texts import Column
 from dashboard.forms.catalog.datasets import UploadForm

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, StrictInt, 
 
 from dashboard.api.access import Call, done_before, first_time
 from dashboard.api.catalog.base_models import Rank, fetch, require_inspected
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, invalid, unknown
 from dashboard.api.texts import Name, storable
 from dashboard.forms.training.plan import preset_cards

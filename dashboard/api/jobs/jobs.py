@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from dashboard.api.access import Call, do_once
 from dashboard.api.failures import Failure
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.models import (
     BaseModel,

@@ -12,7 +12,7 @@ from ninja import Router, Schema
 from ninja.pagination import paginate
 
 from dashboard.api.access import Call
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing
 from dashboard.models import Job, WorkerNode
 from dashboard.models.jobs.worker_node import PAUSE_FORBIDDEN

@@ -17,7 +17,7 @@ from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import config_of, newest_version
 from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
-from dashboard.api.paging import Newest, Rows
+from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
 from dashboard.api.training.schemas import (
     CancelIn,

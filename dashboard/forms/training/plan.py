@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
-from dashboard.forms.training.fitting import Edit, find_smaller_preset, suggest_edits
 from dashboard.forms.training.hyperparameters import DEFAULTS, differences
+from dashboard.forms.training.suggestions import Edit, find_smaller_preset, suggest_edits
 from dashboard.forms.training.training_runs import TrainingRunForm
 from dashboard.models import BaseModel, Calibration, DatasetVersion, TargetModuleConfig
 from dashboard.models.jobs.compute_budget import Charge

@@ -13,7 +13,7 @@ from dashboard.forms.evaluations import VoteForm
 from dashboard.gate import Request
 from dashboard.models import EvaluationItem, Vote
 from dashboard.models.evaluations.judge_evaluation import Scope, evaluations_of
-from dashboard.views.evaluations.judgings import fetch_run, fetch_study, hidden_reason, scope_url
+from dashboard.views.evaluations.judge_evaluations import fetch_run, fetch_study, hidden_reason, scope_url
 from workers.statistics.agreement import ENOUGH
 
 

@@ -13,7 +13,7 @@ from dashboard.models.catalog.metrics import JUDGE
 from dashboard.models.evaluations.judge_evaluation import evaluations_of
 from tests.conftest import make_run
 from tests.dashboard.conftest import publish
-from tests.dashboard.evaluations.test_judging import judge, judge_all, scored
+from tests.dashboard.evaluations.test_judge_evaluation import judge, judge_all, scored
 from tests.dashboard.studies.comparisons import score
 from tests.dashboard.studies.results.test_study_result import study
 

@@ -22,7 +22,7 @@ from dashboard.models import (
 )
 from dashboard.models.jobs.compute_use import Month
 from tests.conftest import finish, make_dataset, make_run
-from tests.dashboard.computing import held
+from tests.dashboard.durations import held
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
 

@@ -36,7 +36,7 @@ def test_numbers_are_rounded_as_torch_does(tmp_path: Path) -> None:
         assert torch.equal(found[name], rounded), name
 
 
-def test_what_is_no_number_stays_none(tmp_path: Path) -> None:
+def test_a_missing_number_stays_none(tmp_path: Path) -> None:
     # The largest bit pattern would run over into zero if it were rounded.
     bits = torch.tensor([-1, 0x7FC00000, 0x7F800001], dtype=torch.int32)
     save_file({"a": bits.view(torch.float32)}, tmp_path / "whole")

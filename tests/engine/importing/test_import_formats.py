@@ -131,7 +131,7 @@ def test_parquet_bytes_are_refused_by_type(load: Importer) -> None:
 
 
 def test_gzip_bomb_stops_at_the_size_limit(load: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.engine.importing.reading.MAX_UNPACKED_BYTES", 2_000_000)
+    monkeypatch.setattr("workers.engine.importing.tables.MAX_UNPACKED_BYTES", 2_000_000)
     with pytest.raises(DataError, match="unpacks to more than"):
         load(gzip.compress(b"\n" * 9_000_000), "rows.jsonl.gz")
 

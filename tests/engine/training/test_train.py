@@ -22,7 +22,7 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, TargetSpec, TrainSpec
 from workers.engine.base_models import model as model_module
 from workers.engine.training import loss as loss_module
-from workers.engine.training import reporting
+from workers.engine.training import reporters
 from workers.engine.training import train as train_module
 from workers.engine.training.train import learning_rate, train
 
@@ -135,7 +135,7 @@ def test_keep_alive_within_step_and_validation(
     make_spec: MakeSpec, tmp_path: Path, record: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of a large model may take longer than anybody waits for a silent process."""
-    monkeypatch.setattr(reporting, "KEEP_ALIVE_SECONDS", 0.0)
+    monkeypatch.setattr(reporters, "KEEP_ALIVE_SECONDS", 0.0)
     spec = make_spec(max_steps=2, gradient_accumulation_steps=3, per_device_train_batch_size=1)
     train([spec], tmp_path, report=record)
     between = dict.fromkeys(("step", "validation"), 0)

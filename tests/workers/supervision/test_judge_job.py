@@ -23,7 +23,7 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.evaluations.judge_evaluation import evaluations_of, submit_judge_evaluation
-from tests.dashboard.evaluations.test_judging import scored
+from tests.dashboard.evaluations.test_judge_evaluation import scored
 from tests.judges import Answer, Judge, completion, exact, judge
 from tests.workers.conftest import claim
 from workers.contract.judge import Endpoint

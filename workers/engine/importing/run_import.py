@@ -19,7 +19,7 @@ from workers.contract.errors import ColumnsUnclear, DataError
 from workers.contract.events import Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import ImportSpec
 from workers.engine.evaluation.scores import answer_kind
-from workers.engine.importing import reading, shapes, split_files, splitting
+from workers.engine.importing import shapes, split_files, splits, tables
 from workers.engine.importing.group_columns import GroupColumnCandidates, check_group_column, read_group
 from workers.engine.importing.rows import MAX_COLUMNS, UploadRow, UploadTable
 from workers.engine.importing.shapes import Canonical, InvalidRow, Shape
@@ -47,7 +47,7 @@ def run_import(
     scratch = out_dir / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        table = reading.open_table(Path(spec.upload), spec.filename, scratch)
+        table = tables.open_table(Path(spec.upload), spec.filename, scratch)
         shape, table = _detect_shape(spec, table, out_dir)
         spool = scratch / "rows"
         findings = _read_rows(table, shape, spool, spec, report, should_stop)
@@ -78,7 +78,7 @@ class ImportFindings:
     bad_rows: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
     unused_columns: Counter[str] = field(default_factory=Counter)
-    fingerprints: splitting.RowFingerprints = field(default_factory=splitting.RowFingerprints)
+    fingerprints: splits.RowFingerprints = field(default_factory=splits.RowFingerprints)
     answers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
 
 
 def _write_splits(
-    fingerprints: splitting.RowFingerprints,
+    fingerprints: splits.RowFingerprints,
     spec: ImportSpec,
     spool: Path,
     out_dir: Path,
@@ -265,7 +265,7 @@ def _write_splits(
 ) -> dict[str, Any]:
     """Write the three splits; return their part of the report."""
     report(Progress("comparing"))
-    assignment = splitting.assign_splits(
+    assignment = splits.assign_splits(
         fingerprints,
         seed=spec.seed,
         validation_share=spec.validation_share,

@@ -25,7 +25,7 @@ from workers.engine.training.arms import Arm, check_shared, prepare_arms
 from workers.engine.training.data import collate, micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.recompute import set_recompute
-from workers.engine.training.reporting import OutcomeReporter, ProgressReporter, step_metrics
+from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.runtime import stop_if_asked
 
 

@@ -10,8 +10,8 @@ from django.test import Client
 from dashboard.models import BaseModel, ComputeBudget, Dataset, Job, Project, TrainingRun, User
 from dashboard.models.jobs.compute_use import HOUR, Month
 from tests.conftest import finish
-from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import api_client, make_checkpoint
+from tests.dashboard.durations import expect, held
 from tests.dashboard.studies.factories import make_study
 
 URL = "/api/v1/compute-budget"

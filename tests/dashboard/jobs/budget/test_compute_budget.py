@@ -25,8 +25,8 @@ from dashboard.models import (
 from dashboard.models.jobs.compute_budget import BudgetStatus, monthly_usage
 from dashboard.models.jobs.compute_use import HOUR, Month
 from tests.conftest import finish, make_run, shared_environment
-from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import make_checkpoint
+from tests.dashboard.durations import expect, held
 from tests.dashboard.studies.factories import make_study
 
 

@@ -10,7 +10,7 @@ from pytest_django.fixtures import DjangoAssertNumQueries
 from dashboard.models import BaseModel, ComputeBudget, Dataset, Project, TrainingRun, User
 from dashboard.models.jobs.compute_use import Month
 from tests.conftest import finish, make_run
-from tests.dashboard.computing import expect, held
+from tests.dashboard.durations import expect, held
 
 URL = reverse("compute-budget-index")
 CHANGE = reverse("compute-budget-change")

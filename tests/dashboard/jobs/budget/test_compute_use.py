@@ -33,8 +33,8 @@ from dashboard.models.jobs.compute_use import (
 )
 from dashboard.models.jobs.worker_node import WorkerNode
 from tests.conftest import finish, make_run, rewrite
-from tests.dashboard.computing import expect, held
 from tests.dashboard.conftest import publish
+from tests.dashboard.durations import expect, held
 from tests.dashboard.studies.factories import Table, conclude, end_training, make_study
 
 

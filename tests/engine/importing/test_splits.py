@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from workers.contract.errors import DataError, Stopped
-from workers.engine.importing.splitting import (
+from workers.engine.importing.splits import (
     LEFT_OUT,
     TEST,
     TRAIN,

@@ -100,7 +100,9 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
         "agreement": Vote.objects.agreement(evaluations),
         "enough": ENOUGH,
     }
-    response = render(request, "evaluations/judgings/index.html", context, status=422 if is_post else 200)
+    response = render(
+        request, "evaluations/judge_evaluations/index.html", context, status=422 if is_post else 200
+    )
     if request.headers.get("HX-Target") == "judge-progress" and not context["is_working"]:
         response.headers["HX-Refresh"] = "true"
     return response

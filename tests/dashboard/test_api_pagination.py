@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.test import Client
 
-from dashboard.api.paging import cursor_after
+from dashboard.api.pagination import cursor_after
 from dashboard.models import Dataset, Project
 
 LIST = "/api/v1/datasets"
