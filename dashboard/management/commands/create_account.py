@@ -14,15 +14,11 @@ from typing import Any
 
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.core.validators import validate_email
 from django.db import transaction
 
 from dashboard.models import ApiToken, LastManager, Membership, Project, Role, User
-
-
-class Refusal(Exception):
-    """The command changes nothing; the message is its output."""
 
 
 class Command(BaseCommand):
@@ -37,10 +33,7 @@ class Command(BaseCommand):
         parser.add_argument("--token", action="store_true", help="print a new API token, and nothing else")
 
     def handle(self, *_arguments: Any, **options: Any) -> None:
-        try:
-            self.stdout.write(create_account(options))
-        except Refusal as refusal:
-            sys.exit(str(refusal))
+        self.stdout.write(create_account(options))
 
 
 def create_account(options: dict[str, Any]) -> str:
@@ -48,7 +41,7 @@ def create_account(options: dict[str, Any]) -> str:
     email, role = options["email"].strip(), Role(options["role"])
     project_name = options["project"].strip()
     if not 1 <= len(project_name) <= 100:
-        raise Refusal("A project's name has 1 to 100 characters.")
+        raise CommandError("A project's name has 1 to 100 characters.")
     user = User.objects.filter(email=email.lower()).first() or build_user(email, options["name"])
     with transaction.atomic():
         if options["superuser"]:
@@ -73,14 +66,14 @@ def build_user(email: str, name: str) -> User:
     try:
         validate_email(email)
     except ValidationError:
-        raise Refusal(f"“{email}” is not an email address.") from None
+        raise CommandError(f"“{email}” is not an email address.") from None
     password = read_password()
     if not password:
-        raise Refusal("A new account needs a password: send it on standard input.")
+        raise CommandError("A new account needs a password: send it on standard input.")
     try:
         validate_password(password, User(email=email, first_name=name))
     except ValidationError as error:
-        raise Refusal(" ".join(error.messages)) from None
+        raise CommandError(" ".join(error.messages)) from None
     return User.objects.build_user(email, password, first_name=name[:150])
 
 
@@ -100,6 +93,6 @@ def give_role(project: Project, user: User, role: Role) -> None:
     try:
         member.change_role(role)
     except LastManager:
-        raise Refusal(
+        raise CommandError(
             f"{user.email} is the only manager of {project}. Give another member the manager role first."
         ) from None

@@ -67,10 +67,6 @@ class ProjectQuerySet(models.QuerySet[RowT]):
         """Filter rows of projects that the caller may read."""
         return self.filter(project__in=caller.projects(Role.VIEWER))
 
-    def editable_by(self, caller: Caller) -> ProjectQuerySet[RowT]:
-        """Filter rows of projects that the caller may edit."""
-        return self.filter(project__in=caller.projects(Role.EDITOR))
-
     def managed_by(self, caller: Caller) -> ProjectQuerySet[RowT]:
         """Filter rows of projects that the caller manages."""
         return self.filter(project__in=caller.projects(Role.MANAGER))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 
 from dashboard.models import ApiToken, Membership, Project, Role, User
 from tests.conftest import PASSWORD, make_user, shared_environment
@@ -30,9 +30,9 @@ def run(*arguments: str) -> str:
 
 def refused(*arguments: str) -> str:
     """Return the message of a refusal."""
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(CommandError) as refusal:
         run(*arguments)
-    return str(refusal.value.code)
+    return str(refusal.value)
 
 
 def test_account_and_project_are_created(db: None) -> None:
@@ -106,4 +106,4 @@ def test_refusal_is_one_sentence_with_exit_code_1(transactional_db: None) -> Non
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == "“x” is not an email address.\n"
+    assert done.stderr == "CommandError: “x” is not an email address.\n"

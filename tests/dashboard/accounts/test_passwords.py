@@ -13,7 +13,7 @@ import pytest
 from django.contrib.auth.hashers import Argon2PasswordHasher
 from django.core import mail
 from django.core.cache import cache
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import Client
 from django.urls import reverse
@@ -47,7 +47,7 @@ def accept_invitation(password: str) -> None:
 def create_account(password: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.StringIO(password + "\n"))
-        with contextlib.suppress(SystemExit):
+        with contextlib.suppress(CommandError):
             command = {"email": EMAIL, "project": "Support", "role": "viewer", "stdout": io.StringIO()}
             call_command("create_account", **command)
 

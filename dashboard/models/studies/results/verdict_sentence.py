@@ -6,7 +6,6 @@ Arms that overlap are not ranked, and fewer than three seeds give no verdict.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -14,9 +13,6 @@ from django.utils.translation import gettext_lazy, ngettext
 from dashboard.models.studies.results.result import WORSE, AnyArm, AnyStudy, ArmComparison
 from workers.statistics import verdicts
 from workers.statistics.verdicts import Estimate
-
-if TYPE_CHECKING:
-    pass
 
 OUTCOMES = {
     verdicts.BETTER: gettext_lazy("Better"),
