@@ -29,12 +29,14 @@ class LimitExceeded(Exception):
 class LimitedProcess:
     """Answers requests, one at a time, in a child that starts with the first one. Both are JSON values.
 
-    `memory`: bytes by which the child may grow. A context manager, at whose end the child ends.
+    `memory`: bytes by which the child may grow; `has_children`: it starts such processes of its own. A context
+    manager, at whose end the child ends.
     """
 
-    def __init__(self, answer: Callable[[Any], Any], memory: int) -> None:
+    def __init__(self, answer: Callable[[Any], Any], memory: int, *, has_children: bool = False) -> None:
         self.answer = answer
         self.memory = memory
+        self.has_children = has_children
         self.process: Any = None
 
     def __enter__(self) -> Self:
@@ -69,7 +71,9 @@ class LimitedProcess:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self.pipe, end = context.Pipe()
-        self.process = context.Process(target=self._serve, args=(end, self.pipe), daemon=True)
+        arguments = (end, self.pipe)
+        # Python lets no daemon have children, and ends a daemon with its parent.
+        self.process = context.Process(target=self._serve, args=arguments, daemon=not self.has_children)
         self.process.start()
         end.close()
 

@@ -15,12 +15,12 @@ from tests.engine.engine_cost import run_engine
 from tests.tiny_model import build_tiny_model
 from workers.contract.errors import ModelError
 from workers.contract.specs import InspectSpec
-from workers.engine.base_models import inspect_model
+from workers.engine.base_models import inspect_model, limited_inspection
 from workers.engine.base_models.config_limits import check_config
 
 MAX_SECONDS = 10.0
-# Beyond the libraries.
-MAX_GROWTH = 500_000_000
+# Beyond the libraries, which take 250 MB with the CPU build of torch: 1 GB in all.
+MAX_GROWTH = 750_000_000
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,75 @@ def test_a_hostile_chat_template_is_refused(folder: Path, tmp_path: Path, name: 
     assert len(caught.value.message) < 400
 
 
+def grow(letter: str, times: int) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": letter}, "content": letter * times}
+
+
+def split(expression: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+
+
+def after(token: str, *, times: int, ids: int) -> dict[str, Any]:
+    one = {"SpecialToken": {"id": token, "type_id": 0}}
+    known = {token: {"id": token, "ids": [0] * ids, "tokens": [token] * ids}}
+    return {"type": "TemplateProcessing", "single": [one] * times, "pair": [], "special_tokens": known}
+
+
+def added(count: int) -> list[dict[str, Any]]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return [{"id": number, "content": f"<t{number}>", **flags} for number in range(count)]
+
+
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "large replacement": {"normalizer": grow("e", 60_000_000)},
+    "large prefix": {"normalizer": {"type": "Prepend", "prepend": "x" * 60_000_000}},
+    "panic while reading": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "////////"}},
+    "panic while encoding": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}},
+    "unclosed expression": {"pre_tokenizer": split("((")},
+    "many tokens": {"post_processor": after("A", times=100, ids=100)},
+    "millions of tokens": {"post_processor": after("A", times=5_000, ids=1_000)},
+    "no model": {"model": None},
+    "unknown type": {"model": {"type": "os.system"}},
+    "empty vocabulary": {"model": {"type": "Unigram", "unk_id": None, "vocab": []}},
+}
+LONG_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "doubling": {"normalizer": {"type": "Sequence", "normalizers": [grow("e", 2)] * 40}},
+    "600,000 added tokens": {"added_tokens": added(600_000)},
+    "endless expression": {"pre_tokenizer": split("(?:(?:l+)+)+!!|(?:(?:A|A)+)+!!")},
+}
+
+
+def change_tokenizer(folder: Path, values: dict[str, Any]) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def tokenizer(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        change_tokenizer(folder, {**TOKENIZERS, **LONG_TOKENIZERS}[name])
+
+    return write
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_hostile_tokenizer_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    change_tokenizer(folder, TOKENIZERS[name])
+    with pytest.raises(ModelError, match="tokenizer") as caught:
+        inspect(folder, tmp_path)
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("limit", "part"), [("TOKENIZER_SECONDS", "tokenizer"), ("CENSUS_SECONDS", "layers")]
+)
+def test_reading_a_folder_is_limited(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, part: str
+) -> None:
+    monkeypatch.setattr(limited_inspection, limit, 0.001)
+    with pytest.raises(ModelError, match=rf"Reading the {part} of tiny needs more than 0\.001 s"):
+        inspect(folder, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "make_hostile",
@@ -224,11 +293,13 @@ def test_a_hostile_chat_template_is_refused(folder: Path, tmp_path: Path, name: 
         many_layers,
         bomb,
         template(TEMPLATES["loop"]),
+        tokenizer("millions of tokens"),
         pytest.param(pipe, marks=pytest.mark.proof),
         *(
             pytest.param(template(TEMPLATES[name]), marks=pytest.mark.proof)
             for name in ("search", "5 GB", "recursion")
         ),
+        *(pytest.param(tokenizer(name), marks=pytest.mark.proof) for name in LONG_TOKENIZERS),
     ],
 )
 def test_a_hostile_folder_costs_little(

@@ -28,8 +28,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from workers.contract.errors import ModelError, Stopped
 from workers.contract.events import Progress, Report, Result, ShouldStop, never_stop, print_event
-from workers.contract.specs import BaseSpec, InspectSpec
-from workers.engine.base_models import census
+from workers.contract.specs import InspectSpec
 from workers.engine.base_models.folder_checks import (
     check_file_names,
     check_files,
@@ -37,8 +36,7 @@ from workers.engine.base_models.folder_checks import (
     check_weights,
     read_license,
 )
-from workers.engine.base_models.model import load_tokenizer, model_errors, read_config
-from workers.engine.training.encoding import check_chat_template
+from workers.engine.base_models.limited_inspection import read_census
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "README.md")
 HUB_TIMEOUT_SECONDS = 10.0
@@ -54,13 +52,8 @@ def inspect_base_model(
     check_files(folder, allowed=Path(spec.cache) if spec.cache else folder)
     elements = check_weights(folder)
     license_name = read_license(folder)
-    config = read_config(folder)
-    tokenizer = load_tokenizer(BaseSpec(path=str(folder), name=folder.name))
     report(Progress("counting"))
-    with model_errors("The model's tokenizer cannot be used"):
-        check_chat_template(tokenizer)
-    with model_errors("The model's layers cannot be counted"):
-        counted = census.count(config, has_chat_template=bool(tokenizer.chat_template))
+    counted = read_census(folder)
     check_parameter_count(counted.parameters, elements)
     values: dict[str, Any] = {
         "census": counted.to_dict(),

@@ -95,16 +95,17 @@ def model_errors(message: str, folder: Path | None = None) -> Iterator[None]:
     """Turn every error into a ModelError: Transformers raises any type on a folder it did not expect."""
     try:
         yield
-    except RunError:
+    except (RunError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    # A panic in the tokenizers' Rust is no Exception.
+    except BaseException as error:
         reason = _reason(error)
         # Users know the model's name, not its folder on the server.
         reason = reason.replace(str(folder), folder.name) if folder else reason
         raise ModelError(f"{message}: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

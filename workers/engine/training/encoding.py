@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from workers.contract.errors import DataError
+from workers.engine.base_models.model import model_errors
 from workers.engine.training.chat_templates import MAX_CHARACTERS, ChatRenderer, RenderedChat
 
 Ids = np.ndarray[Any, np.dtype[np.int32]]
@@ -142,7 +143,8 @@ class TokenRules:
         self.cuts = "|".join(sorted(added, key=len, reverse=True))
 
     def tokenize(self, texts: list[str]) -> Tokens:
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        with model_errors("The base model's tokenizer does not work for these rows"):
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return dict(zip(texts, ids, strict=True))
 
     def cut(self, text: str, *, at_lines: bool) -> list[int]:
