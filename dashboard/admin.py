@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from allauth.account.decorators import secure_admin_login
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
+from django.forms import ModelForm
 from django.http import HttpRequest
 
 from dashboard.models import Membership, Project, User
@@ -38,6 +41,26 @@ class ProjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     inlines = (MembershipInline,)
 
 
+class AccountCreationForm(ModelForm):  # type: ignore[type-arg]
+    """Creates an account without a password; the account's page sets one.
+
+    The admin adds rows in a transaction, and hashing there would keep SQLite's only lock.
+    """
+
+    class Meta:
+        model = User
+        fields = ("email",)
+        help_texts: ClassVar = {"email": "The account gets its password on the next page."}
+
+    def clean_email(self) -> str:
+        return str(self.cleaned_data["email"]).lower()
+
+    def save(self, commit: bool = True) -> User:
+        self.instance.set_unusable_password()
+        user: User = super().save(commit)
+        return user
+
+
 @admin.register(User)
 class AccountAdmin(UserAdmin):  # type: ignore[type-arg]
     """Users, by email address."""
@@ -53,5 +76,6 @@ class AccountAdmin(UserAdmin):  # type: ignore[type-arg]
         ("Access", {"fields": ("is_active", "is_staff", "is_superuser")}),
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
-    add_fieldsets = ((None, {"fields": ("email", "usable_password", "password1", "password2")}),)
+    add_form = AccountCreationForm
+    add_fieldsets = ((None, {"fields": ("email",)}),)
     filter_horizontal = ()

@@ -84,6 +84,14 @@ def change_in_admin(password: str) -> None:
     client.post(address, {"usable_password": "true", "password1": password, "password2": password})
 
 
+def create_in_admin(password: str) -> None:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root@example.org"))
+    values = {"usable_password": "true", "password1": password, "password2": password}
+    added = client.post(reverse("admin:dashboard_user_add"), {"email": EMAIL.title(), **values})
+    client.post(added.headers["Location"].replace("change/", "password/"), values)
+
+
 PLACES = [
     set_up,
     accept_invitation,
@@ -92,6 +100,7 @@ PLACES = [
     set_first_password,
     reset_password,
     change_in_admin,
+    create_in_admin,
 ]
 
 
