@@ -29,8 +29,8 @@ class LimitExceeded(Exception):
 class LimitedProcess:
     """Answers requests, one at a time, in a child that starts with the first one. Both are JSON values.
 
-    `memory`: bytes by which the child may grow; `has_children`: it starts such processes of its own. A context
-    manager, at whose end the child ends.
+    `memory`: bytes by which the child may grow; `has_children`: it starts such processes of its own.
+    A context manager, at whose end the child ends.
     """
 
     def __init__(self, answer: Callable[[Any], Any], memory: int, *, has_children: bool = False) -> None:

@@ -226,9 +226,31 @@ def _parquet_uploads() -> Iterator[Upload]:
         "2,000 columns": parquet([{f"c{number}": 1 for number in range(2_000)}]),
         "no rows": parquet([{"prompt": "a", "completion": "b"}])[:4] + good[4:],
         "long name": parquet([{"n" * 5_000: "a", "completion": "b"}]),
+        "deep schema of objects": nested_schema(40),
+        "deeper schema of objects": nested_schema(500),
+        "deepest schema of objects": nested_schema(19_000),
+        "deepest schema of lists": nested_schema(19_000, repetition=2),
         "deep lists": parquet([{"prompt": json.loads("[" * 60 + "1" + "]" * 60), "completion": "b"}]),
     }.items():
         yield Upload(f"parquet: {name}", "rows.parquet", content)
+
+
+def nested_schema(depth: int, repetition: int = 1) -> bytes:
+    """Return an empty Parquet file of one column, nested so deep that Arrow cannot write it.
+
+    `repetition`: 1 for objects that may be missing, 2 for lists.
+    """
+    # Thrift's compact protocol: fields 3 to 5 of a SchemaElement are its repetition, name and children.
+    start = b"\x48\x06schema\x15\x02\0"
+    inner = b"\x35%c\x18\x01a\x15\x02\0" % (2 * repetition)
+    leaf = b"\x15\x0c\x25\x02\x18\x06prompt\0"
+    count, size = depth + 2, b""
+    while count > 127:
+        size, count = size + bytes([count & 127 | 128]), count >> 7
+    schema = size + bytes([count]) + start + inner * depth + leaf
+    # Fields 1 to 4 of the file: version 1, the schema, no rows, no row groups.
+    footer = b"\x15\x02\x19\xfc" + schema + b"\x16\0\x19\x0c\0"
+    return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
 def _gzip_uploads() -> Iterator[Upload]:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from workers.contract.errors import DataError
 from workers.engine.importing.rows import (
     MAX_COLUMNS,
+    MAX_NESTING,
     MAX_UNPACKED_BYTES,
     OtherValue,
     UploadRow,
@@ -40,6 +41,10 @@ def open_parquet(path: Path, filename: str) -> UploadTable:
         if "size limit" in str(error):
             raise DataError(
                 f"{filename} has too many columns or row groups. At most 1,000 columns are read."
+            ) from error
+        if "deeply nested" in str(error):
+            raise DataError(
+                f"A column of {filename} is nested deeper than {MAX_NESTING} levels. Flatten it."
             ) from error
         raise DataError(f"{filename} is not a complete Parquet file. Export it again.") from error
     if problem := long_name(names):
