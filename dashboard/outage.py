@@ -60,8 +60,8 @@ def outdated(*, is_call: bool) -> HttpResponse:
     if is_call:
         response: HttpResponse = api_error(503, "tables_outdated", str(TEXT))
     else:
-        shown = {"text": TEXT, "command": manage_command("migrate"), "health": reverse("health-index")}
-        response = HttpResponse(loader.render_to_string("outdated.html", shown), status=503)
+        context = {"text": TEXT, "command": manage_command("migrate"), "health": reverse("health-index")}
+        response = HttpResponse(loader.render_to_string("outdated.html", context), status=503)
     response["Cache-Control"] = "no-store"
     return response
 
@@ -72,8 +72,8 @@ def unavailable(*, is_call: bool, may_reload: bool) -> HttpResponse:
         message = _("The database cannot be reached at the moment. Running jobs continue. Try again shortly.")
         response: HttpResponse = api_error(503, "unavailable", message)
     else:
-        shown = {"reload_seconds": RETRY_SECONDS if may_reload else None}
-        response = HttpResponse(loader.render_to_string("503.html", shown), status=503)
+        context = {"reload_seconds": RETRY_SECONDS if may_reload else None}
+        response = HttpResponse(loader.render_to_string("503.html", context), status=503)
     response["Retry-After"] = str(RETRY_SECONDS)
     response["Cache-Control"] = "no-store"
     return response

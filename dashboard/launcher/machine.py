@@ -162,9 +162,9 @@ def unpack_model(folder: Path) -> Path:
 
 def check_hash(path: Path, expected: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise SetupError(f"{path.name} has SHA-256 {found}; expected {expected}.")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
+        raise SetupError(f"{path.name} has SHA-256 {digest}; expected {expected}.")
 
 
 def check_space() -> None:

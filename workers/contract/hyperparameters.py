@@ -225,7 +225,7 @@ class Hyperparameters:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows in one optimizer step: batch x accumulation."""
+        """Return rows in one optimizer step: batch x accumulation."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property

@@ -39,12 +39,12 @@ class ScoringRows:
 
     @property
     def read_tokens(self) -> float:
-        """Tokens computed to read every row once; a shared prefix is computed once per batch."""
+        """Return the tokens computed to read every row once; a shared prefix is computed once per batch."""
         return self.count * (self.tokens - self.prefix) + self.batches * self.prefix
 
     @property
     def written_tokens(self) -> float:
-        """Tokens that a batch writes: its longest answer, about twice the mean, and a little more."""
+        """Return the tokens that a batch writes: its longest answer, twice the mean and a little."""
         return min(MAX_NEW_TOKENS, 2 * self.answer + 8)
 
 

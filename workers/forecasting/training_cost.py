@@ -145,7 +145,7 @@ class ComputeOptions:
 
     @property
     def device_kind(self) -> str:
-        """`cpu` or `cuda`."""
+        """Return `cpu` or `cuda`."""
         return "cuda" if self.on_cuda else "cpu"
 
 
@@ -242,7 +242,7 @@ class TimeEstimate:
 
     @property
     def computing(self) -> float:
-        """Seconds that depend on the device's speed."""
+        """Return the seconds that depend on the device's speed."""
         return self.training + self.validation
 
 

@@ -38,12 +38,12 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """True if the last write failed."""
+        """Return whether the last write failed."""
         return bool(self.away_since)
 
     @property
     def seconds_away(self) -> float:
-        """Seconds since the first failed write; 0 while the database answers."""
+        """Return the seconds since the first failed write; 0 while the database answers."""
         return time.monotonic() - self.away_since if self.is_away else 0.0
 
     def note_answer(self) -> None:

@@ -115,12 +115,12 @@ class EngineProcess:
 
     @property
     def seconds_per_step(self) -> float:
-        """The median of the seconds between two reports of progress."""
+        """Return the median of the seconds between two reports of progress."""
         return statistics.median(tuple(self._step_seconds) or (0.0,))
 
     @property
     def has_ended(self) -> bool:
-        """True if no more lines come: its output is closed, or it ended some seconds ago."""
+        """Return whether no more lines come: its output is closed, or it ended some seconds ago."""
         if self.lines.is_closed or self.process.poll() is None:
             return self.lines.is_closed
         # Counted from here: after a suspend of the machine all lines are still to be read.
@@ -129,7 +129,7 @@ class EngineProcess:
 
     @property
     def has_oom_kill(self) -> bool:
-        """True if the kernel killed a process of this control group for lack of memory since the start."""
+        """Return whether the kernel has killed a process of this control group for lack of memory."""
         return oom_kills() > self.oom_kills_before
 
     def send(self, message: dict[str, object]) -> None:

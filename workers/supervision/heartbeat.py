@@ -182,7 +182,7 @@ class Heartbeat:
 
     @property
     def place(self) -> str:
-        """The machine and boot that its pid belongs to."""
+        """Return the machine and boot that its pid belongs to."""
         return str(self.facts.get("place", ""))
 
     def keep_row(self) -> None:

@@ -83,7 +83,7 @@ def _ask_all(
     Raises Fenced when the job is stopped or taken over, and RunError if the judge is unusable.
     """
     questions, client, began = judge_evaluation.pending_questions(), connect(judge), time.monotonic()
-    earlier, asked, failures = judge_evaluation.judged, 0, 0
+    earlier, replies, failures = judge_evaluation.judged, 0, 0
     pool = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="judge")
     try:
         pending = {pool.submit(ask, client, judge.model, text): items for text, items in questions.items()}
@@ -91,15 +91,15 @@ def _ask_all(
             time.sleep(TICK_SECONDS)
             done = {future: pending.pop(future) for future in list(pending) if future.done()}
             verdicts = [(future.result(), items) for future, items in done.items() if not future.exception()]
-            asked += len(done)
-            left = (time.monotonic() - began) / asked * len(pending) if asked else None
+            replies += len(done)
+            left = (time.monotonic() - began) / replies * len(pending) if replies else None
             with transaction.atomic():
                 if not job.renew_lease():
                     raise Fenced
                 judge_evaluation.record(verdicts)
                 # Verdicts are progress, so the attempt does not count as failed.
                 reset = {"failed_attempts": 0} if verdicts else {}
-                counts = {"step": earlier + asked, "total_steps": judge_evaluation.answers}
+                counts = {"step": earlier + replies, "total_steps": judge_evaluation.answers}
                 job.update_progress(phase="judging", eta_seconds=left, **counts, **reset)
             if job.read_stop_request() != "":
                 raise Fenced

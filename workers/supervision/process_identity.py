@@ -38,12 +38,12 @@ class Place:
 
     @property
     def tag(self) -> str:
-        """A short suffix that makes names unique across places."""
+        """Return a short suffix that makes names unique across places."""
         return self.machine.rpartition("/")[2]
 
     @property
     def earlier_starts(self) -> str:
-        """The prefix that all places of this machine share."""
+        """Return the prefix that all places of this machine share."""
         return f"{self.machine}/"
 
 

@@ -37,7 +37,7 @@ class StopPolicy:
 
     @property
     def grace_unlimited(self) -> bool:
-        """True while the engine publishes its best weights and the worker need not leave.
+        """Return whether the engine publishes its best weights and the worker need not leave.
 
         It may have to load first or to end a long step, and it saves several arms one after the other.
         """
@@ -45,7 +45,7 @@ class StopPolicy:
 
     @property
     def grace_expired(self) -> bool:
-        """True if the grace period is over, for the engine and for its remaining events."""
+        """Return whether the grace period is over, for the engine and for its remaining events."""
         is_limited = self.reason and not self.grace_unlimited
         return bool(is_limited) and time.monotonic() - self.grace_started > GRACE_SECONDS[self.reason]
 

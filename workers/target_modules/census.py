@@ -89,7 +89,7 @@ class Group:
 
     @property
     def is_parameter(self) -> bool:
-        """True if the name is a tensor's, not a module's."""
+        """Return whether the name is a tensor's, not a module's."""
         return self.kind in ("expert", "parameter")
 
     def names(self, layers: Iterable[int] | None = None) -> list[str]:
@@ -158,7 +158,7 @@ class Matched:
 
     @property
     def role(self) -> str:
-        """Role of the group."""
+        """Return the role of the group."""
         return self.group.role
 
     @property

@@ -63,32 +63,32 @@ class Resolution:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that get at least one adapter."""
+        """Return the layers that get at least one adapter."""
         return tuple(sorted({layer for item in self.matched for layer in item.layers}))
 
     @property
     def coverage(self) -> str:
-        """For example "30 of 30 layers, 30 modules"."""
+        """Return text such as "30 of 30 layers, 30 modules"."""
         return f"{len(self.layers)} of {self.layers_total} layers, {self.modules} modules"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of the adapted roles, each once."""
+        """Return the labels of the adapted roles, each once."""
         return tuple(dict.fromkeys(ROLES[item.role] for item in self.matched))
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Entries for modules, then for tensors."""
+        """Return the entries for modules, then for tensors."""
         return (*self.target_modules, *self.target_parameters)
 
     @property
     def has_experts(self) -> bool:
-        """True if PEFT adapts tensors instead of modules, which requires lora_dropout 0."""
+        """Return whether PEFT adapts tensors instead of modules, which requires lora_dropout 0."""
         return any(item.as_parameter for item in self.matched)
 
     @property
     def key(self) -> str:
-        """The arguments as one line, the key of `Census.refused`."""
+        """Return the arguments as one line, the key of `Census.refused`."""
         modules = [self.target_regex] if self.target_regex else sorted(self.target_modules)
         layers = [f"layers={format_layers(self.layers_to_transform)}"] if self.layers_to_transform else []
         return " ".join([*modules, *sorted(self.target_parameters), *layers])
@@ -268,13 +268,13 @@ def _gaps(roles: Sequence[str], resolution: Resolution, layers: Sequence[int]) -
             continue
         # Linear attention has one input projection for query, key and value.
         counted = (*equivalent_roles(role), *(["linattn_in"] if role.startswith("attn_") else []))
-        found = {layer for item in resolution.matched if item.role in counted for layer in item.layers}
-        if found and not found >= requested:
-            missing.setdefault(tuple(sorted(found)), []).append(ROLES[role])
+        present = {layer for item in resolution.matched if item.role in counted for layer in item.layers}
+        if present and not present >= requested:
+            missing.setdefault(tuple(sorted(present)), []).append(ROLES[role])
     return [
-        f"{_sentence_start(labels)} in {len(found)} of {resolution.layers_total} layers "
-        f"({format_layers(found)}); the other layers get no adapter."
-        for found, labels in missing.items()
+        f"{_sentence_start(labels)} in {len(present)} of {resolution.layers_total} layers "
+        f"({format_layers(present)}); the other layers get no adapter."
+        for present, labels in missing.items()
     ]
 
 

@@ -32,12 +32,12 @@ class Edit:
 
     @property
     def values_text(self) -> str:
-        """The changed fields as JSON for the page's script."""
+        """Return the changed fields as JSON for the page's script."""
         return json.dumps(self.values)
 
     @property
     def is_enough(self) -> bool:
-        """True if the forecast's upper end fits."""
+        """Return whether the forecast's upper end fits."""
         return self.forecast.fit == "fits"
 
 

@@ -211,6 +211,6 @@ def count_confusions(answers: Sequence[tuple[str, str]]) -> Confusions | None:
     counts: Counter[Any] = Counter((label.strip(), answer.strip()) for label, answer in answers)
     rows = []
     for label in labels:
-        found = [counts[label, answer] for answer in labels]
-        rows.append((label, [*found, expected[label] - sum(found)]))
+        row_counts = [counts[label, answer] for answer in labels]
+        rows.append((label, [*row_counts, expected[label] - sum(row_counts)]))
     return labels, rows

@@ -109,8 +109,12 @@ def subject_name(run: TrainingRun) -> str:
 
 def adapter_evaluation(run: TrainingRun) -> Evaluation | None:
     """Return the evaluation of a run's adapter that counts: the newest with results, else the newest."""
-    evaluations = [one for one in run.evaluations.all() if one.subject == Evaluation.Subject.ADAPTER]
-    return max(evaluations, key=lambda one: (one.state == State.SUCCEEDED, one.pk), default=None)
+    evaluations = [
+        evaluation for evaluation in run.evaluations.all() if evaluation.subject == Evaluation.Subject.ADAPTER
+    ]
+    return max(
+        evaluations, key=lambda evaluation: (evaluation.state == State.SUCCEEDED, evaluation.pk), default=None
+    )
 
 
 class Evaluation(models.Model):
@@ -204,7 +208,7 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
 
     def pairs(self, run: TrainingRun) -> list[tuple[EvaluationItem, EvaluationItem]]:
         """Return (base item, adapter item) of the newest ended evaluations of a run, in order of rows."""
-        newest = {one.subject: one for one in run.evaluations.ended().order_by("pk")}
+        newest = {evaluation.subject: evaluation for evaluation in run.evaluations.ended().order_by("pk")}
         if len(newest) < len(Evaluation.Subject):
             return []
         base, adapter = (

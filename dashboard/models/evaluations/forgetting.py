@@ -142,11 +142,17 @@ def scores_with_base(run: TrainingRun) -> dict[str, dict[str, Any]]:
 def study_forgetting(study: Study) -> dict[str, Forgetting]:
     """Return the forgetting of every arm by name; makes no query if the study was fetched with facts."""
     arms = list(study.arms.all())
-    base = _newest((one for arm in arms for run in arm.runs.all() for one in run.evaluations.all()), BASE)
+    base = _newest(
+        (evaluation for arm in arms for run in arm.runs.all() for evaluation in run.evaluations.all()), BASE
+    )
     return {
         arm.name: Forgetting(
             base[0] if base else None,
-            [one for run in arm.final_runs() for one in _newest(run.evaluations.all(), ADAPTER)],
+            [
+                evaluation
+                for run in arm.final_runs()
+                for evaluation in _newest(run.evaluations.all(), ADAPTER)
+            ],
         )
         for arm in arms
     }
@@ -164,5 +170,9 @@ def chosen_runs_forgetting(study: UnsavedStudy) -> dict[str, Forgetting]:
 
 def _newest(evaluations: Iterable[Evaluation], subject: str) -> list[Evaluation]:
     """Return the newest evaluation with results in a list, or an empty list."""
-    ended = [one for one in evaluations if one.subject == subject and one.state == State.SUCCEEDED]
-    return [max(ended, key=lambda one: one.pk)] if ended else []
+    ended = [
+        evaluation
+        for evaluation in evaluations
+        if evaluation.subject == subject and evaluation.state == State.SUCCEEDED
+    ]
+    return [max(ended, key=lambda evaluation: evaluation.pk)] if ended else []

@@ -42,7 +42,7 @@ def stop_run(run: TrainingRun, by: User | None = None, keep: str = "", *, seen_w
     if run.outcome or run.job.is_over:
         state = run.get_outcome_display() or run.job.get_state_display()
         raise StopRefused("already_ended", _("It has already ended: %(state)s.") % {"state": state})
-    message = _("It is being stopped already, and less of it is kept than you ask for.")
+    message = _("This run is already being stopped and keeps less than you asked for.")
     raise StopRefused("already_stopping", message, "keep")
 
 
@@ -122,7 +122,7 @@ def _describe_kept(row: Job, keep: str) -> str:
     if keep == Job.Keep.CHECKPOINT and row.state in WAITING:
         return _("the checkpoint is kept, to resume later")
     if keep == Job.Keep.CHECKPOINT:
-        return _("the checkpoint is to be kept, to resume later")
+        return _("the checkpoint will be kept, so that the run can be resumed")
     return _("the progress is discarded") if has_progress(row) else _("there was no progress yet")
 
 

@@ -15,7 +15,7 @@ from dashboard.models.jobs.worker_node import WorkerNode
 ALL_QUEUES = ""
 WORK = {
     Job.Queue.GPU: gettext_lazy("training and evaluation"),
-    Job.Queue.CPU: gettext_lazy("imports, inspections and judging"),
+    Job.Queue.CPU: gettext_lazy("imports, inspections and judge evaluations"),
     ALL_QUEUES: gettext_lazy("any job"),
 }
 
@@ -52,7 +52,7 @@ class StalledQueue:
 
     @property
     def text(self) -> str:
-        """The sentence for pages."""
+        """Return the sentence for pages."""
         return str(self.reason.label) % {"work": WORK[self.queue]}
 
     @property

@@ -174,10 +174,10 @@ def plan_costs(
         rates=rates,
         test_rows=test_rows,
     )
-    kept = sum(one.adapter_bytes for one in plan.arms)
-    working = sum(one.disk_bytes - one.adapter_bytes for one in plan.arms)
+    kept = sum(arm.adapter_bytes for arm in plan.arms)
+    working = sum(arm.disk_bytes - arm.adapter_bytes for arm in plan.arms)
     return Costs(
-        arms=tuple(ArmCost(arm, found) for arm, found in zip(arms, plan.arms, strict=True)),
+        arms=tuple(ArmCost(arm, forecast) for arm, forecast in zip(arms, plan.arms, strict=True)),
         runs=len(arms) * seeds,
         plan=plan,
         disk_bytes=kept * seeds + working * max(1, rates),

@@ -40,12 +40,12 @@ class PlanForecast:
 
     @property
     def charge(self) -> float:
-        """Seconds that the compute budget is charged: `promised` and the scoring."""
+        """Return the seconds that the compute budget is charged: `promised` and the scoring."""
         return self.promised + self.scoring["expected"]
 
     @property
     def seconds(self) -> Range:
-        """Training and scoring."""
+        """Return the seconds of training and scoring."""
         return {name: self.training[name] + self.scoring[name] for name in ENDS}
 
     def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:

@@ -50,7 +50,7 @@ def unmeasured(study: Study) -> list[str]:
         limits.append(text % {"arms": ", ".join(edges)})
     if few := too_few_seeds(study.result.comparisons):
         limits.append(few)
-    if any(one.seeds_disagree for one in study.result.comparisons):
+    if any(comparison.seeds_disagree for comparison in study.result.comparisons):
         limits.append(
             _("The seeds disagree more than the test rows do: more seeds help more than more rows.")
         )
@@ -163,7 +163,7 @@ def _left_out(study: UnsavedStudy) -> list[str]:
             "Compared on the %(items)d rows that all were scored on; some were scored on up to %(most)d."
         )
         texts.append(text % {"items": result.items, "most": result.most_items})
-    unpaired = [one.arm for one in result.comparisons if not one.paired]
+    unpaired = [comparison.arm for comparison in result.comparisons if not comparison.paired]
     if unpaired:
         text = _("No seed in common with %(reference)s, so seeds are paired in their order: %(arms)s.")
         texts.append(text % {"reference": study.reference, "arms": ", ".join(unpaired)})

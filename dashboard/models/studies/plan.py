@@ -106,7 +106,8 @@ def check_plan(
         learn = arm.hyperparameters
         # Otherwise a difference could come from the amount of training.
         shared = [
-            (one.rows_per_step, one.max_length, one.max_steps, one.num_train_epochs) for one in (first, learn)
+            (settings.rows_per_step, settings.max_length, settings.max_steps, settings.num_train_epochs)
+            for settings in (first, learn)
         ]
         if shared[0] != shared[1]:
             raise SpecError(

@@ -154,7 +154,7 @@ class Study(models.Model):
             return State.SUCCEEDED if self.result.arms else State.FAILED
         # From the rows fetched by `with_facts`, so that a list needs no query per study.
         runs = [run for arm in self.arms.all() for run in arm.runs.all()]
-        scoring = [one.job for run in runs for one in run.evaluations.all()]
+        scoring = [evaluation.job for run in runs for evaluation in run.evaluations.all()]
         jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
         # A re-evaluation may be requested after a stop; the study is then no longer cancelling.
         is_stopped = self.cancelled_at and all(job.is_over for job in jobs)

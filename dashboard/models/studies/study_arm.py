@@ -115,12 +115,12 @@ class StudyArm(models.Model):
 
     def _losses(self, rung: int) -> dict[float, float]:
         """Return learning rate -> validation loss of the finished runs of a rung."""
-        found: dict[float, float] = {}
+        losses: dict[float, float] = {}
         for run in self._rung(rung):
             loss = run.measured.get("validation_loss") or run.measured.get("train_loss")
             if run.outcome == TrainingRun.Outcome.SUCCEEDED and loss is not None:
-                found[rate_of(run)] = float(loss)
-        return found
+                losses[rate_of(run)] = float(loss)
+        return losses
 
     # How it ended
 

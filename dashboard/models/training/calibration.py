@@ -104,12 +104,12 @@ class Calibration(models.Model):
 
     @property
     def memory_ratio(self) -> float:
-        """Measured / estimated peak memory."""
+        """Return measured / estimated peak memory."""
         return self.memory_bytes / max(1, self.estimated_memory_bytes)
 
     @property
     def time_ratio(self) -> float:
-        """Measured / estimated seconds of the training steps."""
+        """Return measured / estimated seconds of the training steps."""
         return self.training_seconds / max(self.estimated_training_seconds, 1e-9)
 
 

@@ -44,7 +44,7 @@ class ScoringTime(models.Model):
 
     @property
     def ratio(self) -> float:
-        """Measured / estimated."""
+        """Return measured / estimated seconds."""
         return self.seconds / max(self.estimated_seconds, 1e-9)
 
 

@@ -69,13 +69,13 @@ class DeviceForecast:
 
     @property
     def memory_percent(self) -> Range:
-        """Percent of the device's memory that the run needs."""
+        """Return the percentage of the device's memory that the run needs."""
         whole = self.memory_bytes or 1
         return {name: min(100.0, 100 * value / whole) for name, value in self.peak_memory_bytes.items()}
 
     @property
     def fit(self) -> str:
-        """`fits`, `tight` or `too_large`; "" for a device of unknown size."""
+        """Return `fits`, `tight` or `too_large`; "" for a device of unknown size."""
         if not self.memory_bytes:
             return ""
         if self.peak_memory_bytes["high"] <= self.usable_bytes:
@@ -100,7 +100,7 @@ class Forecast:
 
     @property
     def main(self) -> DeviceForecast:
-        """The device that a single line of numbers stands for."""
+        """Return the device that a single line of numbers stands for."""
         return best_device(self.devices)
 
     @property
@@ -237,7 +237,7 @@ class RunForecaster:
 
     @functools.cached_property
     def census(self) -> Census:
-        """The base model's census, read once."""
+        """Return the base model's census, read once."""
         return self.base_model.load_census()
 
     def row_lengths(self, hyperparameters: Hyperparameters) -> RowLengths:

@@ -24,14 +24,14 @@ from workers.contract.errors import REEVALUATE, advice
 
 
 @require_POST
-def of_run(request: Request, pk: int) -> HttpResponse:
+def reevaluate_run(request: Request, pk: int) -> HttpResponse:
     """Re-evaluate a run's adapter."""
     runs = TrainingRun.objects.select_related("study_arm__study")
     return reevaluate_and_redirect(request, runs.fetch(request.user, pk, Role.EDITOR))
 
 
 @require_POST
-def of_study(request: Request, pk: int) -> HttpResponse:
+def reevaluate_study(request: Request, pk: int) -> HttpResponse:
     """Re-evaluate the adapters of a study that have no scores."""
     return reevaluate_and_redirect(request, Study.objects.fetch(request.user, pk, Role.EDITOR))
 

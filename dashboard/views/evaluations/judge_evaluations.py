@@ -28,12 +28,12 @@ MOST_LISTED = 10
 
 
 @require_http_methods(["GET", "POST"])
-def of_study(request: Request, pk: int) -> HttpResponse:
+def judge_study(request: Request, pk: int) -> HttpResponse:
     return judge_page(request, fetch_study(request, pk))
 
 
 @require_http_methods(["GET", "POST"])
-def of_run(request: Request, pk: int) -> HttpResponse:
+def judge_run(request: Request, pk: int) -> HttpResponse:
     run = fetch_run(request, pk)
     # Judged apart, the arms of one study could have the verdicts of two judges.
     return judge_page(request, run.study_arm.study if run.study_arm else run)

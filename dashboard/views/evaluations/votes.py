@@ -19,14 +19,14 @@ from workers.statistics.agreement import ENOUGH
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-def of_study(request: Request, pk: int) -> HttpResponse:
+def vote_on_study(request: Request, pk: int) -> HttpResponse:
     """Vote on the answers of all arms and of the base model of a study."""
     return vote_page(request, fetch_study(request, pk))
 
 
 @never_cache
 @require_http_methods(["GET", "POST"])
-def of_run(request: Request, pk: int) -> HttpResponse:
+def vote_on_run(request: Request, pk: int) -> HttpResponse:
     """Vote on the answers of a run and of its base model."""
     return vote_page(request, fetch_run(request, pk))
 

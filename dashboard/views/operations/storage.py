@@ -38,7 +38,7 @@ class Scope:
 
     @property
     def name(self) -> str:
-        """The value of the form field `scope`."""
+        """Return the value of the form field `scope`."""
         return "project" if self.project else "all"
 
     @property
@@ -51,7 +51,7 @@ class Scope:
 
     @property
     def biggest(self) -> list[dict[str, Any]]:
-        """The largest entries, only of a project."""
+        """Return the largest entries, only of a project."""
         if not self.project:
             return []
         entries = (
@@ -63,12 +63,12 @@ class Scope:
 
     @property
     def removable(self) -> int:
-        """Bytes that a clean-up would free."""
+        """Return the bytes that a clean-up would free."""
         return sum(use.removable_bytes for use in self.uses)
 
     @property
     def removable_uses(self) -> dict[str, StorageUse]:
-        """The kinds that a clean-up deletes."""
+        """Return the kinds that a clean-up deletes."""
         return {use.kind: use for use in self.uses if use.removable_count}
 
 

@@ -14,7 +14,7 @@ from dashboard.models.training.resume import resume
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint
 
-KEPT = "the checkpoint is to be kept, to resume later"
+KEPT = "the checkpoint will be kept, so that the run can be resumed"
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def last_event(job: Job) -> str:
             "checkpoint",
             State.CANCELLING,
             "park",
-            "asked to stop: the checkpoint is to be kept, to resume later",
+            "asked to stop: the checkpoint will be kept, so that the run can be resumed",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_second_stop_cannot_keep_more(client: Client, ed: User, run: TrainingR
     stop(client, ed, run)
     stop(client, ed, run, keep="checkpoint")
     page = client.get(run.get_absolute_url()).content.decode()
-    assert "less of it is kept than you ask for" in page
+    assert "keeps less than you asked for" in page
 
 
 def test_the_page_offers_what_to_keep(client: Client, ed: User, run: TrainingRun, training: Job) -> None:

@@ -98,7 +98,7 @@ SCOPE_PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 def count(config: PreTrainedConfig, *, has_chat_template: bool) -> Census:
-    """Groups of layers with their roles, and for each preset whether PEFT attaches what was promised."""
+    """Return groups of layers with their roles, and for each preset whether PEFT attaches as promised."""
     census = listed(build(config), has_chat_template=has_chat_template)
     census.refused.update(_refused(census, config))
     return census
@@ -128,7 +128,7 @@ def listed(model: PreTrainedModel, *, has_chat_template: bool = False) -> Census
 
 
 def rewrites(model_type: str) -> dict[str, str]:
-    """Names of experts that PEFT turns into other ones on this type of model, old to new."""
+    """Return the names of experts that PEFT turns into other ones on this type of model, old to new."""
     if get_checkpoint_conversion_mapping(model_type) is None:  # type: ignore[no-untyped-call]
         return {}
     kin = _MODEL_TO_CONVERSION_PATTERN.get(model_type, "")
@@ -136,11 +136,11 @@ def rewrites(model_type: str) -> dict[str, str]:
 
 
 def groups(model: PreTrainedModel) -> list[Group]:
-    """Layers of one name, kind and shape counted together, in the model's own order."""
-    found: dict[tuple[str, str, int, int, int, bool], list[int]] = {}
+    """Return the layers of one name, kind and shape counted together, in the model's own order."""
+    layers_by_kind: dict[tuple[str, str, int, int, int, bool], list[int]] = {}
     for name, kind, d_in, d_out, experts, bias in _layers(model):
         pattern, layer = _pattern(name)
-        found.setdefault((pattern, kind, d_in, d_out, experts, bias), []).append(layer)
+        layers_by_kind.setdefault((pattern, kind, d_in, d_out, experts, bias), []).append(layer)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     head_name = next((name for name, module in model.named_modules() if module is head), "")
     return [
@@ -155,12 +155,12 @@ def groups(model: PreTrainedModel) -> list[Group]:
             experts=experts,
             bias=bias,
         )
-        for (pattern, kind, d_in, d_out, experts, bias), layers in found.items()
+        for (pattern, kind, d_in, d_out, experts, bias), layers in layers_by_kind.items()
     ]
 
 
 def _layers(model: PreTrainedModel) -> Iterator[tuple[str, str, int, int, int, bool]]:
-    """(name, kind, d_in, d_out, experts, bias) of everything that PEFT could match by name."""
+    """Yield (name, kind, d_in, d_out, experts, bias) of everything that PEFT could match by name."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             yield name, "linear", module.in_features, module.out_features, 1, module.bias is not None
@@ -176,7 +176,7 @@ def _layers(model: PreTrainedModel) -> Iterator[tuple[str, str, int, int, int, b
 
 
 def _tensors(owner: str, module: nn.Module) -> Iterator[tuple[str, str, int, int, int, bool]]:
-    """Tensors that stand alone: routed experts are one [experts, ., .] each, and many routers a matrix."""
+    """Yield tensors outside of modules: routed experts are one [experts, ., .] each, routers a matrix."""
     for name, tensor in module.named_parameters(recurse=False):
         full = f"{owner}.{name}"
         if tensor.dim() == 3 and "Experts" in type(module).__name__:
@@ -189,7 +189,7 @@ def _tensors(owner: str, module: nn.Module) -> Iterator[tuple[str, str, int, int
 
 
 def _pattern(name: str) -> tuple[str, int]:
-    """The name with `*` for its first number, which is the layer; -1 without one."""
+    """Return the name with `*` for its first number, which is the layer; -1 without one."""
     segments = name.split(".")
     position = next((i for i, segment in enumerate(segments) if segment.isdigit()), -1)
     if position < 0:
@@ -240,11 +240,11 @@ def attach_problem(model: PreTrainedModel, resolution: Resolution, r: int = 64) 
             )
     except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
         return f"PEFT cannot attach an adapter to these layers: {_first_line(error)}"
-    found = [*attached.targeted_module_names, *attached.targeted_parameter_names]
+    adapted = [*attached.targeted_module_names, *attached.targeted_parameter_names]
     promised = resolution.names()
-    if sorted(found) != sorted(promised):
-        logger.warning("promised %s, attached %s", sorted(promised), sorted(found))
-        return f"PEFT attaches to {len(found)} layers here where {len(promised)} were meant."
+    if sorted(adapted) != sorted(promised):
+        logger.warning("promised %s, attached %s", sorted(promised), sorted(adapted))
+        return f"PEFT attaches to {len(adapted)} layers here where {len(promised)} were meant."
     trainable = sum(item.numel() for item in attached.parameters() if item.requires_grad)
     if trainable != resolution.params(r):
         return f"PEFT makes {trainable:,} parameters here where {resolution.params(r):,} were counted."

@@ -84,9 +84,9 @@ def check_file_names(names: list[str]) -> None:
         raise ModelError("The model has no config.json. Add the missing file.")
     if not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith(PICKLED)]
-        found = f"only {pickled[0]}" if pickled else "no weights at all"
+        contents = f"only {pickled[0]}" if pickled else "no weights at all"
         raise ModelError(
-            f"This model has {found}. Graftworks reads only safetensors files, because other formats can "
+            f"This model has {contents}. Graftworks reads only safetensors files, because other formats can "
             "run code when they are opened. Convert the model to safetensors first."
         )
 

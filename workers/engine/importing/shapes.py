@@ -244,8 +244,8 @@ def _read_message(item: Any, place: int, column: str) -> Message:
         raise InvalidRow(column, f"Message {place} uses tools, which are not supported. Remove the row.")
     known = ROLES if field == "role" else SHAREGPT_ROLES
     if speaker is None or speaker not in known:
-        shown = f"the role `{speaker[:30]}`" if speaker else "no role"
-        raise InvalidRow(column, f"Message {place} has {shown}. Use system, user or assistant.")
+        described = f"the role `{speaker[:30]}`" if speaker else "no role"
+        raise InvalidRow(column, f"Message {place} has {described}. Use system, user or assistant.")
     content = item.get("content") if "content" in item else item.get("value")
     if not isinstance(content, str):
         raise InvalidRow(
@@ -288,7 +288,7 @@ def _required_text(values: dict[str, Any], column: str) -> str:
 
 
 def _text_or_number(values: dict[str, Any], column: str) -> str:
-    """Like `_required_text`, but write numbers out: a column that the user chose may hold numeric labels."""
+    """Return a required text or a number written out: a chosen column may hold numeric labels."""
     value = values.get(column)
     if isinstance(value, bool | int | float):
         return json.dumps(value)

@@ -55,7 +55,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """PEFT's name of its adapter."""
+        """Return PEFT's name of its adapter."""
         return lora.arm_name(self.index)
 
     @property

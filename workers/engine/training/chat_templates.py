@@ -178,7 +178,7 @@ class ChatTemplate:
         for number in range(0, len(turns), TURNS_PER_BATCH):
             batch = turns[number : number + TURNS_PER_BATCH]
             chats = [head + self.messages[before + 1 : place + 1] for before, place in batch]
-            asked = self.render([chat[:-1] for chat in chats], with_prompt=True)
-            for (_, place), before, after in zip(batch, asked, self.render(chats), strict=True):
+            prompts = self.render([chat[:-1] for chat in chats], with_prompt=True)
+            for (_, place), before, after in zip(batch, prompts, self.render(chats), strict=True):
                 # Without the start, nothing is left that could be found in the text.
                 yield place, before.removeprefix(start), after.removeprefix(start)

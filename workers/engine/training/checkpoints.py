@@ -90,7 +90,7 @@ class LoadedCheckpoint:
 
     @property
     def dtype(self) -> str:
-        """The base model's number format: `auto` might choose another one in this attempt."""
+        """Return the base model's number format: `auto` might choose another one in this attempt."""
         return str(self.state["dtype"])
 
 

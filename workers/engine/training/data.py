@@ -59,7 +59,7 @@ class Split:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The checksum of the rows, which the import froze for the test split."""
+        """Return the checksum of the rows, which the import froze for the test split."""
         return rows_sha256(self._table)
 
 

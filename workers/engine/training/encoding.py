@@ -34,7 +34,7 @@ class CanonicalRow:
 
     @property
     def size(self) -> int:
-        """The characters of all contents."""
+        """Return the number of characters of all contents."""
         return len(self.text or "") + sum(len(message["content"]) for message in self.messages or [])
 
 
@@ -153,8 +153,8 @@ class TokenRules:
         Whether a tokenizer keeps to it is checked on the tokens of each text.
         """
         patterns = [self.cuts] * bool(self.cuts) + [r"(?<=\w)(?=\n)"] * at_lines
-        found = re.finditer("|".join(patterns), text) if patterns else ()
-        return [0, *(match.start() for match in found if match.start() > 0)]
+        matches = re.finditer("|".join(patterns), text) if patterns else ()
+        return [0, *(match.start() for match in matches if match.start() > 0)]
 
     def end_of_turn(self, ids: list[int], stop: int) -> int:
         """Return the end of the turn without white space after its end token, where generation stops."""
@@ -323,5 +323,5 @@ def _prompt_and_answer(row: CanonicalRow) -> tuple[str, str]:
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
         return "", row.text or ""
-    asked = [item["content"] for item in messages[: answers[-1]] if item["role"] in ("user", "assistant")]
-    return "\n\n".join(asked), messages[answers[-1]]["content"]
+    prompts = [item["content"] for item in messages[: answers[-1]] if item["role"] in ("user", "assistant")]
+    return "\n\n".join(prompts), messages[answers[-1]]["content"]

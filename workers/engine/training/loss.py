@@ -116,6 +116,6 @@ def make_scorer(model: Any, causal_lm: Any, first: Batch) -> Scorer:
     if causal_lm.config.model_type in PROVEN_TYPES:
         return fast
     with torch.no_grad():
-        expected, found = plain.token_losses(first), fast.token_losses(first)
+        expected, measured = plain.token_losses(first), fast.token_losses(first)
     tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
-    return fast if torch.allclose(expected, found, rtol=tolerance, atol=tolerance) else plain
+    return fast if torch.allclose(expected, measured, rtol=tolerance, atol=tolerance) else plain

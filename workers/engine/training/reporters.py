@@ -36,7 +36,7 @@ class ProgressReporter:
 
     @property
     def last_step(self) -> int:
-        """The last step of the arms that have not ended; 0 without one."""
+        """Return the last step of the arms that have not ended; 0 without one."""
         return max((arm.total_steps for arm in self.arms if arm.is_live), default=0)
 
     def describe_arms(self, frozen: int, dtype: torch.dtype) -> None:
@@ -164,7 +164,7 @@ class OutcomeReporter:
         self.ends.append(end)
 
     def _summary(self, arm: Arm) -> dict[str, Any]:
-        """Final metrics and costs: losses in nats, times in seconds, memory in bytes."""
+        """Return final metrics and costs: losses in nats, times in seconds, memory in bytes."""
         device: torch.device = self.writer.device
         return {
             "train_loss": arm.train_loss,

@@ -67,13 +67,13 @@ def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
 
 def versions() -> dict[str, str]:
     """Return the installed versions from package metadata, without importing the packages."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue  # a checkout that is not installed has no version of its own
-    return found
+    return installed
 
 
 def pick_device() -> torch.device:
