@@ -85,7 +85,6 @@ class Checkpoint:
 
     step: int
     path: str
-    manifest_sha256: str
 
 
 @dataclass(frozen=True)

@@ -223,9 +223,7 @@ def test_phase_is_stored_before_the_first_point(run: TrainingRun, monkeypatch: p
 
     monkeypatch.setattr(MetricSeries.objects, "append", record_phase)
     script = TRAINS + 'emit("Metrics", arm=0, step=1, values={"train/loss": 1.0})\n'
-    script += (
-        'emit("Checkpoint", step=1, path="step-1", manifest_sha256="")\nemit("Progress", phase="saving")\n'
-    )
+    script += 'emit("Checkpoint", step=1, path="step-1")\nemit("Progress", phase="saving")\n'
     run_script(script + FAILS, claim("gpu"), monkeypatch)
     assert phases == ["training"]
 

@@ -178,7 +178,7 @@ class CheckpointWriter:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._remove_all_but(folder, KEEP)
-        self.report(Checkpoint(step, final.name, file_sha256(final / MANIFEST)))
+        self.report(Checkpoint(step, final.name))
 
     def _fill(self, folder: Path, arms: Sequence[Arm], step: int) -> None:
         state = {
