@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from allauth.account.adapter import DefaultAccountAdapter
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib import messages
 from django.contrib.auth.middleware import LoginRequiredMiddleware
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import BadRequest
@@ -25,6 +26,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
@@ -53,6 +55,10 @@ API_PREFIX = "/api/"
 LOCAL_PATH = re.compile(r"(/(?!/)[^/\\\x00-\x1f\x7f]*)+")
 PATH_LENGTH = 2048
 CONTENT_LENGTH = re.compile("[0-9]{1,18}")
+FORM_NOT_SENT = gettext_lazy(
+    "Your session ended before the form was sent, so nothing was saved. Sign in, then go back in your "
+    "browser to the form: what you typed is still there."
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -83,11 +89,16 @@ class GateMiddleware(LoginRequiredMiddleware):
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = current_project(request)  # type: ignore[attr-defined]
         response: HttpResponse = self.get_response(request)  # type: ignore[assignment]
+        is_call = request.path.startswith(API_PREFIX)
+        if response.status_code == 405 and not is_call:
+            # Django's answer is empty, and the browser would show its own error.
+            allowed = response["Allow"]
+            response = render(request, "405.html", status=405)
+            response["Allow"] = allowed
         # Forms send the address of the next page, to allauth and to Django's admin as well.
         if not is_local(response.get("Location", "/")):
             response["Location"] = reverse("home")
         # The browser's Back button may show a page and its form again; proxies store neither.
-        is_call = request.path.startswith(API_PREFIX)
         response.setdefault("Cache-Control", f"private, {'no-store' if is_call else 'no-cache'}")
         return response
 
@@ -120,8 +131,11 @@ class GateMiddleware(LoginRequiredMiddleware):
             except ValueError:  # the header holds no valid address
                 back = "/"
             return HttpResponseClientRedirect(redirect_to_login(back).url)
+        if request.method in ("GET", "HEAD"):
+            return redirect_to_login(request.get_full_path())
+        messages.warning(request, FORM_NOT_SENT)
         # After sign-in, a GET of an address that accepts only POST would fail.
-        return redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "/")
+        return redirect_to_login("/")
 
 
 def require_readable_form(request: HttpRequest) -> None:

@@ -83,6 +83,16 @@ function focusSummary(scope) {
   scope.querySelector?.("[data-focus]")?.focus();
 }
 
+// Signing in renews the CSRF token. A form of a page opened before then sends the present one, so that nothing typed is lost.
+function csrfToken() {
+  return document.cookie.match(/(?:^|;\s*)(?:__Host-)?csrf=([^;]+)/)?.[1];
+}
+
+function renewToken(event) {
+  const field = event.target.elements?.csrfmiddlewaretoken;
+  if (field) field.value = csrfToken() ?? field.value;
+}
+
 // Sends a form once on a double click.
 function guardForm(event) {
   const form = event.target;
@@ -130,6 +140,8 @@ document.addEventListener("keydown", (event) => {
     menu.querySelector("summary").focus();
   }
 });
+// While capturing, so that scripts which send a form themselves find the present token.
+document.addEventListener("submit", renewToken, true);
 document.addEventListener("submit", guardForm);
 window.addEventListener("pageshow", () => {
   document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent);
@@ -138,6 +150,10 @@ window.addEventListener("pageshow", () => {
 // Leaving a field refreshes the region beside it; a button that is being pressed there must stay.
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.querySelector("button:active")) event.detail.shouldSwap = false;
+});
+document.body.addEventListener("htmx:configRequest", (event) => {
+  const token = csrfToken();
+  if (token) event.detail.headers["X-CSRFToken"] = token;
 });
 document.body.addEventListener("htmx:afterSwap", (event) => focusSummary(event.detail.target));
 document.body.addEventListener("htmx:sendError", () => notify(notices.dataset.offline));

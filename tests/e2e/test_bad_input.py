@@ -67,6 +67,17 @@ def test_the_fine_tune_form_refuses_beside_the_fields_and_keeps_what_was_typed(
     expect(page.locator("#id_r")).to_have_attribute("aria-invalid", "true")
 
 
+def test_a_form_that_was_open_during_a_new_sign_in_is_accepted(page: Page) -> None:
+    page.goto("/settings/tokens/")
+    page.get_by_label("Name", exact=True).fill("From an old tab")
+    # Signing in renews the token in the cookie, and the one in an open form stays as it was.
+    page.locator("main [name=csrfmiddlewaretoken]").evaluate_all(
+        "fields => fields.forEach(f => f.value = 'x'.repeat(64))"
+    )
+    page.get_by_role("button", name="Create token").click()
+    expect(page.locator("#new-token")).to_be_visible()
+
+
 def test_a_run_that_cannot_learn_says_so_with_the_numbers(api: Api, dataset: int, page: Page) -> None:
     run = start_run(api, dataset, "Cut off", max_steps=2, max_length=16)
     error = api.wait(f"/runs/{run}")["error"]

@@ -23,6 +23,15 @@ def test_anonymous_user_is_sent_to_sign_in_and_back(client: Client, mara: User) 
 def test_sign_in_after_a_post_leads_home(client: Client, mara: User) -> None:
     answer = client.post(reverse("project-open"), {"project": 1})
     assert answer.headers["Location"] == f"{reverse('account_login')}?next=/"
+    assert b"what you typed is still there" in client.get(answer.headers["Location"]).content
+
+
+def test_address_that_only_takes_forms_answers_a_get_with_a_page(client: Client, mara: User) -> None:
+    client.force_login(mara)
+    answer = client.get(reverse("project-open"))
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "POST"
+    assert b"This address only receives forms" in answer.content
 
 
 @pytest.mark.parametrize(("url", "path"), [("http://testserver/team/", "/team/"), ("http://[nowhere", "/")])
