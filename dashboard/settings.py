@@ -241,6 +241,13 @@ AUTH_PASSWORD_VALIDATORS = [
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "home"
 ACCOUNT_ADAPTER = "dashboard.gate.AccountAdapter"
+ACCOUNT_FORMS = {
+    "login": "dashboard.forms.accounts.sign_in.LoginForm",
+    "change_password": "dashboard.forms.accounts.sign_in.ChangePasswordForm",
+    "set_password": "dashboard.forms.accounts.sign_in.SetPasswordForm",
+    "reset_password": "dashboard.forms.accounts.sign_in.ResetPasswordForm",
+    "reset_password_from_key": "dashboard.forms.accounts.sign_in.ResetPasswordKeyForm",
+}
 ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
