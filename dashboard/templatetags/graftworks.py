@@ -260,10 +260,12 @@ def prose(text: str | None) -> SafeString:
 
 @register.filter
 def duration(value: float | timedelta | str | None) -> str:
-    """Format seconds or a timedelta: 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    """Format seconds or a timedelta: 0.034 s, 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
     if value is None or isinstance(value, str):
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if 0 < seconds < 0.1:
+        return _("%(seconds)s s") % {"seconds": f"{seconds:.2g}"}
     if seconds < 10:
         return _("%(seconds)s s") % {"seconds": rounded(seconds, 1 if seconds % 1 else 0)}
     whole = round(seconds)

@@ -132,6 +132,8 @@ class TargetModuleConfigForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         """Build the selection and resolve it on the base model."""
+        # For the page that shows the form again.
+        self.fields["name"].required = True
         values = self.cleaned_data
         field = "pasted" if values.get("how") == PASTE else None
         try:

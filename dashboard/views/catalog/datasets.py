@@ -220,6 +220,7 @@ def detail_context(
         "lengths": length_bars(report.get("token_lengths", {})),
         "preview": [shortened(row) for row in version.preview()] if version else [],
         "runs": runs[:RUNS_SHOWN],
+        "more_runs": max(0, runs.count() - RUNS_SHOWN),
     }
 
 

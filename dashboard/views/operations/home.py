@@ -60,8 +60,10 @@ def progress(request: Request) -> HttpResponse:
 
 def running_work(request: Request) -> dict[str, Any]:
     """Return running runs and studies, the user's waiting jobs, and their stalled queues."""
-    # A study's runs are shown as that study.
-    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()[:ROWS]
+    # A study's runs are shown as that study. Running ones come first, then those that have waited longest.
+    runs = TrainingRun.objects.with_facts().filter(project=request.project, study_arm=None).active()
+    is_waiting = models.Case(models.When(job__state=State.QUEUED, then=1), default=0)
+    runs = runs.order_by(is_waiting, "pk")[:ROWS]
     studies = Study.objects.with_facts().filter(project=request.project).unfinished()[:ROWS]
     own = Job.objects.filter(project=request.project, created_by=request.user, state=State.QUEUED)
     waiting = list(own.only("pk", "queue"))
@@ -124,7 +126,8 @@ def results(project: Project) -> list[dict[str, Any]]:
 
 def verdicts(project: Project) -> list[dict[str, Any]]:
     """Return the newest finished studies with their verdict sentences."""
-    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)[:ROWS]
+    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)
+    ended = ended.order_by("-finished_at")[:ROWS]
     return [{"study": study, "sentence": verdict_sentence(study)} for study in ended]
 
 
