@@ -22,12 +22,12 @@ class JudgeForm(forms.Form):
     """The number of test rows to send, and the consent without which nothing is sent."""
 
     rows = forms.IntegerField(
-        label=gettext_lazy("Test rows at most"),
+        label=gettext_lazy("Maximum test rows"),
         min_value=1,
         max_value=MOST_ROWS,
         initial=DEFAULT_ROWS,
         help_text=gettext_lazy(
-            "Rows are drawn at random: always the same ones, and a larger number adds to them."
+            "A random sample of the test rows. It stays the same, and a larger number adds rows to it."
         ),
     )
     agreed = forms.BooleanField()

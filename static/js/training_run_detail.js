@@ -91,7 +91,6 @@ async function renewLog() {
 
 document.getElementById("run-log").addEventListener("toggle", (event) => event.target.open && renewLog());
 
-show();
 const facts = await load();
 // A run that ended since the page was rendered is over for the server, but not on the page.
 if (region.dataset.settled === "no") {
