@@ -1,4 +1,4 @@
-"""Inputs shared by runs, forecasts and studies: dataset, target modules and hyper-parameters."""
+"""Inputs shared by runs, forecasts and studies: dataset, target modules and hyperparameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HYPERPARAMETERS: dict[str, Any] = {
 
 
 class HyperparametersIn(create_model("Hyperparameters", __base__=Schema, **HYPERPARAMETERS)):  # type: ignore[misc]
-    """Hyper-parameters of a run. Those left out have the form's default; limits are those of the form."""
+    """Hyperparameters of a run. Those left out have the form's default; limits are those of the form."""
 
     model_config = ConfigDict(extra="forbid")
 

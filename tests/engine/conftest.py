@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> DataSpec:
 
 @pytest.fixture
 def make_spec(base: BaseSpec, data: DataSpec) -> Callable[..., TrainSpec]:
-    """A small TrainSpec; keywords change the spec's fields or its hyper-parameters."""
+    """A small TrainSpec; keywords change the spec's fields or its hyperparameters."""
 
     def make(**changes: Any) -> TrainSpec:
         fields = ("name", "base", "data", "target", "validation_steps", "validation_rows", "dtype")

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a training: default, limits, label and help text of each.
+"""Hyperparameters of a training: default, limits, label and help text of each.
 
 The form, the API schema, a clone and the settings table are built from the fields of `Hyperparameters`. A new
 one takes two edits: a field here and its use in the engine.
@@ -20,7 +20,7 @@ LENGTH, ADAPTER, OPTIMIZER, BATCHES = "length", "adapter", "optimizer", "batches
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Name, type, limits and texts of one hyper-parameter."""
+    """Name, type, limits and texts of one hyperparameter."""
 
     name: str
     kind: type  # int, float, bool or str
@@ -269,7 +269,7 @@ LIMITS = {name: setting.limits for name, setting in SETTINGS.items() if setting.
 
 
 def hyperparameters_from(values: dict[str, Any]) -> Hyperparameters:
-    """Build hyper-parameters from loose values. Raises SpecError for an unknown name or a wrong value."""
+    """Build hyperparameters from loose values. Raises SpecError for an unknown name or a wrong value."""
     unknown = sorted(set(values) - set(SETTINGS))
     if unknown:
         raise SpecError(unknown[0], f"There is no setting `{unknown[0]}`.")

@@ -84,7 +84,7 @@ class TargetSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """One arm: base + data + target modules + hyper-parameters. Several arms of one call share a base."""
+    """One arm: base + data + target modules + hyperparameters. Several arms of one call share a base."""
 
     name: str
     base: BaseSpec

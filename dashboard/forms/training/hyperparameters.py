@@ -127,7 +127,7 @@ class LaunchForm(forms.Form):
         self.fields["base_model"].queryset = self.base_models  # type: ignore[attr-defined]
 
     def clean(self) -> dict[str, Any]:
-        """Build the hyper-parameters."""
+        """Build the hyperparameters."""
         values = self.cleaned_data
         chosen = "max_steps" if values.get("length") == STEPS else "num_train_epochs"
         if values.get("length") and values.get(chosen) is None and chosen not in self.errors:
@@ -205,7 +205,7 @@ def is_sample(version: DatasetVersion) -> bool:
 
 
 def setting_field(setting: Setting, **options: Any) -> forms.Field:
-    """Return the form field of one hyper-parameter; `options` replace what the definition says."""
+    """Return the form field of one hyperparameter; `options` replace what the definition says."""
     values: dict[str, Any] = {
         "label": setting.label,
         "help_text": _help(setting),
@@ -272,7 +272,7 @@ def defaults() -> dict[str, Any]:
 
 
 def to_form(hyperparameters: Hyperparameters) -> dict[str, Any]:
-    """Return the form's values for these hyper-parameters; an alpha of twice the rank is left empty."""
+    """Return the form's values for these hyperparameters; an alpha of twice the rank is left empty."""
     values = {name: getattr(hyperparameters, name) for name in EXPERT}
     if hyperparameters.lora_alpha == 2 * hyperparameters.r:
         values["lora_alpha"] = None

@@ -77,7 +77,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
 
 
 class TrainingRun(models.Model):
-    """One arm: base model, dataset version, target modules and hyper-parameters, frozen in `spec`.
+    """One arm: base model, dataset version, target modules and hyperparameters, frozen in `spec`.
 
     Its state is its own outcome, else its job's state.
     """
@@ -201,7 +201,7 @@ class TrainingRun(models.Model):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Return the resolved hyper-parameters of the frozen spec."""
+        """Return the resolved hyperparameters of the frozen spec."""
         return dict(self.spec.get("hyperparameters", {}))
 
     @property
@@ -222,7 +222,7 @@ class TrainingRun(models.Model):
 
     @property
     def effective_settings(self) -> dict[str, Any]:
-        """Return the hyper-parameters of its last attempt, automatic changes included."""
+        """Return the hyperparameters of its last attempt, automatic changes included."""
         changes = [change for adjustment in self.adjustments for change in adjustment["changes"].items()]
         return {**self.hyperparameters, **{name: values[1] for name, values in changes}}
 

@@ -1,4 +1,4 @@
-"""All hyper-parameters appear in form, API schema, clone, retry and settings table."""
+"""All hyperparameters appear in form, API schema, clone, retry and settings table."""
 
 from __future__ import annotations
 
