@@ -260,7 +260,7 @@ def prose(text: str | None) -> SafeString:
 
 @register.filter
 def duration(value: float | timedelta | str | None) -> str:
-    """Format seconds or a timedelta: 0.034 s, 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    """Format seconds or a timedelta: 0.035 s, 0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
     if value is None or isinstance(value, str):
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)

@@ -67,6 +67,7 @@ def test_filesize(size: float | None, words: str) -> None:
     ("seconds", "words"),
     [
         (None, "–"),
+        (0.0351, "0.035 s"),
         (0.42, "0.4 s"),
         (3, "3 s"),
         (59.6, "1 min"),

@@ -27,6 +27,12 @@ def sign_in(client: Client, email: str, password: str, **headers: str) -> None:
     client.post(URL, {"login": email, "password": password}, headers=headers)
 
 
+def test_fields_are_labelled_as_in_other_forms_and_have_no_placeholder(client: Client, mara: User) -> None:
+    text = client.get(URL).content.decode()
+    assert re.findall(r"<label[^>]*>([^<]*)</label>", text) == ["Email address", "Password"]
+    assert "placeholder" not in text
+
+
 def test_sign_in_opens_home(client: Client, mara: User) -> None:
     answer = client.post(URL, {"login": "Mara@Example.org", "password": PASSWORD})
     assert answer.headers["Location"] == reverse("home")

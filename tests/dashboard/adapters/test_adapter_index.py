@@ -30,6 +30,15 @@ def test_a_row_shows_stage_size_and_scores(client: Client, vera: User, adapter: 
         assert words in text, words
 
 
+def test_an_adapter_whose_base_scores_another_run_holds_shows_its_own_alone(
+    client: Client, vera: User, adapter: Adapter
+) -> None:
+    evaluate(adapter, 0.5, 0.61)
+    adapter.run.evaluations.filter(subject="base").delete()
+    assert "→ <strong>" not in page(client, vera)
+    assert "<strong>61.0 %</strong>" in page(client, vera)
+
+
 def test_it_filters_by_stage(client: Client, vera: User, adapter: Adapter) -> None:
     adapter.set_stage("approved")
     assert "Triage" in page(client, vera, "?stage=approved")

@@ -51,6 +51,12 @@ def test_selected_layers_are_saved(editor: Client, base_model: BaseModel, ed: Us
     ]
 
 
+def test_a_form_that_starts_from_a_config_explains_it_at_once(editor: Client, base_model: BaseModel) -> None:
+    preset = TargetModuleConfig.objects.get(name="Efficient", project=None)
+    assert b'hx-trigger="load,' in editor.get(f"{URL}?from={preset.pk}").content
+    assert b'hx-trigger="load,' not in editor.get(URL).content
+
+
 def test_a_layer_range_is_saved(editor: Client, base_model: BaseModel) -> None:
     editor.post(URL, ticked(base_model, OUT, layers="range", range="0 - 0"))
     assert TargetModuleConfig.objects.get(name="Ours").resolve(base_model).layers == (0,)

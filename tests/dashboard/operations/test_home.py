@@ -22,6 +22,7 @@ from dashboard.models import (
 )
 from dashboard.models.jobs.compute_use import Month
 from tests.conftest import finish, make_dataset, make_run
+from tests.dashboard.conftest import start_training
 from tests.dashboard.durations import held
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
@@ -86,6 +87,16 @@ def test_queued_jobs_are_counted_with_the_next_start(client: Client, ed: User, r
     assert "The next one starts" not in text
     WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
     assert "The next one starts in a moment." in page(client, ed)
+
+
+def test_running_run_comes_first_then_the_one_that_has_waited_longest(
+    client: Client, ed: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    names = ("First in line", "On a worker", "Last in line")
+    runs = [make_run(project, dataset, base_model, by=ed, name=name) for name in names]
+    start_training(runs[1])
+    text = page(client, ed)
+    assert sorted(names, key=text.index) == ["On a worker", "First in line", "Last in line"]
 
 
 def test_running_study_is_one_line_without_its_runs(
