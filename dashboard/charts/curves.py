@@ -210,7 +210,7 @@ class ScoreRow:
 
     @property
     def is_better(self) -> bool | None:
-        """Tell whether the adapter improved the metric; None if it did not change or a value is missing."""
+        """Return whether the adapter improved the metric; None if it did not change or a value is missing."""
         if self.base is None or self.adapter is None or self.base == self.adapter:
             return None
         return (self.adapter > self.base) == self.metric.higher_is_better

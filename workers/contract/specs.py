@@ -190,7 +190,7 @@ SPEC_TYPES: dict[str, type] = {
 
 
 def needs_4bit(spec: dict[str, Any]) -> bool:
-    """Tell whether a job's spec needs a base model in 4 bits, as all or none of its arms do."""
+    """Return whether a job's spec needs a base model in 4 bits, as all or none of its arms do."""
     first = spec["specs"][0] if spec.get("specs") else spec
     return bool(first.get("hyperparameters", first).get("load_in_4bit"))
 

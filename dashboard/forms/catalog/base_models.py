@@ -87,5 +87,5 @@ class HubForm(forms.Form):
 
 
 def is_known(project: Project, hub_id: str, revision: str) -> bool:
-    """Tell whether the project already has this model; the database enforces the same rule."""
+    """Return whether the project already has this model; the database enforces the same rule."""
     return BaseModel.objects.filter(project=project, hub_id=hub_id, revision=revision).exists()

@@ -163,7 +163,7 @@ class LaunchForm(forms.Form):
         ]
 
     def has_expert_errors(self) -> bool:
-        """Tell whether an expert setting was refused, so that its section has to be open."""
+        """Return whether an expert setting was refused, so that its section has to be open."""
         return any(name in self.errors for name in EXPERT)
 
     # A form that was not sent yet
@@ -200,7 +200,7 @@ def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
 
 
 def is_sample(version: DatasetVersion) -> bool:
-    """Tell whether the version is the bundled sample."""
+    """Return whether the version is the bundled sample."""
     return version.dataset.name == SAMPLE_NAME
 
 

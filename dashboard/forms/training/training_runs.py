@@ -44,7 +44,7 @@ class TrainingRunForm(LaunchForm):
         self.fields["target_module_config"].queryset = versions  # type: ignore[attr-defined]
 
     def is_confirmed(self) -> bool:
-        """Tell whether the user confirmed this choice's warnings. May raise TargetError."""
+        """Return whether the user confirmed this choice's warnings. May raise TargetError."""
         values = self.cleaned_data
         resolution = values["target_module_config"].resolve(values["base_model"])
         return bool(values["confirmed"] == resolution.confirmation_key)

@@ -128,7 +128,7 @@ class Adapter(models.Model):
 
     @property
     def can_be_halved(self) -> bool:
-        """Tell whether its weights are fp32, so that bfloat16 halves them."""
+        """Return whether its weights are fp32, so that bfloat16 halves them."""
         return bool(self.run.hyperparameters.get("autocast_adapter_dtype", True))
 
     def config(self) -> dict[str, Any]:

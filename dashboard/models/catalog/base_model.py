@@ -184,7 +184,7 @@ class BaseModel(models.Model):
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether runs can start on it: it has a census, and its last inspection did not fail."""
+        """Return whether runs can start on it: it has a census, and its last inspection did not fail."""
         return self.census is not None and self.state not in (State.FAILED, State.CANCELLED)
 
     def load_census(self) -> Census:

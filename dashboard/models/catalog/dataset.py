@@ -294,7 +294,7 @@ class DatasetVersion(models.Model):
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether it is imported, so that runs can use it."""
+        """Return whether it is imported, so that runs can use it."""
         return self.state == State.SUCCEEDED
 
     @property
@@ -325,12 +325,12 @@ class DatasetVersion(models.Model):
 
     @property
     def needs_columns(self) -> bool:
-        """Tell whether the import failed because the columns were not recognised."""
+        """Return whether the import failed because the columns were not recognised."""
         return bool(self.job and self.state == State.FAILED and self.job.error_code == "columns_unclear")
 
     @property
     def can_skip_bad_rows(self) -> bool:
-        """Tell whether only bad rows made the import fail, and enough good ones are left."""
+        """Return whether only bad rows made the import fail, and enough good ones are left."""
         enough = self.report.get("rows", 0) >= len(SPLITS)
         return bool(self.problems) and enough and not self.needs_columns
 

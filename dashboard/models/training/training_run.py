@@ -196,7 +196,7 @@ class TrainingRun(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the training has ended."""
+        """Return whether the training has ended."""
         return bool(self.outcome) or (self.job is not None and self.job.is_over)
 
     @property
@@ -206,12 +206,12 @@ class TrainingRun(models.Model):
 
     @property
     def in_4bit(self) -> bool:
-        """Tell whether the adapter is trained on a base model in 4 bits."""
+        """Return whether the adapter is trained on a base model in 4 bits."""
         return bool(self.hyperparameters.get("load_in_4bit"))
 
     @property
     def requires_dedicated_base(self) -> bool:
-        """Tell whether its adapter cannot share a loaded base model with others."""
+        """Return whether its adapter cannot share a loaded base model with others."""
         on_experts = bool(self.spec.get("target", {}).get("target_parameters"))
         return on_experts or bool(self.hyperparameters.get("use_dora"))
 
@@ -295,7 +295,7 @@ class TrainingRun(models.Model):
 
     @property
     def is_settled(self) -> bool:
-        """Tell whether the run and its evaluations have ended."""
+        """Return whether the run and its evaluations have ended."""
         return self.is_over and all(
             evaluation.job is None or evaluation.job.is_over for evaluation in self.evaluations.all()
         )

@@ -197,7 +197,7 @@ def versions_of(dataset: Dataset) -> QuerySet[DatasetVersion]:
 
 
 def may_edit(request: Request, dataset: Dataset) -> bool:
-    """Tell whether the user may edit this dataset; its project may not be the open one."""
+    """Return whether the user may edit this dataset; its project may not be the open one."""
     return request.user.has_role(Role.EDITOR, dataset.project_id)
 
 
