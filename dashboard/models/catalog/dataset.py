@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
 
 SAMPLE_FILE = Path(__file__).parents[2] / "samples" / "support_messages.jsonl"
-SAMPLE_NAME = "Support messages (example)"
+SAMPLE_NAME = "Support messages (sample)"
 # The engine's names of row formats -> labels.
 SHAPES = {
     "messages": _("Chat"),

@@ -95,7 +95,8 @@ def test_running_run_comes_first_then_the_one_that_has_waited_longest(
     names = ("First in line", "On a worker", "Last in line")
     runs = [make_run(project, dataset, base_model, by=ed, name=name) for name in names]
     start_training(runs[1])
-    text = page(client, ed)
+    client.force_login(ed)
+    text = client.get("/running/").content.decode()
     assert sorted(names, key=text.index) == ["On a worker", "First in line", "Last in line"]
 
 
