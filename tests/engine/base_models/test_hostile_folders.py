@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.engine_cost import run_engine
-from tests.tiny_model import build_tiny_model
+from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.errors import ModelError
 from workers.contract.specs import InspectSpec
 from workers.engine.base_models import inspect_model, limited_inspection
 from workers.engine.base_models.config_limits import check_config
+from workers.engine.base_models.model import end_ids, load_base, load_tokenizer
 
 MAX_SECONDS = 10.0
 # Beyond the libraries, which take 250 MB with the CPU build of torch: 1 GB in all.
@@ -166,6 +169,26 @@ def test_an_unreadable_front_matter_states_no_licence(folder: Path, tmp_path: Pa
     (folder / "README.md").write_text(card)
     inspect(folder, tmp_path)
     assert json.loads((tmp_path / "census.json").read_text())["license"] == ""
+
+
+@pytest.mark.parametrize(
+    "value", ['!!int ""', "!!timestamp x", "!!bool x", "0x" + "f" * 5_000, "1" + ":1" * 9_000]
+)
+def test_values_of_a_front_matter_are_text(folder: Path, tmp_path: Path, value: str) -> None:
+    (folder / "README.md").write_text(f"---\nlicense: {value}\n---\n")
+    inspect(folder, tmp_path)
+    licence = json.loads((tmp_path / "census.json").read_text())["license"]
+    assert licence == value.rpartition(" ")[2].strip('"')[:200]
+
+
+@pytest.mark.parametrize(
+    "values", [{"eos_token_id": ["x", 1]}, {"max_length": "long"}, {"watermarking_config": 5}, {"a": "b"}]
+)
+def test_a_hostile_generation_config_is_ignored_or_refused(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    base = tiny_base(folder)
+    with contextlib.suppress(ModelError):
+        end_ids(load_base(base, torch.float32, torch.device("cpu")), load_tokenizer(base))
 
 
 def many_layers(folder: Path) -> None:

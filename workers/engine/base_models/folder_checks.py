@@ -141,8 +141,11 @@ def check_parameter_count(parameters: int, elements: int) -> None:
         )
 
 
-class _NoAliases(yaml.SafeLoader):
-    """A loader without aliases: a few lines of them unfold to gigabytes."""
+class _TextLoader(yaml.BaseLoader):
+    """A loader of text, lists and objects alone: numbers and dates of any length end in errors of every kind.
+
+    A few lines of aliases unfold to gigabytes, so there are none.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -167,7 +170,7 @@ def read_license(folder: Path) -> str:
             return ""
         raise ModelError("The front matter of README.md is larger than 64 kB. Shorten it.")
     try:
-        values = yaml.load(front_matter, Loader=_NoAliases)  # noqa: S506 - a safe loader
+        values = yaml.load(front_matter, Loader=_TextLoader)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError):
         return ""
     if not isinstance(values, dict):

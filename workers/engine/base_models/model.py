@@ -147,9 +147,7 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
     `in_4bit`: linear layers as NF4 (QLoRA, arXiv 2305.14314), computed in `dtype`; embeddings, norms and head
     keep `dtype`. Raises ModelError.
     """
-    from safetensors import SafetensorError
-
-    try:
+    with model_errors(f"The weights of {base.name} cannot be loaded", Path(base.path)):
         model = auto_class(read_config(Path(base.path))).from_pretrained(
             base.path,
             dtype=dtype,
@@ -158,10 +156,6 @@ def load_base(base: BaseSpec, dtype: torch.dtype, device: torch.device, *, in_4b
             trust_remote_code=False,
             **(_quantization_arguments(base, dtype, device) if in_4bit else {}),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        # Users know the model's name, not its folder on the server.
-        reason = _reason(error).replace(base.path, base.name)
-        raise ModelError(f"The weights of {base.name} cannot be loaded: {reason}") from error
     if in_4bit:
         _keep_gradients(model)
     return model.to(device).requires_grad_(False).eval()
@@ -247,4 +241,5 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids of tokens that end an answer: the tokenizer's and the model's own."""
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])]
-    return sorted({token for token in ids if token is not None})
+    # The file that declares them is not checked before a model is loaded.
+    return sorted({token for token in ids if isinstance(token, int)})
