@@ -30,7 +30,9 @@ class JudgeForm(forms.Form):
             "A random sample of the test rows. It stays the same, and a larger number adds rows to it."
         ),
     )
-    agreed = forms.BooleanField()
+    agreed = forms.BooleanField(
+        error_messages={"required": gettext_lazy("Nothing is sent unless you allow it here.")}
+    )
 
     def __init__(self, scope: Scope, judge: Endpoint, data: Any = None) -> None:
         super().__init__(data)

@@ -91,7 +91,8 @@ function send(event) {
         : page.text.dataset.saving;
   });
   request.addEventListener("load", () => {
-    if (request.status < 300) location.assign(request.responseURL);
+    if (new URL(request.responseURL || location.href).pathname === page.form.dataset.signIn) failed(page, page.form.dataset.expired);
+    else if (request.status < 300) location.assign(request.responseURL);
     else if (request.status === 413) failed(page, page.form.dataset.tooLarge);
     else if (request.status !== 422 || !showRefusal(request.responseText)) failed(page, page.form.dataset.refused);
   });

@@ -151,6 +151,16 @@ window.addEventListener("pageshow", () => {
 document.body.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target.querySelector("button:active")) event.detail.shouldSwap = false;
 });
+// A region in a form may find that the session has ended. The page stays, because its form may hold what somebody typed.
+document.body.addEventListener("htmx:beforeOnLoad", (event) => {
+  const { xhr, elt } = event.detail;
+  if (!elt.closest("form")) return;
+  const expired = Boolean(xhr.getResponseHeader("HX-Redirect"));
+  root.dispatchEvent(new CustomEvent("graftworks:line", { detail: expired ? "expired" : null }));
+  if (!expired) return;
+  event.preventDefault();
+  connectionNotice.querySelector("a").target = "_blank";
+});
 document.body.addEventListener("htmx:configRequest", (event) => {
   const token = csrfToken();
   if (token) event.detail.headers["X-CSRFToken"] = token;

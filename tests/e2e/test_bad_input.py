@@ -78,6 +78,24 @@ def test_a_form_that_was_open_during_a_new_sign_in_is_accepted(page: Page) -> No
     expect(page.locator("#new-token")).to_be_visible()
 
 
+def test_an_ended_session_takes_nothing_from_an_open_form(page: Page, dataset: int) -> None:
+    page.goto(f"/fine-tune/?dataset={dataset}")
+    page.context.clear_cookies(name="session")
+    page.get_by_label(re.compile("^Name")).fill("Typed at night")
+    expect(page.locator("#notices").get_by_role("link", name="Sign in")).to_be_visible()
+    expect(page.get_by_label(re.compile("^Name"))).to_have_value("Typed at night")
+
+
+def test_an_upload_after_the_session_keeps_the_chosen_file(page: Page, tmp_path: Path) -> None:
+    page.goto("/datasets/new/")
+    page.context.clear_cookies(name="session")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    page.get_by_label("File", exact=True).set_input_files(tmp_path / "rows.jsonl")
+    page.get_by_role("button", name="Upload and import").click()
+    expect(page.locator("[data-problem]")).to_contain_text("Your session has ended")
+    expect(page.get_by_label(re.compile("^Name"))).to_have_value("rows")
+
+
 def test_a_run_that_cannot_learn_says_so_with_the_numbers(api: Api, dataset: int, page: Page) -> None:
     run = start_run(api, dataset, "Cut off", max_steps=2, max_length=16)
     error = api.wait(f"/runs/{run}")["error"]
