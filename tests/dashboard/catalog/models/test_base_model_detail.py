@@ -112,4 +112,4 @@ def test_texts_of_experts_and_towers(client: Client, vera: User, base_model: Bas
     assert "mlp.experts.down_proj" in page
     assert "4 experts share r 16: each gets r 4 and lora_alpha 8." in page
     assert "MLP down exists in 1 of 2 layers (1); the other layers get no adapter." in page
-    assert "query (image or audio tower)" in page
+    assert "Query (image or audio tower)" in page
