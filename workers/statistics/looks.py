@@ -1,9 +1,9 @@
 """Levels for a study that is looked at several times.
 
-Lan and DeMets (Biometrika 70, 1983): look k may spend as much of the error as makes the errors of looks 1 to k
-come to alpha_k = 0.05 - 0.01 / 2^(k - 1): 0.04, 0.045, 0.0475 and so on. It never spends all, so that seeds can be
-added beyond the plan. Estimates at looks j < k correlate by sqrt(V_k / V_j), V being their variances; the
-probability of a first crossing at look k is integrated step by step (Armitage, McPherson and Rowe, J. R.
+Lan and DeMets (Biometrika 70, 1983): look k may spend as much of the error as makes the errors of looks 1 to
+k come to alpha_k = 0.05 - 0.01 / 2^(k - 1): 0.04, 0.045, 0.0475 and so on. It never spends all, so that seeds
+can be added beyond the plan. Estimates at looks j < k correlate by sqrt(V_k / V_j), V being their variances;
+the probability of a first crossing at look k is integrated step by step (Armitage, McPherson and Rowe, J. R.
 Statist. Soc. A 132, 1969).
 """
 

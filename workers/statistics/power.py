@@ -1,14 +1,14 @@
 """The power of a study: what its plan can show, and whether further seeds would decide an open arm.
 
-A plan's difference between two arms has the variance V = v / n + 2 sigma^2 / S: v is the variance of one item's
-difference, n the number of items (or groups), sigma the standard deviation of an arm's mean over seeds. With
-Satterthwaite's degrees of freedom it shows a difference X with 80 % probability if
+A plan's difference between two arms has the variance V = v / n + 2 sigma^2 / S: v is the variance of one
+item's difference, n the number of items (or groups), sigma the standard deviation of an arm's mean over
+seeds. With Satterthwaite's degrees of freedom it shows a difference X with 80 % probability if
 
     X = (t_{1 - alpha / 2m, df} + t_{0.8, df}) * sqrt(V)
 
-for m comparisons after Holm (Miller, arXiv 2411.00640, with the seeds' part added). Two equal arms are found "as
-good" within a margin with probability T_df(margin / sqrt(V) - q), q being the larger of the interval's quantile
-and that of Holm's first step.
+for m comparisons after Holm (Miller, arXiv 2411.00640, with the seeds' part added). Two equal arms are found
+"as good" within a margin with probability T_df(margin / sqrt(V) - q), q being the larger of the interval's
+quantile and that of Holm's first step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 
 from scipy.stats import t
 
-from workers.statistics.looks import SEEDS_BETWEEN_LOOKS, level_at, look_sizes, spent_at
+from workers.statistics.looks import level_at, look_sizes, spent_at
 from workers.statistics.verdicts import MIN_GROUPS, MIN_ITEMS, MIN_SEEDS, Difference
 
 POWER = 0.8
-# Share of items on which two arms disagree, and points between an arm's seeds, if no earlier study measured them.
+# Share of items on which two arms disagree, and an arm's spread over seeds, unless earlier studies tell.
 ASSUMED_DISAGREEMENT, ASSUMED_SEED_SPREAD = 0.15, 0.015
 MOST_SEEDS, MOST_ITEMS = 20, 1_000_000
 
@@ -69,7 +69,7 @@ class Design:
         return float(factor) * math.sqrt(self.items_part + self.seeds_part)
 
     def chance_if_equal(self, margin: float) -> float:
-        """Return the probability that an arm which equals the reference is found as good within the margin."""
+        """Return the probability that an arm equal to the reference is found as good within the margin."""
         if self.is_indicative:
             return 0.0
         alpha = spent_at(len(look_sizes(self.seeds)))
@@ -122,7 +122,8 @@ def chance_to_decide(difference: Difference, margin: float | None, further_seeds
     """Return the predictive probability that so many further seeds decide an open arm.
 
     Items stay, so the later estimate D differs from today's d by the new seeds alone: D - d has the variance
-    s^2 * k / (S * (S + k)), s^2 being the variance of one seed's difference. Holm's factor is left out, because it falls as arms are decided.
+    s^2 * k / (S * (S + k)), s^2 being the variance of one seed's difference. Holm's factor is left out,
+    because it falls as arms are decided.
     """
     seeds = len(difference.seeds)
     later = seeds + further_seeds

@@ -4,18 +4,18 @@ Let y_asi be the score of arm a trained with seed s on item i; m_as its mean ove
 n items in G groups. A contrast is a weighted sum of arm means, such as arm minus reference.
 
 Seeds. Least squares of m_as on arm + seed leaves residuals r_as with nu degrees of freedom (nu = (A - 1)
-(S - 1) if no seed is missing; N - A - S + 1 of N means in general). The pooled variance of one mean over seeds
-is s_p^2 = sum r^2 / nu. An arm's own variance solves E[sum_s r_as^2] = sum_b K_ab s_b^2, where K_ab is the sum
-of the squared residual projections between the cells of a and b (MINQUE: C. R. Rao, JASA 65, 1970); with no
-seed missing that is s_a^2 = (sum_s r_as^2 / (S - 1) - s_p^2 / A) / (1 - 2 / A). An arm beyond the F
+(S - 1) if no seed is missing; N - A - S + 1 of N means in general). The pooled variance of one mean over
+seeds is s_p^2 = sum r^2 / nu. An arm's own variance solves E[sum_s r_as^2] = sum_b K_ab s_b^2, where K_ab is
+the sum of the squared residual projections between the cells of a and b (MINQUE: C. R. Rao, JASA 65, 1970);
+with no seed missing that is s_a^2 = (sum_s r_as^2 / (S - 1) - s_p^2 / A) / (1 - 2 / A). An arm beyond the F
 distribution's 1 - 0.1 / A point against the others' pool is "unsteady": it keeps its own variance with S - 1
-degrees of freedom; beyond the 1 - 0.01 / A point it also leaves the pool. Two arms leave no residual of their own
-(r_1s = -r_2s), so each keeps the variance of its own means (Welch, Biometrika 34, 1947).
+degrees of freedom; beyond the 1 - 0.01 / A point it also leaves the pool. Two arms leave no residual of their
+own (r_1s = -r_2s), so each keeps the variance of its own means (Welch, Biometrika 34, 1947).
 
 Items. V_items is the variance of the contrast's mean over groups drawn together, in the limit of infinitely
-many bootstrap draws: sum_g (sum_{i in g} z_i - z)^2 / n^2 * G / (G - 1), with z_i the contrast of item i averaged
-over seeds (ratio estimator: Cochran, Sampling Techniques, 1977, ch. 6). For scores between 0 and 1 it is at
-least 2 / G^2: where every item is right, some of the next ones will not be.
+many bootstrap draws: sum_g (sum_{i in g} z_i - z)^2 / n^2 * G / (G - 1), with z_i the contrast of item i
+averaged over seeds (ratio estimator: Cochran, Sampling Techniques, 1977, ch. 6). For scores between 0 and 1
+2 / G^2 is added: where every item is right, some of the next ones will not be.
 
 Both. Items that one seed gets right and another wrong move m_as as well, and V_items contains them already:
 f_a = sum_sg (sum_{i in g} y_asi - y_a.i - m_as + m_a.)^2 / ((S - 1) n^2) * G / (G - 1). So the variance of
@@ -110,8 +110,8 @@ class SeedVariance:
 class Contrast:
     """A weighted sum of arm means with its variance. `item_variance` + `seed_variance` is the variance.
 
-    `flip_variance`: the part of `item_variance` that items add which flip between seeds; like `seed_variance` it
-    falls with the number of seeds.
+    `flip_variance`: the part of `item_variance` that items add which flip between seeds; like `seed_variance`
+    it falls with the number of seeds.
     """
 
     mean: float
@@ -140,7 +140,7 @@ class ScoreModel:
         *,
         is_share: bool = True,
     ) -> None:
-        """Fit `arms` (position -> scores). `clusters`: the group of each item. `is_share`: between 0 and 1."""
+        """Fit `arms` (position -> scores). `clusters`: each item's group. `is_share`: between 0 and 1."""
         self.arms = dict(arms)
         self.items = next(iter(self.arms.values())).scores.shape[1]
         self.groups = Groups.of(self.items, clusters)

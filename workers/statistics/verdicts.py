@@ -1,12 +1,12 @@
 """Verdicts of a study: differences between arms, their intervals, and what may be said of them.
 
 Differences are arm minus reference in the metric's own unit, higher is better. Knows nothing of rows, runs or
-words; `variance` has the formulas of the standard error, `looks` the levels where a study is looked at several
-times. An interval is d +- t * sqrt(V), and every p-value comes from the same t.
+words; `variance` has the formulas of the standard error, `looks` the levels where a study is looked at
+several times. An interval is d +- t * sqrt(V), and every p-value comes from the same t.
 
 Two families of hypotheses are each kept at 5 % over all arms and all looks by Holm's step-down method: "equal
-to the reference" (two-sided, for "better") and "worse than the reference by the margin or more" (one-sided, for
-"as good"). "As good" needs the arm's interval above -margin besides.
+to the reference" (two-sided, for "better") and "worse than the reference by the margin or more" (one-sided,
+for "as good"). "As good" needs the arm's interval above -margin besides.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Difference:
 class Verdict:
     """A difference with its outcome, at the look that decided it or else at the last one.
 
-    `p_adjusted`, `p_margin_adjusted`: two-sided against no difference, one-sided against the margin, both after
-    Holm. Compare them with `difference.alpha`.
+    `p_adjusted`, `p_margin_adjusted`: two-sided against no difference, one-sided against the margin, both
+    after Holm. Compare them with `difference.alpha`.
     """
 
     difference: Difference
@@ -145,9 +145,9 @@ def estimate_items(
 def kept_gain(model: ScoreModel, arm: int, reference: int, base: Scores) -> Estimate | None:
     """Return the share of the reference's gain over the base model that the arm keeps; 1.0 is all of it.
 
-    `base`: the base model's scores of shape [items]. The interval follows from that of arm - share * reference -
-    (1 - share) * base, divided by the gain (delta method). None unless the gain is certainly above 0: a ratio to
-    something near 0 says nothing.
+    `base`: the base model's scores of shape [items]. The interval follows from that of arm - share *
+    reference - (1 - share) * base, divided by the gain (delta method). None unless the gain is certainly
+    above 0: a ratio to something near 0 says nothing.
     """
     seeds = [one for one in model.arms[reference].seeds if one in model.arms[arm].seeds]
     gain = model.contrast({reference: 1.0}, -base, seeds)
@@ -180,9 +180,10 @@ def judge(
     """Return the verdict of every arm (position -> scores) that shares a seed with the reference.
 
     `margin`: what still counts as good, fixed before the start. None: chosen runs, looked at once; no arm is
-    called as good. With a margin the study is judged look after look: first with the reference's first 3 seeds,
-    then with 5, 7 and so on, at last with all. A decision stands, whatever later seeds show, because looking again
-    until an arm passes would pass too many; but an arm that is as good may still turn out to be better.
+    called as good. With a margin the study is judged look after look: first with the reference's first 3
+    seeds, then with 5, 7 and so on, at last with all. A decision stands, whatever later seeds show, because
+    looking again until an arm passes would pass too many; but an arm that is as good may still turn out to be
+    better.
     """
     order = samples[reference].seeds
     verdicts: dict[int, Verdict] = {}
