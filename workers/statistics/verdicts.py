@@ -11,6 +11,7 @@ for "as good"). "As good" needs the arm's interval above -margin besides.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -119,12 +120,13 @@ class Verdict:
         return self.is_final or (self.outcome == NOT_INFERIOR and self.difference.mean <= 0)
 
 
-def compare(model: ScoreModel, arm: int, reference: int, seeds: Sequence[int] | None = None) -> Difference:
-    """Compare two arms on the seeds that both have, or on some of these."""
-    shared = [one for one in model.arms[reference].seeds if one in model.arms[arm].seeds]
-    used = [one for one in shared if seeds is None or one in seeds]
-    contrast = model.contrast({arm: 1.0, reference: -1.0}, seeds=used)
-    return Difference(contrast, tuple(used), model.items, model.groups.count)
+def compare(model: ScoreModel, arm: int, reference: int) -> Difference | None:
+    """Compare two arms on the seeds that both have; None if they share none."""
+    seeds = tuple(one for one in model.arms[reference].seeds if one in model.arms[arm].seeds)
+    if not seeds:
+        return None
+    contrast = model.contrast({arm: 1.0, reference: -1.0}, seeds=seeds)
+    return Difference(contrast, seeds, model.items, model.groups.count)
 
 
 def estimate(model: ScoreModel, arm: int) -> Estimate:
@@ -142,14 +144,15 @@ def estimate_items(
     return estimate(ScoreModel({0: sample}, clusters, is_share=is_share), 0)
 
 
-def kept_gain(model: ScoreModel, arm: int, reference: int, base: Scores) -> Estimate | None:
+def kept_gain(
+    model: ScoreModel, arm: int, reference: int, base: Scores, seeds: Sequence[int]
+) -> Estimate | None:
     """Return the share of the reference's gain over the base model that the arm keeps; 1.0 is all of it.
 
-    `base`: the base model's scores of shape [items]. The interval follows from that of arm - share *
-    reference - (1 - share) * base, divided by the gain (delta method). None unless the gain is certainly
-    above 0: a ratio to something near 0 says nothing.
+    `base`: the base model's scores of shape [items]; `seeds`: those that both arms have. The interval follows
+    from that of arm - share * reference - (1 - share) * base, divided by the gain (delta method). None unless
+    the gain is certainly above 0: a ratio to something near 0 says nothing.
     """
-    seeds = [one for one in model.arms[reference].seeds if one in model.arms[arm].seeds]
     gain = model.contrast({reference: 1.0}, -base, seeds)
     if gain.mean <= float(t.ppf(1 - ALPHA / 2, gain.freedom)) * gain.error:
         return None
@@ -167,6 +170,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def certain_pairs(model: ScoreModel, alpha: float) -> list[tuple[int, int]]:
+    """Return (better, worse) of any two arms that certainly differ at `alpha`, after Holm over all pairs."""
+    pairs = [
+        (one, other, difference)
+        for one, other in itertools.combinations(model.arms, 2)
+        if (difference := compare(model, one, other)) and not difference.is_indicative
+    ]
+    adjusted = holm([difference.p for _one, _other, difference in pairs])
+    return [
+        (one, other) if difference.mean > 0 else (other, one)
+        for (one, other, difference), p in zip(pairs, adjusted, strict=True)
+        if p < alpha
+    ]
 
 
 def judge(
@@ -196,7 +214,7 @@ def judge(
             difference = compare(model, position, reference)
             before = differences.get(position)
             # An arm that has no further seed is not looked at again.
-            if not difference.seeds or (before and before.seeds == difference.seeds):
+            if not difference or (before and before.seeds == difference.seeds):
                 continue
             if margin is not None:
                 variances = (*(before.variances if before else ()), difference.contrast.variance)

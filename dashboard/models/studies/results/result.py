@@ -7,7 +7,6 @@ study's export with numpy alone. `verdict_sentence` beside it puts it into words
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +15,9 @@ import numpy as np
 
 from dashboard.models.catalog.metrics import is_lower_better
 from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
-from workers.statistics import verdicts
+from workers.statistics import power, verdicts
+from workers.statistics.looks import ALPHA
+from workers.statistics.variance import Sample, ScoreModel, Scores
 from workers.statistics.verdicts import Estimate
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 # Figures besides the metric by which arms can be compared.
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "ms_per_token")
-# Outcomes without a margin fixed before the start; `workers.statistics.verdicts` has those with one.
-BETTER, WORSE = verdicts.BETTER, "worse"
-
 # Row -> score, and seed -> row -> score.
 RowScores = Mapping[int, float]
 SeedScores = Mapping[int, RowScores]
@@ -51,20 +49,28 @@ class ArmScores:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """An arm's mean with its interval, and the mean of each seed."""
+    """An arm's mean with its interval, and the mean of each seed.
+
+    `is_unsteady`: its seeds differ more than those of the other arms, so its interval is its own.
+    """
 
     position: int
     name: str
     seeds: list[int]
     by_seed: list[float]
     metric: Estimate
+    is_unsteady: bool = False
 
 
 @dataclass(frozen=True)
 class ArmComparison:
     """Arm minus reference in the metric's unit, positive when the arm is better.
 
+    `look`: the one that decided it, or else the last. `p_adjusted` and `p_margin_adjusted`, against no
+    difference and against a loss of the margin, count as significant below `alpha`, the level of that look.
     `kept`: the share of the reference's gain over the base model. `paired`: whether the seeds are shared.
+    `further_seeds`: those that decide an open arm with 80 % probability; None if none do. `seeds_disagree`:
+    seeds add more to the interval than rows do.
     """
 
     position: int
@@ -75,17 +81,30 @@ class ArmComparison:
     high: float
     p: float
     p_adjusted: float
+    p_margin_adjusted: float
+    alpha: float
+    look: int
     outcome: str
     seeds: list[int]
     seeds_disagree: bool
-    seeds_needed: int | None
+    further_seeds: int | None
     kept: Estimate | None
     paired: bool = True
 
     @property
     def is_indicative(self) -> bool:
-        """Return whether it has too few seeds for a verdict."""
+        """Return whether it has too few seeds, rows or groups for a verdict."""
         return self.outcome == verdicts.INDICATIVE_ONLY
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether further seeds may decide it."""
+        return self.outcome == verdicts.NOT_ENOUGH_EVIDENCE
+
+    @property
+    def is_certainly_worse(self) -> bool:
+        """Return whether it is below the reference, by however little."""
+        return self.high < 0 and self.p_adjusted < self.alpha
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,8 @@ class StudyResult:
     """Base models, arms and comparisons; without arms nothing came to a result.
 
     `items`: test rows that every arm was scored on. `most_items`: those of the arm with the most.
-    `recommended`: the name of the recommended arm, or "".
+    `recommended`: the name of the recommended arm, or "". `certain_pairs`: [better, worse], the positions of
+    any two arms of which one is certainly better, after Holm over all pairs.
     """
 
     metric: str = ""
@@ -105,6 +125,7 @@ class StudyResult:
     arms: list[ArmResult] = field(default_factory=list)
     comparisons: list[ArmComparison] = field(default_factory=list)
     recommended: str = ""
+    certain_pairs: list[list[int]] = field(default_factory=list)
 
     @property
     def base(self) -> Estimate | None:
@@ -178,35 +199,43 @@ def compute_result(
     """
     clusters = clusters_of(rows, groups)
     is_share = not is_lower_better(metric)
+    samples = {arm.position: _sample(arm.by_seed, rows) for arm in arms}
+    model = ScoreModel(samples, clusters, is_share=is_share)
+    comparisons = _comparisons(
+        arms, base, rows, clusters, reference=reference, is_share=is_share, margin=margin
+    )
+    alpha = min((one.alpha for one in comparisons), default=ALPHA)
     return StudyResult(
         metric=metric,
         items=len(rows),
         most_items=max(len(scores) for arm in arms for scores in arm.by_seed.values()),
-        groups=len(set(clusters)) if clusters else len(rows),
+        groups=model.groups.count,
         bases={
-            name: _estimate(matrix([scores], rows), clusters, is_share=is_share)
+            name: _within(
+                verdicts.estimate_items(matrix([scores], rows), clusters, is_share=is_share), is_share
+            )
             for name, scores in bases.items()
         },
         arms=[
             ArmResult(
                 position=arm.position,
                 name=arm.name,
-                seeds=sorted(arm.by_seed),
-                by_seed=[
-                    float(np.mean([arm.by_seed[seed][row] for row in rows])) for seed in sorted(arm.by_seed)
-                ],
-                metric=_estimate(
-                    matrix([arm.by_seed[seed] for seed in sorted(arm.by_seed)], rows),
-                    clusters,
-                    is_share=is_share,
-                ),
+                seeds=list(arm.by_seed),
+                by_seed=samples[arm.position].means.tolist(),
+                metric=_within(verdicts.estimate(model, arm.position), is_share),
+                is_unsteady=arm.position in model.unsteady,
             )
             for arm in arms
         ],
-        comparisons=_comparisons(
-            arms, base, rows, clusters, reference=reference, sign=1.0 if is_share else -1.0, margin=margin
-        ),
+        comparisons=comparisons,
+        certain_pairs=[
+            list(pair) if is_share else [pair[1], pair[0]] for pair in verdicts.certain_pairs(model, alpha)
+        ],
     )
+
+
+def _sample(by_seed: SeedScores, rows: Sequence[int], sign: float = 1.0) -> Sample:
+    return Sample(tuple(by_seed), sign * matrix(list(by_seed.values()), rows))
 
 
 def _comparisons(
@@ -216,63 +245,58 @@ def _comparisons(
     clusters: list[int] | None,
     *,
     reference: int,
-    sign: float,
+    is_share: bool,
     margin: float | None,
 ) -> list[ArmComparison]:
-    """Compare every arm with the reference on the seeds that both have; adjust p-values over the arms."""
+    """Compare every arm with the reference on the seeds that both have."""
     other = next((arm for arm in arms if arm.position == reference), None)
     if other is None:
         return []
+    sign = 1.0 if is_share else -1.0
+    pairs = {arm.position: _paired_by_seed(arm.by_seed, other.by_seed, margin is not None) for arm in arms}
+    samples = {position: _sample(by_seed, rows, sign) for position, (by_seed, _) in pairs.items()}
+    judged = verdicts.judge(samples, reference, margin, clusters, is_share=is_share)
+    model = ScoreModel(samples, clusters, is_share=is_share)
+    base_scores = sign * matrix([base], rows)[0] if base else None
     compared = []
     for arm in arms:
-        by_seed, paired = _paired_by_seed(arm.by_seed, other.by_seed, has_margin=margin is not None)
-        seeds = sorted(by_seed.keys() & other.by_seed.keys())
-        if arm is other or not seeds:
+        if not (verdict := judged.get(arm.position)):
             continue
-        ours = sign * matrix([by_seed[seed] for seed in seeds], rows)
-        theirs = sign * matrix([other.by_seed[seed] for seed in seeds], rows)
-        difference = verdicts.compare(ours, theirs, clusters)
-        kept = verdicts.kept_gain(ours, theirs, sign * matrix([base], rows), clusters) if base else None
-        compared.append((arm, seeds, difference, kept, paired))
-    adjusted = verdicts.holm([difference.p for _arm, _seeds, difference, *_more in compared])
-    return [
-        ArmComparison(
-            position=arm.position,
-            arm=arm.name,
-            reference=other.name,
-            difference=difference.difference,
-            low=difference.low,
-            high=difference.high,
-            p=difference.p,
-            p_adjusted=p_adjusted,
-            outcome=_outcome(difference, p_adjusted, margin),
-            seeds=seeds,
-            seeds_disagree=difference.seeds_disagree,
-            seeds_needed=verdicts.seeds_needed(difference, margin or 0.0),
-            kept=kept,
-            paired=paired,
+        found, seeds = verdict.difference, verdict.difference.seeds
+        compared.append(
+            ArmComparison(
+                position=arm.position,
+                arm=arm.name,
+                reference=other.name,
+                difference=found.mean,
+                low=found.low,
+                high=found.high,
+                p=found.p,
+                p_adjusted=verdict.p_adjusted,
+                p_margin_adjusted=verdict.p_margin_adjusted,
+                alpha=found.alpha,
+                look=found.look,
+                outcome=verdict.outcome,
+                seeds=list(seeds),
+                seeds_disagree=found.contrast.seed_variance > found.contrast.item_variance,
+                further_seeds=None
+                if verdict.outcome in verdicts.DECIDED
+                else power.seeds_to_decide(found, margin),
+                kept=None
+                if base_scores is None
+                else verdicts.kept_gain(model, arm.position, reference, base_scores, seeds),
+                paired=pairs[arm.position][1],
+            )
         )
-        for (arm, seeds, difference, kept, paired), p_adjusted in zip(compared, adjusted, strict=True)
-    ]
+    return compared
 
 
-def _paired_by_seed(ours: SeedScores, theirs: SeedScores, *, has_margin: bool) -> tuple[SeedScores, bool]:
+def _paired_by_seed(ours: SeedScores, theirs: SeedScores, has_margin: bool) -> tuple[SeedScores, bool]:
     """Pair chosen runs that share no seed with the reference in the order of seeds: valid, but less sharp."""
     if has_margin or ours.keys() & theirs.keys():
         return ours, True
     in_order = zip(sorted(theirs), (ours[seed] for seed in sorted(ours)), strict=False)
     return dict(in_order), False
-
-
-def _outcome(compared: verdicts.Comparison, p_adjusted: float, margin: float | None) -> str:
-    """Return what may be said; without a margin nothing is ever called as good as the reference."""
-    if margin is not None:
-        return verdicts.outcome(compared, p_adjusted, margin)
-    if compared.seeds < verdicts.MIN_SEEDS:
-        return verdicts.INDICATIVE_ONLY
-    if p_adjusted < 1 - verdicts.LEVEL:
-        return BETTER if compared.difference > 0 else WORSE
-    return verdicts.NOT_ENOUGH_EVIDENCE
 
 
 # Scores of single rows
@@ -289,9 +313,14 @@ def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
             base = values
         elif values and evaluation.run.study_arm_id:
             by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values
-    # By seed and not by time, so that an export does not depend on the order of jobs.
+    # In the plan's order, in which looks take the seeds, and not in that of jobs.
     arms = [
-        ArmScores(arm.position, arm.name, dict(sorted(by_arm[arm.pk].items()))) for arm in study.arms.all()
+        ArmScores(
+            arm.position,
+            arm.name,
+            {seed: by_arm[arm.pk][seed] for seed in study.seeds if seed in by_arm[arm.pk]},
+        )
+        for arm in study.arms.all()
     ]
     return arms, base
 
@@ -314,16 +343,16 @@ def common_rows(arms: Sequence[ArmScores], bases: Sequence[RowScores]) -> list[i
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def matrix(values: Sequence[RowScores], rows: Sequence[int]) -> verdicts.Scores:
+def matrix(values: Sequence[RowScores], rows: Sequence[int]) -> Scores:
     """Return scores as an array of shape [seeds, rows]."""
     return np.array([[scores[row] for row in rows] for scores in values], dtype=np.float64)
 
 
-def _estimate(scores: verdicts.Scores, clusters: list[int] | None, *, is_share: bool) -> Estimate:
-    """Return mean and interval; the interval of a share stays between 0 and 1."""
-    estimate = verdicts.estimate(scores, clusters)
-    least, most = (0.0, 1.0) if is_share else (-math.inf, math.inf)
-    return Estimate(estimate.mean, max(least, estimate.low), min(most, estimate.high))
+def _within(estimate: Estimate, is_share: bool) -> Estimate:
+    """Keep the interval of a share between 0 and 1."""
+    if not is_share:
+        return estimate
+    return Estimate(estimate.mean, max(0.0, estimate.low), min(1.0, estimate.high))
 
 
 # Costs
