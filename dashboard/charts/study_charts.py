@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from django.utils.text import Truncator
@@ -18,8 +19,8 @@ from dashboard.charts import axes
 from dashboard.charts.axes import AXIS_HEIGHT, LABEL_HEIGHT, Axis, Span, around_spans, axis_of, places_of
 from dashboard.charts.curves import thin
 from dashboard.models import MetricSeries, Study
-from dashboard.models.studies.results.result import AnyArm, AnyStudy, costs_of
-from dashboard.models.studies.results.verdict_sentence import format_estimate, format_metric
+from dashboard.models.studies.results.formats import format_estimate, format_metric
+from dashboard.models.studies.results.result import AnyArm, AnyStudy, ArmResult, costs_of
 from dashboard.templatetags.graftworks import duration, filesize, milliseconds, number
 from workers.statistics.verdicts import MIN_SEEDS, Estimate
 
@@ -57,7 +58,7 @@ def intervals(study: AnyStudy) -> dict[str, Any] | None:
     if not found:
         return None
     found.sort(key=lambda pair: pair[1].metric.mean, reverse=not study.lower_is_better)
-    lines = [_line(study, arm, own.metric, own.by_seed) for arm, own in found]
+    lines = [_line(study, arm, shown_estimate(own), own.by_seed) for arm, own in found]
     lines += [
         _line(study, None, base, []) | {"config": name if len(result.bases) > 1 else ""}
         for name, base in result.bases.items()
@@ -76,6 +77,12 @@ def intervals(study: AnyStudy) -> dict[str, Any] | None:
         "floor": height + 2,
         "height": height + AXIS_HEIGHT,
     }
+
+
+def shown_estimate(own: ArmResult) -> Estimate:
+    """Return an arm's estimate; with fewer than three seeds only their mean, without an interval."""
+    mean = own.metric.mean
+    return own.metric if len(own.seeds) >= MIN_SEEDS else Estimate(mean, mean, mean)
 
 
 def _line(study: AnyStudy, arm: AnyArm | None, estimate: Estimate, by_seed: list[float]) -> dict[str, Any]:
@@ -103,7 +110,11 @@ def is_cut(places: dict[str, Any]) -> bool:
 
 def differences(study: AnyStudy) -> dict[str, Any]:
     """Place every arm's difference to the reference on a shared axis that marks 0 and the margin."""
-    return axes.differences(study.result.comparisons, margin=study.margin)
+    comparisons = [
+        replace(one, low=one.difference, high=one.difference) if one.is_indicative else one
+        for one in study.result.comparisons
+    ]
+    return axes.differences(comparisons, margin=study.margin)
 
 
 def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
@@ -118,12 +129,8 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
                     "position": arm.position,
                     "name": shorten(arm.name, 24),
                     "cost": float(value),
-                    "mean": own.metric.mean,
-                    "low": own.metric.low,
-                    "high": own.metric.high,
-                    "words": format_estimate(study, own.metric),
-                    # With fewer seeds nothing is certain.
-                    "is_certain": len(own.seeds) >= MIN_SEEDS,
+                    **asdict(shown_estimate(own)),
+                    "words": format_estimate(study, shown_estimate(own)),
                 }
             )
     if not points:
@@ -137,7 +144,7 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
             "y": up.down(point["mean"], PARETO_HEIGHT),
             **up.upright(point["low"], point["high"], PARETO_HEIGHT),
             "words": point["words"],
-            "is_dominated": any(dominates(other, point, study.lower_is_better) for other in points),
+            "is_dominated": any(dominates(other, point, result.certain_pairs) for other in points),
         }
         for point in points
     ]
@@ -160,7 +167,9 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
 def _tied_band(study: AnyStudy, points: Sequence[dict[str, Any]], up: Axis) -> dict[str, Any] | None:
     """Return the band around the reference and the arms whose difference to it may be 0; None for none."""
     reference = study.reference_arm.position
-    tied = {one.position for one in study.result.comparisons if one.low <= 0 <= one.high}
+    tied = {
+        one.position for one in study.result.comparisons if one.low <= 0 <= one.high and not one.is_indicative
+    }
     heights = [
         up.down(point["mean"], PARETO_HEIGHT) for point in points if point["position"] in {reference, *tied}
     ]
@@ -173,11 +182,9 @@ def _tied_band(study: AnyStudy, points: Sequence[dict[str, Any]], up: Axis) -> d
     }
 
 
-def dominates(other: dict[str, Any], point: dict[str, Any], lower_is_better: bool) -> bool:
-    """Return whether `other` costs no more and its whole interval lies on the good side of the point's."""
-    if other["cost"] > point["cost"] or not (other["is_certain"] and point["is_certain"]):
-        return False
-    return bool(other["high"] < point["low"] if lower_is_better else other["low"] > point["high"])
+def dominates(other: dict[str, Any], point: dict[str, Any], certain_pairs: list[list[int]]) -> bool:
+    """Return whether `other` costs no more and is certainly better, by a comparison of these two arms."""
+    return bool(other["cost"] <= point["cost"] and [other["position"], point["position"]] in certain_pairs)
 
 
 def beside(name: str, share: float) -> dict[str, Any]:

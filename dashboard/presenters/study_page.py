@@ -11,22 +11,21 @@ from dashboard.charts.study_charts import COSTS
 from dashboard.models import Job, State, Study
 from dashboard.models.evaluations.forgetting import Forgetting
 from dashboard.models.jobs.compute_use import used_seconds
-from dashboard.models.studies.results.result import (
-    AnyArm,
-    AnyStudy,
-    ArmComparison,
-    base_ms_per_token,
-    costs_of,
-)
-from dashboard.models.studies.results.verdict_sentence import (
+from dashboard.models.studies.results.formats import (
     format_difference,
     format_estimate,
     format_interval,
+    format_kept_gain,
     format_metric,
     format_p_value,
-    outcome_label,
-    verdict_sentence,
 )
+from dashboard.models.studies.results.result import (
+    AnyArm,
+    AnyStudy,
+    base_ms_per_token,
+    costs_of,
+)
+from dashboard.models.studies.results.verdict_sentence import look_label, outcome_label, verdict_sentence
 
 
 def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str = "") -> dict[str, Any]:
@@ -37,6 +36,7 @@ def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str 
     cost = cost if cost in costs else next(iter(costs), "")
     return {
         "sentence": verdict_sentence(study),
+        "look": look_label(study),
         "intervals": study_charts.intervals(study),
         "costs": costs,
         "pareto": study_charts.pareto(study, cost) if cost else None,
@@ -62,23 +62,17 @@ def _delta(study: AnyStudy, arm: AnyArm) -> dict[str, Any]:
         "is_reference": arm.position == study.reference_arm.position,
         "was_stopped": not own and any(run.outcome == State.CANCELLED for run in arm.final_runs()),
         "has_result": own is not None,
-        "quality": format_estimate(study, own.metric) if own else "–",
+        "quality": format_estimate(study, study_charts.shown_estimate(own)) if own else "–",
+        "is_unsteady": own is not None and own.is_unsteady,
         "seeds": len(own.seeds) if own else 0,
         "difference": format_difference(study, one.difference, signed=True) if one else "",
-        "interval": format_interval(study, one) if one else "",
-        "p": format_p_value(one.p_adjusted) if one else "",
+        "interval": format_interval(study, one) if one and not one.is_indicative else "",
+        "p": format_p_value(one.p_adjusted) if one and not one.is_indicative else "",
         "outcome": outcome_label(one) if one else "",
-        "kept": kept_gain(one),
+        "look": one.look if one and study.margin is not None else 0,
+        "kept": format_kept_gain(study, one),
         **costs_of(arm.final_runs()),
     }
-
-
-def kept_gain(comparison: ArmComparison | None) -> dict[str, str] | None:
-    """Return the share of the reference's gain over the base model that an arm kept; None without a gain."""
-    if comparison is None or comparison.kept is None:
-        return None
-    share = {end: 100 * getattr(comparison.kept, end) for end in ("mean", "low", "high")}
-    return {"mean": _("%(mean).0f %%") % share, "interval": _("(%(low).0f to %(high).0f %%)") % share}
 
 
 def by_seed(study: Study) -> list[dict[str, Any]]:

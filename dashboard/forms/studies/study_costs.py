@@ -75,7 +75,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
         seeds=seeds,
         rates=rates,
         costs=costs,
-        power=power_of(version, metric, len(arms), test_rows=test_rows, margin=margin)
+        power=power_of(version, metric, len(arms), seeds=seeds, test_rows=test_rows, margin=margin)
         if version and len(arms) > 1
         else None,
         refusal=refusal,

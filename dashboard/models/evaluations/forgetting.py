@@ -106,7 +106,9 @@ class Forgetting:
 # Lists repeat the same computation, and the answers of an ended evaluation never change.
 @functools.lru_cache(maxsize=1024)
 def _paired_change(base: tuple[int, ...], adapters: tuple[tuple[int, ...], ...]) -> dict[str, float]:
-    estimate = verdicts.estimate(np.array(adapters, dtype=np.float64) - np.array(base, dtype=np.float64))
+    estimate = verdicts.estimate_items(
+        np.array(adapters, dtype=np.float64) - np.array(base, dtype=np.float64)
+    )
     return {"mean": estimate.mean, "low": max(-1.0, estimate.low), "high": min(1.0, estimate.high)}
 
 

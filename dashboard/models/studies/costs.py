@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,7 +22,7 @@ from dashboard.models.studies.forecast import PlanForecast, plan_forecast
 from dashboard.models.studies.plan import MOST_TEST_ROWS, ArmPlan
 from dashboard.models.training.forecast import Forecast
 from workers.contract.hyperparameters import Hyperparameters
-from workers.statistics import verdicts
+from workers.statistics import power
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -102,15 +101,26 @@ class Power:
     rows_there: int
     groups_there: int
     comparisons: int
+    seeds: int
     variance: float
     is_assumed: bool
     margin: float
     unit: str
 
     @property
+    def design(self) -> power.Design:
+        return power.Design(
+            arms=self.comparisons + 1,
+            seeds=self.seeds,
+            items=self.rows,
+            groups=self.groups,
+            item_variance=self.variance,
+        )
+
+    @property
     def difference(self) -> float:
         """Return the difference in the metric's unit."""
-        return verdicts.detectable_difference(self.groups, variance=self.variance, arms=self.comparisons)
+        return self.design.detectable_difference
 
     @property
     def groups(self) -> int:
@@ -127,8 +137,7 @@ class Power:
         """Return the test rows that would show a difference of the margin; None for a margin of 0."""
         if not self.margin:
             return None
-        groups = verdicts.items_needed(self.margin, variance=self.variance, arms=self.comparisons)
-        return math.ceil(groups * self.rows_there / self.groups_there)
+        return self.design.items_for(self.margin)
 
     @property
     def rows_are_there(self) -> bool:
@@ -190,7 +199,7 @@ def plan_costs(
 
 
 def power_of(
-    version: DatasetVersion, metric: str, arms: int, *, test_rows: int, margin: float
+    version: DatasetVersion, metric: str, arms: int, *, seeds: int, test_rows: int, margin: float
 ) -> Power | None:
     """Return what the test rows can show; None for a loss whose variance is not known yet."""
     there = int(version.splits.get("test", 0))
@@ -203,7 +212,8 @@ def power_of(
         rows_there=there,
         groups_there=int((version.report.get("groups") or {}).get("test") or there),
         comparisons=arms - 1,
-        variance=verdicts.ASSUMED_DISAGREEMENT if seen is None else seen,
+        seeds=seeds,
+        variance=power.ASSUMED_DISAGREEMENT if seen is None else seen,
         is_assumed=seen is None,
         margin=margin,
         unit="nats" if is_lower_better(metric) else "points",

@@ -48,11 +48,14 @@ def unmeasured(study: Study) -> list[str]:
             "edge of what was tried, and a better one may lie beyond."
         )
         limits.append(text % {"arms": ", ".join(edges)})
+    if unsteady := [one.name for one in study.result.arms if one.is_unsteady]:
+        text = _("Unsteady, as their seeds differ more than those of the other arms: %(arms)s.")
+        limits.append(text % {"arms": ", ".join(unsteady)})
     if few := too_few_seeds(study.result.comparisons):
         limits.append(few)
     if any(comparison.seeds_disagree for comparison in study.result.comparisons):
         limits.append(
-            _("The seeds disagree more than the test rows do: more seeds help more than more rows.")
+            _("The seeds disagree more than the test rows do, so rows alone would not narrow the intervals.")
         )
     return limits
 

@@ -34,8 +34,9 @@ from dashboard.models.studies.forecast import (
     seconds_queued,
 )
 from dashboard.models.studies.plan import TEST_ROWS, check_seeds
+from dashboard.models.studies.results.formats import format_difference
 from dashboard.models.studies.results.result import StudyResult, result_of
-from dashboard.models.studies.results.verdict_sentence import format_difference, recommended_arm
+from dashboard.models.studies.results.verdict_sentence import recommended_arm
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.errors import SpecError, TargetError

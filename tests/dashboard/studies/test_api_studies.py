@@ -289,7 +289,7 @@ def test_margin_has_the_unit_of_the_metric(
     """Efficient is 10 points behind; a margin of 0.4, which is 40 points, makes it as good."""
     scores = {"efficient": [0.5] * 40, "quality": [0.6] * 40, "base": [0.1] * 40}
     table = {name: dict.fromkeys((1, 2, 3), values) for name, values in scores.items()}
-    for margin, outcome in ((0.4, "not_inferior"), (0.05, "inferior")):
+    for margin, outcome in ((0.4, "not_inferior"), (0.01, "inferior")):
         study = conclude(make_study(project, dataset, base_model, margin=margin), table)
         (one,) = api.get(f"{STUDIES}/{study.pk}").json()["comparisons"]
         assert one["outcome"] == outcome

@@ -65,9 +65,10 @@ def test_verdict_with_one_seed_is_indicative(
     few = make_study(project, dataset, base_model, slugs=arms, seeds=[1])
     scores = {"efficient": [1, 0, 0, 0], "mlp": [1, 1, 0, 0], "quality": [1, 1, 1, 0], "base": [0, 0, 0, 0]}
     said = verdict_sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
-    assert said.startswith("Indicative only, with 1 seed: of the other arms mlp comes out first, ")
-    assert "25 points behind quality (95 % interval -" in said
-    assert said.endswith("Three seeds are needed for a verdict.")
+    assert said == (
+        "Indicative only, with 1 seed: of the other arms mlp comes out first, 25 points behind quality. "
+        "Three seeds are needed for a verdict."
+    )
 
 
 @pytest.mark.parametrize(("score", "where"), [(1, "25 points ahead of"), (0, "level with")])
@@ -77,7 +78,7 @@ def test_indicative_verdict_on_two_arms(
     scores = {"efficient": [1, 0, 0, score], "quality": [1, 0, 0, 0], "base": [0, 0, 0, 0]}
     few = make_study(project, dataset, base_model, seeds=[1])
     said = verdict_sentence(conclude(few, {name: {1: values} for name, values in scores.items()}))
-    assert f"with 1 seed: efficient comes out {where} quality (" in said
+    assert f"with 1 seed: efficient comes out {where} quality." in said
 
 
 def test_number_of_queries_does_not_grow_with_arms(

@@ -1,35 +1,47 @@
-"""The verdict sentence of a study, saved or not, and the words for its numbers.
-
-Arms that overlap are not ranked, and fewer than three seeds give no verdict.
-"""
+"""The verdict sentence of a study, saved or not: first what is decided, arm by arm, then what is open."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from dashboard.models.studies.results.result import WORSE, AnyArm, AnyStudy, ArmComparison
+from dashboard.models.studies.results.formats import (
+    SIZE_TOLERANCE,
+    format_difference,
+    format_interval,
+    format_kept_gain,
+    parameter_share,
+)
+from dashboard.models.studies.results.result import AnyArm, AnyStudy, ArmComparison
 from workers.statistics import verdicts
-from workers.statistics.verdicts import Estimate
+from workers.statistics.looks import look_sizes
 
 OUTCOMES = {
     verdicts.BETTER: gettext_lazy("Better"),
     verdicts.NOT_INFERIOR: gettext_lazy("As good within your margin"),
     verdicts.INFERIOR: gettext_lazy("Worse"),
-    WORSE: gettext_lazy("Worse"),
+    verdicts.WORSE: gettext_lazy("Worse"),
     verdicts.NOT_ENOUGH_EVIDENCE: gettext_lazy("Not enough evidence"),
     verdicts.INDICATIVE_ONLY: gettext_lazy("Indicative only"),
 }
 
 
 def outcome_label(comparison: ArmComparison) -> str:
-    """Return the outcome of one arm; without enough evidence, whether it is certainly worse."""
-    certainly_worse = comparison.high < 0 and comparison.p_adjusted < 1 - verdicts.LEVEL
-    if comparison.outcome == verdicts.NOT_ENOUGH_EVIDENCE and certainly_worse:
+    """Return the outcome of one arm, and whether it is certainly worse although that decides nothing."""
+    if comparison.is_open and comparison.is_certainly_worse:
         return _("Worse; whether within your margin is open")
+    if comparison.outcome == verdicts.NOT_INFERIOR and comparison.is_certainly_worse:
+        return _("As good within your margin, though certainly a little worse")
     return str(OUTCOMES[comparison.outcome])
+
+
+def look_label(study: AnyStudy) -> str:
+    """Return which look of how many the result comes from; "" for a study that is looked at once."""
+    looks = len(look_sizes(len(study.seeds))) if study.margin is not None else 1
+    done = max((one.look for one in study.result.comparisons), default=0)
+    return _("Look %(done)d of %(looks)d") % {"done": done, "looks": looks} if done and looks > 1 else ""
 
 
 def verdict_sentence(study: AnyStudy) -> str:
@@ -50,19 +62,27 @@ def verdict_sentence(study: AnyStudy) -> str:
     if study.margin is None:
         return _without_margin(study)
     best = best_comparison(study)
-    return _recommendation(study, best) if best else _no_recommendation(study, study.margin)
+    others = [one for one in result.comparisons if one is not best]
+    parts = [_headline(study, best), *_decided(study, others), _open(study, others)]
+    return " ".join(part for part in (*parts, too_few_seeds(result.comparisons)) if part)
 
 
 def best_comparison(study: AnyStudy) -> ArmComparison | None:
-    """Return the comparison of the recommended arm: the smallest that is certainly better, or as good."""
+    """Return the comparison of the recommended arm: the smallest that is certainly better, or as good.
+
+    As good is a reason to prefer an arm only where it is also smaller than the reference. Of arms of equal
+    size the one that is furthest ahead is taken.
+    """
     sizes = {arm.position: parameters_of(arm) for arm in study.arm_list}
+    limit = (1 - SIZE_TOLERANCE) * sizes[study.reference_arm.position]
     for outcome in (verdicts.BETTER, verdicts.NOT_INFERIOR):
         good = [one for one in study.result.comparisons if one.outcome == outcome]
-        # As good is a reason to prefer an arm only where it is also smaller than the reference.
         if outcome == verdicts.NOT_INFERIOR:
-            good = [one for one in good if sizes[one.position] < sizes[study.reference_arm.position]]
+            good = [one for one in good if sizes[one.position] < limit]
         if good:
-            return min(good, key=lambda one: sizes[one.position])
+            smallest = min(sizes[one.position] for one in good)
+            equal = [one for one in good if sizes[one.position] <= (1 + SIZE_TOLERANCE) * smallest]
+            return max(equal, key=lambda one: one.difference)
     return None
 
 
@@ -81,51 +101,102 @@ def parameters_of(arm: AnyArm) -> int:
     return int(runs[0].forecast.get("trainable_parameters", 0)) if runs else 0
 
 
-def _recommendation(study: AnyStudy, best: ArmComparison) -> str:
+def _headline(study: AnyStudy, best: ArmComparison | None) -> str:
+    """Return the sentence of the recommended arm, or of all arms if they come out alike."""
+    values = {"reference": study.reference_arm.name, "margin": format_difference(study, study.margin or 0.0)}
+    if best:
+        return _recommendation(study, best, values)
+    outcomes = {one.outcome for one in study.result.comparisons}
+    if outcomes == {verdicts.INFERIOR}:
+        return (
+            _("Every other arm is worse than %(reference)s by more than your margin of %(margin)s.") % values
+        )
+    if outcomes == {verdicts.NOT_INFERIOR}:
+        text = _(
+            "All arms are as good as %(reference)s within your margin of %(margin)s, and none is smaller."
+        )
+        return text % values
+    if outcomes <= {verdicts.NOT_ENOUGH_EVIDENCE, verdicts.INDICATIVE_ONLY}:
+        return _("Not enough evidence to say how the arms compare with %(reference)s.") % values
+    return ""
+
+
+def _recommendation(study: AnyStudy, best: ArmComparison, values: dict[str, str]) -> str:
     arm = next(arm for arm in study.arm_list if arm.position == best.position)
-    values = {
+    values |= {
         "arm": best.arm,
-        "reference": best.reference,
         "share": parameter_share(parameters_of(arm), parameters_of(study.reference_arm)),
-        "difference": format_difference(study, best.difference),
         "interval": format_interval(study, best),
-        "margin": format_difference(study, study.margin or 0.0),
+        "kept": format_kept_gain(study, best),
     }
     if best.outcome == verdicts.BETTER:
+        values["difference"] = format_difference(study, best.difference)
         text = _("%(arm)s is better than %(reference)s by %(difference)s (%(interval)s), with %(share)s.")
-    elif best.kept:
-        values["kept"] = _("%(mean).0f %% of the gain (interval %(low).0f to %(high).0f %%)") % {
-            end: 100 * getattr(best.kept, end) for end in ("mean", "low", "high")
+        return text % values
+    values["difference"] = format_difference(study, best.difference, signed=True)
+    parts = [
+        _(
+            "%(arm)s is as good as %(reference)s within your margin of %(margin)s, with %(share)s: "
+            "difference %(difference)s (%(interval)s)."
+        )
+    ]
+    if values["kept"]:
+        parts.append(_("It keeps %(kept)s gained over the base model."))
+    if best.is_certainly_worse:
+        parts.append(_("It is certainly a little worse, but by less than the margin."))
+    return " ".join(parts) % values
+
+
+def _decided(study: AnyStudy, comparisons: Sequence[ArmComparison]) -> list[str]:
+    """List the other decided arms by outcome, each with its difference and interval."""
+    texts = {
+        verdicts.BETTER: _("Also better: %(arms)s."),
+        verdicts.NOT_INFERIOR: _("Also as good within the margin: %(arms)s.")
+        if best_comparison(study)
+        else _("As good within the margin: %(arms)s."),
+        verdicts.INFERIOR: _("Worse by more than the margin: %(arms)s."),
+    }
+    return [
+        text % {"arms": _with_differences(study, found)}
+        for outcome, text in texts.items()
+        if (found := [one for one in comparisons if one.outcome == outcome])
+    ]
+
+
+def _with_differences(study: AnyStudy, comparisons: Iterable[ArmComparison]) -> str:
+    return "; ".join(
+        _("%(arm)s, %(difference)s (%(interval)s)")
+        % {
+            "arm": one.arm,
+            "difference": format_difference(study, one.difference, signed=True),
+            "interval": format_interval(study, one),
         }
-        text = _(
-            "%(arm)s kept %(kept)s of %(reference)s with %(share)s: as good within your margin of %(margin)s."
-        )
-    else:
-        text = _(
-            "%(arm)s is as good as %(reference)s within your margin of %(margin)s (%(interval)s), "
-            "with %(share)s."
-        )
-    return text % values
+        for one in comparisons
+    )
 
 
-def _no_recommendation(study: AnyStudy, margin: float) -> str:
-    comparisons = study.result.comparisons
-    values = {"reference": study.reference_arm.name, "margin": format_difference(study, margin)}
-    if all(one.outcome == verdicts.INFERIOR for one in comparisons):
-        text = _("Every other arm is worse than %(reference)s by more than your margin of %(margin)s.")
-        return text % values
-    if all(one.outcome == verdicts.NOT_INFERIOR for one in comparisons):
-        text = _(
-            "All arms are as good as %(reference)s within your margin of %(margin)s; it is the smallest."
+def _open(study: AnyStudy, comparisons: Sequence[ArmComparison]) -> str:
+    """List the arms that are not decided, and what would decide each of them."""
+    still_open = [one for one in comparisons if one.is_open]
+    if not still_open:
+        return ""
+    parts = [_("Not decided: %(arms)s.") % {"arms": _with_differences(study, still_open)}]
+    for count in sorted({one.further_seeds for one in still_open if one.further_seeds}):
+        text = ngettext(
+            "%(count)d more seed decides %(arms)s with a probability of at least 80 %%.",
+            "%(count)d more seeds decide %(arms)s with a probability of at least 80 %%.",
+            count,
         )
-        return text % values
-    if count := advised_seeds(study):
-        advice = ngettext(
-            "%(count)d more seed would probably decide.", "%(count)d more seeds would probably decide.", count
-        ) % {"count": count}
-    else:
-        advice = _("More test rows would help more than more seeds.")
-    return f"{_('Not enough evidence to say how the arms compare with %(reference)s.') % values} {advice}"
+        names = [one.arm for one in still_open if one.further_seeds == count]
+        parts.append(text % {"count": count, "arms": ", ".join(names)})
+    rest = [one for one in still_open if not one.further_seeds]
+    if few_rows := [one.arm for one in rest if not one.seeds_disagree]:
+        text = _("More test rows would help %(arms)s more than more seeds.")
+        parts.append(text % {"arms": ", ".join(few_rows)})
+    if unclear := [one.arm for one in rest if one.seeds_disagree]:
+        text = _("Even many more seeds would probably not decide %(arms)s at this margin.")
+        parts.append(text % {"arms": ", ".join(unclear)})
+    return " ".join(parts)
 
 
 def _without_margin(study: AnyStudy) -> str:
@@ -140,12 +211,12 @@ def _without_margin(study: AnyStudy) -> str:
         }
         if one.outcome == verdicts.BETTER:
             text = _("%(arm)s is better than %(reference)s by %(difference)s (%(interval)s).")
-        elif one.outcome == WORSE:
+        elif one.outcome == verdicts.WORSE:
             text = _("%(arm)s is worse than %(reference)s by %(difference)s (%(interval)s).")
         else:
             continue
         parts.append(text % values)
-    unsure = [one.arm for one in study.result.comparisons if one.outcome == verdicts.NOT_ENOUGH_EVIDENCE]
+    unsure = [one.arm for one in study.result.comparisons if one.is_open]
     if unsure:
         text = _("Not enough evidence to tell %(arms)s from %(reference)s.")
         parts.append(text % {"arms": ", ".join(unsure), "reference": study.reference_arm.name})
@@ -155,25 +226,32 @@ def _without_margin(study: AnyStudy) -> str:
 
 
 def _indicative(study: AnyStudy) -> str:
-    """Return what may be said of too few seeds: a number, and that it decides nothing."""
+    """Return what may be said of too few seeds or rows: a number, and that it decides nothing."""
     comparisons = study.result.comparisons
     highest = max(comparisons, key=lambda one: one.difference)
-    values = {
-        "arm": highest.arm,
-        "position": _relative_position(study, highest),
-        "interval": format_interval(study, highest),
-    }
+    values = {"arm": highest.arm, "position": _relative_position(study, highest)}
     statement = (
-        _("of the other arms %(arm)s comes out first, %(position)s (%(interval)s).")
+        _("of the other arms %(arm)s comes out first, %(position)s.")
         if len(comparisons) > 1
-        else _("%(arm)s comes out %(position)s (%(interval)s).")
+        else _("%(arm)s comes out %(position)s.")
     ) % values
     seeds = max(len(one.seeds) for one in comparisons)
-    return ngettext(
-        "Indicative only, with %(count)d seed: %(statement)s Three seeds are needed for a verdict.",
-        "Indicative only, with %(count)d seeds: %(statement)s Three seeds are needed for a verdict.",
-        seeds,
-    ) % {"count": seeds, "statement": statement}
+    if seeds < verdicts.MIN_SEEDS:
+        return ngettext(
+            "Indicative only, with %(count)d seed: %(statement)s Three seeds are needed for a verdict.",
+            "Indicative only, with %(count)d seeds: %(statement)s Three seeds are needed for a verdict.",
+            seeds,
+        ) % {"count": seeds, "statement": statement}
+    return _(
+        "Indicative only, with %(rows)d test rows from %(groups)d groups: %(statement)s "
+        "A verdict needs at least %(least_rows)d test rows from %(least_groups)d groups."
+    ) % {
+        "rows": study.result.items,
+        "groups": study.result.groups,
+        "statement": statement,
+        "least_rows": verdicts.MIN_ITEMS,
+        "least_groups": verdicts.MIN_GROUPS,
+    }
 
 
 def too_few_seeds(comparisons: Sequence[ArmComparison]) -> str:
@@ -196,59 +274,11 @@ def _relative_position(study: AnyStudy, comparison: ArmComparison) -> str:
 
 
 def advised_seeds(study: AnyStudy) -> int | None:
-    """Return how many further seeds would probably decide every open comparison; None if seeds cannot."""
-    missing = [
-        max(verdicts.MIN_SEEDS, one.seeds_needed or 0) - len(one.seeds)
+    """Return how many further seeds decide open arms with 80 % probability; None if seeds cannot."""
+    missing = [one.further_seeds for one in study.result.comparisons if one.is_open and one.further_seeds]
+    missing += [
+        verdicts.MIN_SEEDS - len(one.seeds)
         for one in study.result.comparisons
-        if one.is_indicative or (one.outcome == verdicts.NOT_ENOUGH_EVIDENCE and one.seeds_needed)
+        if one.is_indicative and len(one.seeds) < verdicts.MIN_SEEDS
     ]
     return max(missing, default=0) or None
-
-
-def format_difference(study: AnyStudy, value: float, *, signed: bool = False) -> str:
-    """Return a difference in the metric's unit: points of a hundred, or nats of a loss."""
-    if study.lower_is_better:
-        return _("%(value)s nats") % {"value": f"{value:+.3f}" if signed else f"{value:.3f}"}
-    points = 100 * value
-    text = f"{points:+.1f}" if signed else f"{points:.1f}".removesuffix(".0")
-    return ngettext("%(value)s point", "%(value)s points", 1 if text == "1" else 2) % {"value": text}
-
-
-def format_interval(study: AnyStudy, comparison: ArmComparison) -> str:
-    scale, digits = (1.0, 3) if study.lower_is_better else (100.0, 1)
-    return _("95 %% interval %(low)s to %(high)s") % {
-        "low": f"{scale * comparison.low:+.{digits}f}",
-        "high": f"{scale * comparison.high:+.{digits}f}",
-    }
-
-
-def format_metric(study: AnyStudy, value: float) -> str:
-    """Return a value of the metric: percent of a share, or the number of a loss."""
-    return f"{value:.3f}" if study.lower_is_better else f"{100 * value:.1f} %"
-
-
-def format_estimate(study: AnyStudy, estimate: Estimate) -> str:
-    mean, low, high = (format_metric(study, value) for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} ({low} – {high})"
-
-
-def format_p_value(p: float) -> str:
-    """Return p with three digits: the draws cannot tell smaller values apart."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def parameter_share(size: int, reference: int) -> str:
-    """Return how many parameters an arm has, against the reference: "a tenth of the parameters"."""
-    ratio = size / reference if reference else 1.0
-    for parts, words in (
-        (2, _("half the parameters")),
-        (3, _("a third of the parameters")),
-        (4, _("a quarter of the parameters")),
-        (5, _("a fifth of the parameters")),
-        (10, _("a tenth of the parameters")),
-    ):
-        if abs(ratio * parts - 1) < 0.1:
-            return str(words)
-    if abs(ratio - 1) < 0.05:
-        return _("as many parameters")
-    return _("%(percent)s %% of the parameters") % {"percent": f"{100 * ratio:.0f}"}
