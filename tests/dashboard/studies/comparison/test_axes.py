@@ -77,14 +77,14 @@ TABLE: Table = {
     "base": {0: [1] * 30 + [0] * 270},
     "efficient": {seed: [1] * (180 + seed) + [0] * (120 - seed) for seed in SEEDS},
     "balanced": {seed: [1] * (187 + seed) + [0] * (113 - seed) for seed in SEEDS},
-    "mlp": {1: [1] * 213 + [0] * 87, 2: [1] * 150 + [0] * 150, 3: [1] * 180 + [0] * 120},
+    "mlp": {1: [1] * 225 + [0] * 75, 2: [1] * 120 + [0] * 180, 3: [1] * 180 + [0] * 120},
     "quality": {seed: [1] * (195 + seed) + [0] * (105 - seed) for seed in SEEDS},
 }
 
 
 @pytest.fixture
 def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
-    """The seeds of MLP lie up to 21 points apart, those of the others a third of one."""
+    """The seeds of MLP lie up to 35 points apart, those of the others a third of one."""
     slugs = ("efficient", "balanced", "mlp", "quality")
     queued = make_study(project, dataset, base_model, by=ed, slugs=slugs, seeds=list(SEEDS))
     return conclude(queued, TABLE)
