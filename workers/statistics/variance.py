@@ -8,9 +8,10 @@ Seeds. Least squares of m_as on arm + seed leaves residuals r_as with nu degrees
 seeds is s_p^2 = sum r^2 / nu. An arm's own variance solves E[sum_s r_as^2] = sum_b K_ab s_b^2, where K_ab is
 the sum of the squared residual projections between the cells of a and b (MINQUE: C. R. Rao, JASA 65, 1970);
 with no seed missing that is s_a^2 = (sum_s r_as^2 / (S - 1) - s_p^2 / A) / (1 - 2 / A). An arm beyond the F
-distribution's 1 - 0.1 / A point against the others' pool is "unsteady": it keeps its own variance with S - 1
-degrees of freedom; beyond the 1 - 0.01 / A point it also leaves the pool. Two arms leave no residual of their
-own (r_1s = -r_2s), so each keeps the variance of its own means (Welch, Biometrika 34, 1947).
+distribution's 1 - 0.1 / A point against the others' pool, or against its own f_a below if that is larger, is
+"unsteady": it keeps its own variance with S - 1 degrees of freedom; beyond the 1 - 0.01 / A point it also
+leaves the pool. Two arms leave no residual of their own (r_1s = -r_2s), so each keeps the variance of its own
+means (Welch, Biometrika 34, 1947).
 
 Items. V_items is the variance of the contrast's mean over groups drawn together, in the limit of infinitely
 many bootstrap draws: sum_g (sum_{i in g} z_i - z)^2 / n^2 * G / (G - 1), with z_i the contrast of item i
@@ -217,7 +218,9 @@ class ScoreModel:
             rest = sum(weights) - max(weights, default=0)
             if rest < 1:
                 continue
-            pooled = max(0.0, float(np.average([variances[one] for one in others], weights=weights)))
+            pooled = float(np.average([variances[one] for one in others], weights=weights))
+            # Items that flip between seeds move any mean by so much, and are no sign of an unsteady arm.
+            pooled = max(self._flips[position], pooled)
             value = variances[position]
             if value > pooled * f_distribution.isf(UNSTEADY / len(several), freedom, rest):
                 own[position] = SeedVariance(value, freedom, is_pooled=False)
@@ -323,8 +326,10 @@ def _fit(cells: Sequence[tuple[int, int, float]]) -> _Fit:
     ).astype(np.float64)
     hat = design @ np.linalg.pinv(design)
     projection = np.eye(len(cells)) - hat
+    residuals = projection @ np.array([mean for _arm, _seed, mean in cells])
     return _Fit(
-        residuals=projection @ np.array([mean for _arm, _seed, mean in cells]),
+        # Rounding errors of equal means would differ from arm to arm.
+        residuals=np.round(residuals, 12),
         projection=projection,
         arms=arms,
         freedom=round(float(np.trace(projection))),
