@@ -1,297 +1,370 @@
-"""Verdicts against simulated studies whose truth is known, and against arithmetic done by hand."""
+"""Verdicts against arithmetic by hand, and their rules at each look."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import norm, t
+from numpy.typing import NDArray
+from scipy.stats import t, ttest_ind
 
+from tests.workers.statistics.scores import constant_scores, model_of, samples_of, simulate_scores
+from workers.statistics.looks import level_at
+from workers.statistics.variance import Contrast, Sample, ScoreModel
 from workers.statistics.verdicts import (
     BETTER,
     INDICATIVE_ONLY,
     INFERIOR,
     NOT_ENOUGH_EVIDENCE,
     NOT_INFERIOR,
-    Scores,
+    WORSE,
+    Difference,
+    Verdict,
+    beats_chance,
+    certain_pairs,
     compare,
-    detectable_difference,
     estimate,
+    estimate_items,
     holm,
-    items_needed,
+    judge,
     kept_gain,
-    outcome,
-    seeds_needed,
 )
 
-DRAWS = 600
-# Few enough to be drawn one by one, and so many that they are drawn in bags.
-FEW, MANY = 150, 1200
-# Simulated studies of a group share their draws of items, as all arms of a comparison do.
-SHARED = 50
-# Simulated studies and the tolerance of their share: `make proof` runs many, `make test` a seeded sample.
-STUDIES, SAMPLED, SAMPLE_TOLERANCE = 400, 40, 0.06
+Matrix = NDArray[np.float64]
+
+# A worked example: twenty items, two arms with two seeds, and the base model.
+SMALL = np.array([[1, 1, 1, 0, 0] * 4, [1, 1, 0, 0, 1] * 4], dtype=float)
+LARGE = np.array([[1, 1, 1, 1, 0] * 4, [1, 1, 1, 0, 0] * 4], dtype=float)
+BASE = np.array([1, 0, 0, 0, 0] * 4, dtype=float)
+ALONE = list(range(20))
+# Five documents of two items beside ten of one.
+DOCUMENTS = [1, 2, 3, 4, 5] * 2 + [*range(11, 21)]
 
 
-def simulations(names: str, cells: Sequence[tuple[float, ...]], sampled: int) -> pytest.MarkDecorator:
-    """Parametrize with all cells in the proof, and with a sample of one of them."""
-    proof = [pytest.param(*cell, STUDIES, 0.0, marks=pytest.mark.proof) for cell in cells]
-    return pytest.mark.parametrize(
-        f"{names}, studies, tolerance", [*proof, (*cells[sampled], SAMPLED, SAMPLE_TOLERANCE)]
-    )
+def difference_of(
+    mean: float, *, item_variance: float = 1e-4, freedom: float = 8.0, looks: tuple[float, ...] = ()
+) -> Difference:
+    contrast = Contrast(mean, item_variance, 0.0, 0.0, freedom)
+    return Difference(contrast, seeds=(1, 2, 3), items=200, groups=200, variances=looks)
 
 
-def study(
-    random: np.random.Generator, *, arms: int, seeds: int, items: int, seed_spread: float
-) -> list[Scores]:
-    """Right-or-wrong scores of arms that are equally good in truth.
-
-    Items differ in difficulty. `seed_spread` is the standard deviation of a difference between two arms over
-    seeds, in standard errors of the items.
-    """
-    difficulty = 1.2 * random.normal(size=items)
-    shift = seed_spread * math.sqrt(0.15 / items) / 0.35 / math.sqrt(2)
-    return [
-        (difficulty + random.normal(size=(seeds, items)) + shift * random.normal(size=(seeds, 1)) > 0).astype(
-            np.float64
-        )
-        for _arm in range(arms)
-    ]
+def judge_means(means: list[list[float]], margin: float | None = 0.05) -> dict[int, Verdict]:
+    """Judge arms whose items all score the mean of their seed, against the first."""
+    return judge(constant_scores(means), 0, margin, is_share=False)
 
 
-@simulations(
-    "items, seeds, seed_spread",
-    [
-        (items, seeds, spread)
-        for items in (FEW, MANY)
-        for seeds, spread in [(3, 0.0), (3, 1.0), (3, 2.0), (5, 2.0), (3, 4.0)]
-    ],
-    sampled=2,
-)
-def test_intervals_cover_the_truth(
-    seeds: int, seed_spread: float, items: int, studies: int, tolerance: float
-) -> None:
-    random = np.random.default_rng(11)
-    covered = 0
-    for number in range(studies):
-        arm, reference = study(random, arms=2, seeds=seeds, items=items, seed_spread=seed_spread)
-        found = compare(arm, reference, draws=DRAWS, seed=number // SHARED)
-        covered += found.low <= 0 <= found.high
-    print(f"{items} items, {seeds} seeds, spread {seed_spread}: {covered / studies:.1%} covered")
-    assert covered / studies >= 0.93 - tolerance
+def outcomes(verdicts: dict[int, Verdict]) -> dict[int, str]:
+    return {position: verdict.outcome for position, verdict in verdicts.items()}
 
 
-def sizes_of(random: np.random.Generator, documents: int) -> list[int]:
-    """Return document sizes: many short ones and a few long ones."""
-    return [int(size) for size in random.geometric(0.2, size=documents)]
+# A worked example in plain numpy
 
 
-@simulations("documents", [(10,), (40,), (1000,)], sampled=1)
-def test_intervals_cover_the_truth_if_items_share_documents(
-    documents: int, studies: int, tolerance: float
-) -> None:
-    """Each arm is better on some documents and worse on others, so drawing single rows claims too much."""
-    random, seeds = np.random.default_rng(15), 3
-    covered = by_rows = 0
-    for number in range(studies):
-        clusters = np.repeat(np.arange(documents), sizes_of(random, documents))
-        taste = random.normal(size=(2, documents))[:, clusters]
-        latent = taste[:, np.newaxis] + random.normal(size=(2, seeds, len(clusters)))
-        arm, reference = (latent > 0).astype(np.float64)
-        found = compare(arm, reference, clusters.tolist(), draws=DRAWS, seed=number // SHARED)
-        plain = compare(arm, reference, draws=DRAWS, seed=number // SHARED)
-        covered += found.low <= 0 <= found.high
-        by_rows += plain.low <= 0 <= plain.high
-    print(f"{documents} documents: {covered / studies:.1%} covered, {by_rows / studies:.1%} by single rows")
-    assert covered / studies >= 0.91 - tolerance, "0.93 within the error of 400 studies"
-    assert by_rows / studies < 0.85 + tolerance
+def group_squares(rest: Matrix, groups: list[int]) -> float:
+    """Return sum over groups of (sum of the residuals)^2 / n^2 * G / (G - 1)."""
+    names = sorted(set(groups))
+    sums = [sum(value for value, own in zip(rest, groups, strict=True) if own == name) for name in names]
+    return sum(one**2 for one in sums) / len(rest) ** 2 * len(names) / (len(names) - 1)
 
 
-@simulations(
-    "items, seed_spread", [(items, spread) for items in (FEW, MANY) for spread in (0.0, 2.0)], sampled=3
-)
-def test_no_arm_is_called_better_by_chance(
-    seed_spread: float, items: int, studies: int, tolerance: float
-) -> None:
-    random = np.random.default_rng(12)
-    wrong = 0
-    for number in range(studies):
-        reference, *arms = study(random, arms=6, seeds=3, items=items, seed_spread=seed_spread)
-        found = [compare(arm, reference, draws=DRAWS, seed=number // SHARED) for arm in arms]
-        adjusted = holm([one.p for one in found])
-        wrong += any(outcome(one, p, 0.0) == BETTER for one, p in zip(found, adjusted, strict=True))
-    print(f"{items} items, 5 arms, spread {seed_spread}: {wrong / studies:.1%} false positives")
-    assert wrong / studies <= 0.05 + tolerance
+def flips(scores: Matrix, groups: list[int]) -> float:
+    rest = scores - scores.mean(axis=0)
+    return sum(group_squares(row - row.mean(), groups) for row in rest) / (len(scores) - 1)
 
 
-@simulations("items", [(400,), (MANY,)], sampled=0)
-def test_detectable_difference_has_a_power_of_80_percent(items: int, studies: int, tolerance: float) -> None:
-    """Holds for the stated variance of one item's difference, which the planner takes."""
-    random, seeds = np.random.default_rng(13), 3
-    # Arms that agree within a seed as much as the planner assumes: 15 % of the items differ.
-    promised = detectable_difference(items, variance=0.15)
-    detected = 0
-    for number in range(studies):
-        difference = random.choice(
-            [1.0, -1.0, 0.0], size=items, p=[0.075 + promised / 2, 0.075 - promised / 2, 0.85]
-        )
-        arm = np.tile(difference, (seeds, 1))
-        found = compare(arm, np.zeros_like(arm), draws=DRAWS, seed=number // SHARED)
-        detected += found.low > 0
-    print(f"{items} items: a true difference of {promised:.3f} was detected in {detected / studies:.1%}")
-    assert detected / studies >= 0.77 - tolerance, "0.80 within the error of 200 studies"
+def error_and_freedom(
+    by_item: Matrix, arms: list[tuple[float, Matrix]], groups: list[int]
+) -> tuple[float, float]:
+    """Return standard error and degrees of freedom of a weighted sum of two arms that are not paired."""
+    count = len(set(groups))
+    of_items = group_squares(by_item - by_item.mean(), groups) + 2 / count**2
+    own = [weight**2 * arm.mean(axis=1).var(ddof=1) for weight, arm in arms]
+    doubled = [weight**2 * flips(arm, groups) for weight, arm in arms]
+    variance = of_items + max(0.0, sum(own) - sum(doubled)) / 2
+    # Two seeds: one degree of freedom each.
+    freedom = variance**2 / (of_items**2 / (count - 1) + sum((one / 2) ** 2 for one in own))
+    return float(np.sqrt(variance)), max(1.0, freedom)
 
 
-def test_detectable_differences_of_the_formula() -> None:
-    assert [round(100 * detectable_difference(items), 1) for items in (200, 500, 1000, 5000)] == [
-        7.7,
-        4.9,
-        3.4,
-        1.5,
-    ]
-    assert items_needed(0.05) == pytest.approx(471, abs=1)
-    assert detectable_difference(1, variance=1.0, arms=6) == pytest.approx(3.48, abs=0.01)
+@pytest.mark.parametrize("groups", [ALONE, DOCUMENTS])
+def test_worked_example_of_a_difference(groups: list[int]) -> None:
+    error, freedom = error_and_freedom((SMALL - LARGE).mean(axis=0), [(1, SMALL), (-1, LARGE)], groups)
+    found = compare(model_of(np.stack([LARGE, SMALL]), groups), 1, 0)
+    assert found
+    assert (found.mean, found.items, found.groups) == (pytest.approx(-0.1), 20, len(set(groups)))
+    assert found.reach == pytest.approx(t.ppf(0.975, freedom) * error)
+    assert (found.low, found.high) == (found.mean - found.reach, found.mean + found.reach)
+    assert found.p == pytest.approx(2 * t.sf(0.1 / error, freedom))
+    assert found.p_above(-0.3) == pytest.approx(t.sf(0.2 / error, freedom))
+
+
+@pytest.mark.parametrize("groups", [ALONE, DOCUMENTS])
+def test_worked_example_of_means(groups: list[int]) -> None:
+    model = model_of(np.stack([LARGE, SMALL]), groups)
+    for position, arm in ((0, LARGE), (1, SMALL)):
+        error, freedom = error_and_freedom(arm.mean(axis=0), [(1, arm)], groups)
+        found = estimate(model, position)
+        assert found.mean == pytest.approx(arm.mean())
+        assert found.high - found.mean == pytest.approx(t.ppf(0.975, freedom) * error)
+    error, freedom = error_and_freedom(BASE, [], groups)
+    assert estimate_items(BASE[np.newaxis], groups).low == pytest.approx(0.2 - t.ppf(0.975, freedom) * error)
+
+
+def test_worked_example_of_the_kept_gain() -> None:
+    """The arm gains 0.4 of 0.6; the interval is that of arm - 2/3 * reference - 1/3 * base, over 0.6."""
+    large = np.array([[1, 1, 1, 1, 0] * 4, [0, 1, 1, 1, 1] * 4], dtype=float)
+    by_item = (SMALL - 2 / 3 * large).mean(axis=0) - BASE / 3
+    error, freedom = error_and_freedom(by_item, [(1, SMALL), (2 / 3, large)], ALONE)
+    found = kept_gain(model_of(np.stack([large, SMALL])), 1, 0, BASE, (0, 1))
+    assert found
+    assert found.mean == pytest.approx(2 / 3)
+    assert found.high - found.mean == pytest.approx(t.ppf(0.975, freedom) * error / 0.6)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+
+
+def test_gain_of_two_seeds_that_differ_has_no_share() -> None:
+    """The reference gains 60 points with one seed and 40 with the other."""
+    many = np.tile(np.stack([LARGE, SMALL]), 5)
+    assert kept_gain(model_of(many), 1, 0, np.tile(BASE, 5), (0, 1)) is None
+
+
+# Differences
+
+
+def test_two_arms_are_compared_by_welchs_test_of_their_seeds() -> None:
+    means = [[0.70, 0.74, 0.71, 0.69], [0.66, 0.60, 0.69, 0.61]]
+    found = compare(ScoreModel(constant_scores(means), is_share=False), 1, 0)
+    expected = ttest_ind(means[1], means[0], equal_var=False)
+    assert found
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.contrast.freedom == pytest.approx(expected.df)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+@pytest.mark.parametrize("looks", [(), (2e-4,), (2e-4, 1e-4)])
+def test_interval_and_p_value_agree(looks: tuple[float, ...]) -> None:
+    for mean in np.linspace(-0.06, 0.06, 241):
+        found = difference_of(float(mean), looks=looks)
+        assert (found.p < found.alpha) == (found.low > 0 or found.high < 0)
+        assert (found.p_above(-0.02) < found.alpha / 2) == (found.low > -0.02)
+
+
+def test_later_look_has_a_wider_interval_of_the_same_estimate() -> None:
+    once, first, second = (difference_of(0.01, looks=looks) for looks in ((), (2e-4,), (2e-4, 1e-4)))
+    assert once.reach < first.reach < second.reach
+    assert [one.alpha for one in (once, first, second)] == [0.05, pytest.approx(0.04), level_at((2e-4, 1e-4))]
+    assert [one.look for one in (once, first, second)] == [1, 1, 2]
+
+
+def test_arms_are_compared_on_the_seeds_that_both_have() -> None:
+    samples = samples_of(simulate_scores(np.random.default_rng(1), seeds=4, items=60, spread=0.02))
+    samples[1] = Sample((1, 3, 7), samples[1].scores[:3])
+    samples[2] = Sample((8, 9), samples[2].scores[:2])
+    model = ScoreModel(samples)
+    shared = compare(model, 1, 0)
+    assert shared
+    assert shared.seeds == (1, 3)
+    reference = samples[0].scores[[1, 3]]
+    assert shared.mean == pytest.approx(samples[1].scores[:2].mean() - reference.mean())
+    assert compare(model, 2, 0) is None
+
+
+def test_equal_scores_differ_by_nothing() -> None:
+    same = np.tile((np.random.default_rng(2).random(80) < 0.7).astype(float), (3, 3, 1))
+    found = compare(model_of(same), 1, 0)
+    assert found
+    assert (found.mean, found.p) == (0.0, 1.0)
+    assert found.low == -found.high < 0
+    loss = compare(model_of(same, is_share=False), 1, 0)
+    assert loss
+    assert (loss.low, loss.high, loss.p) == pytest.approx((0, 0, 1), abs=1e-9)
+
+
+# Gain kept
+
+
+def test_share_of_the_gain_that_an_arm_keeps() -> None:
+    random = np.random.default_rng(9)
+    base = (random.random(600) < 0.2).astype(float)
+    reference = np.maximum(base, random.random((3, 600)) < 0.5)
+    arm = np.where(random.random((3, 600)) < 0.9, reference, base)
+    model = model_of(np.stack([reference, arm, reference]))
+    found, whole = (kept_gain(model, position, 0, base, (0, 1, 2)) for position in (1, 2))
+    assert found
+    assert found.low < 0.9 < found.high
+    assert found.mean == pytest.approx((arm.mean() - base.mean()) / (reference.mean() - base.mean()))
+    assert whole
+    assert whole.mean == 1.0
+
+
+def test_gain_of_zero_has_no_share() -> None:
+    scores = simulate_scores(np.random.default_rng(10), seeds=3, items=100, spread=0.02)
+    assert kept_gain(model_of(scores), 1, 0, scores[0].mean(axis=0), (0, 1, 2)) is None
+    assert kept_gain(model_of(scores), 1, 0, scores[0, 0], (0, 1, 2)) is None
+
+
+# Several arms
 
 
 def test_holm_adjustment_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
 
-def test_comparison_is_paired_by_seed_and_item() -> None:
-    """The difference is the same for each item and seed, so the interval has no width."""
-    reference = np.random.default_rng(1).normal(size=(3, 50))
-    found = compare(reference + 0.25, reference)
-    assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+def test_both_families_count_every_arm() -> None:
+    scores = simulate_scores(
+        np.random.default_rng(11), seeds=3, items=400, spread=0.01, shifts=(0, 0.05, 0.02, -0.02, 0, -0.06)
+    )
+    model, verdicts = model_of(scores), judge(samples_of(scores), 0, 0.05)
+    differences = [compare(model, arm, 0) for arm in range(1, 6)]
+    by_equality = holm([one.p for one in differences if one])
+    by_margin = holm([one.p_above(-0.05) for one in differences if one])
+    assert [verdicts[arm].p_adjusted for arm in range(1, 6)] == pytest.approx(by_equality)
+    assert [verdicts[arm].p_margin_adjusted for arm in range(1, 6)] == pytest.approx(by_margin)
 
 
-def test_equal_scores_have_an_interval_of_the_rule_of_three() -> None:
-    same = np.ones((3, 50))
-    found = compare(same, same)
-    assert (found.low, found.high, found.p) == (-0.06, 0.06, 1.0)
-
-
-def test_documents_are_resampled_instead_of_rows() -> None:
-    random = np.random.default_rng(2)
-    documents = random.normal(size=20).repeat(10)
-    differences = np.tile(documents, (3, 1))
-    rows = compare(differences, np.zeros_like(differences))
-    grouped = compare(differences, np.zeros_like(differences), clusters=list(np.arange(20).repeat(10)))
-    assert grouped.high - grouped.low > 2 * (rows.high - rows.low)
-
-
-def test_documents_of_one_row_are_rows() -> None:
-    random = np.random.default_rng(16)
-    arm, reference = random.normal(size=(3, 80)), random.normal(size=(3, 80))
-    assert compare(arm, reference, clusters=list(range(80))) == compare(arm, reference)
-
-
-def test_documents_are_weighted_by_their_rows() -> None:
-    """One document of 90 rows is right, ten of one row are wrong: the mean is 0.9 and hangs on the one."""
-    scores = np.array([[1.0] * 90 + [0.0] * 10] * 3)
-    clusters = [0] * 90 + list(range(1, 11))
-    found = estimate(scores, clusters)
-    assert found.mean == pytest.approx(0.9)
-    assert found.low < 0.3, "in every third draw the one document is missing"
-
-
-def test_bags_of_documents_give_the_interval_of_the_formula() -> None:
+def test_what_passes_alone_needs_more_among_others() -> None:
+    """An arm above the limit by its own p-value or interval, and not after Holm, stays open."""
     random = np.random.default_rng(17)
-    clusters = np.repeat(np.arange(3000), sizes_of(random, 3000))
-    differences = (random.normal(size=3000)[clusters] + random.normal(size=len(clusters)))[np.newaxis]
-    found = compare(differences, np.zeros_like(differences), clusters.tolist())
-    # The variance of a ratio of sums over documents (Cochran, Sampling Techniques, 1977, ch. 6).
-    rest = np.bincount(clusters, differences[0] - differences.mean())
-    reach = 1.96 * np.sqrt((rest**2).sum()) / len(clusters)
-    assert found.high - found.low == pytest.approx(2 * reach, rel=0.08)
-    assert (found.groups, found.items) == (3000, len(clusters))
+    not_better = not_good = 0
+    for _study in range(40):
+        shifts = (0, 0.035, 0.035, -0.01, -0.01, -0.01)
+        scores = simulate_scores(random, seeds=3, items=400, spread=0.01, shifts=shifts)
+        for verdict in judge(samples_of(scores), 0, 0.05).values():
+            found = verdict.difference
+            if found.low > 0 and verdict.p_adjusted >= found.alpha:
+                not_better += 1
+                assert verdict.outcome != BETTER
+            if found.low > -0.05 and verdict.p_margin_adjusted >= found.alpha:
+                not_good += 1
+                assert verdict.outcome == NOT_ENOUGH_EVIDENCE
+    assert not_better
+    assert not_good
 
 
-def test_kept_gain_is_less_certain_if_rows_share_documents() -> None:
-    random = np.random.default_rng(18)
-    documents = np.arange(30).repeat(20)
-    base = np.zeros((1, 600))
-    reference = np.tile(random.random(30)[documents] < 0.7, (3, 1)).astype(np.float64)
-    arm = np.where(np.tile(random.random(30)[documents] < 0.8, (3, 1)), reference, 0.0)
-    rows = kept_gain(arm, reference, base, draws=DRAWS)
-    grouped = kept_gain(arm, reference, base, documents.tolist(), draws=DRAWS)
-    assert rows
-    assert grouped
-    assert grouped.mean == rows.mean
-    assert grouped.high - grouped.low > 1.5 * (rows.high - rows.low)
+def test_certain_pairs_have_the_better_arm_first() -> None:
+    scores = simulate_scores(
+        np.random.default_rng(12), seeds=3, items=400, spread=0.005, shifts=(0, 0.2, 0, -0.2)
+    )
+    model = model_of(scores)
+    assert sorted(certain_pairs(model, 0.05)) == [(0, 3), (1, 0), (1, 2), (1, 3), (2, 3)]
+    assert certain_pairs(model_of(scores[:, :2]), 0.05) == [], "two seeds are indicative"
 
 
-def test_disagreeing_seeds_widen_the_interval_to_student_t() -> None:
-    """With three seeds the interval reaches beyond t with 2 degrees of freedom, not just over the seeds."""
-    shifts = np.array([[0.5], [-0.4], [0.1]])
-    differences = np.random.default_rng(20).normal(0, 0.05, size=(3, 400)) + shifts
-    found = compare(differences, np.zeros_like(differences))
-    assert found.seed_variance > 2 * found.item_variance
-    error = math.sqrt(found.item_variance + found.seed_variance)
-    # Three seeds drawn three times: one and the same comes in every ninth draw, so 2.5 % are the lowest seed.
-    spread = float(np.sqrt(((shifts - shifts.mean()) ** 2).mean() / 3))
-    reach = (shifts.max() - shifts.mean()) * error / spread * t.ppf(0.975, 2) / norm.ppf(0.975)
-    assert found.seeds_disagree
-    assert found.high - found.difference == pytest.approx(reach, rel=0.05)
-    assert found.high - found.difference > t.ppf(0.975, 2) * error
+# Outcomes
 
 
 @pytest.mark.parametrize(
-    ("shift", "expected"),
-    [(0.10, BETTER), (0.0, NOT_INFERIOR), (-0.10, INFERIOR)],
+    ("shift", "outcome", "without_margin"),
+    [
+        (0.10, BETTER, BETTER),
+        (0.0, NOT_INFERIOR, NOT_ENOUGH_EVIDENCE),
+        (-0.02, NOT_INFERIOR, WORSE),
+        (-0.05, NOT_ENOUGH_EVIDENCE, WORSE),
+        (-0.10, INFERIOR, WORSE),
+    ],
 )
-def test_outcome_depends_on_the_margin(shift: float, expected: str) -> None:
-    random = np.random.default_rng(4)
-    reference = random.normal(size=(3, 2000))
-    arm = reference + shift + random.normal(0, 0.3, size=(3, 2000))
-    found = compare(arm, reference, draws=DRAWS)
-    assert outcome(found, found.p, margin=0.03) == expected
+def test_outcome_of_an_arm(shift: float, outcome: str, without_margin: str) -> None:
+    reference, other = [0.70, 0.71, 0.69], [0.60, 0.60, 0.61]
+    arm = [0.705 + shift, 0.705 + shift, 0.69 + shift]
+    assert outcomes(judge_means([reference, arm, other]))[1] == outcome
+    assert outcomes(judge_means([reference, arm, other], margin=None))[1] == without_margin
 
 
-def test_outcome_without_enough_evidence() -> None:
-    random = np.random.default_rng(5)
-    reference = random.normal(size=(3, 30))
-    found = compare(reference + random.normal(-0.02, 0.5, size=(3, 30)), reference, draws=DRAWS)
-    assert outcome(found, found.p, margin=0.02) == NOT_ENOUGH_EVIDENCE
+def test_all_right_and_all_wrong_are_as_good_as_their_like() -> None:
+    for value in (0.0, 1.0):
+        assert outcomes(judge(samples_of(np.full((3, 3, 200), value)), 0, 0.02)) == {
+            1: NOT_INFERIOR,
+            2: NOT_INFERIOR,
+        }
+        # Thirty items, all right: of the next thirty, one or two may be wrong.
+        assert outcomes(judge(samples_of(np.full((3, 3, 30), value)), 0, 0.02))[1] == NOT_ENOUGH_EVIDENCE
 
 
-def test_two_seeds_are_indicative_only() -> None:
-    reference = np.random.default_rng(6).normal(size=(2, 500))
-    found = compare(reference + 1, reference, draws=DRAWS)
-    assert outcome(found, found.p, margin=0.03) == INDICATIVE_ONLY
+def test_too_few_seeds_groups_or_items_give_no_verdict() -> None:
+    scores = np.stack([np.zeros((3, 40)), np.ones((3, 40)), np.zeros((3, 40))])
+    assert outcomes(judge(samples_of(scores), 0, 0.02))[1] == BETTER
+    assert outcomes(judge(samples_of(scores[:, :2]), 0, 0.02))[1] == INDICATIVE_ONLY
+    assert outcomes(judge(samples_of(scores[:, :, :19]), 0, 0.02))[1] == INDICATIVE_ONLY
+    assert outcomes(judge(samples_of(scores[:, :, :1]), 0, 0.02))[1] == INDICATIVE_ONLY
+    for groups in (1, 4):
+        clusters = (np.arange(40) % groups).tolist()
+        assert outcomes(judge(samples_of(scores), 0, 0.02, clusters))[1] == INDICATIVE_ONLY
 
 
-def test_needed_number_of_seeds() -> None:
-    random = np.random.default_rng(8)
-    differences = random.normal(0, 0.05, size=(3, 400)) + np.array([[0.03], [0.0], [-0.03]])
-    found = compare(differences, np.zeros_like(differences), draws=DRAWS)
-    wanted = seeds_needed(found, margin=0.03)
-    assert wanted is not None
-    assert 3 < wanted <= 10
-    assert seeds_needed(found, margin=0.0001) is None
+def test_arm_of_one_seed_gets_no_verdict_and_leaves_those_of_the_others() -> None:
+    scores = simulate_scores(
+        np.random.default_rng(13), seeds=3, items=300, spread=0.01, shifts=(0, -0.2, 0, 0)
+    )
+    samples = samples_of(scores)
+    samples[2] = samples[2].of_seeds([1])
+    samples[3] = Sample((7, 8, 9), samples[3].scores)
+    found = outcomes(judge(samples, 0, 0.05))
+    assert found == {1: INFERIOR, 2: INDICATIVE_ONLY}, "the last arm shares no seed with the reference"
 
 
-def test_kept_gain_of_an_arm() -> None:
-    random = np.random.default_rng(9)
-    base = (random.random((1, 600)) < 0.2).astype(np.float64)
-    reference = np.maximum(base, (random.random((3, 600)) < 0.5).astype(np.float64))
-    arm = np.where(random.random((3, 600)) < 0.9, reference, base)
-    found = kept_gain(arm, reference, base, draws=DRAWS)
-    assert found is not None
-    assert found.low < 0.9 < found.high
-    assert found.mean == pytest.approx(0.9, abs=0.05)
+# Several looks
 
 
-def test_uncertain_gain_has_no_share() -> None:
-    random = np.random.default_rng(10)
-    base = random.normal(size=(1, 100))
-    noise = base + random.normal(0, 0.5, size=(3, 100))
-    assert kept_gain(noise, noise, base, draws=DRAWS) is None
+def test_decision_of_an_earlier_look_stands() -> None:
+    """After three seeds the arm is certainly worse; the next two would make it look equal."""
+    reference = [0.70, 0.71, 0.69, 0.70, 0.70]
+    found = judge_means([reference, [0.50, 0.51, 0.50, 1.0, 1.0], reference])[1]
+    assert (found.outcome, found.difference.look, found.difference.seeds) == (INFERIOR, 1, (0, 1, 2))
+    assert found.is_final
+    assert found.needs_no_seeds
 
 
-def test_base_model_has_an_interval_from_one_row_of_scores() -> None:
-    found = estimate(np.array([[1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]]))
-    assert found.mean == 0.625
-    assert 0.1 < found.low < 0.5 < 0.8 < found.high < 1.1
+def test_arm_as_good_stays_so_whatever_later_seeds_show() -> None:
+    found = judge_means([[0.5] * 5, [0.51, 0.52, 0.53, 0.30, 0.30]])[1]
+    assert (found.outcome, found.difference.look) == (NOT_INFERIOR, 1)
+
+
+def test_arm_as_good_may_turn_out_better() -> None:
+    first = judge_means([[0.5] * 3, [0.51, 0.52, 0.53]])[1]
+    assert first.outcome == NOT_INFERIOR
+    assert not first.is_final
+    assert not first.needs_no_seeds, "it is ahead"
+    later = judge_means([[0.5] * 5, [0.51, 0.52, 0.53, 0.52, 0.52]])[1]
+    assert (later.outcome, later.difference.look, later.is_final) == (BETTER, 2, True)
+
+
+def test_arm_as_good_and_not_ahead_needs_no_seeds() -> None:
+    found = judge_means([[0.5] * 3, [0.49, 0.49, 0.48]])[1]
+    assert (found.outcome, found.is_final, found.needs_no_seeds) == (NOT_INFERIOR, False, True)
+
+
+def test_open_arm_is_judged_again_at_the_level_of_each_look() -> None:
+    random = np.random.default_rng(14)
+    scores = simulate_scores(random, seeds=7, items=200, spread=0.03)
+    found = judge(samples_of(scores), 0, 0.001)
+    assert set(outcomes(found).values()) == {NOT_ENOUGH_EVIDENCE}
+    for arm, verdict in found.items():
+        last = compare(model_of(scores), arm, 0)
+        assert last
+        variances = [model_of(scores[:, :size]).contrast({arm: 1.0, 0: -1.0}).variance for size in (3, 5, 7)]
+        assert verdict.difference == replace(last, variances=tuple(variances))
+        assert verdict.difference.alpha < 0.04
+
+
+def test_arm_without_further_seeds_is_not_looked_at_again() -> None:
+    samples = samples_of(simulate_scores(np.random.default_rng(15), seeds=5, items=100, spread=0.03))
+    samples[1] = samples[1].of_seeds([0, 1, 2])
+    found = judge(samples, 0, 0.001)
+    assert [found[arm].difference.look for arm in (1, 2)] == [1, 2]
+
+
+def test_chosen_runs_are_looked_at_once() -> None:
+    scores = simulate_scores(np.random.default_rng(16), seeds=5, items=100, spread=0.03)
+    found = judge(samples_of(scores), 0, None)
+    assert {(one.difference.variances, one.difference.alpha) for one in found.values()} == {((), 0.05)}
+
+
+# Guessing
+
+
+def test_four_of_four_may_be_guessed_and_five_of_five_may_not() -> None:
+    assert not beats_chance(4, 4, choices=2), "1 in 16"
+    assert beats_chance(5, 5, choices=2), "1 in 32"
