@@ -90,6 +90,14 @@ def test_seeds_never_lower_the_variance_of_items() -> None:
     assert contrast.seed_variance == pytest.approx(0, abs=1e-20)
 
 
+def test_freedom_is_never_below_that_of_the_seeds() -> None:
+    """Of the same answers nothing differs, while the seeds of both do."""
+    scores = simulate_scores(np.random.default_rng(8), seeds=3, items=200, spread=0.0)
+    contrast = model_of(scores[[0, 0]], is_share=False).contrast({0: 1.0, 1: -1.0})
+    assert contrast.variance < 1e-3
+    assert contrast.freedom == 2
+
+
 def test_missing_seeds_are_fitted_by_least_squares() -> None:
     random = np.random.default_rng(5)
     seeds_of = {0: (1, 2, 3, 4), 1: (1, 2, 3, 4), 2: (1, 3, 4), 3: (2, 3)}
@@ -145,10 +153,11 @@ def test_unsteady_arm_is_named_and_leaves_the_pool() -> None:
     parts = (own / 5) ** 2 / 4 + (others / 5) ** 2 / 8
     assert wide.freedom == pytest.approx(wide.variance**2 / parts)
     assert 4 < wide.freedom < 5
+    assert model.contrast({3: 1.0}).seed_variance == pytest.approx(means[3].var(ddof=1) / 5)
 
 
 def test_slightly_unsteady_arm_stays_in_the_pool() -> None:
-    means = np.array([*STEADY, [0.70, 0.73, 0.69, 0.70, 0.68]])
+    means = np.array([*STEADY, [0.70, 0.736, 0.688, 0.70, 0.676]])
     of_all = (two_way_residuals(means) ** 2).sum() / (3 * 4)
     model = ScoreModel(constant_scores(means.tolist()), is_share=False)
     assert model.unsteady == [3]

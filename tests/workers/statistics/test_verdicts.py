@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -248,9 +249,22 @@ def test_certain_pairs_have_the_better_arm_first() -> None:
     scores = simulate_scores(
         np.random.default_rng(12), seeds=3, items=400, spread=0.005, shifts=(0, 0.2, 0, -0.2)
     )
-    model = model_of(scores)
-    assert sorted(certain_pairs(model, 0.05)) == [(0, 3), (1, 0), (1, 2), (1, 3), (2, 3)]
+    assert sorted(certain_pairs(model_of(scores), 0.05)) == [(0, 3), (1, 0), (1, 2), (1, 3), (2, 3)]
     assert certain_pairs(model_of(scores[:, :2]), 0.05) == [], "two seeds are indicative"
+
+
+def test_certain_pairs_are_those_of_holm_over_all_pairs() -> None:
+    random = np.random.default_rng(18)
+    by_themselves = certain = 0
+    for _study in range(10):
+        shifts = (0, 0.03) * 3
+        model = model_of(simulate_scores(random, seeds=3, items=400, spread=0.01, shifts=shifts))
+        differences = [compare(model, *pair) for pair in itertools.combinations(range(6), 2)]
+        p_values = [one.p for one in differences if one]
+        by_themselves += sum(p < 0.05 for p in p_values)
+        assert len(certain_pairs(model, 0.05)) == sum(p < 0.05 for p in holm(p_values))
+        certain += len(certain_pairs(model, 0.05))
+    assert by_themselves > certain
 
 
 # Outcomes
@@ -271,6 +285,17 @@ def test_outcome_of_an_arm(shift: float, outcome: str, without_margin: str) -> N
     arm = [0.705 + shift, 0.705 + shift, 0.69 + shift]
     assert outcomes(judge_means([reference, arm, other]))[1] == outcome
     assert outcomes(judge_means([reference, arm, other], margin=None))[1] == without_margin
+
+
+@pytest.mark.parametrize(("p", "outcome"), [(0.019, NOT_INFERIOR), (0.03, NOT_ENOUGH_EVIDENCE)])
+def test_as_good_needs_the_whole_interval_above_the_margin(p: float, outcome: str) -> None:
+    """At the first look's level of 4 % the interval leaves 2 % below."""
+    means = [[0.70, 0.71, 0.69], [0.71, 0.70, 0.68]]
+    found = compare(ScoreModel(constant_scores(means), is_share=False), 1, 0)
+    assert found
+    margin = float(t.isf(p, found.contrast.freedom)) * found.contrast.error - found.mean
+    assert found.p_above(-margin) == pytest.approx(p)
+    assert outcomes(judge_means(means, margin))[1] == outcome
 
 
 def test_all_right_and_all_wrong_are_as_good_as_their_like() -> None:
@@ -336,6 +361,28 @@ def test_arm_as_good_and_not_ahead_needs_no_seeds() -> None:
     assert (found.outcome, found.is_final, found.needs_no_seeds) == (NOT_INFERIOR, False, True)
 
 
+def test_decided_arms_stay_in_both_families() -> None:
+    """After a first look with one arm better, one as good and one inferior, the fourth is still open."""
+    means = [
+        [0.70, 0.71, 0.69, 0.70, 0.70],
+        [0.80, 0.81, 0.79, 0.70, 0.70],
+        [0.69, 0.71, 0.69, 0.60, 0.60],
+        [0.50, 0.51, 0.49, 0.70, 0.70],
+        [0.69, 0.64, 0.66, 0.69, 0.66],
+    ]
+    first = judge_means([row[:3] for row in means])
+    assert outcomes(first) == {1: BETTER, 2: NOT_INFERIOR, 3: INFERIOR, 4: NOT_ENOUGH_EVIDENCE}
+    found = judge_means(means)
+    assert outcomes(found) == outcomes(first)
+    open_arm, model = found[4], ScoreModel(constant_scores(means), is_share=False)
+    as_good, still_open = compare(model, 2, 0), compare(model, 4, 0)
+    assert as_good
+    assert still_open
+    # Rejected before: 0. Inferior, so never to be rejected: 1.
+    assert open_arm.p_adjusted == pytest.approx(holm([0.0, as_good.p, 1.0, still_open.p])[3])
+    assert open_arm.p_margin_adjusted == pytest.approx(2 * still_open.p_above(-0.05))
+
+
 def test_open_arm_is_judged_again_at_the_level_of_each_look() -> None:
     random = np.random.default_rng(14)
     scores = simulate_scores(random, seeds=7, items=200, spread=0.03)
@@ -357,6 +404,10 @@ def test_arm_without_further_seeds_is_not_looked_at_again() -> None:
 
 
 def test_chosen_runs_are_looked_at_once() -> None:
+    means = [[0.70, 0.71, 0.69, 0.70, 0.70], [0.50, 0.51, 0.50, 1.0, 1.0], [0.70, 0.70, 0.71, 0.70, 0.69]]
+    assert outcomes(judge_means(means))[1] == INFERIOR, "with a margin the first look decides"
+    found = judge_means(means, margin=None)[1]
+    assert (found.outcome, found.difference.seeds) == (NOT_ENOUGH_EVIDENCE, (0, 1, 2, 3, 4))
     scores = simulate_scores(np.random.default_rng(16), seeds=5, items=100, spread=0.03)
     found = judge(samples_of(scores), 0, None)
     assert {(one.difference.variances, one.difference.alpha) for one in found.values()} == {((), 0.05)}
