@@ -58,6 +58,9 @@ def test_two_arms_are_not_paired_by_seed() -> None:
     freedom = (items + seeds) ** 2 / (items**2 / 999 + (seeds + items / 2) ** 2 / 8)
     factor = t.ppf(1 - level_at((sum(parts_of(3)), sum(parts_of(5)))) / 2, freedom) + t.ppf(0.8, freedom)
     assert pair.detectable_difference == pytest.approx(factor * math.sqrt(items + seeds))
+    # With a single comparison the interval's quantile is beyond Holm's.
+    good = t.cdf(0.05 / math.sqrt(items + seeds) - t.ppf(1 - 0.045 / 2, freedom), freedom)
+    assert pair.chance_if_equal(0.05) == pytest.approx(good)
     assert pair.detectable_difference < three.detectable_difference, "one comparison less for Holm"
 
 
