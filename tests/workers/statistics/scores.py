@@ -41,7 +41,7 @@ def simulate_scores(
     shifts: Sequence[float] = (0.0,) * 6,
     accuracy: float = 0.5,
 ) -> Scores:
-    """Return right-or-wrong scores [arms, seeds, items]; equal arms agree on some 87 % of the items.
+    """Return right-or-wrong scores [arms, seeds, items]; equal arms agree on 86 % of the items.
 
     `shifts`: each arm's true distance from `accuracy`. `spread`: standard deviation of a mean over seeds.
     """
