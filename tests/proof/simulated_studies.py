@@ -223,10 +223,10 @@ def measure_predictions(studies: int, margin: float = 0.03) -> list[tuple[float,
     predictions = []
     for _study in range(studies):
         shifts = (0.0, *random.choice([0.0, 0.0, 0.02, -0.03, 0.04, -0.06], size=ARMS - 1))
-        items = int(random.choice([200, 400, 1000]))
-        scores = simulate_scores(random, seeds=9, items=items, spread=0.015, shifts=shifts)
+        items, spread = int(random.choice([200, 1000, 2000])), float(random.choice([0.015, 0.03]))
+        scores = simulate_scores(random, seeds=15, items=items, spread=spread, shifts=shifts)
         first = judge(samples_of(scores[:, :3]), 0, margin)
-        for seeds in (5, 7, 9):
+        for seeds in (5, 9, 15):
             later = judge(samples_of(scores[:, :seeds]), 0, margin)
             for arm, verdict in first.items():
                 if verdict.outcome == NOT_ENOUGH_EVIDENCE:

@@ -6,7 +6,6 @@ studies of a cell. A share misses its limit if it is beyond by three of its own 
 
 from __future__ import annotations
 
-import itertools
 import os
 
 import numpy as np
@@ -101,8 +100,8 @@ def test_plan_keeps_its_promises(cell: Cell, capsys: pytest.CaptureFixture[str])
     assert not is_below(found.power, POWER[0])
     assert not is_above(found.power, POWER[1])
     for margin, share in found.as_good.items():
-        assert not is_below(share, found.chances[margin] - 0.1)
-        assert not is_above(share, found.chances[margin] + 0.1)
+        assert not is_below(share, found.chances[margin] - 0.05), "promised too much"
+        assert not is_above(share, found.chances[margin] + 0.15)
 
 
 def describe(promise: Promise) -> str:
@@ -118,15 +117,13 @@ def describe(promise: Promise) -> str:
 
 @pytest.mark.proof
 def test_chance_to_decide_is_calibrated(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where further seeds would probably decide, they do so in 8 of 10 studies."""
+    """Further seeds that would decide with 80 % probability do so in 8 of 10 studies."""
     chances, decided = (np.array(values) for values in zip(*measure_predictions(STUDIES), strict=True))
-    edges = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0 + 1e-9)
-    for low, high in itertools.pairwise(edges):
-        inside = (chances >= low) & (chances < high)
-        share = Share(tuple(decided[inside].astype(float)))
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        inside = (chances >= low) & (chances < low + 0.2)
+        assert inside.any(), "too few studies"
+        share, said = Share(tuple(decided[inside].astype(float))), float(chances[inside].mean())
         with capsys.disabled():
-            print(
-                f"\nchance to decide {chances[inside].mean():.0%}: {share} % of {inside.sum()} arms", end=""
-            )
-        assert not is_below(share, chances[inside].mean() - 0.1)
-        assert not is_above(share, chances[inside].mean() + 0.1)
+            print(f"\nfurther seeds decide with {said:.0%}: {share} % of {inside.sum()} arms", end="")
+        assert not is_below(share, said - 0.05), "promised too much"
+        assert not is_above(share, said + 0.15)
