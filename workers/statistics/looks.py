@@ -28,7 +28,7 @@ GRID = 401
 
 def spent_at(look: int) -> float:
     """Return the error that looks 1 to `look` may make together, two-sided."""
-    return ALPHA - 0.01 / 2 ** (look - 1)
+    return ALPHA - math.ldexp(0.01, 1 - look)
 
 
 def look_sizes(seeds: int) -> list[int]:
