@@ -76,8 +76,8 @@ class Design:
         quantile = _quantile_of_good(alpha, self.arms - 1, self._freedom)
         return float(t.cdf(margin / math.sqrt(self.items_part + self.seeds_part) - quantile, self._freedom))
 
-    def items_for(self, margin: float) -> int | None:
-        """Return the items with which a difference of the margin would be detectable; None if none suffice.
+    def items_for(self, margin: float, most: int = MOST_ITEMS) -> int | None:
+        """Return the items that would make a difference of the margin detectable; None if `most` are too few.
 
         Groups grow in proportion.
         """
@@ -88,7 +88,7 @@ class Design:
             groups = max(1, round(items * self.groups / self.items))
             return replace(self, items=items, groups=groups).detectable_difference <= margin
 
-        low, high = MIN_ITEMS, MOST_ITEMS
+        low, high = MIN_ITEMS, most
         if not is_enough(high):
             return None
         while low < high:
