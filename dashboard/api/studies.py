@@ -24,7 +24,7 @@ from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, IllegalMove, Job, Role, Study, TargetModuleConfig
 from dashboard.models.studies.launch import launch_study
-from dashboard.models.studies.plan import DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
+from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import hyperparameters_from
@@ -45,9 +45,10 @@ class ArmIn(Schema):
 class StudyIn(Schema):
     """A study to start. Without `learning_rates`, each arm keeps its own learning rate.
 
-    `margin`: in the metric's unit; 0.02 is 2 points. `reference`: the name of the reference arm; default
-    `quality`. `pattern`: the RE2 expression of the metric `regex`. `confirmed`: accepts the warnings of the
-    target modules, as for a run. Null means the default.
+    `seeds`: results are checked after 3, 5, 7 and so on, and after all; fewer than 3 give no verdict.
+    `test_rows`: the most that are scored. `margin`: in the metric's unit; 0.03 is 3 points. `reference`: the
+    name of the reference arm; default `quality`. `pattern`: the RE2 expression of the metric `regex`.
+    `confirmed`: accepts the warnings of the target modules, as for a run. Null means the default.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +62,7 @@ class StudyIn(Schema):
     metric: StrictStr | None = None
     pattern: StrictStr | None = None
     reference: Name | None = None
-    margin: Annotated[StrictFloat, Field(ge=0)] | None = None
+    margin: Annotated[StrictFloat, Field(ge=0)] | None = DEFAULT_MARGIN
     learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_TEST_ROWS)] = TEST_ROWS
     confirmed: StrictBool = False

@@ -512,7 +512,7 @@ class Migration(migrations.Migration):
                 ('seeds', models.JSONField()),
                 ('learning_rates', models.JSONField(default=list)),
                 ('pattern', models.CharField(blank=True, max_length=200)),
-                ('test_rows', models.PositiveIntegerField(default=200)),
+                ('test_rows', models.PositiveIntegerField(default=1000)),
                 ('additions', models.JSONField(default=list)),
                 ('forecast_seconds', models.FloatField(default=0)),
                 ('forecast', models.JSONField(default=dict)),

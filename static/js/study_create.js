@@ -1,4 +1,4 @@
-// The study form: suggested learning rates, the number of test rows that the plan asks for, and further arms.
+// The study form: suggested learning rates, the test rows and seeds that the plan offers, and further arms.
 
 import { selectTypedLength, setField, suggestLearningRate } from "./suggestions.js";
 
@@ -12,8 +12,8 @@ if (form) {
   });
   // On the form, because the plan around the button is replaced with each change.
   form.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-test-rows]");
-    if (button) setField(form.elements.test_rows, button.dataset.testRows);
+    const button = event.target.closest("[data-field]");
+    if (button) setField(form.elements[button.dataset.field], button.value);
   });
 
   // Each further arm is a row and an option of the reference arm.

@@ -26,7 +26,7 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
     plan.get_by_text("2 arms × 1 seed").wait_for()
     plan.get_by_text("Indicative only").wait_for()
     # Pressed as slowly as people do: leaving the field before renews the plan around the button meanwhile.
-    page.locator("#id_margin").fill("3")
+    page.locator("#id_margin").fill("4")
     plan.get_by_role("button", name="Start study").click(delay=700)
     page.wait_for_url(re.compile(r"/studies/\d+/$"))
     pk = page.url.rstrip("/").rpartition("/")[2]

@@ -32,7 +32,7 @@ from workers.contract.hyperparameters import LIMITS
 from workers.statistics.regex_metric import PATTERN_LETTERS
 from workers.target_modules.resolution import Resolution
 
-# A margin of 2 points is stored as 0.02.
+# A margin of 3 points is stored as 0.03.
 POINTS = 100
 # Fields that the fine-tune form prefills; the seeds have a field of their own.
 CARRIED = (
@@ -134,7 +134,7 @@ class StudyForm(LaunchForm):
         min_value=0,
         max_value=POINTS,
         help_text=gettext_lazy(
-            "How much worse an arm may be and still pass for as good. With 2 points, 88 % is as good as "
+            "How much worse an arm may be and still pass for as good. With 3 points, 87 % is as good as "
             "90 %. For a loss: hundredths of a nat."
         ),
         error_messages=dict.fromkeys(
@@ -272,5 +272,5 @@ class StudyForm(LaunchForm):
         return self._plans()[self.cleaned_data["compared_with"]].name
 
     def margin_in_unit(self) -> float:
-        """Return the margin as stored: 2 points are 0.02."""
+        """Return the margin as stored: 3 points are 0.03."""
         return float(self.cleaned_data["margin"]) / POINTS

@@ -14,8 +14,9 @@ from dashboard.forms.studies.studies import POINTS, StudyForm
 from dashboard.forms.training.plan import PresetCard, preset_cards
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion
 from dashboard.models.catalog.metrics import metric_label
-from dashboard.models.studies.costs import Costs, Power, plan_costs, power_of
+from dashboard.models.studies.costs import Costs, plan_costs
 from dashboard.models.studies.plan import DEFAULT_MARGIN, TEST_ROWS, with_equal_parameters
+from dashboard.models.studies.power import PlanPower, power_of
 from dashboard.models.studies.study import Study
 from workers.contract.errors import SpecError, TargetError
 from workers.target_modules.resolution import Resolution
@@ -31,7 +32,7 @@ class StudyPlan:
     seeds: int = 0
     rates: tuple[float, ...] = ()
     costs: Costs | None = None
-    power: Power | None = None
+    power: PlanPower | None = None
     refusal: str = ""
     missing: str = ""
     to_confirm: Resolution | None = None
@@ -75,7 +76,17 @@ def plan_study(form: StudyForm) -> StudyPlan:
         seeds=seeds,
         rates=rates,
         costs=costs,
-        power=power_of(version, metric, len(arms), seeds=seeds, test_rows=test_rows, margin=margin)
+        power=power_of(
+            form.project,
+            base_model,
+            version,
+            metric,
+            arms=len(arms),
+            seeds=seeds,
+            test_rows=test_rows,
+            margin=margin,
+            costs=costs,
+        )
         if version and len(arms) > 1
         else None,
         refusal=refusal,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
     from dashboard.models.studies.study import Study
 
-# The newest evaluations and rows that a variance is estimated from: fast enough while a user types.
-VARIANCE_EVALUATIONS, VARIANCE_ROWS = 4, 500
+# The newest arms, their seeds and rows that a variance is estimated from: fast enough while a user types.
+VARIANCE_ARMS, VARIANCE_SEEDS, VARIANCE_ROWS = 4, 3, 500
 
 
 class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
@@ -223,27 +223,39 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
         return {row: group for row, group in items.values_list("row", "group") if group is not None}
 
     def variance_of_difference(self, version: DatasetVersion, metric: str) -> float | None:
-        """Return the variance of the difference between two adapters' scores of one row.
+        """Return the variance of the difference between two arms' scores of one row, means over their seeds.
 
-        For 0-or-1 scores it is about the share of rows on which the two disagree. None before two adapters
-        were evaluated on this data, and if the last ones never disagreed, which says little.
+        For 0-or-1 scores it is about the share of rows on which the two disagree. A run outside of a study is
+        an arm by itself. None before two arms were evaluated on this data, and if the last ones never
+        disagreed, which says little.
         """
         ended = Evaluation.objects.ended().filter(dataset_version=version, subject=Evaluation.Subject.ADAPTER)
-        newest = {evaluation.run_id: evaluation.pk for evaluation in ended.order_by("pk")}
-        tables = [
-            {
-                row: float(scores[metric])
-                for row, scores in self.filter(evaluation=pk).values_list("row", "scores")[:VARIANCE_ROWS]
-                if metric in scores
-            }
-            for pk in sorted(newest.values())[-VARIANCE_EVALUATIONS:]
-        ]
+        ordered = ended.order_by("pk").values_list("run", "run__study_arm", "pk")
+        newest = {run: (arm or -run, pk) for run, arm, pk in ordered}
+        by_arm: dict[int, list[int]] = {}
+        for arm, pk in sorted(newest.values(), key=lambda pair: pair[1]):
+            by_arm.setdefault(arm, []).append(pk)
+        newest_arms = sorted(by_arm.values(), key=max)[-VARIANCE_ARMS:]
+        tables = [self._mean_scores(pks[-VARIANCE_SEEDS:], metric) for pks in newest_arms]
         variances = []
         for first, second in itertools.combinations(tables, 2):
             differences = [first[row] - second[row] for row in first.keys() & second.keys()]
             if len(differences) > 1:
                 variances.append(statistics.variance(differences))
         return statistics.fmean(variances) or None if variances else None
+
+    def _mean_scores(self, evaluations: Sequence[int], metric: str) -> dict[int, float]:
+        """Return row -> mean score, of the first rows that all of the evaluations have."""
+        tables = [
+            dict(
+                self.filter(evaluation=pk, scores__has_key=metric).values_list("row", f"scores__{metric}")[
+                    :VARIANCE_ROWS
+                ]
+            )
+            for pk in evaluations
+        ]
+        rows = set(tables[0]).intersection(*tables)
+        return {row: statistics.fmean(table[row] for table in tables) for row in rows}
 
 
 class EvaluationItem(models.Model):

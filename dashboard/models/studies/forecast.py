@@ -59,6 +59,68 @@ class PlanForecast:
         return {"training": self.training, "scoring": self.scoring}
 
 
+@dataclass(frozen=True)
+class StudyForecaster:
+    """Forecasts of a study's arms for any number of seeds, learning rates and test rows."""
+
+    runs: RunForecaster
+    arms: tuple[ArmPlan, ...]
+    forecasts: tuple[Forecast, ...]
+    alone: tuple[str, ...]
+
+    @classmethod
+    def load(
+        cls, base_model: BaseModel, version: DatasetVersion | None, arms: Sequence[ArmPlan]
+    ) -> StudyForecaster:
+        """Forecast one run of each arm. Raises TargetError."""
+        runs = RunForecaster.load(base_model, version)
+        return cls(
+            runs,
+            tuple(arms),
+            tuple(runs.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms),
+            tuple(arm.name for arm in arms if requires_dedicated_base(arm, base_model)),
+        )
+
+    def plan(self, *, seeds: int, test_rows: int, rates: int = 0, with_base: bool = True) -> PlanForecast:
+        """Return the time of all arms, one after the other, less the loading that they share.
+
+        What a GPU gains by computing arms at once is not counted.
+        """
+        tried = rates if rates > 1 else 0
+        arms = len(self.arms)
+        trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * arms
+        jobs = count_jobs(arms, len(self.alone), seeds, tried)
+        loading = load_seconds(self.runs.census.parameters, device_kind(self.runs.devices[0][0]))
+        saved = loading * (arms * seeds + trials - jobs)
+        whole = {
+            name: passes(seeds, tried) * sum(forecast.main.seconds[name] for forecast in self.forecasts)
+            for name in ENDS
+        }
+        return PlanForecast(
+            arms=self.forecasts,
+            alone=self.alone,
+            trials=trials,
+            promised=whole["expected"],
+            saved=saved,
+            training={name: max(1.0, value - saved) for name, value in whole.items()},
+            scoring=self._scoring(seeds, test_rows, with_base=with_base),
+        )
+
+    def _scoring(self, seeds: int, test_rows: int, *, with_base: bool) -> Range:
+        """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
+        version, apart = self.runs.version, len(self.alone)
+        available = int(version.splits.get("test", 0)) if version else 0
+        if not available:
+            return dict.fromkeys(ENDS, 0.0)
+        rows = evaluation_cost.scoring_rows(
+            self.runs, min(available, test_rows), self.arms[0].hyperparameters.max_length
+        )
+        shared = len(self.arms) - apart
+        each = [shared] * bool(shared) + [1] * apart
+        jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
+        return evaluation_cost.forecast_scoring(self.runs, rows, jobs)
+
+
 def plan_forecast(
     base_model: BaseModel,
     version: DatasetVersion | None,
@@ -69,55 +131,9 @@ def plan_forecast(
     rates: int = 0,
     with_base: bool = True,
 ) -> PlanForecast:
-    """Return the time of all arms, one after the other, less the loading that they share.
-
-    What a GPU gains by computing arms at once is not counted. Raises TargetError.
-    """
-    forecaster = RunForecaster.load(base_model, version)
-    tried = rates if rates > 1 else 0
-    forecasts = tuple(
-        forecaster.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms
-    )
-    apart = [arm for arm in arms if requires_dedicated_base(arm, base_model)]
-    trials = sum(math.ceil(tried / 2**rung) for rung in range(halvings(tried))) * len(arms)
-    jobs = count_jobs(len(arms), len(apart), seeds, tried)
-    loading = load_seconds(forecaster.census.parameters, device_kind(forecaster.devices[0][0]))
-    saved = loading * (len(arms) * seeds + trials - jobs)
-    whole = {
-        name: passes(seeds, tried) * sum(forecast.main.seconds[name] for forecast in forecasts)
-        for name in ENDS
-    }
-    return PlanForecast(
-        arms=forecasts,
-        alone=tuple(arm.name for arm in apart),
-        trials=trials,
-        promised=whole["expected"],
-        saved=saved,
-        training={name: max(1.0, value - saved) for name, value in whole.items()},
-        scoring=_scoring(forecaster, arms, len(apart), seeds, test_rows, with_base=with_base),
-    )
-
-
-def _scoring(
-    forecaster: RunForecaster,
-    arms: Sequence[ArmPlan],
-    apart: int,
-    seeds: int,
-    test_rows: int,
-    *,
-    with_base: bool,
-) -> Range:
-    """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
-    available = int(forecaster.version.splits.get("test", 0)) if forecaster.version else 0
-    if not available:
-        return dict.fromkeys(ENDS, 0.0)
-    rows = evaluation_cost.scoring_rows(
-        forecaster, min(available, test_rows), arms[0].hyperparameters.max_length
-    )
-    shared = len(arms) - apart
-    each = [shared] * bool(shared) + [1] * apart
-    jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
-    return evaluation_cost.forecast_scoring(forecaster, rows, jobs)
+    """Return the forecast of one plan. Raises TargetError."""
+    forecaster = StudyForecaster.load(base_model, version, arms)
+    return forecaster.plan(seeds=seeds, test_rows=test_rows, rates=rates, with_base=with_base)
 
 
 def seconds_queued(study: Study) -> float:

@@ -20,10 +20,10 @@ from workers.forecasting.adapter_size import adapter_params
 from workers.statistics.regex_metric import check_pattern
 from workers.target_modules.presets import PRESETS, resolve
 
-DEFAULT_SEEDS = (1, 2, 3)
-DEFAULT_MARGIN = 0.02
+DEFAULT_SEEDS = (1, 2, 3, 4, 5)
+DEFAULT_MARGIN = 0.03
 MOST_ARMS, MOST_SEEDS, MOST_RATES = 12, 20, 8
-TEST_ROWS, MOST_TEST_ROWS = 200, 10_000
+TEST_ROWS, MOST_TEST_ROWS = 1_000, 10_000
 # Equal budgets are anchored on all linear layers at this rank: anchored on the smallest set, large sets would
 # need ranks below 2, which cannot be rounded fairly.
 ANCHOR_RANK = 8

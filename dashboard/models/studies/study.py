@@ -6,6 +6,8 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,9 @@ from workers.statistics.regex_metric import PATTERN_LETTERS
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
 
+# The newest studies from which the spread between seeds is estimated, and the fewest degrees of freedom.
+SPREAD_STUDIES, SPREAD_FREEDOM = 20, 4
+
 
 class StudyQuerySet(ProjectQuerySet["Study"]):
     """Queries of studies."""
@@ -68,6 +73,20 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
         """Return the study whose runs `job` trains or evaluates, if any."""
         trained = models.Q(arms__runs__job=job)
         return self.filter(trained | models.Q(arms__runs__evaluations__job=job)).distinct()
+
+    def seed_spread(self, project: Project, base_model: BaseModel, metric: str) -> float | None:
+        """Return the standard deviation of an arm's score between seeds, pooled over arms of ended studies.
+
+        None while too few seeds were compared, and if none of them differed, which says little.
+        """
+        ended = self.filter(project=project, base_model=base_model, metric=metric, finished_at__isnull=False)
+        results = ended.values_list("stored_result", flat=True)[:SPREAD_STUDIES]
+        arms = [arm["by_seed"] for result in results for arm in result.get("arms", ())]
+        freedom = sum(len(means) - 1 for means in arms)
+        if freedom < SPREAD_FREEDOM:
+            return None
+        squares = sum(len(means) * statistics.pvariance(means) for means in arms)
+        return math.sqrt(squares / freedom) or None
 
     def launched_with(self, project: Project, idempotency_key: str) -> Study | None:
         """Return the study that an earlier request with this key started, if any."""

@@ -45,7 +45,12 @@ def make_study(
     """Launch a study of presets."""
     version = dataset.newest_ready()
     assert isinstance(version, DatasetVersion)
-    values: dict[str, object] = {"name": "Placement", "seeds": [1, 2, 3], "metric": "exact_match"}
+    values: dict[str, object] = {
+        "name": "Placement",
+        "seeds": [1, 2, 3],
+        "metric": "exact_match",
+        "margin": 0.02,
+    }
     arms = plan.pop("arms", None) or make_arms(*slugs)
     return launch_study(
         project=project,

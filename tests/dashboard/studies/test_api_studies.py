@@ -62,6 +62,12 @@ def test_one_job_per_seed_is_queued(api: Client, body: dict[str, Any]) -> None:
     assert api.get(STUDIES).json()["data"] == [study]
 
 
+def test_seeds_and_test_rows_have_the_defaults_of_the_form(api: Client, body: dict[str, Any]) -> None:
+    del body["seeds"]
+    assert api.post(STUDIES, body, **HEAD).json()["seeds"] == [1, 2, 3, 4, 5]
+    assert Study.objects.get().test_rows == 1000
+
+
 def test_repeated_idempotency_key_makes_one_study(api: Client, body: dict[str, Any]) -> None:
     first, second = (api.post(STUDIES, body, headers={"Idempotency-Key": "k"}, **HEAD) for _ in range(2))
     assert first.json()["id"] == second.json()["id"]
@@ -264,7 +270,7 @@ def test_missing_and_null_fields_have_defaults(api: Client, body: dict[str, Any]
         assert answer.status_code == 202, answer.content
         study = answer.json()
         assert (study["name"], study["metric"]) == ("Study of Tickets", "token_f1")
-        assert (study["reference"], study["margin"]) == ("quality", 0.02)
+        assert (study["reference"], study["margin"]) == ("quality", 0.03)
 
 
 def test_learning_rates_default_to_those_of_the_arms(api: Client, body: dict[str, Any]) -> None:
