@@ -23,7 +23,7 @@ ALPHA = 0.05
 FIRST_LOOK, SEEDS_BETWEEN_LOOKS = 3, 2
 # Looks that share nearly all of their data: closer to 1 the integral would need a finer grid.
 HIGHEST_CORRELATION = 0.99
-GRID = 401
+GRID = 201
 
 
 def spent_at(look: int) -> float:
