@@ -41,6 +41,13 @@ def unmeasured(study: Study) -> list[str]:
         )
     if not study.learning_rates:
         limits.append(_("Learning rates were not tuned: every arm trained with the rate it was given."))
+    else:
+        limits.append(
+            _(
+                "Each arm trained with the learning rate that had the lowest validation loss in the search. "
+                "The intervals hold for these rates and do not contain the uncertainty of that choice."
+            )
+        )
     edges = [arm.name for arm in study.arm_list if not arm.is_bracketed]
     if edges:
         text = _(
