@@ -267,7 +267,7 @@ class Study(models.Model):
 
     def _conclude(self) -> None:
         """Write the result and the end."""
-        # Outside of the lock: the bootstrap takes a second, and a second caller computes the same numbers.
+        # Outside of the lock: the arithmetic takes a second, and a second caller computes the same numbers.
         self.stored_result = result_of(self).to_dict()
         # Forms read it at every change; without it they would read the size of every run.
         self.stored_result["recommended"] = recommended_arm(self)
