@@ -165,7 +165,7 @@ class StudyOut(Schema):
 
 
 class ScoreOut(Schema):
-    """The score of an item. Items of one `group` are not independent. The base model is arm `base`, no seed."""
+    """The score of an item; items of one `group` depend on each other. Base model: arm `base`, no seed."""
 
     arm: str
     seed: int | None

@@ -40,6 +40,7 @@ class Design:
     groups: int
     item_variance: float = ASSUMED_DISAGREEMENT
     seed_spread: float = ASSUMED_SEED_SPREAD
+    is_share: bool = True
 
     @property
     def is_indicative(self) -> bool:
@@ -49,7 +50,8 @@ class Design:
     @property
     def items_part(self) -> float:
         """Return the part of a difference's variance that more rows reduce."""
-        return self.item_variance / self.groups + 2 / self.groups**2
+        floor = 2 / self.groups**2 if self.is_share else 0.0
+        return self.item_variance / self.groups + floor
 
     @property
     def seeds_part(self) -> float:

@@ -157,6 +157,7 @@ def power_of(
         **with_rows(rows),
         item_variance=ASSUMED_DISAGREEMENT if disagreement is None else disagreement,
         seed_spread=ASSUMED_SEED_SPREAD if spread is None else spread,
+        is_share=not is_loss,
     )
     now = Power(design, margin, "nats" if is_loss else "points")
     twice = min(2 * rows, MOST_TEST_ROWS)
