@@ -25,7 +25,7 @@ from dashboard.models.studies.results.result import (
     base_ms_per_token,
     costs_of,
 )
-from dashboard.models.studies.results.verdict_sentence import look_label, outcome_label, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import look_label, outcome_label, verdict_parts
 
 
 def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str = "") -> dict[str, Any]:
@@ -35,7 +35,7 @@ def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str 
     costs = {name: texts for name, texts in COSTS.items() if any(one[name] is not None for one in arm_costs)}
     cost = cost if cost in costs else next(iter(costs), "")
     return {
-        "sentence": verdict_sentence(study),
+        "verdict": verdict_parts(study),
         "look": look_label(study),
         "intervals": study_charts.intervals(study),
         "costs": costs,

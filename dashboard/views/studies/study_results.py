@@ -20,7 +20,7 @@ from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.export import export_dict, item_scores
 from dashboard.models.studies.results.result import costs_of
-from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_parts
 from dashboard.presenters.comparison_tables import settings_table
 from dashboard.presenters.study_page import result_figures, times_of
 from workers.statistics.verdicts import MIN_SEEDS
@@ -31,7 +31,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     if not study.is_over:
         return {}
     if not study.result.arms:
-        return {"sentence": verdict_sentence(study)}
+        return {"verdict": verdict_parts(study)}
     only = query.get("only") != "all"
     settings = settings_of(study)
     return {

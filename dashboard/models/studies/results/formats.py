@@ -25,9 +25,11 @@ def format_difference(study: AnyStudy, value: float, *, signed: bool = False) ->
 
 def format_interval(study: AnyStudy, comparison: ArmComparison) -> str:
     scale, digits = (1.0, 3) if study.lower_is_better else (100.0, 1)
+    # Adding 0 turns -0.0 into 0.0.
+    low, high = (round(scale * end, digits) + 0.0 for end in (comparison.low, comparison.high))
     return _("95 %% interval %(low)s to %(high)s") % {
-        "low": f"{scale * comparison.low:+.{digits}f}",
-        "high": f"{scale * comparison.high:+.{digits}f}",
+        "low": f"{low:+.{digits}f}",
+        "high": f"{high:+.{digits}f}",
     }
 
 
@@ -72,11 +74,9 @@ def format_kept_gain(study: AnyStudy, comparison: ArmComparison | None) -> str:
     if kept is None or base is None or reference is None or kept.high - kept.low >= WIDEST_SHARE:
         return ""
     gain = abs(reference.metric.mean - base.mean)
-    scale, digits = (1.0, 3) if study.lower_is_better else (100.0, 1)
-    values = {
-        "won": f"{scale * kept.mean * gain:.{digits}f}",
-        "gain": f"{scale * gain:.{digits}f}",
-    }
-    if study.lower_is_better:
-        return _("%(won)s of %(gain)s nats") % values
-    return _("%(won)s of %(gain)s points") % values
+    total = format_difference(study, gain)
+    if kept.mean >= 1:
+        return _("all %(gain)s") % {"gain": total}
+    won = kept.mean * gain if study.lower_is_better else 100 * kept.mean * gain
+    values = {"won": f"{won:.3f}" if study.lower_is_better else f"{won:.1f}", "gain": total}
+    return _("%(won)s of %(gain)s") % values

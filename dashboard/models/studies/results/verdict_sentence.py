@@ -45,26 +45,31 @@ def look_label(study: AnyStudy) -> str:
 
 
 def verdict_sentence(study: AnyStudy) -> str:
-    """Return the verdict sentence, or the reason why there is none."""
+    """Return the verdict in one text, or the reason why there is none."""
+    return " ".join(verdict_parts(study))
+
+
+def verdict_parts(study: AnyStudy) -> list[str]:
+    """Return the verdict in parts: the headline, what else is decided, what is open and would decide it."""
     result, reference = study.result, study.reference_arm
     if not result.arms:
         if study.margin is None:
-            return _("No test row was scored for all of these runs, so they cannot be compared.")
-        return _("No arm of this study has a result, so there is no verdict.")
+            return [_("No test row was scored for all of these runs, so they cannot be compared.")]
+        return [_("No arm of this study has a result, so there is no verdict.")]
     if result.of_arm(reference) is None:
-        return _("The reference, %(name)s, has no result, so the other arms cannot be compared with it.") % {
-            "name": reference.name
-        }
+        text = _("The reference, %(name)s, has no result, so the other arms cannot be compared with it.")
+        return [text % {"name": reference.name}]
     if not result.comparisons:
-        return _("Only %(name)s has a result, so there is nothing to compare.") % {"name": reference.name}
+        text = _("Only %(name)s has a result, so there is nothing to compare.")
+        return [text % {"name": reference.name}]
     if all(comparison.is_indicative for comparison in result.comparisons):
-        return _indicative(study)
+        return [_indicative(study)]
     if study.margin is None:
         return _without_margin(study)
     best = best_comparison(study)
-    others = [one for one in result.comparisons if one is not best]
-    parts = [_headline(study, best), *_decided(study, others), _open(study, others)]
-    return " ".join(part for part in (*parts, too_few_seeds(result.comparisons)) if part)
+    others = [one for one in result.comparisons if not best or one.position != best.position]
+    parts = [_headline(study, best), *_decided(study, others), *_open(study, others)]
+    return [part for part in (*parts, too_few_seeds(result.comparisons)) if part]
 
 
 def best_comparison(study: AnyStudy) -> ArmComparison | None:
@@ -141,7 +146,7 @@ def _recommendation(study: AnyStudy, best: ArmComparison, values: dict[str, str]
         )
     ]
     if values["kept"]:
-        parts.append(_("It keeps %(kept)s gained over the base model."))
+        parts.append(_("It keeps %(kept)s of the gain over the base model."))
     if best.is_certainly_worse:
         parts.append(_("It is certainly a little worse, but by less than the margin."))
     return " ".join(parts) % values
@@ -175,11 +180,11 @@ def _with_differences(study: AnyStudy, comparisons: Iterable[ArmComparison]) -> 
     )
 
 
-def _open(study: AnyStudy, comparisons: Sequence[ArmComparison]) -> str:
+def _open(study: AnyStudy, comparisons: Sequence[ArmComparison]) -> list[str]:
     """List the arms that are not decided, and what would decide each of them."""
     still_open = [one for one in comparisons if one.is_open]
     if not still_open:
-        return ""
+        return []
     parts = [_("Not decided: %(arms)s.") % {"arms": _with_differences(study, still_open)}]
     for count in sorted({one.further_seeds for one in still_open if one.further_seeds}):
         text = ngettext(
@@ -196,10 +201,10 @@ def _open(study: AnyStudy, comparisons: Sequence[ArmComparison]) -> str:
     if unclear := [one.arm for one in rest if one.seeds_disagree]:
         text = _("Even many more seeds would probably not decide %(arms)s at this margin.")
         parts.append(text % {"arms": ", ".join(unclear)})
-    return " ".join(parts)
+    return parts
 
 
-def _without_margin(study: AnyStudy) -> str:
+def _without_margin(study: AnyStudy) -> list[str]:
     """Name every arm that is certainly better or worse than the reference, and those that are not."""
     parts = []
     for one in study.result.comparisons:
@@ -222,7 +227,7 @@ def _without_margin(study: AnyStudy) -> str:
         parts.append(text % {"arms": ", ".join(unsure), "reference": study.reference_arm.name})
     if few := too_few_seeds(study.result.comparisons):
         parts.append(few)
-    return " ".join(parts)
+    return parts
 
 
 def _indicative(study: AnyStudy) -> str:

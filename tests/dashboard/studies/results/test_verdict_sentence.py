@@ -14,6 +14,7 @@ from dashboard.models.studies.results.verdict_sentence import (
     look_label,
     outcome_label,
     recommended_arm,
+    verdict_parts,
     verdict_sentence,
 )
 from tests.dashboard.studies.factories import conclude, make_study
@@ -72,14 +73,20 @@ def test_recommended_arm_comes_first_with_difference_gain_and_size(study: Study)
     said = verdict_sentence(with_result(study, replace(AS_GOOD, kept=kept), WORSE))
     assert said.startswith("efficient is as good as quality within your margin of 3 points, with ")
     assert "of the parameters: difference -1.1 points (95 % interval -2.1 to -0.1). " in said
-    assert "It keeps 6.1 of 7.2 points gained over the base model." in said
+    assert "It keeps 6.1 of 7.2 points of the gain over the base model." in said
+    assert said.count("efficient") == 1
     assert said.endswith("Worse by more than the margin: mlp, -8.0 points (95 % interval -10.0 to -6.0).")
     assert recommended_arm(study) == "efficient"
 
 
 def test_vague_share_of_the_gain_is_left_out(study: Study) -> None:
     said = verdict_sentence(with_result(study, replace(AS_GOOD, kept=Estimate(0.85, 0.5, 1.2)), WORSE))
-    assert "gained over" not in said
+    assert "gain over" not in said
+
+
+def test_share_above_the_whole_gain_is_all_of_it(study: Study) -> None:
+    said = verdict_sentence(with_result(study, replace(AS_GOOD, kept=Estimate(1.1, 0.95, 1.25)), WORSE))
+    assert "It keeps all 7.2 points of the gain over the base model." in said
 
 
 def test_arm_that_is_as_good_but_certainly_worse_is_called_so(study: Study) -> None:
@@ -164,7 +171,8 @@ def test_page_report_api_and_export_say_the_same(
     assert found["verdict"] == said
     assert api.get(f"/api/v1/studies/{study.pk}/export").json()["study"]["verdict"] == said
     for address in (study.get_absolute_url(), f"{study.get_absolute_url()}report/"):
-        assert f'<p class="study-verdict">{said}</p>' in client.get(address).content.decode()
+        page = client.get(address).content.decode()
+        assert all(part in page for part in verdict_parts(study))
     (one,) = found["comparisons"]
     interval = f"95 % interval {100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
     assert interval in said
