@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import Recorder
 from tests.engine.training.test_train import everything
 from tests.tiny_model import chat, colour_rows, write_canonical
-from workers.contract.errors import DataError, ModelError, Stopped, TargetError
+from workers.contract.errors import DataError, Diverged, ModelError, Stopped, TargetError
 from workers.contract.events import Message, Progress, Result
 from workers.contract.specs import BaseSpec, DataSpec, EvalSpec, TrainSpec
 from workers.engine.__main__ import failure
@@ -283,6 +284,15 @@ def test_adapter_of_other_shapes_is_a_mismatch(
     with pytest.raises(TargetError) as refused:
         evaluate(make_eval(), tmp_path, report=Recorder())
     assert failure(refused.value).code == "target_modules_mismatch"
+
+
+def test_scores_that_are_not_finite_are_refused(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(make_eval().adapters["adapter"], adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value * 1e30 for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(Diverged, match=r"The loss of `adapter` on row \d+ is not a finite number"):
+        evaluate(make_eval(adapters={"adapter": str(adapter)}), tmp_path / "out", report=Recorder())
 
 
 def test_out_of_memory_while_loading_the_base_is_reported(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from workers.contract.errors import DataError, ModelError, TargetError
+from workers.contract.errors import DataError, Diverged, ModelError, TargetError
 from workers.contract.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import EvalSpec
 from workers.engine.base_models.model import (
@@ -273,6 +273,9 @@ def _item(
     example: Example, subject: str, losses: RowLosses, answers: dict[int, str], kind: str, spec: EvalSpec
 ) -> dict[str, Any]:
     total, tokens = losses[example.row]
+    # A study would compare it, and no comparison with it means anything.
+    if not math.isfinite(total):
+        raise Diverged(f"The loss of `{subject}` on row {example.row} is not a finite number.")
     output = answers.get(example.row, "")
     scores = {"loss": total / tokens, "tokens": float(tokens)}
     if example.row in answers:
