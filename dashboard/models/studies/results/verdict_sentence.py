@@ -69,7 +69,7 @@ def verdict_parts(study: AnyStudy) -> list[str]:
     best = best_comparison(study)
     others = [one for one in result.comparisons if not best or one.position != best.position]
     parts = [_headline(study, best), *_decided(study, others), *_open(study, others)]
-    return [part for part in (*parts, too_few_seeds(result.comparisons)) if part]
+    return [part for part in (*parts, too_few_seeds(result.comparisons), _lost(study)) if part]
 
 
 def best_comparison(study: AnyStudy) -> ArmComparison | None:
@@ -265,6 +265,12 @@ def too_few_seeds(comparisons: Sequence[ArmComparison]) -> str:
     if not names or len(names) == len(comparisons):
         return ""
     return _("Fewer than three seeds, so indicative only: %(arms)s.") % {"arms": ", ".join(names)}
+
+
+def _lost(study: AnyStudy) -> str:
+    """Name the arms of which no run came to a result."""
+    names = [arm.name for arm in study.arm_list if study.result.of_arm(arm) is None]
+    return _("No result: %(arms)s.") % {"arms": ", ".join(names)} if names else ""
 
 
 def _relative_position(study: AnyStudy, comparison: ArmComparison) -> str:

@@ -253,6 +253,7 @@ def test_failed_arm_changes_no_number_of_the_others(
     client.force_login(vera)
     page = client.get(beside.get_absolute_url()).content.decode()
     assert "Failed: The loss was no finite number." in page
+    assert verdict_sentence(beside).endswith("No result: mlp.")
 
 
 def test_unmeasured_names_unequal_sizes(study: Study) -> None:
