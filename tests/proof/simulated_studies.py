@@ -175,7 +175,7 @@ def measure_agreement() -> float:
 
 @dataclass(frozen=True)
 class Promise:
-    """What a plan says beforehand, and the shares of its studies in which it came true."""
+    """A plan's promises, and the shares of its studies in which they came true."""
 
     cell: Cell
     difference: float
