@@ -9,6 +9,7 @@ machine or the wording (times, bytes, hashes, messages, forecasts) are compared 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -278,7 +279,12 @@ def comparable(value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         if VARIES.search(key) and not any(isinstance(each, dict) for each in value):
             return f"<{key}>"
-        return [comparable(each, key) for each in value]
+        compared = [comparable(each, key) for each in value]
+        # Processes register in any order.
+        is_of_processes = compared and isinstance(compared[0], dict) and "processes" in compared[0]
+        if is_of_processes:
+            compared.sort(key=functools.partial(json.dumps, sort_keys=True))
+        return compared
     if VARIES.search(key) and value is not None and not isinstance(value, bool):
         return "<number>" if isinstance(value, int | float) else f"<{type(value).__name__}>"
     is_process = isinstance(value, str) and PROCESS.search(value)
