@@ -123,8 +123,8 @@ def test_adapter_card_says_4_bits(make_spec: MakeSpec, tmp_path: Path, record: R
     assert names["model"].base_model.model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     assert json.loads((folder / "run.json").read_text())["spec"]["hyperparameters"]["load_in_4bit"] is True
     plain = load_base(make_spec().base, torch.float32, CPU)
-    sums = next(event.text for event in record.of(Message) if "parameters train" in event.text)
-    assert f"of the {plain.num_parameters():,} frozen ones" in sums
+    sums = next(event.text for event in record.of(Message) if "trainable parameters" in event.text)
+    assert f"of the base model's {plain.num_parameters():,}." in sums
     assert "stored in 4 bits (NF4)" in sums
 
 
