@@ -148,13 +148,14 @@ def power_of(
         return None
     groups_there = int((version.report.get("groups") or {}).get("test") or there)
 
-    def with_rows(count: int) -> dict[str, int]:
-        return {"items": count, "groups": max(1, round(count * groups_there / there))}
+    def groups_of(count: int) -> int:
+        return max(1, round(count * groups_there / there))
 
     design = Design(
         arms=arms,
         seeds=seeds,
-        **with_rows(rows),
+        items=rows,
+        groups=groups_of(rows),
         item_variance=ASSUMED_DISAGREEMENT if disagreement is None else disagreement,
         seed_spread=ASSUMED_SEED_SPREAD if spread is None else spread,
         is_share=not is_loss,
@@ -164,7 +165,7 @@ def power_of(
     larger_rows = min(twice, there) if there > rows else twice
     more_rows = dataclasses.replace(
         now,
-        design=dataclasses.replace(design, **with_rows(larger_rows)),
+        design=dataclasses.replace(design, items=larger_rows, groups=groups_of(larger_rows)),
         seconds=costs.seconds_of_more_rows if costs else None,
     )
     more_seeds = dataclasses.replace(
