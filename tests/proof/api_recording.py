@@ -9,7 +9,6 @@ machine or the wording (times, bytes, hashes, messages, forecasts) are compared 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -281,9 +280,8 @@ def comparable(value: Any, key: str = "") -> Any:
             return f"<{key}>"
         compared = [comparable(each, key) for each in value]
         # Processes register in any order.
-        is_of_processes = compared and isinstance(compared[0], dict) and "processes" in compared[0]
-        if is_of_processes:
-            compared.sort(key=functools.partial(json.dumps, sort_keys=True))
+        if compared and isinstance(compared[0], dict) and "processes" in compared[0]:
+            compared = sorted((each | {"id": "<number>"} for each in compared), key=lambda each: each["name"])
         return compared
     if VARIES.search(key) and value is not None and not isinstance(value, bool):
         return "<number>" if isinstance(value, int | float) else f"<{type(value).__name__}>"
