@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from tests.engine.engine_cost import run_engine
-from tests.tiny_model import build_tiny_model, tiny_base
+from tests.tiny_model import tiny_base
 from workers.contract.errors import ModelError
 from workers.contract.specs import InspectSpec
 from workers.engine.base_models import inspect_model, limited_inspection
@@ -24,16 +23,6 @@ from workers.engine.base_models.model import end_ids, load_base, load_tokenizer
 MAX_SECONDS = 10.0
 # Beyond the libraries, which take 250 MB with the CPU build of torch: 1 GB in all.
 MAX_GROWTH = 750_000_000
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def folder(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "tiny"))
 
 
 def change_config(folder: Path, **values: Any) -> None:

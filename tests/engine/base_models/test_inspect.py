@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,12 @@ import httpx2
 import pytest
 from huggingface_hub import ModelInfo
 
-from tests.tiny_model import build_tiny_model
 from workers.contract.errors import ModelError, Stopped
 from workers.contract.events import Event, Result
 from workers.contract.specs import InspectSpec
 from workers.engine.base_models import inspect_model
 from workers.target_modules.census import Census
 from workers.target_modules.presets import PRESETS, resolve
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def folder(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "tiny"))
 
 
 def inspect(folder: Path, out_dir: Path, **spec: Any) -> dict[str, Any]:

@@ -194,7 +194,8 @@ class UnsavedStudy:
         values: dict[int, dict[int, float]] = {pk: {} for pk in wanted}
         items = EvaluationItem.objects.filter(evaluation__in=wanted).order_by()
         for pk, row, scores in items.values_list("evaluation_id", "row", "scores").iterator():
-            if self.metric in scores:
+            # A score that was no finite number is stored as null.
+            if scores.get(self.metric) is not None:
                 values[pk][row] = float(scores[self.metric])
         arms = []
         for arm in self.scored:

@@ -308,7 +308,10 @@ def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
     base: dict[int, float] = {}
     for evaluation in Evaluation.objects.of_study(study).select_related("run__study_arm").order_by("pk"):
         items = EvaluationItem.objects.filter(evaluation=evaluation).values_list("row", "scores")
-        values = {row: float(scores[study.metric]) for row, scores in items if study.metric in scores}
+        # A score that was no finite number is stored as null.
+        values = {
+            row: float(scores[study.metric]) for row, scores in items if scores.get(study.metric) is not None
+        }
         if evaluation.subject == Evaluation.Subject.BASE:
             base = values
         elif values and evaluation.run.study_arm_id:

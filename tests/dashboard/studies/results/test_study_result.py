@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from django.test import Client
 
@@ -19,8 +17,8 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.studies.limits import unmeasured
-from dashboard.models.studies.results.result import ArmComparison
-from dashboard.models.studies.results.verdict_sentence import outcome_label, recommended_arm, verdict_sentence
+from dashboard.models.studies.results.result import result_of
+from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_sentence
 from dashboard.presenters.study_page import deltas
 from dashboard.views.studies.study_results import result_context
 from tests.dashboard.studies.factories import Table, conclude, make_study
@@ -103,33 +101,6 @@ def test_difference_has_interval_p_value_and_kept_gain(study: Study) -> None:
     assert rows["quality"]["kept"] == ""
     assert rows["efficient"]["interval"].startswith("95 % interval -")
     assert rows["quality"]["difference"] == ""
-
-
-def test_outcome_labels_without_enough_evidence() -> None:
-    one = ArmComparison(
-        position=0,
-        arm="efficient",
-        reference="quality",
-        difference=-0.09,
-        low=-0.145,
-        high=-0.041,
-        p=0.012,
-        p_adjusted=0.024,
-        p_margin_adjusted=1.0,
-        alpha=0.04,
-        look=1,
-        outcome="not_enough_evidence",
-        seeds=[1, 2, 3],
-        seeds_disagree=False,
-        further_seeds=2,
-        kept=None,
-    )
-    assert outcome_label(one) == "Worse; whether within your margin is open"
-    assert outcome_label(replace(one, high=0.001)) == "Not enough evidence"
-    # Without the correction for the number of arms it would be certain; with it, it is not.
-    assert outcome_label(replace(one, p_adjusted=0.06)) == "Not enough evidence"
-    assert outcome_label(replace(one, outcome="indicative_only")) == "Indicative only"
-    assert outcome_label(replace(one, outcome="not_inferior")).endswith("though certainly a little worse")
 
 
 def test_unfinished_study_has_no_result(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
@@ -254,6 +225,14 @@ def test_failed_arm_changes_no_number_of_the_others(
     page = client.get(beside.get_absolute_url()).content.decode()
     assert "Failed: The loss was no finite number." in page
     assert verdict_sentence(beside).endswith("No result: mlp.")
+
+
+def test_row_without_a_finite_score_is_left_out(study: Study) -> None:
+    evaluation = Evaluation.objects.of_study(study).latest("pk")
+    item = evaluation.items.earliest("row")
+    item.scores["exact_match"] = None
+    item.save()
+    assert result_of(study).items == ROWS - 1
 
 
 def test_unmeasured_names_unequal_sizes(study: Study) -> None:

@@ -96,6 +96,15 @@ def test_arm_that_is_as_good_but_certainly_worse_is_called_so(study: Study) -> N
     assert outcome_label(certain) == "As good within your margin, though certainly a little worse"
 
 
+def test_open_arm_is_called_worse_only_if_that_is_certain() -> None:
+    one = replace(OPEN, high=-0.001, p_adjusted=0.024)
+    assert outcome_label(one) == "Worse; whether within your margin is open"
+    assert outcome_label(replace(one, high=0.001)) == "Not enough evidence"
+    # Without the correction for the number of arms it would be certain; with it, it is not.
+    assert outcome_label(replace(one, p_adjusted=0.06)) == "Not enough evidence"
+    assert outcome_label(replace(one, outcome="indicative_only")) == "Indicative only"
+
+
 def test_better_arm_is_named_with_its_lead(study: Study) -> None:
     said = verdict_sentence(with_result(study, BETTER, AS_GOOD))
     assert said.startswith("efficient is better than quality by 4 points (95 % interval +1.0 to +7.0), with ")
