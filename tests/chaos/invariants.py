@@ -17,7 +17,8 @@ from dashboard.models.jobs.job_state import MOVES, TERMINAL
 from tests.chaos.storm import InjectedFault
 from tests.chaos.workload import SubmittedJob
 from workers.contract.errors import RunError
-from workers.contract.specs import VALIDATIONS_PER_RUN
+from workers.contract.hyperparameters import Hyperparameters
+from workers.contract.validation import plan_validation
 from workers.supervision.publish import check_adapter
 
 WITH_ADAPTER = ("succeeded", "stopped_early")
@@ -140,7 +141,7 @@ def find_wrong_curves() -> list[str]:
         # A run that was stopped keeps the points after its best step.
         last = run.total_steps if is_complete else max(len(read_steps(run)), run.ended_step or 0)
         expected = {name: list(range(1, last + 1)) for name in STEP_METRICS}
-        validations = validation_steps(run.total_steps)
+        validations = validation_steps(run)
         if not is_complete:
             # A stop may come between the last step and its validation.
             before = sum(step < last for step in validations)
@@ -155,10 +156,11 @@ def find_wrong_curves() -> list[str]:
     return violations
 
 
-def validation_steps(total: int) -> list[int]:
-    """Return the steps after which the engine validates by default; 0 is the base model."""
-    every = max(1, round(total / VALIDATIONS_PER_RUN))
-    return [step for step in range(total + 1) if step % every == 0 or step == total]
+def validation_steps(run: TrainingRun) -> list[int]:
+    """Return the steps after which the engine validates."""
+    splits = run.dataset_version.splits
+    drawn = min(Hyperparameters(**run.hyperparameters).rows_per_step, splits["train"])
+    return list(plan_validation(run.total_steps, run.total_steps * drawn, splits["validation"]).steps)
 
 
 def find_leftovers() -> list[str]:

@@ -95,7 +95,12 @@ def test_finish_before_the_first_step_cancels(make_spec: MakeSpec, tmp_path: Pat
             return "finish" if left[0] < 0 else ""
 
         with pytest.raises(Stopped) as caught:
-            train([make_spec(validation_rows=16)], tmp_path, report=record, should_stop=should_stop)
+            train(
+                [make_spec(validation_rows=16, validation_steps=3)],
+                tmp_path,
+                report=record,
+                should_stop=should_stop,
+            )
         assert caught.value.reason == "cancel"
         assert not record.series("train/loss")
         assert not (tmp_path / "arm-0").exists()

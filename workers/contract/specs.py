@@ -20,7 +20,6 @@ SpecT = TypeVar("SpecT")
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 # Actions that the engine takes on its own, and that the forecast counts.
-VALIDATION_ROWS, VALIDATIONS_PER_RUN = 64, 10
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
 PREFIX_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox"})
@@ -92,8 +91,8 @@ class TrainSpec:
     target: TargetSpec
     hyperparameters: Hyperparameters
     preset: str = ""
-    validation_steps: int = 0  # 0: about `VALIDATIONS_PER_RUN` times
-    validation_rows: int = VALIDATION_ROWS
+    validation_steps: int = 0  # validate each time after so many; 0: as `plan_validation` decides
+    validation_rows: int | None = None  # at most; None: as `plan_validation` decides
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -111,7 +110,7 @@ class TrainSpec:
                 "`load_in_4bit` must be off here: PEFT cannot adapt experts that are kept in 4 bits. Turn it "
                 "off, or choose a preset without MLP layers.",
             )
-        if self.validation_steps < 0 or self.validation_rows < 0:
+        if self.validation_steps < 0 or (self.validation_rows or 0) < 0:
             raise SpecError(
                 "validation_steps", "`validation_steps` and `validation_rows` must not be negative."
             )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import SHORTEST_PREFIX, VALIDATION_ROWS, VALIDATIONS_PER_RUN
+from workers.contract.specs import SHORTEST_PREFIX
+from workers.contract.validation import plan_validation
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,9 @@ def estimate_workload(
     # Sorted by length, the longest row of each micro-batch is an order statistic of the rows drawn.
     longest = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(micro_batches)]
     computed = [batch * (length - prefix) + prefix for length in longest]
-    every = max(1, round(steps / VALIDATIONS_PER_RUN))
-    validations = (steps // every + 1 + bool(steps % every)) if validation_rows else 0
-    validated_rows = min(VALIDATION_ROWS, validation_rows)
+    plan = plan_validation(steps, steps * drawn, validation_rows)
     mean = statistics.fmean(rows.lengths)
-    validation_tokens = validations * (validated_rows * (mean - prefix) + prefix)
+    validation_tokens = len(plan.steps) * (plan.rows * (mean - prefix) + prefix)
     return Workload(
         steps=steps,
         micro_batches=micro_batches,
@@ -135,6 +134,6 @@ def estimate_workload(
         total_tokens=steps * drawn * mean,
         validation_tokens=validation_tokens,
         validation_attention_pairs=validation_tokens * mean / 2,
-        validation_learned_tokens=validations * validated_rows * rows.learned,
-        validations=validations,
+        validation_learned_tokens=len(plan.steps) * plan.rows * rows.learned,
+        validations=len(plan.steps),
     )

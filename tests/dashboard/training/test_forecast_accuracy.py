@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.test import Client
 
-from dashboard.models import TrainingRun, User
+from dashboard.models import MetricSeries, TrainingRun, User
 from dashboard.presenters.forecast_accuracy import compare_forecast
 
 FORECAST = {
@@ -50,3 +50,10 @@ def test_unmeasured_run_has_no_comparison(client: Client, vera: User, run: Train
     client.force_login(vera)
     assert compare_forecast(run) == []
     assert "Predicted and measured" not in client.get(run.get_absolute_url()).content.decode()
+
+
+def test_page_says_on_how_many_rows_it_was_validated(client: Client, vera: User, run: TrainingRun) -> None:
+    ended(run, {}, {"validation_rows": 40})
+    MetricSeries.objects.append(run, "validation/loss", [(step, 1.0) for step in (0, 5, 10)])
+    client.force_login(vera)
+    assert "Validated on 40 rows, 3 times." in client.get(run.get_absolute_url()).content.decode()

@@ -79,11 +79,11 @@ def test_shared_prefix_is_computed_once() -> None:
     )
 
 
-def test_validation_rows_are_read_before_during_and_after_the_run() -> None:
-    workload = estimate_workload(rows(), learn(max_steps=25), shares_prefix=False, validation_rows=40)
-    # Every second step (25 / 10 rounded), before the first, and once more after the last.
-    assert workload.validations == 14
-    assert workload.validation_tokens == pytest.approx(14 * 40 * 150)
+def test_validation_rows_are_counted_at_every_validation() -> None:
+    workload = estimate_workload(rows(), learn(max_steps=200), shares_prefix=False, validation_rows=40)
+    # 200 steps of 8 rows allow 160 validation rows.
+    assert workload.validations == 4
+    assert workload.validation_tokens == pytest.approx(4 * 40 * 150)
     assert estimate_workload(rows(), learn(), shares_prefix=False).validations == 0
 
 

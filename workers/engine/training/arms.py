@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from workers.contract.errors import DataError, Diverged, RunError
 from workers.contract.events import Message, Report, ShouldStop
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import VALIDATIONS_PER_RUN, TrainSpec
+from workers.contract.specs import TrainSpec
+from workers.contract.validation import plan_validation
 from workers.engine.training import lora, runtime
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example
@@ -33,6 +34,7 @@ class Arm:
     positions: Sequence[int]  # in the training split: those that can be drawn
     validation_examples: list[Example]
     total_steps: int
+    validated_after: Collection[int]  # steps
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     random_state: Any = None  # of the dropout generator, uint8 on the CPU
@@ -73,10 +75,8 @@ class Arm:
         return self.is_live and self.step == self.total_steps and is_validated
 
     def is_validation_due(self, step: int) -> bool:
-        """Return whether to validate now: before the first step, on schedule, and after the last step."""
-        every = self.spec.validation_steps or max(1, round(self.total_steps / VALIDATIONS_PER_RUN))
-        on_schedule = step % every == 0 or step == self.total_steps
-        return bool(self.validation_examples) and on_schedule and self.validated_step < step
+        """Return whether to validate after this step; 0 is before the first one."""
+        return bool(self.validation_examples) and step in self.validated_after and self.validated_step < step
 
     def create_optimizer(self, model: Any, device: torch.device) -> None:
         """Create AdamW over the adapter's weights alone, and seed the adapter's dropout.
@@ -226,7 +226,12 @@ def prepare_arms(
             if not positions:
                 raise _nothing_to_learn(list(training_rows.values()), learn.max_length)
         _report_cuts([training_rows[place] for place in examples], learn.max_length, report)
-        shuffled = epoch_order(len(validation), 0, 0)[: spec.validation_rows]
+        steps = learn.total_steps(len(positions))
+        plan = plan_validation(steps, steps * min(learn.rows_per_step, len(positions)), len(validation))
+        count = plan.rows if spec.validation_rows is None else spec.validation_rows
+        every = spec.validation_steps
+        validated_after = (*range(0, steps, every), steps) if every else plan.steps
+        shuffled = epoch_order(len(validation), 0, 0)[:count]
         drawn = sorted(int(place) for place in shuffled)
         read(validation, validation_rows, drawn)
         cut = [validation_rows[place].truncate(learn.max_length) for place in drawn]
@@ -234,8 +239,9 @@ def prepare_arms(
         if not held_out:
             text = "No validation row has an answer to learn from, so there is no validation loss."
             report(Message(text, "warning"))
-        steps = learn.total_steps(len(positions))
-        arms.append(Arm(index, spec, examples, positions, held_out, steps, has_ended=index in ended))
+        arms.append(
+            Arm(index, spec, examples, positions, held_out, steps, validated_after, has_ended=index in ended)
+        )
     runtime.stop_if_asked(setup_stop)
     return arms
 

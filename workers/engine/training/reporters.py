@@ -171,6 +171,7 @@ class OutcomeReporter:
             "validation_loss": arm.validation_loss,
             "best_validation_loss": arm.best_validation_loss,
             "best_validation_step": arm.best_validation_step,
+            "validation_rows": len(arm.validation_examples),
             "steps": arm.step,
             "published_step": arm.step,
             "seconds": arm.seconds,
@@ -213,6 +214,7 @@ def _describe(arm: Arm, frozen: int, dtype: torch.dtype) -> str:
         f"{arm.spec.name}: {len(arm.positions):,} training rows.",
         f"{arm.total_steps:,} steps of {per_step} ({batch}), {epochs:,.2f} epochs.",
         f"The {len(arm.examples):,} rows read have {tokens:,} tokens, {labelled:,} of them in answers.",
+        f"Validated on {len(arm.validation_examples):,} rows, {len(arm.validated_after)} times.",
         f"{trainable:,} trainable parameters, {trainable / frozen:.2%} of the base model's {frozen:,}.",
         f"The base model is stored {stored}.",
     )

@@ -1,0 +1,37 @@
+"""Rows and steps of a training's validations: engine, forecast and tests ask here.
+
+Validation may cost a tenth of the tokens that are trained on. Rows are counted instead of tokens, because
+both splits come from one dataset. Few rows make the loss noisy, and few validations make the curve coarse:
+the rows come first, up to `MOST_ROWS`, then the number of validations. The floor of `FEWEST_ROWS` outranks
+the tenth, so only a run on fewer than ten times as many rows exceeds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARE = 0.1
+FEWEST_ROWS, MOST_ROWS = 16, 64
+USUAL_VALIDATIONS, MOST_VALIDATIONS = 3, 11
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """How many rows to validate on, and after which steps; step 0 measures the untrained adapter."""
+
+    rows: int
+    steps: tuple[int, ...]
+
+
+def plan_validation(total_steps: int, trained_rows: int, available_rows: int) -> ValidationPlan:
+    """Return the plan of a run that reads `trained_rows` rows in all its steps, repeated ones included.
+
+    The last step is always validated, and with two validations the untrained adapter too.
+    """
+    budget = SHARE * trained_rows
+    rows = min(available_rows, max(FEWEST_ROWS, min(MOST_ROWS, int(budget / USUAL_VALIDATIONS))))
+    if not rows:
+        return ValidationPlan(0, ())
+    gaps = min(MOST_VALIDATIONS, int(budget / rows)) - 1
+    places = {round(place * total_steps / gaps) for place in range(gaps)} if gaps > 0 else set()
+    return ValidationPlan(rows, (*sorted(places - {total_steps}), total_steps))
