@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
-from workers.contract.judge import Endpoint
+from workers.contract.judge import ADDRESS, Endpoint
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -302,7 +302,7 @@ JUDGE = Endpoint(
     env.str("JUDGE_MODEL", default=""),
     env.str("JUDGE_API_KEY", default="").strip(),
 )
-if JUDGE.url and not JUDGE.is_valid:
+if JUDGE.url and not ADDRESS.fullmatch(JUDGE.url):
     raise ImproperlyConfigured(
         "JUDGE_URL must look like https://judge.example.org/v1, without a user, a query or a fragment; "
         "http:// is only allowed for this machine (127.0.0.1, localhost)."

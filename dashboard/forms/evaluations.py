@@ -8,13 +8,8 @@ from django import forms
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models.evaluations.judge_evaluation import (
-    DEFAULT_ROWS,
-    MOST_ROWS,
-    Scope,
-    evaluations_of,
-    pending_items,
-)
+from dashboard.models.evaluations.evaluation import EvaluationQuerySet
+from dashboard.models.evaluations.judge_evaluation import DEFAULT_ROWS, MOST_ROWS, pending_items
 from workers.contract.judge import Endpoint
 
 
@@ -34,9 +29,9 @@ class JudgeForm(forms.Form):
         error_messages={"required": gettext_lazy("Nothing is sent unless you allow it here.")}
     )
 
-    def __init__(self, scope: Scope, judge: Endpoint, data: Any = None) -> None:
+    def __init__(self, evaluations: EvaluationQuerySet, judge: Endpoint, data: Any = None) -> None:
         super().__init__(data)
-        self.scope, self.judge = scope, judge
+        self.evaluations, self.judge = evaluations, judge
         self.fields["agreed"].label = _("These rows and answers may be sent to %(host)s") % {
             "host": judge.host
         }
@@ -44,7 +39,7 @@ class JudgeForm(forms.Form):
     def clean_rows(self) -> int:
         """Refuse rows whose answers all have a verdict."""
         rows = int(self.cleaned_data["rows"])
-        if not pending_items(evaluations_of(self.scope), self.judge.model, rows).exists():
+        if not pending_items(self.evaluations, str(self.judge), rows).exists():
             raise forms.ValidationError(
                 _("All answers to these rows have a verdict. Enter a larger number."), code="nothing_pending"
             )

@@ -280,6 +280,11 @@ class Migration(migrations.Migration):
             field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='evaluations', to='dashboard.job'),
         ),
         migrations.AddField(
+            model_name='evaluation',
+            name='judge_job',
+            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judged_evaluations', to='dashboard.job'),
+        ),
+        migrations.AddField(
             model_name='datasetversion',
             name='job',
             field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='dataset_versions', to='dashboard.job'),
@@ -307,30 +312,6 @@ class Migration(migrations.Migration):
             options={
                 'ordering': ['job', 'seq'],
             },
-        ),
-        migrations.CreateModel(
-            name='JudgeEvaluation',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('host', models.CharField(max_length=255)),
-                ('model', models.CharField(max_length=200)),
-                ('prompt_sha256', models.CharField(max_length=64)),
-                ('rows', models.PositiveIntegerField()),
-                ('answers', models.PositiveIntegerField(default=0)),
-                ('judged', models.PositiveIntegerField(default=0)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judge_evaluations', to='dashboard.job')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['-pk'],
-            },
-        ),
-        migrations.AddField(
-            model_name='evaluation',
-            name='judge_evaluation',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='dashboard.judgeevaluation'),
         ),
         migrations.CreateModel(
             name='MetricChunk',
@@ -549,11 +530,6 @@ class Migration(migrations.Migration):
                 'ordering': ['-pk'],
             },
         ),
-        migrations.AddField(
-            model_name='judgeevaluation',
-            name='study',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.study'),
-        ),
         migrations.CreateModel(
             name='Decision',
             fields=[
@@ -639,11 +615,6 @@ class Migration(migrations.Migration):
             model_name='metricseries',
             name='run',
             field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metric_series', to='dashboard.trainingrun'),
-        ),
-        migrations.AddField(
-            model_name='judgeevaluation',
-            name='run',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='judge_evaluations', to='dashboard.trainingrun'),
         ),
         migrations.AddField(
             model_name='evaluation',
@@ -845,10 +816,6 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='metricseries',
             constraint=models.UniqueConstraint(fields=('run', 'name'), name='metric_series_once_per_run'),
-        ),
-        migrations.AddConstraint(
-            model_name='judgeevaluation',
-            constraint=models.CheckConstraint(condition=models.Q(('study', None), ('run', None), _connector='XOR'), name='judge_evaluation_of_study_or_run'),
         ),
         migrations.AddConstraint(
             model_name='adapter',

@@ -17,7 +17,6 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
 from dashboard.models.catalog.target_module_config import TargetModuleConfig
 from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
-from dashboard.models.evaluations.judge_evaluation import JudgeEvaluation
 from dashboard.models.evaluations.vote import Vote
 from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
 from dashboard.models.jobs.job import Job
@@ -60,7 +59,6 @@ __all__ = [
     "InvitationUsed",
     "Job",
     "JobEvent",
-    "JudgeEvaluation",
     "LastManager",
     "Membership",
     "MetricChunk",

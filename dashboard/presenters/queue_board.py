@@ -16,7 +16,6 @@ from dashboard.models import (
     DatasetVersion,
     Evaluation,
     Job,
-    JudgeEvaluation,
     Outbox,
     Role,
     State,
@@ -162,6 +161,7 @@ def ended_rows(access: QueueAccess) -> list[QueueRow]:
 
 def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
     """Prefetch what the jobs work for, so that a row needs no query of its own."""
+    evaluations = Evaluation.objects.select_related("run__study_arm__study")
     return (
         jobs.select_related("project", "created_by")
         .defer("spec")
@@ -174,8 +174,8 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
-            Prefetch("evaluations", Evaluation.objects.select_related("run__study_arm__study")),
-            Prefetch("judge_evaluations", JudgeEvaluation.objects.select_related("study", "run")),
+            Prefetch("evaluations", evaluations),
+            Prefetch("judged_evaluations", evaluations),
         )
     )
 
@@ -193,14 +193,12 @@ def title_and_url(job: Job) -> tuple[str, str]:
 
 
 def subject_of(job: Job) -> Any:
-    """Return the run, dataset version, base model or judged study of a job; None if it was deleted."""
+    """Return the run, dataset version or base model of a job; None if it was deleted."""
     for rows in (job.training_runs, job.dataset_versions, job.base_models):
         for row in rows.all():
             return row
-    for evaluation in job.evaluations.all():
+    for evaluation in (*job.evaluations.all(), *job.judged_evaluations.all()):
         return evaluation.run
-    for judge_evaluation in job.judge_evaluations.all():
-        return judge_evaluation.subject
     return None
 
 

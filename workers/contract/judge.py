@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -17,7 +18,8 @@ PROMPT = (
 PROMPT_SHA256 = hashlib.sha256(PROMPT.encode()).hexdigest()
 # Longer texts lose their middle, so that one row cannot cost as much as a hundred.
 MOST_LETTERS = 8000
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Encrypted, or plain on this machine alone; without a user, a query or a fragment.
+ADDRESS = re.compile(r"(https://[\w.-]+|https?://(localhost|127\.0\.0\.1|\[::1\]))(:\d{1,5})?(/[\w./~-]*)?")
 
 
 @dataclass(frozen=True)
@@ -28,34 +30,20 @@ class Endpoint:
     model: str
     key: str = field(default="", repr=False)
 
+    def __str__(self) -> str:
+        """Name the judge whose verdicts can be compared: model, host and prompt."""
+        return f"{self.model} at {self.host} (prompt {PROMPT_SHA256[:8]})"
+
     @property
     def host(self) -> str:
         """Return host and port."""
         return urlsplit(self.url).netloc
 
-    @property
-    def is_local(self) -> bool:
-        """Return whether the address can only mean this machine."""
-        return urlsplit(self.url).hostname in LOOPBACK
 
-    @property
-    def is_valid(self) -> bool:
-        """Return whether the address is encrypted or local, without a user, a query or a fragment."""
-        try:
-            parts = urlsplit(self.url)
-            host, _port = parts.hostname, parts.port
-        except ValueError:
-            return False
-        is_private = parts.scheme == "https" or (parts.scheme == "http" and self.is_local)
-        has_more = parts.username is not None or parts.query or parts.fragment
-        return bool(host) and is_private and not has_more
-
-
-def material(prompt: str, expected: str, answer: str) -> str:
+def material(**texts: str) -> str:
     """Return the texts to judge as JSON, so that none of them can pass for the frame around it."""
     half = MOST_LETTERS // 2
-    texts = {"question": prompt, "expected": expected, "given": answer}
-    for name, text in texts.items():
-        if len(text) > MOST_LETTERS:
-            texts[name] = f"{text[:half]} […] {text[-half:]}"
-    return json.dumps(texts, ensure_ascii=False)
+    long = {
+        name: f"{text[:half]} […] {text[-half:]}" for name, text in texts.items() if len(text) > MOST_LETTERS
+    }
+    return json.dumps({**texts, **long}, ensure_ascii=False)

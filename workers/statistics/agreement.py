@@ -6,11 +6,6 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-# With fewer answers the interval is wider than a quarter of the scale.
-ENOUGH = 50
-# Below this lower bound the judge is too unreliable to decide anything.
-WEAK = 0.7
-
 
 class Agreement(NamedTuple):
     """The share of `items` answers with the same verdict, and its Wilson 95 % interval."""
@@ -22,8 +17,8 @@ class Agreement(NamedTuple):
 
     @property
     def is_weak(self) -> bool:
-        """Return whether the true agreement may lie below `WEAK`."""
-        return self.low < WEAK
+        """Return whether judge and people may disagree on more than 30 % of the answers."""
+        return self.low < 0.7
 
 
 def agreement(same: int, items: int) -> Agreement | None:

@@ -8,63 +8,45 @@ the fence: a job that is cut off continues with what is pending.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import transaction
 
-from dashboard.models import IllegalMove, Job, JudgeEvaluation, State
+from dashboard.models import IllegalMove, Job, State
+from dashboard.models.evaluations.judge_evaluation import pending_questions, write_verdicts
 from workers.contract.errors import RunError
-from workers.contract.judge import PROMPT, PROMPT_SHA256, Endpoint
+from workers.contract.judge import PROMPT, Endpoint
 from workers.supervision.recorders import finish_job
 from workers.supervision.supervisor import WORKER_SHUTS_DOWN, Fenced
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import AsyncOpenAI
 
 PARALLEL_CALLS = 4
-TICK_SECONDS = 1.0
-REQUEST_SECONDS = 60.0
-RETRIES = 3
+# Less than a lease, which is renewed between two batches.
+BATCH_SECONDS = 75.0
+RETRIES = 5
 REPLY_TOKENS = 100
 MOST_REPLY_BYTES = 64 * 1024
-# After so many replies in a row without a verdict the judge counts as unusable.
-MOST_FAILURES = 16
-# Statuses that say "later"; every status from 500 on does so too.
-BUSY = (408, 409, 425, 429)
 VERDICTS = {'{"verdict":"right"}': True, '{"verdict":"wrong"}': False}
-REFUSALS = {
-    401: "Check `JUDGE_API_KEY`.",
-    403: "Check `JUDGE_API_KEY`.",
-    404: "Check `JUDGE_URL`, which ends before `/chat/completions`, and `JUDGE_MODEL`.",
-}
-NOT_ACCEPTED = (
-    "Check that `JUDGE_URL` does not redirect, and that `JUDGE_MODEL` is a chat model that accepts "
-    "`temperature` and `max_tokens`."
-)
-
-
-class NoVerdict(RunError):
-    """One request brought no verdict; the next one may."""
 
 
 def judge_answers(job: Job, is_draining: Callable[[], bool]) -> None:
     """Run one attempt and write its end. Raises RunError if the judge cannot judge."""
-    judge_evaluation, judge = JudgeEvaluation.objects.get(job=job), settings.JUDGE
-    agreed = (judge_evaluation.host, judge_evaluation.model, judge_evaluation.prompt_sha256)
-    if agreed != (judge.host, judge.model, PROMPT_SHA256):
+    if job.spec["judge"] != str(settings.JUDGE):
         raise RunError(
-            f"The answers were released to {judge_evaluation.model} at {judge_evaluation.host}, which is not "
-            "the configured judge any more. Start the judge evaluation again.",
+            f"The answers were released to {job.spec['judge']}, which is not the configured judge any more. "
+            "Start the judge evaluation again.",
             code="judge_changed",
         )
     try:
         job.move("progress", actor=job.worker, fenced=True)
-        if _ask_all(job, judge_evaluation, judge, is_draining):
+        if _ask_pending(job, is_draining):
             with transaction.atomic():
                 finish_job(job)
         else:
@@ -75,105 +57,92 @@ def judge_answers(job: Job, is_draining: Callable[[], bool]) -> None:
             job.complete_stop(actor=job.worker)
 
 
-def _ask_all(
-    job: Job, judge_evaluation: JudgeEvaluation, judge: Endpoint, is_draining: Callable[[], bool]
-) -> bool:
+def _ask_pending(job: Job, is_draining: Callable[[], bool]) -> bool:
     """Ask about every pending answer; return False if the worker shuts down before that.
 
     Raises Fenced when the job is stopped or taken over, and RunError if the judge is unusable.
     """
-    questions, client, began = judge_evaluation.pending_questions(), connect(judge), time.monotonic()
-    earlier, replies, failures = judge_evaluation.judged, 0, 0
-    pool = ThreadPoolExecutor(PARALLEL_CALLS, thread_name_prefix="judge")
-    try:
-        pending = {pool.submit(ask, client, judge.model, text): items for text, items in questions.items()}
-        while pending and not is_draining():
-            time.sleep(TICK_SECONDS)
-            done = {future: pending.pop(future) for future in list(pending) if future.done()}
-            verdicts = [(future.result(), items) for future, items in done.items() if not future.exception()]
-            replies += len(done)
-            left = (time.monotonic() - began) / replies * len(pending) if replies else None
-            with transaction.atomic():
-                if not job.renew_lease():
-                    raise Fenced
-                judge_evaluation.record(verdicts)
-                # Verdicts are progress, so the attempt does not count as failed.
-                reset = {"failed_attempts": 0} if verdicts else {}
-                counts = {"step": earlier + replies, "total_steps": judge_evaluation.answers}
-                job.update_progress(phase="judging", eta_seconds=left, **counts, **reset)
-            if job.read_stop_request() != "":
-                raise Fenced
-            for error in [future.exception() for future in done]:
-                failures = failures + 1 if error else 0
-                is_hopeless = failures == MOST_FAILURES or not (pending or judge_evaluation.judged)
-                if error and (is_hopeless or not isinstance(error, NoVerdict)):
-                    raise error
-    finally:
-        # Calls in flight end by themselves, at the latest when their time and retries are spent.
-        pool.shutdown(wait=False, cancel_futures=True)
+    questions, began = list(pending_questions(job).items()), time.monotonic()
+    # The first attempt has counted all answers; those that are not pending any more have a verdict.
+    total = max(job.total_steps, len(questions))
+    judged = total - len(questions)
+    for start in range(0, len(questions), PARALLEL_CALLS):
+        if is_draining():
+            return False
+        texts, items = zip(*questions[start : start + PARALLEL_CALLS], strict=True)
+        replies = asyncio.run(ask_all(settings.JUDGE, texts))
+        verdicts = {pk: reply for reply, same in zip(replies, items, strict=True) for pk in same}
+        judged += sum(reply is not None for reply in replies)
+        if not judged:
+            raise RunError(
+                "The judge's replies are not verdicts. Choose another `JUDGE_MODEL`.", code="judge_unreadable"
+            )
+        replied = start + len(texts)
+        left = (time.monotonic() - began) / replied * (len(questions) - replied)
         with transaction.atomic():
-            if job.renew_lease():
-                judge_evaluation.summarize()
-    return not pending
+            if not job.renew_lease():
+                raise Fenced
+            write_verdicts(verdicts)
+            # Verdicts are progress, so the attempt does not count as failed.
+            counts = {"step": judged, "total_steps": total, "failed_attempts": 0}
+            job.update_progress(phase="judging", eta_seconds=left, **counts)
+        if job.read_stop_request() != "":
+            raise Fenced
+    return True
 
 
-def connect(judge: Endpoint) -> OpenAI:
-    """Return a client that retries, follows no redirect, and uses no proxy to reach this machine."""
-    import httpx2
-    import openai
+async def ask_all(judge: Endpoint, materials: Sequence[str]) -> list[bool | None]:
+    """Return for each answer whether the judge calls it right; None where its reply is not a verdict.
 
-    # A redirect would send rows and key to an address that is not configured.
-    http = httpx2.Client(follow_redirects=False, trust_env=not judge.is_local, timeout=REQUEST_SECONDS)
-    # The client insists on a key; servers without keys ignore it.
-    key = judge.key or "EMPTY"
-    return openai.OpenAI(base_url=judge.url, api_key=key, max_retries=RETRIES, http_client=http)
-
-
-def ask(client: OpenAI, model: str, material: str) -> bool:
-    """Return whether the judge calls an answer right.
-
-    Raises NoVerdict if the next request may succeed, and RunError if every request would be refused.
+    Raises RunError if one stays without a reply.
     """
     import httpx2
     import openai
 
-    host, body = client.base_url.netloc.decode(), b""
-    deadline = time.monotonic() + REQUEST_SECONDS * (RETRIES + 1)
-    silent = NoVerdict(
-        f"The judge at {host} does not reply as it should. Verdicts so far are kept. Start the judge "
-        "evaluation again when it does.",
-        code="judge_silent",
+    # A redirect would send rows and key to an address that is not configured. Plain http is for this machine,
+    # which no proxy needs to reach.
+    http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=judge.url.startswith("https:"))
+    # The client insists on a key; servers without keys ignore it.
+    client = openai.AsyncOpenAI(
+        base_url=judge.url,
+        api_key=judge.key or "EMPTY",
+        max_retries=RETRIES,
+        timeout=BATCH_SECONDS,
+        http_client=http,
     )
     try:
-        with client.chat.completions.with_streaming_response.create(
-            model=model,
-            messages=[{"role": "system", "content": PROMPT}, {"role": "user", "content": material}],
-            temperature=0,
-            max_tokens=REPLY_TOKENS,
-        ) as response:
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > MOST_REPLY_BYTES or time.monotonic() > deadline:
-                    raise silent
-    except openai.APIStatusError as error:
-        status = error.status_code
+        async with client, asyncio.timeout(BATCH_SECONDS):
+            return await asyncio.gather(*(_ask(client, judge.model, material) for material in materials))
+    except (openai.APIError, httpx2.HTTPError, TimeoutError) as error:
+        reason = f"status {error.status_code}" if isinstance(error, openai.APIStatusError) else "no reply"
         # The cause is cut off: its text may repeat the key.
-        if status in BUSY or status >= 500:
-            raise silent from None
-        hint = REFUSALS.get(status, NOT_ACCEPTED)
-        message = f"The judge at {host} refused the request (status {status}). {hint}"
-        raise RunError(message, code="judge_refused") from None
-    except (openai.APIConnectionError, httpx2.HTTPError):
-        raise silent from None
+        raise RunError(
+            f"The judge at {judge.host} cannot judge ({reason}). Check `JUDGE_URL`, which ends before "
+            "`/chat/completions`, `JUDGE_MODEL` and `JUDGE_API_KEY`, then start the judge evaluation again. "
+            "Verdicts so far are kept.",
+            code="judge_unavailable",
+        ) from None
+
+
+async def _ask(client: AsyncOpenAI, model: str, material: str) -> bool | None:
+    body = b""
+    async with client.chat.completions.with_streaming_response.create(
+        model=model,
+        messages=[{"role": "system", "content": PROMPT}, {"role": "user", "content": material}],
+        temperature=0,
+        max_tokens=REPLY_TOKENS,
+    ) as response:
+        async for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MOST_REPLY_BYTES:
+                return None
     return read_verdict(body)
 
 
-def read_verdict(body: bytes) -> bool:
+def read_verdict(body: bytes) -> bool | None:
     """Read a chat completion. Only exactly the reply that was asked for counts, bare or in a code fence."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
-        return VERDICTS["".join(text.split()).strip("`").removeprefix("json")]
+        return VERDICTS.get("".join(text.split()).strip("`").removeprefix("json"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise NoVerdict(
-            "The judge's replies are not verdicts. Choose another `JUDGE_MODEL`.", code="judge_unreadable"
-        ) from None
+        return None

@@ -136,9 +136,9 @@ class Evaluation(models.Model):
     metrics = models.JSONField(default=dict)
     # Version, SHA-256 and choices of the general questions, and a mark of 0 or 1 for each; {} if not asked.
     general_questions = models.JSONField(default=dict)
-    # The latest judge evaluation of its answers, if any.
-    judge_evaluation = models.ForeignKey(
-        "dashboard.JudgeEvaluation", models.SET_NULL, null=True, blank=True, related_name="+"
+    # The latest job that asked the judge about its answers, if any.
+    judge_job = models.ForeignKey(
+        Job, models.SET_NULL, null=True, blank=True, related_name="judged_evaluations"
     )
     created_at = models.DateTimeField(auto_now_add=True)
 

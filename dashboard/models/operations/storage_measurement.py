@@ -18,7 +18,6 @@ from django.db import connection, models, transaction
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import Evaluation
-from dashboard.models.evaluations.judge_evaluation import JudgeEvaluation
 from dashboard.models.jobs.job import Job
 from dashboard.models.operations.data_folder import batches, entries, is_plain_folder, job_number, size
 from dashboard.models.operations.storage import StorageUse
@@ -95,12 +94,12 @@ def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
     """Return job -> (title, address) of its run, dataset version or evaluation."""
     numbers = list(jobs)
     versions = VERSIONS.filter(job__in=numbers)
-    judged = JudgeEvaluation.objects.filter(job__in=numbers).select_related("study", "run")
     evaluations = Evaluation.objects.filter(job__in=numbers).select_related("run")
+    judged = Evaluation.objects.filter(judge_job__in=numbers).select_related("run")
     subjects: list[tuple[int | None, Any]] = [
         *((run.job_id, run) for run in TrainingRun.objects.filter(job__in=numbers).order_by("-pk")),
         *((version.job_id, version) for version in versions),
-        *((evaluation.job_id, evaluation.subject) for evaluation in judged),
+        *((evaluation.judge_job_id, evaluation.run) for evaluation in judged),
         *((evaluation.job_id, evaluation.run) for evaluation in evaluations),
     ]
     return {job or 0: (str(subject), subject.get_absolute_url()) for job, subject in subjects}

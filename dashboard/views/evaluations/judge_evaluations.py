@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods
 
 from dashboard.forms.evaluations import JudgeForm
 from dashboard.gate import Request
-from dashboard.models import Role, Study, TrainingRun, Vote
+from dashboard.models import Job, Role, Study, TrainingRun, Vote
 from dashboard.models.catalog.metrics import JUDGE
 from dashboard.models.evaluations.judge_evaluation import (
     MOST_ROWS,
@@ -22,9 +22,6 @@ from dashboard.models.evaluations.judge_evaluation import (
     submit_judge_evaluation,
 )
 from workers.contract.judge import MOST_LETTERS, PROMPT
-from workers.statistics.agreement import ENOUGH
-
-MOST_LISTED = 10
 
 
 @require_http_methods(["GET", "POST"])
@@ -70,19 +67,17 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
     if reason := hidden_reason(scope):
         messages.info(request, reason)
         return redirect(scope)
-    judge, is_post = settings.JUDGE, request.method == "POST"
-    form = JudgeForm(scope, judge, request.POST if is_post else None)
+    judge, evaluations = settings.JUDGE, evaluations_of(scope)
+    form = JudgeForm(evaluations, judge, request.POST or None)
     if judge.url and form.is_valid():
-        rows = form.cleaned_data["rows"]
-        if submit_judge_evaluation(scope, by=request.user, judge=judge, rows=rows):
+        if submit_judge_evaluation(scope, by=request.user, judge=judge, rows=form.cleaned_data["rows"]):
             messages.success(request, _("The answers are in the queue for the judge."))
         else:
             messages.info(request, _("The judge is already working on these answers."))
         return redirect(request.path)
-    evaluations = evaluations_of(scope)
-    sent = scope.judge_evaluations.select_related("job", "by")[:MOST_LISTED]
+    jobs = Job.objects.filter(judged_evaluations__in=evaluations).distinct().select_related("created_by")
     # Equal answers to a row are sent once.
-    pending = pending_items(evaluations, judge.model, MOST_ROWS).values("row", "output").distinct()
+    pending = pending_items(evaluations, str(judge), MOST_ROWS).values("row", "output").distinct()
     context = {
         "scope": scope,
         "judge": judge,
@@ -90,22 +85,16 @@ def judge_page(request: Request, scope: Scope) -> HttpResponse:
         "may_edit": request.user.has_role(Role.EDITOR, scope.project_id),
         "vote_url": scope_url(scope, "vote"),
         "scores_url": scores_url(scope),
-        "is_judged": evaluations.filter(metrics__has_key=JUDGE).exists(),
         "prompt": PROMPT,
         "most_letters": MOST_LETTERS,
-        "judge_evaluations": sent,
-        "is_working": any(not judge_evaluation.is_over for judge_evaluation in sent),
+        "jobs": jobs,
+        "is_working": any(not job.is_over for job in jobs),
         "pending": pending.count(),
         "votes": Vote.objects.on(evaluations).count(),
         "agreement": Vote.objects.agreement(evaluations),
-        "enough": ENOUGH,
     }
-    response = render(
-        request, "evaluations/judge_evaluations/index.html", context, status=422 if is_post else 200
-    )
-    if request.headers.get("HX-Target") == "judge-progress" and not context["is_working"]:
-        response.headers["HX-Refresh"] = "true"
-    return response
+    status = 422 if form.errors else 200
+    return render(request, "evaluations/judge_evaluations/index.html", context, status=status)
 
 
 def scope_url(scope: Scope, page: str) -> str:

@@ -14,7 +14,6 @@ from dashboard.gate import Request
 from dashboard.models import EvaluationItem, Vote
 from dashboard.models.evaluations.judge_evaluation import Scope, evaluations_of
 from dashboard.views.evaluations.judge_evaluations import fetch_run, fetch_study, hidden_reason, scope_url
-from workers.statistics.agreement import ENOUGH
 
 
 @never_cache
@@ -52,6 +51,5 @@ def vote_page(request: Request, scope: Scope) -> HttpResponse:
         "judge_url": scope_url(scope, "judge"),
         "item": Vote.objects.next_item(request.user, evaluations),
         "own_votes": Vote.objects.on(evaluations).filter(voter=request.user).count(),
-        "enough": ENOUGH,
     }
     return render(request, "evaluations/votes/create.html", context)

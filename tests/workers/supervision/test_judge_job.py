@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from dashboard.models import (
     EvaluationItem,
     Job,
     JobEvent,
-    JudgeEvaluation,
     State,
     TrainingRun,
     User,
@@ -40,14 +38,13 @@ WorkOff = Callable[[str], Job]
 def listening(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     """The judge of this installation: one request at a time, without retries."""
     monkeypatch.setattr(module, "RETRIES", 0)
-    monkeypatch.setattr(module, "TICK_SECONDS", 0.01)
     monkeypatch.setattr(module, "PARALLEL_CALLS", 1)
     with judge() as served:
         settings.JUDGE = Endpoint(served.url, "gpt-test", KEY)
         yield served
 
 
-def submit(run: TrainingRun, by: User) -> JudgeEvaluation:
+def submit(run: TrainingRun, by: User) -> Job:
     submitted = submit_judge_evaluation(run, by=by, judge=configured.JUDGE, rows=200)
     assert submitted
     return submitted
@@ -58,11 +55,6 @@ def verdicts(run: TrainingRun) -> list[float | None]:
     return [item.scores.get("judge") for item in items]
 
 
-def slowly(material: dict[str, str]) -> Answer:
-    time.sleep(0.05)
-    return exact(material)
-
-
 def unreadable_for_row_3(material: dict[str, str]) -> Answer:
     return completion("Hm.") if material["question"] == "question 3" else exact(material)
 
@@ -70,13 +62,12 @@ def unreadable_for_row_3(material: dict[str, str]) -> Answer:
 def test_every_answer_gets_a_verdict(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
-    judge_evaluation = submit(scored, ed)
+    submit(scored, ed)
     job = work_off("cpu")
     assert (job.state, job.kind, job.queue) == (State.SUCCEEDED, "judge", "cpu"), job.error
     assert verdicts(scored) == [0.0] * 6 + [1.0] * 4 + [0.0] * 2
-    judge_evaluation.refresh_from_db()
     # Base model and adapter give the same wrong answer to two rows: it is sent once.
-    assert (judge_evaluation.answers, judge_evaluation.judged, len(listening.requests)) == (10, 10, 10)
+    assert len(listening.requests) == 10
     base, adapter = evaluations_of(scored).order_by("pk")
     assert (base.metrics["judge"], base.metrics["judge_rows"]) == (0.0, 6)
     assert adapter.metrics["judge"] == pytest.approx(4 / 6)
@@ -87,10 +78,9 @@ def test_only_pending_answers_are_sent_again(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
     listening.answer = unreadable_for_row_3
-    first = submit(scored, ed)
-    assert work_off("cpu").state == State.SUCCEEDED
-    first.refresh_from_db()
-    assert (first.answers, first.judged) == (10, 8)
+    submit(scored, ed)
+    job = work_off("cpu")
+    assert (job.state, job.step, job.total_steps) == (State.SUCCEEDED, 8, 10)
     assert evaluations_of(scored).latest("pk").metrics["judge_rows"] == 5
     listening.answer = exact
     submit(scored, ed)
@@ -116,9 +106,8 @@ def test_another_model_replaces_all_verdicts(
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        ((401, b"Incorrect API key provided: " + KEY.encode(), {}), "judge_refused"),
         ((200, b"not JSON", {}), "judge_unreadable"),
-        ((500, b"Traceback (most recent call last)", {}), "judge_silent"),
+        ((500, b"Traceback (most recent call last)", {}), "judge_unavailable"),
     ],
 )
 def test_unusable_judge_fails_the_job(
@@ -129,21 +118,7 @@ def test_unusable_judge_fails_the_job(
     job = work_off("cpu")
     assert (job.state, job.error_code) == (State.FAILED, code)
     assert set(verdicts(scored)) == {None}
-
-
-def test_a_silent_judge_is_not_asked_everything(
-    listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_FAILURES", 2)
-
-    def late_silence(material: dict[str, str]) -> Answer:
-        time.sleep(0.05)
-        return exact(material) if len(listening.requests) < 3 else (500, b"", {})
-
-    listening.answer = late_silence
-    submit(scored, ed)
-    assert work_off("cpu").error_code == "judge_silent"
-    assert len(listening.requests) < 10
+    assert len(listening.requests) == 1
 
 
 def test_verdicts_before_a_failure_are_kept(
@@ -151,7 +126,7 @@ def test_verdicts_before_a_failure_are_kept(
 ) -> None:
     listening.answer = lambda material: exact(material) if len(listening.requests) <= 3 else (401, b"", {})
     submit(scored, ed)
-    assert work_off("cpu").error_code == "judge_refused"
+    assert work_off("cpu").error_code == "judge_unavailable"
     assert sum(verdict is not None for verdict in verdicts(scored)) >= 3
     assert "judge" in evaluations_of(scored).order_by("pk")[0].metrics
 
@@ -169,8 +144,7 @@ def test_only_the_confirmed_judge_gets_requests(
 
 
 def test_a_stop_keeps_the_verdicts_so_far(listening: Judge, scored: TrainingRun, ed: User) -> None:
-    listening.answer = slowly
-    judge_evaluation = submit(scored, ed)
+    submit(scored, ed)
     job = claim("cpu")
 
     def cancel_soon() -> bool:
@@ -180,16 +154,14 @@ def test_a_stop_keeps_the_verdicts_so_far(listening: Judge, scored: TrainingRun,
 
     attempt(job, cancel_soon)
     job.refresh_from_db()
-    judge_evaluation.refresh_from_db()
     assert job.state == State.CANCELLED
-    assert judge_evaluation.judged > 0
+    assert 0 < job.step < 10
 
 
 def test_a_drained_job_continues_with_what_is_pending(
     listening: Judge, scored: TrainingRun, ed: User, work_off: WorkOff
 ) -> None:
-    listening.answer = slowly
-    judge_evaluation = submit(scored, ed)
+    submit(scored, ed)
     job = claim("cpu")
     attempt(job, lambda: len(listening.requests) > 2)
     job.refresh_from_db()
@@ -198,8 +170,7 @@ def test_a_drained_job_continues_with_what_is_pending(
     job.requeue_or_fail()
     job = work_off("cpu")
     assert (job.state, job.step, job.total_steps) == (State.SUCCEEDED, 10, 10)
-    judge_evaluation.refresh_from_db()
-    assert (judge_evaluation.answers, judge_evaluation.judged) == (10, 10)
+    assert len(listening.requests) == 10
     assert None not in verdicts(scored)
 
 
@@ -229,7 +200,6 @@ def test_api_key_is_only_in_the_header(
     job = work_off("cpu")
     assert listening.keys[0] == f"Bearer {KEY}"
     stored = [json.dumps(job.spec), job.error_message, *JobEvent.objects.values_list("text", flat=True)]
-    stored += [str(row) for row in JudgeEvaluation.objects.values_list()]
     assert not any(KEY in text for text in stored)
     out, err = capfd.readouterr()
     assert KEY not in caplog.text + out + err

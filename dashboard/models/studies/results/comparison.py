@@ -17,7 +17,7 @@ from django.core.cache import cache
 
 from dashboard.models.catalog.metrics import COMPARABLE, JUDGE, is_lower_better, metric_label
 from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
-from dashboard.models.evaluations.judge_evaluation import JudgeEvaluation
+from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.studies.results.result import ArmScores, StudyResult, common_rows, compute_result
 from dashboard.models.training.training_run import TrainingRun
@@ -142,10 +142,10 @@ class UnsavedStudy:
             self.metric,
             self.reference,
             [
-                [arm.name, sorted((seed, *self._scores_key(one)) for seed, one in arm.evaluations().items())]
+                [arm.name, sorted((seed, *scores_key(one)) for seed, one in arm.evaluations().items())]
                 for arm in self.scored
             ],
-            sorted((name, *self._scores_key(one)) for name, one in self.base_evaluations.items()),
+            sorted((name, *scores_key(one)) for name, one in self.base_evaluations.items()),
         ]
         key = "comparison-" + hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         stored = cache.get(key)
@@ -153,13 +153,6 @@ class UnsavedStudy:
             stored = self._compute().to_dict()
             cache.set(key, stored, CACHE_SECONDS)
         return StudyResult.from_dict(stored)
-
-    def _scores_key(self, evaluation: Evaluation) -> tuple[Any, ...]:
-        """Name the scores: an ended evaluation keeps its own, but the judge's may come later."""
-        if self.metric != JUDGE:
-            return (evaluation.pk,)
-        judged = (evaluation.metrics.get(name) for name in (JUDGE, "judge_rows"))
-        return (evaluation.pk, evaluation.judge_evaluation_id, *judged)
 
     def _compute(self) -> StudyResult:
         arms, bases = self.scores()
@@ -177,14 +170,14 @@ class UnsavedStudy:
         )
 
     @cached_property
-    def judges(self) -> set[tuple[str, str]]:
-        """Return model and prompt of the judges whose verdicts are compared; none for other metrics."""
+    def judges(self) -> set[str]:
+        """Return the judges whose verdicts are compared; none for other metrics."""
         if self.metric != JUDGE:
             return set()
         evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
-        judgings = [one.judge_evaluation_id for one in [*evaluations, *self.base_evaluations.values()]]
-        found = JudgeEvaluation.objects.filter(pk__in=[pk for pk in judgings if pk])
-        return set(found.values_list("model", "prompt_sha256"))
+        judged = {one.pk for one in [*evaluations, *self.base_evaluations.values()]}
+        jobs = Job.objects.filter(judged_evaluations__in=judged)
+        return set(jobs.values_list("spec__judge", flat=True))
 
     def scores(self) -> tuple[list[ArmScores], dict[str, dict[int, float]]]:
         """Return the metric's value of every row, of each arm and of each base model, with one query."""
@@ -211,6 +204,11 @@ class UnsavedStudy:
         evaluations = [one for arm in self.scored for one in arm.evaluations().values()]
         newest = max(evaluations, key=lambda one: one.pk, default=None)
         return EvaluationItem.objects.groups_of(newest)
+
+
+def scores_key(evaluation: Evaluation) -> tuple[Any, ...]:
+    """Name the scores: an ended evaluation keeps its own, but a judge may add verdicts later."""
+    return evaluation.pk, evaluation.judge_job_id, evaluation.metrics
 
 
 def scored_rows_of(arm: ChosenArm) -> tuple[int, str] | None:
