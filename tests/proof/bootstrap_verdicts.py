@@ -79,7 +79,7 @@ def _draws(units: int, seeds: int) -> tuple[Scores, Scores]:
     return drawn, random.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
 
 
-def judge(scores: Scores, margins: tuple[float, ...]) -> dict[float, list[str]]:
+def decide(scores: Scores, margins: tuple[float, ...]) -> dict[float, list[str]]:
     """Return the outcomes of all arms but the first, for each margin: looked at until decided."""
     outcomes = {margin: [NOT_ENOUGH_EVIDENCE] * (len(scores) - 1) for margin in margins}
     for size in look_sizes(scores.shape[1]):

@@ -18,7 +18,14 @@ from tests.proof import bootstrap_verdicts
 from tests.workers.statistics.scores import model_of, samples_of, simulate_scores
 from workers.statistics.power import Design, chance_to_decide
 from workers.statistics.variance import Scores
-from workers.statistics.verdicts import BETTER, DECIDED, NOT_ENOUGH_EVIDENCE, NOT_INFERIOR, compare, judge
+from workers.statistics.verdicts import (
+    BETTER,
+    DECIDED,
+    NOT_ENOUGH_EVIDENCE,
+    NOT_INFERIOR,
+    compare,
+    compare_arms,
+)
 
 ARMS = 6
 MARGINS = (0.05, 0.03, 0.02)
@@ -73,7 +80,7 @@ class Method:
     """A method of verdicts: the last look's intervals at 95 %, and the outcomes after all looks by margin."""
 
     intervals: Callable[[Scores], list[Interval]]
-    judge: Callable[[Scores, tuple[float, ...]], dict[float, list[str]]]
+    decide: Callable[[Scores, tuple[float, ...]], dict[float, list[str]]]
 
 
 def _pooled_intervals(scores: Scores) -> list[Interval]:
@@ -82,17 +89,17 @@ def _pooled_intervals(scores: Scores) -> list[Interval]:
     return [(one.low, one.high) for one in found if one]
 
 
-def _pooled_judge(scores: Scores, margins: tuple[float, ...]) -> dict[float, list[str]]:
+def _pooled_outcomes(scores: Scores, margins: tuple[float, ...]) -> dict[float, list[str]]:
     return {
-        margin: [verdict.outcome for verdict in judge(samples_of(scores), 0, margin).values()]
+        margin: [verdict.outcome for verdict in compare_arms(samples_of(scores), 0, margin).values()]
         for margin in margins
     }
 
 
-POOLED = Method(_pooled_intervals, _pooled_judge)
+POOLED = Method(_pooled_intervals, _pooled_outcomes)
 BOOTSTRAP = Method(
     lambda scores: [bootstrap_verdicts.compare(arm, scores[0]).interval() for arm in scores[1:]],
-    bootstrap_verdicts.judge,
+    bootstrap_verdicts.decide,
 )
 
 
@@ -125,11 +132,11 @@ def measure(cell: Cell, method: Method, studies: int, seed: int = 1) -> Result:
         intervals = method.intervals(equal)
         covered.append(float(np.mean([low <= 0 <= high for low, high in intervals])))
         widths += [(high - low) / 2 for low, high in intervals]
-        outcomes = method.judge(equal, MARGINS)
+        outcomes = method.decide(equal, MARGINS)
         better.append(float(BETTER in outcomes[edge]))
         for margin, found in outcomes.items():
             decided[margin].append(float(np.mean([outcome in DECIDED for outcome in found])))
-        at_edge = method.judge(cell.simulate(random, -edge), (edge,))[edge]
+        at_edge = method.decide(cell.simulate(random, -edge), (edge,))[edge]
         good.append(float(bool({BETTER, NOT_INFERIOR}.intersection(at_edge))))
     return Result(
         coverage=Share(tuple(covered)),
@@ -204,7 +211,7 @@ def measure_promise(cell: Cell, studies: int) -> Promise:
         scores = simulate_scores(
             random, seeds=cell.seeds, items=cell.items, spread=cell.spread, shifts=shifts
         )
-        outcomes = _pooled_judge(scores, MARGINS)
+        outcomes = _pooled_outcomes(scores, MARGINS)
         ahead.append(float(outcomes[MARGINS[0]][0] == BETTER))
         for margin, (_ahead, *equal) in outcomes.items():
             good[margin].append(float(np.mean([one in {BETTER, NOT_INFERIOR} for one in equal])))
@@ -225,9 +232,9 @@ def measure_predictions(studies: int, margin: float = 0.03) -> list[tuple[float,
         shifts = (0.0, *random.choice([0.0, 0.0, 0.02, -0.03, 0.04, -0.06], size=ARMS - 1))
         items, spread = int(random.choice([200, 1000, 2000])), float(random.choice([0.015, 0.03]))
         scores = simulate_scores(random, seeds=15, items=items, spread=spread, shifts=shifts)
-        first = judge(samples_of(scores[:, :3]), 0, margin)
+        first = compare_arms(samples_of(scores[:, :3]), 0, margin)
         for seeds in (5, 9, 15):
-            later = judge(samples_of(scores[:, :seeds]), 0, margin)
+            later = compare_arms(samples_of(scores[:, :seeds]), 0, margin)
             for arm, verdict in first.items():
                 if verdict.outcome == NOT_ENOUGH_EVIDENCE:
                     chance = chance_to_decide(verdict.difference, margin, seeds - 3)

@@ -187,7 +187,7 @@ def certain_pairs(model: ScoreModel, alpha: float) -> list[tuple[int, int]]:
     ]
 
 
-def judge(
+def compare_arms(
     samples: Mapping[int, Sample],
     reference: int,
     margin: float | None,
@@ -198,7 +198,7 @@ def judge(
     """Return the verdict of every arm (position -> scores) that shares a seed with the reference.
 
     `margin`: what still counts as good, fixed before the start. None: chosen runs, looked at once; no arm is
-    called as good. With a margin the study is judged look after look: first with the reference's first 3
+    called as good. With a margin the study is decided look after look: first with the reference's first 3
     seeds, then with 5, 7 and so on, at last with all. A decision stands, whatever later seeds show, because
     looking again until an arm passes would pass too many; but an arm that is as good may still turn out to be
     better.

@@ -24,10 +24,10 @@ from workers.statistics.verdicts import (
     beats_chance,
     certain_pairs,
     compare,
+    compare_arms,
     estimate,
     estimate_items,
     holm,
-    judge,
     kept_gain,
 )
 
@@ -51,7 +51,7 @@ def difference_of(
 
 def judge_means(means: list[list[float]], margin: float | None = 0.05) -> dict[int, Verdict]:
     """Judge arms whose items all score the mean of their seed, against the first."""
-    return judge(constant_scores(means), 0, margin, is_share=False)
+    return compare_arms(constant_scores(means), 0, margin, is_share=False)
 
 
 def outcomes(verdicts: dict[int, Verdict]) -> dict[int, str]:
@@ -217,7 +217,7 @@ def test_both_families_count_every_arm() -> None:
     scores = simulate_scores(
         np.random.default_rng(11), seeds=3, items=400, spread=0.01, shifts=(0, 0.05, 0.02, -0.02, 0, -0.06)
     )
-    model, verdicts = model_of(scores), judge(samples_of(scores), 0, 0.05)
+    model, verdicts = model_of(scores), compare_arms(samples_of(scores), 0, 0.05)
     differences = [compare(model, arm, 0) for arm in range(1, 6)]
     by_equality = holm([one.p for one in differences if one])
     by_margin = holm([one.p_above(-0.05) for one in differences if one])
@@ -232,7 +232,7 @@ def test_what_passes_alone_needs_more_among_others() -> None:
     for _study in range(40):
         shifts = (0, 0.035, 0.035, -0.01, -0.01, -0.01)
         scores = simulate_scores(random, seeds=3, items=400, spread=0.01, shifts=shifts)
-        for verdict in judge(samples_of(scores), 0, 0.05).values():
+        for verdict in compare_arms(samples_of(scores), 0, 0.05).values():
             found = verdict.difference
             if found.low > 0 and verdict.p_adjusted >= found.alpha:
                 not_better += 1
@@ -299,23 +299,25 @@ def test_as_good_needs_the_whole_interval_above_the_margin(p: float, outcome: st
 
 def test_all_right_and_all_wrong_are_as_good_as_their_like() -> None:
     for value in (0.0, 1.0):
-        assert outcomes(judge(samples_of(np.full((3, 3, 200), value)), 0, 0.02)) == {
+        assert outcomes(compare_arms(samples_of(np.full((3, 3, 200), value)), 0, 0.02)) == {
             1: NOT_INFERIOR,
             2: NOT_INFERIOR,
         }
         # Thirty items, all right: of the next thirty, one or two may be wrong.
-        assert outcomes(judge(samples_of(np.full((3, 3, 30), value)), 0, 0.02))[1] == NOT_ENOUGH_EVIDENCE
+        assert (
+            outcomes(compare_arms(samples_of(np.full((3, 3, 30), value)), 0, 0.02))[1] == NOT_ENOUGH_EVIDENCE
+        )
 
 
 def test_too_few_seeds_groups_or_items_give_no_verdict() -> None:
     scores = np.stack([np.zeros((3, 40)), np.ones((3, 40)), np.zeros((3, 40))])
-    assert outcomes(judge(samples_of(scores), 0, 0.02))[1] == BETTER
-    assert outcomes(judge(samples_of(scores[:, :2]), 0, 0.02))[1] == INDICATIVE_ONLY
-    assert outcomes(judge(samples_of(scores[:, :, :19]), 0, 0.02))[1] == INDICATIVE_ONLY
-    assert outcomes(judge(samples_of(scores[:, :, :1]), 0, 0.02))[1] == INDICATIVE_ONLY
+    assert outcomes(compare_arms(samples_of(scores), 0, 0.02))[1] == BETTER
+    assert outcomes(compare_arms(samples_of(scores[:, :2]), 0, 0.02))[1] == INDICATIVE_ONLY
+    assert outcomes(compare_arms(samples_of(scores[:, :, :19]), 0, 0.02))[1] == INDICATIVE_ONLY
+    assert outcomes(compare_arms(samples_of(scores[:, :, :1]), 0, 0.02))[1] == INDICATIVE_ONLY
     for groups in (1, 4):
         clusters = (np.arange(40) % groups).tolist()
-        assert outcomes(judge(samples_of(scores), 0, 0.02, clusters))[1] == INDICATIVE_ONLY
+        assert outcomes(compare_arms(samples_of(scores), 0, 0.02, clusters))[1] == INDICATIVE_ONLY
 
 
 def test_arm_of_one_seed_gets_no_verdict_and_leaves_those_of_the_others() -> None:
@@ -325,7 +327,7 @@ def test_arm_of_one_seed_gets_no_verdict_and_leaves_those_of_the_others() -> Non
     samples = samples_of(scores)
     samples[2] = samples[2].of_seeds([1])
     samples[3] = Sample((7, 8, 9), samples[3].scores)
-    found = outcomes(judge(samples, 0, 0.05))
+    found = outcomes(compare_arms(samples, 0, 0.05))
     assert found == {1: INFERIOR, 2: INDICATIVE_ONLY}, "the last arm shares no seed with the reference"
 
 

@@ -1,4 +1,4 @@
-"""Verdicts of a study that is looked at several times: what stands, and what is judged again."""
+"""Verdicts of a study that is looked at several times: what stands, and what is decided again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from workers.statistics.verdicts import (
     NOT_ENOUGH_EVIDENCE,
     NOT_INFERIOR,
     compare,
+    compare_arms,
     holm,
-    judge,
 )
 
 
@@ -74,7 +74,7 @@ def test_decided_arms_stay_in_both_families() -> None:
 def test_open_arm_is_judged_again_at_the_level_of_each_look() -> None:
     random = np.random.default_rng(14)
     scores = simulate_scores(random, seeds=7, items=200, spread=0.03)
-    found = judge(samples_of(scores), 0, 0.001)
+    found = compare_arms(samples_of(scores), 0, 0.001)
     assert set(outcomes(found).values()) == {NOT_ENOUGH_EVIDENCE}
     for arm, verdict in found.items():
         last = compare(model_of(scores), arm, 0)
@@ -87,7 +87,7 @@ def test_open_arm_is_judged_again_at_the_level_of_each_look() -> None:
 def test_arm_without_further_seeds_is_not_looked_at_again() -> None:
     samples = samples_of(simulate_scores(np.random.default_rng(15), seeds=5, items=100, spread=0.03))
     samples[1] = samples[1].of_seeds([0, 1, 2])
-    found = judge(samples, 0, 0.001)
+    found = compare_arms(samples, 0, 0.001)
     assert [found[arm].difference.look for arm in (1, 2)] == [1, 2]
 
 
@@ -97,7 +97,7 @@ def test_chosen_runs_are_looked_at_once() -> None:
     found = judge_means(means, margin=None)[1]
     assert (found.outcome, found.difference.seeds) == (NOT_ENOUGH_EVIDENCE, (0, 1, 2, 3, 4))
     scores = simulate_scores(np.random.default_rng(16), seeds=5, items=100, spread=0.03)
-    found = judge(samples_of(scores), 0, None)
+    found = compare_arms(samples_of(scores), 0, None)
     assert {(one.difference.variances, one.difference.alpha) for one in found.values()} == {((), 0.05)}
 
 

@@ -255,12 +255,12 @@ def _comparisons(
     sign = 1.0 if is_share else -1.0
     pairs = {arm.position: _paired_by_seed(arm.by_seed, other.by_seed, margin is not None) for arm in arms}
     samples = {position: _sample(by_seed, rows, sign) for position, (by_seed, _) in pairs.items()}
-    judged = verdicts.judge(samples, reference, margin, clusters, is_share=is_share)
+    decided = verdicts.compare_arms(samples, reference, margin, clusters, is_share=is_share)
     model = ScoreModel(samples, clusters, is_share=is_share)
     base_scores = sign * matrix([base], rows)[0] if base else None
     compared = []
     for arm in arms:
-        if not (verdict := judged.get(arm.position)):
+        if not (verdict := decided.get(arm.position)):
             continue
         found, seeds = verdict.difference, verdict.difference.seeds
         compared.append(
