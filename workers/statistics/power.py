@@ -130,7 +130,8 @@ def chance_to_decide(difference: Difference, margin: float | None, further_seeds
     seeds = len(difference.seeds)
     later = seeds + further_seeds
     now = difference.contrast
-    of_seeds = now.seed_variance + now.flip_variance
+    # Flips that cancel out over few seeds are estimated as more than all that items add.
+    of_seeds = now.seed_variance + min(now.flip_variance, now.item_variance)
     variance = now.variance - of_seeds * further_seeds / later
     scatter = math.sqrt(of_seeds * further_seeds / later)
     if scatter == 0.0 or later < MIN_SEEDS:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from tests.workers.statistics.scores import model_of
 from workers.statistics.looks import level_at
 from workers.statistics.power import Design, chance_to_decide, seeds_to_decide
 from workers.statistics.variance import Contrast
-from workers.statistics.verdicts import Difference
+from workers.statistics.verdicts import Difference, compare
 
 # Six arms, five seeds, a thousand rows.
 DESIGN = Design(arms=6, seeds=5, items=1000, groups=1000, item_variance=0.15, seed_spread=0.015)
@@ -108,7 +109,7 @@ def test_study_without_any_spread_shows_any_difference() -> None:
 @pytest.mark.parametrize("mean", [0.02, -0.01, -0.07])
 def test_chance_to_decide_is_that_of_drawn_later_estimates(mean: float, margin: float | None) -> None:
     """Three seeds become seven: items stay, of the seeds' part 3/7 is left."""
-    of_items, of_seeds = 1e-4, 3e-4
+    of_items, of_seeds = 2e-4, 3e-4
     difference = difference_of(mean, of_items=of_items, of_seeds=of_seeds / 2, of_flips=of_seeds / 2)
     # The flips are a part of the items' variance.
     now = of_items + of_seeds / 2
@@ -143,3 +144,14 @@ def test_fewest_seeds_that_decide() -> None:
 
 def test_arm_that_hangs_on_its_rows_asks_for_no_seeds() -> None:
     assert seeds_to_decide(difference_of(-0.01, of_items=4e-4, of_seeds=1e-5), 0.03) is None
+
+
+def test_items_that_flip_against_each_other_leave_a_variance() -> None:
+    """Two seeds, of which each gets right what the other gets wrong: their mean is the same on all items."""
+    halves = np.array([1.0, 0.0] * 50)
+    scores = np.array([[halves, 1 - halves], [np.full(100, 0.5)] * 2])
+    difference = compare(model_of(scores), 0, 1)
+    assert difference
+    assert difference.contrast.flip_variance > difference.contrast.item_variance
+    difference = replace(difference, variances=(difference.contrast.variance,))
+    assert 0 < chance_to_decide(difference, 0.01, 1) < 1
