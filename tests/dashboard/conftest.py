@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -117,9 +118,16 @@ def adapter(run: TrainingRun) -> Adapter:
     return publish(run)
 
 
+@contextlib.contextmanager
+def rolled_back(blocker: DjangoDbBlocker) -> Iterator[None]:
+    """Let several tests share what is created in the block; it is gone afterwards."""
+    with blocker.unblock(), transaction.atomic():
+        yield
+        transaction.set_rollback(True)
+
+
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[World]:
-    """Create one object of each kind in a transaction that is rolled back after the module."""
-    with django_db_blocker.unblock(), transaction.atomic():
+    """Create one object of each kind for the tests of a module."""
+    with rolled_back(django_db_blocker):
         yield create_world()
-        transaction.set_rollback(True)

@@ -37,10 +37,8 @@ from tests.conftest import finish, make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies.comparisons import score
 from tests.dashboard.studies.factories import make_study
-from tests.dashboard.studies.results.test_study_result import study
 from workers.contract.judge import Endpoint
 
-__all__ = ["study"]
 KEY = "sk-canary-5772156649"
 CONSENT = {"rows": 50, "agreed": "on"}
 

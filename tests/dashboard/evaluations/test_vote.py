@@ -15,9 +15,8 @@ from tests.conftest import make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.evaluations.test_judge_evaluation import judge, judge_all, scored
 from tests.dashboard.studies.comparisons import score
-from tests.dashboard.studies.results.test_study_result import study
 
-__all__ = ["judge", "scored", "study"]
+__all__ = ["judge", "scored"]
 
 
 def address(scope: Study | TrainingRun) -> str:

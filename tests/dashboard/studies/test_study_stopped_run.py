@@ -6,8 +6,7 @@ import pytest
 
 from dashboard.models import BaseModel, Dataset, Job, Project, Study, TrainingRun, User
 from dashboard.models.studies.limits import cut_short, unmeasured
-from tests.dashboard.studies.factories import conclude, end_training, make_study
-from tests.dashboard.studies.results.test_study_result import TABLE
+from tests.dashboard.studies.factories import TABLE, conclude, end_training, make_study
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ from django.urls import reverse
 
 from dashboard.models import Adapter, BaseModel, Dataset, Decision, Project, Study, User
 from tests.dashboard.studies.factories import make_study
-from tests.dashboard.studies.results.test_study_result import study
 
-__all__ = ["study"]
 REASON = "it is as good and a third of the size"
 
 

@@ -8,10 +8,7 @@ from django.urls import reverse
 from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleConfig, User
 from dashboard.models.studies.results.evidence import evidence_of, outcomes_by_config, preference
 from tests.conftest import make_base_model
-from tests.dashboard.studies.factories import Table, conclude, make_study
-from tests.dashboard.studies.results.test_study_result import ROWS, SEEDS, study
-
-__all__ = ["study"]
+from tests.dashboard.studies.factories import ROWS, SEEDS, Table, conclude, make_study
 
 
 def test_outcomes_are_listed_by_config(study: Study) -> None:
@@ -96,7 +93,10 @@ def test_reference_better_than_all_arms_counts_as_decided(study: Study) -> None:
     assert found.sentence.startswith("1 of 1 study of this project")
 
 
-def test_undecided_study_keeps_the_default(project: Project, dataset: Dataset, base_model: BaseModel) -> None:
+def test_undecided_study_keeps_the_default(
+    project: Project, dataset: Dataset, base_model: BaseModel, study: Study
+) -> None:
+    Study.objects.filter(pk=study.pk).delete()
     few = {"base": {0: [0, 1]}, "efficient": {1: [1, 1]}, "quality": {1: [0, 1]}}
     conclude(make_study(project, dataset, base_model, seeds=[1]), few)
     assert preference(project, base_model.pk) is None

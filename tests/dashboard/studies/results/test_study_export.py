@@ -9,10 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, Study, User
-from tests.dashboard.studies.factories import make_study, score_first_seed
-from tests.dashboard.studies.results.test_study_result import TABLE, study
-
-__all__ = ["study"]
+from tests.dashboard.studies.factories import TABLE, make_study, score_first_seed
 
 
 def rows_of(client: Client, route: str, study: Study) -> list[dict[str, str]]:

@@ -14,21 +14,10 @@ from dashboard.charts import forgetting_charts
 from dashboard.models import BaseModel, Dataset, Evaluation, Project, Study, TrainingRun, User
 from dashboard.models.evaluations import forgetting
 from tests.dashboard.conftest import api_client
-from tests.dashboard.studies.factories import conclude, make_study, score_first_seed
+from tests.dashboard.studies.factories import TABLE, make_study, score_first_seed
 
 QUESTIONS = {"version": 1, "sha256": "ab" * 32, "choices": 4}
 BASE_MARKS = [1] * 45 + [0] * 27
-TABLE = {
-    "base": {0: [0.0] * 12},
-    "efficient": {seed: [1.0] * 8 + [0.0] * 4 for seed in (1, 2, 3)},
-    "quality": {seed: [1.0] * 9 + [0.0] * 3 for seed in (1, 2, 3)},
-}
-
-
-@pytest.fixture
-def study(project: Project, dataset: Dataset, base_model: BaseModel) -> Study:
-    """A finished study whose evaluations had no general questions."""
-    return conclude(make_study(project, dataset, base_model), TABLE)
 
 
 def measure(study: Study, base_marks: list[int] = BASE_MARKS) -> Study:
@@ -119,7 +108,7 @@ def test_every_seed_is_compared_with_the_base_model(study: Study) -> None:
     assert late
     assert forgetting.run_forgetting(late).base_loss == pytest.approx(3.0)
     assert forgetting.run_forgetting(late).rise == pytest.approx(0.13)
-    assert forgetting.scores_with_base(late)["base"]["exact_match"] == 0.0
+    assert forgetting.scores_with_base(late)["base"]["exact_match"] == pytest.approx(5 / 60)
 
 
 def export(project: Project, user: User, study: Study) -> Any:
@@ -131,7 +120,7 @@ def test_a_change_can_be_recomputed_from_the_export(project: Project, vera: User
     measure(study)
     exported = export(project, vera, study)
     marks = {(one["arm"], one["seed"]): one["marks"] for one in exported["general_questions"]}
-    assert len(marks) == 1 + 2 * 3
+    assert len(marks) == 1 + 3 * 3
     again = np.mean([np.subtract(marks["efficient", seed], marks["base", None]) for seed in (1, 2, 3)])
     arms = {arm["name"]: arm["forgetting"] for arm in exported["study"]["arms"]}
     assert arms["efficient"]["general_accuracy_change"]["mean"] == pytest.approx(again)

@@ -11,9 +11,6 @@ from django.urls import reverse
 
 from dashboard.models import EvaluationItem, Study, User
 from dashboard.models.evaluations.answers import answer_pairs, count_confusions, study_side
-from tests.dashboard.studies.results.test_study_result import study
-
-__all__ = ["study"]
 
 
 def page_of(client: Client, study: Study, query: str = "") -> str:

@@ -12,9 +12,6 @@ from django.urls import reverse
 from dashboard.models import Evaluation, Study, User
 from dashboard.models.studies.results.result import costs_of
 from dashboard.templatetags.graftworks import milliseconds
-from tests.dashboard.studies.results.test_study_result import study
-
-__all__ = ["study"]
 
 
 def test_time_per_token_is_the_mean_over_seeds(study: Study) -> None:

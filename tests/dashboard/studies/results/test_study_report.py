@@ -9,9 +9,6 @@ from django.urls import reverse
 
 from dashboard.models import Adapter, BaseModel, Dataset, Project, Study, User
 from tests.dashboard.studies.factories import make_study
-from tests.dashboard.studies.results.test_study_result import study
-
-__all__ = ["study"]
 
 
 def page_of(client: Client, person: User, study: Study) -> str:

@@ -21,27 +21,7 @@ from dashboard.models.studies.results.result import result_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_sentence
 from dashboard.presenters.study_page import deltas
 from dashboard.views.studies.study_results import result_context
-from tests.dashboard.studies.factories import Table, conclude, make_study
-
-SEEDS = (1, 2, 3)
-ROWS = 60
-# Quality answers 40 of 60 rows, efficient the same and mlp only 10 of them.
-TABLE: Table = {
-    "base": {0: [1] * 5 + [0] * 55},
-    "efficient": {seed: [1] * 40 + [0] * 20 for seed in SEEDS},
-    "mlp": {seed: [1] * 10 + [0] * 50 for seed in SEEDS},
-    "quality": {seed: [1] * 40 + [0] * 20 for seed in SEEDS},
-}
-
-
-@pytest.fixture
-def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
-    """Finished: three arms, three seeds; efficient as good as quality, mlp worse."""
-    queued = make_study(
-        project, dataset, base_model, by=ed, slugs=("efficient", "mlp", "quality"), margin=0.06
-    )
-    conclude(queued, TABLE)
-    return Study.objects.with_facts().get(pk=queued.pk)
+from tests.dashboard.studies.factories import ROWS, SEEDS, TABLE, Table, conclude, make_study
 
 
 def test_page_shows_verdict_figures_and_outcomes(client: Client, vera: User, study: Study) -> None:

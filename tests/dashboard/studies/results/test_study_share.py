@@ -14,9 +14,6 @@ from django.utils import timezone
 from dashboard.models import ShareLink, Study, User
 from dashboard.models.accounts.project import digest_of
 from dashboard.views.studies.share_links import MOST_MISSES
-from tests.dashboard.studies.results.test_study_result import study
-
-__all__ = ["study"]
 
 
 @pytest.fixture

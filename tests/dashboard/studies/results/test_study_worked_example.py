@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 from numpy.typing import NDArray
+from pytest_django.plugin import DjangoDbBlocker
 from scipy.stats import t
 
-from dashboard.models import BaseModel, Dataset, Project, User
+from dashboard.models import Project, Role
+from tests.conftest import make_base_model, make_dataset, make_user
+from tests.dashboard.conftest import api_client, rolled_back
 from tests.dashboard.studies.factories import Table, conclude, make_study
 
 Matrix = NDArray[np.float64]
@@ -93,18 +97,21 @@ DOCUMENTS = [1, 2, 3, 4, 5] * 2 + [*range(11, 21)]
 Shown = tuple[str, dict[str, Matrix], list[int]]
 
 
-@pytest.fixture(params=[ALONE, DOCUMENTS], ids=["alone", "documents"])
+@pytest.fixture(scope="module", params=[ALONE, DOCUMENTS], ids=["alone", "documents"])
 def shown(
-    request: pytest.FixtureRequest,
-    client: Client,
-    api: Client,
-    vera: User,
-    project: Project,
-    dataset: Dataset,
-    base_model: BaseModel,
-) -> Shown:
-    """Return the text of page and report, and the downloaded scores and groups."""
-    study = conclude(make_study(project, dataset, base_model, slugs=ARMS), TABLE, request.param)
+    request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[Shown]:
+    """Yield the text of page and report, and the downloaded scores and groups."""
+    with rolled_back(django_db_blocker):
+        yield show(request.param)
+
+
+def show(groups_of_rows: list[int]) -> Shown:
+    project = Project.objects.named("Worked example")
+    vera = make_user("v@example.org", project, Role.VIEWER)
+    queued = make_study(project, make_dataset(project), make_base_model(project), slugs=ARMS)
+    study = conclude(queued, TABLE, groups_of_rows)
+    client, api = Client(), api_client(project, vera)
     client.force_login(vera)
     pages = [client.get(study.get_absolute_url()), client.get(reverse("study-report", args=[study.pk]))]
     text = " ".join(page.content.decode() for page in pages)
