@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,8 +15,7 @@ import numpy as np
 def halve(source: Path, target: Path) -> None:
     """Write the safetensors file `source` to `target`, with its fp32 tensors as bfloat16."""
     with source.open("rb") as read, target.open("wb") as write:
-        length = int.from_bytes(read.read(8), "little")
-        header: dict[str, Any] = json.loads(read.read(length))
+        header, first_byte = read_header(read)
         metadata = header.pop("__metadata__", None)
         new_header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
         tensors = sorted(header.items(), key=lambda tensor: tensor[1]["data_offsets"])
@@ -32,9 +31,15 @@ def halve(source: Path, target: Path) -> None:
         write.write(len(text).to_bytes(8, "little") + text)
         for _name, tensor in tensors:
             start, stop = tensor["data_offsets"]
-            read.seek(8 + length + start)
+            read.seek(first_byte + start)
             values = read.read(stop - start)
             write.write(_rounded(values) if tensor["dtype"] == "F32" else values)
+
+
+def read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file, name -> dtype, shape and offsets, and where its data begin."""
+    length = int.from_bytes(stream.read(8), "little")
+    return json.loads(stream.read(length)), 8 + length
 
 
 def _rounded(values: bytes) -> bytes:
