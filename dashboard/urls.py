@@ -135,6 +135,7 @@ urlpatterns = [
     path("compare/views/<int:pk>/delete/", saved_views.delete, name="saved-view-delete"),
     # Adapters
     path("adapters/", adapters.index, name="adapter-index"),
+    path("adapters/serve/", adapters.serve, name="adapter-serve"),
     path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),
     path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),
     path("adapters/<int:pk>/download/", adapters.download, name="adapter-download"),

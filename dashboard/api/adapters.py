@@ -16,6 +16,8 @@ from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.downloads import ranged_file
 from dashboard.gate import api_error
 from dashboard.models import Adapter, Role
+from dashboard.models.adapters.adapter import FILES_MISSING
+from workers.contract.errors import ModelError
 
 router = Router()
 ZIP = {"responses": {200: {"description": "The zip", "content": {"application/zip": {}}}}}
@@ -82,18 +84,28 @@ def stage(request: Call, pk: int, payload: StageIn) -> AdapterOut:
 
 @router.api_operation(["HEAD"], "/{int:pk}/download", include_in_schema=False)
 @router.get("/{int:pk}/download", response=READING, openapi_extra=ZIP)
-def download(request: Call, pk: int, dtype: Literal["float32", "bfloat16"] = "float32") -> HttpResponseBase:
+def download(
+    request: Call,
+    pk: int,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    format: Literal["zip", "gguf"] = "zip",
+) -> HttpResponseBase:
     """Download the adapter as a zip archive. PEFT loads the unpacked folder. Supports Range requests.
 
     With `dtype=bfloat16` the weights are rounded to half their size; the scores stay those before rounding.
+    `format=gguf` is the one file that llama.cpp, Ollama and LM Studio load, always in float32.
     """
     adapter = Adapter.objects.fetch(request.auth, pk)
     half = dtype == "bfloat16"
     try:
-        answer = ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
+        if format == "gguf":
+            answer = ranged_file(request, adapter.gguf(), adapter.gguf_name())
+        else:
+            answer = ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError as error:
-        message = _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
-        raise Refusal(404, "files_missing", message % {"adapter": adapter}) from error
+        raise Refusal(404, "files_missing", FILES_MISSING) from error
+    except ModelError as error:
+        raise Refusal(409, "no_gguf", error.message) from error
     if answer.status_code == 412:
         return api_error(
             412, "changed", _("The file differs from the one that `If-Match` names."), "If-Match"

@@ -14,11 +14,16 @@ from dashboard.charts import curves, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Role, Study
+from dashboard.models import Adapter, BaseModel, Role, Study
 from dashboard.models.accounts.project import parse_id
+from dashboard.models.adapters.adapter import FILES_MISSING
 from dashboard.models.evaluations import forgetting
-from dashboard.presenters import adapter_rows
+from dashboard.presenters import adapter_rows, serving
 from dashboard.views.evaluations.evaluations import unscored_run_notice
+from workers.contract.errors import ModelError
+
+# A list for choosing by hand; older adapters are served by editing the command.
+MOST_SERVED = 50
 
 
 @require_GET
@@ -59,6 +64,9 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
+        "has_gguf": not adapter.gguf_refusal(),
+        "recipes": serving.recipes(adapter),
+        "smoke_test": serving.smoke_test(adapter),
         "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),
         "may_manage": request.user.has_role(Role.MANAGER, adapter.project_id),
     }
@@ -81,15 +89,39 @@ def stage(request: Request, pk: int) -> HttpResponse:
 
 @require_safe
 def download(request: Request, pk: int) -> HttpResponseBase:
-    """Download the adapter as a zip, resumable; ?dtype=bfloat16 rounds its weights to half their size."""
+    """Download the adapter as a zip, resumable; ?dtype=bfloat16 rounds its weights, ?format=gguf is one file."""
     adapter = Adapter.objects.fetch(request.user, pk)
     half = request.GET.get("dtype") == "bfloat16"
     try:
+        if request.GET.get("format") == "gguf":
+            return ranged_file(request, adapter.gguf(), adapter.gguf_name())
         return ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError:
-        messages.error(
-            request,
-            _("The files of %(adapter)s are no longer on this machine. Restore them from a backup.")
-            % {"adapter": adapter},
-        )
+        messages.error(request, FILES_MISSING)
         return page_of(request, adapter, status=404)
+    except ModelError as error:
+        messages.error(request, error.message)
+        return page_of(request, adapter, status=409)
+
+
+@require_GET
+def serve(request: Request) -> HttpResponse:
+    """Show the command that serves several adapters of one base model together; ?base= and ?adapter= choose."""
+    adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
+    adapters = adapters.with_facts().exclude(stage=Adapter.Stage.RETIRED)
+    bases = list(BaseModel.objects.filter(adapters__in=adapters).distinct().order_by("name"))
+    number = parse_id(request.GET.get("base", ""))
+    base = next((base for base in bases if base.pk == number), bases[0] if bases else None)
+    candidates = list(adapters.filter(base_model=base)[:MOST_SERVED])
+    asked = set(request.GET.getlist("adapter"))
+    chosen = [adapter for adapter in candidates if str(adapter.pk) in asked]
+    if "adapter" not in request.GET:
+        chosen = [adapter for adapter in candidates if adapter.stage == Adapter.Stage.APPROVED]
+    context = {
+        "bases": bases,
+        "base": base,
+        "candidates": candidates,
+        "chosen": chosen,
+        "server": serving.shared_server(base, chosen) if base and chosen else None,
+    }
+    return render(request, "adapters/serve.html", context)

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
+
 
 def halve(source: Path, target: Path) -> None:
     """Write the safetensors file `source` to `target`, with its fp32 tensors as bfloat16."""
@@ -37,8 +39,13 @@ def halve(source: Path, target: Path) -> None:
 
 
 def read_header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file, name -> dtype, shape and offsets, and where its data begin."""
+    """Return the header of a safetensors file, name -> dtype, shape and offsets, and where its data begin.
+
+    Raises ValueError for another kind of file.
+    """
     length = int.from_bytes(stream.read(8), "little")
+    if length > HEADER_LIMIT:
+        raise ValueError("This is no safetensors file.")
     return json.loads(stream.read(length)), 8 + length
 
 

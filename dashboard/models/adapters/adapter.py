@@ -22,6 +22,7 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.half_precision import halve
 from workers.contract.loading_code import loading_code
+from workers.serving import gguf_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 # Suffix in the file name of a download with rounded weights.
@@ -29,6 +30,7 @@ HALF = "-bfloat16"
 # One fixed time in every archive, so that equal content gives equal bytes.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 COPY_BYTES = 1024 * 1024
+FILES_MISSING = _("The files of this adapter are no longer on this machine. Restore them from a backup.")
 
 
 class AdapterQuerySet(ProjectQuerySet["Adapter"]):
@@ -164,6 +166,30 @@ class Adapter(models.Model):
                 if older != target:
                     older.unlink(missing_ok=True)
         # Access time: unused archives are deleted. Modification time stays: the ETag depends on it.
+        os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
+        return target
+
+    def gguf_name(self) -> str:
+        """Return the file name of the GGUF download."""
+        return self.archive_name().removesuffix(".zip") + ".gguf"
+
+    def gguf_refusal(self) -> str:
+        """Return the reason why there is no GGUF file of this adapter, as a sentence; "" if there is one."""
+        model_type = str((self.base_model.census or {}).get("model_type", ""))
+        try:
+            return gguf_adapter.refusal(self.path() / WEIGHTS, model_type)
+        except (OSError, ValueError):
+            return str(FILES_MISSING)
+
+    def gguf(self) -> Path:
+        """Return the adapter as a GGUF file, which is written once. Raises ModelError if it has no such form."""
+        target = Path(settings.DATA_DIR) / "archives" / f"{self.pk}-{self.sha256[:32]}.gguf"
+        if not target.exists():
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            config = json.loads((Path(self.base_model.path) / "config.json").read_text(encoding="utf-8"))
+            with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+                gguf_adapter.write_gguf_adapter(self.path(), config, Path(aside) / target.name)
+                (Path(aside) / target.name).replace(target)
         os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         return target
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models, transaction
+from django.db.models.functions import Length
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet
@@ -216,6 +217,21 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
             for subject in (Evaluation.Subject.BASE, Evaluation.Subject.ADAPTER)
         )
         return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
+
+    def shortest_difference(
+        self, base: Evaluation, adapter: Evaluation, letters: int
+    ) -> tuple[EvaluationItem, EvaluationItem] | None:
+        """Return (base item, adapter item) of the row with the shortest prompt whose answers differ.
+
+        None if no answer to a prompt of at most `letters` letters differs.
+        """
+        theirs = self.filter(evaluation=base, row=models.OuterRef("row")).values("output")[:1]
+        items = self.filter(evaluation=adapter).annotate(
+            letters=Length("prompt"), base_output=models.Subquery(theirs)
+        )
+        different = items.filter(letters__lte=letters).exclude(base_output=None)
+        item = different.exclude(output=models.F("base_output")).order_by("letters", "row").first()
+        return None if item is None else (self.get(evaluation=base, row=item.row), item)
 
     def groups_of(self, evaluation: Evaluation | None) -> dict[int, int]:
         """Return the group of each row, as the number of its first row; rows without a group are left out."""

@@ -1,0 +1,153 @@
+"""How to use an adapter elsewhere: code, commands and files for each server, with the names of the download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils.translation import gettext as _
+
+from dashboard.models import Adapter, EvaluationItem
+from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.evaluations.forgetting import base_evaluation
+from dashboard.models.jobs.job_state import State
+from workers.contract.errors import TargetError
+from workers.serving import commands
+from workers.serving.commands import ServedAdapter
+
+# A longer prompt would hide the code around it.
+PROMPT_LETTERS = 2000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to use an adapter: a title, a sentence and the code to copy."""
+
+    id: str
+    title: str
+    explanation: str
+    code: str
+
+
+@dataclass(frozen=True)
+class SharedServer:
+    """One vLLM server with several adapters of one base model.
+
+    `slot_bytes`: memory for each adapter that the server keeps ready; `full_slot_bytes`: the same without
+    `--lora-target-modules`; `widest`: adapters that alone bring a module into the list, with those modules.
+    """
+
+    base_model: BaseModel
+    adapters: list[Adapter]
+    command: str
+    slot_bytes: int | None
+    full_slot_bytes: int | None
+    widest: list[tuple[Adapter, list[str]]]
+    left_out: list[tuple[Adapter, str]]
+
+
+def recipes(adapter: Adapter) -> list[Recipe]:
+    """Return the ways to use an adapter, PEFT first."""
+    found = [
+        Recipe(
+            "peft",
+            _("Transformers and PEFT"),
+            _("Unpack the download beside your program."),
+            adapter.usage(),
+        )
+    ]
+    base, server = adapter.base_model, served_adapter(adapter)
+    if not (reason := vllm_refusal(adapter)):
+        found.append(
+            Recipe(
+                "vllm",
+                "vLLM",
+                _(
+                    "Unpack the download in the current folder. Requests name the adapter as their `model`. "
+                    "The listed modules are the ones that this adapter changes; a server that adapts only "
+                    "those needs less memory."
+                ),
+                commands.vllm_command(
+                    base.hub_id, base.revision, model_type(base), [server], in_4bit=adapter.run.in_4bit
+                ),
+            )
+        )
+    else:
+        found.append(Recipe("vllm", "vLLM", reason, ""))
+    if not (reason := adapter.gguf_refusal()):
+        name = adapter.gguf_name()
+        explanation = _(
+            "Download the adapter as GGUF and put the base model's GGUF file in place of BASE.gguf."
+        )
+        found.append(Recipe("llama-cpp", "llama.cpp", explanation, commands.llama_cpp_command(name)))
+        found.append(Recipe("ollama", "Ollama", explanation, commands.ollama_files(server.name, name)))
+    else:
+        found.append(Recipe("llama-cpp", "llama.cpp, Ollama, LM Studio", reason, ""))
+    return found
+
+
+def smoke_test(adapter: Adapter) -> tuple[str, EvaluationItem, EvaluationItem] | None:
+    """Return (code, base item, adapter item) for a row on which their answers differ; None if there is none."""
+    evaluations = base_evaluation(adapter.run), adapter_evaluation(adapter.run)
+    if not all(evaluation and evaluation.state == State.SUCCEEDED for evaluation in evaluations):
+        return None
+    pair = EvaluationItem.objects.shortest_difference(*evaluations, PROMPT_LETTERS)
+    if pair is None:
+        return None
+    base, own = pair
+    code = commands.smoke_test(adapter.base_model.hub_id, served_adapter(adapter).name, own.prompt)
+    return code, base, own
+
+
+def served_adapter(adapter: Adapter) -> ServedAdapter:
+    """Return the adapter as a server sees it."""
+    target, stem = adapter.run.spec["target"], adapter.archive_name().removesuffix(".zip")
+    ranks = [adapter.run.hyperparameters["r"], *target.get("rank_pattern", {}).values()]
+    modules = frozenset(name.rpartition(".")[2] for name in target["target_modules"])
+    return ServedAdapter(name=stem, folder=stem, modules=modules, rank=max(ranks))
+
+
+def vllm_refusal(adapter: Adapter) -> str:
+    """Return the reason why vLLM does not serve an adapter, as a sentence; "" if it does."""
+    if adapter.run.hyperparameters.get("use_dora"):
+        return _("vLLM does not serve DoRA adapters.")
+    if adapter.run.spec["target"].get("target_parameters"):
+        return _("vLLM does not reliably serve adapters on experts.")
+    if served_adapter(adapter).rank > commands.VLLM_RANKS[-1]:
+        return _("vLLM serves ranks up to %(rank)s.") % {"rank": commands.VLLM_RANKS[-1]}
+    return ""
+
+
+def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedServer:
+    """Return one server for these adapters of a base model."""
+    reasons = [(adapter, vllm_refusal(adapter)) for adapter in adapters]
+    kept = [adapter for adapter, reason in reasons if not reason]
+    servers = [served_adapter(adapter) for adapter in kept]
+    command, sizes, widest = "", (None, None), []
+    if kept:
+        kind = model_type(base_model)
+        modules, rank = commands.vllm_modules(servers, kind), commands.vllm_rank(servers)
+        in_4bit = all(adapter.run.in_4bit for adapter in kept)
+        command = commands.vllm_command(
+            base_model.hub_id, base_model.revision, kind, servers, in_4bit=in_4bit
+        )
+        try:
+            census = base_model.load_census()
+            sizes = (
+                commands.slot_bytes(census, modules, rank),
+                commands.slot_bytes(census, None, rank),
+            )
+        except (ValueError, TargetError):
+            pass  # not counted by this version: the command needs no sizes
+        for adapter, server in zip(kept, servers, strict=True):
+            others = frozenset().union(*(other.modules for other in servers if other is not server))
+            if len(servers) > 1 and (own := sorted(server.modules - others)):
+                widest.append((adapter, own))
+    left_out = [(adapter, reason) for adapter, reason in reasons if reason]
+    return SharedServer(base_model, kept, command, *sizes, widest, left_out)
+
+
+def model_type(base_model: BaseModel) -> str:
+    """Return Transformers' name of its architecture; "" before the inspection."""
+    return str((base_model.census or {}).get("model_type", ""))
