@@ -98,11 +98,12 @@ def ranged_file(request: HttpRequest, path: Path, filename: str) -> HttpResponse
         return _refusal(size)
     start, end = wanted or (0, size)
     response: HttpResponseBase
+    kind = "application/zip" if path.suffix == ".zip" else "application/octet-stream"
     if request.method == "HEAD":
         file.close()
-        response = HttpResponse(content_type="application/zip")
+        response = HttpResponse(content_type=kind)
     else:
-        response = StreamingHttpResponse(FileSlice(file, start, end - start), content_type="application/zip")
+        response = StreamingHttpResponse(FileSlice(file, start, end - start), content_type=kind)
     if wanted:
         response.status_code = 206
         response["Content-Range"] = f"bytes {start}-{end - 1}/{size}"

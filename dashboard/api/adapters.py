@@ -103,7 +103,7 @@ def download(
         else:
             answer = ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError as error:
-        raise Refusal(404, "files_missing", FILES_MISSING) from error
+        raise Refusal(404, "files_missing", str(FILES_MISSING)) from error
     except ModelError as error:
         raise Refusal(409, "no_gguf", error.message) from error
     if answer.status_code == 412:

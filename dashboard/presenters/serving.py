@@ -1,4 +1,4 @@
-"""How to use an adapter elsewhere: code, commands and files for each server, with the names of the download."""
+"""Ways to use an adapter elsewhere: code, commands and files for each server."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def recipes(adapter: Adapter) -> list[Recipe]:
         found.append(Recipe("vllm", "vLLM", reason, ""))
     if not (reason := adapter.gguf_refusal()):
         name = adapter.gguf_name()
-        explanation = _(
-            "Download the adapter as GGUF and put the base model's GGUF file in place of BASE.gguf."
-        )
+        explanation = _("Download the GGUF file, and put the base model's GGUF file in place of BASE.gguf.")
         found.append(Recipe("llama-cpp", "llama.cpp", explanation, commands.llama_cpp_command(name)))
         found.append(Recipe("ollama", "Ollama", explanation, commands.ollama_files(server.name, name)))
     else:
@@ -88,11 +86,11 @@ def recipes(adapter: Adapter) -> list[Recipe]:
 
 
 def smoke_test(adapter: Adapter) -> tuple[str, EvaluationItem, EvaluationItem] | None:
-    """Return (code, base item, adapter item) for a row on which their answers differ; None if there is none."""
-    evaluations = base_evaluation(adapter.run), adapter_evaluation(adapter.run)
-    if not all(evaluation and evaluation.state == State.SUCCEEDED for evaluation in evaluations):
+    """Return (code, base item, adapter item) for a row on which their answers differ; None without one."""
+    scored_base, scored = base_evaluation(adapter.run), adapter_evaluation(adapter.run)
+    if scored_base is None or scored is None or scored.state != State.SUCCEEDED:
         return None
-    pair = EvaluationItem.objects.shortest_difference(*evaluations, PROMPT_LETTERS)
+    pair = EvaluationItem.objects.shortest_difference(scored_base, scored, PROMPT_LETTERS)
     if pair is None:
         return None
     base, own = pair
@@ -124,7 +122,8 @@ def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedS
     reasons = [(adapter, vllm_refusal(adapter)) for adapter in adapters]
     kept = [adapter for adapter, reason in reasons if not reason]
     servers = [served_adapter(adapter) for adapter in kept]
-    command, sizes, widest = "", (None, None), []
+    command, widest = "", []
+    sizes: tuple[int | None, int | None] = None, None
     if kept:
         kind = model_type(base_model)
         modules, rank = commands.vllm_modules(servers, kind), commands.vllm_rank(servers)

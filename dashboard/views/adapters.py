@@ -89,7 +89,10 @@ def stage(request: Request, pk: int) -> HttpResponse:
 
 @require_safe
 def download(request: Request, pk: int) -> HttpResponseBase:
-    """Download the adapter as a zip, resumable; ?dtype=bfloat16 rounds its weights, ?format=gguf is one file."""
+    """Download the adapter, resumable.
+
+    A zip; with ?dtype=bfloat16 its weights are rounded to half their size. ?format=gguf: one GGUF file.
+    """
     adapter = Adapter.objects.fetch(request.user, pk)
     half = request.GET.get("dtype") == "bfloat16"
     try:
@@ -106,7 +109,7 @@ def download(request: Request, pk: int) -> HttpResponseBase:
 
 @require_GET
 def serve(request: Request) -> HttpResponse:
-    """Show the command that serves several adapters of one base model together; ?base= and ?adapter= choose."""
+    """Show the command that serves several adapters of one base model; ?base= and ?adapter= choose."""
     adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
     adapters = adapters.with_facts().exclude(stage=Adapter.Stage.RETIRED)
     bases = list(BaseModel.objects.filter(adapters__in=adapters).distinct().order_by("name"))

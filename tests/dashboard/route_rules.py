@@ -37,9 +37,9 @@ RULES = {
     """,
     # Members, about the project that they have open.
     "?+++++-": """
-        GET home-progress team-index dataset-index base-model-index target-module-config-index
+        GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
         GET training-run-presets training-run-forecast training-run-index study-index study-arms
-        GET study-plan compare compare-csv adapter-index adapter-serve compute-budget-index token-index token-create
+        GET study-plan compare compare-csv adapter-index compute-budget-index token-index token-create
         POST token-create
     """,
     # Editors, in the project that they have open.

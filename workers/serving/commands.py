@@ -1,7 +1,7 @@
 """Commands and files that serve adapters with vLLM, llama.cpp and Ollama, and the cost of a slot in vLLM.
 
-A command names folders and files as they lie after unpacking a download in the current folder. Standard library
-only.
+Commands name folders and files as they lie after unpacking a download in the current folder. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BYTES_PER_VALUE = 2  # vLLM keeps adapters in the base model's bfloat16
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter as a server sees it: a name, its unpacked folder, the last names of its modules, its rank."""
+    """An adapter as a server sees it: name, unpacked folder, last names of its modules, rank."""
 
     name: str
     folder: str
@@ -112,7 +112,7 @@ def ollama_files(name: str, gguf: str) -> str:
 
 
 def smoke_test(base: str, name: str, prompt: str) -> str:
-    """Return Python code that asks base model and adapter the same prompt and fails if the answers are equal."""
+    """Return Python code that asks base model and adapter one prompt and fails if the answers are equal."""
     return (
         "from openai import OpenAI\n\n"
         'client = OpenAI(base_url="http://localhost:8000/v1", api_key="none")\n'

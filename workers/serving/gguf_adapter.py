@@ -114,7 +114,7 @@ def _matrices(weights: Path) -> Iterator[tuple[str, str, str, Matrix]]:
 
 
 def _relative_scale(settings: dict[str, Any], module: str, rank: int) -> float:
-    """Return PEFT's scale of a module divided by llama.cpp's, alpha / r: 1 unless rsLoRA or a pattern is used."""
+    """Return PEFT's scale of a module divided by llama.cpp's: not 1 with rsLoRA or an alpha pattern."""
     alpha = settings["lora_alpha"]
     for pattern, own in (settings.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):

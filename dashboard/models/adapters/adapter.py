@@ -182,13 +182,19 @@ class Adapter(models.Model):
             return str(FILES_MISSING)
 
     def gguf(self) -> Path:
-        """Return the adapter as a GGUF file, which is written once. Raises ModelError if it has no such form."""
+        """Return the adapter as a GGUF file, which is written once.
+
+        Raises ModelError if it has no such form, FileNotFoundError if its files are missing or broken.
+        """
         target = Path(settings.DATA_DIR) / "archives" / f"{self.pk}-{self.sha256[:32]}.gguf"
         if not target.exists():
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             config = json.loads((Path(self.base_model.path) / "config.json").read_text(encoding="utf-8"))
             with tempfile.TemporaryDirectory(dir=target.parent) as aside:
-                gguf_adapter.write_gguf_adapter(self.path(), config, Path(aside) / target.name)
+                try:
+                    gguf_adapter.write_gguf_adapter(self.path(), config, Path(aside) / target.name)
+                except ValueError as broken:
+                    raise FileNotFoundError(WEIGHTS) from broken
                 (Path(aside) / target.name).replace(target)
         os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         return target
