@@ -4,7 +4,8 @@ import {getLlama} from "node-llama-cpp";
 
 const [modelPath, adapter] = process.argv.slice(2);
 const {prompts, count} = JSON.parse(fs.readFileSync(0));
-const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
+// One thread: two beside another busy process wait for each other.
+const llama = await getLlama({gpu: false, build: "never", logLevel: "error", maxThreads: 1});
 const model = await llama.loadModel({modelPath});
 const lora = adapter === "-" ? undefined : {adapters: [{filePath: adapter, scale: 1}]};
 const context = await model.createContext({contextSize: 512, lora});
