@@ -7,12 +7,13 @@ MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none
 VENV = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help start test test-postgres check proof clean
+.PHONY: help start test test-postgres check proof gpu-check clean
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
 	@echo "make test    every test, with a real broker, worker and browser "
 	@echo "make test-postgres   the tests of jobs again, on PostgreSQL and Valkey"
 	@echo "make proof   hours: kill storms, long walks, simulations, on SQLite and PostgreSQL (STORM, BREAKS, BLOWS)"
+	@echo "make gpu-check   train, resume and score on an NVIDIA GPU, compared with the CPU"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
@@ -30,6 +31,11 @@ test:
 test-postgres:
 	@$(MACHINE) test
 	@exec $(VENV) -m tests.servers $(PYTEST) -n 2 -m "jobs and not proof" tests/dashboard tests/workers
+
+# Needs a CUDA build of torch; for 4 bits also bitsandbytes (`pip install -e .[four-bit]`).
+gpu-check:
+	@$(MACHINE) test
+	@$(PYTEST) -m gpu tests/gpu
 
 # Seeded: the same STORM makes the same schedule.
 STORM ?= --jobs 100 --kills 40 --pauses 4 --seed 1
