@@ -16,13 +16,15 @@ import numpy as np
 
 from tests.proof import bootstrap_verdicts
 from tests.workers.statistics.scores import model_of, samples_of, simulate_scores
+from workers.statistics.looks import look_sizes
 from workers.statistics.power import Design, chance_to_decide
-from workers.statistics.variance import Scores
+from workers.statistics.variance import Sample, Scores
 from workers.statistics.verdicts import (
     BETTER,
     DECIDED,
     NOT_ENOUGH_EVIDENCE,
     NOT_INFERIOR,
+    Verdict,
     compare,
     compare_arms,
 )
@@ -77,7 +79,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Method:
-    """A method of verdicts: the last look's intervals at 95 %, and the outcomes after all looks by margin."""
+    """A method of verdicts: the intervals of all seeds at 95 %, and the outcomes after all looks by margin."""
 
     intervals: Callable[[Scores], list[Interval]]
     decide: Callable[[Scores, tuple[float, ...]], dict[float, list[str]]]
@@ -89,9 +91,24 @@ def _pooled_intervals(scores: Scores) -> list[Interval]:
     return [(one.low, one.high) for one in found if one]
 
 
+def stop_when_decided(scores: Scores, margin: float) -> dict[int, Verdict]:
+    """Return the verdicts of a study whose arms get no seeds after the look that decides them."""
+    samples: dict[int, Sample] = {}
+    verdicts: dict[int, Verdict] = {}
+    stopped: dict[int, Verdict] = {}
+    for size in look_sizes(scores.shape[1]):
+        seen = samples_of(scores[:, :size])
+        samples |= {arm: sample for arm, sample in seen.items() if arm not in stopped}
+        verdicts = compare_arms(samples, 0, margin, stopped=stopped)
+        stopped = {arm: verdict for arm, verdict in verdicts.items() if verdict.needs_no_seeds}
+        if len(stopped) == len(samples) - 1:
+            break
+    return verdicts
+
+
 def _pooled_outcomes(scores: Scores, margins: tuple[float, ...]) -> dict[float, list[str]]:
     return {
-        margin: [verdict.outcome for verdict in compare_arms(samples_of(scores), 0, margin).values()]
+        margin: [verdict.outcome for verdict in stop_when_decided(scores, margin).values()]
         for margin in margins
     }
 
@@ -168,7 +185,7 @@ def table_head(studies: int) -> str:
             "cover: of 95 % intervals that contain the truth; half: their median half width, in points;",
             'better: of studies of equal arms, any false "better"; good: of arms 5 points worse, any false',
             '"as good" at the margin of 5; m5, m3, m2: of equal arms, decided at a margin of so many points.',
-            f"{'':20}  | {'pooled variance, looks':^{len(names)}} | {'earlier: bootstrap':^{len(names)}}",
+            f"{'':20}  | {'pooled, stop when decided':^{len(names)}} | {'earlier: bootstrap':^{len(names)}}",
             f"{'items spread seeds':>20}  | {names} | {names}",
         )
     )

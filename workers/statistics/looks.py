@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,13 @@ def spent_at(look: int) -> float:
     return ALPHA - math.ldexp(0.01, 1 - look)
 
 
-def look_sizes(seeds: int) -> list[int]:
-    """Return the number of seeds at each look of a study with that many: 3, 5, 7 ... and all."""
-    return [*range(FIRST_LOOK, seeds, SEEDS_BETWEEN_LOOKS), seeds]
+def look_sizes(seeds: int, ended: Sequence[int] = ()) -> list[int]:
+    """Return the number of seeds at each look of a study with that many: 3, 5, 7 ... and all.
+
+    `ended`: the numbers with which it had ended before seeds were added. Too few for a verdict are no look.
+    """
+    earlier = [size for size in ended if FIRST_LOOK <= size < seeds]
+    return sorted({*range(FIRST_LOOK, seeds, SEEDS_BETWEEN_LOOKS), *earlier, seeds})
 
 
 @functools.lru_cache(maxsize=4096)

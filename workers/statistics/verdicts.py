@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom, t
@@ -109,6 +110,14 @@ class Verdict:
     p_margin_adjusted: float
     outcome: str
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Verdict:
+        """Build it from what `dataclasses.asdict` returned, read back from JSON."""
+        difference = dict(stored["difference"])
+        difference["contrast"] = Contrast(**difference["contrast"])
+        difference |= {name: tuple(difference[name]) for name in ("seeds", "variances")}
+        return cls(**{**stored, "difference": Difference(**difference)})
+
     @property
     def is_final(self) -> bool:
         """Return whether further seeds cannot change it; an arm as good as the reference may prove better."""
@@ -194,19 +203,27 @@ def compare_arms(
     clusters: Sequence[int] | None = None,
     *,
     is_share: bool = True,
+    looks: Sequence[Sequence[int]] = (),
+    stopped: Mapping[int, Verdict] | None = None,
 ) -> dict[int, Verdict]:
     """Return the verdict of every arm (position -> scores) that shares a seed with the reference.
 
     `margin`: what still counts as good, fixed before the start. None: chosen runs, looked at once; no arm is
-    called as good. With a margin the study is decided look after look: first with the reference's first 3
-    seeds, then with 5, 7 and so on, at last with all. A decision stands, whatever later seeds show, because
-    looking again until an arm passes would pass too many; but an arm that is as good may still turn out to be
-    better.
+    called as good. With a margin the study is decided look after look: first with 3 seeds, then with 5, 7 and
+    so on, at last with all. A decision stands, whatever later seeds show, because looking again until an arm
+    passes would pass too many; but an arm that is as good may still turn out to be better.
+
+    `looks`: the seeds at each look, without which they are those of the reference. `stopped`: the verdicts of
+    arms that got no further seeds after a look. They stand even if scores that came later change that look.
     """
     order = samples[reference].seeds
     verdicts: dict[int, Verdict] = {}
-    for size in [len(order)] if margin is None else look_sizes(len(order)):
-        model = ScoreModel(_seen(samples, order[:size]), clusters, is_share=is_share)
+    sizes = look_sizes(len(order)) if margin is not None else [len(order)]
+    for seeds in looks or [order[:size] for size in sizes]:
+        seen = _seen(samples, seeds)
+        if reference not in seen:
+            continue
+        model = ScoreModel(seen, clusters, is_share=is_share)
         differences = {position: verdict.difference for position, verdict in verdicts.items()}
         for position in model.arms:
             if position == reference or (position in verdicts and verdicts[position].is_final):
@@ -221,6 +238,9 @@ def compare_arms(
                 difference = replace(difference, variances=variances)
             differences[position] = difference
         verdicts = _look(differences, verdicts, margin)
+        for position, verdict in (stopped or {}).items():
+            if set(verdict.difference.seeds) <= set(seeds):
+                verdicts[position] = verdict
     return verdicts
 
 

@@ -15,6 +15,7 @@ MOSTLY_ITEMS = tuple(2.0 + part for part in SEEDS_ALONE)
 
 
 def test_seeds_at_each_look() -> None:
+    assert look_sizes(7, ended=[2, 4]) == [3, 4, 5, 7], "a study of 2 seeds got 2 and then 3 more"
     assert [look_sizes(seeds) for seeds in (2, 3, 4, 5, 9)] == [[2], [3], [3, 4], [3, 5], [3, 5, 7, 9]]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from workers.statistics.verdicts import (
     INFERIOR,
     NOT_ENOUGH_EVIDENCE,
     NOT_INFERIOR,
+    Verdict,
     compare,
     compare_arms,
     holm,
@@ -89,6 +91,31 @@ def test_arm_without_further_seeds_is_not_looked_at_again() -> None:
     samples[1] = samples[1].of_seeds([0, 1, 2])
     found = compare_arms(samples, 0, 0.001)
     assert [found[arm].difference.look for arm in (1, 2)] == [1, 2]
+
+
+def test_stopped_arm_keeps_the_verdict_of_its_look() -> None:
+    """The reference's second seed is evaluated again after the look, with other scores."""
+    first = judge_means([[0.70, 0.71, 0.69], [0.60, 0.61, 0.59]])[1]
+    assert first.outcome == INFERIOR
+    stored = json.loads(json.dumps(asdict(first)))
+    samples = constant_scores([[0.70, 0.20, 0.69, 0.70, 0.70], [0.60, 0.61, 0.59]])
+    assert compare_arms(samples, 0, 0.05, is_share=False)[1].outcome == NOT_ENOUGH_EVIDENCE
+    kept = compare_arms(samples, 0, 0.05, is_share=False, stopped={1: Verdict.from_dict(stored)})[1]
+    assert kept == first
+
+
+def test_looks_follow_the_plan_and_not_the_seeds_that_the_reference_has() -> None:
+    means = [[0.70, 0.71, 0.69, 0.70], [0.60, 0.61, 0.59, 0.60]]
+    looks = [(9, 0, 1), (9, 0, 1, 2, 3)]
+    found = compare_arms(constant_scores(means), 0, 0.05, is_share=False, looks=looks)[1]
+    assert (found.outcome, found.difference.look, found.difference.seeds) == (INFERIOR, 2, (0, 1, 2, 3))
+    assert compare_arms(constant_scores(means), 0, 0.05, is_share=False)[1].difference.look == 1
+
+
+def test_look_before_the_reference_has_scores_is_left_out() -> None:
+    means = [[0.70, 0.71, 0.69], [0.60, 0.61, 0.59]]
+    found = compare_arms(constant_scores(means), 0, 0.05, is_share=False, looks=[(7, 8, 9), (7, 8, 9, 0, 1, 2)])
+    assert found[1].difference.look == 1
 
 
 def test_chosen_runs_are_looked_at_once() -> None:
