@@ -23,6 +23,7 @@ from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
 from dashboard.api.texts import Name
 from dashboard.models import ArmPlan, IllegalMove, Job, Role, Study, TargetModuleConfig
+from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
@@ -45,7 +46,9 @@ class ArmIn(Schema):
 class StudyIn(Schema):
     """A study to start. Without `learning_rates`, each arm keeps its own learning rate.
 
-    `seeds`: results are checked after 3, 5, 7 and so on, and after all; fewer than 3 give no verdict.
+    `seeds`: results are checked after 3, 5, 7 and so on, and after all; fewer than 3 give no verdict. An arm
+    that is decided at such a look gets no further seeds, and the study ends when all are. `max_hours`: the
+    computing time after which no further seed starts, from 0.01 to 10,000; null for no limit.
     `test_rows`: the most that are scored. `margin`: in the metric's unit; 0.03 is 3 points. `reference`: the
     name of the reference arm; default `quality`. `pattern`: the RE2 expression of the metric `regex`.
     `confirmed`: accepts the warnings of the target modules, as for a run. Null means the default.
@@ -65,6 +68,7 @@ class StudyIn(Schema):
     margin: Annotated[StrictFloat, Field(ge=0)] | None = DEFAULT_MARGIN
     learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_TEST_ROWS)] = TEST_ROWS
+    max_hours: StrictFloat | None = None
     confirmed: StrictBool = False
 
 
@@ -90,7 +94,7 @@ class ArmOut(Schema):
     `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
     `measured_alone`: whether no other arm of the same job affected its time and memory.
     `bracketed`: whether the chosen rate is not the lowest or highest of `learning_rates_tried`; null without
-    a choice.
+    a choice. `needs_no_seeds`: whether a look has decided it, so that it gets no further seeds.
     """
 
     name: str
@@ -105,6 +109,7 @@ class ArmOut(Schema):
     ms_per_token: float | None
     measured_alone: bool | None
     runs: list[int]
+    needs_no_seeds: bool
     error: Failure | None
     metric: Estimate | None
     forgetting: ForgettingOut | None
@@ -136,8 +141,25 @@ class AdditionOut(Schema):
     after_result: bool
 
 
+class EndingOut(Schema):
+    """The end of a study that left out runs of its plan, at look `look` of `looks` with `seeds` seeds.
+
+    `reason`: `decided` if every arm was, `time_spent` if `max_hours` were, or "" if some arms were decided
+    before the others.
+    """
+
+    reason: str
+    look: int
+    looks: int
+    seeds: int
+    runs_left_out: int
+    runs: int
+
+
 class StudyOut(Schema):
     """A study. `verdict`, `items` and `groups` are null before its end.
+
+    `ending`: why it has fewer runs than planned; null before the end and with all runs.
 
     `test_sha256`: hash of the test split; other test rows are refused.
     """
@@ -154,7 +176,9 @@ class StudyOut(Schema):
     reference: str
     margin: float
     seeds: list[int]
+    max_hours: float | None
     additions: list[AdditionOut]
+    ending: EndingOut | None
     arms: list[ArmOut]
     base: BaseOut
     comparisons: list[ComparisonOut]
@@ -291,11 +315,14 @@ def cancel(request: Call, pk: int, payload: Nothing | None = None) -> Status[dic
 
 @router.post("/{int:pk}/seeds", response={202: StudyOut, **WRITING})
 def seeds(request: Call, pk: int, payload: SeedsIn) -> Status[dict[str, Any]]:
-    """Train every arm with more seeds. Finished runs are kept, and the verdict is recomputed."""
+    """Train the reference and the arms that are not decided with more seeds, and recompute the verdict.
+
+    Finished runs are kept. In an ended study new seeds take the place of planned ones that were not begun.
+    """
     study = Study.objects.fetch(request.auth, pk, Role.EDITOR)
     try:
         with request_field_names():
-            do_once(request, f"seeds {pk}", lambda: study.add_seeds(payload.seeds, request.auth.user))
+            do_once(request, f"seeds {pk}", lambda: add_seeds(study, payload.seeds, request.auth.user))
     except IllegalMove as refusal:
         raise Refusal(409, "not_extendable", str(refusal)) from refusal
     return Status(202, detail(request, pk))

@@ -494,6 +494,7 @@ class Migration(migrations.Migration):
                 ('learning_rates', models.JSONField(default=list)),
                 ('pattern', models.CharField(blank=True, max_length=200)),
                 ('test_rows', models.PositiveIntegerField(default=1000)),
+                ('max_hours', models.FloatField(blank=True, null=True)),
                 ('additions', models.JSONField(default=list)),
                 ('forecast_seconds', models.FloatField(default=0)),
                 ('forecast', models.JSONField(default=dict)),
@@ -575,6 +576,7 @@ class Migration(migrations.Migration):
                 ('is_reference', models.BooleanField(default=False)),
                 ('hyperparameters', models.JSONField()),
                 ('learning_rate', models.FloatField(blank=True, null=True)),
+                ('verdict', models.JSONField(blank=True, default=dict)),
                 ('study', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='arms', to='dashboard.study')),
                 ('target_module_config', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='study_arms', to='dashboard.targetmoduleconfig')),
             ],
@@ -780,6 +782,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='study',
             constraint=models.CheckConstraint(condition=models.Q(('margin__gte', 0)), name='study_margin_not_negative'),
+        ),
+        migrations.AddConstraint(
+            model_name='study',
+            constraint=models.CheckConstraint(condition=models.Q(('max_hours', None), ('max_hours__gt', 0), _connector='OR'), name='study_max_hours_positive'),
         ),
         migrations.AddConstraint(
             model_name='targetmoduleconfig',

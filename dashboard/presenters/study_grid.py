@@ -15,12 +15,14 @@ from dashboard.models import Job, State, Study, StudyArm, TrainingRun
 from dashboard.models.evaluations.evaluation import adapter_evaluation
 from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate
 from dashboard.models.operations.stalled_queue import StalledQueue, stalled_queue_of
+from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import halvings
 from dashboard.presenters.stages import time_left
 
-PLANNED, LEFT_OUT, TRAINED, SCORED = "planned", "left_out", "trained", "scored"
+PLANNED, LEFT_OUT, NOT_NEEDED = "planned", "left_out", "not_needed"
+TRAINED, SCORED = "trained", "scored"
 # Final states of a cell.
-DONE = (LEFT_OUT, SCORED, State.FAILED, State.CANCELLED)
+DONE = (LEFT_OUT, NOT_NEEDED, SCORED, State.FAILED, State.CANCELLED)
 ACTIVE = (State.STARTING, State.RUNNING, State.FINALIZING)
 # The share of a cell's progress that training accounts for; only the progress bar uses it.
 TRAINED_SHARE = 0.8
@@ -100,12 +102,12 @@ class Grid:
 
     @property
     def total(self) -> int:
-        return sum(len(row.cells) for row in self.rows)
+        return sum(cell.state != NOT_NEEDED for row in self.rows for cell in row.cells)
 
     @property
     def done(self) -> int:
-        """Return the number of cells that have ended."""
-        return sum(cell.state in DONE for row in self.rows for cell in row.cells)
+        """Return the number of runs that have ended."""
+        return sum(cell.state in DONE and cell.state != NOT_NEEDED for row in self.rows for cell in row.cells)
 
     @property
     def scored(self) -> int:
@@ -171,6 +173,8 @@ def open_jobs(runs: list[TrainingRun]) -> tuple[Job, ...]:
 def cell_of(study: Study, arm: StudyArm, seed: int) -> Cell:
     """Return the state of an arm's run with a seed, its evaluation included."""
     run = next((run for run in arm.final_runs() if run.seed == seed), None)
+    if run is None and (arm.verdict or (arm.is_reference and study.begun_seeds and not open_arms(study))):
+        return Cell(seed, NOT_NEEDED)
     if run is None:
         return Cell(seed, LEFT_OUT if study.is_over or arm.is_lost else PLANNED)
     if run.outcome not in (TrainingRun.Outcome.SUCCEEDED, TrainingRun.Outcome.STOPPED_EARLY):

@@ -11,6 +11,8 @@ from dashboard.charts.study_charts import COSTS
 from dashboard.models import Job, State, Study
 from dashboard.models.evaluations.forgetting import Forgetting
 from dashboard.models.jobs.compute_use import used_seconds
+from dashboard.models.studies.looks import look_sentence
+from dashboard.models.studies.results.comparison import UnsavedStudy
 from dashboard.models.studies.results.formats import (
     format_difference,
     format_estimate,
@@ -25,7 +27,7 @@ from dashboard.models.studies.results.result import (
     base_ms_per_token,
     costs_of,
 )
-from dashboard.models.studies.results.verdict_sentence import look_label, outcome_label, verdict_parts
+from dashboard.models.studies.results.verdict_sentence import outcome_label, verdict_parts
 
 
 def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str = "") -> dict[str, Any]:
@@ -36,7 +38,7 @@ def result_figures(study: AnyStudy, forgotten: dict[str, Forgetting], cost: str 
     cost = cost if cost in costs else next(iter(costs), "")
     return {
         "verdict": verdict_parts(study),
-        "look": look_label(study),
+        "look": "" if isinstance(study, UnsavedStudy) else look_sentence(study),
         "intervals": study_charts.intervals(study),
         "costs": costs,
         "pareto": study_charts.pareto(study, cost) if cost else None,
@@ -82,7 +84,7 @@ def by_seed(study: Study) -> list[dict[str, Any]]:
             "name": arm.name,
             "values": [
                 format_metric(study, arm.by_seed[arm.seeds.index(seed)]) if seed in arm.seeds else "–"
-                for seed in study.seeds
+                for seed in study.begun_seeds
             ],
         }
         for arm in study.result.arms

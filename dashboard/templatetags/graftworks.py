@@ -79,6 +79,7 @@ STATE_WORDS = {
     # Cells of a study's grid only.
     "planned": gettext_lazy("Not started"),
     "left_out": gettext_lazy("Left out"),
+    "not_needed": gettext_lazy("Not needed"),
     "trained": gettext_lazy("Trained, not scored yet"),
     "scored": gettext_lazy("Scored"),
 }
@@ -87,6 +88,7 @@ STATE_LOOKS = {
     "draft": ("quiet", "pencil"),
     "planned": ("quiet", "circle-dashed"),
     "left_out": ("quiet", "ban"),
+    "not_needed": ("quiet", "circle-check"),
     "trained": ("busy", "check"),
     "scored": ("good", "circle-check"),
     "queued": ("quiet", "clock"),

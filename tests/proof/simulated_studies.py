@@ -79,7 +79,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Method:
-    """A method of verdicts: the intervals of all seeds at 95 %, and the outcomes after all looks by margin."""
+    """A method of verdicts: intervals of all seeds at 95 %, and the outcomes after all looks by margin."""
 
     intervals: Callable[[Scores], list[Interval]]
     decide: Callable[[Scores, tuple[float, ...]], dict[float, list[str]]]

@@ -20,6 +20,8 @@ from dashboard.models.catalog.metrics import METRICS, REGEX, STUDY_METRICS
 from dashboard.models.studies.plan import (
     DEFAULT_MARGIN,
     DEFAULT_SEEDS,
+    LEAST_HOURS,
+    MOST_HOURS,
     MOST_RATES,
     MOST_SEEDS,
     MOST_TEST_ROWS,
@@ -139,6 +141,22 @@ class StudyForm(LaunchForm):
         ),
         error_messages=dict.fromkeys(
             ("invalid", "min_value", "max_value"), gettext_lazy("Enter a number from 0 to 100.")
+        ),
+        widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
+    )
+    max_hours = forms.FloatField(
+        label=gettext_lazy("How long may it take? (hours)"),
+        required=False,
+        min_value=LEAST_HOURS,
+        max_value=MOST_HOURS,
+        help_text=gettext_lazy(
+            "Computing time, after which no further seed starts. If empty, the study ends when every arm is "
+            "decided, or with the last seed."
+        ),
+        error_messages=dict.fromkeys(
+            ("invalid", "min_value", "max_value"),
+            gettext_lazy("Enter hours from %(least)s to %(most)s, or leave it empty.")
+            % {"least": LEAST_HOURS, "most": f"{MOST_HOURS:,}"},
         ),
         widget=forms.NumberInput(attrs={"step": "any", "inputmode": "decimal"}),
     )

@@ -30,6 +30,7 @@ class StudyPlan:
     ticked: frozenset[str]
     metric: str = ""
     seeds: int = 0
+    max_hours: float | None = None
     rates: tuple[float, ...] = ()
     costs: Costs | None = None
     power: PlanPower | None = None
@@ -66,6 +67,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
                 seeds=seeds,
                 rates=len(rates),
                 test_rows=test_rows,
+                max_hours=values.get("max_hours"),
             )
     except (SpecError, TargetError) as error:
         refusal = error.message
@@ -74,6 +76,7 @@ def plan_study(form: StudyForm) -> StudyPlan:
         ticked=frozenset(str(value) for value in form["configs"].value() or ()),
         metric=metric_label(metric),
         seeds=seeds,
+        max_hours=values.get("max_hours"),
         rates=rates,
         costs=costs,
         power=power_of(

@@ -1,7 +1,8 @@
 """The next jobs of a study: the search for learning rates, seeds to train, adapters to evaluate.
 
-Reads how far its runs have come and queues whatever that allows, so that a crash between two steps loses
-nothing. Called under the study's lock; writes no verdict.
+The seeds up to the next look are queued together; in limited time each seed waits for the one before. Reads
+how far its runs have come and queues whatever that allows, so that a crash between two steps loses nothing.
+Called under the study's lock; of a look it stores the verdicts of the decided arms.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from dashboard.models.adapters.adapter import Adapter, AdapterQuerySet
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
-from dashboard.models.studies.forecast import seconds_queued
+from dashboard.models.studies.forecast import remaining_training_seconds, seconds_queued
+from dashboard.models.studies.looks import Look, is_time_spent, open_arms
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import TrainingRun
@@ -27,25 +29,52 @@ Item = TypeVar("Item")
 Cell = tuple[StudyArm, Hyperparameters, int | None]
 
 
-def queue_next(study: Study, idempotency_key: str = "") -> None:
-    """Queue the next jobs; once all training is queued, store the forecast of its runs."""
+def queue_next(study: Study, look: Look | None = None, idempotency_key: str = "") -> bool:
+    """Queue the next jobs, and return whether none will follow once they have ended.
+
+    `look`: the one that the next seed waits for, if all scores were there. Also stores the forecast of the
+    training that is queued and to come.
+    """
     if _searches(study, idempotency_key):
-        return
+        return False
     arms = [arm for arm in study.arms.all() if not arm.is_lost]
-    for seed in study.seeds:
+    is_complete, to_come = True, 0.0
+    for place, seed in enumerate(study.seeds):
         runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
+        if place and not runs:
+            if _waits(study, place, look):
+                is_complete, to_come = False, remaining_training_seconds(study)
+                break
+            # A look has stored its verdicts.
+            arms = [arm for arm in study.arms.all() if not arm.is_lost]
+            if not open_arms(study) or is_time_spent(study, seed):
+                break
         begun = {run.study_arm_id for run in runs}
-        missing = [arm for arm in arms if arm.pk not in begun]
+        missing = [arm for arm in arms if arm.pk not in begun and not arm.verdict]
         if missing:
             key = idempotency_key if seed == study.seeds[0] else ""
             submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
         elif all(run.is_over for run in runs):
             unscored = Adapter.objects.filter(run__in=runs, evaluations=None)
             submit_scoring(study, unscored, study.created_by)
-    # An arm whose search failed gets no seeds.
-    if study.forecast_seconds != (queued := seconds_queued(study)):
-        study.forecast_seconds = queued
+    # An arm whose search failed gets no seeds, and a decided one no further seeds.
+    if study.forecast_seconds != (seconds := seconds_queued(study) + to_come):
+        study.forecast_seconds = seconds
         study.save(update_fields=["forecast_seconds"])
+    return is_complete
+
+
+def _waits(study: Study, place: int, look: Look | None) -> bool:
+    """Return whether the seed at `place` waits for scores; store the verdicts of the look before it."""
+    is_at_look = place in study.look_sizes
+    if not is_at_look and study.max_hours is None:
+        return False
+    # A look that was taken before a job was queued again lacks its scores.
+    if study.has_open_jobs() or (is_at_look and (look is None or look.size != place)):
+        return True
+    for position, verdict in look.decided.items() if is_at_look and look else ():
+        study.arms.filter(position=position, verdict={}).update(verdict=verdict)
+    return False
 
 
 def _searches(study: Study, idempotency_key: str) -> bool:

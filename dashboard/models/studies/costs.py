@@ -13,12 +13,14 @@ from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.compute_budget import Charge
+from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.queue_forecast import StartEstimate, estimate_next_start
 from dashboard.models.studies.forecast import PlanForecast, StudyForecaster
 from dashboard.models.studies.plan import MOST_TEST_ROWS, ArmPlan
 from dashboard.models.training.forecast import Forecast
 from workers.contract.hyperparameters import Hyperparameters
+from workers.statistics.looks import look_sizes
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -40,8 +42,9 @@ class ArmCost:
 class Costs:
     """The costs of the whole study on the device that suits it.
 
-    `seconds_of_more_seeds`, `seconds_of_more_rows`: the computing time of 2 more seeds, and that of twice the
-    test rows as far as the dataset has them.
+    `first_look`: time until the first look, None if that is the end. `seeds_within`: seeds that start in the
+    hours allowed. `seconds_of_more_seeds`, `seconds_of_more_rows`: the computing time of 2 more seeds, and
+    that of twice the test rows as far as the dataset has them.
     """
 
     arms: tuple[ArmCost, ...]
@@ -52,6 +55,8 @@ class Costs:
     start: StartEstimate | None
     charge: Charge
     train_rows: int
+    first_look: PlanForecast | None
+    seeds_within: int
     seconds_of_more_seeds: float
     seconds_of_more_rows: float
 
@@ -106,10 +111,16 @@ def plan_costs(
     seeds: int,
     rates: int,
     test_rows: int,
+    max_hours: float | None = None,
 ) -> Costs:
     """Return time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
     forecaster = StudyForecaster.load(base_model, version, arms)
     plan = forecaster.plan(seeds=seeds, rates=rates, test_rows=test_rows)
+    first = look_sizes(seeds)[0]
+    within = (
+        forecaster.seeds_within(max_hours, seeds, test_rows=test_rows, rates=rates) if max_hours else seeds
+    )
+    charge = min(plan.charge, max_hours * HOUR) if max_hours else plan.charge
     more_seeds = forecaster.plan(seeds=MORE_SEEDS, test_rows=test_rows, with_base=False)
     more_rows = forecaster.plan(seeds=seeds, test_rows=min(2 * test_rows, MOST_TEST_ROWS))
     kept = sum(arm.adapter_bytes for arm in plan.arms)
@@ -122,8 +133,10 @@ def plan_costs(
         device=plan.arms[0].main.device,
         start=estimate_next_start(Job.Queue.GPU, project),
         # Each run is charged for its own loading, even if runs share a job.
-        charge=Charge.for_work(project, plan.charge, by),
+        charge=Charge.for_work(project, charge, by),
         train_rows=int(version.splits.get("train", 0)) if version else 0,
+        first_look=forecaster.plan(seeds=first, rates=rates, test_rows=test_rows) if first < seeds else None,
+        seeds_within=within,
         seconds_of_more_seeds=more_seeds.seconds["expected"],
         seconds_of_more_rows=more_rows.scoring["expected"] - plan.scoring["expected"],
     )

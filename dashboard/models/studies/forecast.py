@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job_state import TERMINAL
+from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import ArmPlan, count_jobs, halvings, passes, requires_dedicated_base
 from dashboard.models.training import evaluation_cost
 from dashboard.models.training.forecast import Forecast, Range, RunForecaster
@@ -48,10 +50,10 @@ class PlanForecast:
         """Return the seconds of training and scoring."""
         return {name: self.training[name] + self.scoring[name] for name in ENDS}
 
-    def added_to(self, kept: dict[str, Range]) -> dict[str, Range]:
-        """Return the study's stored forecast plus this one."""
+    def added_to(self, kept: dict[str, Range], share: float = 1.0) -> dict[str, Range]:
+        """Return a share of the study's stored forecast plus this one."""
         return {
-            part: {name: value + kept.get(part, {}).get(name, 0.0) for name, value in span.items()}
+            part: {name: value + share * kept.get(part, {}).get(name, 0.0) for name, value in span.items()}
             for part, span in self.to_dict().items()
         }
 
@@ -106,6 +108,13 @@ class StudyForecaster:
             scoring=self._scoring(seeds, test_rows, with_base=with_base),
         )
 
+    def seeds_within(self, hours: float, most: int, *, test_rows: int, rates: int) -> int:
+        """Return the number of seeds that start within so many hours; the first one always does."""
+        for seeds in range(1, most):
+            if self.plan(seeds=seeds, test_rows=test_rows, rates=rates).seconds["expected"] >= hours * HOUR:
+                return seeds
+        return most
+
     def _scoring(self, seeds: int, test_rows: int, *, with_base: bool) -> Range:
         """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
         version, apart = self.runs.version, len(self.alone)
@@ -143,13 +152,16 @@ def seconds_queued(study: Study) -> float:
 
 def remaining_training_seconds(study: Study) -> float:
     """Return the most seconds that runs yet to be queued take. Raises SpecError or TargetError."""
-    return sum(_to_come(study, arm) for arm in study.arms.all())
+    return sum(_to_come(study, arm) for arm in study.arms.all()) if open_arms(study) else 0.0
 
 
 def _to_come(study: Study, arm: StudyArm) -> float:
     seeds = arm.final_runs()
-    if arm.is_lost or {run.seed for run in seeds}.issuperset(study.seeds):
+    to_come = len(study.seeds) - len(seeds)
+    if arm.is_lost or arm.verdict or not to_come:
         return 0.0
+    if seeds:
+        return to_come * expected_seconds(seeds[-1].forecast)
     whole = plan_forecast(
         study.base_model,
         study.dataset_version,
@@ -158,8 +170,7 @@ def _to_come(study: Study, arm: StudyArm) -> float:
         rates=len(study.learning_rates),
         test_rows=study.test_rows,
     )
-    queued = [*arm.search_runs(), *seeds]
-    return max(0.0, whole.promised - sum(expected_seconds(run.forecast) for run in queued))
+    return max(0.0, whole.promised - sum(expected_seconds(run.forecast) for run in arm.search_runs()))
 
 
 def scoring_forecast(study: Study) -> float:
@@ -169,9 +180,11 @@ def scoring_forecast(study: Study) -> float:
 
 def remaining_scoring_seconds(study: Study) -> float:
     """Return the expected seconds to score the runs that have no scores yet."""
-    planned = len(study.seeds) * len(study.arms.all())
-    # An arm whose search failed queues no runs.
-    queued = [run for arm in study.arms.all() for run in arm.runs.all() if run.rung is None]
-    evaluations = map(adapter_evaluation, queued)
+    seeds, arms = len(study.seeds), [(arm, arm.final_runs()) for arm in study.arms.all()]
+    evaluations = [adapter_evaluation(run) for _arm, runs in arms for run in runs]
     scored = sum(evaluation is not None and evaluation.state in TERMINAL for evaluation in evaluations)
-    return scoring_forecast(study) * max(0, (len(queued) or planned) - scored) / max(1, planned)
+    # An arm whose search failed queues no runs, and a decided one no further runs.
+    to_come = sum(seeds - len(runs) for arm, runs in arms if runs and not arm.verdict)
+    planned = seeds * len(arms)
+    unscored = len(evaluations) - scored + to_come if evaluations else planned
+    return scoring_forecast(study) * unscored / max(1, planned)

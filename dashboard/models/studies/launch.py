@@ -20,6 +20,7 @@ from dashboard.models.studies.plan import (
     DEFAULT_SEEDS,
     TEST_ROWS,
     ArmPlan,
+    check_hours,
     check_metric,
     check_plan,
     resolve_reference,
@@ -49,6 +50,7 @@ def launch_study(
     margin: float = DEFAULT_MARGIN,
     learning_rates: Sequence[float] = (),
     test_rows: int = TEST_ROWS,
+    max_hours: float | None = None,
     confirmed: bool = False,
     idempotency_key: str = "",
 ) -> Study:
@@ -59,6 +61,7 @@ def launch_study(
     """
     metric = metric or dataset_version.main_metric
     check_plan(arms, seeds, learning_rates, margin, metric)
+    check_hours(max_hours)
     reference = resolve_reference(arms, reference)
     check_metric(metric, pattern, dataset_version)
     if arms[0].hyperparameters.load_in_4bit:
@@ -76,6 +79,7 @@ def launch_study(
         seeds=list(seeds),
         learning_rates=sorted(learning_rates),
         test_rows=test_rows,
+        max_hours=max_hours,
         confirmed_by=by if confirmed else None,
     )
     if len(learning_rates) == 1:
@@ -92,7 +96,7 @@ def launch_study(
                 target_module_config=arm.config,
                 hyperparameters=dataclasses.asdict(arm.hyperparameters),
             )
-        queue_next(study, idempotency_key)
+        queue_next(study, idempotency_key=idempotency_key)
         plan = plan_forecast(
             base_model,
             dataset_version,

@@ -114,7 +114,7 @@ def added_seeds(study: Study) -> list[str]:
         if addition["after_result"]:
             text = _(
                 "Seeds added on %(day)s, after a first result: %(seeds)s. "
-                "The intervals do not correct for having looked at it."
+                "The intervals allow for having looked at it."
             )
         else:
             text = _("Seeds added on %(day)s, before any result: %(seeds)s.")

@@ -24,6 +24,7 @@ DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 DEFAULT_MARGIN = 0.03
 MOST_ARMS, MOST_SEEDS, MOST_RATES = 12, 20, 8
 TEST_ROWS, MOST_TEST_ROWS = 1_000, 10_000
+LEAST_HOURS, MOST_HOURS = 0.01, 10_000
 # Equal budgets are anchored on all linear layers at this rank: anchored on the smallest set, large sets would
 # need ranks below 2, which cannot be rounded fairly.
 ANCHOR_RANK = 8
@@ -166,6 +167,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise SpecError("seeds", _("Name 1 to %(most)d different seeds.") % {"most": MOST_SEEDS})
     for seed in seeds:
         Hyperparameters(seed=seed)
+
+
+def check_hours(hours: float | None) -> None:
+    """Raise SpecError for a time that is out of range."""
+    if hours is not None and not LEAST_HOURS <= hours <= MOST_HOURS:
+        raise SpecError(
+            "max_hours",
+            _("`max_hours` must be from %(least)s to %(most)d.") % {"least": LEAST_HOURS, "most": MOST_HOURS},
+        )
 
 
 def requires_dedicated_base(arm: ArmPlan, base_model: BaseModel) -> bool:

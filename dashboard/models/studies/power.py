@@ -68,6 +68,7 @@ class PlanPower:
     now: Power
     more_rows: Power | None
     more_seeds: Power | None
+    within: Power  # with the seeds that start in the hours allowed
     rows_there: int
     is_disagreement_assumed: bool
     is_spread_assumed: bool
@@ -176,6 +177,9 @@ def power_of(
     return PlanPower(
         now=now,
         more_rows=more_rows if not design.is_indicative and larger_rows > rows else None,
+        within=dataclasses.replace(
+            now, design=dataclasses.replace(design, seeds=costs.seeds_within if costs else seeds)
+        ),
         more_seeds=more_seeds if not design.is_indicative and seeds + MORE_SEEDS <= MOST_SEEDS else None,
         rows_there=there,
         is_disagreement_assumed=disagreement is None,

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -23,25 +21,25 @@ from dashboard.models.accounts.project import Project, ProjectQuerySet
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better, metric_label
-from dashboard.models.jobs.compute_budget import require_budget
+from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
-from dashboard.models.jobs.job_state import LIVE, TERMINAL, IllegalMove, State
+from dashboard.models.jobs.job_state import LIVE, TERMINAL, State
 from dashboard.models.studies.advance import queue_next
 from dashboard.models.studies.forecast import (
-    PlanForecast,
-    plan_forecast,
     remaining_scoring_seconds,
     remaining_training_seconds,
     scoring_forecast,
     seconds_queued,
 )
-from dashboard.models.studies.plan import TEST_ROWS, check_seeds
+from dashboard.models.studies.looks import due_look
+from dashboard.models.studies.plan import TEST_ROWS
 from dashboard.models.studies.results.formats import format_difference
 from dashboard.models.studies.results.result import StudyResult, result_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.errors import SpecError, TargetError
+from workers.statistics.looks import look_sizes
 from workers.statistics.regex_metric import PATTERN_LETTERS
 
 if TYPE_CHECKING:
@@ -113,7 +111,9 @@ class Study(models.Model):
     # The regular expression that a correct answer contains, for the metric `regex`.
     pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
-    # Seeds added after the start: [{at, seeds, after_result}].
+    # Device hours after which no further seed of the plan starts; null for no limit.
+    max_hours = models.FloatField(null=True, blank=True)
+    # Seeds added after the start: [{at, seeds, after_result, ended_with}].
     additions = models.JSONField(default=list)
     # The user who accepted the warnings about target modules; each run keeps the sentences.
     confirmed_by = models.ForeignKey(
@@ -143,6 +143,10 @@ class Study(models.Model):
                 condition=models.Q(budget__in=["equal-rank", "equal-parameters"]), name="study_budget_known"
             ),
             models.CheckConstraint(condition=models.Q(margin__gte=0), name="study_margin_not_negative"),
+            models.CheckConstraint(
+                condition=models.Q(max_hours=None) | models.Q(max_hours__gt=0),
+                name="study_max_hours_positive",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -221,6 +225,36 @@ class Study(models.Model):
     def reference(self) -> str:
         return self.reference_arm.name
 
+    # Looks
+
+    @property
+    def begun_seeds(self) -> list[int]:
+        """Return the seeds with which any arm is trained, in the plan's order."""
+        begun = {run.seed for run in self.final_runs()}
+        return [seed for seed in self.seeds if seed in begun]
+
+    @property
+    def kept_seeds(self) -> list[int]:
+        """Return the seeds that stay when others are added: after the end only those that were begun."""
+        return self.begun_seeds if self.is_over else list(self.seeds)
+
+    @property
+    def earlier_ends(self) -> list[int]:
+        """Return the numbers of seeds with which it had ended before seeds were added."""
+        ends = [addition["ended_with"] for addition in self.additions]
+        return [end for end in ends if end is not None]
+
+    @property
+    def look_sizes(self) -> list[int]:
+        """Return the number of seeds at each look of the plan."""
+        return look_sizes(len(self.seeds), self.earlier_ends)
+
+    @property
+    def looks(self) -> list[list[int]]:
+        """Return the seeds at each look so far; the last one has all that were begun."""
+        begun = self.begun_seeds
+        return [begun[:size] for size in look_sizes(len(begun), self.earlier_ends)]
+
     @property
     def lower_is_better(self) -> bool:
         return is_lower_better(self.metric)
@@ -236,33 +270,41 @@ class Study(models.Model):
     @property
     def remaining_seconds(self) -> float:
         """Return the forecast seconds of runs that are not queued yet and of adapters without scores."""
-        return max(0.0, self.forecast_seconds - seconds_queued(self)) + remaining_scoring_seconds(self)
+        if self.is_over:
+            return 0.0
+        training = max(0.0, self.forecast_seconds - seconds_queued(self))
+        return self._within_limit(training + remaining_scoring_seconds(self))
 
     @property
     def whole_forecast(self) -> float:
         """Return the forecast seconds of all its training and scoring."""
-        return self.forecast_seconds + scoring_forecast(self)
+        return self._within_limit(self.forecast_seconds + scoring_forecast(self))
+
+    def _within_limit(self, seconds: float) -> float:
+        return seconds if self.max_hours is None else min(seconds, self.max_hours * HOUR)
 
     # Progress
 
     def advance(self) -> None:
         """Queue what the ended jobs allow; write the result when nothing is left. Idempotent."""
+        is_complete = True
+        look = None if self.cancelled_at else due_look(self)
         try:
             with transaction.atomic():
                 self.lock()
                 if not self.cancelled_at:
-                    queue_next(self)
+                    is_complete = queue_next(self, look)
         except (SpecError, TargetError) as changed:
             # The base model or a config has changed since the launch: compare what has finished.
             self.request_cancel(reason=changed.message)
-        if self.finished_at is None and not self._has_open_jobs():
+        if is_complete and self.finished_at is None and not self.has_open_jobs():
             self._conclude()
 
     def lock(self) -> None:
         """Lock and reload the row; without the lock two callers would queue the same seed."""
         self.refresh_from_db(from_queryset=Study.objects.select_for_update())
 
-    def _has_open_jobs(self) -> bool:
+    def has_open_jobs(self) -> bool:
         return self.jobs().exclude(state__in=TERMINAL).exists()
 
     def _conclude(self) -> None:
@@ -273,7 +315,7 @@ class Study(models.Model):
         self.stored_result["recommended"] = recommended_arm(self)
         with transaction.atomic():
             Study.objects.select_for_update().get(pk=self.pk)
-            if not self._has_open_jobs():
+            if not self.has_open_jobs():
                 unfinished = Study.objects.filter(pk=self.pk, finished_at=None)
                 unfinished.update(stored_result=self.stored_result, finished_at=Now())
         self.refresh_from_db(fields=["stored_result", "finished_at"])
@@ -323,49 +365,3 @@ class Study(models.Model):
             self.forecast_seconds = seconds_queued(self) + remaining_training_seconds(self)
             self.save(update_fields=["forecast_seconds"])
         return self.remaining_seconds
-
-    # Added seeds
-
-    def add_seeds(self, seeds: Sequence[int], by: User | None = None) -> None:
-        """Train every arm with more seeds and compare again; finished runs are kept.
-
-        Raises IllegalMove for a failed or stopped study, SpecError, TargetError or OverBudget.
-        """
-        with transaction.atomic():
-            self.lock()
-            if self.state not in (State.SUCCEEDED, State.RUNNING, State.QUEUED):
-                text = _("Seeds can be added to a running or finished study. This study's state: %(state)s.")
-                raise IllegalMove(text % {"state": self.state})
-            fresh = [seed for seed in seeds if seed not in self.seeds]
-            if not fresh:
-                raise SpecError("seeds", _("Name seeds that the study does not have yet."))
-            check_seeds([*self.seeds, *fresh])
-            self.seeds = [*self.seeds, *fresh]
-            # From the plans and not from runs: an arm has none during the search for its learning rate.
-            plans = [arm.plan for arm in self.arms.all() if not arm.is_lost]
-            forecast = plan_forecast(
-                self.base_model,
-                self.dataset_version,
-                plans,
-                seeds=len(fresh),
-                test_rows=self.test_rows,
-                with_base=False,
-            )
-            self._reopen_for_seeds(forecast, by, fresh)
-
-    def _reopen_for_seeds(self, plan: PlanForecast, by: User | None, seeds: Sequence[int]) -> None:
-        """Reopen the study for the new seeds; record when they came and whether a result was known."""
-        now = timezone.now().isoformat(timespec="seconds")
-        after_result = bool(self.finished_at and self.result.comparisons)
-        addition = {"at": now, "seeds": list(seeds), "after_result": after_result}
-        self.additions = [*self.additions, addition]
-        # An ended study does not queue its remaining runs.
-        self.forecast = plan.added_to(self.forecast)
-        self.forecast_seconds = plan.promised + (
-            seconds_queued(self) if self.finished_at else self.forecast_seconds
-        )
-        self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
-        changed = ["seeds", "additions", "forecast_seconds", "forecast"]
-        self.save(update_fields=[*changed, "finished_at", "cancelled_at", "stop_reason"])
-        queue_next(self)
-        require_budget(self.project, plan.charge, by)

@@ -31,6 +31,8 @@ class StudyArm(models.Model):
     hyperparameters = models.JSONField()
     # Chosen on validation, when the study looks for one.
     learning_rate = models.FloatField(null=True, blank=True)
+    # A `Verdict`, once a look has decided the arm, so that it gets no further seeds; {} until then.
+    verdict = models.JSONField(default=dict, blank=True)
 
     class Meta:
         ordering = ["study", "position"]

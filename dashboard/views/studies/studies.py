@@ -21,8 +21,10 @@ from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
 from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Study, TrainingRun
 from dashboard.models.accounts.project import parse_id
+from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.limits import added_seeds
+from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
 from dashboard.models.studies.results.verdict_sentence import advised_seeds, verdict_sentence
 from dashboard.presenters.study_grid import grid_of
@@ -94,6 +96,7 @@ def launch(request: Request, form: StudyForm, key: str) -> Study:
         margin=form.margin_in_unit(),
         learning_rates=values["learning_rates"],
         test_rows=values["test_rows"],
+        max_hours=values["max_hours"],
         confirmed=form.is_confirmed(),
         idempotency_key=key,
     )
@@ -199,9 +202,9 @@ def seeds(request: Request, pk: int) -> HttpResponse:
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, str(errors[0]))
-    elif not set(form.seeds()) <= set(study.seeds):  # a double click adds them once
+    elif not set(form.seeds()) <= set(study.kept_seeds):  # a double click adds them once
         try:
-            study.add_seeds(form.seeds(), request.user)
+            add_seeds(study, form.seeds(), request.user)
         except (IllegalMove, OverBudget) as refusal:
             messages.error(request, str(refusal))
         except (SpecError, TargetError) as refusal:
@@ -211,10 +214,12 @@ def seeds(request: Request, pk: int) -> HttpResponse:
 
 def seeds_context(study: Study, *, may_edit: bool) -> dict[str, Any]:
     """Return the form that adds seeds, for studies that came to a result."""
-    if not may_edit or study.state != State.SUCCEEDED or len(study.seeds) >= MOST_SEEDS:
+    kept = study.kept_seeds
+    is_ended = study.state == State.SUCCEEDED and bool(open_arms(study))
+    if not may_edit or not is_ended or len(kept) >= MOST_SEEDS:
         return {}
     advised = advised_seeds(study)
-    first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(study.seeds) + 1}
+    first = {"count": min(advised or 2, MOST_SEEDS_AT_ONCE), "first": max(kept, default=0) + 1}
     return {"seeds_form": SeedsForm(initial=first), "advised_seeds": advised}
 
 

@@ -37,7 +37,7 @@ def result_context(study: Study, query: Mapping[str, str], reader: User | None =
     return {
         **result_figures(study, forgetting.study_forgetting(study), query.get("cost", "")),
         "recommended": recommended_arm(study),
-        "indicative": len(study.seeds) < MIN_SEEDS,
+        "indicative": len(study.begun_seeds) < MIN_SEEDS,
         "curves": validation_curves(study),
         "settings": [row for row in settings if row["differs"] or not only],
         "settings_same": [row for row in settings if not row["differs"]],

@@ -20,6 +20,7 @@ from dashboard.models import (
     TargetModuleConfig,
     User,
 )
+from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from workers.contract.hyperparameters import Hyperparameters
@@ -72,7 +73,7 @@ def test_study_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off:
     assert study.state == "queued"
     study = finish(study, work_off)
     first = set(study.runs().values_list("pk", flat=True))
-    study.add_seeds([2, 3])
+    add_seeds(study, [2, 3])
     assert study.state == "running"
     assert [job.training_runs.count() for job in study.jobs().filter(kind=Job.Kind.TRAIN)] == [2, 2, 2], (
         "one job per seed, all arms in it"

@@ -19,7 +19,8 @@ from dashboard.models.catalog.metrics import COMPARABLE, JUDGE, is_lower_better,
 from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
-from dashboard.models.studies.results.result import ArmScores, StudyResult, common_rows, compute_result
+from dashboard.models.studies.results.result import StudyResult, compute_result
+from dashboard.models.studies.results.scores import ArmScores, common_rows
 from dashboard.models.training.training_run import TrainingRun
 
 CACHE_SECONDS = 30 * 24 * 3600

@@ -8,8 +8,10 @@ from typing import Any
 
 from dashboard.models.evaluations import forgetting
 from dashboard.models.studies.limits import warnings
+from dashboard.models.studies.looks import ending_of
 from dashboard.models.studies.results.comparison import UnsavedStudy
-from dashboard.models.studies.results.result import ArmScores, RowScores, costs_of, groups_of, scores_of
+from dashboard.models.studies.results.result import costs_of
+from dashboard.models.studies.results.scores import ArmScores, RowScores, groups_of, scores_of
 from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from dashboard.models.studies.study import Study
 from dashboard.models.training.training_run import TrainingRun
@@ -37,7 +39,9 @@ def study_dict(study: Study) -> dict[str, Any]:
         "reference": study.reference,
         "margin": study.margin,
         "seeds": study.seeds,
+        "max_hours": study.max_hours,
         "additions": study.additions,
+        "ending": asdict(ending) if (ending := ending_of(study)) else None,
         "arms": [
             {
                 "name": arm.name,
@@ -48,6 +52,7 @@ def study_dict(study: Study) -> dict[str, Any]:
                 **costs_of(arm.final_runs()),
                 "measured_alone": arm.is_measured_alone,
                 "runs": [run.pk for run in arm.final_runs()],
+                "needs_no_seeds": bool(arm.verdict),
                 "error": arm.error,
                 "metric": metrics.get(arm.position),
                 "forgetting": forgotten[arm.name].facts() if arm.position in metrics else None,

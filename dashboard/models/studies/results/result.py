@@ -11,14 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from dashboard.models.catalog.metrics import is_lower_better
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.studies.results.scores import (
+    ArmScores,
+    RowScores,
+    SeedScores,
+    clusters_of,
+    common_rows,
+    groups_of,
+    matrix,
+    scores_of,
+)
 from workers.statistics import power, verdicts
 from workers.statistics.looks import ALPHA
-from workers.statistics.variance import Sample, ScoreModel, Scores
-from workers.statistics.verdicts import Estimate
+from workers.statistics.variance import Sample, ScoreModel
+from workers.statistics.verdicts import Estimate, Verdict
 
 if TYPE_CHECKING:
     from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
@@ -28,23 +35,10 @@ if TYPE_CHECKING:
 
 # Figures besides the metric by which arms can be compared.
 COSTS = ("trainable_parameters", "adapter_bytes", "peak_memory_bytes", "seconds", "ms_per_token")
-# Row -> score, and seed -> row -> score.
-RowScores = Mapping[int, float]
-SeedScores = Mapping[int, RowScores]
-
 
 # A saved study and its arms, or the unsaved study of chosen runs, which has no margin.
 AnyArm: TypeAlias = "StudyArm | ChosenArm"
 AnyStudy: TypeAlias = "Study | UnsavedStudy"
-
-
-@dataclass(frozen=True)
-class ArmScores:
-    """The metric's value of every test row that an arm was scored on, by seed."""
-
-    position: int
-    name: str
-    by_seed: SeedScores
 
 
 @dataclass(frozen=True)
@@ -178,8 +172,34 @@ def result_of(study: Study) -> StudyResult:
         metric=study.metric,
         margin=study.margin,
         base=base,
+        looks=study.looks,
+        stopped=stopped_arms(study),
     )
     return dataclasses.replace(result, test_sha256=study.dataset_version.test_sha256)
+
+
+def compare_study(study: Study) -> dict[int, Verdict]:
+    """Return position -> verdict of a saved study's arms, from the scores that there are so far."""
+    arms, base = scores_of(study)
+    present = [arm for arm in arms if arm.by_seed]
+    rows, reference = common_rows(present, [base] if base else []), study.reference_arm.position
+    if not rows or reference not in {arm.position for arm in present}:
+        return {}
+    sign = -1.0 if study.lower_is_better else 1.0
+    return verdicts.compare_arms(
+        {arm.position: _sample(arm.by_seed, rows, sign) for arm in present},
+        reference,
+        study.margin,
+        clusters_of(rows, groups_of(study)),
+        is_share=not study.lower_is_better,
+        looks=study.looks,
+        stopped=stopped_arms(study),
+    )
+
+
+def stopped_arms(study: Study) -> dict[int, Verdict]:
+    """Return position -> verdict of the arms that got no further seeds after the look that decided them."""
+    return {arm.position: Verdict.from_dict(arm.verdict) for arm in study.arm_list if arm.verdict}
 
 
 def compute_result(
@@ -192,17 +212,28 @@ def compute_result(
     metric: str,
     margin: float | None,
     base: RowScores | None = None,
+    looks: Sequence[Sequence[int]] = (),
+    stopped: Mapping[int, Verdict] | None = None,
 ) -> StudyResult:
     """Estimate every arm and base model on `rows`, and compare the arms with the one at `reference`.
 
-    `groups`: row -> its group. `base`: scores over which the gain is measured. Means keep the metric's unit.
+    `groups`: row -> its group. `base`: scores over which the gain is measured. `looks` and
+    `stopped` as for `verdicts.compare_arms`. Means keep the metric's unit.
     """
     clusters = clusters_of(rows, groups)
     is_share = not is_lower_better(metric)
     samples = {arm.position: _sample(arm.by_seed, rows) for arm in arms}
     model = ScoreModel(samples, clusters, is_share=is_share)
     comparisons = _comparisons(
-        arms, base, rows, clusters, reference=reference, is_share=is_share, margin=margin
+        arms,
+        base,
+        rows,
+        clusters,
+        reference=reference,
+        is_share=is_share,
+        margin=margin,
+        looks=looks,
+        stopped=stopped,
     )
     alpha = min((one.alpha for one in comparisons), default=ALPHA)
     return StudyResult(
@@ -247,6 +278,8 @@ def _comparisons(
     reference: int,
     is_share: bool,
     margin: float | None,
+    looks: Sequence[Sequence[int]],
+    stopped: Mapping[int, Verdict] | None,
 ) -> list[ArmComparison]:
     """Compare every arm with the reference on the seeds that both have."""
     other = next((arm for arm in arms if arm.position == reference), None)
@@ -255,7 +288,9 @@ def _comparisons(
     sign = 1.0 if is_share else -1.0
     pairs = {arm.position: _paired_by_seed(arm.by_seed, other.by_seed, margin is not None) for arm in arms}
     samples = {position: _sample(by_seed, rows, sign) for position, (by_seed, _) in pairs.items()}
-    decided = verdicts.compare_arms(samples, reference, margin, clusters, is_share=is_share)
+    decided = verdicts.compare_arms(
+        samples, reference, margin, clusters, is_share=is_share, looks=looks, stopped=stopped
+    )
     model = ScoreModel(samples, clusters, is_share=is_share)
     base_scores = sign * matrix([base], rows)[0] if base else None
     compared = []
@@ -263,6 +298,10 @@ def _comparisons(
         if not (verdict := decided.get(arm.position)):
             continue
         found, seeds = verdict.difference, verdict.difference.seeds
+        # Adapters of a stopped arm may have been deleted with their scores since its look.
+        present = [
+            seed for seed in seeds if all(seed in samples[one].seeds for one in (arm.position, reference))
+        ]
         compared.append(
             ArmComparison(
                 position=arm.position,
@@ -282,9 +321,9 @@ def _comparisons(
                 further_seeds=None
                 if verdict.outcome in verdicts.DECIDED
                 else power.seeds_to_decide(found, margin),
-                kept=None
-                if base_scores is None
-                else verdicts.kept_gain(model, arm.position, reference, base_scores, seeds),
+                kept=verdicts.kept_gain(model, arm.position, reference, base_scores, present)
+                if base_scores is not None and present
+                else None,
                 paired=pairs[arm.position][1],
             )
         )
@@ -297,58 +336,6 @@ def _paired_by_seed(ours: SeedScores, theirs: SeedScores, has_margin: bool) -> t
         return ours, True
     in_order = zip(sorted(theirs), (ours[seed] for seed in sorted(ours)), strict=False)
     return dict(in_order), False
-
-
-# Scores of single rows
-
-
-def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
-    """Return the metric's value of every row: of each arm by seed, and of the base model."""
-    by_arm: dict[int, dict[int, dict[int, float]]] = {arm.pk: {} for arm in study.arms.all()}
-    base: dict[int, float] = {}
-    for evaluation in Evaluation.objects.of_study(study).select_related("run__study_arm").order_by("pk"):
-        items = EvaluationItem.objects.filter(evaluation=evaluation).values_list("row", "scores")
-        # A score that was no finite number is stored as null.
-        values = {
-            row: float(scores[study.metric]) for row, scores in items if scores.get(study.metric) is not None
-        }
-        if evaluation.subject == Evaluation.Subject.BASE:
-            base = values
-        elif values and evaluation.run.study_arm_id:
-            by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values
-    # In the plan's order, in which looks take the seeds, and not in that of jobs.
-    arms = [
-        ArmScores(
-            arm.position,
-            arm.name,
-            {seed: by_arm[arm.pk][seed] for seed in study.seeds if seed in by_arm[arm.pk]},
-        )
-        for arm in study.arms.all()
-    ]
-    return arms, base
-
-
-def groups_of(study: Study) -> dict[int, int]:
-    """Return row -> group, from the newest evaluation."""
-    return EvaluationItem.objects.groups_of(Evaluation.objects.of_study(study).order_by("-pk").first())
-
-
-def clusters_of(rows: Sequence[int], groups: Mapping[int, int]) -> list[int] | None:
-    """Return the group of each row, for draws that take a group as a whole; None if no two rows share one."""
-    clusters = [groups.get(row, row) for row in rows]
-    return clusters if len(set(clusters)) < len(clusters) else None
-
-
-def common_rows(arms: Sequence[ArmScores], bases: Sequence[RowScores]) -> list[int]:
-    """Return the rows that all were scored on, so that every pair compares the same items."""
-    sets = [set(scores) for arm in arms for scores in arm.by_seed.values()]
-    sets += [set(base) for base in bases]
-    return sorted(set.intersection(*sets)) if sets else []
-
-
-def matrix(values: Sequence[RowScores], rows: Sequence[int]) -> Scores:
-    """Return scores as an array of shape [seeds, rows]."""
-    return np.array([[scores[row] for row in rows] for scores in values], dtype=np.float64)
 
 
 def _within(estimate: Estimate, is_share: bool) -> Estimate:

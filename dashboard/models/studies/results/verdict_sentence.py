@@ -16,7 +16,6 @@ from dashboard.models.studies.results.formats import (
 )
 from dashboard.models.studies.results.result import AnyArm, AnyStudy, ArmComparison
 from workers.statistics import verdicts
-from workers.statistics.looks import look_sizes
 
 OUTCOMES = {
     verdicts.BETTER: gettext_lazy("Better"),
@@ -35,13 +34,6 @@ def outcome_label(comparison: ArmComparison) -> str:
     if comparison.outcome == verdicts.NOT_INFERIOR and comparison.is_certainly_worse:
         return _("As good within your margin, though certainly a little worse")
     return str(OUTCOMES[comparison.outcome])
-
-
-def look_label(study: AnyStudy) -> str:
-    """Return which look of how many the result comes from; "" for a study that is looked at once."""
-    looks = len(look_sizes(len(study.seeds))) if study.margin is not None else 1
-    done = max((one.look for one in study.result.comparisons), default=0)
-    return _("Look %(done)d of %(looks)d") % {"done": done, "looks": looks} if done and looks > 1 else ""
 
 
 def verdict_sentence(study: AnyStudy) -> str:

@@ -24,6 +24,7 @@ from dashboard.models import (
 )
 from dashboard.models.jobs.compute_budget import BudgetStatus, monthly_usage
 from dashboard.models.jobs.compute_use import HOUR, Month
+from dashboard.models.studies.added_seeds import add_seeds
 from tests.conftest import finish, make_run, shared_environment
 from tests.dashboard.conftest import make_checkpoint
 from tests.dashboard.durations import expect, held
@@ -113,10 +114,10 @@ def test_added_seeds_must_fit(project: Project, dataset: Dataset, base_model: Ba
     study = make_study(project, dataset, base_model, seeds=[1])
     ComputeBudget.objects.change(project, 2.5 * study.whole_forecast / HOUR, mara)
     with pytest.raises(OverBudget):
-        study.add_seeds([2, 3])
+        add_seeds(study, [2, 3])
     assert Study.objects.get().seeds == [1]
     study = Study.objects.get()
-    study.add_seeds([2])
+    add_seeds(study, [2])
     assert Study.objects.get().seeds == [1, 2]
 
 
@@ -129,10 +130,10 @@ def test_added_seeds_must_fit_during_the_learning_rate_search(
     assert not study.runs().filter(rung=None).exists()
     ComputeBudget.objects.change(project, (whole + 0.5 * one) / HOUR, mara)
     with pytest.raises(OverBudget):
-        study.add_seeds([2])
+        add_seeds(study, [2])
     assert Study.objects.get().seeds == [1]
     ComputeBudget.objects.change(project, 2 * whole / HOUR, mara)
-    study.add_seeds([2])
+    add_seeds(study, [2])
     grown = Study.objects.get()
     assert grown.seeds == [1, 2]
     assert grown.forecast_seconds == pytest.approx(3 * one)

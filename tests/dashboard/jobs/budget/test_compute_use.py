@@ -32,6 +32,7 @@ from dashboard.models.jobs.compute_use import (
     usage_by_user,
 )
 from dashboard.models.jobs.worker_node import WorkerNode
+from dashboard.models.studies.added_seeds import add_seeds
 from tests.conftest import finish, make_run, rewrite
 from tests.dashboard.conftest import publish
 from tests.dashboard.durations import expect, held
@@ -158,7 +159,7 @@ def test_seeds_added_to_an_ended_study_reserve_only_themselves(
     scores: Table = {name: {1: [0, 1]} for name in ("base", "efficient", "quality")}
     study = conclude(make_study(project, dataset, base_model, seeds=[1], learning_rates=[1e-4, 2e-4]), scores)
     Study.objects.update(forecast_seconds=10**6)
-    study.add_seeds([2])
+    add_seeds(study, [2])
     assert 0 < BudgetStatus.for_project(project).reserved < 10**5
 
 

@@ -10,6 +10,7 @@ from django.test import Client
 
 from dashboard.models import BaseModel, Dataset, Job, Project, ScoringTime, State, Study, User
 from dashboard.models.jobs.compute_budget import BudgetStatus
+from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.forecast import plan_forecast
 from dashboard.models.training.evaluation_cost import record_scoring_time
 from dashboard.views.studies.study_results import times_of
@@ -122,6 +123,6 @@ def test_forecast_includes_added_seeds(
 ) -> None:
     study = conclude(make_study(project, dataset, base_model), TABLE)
     before = {part["label"]: part["span"]["expected"] for part in times_of(study)}
-    study.add_seeds([4], ed)
+    add_seeds(study, [4], ed)
     after = times_of(conclude(Study.objects.get(pk=study.pk), TABLE))
     assert all(part["span"]["expected"] > before[part["label"]] for part in after)

@@ -11,7 +11,6 @@ from dashboard.models import BaseModel, Dataset, Project, Study, User
 from dashboard.models.studies.results.result import ArmComparison, ArmResult, StudyResult
 from dashboard.models.studies.results.verdict_sentence import (
     advised_seeds,
-    look_label,
     outcome_label,
     recommended_arm,
     verdict_parts,
@@ -149,12 +148,6 @@ def test_as_good_is_no_reason_to_choose_an_arm_of_equal_size(study: Study) -> No
         "All arms are as good as quality within your margin of 3 points, and none is smaller."
     )
     assert recommended_arm(found) == ""
-
-
-def test_look_is_counted_where_a_plan_has_several(study: Study) -> None:
-    assert look_label(with_result(study, AS_GOOD, WORSE)) == ""
-    study.seeds = [1, 2, 3, 4, 5, 6, 7]
-    assert look_label(with_result(study, replace(AS_GOOD, look=2), WORSE)) == "Look 2 of 3"
 
 
 def test_few_rows_are_indicative_only(project: Project, dataset: Dataset, base_model: BaseModel) -> None:

@@ -1,0 +1,77 @@
+"""The scores of single test rows behind a study's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from workers.statistics.variance import Scores
+
+if TYPE_CHECKING:
+    from dashboard.models.studies.study import Study
+
+# Row -> score, and seed -> row -> score.
+RowScores = Mapping[int, float]
+SeedScores = Mapping[int, RowScores]
+
+
+@dataclass(frozen=True)
+class ArmScores:
+    """The metric's value of every test row that an arm was scored on, by seed."""
+
+    position: int
+    name: str
+    by_seed: SeedScores
+
+
+def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
+    """Return the metric's value of every row: of each arm by seed, and of the base model."""
+    by_arm: dict[int, dict[int, dict[int, float]]] = {arm.pk: {} for arm in study.arms.all()}
+    base: dict[int, float] = {}
+    for evaluation in Evaluation.objects.of_study(study).select_related("run__study_arm").order_by("pk"):
+        items = EvaluationItem.objects.filter(evaluation=evaluation).values_list("row", "scores")
+        # A score that was no finite number is stored as null.
+        values = {
+            row: float(scores[study.metric]) for row, scores in items if scores.get(study.metric) is not None
+        }
+        if evaluation.subject == Evaluation.Subject.BASE:
+            base = values
+        elif values and evaluation.run.study_arm_id:
+            by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values
+    # In the plan's order, in which looks take the seeds, and not in that of jobs.
+    arms = [
+        ArmScores(
+            arm.position,
+            arm.name,
+            {seed: by_arm[arm.pk][seed] for seed in study.seeds if seed in by_arm[arm.pk]},
+        )
+        for arm in study.arms.all()
+    ]
+    return arms, base
+
+
+def groups_of(study: Study) -> dict[int, int]:
+    """Return row -> group, from the newest evaluation."""
+    return EvaluationItem.objects.groups_of(Evaluation.objects.of_study(study).order_by("-pk").first())
+
+
+def clusters_of(rows: Sequence[int], groups: Mapping[int, int]) -> list[int] | None:
+    """Return the group of each row, for draws that take a group as a whole; None if no two rows share one."""
+    clusters = [groups.get(row, row) for row in rows]
+    return clusters if len(set(clusters)) < len(clusters) else None
+
+
+def common_rows(arms: Sequence[ArmScores], bases: Sequence[RowScores]) -> list[int]:
+    """Return the rows that all were scored on, so that every pair compares the same items."""
+    sets = [set(scores) for arm in arms for scores in arm.by_seed.values()]
+    sets += [set(base) for base in bases]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def matrix(values: Sequence[RowScores], rows: Sequence[int]) -> Scores:
+    """Return scores as an array of shape [seeds, rows]."""
+    return np.array([[scores[row] for row in rows] for scores in values], dtype=np.float64)
