@@ -114,7 +114,9 @@ def test_looks_follow_the_plan_and_not_the_seeds_that_the_reference_has() -> Non
 
 def test_look_before_the_reference_has_scores_is_left_out() -> None:
     means = [[0.70, 0.71, 0.69], [0.60, 0.61, 0.59]]
-    found = compare_arms(constant_scores(means), 0, 0.05, is_share=False, looks=[(7, 8, 9), (7, 8, 9, 0, 1, 2)])
+    found = compare_arms(
+        constant_scores(means), 0, 0.05, is_share=False, looks=[(7, 8, 9), (7, 8, 9, 0, 1, 2)]
+    )
     assert found[1].difference.look == 1
 
 
