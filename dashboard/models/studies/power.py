@@ -68,10 +68,10 @@ class PlanPower:
     now: Power
     more_rows: Power | None
     more_seeds: Power | None
-    within: Power  # with the seeds that start in the hours allowed
     rows_there: int
     is_disagreement_assumed: bool
     is_spread_assumed: bool
+    within: Power | None = None  # with the seeds that start in the hours allowed
 
     @property
     def design(self) -> Design:

@@ -126,7 +126,7 @@ def test_budget_must_cover_the_runs_that_follow(searching: Study, project: Proje
     run = run_of(searching)
     used = BudgetStatus.for_project(project).used
     # Enough for the run itself, and for nothing that comes after it.
-    ComputeBudget.objects.change(project, (used + 1.1 * run.forecast["seconds"]["expected"]) / HOUR, None)
+    ComputeBudget.objects.change(project, (used + 1.01 * run.forecast["seconds"]["expected"]) / HOUR, None)
     with pytest.raises(OverBudget):
         run.resume(ed)
     assert fetched(searching).is_over
