@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import signal
@@ -26,7 +27,13 @@ from typing import Any
 
 import pytest
 
-ENGINE = ["-m", "workers.engine"]
+# Program -> module of its `main`.
+FORKED = {
+    "workers.engine": "workers.engine.__main__",
+    "tests.engine.engine_cost": "tests.engine.engine_cost",
+    "tests.engine.importing.corpus": "tests.engine.importing.corpus",
+    "tests.engine.noisy_engine": "tests.engine.noisy_engine",
+}
 PR_SET_CHILD_SUBREAPER = 36
 # No more arguments and variables than these bytes.
 MAX_MESSAGE = 1 << 17
@@ -36,14 +43,14 @@ class ForkingPopen(subprocess.Popen[Any]):
     """A Popen that forks engines from the server and starts every other program as usual."""
 
     def _execute_child(self, args: Any, *rest: Any) -> None:  # type: ignore[override]
-        if isinstance(args, str) or list(args[:3]) != [sys.executable, *ENGINE]:
+        if isinstance(args, str) or args[:2] != [sys.executable, "-m"] or args[2] not in FORKED:
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
         # In the order of Popen's own arguments.
         cwd, env = rest[4], rest[5]
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[9:15]
         streams = [fd if fd != -1 else number for number, fd in enumerate((p2cread, c2pwrite, errwrite))]
-        self.pid = server().fork([os.fspath(argument) for argument in args[3:]], cwd, env, streams)
+        self.pid = server().fork([os.fspath(argument) for argument in args[2:]], cwd, env, streams)
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
@@ -150,8 +157,7 @@ def serve(connection: socket.socket) -> None:
 
 def run_engine(command: dict[str, Any], streams: list[int]) -> None:
     """Become the engine."""
-    from workers.engine.__main__ import main
-
+    program, *arguments = command["arguments"]
     status = 1
     try:
         os.setsid()
@@ -166,7 +172,7 @@ def run_engine(command: dict[str, Any], streams: list[int]) -> None:
         os.environ.update(command["environment"])
         tempfile.tempdir = None
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = main(command["arguments"])
+        status = importlib.import_module(FORKED[program]).main(arguments)
         for output in (sys.stdout, sys.stderr):
             output.flush()
     except SystemExit as end:

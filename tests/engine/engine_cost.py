@@ -51,19 +51,19 @@ def processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def measure(path: Path, arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the engine in this process, write its cost and return its exit status."""
-    from workers.engine.__main__ import main
+    from workers.engine import __main__ as engine
 
     loaded, began = load_libraries(), processor_seconds()
-    status = main(arguments)
+    status = engine.main(arguments[1:])
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     cost = {"seconds": processor_seconds() - began, "growth": max(peak_memory(), children) - loaded}
-    path.write_text(json.dumps(cost))
+    Path(arguments[0]).write_text(json.dumps(cost))
     return status
 
 
 if __name__ == "__main__":
-    exit_status = measure(Path(sys.argv[1]), sys.argv[2:])
+    exit_status = main(sys.argv[1:])
     sys.stdout.flush()
     os._exit(exit_status)

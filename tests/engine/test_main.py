@@ -299,17 +299,13 @@ def test_engine_does_not_start_for_a_dead_parent(start: Start, make_spec: MakeSp
 
 def test_library_output_goes_to_the_log(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
-    code = (
-        "import sys, os; from workers.engine import __main__ as engine\n"
-        "from workers.engine.training import runtime\n"
-        "runtime.prepare_environment = lambda **_: (print('stray'), os.write(1, b'raw'))\n"
-        f"sys.exit(engine.main(['train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120)
-    assert done.returncode == 0
-    assert events(done.stdout)[-1] == Finished("done")
-    assert b"stray" in done.stderr
-    assert b"raw" in done.stderr
+    arguments = ("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    child = start(*arguments, module="tests.engine.noisy_engine")
+    assert events(child.communicate(timeout=60)[0])[-1] == Finished("done")
+    assert child.returncode == 0
+    log = (tmp_path / "log").read_bytes()
+    assert b"stray" in log
+    assert b"raw" in log
 
 
 def test_the_entry_point_alone_imports_no_torch() -> None:

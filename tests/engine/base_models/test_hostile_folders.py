@@ -221,7 +221,13 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+# They end at the limit of time, as `loop` does between and `search` inside of calls.
+REPEATING = ("text for ever", "power")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.proof if name in REPEATING else ()) for name in TEMPLATES]
+)
 def test_a_hostile_chat_template_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATES[name])
     with pytest.raises(ModelError, match="The base model's chat template") as caught:

@@ -326,7 +326,13 @@ def import_upload(upload: Upload, model: str, scratch: Path, loaded: int) -> dic
     }
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Import all uploads with the tokenizer in the first folder, and print each result."""
     loaded = load_libraries()
     for item in corpus():
-        print(json.dumps(import_upload(item, sys.argv[1], Path(sys.argv[2]), loaded)), flush=True)
+        print(json.dumps(import_upload(item, arguments[0], Path(arguments[1]), loaded)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
