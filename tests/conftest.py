@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -120,10 +121,16 @@ def token(project: Project, ed: User) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's files, built once in a process of its own, so that tests stay free of torch."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    build = "import sys, pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(folder)], check=True, cwd=settings.BASE_DIR, timeout=120)
+    """The tiny model's files, built once for all processes, in one of its own: tests stay free of torch."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "models" / "tiny"
+    with (shared / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            code = f"import pathlib, tests.tiny_model as t; t.build_tiny_model(pathlib.Path({str(folder)!r}))"
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=settings.BASE_DIR, timeout=120)
     return folder
 
 

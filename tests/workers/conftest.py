@@ -119,16 +119,24 @@ def engine_result(kind: str, spec: object, out_dir: Path) -> dict[str, Any]:
     return results[0].values
 
 
-@pytest.fixture(scope="session")
-def inspected(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="package")
+def inspected(
+    forked_engines: None,  # noqa: F811
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
     """The result of inspecting the tiny model."""
     return engine_result(
         "inspect", InspectSpec(path=str(tiny_folder)), tmp_path_factory.mktemp("inspect") / "out"
     )
 
 
-@pytest.fixture(scope="session")
-def imported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+@pytest.fixture(scope="package")
+def imported(
+    forked_engines: None,  # noqa: F811
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any]]:
     """Forty imported rows: the folder of splits and the report."""
     folder = tmp_path_factory.mktemp("import")
     upload = folder / "numbers.jsonl"

@@ -232,7 +232,7 @@ def test_api_answers_400_to_a_broken_upload(world: World, settings: Settings, na
     assert json.loads(exchange.content)["error"]["code"]
 
 
-@pytest.mark.parametrize("number", [150, pytest.param(20_000, marks=pytest.mark.proof)])
+@pytest.mark.parametrize("number", [60, pytest.param(20_000, marks=pytest.mark.proof)])
 def test_no_random_body_is_an_internal_error(everywhere: list[Target], world: World, number: int) -> None:
     chance = random.Random(1)
     for step in range(number):

@@ -24,19 +24,32 @@ from django.urls import reverse
 
 from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Job, Project, State, User
 from tests.conftest import make_run
-from workers.contract.specs import BaseSpec
 
 CLEAN = """
 import sys, numpy, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base_folder, adapter_folder, target = sys.argv[1:]
+base_folder, adapter_folder, published, project, target = sys.argv[1:]
 base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
 model = PeftModel.from_pretrained(base, adapter_folder).eval()
 assert AutoTokenizer.from_pretrained(adapter_folder).chat_template
 assert not [name for name in sys.modules if name.split(".")[0] in ("workers", "dashboard", "django")]
+ids = torch.arange(3, 23).unsqueeze(0)
 with torch.no_grad():
-    numpy.save(target, model(input_ids=torch.arange(3, 23).unsqueeze(0)).logits)
+    numpy.save(target + "/clean.npy", model(input_ids=ids).logits)
+"""
+# Then the engine's own logits: of the base model, and of the adapter as an evaluation loads it.
+OWN = """
+sys.path.append(project)
+from workers.contract.specs import BaseSpec
+from workers.engine.base_models.model import load_base
+from workers.engine.evaluation.evaluate import _load_adapters
+base = BaseSpec(path=base_folder, name="example/tiny", sha256="0" * 64)
+model = load_base(base, torch.float32, torch.device("cpu")).eval()
+with torch.no_grad():
+    numpy.save(target + "/plain.npy", model(input_ids=ids).logits)
+    tuned = _load_adapters(model, base.name, {"adapter": published})
+    numpy.save(target + "/own.npy", tuned(input_ids=ids).logits)
 """
 
 
@@ -70,26 +83,13 @@ def unpack(content: bytes, folder: Path) -> Path:
     return folder / "Triage-v1"
 
 
-def engine_logits(base_folder: Path, adapter: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits of the base model and of the adapter as an evaluation loads them."""
-    import torch
-
-    from workers.engine.base_models.model import load_base
-    from workers.engine.evaluation.evaluate import _load_adapters
-
-    base = BaseSpec(path=str(base_folder), name="example/tiny", sha256="0" * 64)
-    model = load_base(base, torch.float32, torch.device("cpu")).eval()
-    ids = torch.arange(3, 23).unsqueeze(0)
-    with torch.no_grad():
-        plain = model(input_ids=ids).logits.numpy()
-        tuned = _load_adapters(model, base.name, {"adapter": str(adapter)})
-        return plain, tuned(input_ids=ids).logits.numpy()
-
-
-def logits_in_a_clean_process(base: Path, adapter: Path, target: Path) -> np.ndarray:
-    command = [sys.executable, "-I", "-c", CLEAN, str(base), str(adapter), str(target)]
-    subprocess.run(command, check=True, timeout=120, cwd=target.parent)
-    return np.asarray(np.load(target))
+def logits_in_a_clean_process(
+    base: Path, downloaded: Path, published: Path, target: Path
+) -> list[np.ndarray]:
+    """Return the logits of the downloaded adapter, of the base model and of the published adapter."""
+    folders = [str(path) for path in (base, downloaded, published, settings.BASE_DIR, target)]
+    subprocess.run([sys.executable, "-I", "-c", CLEAN + OWN, *folders], check=True, timeout=120, cwd=target)
+    return [np.load(target / f"{name}.npy") for name in ("clean", "plain", "own")]
 
 
 @pytest.mark.slow
@@ -126,8 +126,7 @@ def test_download_is_complete_and_loads_anywhere(
     base, tuned = json.loads((folder / "eval.json").read_text())
     assert tuned["metrics"]["loss"] < base["metrics"]["loss"]
     assert tuned["rows"] == Evaluation.objects.get(run=adapter.run, subject="adapter").rows
-    clean = logits_in_a_clean_process(tiny_folder, folder, tmp_path / "logits.npy")
-    plain, own = engine_logits(tiny_folder, adapter.path())
+    clean, plain, own = logits_in_a_clean_process(tiny_folder, folder, adapter.path(), tmp_path)
     assert np.abs(own - clean).max() < 1e-5
     assert np.abs(plain - clean).max() > 1e-2
     weights = (folder / "adapter_model.safetensors").read_bytes()
