@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.charts.axes import AXIS_HEIGHT, LABEL_HEIGHT, Span, around_spans
-from dashboard.charts.study_charts import PARETO_HEIGHT, apart, beside, tick
+from dashboard.charts.study_charts import (
+    PARETO_HEIGHT,
+    key_of,
+    place_numbers,
+    tick,
+)
 from dashboard.models.evaluations.forgetting import Forgetting
 from dashboard.models.studies.results.result import AnyStudy
 
@@ -90,12 +94,13 @@ def plots(study: AnyStudy, arms: Mapping[str, Forgetting]) -> list[dict[str, Any
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in FIGURES}
     for own in study.result.arms:
         arm, metric = arms.get(own.name), asdict(own.metric)
+        named = {"name": own.name, "position": own.position}
         if arm and arm.rise is not None:
             ends = {"least": min(arm.rises), "most": max(arm.rises)}
-            points["loss"].append({"name": own.name, "x": arm.rise, **ends, **metric})
+            points["loss"].append({**named, "x": arm.rise, **ends, **metric})
         if arm and (change := arm.change()):
             ends = {"least": 100 * change["low"], "most": 100 * change["high"]}
-            points["questions"].append({"name": own.name, "x": 100 * change["mean"], **ends, **metric})
+            points["questions"].append({**named, "x": 100 * change["mean"], **ends, **metric})
     return [_plot(study, name, arm_points) for name, arm_points in points.items() if arm_points]
 
 
@@ -104,7 +109,9 @@ def _plot(study: AnyStudy, name: str, points: Sequence[dict[str, Any]]) -> dict[
     up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
     marks = [
         {
-            **beside(Truncator(point["name"]).chars(24), across.share(point["x"])),
+            "number": point["position"] + 1,
+            "name": point["name"],
+            "share": across.share(point["x"]),
             "x": across.across(point["x"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
             "across": across.whisker(point["least"], point["most"]),
@@ -112,12 +119,13 @@ def _plot(study: AnyStudy, name: str, points: Sequence[dict[str, Any]]) -> dict[
         }
         for point in points
     ]
+    place_numbers(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT)
     label, explanation = FIGURES[name]
     return {
         "name": name,
         "label": label,
         "reading": explanation,
-        "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
+        "marks": marks,
         "is_cut": any(
             mark[side][end]
             for mark in marks
@@ -128,5 +136,5 @@ def _plot(study: AnyStudy, name: str, points: Sequence[dict[str, Any]]) -> dict[
         "ticks_x": [(across.across(value), f"{value:+g}" if value else "0") for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
-        "height": PARETO_HEIGHT,
+        **key_of(marks, PARETO_HEIGHT),
     }

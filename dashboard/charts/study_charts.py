@@ -6,7 +6,9 @@ Functions from rows to plain values; colours and lines are the style sheet's.
 
 from __future__ import annotations
 
+import itertools
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,8 +28,12 @@ from workers.statistics.verdicts import MIN_SEEDS, Estimate
 
 ROW_HEIGHT = 46
 PARETO_HEIGHT, CURVES_HEIGHT = 340, 300
-# Largest width of a name beside a mark, as a share of the figure: on a phone 7 of 340 pixels per letter.
-LETTER = 7 / 340
+KEY_HEIGHT, KEY_LETTERS = 18, 38
+# The distance of a number from its mark, as a share of the figure on a phone, and the sides of a mark.
+BESIDE = 0.06
+LEFT, RIGHT = -1, 1
+# Widths of capitals, and of letters without case such as Chinese ones, in average small letters.
+LETTER_WIDTHS = {"Lu": 1.6, "Lo": 2.0}
 COLOURS = 5
 # Cost of an arm -> (label, format of the number).
 COSTS = {
@@ -44,11 +50,13 @@ def tick(study: AnyStudy, value: float) -> str:
 
 
 def shorten(name: str, length: int) -> str:
-    """Cut a name to `length` letters; the number that tells runs of one name apart stays."""
+    """Cut a name to the width of `length` letters; the number that tells runs of one name apart stays."""
     text, separator, run = name.rpartition(" #")
     if separator and run.isdecimal():
-        return f"{Truncator(text).chars(length)} #{run}"
-    return Truncator(name).chars(length)
+        return f"{shorten(text, length)} #{run}"
+    widths = itertools.accumulate(LETTER_WIDTHS.get(unicodedata.category(letter), 1.0) for letter in name)
+    fitting = sum(width <= length for width in widths)
+    return Truncator(name).chars(fitting)
 
 
 def intervals(study: AnyStudy) -> dict[str, Any] | None:
@@ -127,7 +135,7 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
             points.append(
                 {
                     "position": arm.position,
-                    "name": shorten(arm.name, 24),
+                    "name": arm.name,
                     "cost": float(value),
                     **asdict(shown_estimate(own)),
                     "words": format_estimate(study, shown_estimate(own)),
@@ -139,7 +147,9 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
     up = around_spans([Span(point["mean"], point["low"], point["high"]) for point in points])
     marks = [
         {
-            **beside(point["name"], across.share(point["cost"])),
+            "number": point["position"] + 1,
+            "name": point["name"],
+            "share": across.share(point["cost"]),
             "x": across.across(point["cost"]),
             "y": up.down(point["mean"], PARETO_HEIGHT),
             **up.upright(point["low"], point["high"], PARETO_HEIGHT),
@@ -148,11 +158,12 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
         }
         for point in points
     ]
+    place_numbers(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT)
     label, written = COSTS[cost]
     return {
         "cost": cost,
         "label": label,
-        "marks": apart(marks, PARETO_HEIGHT - AXIS_HEIGHT - LABEL_HEIGHT),
+        "marks": marks,
         "tied": _tied_band(study, points, up),
         "ticks_x": [(across.across(value), written(value)) for value in across.ticks()],
         "ticks_y": [(up.down(value, PARETO_HEIGHT), tick(study, value)) for value in up.ticks(5)],
@@ -160,7 +171,7 @@ def pareto(study: AnyStudy, cost: str) -> dict[str, Any] | None:
         "cut": [mark for mark in marks if is_cut(mark)],
         "base": format_metric(study, result.base.mean) if len(result.bases) == 1 and result.base else None,
         "floor": PARETO_HEIGHT - AXIS_HEIGHT,
-        "height": PARETO_HEIGHT,
+        **key_of(marks, PARETO_HEIGHT),
     }
 
 
@@ -187,45 +198,50 @@ def dominates(other: dict[str, Any], point: dict[str, Any], certain_pairs: list[
     return bool(other["cost"] <= point["cost"] and [other["position"], point["position"]] in certain_pairs)
 
 
-def beside(name: str, share: float) -> dict[str, Any]:
-    """Place a name next to its mark, with the part of the width that it covers at most."""
-    # A name beside a mark on the right would leave the figure.
-    is_left = share > 0.6
-    width = LETTER * len(name)
-    return {
-        "name": name,
-        "is_left": is_left,
-        "span": (share - width, share) if is_left else (share, share + width),
-    }
+def place_numbers(
+    marks: Sequence[dict[str, Any]], bottom: float, sides: Sequence[int] = (RIGHT, LEFT)
+) -> None:
+    """Place each mark's number beside it or near, where it covers no mark and no other number.
+
+    `share` of a mark: its position from 0 to 1; `y`: pixels from the top, at most `bottom` for a number.
+    """
+    taken = [(mark["share"], mark["y"]) for mark in marks]
+    steps = sorted(range(-5 * len(marks), 5 * len(marks) + 1), key=abs)
+    for mark in marks:
+        places = [
+            (mark["share"] + side * BESIDE, mark["y"] + step * LABEL_HEIGHT / 3)
+            for step in steps
+            for side in sides
+        ]
+        free = [
+            (x, y)
+            for x, y in places
+            if 0 <= x <= 1 or LEFT not in sides
+            if LABEL_HEIGHT / 2 <= y <= bottom
+            if not any(abs(x - u) < BESIDE and abs(y - v) < LABEL_HEIGHT for u, v in taken)
+        ]
+        x, mark["number_y"] = (free or places)[0]
+        mark["is_left"] = x < mark["share"]
+        taken.append((x, mark["number_y"]))
 
 
-def apart(marks: list[dict[str, Any]], bottom: float = math.inf) -> list[dict[str, Any]]:
-    """Set the height of each name, so that none covers another one or leaves the figure."""
-    placed: list[dict[str, Any]] = []
-    for mark in sorted(marks, key=lambda mark: mark["y"]):
-        above = [other["label_y"] for other in placed if meet(mark, other)]
-        mark["label_y"] = round(max([mark["y"], *(y + LABEL_HEIGHT for y in above)]), 1)
-        placed.append(mark)
-    for place, mark in reversed(list(enumerate(placed))):
-        below = [other["label_y"] for other in placed[place + 1 :] if meet(mark, other)]
-        roof = min([bottom, *(y - LABEL_HEIGHT for y in below)])
-        mark["label_y"] = min(mark["label_y"], round(roof, 1))
-    return marks
-
-
-def meet(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two names may share a part of the width."""
-    return bool(one["span"][0] < other["span"][1] and other["span"][0] < one["span"][1])
+def key_of(marks: Sequence[dict[str, Any]], height: float) -> dict[str, Any]:
+    """Return the names of the numbers, as lines below a figure of this height, and the height of all."""
+    lines = [
+        {**mark, "text": shorten(mark["name"], KEY_LETTERS), "line_y": height + KEY_HEIGHT * place}
+        for place, mark in enumerate(marks, 1)
+    ]
+    return {"key": lines, "height": height + KEY_HEIGHT * len(lines) + 6}
 
 
 def validation_curves(study: Study) -> dict[str, Any] | None:
     """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
-    bands = [(arm.name, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
-    bands = [(name, band) for name, band in bands if len(band) > 1]
+    bands = [(arm, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
+    bands = [(arm, band) for arm, band in bands if len(band) > 1]
     if not bands:
         return None
-    steps = Axis.around(step for _name, band in bands for step, *_values in band)
-    losses = Axis.around(value for _name, band in bands for _step, *values in band for value in values)
+    steps = Axis.around(step for _arm, band in bands for step, *_values in band)
+    losses = Axis.around(value for _arm, band in bands for _step, *values in band for value in values)
     room = CURVES_HEIGHT - AXIS_HEIGHT
 
     def down(value: float) -> float:
@@ -236,7 +252,8 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
 
     lines: list[dict[str, Any]] = [
         {
-            "name": Truncator(name).chars(20),
+            "number": arm.position + 1,
+            "name": arm.name,
             "colour": place % COLOURS,
             "dash": place // COLOURS,
             "line": " ".join(point(step, mean) for step, mean, _low, _high in band),
@@ -247,16 +264,17 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
             "last": band[-1][1],
             "lowest": min(mean for _step, mean, _low, _high in band),
             "y": down(band[-1][1]),
-            "span": (0, 1),
+            "share": 1.0,
         }
-        for place, (name, band) in enumerate(bands)
+        for place, (arm, band) in enumerate(bands)
     ]
+    place_numbers(lines, room - 6, sides=[RIGHT])
     return {
-        "lines": apart(lines, room - 6),
-        "ticks_x": [(f"{10 + 66 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
+        "lines": lines,
+        "ticks_x": [(f"{11 + 81 * steps.share(value):.2f}%", f"{value:g}") for value in steps.ticks()],
         "ticks_y": [(down(value), f"{value:g}") for value in losses.ticks()],
         "floor": room,
-        "height": CURVES_HEIGHT,
+        **key_of(lines, CURVES_HEIGHT),
     }
 
 

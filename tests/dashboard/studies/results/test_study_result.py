@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from django.test import Client
 
@@ -62,15 +64,22 @@ def test_distant_base_model_is_drawn_as_an_arrow(
     assert "The arrow points to the base model" in client.get(study.get_absolute_url()).content.decode()
 
 
-def test_labels_of_close_marks_do_not_overlap() -> None:
-    places = ((0.1, 100.0), (0.15, 101.0), (0.59, 102.0), (0.61, 103.0), (0.95, 104.0))
-    marks = [{**study_charts.beside("Attention", share), "y": y} for share, y in places]
-    study_charts.apart(marks, bottom=120)
-    for one in marks:
-        for other in marks:
-            if one is not other and study_charts.meet(one, other):
-                assert abs(one["label_y"] - other["label_y"]) >= axes.LABEL_HEIGHT
-    assert max(mark["label_y"] for mark in marks) <= 120
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_numbers_of_twelve_close_marks_cover_nothing(share: float) -> None:
+    marks = [{"share": share, "y": 100.0 + place} for place in range(12)]
+    study_charts.place_numbers(marks, bottom=300)
+    sides = [mark["share"] + study_charts.BESIDE * (-1 if mark["is_left"] else 1) for mark in marks]
+    assert all(0 <= x <= 1 for x in sides)
+    for x in sides:
+        heights = sorted(mark["number_y"] for mark, own in zip(marks, sides, strict=True) if own == x)
+        assert all(low + axes.LABEL_HEIGHT <= high for low, high in itertools.pairwise(heights))
+        assert 0 < heights[0] <= heights[-1] <= 300
+
+
+def test_names_are_cut_by_their_width() -> None:
+    assert study_charts.shorten("attention output", 16) == "attention output"
+    assert study_charts.shorten("ATTENTION OUTPUT", 16) == "ATTENTION…"
+    assert study_charts.shorten("attention output of a long name #12", 16) == "attention outpu… #12"
 
 
 def test_difference_has_interval_p_value_and_kept_gain(study: Study) -> None:
