@@ -47,7 +47,7 @@ def format_estimate(study: AnyStudy, estimate: Estimate) -> str:
 
 def format_p_value(p: float) -> str:
     """Return p with three digits."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def parameter_share(size: int, reference: int) -> str:

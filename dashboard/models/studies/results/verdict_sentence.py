@@ -115,7 +115,11 @@ def _headline(study: AnyStudy, best: ArmComparison | None) -> str:
         return text % values
     if outcomes <= {verdicts.NOT_ENOUGH_EVIDENCE, verdicts.INDICATIVE_ONLY}:
         return _("Not enough evidence to say how the arms compare with %(reference)s.") % values
-    return ""
+    text = _(
+        "No arm can be recommended over %(reference)s: none is certainly better, and no smaller one is "
+        "certainly as good within your margin of %(margin)s."
+    )
+    return text % values
 
 
 def _recommendation(study: AnyStudy, best: ArmComparison, values: dict[str, str]) -> str:

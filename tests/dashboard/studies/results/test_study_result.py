@@ -85,7 +85,7 @@ def test_names_are_cut_by_their_width() -> None:
 def test_difference_has_interval_p_value_and_kept_gain(study: Study) -> None:
     rows = {row["arm"].name: row for row in deltas(study)}
     assert rows["mlp"]["difference"] == "-50.0 points"
-    assert rows["mlp"]["p"] == "< 0.001"
+    assert rows["mlp"]["p"] == "<\N{NO-BREAK SPACE}0.001"
     assert rows["mlp"]["kept"] == "8.3 of 58.3 points"
     assert rows["quality"]["kept"] == ""
     assert rows["efficient"]["interval"].startswith("95 % interval -")
@@ -188,7 +188,8 @@ def test_arm_with_too_few_seeds_is_not_called_worse(
     lost.end(TrainingRun.Outcome.FAILED, step=3, code="diverged", message="The loss was no number.")
     conclude(queued, worse)
     few = Study.objects.with_facts().get(pk=queued.pk)
-    assert verdict_sentence(few).startswith("Worse by more than the margin: efficient, -50.0 points (")
+    assert verdict_sentence(few).startswith("No arm can be recommended over quality: ")
+    assert " Worse by more than the margin: efficient, -50.0 points (" in verdict_sentence(few)
     assert verdict_sentence(few).endswith("Fewer than three seeds, so indicative only: mlp.")
     assert recommended_arm(few) == ""
 
