@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, DataSpec, TrainSpec
 from workers.engine.base_models.model import load_base
 from workers.engine.training import artifacts
+from workers.engine.training.packed import attention
 from workers.engine.training.train import train
 
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -79,6 +81,15 @@ def record() -> Recorder:
     return Recorder()
 
 
+@contextmanager
+def without_fused_layers(model: torch.nn.Module) -> Iterator[None]:
+    """Let each layer use its own forward for a while."""
+    replaced = [(layer, vars(layer).pop("forward")) for layer in model.modules() if "forward" in vars(layer)]
+    yield
+    for layer, forward in replaced:
+        layer.forward = forward
+
+
 @pytest.fixture
 def train_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[TrainSpec], Logits]:
     """Train a spec in `tmp_path`; return the logits of its base model, of the trained model, and of the saved
@@ -104,6 +115,8 @@ def train_and_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             reloaded = PeftModel.from_pretrained(
                 plain, tmp_path / "arm-0/adapter", autocast_adapter_dtype=learn.autocast_adapter_dtype
             ).eval()
-            return base, models[-1](input_ids=ids).logits, reloaded(input_ids=ids).logits
+            trained: Any = models[-1]
+            with attention(trained.config, plain.config._attn_implementation), without_fused_layers(trained):
+                return base, trained(input_ids=ids).logits, reloaded(input_ids=ids).logits
 
     return run

@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> tupl
     folder = tmp_path_factory.mktemp("trained")
     data = write_canonical(folder / "data", colour_rows(4))
     learn = Hyperparameters(
-        r=16, learning_rate=2e-2, max_steps=80, per_device_train_batch_size=4, lr_scheduler_type="linear"
+        r=16, learning_rate=5e-3, max_steps=80, per_device_train_batch_size=4, lr_scheduler_type="linear"
     )
     base = tiny_base(tiny_folder)
     spec = TrainSpec(
@@ -92,7 +92,7 @@ def test_base_scores_equal_those_without_an_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:
     from workers.engine.base_models.model import load_base, load_tokenizer
-    from workers.engine.training.data import Split, collate
+    from workers.engine.training.data import Split, pad
     from workers.engine.training.encoding import encode
     from workers.engine.training.loss import Scorer
     from workers.engine.training.runtime import pick_device, pick_dtype
@@ -102,7 +102,7 @@ def test_base_scores_equal_those_without_an_adapter(
     model = load_base(base, pick_dtype("float32", pick_device()), pick_device())
     split = Split(data, "test")
     examples = encode(load_tokenizer(base), [split.row(index) for index in range(4)])
-    losses = Scorer(model, None, None).token_losses(collate(examples, pick_device()))
+    losses = Scorer(model).token_losses(pad(examples, pick_device()))
     assert values["base"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
 
 

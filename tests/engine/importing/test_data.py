@@ -13,7 +13,7 @@ import torch
 from tests.tiny_model import build_tiny_model, chat, tiny_base, write_canonical
 from workers.contract.errors import DataError
 from workers.engine.base_models.model import load_tokenizer
-from workers.engine.training.data import Split, collate, epoch_order, micro_batches, step_rows
+from workers.engine.training.data import Split, epoch_order, micro_batches, pad, step_rows
 from workers.engine.training.encoding import CanonicalRow, Example, encode
 
 END = 2  # <|im_end|>, which is also the pad token
@@ -114,7 +114,7 @@ def test_truncation_keeps_the_start_or_the_answer(tokenizer: Any) -> None:
 
 def test_padding_is_masked_by_length_not_by_id(tokenizer: Any) -> None:
     short, long = one(tokenizer, chat("a", "b")), one(tokenizer, chat("a longer one", "red and green"))
-    batch = collate([short, long], torch.device("cpu"))
+    batch = pad([short, long], torch.device("cpu"))
     assert (batch.targets == END).sum() == 2
     assert len(batch.targets) == short.target_count + long.target_count
     assert batch.tokens == len(short.ids) + len(long.ids)

@@ -12,20 +12,28 @@ from torch.nn import functional
 from tests.tiny_model import build_tiny_model, chat, tiny_base
 from workers.contract.specs import PREFIX_TYPES
 from workers.engine.base_models.model import load_base, load_tokenizer, plain_head
-from workers.engine.training.data import Batch, collate, shared_prefix
-from workers.engine.training.encoding import CanonicalRow, encode
-from workers.engine.training.loss import LabelledLoss, Scorer, make_scorer
+from workers.engine.training.data import Batch, pad, shared_prefix
+from workers.engine.training.encoding import CanonicalRow, Example, encode
+from workers.engine.training.loss import PROVEN_TYPES, LabelledLoss, Scorer, make_scorer
 
 CPU = torch.device("cpu")
 
 
-def load(folder: Path, model_type: str) -> tuple[Any, Batch]:
+SHORT, LONG = chat("Short?", "yes"), chat("A longer question?", "no, not at all")
+SYSTEM = {"role": "system", "content": "Name the colour of what you are told."}
+
+
+def load(folder: Path, model_type: str, *chats: list[Any]) -> tuple[Any, list[Example]]:
     base = tiny_base(build_tiny_model(folder, model_type=model_type))
-    rows = [
-        CanonicalRow(1, chat("Short?", "yes"), None),
-        CanonicalRow(2, chat("A longer question?", "no, not at all"), None),
-    ]
-    return load_base(base, torch.float32, CPU), collate(encode(load_tokenizer(base), rows), CPU)
+    rows = [CanonicalRow(number, messages, None) for number, messages in enumerate(chats or (SHORT, LONG), 1)]
+    return load_base(base, torch.float32, CPU), encode(load_tokenizer(base), rows)
+
+
+def gradient(scorer: Scorer, model: Any, batch: Batch) -> torch.Tensor:
+    """The gradient of the lowest layer, which has passed through everything above it."""
+    layers = [item.requires_grad_(True) for name, item in model.named_parameters() if ".0." in name]
+    parts = torch.autograd.grad(scorer.training_loss(batch, len(batch.targets)), layers)
+    return torch.cat([part.flatten() for part in parts])
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
@@ -41,46 +49,78 @@ def test_labelled_loss_equals_cross_entropy(chunk: int) -> None:
     assert torch.allclose(gradient, 3 * wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen2", "gpt_neox", "opt"])
-def test_both_paths_give_the_same_losses_and_gradients(tmp_path: Path, model_type: str) -> None:
-    model, batch = load(tmp_path / "m", model_type)
-    fast, plain = make_scorer(model, model, batch), Scorer(model, None, None)
-    assert fast.head is not None
-    assert torch.allclose(fast.token_losses(batch), plain.token_losses(batch), atol=1e-5)
-    # The first matrix inside a block: its gradient has passed through everything above it.
-    layer = next(item for name, item in model.named_parameters() if item.ndim == 2 and ".0." in name)
-    layer.requires_grad_(True)
-    gradients = []
-    for scorer in (fast, plain):
-        loss = scorer.training_loss(batch, len(batch.targets))
-        gradients.append(torch.autograd.grad(loss, layer)[0])
-    assert torch.allclose(*gradients, atol=1e-5)
+@pytest.mark.parametrize("model_type", sorted(PROVEN_TYPES))
+def test_packed_rows_give_the_losses_and_gradients_of_the_plain_path(tmp_path: Path, model_type: str) -> None:
+    model, examples = load(tmp_path / "m", model_type)
+    plain, batch = Scorer(model), pad(examples, CPU)
+    losses, wanted = plain.token_losses(batch), gradient(plain, model, batch)
+    fast = make_scorer(model, model, examples, CPU)
+    packed = fast.collate(examples, CPU, share_prefix=False)
+    assert packed.input_ids.shape == (1, packed.tokens)
+    assert torch.allclose(fast.token_losses(packed), losses, atol=1e-5)
+    assert (gradient(fast, model, packed) - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_padding_does_not_change_the_loss(tmp_path: Path) -> None:
-    base = tiny_base(build_tiny_model(tmp_path / "m"))
-    rows = [
-        CanonicalRow(1, chat("Short?", "yes"), None),
-        CanonicalRow(2, chat("A longer question?", "no, not at all"), None),
-    ]
-    examples = encode(load_tokenizer(base), rows)
-    scorer = make_scorer(*[load_base(base, torch.float32, CPU)] * 2, collate(examples, CPU))
-    together = scorer.token_losses(collate(examples, CPU))
-    alone = torch.cat([scorer.token_losses(collate([example], CPU)) for example in examples])
+@pytest.mark.parametrize("model_type", sorted(PREFIX_TYPES))
+def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, model_type: str) -> None:
+    chats = [[SYSTEM, *messages] for messages in (SHORT, LONG, chat("Skin", "it depends"))]
+    model, examples = load(tmp_path / "m", model_type, *chats)
+    scorer = make_scorer(model, model, examples, CPU)
+    whole, parted = scorer.collate(examples, CPU, share_prefix=False), scorer.collate(examples, CPU)
+    assert whole.input_ids.shape[1] - parted.input_ids.shape[1] > 2 * 40
+    assert parted.tokens == whole.tokens
+    assert torch.allclose(scorer.token_losses(parted), scorer.token_losses(whole), atol=1e-5)
+    wanted = gradient(scorer, model, whole)
+    assert (gradient(scorer, model, parted) - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_packed_rows_in_bfloat16_have_the_mean_loss_of_padded_ones(tmp_path: Path) -> None:
+    model, examples = load(tmp_path / "m", "llama")
+    model.to(torch.bfloat16)
+    expected = Scorer(model).token_losses(pad(examples, CPU)).mean()
+    scorer = make_scorer(model, model, examples, CPU)
+    assert scorer.is_packed
+    found = scorer.token_losses(scorer.collate(examples, CPU)).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_a_row_alone_has_the_losses_that_it_has_among_others(tmp_path: Path) -> None:
+    model, examples = load(tmp_path / "m", "llama")
+    scorer = make_scorer(model, model, examples, CPU)
+    together = scorer.token_losses(scorer.collate(examples, CPU))
+    alone = torch.cat([scorer.token_losses(scorer.collate([example], CPU)) for example in examples])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
 def test_a_model_that_changes_its_logits_takes_the_plain_path(tmp_path: Path) -> None:
-    model, batch = load(tmp_path / "m", "llama")
+    model, examples = load(tmp_path / "m", "llama")
     model.config.final_logit_softcapping = 30.0
     assert plain_head(model) is None
-    assert make_scorer(model, model, batch).head is None
+    assert make_scorer(model, model, examples, CPU).head is None
+
+
+def test_an_unproven_model_is_packed_if_that_gives_its_losses(tmp_path: Path) -> None:
+    model, examples = load(tmp_path / "m", "mistral")
+    model.config.sliding_window = None
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = None
+    assert make_scorer(model, model, examples, CPU).is_packed
+
+
+def test_a_model_with_a_sliding_window_pads_its_rows(tmp_path: Path) -> None:
+    model, examples = load(tmp_path / "m", "mistral")
+    usual = model.config._attn_implementation
+    assert model.config.sliding_window
+    scorer = make_scorer(model, model, examples, CPU)
+    assert scorer.head is not None
+    assert not scorer.is_packed
+    assert model.config._attn_implementation == usual
 
 
 def test_an_unproven_model_whose_paths_differ_takes_the_plain_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch = load(tmp_path / "m", "mistral")
+    model, examples = load(tmp_path / "m", "mistral")
     real = type(model).forward
 
     def doubled(self: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -89,32 +129,7 @@ def test_an_unproven_model_whose_paths_differ_takes_the_plain_path(
         return output
 
     monkeypatch.setattr(type(model), "forward", doubled)
-    assert make_scorer(model, model, batch).head is None
-
-
-@pytest.mark.parametrize("model_type", sorted(PREFIX_TYPES))
-def test_a_shared_prefix_changes_neither_losses_nor_gradients(tmp_path: Path, model_type: str) -> None:
-    base = tiny_base(build_tiny_model(tmp_path / "m", model_type=model_type))
-    model = load_base(base, torch.float32, CPU)
-    system = {"role": "system", "content": "Name the colour of what you are told."}
-    chats = [chat("Sky", "blue"), chat("A ripe tomato", "red"), chat("Skin", "it depends")]
-    examples = encode(
-        load_tokenizer(base), [CanonicalRow(1, [system, *messages], None) for messages in chats]
-    )
-    whole, parted = collate(examples, CPU), collate(examples, CPU, share_prefix=True)
-    assert parted.prefix.shape[1] > 40
-    assert parted.tokens == whole.tokens
-    scorer = make_scorer(model, model, whole)
-    assert scorer.shares_prefix
-    layers = [
-        item.requires_grad_(True) for name, item in model.named_parameters() if ".0." in name or ".1." in name
-    ]
-    gradients = []
-    for batch in (whole, parted):
-        loss = scorer.training_loss(batch, len(batch.targets))
-        gradients.append(torch.cat([item.flatten() for item in torch.autograd.grad(loss, layers)]))
-    assert torch.allclose(scorer.token_losses(parted), scorer.token_losses(whole), atol=1e-5)
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+    assert make_scorer(model, model, examples, CPU).head is None
 
 
 def test_a_prefix_ends_before_what_predicts_an_answer(tmp_path: Path) -> None:

@@ -36,18 +36,18 @@ STARVING = """
 import resource, sys
 import psutil, torch
 from workers.engine import __main__ as engine
-from workers.engine.training import train
+from workers.engine.training.loss import Scorer
 
-collate = train.collate
+collate = Scorer.collate
 
-def starved(examples, *arguments, **options):
+def starved(scorer, examples, *arguments, **options):
     if len(examples) > 4:
         held = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (held, held))
         torch.empty(1 << 28)
-    return collate(examples, *arguments, **options)
+    return collate(scorer, examples, *arguments, **options)
 
-train.collate = starved
+Scorer.collate = starved
 sys.exit(engine.main())
 """
 STEPPED = """

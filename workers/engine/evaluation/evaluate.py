@@ -10,7 +10,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from workers.engine.evaluation.generate import generate_greedily
 from workers.engine.evaluation.latency import BASE, ms_per_token
 from workers.engine.evaluation.scores import Scores, answer_kind, score_answer
 from workers.engine.training import lora, runtime
-from workers.engine.training.data import Split, collate, encode_rows, epoch_order, micro_batches
+from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, encode
 from workers.engine.training.loss import Scorer, make_scorer
+from workers.engine.training.packed import attention
 from workers.engine.training.runtime import stop_if_asked
 
 ROWS_PER_BATCH = 16
@@ -72,9 +73,10 @@ def evaluate(
     base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
     check_max_length(base, spec.base, spec.max_length)
     add_stop_hooks(base, lambda: stop_if_asked(should_stop))
-    scorer = make_scorer(base, base, collate(examples[:2], device))
+    usual_attention = base.config._attn_implementation
+    scorer = make_scorer(base, base, examples[:2], device)
     model = _load_adapters(base, spec.base.name, spec.adapters)
-    scorer = Scorer(model, scorer.body, scorer.head, scorer.shares_prefix)
+    scorer = replace(scorer, model=model)
     stop_if_asked(should_stop)
 
     # Scores
@@ -97,7 +99,8 @@ def evaluate(
                 report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
         with model.disable_adapter() if subject == BASE else nullcontext():
             losses = run.losses(examples, counts_progress=True)
-            answers = run.answers(chats)
+            with attention(base.config, usual_attention):
+                answers = run.answers(chats)
             general_losses = run.losses(general)
             marks[subject] = questions.mark_questions(run.losses(choices))
         subject_items = [
@@ -118,6 +121,7 @@ def evaluate(
     }
 
     # Latency
+    base.config._attn_implementation = usual_attention
     values["ms_per_token"] = ms_per_token(
         model.unload(),
         list(spec.adapters),
@@ -230,7 +234,7 @@ class _EvaluationRun:
     @torch.no_grad()
     def adapter_changes_outputs(self, example: Example) -> bool:
         """Compare the losses with and without the adapter; one that matches no module changes nothing."""
-        batch = collate([example], self.device)
+        batch = self.scorer.collate([example], self.device)
         with self.scorer.model.disable_adapter():
             base_losses = self.scorer.token_losses(batch)
         return not torch.equal(base_losses, self.scorer.token_losses(batch))
@@ -240,7 +244,7 @@ class _EvaluationRun:
         losses: RowLosses = {}
         for rows in micro_batches(examples, ROWS_PER_BATCH):
             stop_if_asked(self.should_stop)
-            batch = collate(rows, self.device, share_prefix=self.scorer.shares_prefix)
+            batch = self.scorer.collate(rows, self.device)
             # Float64, so that the sums of long rows do not round.
             token_losses = self.scorer.token_losses(batch).double()
             counts = [example.target_count for example in rows]

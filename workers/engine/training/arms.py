@@ -34,7 +34,7 @@ class Arm:
     positions: Sequence[int]  # in the training split: those that can be drawn
     validation_examples: list[Example]
     total_steps: int
-    validated_after: Collection[int]  # steps
+    validated_after: Collection[int] = ()  # steps
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     random_state: Any = None  # of the dropout generator, uint8 on the CPU

@@ -1,4 +1,4 @@
-"""Reads the rows of a split and encodes them, orders them for a run, and collates batches.
+"""Reads the rows of a split and encodes them, orders them for a run, and pads batches.
 
 Knows nothing of models or the loop.
 """
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from workers.contract.specs import SHORTEST_PREFIX, DataSpec
 from workers.engine.importing.split_files import SCHEMA, rows_sha256
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, RowEncoder
 from workers.engine.training.runtime import stop_if_asked
+
+if TYPE_CHECKING:
+    from workers.engine.training.packed import Packing
 
 ROWS_PER_BATCH = 256
 CHARACTERS_PER_BATCH = 2_000_000
@@ -107,30 +110,29 @@ def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]
 class Batch:
     """The input of one forward pass.
 
-    `prefix` [1, p]: tokens that every row begins with; p may be 0. `input_ids` [rows, longest]: the rest,
-    padded on the right. `target_positions` [n]: flat positions in `input_ids` whose next token is a target.
-    `targets` [n]: those tokens. `tokens`: number of tokens without padding.
+    `input_ids` [rows, longest], padded on the right, or [1, T] if rows are packed. `target_positions` [n]:
+    flat positions in `input_ids` whose next token is a target of the same row. `targets` [n]: those tokens.
+    `tokens`: number of tokens of the rows, without padding. `position_ids` [1, T], `packing`: of packed rows.
     """
 
-    prefix: Tensor
     input_ids: Tensor
     target_positions: Tensor
     targets: Tensor
     tokens: int
+    position_ids: Tensor | None = None
+    packing: Packing | None = None
 
 
-def collate(examples: Sequence[Example], device: torch.device, *, share_prefix: bool = False) -> Batch:
+def pad(examples: Sequence[Example], device: torch.device) -> Batch:
     """Pad rows to one batch, masked by length: in many models the end-of-turn token is also the pad token."""
-    prefix = shared_prefix(examples) if share_prefix else 0
-    longest = max(len(example.ids) for example in examples) - prefix
+    longest = max(len(example.ids) for example in examples)
     ids = np.zeros((len(examples), longest), dtype=np.int64)
     learn = np.zeros((len(examples), longest), dtype=np.bool_)
     for place, example in enumerate(examples):
-        ids[place, : len(example.ids) - prefix] = example.ids[prefix:]
-        learn[place, : len(example.ids) - prefix] = example.loss_mask[prefix:]
+        ids[place, : len(example.ids)] = example.ids
+        learn[place, : len(example.ids)] = example.loss_mask
     rows, columns = learn.nonzero()
     return Batch(
-        torch.from_numpy(examples[0].ids[None, :prefix].astype(np.int64)).to(device),
         torch.from_numpy(ids).to(device),
         torch.from_numpy(rows * longest + columns - 1).to(device),
         torch.from_numpy(ids[rows, columns]).to(device),

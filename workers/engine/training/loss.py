@@ -6,7 +6,8 @@ the logits and one for the gradient, and no tensor of vocabulary size outlives i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch.nn import functional
 
 from workers.contract.specs import CHUNK_ROWS, PREFIX_TYPES
 from workers.engine.base_models.model import plain_head
-from workers.engine.training.data import Batch
+from workers.engine.training.data import Batch, pad
+from workers.engine.training.encoding import Example
+from workers.engine.training.packed import PACKED, attention, can_pack, pack, register
 
 # Model types whose fast path the tests compare with the plain one; other types are compared at run time.
 PROVEN_TYPES = frozenset({"llama", "gpt2", "qwen2", "gpt_neox", "opt"})
@@ -56,13 +59,23 @@ class LabelledLoss(torch.autograd.Function):
 class Scorer:
     """Losses of one PEFT or plain model; without a `head` it takes the plain path, the model's own logits.
 
-    `shares_prefix`: tokens with which all rows of a batch begin are computed once, with the same result.
+    `is_packed`: rows are computed without padding. `shares_prefix`: tokens with which all rows of a batch
+    begin are computed once. Both give the same result.
     """
 
     model: Any
-    body: Any
-    head: nn.Linear | None
+    body: Any = None
+    head: nn.Linear | None = None
+    is_packed: bool = False
     shares_prefix: bool = False
+
+    def collate(
+        self, examples: Sequence[Example], device: torch.device, *, share_prefix: bool = True
+    ) -> Batch:
+        """Return the rows in the layout that this scorer reads."""
+        if not self.is_packed:
+            return pad(examples, device)
+        return pack(examples, device, share_prefix=share_prefix and self.shares_prefix)
 
     def training_loss(self, batch: Batch, labelled: int) -> Tensor:
         """Return the batch's share of the step's mean loss: sum of CE / `labelled` tokens of the step."""
@@ -76,7 +89,6 @@ class Scorer:
     def token_losses(self, batch: Batch) -> Tensor:
         """Return the cross-entropy of every labelled token, fp32 [n], in the order of `batch.targets`."""
         if self.head is None:
-            assert not batch.prefix.shape[1], "the plain path takes whole rows"
             logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
             return functional.cross_entropy(
                 logits.flatten(0, 1)[batch.target_positions].float(), batch.targets, reduction="none"
@@ -93,29 +105,58 @@ class Scorer:
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden states that predict a target, [n, d]."""
         # No mask: padding is on the right, where causal attention never looks from a real token.
-        if batch.prefix.shape[1]:
-            # The cache keeps its graph, so the rows' gradients flow back through the one prefix, summed.
-            past = self.body(input_ids=batch.prefix, use_cache=True).past_key_values
-            past.batch_repeat_interleave(len(batch.input_ids))
-            states = self.body(
-                input_ids=batch.input_ids, past_key_values=past, use_cache=True
-            ).last_hidden_state
-        else:
-            states = self.body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        packed = {"position_ids": batch.position_ids, "packing": batch.packing} if batch.packing else {}
+        states = self.body(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
         picked: Tensor = states.flatten(0, 1)[batch.target_positions]
         return picked
 
 
-def make_scorer(model: Any, causal_lm: Any, first: Batch) -> Scorer:
-    """Return the fast path if the head allows it; for other model types only if it equals the plain one."""
-    plain = Scorer(model, None, None)
-    head = plain_head(causal_lm)
+def make_scorer(model: Any, causal_lm: Any, examples: Sequence[Example], device: torch.device) -> Scorer:
+    """Return the fastest scorer that gives the model's own losses: of packed rows, padded rows or its logits.
+
+    Model types that the tests have not proven are compared on `examples`. A packed scorer changes the model's
+    attention; `packed.attention` changes it back for a while.
+    """
+    plain, head, config = Scorer(model), plain_head(causal_lm), causal_lm.config
     if head is None:
         return plain
-    fast = Scorer(model, causal_lm.base_model, head, causal_lm.config.model_type in PREFIX_TYPES)
-    if causal_lm.config.model_type in PROVEN_TYPES:
-        return fast
-    with torch.no_grad():
-        expected, measured = plain.token_losses(first), fast.token_losses(first)
-    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
-    return fast if torch.allclose(expected, measured, rtol=tolerance, atol=tolerance) else plain
+    padded = Scorer(model, causal_lm.base_model, head)
+    shares_prefix = config.model_type in PREFIX_TYPES
+    candidates = [(padded, config._attn_implementation)]
+    if can_pack(config):
+        register()
+        packed = replace(padded, is_packed=True, shares_prefix=shares_prefix)
+        candidates.insert(0, (packed, PACKED))
+    if config.model_type not in PROVEN_TYPES:
+        expected = _losses_of_rows(plain, examples, device)
+        candidates = [
+            (scorer, name)
+            for scorer, name in candidates
+            if _equals(expected, scorer, examples, device, config, name)
+        ]
+    scorer, config._attn_implementation = next(iter(candidates), (plain, config._attn_implementation))
+    return scorer
+
+
+@torch.no_grad()
+def _losses_of_rows(scorer: Scorer, examples: Sequence[Example], device: torch.device) -> Tensor:
+    return scorer.token_losses(scorer.collate(examples, device))
+
+
+def _equals(
+    expected: Tensor,
+    scorer: Scorer,
+    examples: Sequence[Example],
+    device: torch.device,
+    config: Any,
+    name: str,
+) -> bool:
+    """Return whether the scorer gives the expected losses under this attention."""
+    assert scorer.head is not None
+    tolerance = 1e-4 if scorer.head.weight.dtype == torch.float32 else 3e-2
+    try:
+        with attention(config, name):
+            found = _losses_of_rows(scorer, examples, device)
+    except (AssertionError, TypeError):  # another attention, or one that takes no further arguments
+        return False
+    return torch.allclose(expected, found, rtol=tolerance, atol=tolerance)

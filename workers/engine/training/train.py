@@ -22,7 +22,7 @@ from workers.contract.specs import TrainSpec
 from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
 from workers.engine.training import checkpoints, fingerprint, lora, runtime
 from workers.engine.training.arms import Arm, check_shared, prepare_arms
-from workers.engine.training.data import collate, micro_batches
+from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.recompute import set_recompute
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
@@ -69,7 +69,7 @@ def train(
     model = lora.attach(base, specs)
     for arm in arms:
         arm.create_optimizer(model, device)
-    scorer = make_scorer(model, base, collate(list(arms[0].examples.values())[:2], device))
+    scorer = make_scorer(model, base, list(arms[0].examples.values())[:2], device)
     writer = checkpoints.CheckpointWriter(
         checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
     )
@@ -99,10 +99,9 @@ def train(
                     runtime.set_random_state(arm.random_state, device)
                     batches = arm.step_examples(step)
                     labelled = sum(example.target_count for batch in batches for example in batch)
-                    share = scorer.shares_prefix and learn.allows_shared_prefix
                     loss, tokens = 0.0, 0
                     for examples in batches:
-                        batch = collate(examples, device, share_prefix=share)
+                        batch = scorer.collate(examples, device, share_prefix=learn.allows_shared_prefix)
                         batch_loss = scorer.training_loss(batch, labelled)
                         batch_loss.backward()  # type: ignore[no-untyped-call]
                         loss, tokens = loss + float(batch_loss.detach()), tokens + batch.tokens
@@ -170,6 +169,6 @@ def validation_loss(
     ):
         keep_alive()
         stop_if_asked(should_stop)
-        losses = scorer.token_losses(collate(examples, device, share_prefix=scorer.shares_prefix))
+        losses = scorer.token_losses(scorer.collate(examples, device))
         total, tokens = total + float(losses.double().sum()), tokens + len(losses)
     return total / tokens
