@@ -20,7 +20,7 @@ from workers.contract.events import ArmEnd, Metrics, Progress, Report, ShouldSto
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
 from workers.engine.base_models.model import add_stop_hooks, check_folder, load_base, load_tokenizer
-from workers.engine.training import checkpoints, fingerprint, lora, runtime
+from workers.engine.training import checkpoints, fingerprint, fused, lora, runtime
 from workers.engine.training.arms import Arm, check_shared, prepare_arms
 from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
@@ -67,6 +67,7 @@ def train(
     base = load_base(first.base, dtype, device, in_4bit=first.hyperparameters.load_in_4bit)
     origin, frozen_parameters = fingerprint.origin(specs, arms, base), base.num_parameters()
     model = lora.attach(base, specs)
+    fused.fuse(model)
     for arm in arms:
         arm.create_optimizer(model, device)
     scorer = make_scorer(model, base, list(arms[0].examples.values())[:2], device)
