@@ -6,6 +6,8 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
 MACHINE = $(or $(PYTHON),$(error Graftworks needs Python 3.11 or newer, and none was found on PATH)) -I dashboard/launcher/machine.py
 VENV = .venv/bin/python
 export OMP_NUM_THREADS ?= 1
+# Dozens of processes would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help start test test-postgres check proof gpu-check clean
 help:
@@ -23,14 +25,16 @@ start:
 
 BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
 PYTEST = $(VENV) -m pytest -q
+# One more than two cores keep busy, because tests often wait.
+PROCESSES = 3
 test:
 	@$(MACHINE) test
-	@$(BROWSER) && exec $(PYTEST) -n 2 --durations 10
+	@$(BROWSER) && exec $(PYTEST) -n $(PROCESSES) --durations 10
 
 # The queue, workers and recovery once more, on PostgreSQL and Debian's Valkey.
 test-postgres:
 	@$(MACHINE) test
-	@exec $(VENV) -m tests.servers $(PYTEST) -n 2 -m "jobs and not proof" tests/dashboard tests/workers
+	@exec $(VENV) -m tests.servers $(PYTEST) -n $(PROCESSES) -m "jobs and not proof" tests/dashboard tests/workers
 
 # Needs a CUDA build of torch; for 4 bits also bitsandbytes (`pip install -e .[four-bit]`).
 gpu-check:

@@ -1,4 +1,4 @@
-"""Order and distribution of the tests among processes: `pytest -n 2`. A pytest plugin (see `addopts`).
+"""Order and distribution of the tests among processes: `pytest -n 3`. A pytest plugin (see `addopts`).
 
 xdist's own groups have no effect under pytest 9.2, whose node ids are no strings any more.
 """
@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 BROWSER_TESTS = "tests/e2e/"
 # These start an installation of their own; the other browser tests share one.
 OWN_INSTALLATION = "tests/e2e/test_start_command.py"
-# It takes a minute and comes early, so that all processes end at about the same time.
+# It takes three minutes and comes early, so that all processes end at about the same time.
 LONGEST = "test_storm.py"
 # A folder of files with many slow tests, which any process may take one by one.
 SLOW_FOLDER = "tests/workers/"

@@ -43,6 +43,7 @@ class World:
     project: Project
     users: dict[str, User]
     tokens: dict[str, str]
+    sessions: dict[str, str]
     objects: dict[str, int]
     invitation_secret: str
     share_secret: str
@@ -88,7 +89,8 @@ def create_world() -> World:
         "share_link": link.pk,
         "saved_view": SavedView.objects.create(project=project, name="Mine", query="runs=1").pk,
     }
-    return World(project, users, tokens, objects, invitation_secret, share_secret)
+    sessions = {name: sign_in(user, own if name == "mixed" else None) for name, user in users.items()}
+    return World(project, users, tokens, sessions, objects, invitation_secret, share_secret)
 
 
 def publish_adapter(run: TrainingRun) -> Adapter:
@@ -155,13 +157,24 @@ def client_for(world: World, caller: str, route: Route) -> Client:
         return Client()
     if route.is_api:
         return Client(headers={"Authorization": f"Bearer {world.tokens[caller]}"})
+    return client_of(world.sessions[caller])
+
+
+def client_of(session: str) -> Client:
     client = Client()
-    client.force_login(world.users[caller])
-    if caller == "mixed":
-        session = client.session
-        session["project"] = Project.objects.get(name="Mixed's own").pk
-        session.save()
+    client.cookies[settings.SESSION_COOKIE_NAME] = session
     return client
+
+
+def sign_in(user: User, project: Project | None = None) -> str:
+    """Return the key of a session of the user, who may have chosen a project."""
+    client = Client()
+    client.force_login(user)
+    if project:
+        session = client.session
+        session["project"] = project.pk
+        session.save()
+    return str(client.cookies[settings.SESSION_COOKIE_NAME].value)
 
 
 def send(client: Client, route: Route, method: str, world: World) -> HttpResponseBase:
@@ -174,16 +187,14 @@ def send(client: Client, route: Route, method: str, world: World) -> HttpRespons
 
 
 @cache
-def allowed_methods(route: Route, address: str, token: str, user_pk: int) -> frozenset[str]:
+def allowed_methods(route: Route, address: str, token: str, session: str) -> frozenset[str]:
     """Return the methods from the answer to an unknown one."""
-    client = Client(headers={"Authorization": f"Bearer {token}"} if route.is_api else {})
-    if not route.is_api:
-        client.force_login(User.objects.get(pk=user_pk))
+    client = Client(headers={"Authorization": f"Bearer {token}"}) if route.is_api else client_of(session)
     answer = client.generic("LINK", address)
     listed = set(answer.headers["Allow"].split(", ")) if answer.status_code == 405 else set()
     return frozenset(listed - {"HEAD", "OPTIONS", "PUT"} or {"GET"})
 
 
 def methods_of(route: Route, world: World) -> list[str]:
-    manager = world.users["manager"]
-    return sorted(allowed_methods(route, route.address(world), world.tokens["manager"], manager.pk))
+    address = route.address(world)
+    return sorted(allowed_methods(route, address, world.tokens["manager"], world.sessions["manager"]))
