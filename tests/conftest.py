@@ -42,12 +42,16 @@ from workers.contract.hyperparameters import Hyperparameters  # noqa: E402
 PASSWORD = "correct-horse-battery"
 # Folders whose tests run on SQLite and again on PostgreSQL: `pytest -m jobs`.
 JOB_FOLDERS = {"jobs", "queue", "budget", "operations", "supervision", "processes", "recovery"}
+# Files there about what the engine makes: of the database they ask what the others ask.
+ONE_DATABASE = {"test_download.py", "test_dedicated_base.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that must hold on PostgreSQL as well: those that use the database and concern jobs."""
     for item in items:
-        if item.path.parent.name in JOB_FOLDERS and uses_database(item):
+        if item.path.parent.name not in JOB_FOLDERS or item.path.name in ONE_DATABASE:
+            continue
+        if uses_database(item):
             item.add_marker("jobs")
 
 
