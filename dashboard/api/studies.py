@@ -122,7 +122,11 @@ class BaseOut(Schema):
 
 
 class ComparisonOut(Schema):
-    """Arm minus reference, positive when the arm is better."""
+    """Arm minus reference, positive when the arm is better.
+
+    `look`: the one that decided it, or else the last. `kept`: the share of the reference's gain over the base
+    model; null unless that gain is certain.
+    """
 
     arm: str
     reference: str
@@ -130,7 +134,9 @@ class ComparisonOut(Schema):
     low: float
     high: float
     p_adjusted: float
+    look: int
     outcome: str
+    kept: Estimate | None
 
 
 class AdditionOut(Schema):

@@ -82,7 +82,7 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
     if not study.scores_are_open:
         return not_yet(request, study)
     header = ["arm", "target_modules", "seeds", "metric", "mean", "low", "high", "reference", "difference"]
-    header += ["difference_low", "difference_high", "p_adjusted", "outcome", "kept_gain", *COSTS]
+    header += ["difference_low", "difference_high", "p_adjusted", "outcome", "look", "kept_gain", *COSTS]
     header += ["general_loss_rise", "general_accuracy"]
     header += ["general_accuracy_change", "general_accuracy_change_low", "general_accuracy_change_high"]
     rows: list[list[str | float | None]] = [list(header)]
@@ -100,6 +100,7 @@ def deltas_csv(request: Request, pk: int) -> HttpResponse:
                 *((own.metric.mean, own.metric.low, own.metric.high) if own else (None,) * 3),
                 study.reference,
                 *((one.difference, one.low, one.high, one.p_adjusted, one.outcome) if one else (None,) * 5),
+                one.look if one else None,
                 one.kept.mean if one and one.kept else None,
                 *(costs[name] for name in COSTS),
                 *(general[name] for name in ("general_loss_rise", "general_accuracy")),

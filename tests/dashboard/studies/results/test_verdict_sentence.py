@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from django.test import Client
 
 from dashboard.models import BaseModel, Dataset, Project, Study, User
 from dashboard.models.studies.results.result import ArmComparison, ArmResult, StudyResult
@@ -13,7 +12,6 @@ from dashboard.models.studies.results.verdict_sentence import (
     advised_seeds,
     outcome_label,
     recommended_arm,
-    verdict_parts,
     verdict_sentence,
 )
 from tests.dashboard.studies.factories import conclude, make_study
@@ -157,24 +155,3 @@ def test_few_rows_are_indicative_only(project: Project, dataset: Dataset, base_m
         "Indicative only, with 18 test rows from 18 groups: efficient comes out level with quality. "
         "A verdict needs at least 20 test rows from 5 groups."
     )
-
-
-def test_page_report_api_and_export_say_the_same(
-    client: Client, api: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
-) -> None:
-    rows = {"efficient": [1] * 30 + [0] * 10, "quality": [1] * 31 + [0] * 9, "base": [0] * 40}
-    table = {
-        name: dict.fromkeys((0,) if name == "base" else (1, 2, 3), values) for name, values in rows.items()
-    }
-    study = conclude(make_study(project, dataset, base_model, margin=0.15), table)
-    client.force_login(vera)
-    said = verdict_sentence(study)
-    found = api.get(f"/api/v1/studies/{study.pk}").json()
-    assert found["verdict"] == said
-    assert api.get(f"/api/v1/studies/{study.pk}/export").json()["study"]["verdict"] == said
-    for address in (study.get_absolute_url(), f"{study.get_absolute_url()}report/"):
-        page = client.get(address).content.decode()
-        assert all(part in page for part in verdict_parts(study))
-    (one,) = found["comparisons"]
-    interval = f"95 % interval {100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
-    assert interval in said
