@@ -118,9 +118,10 @@ class Resolution:
     def summary(self, r: int, frozen: int, file_bytes: int) -> str:
         """Return coverage and size: "30 of 30 layers, 0.28 M parameters (0.2 %), 1.1 MB"."""
         count = self.params(r)
+        size = f"{count / 1e6:,.2f} M" if count >= 1e5 else f"{count:,}"
         share = f"{100 * count / frozen:.2g} %" if frozen else "share unknown"
         return (
-            f"{len(self.layers)} of {self.layers_total} layers, {count / 1e6:,.2f} M parameters "
+            f"{len(self.layers)} of {self.layers_total} layers, {size} parameters "
             f"({share}), {file_bytes / 1e6:,.1f} MB"
         )
 

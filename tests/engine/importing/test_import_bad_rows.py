@@ -130,7 +130,7 @@ def test_bad_rows_fail_the_import_and_keep_the_report(load: Importer) -> None:
     with pytest.raises(DataError) as caught:
         load(lines(*rows))
     assert caught.value.message.startswith(
-        "2 of 42 rows are invalid. The first is row 7: This row has no `completion`."
+        "Invalid rows: 2 of 42. The first is row 7: This row has no `completion`."
     )
     assert [problem["row"] for problem in load.report()["problems"]] == [7, 42]
     assert not list(load.out.glob("*.parquet"))
@@ -151,7 +151,7 @@ def test_first_hundred_problems_are_listed_and_all_counted(load: Importer) -> No
 
 
 def test_file_of_bad_rows_fails_even_if_they_may_be_skipped(load: Importer) -> None:
-    with pytest.raises(DataError, match="3 of 3 rows are invalid"):
+    with pytest.raises(DataError, match="Invalid rows: 3 of 3"):
         load(lines(*({"prompt": "", "completion": str(number)} for number in range(3))), skip_bad_rows=True)
 
 

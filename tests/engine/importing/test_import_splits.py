@@ -111,7 +111,7 @@ def test_too_few_groups_are_refused(load: Importer) -> None:
 def test_row_without_a_group_is_reported(load: Importer, value: Any, said: str) -> None:
     rows: list[dict[str, Any]] = [{**row, "who": f"c{place}"} for place, row in enumerate(ROWS)]
     rows[4]["who"] = value
-    with pytest.raises(DataError, match="1 of 40 rows are invalid"):
+    with pytest.raises(DataError, match="Invalid rows: 1 of 40"):
         load(lines(*rows), group_column="who")
     assert load.report()["problems"][0]["column"] == "who"
     assert said in load.report()["problems"][0]["message"]

@@ -198,7 +198,7 @@ def test_a_refused_resolution_makes_no_target_spec() -> None:
 
 def test_coverage_size_and_share_are_one_line() -> None:
     words = on_llama("efficient").summary(r=8, frozen=1_000_000, file_bytes=1_100_000)
-    assert words == "4 of 4 layers, 0.00 M parameters (0.41 %), 1.1 MB"
+    assert words == "4 of 4 layers, 4,096 parameters (0.41 %), 1.1 MB"
 
 
 def test_a_census_survives_json() -> None:

@@ -240,7 +240,7 @@ def _check_usable(findings: ImportFindings, spec: ImportSpec) -> None:
         if findings.rows < MIN_ROWS:
             advice = "Correct them and upload the file again."
         raise DataError(
-            f"{findings.bad_rows:,} of {total:,} rows are invalid. The first is row {first['row']}: "
+            f"Invalid rows: {findings.bad_rows:,} of {total:,}. The first is row {first['row']}: "
             f"{first['message']} {advice}"
         )
     distinct = findings.fingerprints.distinct_rows()
