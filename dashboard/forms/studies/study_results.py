@@ -67,13 +67,15 @@ class DecisionForm(forms.Form):
     """The adapter that is shipped, and the reason. An arm's seeds are in order, never by score."""
 
     adapter = AdapterChoice(
-        label=gettext_lazy("We ship"), queryset=Adapter.objects.none(), empty_label=gettext_lazy("Choose one")
+        label=gettext_lazy("Chosen adapter"),
+        queryset=Adapter.objects.none(),
+        empty_label=gettext_lazy("Choose one"),
     )
     reason = forms.CharField(
-        label=gettext_lazy("because"),
+        label=gettext_lazy("Reason"),
         max_length=1000,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text=gettext_lazy("For example: it is as good within our margin, with the smallest file."),
+        help_text=gettext_lazy("For example: It is as good within our margin, with the smallest file."),
     )
 
     def __init__(self, study: Study, data: object = None) -> None:
@@ -100,7 +102,7 @@ class ItemsForm(forms.Form):
     seed = forms.TypedChoiceField(label=gettext_lazy("Seed"), coerce=int)
     show = forms.ChoiceField(label=gettext_lazy("Rows where"), choices=SHOW)
     order = forms.ChoiceField(label=gettext_lazy("Order"), choices=list(ORDERS.items()))
-    text = forms.CharField(label=gettext_lazy("Containing"), required=False, max_length=200)
+    text = forms.CharField(label=gettext_lazy("Rows that contain"), required=False, max_length=200)
 
     def __init__(self, study: Study, data: Any) -> None:
         results = study.result.arms

@@ -49,7 +49,7 @@ class Decision(models.Model):
     adapter = models.ForeignKey(Adapter, models.CASCADE, related_name="decisions")
     # The name of the arm at that time.
     arm = models.CharField(max_length=120)
-    reason = models.TextField(_("because"))
+    reason = models.TextField(_("reason"))
     approved = models.BooleanField(default=False)
     decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
     decided_at = models.DateTimeField(auto_now_add=True)

@@ -98,6 +98,11 @@ def test_form_starts_a_study(send: Send) -> None:
     assert {run.hyperparameters["r"] for run in study.runs()} == {4}
 
 
+def test_form_without_a_dataset_offers_the_sample(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert f'action="{reverse("dataset-sample")}"' in client.get(URL).content.decode()
+
+
 def test_double_click_starts_one_study(send: Send) -> None:
     key = str(uuid.uuid4())
     first, second = send(idempotency_key=key), send(idempotency_key=key)

@@ -30,7 +30,7 @@ def decide(client: Client, person: User, study: Study, **values: object) -> str:
 
 def test_decision_of_a_manager_approves_the_adapter(client: Client, mara: User, study: Study) -> None:
     page = decide(client, mara, study)
-    assert f"We ship efficient because {REASON}" in page
+    assert f"Chosen: efficient. Reason: {REASON}" in page
     assert mara.email in page
     assert adapter_of(study, "efficient").stage == Adapter.Stage.APPROVED
 
