@@ -536,7 +536,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('arm', models.CharField(max_length=120)),
-                ('reason', models.TextField(verbose_name='because')),
+                ('reason', models.TextField(verbose_name='reason')),
                 ('approved', models.BooleanField(default=False)),
                 ('decided_at', models.DateTimeField(auto_now_add=True)),
                 ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.adapter')),
