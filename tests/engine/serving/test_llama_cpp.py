@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[3]
 BASE = ROOT / ".cache/bundled/SmolLM2-135M-Instruct"
 PROGRAM = ROOT / "tests/proof/llama_cpp"
 TOKENS = 24
+TIE = 0.02  # of a logit
 # Without these the end of an answer would be found by luck.
 SKIPPED_FIELDS = ("general.architecture", "general.file_type", "general.quantization_version")
 PRESETS = {
@@ -113,6 +114,32 @@ def peft_answers(model: Any, prompts: list[list[int]], end: int) -> list[list[in
     return answers
 
 
+def unexplained(
+    model: Any, prompts: list[list[int]], expected: list[list[int]], found: list[list[int]]
+) -> list[str]:
+    """Return the differing answers, unless PEFT's model all but ties between the first differing tokens.
+
+    llama.cpp keeps keys and values as float16, which moves logits by some thousandths.
+    """
+    differences = []
+    for prompt, ours, theirs in zip(prompts, expected, found, strict=True):
+        if ours == theirs:
+            continue
+        place = next(
+            (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), None
+        )
+        if place is None:
+            differences.append(f"one answer ends early: {ours} and {theirs}")
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ours[:place]]])).logits[0, -1]
+        gap = float(logits[ours[place]] - logits[theirs[place]])
+        print(f"token {place}: {ours[place]} before {theirs[place]} by {gap:.4f}")
+        if gap > TIE:
+            differences.append(f"token {place}: {ours[place]} leads {theirs[place]} by {gap:.4f}")
+    return differences
+
+
 @pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -134,5 +161,6 @@ def test_the_answers_of_twenty_prompts_are_equal(answer: Any, tmp_path: Path, pr
         without = peft_answers(model, prompts, tokenizer.eos_token_id)
     expected = peft_answers(model, prompts, tokenizer.eos_token_id)
     assert sum(one != other for one, other in zip(without, expected, strict=True)) >= 10
-    assert answer(None, prompts) == without
-    assert answer(adapter, prompts) == expected
+    with model.disable_adapter():
+        assert unexplained(model, prompts, without, answer(None, prompts)) == []
+    assert unexplained(model, prompts, expected, answer(adapter, prompts)) == []
