@@ -76,6 +76,22 @@ def test_finish_saves_the_weights_with_the_lowest_validation_loss(rising: TrainS
     assert f"| weights of | step {best} of 11 trained |" in card
 
 
+def test_a_finished_run_saves_the_weights_with_the_lowest_validation_loss(
+    rising: TrainSpec, tmp_path: Path
+) -> None:
+    whole = replace(rising, hyperparameters=replace(rising.hyperparameters, max_steps=10))
+    record = Recorder()
+    (end,) = train([whole], tmp_path / "out", report=record)
+    losses = dict(zip(range(0, 11, 2), record.series("validation/loss"), strict=True))
+    best = min(list(losses)[1:], key=losses.__getitem__)
+    assert best < 10, "else this test shows nothing"
+    assert (end.outcome, end.step, end.summary["published_step"]) == ("succeeded", 10, best)
+    assert end.summary["validation_loss"] == losses[best]
+    until = replace(rising, hyperparameters=replace(rising.hyperparameters, max_steps=best))
+    train([until], tmp_path / "until", report=Recorder())
+    assert_equal(weights(tmp_path / "out"), weights(tmp_path / "until"))
+
+
 def test_finish_without_validation_saves_the_last_step(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(max_steps=50, validation_rows=0, lr_scheduler_type="constant")
     _asker, (end,) = run_until("finish", 3, spec, tmp_path / "out")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,15 @@ class OutcomeReporter:
     ends: list[ArmEnd] = field(default_factory=list)
 
     def save(self, arm: Arm, outcome: str) -> None:
-        """Save the arm's adapter: its present weights, or its best ones if it is `stopped_early`.
+        """Save the arm's adapter: the weights with the lowest validation loss, else the present ones.
 
         An adapter that must not be published fails this arm alone. Raises DiskFull.
         """
-        is_early = outcome == "stopped_early"
         summary = self._summary(arm)
-        if is_early:
+        if arm.best_weights_step:
             summary["validation_loss"] = arm.best_weights_loss
         try:
-            with arm.with_best_weights() if is_early else nullcontext(arm.step) as step:
+            with arm.with_best_weights() as step:
                 summary["published_step"] = step
                 artifact = artifacts.save_adapter(
                     self.model, self.tokenizer, arm.spec, self.out_dir, arm.index, summary
