@@ -193,12 +193,15 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('subject', models.CharField(choices=[('base', 'Base model'), ('adapter', 'Adapter')], max_length=10)),
+                ('key', models.CharField(blank=True, max_length=64)),
+                ('number_format', models.CharField(blank=True, max_length=160)),
                 ('split', models.CharField(max_length=12)),
                 ('rows', models.PositiveIntegerField(blank=True, null=True)),
                 ('metrics', models.JSONField(default=dict)),
                 ('general_questions', models.JSONField(default=dict)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('adapter', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.adapter')),
+                ('base_evaluation', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='adapter_evaluations', to='dashboard.evaluation')),
                 ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.basemodel')),
                 ('dataset_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.datasetversion')),
             ],
@@ -822,6 +825,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='metricseries',
             constraint=models.UniqueConstraint(fields=('run', 'name'), name='metric_series_once_per_run'),
+        ),
+        migrations.AddConstraint(
+            model_name='evaluation',
+            constraint=models.UniqueConstraint(condition=models.Q(('number_format', ''), _negated=True), fields=('dataset_version', 'base_model', 'key', 'number_format'), name='base_evaluation_kept_once'),
         ),
         migrations.AddConstraint(
             model_name='adapter',

@@ -16,7 +16,8 @@ from dashboard.models.adapters.publication import Publication
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
 from dashboard.models.catalog.target_module_config import TargetModuleConfig
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from dashboard.models.evaluations.vote import Vote
 from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
 from dashboard.models.jobs.job import Job

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from django.db.models import Prefetch
 
 from dashboard.charts.curves import ScoreRow
-from dashboard.models import Adapter, Evaluation, Study, TrainingRun
+from dashboard.models import Adapter, Study, TrainingRun
 from dashboard.models.adapters.adapter import AdapterQuerySet
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.studies.results.verdict_sentence import recommended_arm
@@ -44,17 +44,15 @@ def grouped_rows(adapters: AdapterQuerySet, page: Sequence[Adapter]) -> list[Row
 def rows_of(entries: Sequence[tuple[int, int]]) -> list[Row]:
     """Return rows for (adapter, number of others that the row stands for), in that order."""
     query = Adapter.objects.with_facts().select_related("run__study_arm__study")
-    adapters = query.prefetch_related("run__evaluations__job").in_bulk([pk for pk, _others in entries])
-    bases = Evaluation.objects.base_by_study(
-        {adapter.run.study_arm.study for adapter in adapters.values() if adapter.run.study_arm}
-    )
+    adapters = query.prefetch_related(
+        "run__evaluations__job", "run__evaluations__base_evaluation__job"
+    ).in_bulk([pk for pk, _others in entries])
     rows = []
     for pk, others in entries:
         adapter = adapters[pk]
         scores, arm = adapter.run.scores(), adapter.run.study_arm
         metric = arm.study.metric if arm else adapter.run.dataset_version.main_metric
-        base = scores.get("base") or (bases[arm.study_id].metrics if arm and arm.study_id in bases else {})
-        own = scores.get("adapter", {})
+        base, own = scores.get("base", {}), scores.get("adapter", {})
         score = ScoreRow(METRICS[metric], base.get(metric), own.get(metric))
         rows.append(Row(adapter, score, others))
     return rows

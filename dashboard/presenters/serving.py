@@ -9,8 +9,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models import Adapter, EvaluationItem
 from dashboard.models.catalog.base_model import BaseModel
-from dashboard.models.evaluations.evaluation import adapter_evaluation
-from dashboard.models.evaluations.forgetting import base_evaluation
+from dashboard.models.evaluations.evaluation import adapter_evaluation, base_evaluation
 from dashboard.models.jobs.job_state import State
 from workers.contract.errors import TargetError
 from workers.serving import commands

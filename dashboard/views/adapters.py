@@ -58,7 +58,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "adapter": adapter,
         "run": adapter.run,
         "versions": versions,
-        "score_rows": curves.score_rows(adapter.run, forgetting.scores_with_base(adapter.run)),
+        "score_rows": curves.score_rows(adapter.run),
         "forgetting": forgetting_charts.table({str(adapter): forgetting.run_forgetting(adapter.run)}),
         "unscored": unscored_run_notice(adapter.run),
         "settled": adapter.run.is_settled,

@@ -121,14 +121,17 @@ class EvalSpec:
     """Score the base and adapters on the same rows of a split.
 
     `adapters`: name of each subject -> a folder that PEFT loads. `with_base` is False if another job
-    has scored the base model on these rows. `load_in_4bit`: as the adapters were trained. `metric` replaces
-    the one that the answers suggest; `pattern` is the expression of the metric `regex`.
+    scores the base model on these rows. `kept_formats`: number formats in which its scores are kept
+    (`base_scores.number_format`), so that it is scored in other ones only. `load_in_4bit`: as the adapters
+    were trained. `metric` replaces the one that the answers suggest; `pattern` is the expression of the
+    metric `regex`.
     """
 
     base: BaseSpec
     data: DataSpec
     adapters: dict[str, str]
     with_base: bool = True
+    kept_formats: tuple[str, ...] = ()
     load_in_4bit: bool = False
     metric: str = ""
     pattern: str = ""

@@ -30,8 +30,10 @@ from dashboard.models import (
 )
 from dashboard.models.adapters.adapter import WEIGHTS
 from dashboard.models.training.evaluation_cost import record_scoring_time
+from workers.contract.base_scores import number_format
 from workers.contract.errors import ModelError
 from workers.contract.events import ArmEnd, Artifact, Checkpoint, Event, Metrics, Result, storable
+from workers.contract.specs import EvalSpec, from_dict
 from workers.supervision.publish import (
     KeepLease,
     PublishError,
@@ -134,20 +136,26 @@ def commit_inspection(recorder: ResultRecorder) -> None:
 
 
 def commit_evaluation(recorder: ResultRecorder) -> None:
-    """Commit the evaluations of base and adapter together, so that no page compares half a pair."""
+    """Commit the evaluations of base and adapter together, so that no page compares half a pair.
+
+    Of the base model's scores the first ones are kept, and later jobs are paired with them.
+    """
     job, result = recorder.job, recorder.result
+    spec = from_dict(EvalSpec, job.spec)
     items = _read_items(recorder.out_dir / "items.jsonl")
     speeds, questions = result["ms_per_token"], result["general_questions"]
     with transaction.atomic():
+        # Two jobs that score the same base model end one after the other.
+        if job.project:
+            job.project.hold()
         finish_job(job)
+        Evaluation.objects.keep_base(job, spec, number_format(result["dtype"], result["device"]))
         for evaluation in job.evaluations.select_related("run", "dataset_version"):
+            name = evaluation.subject_name
             # Times of one job are stored side by side: those of two jobs on a busy machine do not compare.
-            metrics = result[evaluation.key] | {
-                "ms_per_token": speeds[evaluation.key],
-                "base_ms_per_token": speeds["base"],
-            }
-            answers = {**questions, "marks": questions["marks"][evaluation.key]}
-            evaluation.record_result(result["rows"], metrics, items.get(evaluation.key, []), answers)
+            metrics = result[name] | {"ms_per_token": speeds[name], "base_ms_per_token": speeds["base"]}
+            answers = {**questions, "marks": questions["marks"][name]}
+            evaluation.record_result(result["rows"], metrics, items.get(name, []), answers)
             if evaluation.split == "test":
                 evaluation.dataset_version.freeze_test_rows(result["split_sha256"])
         record_scoring_time(job, result)

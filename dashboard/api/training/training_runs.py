@@ -41,6 +41,7 @@ from dashboard.models import (
     TrainingRun,
 )
 from dashboard.models.evaluations import forgetting
+from dashboard.models.evaluations.evaluation import base_evaluation
 from dashboard.models.jobs.stop import StopRefused, stop_run
 from workers.contract.hyperparameters import hyperparameters_from
 
@@ -235,9 +236,10 @@ def metric_series(request: Call, pk: int) -> Rows:
 def evaluations(request: Call, pk: int) -> Rows:
     """List the evaluations of base model and adapter on the same test rows."""
     run = TrainingRun.objects.with_scores().fetch(request.auth, pk)
-    base = forgetting.base_evaluation(run)
+    base = base_evaluation(run)
     return Rows(
-        run.evaluations.select_related("job"), lambda evaluation: serialize_evaluation(evaluation, base)
+        Evaluation.objects.of_run(run).select_related("job"),
+        lambda evaluation: serialize_evaluation(evaluation, base),
     )
 
 

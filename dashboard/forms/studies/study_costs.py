@@ -68,6 +68,8 @@ def plan_study(form: StudyForm) -> StudyPlan:
                 rates=len(rates),
                 test_rows=test_rows,
                 max_hours=values.get("max_hours"),
+                metric=values.get("metric") or (version.main_metric if version else ""),
+                pattern=values.get("pattern") or "",
             )
     except (SpecError, TargetError) as error:
         refusal = error.message

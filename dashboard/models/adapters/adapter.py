@@ -138,8 +138,9 @@ class Adapter(models.Model):
         return dict(json.loads((self.path() / "adapter_config.json").read_text()))
 
     def evaluation_report(self) -> list[dict[str, Any]]:
-        """Return the finished evaluations of its run, as eval.json holds them."""
-        return [evaluation.facts() for evaluation in self.run.evaluations.ended().order_by("pk")]
+        """Return the finished evaluations of base model and adapter, as eval.json holds them."""
+        ended = self.run.evaluations.ended().exclude(base_evaluation=None).order_by("pk").last()
+        return [one.facts() for one in (ended.base_evaluation, ended) if one and one.metrics] if ended else []
 
     def archive(self, *, half: bool = False) -> Path:
         """Return the zip of the published folder, eval.json and SHA256SUMS; it is written once per content.

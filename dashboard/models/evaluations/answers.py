@@ -17,7 +17,8 @@ from django.core.cache import cache
 from django.utils.translation import gettext_lazy
 
 from dashboard.models.catalog.metrics import JUDGE
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 
 if TYPE_CHECKING:
     from dashboard.models.studies.study import Study

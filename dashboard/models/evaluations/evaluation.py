@@ -2,105 +2,169 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import models, transaction
-from django.db.models.functions import Length
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
+from dashboard.models.catalog.metrics import JUDGE
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.training.training_run import TrainingRun
+from workers.contract.base_scores import base_scores_key
 from workers.contract.specs import EvalSpec, to_dict
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
     from dashboard.models.studies.study import Study
 
-# The newest arms, their seeds and rows that a variance is estimated from: fast enough while a user types.
-VARIANCE_ARMS, VARIANCE_SEEDS, VARIANCE_ROWS = 4, 3, 500
-
 
 class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
-    """Evaluations by study and state."""
+    """Evaluations by run, study and state."""
 
     def ended(self) -> EvaluationQuerySet:
         """Filter those with results."""
         return self.filter(job__state=State.SUCCEEDED)
 
     def submit(self, adapter: Adapter, by: User | None) -> Job:
-        """Queue one job that evaluates an adapter and its base model on the same test rows."""
-        return self._submit([adapter], by, with_base=True, seed=adapter.run.hyperparameters["seed"])
+        """Queue one job that evaluates an adapter, and its base model unless its scores are kept."""
+        run = adapter.run
+        return self._submit(run_spec(run), [adapter], by, None)
 
-    def submit_for_study(
-        self,
-        adapters: Sequence[Adapter],
-        *,
-        by: User | None,
-        max_rows: int,
-        with_base: bool,
-        metric: str = "",
-        pattern: str = "",
-    ) -> Job:
-        """Queue one job that evaluates adapters of a study's arms on the same rows."""
-        return self._submit(
-            adapters, by, with_base=with_base, max_rows=max_rows, metric=metric, pattern=pattern
-        )
+    def submit_for_study(self, study: Study, adapters: Sequence[Adapter], by: User | None) -> Job:
+        """Queue one job that evaluates adapters of a study's arms on the study's rows.
 
-    def _submit(
-        self, adapters: Sequence[Adapter], by: User | None, *, with_base: bool, **options: Any
-    ) -> Job:
-        """Create the job, and a row for each of its subjects."""
+        The base model is scored by the first of these jobs, unless its scores are kept.
+        """
         first = adapters[0].run
-        spec = EvalSpec(
-            base=first.base_model.spec(),
-            data=first.dataset_version.spec(),
-            adapters={subject_name(adapter.run): str(adapter.path()) for adapter in adapters},
-            with_base=with_base,
+        spec = evaluation_spec(
+            study.base_model,
+            study.dataset_version,
             load_in_4bit=first.in_4bit,
             max_length=first.hyperparameters["max_length"],
-            **options,
+            max_rows=study.test_rows,
+            metric=study.metric,
+            pattern=study.pattern,
         )
-        subjects: list[tuple[TrainingRun, Adapter | None]] = [(first, None)] if with_base else []
-        subjects += [(adapter.run, adapter) for adapter in adapters]
+        pending = self.active_base_of(study).filter(number_format="").order_by("-pk").first()
+        with transaction.atomic():
+            job = self._submit(spec, adapters, by, pending)
+            # Adapters that were scored beside a failed evaluation of the base model get the new one.
+            (base,) = set(job.evaluations.exclude(adapter=None).values_list("base_evaluation", flat=True))
+            scored = self.filter(run__study_arm__study=study).exclude(adapter=None)
+            active = self.active_base_of(study).values("pk")
+            scored.exclude(base_evaluation__in=active).update(base_evaluation=base)
+        return job
+
+    def _submit(
+        self, spec: EvalSpec, adapters: Sequence[Adapter], by: User | None, pending: Evaluation | None
+    ) -> Job:
+        """Create the job and a row for each of its subjects. `pending`: the base model's, by another job."""
+        first = adapters[0].run
+        kept = self.kept_base(first.base_model, first.dataset_version, spec)
+        spec = dataclasses.replace(
+            spec,
+            adapters={subject_name(adapter.run): str(adapter.path()) for adapter in adapters},
+            with_base=pending is None,
+            kept_formats=tuple(row.number_format for row in kept),
+        )
+        base = pending or (kept[-1] if kept else None)
         with transaction.atomic():
             job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=first.project, by=by)
-            for run, adapter in subjects:
-                self.create(
-                    project=run.project,
-                    run=run,
-                    job=job,
-                    subject=Evaluation.Subject.ADAPTER if adapter else Evaluation.Subject.BASE,
-                    adapter=adapter,
-                    base_model=run.base_model,
-                    dataset_version=run.dataset_version,
-                    split=spec.split,
-                )
+            base = base or self._add(first, job, spec)
+            for adapter in adapters:
+                self._add(adapter.run, job, spec, adapter=adapter, base_evaluation=base)
         return job
+
+    def _add(
+        self, run: TrainingRun, job: Job, spec: EvalSpec, adapter: Adapter | None = None, **values: Any
+    ) -> Evaluation:
+        if adapter is None:
+            values["key"] = base_scores_key(spec, test_rows(run.dataset_version))
+        return self.create(
+            project=run.project,
+            run=run,
+            job=job,
+            subject=Evaluation.Subject.ADAPTER if adapter else Evaluation.Subject.BASE,
+            adapter=adapter,
+            base_model=run.base_model,
+            dataset_version=run.dataset_version,
+            split=spec.split,
+            **values,
+        )
+
+    # The base model's scores, which are kept and computed once
+
+    def kept_base(self, base_model: BaseModel, version: DatasetVersion, spec: EvalSpec) -> list[Evaluation]:
+        """Return the kept scores of the base model on these rows, one for each number format."""
+        key = base_scores_key(spec, test_rows(version))
+        rows = self.ended().filter(dataset_version=version, base_model=base_model, key=key)
+        return list(rows.exclude(number_format="").order_by("pk"))
+
+    def keep_base(self, job: Job, spec: EvalSpec, number_format: str) -> Evaluation | None:
+        """Return the base model's evaluation that a finished job fills, or the kept one; link its adapters.
+
+        Only one is kept per key and number format: if another job was faster, its scores stay. None if a
+        third job still scores the base model. The caller holds the project.
+        """
+        own = job.evaluations.filter(subject=Evaluation.Subject.BASE).first()
+        adapters = job.evaluations.filter(subject=Evaluation.Subject.ADAPTER)
+        first = adapters.select_related("run__dataset_version", "run__base_model").order_by("pk")[0].run
+        kept = self.kept_base(first.base_model, first.dataset_version, spec)
+        base = next((row for row in kept if row.number_format == number_format), None)
+        if base is None and spec.with_base:
+            base = own or self._add(first, job, spec)
+            base.number_format = number_format
+            base.save(update_fields=["number_format"])
+        if base:
+            adapters.update(base_evaluation=base)
+        if own and base and own != base:
+            own.adapter_evaluations.update(base_evaluation=base)
+            own.delete()
+        return base
+
+    def of_run(self, run: TrainingRun) -> EvaluationQuerySet:
+        """Filter those of a run's adapter, and of the base model that it is compared with."""
+        own = self.filter(run=run, subject=Evaluation.Subject.ADAPTER)
+        bases = models.Q(pk__in=own.values("base_evaluation"))
+        return self.filter(bases | models.Q(pk__in=own.values("pk")))
 
     def of_study(self, study: Study) -> EvaluationQuerySet:
         """Filter those with results that count in a study: of its base model and of its arms' final runs."""
-        base = models.Q(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
-        return self.ended().filter(base | models.Q(run__in=study.final_runs()))
-
-    def base_by_study(self, studies: Iterable[Study]) -> dict[int, Evaluation]:
-        """Return the newest result of each study's base model, by the study's number."""
-        bases = self.ended().filter(subject=Evaluation.Subject.BASE, run__study_arm__study__in=studies)
-        bases = bases.select_related("run__study_arm").order_by("pk")
-        return {base.run.study_arm.study_id: base for base in bases if base.run.study_arm}
+        counted = self.filter(run__in=study.final_runs(), subject=Evaluation.Subject.ADAPTER)
+        bases = models.Q(pk__in=counted.values("base_evaluation"))
+        return self.ended().filter(bases | models.Q(pk__in=counted.values("pk")))
 
     def active_base_of(self, study: Study) -> EvaluationQuerySet:
-        """Filter the evaluation of a study's base model, unless it failed or was cancelled."""
-        return self.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE).exclude(
-            job__state__in=[State.FAILED, State.CANCELLED]
-        )
+        """Filter the evaluations of a study's base model that neither failed nor were cancelled."""
+        linked = self.filter(run__study_arm__study=study).values("base_evaluation")
+        return self.filter(pk__in=linked).exclude(job__state__in=[State.FAILED, State.CANCELLED])
+
+
+def evaluation_spec(base_model: BaseModel, version: DatasetVersion, **options: Any) -> EvalSpec:
+    """Return the spec of an evaluation before its adapters are known."""
+    return EvalSpec(base=base_model.spec(), data=version.spec(), adapters={"adapter": ""}, **options)
+
+
+def run_spec(run: TrainingRun) -> EvalSpec:
+    """Return the spec that evaluates the adapter of a run outside of a study."""
+    return evaluation_spec(
+        run.base_model,
+        run.dataset_version,
+        load_in_4bit=run.in_4bit,
+        max_length=run.hyperparameters["max_length"],
+        metric=run.dataset_version.main_metric,
+    )
+
+
+def test_rows(version: DatasetVersion) -> int:
+    return int(version.splits.get("test", 0))
 
 
 def subject_name(run: TrainingRun) -> str:
@@ -118,18 +182,38 @@ def adapter_evaluation(run: TrainingRun) -> Evaluation | None:
     )
 
 
+def base_evaluation(run: TrainingRun) -> Evaluation | None:
+    """Return the scores of the base model that a run's adapter is compared with, or None."""
+    adapter = adapter_evaluation(run)
+    if adapter is None or adapter.state != State.SUCCEEDED or adapter.base_evaluation is None:
+        return None
+    return adapter.base_evaluation if adapter.base_evaluation.state == State.SUCCEEDED else None
+
+
 class Evaluation(models.Model):
-    """One subject evaluated on one split, with an item for each row."""
+    """One subject evaluated on one split, with an item for each row.
+
+    The base model's scores do not depend on the run: they are kept under `key` and `number_format`, and the
+    evaluations of all adapters on the same rows refer to them.
+    """
 
     class Subject(models.TextChoices):
         BASE = "base", _("Base model")
         ADAPTER = "adapter", _("Adapter")
 
     project = models.ForeignKey(Project, models.CASCADE, related_name="evaluations")
+    # Of the base model: the run whose job scored it first.
     run = models.ForeignKey(TrainingRun, models.CASCADE, related_name="evaluations")
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="evaluations")
     subject = models.CharField(max_length=10, choices=Subject.choices)
     adapter = models.ForeignKey(Adapter, models.CASCADE, null=True, blank=True, related_name="evaluations")
+    # The base model's evaluation on the same rows; None for the base model itself.
+    base_evaluation = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="adapter_evaluations"
+    )
+    # Of the base model: what decides its scores, and the number format in which they are kept, "" before.
+    key = models.CharField(max_length=64, blank=True)
+    number_format = models.CharField(max_length=160, blank=True)
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="evaluations")
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluations")
     split = models.CharField(max_length=12)
@@ -147,6 +231,13 @@ class Evaluation(models.Model):
 
     class Meta:
         ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["dataset_version", "base_model", "key", "number_format"],
+                condition=~models.Q(number_format=""),
+                name="base_evaluation_kept_once",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.get_subject_display()} on {self.split} of {self.dataset_version}"
@@ -159,8 +250,25 @@ class Evaluation(models.Model):
     def error(self) -> dict[str, str] | None:
         return self.job.error if self.job else None
 
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Return the metrics of an adapter and, on the same rows, of its base model: `base`, `adapter`."""
+        base = self.base_evaluation
+        if base is None or base.state != State.SUCCEEDED:
+            return {"adapter": self.metrics}
+        metrics = dict(base.metrics)
+        if JUDGE in metrics and not self._has_judge_of(base):
+            del metrics[JUDGE]
+        return {"base": metrics, "adapter": self.metrics}
+
+    def _has_judge_of(self, other: Evaluation) -> bool:
+        """Return whether the same judge judged both: verdicts of two do not compare."""
+        mine, theirs = self.judge_job, other.judge_job
+        if mine is None or theirs is None or mine == theirs:
+            return mine == theirs
+        return bool(mine.spec["judge"] == theirs.spec["judge"])
+
     @property
-    def key(self) -> str:
+    def subject_name(self) -> str:
         """Return its name in the engine's result."""
         return str(self.Subject.BASE) if self.subject == self.Subject.BASE else subject_name(self.run)
 
@@ -176,9 +284,10 @@ class Evaluation(models.Model):
             self.items.all().delete()
             self.rows, self.metrics, self.general_questions = rows, metrics, general_questions or {}
             self.save(update_fields=["rows", "metrics", "general_questions"])
-            EvaluationItem.objects.bulk_create(
+            item_model = self.items.model
+            item_model.objects.bulk_create(
                 [
-                    EvaluationItem(
+                    item_model(
                         evaluation=self,
                         row=item["row"],
                         group=item.get("group"),
@@ -202,102 +311,3 @@ class Evaluation(models.Model):
             "metrics": self.metrics,
             "general_questions": self.general_questions or None,
         }
-
-
-class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
-    """Items in pairs of base model and adapter."""
-
-    def pairs(self, run: TrainingRun) -> list[tuple[EvaluationItem, EvaluationItem]]:
-        """Return (base item, adapter item) of the newest ended evaluations of a run, in order of rows."""
-        newest = {evaluation.subject: evaluation for evaluation in run.evaluations.ended().order_by("pk")}
-        if len(newest) < len(Evaluation.Subject):
-            return []
-        base, adapter = (
-            {item.row: item for item in self.filter(evaluation=newest[subject])}
-            for subject in (Evaluation.Subject.BASE, Evaluation.Subject.ADAPTER)
-        )
-        return [(base[row], adapter[row]) for row in sorted(base.keys() & adapter.keys())]
-
-    def shortest_difference(
-        self, base: Evaluation, adapter: Evaluation, letters: int
-    ) -> tuple[EvaluationItem, EvaluationItem] | None:
-        """Return (base item, adapter item) of the row with the shortest prompt whose answers differ.
-
-        None if no answer to a prompt of at most `letters` letters differs.
-        """
-        theirs = self.filter(evaluation=base, row=models.OuterRef("row")).values("output")[:1]
-        items = self.filter(evaluation=adapter).annotate(
-            letters=Length("prompt"), base_output=models.Subquery(theirs)
-        )
-        different = items.filter(letters__lte=letters).exclude(base_output=None)
-        item = different.exclude(output=models.F("base_output")).order_by("letters", "row").first()
-        return None if item is None else (self.get(evaluation=base, row=item.row), item)
-
-    def groups_of(self, evaluation: Evaluation | None) -> dict[int, int]:
-        """Return the group of each row, as the number of its first row; rows without a group are left out."""
-        items = self.filter(evaluation=evaluation) if evaluation else self.none()
-        return {row: group for row, group in items.values_list("row", "group") if group is not None}
-
-    def variance_of_difference(self, version: DatasetVersion, metric: str) -> float | None:
-        """Return the variance of the difference between two arms' scores of one row, means over their seeds.
-
-        For 0-or-1 scores it is about the share of rows on which the two disagree. A run outside of a study is
-        an arm by itself. None before two arms were evaluated on this data, and if the last ones never
-        disagreed, which says little.
-        """
-        ended = Evaluation.objects.ended().filter(dataset_version=version, subject=Evaluation.Subject.ADAPTER)
-        ordered = ended.order_by("pk").values_list("run", "run__study_arm", "pk")
-        newest = {run: (arm or -run, pk) for run, arm, pk in ordered}
-        by_arm: dict[int, list[int]] = {}
-        for arm, pk in sorted(newest.values(), key=lambda pair: pair[1]):
-            by_arm.setdefault(arm, []).append(pk)
-        newest_arms = sorted(by_arm.values(), key=max)[-VARIANCE_ARMS:]
-        tables = [self._mean_scores(pks[-VARIANCE_SEEDS:], metric) for pks in newest_arms]
-        variances = []
-        for first, second in itertools.combinations(tables, 2):
-            differences = [first[row] - second[row] for row in first.keys() & second.keys()]
-            if len(differences) > 1:
-                variances.append(statistics.variance(differences))
-        return statistics.fmean(variances) or None if variances else None
-
-    def _mean_scores(self, evaluations: Sequence[int], metric: str) -> dict[int, float]:
-        """Return row -> mean score, of the first rows that all of the evaluations have."""
-        tables = [
-            dict(
-                self.filter(evaluation=pk, scores__has_key=metric).values_list("row", f"scores__{metric}")[
-                    :VARIANCE_ROWS
-                ]
-            )
-            for pk in evaluations
-        ]
-        rows = set(tables[0]).intersection(*tables)
-        return {row: statistics.fmean(table[row] for table in tables) for row in rows}
-
-
-class EvaluationItem(models.Model):
-    """The prompt, expected answer, output and scores of one row."""
-
-    evaluation = models.ForeignKey(Evaluation, models.CASCADE, related_name="items")
-    row = models.PositiveIntegerField()
-    # The number of the first row of its group; its own number for a row without a group.
-    group = models.PositiveIntegerField(null=True, blank=True)
-    prompt = models.TextField()
-    expected = models.TextField()
-    output = models.TextField()
-    scores = models.JSONField(default=dict)
-
-    objects = EvaluationItemQuerySet.as_manager()
-
-    class Meta:
-        ordering = ["evaluation", "row"]
-        constraints = [
-            models.UniqueConstraint(fields=["evaluation", "row"], name="evaluation_item_once_per_row")
-        ]
-
-    def __str__(self) -> str:
-        return f"row {self.row} of evaluation {self.evaluation_id}"
-
-    @property
-    def is_right(self) -> bool:
-        """Return whether the answer equals the expected one."""
-        return bool(self.scores.get("exact_match"))

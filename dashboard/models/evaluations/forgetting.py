@@ -7,14 +7,14 @@ measured is None.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation import Evaluation, adapter_evaluation, base_evaluation
 from dashboard.models.jobs.job_state import State
 from workers.statistics import verdicts
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dashboard.models.studies.results.comparison import UnsavedStudy
     from dashboard.models.studies.study import Study
     from dashboard.models.training.training_run import TrainingRun
-
-BASE, ADAPTER = Evaluation.Subject.BASE, Evaluation.Subject.ADAPTER
 
 
 @dataclass(frozen=True)
@@ -123,40 +121,16 @@ def _general_loss(evaluation: Evaluation | None) -> float | None:
 
 
 def run_forgetting(run: TrainingRun) -> Forgetting:
-    return Forgetting(base_evaluation(run), _newest(run.evaluations.all(), ADAPTER))
-
-
-def base_evaluation(run: TrainingRun) -> Evaluation | None:
-    """Return the base model's evaluation to compare a run with: its own, else that of its study."""
-    own = _newest(run.evaluations.all(), BASE)
-    if own or run.study_arm_id is None:
-        return own[0] if own else None
-    bases = Evaluation.objects.ended().filter(subject=BASE)
-    return bases.filter(run__study_arm__study__arms=run.study_arm_id).order_by("-pk").first()
-
-
-def scores_with_base(run: TrainingRun) -> dict[str, dict[str, Any]]:
-    """Return `run.scores()`, with the base model's scores from the study if the run has none of its own."""
-    base = base_evaluation(run)
-    return ({"base": base.metrics} if base else {}) | run.scores()
+    return Forgetting(base_evaluation(run), _ended(run))
 
 
 def study_forgetting(study: Study) -> dict[str, Forgetting]:
     """Return the forgetting of every arm by name; makes no query if the study was fetched with facts."""
     arms = list(study.arms.all())
-    base = _newest(
-        (evaluation for arm in arms for run in arm.runs.all() for evaluation in run.evaluations.all()), BASE
-    )
+    bases = [base for arm in arms for run in arm.final_runs() if (base := base_evaluation(run))]
+    base = max(bases, key=lambda one: one.pk, default=None)
     return {
-        arm.name: Forgetting(
-            base[0] if base else None,
-            [
-                evaluation
-                for run in arm.final_runs()
-                for evaluation in _newest(run.evaluations.all(), ADAPTER)
-            ],
-        )
-        for arm in arms
+        arm.name: Forgetting(base, [one for run in arm.final_runs() for one in _ended(run)]) for arm in arms
     }
 
 
@@ -164,17 +138,12 @@ def chosen_runs_forgetting(study: UnsavedStudy) -> dict[str, Forgetting]:
     """Return the forgetting of every arm against its own base evaluation, else that of the same model."""
     forgetting = {}
     for arm in study.scored:
-        own = _newest(arm.first.evaluations.all(), BASE)
-        base = own[0] if own else study.base_evaluations.get(str(arm.first.base_model))
+        base = base_evaluation(arm.first) or study.base_evaluations.get(str(arm.first.base_model))
         forgetting[arm.name] = Forgetting(base, list(arm.evaluations().values()))
     return forgetting
 
 
-def _newest(evaluations: Iterable[Evaluation], subject: str) -> list[Evaluation]:
-    """Return the newest evaluation with results in a list, or an empty list."""
-    ended = [
-        evaluation
-        for evaluation in evaluations
-        if evaluation.subject == subject and evaluation.state == State.SUCCEEDED
-    ]
-    return [max(ended, key=lambda evaluation: evaluation.pk)] if ended else []
+def _ended(run: TrainingRun) -> list[Evaluation]:
+    """Return the newest evaluation of the run's adapter with results in a list, or an empty list."""
+    evaluation = adapter_evaluation(run)
+    return [evaluation] if evaluation and evaluation.state == State.SUCCEEDED else []

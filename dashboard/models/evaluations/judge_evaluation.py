@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from django.db import models, transaction
 
 from dashboard.models.catalog.metrics import JUDGE
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem, EvaluationQuerySet
+from dashboard.models.evaluations.evaluation import (
+    Evaluation,
+    EvaluationQuerySet,
+    adapter_evaluation,
+    base_evaluation,
+)
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import TERMINAL
 from dashboard.models.training.training_run import TrainingRun
@@ -32,8 +38,8 @@ def evaluations_of(scope: Scope) -> EvaluationQuerySet:
     """Return the ended evaluations of a study's arms and base model, or the newest ones of a run."""
     if not isinstance(scope, TrainingRun):
         return Evaluation.objects.of_study(scope)
-    newest = {evaluation.subject: evaluation.pk for evaluation in scope.evaluations.ended().order_by("pk")}
-    return Evaluation.objects.filter(pk__in=newest.values())
+    newest = adapter_evaluation(scope), base_evaluation(scope)
+    return Evaluation.objects.ended().filter(pk__in=[one.pk for one in newest if one])
 
 
 def pending_items(

@@ -8,7 +8,8 @@ from django.conf import settings
 from django.db import models
 
 from dashboard.models.catalog.metrics import JUDGE
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from workers.statistics.agreement import Agreement, agreement
 
 if TYPE_CHECKING:

@@ -133,14 +133,7 @@ def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
 
 
 def submit_scoring(study: Study, selected: AdapterQuerySet, by: User | None) -> None:
-    """Queue the evaluation of a seed's adapters on the study's rows, and of the base model once per study."""
+    """Queue the evaluation of a seed's adapters on the study's rows."""
     adapters = list(selected.select_related("run"))
     for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
-        Evaluation.objects.submit_for_study(
-            batch,
-            by=by,
-            max_rows=study.test_rows,
-            metric=study.metric,
-            pattern=study.pattern,
-            with_base=not Evaluation.objects.active_base_of(study).exists(),
-        )
+        Evaluation.objects.submit_for_study(study, batch, by)

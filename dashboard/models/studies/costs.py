@@ -112,9 +112,11 @@ def plan_costs(
     rates: int,
     test_rows: int,
     max_hours: float | None = None,
+    metric: str = "",
+    pattern: str = "",
 ) -> Costs:
     """Return time, disk and parameters: the arms of a seed train in one job, one seed after the other."""
-    forecaster = StudyForecaster.load(base_model, version, arms)
+    forecaster = StudyForecaster.load(base_model, version, arms, metric, pattern)
     plan = forecaster.plan(seeds=seeds, rates=rates, test_rows=test_rows)
     first = look_sizes(seeds)[0]
     within = (

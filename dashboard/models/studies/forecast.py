@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
-from dashboard.models.evaluations.evaluation import adapter_evaluation
+from dashboard.models.evaluations.evaluation import Evaluation, adapter_evaluation, evaluation_spec
 from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job_state import TERMINAL
 from dashboard.models.studies.looks import open_arms
@@ -69,10 +69,17 @@ class StudyForecaster:
     arms: tuple[ArmPlan, ...]
     forecasts: tuple[Forecast, ...]
     alone: tuple[str, ...]
+    metric: str = ""
+    pattern: str = ""
 
     @classmethod
     def load(
-        cls, base_model: BaseModel, version: DatasetVersion | None, arms: Sequence[ArmPlan]
+        cls,
+        base_model: BaseModel,
+        version: DatasetVersion | None,
+        arms: Sequence[ArmPlan],
+        metric: str = "",
+        pattern: str = "",
     ) -> StudyForecaster:
         """Forecast one run of each arm. Raises TargetError."""
         runs = RunForecaster.load(base_model, version)
@@ -81,6 +88,8 @@ class StudyForecaster:
             tuple(arms),
             tuple(runs.forecast(arm.config.resolve(base_model), arm.hyperparameters) for arm in arms),
             tuple(arm.name for arm in arms if requires_dedicated_base(arm, base_model)),
+            metric,
+            pattern,
         )
 
     def plan(self, *, seeds: int, test_rows: int, rates: int = 0, with_base: bool = True) -> PlanForecast:
@@ -116,7 +125,10 @@ class StudyForecaster:
         return most
 
     def _scoring(self, seeds: int, test_rows: int, *, with_base: bool) -> Range:
-        """Return the time of one job per seed and per arm with a dedicated base; the base is scored once."""
+        """Return the time of one job per seed and per arm with a dedicated base.
+
+        The base model is scored once, and not at all if its scores are kept.
+        """
         version, apart = self.runs.version, len(self.alone)
         available = int(version.splits.get("test", 0)) if version else 0
         if not available:
@@ -126,8 +138,24 @@ class StudyForecaster:
         )
         shared = len(self.arms) - apart
         each = [shared] * bool(shared) + [1] * apart
+        with_base = with_base and not self._has_base_scores(test_rows)
         jobs = [(adapters, with_base and not place) for place, adapters in enumerate(each * seeds)]
         return evaluation_cost.forecast_scoring(self.runs, rows, jobs)
+
+    def _has_base_scores(self, test_rows: int) -> bool:
+        learn, version = self.arms[0].hyperparameters, self.runs.version
+        if version is None:
+            return False
+        spec = evaluation_spec(
+            self.runs.base_model,
+            version,
+            load_in_4bit=learn.load_in_4bit,
+            max_length=learn.max_length,
+            max_rows=test_rows,
+            metric=self.metric,
+            pattern=self.pattern,
+        )
+        return bool(Evaluation.objects.kept_base(self.runs.base_model, version, spec))
 
 
 def plan_forecast(
@@ -139,9 +167,11 @@ def plan_forecast(
     test_rows: int,
     rates: int = 0,
     with_base: bool = True,
+    metric: str = "",
+    pattern: str = "",
 ) -> PlanForecast:
     """Return the forecast of one plan. Raises TargetError."""
-    forecaster = StudyForecaster.load(base_model, version, arms)
+    forecaster = StudyForecaster.load(base_model, version, arms, metric, pattern)
     return forecaster.plan(seeds=seeds, test_rows=test_rows, rates=rates, with_base=with_base)
 
 

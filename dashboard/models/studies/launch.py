@@ -104,6 +104,8 @@ def launch_study(
             seeds=len(study.seeds),
             rates=len(study.learning_rates),
             test_rows=test_rows,
+            metric=metric,
+            pattern=pattern,
         )
         study.forecast_seconds, study.forecast = plan.promised, plan.to_dict()
         study.save(update_fields=["forecast_seconds", "forecast"])

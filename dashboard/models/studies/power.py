@@ -13,7 +13,7 @@ from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better
-from dashboard.models.evaluations.evaluation import EvaluationItem
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from dashboard.models.studies.costs import MORE_SEEDS, Costs
 from dashboard.models.studies.plan import MOST_SEEDS, MOST_TEST_ROWS
 from dashboard.models.studies.study import Study

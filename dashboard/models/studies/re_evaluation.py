@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.user import User
 from dashboard.models.adapters.adapter import Adapter
-from dashboard.models.evaluations.evaluation import Evaluation, adapter_evaluation
+from dashboard.models.evaluations.evaluation import Evaluation, adapter_evaluation, run_spec
 from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job_state import State
 from dashboard.models.studies.advance import submit_scoring
@@ -41,7 +41,7 @@ def runs_to_evaluate(study: Study) -> list[TrainingRun]:
 
 def run_for_base_evaluation(study: Study) -> TrainingRun | None:
     """Return a run to evaluate the base model with, if its evaluation failed: it has no job of its own."""
-    evaluations = Evaluation.objects.filter(run__study_arm__study=study, subject=Evaluation.Subject.BASE)
+    evaluations = Evaluation.objects.filter(run__study_arm__study=study)
     if not evaluations.exists() or Evaluation.objects.active_base_of(study).exists():
         return None
     return next((run for run in study.final_runs() if hasattr(run, "adapter")), None)
@@ -73,7 +73,9 @@ def reevaluate(scope: Scope, by: User | None = None) -> None:
             _submit_for_study(study_of_run, [run], by)
         else:
             _require_same_base(run)
-            require_budget(run.project, expected_scoring_seconds(run), by, is_queued=False)
+            kept = Evaluation.objects.kept_base(run.base_model, run.dataset_version, run_spec(run))
+            expected = expected_scoring_seconds(run, with_base=not kept)
+            require_budget(run.project, expected, by, is_queued=False)
             Evaluation.objects.submit(run.adapter, by)
 
 

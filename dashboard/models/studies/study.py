@@ -61,6 +61,7 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
             "arms__runs__job",
             "arms__runs__adapter",
             "arms__runs__evaluations__job",
+            "arms__runs__evaluations__base_evaluation__job",
         )
 
     def unfinished(self) -> StudyQuerySet:

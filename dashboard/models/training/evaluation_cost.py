@@ -91,8 +91,11 @@ def forecast_scoring(
     return correct(same, [row.ratio for row in ended]).interval(estimate, TIME)
 
 
-def expected_scoring_seconds(run: TrainingRun) -> float:
-    """Return the expected seconds to score a run's adapter and base model; 0 if that cannot be estimated."""
+def expected_scoring_seconds(run: TrainingRun, *, with_base: bool) -> float:
+    """Return the expected seconds to score a run's adapter, and its base model if it has no kept scores.
+
+    0 if that cannot be estimated.
+    """
     test_rows = int(run.dataset_version.splits.get("test", 0))
     if not test_rows:
         return 0.0
@@ -100,7 +103,7 @@ def expected_scoring_seconds(run: TrainingRun) -> float:
     try:
         count = min(test_rows, EvalSpec.max_rows)
         rows = scoring_rows(forecaster, count, int(run.hyperparameters["max_length"]))
-        return forecast_scoring(forecaster, rows, [(1, True)])["expected"]
+        return forecast_scoring(forecaster, rows, [(1, with_base)])["expected"]
     except TargetError:
         return 0.0  # The base model's census is of another version by now.
 
@@ -115,7 +118,7 @@ def record_scoring_time(job: Job, measured: dict[str, Any]) -> ScoringTime | Non
     forecaster = RunForecaster(first.base_model, first.dataset_version)
     adapters = sum(evaluation.adapter_id is not None for evaluation in evaluations)
     threads = int(measured.get("threads") or device_threads(device))
-    with_base = len(evaluations) > adapters
+    with_base = "base" in measured
     try:
         rows = scoring_rows(forecaster, int(measured["rows"]), int(first.run.hyperparameters["max_length"]))
         estimated = estimate_job(

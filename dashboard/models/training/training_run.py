@@ -52,7 +52,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
 
     def with_scores(self) -> TrainingRunQuerySet:
         """Prefetch evaluations and their jobs, for `scores` and `is_settled`."""
-        return self.prefetch_related("evaluations__job")
+        return self.prefetch_related("evaluations__job", "evaluations__base_evaluation__job")
 
     def in_group(self, group: str) -> TrainingRunQuerySet:
         """Filter by `active`, `finished` or an outcome."""
@@ -301,12 +301,13 @@ class TrainingRun(models.Model):
         )
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """Return the metrics of the last finished evaluation of each subject, `base` and `adapter`."""
-        return {
-            evaluation.subject: evaluation.metrics
-            for evaluation in sorted(self.evaluations.all(), key=lambda evaluation: evaluation.pk)
-            if evaluation.state == State.SUCCEEDED
-        }
+        """Return the metrics of the last finished evaluation of `adapter`, and of `base` on the same rows."""
+        ended = [
+            evaluation
+            for evaluation in self.evaluations.all()
+            if evaluation.adapter_id and evaluation.state == State.SUCCEEDED
+        ]
+        return max(ended, key=lambda evaluation: evaluation.pk).scores() if ended else {}
 
     def flat_settings(self) -> dict[str, Any]:
         """Return all choices in one flat dict, for tables that compare runs."""

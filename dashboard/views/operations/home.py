@@ -118,7 +118,9 @@ def recent_failures(project: Project) -> dict[str, Any]:
 
 def results(project: Project) -> list[dict[str, Any]]:
     """Return the newest adapters outside of studies, with the scores of base model and adapter."""
-    scored = models.Prefetch("run__evaluations", Evaluation.objects.ended())
+    scored = models.Prefetch(
+        "run__evaluations", Evaluation.objects.ended().select_related("job", "base_evaluation__job")
+    )
     adapters = Adapter.objects.with_facts().filter(project=project, run__study_arm=None)
     adapters = adapters.prefetch_related(scored)[:ROWS]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
@@ -133,12 +135,12 @@ def verdicts(project: Project) -> list[dict[str, Any]]:
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:
     """Return the exact match of base model and adapter, or nothing unless both are evaluated."""
-    newest = {evaluation.subject: evaluation for evaluation in evaluations}
-    base, tuned = newest.get(Evaluation.Subject.BASE), newest.get(Evaluation.Subject.ADAPTER)
-    if base is None or tuned is None:
+    tuned = max((one for one in evaluations if one.adapter_id), key=lambda one: one.pk, default=None)
+    both = tuned.scores() if tuned else {}
+    if tuned is None or "base" not in both:
         return {}
     return {
-        "base": base.metrics.get("exact_match"),
-        "tuned": tuned.metrics.get("exact_match"),
+        "base": both["base"].get("exact_match"),
+        "tuned": both["adapter"].get("exact_match"),
         "rows": tuned.rows,
     }

@@ -88,7 +88,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **progress_context(run),
         **samples_context(request, run),
         "may_edit": request.user.has_role(Role.EDITOR, run.project_id),
-        "score_rows": curves.score_rows(run, forgetting.scores_with_base(run)),
+        "score_rows": curves.score_rows(run),
         "forgetting": forgetting_charts.table({str(run): forgetting.run_forgetting(run)}),
         "settings": settings_of(run),
         "learn": Hyperparameters(**run.hyperparameters),

@@ -88,6 +88,17 @@ def test_items_are_written_for_base_and_adapter(make_eval: Callable[..., EvalSpe
     assert values["adapter"]["loss"] == pytest.approx(total / tokens)
 
 
+@pytest.mark.parametrize(("kept", "is_scored"), [("float32 on cpu", False), ("bfloat16 on cpu", True)])
+def test_base_is_left_out_if_its_scores_are_kept_in_this_number_format(
+    make_eval: Callable[..., EvalSpec], tmp_path: Path, kept: str, is_scored: bool
+) -> None:
+    values = evaluate(make_eval(kept_formats=(kept,)), tmp_path, report=Recorder())
+    lines = (tmp_path / "items.jsonl").read_text().splitlines()
+    assert ("base" in values) is is_scored
+    assert len(lines) == (8 if is_scored else 4)
+    assert values["ms_per_token"].keys() == {"base", "adapter"}
+
+
 def test_base_scores_equal_those_without_an_adapter(
     make_eval: Callable[..., EvalSpec], tmp_path: Path, trained: tuple[BaseSpec, DataSpec, Path]
 ) -> None:

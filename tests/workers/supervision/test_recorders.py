@@ -220,7 +220,7 @@ def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: Trainin
         "group": 7,
         "scores": {"loss": float("nan")},
     }
-    subjects = [evaluation.key for evaluation in scoring.evaluations.all()]
+    subjects = [evaluation.subject_name for evaluation in scoring.evaluations.all()]
     lines = [json.dumps({**item, "subject": subject}, ensure_ascii=False) for subject in subjects]
     (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     evaluated = RECORDERS[Job.Kind.EVALUATE](scoring, tmp_path)
@@ -228,7 +228,14 @@ def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: Trainin
     marks = {subject: [place, 1] for place, subject in enumerate(subjects)}
     asked = {"general_questions": {"version": 1, "sha256": "ab", "choices": 4, "marks": marks}}
     found = {subject: {"loss": 1.0} for subject in subjects}
-    evaluated.record(Result({"rows": 1, "split_sha256": "12" * 32} | speeds | asked | found))
+    evaluated.record(
+        Result(
+            {"rows": 1, "split_sha256": "12" * 32, "dtype": "float32", "device": "cpu"}
+            | speeds
+            | asked
+            | found
+        )
+    )
     evaluated.finish()
     # The import has frozen the test rows, so what was read now changes nothing.
     assert run.dataset_version.test_sha256 == "ef" * 32
@@ -239,7 +246,7 @@ def test_evaluated_rows_keep_line_separators_and_drop_nan(job: Job, run: Trainin
         assert (kept.prompt, kept.scores) == ("a\u2028b\x85c\ufffdd", {"loss": None})
         assert kept.group == 7
         assert (evaluation.metrics["loss"], evaluation.metrics["ms_per_token"]) == (1.0, 25.0)
-        assert evaluation.general_questions["marks"] == marks[evaluation.key]
+        assert evaluation.general_questions["marks"] == marks[evaluation.subject_name]
         assert evaluation.general_questions["sha256"] == "ab"
 
 

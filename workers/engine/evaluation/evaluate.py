@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from workers.contract.base_scores import number_format
 from workers.contract.errors import DataError, Diverged, ModelError, TargetError
 from workers.contract.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import EvalSpec
@@ -80,7 +81,8 @@ def evaluate(
     stop_if_asked(should_stop)
 
     # Scores
-    subjects = [BASE, *spec.adapters] if spec.with_base else [*spec.adapters]
+    is_kept = number_format(runtime.dtype_name(dtype), runtime.device_name(device)) in spec.kept_formats
+    subjects = [BASE, *spec.adapters] if spec.with_base and not is_kept else [*spec.adapters]
     total = len(subjects) * (len(examples) + len(chats))
     run = _EvaluationRun(scorer, base, tokenizer, spec, device, should_stop, report, total)
     groups = split.groups()

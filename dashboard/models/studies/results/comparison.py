@@ -16,7 +16,8 @@ from typing import Any
 from django.core.cache import cache
 
 from dashboard.models.catalog.metrics import COMPARABLE, JUDGE, is_lower_better, metric_label
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.studies.results.result import StudyResult, compute_result
@@ -239,7 +240,12 @@ def base_evaluations(reference: ChosenArm, arms: Sequence[ChosenArm]) -> dict[st
     models = {
         arm.first.base_model_id: str(arm.first.base_model) for arm in arms if scored_rows_of(arm) == rows
     }
-    chosen = {run.pk for arm in arms for run in [*arm.runs, *arm.repeats]}
+    chosen = {
+        evaluation.base_evaluation_id
+        for arm in arms
+        for run in [*arm.runs, *arm.repeats]
+        for evaluation in run.evaluations.all()
+    }
     ended = (
         Evaluation.objects.ended()
         .filter(
@@ -250,9 +256,9 @@ def base_evaluations(reference: ChosenArm, arms: Sequence[ChosenArm]) -> dict[st
             split=rows[1],
             rows__gt=0,
         )
-        .only("pk", "run_id", "base_model_id")
+        .only("pk", "base_model_id")
     )
     by_name: dict[str, Evaluation] = {}
-    for one in sorted(ended, key=lambda one: (one.run_id in chosen, one.pk)):
+    for one in sorted(ended, key=lambda one: (one.pk in chosen, one.pk)):
         by_name[models[one.base_model_id]] = one
     return by_name

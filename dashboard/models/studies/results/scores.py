@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dashboard.models.evaluations.evaluation import Evaluation, EvaluationItem
+from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from workers.statistics.variance import Scores
 
 if TYPE_CHECKING:

@@ -108,7 +108,7 @@ def test_every_seed_is_compared_with_the_base_model(study: Study) -> None:
     assert late
     assert forgetting.run_forgetting(late).base_loss == pytest.approx(3.0)
     assert forgetting.run_forgetting(late).rise == pytest.approx(0.13)
-    assert forgetting.scores_with_base(late)["base"]["exact_match"] == pytest.approx(5 / 60)
+    assert late.scores()["base"]["exact_match"] == pytest.approx(5 / 60)
 
 
 def export(project: Project, user: User, study: Study) -> Any:
