@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from django.http import Http404
 from django.utils.translation import gettext as _
@@ -24,7 +24,8 @@ from dashboard.api.catalog import datasets
 from dashboard.api.refusals import Refusal, unknown
 from dashboard.models import DatasetVersion, TargetModuleConfig
 from dashboard.models.accounts.project import parse_id
-from workers.contract.hyperparameters import SETTINGS
+from dashboard.models.training.automatic import ChosenSettings
+from workers.contract.hyperparameters import AUTOMATIC, AUTOMATIC_LENGTHS, DEFAULT_LENGTH, SETTINGS, Setting
 
 
 def id_or_slug(value: Any) -> int | str:
@@ -42,16 +43,51 @@ IdOrSlug = Annotated[
 
 
 STRICT: dict[type, Any] = {int: StrictInt, float: StrictFloat, bool: StrictBool, str: StrictStr}
+
+
+def strict_type(setting: Setting) -> Any:
+    """Return the type of a setting in a request; an automatic one may be left out or be the word."""
+    kind = STRICT[setting.kind] | None
+    if not setting.may_be_automatic:
+        return kind
+    # No union, whose errors would name the parts of the type as fields.
+    leave_out = BeforeValidator(lambda value: None if value == AUTOMATIC else value)
+    choices = [{"type": "number"}, {"const": AUTOMATIC, "type": "string"}, {"type": "null"}]
+    return Annotated[kind, leave_out, WithJsonSchema({"anyOf": choices})]
+
+
+LENGTHS = " ".join(f"`{length.name}`: {length.explanation}" for length in AUTOMATIC_LENGTHS.values())
 HYPERPARAMETERS: dict[str, Any] = {
-    name: (STRICT[setting.kind] | None, Field(None, description=f"{setting.label}. {setting.explanation}"))
-    for name, setting in SETTINGS.items()
+    "length": (
+        Literal[tuple(AUTOMATIC_LENGTHS)] | None,
+        Field(
+            None,
+            description="Training length that is chosen for the dataset and the device, if neither "
+            f"`max_steps` nor `num_train_epochs` is given. {LENGTHS} Default: `{DEFAULT_LENGTH}`.",
+        ),
+    ),
+    **{
+        name: (
+            strict_type(setting),
+            Field(None, description=f"{setting.label}. {setting.explanation}"),
+        )
+        for name, setting in SETTINGS.items()
+    },
 }
 
 
 class HyperparametersIn(create_model("Hyperparameters", __base__=Schema, **HYPERPARAMETERS)):  # type: ignore[misc]
-    """Hyperparameters of a run. Those left out have the form's default; limits are those of the form."""
+    """Hyperparameters of a run; limits and defaults are those of the form.
+
+    Without `learning_rate`, or with `auto`, the rate is chosen for the base model; without a length the
+    steps are chosen. The answer holds the numbers that were chosen.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    def chosen(self) -> ChosenSettings:
+        """Return the settings as chosen. Raises SpecError."""
+        return ChosenSettings.of(self.dict())
 
 
 def newest_version(request: Call, pk: int) -> DatasetVersion:

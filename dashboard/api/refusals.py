@@ -30,7 +30,7 @@ from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
-HYPERPARAMETERS = frozenset(Hyperparameters.__dataclass_fields__)
+HYPERPARAMETERS = frozenset({"length", *Hyperparameters.__dataclass_fields__})
 
 
 class Problem(Schema):

@@ -27,8 +27,9 @@ from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
+from dashboard.models.training.automatic import ChosenSettings, with_equal_length
+from dashboard.models.training.forecast import RunForecaster
 from workers.contract.errors import SpecError
-from workers.contract.hyperparameters import hyperparameters_from
 
 router = Router()
 
@@ -260,7 +261,7 @@ def launch(request: Call, payload: StudyIn, key: str) -> Job:
     """Launch the study and return its first job. Ids refer to objects that the caller may see."""
     version = newest_version(request, payload.dataset)
     base_model = require_inspected(chosen_base_model(request, payload.base_model))
-    plans = [plan_of(request, arm, number) for number, arm in enumerate(payload.arms)]
+    plans = plans_of(request, payload.arms, RunForecaster.load(base_model, version))
     # The other fields have the names that the launch gives them; null is its default.
     given = payload.dict(exclude={"dataset", "base_model", "arms"}, exclude_none=True)
     with request_field_names():
@@ -286,18 +287,26 @@ def request_field_names() -> Iterator[None]:
         raise SpecError(field, error.message) from error
 
 
-def plan_of(request: Call, arm: ArmIn, number: int) -> ArmPlan:
-    """Return an arm with its config and resolved settings."""
+def plans_of(request: Call, arms: list[ArmIn], forecaster: RunForecaster) -> list[ArmPlan]:
+    """Return the arms, whose automatic length is that of the slowest."""
+    chosen = [chosen_arm(request, arm, number) for number, arm in enumerate(arms)]
+    configs = [config for _name, config, _settings in chosen]
+    settings = [settings for _name, _config, settings in chosen]
+    learns = with_equal_length(settings, [one.resolve(forecaster, configs) for one in settings])
+    return [ArmPlan(name, config, learn) for (name, config, _), learn in zip(chosen, learns, strict=True)]
+
+
+def chosen_arm(request: Call, arm: ArmIn, number: int) -> tuple[str, TargetModuleConfig, ChosenSettings]:
+    """Return name, config and chosen settings of an arm."""
     try:
         config: TargetModuleConfig = config_of(request, arm.target_module_config)
     except Refusal as error:
         raise Refusal(error.status, error.code, error.message, f"arms.{number}.{error.field}") from error
-    values = arm.hyperparameters.dict() if arm.hyperparameters else {}
     name = arm.name or config.slug or config.name
     if not name:
         raise invalid(f"arms.{number}.name", _("Give this arm a name."))
     try:
-        return ArmPlan(name, config, hyperparameters_from(values))
+        return name, config, (arm.hyperparameters or HyperparametersIn()).chosen()
     except SpecError as error:
         raise invalid(f"arms.{number}.hyperparameters.{error.field}", error.message) from error
 

@@ -1,11 +1,11 @@
-// The study form: suggested learning rates, the test rows and seeds that the plan offers, and further arms.
+// The study form: learning rates to search, the test rows and seeds that the plan offers, and further arms.
 
-import { selectTypedLength, setField, suggestLearningRate } from "./suggestions.js";
+import { selectTypedLength, setField } from "./suggestions.js";
 
 const form = document.getElementById("study");
 
 if (form) {
-  const { known } = suggestLearningRate(form);
+  const known = JSON.parse(document.getElementById("suggestions").textContent);
   selectTypedLength(form);
   form.querySelector("[data-rates]").addEventListener("click", () => {
     setField(form.elements.learning_rates, (known.rates[form.elements.base_model.value] ?? []).join(", "));

@@ -1,17 +1,16 @@
-// The fine-tune form: the suggested learning rate, suggestions that make a run fit, and the reset to the defaults.
+// The fine-tune form: suggestions that make a run fit, and the reset to the defaults.
 
-import { selectTypedLength, suggestLearningRate } from "./suggestions.js";
+import { selectTypedLength } from "./suggestions.js";
 
 const form = document.getElementById("fine-tune");
 const fill = (field, value) => (field.type === "checkbox" ? (field.checked = Boolean(value)) : (field.value = value ?? ""));
 
 if (form) {
-  const { known, reset } = suggestLearningRate(form);
+  const known = JSON.parse(document.getElementById("suggestions").textContent);
   const expert = document.querySelector("details.expert");
   selectTypedLength(form);
   form.querySelector("[data-reset]").addEventListener("click", () => {
     for (const field of expert.querySelectorAll("input:enabled, select")) fill(field, known.defaults[field.name]);
-    reset();
     form.elements.r.dispatchEvent(new Event("change", { bubbles: true }));
   });
   // Buttons that make the run fit carry the fields that they change.

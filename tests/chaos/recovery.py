@@ -95,7 +95,12 @@ class LongTraining:
                 "name": "Long",
                 "dataset": self.dataset,
                 "target_module_config": "efficient",
-                "hyperparameters": {"max_steps": 100_000, "per_device_train_batch_size": 2, "max_length": 64},
+                "hyperparameters": {
+                    "max_steps": 100_000,
+                    "learning_rate": 2e-4,
+                    "per_device_train_batch_size": 2,
+                    "max_length": 64,
+                },
             }
             self.api.post("/runs", body)
             self.job = retry_on_outage(lambda: Job.objects.filter(kind="train").latest("pk"))

@@ -78,6 +78,7 @@ class Workload:
     def _hyperparameters(self, generator: random.Random) -> dict[str, object]:
         return {
             "max_steps": generator.randint(20, 200),
+            "learning_rate": 2e-4,
             "per_device_train_batch_size": 2,
             "max_length": 64,
             "r": generator.choice([2, 4, 8]),

@@ -145,7 +145,7 @@ def is_scored(api: Api, run: int) -> bool:
 @pytest.fixture(scope="package")
 def long_run(api: Api, dataset: int) -> Iterator[int]:
     """A run that trains until a test stops it."""
-    run = start_run(api, dataset, "Long", max_steps=60_000, per_device_train_batch_size=1)
+    run = start_run(api, dataset, "Long", max_steps=60_000, learning_rate=2e-4, per_device_train_batch_size=1)
     until(lambda: api.get(f"/runs/{run}")["step"] > 0, "the first step")
     yield run
     api.call("POST", f"/runs/{run}/cancel")

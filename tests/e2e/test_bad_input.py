@@ -55,6 +55,7 @@ def test_the_fine_tune_form_refuses_beside_the_fields_and_keeps_what_was_typed(
 ) -> None:
     page.goto(f"/fine-tune/?dataset={dataset}")
     page.get_by_role("heading", name="Expert settings").click()
+    page.get_by_text("Own length and learning rate").click()
     page.locator("#id_r").fill("0")
     page.locator("#id_learning_rate").fill("1e9")
     page.locator("#id_max_steps").fill("-5")

@@ -19,6 +19,7 @@ def test_a_study_goes_from_the_form_to_its_verdict(page: Page, api: Api, dataset
         page.get_by_role("checkbox", name=re.compile(rf"^{re.escape(name)}\b")).uncheck()
     page.get_by_label("Name").fill("Where to put it")
     page.get_by_label("Seeds per arm").fill("1")
+    page.get_by_text("Own length and learning rate").click()
     page.locator("#id_max_steps").fill("4")
     page.locator("details.expert summary").click()
     page.get_by_label("Maximum sequence length").fill("128")

@@ -1,7 +1,8 @@
-"""Hyperparameters of a training: default, limits, label and help text of each.
+"""Hyperparameters of a training: default, limits, label and help text of each, and what can be automatic.
 
 The form, the API schema, a clone and the settings table are built from the fields of `Hyperparameters`. A new
-one takes two edits: a field here and its use in the engine.
+one takes two edits: a field here and its use in the engine. Forms and requests may leave the learning rate
+and the length to the product (`workers.forecasting.automatic`); the settings here are always numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from workers.contract.errors import SpecError
 
 # Groups of settings, in the order in which pages show them.
 LENGTH, ADAPTER, OPTIMIZER, BATCHES = "length", "adapter", "optimizer", "batches"
+# The value of an automatic setting in a request, which may leave it out as well.
+AUTOMATIC = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,42 @@ class Setting:
     explanation: str
     limits: tuple[float, float] | None = None
     choices: tuple[tuple[str, str], ...] = ()  # (value as text, label)
+    may_be_automatic: bool = False  # chosen for the base model, unless a number is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutomaticLength:
+    """A length that is chosen from the rows and the time of a step: at most so many epochs and seconds."""
+
+    name: str
+    label: str
+    explanation: str
+    epochs: float
+    seconds: float
+
+
+AUTOMATIC_LENGTHS = {
+    length.name: length
+    for length in (
+        AutomaticLength(
+            name="quick",
+            label="Quick",
+            explanation="At most 10 minutes and 1.5 passes over the rows; few rows are seen up to 3 times.",
+            epochs=1.5,
+            seconds=600,
+        ),
+        AutomaticLength(
+            name="thorough",
+            label="Thorough",
+            explanation="At most an hour and 3 passes over the rows.",
+            epochs=3,
+            seconds=3600,
+        ),
+    )
+}
+DEFAULT_LENGTH = "quick"
+# Datasets of few rows get more passes, up to this number of steps.
+FEW_STEPS, MOST_EPOCHS = 100, 3
 
 
 def _setting(default: Any, group: str, label: str, explanation: str, **options: Any) -> Any:
@@ -108,9 +147,10 @@ class Hyperparameters:
         2e-4,
         OPTIMIZER,
         "Learning rate",
-        "Size of each update. The default is a common start, not tuned for your data. Too low: nothing "
+        "Size of each update. If empty, it is chosen for the width of the base model. Too low: nothing "
         "changes; too high: the loss jumps.",
         limits=(1e-7, 0.1),
+        may_be_automatic=True,
     )
     lr_scheduler_type: str = _setting(
         "cosine",

@@ -14,7 +14,7 @@ from ninja.pagination import paginate
 from dashboard.api.access import Call, do_once, once
 from dashboard.api.catalog.base_models import require_inspected
 from dashboard.api.catalog.target_module_configs import chosen_base_model
-from dashboard.api.choices import config_of, newest_version
+from dashboard.api.choices import HyperparametersIn, config_of, newest_version
 from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
 from dashboard.api.pagination import Newest, Rows
@@ -43,7 +43,7 @@ from dashboard.models import (
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.evaluation import base_evaluation
 from dashboard.models.jobs.stop import StopRefused, stop_run
-from workers.contract.hyperparameters import hyperparameters_from
+from dashboard.models.training.forecast import RunForecaster
 
 router = Router()
 # Curves of every run; empty before their first point.
@@ -155,8 +155,9 @@ def draft(request: Call, payload: RunIn, *, confirmed: bool) -> TrainingRun:
         base_model=base_model,
         target_module_config=config,
     )
-    values = payload.hyperparameters.dict() if payload.hyperparameters else {}
-    run.freeze(hyperparameters_from(values), confirmed=confirmed)
+    chosen = (payload.hyperparameters or HyperparametersIn()).chosen()
+    learn = chosen.resolve(RunForecaster.load(base_model, version), [config])
+    run.freeze(learn, confirmed=confirmed)
     return run
 
 

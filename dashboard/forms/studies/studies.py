@@ -99,8 +99,8 @@ class StudyForm(LaunchForm):
         max_length=200,
         required=False,
         help_text=gettext_lazy(
-            "If empty, every arm uses the learning rate in the expert settings. Otherwise each arm tries "
-            "these rates in short runs and keeps the one with the lowest validation loss."
+            "If empty, every arm uses the learning rate below. Otherwise each arm tries these rates in short "
+            "runs and keeps the one with the lowest validation loss."
         ),
         widget=forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}),
     )
@@ -186,6 +186,11 @@ class StudyForm(LaunchForm):
             for number, form in enumerate(self.further.forms, 1)
         ]
         self.fields["compared_with"].choices = [*((str(pk), name) for pk, name in known), *further]  # type: ignore[attr-defined]
+
+    def chosen_configs(self) -> list[TargetModuleConfig]:
+        """Return the target modules of the ticked and of the further arms."""
+        further = [form.offered[form.cleaned_data["config"]] for form in self._filled()]
+        return [*(self.cleaned_data.get("configs") or []), *further]
 
     def clean_configs(self) -> list[TargetModuleConfig]:
         """Return the ticked configs in the order of the form."""

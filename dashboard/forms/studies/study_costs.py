@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from django.utils.translation import gettext as _
 
 from dashboard.forms.studies.studies import POINTS, StudyForm
-from dashboard.forms.training.plan import PresetCard, preset_cards
+from dashboard.forms.training.plan import ChosenNumbers, PresetCard, preset_cards
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion
 from dashboard.models.catalog.metrics import metric_label
 from dashboard.models.studies.costs import Costs, plan_costs
@@ -38,6 +38,14 @@ class StudyPlan:
     missing: str = ""
     to_confirm: Resolution | None = None
     confirmed: str = ""  # key of the accepted warnings
+
+    @property
+    def chosen(self) -> ChosenNumbers | None:
+        """Return learning rate and length in numbers, with the time of the slowest arm."""
+        if self.costs is None:
+            return None
+        seconds = max(arm.forecast.main.seconds["expected"] for arm in self.costs.arms)
+        return ChosenNumbers.of(self.costs.learn, self.costs.train_rows, seconds)
 
 
 def plan_study(form: StudyForm) -> StudyPlan:

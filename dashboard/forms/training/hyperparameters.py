@@ -5,7 +5,9 @@ Parses and validates; the views launch.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import uuid
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -17,12 +19,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.models import BaseModel, Caller, DatasetVersion, Project, TargetModuleConfig, User, WorkerNode
-from dashboard.models.catalog.dataset import SAMPLE_NAME
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER
-from workers.contract.errors import SpecError
+from dashboard.models.training.automatic import ChosenSettings, learning_rate_of
+from dashboard.models.training.forecast import RunForecaster
+from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import (
     ADAPTER,
+    AUTOMATIC_LENGTHS,
     BATCHES,
+    DEFAULT_LENGTH,
     LENGTH,
     OPTIMIZER,
     SETTINGS,
@@ -31,9 +36,9 @@ from workers.contract.hyperparameters import (
 )
 
 DEFAULTS = Hyperparameters()
+# Lengths of one's own, beside the automatic ones -> the field with the number.
 STEPS, EPOCHS = "steps", "epochs"
-# Works for the bundled model on the sample; other data starts at the common default.
-SAMPLE_LEARNING_RATE = 1e-3
+OWN_LENGTHS = {STEPS: "max_steps", EPOCHS: "num_train_epochs"}
 EXPERT = tuple(name for name, setting in SETTINGS.items() if setting.group != LENGTH)
 # Headings of the expert settings.
 GROUPS = {
@@ -92,7 +97,11 @@ class LaunchForm(forms.Form):
     )
     length = forms.ChoiceField(
         label=gettext_lazy("Training length"),
-        choices=[(STEPS, gettext_lazy("Steps")), (EPOCHS, gettext_lazy("Epochs"))],
+        choices=[
+            *((length.name, length.label) for length in AUTOMATIC_LENGTHS.values()),
+            (STEPS, gettext_lazy("Steps")),
+            (EPOCHS, gettext_lazy("Epochs")),
+        ],
         widget=forms.RadioSelect,
     )
     confirmed = forms.CharField(
@@ -129,8 +138,8 @@ class LaunchForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         """Build the hyperparameters."""
         values = self.cleaned_data
-        chosen = "max_steps" if values.get("length") == STEPS else "num_train_epochs"
-        if values.get("length") and values.get(chosen) is None and chosen not in self.errors:
+        chosen = OWN_LENGTHS.get(values.get("length", ""))
+        if chosen and values.get(chosen) is None and chosen not in self.errors:
             self.add_error(chosen, _("Enter the length of the training."))
         if not self.errors:
             try:
@@ -140,13 +149,39 @@ class LaunchForm(forms.Form):
         return values
 
     def hyperparameters(self) -> Hyperparameters:
-        """Return what was entered where it is valid, defaults for the rest. May raise SpecError."""
+        """Return what was entered where it is valid, automatic numbers and defaults for the rest.
+
+        May raise SpecError.
+        """
+        return self._hyperparameters
+
+    @functools.cached_property
+    def _hyperparameters(self) -> Hyperparameters:
+        # Cached, because a plan asks for them many times.
         entered = self.cleaned_data
         values = {name: entered[name] for name in EXPERT if entered.get(name) is not None}
-        by_epochs = entered.get("length") == EPOCHS
-        length = "num_train_epochs" if by_epochs else "max_steps"
-        values[length] = entered.get(length) or (1.0 if by_epochs else DEFAULTS.max_steps)
-        return Hyperparameters(**values)
+        chosen = OWN_LENGTHS.get(entered.get("length", ""))
+        if chosen is None:
+            values["length"] = entered.get("length")
+        elif entered.get(chosen) is not None:
+            values[chosen] = entered[chosen]
+        settings = ChosenSettings.of(values)
+        try:
+            return settings.resolve(self.forecaster, self.chosen_configs())
+        except TargetError:
+            return settings.resolve(None)  # The launch refuses a census of another version.
+
+    @functools.cached_property
+    def forecaster(self) -> RunForecaster | None:
+        """The forecaster of the chosen base model and dataset; None without a base model."""
+        base_model = self.cleaned_data.get("base_model")
+        return (
+            RunForecaster.load(base_model, self.cleaned_data.get("dataset_version")) if base_model else None
+        )
+
+    def chosen_configs(self) -> list[TargetModuleConfig]:
+        """Return the target modules that the form would train."""
+        raise NotImplementedError
 
     def refuse(self, error: SpecError) -> None:
         """Show a SpecError beside its field."""
@@ -154,9 +189,25 @@ class LaunchForm(forms.Form):
         message = str(self.confirmation_request) if name == "confirmed" else error.message
         self.add_error(name if name in self.fields else None, message)
 
+    def automatic_lengths(self) -> list[tuple[Any, str]]:
+        """Return the option of each automatic length with its explanation."""
+        options = [option for option in self["length"] if option.data["value"] in AUTOMATIC_LENGTHS]
+        return [(option, AUTOMATIC_LENGTHS[option.data["value"]].explanation) for option in options]
+
+    def own_lengths(self) -> list[tuple[Any, forms.BoundField]]:
+        """Return the option of each length of one's own with the field of its number."""
+        options = [option for option in self["length"] if option.data["value"] in OWN_LENGTHS]
+        return [(option, self[OWN_LENGTHS[option.data["value"]]]) for option in options]
+
+    def has_own_values(self) -> bool:
+        """Return whether length or learning rate is not automatic, so that their section has to be open."""
+        names = (*OWN_LENGTHS.values(), "learning_rate")
+        own_length = self["length"].value() in OWN_LENGTHS
+        return own_length or bool(self["learning_rate"].value()) or any(name in self.errors for name in names)
+
     def groups(self) -> list[tuple[str, list[forms.BoundField]]]:
         """Return the expert settings under their headings."""
-        offered = [name for name in EXPERT if name in self.fields]
+        offered = [name for name in EXPERT if name in self.fields and not SETTINGS[name].may_be_automatic]
         return [
             (str(title), [self[name] for name in offered if SETTINGS[name].group == group])
             for group, title in GROUPS.items()
@@ -164,7 +215,7 @@ class LaunchForm(forms.Form):
 
     def has_expert_errors(self) -> bool:
         """Return whether an expert setting was refused, so that its section has to be open."""
-        return any(name in self.errors for name in EXPERT)
+        return any(field.errors for _title, fields in self.groups() for field in fields)
 
     # A form that was not sent yet
 
@@ -172,8 +223,8 @@ class LaunchForm(forms.Form):
         """Preselect the first base model, which is the bundled one, and a sole dataset."""
         self.initial.setdefault("base_model", self.base_models.values_list("pk", flat=True).first())
         ready = list(self.versions[:2])
-        if len(ready) == 1 and "dataset_version" not in self.initial:
-            self.initial.update(initial_for(ready[0]))
+        if len(ready) == 1:
+            self.initial.setdefault("dataset_version", ready[0].pk)
 
     def draft(self) -> Self:
         """Return the prefilled form as if it had been sent, to estimate with."""
@@ -182,34 +233,13 @@ class LaunchForm(forms.Form):
         draft.full_clean()
         return draft
 
-    def suggestions(self) -> dict[str, Any]:
-        """Return the learning rates that the page's script suggests for the sample and for other data."""
-        return {
-            "samples": [version.pk for version in self.versions if is_sample(version)],
-            "sampleRate": SAMPLE_LEARNING_RATE,
-            "usualRate": DEFAULTS.learning_rate,
-        }
-
-
-def initial_for(version: DatasetVersion | None) -> dict[str, Any]:
-    """Return the form's initial values for a dataset version."""
-    if version is None:
-        return {}
-    rate = {"learning_rate": SAMPLE_LEARNING_RATE} if is_sample(version) else {}
-    return {"dataset_version": version.pk, **rate}
-
-
-def is_sample(version: DatasetVersion) -> bool:
-    """Return whether the version is the bundled sample."""
-    return version.dataset.name == SAMPLE_NAME
-
 
 def setting_field(setting: Setting, **options: Any) -> forms.Field:
     """Return the form field of one hyperparameter; `options` replace what the definition says."""
     values: dict[str, Any] = {
         "label": setting.label,
         "help_text": _help(setting),
-        "required": setting.kind is not bool and setting.default is not None,
+        "required": setting.kind is not bool and setting.default is not None and not setting.may_be_automatic,
         **options,
     }
     if setting.choices and setting.kind is bool:
@@ -229,6 +259,8 @@ def _number_field(setting: Setting, values: dict[str, Any]) -> forms.Field:
     else:
         field = forms.FloatField
         attributes, sentence = {"step": "any", "inputmode": "decimal"}, _NUMBER
+    if setting.may_be_automatic:
+        attributes["placeholder"] = _("automatic")
     limits: Any = setting.limits or (None, None)
     return field(
         min_value=limits[0],
@@ -265,8 +297,9 @@ def offer_4bit(field: forms.Field, *, is_on: bool) -> None:
 
 
 def defaults() -> dict[str, Any]:
-    """Return the form's initial values; alpha follows the rank."""
-    values = {**to_form(DEFAULTS), "num_train_epochs": 3.0}
+    """Return the form's initial values: length and learning rate are automatic, alpha follows the rank."""
+    automatic = {name: None for name, setting in SETTINGS.items() if setting.may_be_automatic}
+    values = {**to_form(DEFAULTS), "num_train_epochs": 3.0, **automatic, "length": DEFAULT_LENGTH}
     # As the choice spells it, for the page's script.
     return values | {name: str(values[name]) for name in EXPERT if SETTINGS[name].choices}
 
@@ -281,10 +314,17 @@ def to_form(hyperparameters: Hyperparameters) -> dict[str, Any]:
     return {**values, "length": EPOCHS if by_epochs else STEPS, length: getattr(hyperparameters, length)}
 
 
-def differences(hyperparameters: Hyperparameters) -> list[tuple[str, str, str]]:
-    """Return (name, value, default) of every setting that is not its default; alpha's follows the rank."""
+def differences(hyperparameters: Hyperparameters, base_model: BaseModel | None) -> list[tuple[str, str, str]]:
+    """Return (name, value, default) of every setting that is not its default; the length has none.
+
+    Alpha's default follows the rank, the learning rate's the base model.
+    """
     usual = dataclasses.replace(DEFAULTS, lora_alpha=2 * hyperparameters.r)
-    pairs = ((name, getattr(hyperparameters, name), getattr(usual, name)) for name in SETTINGS)
+    # A census of another version has no automatic rate.
+    with contextlib.suppress(TargetError):
+        if base_model:
+            usual = dataclasses.replace(usual, learning_rate=learning_rate_of(base_model))
+    pairs = ((name, getattr(hyperparameters, name), getattr(usual, name)) for name in EXPERT)
     return [
         (name, format_value(value, name), format_value(default, name))
         for name, value, default in pairs

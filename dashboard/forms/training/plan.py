@@ -70,6 +70,24 @@ def _card(config: TargetModuleConfig, base_model: BaseModel, r: int) -> PresetCa
 
 
 @dataclass(frozen=True)
+class ChosenNumbers:
+    """The numbers that length and learning rate became. `seconds`: of one run."""
+
+    learning_rate: float
+    steps: int
+    passes: float
+    seconds: float
+
+    @classmethod
+    def of(cls, learn: Hyperparameters, train_rows: int, seconds: float) -> ChosenNumbers | None:
+        """Return the numbers; None before a dataset is chosen."""
+        if not train_rows:
+            return None
+        steps = learn.total_steps(train_rows)
+        return cls(learn.learning_rate, steps, steps * learn.rows_per_step / train_rows, seconds)
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """The run that the form would start, and the choices that are missing."""
 
@@ -104,6 +122,14 @@ class RunPlan:
         return self.total_steps * self.hyperparameters.rows_per_step / self.train_rows
 
     @property
+    def chosen(self) -> ChosenNumbers | None:
+        """Return the learning rate and the length in numbers; None before the choices that they depend on."""
+        if self.forecast is None:
+            return None
+        seconds = self.forecast.main.seconds["expected"]
+        return ChosenNumbers.of(self.hyperparameters, self.train_rows, seconds)
+
+    @property
     def missing(self) -> str:
         """Return the choice that the primary button asks for; "" when the run can start."""
         if self.base_model is None:
@@ -128,9 +154,9 @@ def plan_run(form: TrainingRunForm) -> RunPlan:
         version=values.get("dataset_version"),
         base_model=base_model,
         card=_card(config, base_model, hyperparameters.r) if base_model and config else None,
-        differences=tuple(differences(hyperparameters)),
+        differences=tuple(differences(hyperparameters, base_model)),
         confirmed=values.get("confirmed") or "",
-        forecaster=RunForecaster.load(base_model, values.get("dataset_version")) if base_model else None,
+        forecaster=form.forecaster,
     )
     return _with_forecast(form, plan)
 

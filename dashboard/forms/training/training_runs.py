@@ -43,6 +43,11 @@ class TrainingRunForm(LaunchForm):
         versions = TargetModuleConfig.objects.visible_to(caller).filter(Q(project=None) | Q(project=project))
         self.fields["target_module_config"].queryset = versions  # type: ignore[attr-defined]
 
+    def chosen_configs(self) -> list[TargetModuleConfig]:
+        """Return the chosen target modules, if any."""
+        config = self.cleaned_data.get("target_module_config")
+        return [config] if config else []
+
     def is_confirmed(self) -> bool:
         """Return whether the user confirmed this choice's warnings. May raise TargetError."""
         values = self.cleaned_data

@@ -16,7 +16,6 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from dashboard.forms.studies.studies import CARRIED, StudyForm
 from dashboard.forms.studies.study_costs import plan_study
 from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
-from dashboard.forms.training.hyperparameters import initial_for
 from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
 from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Study, TrainingRun
@@ -67,7 +66,7 @@ def plan(request: Request) -> HttpResponse:
     """Show the plan of the form as it stands: runs, time, disk, and the difference it can detect."""
     form = StudyForm(request.GET, caller=request.user, project=request.project, initial={})
     form.full_clean()
-    return render(request, "studies/_plan.html", {"study_plan": plan_study(form), "form": form})
+    return render(request, "studies/_plan_live.html", {"study_plan": plan_study(form), "form": form})
 
 
 @require_GET
@@ -113,7 +112,8 @@ def prefilled(request: Request) -> dict[str, Any]:
         }
     initial: dict[str, Any] = {}
     if dataset is not None:
-        initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
+        version = Dataset.objects.fetch(request.user, dataset).newest_ready()
+        initial = {"dataset_version": version.pk} if version else {}
     given = {name: request.GET[name][:VALUE_LENGTH] for name in CARRIED if name in request.GET}
     return {**initial, **given, "also": also}
 
@@ -138,7 +138,7 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
         "form": form,
         "study_plan": plan_study(draft),
         "blank_arm": form.further.empty_form,
-        "suggestions": {**form.suggestions(), "rates": rates},
+        "suggestions": {"rates": rates},
     }
 
 

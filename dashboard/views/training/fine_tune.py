@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
-from dashboard.forms.training.hyperparameters import defaults, initial_for
+from dashboard.forms.training.hyperparameters import defaults
 from dashboard.forms.training.plan import cards_with_forecast, plan_run
 from dashboard.forms.training.retry import changes, overrides
 from dashboard.forms.training.training_runs import TrainingRunForm, initial_from
@@ -84,7 +84,8 @@ def prefilled(request: Request) -> dict[str, Any]:
         return {**initial_from(run), **overrides(request.GET)}
     initial: dict[str, Any] = {}
     if dataset is not None:
-        initial = initial_for(Dataset.objects.fetch(request.user, dataset).newest_ready())
+        version = Dataset.objects.fetch(request.user, dataset).newest_ready()
+        initial = {"dataset_version": version.pk} if version else {}
     if base_model is not None:
         initial["base_model"] = base_model
     return initial
@@ -114,8 +115,7 @@ def choose_defaults(form: TrainingRunForm) -> None:
 
 def form_context(form: TrainingRunForm, draft: TrainingRunForm) -> dict[str, Any]:
     """Return the context of the form's page: fields from `form`, forecast from `draft`."""
-    suggestions = {**form.suggestions(), "defaults": defaults()}
-    return {"form": form, "suggestions": suggestions, **plan_context(draft)}
+    return {"form": form, "suggestions": {"defaults": defaults()}, **plan_context(draft)}
 
 
 def plan_context(form: TrainingRunForm) -> dict[str, Any]:

@@ -232,7 +232,8 @@ def samples_context(request: Request, run: TrainingRun) -> dict[str, Any]:
 
 def settings_of(run: TrainingRun) -> list[dict[str, Any]]:
     """Return every setting with its value, and its default if that differs."""
-    changed = {name: default for name, _value, default in differences(Hyperparameters(**run.hyperparameters))}
+    learn = Hyperparameters(**run.hyperparameters)
+    changed = {name: default for name, _value, default in differences(learn, run.base_model)}
     return [
         {
             "name": name,

@@ -77,7 +77,7 @@ def test_it_shows_every_key_with_resolved_values(api: Client, body: dict[str, An
     assert run["base_model"] == body["base_model"]
     assert run["target_module_config"] == TargetModuleConfig.objects.get(slug="efficient").pk
     assert run["hyperparameters"]["lora_alpha"] == 8
-    assert run["hyperparameters"]["learning_rate"] == 2e-4
+    assert run["hyperparameters"]["learning_rate"] == 0.013
     assert (run["step"], run["total_steps"]) == (0, 10)
     assert run["forecast"]["trainable_parameters"] == 4 * 2 * (32 + 32)
     assert run["forecast"]["adapter_bytes"] > 4 * run["forecast"]["trainable_parameters"]
@@ -105,7 +105,25 @@ def test_omitted_values_get_defaults(api: Client, dataset: Dataset, base_model: 
     assert run["base_model"] == bundled.pk
     assert run["name"] == "Tickets Balanced"
     assert run["hyperparameters"]["r"] == 16
-    assert run["hyperparameters"]["max_steps"] == 100
+    assert (run["hyperparameters"]["max_steps"], run["hyperparameters"]["learning_rate"]) == (6, 0.013)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"learning_rate": "auto", "length": "thorough"}, (0.013, 6, None)),
+        ({"learning_rate": 0.001, "length": None}, (0.001, 6, None)),
+        ({"max_steps": 3}, (0.013, 3, None)),
+        ({"num_train_epochs": 2.5}, (0.013, None, 2.5)),
+    ],
+)
+def test_automatic_settings_are_returned_as_numbers(
+    api: Client, body: dict[str, Any], given: dict[str, Any], found: tuple[Any, ...]
+) -> None:
+    run = post(api, {**body, "hyperparameters": given}).json()
+    names = ("learning_rate", "max_steps", "num_train_epochs")
+    assert tuple(run["hyperparameters"][name] for name in names) == found
+    assert TrainingRun.objects.get().spec["hyperparameters"] == run["hyperparameters"]
 
 
 def test_a_config_can_be_named_by_id(api: Client, body: dict[str, Any]) -> None:
@@ -141,6 +159,10 @@ def test_returned_hyperparameters_can_be_sent_again(api: Client, body: dict[str,
         ({"hyperparameters": {"r": 1.5}}, "hyperparameters.r"),
         ({"hyperparameters": {"learning_rate": 1e9}}, "hyperparameters.learning_rate"),
         ({"hyperparameters": {"max_steps": 5, "num_train_epochs": 1}}, "hyperparameters.max_steps"),
+        ({"hyperparameters": {"length": "quick", "max_steps": 5}}, "hyperparameters.length"),
+        ({"hyperparameters": {"length": "endless"}}, "hyperparameters.length"),
+        ({"hyperparameters": {"max_steps": "auto"}}, "hyperparameters.max_steps"),
+        ({"hyperparameters": {"learning_rate": "high"}}, "hyperparameters.learning_rate"),
         ({"hyperparameters": {"max_length": 513}}, "hyperparameters.max_length"),
         ({"hyperparameters": {"rank": 8}}, "hyperparameters.rank"),
         ({"hyperparameters": {"lr_scheduler_type": "wave"}}, "hyperparameters.lr_scheduler_type"),

@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.forms.training.hyperparameters import SAMPLE_LEARNING_RATE, defaults, initial_for
+from dashboard.forms.training.hyperparameters import defaults
 from dashboard.models import (
     BaseModel,
     ComputeBudget,
@@ -23,7 +23,6 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.catalog.dataset import SAMPLE_NAME
 from tests.conftest import make_base_model, make_dataset, make_run
 from workers.target_modules.custom import Selection
 
@@ -40,6 +39,7 @@ def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[
         "base_model": base_model.pk,
         "target_module_config": config.pk,
         **{name: "" if value is None else str(value) for name, value in defaults().items()},
+        "length": "steps",
         "max_steps": "10",
         "r": "4",
         "per_device_train_batch_size": "4",
@@ -163,10 +163,28 @@ def test_it_ignores_invalid_ids_in_a_link(client: Client, ed: User, project: Pro
     assert client.get(URL, {"clone": text, "dataset": text, "base_model": text}).status_code in (200, 404)
 
 
-def test_it_gives_the_sample_its_own_learning_rate(project: Project, dataset: Dataset) -> None:
-    sample = make_dataset(project, SAMPLE_NAME).newest_ready()
-    assert initial_for(sample)["learning_rate"] == SAMPLE_LEARNING_RATE
-    assert "learning_rate" not in initial_for(dataset.newest_ready())
+def test_length_and_learning_rate_are_automatic_until_numbers_are_typed(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    form = client.get(URL).context["form"]
+    assert (form["length"].value(), form["learning_rate"].value()) == ("quick", None)
+    assert not form.has_own_values()
+    for changes, rate, steps in (({}, 0.013, 6), ({"learning_rate": "0.002"}, 0.002, 6)):
+        client.post(URL, entered(dataset, base_model, length="quick", **changes))
+        run = TrainingRun.objects.order_by("pk").last()
+        assert run
+        assert (run.hyperparameters["learning_rate"], run.hyperparameters["max_steps"]) == (rate, steps)
+
+
+def test_automatic_settings_are_shown_as_numbers(
+    client: Client, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    values = entered(dataset, base_model, length="quick")
+    for address in (URL, reverse("training-run-forecast")):
+        page = client.get(address, values).content.decode()
+        assert "Learning rate 0.013, 6 steps (3 epochs), about" in " ".join(page.split())
 
 
 def test_it_preselects_the_recommended_preset_and_the_bundled_model(

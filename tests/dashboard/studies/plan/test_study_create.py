@@ -52,6 +52,7 @@ def entered(dataset: Dataset, base_model: BaseModel, /, **changes: Any) -> dict[
         "margin": "2",
         "test_rows": "200",
         **{name: "" if value is None else str(value) for name, value in defaults().items()},
+        "length": "steps",
         "max_steps": "10",
         "r": "4",
         "per_device_train_batch_size": "4",
