@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dashboard.models.catalog.base_model import BaseModel
@@ -71,6 +71,8 @@ class StudyForecaster:
     alone: tuple[str, ...]
     metric: str = ""
     pattern: str = ""
+    # Test rows -> whether the base model has kept scores on them: a plan asks once per number of seeds.
+    kept: dict[int, bool] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -144,8 +146,8 @@ class StudyForecaster:
 
     def _has_base_scores(self, test_rows: int) -> bool:
         learn, version = self.arms[0].hyperparameters, self.runs.version
-        if version is None:
-            return False
+        if version is None or test_rows in self.kept:
+            return self.kept.get(test_rows, False)
         spec = evaluation_spec(
             self.runs.base_model,
             version,
@@ -155,7 +157,8 @@ class StudyForecaster:
             metric=self.metric,
             pattern=self.pattern,
         )
-        return bool(Evaluation.objects.kept_base(self.runs.base_model, version, spec))
+        self.kept[test_rows] = bool(Evaluation.objects.kept_base(self.runs.base_model, version, spec))
+        return self.kept[test_rows]
 
 
 def plan_forecast(
