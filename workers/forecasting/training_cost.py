@@ -17,7 +17,7 @@ from workers.forecasting.workload import Workload
 from workers.target_modules.census import Census, Group, Matched
 
 # Changes with every formula: runs estimated by another version are not used for calibration.
-FORMULA = 4
+FORMULA = 5
 PROCESS_BYTES = 480_000_000  # a process that has loaded torch, transformers and PEFT
 GPU_PROCESS_BYTES = 60_000_000  # workspaces that torch itself takes on a card
 # Allocator fragmentation after training on rows of many lengths.
@@ -153,7 +153,7 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
     """Return peak bytes by part; their sum is the peak.
 
     Activations are what autograd keeps of a Llama-like layer per token, counted with hooks on saved tensors:
-    8h for two norms in fp32; queries, keys, values and the attention output; three widths of the MLP.
+    the inputs of two norms; queries, keys, values and the attention output; three widths of the MLP.
     """
     width = options.dtype_bytes
     logit_rows = min(CHUNK_ROWS, max(workload.rows, workload.learned_tokens / max(1, workload.micro_batches)))
@@ -171,17 +171,17 @@ def estimate_memory(shape: ModelShape, workload: Workload, options: ComputeOptio
 
 def _activation_bytes(shape: ModelShape, workload: Workload, options: ComputeOptions) -> float:
     width = options.dtype_bytes
-    prefix = workload.shared_prefix
-    tokens = workload.rows * (workload.longest_row - prefix) + prefix
+    prefix, tokens = workload.shared_prefix, workload.largest_batch
     mlp = (3 if shape.has_gate else 2) * shape.mlp_width
-    layer = 8 * shape.hidden_size + width * (2 * (shape.query_width + shape.key_width) + mlp)
+    # On a CPU attention is computed in fp32.
+    attention = (width if options.on_cuda else 4) * 2 * (shape.query_width + shape.key_width)
+    layer = width * (2 * shape.hidden_size + mlp) + attention
     inputs = _adapter_input_bytes(shape, options)
     kept = tokens * (shape.adapted_depth * layer + inputs)
     if prefix:
-        # Keys and values of the shared prefix are copied for each row, and repeated to the queries' width.
-        copies = 2 * shape.query_width * workload.longest_row
-        copies -= 2 * shape.key_width * (workload.longest_row - prefix)
-        kept += shape.adapted_depth * workload.rows * width * max(0.0, copies)
+        # Each row keeps a copy of the keys and values that it attends to: the prefix and its own.
+        copies = 2 * shape.key_width * (tokens + (workload.rows - 1) * prefix)
+        kept += shape.adapted_depth * (width if options.on_cuda else 4) * copies
     gradients = tokens * layer  # of one layer, beside what is kept
     fragmentation = FRAGMENTATION[options.device_kind]
     whole = (kept + gradients) * fragmentation
@@ -204,7 +204,8 @@ def _base_bytes(shape: ModelShape, options: ComputeOptions) -> float:
 
 def _adapter_input_bytes(shape: ModelShape, options: ComputeOptions) -> float:
     """Return bytes per token that adapted modules keep besides what their layers keep anyway."""
-    width = options.adapter_dtype_bytes
+    # The fused layers compute in the base's format; layers in 4 bits are left to PEFT, which casts to fp32.
+    width = options.adapter_dtype_bytes if options.load_in_4bit else options.dtype_bytes
     ranks = width * sum(
         item.rank(shape.r) * item.modules * _active_experts(item.group) for item in shape.matched
     )

@@ -1,7 +1,8 @@
 """Tokens, padding, learned positions and steps of a run, from the lengths of its rows.
 
-Follows the engine: rows of a step are sorted by length before they are cut into micro-batches, and a shared
-prefix is computed once. Standard library only; knows no model and no device.
+Follows the engine: rows of a step are sorted by length before they are cut into micro-batches. Packed rows
+have no padding and compute a shared prefix once; other model types pad each micro-batch to its longest row.
+Standard library only; knows no model and no device.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ class Workload:
     micro_batches: int  # per step
     rows: int  # per micro-batch
     longest_row: float  # tokens of the longest row that the run is likely to draw
+    largest_batch: float  # tokens of the largest micro-batch that the run is likely to compute
     shared_prefix: int  # tokens that are computed once for all rows of a micro-batch
     computed_tokens: float  # per step, padding included
     attention_pairs: float  # per step: each computed token times the positions it attends to
@@ -102,21 +104,29 @@ class Workload:
 
 
 def estimate_workload(
-    rows: RowLengths, learn: Hyperparameters, *, shares_prefix: bool, validation_rows: int = 0
+    rows: RowLengths, learn: Hyperparameters, *, is_packed: bool, validation_rows: int = 0
 ) -> Workload:
     """Return the workload of a run on rows that `RowLengths.truncated` has cut.
 
-    `shares_prefix`: whether this model type lets rows share a prefix; `validation_rows`: rows of that split.
+    `is_packed`: whether rows of this model type are packed; `validation_rows`: rows of that split.
     """
     steps = learn.total_steps(rows.rows)
     batch = min(learn.per_device_train_batch_size, rows.rows)
     drawn = min(learn.rows_per_step, rows.rows)
     micro_batches = -(-drawn // batch)
-    is_shared = shares_prefix and learn.allows_shared_prefix and batch > 1 and rows.prefix >= SHORTEST_PREFIX
+    is_shared = is_packed and learn.allows_shared_prefix and batch > 1 and rows.prefix >= SHORTEST_PREFIX
     prefix = rows.prefix if is_shared else 0
-    # Sorted by length, the longest row of each micro-batch is an order statistic of the rows drawn.
-    longest = [rows.quantile((drawn - place * batch) / (drawn + 1)) for place in range(micro_batches)]
-    computed = [batch * (length - prefix) + prefix for length in longest]
+    # Sorted by length, each row of a step is an order statistic of the rows drawn.
+    drawn_rows = [rows.quantile((drawn - place) / (drawn + 1)) for place in range(drawn)]
+    batches = [drawn_rows[start : start + batch] for start in range(0, drawn, batch)]
+    if not is_packed:
+        batches = [[batch_rows[0]] * batch for batch_rows in batches]
+    computed = [sum(batch_rows) - prefix * (len(batch_rows) - 1) for batch_rows in batches]
+    longest_row = rows.quantile(steps * drawn / (steps * drawn + 1))
+    # The largest of that many sums lies about sqrt(2 ln steps) standard deviations above their mean.
+    spread = math.sqrt(batch * 2 * math.log(steps)) * statistics.pstdev(rows.lengths) if is_packed else 0.0
+    most = batch * (longest_row - prefix) + prefix
+    largest = min(most, computed[0] + spread) if is_packed else most
     plan = plan_validation(steps, steps * drawn, validation_rows)
     mean = statistics.fmean(rows.lengths)
     validation_tokens = len(plan.steps) * (plan.rows * (mean - prefix) + prefix)
@@ -124,11 +134,12 @@ def estimate_workload(
         steps=steps,
         micro_batches=micro_batches,
         rows=batch,
-        longest_row=rows.quantile(steps * drawn / (steps * drawn + 1)),
+        longest_row=longest_row,
+        largest_batch=largest,
         shared_prefix=prefix,
         computed_tokens=sum(computed),
         attention_pairs=sum(
-            tokens * (length + prefix) / 2 for tokens, length in zip(computed, longest, strict=True)
+            (length - prefix) * (length + prefix) / 2 for batch_rows in batches for length in batch_rows
         ),
         learned_tokens=drawn * rows.learned,
         total_tokens=steps * drawn * mean,

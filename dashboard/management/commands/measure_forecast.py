@@ -236,8 +236,8 @@ class Bench:
         kept = lengths.truncated(hyperparameters.max_length) if lengths else None
         if kept is None:
             raise CommandError(f"No row keeps its answer at {hyperparameters.max_length} tokens.")
-        shares = self.census.model_type in PREFIX_TYPES
-        workload = estimate_workload(kept, hyperparameters, shares_prefix=shares)
+        is_packed = self.census.model_type in PREFIX_TYPES
+        workload = estimate_workload(kept, hyperparameters, is_packed=is_packed)
         trainable = adapter_params(resolution.matched, hyperparameters.r)
         shape = model_shape(self.census, resolution.matched, hyperparameters.r, trainable)
         estimate = estimate_run(shape, workload, hyperparameters, "cpu", self.dtype, threads=1)

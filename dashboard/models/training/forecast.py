@@ -260,7 +260,7 @@ class RunForecaster:
         return estimate_workload(
             self.truncated_rows(hyperparameters),
             hyperparameters,
-            shares_prefix=self.census.model_type in PREFIX_TYPES,
+            is_packed=self.census.model_type in PREFIX_TYPES,
             validation_rows=validation_rows,
         )
 

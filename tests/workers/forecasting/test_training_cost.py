@@ -30,11 +30,11 @@ WIDTHS = {
 }
 # Bytes per token and layer: bf16 base with fp32 adapters, fp32 with fp32, bf16 with dropout; r 16.
 COUNTED = {
-    "o": (19_560, 30_824, 21_608),
-    "q v": (21_672, 32_936, 25_768),
-    "q k v o": (25_896, 33_064, 34_088),
-    "gate up down": (28_904, 40_168, 40_168),
-    "q k v o gate up down": (37_352, 42_472, 56_808),
+    "o": (15_432, 30_824, 17_480),
+    "q v": (16_488, 32_936, 19_560),
+    "q k v o": (16_552, 33_064, 23_720),
+    "gate up down": (20_104, 40_168, 26_760),
+    "q k v o gate up down": (21_256, 42_472, 35_080),
 }
 
 
@@ -58,20 +58,10 @@ def sizes(names: str, r: int = 16, lowest: int = 0, layers: int = 1) -> ModelSha
 
 
 ONE_TOKEN = Workload(
-    steps=10, micro_batches=1, rows=1, longest_row=1.0, shared_prefix=0, computed_tokens=1.0,
-    attention_pairs=0.0, learned_tokens=0.0, total_tokens=10.0, validation_tokens=0.0,
+    steps=10, micro_batches=1, rows=1, longest_row=1.0, largest_batch=1.0, shared_prefix=0,
+    computed_tokens=1.0, attention_pairs=0.0, learned_tokens=0.0, total_tokens=10.0, validation_tokens=0.0,
     validation_attention_pairs=0.0, validation_learned_tokens=0.0, validations=0,
 )  # fmt: skip
-
-
-# The same with adapter and base in bf16, without and with dropout.
-COUNTED_AS_BASE = {
-    "o": (17_480, 19_528),
-    "q v": (18_536, 21_608),
-    "q k v o": (18_600, 25_768),
-    "gate up down": (22_152, 28_808),
-    "q k v o gate up down": (23_304, 37_128),
-}
 
 
 def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: int = 4) -> float:
@@ -82,16 +72,12 @@ def kept(names: str, dtype_bytes: int, *, drops: bool = False, adapter_bytes: in
         ONE_TOKEN,
         ComputeOptions(dtype_bytes, on_cuda=True, has_dropout=drops, adapter_dtype_bytes=adapter_bytes),
     )["activations"]
-    layer = 8 * 512 + dtype_bytes * (2 * (512 + 128) + 3 * 1792)
+    layer = dtype_bytes * (2 * 512 + 2 * (512 + 128) + 3 * 1792)
     return found / training_cost.FRAGMENTATION["cuda"] - layer
 
 
-@pytest.mark.parametrize("names", COUNTED_AS_BASE)
-def test_bf16_adapter_keeps_no_casts(names: str) -> None:
-    plain, dropped = COUNTED_AS_BASE[names]
-    scores = 4 * 8 + 8
-    assert kept(names, 2, adapter_bytes=2) + scores == pytest.approx(plain)
-    assert kept(names, 2, drops=True, adapter_bytes=2) + scores == pytest.approx(dropped)
+def test_fused_layers_keep_adapter_inputs_in_the_bases_format() -> None:
+    assert kept("o", 2, adapter_bytes=2) == kept("o", 2, adapter_bytes=4)
 
 
 @pytest.mark.parametrize("names", COUNTED)
@@ -105,19 +91,19 @@ def test_activations_equal_the_counted_bytes(names: str) -> None:
 
 def test_gradient_checkpointing_keeps_only_layer_inputs() -> None:
     of = sizes("q k v o gate up down", layers=8)
-    many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0, computed_tokens=1000.0)
+    many = dataclasses.replace(ONE_TOKEN, largest_batch=1000.0, computed_tokens=1000.0)
     again = ComputeOptions(2, on_cuda=True, gradient_checkpointing=True)
     kept_twice = estimate_memory(of, many, again)["activations"] / training_cost.FRAGMENTATION["cuda"]
-    layer = 8 * 512 + 2 * (2 * (512 + 128) + 3 * 1792)
+    layer = 2 * (2 * 512 + 2 * (512 + 128) + 3 * 1792)
     # 2h bytes per token and layer, one layer in full and the gradients of one.
-    assert kept_twice == pytest.approx(1000 * (8 * 2 * 512 + 37_352 + layer), rel=0.01)
+    assert kept_twice == pytest.approx(1000 * (8 * 2 * 512 + 21_256 + layer), rel=0.01)
     once, twice = (count_operations(of, many, gradient_checkpointing=on)[0] for on in (False, True))
     assert twice - once == pytest.approx(2 * of.linear_parameters * 1000)
 
 
 def test_cpu_keeps_some_freed_memory_with_checkpointing() -> None:
     of = sizes("q k v o gate up down", layers=8)
-    many = dataclasses.replace(ONE_TOKEN, longest_row=20_000.0, computed_tokens=20_000.0)
+    many = dataclasses.replace(ONE_TOKEN, largest_batch=20_000.0, computed_tokens=20_000.0)
     found = {
         (on_cuda, again): estimate_memory(
             of, many, ComputeOptions(on_cuda=on_cuda, gradient_checkpointing=again)
@@ -146,7 +132,7 @@ def test_bytes_per_parameter_of_base_and_adapter() -> None:
 
 def test_layers_below_the_lowest_adapted_one_keep_no_activations() -> None:
     low, high = sizes("o", layers=8), sizes("o", layers=8, lowest=6)
-    many = dataclasses.replace(ONE_TOKEN, longest_row=1000.0)
+    many = dataclasses.replace(ONE_TOKEN, largest_batch=1000.0)
     whole = estimate_memory(low, many, ComputeOptions(on_cuda=True))["activations"]
     assert estimate_memory(high, many, ComputeOptions(on_cuda=True))["activations"] == pytest.approx(
         whole * 3 / 9, rel=0.01
@@ -237,7 +223,8 @@ def test_4_bit_base_of_llama_8b() -> None:
     assert found[False]["base"] == pytest.approx(16.06e9, rel=1e-3)
     one_unpacked = 2 * 4096 * 14336
     assert found[True]["base"] - one_unpacked == pytest.approx(5.70e9, rel=1e-3)
-    assert found[True]["activations"] == found[False]["activations"]
+    # PEFT casts the inputs of layers in 4 bits to fp32.
+    assert found[True]["activations"] > found[False]["activations"]
 
 
 def test_experts_are_not_quantized() -> None:

@@ -54,39 +54,43 @@ def test_unmeasured_rows_have_no_lengths() -> None:
 
 
 def test_a_step_is_padded_to_its_longest_row() -> None:
-    workload = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
+    workload = estimate_workload(rows(), learn(per_device_train_batch_size=8), is_packed=False)
     assert workload.computed_tokens == pytest.approx(8 * rows().quantile(8 / 9))
     assert workload.longest_row == pytest.approx(rows().quantile(80 / 81))
 
 
 def test_smaller_batches_pad_less() -> None:
-    whole = estimate_workload(rows(), learn(per_device_train_batch_size=8), shares_prefix=False)
+    whole = estimate_workload(rows(), learn(per_device_train_batch_size=8), is_packed=False)
     parts = estimate_workload(
-        rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), shares_prefix=False
+        rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), is_packed=False
     )
     assert (parts.micro_batches, parts.rows) == (4, 2)
     assert parts.computed_tokens < whole.computed_tokens
     assert parts.total_tokens == whole.total_tokens
 
 
+def test_packed_rows_have_no_padding() -> None:
+    workload = estimate_workload(rows(), learn(lora_dropout=0.1), is_packed=True)
+    assert workload.computed_tokens == pytest.approx(8 * 150)
+    padded = estimate_workload(rows(), learn(), is_packed=False)
+    assert workload.computed_tokens < workload.largest_batch < padded.largest_batch
+    assert padded.largest_batch == pytest.approx(8 * padded.longest_row)
+
+
 def test_shared_prefix_is_computed_once() -> None:
-    apart = estimate_workload(rows(), learn(), shares_prefix=False)
-    together = estimate_workload(rows(), learn(), shares_prefix=True)
+    apart = estimate_workload(rows(), learn(lora_dropout=0.1), is_packed=True)
+    together = estimate_workload(rows(), learn(), is_packed=True)
     assert together.computed_tokens == pytest.approx(apart.computed_tokens - 7 * 20)
-    assert (
-        estimate_workload(rows(), learn(lora_dropout=0.1), shares_prefix=True).computed_tokens
-        == apart.computed_tokens
-    )
 
 
 def test_validation_rows_are_counted_at_every_validation() -> None:
-    workload = estimate_workload(rows(), learn(max_steps=200), shares_prefix=False, validation_rows=40)
+    workload = estimate_workload(rows(), learn(max_steps=200), is_packed=False, validation_rows=40)
     # 200 steps of 8 rows allow 160 validation rows.
     assert workload.validations == 4
     assert workload.validation_tokens == pytest.approx(4 * 40 * 150)
-    assert estimate_workload(rows(), learn(), shares_prefix=False).validations == 0
+    assert estimate_workload(rows(), learn(), is_packed=False).validations == 0
 
 
 def test_batch_is_limited_by_the_rows() -> None:
-    workload = estimate_workload(rows(5), learn(per_device_train_batch_size=64), shares_prefix=False)
+    workload = estimate_workload(rows(5), learn(per_device_train_batch_size=64), is_packed=False)
     assert (workload.rows, workload.micro_batches) == (5, 1)
