@@ -9,13 +9,14 @@ export OMP_NUM_THREADS ?= 1
 # Dozens of processes would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help start test test-postgres check proof gpu-check clean
+.PHONY: help start test test-postgres check proof bench gpu-check clean
 help:
 	@echo "make start   install what is missing, then run Graftworks on http://127.0.0.1:8000/ (PORT, DATA_DIR)"
 	@echo "make test    every test, with a real broker, worker and browser "
 	@echo "make test-postgres   the tests of jobs again, on PostgreSQL and Valkey"
 	@echo "make proof   hours: kill storms, long walks, simulations, on SQLite and PostgreSQL (STORM, BREAKS, BLOWS)"
 	@echo "make gpu-check   train, resume and score on an NVIDIA GPU, compared with the CPU"
+	@echo "make bench   hours: speed and memory of training against HF Trainer with PEFT (BENCH_REPEATS=1 for a trial)"
 	@echo "make check   format, lint, types, templates, import layers, migrations, deployment settings"
 	@echo "make clean   remove what was installed and built; data stays"
 
@@ -58,6 +59,11 @@ proof:
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BREAKS)
 	$(VENV) -m tests.chaos $(BLOWS)
 	$(VENV) -m tests.servers $(VENV) -m tests.chaos $(BLOWS)
+
+# On a quiet machine; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
+bench:
+	@$(MACHINE) test
+	@exec $(VENV) -m tests.bench
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org
