@@ -93,8 +93,8 @@ def idempotency_key(request: HttpRequest) -> str:
     return key
 
 
-def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
-    """Return the job that an earlier request with this key started, else call `start(key)`."""
+def once(request: Call, kind: Job.Kind, start: Callable[[str], Job], *others: Job.Kind) -> Job:
+    """Return the job of one of the kinds that an earlier request with this key started, or `start(key)`."""
     key, project = idempotency_key(request), request.auth.project
     cache_key, fingerprint = _cache_key(request, "once"), _fingerprint(request)
     job = Job.objects.find_by_idempotency_key(project, key)
@@ -111,7 +111,7 @@ def once(request: Call, kind: Job.Kind, start: Callable[[str], Job]) -> Job:
                 cache.set(cache_key, fingerprint, REMEMBERED_SECONDS)
             return job
     # After a day, only the kind of work can still reveal a different request.
-    if job.kind != kind or cache.get(cache_key, fingerprint) != fingerprint:
+    if job.kind not in (kind, *others) or cache.get(cache_key, fingerprint) != fingerprint:
         raise _key_reused()
     return job
 

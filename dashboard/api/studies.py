@@ -50,6 +50,8 @@ class StudyIn(Schema):
     `seeds`: results are checked after 3, 5, 7 and so on, and after all; fewer than 3 give no verdict. An arm
     that is decided at such a look gets no further seeds, and the study ends when all are. `max_hours`: the
     computing time after which no further seed starts, from 0.01 to 10,000; null for no limit.
+    `reuse`: use finished runs of the project with equal settings, data, base model, seed and engine version
+    in place of training them again.
     `test_rows`: the most that are scored. `margin`: in the metric's unit; 0.03 is 3 points. `reference`: the
     name of the reference arm; default `quality`. `pattern`: the RE2 expression of the metric `regex`.
     `confirmed`: accepts the warnings of the target modules, as for a run. Null means the default.
@@ -70,6 +72,7 @@ class StudyIn(Schema):
     learning_rates: list[StrictFloat] | None = None
     test_rows: Annotated[StrictInt, Field(ge=1, le=MOST_TEST_ROWS)] = TEST_ROWS
     max_hours: StrictFloat | None = None
+    reuse: StrictBool = True
     confirmed: StrictBool = False
 
 
@@ -96,6 +99,7 @@ class ArmOut(Schema):
     `measured_alone`: whether no other arm of the same job affected its time and memory.
     `bracketed`: whether the chosen rate is not the lowest or highest of `learning_rates_tried`; null without
     a choice. `needs_no_seeds`: whether a look has decided it, so that it gets no further seeds.
+    `reused_from`: the finished runs whose adapters stand in for some of `runs`.
     """
 
     name: str
@@ -110,6 +114,7 @@ class ArmOut(Schema):
     ms_per_token: float | None
     measured_alone: bool | None
     runs: list[int]
+    reused_from: list[int]
     needs_no_seeds: bool
     error: Failure | None
     metric: Estimate | None
@@ -184,6 +189,7 @@ class StudyOut(Schema):
     margin: float
     seeds: list[int]
     max_hours: float | None
+    reuse: bool
     additions: list[AdditionOut]
     ending: EndingOut | None
     arms: list[ArmOut]
@@ -249,7 +255,7 @@ def create(request: Call, payload: StudyIn) -> Status[dict[str, Any]]:
 
     409 `over_budget`: the study exceeds what is left of the project's monthly compute budget.
     """
-    job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
+    job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key), Job.Kind.EVALUATE)
     study = Study.objects.with_facts().of_job(job).first()
     if study is None:
         message = _("This `Idempotency-Key` was used for a different request. Choose a new one.")

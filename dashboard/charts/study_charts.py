@@ -236,8 +236,8 @@ def key_of(marks: Sequence[dict[str, Any]], height: float) -> dict[str, Any]:
 
 def validation_curves(study: Study) -> dict[str, Any] | None:
     """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
-    bands = [(arm, band_of([run.pk for run in arm.final_runs()])) for arm in study.arms.all()]
-    bands = [(arm, band) for arm, band in bands if len(band) > 1]
+    runs = [(arm, [run.reused_from_id or run.pk for run in arm.final_runs()]) for arm in study.arms.all()]
+    bands = [(arm, band) for arm, pks in runs if len(band := band_of(pks)) > 1]
     if not bands:
         return None
     steps = Axis.around(step for _arm, band in bands for step, *_values in band)

@@ -204,6 +204,7 @@ class Migration(migrations.Migration):
                 ('base_evaluation', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='adapter_evaluations', to='dashboard.evaluation')),
                 ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.basemodel')),
                 ('dataset_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.datasetversion')),
+                ('reused_from', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='reuses', to='dashboard.evaluation')),
             ],
             options={
                 'ordering': ['pk'],
@@ -497,6 +498,7 @@ class Migration(migrations.Migration):
                 ('learning_rates', models.JSONField(default=list)),
                 ('pattern', models.CharField(blank=True, max_length=200)),
                 ('test_rows', models.PositiveIntegerField(default=1000)),
+                ('reuse', models.BooleanField(default=True)),
                 ('max_hours', models.FloatField(blank=True, null=True)),
                 ('additions', models.JSONField(default=list)),
                 ('forecast_seconds', models.FloatField(default=0)),
@@ -594,6 +596,7 @@ class Migration(migrations.Migration):
                 ('name', models.CharField(max_length=120, verbose_name='name')),
                 ('rung', models.PositiveSmallIntegerField(blank=True, null=True)),
                 ('spec', models.JSONField(default=dict)),
+                ('spec_digest', models.CharField(blank=True, max_length=64)),
                 ('forecast', models.JSONField(default=dict)),
                 ('measured', models.JSONField(default=dict)),
                 ('adjustments', models.JSONField(default=list)),
@@ -609,6 +612,7 @@ class Migration(migrations.Migration):
                 ('dataset_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='training_runs', to='dashboard.datasetversion')),
                 ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='training_runs', to='dashboard.job')),
                 ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='training_runs', to='dashboard.project')),
+                ('reused_from', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='reuses', to='dashboard.trainingrun')),
                 ('study_arm', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='runs', to='dashboard.studyarm')),
                 ('target_module_config', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='training_runs', to='dashboard.targetmoduleconfig')),
             ],
@@ -809,6 +813,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='trainingrun',
             index=models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'),
+        ),
+        migrations.AddIndex(
+            model_name='trainingrun',
+            index=models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'),
         ),
         migrations.AddIndex(
             model_name='trainingrun',

@@ -7,6 +7,8 @@ submitted, only its spec counts: no form, row or setting is read again. Knows no
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from workers.contract.hyperparameters import Hyperparameters
 
 SpecT = TypeVar("SpecT")
 
+# Raise it when equal specs come to give other adapters, so that earlier runs are not reused.
+ENGINE_VERSION = 1
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 # Actions that the engine takes on its own, and that the forecast counts.
@@ -94,6 +98,7 @@ class TrainSpec:
     validation_steps: int = 0  # validate each time after so many; 0: as `plan_validation` decides
     validation_rows: int | None = None  # at most; None: as `plan_validation` decides
     dtype: str = "auto"
+    engine_version: int = ENGINE_VERSION
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -195,6 +200,19 @@ def needs_4bit(spec: dict[str, Any]) -> bool:
     """Return whether a job's spec needs a base model in 4 bits, as all or none of its arms do."""
     first = spec["specs"][0] if spec.get("specs") else spec
     return bool(first.get("hyperparameters", first).get("load_in_4bit"))
+
+
+def digest_spec(spec: dict[str, Any]) -> str:
+    """Return the SHA-256 of all in a training's spec that decides its adapter; "" without needed hashes.
+
+    Names and places are left out. The hash of the data covers its test rows, which may be sealed later.
+    """
+    base, data = spec["base"].get("sha256"), spec["data"].get("sha256")
+    if not base or not data:
+        return ""
+    counted = {key: value for key, value in spec.items() if key not in ("name", "preset")}
+    text = json.dumps(counted | {"base": base, "data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_dict(spec: Any) -> dict[str, Any]:

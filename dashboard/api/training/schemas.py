@@ -18,7 +18,8 @@ class RunIn(Schema):
     """A run to launch, on the newest imported version of the dataset.
 
     `confirmed` accepts the warnings of the target modules. The refusal states them, and the list of
-    target-module configs returns them as `confirm`.
+    target-module configs returns them as `confirm`. `reuse`: return a finished run with equal settings, data,
+    base model, seed and engine version, if there is one, in place of training it again.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -29,6 +30,7 @@ class RunIn(Schema):
     target_module_config: IdOrSlug
     hyperparameters: HyperparametersIn | None = None
     confirmed: StrictBool = False
+    reuse: StrictBool = False
 
 
 class CancelIn(Schema):
@@ -84,11 +86,13 @@ class RunOut(Schema):
     `hyperparameters` include the defaults. `forecast` is null for a run that was stored without one.
     `resumable_from`: the step to resume from, or null. `adjustments`: changes of the batch after the device
     ran out of memory. `starts_at`: expected start of a waiting run, or null. `origin`: hashes, versions and
-    device; null for values that are not known yet.
+    device; null for values that are not known yet. `reused_from`: the finished run that stands in for this
+    one in a study, or null.
     """
 
     id: int
     name: str
+    reused_from: int | None
     state: str
     dataset: int
     base_model: int

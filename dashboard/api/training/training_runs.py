@@ -65,6 +65,7 @@ def serialize_run(
     return {
         "id": run.pk,
         "name": run.name,
+        "reused_from": run.reused_from_id,
         "state": run.state,
         "dataset": run.dataset_version.dataset_id,
         "base_model": run.base_model_id,
@@ -125,12 +126,16 @@ def detail(request: Call, pk: int) -> dict[str, Any]:
     return serialize_run(with_facts().fetch(request.auth, pk))
 
 
-@router.post("", response={202: RunOut, **WRITING})
+@router.post("", response={200: RunOut, 202: RunOut, **WRITING})
 def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
-    """Queue a fine-tune and return at once.
+    """Queue a fine-tune and return at once. With `reuse`, 200 and an equal run that has finished, if any.
 
     409 `over_budget`: the project's compute budget of this month is too small; the message states the rest.
     """
+    if payload.reuse:
+        twin = TrainingRun.objects.finished_twin(draft(request, payload, confirmed=payload.confirmed))
+        if twin:
+            return Status(200, detail(request, twin.pk))
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     return Status(202, serialize_run(with_facts().get(job=job)))
 

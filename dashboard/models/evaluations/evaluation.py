@@ -37,24 +37,17 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         run = adapter.run
         return self._submit(run_spec(run), [adapter], by, None)
 
-    def submit_for_study(self, study: Study, adapters: Sequence[Adapter], by: User | None) -> Job:
+    def submit_for_study(
+        self, study: Study, adapters: Sequence[Adapter], by: User | None, idempotency_key: str = ""
+    ) -> Job:
         """Queue one job that evaluates adapters of a study's arms on the study's rows.
 
         The base model is scored by the first of these jobs, unless its scores are kept.
         """
-        first = adapters[0].run
-        spec = evaluation_spec(
-            study.base_model,
-            study.dataset_version,
-            load_in_4bit=first.in_4bit,
-            max_length=first.hyperparameters["max_length"],
-            max_rows=study.test_rows,
-            metric=study.metric,
-            pattern=study.pattern,
-        )
+        spec = study_spec(study, adapters[0].run)
         pending = self.active_base_of(study).filter(number_format="").order_by("-pk").first()
         with transaction.atomic():
-            job = self._submit(spec, adapters, by, pending)
+            job = self._submit(spec, adapters, by, pending, idempotency_key)
             # Adapters that were scored beside a failed evaluation of the base model get the new one.
             (base,) = set(job.evaluations.exclude(adapter=None).values_list("base_evaluation", flat=True))
             scored = self.filter(run__study_arm__study=study).exclude(adapter=None)
@@ -63,7 +56,12 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         return job
 
     def _submit(
-        self, spec: EvalSpec, adapters: Sequence[Adapter], by: User | None, pending: Evaluation | None
+        self,
+        spec: EvalSpec,
+        adapters: Sequence[Adapter],
+        by: User | None,
+        pending: Evaluation | None,
+        idempotency_key: str = "",
     ) -> Job:
         """Create the job and a row for each of its subjects. `pending`: the base model's, by another job."""
         first = adapters[0].run
@@ -76,7 +74,13 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         )
         base = pending or (kept[-1] if kept else None)
         with transaction.atomic():
-            job = Job.objects.submit(Job.Kind.EVALUATE, to_dict(spec), project=first.project, by=by)
+            job = Job.objects.submit(
+                Job.Kind.EVALUATE,
+                to_dict(spec),
+                project=first.project,
+                by=by,
+                idempotency_key=idempotency_key,
+            )
             base = base or self._add(first, job, spec)
             for adapter in adapters:
                 self._add(adapter.run, job, spec, adapter=adapter, base_evaluation=base)
@@ -167,6 +171,19 @@ def test_rows(version: DatasetVersion) -> int:
     return int(version.splits.get("test", 0))
 
 
+def study_spec(study: Study, run: TrainingRun) -> EvalSpec:
+    """Return the spec that evaluates the adapter of a study's run on the study's rows."""
+    return evaluation_spec(
+        study.base_model,
+        study.dataset_version,
+        load_in_4bit=run.in_4bit,
+        max_length=run.hyperparameters["max_length"],
+        max_rows=study.test_rows,
+        metric=study.metric,
+        pattern=study.pattern,
+    )
+
+
 def subject_name(run: TrainingRun) -> str:
     """Return the name of a run's adapter in the engine's spec and result."""
     return f"run-{run.pk}"
@@ -216,6 +233,8 @@ class Evaluation(models.Model):
     number_format = models.CharField(max_length=160, blank=True)
     base_model = models.ForeignKey(BaseModel, models.PROTECT, related_name="evaluations")
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluations")
+    # The evaluation of the reused run that it is a copy of; `job` is then that of the original.
+    reused_from = models.ForeignKey("self", models.SET_NULL, null=True, blank=True, related_name="reuses")
     split = models.CharField(max_length=12)
     rows = models.PositiveIntegerField(null=True, blank=True)
     metrics = models.JSONField(default=dict)

@@ -55,7 +55,9 @@ class EvaluationItemQuerySet(models.QuerySet["EvaluationItem"]):
         an arm by itself. None before two arms were evaluated on this data, and if the last ones never
         disagreed, which says little.
         """
-        ended = Evaluation.objects.ended().filter(dataset_version=version, subject=Evaluation.Subject.ADAPTER)
+        ended = Evaluation.objects.ended().filter(
+            dataset_version=version, subject=Evaluation.Subject.ADAPTER, reused_from=None
+        )
         ordered = ended.order_by("pk").values_list("run", "run__study_arm", "pk")
         newest = {run: (arm or -run, pk) for run, arm, pk in ordered}
         by_arm: dict[int, list[int]] = {}

@@ -15,6 +15,7 @@ from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
 from dashboard.models.studies.forecast import remaining_training_seconds, seconds_queued
 from dashboard.models.studies.looks import Look, is_time_spent, open_arms
+from dashboard.models.studies.reuse import left_to_score, reuse_run
 from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.forecast import forecast_run
 from dashboard.models.training.training_run import TrainingRun
@@ -51,12 +52,11 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
                 break
         begun = {run.study_arm_id for run in runs}
         missing = [arm for arm in arms if arm.pk not in begun and not arm.verdict]
-        if missing:
-            key = idempotency_key if seed == study.seeds[0] else ""
-            submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
-        elif all(run.is_over for run in runs):
+        key = idempotency_key if seed == study.seeds[0] else ""
+        runs += submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
+        if all(run.is_over for run in runs):
             unscored = Adapter.objects.filter(run__in=runs, evaluations=None)
-            submit_scoring(study, unscored, study.created_by)
+            submit_scoring(study, unscored, study.created_by, key)
     # An arm whose search failed gets no seeds, and a decided one no further seeds.
     if study.forecast_seconds != (seconds := seconds_queued(study) + to_come):
         study.forecast_seconds = seconds
@@ -95,9 +95,13 @@ def _searches(study: Study, idempotency_key: str) -> bool:
     return bool(cells)
 
 
-def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = "") -> None:
-    """Freeze a run for each of `cells` and queue them; the first job gets the key."""
-    runs = []
+def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = "") -> list[TrainingRun]:
+    """Freeze and return a run for each of `cells`; reuse finished ones and queue the others.
+
+    The first job gets the key.
+    """
+    reused: list[TrainingRun] = []
+    runs: list[TrainingRun] = []
     for arm, learn, rung in cells:
         run = TrainingRun(
             project=study.project,
@@ -111,7 +115,9 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
         )
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
         run.forecast = forecast_run(run)
-        runs.append(run)
+        # A short run of the search publishes no adapter, so it has none to reuse.
+        is_reused = study.reuse and rung is None and reuse_run(run)
+        (reused if is_reused else runs).append(run)
     for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
         job = Job.objects.submit(
             Job.Kind.TRAIN,
@@ -123,6 +129,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
         for run in batch:
             run.job = job
             run.save()
+    return reused + runs
 
 
 def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
@@ -132,8 +139,11 @@ def batches(items: Sequence[Item], alone: Sequence[bool]) -> list[list[Item]]:
     return [shared, *apart] if shared else apart
 
 
-def submit_scoring(study: Study, selected: AdapterQuerySet, by: User | None) -> None:
-    """Queue the evaluation of a seed's adapters on the study's rows."""
-    adapters = list(selected.select_related("run"))
-    for batch in batches(adapters, [adapter.run.requires_dedicated_base for adapter in adapters]):
-        Evaluation.objects.submit_for_study(study, batch, by)
+def submit_scoring(
+    study: Study, selected: AdapterQuerySet, by: User | None, idempotency_key: str = ""
+) -> None:
+    """Queue the evaluation of a seed's adapters on the study's rows; the first job gets the key."""
+    adapters = left_to_score(study, selected.select_related("run"))
+    alone = [adapter.run.requires_dedicated_base for adapter in adapters]
+    for place, batch in enumerate(batches(adapters, alone)):
+        Evaluation.objects.submit_for_study(study, batch, by, "" if place else idempotency_key)

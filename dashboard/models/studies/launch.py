@@ -51,6 +51,7 @@ def launch_study(
     learning_rates: Sequence[float] = (),
     test_rows: int = TEST_ROWS,
     max_hours: float | None = None,
+    reuse: bool = True,
     confirmed: bool = False,
     idempotency_key: str = "",
 ) -> Study:
@@ -80,6 +81,7 @@ def launch_study(
         learning_rates=sorted(learning_rates),
         test_rows=test_rows,
         max_hours=max_hours,
+        reuse=reuse,
         confirmed_by=by if confirmed else None,
     )
     if len(learning_rates) == 1:

@@ -91,7 +91,21 @@ def cut_short(study: Study) -> list[str]:
 
 
 def measured_beside(study: Study) -> str:
-    """State whether arms shared a base model while their time and memory were measured."""
+    """State whether arms shared a base model while time and memory were measured, and name reused runs."""
+    reused = [
+        _("%(arm)s with seed %(seed)d (run %(run)d)")
+        % {"arm": arm.name, "seed": run.seed, "run": run.reused_from_id}
+        for arm in study.arm_list
+        for run in arm.final_runs()
+        if run.reused_from_id
+    ]
+    if not reused:
+        return _beside(study)
+    text = _("Reused from finished runs with equal settings, with their time and memory: %(runs)s.")
+    return f"{_beside(study)} {text % {'runs': ', '.join(reused)}}"
+
+
+def _beside(study: Study) -> str:
     measured = [(arm.name, arm.is_measured_alone) for arm in study.arm_list]
     alone = [name for name, is_alone in measured if is_alone]
     if all(is_alone is not False for _name, is_alone in measured):

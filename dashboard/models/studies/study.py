@@ -71,7 +71,8 @@ class StudyQuerySet(ProjectQuerySet["Study"]):
     def of_job(self, job: Job) -> StudyQuerySet:
         """Return the study whose runs `job` trains or evaluates, if any."""
         trained = models.Q(arms__runs__job=job)
-        return self.filter(trained | models.Q(arms__runs__evaluations__job=job)).distinct()
+        scored = models.Q(arms__runs__evaluations__job=job, arms__runs__evaluations__reused_from=None)
+        return self.filter(trained | scored).distinct()
 
     def seed_spread(self, project: Project, base_model: BaseModel, metric: str) -> float | None:
         """Return the standard deviation of an arm's score between seeds, pooled over arms of ended studies.
@@ -112,6 +113,8 @@ class Study(models.Model):
     # The regular expression that a correct answer contains, for the metric `regex`.
     pattern = models.CharField(max_length=PATTERN_LETTERS, blank=True)
     test_rows = models.PositiveIntegerField(default=TEST_ROWS)
+    # Whether finished runs with equal specs are reused.
+    reuse = models.BooleanField(default=True)
     # Device hours after which no further seed of the plan starts; null for no limit.
     max_hours = models.FloatField(null=True, blank=True)
     # Seeds added after the start: [{at, seeds, after_result, ended_with}].
@@ -167,7 +170,8 @@ class Study(models.Model):
     def jobs(self) -> models.QuerySet[Job]:
         runs = self.runs()
         return Job.objects.filter(
-            models.Q(training_runs__in=runs) | models.Q(evaluations__run__in=runs)
+            models.Q(training_runs__in=runs)
+            | models.Q(evaluations__run__in=runs, evaluations__reused_from=None)
         ).distinct()
 
     @property

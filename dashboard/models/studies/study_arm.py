@@ -128,9 +128,9 @@ class StudyArm(models.Model):
 
     @property
     def is_measured_alone(self) -> bool | None:
-        """Return whether each of its runs had a job of its own; None before the first."""
+        """Return whether each run trained for it had a job of its own; None before the first."""
         taken = Counter(run.job_id for arm in self.study.arms.all() for run in arm.runs.all())
-        runs = self.final_runs()
+        runs = [run for run in self.final_runs() if run.reused_from_id is None]
         return all(taken[run.job_id] == 1 for run in runs) if runs else None
 
     @property

@@ -23,7 +23,7 @@ from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import Hyperparameters
-from workers.contract.specs import TrainSpec, to_dict
+from workers.contract.specs import TrainSpec, digest_spec, to_dict
 from workers.forecasting.training_cost import expected_seconds
 from workers.target_modules.resolution import target_spec
 
@@ -70,6 +70,24 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             .exclude(job__state__in=[State.SUCCEEDED, State.FAILED, State.CANCELLED])
         )
 
+    def finished_twin(self, run: TrainingRun) -> TrainingRun | None:
+        """Return the newest finished run of the project with an equal spec and an adapter, or None.
+
+        Runs of a study that goes on are left out, because their scores are sealed.
+        """
+        open_scores = models.Q(study_arm=None) | models.Q(study_arm__study__finished_at__isnull=False)
+        equal = self.filter(
+            open_scores,
+            project=run.project,
+            spec_digest=run.spec_digest,
+            outcome="succeeded",
+            adjustments=[],
+            reused_from=None,
+            adapter__isnull=False,
+        )
+        found = equal.exclude(spec_digest="").select_related("adapter").order_by("-pk")
+        return next((twin for twin in found if twin.adapter.path().is_dir()), None)
+
     def launched_with(self, project: Project, idempotency_key: str) -> TrainingRun | None:
         """Return the run that an earlier request with this key started, if any."""
         job = Job.objects.find_by_idempotency_key(project, idempotency_key)
@@ -99,6 +117,10 @@ class TrainingRun(models.Model):
     )
     rung = models.PositiveSmallIntegerField(null=True, blank=True)
     spec = models.JSONField(default=dict)
+    # Equal digests mean equal work; "" if that cannot be told.
+    spec_digest = models.CharField(max_length=64, blank=True)
+    # The finished run whose adapter a study uses in place of training this one.
+    reused_from = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="reuses")
     forecast = models.JSONField(default=dict)
     measured = models.JSONField(default=dict)
     # Automatic changes: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
@@ -124,6 +146,7 @@ class TrainingRun(models.Model):
         ordering = ["-pk"]
         indexes = [
             models.Index(fields=["project", "-id"]),
+            models.Index(fields=["project", "spec_digest"]),
             # The forms sum the open runs' forecasts at every change, and a project has many ended runs.
             models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),
         ]
@@ -138,7 +161,7 @@ class TrainingRun(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        return reverse("training-run-detail", args=[self.pk])
+        return reverse("training-run-detail", args=[self.reused_from_id or self.pk])
 
     def freeze(self, hyperparameters: Hyperparameters, *, confirmed: bool = False) -> None:
         """Check that the choices fit together, and build the spec and a default name.
@@ -173,6 +196,7 @@ class TrainingRun(models.Model):
             preset=self.target_module_config.name,
         )
         self.spec = to_dict(spec)
+        self.spec_digest = digest_spec(self.spec)
 
     def launch(self, idempotency_key: str = "") -> None:
         """Queue the frozen run: run, job and outbox in one transaction.

@@ -19,15 +19,22 @@ from dashboard.models import Calibration, Dataset, Role, TargetModuleConfig, Tra
 from dashboard.models.accounts.project import parse_id
 from dashboard.models.studies.results.evidence import outcomes_by_config, preference
 from dashboard.views.training.launch import launched_once
+from workers.contract.errors import SpecError, TargetError
 from workers.target_modules.presets import RECOMMENDED, RECOMMENDED_LABEL, RECOMMENDED_WHY
 
 
 @require_http_methods(["GET", "POST"])
 def create(request: Request) -> HttpResponse:
-    """Show the fine-tune form, or launch its run; the form's key makes a double click launch one run."""
+    """Show the fine-tune form, or launch its run; the form's key makes a double click launch one run.
+
+    An equal run that has finished is shown instead, unless `again` asks for another one.
+    """
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
+        if "again" not in request.POST and (twin := finished_twin(request, form)):
+            context = {**form_context(form, form), "twin": twin}
+            return render(request, "training/create.html", context, status=409)
         run = launched_once(form, TrainingRun.objects.launched_with, partial(launch, request, form))
         if run is not None:
             return redirect(run)
@@ -61,6 +68,21 @@ def forecast(request: Request) -> HttpResponse:
 
 def launch(request: Request, form: TrainingRunForm, key: str) -> TrainingRun:
     """Launch the run of a valid form."""
+    run = frozen(request, form)
+    run.launch(key)
+    return run
+
+
+def finished_twin(request: Request, form: TrainingRunForm) -> TrainingRun | None:
+    """Return a finished run that equals the form's; None if there is none or the form is not valid."""
+    try:
+        return TrainingRun.objects.finished_twin(frozen(request, form)) if form.is_valid() else None
+    except (SpecError, TargetError):
+        return None
+
+
+def frozen(request: Request, form: TrainingRunForm) -> TrainingRun:
+    """Return the unsaved run of a valid form. Raises SpecError or TargetError."""
     values = form.cleaned_data
     run = TrainingRun(
         project=request.project,
@@ -71,7 +93,6 @@ def launch(request: Request, form: TrainingRunForm, key: str) -> TrainingRun:
         target_module_config=values["target_module_config"],
     )
     run.freeze(values["hyperparameters"], confirmed=form.is_confirmed())
-    run.launch(key)
     return run
 
 

@@ -57,8 +57,8 @@ SAMPLE_GROUPS = {
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """List the project's runs, newest first; ?state= and ?q= filter."""
-    runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project)
+    """List the project's runs, newest first; ?state= and ?q= filter. A reused run is listed once."""
+    runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project, reused_from=None)
     # PostgreSQL refuses a NUL character.
     group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
     if group in GROUPS:

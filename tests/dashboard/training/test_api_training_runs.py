@@ -30,6 +30,7 @@ RUNS = "/api/v1/runs"
 RUN_KEYS = {
     "id",
     "name",
+    "reused_from",
     "state",
     "dataset",
     "base_model",

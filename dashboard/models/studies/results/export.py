@@ -40,6 +40,7 @@ def study_dict(study: Study) -> dict[str, Any]:
         "margin": study.margin,
         "seeds": study.seeds,
         "max_hours": study.max_hours,
+        "reuse": study.reuse,
         "additions": study.additions,
         "ending": asdict(ending) if (ending := ending_of(study)) else None,
         "arms": [
@@ -52,6 +53,7 @@ def study_dict(study: Study) -> dict[str, Any]:
                 **costs_of(arm.final_runs()),
                 "measured_alone": arm.is_measured_alone,
                 "runs": [run.pk for run in arm.final_runs()],
+                "reused_from": [run.reused_from_id for run in arm.final_runs() if run.reused_from_id],
                 "needs_no_seeds": bool(arm.verdict),
                 "error": arm.error,
                 "metric": metrics.get(arm.position),
@@ -91,6 +93,7 @@ def export_dict(study: Study) -> dict[str, Any]:
             "arm": arm.name,
             "seed": run.seed,
             "run": run.pk,
+            "reused_from": run.reused_from_id,
             "spec": public_spec(run.spec),
             "origin": run.origin,
         }
