@@ -14,6 +14,8 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
 from django.db import connection, models
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 import tests.environment  # noqa: F401 - before Django reads its settings
 
@@ -22,6 +24,11 @@ django.setup()
 settings.WHITENOISE_AUTOREFRESH = True
 # Hashing is slow on purpose.
 settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher", *settings.PASSWORD_HASHERS]
+# A busy machine takes longer than hypothesis allows an example: that is no finding.
+hypothesis_settings.register_profile(
+    "graftworks", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("graftworks")
 
 from dashboard.models import (  # noqa: E402
     ApiToken,
