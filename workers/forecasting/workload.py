@@ -1,8 +1,8 @@
 """Tokens, padding, learned positions and steps of a run, from the lengths of its rows.
 
 Follows the engine: rows of a step are sorted by length before they are cut into micro-batches. Packed rows
-have no padding and compute a shared prefix once; other model types pad each micro-batch to its longest row.
-Standard library only; knows no model and no device.
+have no padding and compute a shared prefix once; rows of other model types share a step with rows of their
+length, so their padding is left out. Standard library only; knows no model and no device.
 """
 
 from __future__ import annotations
@@ -119,8 +119,6 @@ def estimate_workload(
     # Sorted by length, each row of a step is an order statistic of the rows drawn.
     drawn_rows = [rows.quantile((drawn - place) / (drawn + 1)) for place in range(drawn)]
     batches = [drawn_rows[start : start + batch] for start in range(0, drawn, batch)]
-    if not is_packed:
-        batches = [[batch_rows[0]] * batch for batch_rows in batches]
     computed = [sum(batch_rows) - prefix * (len(batch_rows) - 1) for batch_rows in batches]
     longest_row = rows.quantile(steps * drawn / (steps * drawn + 1))
     # The largest of that many sums lies about sqrt(2 ln steps) standard deviations above their mean.

@@ -121,6 +121,29 @@ def test_padding_is_masked_by_length_not_by_id(tokenizer: Any) -> None:
     assert batch.input_ids.flatten()[batch.target_positions + 1].equal(batch.targets)
 
 
+def test_rows_of_similar_length_share_a_step() -> None:
+    count, rows_per_step = 1003, 4
+    lengths = np.random.default_rng(1).integers(5, 500, count).astype(np.int32)
+    steps = range(1, 252)
+    grouped = [step_rows(count, rows_per_step, 42, step, lengths) for step in steps]
+    assert sorted(row for rows in grouped for row in rows) == list(range(count))
+    assert sum(len(rows) < rows_per_step for rows in grouped) == 1
+    padding = [
+        sum(max(lengths[rows]) * len(rows) - sum(lengths[rows]) for rows in order)
+        for order in (grouped, [step_rows(count, rows_per_step, 42, step) for step in steps])
+    ]
+    assert padding[0] < 0.1 * padding[1]
+    longest = [int(max(lengths[rows])) for rows in grouped[:50]]
+    assert longest != sorted(longest), "the steps of a group come in a random order"
+
+
+def test_characters_of_each_row(tmp_path: Path) -> None:
+    data = write_canonical(tmp_path, ["four", chat("Sky", "blue"), "fifteen letters"])
+    sizes = Split(data, "train").characters()
+    assert (sizes[0], sizes[2]) == (4, 15)
+    assert sizes[1] > 7
+
+
 def test_each_epoch_draws_every_row_once_in_its_own_order() -> None:
     steps = [step_rows(10, 4, 42, step) for step in range(1, 7)]
     first, second = ([row for rows in part for row in rows] for part in (steps[:3], steps[3:]))

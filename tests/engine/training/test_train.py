@@ -274,7 +274,8 @@ def test_plain_text_trains(make_spec: MakeSpec, tmp_path: Path, record: Recorder
 
 
 @pytest.mark.parametrize(
-    ("model_type", "modules", "parameters"), [("gpt2", ("attn.c_proj",), 512), ("opt", ("out_proj",), 512)]
+    ("model_type", "modules", "parameters"),
+    [("gpt2", ("attn.c_proj",), 512), ("opt", ("out_proj",), 512), ("mistral", ("o_proj",), 512)],
 )
 def test_it_trains_other_architectures(
     make_spec: MakeSpec,
@@ -286,8 +287,10 @@ def test_it_trains_other_architectures(
 ) -> None:
     folder = build_tiny_model(tmp_path / model_type, model_type=model_type)
     target = TargetSpec(target_modules=modules, modules=2, trainable_parameters=parameters)
-    train([make_spec(base=tiny_base(folder), target=target)], tmp_path / "out", report=record)
-    assert record.series("train/loss")[-1] < record.series("train/loss")[0]
+    spec = make_spec(base=tiny_base(folder), target=target, validation_steps=3)
+    train([spec], tmp_path / "out", report=record)
+    losses = record.series("validation/loss")
+    assert losses[-1] < losses[0]
 
 
 def _copy(folder: Path, target: Path) -> Path:

@@ -53,28 +53,31 @@ def test_unmeasured_rows_have_no_lengths() -> None:
     assert RowLengths.from_report({}, 320) is None
 
 
-def test_a_step_is_padded_to_its_longest_row() -> None:
-    workload = estimate_workload(rows(), learn(per_device_train_batch_size=8), is_packed=False)
-    assert workload.computed_tokens == pytest.approx(8 * rows().quantile(8 / 9))
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_padding_does_not_count(is_packed: bool) -> None:
+    workload = estimate_workload(rows(), learn(lora_dropout=0.1), is_packed=is_packed)
+    assert workload.computed_tokens == pytest.approx(8 * 150)
     assert workload.longest_row == pytest.approx(rows().quantile(80 / 81))
 
 
-def test_smaller_batches_pad_less() -> None:
-    whole = estimate_workload(rows(), learn(per_device_train_batch_size=8), is_packed=False)
-    parts = estimate_workload(
-        rows(), learn(per_device_train_batch_size=2, gradient_accumulation_steps=4), is_packed=False
+def test_the_largest_batch_of_padded_rows_holds_only_long_ones() -> None:
+    packed, padded = (estimate_workload(rows(), learn(), is_packed=on) for on in (True, False))
+    assert packed.computed_tokens < packed.largest_batch < padded.largest_batch
+    assert padded.largest_batch == pytest.approx(8 * padded.longest_row)
+
+
+def test_accumulation_keeps_the_tokens_of_a_step() -> None:
+    whole, parts = (
+        estimate_workload(
+            rows(),
+            learn(per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch),
+            is_packed=False,
+        )
+        for batch in (8, 2)
     )
     assert (parts.micro_batches, parts.rows) == (4, 2)
-    assert parts.computed_tokens < whole.computed_tokens
-    assert parts.total_tokens == whole.total_tokens
-
-
-def test_packed_rows_have_no_padding() -> None:
-    workload = estimate_workload(rows(), learn(lora_dropout=0.1), is_packed=True)
-    assert workload.computed_tokens == pytest.approx(8 * 150)
-    padded = estimate_workload(rows(), learn(), is_packed=False)
-    assert workload.computed_tokens < workload.largest_batch < padded.largest_batch
-    assert padded.largest_batch == pytest.approx(8 * padded.longest_row)
+    assert parts.computed_tokens == pytest.approx(whole.computed_tokens)
+    assert parts.largest_batch < whole.largest_batch
 
 
 def test_shared_prefix_is_computed_once() -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from workers.contract.events import Message, Report, ShouldStop
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
 from workers.contract.validation import plan_validation
+from workers.engine.base_models.model import read_config
 from workers.engine.training import lora, runtime
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
-from workers.engine.training.encoding import Example
+from workers.engine.training.encoding import Example, Ids
+from workers.engine.training.loss import PROVEN_TYPES
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Arm:
     validation_examples: list[Example]
     total_steps: int
     validated_after: Collection[int] = ()  # steps
+    row_lengths: Ids | None = None  # of `positions`, if rows of a step have similar lengths
     parameters: list[nn.Parameter] = field(default_factory=list)
     optimizer: Any = None
     random_state: Any = None  # of the dropout generator, uint8 on the CPU
@@ -100,7 +104,8 @@ class Arm:
     def step_examples(self, step: int) -> list[list[Example]]:
         """Return the micro-batches of optimizer step `step`, rows of similar length together."""
         learn = self.spec.hyperparameters
-        order = step_rows(len(self.positions), learn.rows_per_step, learn.seed, step)
+        count = len(self.positions)
+        order = step_rows(count, learn.rows_per_step, learn.seed, step, self.row_lengths)
         rows = [self.examples[self.positions[index]] for index in order]
         return micro_batches(rows, learn.per_device_train_batch_size)
 
@@ -204,6 +209,9 @@ def prepare_arms(
     training, validation = Split(specs[0].data, "train"), Split(specs[0].data, "validation")
     if not len(training):
         raise DataError("The training split of this dataset has no rows. Upload more rows.")
+    # Packed rows need no neighbours of their length.
+    is_packed = read_config(Path(specs[0].base.path)).model_type in PROVEN_TYPES
+    lengths = None if is_packed else training.characters()
     training_rows: dict[int, Example] = {}
     validation_rows: dict[int, Example] = {}
 
@@ -214,7 +222,7 @@ def prepare_arms(
     arms = []
     for index, spec in enumerate(specs):
         learn = spec.hyperparameters
-        needed = _needed_positions(learn, len(training))
+        needed = _needed_positions(learn, len(training), lengths)
         read(training, training_rows, needed)
         examples = {place: training_rows[place].truncate(learn.max_length) for place in needed}
         positions: Sequence[int] = range(len(training))
@@ -239,19 +247,21 @@ def prepare_arms(
         if not held_out:
             text = "No validation row has an answer to learn from, so there is no validation loss."
             report(Message(text, "warning"))
-        arms.append(
-            Arm(index, spec, examples, positions, held_out, steps, validated_after, has_ended=index in ended)
-        )
+        own_lengths = None if lengths is None else lengths[positions]
+        arm = Arm(index, spec, examples, positions, held_out, steps, validated_after, own_lengths)
+        arm.has_ended = index in ended
+        arms.append(arm)
     runtime.stop_if_asked(setup_stop)
     return arms
 
 
-def _needed_positions(learn: Hyperparameters, count: int) -> list[int]:
+def _needed_positions(learn: Hyperparameters, count: int, lengths: Ids | None) -> list[int]:
     """Return the sorted positions of the rows that an arm draws in all its steps."""
     steps = min(learn.total_steps(count), math.ceil(count / learn.rows_per_step))
     if steps * learn.rows_per_step >= count:
         return list(range(count))
-    orders = (step_rows(count, learn.rows_per_step, learn.seed, step) for step in range(1, steps + 1))
+    numbers = range(1, steps + 1)
+    orders = (step_rows(count, learn.rows_per_step, learn.seed, step, lengths) for step in numbers)
     return sorted(row for order in orders for row in order)
 
 

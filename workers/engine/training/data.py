@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 256
 CHARACTERS_PER_BATCH = 2_000_000
+GROUPED_STEPS = 50  # among which rows are grouped by length
 
 
 class Split:
@@ -59,6 +60,14 @@ class Split:
         """Return row number -> number of the first row of its group."""
         numbers, groups = (self._table.column(name).to_pylist() for name in ("row", "group"))
         return dict(zip(numbers, groups, strict=True))
+
+    def characters(self) -> Ids:
+        """Return the characters of each row: a measure of its length before it is tokenized."""
+        import pyarrow.compute as pc
+
+        compute: Any = pc
+        sizes = [compute.utf8_length(self._table.column(name)).fill_null(0) for name in ("messages", "text")]
+        return np.asarray(compute.add(*sizes).to_numpy(), dtype=np.int32)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -96,11 +105,22 @@ def epoch_order(count: int, seed: int, epoch: int) -> Ids:
     return np.random.default_rng([seed, epoch]).permutation(count).astype(np.int32)
 
 
-def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]:
-    """Return the rows of optimizer step `step` (from 1). The last step of an epoch may be short."""
-    epoch, place = divmod(step - 1, math.ceil(count / rows_per_step))
-    order = epoch_order(count, seed, epoch)
-    return [int(index) for index in order[place * rows_per_step : (place + 1) * rows_per_step]]
+def step_rows(count: int, rows_per_step: int, seed: int, step: int, lengths: Ids | None = None) -> list[int]:
+    """Return the rows of optimizer step `step` (from 1). One of an epoch's last steps may be short.
+
+    With `lengths` [count], rows of similar length share a step: the rows of every `GROUPED_STEPS` steps are
+    sorted by length, and their steps are taken in a random order of their own.
+    """
+    steps = math.ceil(count / rows_per_step)
+    epoch, place = divmod(step - 1, steps)
+    rows = epoch_order(count, seed, epoch)
+    if lengths is not None:
+        first = place - place % GROUPED_STEPS
+        rows = rows[first * rows_per_step : (first + GROUPED_STEPS) * rows_per_step]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        turns = np.random.default_rng([seed, epoch, first]).permutation(min(GROUPED_STEPS, steps - first))
+        place = int(turns[place - first])
+    return [int(index) for index in rows[place * rows_per_step : (place + 1) * rows_per_step]]
 
 
 # Batches
