@@ -24,7 +24,7 @@ def test_peak_memory_excludes_other_arms(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "peak_memory_bytes", lambda _device=None: PEAK)
-    specs = [make_spec(r=2, target=tiny_target(2)), make_spec(r=8, target=tiny_target(8))]
+    specs = [make_spec(r=rank, target=tiny_target(rank), validation_steps=1) for rank in (2, 8)]
     record = Recorder()
     train(specs, tmp_path, report=record)
     small, large = (end.summary for end in record.of(ArmEnd))
