@@ -20,7 +20,7 @@ from workers.contract.hyperparameters import Hyperparameters
 SpecT = TypeVar("SpecT")
 
 # Raise it when equal specs come to give other adapters, so that earlier runs are not reused.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 # Actions that the engine takes on its own, and that the forecast counts.

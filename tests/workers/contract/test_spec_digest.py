@@ -30,7 +30,7 @@ def test_names_and_places_change_no_digest() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"engine_version": 2},
+        {"engine_version": 1},
         {"dtype": "bfloat16"},
         {"base": {"sha256": "xy"}},
         {"data": {"sha256": "xy"}},
