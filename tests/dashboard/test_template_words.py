@@ -131,7 +131,7 @@ def test_state_label(state: str, kind: str, word: str) -> None:
 def test_every_state_has_label_and_look_and_only_failure_is_red() -> None:
     assert {*State.values, "draft", "stopped_early"} == {state for state, _kind, _word in STATE_WORDS}
     assert {*Job.Kind.values, ""} == {kind for state, kind, _word in STATE_WORDS if state == "running"}
-    cells = {"planned", "left_out", "trained", "scored"}
+    cells = {"planned", "left_out", "not_needed", "trained", "scored"}
     assert {*State.values, "draft", "stopped_early"} | cells == set(STATE_LOOKS)
     assert [state for state, (tone, _icon) in STATE_LOOKS.items() if tone == "bad"] == ["failed"]
 

@@ -11,6 +11,7 @@ from dashboard.models import BaseModel, Dataset, Project, Study, TargetModuleCon
 from tests.conftest import make_base_model
 from tests.dashboard.studies.plan.test_study_create import PLAN, URL, entered, pks
 from tests.dashboard.training.test_training_run_create import model_with_gaps
+from workers.forecasting.automatic import automatic_learning_rate
 
 
 def rows(*further: dict[str, Any]) -> dict[str, Any]:
@@ -43,13 +44,16 @@ def test_names_list_the_differing_settings(client: Client, ed: User, values: dic
         {"config": efficient, "r": "16", "name": "wide"},
     )
     assert client.post(URL, values | further).status_code == 302
-    assert arm_settings(Study.objects.get()) == {
-        "Efficient": (4, 8, 0.0, 2e-4),
-        "Quality": (4, 8, 0.0, 2e-4),
-        "Efficient, r 8": (8, 16, 0.0, 2e-4),
-        "Efficient, r 8, alpha 8": (8, 8, 0.0, 2e-4),
+    study = Study.objects.get()
+    census = study.base_model.load_census()
+    automatic = automatic_learning_rate(census.hidden_size, census.model_type)
+    assert arm_settings(study) == {
+        "Efficient": (4, 8, 0.0, automatic),
+        "Quality": (4, 8, 0.0, automatic),
+        "Efficient, r 8": (8, 16, 0.0, automatic),
+        "Efficient, r 8, alpha 8": (8, 8, 0.0, automatic),
         "Efficient, dropout 0.1, rate 0.002": (4, 8, 0.1, 2e-3),
-        "wide": (16, 32, 0.0, 2e-4),
+        "wide": (16, 32, 0.0, automatic),
     }
 
 

@@ -31,7 +31,7 @@ def test_the_form_has_all(ed: User, project: Project) -> None:
 
 
 def test_the_api_has_all() -> None:
-    assert list(HyperparametersIn.model_fields) == NAMES
+    assert list(HyperparametersIn.model_fields) == ["length", *NAMES]
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_length": 32}], ids=["clone", "retry"])
