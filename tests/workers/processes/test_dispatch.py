@@ -64,6 +64,7 @@ def late(run: TrainingRun) -> Job:
 # Chores and heartbeat
 
 
+@pytest.mark.django_db
 def test_failing_chore_delays_no_other() -> None:
     stop, ran = threading.Event(), list[str]()
 

@@ -73,6 +73,7 @@ def test_arm_on_experts_is_compared_with_attention(
     assert all(run.measured["peak_memory_bytes"] for run in study.final_runs())
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_dora_is_compared_with_lora(
     project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
