@@ -27,7 +27,7 @@ start:
 BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
 PYTEST = $(VENV) -m pytest -q
 # One more than two cores keep busy, because tests often wait.
-PROCESSES = 4
+PROCESSES = 3
 test:
 	@$(MACHINE) test
 	@$(BROWSER) && exec $(PYTEST) -n $(PROCESSES) --durations 10

@@ -1,4 +1,4 @@
-"""Order and distribution of the tests among processes: `pytest -n 4`. A pytest plugin (see `addopts`).
+"""Order and distribution of the tests among processes: `pytest -n 3`. A pytest plugin (see `addopts`).
 
 xdist's own groups have no effect under pytest 9.2, whose node ids are no strings any more.
 """
