@@ -26,7 +26,7 @@ start:
 
 BROWSER = CHROMIUM="$$($(MACHINE) browser)" && export CHROMIUM
 PYTEST = $(VENV) -m pytest -q
-# One more than two cores keep busy, because tests often wait.
+# One more than two cores, because tests often wait; four took three minutes longer.
 PROCESSES = 3
 test:
 	@$(MACHINE) test
