@@ -17,7 +17,7 @@ USUAL_VALIDATIONS, MOST_VALIDATIONS = 3, 11
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """How many rows to validate on, and after which steps; step 0 measures the untrained adapter."""
+    """Number of rows to validate on, and the steps after which; step 0 measures the untrained adapter."""
 
     rows: int
     steps: tuple[int, ...]

@@ -19,9 +19,9 @@ from dashboard.models.accounts.project import parse_id
 from dashboard.models.catalog.metrics import METRICS
 from dashboard.models.evaluations import forgetting
 from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_page, answer_pairs
-from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
+from dashboard.models.studies.results.limits import warnings
 from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
 from dashboard.presenters.study_page import result_figures
 

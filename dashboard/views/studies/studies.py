@@ -22,9 +22,9 @@ from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Stud
 from dashboard.models.accounts.project import parse_id
 from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
-from dashboard.models.studies.limits import added_seeds
 from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
+from dashboard.models.studies.results.limits import added_seeds
 from dashboard.models.studies.results.verdict_sentence import advised_seeds, verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice

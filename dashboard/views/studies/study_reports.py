@@ -15,7 +15,7 @@ from django.views.decorators.http import require_GET
 from dashboard.gate import Request
 from dashboard.models import Adapter, Study
 from dashboard.models.evaluations.answers import AnswerPair, answer_pairs, load_answers, study_side
-from dashboard.models.studies.limits import added_seeds
+from dashboard.models.studies.results.limits import added_seeds
 from dashboard.presenters.study_page import by_seed
 from dashboard.views.studies.study_results import result_context
 

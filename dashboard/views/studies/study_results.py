@@ -17,8 +17,8 @@ from dashboard.forms.studies.study_results import DecisionForm, ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Decision, Role, ShareLink, Study, User
 from dashboard.models.evaluations import forgetting
-from dashboard.models.studies.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.export import export_dict, item_scores
+from dashboard.models.studies.results.limits import measured_beside, unmeasured
 from dashboard.models.studies.results.result import costs_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_parts
 from dashboard.presenters.comparison_tables import settings_table

@@ -31,8 +31,8 @@ from dashboard.models.evaluations.judge_evaluation import (
     submit_judge_evaluation,
     write_verdicts,
 )
-from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import UnsavedStudy
+from dashboard.models.studies.results.limits import warnings
 from tests.conftest import finish, make_run
 from tests.dashboard.conftest import publish
 from tests.dashboard.studies.comparisons import score

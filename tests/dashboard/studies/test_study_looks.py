@@ -22,8 +22,8 @@ from dashboard.models import (
     User,
 )
 from dashboard.models.studies.added_seeds import add_seeds
-from dashboard.models.studies.limits import added_seeds
 from dashboard.models.studies.looks import ending_of, look_sentence
+from dashboard.models.studies.results.limits import added_seeds
 from tests.conftest import rewrite
 from tests.dashboard.studies.factories import Table, conclude, end_evaluation, end_training, make_study
 from workers.contract.errors import SpecError

@@ -10,8 +10,8 @@ from django.test import Client
 
 from dashboard.models import BaseModel, Dataset, Evaluation, Job, Project, Study, TrainingRun, User
 from dashboard.models.jobs.compute_use import used_seconds
-from dashboard.models.studies.limits import measured_beside
 from dashboard.models.studies.results.export import study_dict
+from dashboard.models.studies.results.limits import measured_beside
 from tests.conftest import make_base_model, make_dataset
 from tests.dashboard.studies.factories import conclude, make_arms, make_study
 from tests.dashboard.studies.results.test_study_result import TABLE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dashboard.models import BaseModel, Dataset, Job, Project, Study, TrainingRun, User
-from dashboard.models.studies.limits import cut_short, unmeasured
+from dashboard.models.studies.results.limits import cut_short, unmeasured
 from tests.dashboard.studies.factories import TABLE, conclude, end_training, make_study
 
 

@@ -15,7 +15,6 @@ from tests.engine.training.test_train import everything
 from workers.contract.specs import TrainSpec
 from workers.engine.base_models.model import load_base
 from workers.engine.training import lora
-from workers.engine.training.recompute import set_recompute
 from workers.engine.training.train import train
 
 MakeSpec = Callable[..., TrainSpec]
@@ -59,15 +58,15 @@ def test_only_layer_inputs_are_kept(make_spec: MakeSpec) -> None:
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
     ids = torch.zeros((2, 30), dtype=torch.long)
     whole = kept_bytes(model, ids)
-    set_recompute(model, True)
+    lora.set_recompute(model, True)
     assert kept_bytes(model, ids) < whole / 5
-    set_recompute(model, False)
+    lora.set_recompute(model, False)
     assert kept_bytes(model, ids) == whole
 
 
 def test_submodules_stay_in_evaluation_mode(make_spec: MakeSpec) -> None:
     spec = make_spec(target=everything(4))
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
-    set_recompute(model, True)
+    lora.set_recompute(model, True)
     training = {type(module).__name__ for module in model.modules() if module.training}
     assert training == {"LlamaDecoderLayer"}

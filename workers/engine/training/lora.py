@@ -7,6 +7,7 @@ initial values, names and the file format. Knows nothing of data or of the loop.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from workers.contract.errors import TargetError
 from workers.contract.specs import TrainSpec
@@ -168,6 +170,23 @@ def set_dropout(model: Any, on: bool) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.lora_dropout.train(on)
+
+
+def set_recompute(model: Any, on: bool) -> None:
+    """Switch gradient checkpointing for every layer: it keeps only its input, and is computed again backward.
+
+    Transformers recomputes only layers in training mode, so the flag is set on the layers alone: their
+    submodules stay in evaluation mode, and the base model's own dropout stays off.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # Not reentrant: the lowest layers need no gradient for their inputs.
+    recompute: Any = functools.partial(checkpoint, use_reentrant=False)
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = on
+            layer.training = on
+            layer._gradient_checkpointing_func = recompute
 
 
 def _short(error: Exception) -> str:

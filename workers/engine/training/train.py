@@ -24,7 +24,6 @@ from workers.engine.training import checkpoints, fingerprint, fused, lora, runti
 from workers.engine.training.arms import Arm, check_shared, prepare_arms
 from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
-from workers.engine.training.recompute import set_recompute
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.runtime import stop_if_asked
 
@@ -96,7 +95,7 @@ def train(
                 if step > arm.step:
                     # Forward and backward: each micro-batch adds its share of the step's mean loss.
                     lora.set_dropout(model, learn.lora_dropout > 0)
-                    set_recompute(model, learn.gradient_checkpointing)
+                    lora.set_recompute(model, learn.gradient_checkpointing)
                     runtime.set_random_state(arm.random_state, device)
                     batches = arm.step_examples(step)
                     labelled = sum(example.target_count for batch in batches for example in batch)
@@ -163,7 +162,7 @@ def validation_loss(
 ) -> float:
     """Return the mean cross-entropy in nats over all labelled tokens of the arm's validation rows."""
     lora.set_dropout(scorer.model, False)
-    set_recompute(scorer.model, False)
+    lora.set_recompute(scorer.model, False)
     total, tokens = 0.0, 0
     for examples in micro_batches(
         arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dashboard.models.evaluations import forgetting
-from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.looks import ending_of
 from dashboard.models.studies.results.comparison import UnsavedStudy
+from dashboard.models.studies.results.limits import warnings
 from dashboard.models.studies.results.result import costs_of
 from dashboard.models.studies.results.scores import ArmScores, RowScores, groups_of, scores_of
 from dashboard.models.studies.results.verdict_sentence import verdict_sentence

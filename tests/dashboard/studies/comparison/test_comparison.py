@@ -9,8 +9,8 @@ import pytest
 
 from dashboard.charts.study_charts import pareto
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, TrainingRun, User
-from dashboard.models.studies.limits import warnings
 from dashboard.models.studies.results.comparison import UnsavedStudy, arms_of
+from dashboard.models.studies.results.limits import warnings
 from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from tests.conftest import make_dataset, make_run
 from tests.dashboard.conftest import publish

@@ -10,9 +10,9 @@ import pytest
 from django.test import Client
 
 from dashboard.models import ArmPlan, BaseModel, Dataset, Job, Project, State, Study, TargetModuleConfig, User
-from dashboard.models.studies.limits import measured_beside
 from dashboard.models.studies.plan import count_jobs
 from dashboard.models.studies.results.export import study_dict
+from dashboard.models.studies.results.limits import measured_beside
 from dashboard.presenters.study_grid import grid_of
 from tests.dashboard.studies.factories import Table, conclude, end_training, make_arms, make_study
 from tests.dashboard.studies.plan.test_study_create import PLAN, entered

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dashboard.models import BaseModel, Dataset, Job, Project, State, Study, TrainingRun
-from dashboard.models.studies.limits import unmeasured
 from dashboard.models.studies.results.export import study_dict
+from dashboard.models.studies.results.limits import unmeasured
 from tests.dashboard.studies.factories import Table, conclude, end_training, make_study
 
 RATES = [1e-4, 5e-4, 1e-3]

@@ -18,7 +18,7 @@ from dashboard.models import (
     TrainingRun,
     User,
 )
-from dashboard.models.studies.limits import unmeasured
+from dashboard.models.studies.results.limits import unmeasured
 from dashboard.models.studies.results.result import result_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm, verdict_sentence
 from dashboard.presenters.study_page import deltas
