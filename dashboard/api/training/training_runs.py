@@ -133,9 +133,9 @@ def create(request: Call, payload: RunIn) -> Status[dict[str, Any]]:
     409 `over_budget`: the project's compute budget of this month is too small; the message states the rest.
     """
     if payload.reuse:
-        twin = TrainingRun.objects.finished_twin(draft(request, payload, confirmed=payload.confirmed))
-        if twin:
-            return Status(200, detail(request, twin.pk))
+        equal_run = TrainingRun.objects.finished_equal(draft(request, payload, confirmed=payload.confirmed))
+        if equal_run:
+            return Status(200, detail(request, equal_run.pk))
     job = once(request, Job.Kind.TRAIN, lambda key: launch(request, payload, key))
     return Status(202, serialize_run(with_facts().get(job=job)))
 

@@ -24,13 +24,13 @@ ITEMS_AT_ONCE = 500
 
 def reuse_run(run: TrainingRun) -> bool:
     """Save a frozen run as finished if there is one with an equal spec; return whether there is."""
-    twin = TrainingRun.objects.finished_twin(run)
-    if twin is None:
+    equal_run = TrainingRun.objects.finished_equal(run)
+    if equal_run is None:
         return False
-    run.reused_from, run.outcome = twin, TrainingRun.Outcome.SUCCEEDED
-    run.ended_step, run.measured = twin.ended_step, twin.measured
+    run.reused_from, run.outcome = equal_run, TrainingRun.Outcome.SUCCEEDED
+    run.ended_step, run.measured = equal_run.ended_step, equal_run.measured
     run.save()
-    adapter = twin.adapter
+    adapter = equal_run.adapter
     Adapter.objects.publish(run, adapter.folder, adapter.files, adapter.size_bytes)
     return True
 

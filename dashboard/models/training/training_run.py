@@ -70,7 +70,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             .exclude(job__state__in=[State.SUCCEEDED, State.FAILED, State.CANCELLED])
         )
 
-    def finished_twin(self, run: TrainingRun) -> TrainingRun | None:
+    def finished_equal(self, run: TrainingRun) -> TrainingRun | None:
         """Return the newest finished run of the project with an equal spec and an adapter, or None.
 
         Runs of a study that goes on are left out, because their scores are sealed.
@@ -86,7 +86,7 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
             adapter__isnull=False,
         )
         found = equal.exclude(spec_digest="").select_related("adapter").order_by("-pk")
-        return next((twin for twin in found if twin.adapter.path().is_dir()), None)
+        return next((equal_run for equal_run in found if equal_run.adapter.path().is_dir()), None)
 
     def launched_with(self, project: Project, idempotency_key: str) -> TrainingRun | None:
         """Return the run that an earlier request with this key started, if any."""

@@ -32,8 +32,8 @@ def create(request: Request) -> HttpResponse:
     request.project.require(request.user, Role.EDITOR)
     if request.method == "POST":
         form = TrainingRunForm(request.POST, caller=request.user, project=request.project, initial={})
-        if "again" not in request.POST and (twin := finished_twin(request, form)):
-            context = {**form_context(form, form), "twin": twin}
+        if "again" not in request.POST and (equal_run := finished_equal(request, form)):
+            context = {**form_context(form, form), "equal_run": equal_run}
             return render(request, "training/create.html", context, status=409)
         run = launched_once(form, TrainingRun.objects.launched_with, partial(launch, request, form))
         if run is not None:
@@ -73,10 +73,10 @@ def launch(request: Request, form: TrainingRunForm, key: str) -> TrainingRun:
     return run
 
 
-def finished_twin(request: Request, form: TrainingRunForm) -> TrainingRun | None:
+def finished_equal(request: Request, form: TrainingRunForm) -> TrainingRun | None:
     """Return a finished run that equals the form's; None if there is none or the form is not valid."""
     try:
-        return TrainingRun.objects.finished_twin(frozen(request, form)) if form.is_valid() else None
+        return TrainingRun.objects.finished_equal(frozen(request, form)) if form.is_valid() else None
     except (SpecError, TargetError):
         return None
 

@@ -30,7 +30,7 @@ def finished(client: Client, form: dict[str, Any]) -> TrainingRun:
 
 def test_form_links_to_the_finished_run(client: Client, form: dict[str, Any], finished: TrainingRun) -> None:
     answer = client.post(URL, form | {"idempotency_key": "", "name": "Another name"})
-    assert (answer.status_code, answer.context["twin"]) == (409, finished)
+    assert (answer.status_code, answer.context["equal_run"]) == (409, finished)
     assert f'href="{finished.get_absolute_url()}"' in answer.content.decode()
     assert TrainingRun.objects.count() == 1
 
