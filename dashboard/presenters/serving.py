@@ -68,13 +68,13 @@ def recipes(adapter: Adapter) -> list[Recipe]:
                     "those needs less memory."
                 ),
                 commands.vllm_command(
-                    base.hub_id, base.revision, model_type(base), [server], in_4bit=adapter.run.in_4bit
+                    base.hub_id, base.revision, base.model_type, [server], in_4bit=adapter.run.in_4bit
                 ),
             )
         )
     else:
         found.append(Recipe("vllm", "vLLM", reason, ""))
-    if not (reason := adapter.gguf_refusal()):
+    if not (reason := adapter.gguf_refusal):
         name = adapter.gguf_name()
         explanation = _("Download the GGUF file, and put the base model's GGUF file in place of BASE.gguf.")
         found.append(Recipe("llama-cpp", "llama.cpp", explanation, commands.llama_cpp_command(name)))
@@ -124,7 +124,7 @@ def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedS
     command, widest = "", []
     sizes: tuple[int | None, int | None] = None, None
     if kept:
-        kind = model_type(base_model)
+        kind = base_model.model_type
         modules, rank = commands.vllm_modules(servers, kind), commands.vllm_rank(servers)
         in_4bit = all(adapter.run.in_4bit for adapter in kept)
         command = commands.vllm_command(
@@ -144,8 +144,3 @@ def shared_server(base_model: BaseModel, adapters: Sequence[Adapter]) -> SharedS
                 widest.append((adapter, own))
     left_out = [(adapter, reason) for adapter, reason in reasons if reason]
     return SharedServer(base_model, kept, command, *sizes, widest, left_out)
-
-
-def model_type(base_model: BaseModel) -> str:
-    """Return Transformers' name of its architecture; "" before the inspection."""
-    return str((base_model.census or {}).get("model_type", ""))

@@ -64,7 +64,6 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "settled": adapter.run.is_settled,
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
-        "has_gguf": not adapter.gguf_refusal(),
         "recipes": serving.recipes(adapter),
         "smoke_test": serving.smoke_test(adapter),
         "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -174,11 +175,11 @@ class Adapter(models.Model):
         """Return the file name of the GGUF download."""
         return self.archive_name().removesuffix(".zip") + ".gguf"
 
+    @functools.cached_property
     def gguf_refusal(self) -> str:
-        """Return the reason why there is no GGUF file of this adapter, as a sentence; "" if there is one."""
-        model_type = str((self.base_model.census or {}).get("model_type", ""))
+        """The reason why there is no GGUF file of this adapter, as a sentence; "" if there is one."""
         try:
-            return gguf_adapter.refusal(self.path() / WEIGHTS, model_type)
+            return gguf_adapter.refusal(self.path() / WEIGHTS, self.base_model.model_type)
         except (OSError, ValueError):
             return str(FILES_MISSING)
 

@@ -187,6 +187,11 @@ class BaseModel(models.Model):
         """Return whether runs can start on it: it has a census, and its last inspection did not fail."""
         return self.census is not None and self.state not in (State.FAILED, State.CANCELLED)
 
+    @property
+    def model_type(self) -> str:
+        """Return Transformers' name of its architecture; "" before the first inspection."""
+        return str((self.census or {}).get("model_type", ""))
+
     def load_census(self) -> Census:
         """Return the census. Raises ValueError before the first inspection, TargetError if it is outdated."""
         if self.census is None:
