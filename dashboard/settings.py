@@ -291,6 +291,12 @@ STORAGES = {
 
 # OpenMP threads of a training process; 0 leaves one core to the web.
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
+# Limits of an inference job: answers at a time, tokens of all of them together, adapters in memory, and the
+# minutes without a request after which it ends and frees the base model's memory.
+INFERENCE_ROWS = env.int("INFERENCE_ROWS", default=16)
+INFERENCE_TOKENS = env.int("INFERENCE_TOKENS", default=16_384)
+INFERENCE_ADAPTERS = env.int("INFERENCE_ADAPTERS", default=32)
+INFERENCE_IDLE_MINUTES = env.int("INFERENCE_IDLE_MINUTES", default=10)
 # Time in which ended runs can be resumed, and limits of age and size for logs.
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)

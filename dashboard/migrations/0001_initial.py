@@ -242,8 +242,8 @@ class Migration(migrations.Migration):
             name='Job',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers')], max_length=10)),
-                ('queue', models.CharField(choices=[('gpu', 'Training'), ('cpu', 'Light work')], max_length=10)),
+                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers'), ('serve', 'Answer prompts')], max_length=10)),
+                ('queue', models.CharField(choices=[('gpu', 'Training'), ('cpu', 'Light work'), ('serve', 'Playground and chat')], max_length=10)),
                 ('state', models.CharField(choices=[('queued', 'Waiting'), ('starting', 'Starting'), ('running', 'Running'), ('finalizing', 'Saving'), ('cancelling', 'Stopping'), ('interrupted', 'Interrupted, will continue by itself'), ('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped')], default='queued', max_length=12)),
                 ('spec', models.JSONField()),
                 ('priority', models.SmallIntegerField(choices=[(1, 'High'), (0, 'Normal'), (-1, 'Low')], default=0)),
@@ -297,6 +297,11 @@ class Migration(migrations.Migration):
             model_name='basemodel',
             name='job',
             field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='base_models', to='dashboard.job'),
+        ),
+        migrations.AddField(
+            model_name='basemodel',
+            name='serving_job',
+            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='served_base_models', to='dashboard.job'),
         ),
         migrations.CreateModel(
             name='JobEvent',

@@ -71,6 +71,7 @@ RUNNING_WORDS = {
     Job.Kind.TRAIN: gettext_lazy("Training"),
     Job.Kind.EVALUATE: gettext_lazy("Evaluating"),
     Job.Kind.JUDGE: gettext_lazy("Judging"),
+    Job.Kind.SERVE: gettext_lazy("Answering"),
 }
 STATE_WORDS = {
     **dict(State.choices),

@@ -188,6 +188,29 @@ class InspectSpec:
     cache: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServeSpec:
+    """Answer chats with one base model and adapters on it, until no request has come for a while.
+
+    `socket`: where it listens; requests are those of `workers.contract.chat`. `adapters`: the folder that
+    holds all adapters, each in a folder named by its content's hash. The limits bound its memory: so many
+    answers at a time, tokens of all of them together, and adapters in memory.
+    """
+
+    base: BaseSpec
+    socket: str
+    adapters: str
+    max_rows: int = 16
+    max_tokens: int = 16_384
+    max_adapters: int = 32
+    idle_seconds: float = 600.0
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if min(self.max_rows, self.max_tokens, self.max_adapters) < 1:
+            raise SpecError("max_rows", "The limits of an inference job must be at least 1.")
+
+
 SPEC_TYPES: dict[str, type] = {
     "train": TrainSpec,
     "evaluate": EvalSpec,

@@ -121,6 +121,12 @@ def commit_import(recorder: ResultRecorder) -> None:
     version.delete_upload()
 
 
+def commit_serving(recorder: ResultRecorder) -> None:
+    """End an inference job; it leaves nothing behind."""
+    with transaction.atomic():
+        finish_job(recorder.job)
+
+
 def commit_inspection(recorder: ResultRecorder) -> None:
     """Commit a base model's census."""
     base_model = BaseModel.objects.get(job=recorder.job)
@@ -281,4 +287,5 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
     Job.Kind.INSPECT: functools.partial(ResultRecorder, commit=commit_inspection),
     Job.Kind.TRAIN: TrainRecorder,
     Job.Kind.EVALUATE: functools.partial(ResultRecorder, commit=commit_evaluation),
+    Job.Kind.SERVE: functools.partial(ResultRecorder, commit=commit_serving),
 }

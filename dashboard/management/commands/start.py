@@ -176,7 +176,7 @@ def collect_static_files() -> None:
 
 
 def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
-    """Return broker, web server, dispatcher, one worker per device, and one worker for light jobs."""
+    """Return broker, web server, dispatcher, one worker per device, one for light jobs and one for chats."""
     environment = {**os.environ, "STATIC_MANIFEST": "1", "PYTHONUNBUFFERED": "1"}
     if broker:
         environment["BROKER_SOCKET"] = str(broker)
@@ -186,6 +186,8 @@ def program_list(host: str, port: int, broker: Path | None) -> list[Program]:
         Program("web", [*web, *WEB_OPTIONS], environment),
         Program("dispatch", [sys.executable, "manage.py", "dispatch"], environment, stop_order=1),
         worker("cpu", "cpu", 2, environment),
+        # Trainings have the GPUs to themselves.
+        worker("serve", "serve", 1, {**environment, "CUDA_VISIBLE_DEVICES": ""}),
     ]
     for index, device in enumerate(devices()):
         own = {**environment, "CUDA_VISIBLE_DEVICES": device} if device else environment

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.accounts.project import Project, SharedQuerySet
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
-from workers.contract.specs import BaseSpec, InspectSpec, to_dict
+from workers.contract.specs import BaseSpec, InspectSpec, ServeSpec, to_dict
 from workers.target_modules.census import CENSUS_VERSION, Census
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ class BaseModel(models.Model):
     parameters = models.BigIntegerField(null=True, blank=True)
     census = models.JSONField(null=True, blank=True)
     job = models.ForeignKey(Job, models.SET_NULL, null=True, blank=True, related_name="base_models")
+    # The newest job that answers prompts with it.
+    serving_job = models.ForeignKey(
+        Job, models.SET_NULL, null=True, blank=True, related_name="served_base_models"
+    )
     added_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -159,6 +163,34 @@ class BaseModel(models.Model):
             )
             self.save()
         return self.job
+
+    def serve(self, by: User | None = None) -> Job:
+        """Return the job that answers prompts with it; queue one if none is open."""
+        with transaction.atomic():
+            # Two requests may come at once: the second gets the first one's job.
+            job = BaseModel.objects.select_for_update().get(pk=self.pk).serving_job
+            if job is None or job.is_over or job.is_stop_requested:
+                spec = to_dict(self.serve_spec())
+                job = Job.objects.submit(Job.Kind.SERVE, spec, project=self.project, by=by)
+                BaseModel.objects.filter(pk=self.pk).update(serving_job=job)
+            self.serving_job = job
+        return job
+
+    def serve_spec(self) -> ServeSpec:
+        """Return the spec of its inference job, with the limits of this installation."""
+        return ServeSpec(
+            base=self.spec(),
+            socket=str(self.socket()),
+            adapters=str(Path(settings.DATA_DIR) / "adapters"),
+            max_rows=settings.INFERENCE_ROWS,
+            max_tokens=settings.INFERENCE_TOKENS,
+            max_adapters=settings.INFERENCE_ADAPTERS,
+            idle_seconds=60.0 * settings.INFERENCE_IDLE_MINUTES,
+        )
+
+    def socket(self) -> Path:
+        """Return where its inference job listens for chats."""
+        return Path(settings.DATA_DIR) / "run" / "chat" / f"base-{self.pk}.sock"
 
     def local_folder(self) -> Path:
         """Return the folder of a bundled model or of one under DATA_DIR/models."""

@@ -35,7 +35,7 @@ ACTOR_LETTERS = 254
 
 
 class Job(models.Model):
-    """One piece of work for a worker process: import, inspect, train, evaluate or judge."""
+    """One piece of work for a worker process: import, inspect, train, evaluate, judge or serve."""
 
     class Kind(models.TextChoices):
         IMPORT = "import", _("Import")
@@ -43,6 +43,7 @@ class Job(models.Model):
         TRAIN = "train", _("Fine-tune")
         EVALUATE = "evaluate", _("Evaluate")
         JUDGE = "judge", _("Judge answers")
+        SERVE = "serve", _("Answer prompts")
 
     class Priority(models.IntegerChoices):
         HIGH = 1, _("High")
@@ -52,6 +53,7 @@ class Job(models.Model):
     class Queue(models.TextChoices):
         GPU = "gpu", _("Training")
         CPU = "cpu", _("Light work")
+        SERVE = "serve", _("Playground and chat")
 
     class Keep(models.TextChoices):
         """The result that a stopped training keeps."""

@@ -40,7 +40,10 @@ class JobQuerySet(ProjectQuerySet["Job"]):
     ) -> Job:
         """Create a queued job with its event and wake-up in one transaction. Needs no broker."""
         kinds, queues = self.model.Kind, self.model.Queue
-        queue = queues.GPU if kind in (kinds.TRAIN, kinds.EVALUATE) else queues.CPU
+        # An inference job lasts as long as people chat, so that it must not occupy a worker for other work.
+        queue = queues.SERVE if kind == kinds.SERVE else queues.CPU
+        if kind in (kinds.TRAIN, kinds.EVALUATE):
+            queue = queues.GPU
         with transaction.atomic():
             job = self.create(
                 kind=kind,

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.jobs.job import Job
@@ -34,6 +34,12 @@ from dashboard.models.operations.outdated_tables import is_due_to_old_tables
 
 FULL_BYTES = 1024**3
 STUCK_AFTER = timedelta(seconds=120)
+# The name of each queue's worker, and Celery's options for it.
+WORKERS = {
+    Job.Queue.GPU: (gettext_lazy("Worker for training and evaluation"), "-c 1 -Q gpu -n gpu0@%h"),
+    Job.Queue.CPU: (gettext_lazy("Worker for imports and inspections"), "-c 2 -Q cpu -n cpu@%h"),
+    Job.Queue.SERVE: (gettext_lazy("Worker for playground and chat API"), "-c 1 -Q serve -n serve@%h"),
+}
 
 
 def run_health_checks() -> list[HealthCheck]:
@@ -122,11 +128,7 @@ def check_disk() -> HealthCheck:
 def check_workers(queue: Job.Queue) -> HealthCheck:
     """Check that a worker takes the jobs of `queue` and that none has fallen silent."""
     code = f"worker-{queue}"
-    title = (
-        _("Worker for training and evaluation")
-        if queue == Job.Queue.GPU
-        else _("Worker for imports and inspections")
-    )
+    title, options = WORKERS[queue]
     nodes = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue=queue)
     taking = nodes.alive().filter(draining=False).count()
     silent = list(nodes.silent().values_list("name", flat=True))
@@ -147,8 +149,7 @@ def check_workers(queue: Job.Queue) -> HealthCheck:
         remedy = _("Start Graftworks or this worker. If it is running, its log shows why it cannot work.")
     if silent:
         text = f"{text} {_('Stopped responding: %(names)s.') % {'names': join_names(silent)}}"
-    processes = "-c 1 -Q gpu -n gpu0@%h" if queue == Job.Queue.GPU else "-c 2 -Q cpu -n cpu@%h"
-    command = start_command(f"celery -A workers.celery worker -P prefork {processes}")
+    command = start_command(f"celery -A workers.celery worker -P prefork {options}")
     return HealthCheck(code, title, level, text, remedy, command)
 
 

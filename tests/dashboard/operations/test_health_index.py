@@ -48,7 +48,7 @@ def change(name: str, **fields: object) -> None:
 @pytest.fixture
 def healthy(db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Create an installation that passes every check."""
-    for name, queue in (("gpu0@box", "gpu"), ("cpu@box", "cpu")):
+    for name, queue in (("gpu0@box", "gpu"), ("cpu@box", "cpu"), ("serve@box", "serve")):
         WorkerNode.objects.register(name, queue=queue, host="box", pid=1, clock_ahead=0.1)
     WorkerNode.objects.register("dispatch@box", kind="dispatcher", host="box", pid=1)
     assert WorkerNode.objects.acquire_lead("dispatch@box")
@@ -76,7 +76,7 @@ def test_healthy_installation_passes(healthy: None, check_page: Callable[[], str
     assert "All checks passed." in check_page()
 
 
-@pytest.mark.parametrize(("queue", "name"), [("gpu", "gpu0@box"), ("cpu", "cpu@box")])
+@pytest.mark.parametrize(("queue", "name"), [("gpu", "gpu0@box"), ("cpu", "cpu@box"), ("serve", "serve@box")])
 def test_queue_without_worker_is_a_problem(
     healthy: None, monkeypatch: pytest.MonkeyPatch, queue: str, name: str
 ) -> None:

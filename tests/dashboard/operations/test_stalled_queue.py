@@ -25,7 +25,7 @@ GPU = 'data-stalled-queue="gpu"'
 @pytest.fixture(autouse=True)
 def workers(db: None) -> None:
     """Create a worker for each queue and a dispatcher."""
-    for name in ("gpu0", "cpu"):
+    for name in ("gpu0", "cpu", "serve"):
         WorkerNode.objects.register(f"{name}@box", queue=name.rstrip("0"), host="box", pid=1)
     WorkerNode.objects.register("dispatcher@box", kind="dispatcher", host="box", pid=2)
 
@@ -47,7 +47,7 @@ def page_of(client: Client, user: User, address: str) -> str:
     return client.get(address).content.decode()
 
 
-@pytest.mark.parametrize(("name", "queue"), [("gpu0@box", "gpu"), ("cpu@box", "cpu")])
+@pytest.mark.parametrize(("name", "queue"), [("gpu0@box", "gpu"), ("cpu@box", "cpu"), ("serve@box", "serve")])
 def test_queue_without_worker_is_stalled(name: str, queue: str) -> None:
     assert stalled_queues() == {}
     stop(name)
@@ -68,10 +68,10 @@ def test_paused_and_draining_workers_take_no_job() -> None:
 
 
 def test_same_reason_for_all_queues_is_one_entry() -> None:
-    stop("gpu0@box", "cpu@box")
+    stop("gpu0@box", "cpu@box", "serve@box")
     assert reasons() == {ALL_QUEUES: "missing"}
     change("gpu0@box", stopped_at=None, paused_at=timezone.now())
-    assert reasons() == {"gpu": "paused", "cpu": "missing"}
+    assert reasons() == {"gpu": "paused", "cpu": "missing", "serve": "missing"}
 
 
 def test_sentences() -> None:

@@ -1,0 +1,205 @@
+"""Relays chats between a web request and the inference job of a base model, without a thread per stream.
+
+`stream_chat` is for pages and API alike. It serves one host: web process and worker share a data folder and a
+kernel, because the job listens on a Unix socket. Callers check permissions on rows first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+from django.db.models import TextChoices
+from django.utils.translation import gettext as _
+
+from dashboard.models import Adapter, BaseModel, Job, Project, State, User, WorkerNode
+from workers.contract.chat import (
+    MAX_LINE,
+    Accepted,
+    ChatEvent,
+    ChatRequest,
+    ChatSettings,
+    End,
+    Refused,
+    Text,
+    from_line,
+    short_address,
+)
+
+# A model loads within seconds, and a program asks again soon.
+RETRY_SECONDS = 5
+# Until a request is accepted, and between two parts of an answer that waits for its turn.
+ACCEPT_SECONDS, SILENT_SECONDS = 60.0, 300.0
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A base model, or an adapter on it."""
+
+    base: BaseModel
+    adapter: Adapter | None = None
+
+    def is_usable_by(self, project: Project) -> bool:
+        """Return whether the project may chat with it: its own rows, and built-in base models."""
+        if self.adapter is not None:
+            return self.adapter.project_id == project.pk and self.adapter.base_model_id == self.base.pk
+        return self.base.project_id in (None, project.pk)
+
+
+class EngineState(TextChoices):
+    """The state of a base model's inference job. The label is the sentence that pages show."""
+
+    READY = "ready", _("Ready.")
+    STARTING = "starting", _("Starting the model. The first time takes up to a minute.")
+    WAITING = "waiting", _("Waiting for a free worker. It ends its chats with another base model first.")
+    NO_WORKER = "no_worker", _("No worker for chats is running. Start Graftworks or this worker again.")
+
+
+class ChatFailed(Exception):
+    """A chat without an answer, or with half of one. `message` is for the user."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class ModelUnknown(ChatFailed):
+    """The project has no such base model or adapter: 404."""
+
+
+class ChatInvalid(ChatFailed):
+    """The messages cannot be answered, for example because they are too long: 400."""
+
+
+class ChatUnavailable(ChatFailed):
+    """No answer now: starting, waiting, busy or without a worker. 503 with `Retry-After: retry_after`."""
+
+    retry_after = RETRY_SECONDS
+
+
+class ChatBroken(ChatFailed):
+    """The answer ended before its last token: the worker stopped, or its adapter was deleted."""
+
+
+async def stream_chat(
+    project: Project,
+    model: ChatModel,
+    messages: Sequence[dict[str, str]],
+    settings: ChatSettings,
+    *,
+    by: User | None = None,
+) -> AsyncIterator[Text | End]:
+    """Send a chat and return its answer's parts, of which the last is an End.
+
+    `messages`: dicts with exactly `role` (system, user, assistant) and `content` (text). It returns once the
+    request is accepted, so that everything which has a status of its own is raised here: ModelUnknown,
+    ChatInvalid, ChatUnavailable (a job is queued if none is alive), and `workers.contract.chat.ChatError` for
+    messages in a wrong form. The iterator raises ChatBroken. Close it (`aclose`) to cancel the request;
+    Django does so when the client has gone.
+    """
+    if not model.is_usable_by(project):
+        raise ModelUnknown("model_not_found", _("This project has no such base model or adapter."))
+    adapter = model.adapter.folder if model.adapter else ""
+    request = ChatRequest(messages=list(messages), settings=settings, adapter=adapter)
+    connection = await _connect(model.base.socket())
+    if connection is None:
+        state = await request_engine(model.base, by)
+        raise ChatUnavailable(state.value, str(state.label))
+    reader, writer = connection
+    try:
+        writer.write(request.to_line())
+        await writer.drain()
+        _accepted(await asyncio.wait_for(_read(reader), ACCEPT_SECONDS))
+    except TimeoutError as silent:
+        writer.close()
+        raise ChatUnavailable("busy", _("The model is busy. Try again shortly.")) from silent
+    except BaseException:
+        writer.close()
+        raise
+    return _parts(reader, writer)
+
+
+def _accepted(event: ChatEvent) -> None:
+    """Raise the refusal of a request."""
+    if isinstance(event, Accepted):
+        return
+    if not isinstance(event, Refused):
+        raise ChatBroken("engine_stopped", _("The worker sent no answer that can be read."))
+    if event.code in ("busy", "stopping"):
+        raise ChatUnavailable(event.code, event.message)
+    if event.code == "adapter_missing":
+        raise ModelUnknown(event.code, event.message)
+    if event.code == "internal_error":
+        raise ChatBroken(event.code, event.message)
+    raise ChatInvalid(event.code, event.message)
+
+
+async def _parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncIterator[Text | End]:
+    """Yield an answer's parts; the connection ends with it, which cancels a request that is not answered."""
+    try:
+        while True:
+            try:
+                event = await asyncio.wait_for(_read(reader), SILENT_SECONDS)
+            except TimeoutError as silent:
+                raise ChatBroken("silent", _("The worker has stopped responding. Try again.")) from silent
+            if isinstance(event, Refused):
+                raise ChatBroken(event.code, event.message)
+            if isinstance(event, Text | End):
+                yield event
+            if isinstance(event, End):
+                return
+    finally:
+        writer.close()
+
+
+async def _read(reader: asyncio.StreamReader) -> ChatEvent:
+    """Return the next event. Raises ChatBroken if the worker has gone."""
+    try:
+        return from_line(await reader.readline())
+    except (ValueError, OSError) as error:
+        message = _("The worker stopped in the middle of the answer. Send the prompt again.")
+        raise ChatBroken("engine_stopped", message) from error
+
+
+async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """Return a connection to the inference job, or None if it does not listen."""
+    with contextlib.suppress(OSError), short_address(path) as address:
+        return await asyncio.open_unix_connection(address, limit=MAX_LINE)
+    return None
+
+
+async def is_ready(base: BaseModel) -> bool:
+    """Return whether the inference job of this base model listens."""
+    connection = await _connect(base.socket())
+    if connection is not None:
+        connection[1].close()
+    return connection is not None
+
+
+async def request_engine(base: BaseModel, by: User | None) -> EngineState:
+    """Queue the inference job of a base model if none is open, and return its state.
+
+    Raises ChatInvalid for a base model that is not ready, and ChatBroken with the job's error if it failed.
+    """
+    # A thread-sensitive call would hold one database connection per stream.
+    return await sync_to_async(_request_engine, thread_sensitive=False)(base, by)
+
+
+def _request_engine(base: BaseModel, by: User | None) -> EngineState:
+    close_old_connections()
+    try:
+        if not base.is_ready:
+            raise ChatInvalid("base_not_ready", _("This base model is not ready yet. Its page shows why."))
+        job = base.serve(by)
+        if job.state != State.QUEUED:
+            return EngineState.STARTING
+        if not WorkerNode.objects.slots_by_worker(Job.Queue.SERVE):
+            return EngineState.NO_WORKER
+        return EngineState.STARTING if Job.objects.idle_slots(Job.Queue.SERVE) else EngineState.WAITING
+    finally:
+        close_old_connections()
