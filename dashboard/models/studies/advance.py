@@ -17,7 +17,7 @@ from dashboard.models.studies.forecast import remaining_training_seconds, second
 from dashboard.models.studies.looks import Look, is_time_spent, open_arms
 from dashboard.models.studies.reuse import left_to_score, reuse_run
 from dashboard.models.studies.study_arm import StudyArm
-from dashboard.models.training.forecast import forecast_run
+from dashboard.models.training.forecast import forecast_runs
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.hyperparameters import Hyperparameters
 
@@ -38,7 +38,7 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
     """
     if _searches(study, idempotency_key):
         return False
-    arms = [arm for arm in study.arms.all() if not arm.is_lost]
+    arms = _arms_with_runs(study)
     is_complete, to_come = True, 0.0
     for place, seed in enumerate(study.seeds):
         runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
@@ -47,7 +47,7 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
                 is_complete, to_come = False, remaining_training_seconds(study)
                 break
             # A look has stored its verdicts.
-            arms = [arm for arm in study.arms.all() if not arm.is_lost]
+            arms = _arms_with_runs(study)
             if not open_arms(study) or is_time_spent(study, seed):
                 break
         begun = {run.study_arm_id for run in runs}
@@ -62,6 +62,11 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
         study.forecast_seconds = seconds
         study.save(update_fields=["forecast_seconds"])
     return is_complete
+
+
+def _arms_with_runs(study: Study) -> list[StudyArm]:
+    """Return the arms that are not lost, each with its runs, in two queries."""
+    return [arm for arm in study.arms.prefetch_related("runs") if not arm.is_lost]
 
 
 def _waits(study: Study, place: int, look: Look | None) -> bool:
@@ -81,7 +86,7 @@ def _searches(study: Study, idempotency_key: str) -> bool:
     """Queue the next rungs of ended ones; return whether the search goes on."""
     if not study.learning_rates:
         return False
-    arms = [arm for arm in study.arms.all() if not arm.is_lost]
+    arms = _arms_with_runs(study)
     if any(not run.is_over for arm in arms for run in arm.search_runs()):
         return True
     cells: list[Cell] = []
@@ -100,8 +105,7 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
 
     The first job gets the key.
     """
-    reused: list[TrainingRun] = []
-    runs: list[TrainingRun] = []
+    frozen = []
     for arm, learn, rung in cells:
         run = TrainingRun(
             project=study.project,
@@ -114,10 +118,12 @@ def submit_training(study: Study, cells: Sequence[Cell], idempotency_key: str = 
             rung=rung,
         )
         run.freeze(learn, confirmed=study.confirmed_by_id is not None)
-        run.forecast = forecast_run(run)
-        # A short run of the search publishes no adapter, so it has none to reuse.
-        is_reused = study.reuse and rung is None and reuse_run(run)
-        (reused if is_reused else runs).append(run)
+        frozen.append(run)
+    for run, forecast in zip(frozen, forecast_runs(frozen), strict=True):
+        run.forecast = forecast
+    # A short run of the search publishes no adapter, so it has none to reuse.
+    reused = [run for run in frozen if study.reuse and run.rung is None and reuse_run(run)]
+    runs = [run for run in frozen if run not in reused]
     for place, batch in enumerate(batches(runs, [run.requires_dedicated_base for run in runs])):
         job = Job.objects.submit(
             Job.Kind.TRAIN,

@@ -41,7 +41,7 @@ def left_to_score(study: Study, adapters: Iterable[Adapter]) -> list[Adapter]:
     While the study has no job, one adapter is left in any case: its job carries the request's key.
     """
     ordered = sorted(adapters, key=lambda adapter: adapter.run.reused_from_id is not None)
-    kept = [] if study.jobs().exists() else ordered[:1]
+    kept = [] if not ordered or study.jobs().exists() else ordered[:1]
     return kept + [adapter for adapter in ordered[len(kept) :] if not _reuse_evaluation(study, adapter)]
 
 

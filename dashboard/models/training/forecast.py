@@ -315,11 +315,23 @@ def device_threads(device: str) -> int:
 
 def forecast_run(run: TrainingRun) -> dict[str, Any]:
     """Return the forecast that a frozen run stores when it is launched, on the devices that train now."""
-    start = estimate_next_start(Job.Queue.GPU, run.project)
-    forecaster = RunForecaster.load(run.base_model, run.dataset_version)
-    resolution = run.target_module_config.resolve(run.base_model)
-    hyperparameters = Hyperparameters(**run.hyperparameters)
-    return forecaster.forecast(resolution, hyperparameters, start.at if start else None).to_dict()
+    return forecast_runs([run])[0]
+
+
+def forecast_runs(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
+    """Return the forecasts of frozen runs of one project, base model and dataset version."""
+    if not runs:
+        return []
+    start = estimate_next_start(Job.Queue.GPU, runs[0].project)
+    forecaster = RunForecaster.load(runs[0].base_model, runs[0].dataset_version)
+    return [
+        forecaster.forecast(
+            run.target_module_config.resolve(run.base_model),
+            Hyperparameters(**run.hyperparameters),
+            start.at if start else None,
+        ).to_dict()
+        for run in runs
+    ]
 
 
 def record_calibration(run: TrainingRun) -> Calibration | None:
