@@ -30,6 +30,7 @@ from django.utils.translation import gettext_lazy
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
+from dashboard import openai_errors
 from dashboard.models import ApiToken, Project, Role, User
 from dashboard.models.operations.alert import current_alerts
 
@@ -49,8 +50,8 @@ PROJECTLESS_ROUTES = frozenset(
 # Routes about the whole installation, which superusers may use without a project.
 SUPERUSER_ROUTES = frozenset({"queue-index", "queue-board", "worker-pause", "worker-resume"})
 # Routes that accept a file.
-UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets")
-API_PREFIX = "/api/"
+UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets", "/v1/files")
+API_PREFIXES = ("/api/", openai_errors.PREFIX)
 # Browsers take two slashes for the start of a host, a backslash for a slash, and ignore tabs and line breaks.
 LOCAL_PATH = re.compile(r"(/(?!/)[^/\\\x00-\x1f\x7f]*)+")
 PATH_LENGTH = 2048
@@ -89,7 +90,7 @@ class GateMiddleware(LoginRequiredMiddleware):
         request.api_token = bearer_token(request.headers.get("Authorization", ""))  # type: ignore[attr-defined]
         request.project = current_project(request)  # type: ignore[attr-defined]
         response: HttpResponse = self.get_response(request)  # type: ignore[assignment]
-        is_call = request.path.startswith(API_PREFIX)
+        is_call = request.path.startswith(API_PREFIXES)
         if response.status_code == 405 and not is_call:
             # Django's answer is empty, and the browser would show its own error.
             allowed = response["Allow"]
@@ -110,7 +111,7 @@ class GateMiddleware(LoginRequiredMiddleware):
         view_kwargs: dict[str, Any],
     ) -> HttpResponseBase | None:
         """Return the refusal, or None to call the view."""
-        if request.path.startswith(API_PREFIX):
+        if request.path.startswith(API_PREFIXES):
             return require_token(request)
         require_readable_form(request)
         refusal: HttpResponseBase | None = super().process_view(request, view_func, view_args, view_kwargs)
@@ -318,8 +319,11 @@ def _is_authenticated(headers: dict[str, str]) -> bool:
 
 
 async def _refuse(scope: Scope, send: Send, status: int, code: str, message: str) -> None:
-    is_api = scope["path"].startswith(API_PREFIX)
-    body = api_error(status, code, message).content if is_api else json.dumps(message).encode()
+    is_api = scope["path"].startswith(API_PREFIXES)
+    error: HttpResponse = api_error(status, code, message)
+    if scope["path"].startswith(openai_errors.PREFIX):
+        error = openai_errors.translate(error)
+    body = error.content if is_api else json.dumps(message).encode()
     headers: Iterable[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

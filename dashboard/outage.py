@@ -13,7 +13,7 @@ from django.template import loader
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from dashboard.gate import API_PREFIX, api_error
+from dashboard.gate import API_PREFIXES, api_error
 from dashboard.models.operations.health_check import manage_command
 from dashboard.models.operations.outdated_tables import TEXT, is_due_to_old_tables
 
@@ -24,7 +24,7 @@ RETRY_SECONDS = 10
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Return the response for a request that cannot be read; Django's handler400."""
-    if request.path.startswith(API_PREFIX):
+    if request.path.startswith(API_PREFIXES):
         message = _("The request cannot be read. See the documentation for its format.")
         return api_error(400, "unreadable", message)
     return HttpResponse(loader.render_to_string("400.html"), status=400)
@@ -32,7 +32,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Return the response for an unhandled exception; Django's handler500."""
-    is_call = request.path.startswith(API_PREFIX)
+    is_call = request.path.startswith(API_PREFIXES)
     if expected := outage(sys.exception(), is_call=is_call, may_reload=request.method == "GET"):
         return expected
     if is_call:

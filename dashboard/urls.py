@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
 
 from dashboard import api
+from dashboard.api import openai
 from dashboard.views import adapters
 from dashboard.views.accounts import invitations, memberships, projects, setup, sign_in, team, tokens
 from dashboard.views.catalog import base_models, datasets, target_module_configs
@@ -159,4 +160,6 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     # /api/v1/
     path("api/v1/", api.routes()),
+    # /v1/, for OpenAI's clients
+    path("v1/", openai.routes()),
 ]

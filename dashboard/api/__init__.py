@@ -21,7 +21,7 @@ from ninja.parser import Parser
 from ninja.types import DictStrAny
 
 from dashboard.api import adapters, refusals, studies
-from dashboard.api.access import RateLimit, Token
+from dashboard.api.access import RATE_LIMITS, Token
 from dashboard.api.accounts import invitations, me, memberships, tokens
 from dashboard.api.catalog import base_models, datasets, target_module_configs
 from dashboard.api.jobs import compute_budgets, jobs, workers
@@ -94,7 +94,7 @@ api = Api(
     parser=BodyParser(),
     urls_namespace="api",
     auth=Token(),
-    throttle=[RateLimit(reads=True), RateLimit(reads=False)],
+    throttle=RATE_LIMITS,
 )
 refusals.install(api)
 api.add_router("/me", me.router, tags=["Token"])
@@ -137,8 +137,8 @@ def with_uniform_methods(view: Callable[..., HttpResponse]) -> Callable[..., Htt
     return answer
 
 
-def routes() -> tuple[list[Any], str, str]:
-    """Return the API's routes with their namespace, and a 404 in the API's format for all other addresses."""
+def routes(api: NinjaAPI = api) -> tuple[list[Any], str, str]:
+    """Return the routes of an API with their namespace, and a 404 in its format for all other addresses."""
     patterns, application, namespace = api.urls
     for pattern in patterns:
         if isinstance(pattern, URLPattern):

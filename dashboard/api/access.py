@@ -85,6 +85,10 @@ class RateLimit(BaseThrottle):
         return float(max(1.0, self.waiting.seconds))
 
 
+# Shared by both APIs: a token has one budget.
+RATE_LIMITS: list[BaseThrottle] = [RateLimit(reads=True), RateLimit(reads=False)]
+
+
 def idempotency_key(request: HttpRequest) -> str:
     """Return the Idempotency-Key header, or ""."""
     key = request.headers.get("Idempotency-Key", "").strip()
@@ -96,7 +100,7 @@ def idempotency_key(request: HttpRequest) -> str:
 def once(request: Call, kind: Job.Kind, start: Callable[[str], Job], *others: Job.Kind) -> Job:
     """Return the job of one of the kinds that an earlier request with this key started, or `start(key)`."""
     key, project = idempotency_key(request), request.auth.project
-    cache_key, fingerprint = _cache_key(request, "once"), _fingerprint(request)
+    cache_key, digest = _cache_key(request, "once"), fingerprint(request)
     job = Job.objects.find_by_idempotency_key(project, key)
     if job is None:
         try:
@@ -108,10 +112,10 @@ def once(request: Call, kind: Job.Kind, start: Callable[[str], Job], *others: Jo
                 raise
         else:
             if cache_key:
-                cache.set(cache_key, fingerprint, REMEMBERED_SECONDS)
+                cache.set(cache_key, digest, REMEMBERED_SECONDS)
             return job
     # After a day, only the kind of work can still reveal a different request.
-    if job.kind not in (kind, *others) or cache.get(cache_key, fingerprint) != fingerprint:
+    if job.kind not in (kind, *others) or cache.get(cache_key, digest) != digest:
         raise _key_reused()
     return job
 
@@ -121,7 +125,7 @@ def _key_reused() -> Refusal:
     return invalid("Idempotency-Key", message)
 
 
-def _fingerprint(request: HttpRequest) -> str:
+def fingerprint(request: HttpRequest) -> str:
     """Return a digest of address and body, to detect a different request with the same key."""
     body: object
     if request.content_type == "multipart/form-data":  # the raw body has a random boundary
@@ -135,7 +139,7 @@ def _fingerprint(request: HttpRequest) -> str:
 def first_time(request: Call, act: str) -> bool:
     """Record the key and return whether this is its first request in the last day."""
     name = _cache_key(request, act)
-    return not name or bool(cache.add(name, _fingerprint(request), REMEMBERED_SECONDS))
+    return not name or bool(cache.add(name, fingerprint(request), REMEMBERED_SECONDS))
 
 
 def done_before(request: Call, act: str) -> bool:
@@ -145,7 +149,7 @@ def done_before(request: Call, act: str) -> bool:
     """
     name = _cache_key(request, act)
     known = cache.get(name) if name else None
-    if known is not None and known != _fingerprint(request):
+    if known is not None and known != fingerprint(request):
         raise _key_reused()
     return known is not None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from django.core.exceptions import (
@@ -60,9 +60,17 @@ WRITING = {frozenset({400, 401, 403, 404, 409, 413, 422, 429}): Refused}
 class Refusal(Exception):
     """Ends the request with this error."""
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.field = status, code, message, field
+        self.headers = headers or {}
 
 
 def invalid(field: str | None, message: str) -> Refusal:
@@ -208,7 +216,10 @@ def _internal_error(request: HttpRequest, error: Exception) -> HttpResponse:
 
 
 def _refused(_request: HttpRequest, refusal: Refusal) -> HttpResponse:
-    return api_error(refusal.status, refusal.code, refusal.message, refusal.field)
+    answer = api_error(refusal.status, refusal.code, refusal.message, refusal.field)
+    for name, value in refusal.headers.items():
+        answer[name] = value
+    return answer
 
 
 # The most specific base class of an exception decides.

@@ -605,6 +605,7 @@ class Migration(migrations.Migration):
                 ('forecast', models.JSONField(default=dict)),
                 ('measured', models.JSONField(default=dict)),
                 ('adjustments', models.JSONField(default=list)),
+                ('metadata', models.JSONField(default=dict)),
                 ('confirmations', models.JSONField(default=list)),
                 ('outcome', models.CharField(blank=True, choices=[('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped'), ('stopped_early', 'Stopped early, best kept')], max_length=14)),
                 ('error_code', models.CharField(blank=True, max_length=40)),

@@ -34,6 +34,7 @@ RULES = {
         GET api:openapi-json api:openapi-view api:me-detail api:base-model-index api:dataset-index
         GET api:training-run-index api:study-index api:adapter-index api:job-index api:worker-index
         GET api:compute-budget-detail api:membership-index api:invitation-index api:token-index
+        GET openai:file-index openai:job-index openai:model-index
     """,
     # Members, about the project that they have open.
     "?+++++-": """
@@ -52,6 +53,7 @@ RULES = {
     "?-++++?": """
         POST api:target-module-config-index api:dataset-index api:dataset-sample
         POST api:training-run-index api:forecast-index api:study-index api:token-index
+        POST openai:file-index openai:job-index
     """,
     # Managers, in the project that they have open.
     "?--+++-": """
@@ -111,23 +113,26 @@ RULES = {
         GET api:training-run-evaluations api:training-run-samples api:training-run-events
         GET api:training-run-log api:study-detail api:study-export api:adapter-detail
         GET api:adapter-download api:job-detail api:job-events
+        GET openai:file-detail openai:file-content openai:job-detail openai:event-index
+        GET openai:checkpoint-index openai:model-detail
     """,
     # API: tokens of editors.
     "?-++00?": """
         POST api:dataset-import-again api:training-run-cancel api:training-run-resume
         POST api:training-run-score api:study-cancel api:study-seeds
         POST api:study-score api:job-cancel
-        DELETE api:token-revoke
+        POST openai:job-cancel openai:job-pause openai:job-resume
+        DELETE api:token-revoke openai:file-detail
     """,
     # API: tokens of managers.
     "?--+00?": """
         POST api:base-model-inspect api:adapter-stage api:membership-change
         PATCH api:job-detail
-        DELETE api:membership-remove api:invitation-revoke
+        DELETE api:membership-remove api:invitation-revoke openai:model-detail
     """,
     # API: unknown address.
     "?00000?": """
-        GET api:api-root api:missing
+        GET api:api-root api:missing openai:api-root openai:missing
     """,
     # API: a token of one project cannot pause workers of several; its own test covers it.
     "?-----?": """
@@ -137,6 +142,12 @@ RULES = {
 QUERIES = {
     "api:training-run-metrics": "?name=train/loss",
     "api:target-module-config-index": "?base_model={base_model}",
+}
+# Ids of the OpenAI-compatible API.
+OPENAI_IDS = {
+    "file": "file-{dataset_version}",
+    "job": "ftjob-{run}",
+    "model": "ft:example/tiny:support:triage:{adapter}",
 }
 # The object in a route's address, by the longest matching prefix of the route's name.
 OBJECTS = {

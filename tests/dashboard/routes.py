@@ -31,7 +31,7 @@ from dashboard.models import (
     WorkerNode,
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
-from tests.dashboard.route_rules import CALLERS, OBJECTS, QUERIES
+from tests.dashboard.route_rules import CALLERS, OBJECTS, OPENAI_IDS, QUERIES
 from tests.dashboard.studies.factories import make_study
 from workers.target_modules.custom import Selection
 
@@ -76,6 +76,7 @@ def create_world() -> World:
     link, share_secret = ShareLink.issue(study, manager, days=7)
     objects = {
         "dataset": dataset.pk,
+        "dataset_version": run.dataset_version_id,
         "base_model": base_model.pk,
         "run": run.pk,
         "target_module_config": config.pk,
@@ -112,7 +113,7 @@ class Route:
 
     @property
     def is_api(self) -> bool:
-        return self.name.startswith("api:")
+        return self.name.startswith(("api:", "openai:"))
 
     def address(self, world: World) -> str:
         """Return the address for the objects of Support."""
@@ -124,6 +125,8 @@ class Route:
             return "1" if parameter == "uidb36" else "abc-def"
         if parameter == "secret":
             return world.share_secret if self.name == "share-link-open" else world.invitation_secret
+        if parameter in OPENAI_IDS:
+            return OPENAI_IDS[parameter].format(**world.objects)
         short = self.name.rpartition(":")[2]
         prefix = max((name for name in OBJECTS if short.startswith(name)), key=len)
         return world.objects[OBJECTS[prefix]]

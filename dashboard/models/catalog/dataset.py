@@ -334,6 +334,14 @@ class DatasetVersion(models.Model):
         enough = self.report.get("rows", 0) >= len(SPLITS)
         return bool(self.problems) and enough and not self.needs_columns
 
+    def remove(self) -> None:
+        """Delete the row and its upload; the clean-up deletes the rows' folder if no version shares it.
+
+        Raises ProtectedError if a run, a study or an evaluation uses the version.
+        """
+        self.delete()
+        self.delete_upload()
+
     def delete_upload(self) -> None:
         """Delete the uploaded file, which the imported rows replace."""
         (Path(settings.UPLOAD_DIR) / self.upload).unlink(missing_ok=True)

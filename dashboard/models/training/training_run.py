@@ -125,6 +125,8 @@ class TrainingRun(models.Model):
     measured = models.JSONField(default=dict)
     # Automatic changes: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
     adjustments = models.JSONField(default=list)
+    # Pairs of texts that a program attached to its job.
+    metadata = models.JSONField(default=dict)
     # Warnings about the target modules that the user confirmed.
     confirmations = models.JSONField(default=list)
     confirmed_by = models.ForeignKey(
