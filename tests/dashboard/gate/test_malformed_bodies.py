@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -14,14 +13,14 @@ import pytest
 from asgiref.sync import async_to_sync
 from django import forms
 from django.conf import settings
-from django.core.signals import request_finished, request_started
-from django.db import close_old_connections, transaction
+from django.db import transaction
 from django.test import Client
 from pytest_django import Settings
 
 from dashboard.api import api
 from dashboard.asgi import application
 from tests.dashboard.routes import Route, World, methods_of, routes
+from tests.openai_client import open_connection
 
 pytestmark = pytest.mark.django_db
 SECRET = "c" * 32  # CSRF's, in cookie and header
@@ -156,18 +155,6 @@ def send(target: Target, body: bytes, kind: str, changes: dict[str, bytes]) -> E
         async_to_sync(application)(scope, exchange.receive, exchange.send)
         transaction.set_rollback(True)
     return exchange
-
-
-@contextmanager
-def open_connection() -> Iterator[None]:
-    """Keep the connection and its transaction open while a request starts and ends."""
-    for signal in (request_started, request_finished):
-        signal.disconnect(close_old_connections)
-    try:
-        yield
-    finally:
-        for signal in (request_started, request_finished):
-            signal.connect(close_old_connections)
 
 
 def targets(world: World) -> Iterator[Target]:

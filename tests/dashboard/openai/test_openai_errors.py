@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from dashboard.models import Project
 from dashboard.models.accounts.project import ProjectQuerySet
-from tests.dashboard.openai.conftest import AsgiTransport, Connect
+from tests.openai_client import AsgiTransport, Connect
 
 KEYS = {"message", "type", "param", "code"}
 

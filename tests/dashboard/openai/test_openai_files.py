@@ -25,7 +25,7 @@ from dashboard.models import (
     User,
 )
 from tests.conftest import finish, make_dataset, make_user
-from tests.dashboard.openai.conftest import AsgiTransport, Connect, client_of
+from tests.openai_client import AsgiTransport, Connect, client_of
 
 ROWS = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n' * 20
 FILE = ("rows.jsonl", ROWS)

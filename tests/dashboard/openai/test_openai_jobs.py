@@ -25,7 +25,7 @@ from dashboard.models import (
 )
 from tests.conftest import finish, make_base_model, make_dataset, make_run, make_user
 from tests.dashboard.conftest import make_checkpoint, start_training
-from tests.dashboard.openai.conftest import AsgiTransport, Connect, client_of
+from tests.openai_client import AsgiTransport, Connect, client_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from openai import OpenAI
 
 from dashboard.models import Adapter, BaseModel, Project, User
 from tests.conftest import make_base_model
-from tests.dashboard.openai.conftest import Connect, client_of
+from tests.openai_client import Connect, client_of
 
 
 def test_list_has_bases_and_adapters(client: OpenAI, adapter: Adapter) -> None:

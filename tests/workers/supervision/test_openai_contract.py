@@ -1,0 +1,80 @@
+"""A program with the unmodified `openai` package, and real engines behind /v1: only `base_url` differs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from dashboard.models import BaseModel, Job
+from tests.openai_client import Connect, connect, transport  # noqa: F401 - fixtures
+
+WorkOff = Callable[[str], Job]
+
+
+def rows() -> bytes:
+    """Return forty rows in OpenAI's format."""
+    lines = []
+    for number in range(40):
+        messages = [
+            {"role": "user", "content": f"Which number follows {number}?"},
+            {"role": "assistant", "content": f"It is {number + 1}."},
+        ]
+        lines.append(json.dumps({"messages": messages}).encode())
+    return b"\n".join(lines)
+
+
+def test_program_fine_tunes_a_model(
+    connect: Connect,  # noqa: F811
+    token: str,
+    tiny_folder: Path,
+    real_base: BaseModel,
+    work_off: WorkOff,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "BUNDLED_MODEL_DIR", tiny_folder)
+    client = connect(token)
+    file = client.files.create(file=("numbers.jsonl", rows()), purpose="fine-tune")
+    assert file.status == "uploaded"
+    work_off("cpu")
+    assert client.files.wait_for_processing(file.id).status == "processed"
+
+    job = client.fine_tuning.jobs.create(
+        model=real_base.hub_id,
+        training_file=file.id,
+        suffix="next number",
+        metadata={"team": "arithmetic"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 16}}},
+        extra_body={"r": 4},
+    )
+    assert job.status == "queued"
+    work_off("gpu")
+    job = client.fine_tuning.jobs.retrieve(job.id)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.trained_tokens
+    assert [found.id for found in client.fine_tuning.jobs.list(metadata={"team": "arithmetic"})] == [job.id]
+
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=2))
+    steps = [event.data for event in events if event.type == "metrics"]
+    assert [step["step"] for step in steps] == [2, 1]  # type: ignore[index]
+    assert events[0].created_at >= events[-1].created_at
+
+    metrics, archive = (client.files.retrieve(file_id) for file_id in job.result_files)
+    table = list(csv.DictReader(io.StringIO(client.files.content(metrics.id).text)))
+    assert float(table[-1]["train_loss"]) == pytest.approx(steps[0]["train_loss"])  # type: ignore[index]
+    with zipfile.ZipFile(io.BytesIO(client.files.content(archive.id).read())) as folder:
+        assert folder.testzip() is None
+        assert any(name.endswith("/adapter_config.json") for name in folder.namelist())
+
+    assert job.fine_tuned_model
+    assert job.fine_tuned_model.startswith("ft:example/tiny:support:next-number:")
+    assert client.models.retrieve(job.fine_tuned_model).owned_by == "support"
+    assert job.fine_tuned_model in [model.id for model in client.models.list()]
+    [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job.id)
+    assert client.models.retrieve(checkpoint.fine_tuned_model_checkpoint).id == job.fine_tuned_model
