@@ -292,6 +292,8 @@ STORAGES = {
 
 # OpenMP threads of a training process; 0 leaves one core to the web.
 ENGINE_THREADS = env.int("ENGINE_THREADS", default=0)
+# Minutes for which an idle worker keeps a process with the engine's libraries loaded; 0: it never does.
+ENGINE_PRELOAD_MINUTES = env.int("ENGINE_PRELOAD_MINUTES", default=15)
 # Limits of an inference job: answers at a time, tokens of all of them together, adapters in memory, and the
 # minutes without a request after which it ends and frees the base model's memory.
 INFERENCE_ROWS = env.int("INFERENCE_ROWS", default=16)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from celery import Task
+from celery.signals import worker_process_init
 from django.conf import settings
 from django.db import transaction
 
@@ -23,9 +24,10 @@ from dashboard.models.operations.data_folder import erase, hide, is_plain_folder
 from dashboard.models.operations.retention import delete_checkpoints
 from workers.celery import app
 from workers.contract.errors import RunError, disk_error
-from workers.supervision import device_lock
+from workers.supervision import device_lock, forked_engine
 from workers.supervision.database_outage import DATABASE_AWAY, close_connection
 from workers.supervision.device_lock import DeviceBusy
+from workers.supervision.engine_process import environment
 from workers.supervision.heartbeat import is_draining, row_name
 from workers.supervision.judge import judge_answers
 from workers.supervision.orphaned_jobs import holder
@@ -35,6 +37,14 @@ from workers.supervision.supervisor import supervise
 logger = logging.getLogger(__name__)
 
 CLAIM_RETRY_SECONDS = 1.0
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def preload_engine(**_kwargs: object) -> None:
+    """Start a training node's fork server, so that the first training starts as fast as the others."""
+    if Job.Queue.GPU in app.amqp.queues.consume_from:
+        with suppress(OSError):
+            forked_engine.server(environment(Job.Kind.TRAIN, Path()))
 
 
 @app.task(name="workers.tasks.work", bind=True)  # type: ignore[untyped-decorator]

@@ -134,7 +134,8 @@ def measure_recovery(target: Target, trainings: LongTraining, role: str) -> floa
     job = trainings.ensure_training()
     time.sleep(2.0)
     pool = psutil.Process(job.pid or 0)
-    victim = {"worker": pool.parent, "pool": lambda: pool, "trainer": lambda: pool.children()[0]}[role]()
+    engine = psutil.Process(job.child_pid or 0)
+    victim = {"worker": pool.parent(), "pool": pool, "trainer": engine}[role]
     assert victim is not None
     assert victim.pid in {process.pid for process in target.descendants()}
     return _measure_kill(victim, job, trainings, role)

@@ -75,6 +75,8 @@ class Target:
 
     def _role(self, process: psutil.Process) -> str:
         command = " ".join(process.cmdline())
+        if "workers.engine.fork_server" in command:
+            return "fork server"
         if "workers.engine" in command:
             return "trainer"
         if "workers.celery" in command:

@@ -168,7 +168,7 @@ def _read_envelope(source: str, stop: StopFlag) -> dict[str, Any]:
             return {"spec": json.loads(Path(source).read_text(encoding="utf-8"))}
         except (OSError, ValueError) as error:
             raise SpecError("", f"The spec file cannot be read as JSON: {error}") from error
-    _die_with_parent()
+    die_with_parent()
     # Unbuffered: a thread waiting inside a buffered reader would make the interpreter abort at its exit.
     lines = io.FileIO(0, closefd=False)
     try:
@@ -200,7 +200,7 @@ def _parse_command(options: argparse.Namespace, envelope: dict[str, Any]) -> Eng
     return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, needs_4bit(values))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Let Linux kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import statistics
 import subprocess
@@ -21,11 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-import psutil
 from django.conf import settings
 
 from dashboard.models import Job
 from workers.contract.events import MAX_LINE
+from workers.supervision.forked_engine import ForkingPopen, limit
 from workers.supervision.line_queue import LineQueue
 
 ENGINE = (sys.executable, "-m", "workers.engine")
@@ -74,11 +73,11 @@ class EngineProcess:
 
     @classmethod
     def start(cls, job: Job, out_dir: Path, log: IO[bytes]) -> EngineProcess:
-        """Execute `python -m workers.engine` in its own session and hand it the spec."""
+        """Start `python -m workers.engine` in its own session and hand it the spec."""
         outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
         ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
         # Nothing below may fail: the engine would run without a supervisor.
-        process = subprocess.Popen(
+        process = (ForkingPopen if is_forkable(job) else subprocess.Popen)(
             [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -89,17 +88,10 @@ class EngineProcess:
             umask=0o027,
         )
         engine = cls(process, log)
-        engine._limit()
+        limit(process.pid)
         threading.Thread(target=engine._read, daemon=True).start()
         engine.send({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
         return engine
-
-    def _limit(self) -> None:
-        """Lower its priority, let the kernel kill it first when memory runs out, and forbid core dumps."""
-        with contextlib.suppress(OSError, psutil.Error):
-            resource.prlimit(self.process.pid, resource.RLIMIT_CORE, (0, 0))
-            psutil.Process(self.process.pid).nice(5)
-            Path(f"/proc/{self.process.pid}/oom_score_adj").write_text("500")
 
     def _read(self) -> None:
         assert self.process.stdout is not None  # noqa: S101 - opened above
@@ -173,6 +165,11 @@ class EngineProcess:
                     pipe.close()
 
 
+def is_forkable(job: Job) -> bool:
+    """Return whether the job loads the libraries as all others do: without downloads and bitsandbytes."""
+    return job.kind != Job.Kind.INSPECT and not job.needs_4bit
+
+
 def environment(kind: str, out_dir: Path) -> dict[str, str]:
     """Return the engine's environment: paths of programs and models, and the number of threads."""
     variables = {name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}
@@ -182,6 +179,8 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         "TMPDIR": str(out_dir),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
+        # NumPy would start these threads at its import, and has nothing for them to do.
+        "OPENBLAS_NUM_THREADS": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
     if kind == Job.Kind.INSPECT:

@@ -27,6 +27,7 @@ from dashboard.models import Job, WorkerNode
 from dashboard.models.jobs.worker_node import HEARTBEAT_SECONDS
 from workers.supervision import device_lock
 from workers.supervision.database_outage import close_connection
+from workers.supervision.forked_engine import FORK_SERVER
 from workers.supervision.orphaned_jobs import release_orphaned_jobs
 from workers.supervision.process_identity import here
 
@@ -224,7 +225,8 @@ class Heartbeat:
 def has_engine() -> bool:
     """Return whether a process of this node's pool runs an engine."""
     try:
-        return any(process.children() for process in psutil.Process().children())
+        children = [child for process in psutil.Process().children() for child in process.children()]
+        return any(FORK_SERVER not in child.cmdline() for child in children)
     except psutil.Error:
         return True
 
