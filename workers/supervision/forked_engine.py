@@ -91,7 +91,7 @@ class ForkServer:
             "environment": dict(environment),
         }
         with self.lock:
-            self._await_ready()
+            self.await_ready()
             with adopting_orphans():
                 self.connection.settimeout(ANSWER_SECONDS)
                 try:
@@ -102,7 +102,8 @@ class ForkServer:
                     self.close()
                     raise
 
-    def _await_ready(self) -> None:
+    def await_ready(self) -> None:
+        """Wait until the libraries are loaded. Raises OSError if that takes long, or if it has ended."""
         if not self.is_ready:
             self.connection.settimeout(LOAD_SECONDS)
             self._receive()

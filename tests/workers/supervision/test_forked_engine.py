@@ -127,7 +127,7 @@ def test_engine_is_executed_while_the_server_does_not_answer(
     monkeypatch.setattr(forked_engine, "ANSWER_SECONDS", 1.0)
     first = server(environment(Job.Kind.TRAIN, tmp_path))
     assert first
-    first._await_ready()
+    first.await_ready()
     first.process.send_signal(number)
     finish(start(tmp_path))
     wait_until(lambda: first.process.poll() is not None, "the server's end")
@@ -152,7 +152,7 @@ def test_idle_server_ends(bare: None, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(settings, "ENGINE_PRELOAD_MINUTES", 0.5 / 60)
     running = server(environment(Job.Kind.TRAIN, tmp_path))
     assert running
-    running._await_ready()
+    running.await_ready()
     wait_until(lambda: running.process.poll() == 0, "the server's end")
 
 
