@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.models import Adapter, BaseModel, Job, Project, State, User, WorkerNode
 from workers.contract.chat import (
+    HAND_OVER,
     MAX_LINE,
     Accepted,
     ChatEvent,
@@ -33,6 +34,7 @@ from workers.contract.chat import (
 
 # A model loads within seconds, and a program asks again soon.
 RETRY_SECONDS = 5
+POLL_SECONDS = 0.5
 # Until a request is accepted, and between two parts of an answer that waits for its turn.
 ACCEPT_SECONDS, SILENT_SECONDS = 60.0, 300.0
 
@@ -181,25 +183,64 @@ async def is_ready(base: BaseModel) -> bool:
     return connection is not None
 
 
+async def _ask_to_hand_over(base: BaseModel) -> None:
+    """Ask the inference jobs of other base models to end soon if nobody uses them."""
+    own = base.socket()
+    for path in own.parent.glob("*.sock"):
+        if path != own and (connection := await _connect(path)):
+            connection[1].write(HAND_OVER)
+            connection[1].close()
+
+
 async def request_engine(base: BaseModel, by: User | None) -> EngineState:
     """Queue the inference job of a base model if none is open, and return its state.
 
     Raises ChatInvalid for a base model that is not ready, and ChatBroken with the job's error if it failed.
     """
     # A thread-sensitive call would hold one database connection per stream.
-    return await sync_to_async(_request_engine, thread_sensitive=False)(base, by)
+    state, _job = await _request(base, by)
+    return state
 
 
-def _request_engine(base: BaseModel, by: User | None) -> EngineState:
+async def starting_states(base: BaseModel, by: User | None) -> AsyncIterator[EngineState]:
+    """Queue the inference job if none is open, and yield each of its states until it is ready.
+
+    Raises ChatInvalid for a base model that is not ready, and ChatBroken if the job fails or is stopped.
+    """
+    state, job = await _request(base, by)
+    while not await is_ready(base):
+        yield state
+        await asyncio.sleep(POLL_SECONDS)
+        state, job = await _request(base, by, job)
+    yield EngineState.READY
+
+
+async def _request(base: BaseModel, by: User | None, job: int | None = None) -> tuple[EngineState, int]:
+    state, job = await sync_to_async(_request_in_thread, thread_sensitive=False)(base, by, job)
+    if state == EngineState.WAITING:
+        await _ask_to_hand_over(base)
+    return state, job
+
+
+def _request_in_thread(base: BaseModel, by: User | None, known: int | None) -> tuple[EngineState, int]:
+    """Return the state and the id of the job; `known` is the job that the caller waits for."""
     close_old_connections()
     try:
         if not base.is_ready:
             raise ChatInvalid("base_not_ready", _("This base model is not ready yet. Its page shows why."))
-        job = base.serve(by)
-        if job.state != State.QUEUED:
-            return EngineState.STARTING
-        if not WorkerNode.objects.slots_by_worker(Job.Queue.SERVE):
-            return EngineState.NO_WORKER
-        return EngineState.STARTING if Job.objects.idle_slots(Job.Queue.SERVE) else EngineState.WAITING
+        job = (known and Job.objects.filter(pk=known).first()) or base.serve(by)
+        if job.is_over and job.state != State.SUCCEEDED:
+            message = job.error_message or _("The model was stopped on the page Workers and queue.")
+            raise ChatBroken(job.error_code or "stopped", message)
+        job = base.serve(by) if job.is_over else job
+        return _state_of(job), job.pk
     finally:
         close_old_connections()
+
+
+def _state_of(job: Job) -> EngineState:
+    if job.state != State.QUEUED:
+        return EngineState.STARTING
+    if not WorkerNode.objects.slots_by_worker(Job.Queue.SERVE):
+        return EngineState.NO_WORKER
+    return EngineState.STARTING if Job.objects.idle_slots(Job.Queue.SERVE) else EngineState.WAITING

@@ -1,7 +1,7 @@
 """Chats between the web process and the inference engine: one connection to a Unix socket is one request.
 
-The web process writes one line, a ChatRequest. The engine answers with lines: Accepted, then Text until End,
-or Refused at any place. Closing the connection cancels the request. Standard library only.
+The web process writes one line, a ChatRequest or HAND_OVER. The engine answers with lines: Accepted, then
+Text until End, or Refused at any place. Closing the connection cancels the request. Standard library only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import get_args
 ROLES = ("system", "user", "assistant")
 # Of a request and of an answer's line.
 MAX_LINE = 4 * 1024 * 1024
+# Asks an inference job to end soon if nobody uses it, because another base model waits for its worker.
+HAND_OVER = b'{"hand_over": true}\n'
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 # Letters of the hash that names an adapter's folder.
 _FOLDER = re.compile("[0-9a-f]{64}")

@@ -216,6 +216,7 @@ SPEC_TYPES: dict[str, type] = {
     "evaluate": EvalSpec,
     "import": ImportSpec,
     "inspect": InspectSpec,
+    "serve": ServeSpec,
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m workers.engine {train|evaluate|import|inspect} SPEC.json OUT_DIR`: one job in one process.
+"""`python -m workers.engine {train|evaluate|import|inspect|serve} SPEC.json OUT_DIR`: one job in one process.
 
 SPEC `-` reads the first line of standard input: the spec, or `{"parent": pid, "spec": {...},
 "ended": [arms], "attempt": number}`, where `ended` are the arms that have reported their outcome. Without a
@@ -224,7 +224,7 @@ def _listen(lines: io.FileIO, stop: StopFlag) -> None:
 
 def _started_event(kind: str) -> Started:
     device = "cpu"
-    if kind in ("train", "evaluate"):
+    if kind in ("train", "evaluate", "serve"):
         device = runtime.device_name(runtime.pick_device())
     return Started(os.getpid(), device, runtime.versions(), runtime.thread_count())
 
@@ -237,6 +237,10 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
         from workers.engine.evaluation.evaluate import evaluate
 
         evaluate(command.specs[0], command.out_dir, report=report, should_stop=should_stop)
+    elif command.kind == "serve":
+        from workers.engine.serving.server import serve
+
+        serve(command.specs[0], report=report, should_stop=should_stop)
     elif command.kind == "import":
         from workers.engine.importing import run_import
 

@@ -137,6 +137,12 @@ class ChatTemplate:
         )
         return texts
 
+    @classmethod
+    def prompt(cls, tokenizer: Any, messages: list[Message]) -> str:
+        """Return the text of a chat with the start of its next answer."""
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
     def pair(self, place: int) -> tuple[str, str]:
         """Return the text before the answer at `place`, and with it."""
         before = self.render([self.messages[:place]], with_prompt=True)[0] if place else ""

@@ -1,0 +1,98 @@
+"""A running inference engine, and a client of its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.contract.chat import ChatEvent, ChatRequest, ChatSettings, from_line, short_address
+from workers.contract.specs import ServeSpec, to_dict
+
+READY_SECONDS = 60.0
+
+
+@dataclass
+class Engine:
+    """A process of `python -m workers.engine serve`."""
+
+    process: subprocess.Popen[bytes]
+    spec: ServeSpec
+
+    @contextlib.contextmanager
+    def chat(self, text: str = "hello", adapter: str = "", **settings: Any) -> Iterator[Iterator[ChatEvent]]:
+        """Send a prompt; yield the events of its answer. The connection closes at the end."""
+        request = ChatRequest(
+            messages=[{"role": "user", "content": text}], settings=ChatSettings(**settings), adapter=adapter
+        )
+        with self.send(request.to_line()) as events:
+            yield events
+
+    @contextlib.contextmanager
+    def send(self, line: bytes) -> Iterator[Iterator[ChatEvent]]:
+        """Write a line; yield the events that come back."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            with short_address(Path(self.spec.socket)) as address:
+                connection.connect(address)
+            connection.sendall(line)
+            with connection.makefile("rb") as lines:
+                yield (from_line(line) for line in lines)
+
+    def answer(self, text: str = "hello", adapter: str = "", **settings: Any) -> list[ChatEvent]:
+        """Return all events of an answer."""
+        with self.chat(text, adapter, **settings) as events:
+            return list(events)
+
+    def is_listening(self) -> bool:
+        with contextlib.suppress(OSError), self.send(b""):
+            return True
+        return False
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while not self.is_listening():
+            assert self.process.poll() is None, "the engine has ended"
+            assert time.monotonic() < deadline, "the engine does not listen"
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        """Ask it to stop, and return its exit status."""
+        assert self.process.stdin
+        self.process.stdin.write(b'{"stop": "cancel"}\n')
+        self.process.stdin.flush()
+        return self.process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def run_engine(spec: ServeSpec, out_dir: Path) -> Iterator[Engine]:
+    """Run an engine until the end of the block."""
+    command = [sys.executable, "-m", "workers.engine", "serve", "-", str(out_dir)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps({"parent": os.getpid(), "spec": to_dict(spec)}).encode() + b"\n")
+    process.stdin.flush()
+    engine = Engine(process, spec)
+    try:
+        engine.wait_until_ready()
+        yield engine
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()

@@ -1,0 +1,297 @@
+"""Answers chats over a Unix socket: one base model, adapters as they are asked for, many answers at a time.
+
+The event loop reads and writes connections; one thread owns the model, so that everything which touches it
+comes one after the other. Prompts and answers are written to no file. Knows nothing of projects or users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from workers.contract.chat import (
+    HAND_OVER,
+    MAX_LINE,
+    MAX_UNREAD_BYTES,
+    Accepted,
+    ChatError,
+    ChatEvent,
+    ChatRequest,
+    End,
+    Refused,
+    Text,
+    short_address,
+    to_line,
+)
+from workers.contract.errors import DataError, RunError
+from workers.contract.events import KeepAlive, Progress, Report, Result, ShouldStop
+from workers.contract.specs import ServeSpec
+from workers.engine.base_models.model import check_folder, end_ids, load_base, load_tokenizer, max_positions
+from workers.engine.generation.generator import Generator
+from workers.engine.generation.requests import GenerationRequest, Sampling, Token
+from workers.engine.serving.answer_text import AnswerText
+from workers.engine.serving.prompts import PromptEncoder
+from workers.engine.training import runtime
+from workers.engine.training.encoding import Ids
+from workers.engine.training.runtime import stop_if_asked
+
+ReplyT = TypeVar("ReplyT")
+# Chats that wait for their turn; more are refused, so that people learn at once that they would wait long.
+MAX_WAITING = 64
+REQUEST_SECONDS = 10.0
+POLL_SECONDS = 0.5
+KEEP_ALIVE_SECONDS = 60.0
+# Another base model waits for this worker: this job ends when nobody has asked it for so long.
+HAND_OVER_SECONDS = 10.0
+
+
+def serve(spec: ServeSpec, *, report: Report, should_stop: ShouldStop) -> None:
+    """Answer chats until none has come for `idle_seconds`, or until a stop."""
+    check_folder(spec.base)
+    tokenizer = load_tokenizer(spec.base)
+    with PromptEncoder(tokenizer) as prompts:
+        prompts.start()
+        device = runtime.pick_device()
+        torch.set_num_threads(runtime.thread_count())
+        report(Progress("loading"))
+        base = load_base(spec.base, runtime.pick_dtype(spec.dtype, device), device)
+        stop_if_asked(should_stop)
+        generator = Generator(base, device, max_rows=spec.max_rows, max_tokens=spec.max_tokens)
+        model = ChatModel(spec, base, tokenizer, prompts, generator)
+        server = ChatServer(spec, model, report, should_stop)
+        asyncio.run(server.run())
+    report(Result({"chats": server.served, "tokens": server.tokens}))
+
+
+@dataclass(eq=False)
+class Chat:
+    """A request that is being answered, and the connection that its answer goes to."""
+
+    key: int
+    writer: asyncio.StreamWriter
+    prompt_tokens: int
+    text: AnswerText
+    tokens: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def send(self, event: ChatEvent) -> bool:
+        """Write an event. Return False if the reader has gone, or leaves too much unread."""
+        if self.writer.is_closing() or self.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            return False
+        self.writer.write(to_line(event))
+        return True
+
+
+class Refusal(Exception):
+    """A request that is not answered."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.event = Refused(code, message)
+
+
+class ChatModel:
+    """The model with its adapters. Every method runs in the thread that owns it."""
+
+    def __init__(
+        self, spec: ServeSpec, base: Any, tokenizer: Any, prompts: PromptEncoder, generator: Generator
+    ) -> None:
+        self.spec, self.tokenizer, self.prompts, self.generator = spec, tokenizer, prompts, generator
+        self.end_ids = frozenset(end_ids(base, tokenizer))
+        self.limit = min(spec.max_tokens // 64 * 64, max_positions(base) or spec.max_tokens)
+
+    def submit(self, key: int, request: ChatRequest) -> int:
+        """Queue a request and return its tokens. Raises Refusal."""
+        prompt = self._encode(request)
+        settings = request.settings
+        sampling = Sampling(
+            max_new_tokens=min(settings.max_tokens, self.limit - len(prompt)),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+        )
+        adapter = self._load(request.adapter) if request.adapter else None
+        self.generator.submit(GenerationRequest(key, prompt, adapter, sampling, self.end_ids))
+        return len(prompt)
+
+    def _encode(self, request: ChatRequest) -> Ids:
+        try:
+            prompt = self.prompts.encode(request.messages)
+        except DataError as error:
+            raise Refusal("bad_messages", error.message) from error
+        except RunError as error:
+            raise Refusal("bad_template", error.message) from error
+        if not len(prompt):
+            raise Refusal("bad_messages", "The messages contain no text.")
+        if len(prompt) >= self.limit:
+            raise Refusal(
+                "too_long",
+                f"The prompt has {len(prompt):,} tokens; prompt and answer may have {self.limit:,} together. "
+                "Shorten it.",
+            )
+        return prompt
+
+    def _load(self, name: str) -> str:
+        folder = Path(self.spec.adapters) / name
+        if not folder.is_dir():
+            raise Refusal("adapter_missing", "The files of this adapter are no longer on this machine.")
+        if name not in self.generator.adapters:
+            self._make_room()
+            try:
+                self.generator.load_adapter(name, folder)
+            except RunError as error:
+                raise Refusal("bad_adapter", error.message) from error
+        return name
+
+    def _make_room(self) -> None:
+        """Unload adapters, the least recently used first, until one more may be loaded."""
+        for name in list(self.generator.adapters):
+            if len(self.generator.adapters) < self.spec.max_adapters:
+                return
+            with contextlib.suppress(ValueError):  # in use
+                self.generator.unload_adapter(name)
+        if len(self.generator.adapters) >= self.spec.max_adapters:
+            raise Refusal("busy", "All adapters in memory are in use. Try again shortly.")
+
+
+class ChatServer:
+    """Connections of the web process, and the loop that answers them."""
+
+    def __init__(self, spec: ServeSpec, model: ChatModel, report: Report, should_stop: ShouldStop) -> None:
+        self.spec, self.model, self.report, self.should_stop = spec, model, report, should_stop
+        self.owner = ThreadPoolExecutor(1, "model")
+        self.keys = itertools.count()
+        self.chats: dict[int, Chat] = {}
+        self.work = asyncio.Event()
+        self.last_used = self.last_report = time.monotonic()
+        self.hand_over_requested = False
+        self.served = self.tokens = 0
+
+    async def run(self) -> None:
+        """Answer until the end of the job."""
+        path = Path(self.spec.socket)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        with short_address(path) as address:
+            server = await asyncio.start_unix_server(self._handle, address, limit=MAX_LINE)
+        path.chmod(0o600)
+        self.report(Progress("serving"))
+        try:
+            while not self._is_over():
+                stop_if_asked(self.should_stop)
+                self._keep_alive()
+                if self.model.generator.is_idle:
+                    await self._wait_for_work()
+                else:
+                    self._pass_on(await self._call(self.model.generator.step))
+        finally:
+            server.close()
+            for chat in list(self.chats.values()):
+                chat.send(Refused("stopping", "The worker is shutting down. Send the prompt again."))
+                self._end(chat)
+            # Lets the connections write what they hold.
+            await asyncio.sleep(0.05)
+            self.owner.shutdown(wait=False)
+
+    async def _call(self, function: Callable[..., ReplyT], *arguments: Any) -> ReplyT:
+        return await asyncio.get_running_loop().run_in_executor(self.owner, function, *arguments)
+
+    def _is_over(self) -> bool:
+        if self.chats:
+            self.last_used = time.monotonic()
+            return False
+        limit = HAND_OVER_SECONDS if self.hand_over_requested else self.spec.idle_seconds
+        return time.monotonic() - self.last_used > limit
+
+    def _keep_alive(self) -> None:
+        if time.monotonic() - self.last_report > KEEP_ALIVE_SECONDS:
+            self.last_report = time.monotonic()
+            self.report(KeepAlive())
+
+    async def _wait_for_work(self) -> None:
+        self.work.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.work.wait(), POLL_SECONDS)
+
+    def _pass_on(self, tokens: list[Token]) -> None:
+        """Write the tokens of one step to the readers of their answers."""
+        for token in tokens:
+            # A request that was cancelled during the step is not there any more.
+            if chat := self.chats.get(token.key):  # type: ignore[call-overload]
+                self._write(chat, token)
+
+    def _write(self, chat: Chat, token: Token) -> None:
+        text = ""
+        if token.id is not None:
+            chat.tokens += 1
+            self.tokens += 1
+            text = chat.text.add(token.id)
+        if token.finish:
+            text += chat.text.finish()
+        is_read = chat.send(Text(text, chat.tokens)) if text else True
+        if token.finish or chat.text.is_stopped:
+            reason = "stop" if chat.text.is_stopped else token.finish
+            chat.send(End(reason, chat.prompt_tokens, chat.tokens))
+        if token.finish or chat.text.is_stopped or not is_read:
+            self._end(chat)
+
+    def _end(self, chat: Chat) -> None:
+        self.chats.pop(chat.key, None)
+        chat.ended.set()
+
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection; cancel its request when the other side closes it."""
+        try:
+            line = await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
+            self.last_used = time.monotonic() if line and line != HAND_OVER else self.last_used
+            if line == HAND_OVER:
+                self.hand_over_requested = True
+            elif line:
+                await self._answer(ChatRequest.from_line(line), reader, writer)
+        except Refusal as refusal:
+            writer.write(to_line(refusal.event))
+        except (ChatError, ValueError) as error:
+            writer.write(to_line(Refused("bad_messages", getattr(error, "message", "The line is too long."))))
+        except (TimeoutError, OSError):
+            pass
+        finally:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    async def _answer(
+        self, request: ChatRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if len(self.chats) >= self.spec.max_rows + MAX_WAITING:
+            raise Refusal("busy", "Too many prompts wait for this model. Try again shortly.")
+        chat = Chat(next(self.keys), writer, 0, AnswerText(self.model.tokenizer, request.settings.stop))
+        # Known before the first token of it can come.
+        self.chats[chat.key] = chat
+        self.hand_over_requested = False
+        try:
+            chat.prompt_tokens = await self._call(self.model.submit, chat.key, request)
+            chat.send(Accepted(chat.prompt_tokens))
+            self.work.set()
+            await self._wait(chat, reader)
+            self.served += 1
+        finally:
+            self._end(chat)
+            # Does nothing for an answer that has ended.
+            await self._call(self.model.generator.cancel, chat.key)
+
+    async def _wait(self, chat: Chat, reader: asyncio.StreamReader) -> None:
+        """Wait for the end of the answer, or for the other side to close the connection."""
+        waits = [asyncio.ensure_future(chat.ended.wait()), asyncio.ensure_future(reader.read(1))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
