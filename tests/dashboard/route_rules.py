@@ -53,7 +53,7 @@ RULES = {
     "?-++++?": """
         POST api:target-module-config-index api:dataset-index api:dataset-sample
         POST api:training-run-index api:forecast-index api:study-index api:token-index
-        POST openai:file-index openai:job-index
+        POST openai:file-index openai:job-index openai:chat-index
     """,
     # Managers, in the project that they have open.
     "?--+++-": """

@@ -11,7 +11,7 @@ from typing import Any
 from dashboard import api as native
 from dashboard.api import refusals
 from dashboard.api.access import RATE_LIMITS, Token
-from dashboard.api.openai import checkpoints, events, files, jobs, models
+from dashboard.api.openai import chat, checkpoints, events, files, jobs, models
 
 api = native.Api(
     title="Graftworks, compatible with OpenAI",
@@ -29,6 +29,7 @@ api.add_router("/fine_tuning/jobs", jobs.router)
 api.add_router("/fine_tuning/jobs", events.router)
 api.add_router("/fine_tuning/jobs", checkpoints.router)
 api.add_router("/models", models.router)
+api.add_router("/chat/completions", chat.router)
 
 
 def routes() -> tuple[list[Any], str, str]:

@@ -22,7 +22,7 @@ from dashboard.api.openai.lists import (
     seconds,
     wrong_after,
 )
-from dashboard.api.openai.models import find, model_name
+from dashboard.api.openai.models import find
 from dashboard.api.openai.retries import is_retry, start_once
 from dashboard.api.refusals import Nothing, Refusal, invalid, refuse_others
 from dashboard.models import Adapter, BaseModel, DatasetVersion, IllegalMove, Job, Role, State, TrainingRun
@@ -88,7 +88,7 @@ def serialize_job(run: TrainingRun) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": seconds(run.created_at),
         "error": {**error, "param": None} if error else None,
-        "fine_tuned_model": model_name(adapter) if adapter else None,
+        "fine_tuned_model": adapter.openai_name if adapter else None,
         "finished_at": seconds(run.job.finished_at) if run.is_over and run.job else None,
         "hyperparameters": values,
         "model": run.base_model.hub_id,

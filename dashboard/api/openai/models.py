@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from ninja import Router
 
@@ -20,14 +19,9 @@ ADAPTER = "ft:"
 CHECKPOINT = re.compile(r":ckpt-step-(\d{1,18})$", re.ASCII)
 
 
-def model_name(adapter: Adapter) -> str:
-    """Return the name of an adapter: ft:BASE:PROJECT:SUFFIX:ID."""
-    return f"{ADAPTER}{adapter.base_model.hub_id}:{adapter.project.slug}:{slugify(adapter.name)}:{adapter.pk}"
-
-
 def checkpoint_name(adapter: Adapter) -> str:
     """Return the name of an adapter with the step whose weights it has."""
-    return f"{model_name(adapter)}:ckpt-step-{published_step(adapter)}"
+    return f"{adapter.openai_name}:ckpt-step-{published_step(adapter)}"
 
 
 def published_step(adapter: Adapter) -> int:
@@ -55,13 +49,13 @@ def find_adapter(request: Call, name: str) -> Adapter | None:
     pk = parse_id(plain.rpartition(":")[2])
     adapters = Adapter.objects.with_facts().visible_to(request.auth)
     adapter = adapters.filter(pk=pk).first() if pk is not None else None
-    return adapter if adapter and name in (model_name(adapter), checkpoint_name(adapter)) else None
+    return adapter if adapter and name in (adapter.openai_name, checkpoint_name(adapter)) else None
 
 
 def serialize_model(model: BaseModel | Adapter) -> dict[str, Any]:
     """Return the model object."""
     return {
-        "id": model_name(model) if isinstance(model, Adapter) else model.hub_id,
+        "id": model.openai_name if isinstance(model, Adapter) else model.hub_id,
         "object": "model",
         "created": seconds(model.created_at),
         "owned_by": model.project.slug if model.project else "graftworks",

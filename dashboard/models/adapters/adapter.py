@@ -16,6 +16,7 @@ from typing import Any
 from django.conf import settings
 from django.db import models, transaction
 from django.urls import reverse
+from django.utils.text import slugify
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, ProjectQuerySet
@@ -115,6 +116,11 @@ class Adapter(models.Model):
     def path(self) -> Path:
         """Return the folder that PEFT loads."""
         return Path(settings.DATA_DIR) / "adapters" / self.folder
+
+    @property
+    def openai_name(self) -> str:
+        """Return its name for OpenAI's clients: ft:BASE:PROJECT:NAME:ID."""
+        return f"ft:{self.base_model.hub_id}:{self.project.slug}:{slugify(self.name)}:{self.pk}"
 
     def usage(self) -> str:
         """Return a Python snippet that loads the unpacked download."""
