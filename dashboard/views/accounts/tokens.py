@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from dashboard.forms.accounts.tokens import TokenForm
 from dashboard.gate import Request
 from dashboard.models import ApiToken, Role
+from dashboard.presenters.openai_snippets import openai_snippets
 
 
 @require_GET
@@ -61,5 +62,13 @@ def show(request: Request, form: TokenForm, status: int = 200, **more: Any) -> H
     tokens = ApiToken.objects.manageable_by(request.user, request.user)
     tokens = tokens.filter(project=request.project, revoked_at=None)
     address = request.build_absolute_uri("/api/v1/runs")
-    context = {"tokens": tokens, "form": form, "address": address, **more}
+    base_url = request.build_absolute_uri("/v1")
+    context = {
+        "tokens": tokens,
+        "form": form,
+        "address": address,
+        "base_url": base_url,
+        "snippets": openai_snippets(request.project, request.user, base_url),
+        **more,
+    }
     return render(request, "accounts/tokens/index.html", context, status=status)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from datetime import timedelta
 
 import pytest
@@ -10,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from dashboard.models import ApiToken, Project, User
+from dashboard.models import Adapter, ApiToken, BaseModel, Project, User
 
 NEW, LIST = "/settings/tokens/new/", "/settings/tokens/"
 VALUES = {"name": "nightly upload", "scope": "write", "lifetime": "90"}
@@ -92,3 +94,30 @@ def test_revoked_token_stops_working(client: Client, mara: User, ed: User, proje
     client.post(reverse("token-revoke", args=[token.pk]))
     assert not ApiToken.objects.working().exists()
     assert token.prefix.encode() not in client.get(LIST).content
+
+
+def test_snippets_have_the_names_of_the_project(client: Client, ed: User, adapter: Adapter) -> None:
+    client.force_login(ed)
+    page = client.get(LIST).context
+    codes = {snippet.title: snippet.code for snippet in page["snippets"]}
+    assert set(codes) == {"Python", "JavaScript", "curl"}
+    for code in codes.values():
+        assert "http://testserver/v1" in code
+        assert "example/tiny" in code
+        assert adapter.openai_name in code
+    compile(codes["Python"], "snippet", "exec")
+    assert f"file-{adapter.run.dataset_version_id}" in codes["curl"]
+
+
+def test_snippets_of_an_empty_project_work_as_well(client: Client, ed: User) -> None:
+    client.force_login(ed)
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in client.get(LIST).content.decode()
+
+
+def test_snippets_quote_odd_names(client: Client, ed: User, base_model: BaseModel) -> None:
+    BaseModel.objects.filter(pk=base_model.pk).update(hub_id="a'; rm -rf / #\"\\")
+    client.force_login(ed)
+    codes = {snippet.title: snippet.code for snippet in client.get(LIST).context["snippets"]}
+    compile(codes["Python"], "snippet", "exec")
+    call = shlex.split(codes["curl"].split("\n\n")[1])
+    assert json.loads(call[call.index("--json") + 1])["model"] == "a'; rm -rf / #\"\\"
