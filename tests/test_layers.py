@@ -22,7 +22,7 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "dashboard.settings"
 import django
 django.setup()
 import dashboard.urls, dashboard.asgi, workers.tasks
-heavy = {"torch", "transformers", "peft", "tokenizers", "workers.engine"} & set(sys.modules)
+heavy = {"torch", "transformers", "peft", "tokenizers", "scipy.stats", "scipy.optimize", "workers.engine"} & set(sys.modules)
 assert not heavy, heavy
 """
     result = python(code)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scipy.stats import binomtest
-
 
 class Agreement(NamedTuple):
     """The share of `items` answers with the same verdict, and its Wilson 95 % interval."""
@@ -25,5 +23,8 @@ def agreement(same: int, items: int) -> Agreement | None:
     """Return the agreement where `same` of `items` verdicts are the same; None without any."""
     if not items:
         return None
+    # A second and 50 MB, which every process would pay at its start.
+    from scipy.stats import binomtest
+
     interval = binomtest(same, items).proportion_ci(0.95, method="wilson")
     return Agreement(items, same / items, float(interval.low), float(interval.high))

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 Scores = NDArray[np.float64]
@@ -62,6 +61,9 @@ def level_at(variances: tuple[float, ...]) -> float:
 
 def _bound(centers: Scores, weights: Scores, scale: float, spend: float) -> float:
     """Return the limit that the estimate crosses for the first time with probability `spend`."""
+    # Half a second, which every process would pay at its start.
+    from scipy.optimize import brentq
+
     return float(brentq(lambda limit: 2 * weights @ ndtr((centers - limit) / scale) - spend, 0.0, 8.0))
 
 

@@ -43,7 +43,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f as f_distribution
+from scipy.special import fdtri
 
 Scores = NDArray[np.float64]
 
@@ -222,9 +222,9 @@ class ScoreModel:
             # Items that flip between seeds move any mean by so much, and are no sign of an unsteady arm.
             pooled = max(self._flips[position], pooled)
             value = variances[position]
-            if value > pooled * f_distribution.isf(UNSTEADY / len(several), freedom, rest):
+            if value > pooled * fdtri(freedom, rest, 1 - UNSTEADY / len(several)):
                 own[position] = SeedVariance(value, freedom, is_pooled=False)
-            if value > pooled * f_distribution.isf(OUTSIDE_POOL / len(several), freedom, rest):
+            if value > pooled * fdtri(freedom, rest, 1 - OUTSIDE_POOL / len(several)):
                 outside.add(position)
         inside = _fit([cell for cell in self._cells if cell[0] not in outside])
         fit = inside if inside.freedom >= 2 else fit
