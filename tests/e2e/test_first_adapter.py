@@ -1,12 +1,10 @@
-"""The first visit, from the set-up code to an adapter that PEFT loads: one journey, in people's order."""
+"""The first visit, from the set-up code to the downloaded adapter: one journey, in people's order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,22 +23,6 @@ COUNT_CLICKS = """
 addEventListener("click", (event) => {
   if (event.isTrusted && event.detail) sessionStorage.clicks = Number(sessionStorage.clicks ?? 0) + 1;
 }, true);
-"""
-LOAD = """
-import json, sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base_folder, adapter_folder = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(adapter_folder)
-base = AutoModelForCausalLM.from_pretrained(base_folder)
-asked = tokenizer("My parcel has not arrived.", return_tensors="pt")
-with torch.no_grad():
-    before = base(**asked).logits
-    after = PeftModel.from_pretrained(base, adapter_folder)(**asked).logits
-difference = (after - before).abs().max()
-print(json.dumps({"difference": difference.item(), "finite": difference.isfinite().item()}))
 """
 
 
@@ -164,17 +146,3 @@ def test_no_file_of_the_zip_names_a_path_of_the_server(
     config = json.loads((downloaded / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert config["target_modules"] == sorted(config["target_modules"])
-
-
-def test_the_zip_loads_with_peft_in_a_clean_process(downloaded: Path, tiny_folder: Path) -> None:
-    said = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD, str(tiny_folder), str(downloaded)],
-        cwd=downloaded,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert said.returncode == 0, said.stderr
-    facts = json.loads(said.stdout.splitlines()[-1])
-    assert facts["finite"]
-    assert facts["difference"] > 1e-3, facts
