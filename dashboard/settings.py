@@ -321,6 +321,10 @@ if JUDGE.url and not JUDGE.model:
 # An HTTP client would refuse it too, with the key in its message.
 if not (JUDGE.key.isascii() and JUDGE.key.isprintable()):
     raise ImproperlyConfigured("JUDGE_API_KEY contains a character that is not allowed in an HTTP header.")
+# Hosts, with their port if it is not the usual one, that webhooks may be sent to.
+WEBHOOK_HOSTS = frozenset(
+    host.strip().lower() for host in env.list("WEBHOOK_HOSTS", default=[]) if host.strip()
+)
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)

@@ -10,7 +10,16 @@ from django.urls import path, re_path
 from dashboard import api
 from dashboard.api import openai
 from dashboard.views import adapters
-from dashboard.views.accounts import invitations, memberships, projects, setup, sign_in, team, tokens
+from dashboard.views.accounts import (
+    invitations,
+    memberships,
+    projects,
+    setup,
+    sign_in,
+    team,
+    tokens,
+    webhooks,
+)
 from dashboard.views.catalog import base_models, datasets, target_module_configs
 from dashboard.views.evaluations import evaluations, judge_evaluations, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
@@ -157,6 +166,9 @@ urlpatterns = [
     path("settings/tokens/", tokens.index, name="token-index"),
     path("settings/tokens/new/", tokens.create, name="token-create"),
     path("settings/tokens/<int:pk>/revoke/", tokens.revoke, name="token-revoke"),
+    path("settings/webhooks/", webhooks.index, name="webhook-index"),
+    path("settings/webhooks/new/", webhooks.create, name="webhook-create"),
+    path("settings/webhooks/<int:pk>/delete/", webhooks.delete, name="webhook-delete"),
     path("admin/", admin.site.urls),
     # /api/v1/
     path("api/v1/", api.routes()),

@@ -24,6 +24,7 @@ from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_event import JobEvent
 from dashboard.models.jobs.job_state import IllegalMove, State
 from dashboard.models.jobs.outbox import Outbox
+from dashboard.models.jobs.webhook import Webhook, WebhookDelivery
 from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.operations.installation import Installation
 from dashboard.models.operations.storage import CleanUp, StorageUse
@@ -81,5 +82,7 @@ __all__ = [
     "TrainingRun",
     "User",
     "Vote",
+    "Webhook",
+    "WebhookDelivery",
     "WorkerNode",
 ]

@@ -57,8 +57,8 @@ RULES = {
     """,
     # Managers, in the project that they have open.
     "?--+++-": """
-        GET invitation-create base-model-create
-        POST invitation-create base-model-create compute-budget-change
+        GET invitation-create base-model-create webhook-index webhook-create
+        POST invitation-create base-model-create compute-budget-change webhook-create
     """,
     # API: tokens of managers, in their project.
     "?--+++?": """
@@ -95,7 +95,7 @@ RULES = {
     # Managers of the object's project.
     "?--+0--": """
         POST membership-change membership-remove invitation-revoke base-model-inspect share-link-create
-        POST share-link-revoke adapter-stage queue-prioritise
+        POST share-link-revoke adapter-stage queue-prioritise webhook-delete
     """,
     # The owner of the token (Ed) and managers.
     "?0++00-": """
@@ -168,5 +168,6 @@ OBJECTS = {
     "decision": "study",
     "share-link": "share_link",
     "saved-view": "saved_view",
+    "webhook": "webhook",
     "share-link-create": "study",
 }

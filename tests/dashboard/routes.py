@@ -28,6 +28,7 @@ from dashboard.models import (
     TargetModuleConfig,
     TrainingRun,
     User,
+    Webhook,
     WorkerNode,
 )
 from tests.conftest import make_base_model, make_dataset, make_run, make_user
@@ -88,6 +89,7 @@ def create_world() -> World:
         "worker": WorkerNode.objects.create(name="gpu0@host", queue="gpu", host="host", pid=1).pk,
         "study": study.pk,
         "share_link": link.pk,
+        "webhook": Webhook.objects.create(project=project, url="https://hooks.example.org/").pk,
         "saved_view": SavedView.objects.create(project=project, name="Mine", query="runs=1").pk,
     }
     sessions = {name: sign_in(user, own if name == "mixed" else None) for name, user in users.items()}

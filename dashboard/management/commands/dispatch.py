@@ -1,7 +1,7 @@
 """`manage.py dispatch`: wake workers, queue interrupted jobs again, recover lost ones, and clean up.
 
-Two may run; one leads. Its chores run in three loops, so that a silent broker or a slow disk delays only its
-own loop. The only program that publishes to the broker.
+Two may run; one leads. Its chores run in four loops, so that a silent broker, a slow disk or a slow receiver
+of events delays only its own loop. The only program that publishes to the broker.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from dashboard.models.operations.storage_measurement import measure
 from workers.celery import app
 from workers.supervision.orphaned_jobs import release_orphaned_jobs
 from workers.supervision.process_identity import here
+from workers.supervision.webhooks import deliver_webhooks
 
 logger = logging.getLogger(__name__)
 LOOP_SECONDS = 1.0
@@ -59,7 +60,7 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, request_stop)
         signal.signal(signal.SIGINT, request_stop)
         dispatcher = Dispatcher()
-        for chores in (dispatcher.publishing_chores, dispatcher.clean_up_chores):
+        for chores in (dispatcher.publishing_chores, dispatcher.clean_up_chores, dispatcher.webhook_chores):
             threading.Thread(target=run_chores, args=(chores, stop), daemon=True).start()
         run_chores(dispatcher.queue_chores, stop)
         dispatcher.leave()
@@ -108,6 +109,7 @@ class Dispatcher:
             Chore(self.tick, 15.0),
         )
         self.publishing_chores = (Chore(self.publish),)
+        self.webhook_chores = (Chore(self.deliver_webhooks),)
         self.clean_up_chores = (
             Chore(self.carry_out_clean_ups, 3.0),
             Chore(self.sweep, 60.0),
@@ -174,6 +176,11 @@ class Dispatcher:
             self._record_broker(silent=False)
         Outbox.objects.mark_sent(sent)
         return len(sent)
+
+    def deliver_webhooks(self) -> None:
+        """Send due events to the webhooks."""
+        if self.leads:
+            deliver_webhooks()
 
     def _record_broker(self, *, silent: bool) -> None:
         self.broker_silent = silent

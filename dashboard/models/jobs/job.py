@@ -21,6 +21,7 @@ from dashboard.models.jobs.job_event import JobEvent
 from dashboard.models.jobs.job_queryset import JobQuerySet
 from dashboard.models.jobs.job_state import LEASE, LIVE, MOVES, TERMINAL, WAITING, IllegalMove, State, db_now
 from dashboard.models.jobs.outbox import Outbox
+from dashboard.models.jobs.webhook import WebhookDelivery
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -174,11 +175,13 @@ class Job(models.Model):
 
     def _end_open_runs(self, target: State, fields: dict[str, Any]) -> None:
         """Give the job's outcome to the runs that have none of their own."""
-        self.training_runs.filter(outcome="").update(
+        open_runs = list(self.training_runs.filter(outcome="").values_list("pk", flat=True))
+        self.training_runs.filter(pk__in=open_runs, outcome="").update(
             outcome=target,
             error_code=fields.get("error_code", ""),
             error_message=fields.get("error_message", ""),
         )
+        WebhookDelivery.objects.announce(self.training_runs.filter(pk__in=open_runs))
 
     def record(
         self,

@@ -23,6 +23,7 @@ from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import LEASE, State, db_now
 from dashboard.models.jobs.outbox import Outbox
+from dashboard.models.jobs.webhook import KEPT, WebhookDelivery
 from dashboard.models.jobs.worker_node import WorkerNode
 from dashboard.models.operations.data_folder import (
     BATCH,
@@ -72,6 +73,7 @@ def old_rows() -> Iterator[None]:
     old: tuple[models.QuerySet[Any], ...] = (
         Outbox.objects.filter(sent_at__lt=db_now(-DAY)),
         Session.objects.filter(expire_date__lt=db_now(-DAY)),
+        WebhookDelivery.objects.filter(created_at__lt=db_now(-KEPT)),
         nodes.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__lt=db_now(-DAY)),
         nodes.filter(heartbeat_at__lt=db_now(-WORKER_KEPT)),
     )

@@ -18,6 +18,7 @@ from dashboard.models.catalog.target_module_config import TargetModuleConfig
 from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
+from dashboard.models.jobs.webhook import WebhookDelivery
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER, WorkerNode
 from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
@@ -355,15 +356,17 @@ class TrainingRun(models.Model):
     ) -> None:
         """Store the outcome once; a second call changes nothing."""
         self.measured = measured or {}
-        changed = TrainingRun.objects.filter(pk=self.pk, outcome="").update(
-            outcome=outcome,
-            ended_step=step,
-            error_code=code,
-            error_message=message,
-            measured=self.measured,
-        )
-        if changed:
-            self.refresh_from_db()
+        with transaction.atomic():
+            changed = TrainingRun.objects.filter(pk=self.pk, outcome="").update(
+                outcome=outcome,
+                ended_step=step,
+                error_code=code,
+                error_message=message,
+                measured=self.measured,
+            )
+            if changed:
+                self.refresh_from_db()
+                WebhookDelivery.objects.announce([self])
         if changed and outcome == self.Outcome.SUCCEEDED:
             record_calibration(self)
 
