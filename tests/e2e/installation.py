@@ -139,6 +139,8 @@ def run_installation(folder: Path, model: Path) -> Iterator[Installation]:
         "DATA_DIR": str(folder / "data"),
         "BUNDLED_MODEL_DIR": str(model),
         "OMP_NUM_THREADS": "1",
+        # Where a test may listen for events.
+        "WEBHOOK_HOSTS": f"127.0.0.1:{free_port()}",
         # All tests share one token.
         "API_READS_PER_MINUTE": "100000",
         "API_WRITES_PER_MINUTE": "100000",

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
@@ -20,45 +15,11 @@ from dashboard.models import Project, TrainingRun, Webhook, WebhookDelivery
 from dashboard.models.jobs.webhook import WAITS
 from tests.conftest import finish
 from tests.dashboard.conftest import make_checkpoint, start_training
+from tests.receivers import Receiver, receiver
 from workers.supervision import webhooks
 from workers.supervision.webhooks import deliver_webhooks
 
 CLIENT = OpenAI(api_key="unused")
-
-
-@dataclass
-class Receiver:
-    """The events so far as (headers, body), and the status of the next answers."""
-
-    url: str = ""
-    statuses: list[int] = field(default_factory=list)
-    wait: float = 0.0
-    events: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def receiver() -> Iterator[Receiver]:
-    """Receive events on a free port."""
-    seen = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.events.append((dict(self.headers.items()), body))
-            time.sleep(seen.wait)
-            self.send_response(seen.statuses.pop(0) if seen.statuses else 204)
-            self.send_header("Location", f"{seen.url}elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        seen.url = f"http://127.0.0.1:{server.server_port}/"
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield seen
-        server.shutdown()
 
 
 @pytest.fixture
