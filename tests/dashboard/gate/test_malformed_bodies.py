@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import urlencode
 
 import pytest
@@ -79,6 +80,7 @@ STRANGE: dict[str, Request] = {
 }
 
 
+@cache
 def field_names() -> list[str]:
     """Return the names of all fields of forms and of the API."""
     found = {"next", "seen", "keep", "priority", "version", "source", "scope", "action", "_save"}
@@ -91,7 +93,6 @@ def field_names() -> list[str]:
     return sorted(found)
 
 
-NAMES = field_names()
 WORDS = "0 -1 1.5 1e400 nan 2026-02-30 on true null [] {} approved retired high manager ../../etc/passwd"
 ODD = [*WORDS.split(), "", "9" * 30, "9" * 5000, "x" * 10_000, "a\x00b", "é🙂", "\r\nX: 1"]
 ODD_JSON = [None, True, -1, 1e308, 10**30, [], [[]], {}, {"a": {"b": []}}, ["x", None], [10**30] * 3]
@@ -236,7 +237,7 @@ def random_request(chance: random.Random, world: World) -> Request:
         if chance.random() < 0.3:
             kind = chance.choice([MULTIPART, FORM, "application/json"])
         return damage(body[:20_000], chance), kind, changes
-    names = chance.sample(NAMES, chance.randrange(9))
+    names = chance.sample(field_names(), chance.randrange(9))
     values: list[str] = [*ODD, *map(str, world.objects.values())]
     if shape == "json":
         content = {name: chance.choice([*values, *ODD_JSON]) for name in names}
