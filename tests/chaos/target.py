@@ -92,12 +92,13 @@ class Target:
         known = {process.pid for process in self.descendants()} | {os.getpid(), self.launcher.pid}
         if self.broker:
             known.add(self.broker.process.pid)
-        data, orphans = str(self.folder / "data"), []
+        home, orphans = str(self.folder), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                if data in " ".join(process.cmdline()) or process.environ().get("DATA_DIR") == data:
+                # Engines get the HOME of the installation, but no DATA_DIR.
+                if home in " ".join(process.cmdline()) or process.environ().get("HOME") == home:
                     orphans.append(process)
         return orphans
 
