@@ -166,6 +166,14 @@ class StudyForm(LaunchForm):
         MOST_TEST_ROWS,
         gettext_lazy("More rows show smaller differences and take longer to evaluate."),
     )
+    again = forms.BooleanField(
+        label=gettext_lazy("Train every run again"),
+        required=False,
+        help_text=gettext_lazy(
+            "Otherwise, finished runs of this project with equal settings, data, base model and seed are "
+            "used as they are."
+        ),
+    )
 
     def __init__(
         self, data: Any = None, *, caller: Caller, project: Project, initial: dict[str, Any]

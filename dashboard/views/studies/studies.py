@@ -96,6 +96,7 @@ def launch(request: Request, form: StudyForm, key: str) -> Study:
         learning_rates=values["learning_rates"],
         test_rows=values["test_rows"],
         max_hours=values["max_hours"],
+        reuse=not values["again"],
         confirmed=form.is_confirmed(),
         idempotency_key=key,
     )

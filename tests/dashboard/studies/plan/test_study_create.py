@@ -111,6 +111,12 @@ def test_double_click_starts_one_study(send: Send) -> None:
     assert Study.objects.count() == 1
 
 
+def test_equal_runs_are_used_unless_the_form_asks_to_train_again(send: Send) -> None:
+    send()
+    send(again="on")
+    assert list(Study.objects.order_by("pk").values_list("reuse", flat=True)) == [True, False]
+
+
 def test_several_rates_start_a_search(send: Send) -> None:
     send(learning_rates="0.001, 5e-4 0.0001")
     study = Study.objects.get()
