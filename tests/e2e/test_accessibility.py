@@ -63,6 +63,7 @@ PAGES = {
     "storage-index": "/settings/storage/",
     "compute-budget-index": "/settings/compute-budget/",
     "token-index": "/settings/tokens/",
+    "webhook-index": "/settings/webhooks/",
     "API documentation": "/api/v1/docs",
 }
 # Pages of people who are not signed in.
@@ -90,6 +91,7 @@ NOT_HERE = {
     # `test_study.py` looks at it.
     *("share-link-create", "share-link-revoke", "share-link-open"),
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
+    *("webhook-create", "webhook-delete"),
     *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-prioritise"),
 }
