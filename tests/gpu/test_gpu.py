@@ -22,6 +22,8 @@ from tests.tiny_model import write_canonical
 from workers.contract.events import ArmEnd, Checkpoint, Event, Failure, Metrics, Result, from_line
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, DataSpec, EvalSpec, TargetSpec, TrainSpec, to_dict
+from workers.supervision import forked_engine
+from workers.supervision.forked_engine import ForkingPopen
 
 pytestmark = pytest.mark.gpu
 
@@ -124,6 +126,15 @@ def test_losses_are_those_of_the_cpu(
     found = losses(Engine("train", make_spec(data, dtype), tmp_path).finish())
     differences = [abs(one - other) for one, other in zip(found, cpu_losses, strict=True)]
     assert max(differences) < LOSS_TOLERANCE[dtype], f"largest difference {max(differences):.4f} nats"
+
+
+def test_forked_engine_has_the_losses_of_the_cpu(
+    data: DataSpec, tmp_path: Path, cpu_losses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
+    found = losses(Engine("train", make_spec(data), tmp_path).finish())
+    assert found == pytest.approx(cpu_losses, abs=LOSS_TOLERANCE["float32"])
+    assert forked_engine._servers[0].is_ready
 
 
 @pytest.mark.parametrize("dtype", list(LOSS_TOLERANCE))

@@ -48,31 +48,27 @@ def test_drain_flag_of_a_killed_node_with_the_same_pid_is_deleted(flag: Path) ->
 
 
 HANGING = """
-import sys, threading, time
+import subprocess, sys, threading, time
 import django
 django.setup()
 from workers.supervision import heartbeat
 heartbeat.WATCH_SECONDS, heartbeat.SILENT_SECONDS = 0.1, 0.3
 beat = heartbeat.Heartbeat("gpu0@host", {})
-if sys.argv[1] == "working":
-    import subprocess
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(30)'])"
-    pool = subprocess.Popen([sys.executable, "-c", code])
-    while not heartbeat.has_engine():
-        time.sleep(0.05)
+child = [sys.executable, "-c", "import time; time.sleep(6)", sys.argv[1]]
+pool = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({child})"])
+while not heartbeat.psutil.Process(pool.pid).children():
+    time.sleep(0.05)
+time.sleep(0.5)
 threading.Thread(target=beat.guard, daemon=True).start()
-time.sleep(2 if sys.argv[1] == "working" else 20)
+time.sleep(2)
 print("alive")
-if sys.argv[1] == "working":
-    for child in heartbeat.psutil.Process().children(recursive=True):
-        child.kill()
 """
 
 
-def run_hanging_node(mode: str) -> subprocess.CompletedProcess[str]:
-    """Run a node whose queries never return, in its own process."""
+def run_hanging_node(child: str) -> subprocess.CompletedProcess[str]:
+    """Run a node whose queries never return, in its own process; `child` runs below its pool process."""
     return subprocess.run(
-        [sys.executable, "-c", HANGING, mode],
+        [sys.executable, "-c", HANGING, child],
         capture_output=True,
         text=True,
         cwd=settings.BASE_DIR,
@@ -81,12 +77,12 @@ def run_hanging_node(mode: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_hanging_node_exits() -> None:
-    ended = run_hanging_node("idle")
+    ended = run_hanging_node("workers.engine.fork_server")
     assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
 
 
 def test_hanging_node_with_a_running_engine_stays() -> None:
-    ended = run_hanging_node("working")
+    ended = run_hanging_node("workers.engine")
     assert (ended.returncode, ended.stdout) == (0, "alive\n"), ended.stderr
 
 
