@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ async def stream_chat(
     settings: ChatSettings,
     *,
     by: User | None = None,
-) -> AsyncIterator[Text | End]:
+) -> AsyncGenerator[Text | End, None]:
     """Send a chat and return its answer's parts, of which the last is an End.
 
     `messages`: dicts with exactly `role` (system, user, assistant) and `content` (text). It returns once the
@@ -141,7 +141,9 @@ def _accepted(event: ChatEvent) -> None:
     raise ChatInvalid(event.code, event.message)
 
 
-async def _parts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncIterator[Text | End]:
+async def _parts(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> AsyncGenerator[Text | End, None]:
     """Yield an answer's parts; the connection ends with it, which cancels a request that is not answered."""
     try:
         while True:

@@ -9,7 +9,6 @@ from django.urls import path, re_path
 
 from dashboard import api
 from dashboard.api import openai
-from dashboard.views import adapters
 from dashboard.views.accounts import (
     invitations,
     memberships,
@@ -20,6 +19,7 @@ from dashboard.views.accounts import (
     tokens,
     webhooks,
 )
+from dashboard.views.adapters import adapters, playground
 from dashboard.views.catalog import base_models, datasets, target_module_configs
 from dashboard.views.evaluations import evaluations, judge_evaluations, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
@@ -149,6 +149,10 @@ urlpatterns = [
     path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),
     path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),
     path("adapters/<int:pk>/download/", adapters.download, name="adapter-download"),
+    # Playground
+    path("playground/", playground.index, name="playground"),
+    path("playground/start/", playground.start, name="playground-start"),
+    path("playground/answer/", playground.answer, name="playground-answer"),
     # Workers and queue
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),

@@ -174,6 +174,7 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
+            "served_base_models",
             Prefetch("evaluations", evaluations),
             Prefetch("judged_evaluations", evaluations),
         )
@@ -194,7 +195,7 @@ def title_and_url(job: Job) -> tuple[str, str]:
 
 def subject_of(job: Job) -> Any:
     """Return the run, dataset version or base model of a job; None if it was deleted."""
-    for rows in (job.training_runs, job.dataset_versions, job.base_models):
+    for rows in (job.training_runs, job.dataset_versions, job.base_models, job.served_base_models):
         for row in rows.all():
             return row
     for evaluation in (*job.evaluations.all(), *job.judged_evaluations.all()):

@@ -23,20 +23,12 @@ from dashboard.models import Job
 from tests.chaos.target import Target
 
 # Roles and their weights in the schedule.
-KILLED = {
-    "worker": 35,
-    "pool": 15,
-    "trainer": 25,
-    "fork server": 5,
-    "broker": 10,
-    "web": 10,
-    "dispatcher": 5,
-}
+KILLED = {"worker": 35, "pool": 15, "trainer": 25, "broker": 10, "web": 10, "dispatcher": 5}
 PAUSED = {"pool": 60, "trainer": 15, "worker": 15, "dispatcher": 10}
 # Connections to servers, which are broken by their proxy.
 CONNECTIONS = ("DATABASE_URL", "REDIS_URL")
 # Children of other processes: `manage.py start` does not restart them itself.
-CHILD_ROLES = ("trainer", "fork server", "pool")
+CHILD_ROLES = ("trainer", "pool")
 # `manage.py start` stops everything when a program ends six times in a minute.
 SAME_PROGRAM_SECONDS = 20.0
 NO_TARGET_SECONDS = 60.0

@@ -92,13 +92,12 @@ class Target:
         known = {process.pid for process in self.descendants()} | {os.getpid(), self.launcher.pid}
         if self.broker:
             known.add(self.broker.process.pid)
-        home, orphans = str(self.folder), []
+        data, orphans = str(self.folder / "data"), []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.pid in known or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                # Engines get the HOME of the installation, but no DATA_DIR.
-                if home in " ".join(process.cmdline()) or process.environ().get("HOME") == home:
+                if data in " ".join(process.cmdline()) or process.environ().get("DATA_DIR") == data:
                     orphans.append(process)
         return orphans
 

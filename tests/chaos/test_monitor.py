@@ -33,9 +33,9 @@ def target(tmp_path: Path) -> Target:
 
 @pytest.fixture
 def orphan(target: Target) -> Iterator[int]:
-    """A process whose parent has ended; only its environment names the folder of the target."""
+    """A process whose parent has ended; only its environment names the data folder."""
     spawn = "import subprocess, sys\nprint(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
-    environment = {**os.environ, "HOME": str(target.folder)}
+    environment = {**os.environ, "DATA_DIR": str(target.folder / "data")}
     parent = subprocess.run(
         [sys.executable, "-c", spawn], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )

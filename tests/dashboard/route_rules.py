@@ -41,7 +41,8 @@ RULES = {
         GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
         GET training-run-presets training-run-forecast training-run-index study-index study-arms
         GET study-plan compare compare-csv adapter-index compute-budget-index token-index token-create
-        POST token-create
+        GET playground
+        POST token-create playground-start playground-answer
     """,
     # Editors, in the project that they have open.
     "?-++++-": """

@@ -112,6 +112,7 @@ STATE_WORDS = [
     ("running", "import", "Importing"),
     ("running", "inspect", "Inspecting"),
     ("running", "judge", "Judging"),
+    ("running", "serve", "Answering"),
     ("running", "", "Running"),
     ("finalizing", "train", "Saving"),
     ("cancelling", "train", "Stopping"),

@@ -1,9 +1,9 @@
-"""Measures how long a training takes from the start of its engine to the beginning of its first step.
+"""Measures a training from the start of its engine to its first optimizer step, executed and forked, in turn.
 
     python -m tests.proof.engine_start .cache/bundled/SmolLM2-135M-Instruct ROUNDS
 
-The engine is forked and executed in turn, beside HF Trainer with PEFT on the same rows. Also prints the
-memory of the idle fork server and the peaks of these trainings of one step.
+Beside them HF Trainer with PEFT on the same rows, as a whole process with one step. Also prints the memory of
+the idle fork server and the peaks that the engines report.
 """
 
 from __future__ import annotations
@@ -47,9 +47,16 @@ def processor_seconds(process: psutil.Process) -> float:
 def start_engine(
     popen: type[subprocess.Popen[Any]], spec: TrainSpec, folder: Path
 ) -> tuple[float, float, float]:
-    """Train one step; return wall and processor seconds to its beginning, and the peak memory in bytes."""
+    """Train one step; return wall and processor seconds to its end, and the peak memory in bytes."""
     (folder / "spec.json").write_text(json.dumps(to_dict(spec)))
-    command = [sys.executable, "-m", "workers.engine", "train", str(folder / "spec.json"), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "workers.engine",
+        "train",
+        str(folder / "spec.json"),
+        str(folder / "out"),
+    ]
     variables = environment(Job.Kind.TRAIN, folder)
     began, wall, processor, peak = time.monotonic(), 0.0, 0.0, 0.0
     with (
@@ -58,7 +65,7 @@ def start_engine(
     ):
         for line in engine.stdout or ():
             event = from_line(line)
-            if isinstance(event, Progress) and event.phase == "training" and not event.step:
+            if isinstance(event, Progress) and event.phase == "training" and event.step == 1 and not wall:
                 wall = time.monotonic() - began
                 processor = processor_seconds(psutil.Process(engine.pid))
             elif isinstance(event, ArmEnd):
@@ -68,7 +75,7 @@ def start_engine(
 
 
 def start_peer(model: str, rows: Path, folder: Path) -> tuple[float, float, float]:
-    """Train one step with the peer; return the same figures."""
+    """Run the peer for one step; return wall and processor seconds, and its peak memory in bytes."""
     job = {"kind": "peer", "is_tuned": True, "model": model, "rows": str(rows), "steps": 1, "seed": 0}
     (folder / "job.json").write_text(json.dumps(job | {"dtype": "float32", "out": str(folder / "out")}))
     command = [sys.executable, "-m", "tests.bench.contender", str(folder / "job.json")]
@@ -77,8 +84,7 @@ def start_peer(model: str, rows: Path, folder: Path) -> tuple[float, float, floa
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=settings.BASE_DIR, env=variables)
     wall, after = time.monotonic() - began, psutil.Process().cpu_times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
-    step = json.loads(done.stdout.splitlines()[-1])
-    return wall - step["seconds"], used - step["cpu_seconds"], float(step["peak"])
+    return wall, used, float(json.loads(done.stdout.splitlines()[-1])["peak"])
 
 
 def main(model: str, rounds: int) -> None:

@@ -88,7 +88,7 @@ class EngineProcess:
             umask=0o027,
         )
         engine = cls(process, log)
-        limit(process.pid)
+        limit(process.pid, yields_to_trainings=job.kind == Job.Kind.SERVE)
         threading.Thread(target=engine._read, daemon=True).start()
         engine.send({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
         return engine
@@ -173,7 +173,11 @@ def is_forkable(job: Job) -> bool:
 def environment(kind: str, out_dir: Path) -> dict[str, str]:
     """Return the engine's environment: paths of programs and models, and the number of threads."""
     variables = {name: os.environ[name] for name in ENGINE_VARIABLES if name in os.environ}
-    threads = str(settings.ENGINE_THREADS or max(1, len(os.sched_getaffinity(0)) - 1))
+    cores = len(os.sched_getaffinity(0))
+    threads = str(settings.ENGINE_THREADS or max(1, cores - 1))
+    if kind == Job.Kind.SERVE:
+        # A training on the same cores goes on.
+        threads = str(max(1, cores // 4))
     variables |= {
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(out_dir),

@@ -157,12 +157,13 @@ def fork_engine(command: Any, cwd: Any, environment: Any, streams: list[int]) ->
     return None
 
 
-def limit(pid: int) -> None:
+def limit(pid: int, *, yields_to_trainings: bool = False) -> None:
     """Lower a process's priority, let the kernel kill it first for lack of memory, and forbid core dumps."""
+    nice, oom_score = (10, "800") if yields_to_trainings else (5, "500")
     with contextlib.suppress(OSError, psutil.Error):
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-        psutil.Process(pid).nice(5)
-        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
+        psutil.Process(pid).nice(nice)
+        Path(f"/proc/{pid}/oom_score_adj").write_text(oom_score)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,6 @@ from workers.forecasting.adapter_size import adapter_params
 from workers.forecasting.calibration import MEMORY, TIME, correct
 from workers.forecasting.training_cost import model_shape
 from workers.forecasting.workload import RowLengths, estimate_workload
-from workers.supervision.forked_engine import ForkingPopen
 from workers.target_modules.census import Census
 from workers.target_modules.presets import PRESETS, preset, resolve
 from workers.target_modules.resolution import Resolution, target_spec
@@ -274,7 +273,7 @@ class Bench:
         command = [sys.executable, "-m", "workers.engine", kind, str(path), str(out_dir)]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         log = self.folder / "log"
-        with log.open("wb") as errors, ForkingPopen(
+        with log.open("wb") as errors, subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, cwd=settings.BASE_DIR, env=os.environ | threads
         ) as child:  # fmt: skip
             events: list[Event] = []

@@ -23,6 +23,7 @@ from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
 from dashboard.models.studies.results.limits import warnings
 from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
+from dashboard.presenters.playground import try_url
 from dashboard.presenters.study_page import result_figures
 
 RUNS_OFFERED = 100
@@ -75,6 +76,7 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         curve["series"] = scaled(by_arm(curve["series"], study), runs, across)
     context = {
         "study": study,
+        "try_url": try_url(run.adapter for run in runs if hasattr(run, "adapter")),
         "warnings": warnings(study),
         "settings": [row for row in settings if row["differs"] or not only],
         "same": sum(not row["differs"] for row in settings),

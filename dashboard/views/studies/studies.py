@@ -26,6 +26,7 @@ from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
 from dashboard.models.studies.results.limits import added_seeds
 from dashboard.models.studies.results.verdict_sentence import advised_seeds, verdict_sentence
+from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
 from dashboard.views.studies.study_results import result_context
@@ -169,6 +170,7 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **grid_context(study, may_edit=may_edit),
         "can_stop": may_edit and not study.is_over and study.state != State.CANCELLING,
         "added_seeds": added_seeds(study),
+        "try_url": try_url(study_adapters(study)) if study.scores_are_open else "",
         **seeds_context(study, may_edit=may_edit),
         **result_context(study, request.GET, request.user),
     }

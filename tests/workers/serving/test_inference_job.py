@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from asgiref.testing import ApplicationCommunicator
 from django.conf import settings
+from django.test import Client
+from django.urls import reverse
 
 from dashboard import chat_relay
+from dashboard.asgi import application
 from dashboard.chat_relay import ChatBroken, ChatModel, ChatUnavailable, EngineState, ModelUnknown
 from dashboard.models import BaseModel, Job, Outbox, Project, State, User, WorkerNode
 from tests.conftest import make_base_model
@@ -19,7 +25,8 @@ from tests.workers.conftest import claim, kill_engine, run_until
 from workers.contract.chat import ChatSettings, End, Text
 
 pytestmark = pytest.mark.django_db(transaction=True)
-HELLO = [{"role": "user", "content": "hello"}]
+CSRF = "a" * 32
+LONG = 400
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +34,25 @@ def node(db: None) -> None:
     WorkerNode.objects.register("serve@test", queue="serve", host="test", pid=1)
 
 
-async def chat(project: Project, base: BaseModel, **values: Any) -> list[Text | End]:
-    parts = await chat_relay.stream_chat(project, ChatModel(base), HELLO, ChatSettings(**values))
+async def chat(project: Project, base: BaseModel, prompt: str = "hello", **values: Any) -> list[Text | End]:
+    messages = [{"role": "user", "content": prompt}]
+    parts = await chat_relay.stream_chat(project, ChatModel(base), messages, ChatSettings(**values))
     return [part async for part in parts]
+
+
+async def endless_prompt(project: Project, base: BaseModel) -> str:
+    """Find a prompt that is answered until the limit of tokens."""
+    for prompt in map(str, range(50)):
+        if (await chat(project, base, prompt, max_tokens=LONG))[-1].tokens == LONG:
+            return prompt
+    raise AssertionError("every answer ends")
+
+
+def post(path: str, headers: dict[str, str]) -> dict[str, Any]:
+    """Return the ASGI scope of a form that is posted."""
+    headers = headers | {"host": "localhost", "content-type": "application/x-www-form-urlencoded"}
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": lines}
 
 
 async def failure_of(parts: AsyncIterator[object]) -> str:
@@ -100,14 +123,54 @@ def test_it_ends_after_idle_minutes(
     assert work_off("serve").state == State.SUCCEEDED
 
 
+def test_a_browser_that_leaves_frees_its_slot(
+    client: Client, vera: User, real_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "INFERENCE_ROWS", 1)
+    real_base.serve()
+    job = claim("serve")
+    client.force_login(vera)
+    headers = {"cookie": f"session={client.cookies['session'].value}; csrf={CSRF}", "x-csrftoken": CSRF}
+    seconds: list[float] = []
+
+    async def leave() -> None:
+        assert real_base.project
+        prompt = await endless_prompt(real_base.project, real_base)
+        began = time.monotonic()
+        await chat(real_base.project, real_base, prompt, max_tokens=LONG)
+        seconds.append(time.monotonic() - began)
+        page = ApplicationCommunicator(application, post(reverse("playground-answer"), headers))
+        form = {"base": real_base.pk, "column": "base", "prompt": prompt, "temperature": 0, "seed": 1}
+        body = urlencode(form | {"max_tokens": LONG}).encode()
+        await page.send_input({"type": "http.request", "body": body})
+        assert (await page.receive_output(30))["status"] == 200
+        while b'"column"' not in (await page.receive_output(30))["body"]:
+            pass
+        await page.send_input({"type": "http.disconnect"})
+        left = time.monotonic()
+        await chat(real_base.project, real_base, max_tokens=1)
+        seconds.append(time.monotonic() - left)
+
+    def act() -> None:
+        try:
+            asyncio.run(leave())
+        finally:
+            Job.objects.get(pk=job.pk).request_cancel()
+
+    run_until(job, is_ready(real_base), act)
+    whole, after = seconds
+    assert after < whole / 2
+
+
 def test_a_killed_engine_breaks_the_answer_and_starts_again(project: Project, real_base: BaseModel) -> None:
     real_base.serve()
     job = claim("serve")
     failures: list[str] = []
 
     async def chat_and_kill() -> None:
-        settings = ChatSettings(max_tokens=400)
-        parts = await chat_relay.stream_chat(project, ChatModel(real_base), HELLO, settings)
+        messages = [{"role": "user", "content": await endless_prompt(project, real_base)}]
+        settings = ChatSettings(max_tokens=LONG)
+        parts = await chat_relay.stream_chat(project, ChatModel(real_base), messages, settings)
         assert isinstance(await anext(parts), Text)
         await asyncio.to_thread(kill_engine, job)
         failures.append(await failure_of(parts))

@@ -1,0 +1,123 @@
+"""What the playground shows: its columns, the models to choose from, and test rows as prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from django.db.models import Q
+from django.urls import reverse
+from django.utils.translation import gettext as _
+
+from dashboard.forms.adapters import BASE, MOST_COLUMNS
+from dashboard.models import Adapter, BaseModel, EvaluationItem, Project, Study, User
+from dashboard.models.accounts.project import parse_id
+
+# Adapters offered per base model, and rows offered as prompts.
+MOST_ADAPTERS, MOST_ROWS = 100, 20
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model of the page: the base model, or an adapter."""
+
+    value: str
+    label: str
+    url: str
+
+
+@dataclass(frozen=True)
+class ExampleRow:
+    """A test row: its prompt and its expected answer."""
+
+    row: int
+    prompt: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Playground:
+    """The whole page. Without a base model there is nothing to try."""
+
+    base: BaseModel | None
+    bases: Sequence[BaseModel] = ()
+    columns: Sequence[Column] = ()
+    choices: Sequence[tuple[str, str]] = ()
+    rows: Sequence[ExampleRow] = field(default=())
+
+    @property
+    def slots(self) -> list[str]:
+        """Return the chosen value of each list; the empty ones come last."""
+        values = [column.value for column in self.columns]
+        return values + [""] * (MOST_COLUMNS - len(values))
+
+
+def playground(project: Project, user: User, wanted_base: str, wanted: Iterable[str]) -> Playground:
+    """Return the page for the query of its address; what does not exist is left out."""
+    bases = BaseModel.objects.visible_to(user).filter(Q(project=None) | Q(project=project)).ready()
+    ready = list(bases.order_by("name", "pk"))
+    adapters = Adapter.objects.visible_to(user).filter(project=project, base_model__in=ready).with_facts()
+    wanted = list(dict.fromkeys(wanted))
+    numbers = [number for name in wanted if (number := parse_id(name)) is not None]
+    chosen = {str(adapter.pk): adapter for adapter in adapters.filter(pk__in=numbers)}
+    base = _base(ready, parse_id(wanted_base), next(iter(chosen.values()), adapters.first()))
+    if base is None:
+        return Playground(None)
+    offered = list(adapters.filter(base_model=base)[:MOST_ADAPTERS])
+    by_value = {
+        str(adapter.pk): adapter for adapter in [*offered, *chosen.values()] if adapter.base_model == base
+    }
+    names = [name for name in wanted if name == BASE or name in by_value]
+    names = names or [BASE, *(str(adapter.pk) for adapter in offered[:1])]
+    columns = [_column(base, by_value.get(name)) for name in names[:MOST_COLUMNS]]
+    choices = [(BASE, _("Base model")), *((value, str(adapter)) for value, adapter in by_value.items())]
+    rows = _rows(by_value[name] for name in names if name in by_value)
+    return Playground(base, ready, columns, choices, rows)
+
+
+def try_url(adapters: Iterable[Adapter]) -> str:
+    """Return the address of the playground with the base model beside adapters on it; "" without one."""
+    found = list(adapters)
+    same = [adapter for adapter in found if adapter.base_model_id == found[0].base_model_id]
+    values = [BASE, *(str(adapter.pk) for adapter in same[: MOST_COLUMNS - 1])]
+    query = urlencode({"column": values}, doseq=True)
+    return f"{reverse('playground')}?{query}" if same else ""
+
+
+def study_adapters(study: Study) -> list[Adapter]:
+    """Return an adapter of each arm of a study, that of its first seed."""
+    adapters = Adapter.objects.filter(run__study_arm__study=study).select_related("run")
+    by_arm: dict[int | None, Adapter] = {}
+    for adapter in adapters.order_by("run__study_arm__position", "pk"):
+        by_arm.setdefault(adapter.run.study_arm_id, adapter)
+    return list(by_arm.values())
+
+
+def _base(ready: list[BaseModel], number: int | None, adapter: Adapter | None) -> BaseModel | None:
+    """Return the base model with this number, else that of an adapter, else the first one."""
+    numbers = {base.pk: base for base in ready}
+    found = numbers.get(number) if number is not None else None
+    if found is None and adapter is not None:
+        found = numbers.get(adapter.base_model_id)
+    return found or next(iter(ready), None)
+
+
+def _column(base: BaseModel, adapter: Adapter | None) -> Column:
+    if adapter is None:
+        return Column(BASE, _("Base model"), base.get_absolute_url())
+    return Column(str(adapter.pk), str(adapter), adapter.get_absolute_url())
+
+
+def _rows(adapters: Iterable[Adapter]) -> list[ExampleRow]:
+    """Return the shortest test rows of the first adapter whose answers may be seen."""
+    for adapter in adapters:
+        arm = adapter.run.study_arm
+        # The answers of a study are hidden until it has ended, and so are its rows.
+        if arm is not None and not arm.study.scores_are_open:
+            continue
+        pairs = EvaluationItem.objects.pairs(adapter.run)
+        items = sorted((item for item, _other in pairs if item.prompt), key=lambda item: len(item.prompt))
+        if items:
+            return [ExampleRow(item.row, item.prompt, item.expected) for item in items[:MOST_ROWS]]
+    return []

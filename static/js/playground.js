@@ -1,0 +1,167 @@
+// The playground: sends a prompt to all columns at once and shows their answers while they are written.
+
+const form = document.getElementById("playground");
+const choices = document.getElementById("playground-models");
+const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed"];
+const STORE = "graftworks-playground";
+
+class Column {
+  constructor(section, words) {
+    this.words = words;
+    this.answer = section.querySelector("[data-answer]");
+    this.note = section.querySelector("[data-note]");
+    this.facts = section.querySelector("dl");
+    this.parts = Object.fromEntries(["first", "speed", "tokens"].map((name) => [name, section.querySelector(`[data-${name}]`)]));
+  }
+
+  begin() {
+    this.answer.textContent = "";
+    this.facts.hidden = true;
+    this.over = false;
+    this.say("");
+  }
+
+  say(text, isError = false) {
+    this.note.textContent = text;
+    this.note.classList.toggle("text-danger", isError);
+  }
+
+  take(event) {
+    if (event.error) return this.end(event.text, true);
+    if (event.text) {
+      this.answer.append(event.text);
+      this.answer.scrollTop = this.answer.scrollHeight;
+      this.say("");
+    }
+    if (!event.end) return;
+    this.facts.hidden = false;
+    this.parts.first.textContent = `${event.first_ms.toLocaleString()} ms`;
+    this.parts.speed.textContent = event.tokens_per_second?.toLocaleString() ?? "–";
+    this.parts.tokens.textContent = event.tokens.toLocaleString();
+    if (!this.answer.textContent) this.answer.textContent = this.words.empty;
+    this.end(event.end === "length" ? this.words.length : "");
+  }
+
+  end(text, isError = false) {
+    this.over = true;
+    this.say(text, isError);
+  }
+}
+
+function keep() {
+  const values = Object.fromEntries(KEPT.map((name) => [name, form.elements[name].value]));
+  try {
+    sessionStorage.setItem(STORE, JSON.stringify(values));
+  } catch {
+    // Without storage a prompt is lost when other models are chosen.
+  }
+}
+
+function restore() {
+  try {
+    for (const [name, value] of Object.entries(JSON.parse(sessionStorage.getItem(STORE)) ?? {})) form.elements[name].value = value;
+  } catch {
+    // The form keeps its own values.
+  }
+}
+
+// Calls `take` with each line of the answer, as it comes.
+async function readLines(response, take) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) take(JSON.parse(line));
+  }
+}
+
+function follow() {
+  const words = form.dataset;
+  const send = form.querySelector("[type=submit]");
+  const stop = document.getElementById("playground-stop");
+  const state = document.getElementById("playground-state");
+  const columns = [...document.querySelectorAll("[data-column]")].map((section) => new Column(section, words));
+  let controller = null;
+
+  const show = (text, isError = false) => {
+    state.textContent = text;
+    state.classList.toggle("text-danger", isError);
+  };
+
+  // An event of one column, or of all of them.
+  const take = (event) => {
+    if (event.column !== undefined) return columns[event.column].take(event);
+    if (event.error) return fail(event.text);
+    show(event.state === "ready" ? "" : event.text);
+    if (event.state === "ready") for (const column of columns) column.say(words.waiting);
+  };
+
+  const fail = (text) => {
+    show(text, true);
+    for (const column of columns) if (!column.over) column.end("");
+  };
+
+  async function ask() {
+    controller = new AbortController();
+    const response = await fetch(form.action, {
+      method: "POST",
+      body: new FormData(form),
+      redirect: "manual",
+      signal: controller.signal,
+    });
+    if (response.type === "opaqueredirect") return fail(words.expired);
+    if (response.status === 422) return fail((await response.json()).text);
+    if (!response.ok) return fail(words.offline);
+    await readLines(response, take);
+    if (columns.some((column) => !column.over)) fail(words.broken);
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    keep();
+    show("");
+    for (const column of columns) column.begin();
+    send.disabled = true;
+    stop.hidden = false;
+    try {
+      await ask();
+    } catch (error) {
+      if (error.name === "AbortError") for (const column of columns) column.over || column.end(words.stopped);
+      else fail(words.broken);
+      if (error.name === "AbortError") show("");
+    }
+    stop.hidden = true;
+    send.disabled = false;
+  });
+  stop.addEventListener("click", () => controller?.abort());
+  // Ctrl+Enter sends, as in other chats.
+  form.elements.prompt.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !send.disabled) form.requestSubmit();
+  });
+}
+
+function offerRows() {
+  const rows = document.getElementById("example-row");
+  const expected = document.getElementById("expected");
+  rows?.addEventListener("change", () => {
+    const row = rows.selectedOptions[0];
+    expected.hidden = !row.value;
+    document.getElementById("expected-text").textContent = row.dataset.expected ?? "";
+    if (row.value) form.elements.prompt.value = row.value;
+  });
+}
+
+if (form) {
+  restore();
+  follow();
+  offerRows();
+  choices.addEventListener("change", () => {
+    keep();
+    choices.requestSubmit();
+  });
+  // The model loads while the user types.
+  fetch(form.dataset.start, { method: "POST", body: new FormData(form), redirect: "manual" }).catch(() => {});
+}

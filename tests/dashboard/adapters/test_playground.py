@@ -1,0 +1,107 @@
+"""The playground's page and form, and what its stream says before a model is ready."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from dashboard.models import Adapter, Job, Project, TrainingRun, User
+from dashboard.presenters.playground import playground, try_url
+from tests.conftest import make_base_model, make_dataset, make_run
+from tests.dashboard.routes import publish_adapter
+
+FORM = {"prompt": "Hello", "temperature": "0", "max_tokens": "10", "seed": "1"}
+
+
+@pytest.fixture
+def adapter(run: TrainingRun) -> Adapter:
+    return publish_adapter(run)
+
+
+@pytest.fixture
+def foreign(other_project: Project, otto: User) -> Adapter:
+    base = make_base_model(other_project, "Theirs", "example/theirs")
+    return publish_adapter(make_run(other_project, make_dataset(other_project), base, by=otto))
+
+
+def send(client: Client, route: str = "playground-answer", **values: Any) -> Any:
+    return client.post(
+        reverse(route), urlencode(FORM | values, doseq=True), content_type="application/x-www-form-urlencoded"
+    )
+
+
+def columns(project: Project, user: User, *wanted: object, base: object = "") -> list[str]:
+    shown = playground(project, user, str(base), map(str, wanted))
+    return [column.value for column in shown.columns]
+
+
+def test_it_starts_with_the_base_model_and_the_newest_adapter(
+    project: Project, vera: User, adapter: Adapter
+) -> None:
+    assert columns(project, vera) == ["base", str(adapter.pk)]
+
+
+def test_the_address_chooses_the_columns(project: Project, vera: User, adapter: Adapter) -> None:
+    assert columns(project, vera, adapter.pk, adapter.pk, "base") == [str(adapter.pk), "base"]
+    assert columns(project, vera, "base", "none", 999_999) == ["base"]
+
+
+def test_columns_share_one_base_model(project: Project, vera: User, adapter: Adapter) -> None:
+    other = make_base_model(project, "Other", "example/other")
+    assert columns(project, vera, adapter.pk, base=other.pk) == ["base"]
+
+
+def test_no_column_belongs_to_another_project(project: Project, vera: User, foreign: Adapter) -> None:
+    assert str(foreign.pk) not in columns(project, vera, foreign.pk)
+
+
+def test_the_page_offers_every_adapter_of_the_base(client: Client, vera: User, adapter: Adapter) -> None:
+    client.force_login(vera)
+    page = client.get(reverse("playground")).content.decode()
+    assert f'<option value="{adapter.pk}"' in page
+    assert f'data-column="{adapter.pk}"' in page
+
+
+def test_without_a_base_model_there_is_nothing_to_try(client: Client, vera: User) -> None:
+    client.force_login(vera)
+    assert "data-column" not in client.get(reverse("playground")).content.decode()
+
+
+def test_try_it_takes_adapters_of_one_base(adapter: Adapter, foreign: Adapter) -> None:
+    assert try_url([adapter, foreign]) == f"/playground/?column=base&column={adapter.pk}"
+    assert try_url([]) == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": ""},
+        {"prompt": "x" * 100_001},
+        {"temperature": "3"},
+        {"temperature": "nan"},
+        {"max_tokens": "0"},
+        {"seed": "-1"},
+        {"column": ["base"] * 5},
+        {"column": []},
+        {"column": "999999"},
+        {"base": "999999"},
+    ],
+)
+def test_a_wrong_prompt_is_refused(
+    client: Client, vera: User, adapter: Adapter, wrong: dict[str, Any]
+) -> None:
+    client.force_login(vera)
+    values = {"base": adapter.base_model_id, "column": "base"} | wrong
+    assert send(client, **values).status_code == 422
+    assert not Job.objects.filter(kind=Job.Kind.SERVE).exists()
+
+
+def test_models_of_another_project_are_refused(client: Client, vera: User, foreign: Adapter) -> None:
+    client.force_login(vera)
+    assert send(client, base=foreign.base_model_id, column=foreign.pk).status_code == 422
+    assert send(client, "playground-start", base=foreign.base_model_id).status_code == 422
+    assert not Job.objects.filter(kind=Job.Kind.SERVE).exists()
