@@ -39,6 +39,8 @@ class AsgiTransport(httpx2.BaseTransport):
         self.requests: list[httpx2.Request] = []
         # Answers of earlier tries that get lost on the way to the client.
         self.lost = 0
+        # The text in a streamed answer after which the client closes the connection.
+        self.leaves_after = ""
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         request.read()
@@ -46,14 +48,18 @@ class AsgiTransport(httpx2.BaseTransport):
         messages: list[dict[str, Any]] = []
         body = iter([{"type": "http.request", "body": request.content, "more_body": False}])
 
+        left = asyncio.Event()
+
         async def receive() -> dict[str, Any]:
             message = next(body, None)
             if message is None:
-                await asyncio.Event().wait()  # the client waits for the answer
-            return message or {}
+                await left.wait()
+            return message or {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
             messages.append(message)
+            if self.leaves_after and self.leaves_after.encode() in message.get("body", b""):
+                left.set()
 
         with open_connection():
             async_to_sync(application)(scope_of(request), receive, send)

@@ -55,17 +55,18 @@ def step_events(run: TrainingRun, history: list[JobEvent]) -> Iterator[dict[str,
         (event.created_at for event in reversed(history) if event.event == "progress"), run.created_at
     )
     ended = (run.job and run.job.finished_at) or timezone.now()
+    last, total_steps = max(losses, default=0), run.total_steps
     for step in sorted(losses, reverse=True):
         yield {
             "id": f"{PREFIX}{run.pk}-{step}",
             "object": "fine_tuning.job.event",
-            "created_at": time_between(started, ended, step / max(losses)),
+            "created_at": time_between(started, ended, step / last),
             "level": "info",
-            "message": f"Step {step}/{run.total_steps}: training loss={losses[step]:.4f}",
+            "message": f"Step {step}/{total_steps}: training loss={losses[step]:.4f}",
             "type": "metrics",
             "data": {
                 "step": step,
-                "total_steps": run.total_steps,
+                "total_steps": total_steps,
                 "train_loss": finite(losses[step]),
                 "train_mean_token_accuracy": None,
                 "valid_loss": finite(validated.get(step)),

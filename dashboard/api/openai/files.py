@@ -37,7 +37,7 @@ def upload_id(version: DatasetVersion) -> str:
 
 def result_ids(run: TrainingRun) -> list[str]:
     """Return the ids of the result files of a run with an adapter."""
-    return [f"{METRICS}{run.pk}", f"{ADAPTER}{run.pk}"] if Adapter.objects.filter(run=run).exists() else []
+    return [f"{METRICS}{run.pk}", f"{ADAPTER}{run.pk}"]
 
 
 def serialize_upload(version: DatasetVersion) -> dict[str, Any]:

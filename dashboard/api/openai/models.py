@@ -31,7 +31,7 @@ def published_step(adapter: Adapter) -> int:
 
 def base_models(request: Call) -> dict[str, BaseModel]:
     """Return the inspected base models by name; of several revisions the newest."""
-    ready = BaseModel.objects.ready().visible_to(request.auth).order_by("pk")
+    ready = BaseModel.objects.ready().select_related("project").visible_to(request.auth).order_by("pk")
     return {base_model.hub_id: base_model for base_model in ready}
 
 

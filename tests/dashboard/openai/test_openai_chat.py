@@ -33,6 +33,9 @@ class Engine:
 
     events: list[ChatEvent]
     requests: list[ChatRequest] = field(default_factory=list)
+    # Whether it goes on answering after its last event, until the request is cancelled.
+    waits: bool = False
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -45,6 +48,9 @@ def engine(base: BaseModel, events: list[ChatEvent] = HELLO) -> Iterator[Engine]
             seen.requests.append(ChatRequest.from_line(self.rfile.readline()))
             for event in seen.events:
                 self.wfile.write(to_line(event))
+            # The end of its connection cancels a request.
+            if seen.waits and not self.rfile.read():
+                seen.cancelled.set()
 
     base.socket().parent.mkdir(parents=True, exist_ok=True)
     base.socket().unlink(missing_ok=True)
@@ -162,6 +168,16 @@ def test_half_an_answer_is_tried_again(
     assert len(transport.requests) == 2
 
 
+def test_client_that_goes_away_cancels_its_request(
+    client: OpenAI, base_model: BaseModel, transport: AsgiTransport
+) -> None:
+    with engine(base_model, HELLO[:2]) as busy:
+        busy.waits = True
+        transport.leaves_after = "Hel"
+        chat(client, stream=True)  # type: ignore[call-overload]
+        assert busy.cancelled.wait(10)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
@@ -190,13 +206,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "param"), WRONG, ids=str)
-def test_unsupported_chat_is_refused(
-    client: OpenAI, base_model: BaseModel, options: dict[str, Any], param: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as refused:
-        chat(client, **options)
-    assert refused.value.param == param
+def test_unsupported_chat_is_refused(client: OpenAI, base_model: BaseModel) -> None:
+    for options, param in WRONG:
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat(client, **options)
+        assert refused.value.param == param
 
 
 def test_settings_without_an_effect_are_accepted(client: OpenAI, base_model: BaseModel) -> None:

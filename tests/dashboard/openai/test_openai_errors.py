@@ -14,9 +14,11 @@ from openai import OpenAI
 from pytest_django import Settings
 
 from dashboard.models import Project
+from dashboard.models.accounts.access import ApiTokenQuerySet
 from dashboard.models.accounts.project import ProjectQuerySet
 from tests.openai_client import AsgiTransport, Connect
 
+LARGE = ("rows.jsonl", b"x" * 2 * 1024**2)
 KEYS = {"message", "type", "param", "code"}
 
 
@@ -73,13 +75,13 @@ def test_body_of_ten_megabytes_is_refused(connect: Connect, token: str, transpor
 
 def test_large_upload_needs_a_token(connect: Connect, project: Project) -> None:
     with pytest.raises(openai.AuthenticationError):
-        connect("gw_wrong").files.create(file=("rows.jsonl", b"x" * 2 * 1024**2), purpose="fine-tune")
+        connect("gw_wrong").files.create(file=LARGE, purpose="fine-tune")
 
 
 def test_upload_beyond_the_limit_is_refused(client: OpenAI, settings: Settings) -> None:
     settings.UPLOAD_LIMIT_BYTES = 1024**2
     with pytest.raises(openai.APIStatusError) as refused:
-        client.files.create(file=("rows.jsonl", b"x" * 2 * 1024**2), purpose="fine-tune")
+        client.files.create(file=LARGE, purpose="fine-tune")
     assert refused.value.status_code == 413
 
 
@@ -105,6 +107,15 @@ def test_client_tries_again_until_the_database_is_back(
     monkeypatch.setattr(ProjectQuerySet, "visible_to", lambda *_args: away() or type(_args[0]).none(_args[0]))
     assert list(connect(token, max_retries=2).files.list()) == []
     assert (waits, len(transport.requests)) == ([10.0, 10.0], 3)
+
+
+def test_token_that_cannot_be_checked_is_an_outage(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ApiTokenQuerySet, "authenticate", Mock(side_effect=OperationalError("away")))
+    for call in (client.models.list, lambda: client.files.create(file=LARGE, purpose="fine-tune")):
+        with pytest.raises(openai.InternalServerError) as failed:
+            call()
+        assert (failed.value.status_code, failed.value.code) == (503, "unavailable")
+        assert failed.value.response.headers["Retry-After"] == "10"
 
 
 def test_internal_error_hides_its_cause(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
