@@ -56,6 +56,7 @@ PAGES = {
     "compare, nothing chosen": "/compare/",
     "adapter-index": "/adapters/",
     "adapter-detail": "/adapters/{adapter}/",
+    "playground": "/playground/?column=base&column={adapter}",
     "adapter-serve": "/adapters/serve/?base={base_model}&adapter={adapter}",
     "queue-index": "/queue/",
     "settings": "/settings/",

@@ -128,7 +128,7 @@ def check_disk() -> HealthCheck:
 def check_workers(queue: Job.Queue) -> HealthCheck:
     """Check that a worker takes the jobs of `queue` and that none has fallen silent."""
     code = f"worker-{queue}"
-    title, options = WORKERS[queue]
+    title, options = str(WORKERS[queue][0]), WORKERS[queue][1]
     nodes = WorkerNode.objects.filter(kind=WorkerNode.Kind.WORKER, queue=queue)
     taking = nodes.alive().filter(draining=False).count()
     silent = list(nodes.silent().values_list("name", flat=True))

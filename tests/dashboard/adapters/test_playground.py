@@ -8,12 +8,17 @@ from urllib.parse import urlencode
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils.html import escape
 
-from dashboard.models import Adapter, Job, Project, TrainingRun, User
-from dashboard.presenters.playground import playground, try_url
+from dashboard.models import Adapter, BaseModel, Dataset, Job, Project, TrainingRun, User
+from dashboard.presenters.playground import playground, study_adapters, try_url
 from tests.conftest import make_base_model, make_dataset, make_run
+from tests.dashboard.conftest import publish
 from tests.dashboard.routes import publish_adapter
+from tests.dashboard.studies.comparisons import score
+from tests.dashboard.studies.factories import TABLE, conclude, make_study, score_first_seed
 
+SLUGS = ("efficient", "mlp", "quality")
 FORM = {"prompt": "Hello", "temperature": "0", "max_tokens": "10", "seed": "1"}
 
 
@@ -69,6 +74,31 @@ def test_the_page_offers_every_adapter_of_the_base(client: Client, vera: User, a
 def test_without_a_base_model_there_is_nothing_to_try(client: Client, vera: User) -> None:
     client.force_login(vera)
     assert "data-column" not in client.get(reverse("playground")).content.decode()
+
+
+def test_test_rows_are_offered_with_their_expected_answers(
+    project: Project, vera: User, run: TrainingRun
+) -> None:
+    score(publish(run), [1, 0, 1])
+    shown = playground(project, vera, "", [])
+    assert [row.row for row in shown.rows] == [1, 2, 3]
+    assert all(row.prompt and row.expected for row in shown.rows)
+
+
+def test_test_rows_of_a_study_are_hidden_until_it_has_ended(
+    client: Client, project: Project, ed: User, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(ed)
+    study = make_study(project, dataset, base_model, by=ed, slugs=SLUGS)
+    score_first_seed(study, TABLE)
+    assert study_adapters(study)
+    assert playground(project, ed, "", []).rows == []
+    assert "/playground/?column" not in client.get(study.get_absolute_url()).content.decode()
+    conclude(study, TABLE)
+    assert playground(project, ed, "", []).rows
+    page = client.get(study.get_absolute_url()).content.decode()
+    assert escape(try_url(study_adapters(study))) in page
+    assert len(study_adapters(study)) == 3
 
 
 def test_try_it_takes_adapters_of_one_base(adapter: Adapter, foreign: Adapter) -> None:
