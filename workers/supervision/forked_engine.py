@@ -35,7 +35,7 @@ FORKED = {"workers.engine": "workers.engine.__main__"}
 LOAD_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 ANSWER_BYTES = 64
-# Bytes that an engine's command line may have in `ps`.
+# Bytes beside the server's own that an engine's command line may have in `ps`.
 ROOM = 1000
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -63,7 +63,7 @@ class ForkServer:
     def __init__(self, environment: Mapping[str, str], idle_seconds: float, modules: Sequence[str]) -> None:
         self.environment, self.is_ready, self.lock = dict(environment), False, threading.Lock()
         self.connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        options = [str(theirs.fileno()), str(idle_seconds), ",".join(modules), "-" * ROOM]
+        options = [str(theirs.fileno()), str(idle_seconds), ",".join(modules), " " * ROOM]
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", FORK_SERVER, *options],
