@@ -63,7 +63,8 @@ proof:
 # On a quiet machine; BENCH_SHAPES, BENCH_DTYPES and BENCH_STEPS shorten it further.
 bench:
 	@$(MACHINE) test
-	@exec $(VENV) -m tests.bench
+	@$(VENV) -m tests.bench
+	@$(VENV) -m tests.bench.serving
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org

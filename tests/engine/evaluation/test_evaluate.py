@@ -73,7 +73,7 @@ def test_trained_adapter_scores_better_than_the_base(
     assert values["answers"] == "text"
     assert record.of(Result)[0].values == values
     timing = [Progress("timing", done, 4) for done in range(5)]
-    assert record.of(Progress)[-6:] == [Progress("scoring", 16, 16), *timing]
+    assert record.of(Progress)[-6:] == [Progress("scoring", 8, 8), *timing]
 
 
 def test_items_are_written_for_base_and_adapter(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_adapter_without_effect_is_reported(make_spec: MakeSpec, tmp_path: Path,
     asked = EvalSpec(base=spec.base, data=spec.data, adapters={"adapter": str(folder)}, dtype="float32")
     values = evaluate(asked, tmp_path / "scores", report=record)
     assert "changes nothing" in record.of(Message)[0].text
-    assert values["base"] == values["adapter"]
+    assert values["adapter"] == pytest.approx(values["base"], rel=1e-5)
 
 
 def test_plain_text_has_loss_and_perplexity_only(make_eval: Callable[..., EvalSpec], tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_several_adapters_score_as_each_alone(
     together = evaluate(make_eval(adapters={"one": good, "two": other}), tmp_path / "both", report=Recorder())
     for name, folder in (("one", good), ("two", other)):
         alone = evaluate(make_eval(adapters={name: folder}), tmp_path / name, report=Recorder())
-        assert together[name] == alone[name]
-        assert together["base"] == alone["base"]
+        assert together[name] == pytest.approx(alone[name], rel=1e-5)
+        assert together["base"] == pytest.approx(alone["base"], rel=1e-5)
     assert together["one"] != together["two"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
 
 from tests.tiny_model import build_tiny_model, tiny_base
 from workers.contract.errors import ModelError, TargetError
 from workers.engine.base_models.model import load_base
 from workers.engine.generation.generator import Generator
-from workers.engine.generation.requests import GenerationRequest, Sampling, sample
+from workers.engine.generation.requests import GenerationRequest, Reference, Sampling, sample
 
 CPU = torch.device("cpu")
 END = frozenset({2, 5, 6, 7, 8})
@@ -262,3 +264,44 @@ def test_top_p_draws_the_likeliest_tokens_alone() -> None:
     drawn = {sample(logits, Sampling(1, temperature=1.0, top_p=0.7), generator) for _ in range(200)}
     assert drawn == {0, 1}
     assert {sample(logits, Sampling(1), generator) for _ in range(5)} == {0}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+@pytest.mark.parametrize("known", [0, 1, 3, 6])
+def test_a_reference_is_scored_and_answered_in_one(tmp_path: Path, model_type: str, known: int) -> None:
+    """The reference begins with `known` tokens that the model itself would choose."""
+    folder = build_tiny_model(tmp_path / "m", model_type=model_type)
+    adapter = save_adapter(folder, tmp_path / "a", r=4)
+    model = PeftModel.from_pretrained(load(folder), adapter).eval()
+    generator = Generator(load(folder), CPU, max_rows=4, max_tokens=1024)
+    generator.load_adapter("a", adapter)
+    prompts = [np.arange(9, 25), np.append(np.arange(9, 21), 7), np.arange(9, 23)]
+    asked = [GenerationRequest(key, prompt, "a", Sampling(6), END) for key, prompt in enumerate(prompts)]
+    alone = [answer_alone(folder, adapter, request) for request in asked]
+    rows = [
+        np.array([*prompt, *answer[:known], 100, 101]) for prompt, answer in zip(prompts, alone, strict=True)
+    ]
+    targets = np.array([5, 11, *range(16, len(rows[0]))])
+    for request, row in zip(asked, rows, strict=True):
+        own = targets[targets < len(row)]
+        generator.submit(dataclasses.replace(request, reference=Reference(row, own)))
+        generator.submit(
+            GenerationRequest(f"only {request.key}", row, "a", Sampling(0), END, Reference(row, own))
+        )
+    found: dict[Any, list[int]] = {}
+    losses = {}
+    steps = 0
+    while not generator.is_idle:
+        steps += 1
+        for token in generator.step():
+            found.setdefault(token.key, []).extend([] if token.id is None else [token.id])
+            if token.losses is not None:
+                losses[token.key] = token.losses
+    for request, row, answer in zip(asked, rows, alone, strict=True):
+        assert found[request.key] == answer
+        own = targets[targets < len(row)]
+        with torch.no_grad():
+            logits = model(input_ids=torch.as_tensor(row)[None]).logits[0]
+        expected = functional.cross_entropy(logits[own - 1], torch.as_tensor(row[own]), reduction="none")
+        for key in (request.key, f"only {request.key}"):
+            assert losses[key].tolist() == pytest.approx(expected.tolist(), rel=1e-4)

@@ -50,10 +50,10 @@ def test_time_is_linear_in_rows(small: ModelShape) -> None:
 def test_answer_length_is_limited(small: ModelShape) -> None:
     times = [job(small, ScoringRows(200, 400.0, answer)) for answer in (10.0, 50.0, 120.0)]
     assert times == sorted(times)
-    assert ScoringRows(1, 900.0, 500.0).written_tokens == MAX_NEW_TOKENS
+    assert ScoringRows(2, 900.0, 500.0).written_tokens == 2 * MAX_NEW_TOKENS
 
 
-def test_shared_prefix_is_read_once_per_batch(small: ModelShape) -> None:
+def test_shared_prefix_is_read_once(small: ModelShape) -> None:
     alike = dataclasses.replace(ROWS, prefix=40)
-    assert alike.read_tokens == 200 * 20 + 13 * 40
+    assert alike.read_tokens == 200 * 20 + 40
     assert job(small, alike) < job(small)

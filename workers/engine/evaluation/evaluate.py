@@ -1,6 +1,7 @@
 """Scores the base model and adapters on the same rows of a split: `python -m workers.engine evaluate`.
 
-The base is the same loaded model with its adapters disabled. The answers and scores of every row go to
+One generator reads the rows of all subjects in mixed steps. The expected answer of a row is scored in the
+forward that reads its prompt; the model's own answer goes on where it differs. Answers and scores go to
 `items.jsonl`, so that two evaluations can be compared in pairs. Knows nothing of verdicts or pages.
 """
 
@@ -9,15 +10,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from workers.contract.base_scores import number_format
-from workers.contract.errors import DataError, Diverged, ModelError, TargetError
+from workers.contract.errors import DataError, Diverged
 from workers.contract.events import Message, Progress, Report, Result, ShouldStop, never_stop, print_event
 from workers.contract.specs import EvalSpec
 from workers.engine.base_models.model import (
@@ -29,17 +33,18 @@ from workers.engine.base_models.model import (
     load_tokenizer,
 )
 from workers.engine.evaluation import questions
-from workers.engine.evaluation.generate import generate_greedily
 from workers.engine.evaluation.latency import BASE, ms_per_token
 from workers.engine.evaluation.scores import Scores, answer_kind, score_answer
-from workers.engine.training import lora, runtime
-from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches
+from workers.engine.generation.adapters import attach, check_adapter
+from workers.engine.generation.generator import Generator
+from workers.engine.generation.requests import GenerationRequest, Reference, Sampling
+from workers.engine.training import runtime
+from workers.engine.training.data import Split, encode_rows, epoch_order
 from workers.engine.training.encoding import CanonicalRow, Example, Ids, encode
-from workers.engine.training.loss import Scorer, make_scorer
-from workers.engine.training.packed import attention
 from workers.engine.training.runtime import stop_if_asked
 
-ROWS_PER_BATCH = 16
+# Rows at a time, as far as their keys and values have room: for so many tokens, and so many rows in any case.
+MAX_ROWS, MIN_TOKENS, MIN_ROWS = 64, 4096, 16
 # A fixed text that no dataset contains: it shows how an adapter changes the loss on other text.
 GENERAL_TEXT = Path(__file__).with_name("general_text.txt")
 GENERAL_LENGTH = 256
@@ -55,7 +60,7 @@ def evaluate(
     began = time.monotonic()
     check_folder(spec.base)
     for folder in spec.adapters.values():
-        _check_adapter(Path(folder))
+        check_adapter(Path(folder))
     device = runtime.pick_device()
     dtype = runtime.pick_dtype(spec.dtype, device)
     torch.set_num_threads(runtime.thread_count())
@@ -74,17 +79,30 @@ def evaluate(
     base = load_base(spec.base, dtype, device, in_4bit=spec.load_in_4bit)
     check_max_length(base, spec.base, spec.max_length)
     add_stop_hooks(base, lambda: stop_if_asked(should_stop))
-    usual_attention = base.config._attn_implementation
-    scorer = make_scorer(base, base, examples[:2], device)
-    model = _load_adapters(base, spec.base.name, spec.adapters)
-    scorer = replace(scorer, model=model)
-    stop_if_asked(should_stop)
+    longest = max((len(example.ids) - example.prompt_length for example in chats), default=0)
+    # A quarter longer than the longest expected answer at most.
+    limit = min(spec.max_new_tokens, longest + max(8, longest // 4))
+    room = max(len(example.ids) for example in (*examples, *general, *choices)) + limit
+    generator = Generator(base, device, max_rows=MAX_ROWS, max_tokens=max(MIN_TOKENS, MIN_ROWS * room))
+    for name, folder in spec.adapters.items():
+        stop_if_asked(should_stop)
+        generator.load_adapter(name, Path(folder))
+        if not generator.changes_outputs(name):
+            report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
 
     # Scores
     is_kept = number_format(runtime.dtype_name(dtype), runtime.device_name(device)) in spec.kept_formats
     subjects = [BASE, *spec.adapters] if spec.with_base and not is_kept else [*spec.adapters]
-    total = len(subjects) * (len(examples) + len(chats))
-    run = _EvaluationRun(scorer, base, tokenizer, spec, device, should_stop, report, total)
+    ends = frozenset(end_ids(base, tokenizer))
+    texts: dict[str, list[Example]] = {"rows": examples, "general": general, "choices": choices}
+    requests = (
+        _request((subject, name, example.row), example, limit if name == "rows" else 0, ends)
+        for subject in subjects
+        for name, rows in texts.items()
+        for example in rows
+    )
+    total = len(subjects) * len(examples)
+    scored = _score(generator, requests, lambda key: key[1] == "rows", total, report, should_stop)
     groups = split.groups()
     items: list[dict[str, Any]] = []
     values: dict[str, Any] = {
@@ -95,18 +113,19 @@ def evaluate(
     }
     marks: dict[str, list[int]] = {}
     for subject in subjects:
-        if subject != BASE:
-            model.set_adapter(subject)
-            if not run.adapter_changes_outputs(examples[0]):
-                report(Message("The adapter changes nothing: its outputs equal the base model's.", "warning"))
-        with model.disable_adapter() if subject == BASE else nullcontext():
-            losses = run.losses(examples, counts_progress=True)
-            with attention(base.config, usual_attention):
-                answers = run.answers(chats)
-            general_losses = run.losses(general)
-            marks[subject] = questions.mark_questions(run.losses(choices))
+        losses, general_losses, choice_losses = (
+            {example.row: scored[subject, name, example.row].loss for example in rows}
+            for name, rows in texts.items()
+        )
+        outputs = {
+            example.row: tokenizer.decode(
+                scored[subject, "rows", example.row].answer, skip_special_tokens=True
+            )
+            for example in chats
+        }
+        marks[subject] = questions.mark_questions(choice_losses)
         subject_items = [
-            _item(example, subject, losses, answers, kind, spec) | {"group": groups[example.row]}
+            _item(example, subject, losses, outputs, kind, spec) | {"group": groups[example.row]}
             for example in examples
         ]
         values[subject] = _summarise(subject_items, losses) | {
@@ -123,11 +142,12 @@ def evaluate(
     }
 
     # Latency
-    base.config._attn_implementation = usual_attention
+    for name in spec.adapters:
+        generator.unload_adapter(name)
     values["ms_per_token"] = ms_per_token(
-        model.unload(),
+        base,
         list(spec.adapters),
-        lambda name: _load_adapters(base, spec.base.name, {name: spec.adapters[name]}),
+        lambda name: attach(base, Path(spec.adapters[name]), name),
         _median_prompt(examples),
         device=device,
         report=report,
@@ -185,94 +205,65 @@ def _median_prompt(examples: list[Example]) -> Ids:
     return sorted(prompts, key=len)[len(prompts) // 2]
 
 
-# Adapters
-
-
-def _check_adapter(folder: Path) -> None:
-    # PEFT silently loads a pickle if the safetensors file is missing.
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"The adapter's folder has no {name}, so it cannot be evaluated.", code="bad_adapter"
-            )
-
-
-def _load_adapters(base: Any, base_name: str, adapters: dict[str, str]) -> Any:
-    from peft.peft_model import PeftModelForCausalLM
-
-    loader: Any = PeftModelForCausalLM
-    (first, folder), *others = adapters.items()
-    try:
-        with lora.quiet():
-            model = loader.from_pretrained(base, folder, first, is_trainable=False, local_files_only=True)
-            for name, folder in others:
-                model.load_adapter(folder, name, is_trainable=False, local_files_only=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise TargetError(f"An adapter does not fit {base_name}.") from error
-    return model.eval()
-
-
 # Scores
 
 
 @dataclass
-class _EvaluationRun:
-    """The loaded model and the progress over all subjects."""
+class _Scored:
+    """The loss of one row, and the tokens of the answer to its prompt."""
 
-    scorer: Scorer
-    base: Any
-    tokenizer: Any
-    spec: EvalSpec
-    device: torch.device
-    should_stop: ShouldStop
-    report: Report
-    total: int
-    done: int = 0
+    loss: tuple[float, int] = (0.0, 0)
+    answer: list[int] = field(default_factory=list)
 
-    def _count(self, rows: int) -> None:
-        self.done += rows
-        self.report(Progress("scoring", self.done, self.total))
 
-    @torch.no_grad()
-    def adapter_changes_outputs(self, example: Example) -> bool:
-        """Compare the losses with and without the adapter; one that matches no module changes nothing."""
-        batch = self.scorer.collate([example], self.device)
-        with self.scorer.model.disable_adapter():
-            base_losses = self.scorer.token_losses(batch)
-        return not torch.equal(base_losses, self.scorer.token_losses(batch))
+def _request(
+    key: tuple[str, str, int], example: Example, limit: int, ends: frozenset[int]
+) -> GenerationRequest:
+    """Return the request to score a row, and with a `limit` to answer its prompt if it has one."""
+    subject = key[0]
+    targets = example.loss_mask.nonzero()[0].astype(np.int32)
+    is_answered = bool(limit and example.prompt_length)
+    return GenerationRequest(
+        key,
+        example.ids[: example.prompt_length] if is_answered else example.ids,
+        None if subject == BASE else subject,
+        Sampling(limit if is_answered else 0),
+        ends,
+        Reference(example.ids, targets),
+    )
 
-    @torch.no_grad()
-    def losses(self, examples: list[Example], *, counts_progress: bool = False) -> RowLosses:
-        losses: RowLosses = {}
-        for rows in micro_batches(examples, ROWS_PER_BATCH):
-            stop_if_asked(self.should_stop)
-            batch = self.scorer.collate(rows, self.device)
-            # Float64, so that the sums of long rows do not round.
-            token_losses = self.scorer.token_losses(batch).double()
-            counts = [example.target_count for example in rows]
-            for example, own in zip(rows, torch.split(token_losses, counts), strict=True):
-                losses[example.row] = (float(own.sum()), len(own))
-            if counts_progress:
-                self._count(len(rows))
-        return losses
 
-    def answers(self, chats: list[Example]) -> dict[int, str]:
-        """Return row number -> generated answer, a quarter longer than the longest expected one at most."""
-        if not chats:
-            return {}
-        longest = max(len(example.ids) - example.prompt_length for example in chats)
-        answers = generate_greedily(
-            self.scorer.model,
-            [example.ids[: example.prompt_length] for example in chats],
-            max_new_tokens=min(self.spec.max_new_tokens, longest + max(8, longest // 4)),
-            end_ids=end_ids(self.base, self.tokenizer),
-            device=self.device,
-            share_prefix=self.scorer.shares_prefix,
-            should_stop=self.should_stop,
-            on_rows=self._count,
-        )
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return {example.row: text for example, text in zip(chats, texts, strict=True)}
+def _score(
+    generator: Generator,
+    requests: Iterator[GenerationRequest],
+    is_counted: Callable[[Any], bool],
+    total: int,
+    report: Report,
+    should_stop: ShouldStop,
+) -> dict[Any, _Scored]:
+    """Return key -> what was scored; report how many rows are done."""
+    scored: dict[Any, _Scored] = defaultdict(_Scored)
+    done = running = 0
+    while True:
+        for request in islice(requests, 3 * MAX_ROWS - running):
+            generator.submit(request)
+            running += 1
+        if generator.is_idle:
+            return scored
+        stop_if_asked(should_stop)
+        before = done
+        for token in generator.step():
+            row = scored[token.key]
+            if token.losses is not None:
+                # Float64, so that the sums of long rows do not round.
+                row.loss = float(token.losses.double().sum()), len(token.losses)
+            if token.id is not None:
+                row.answer.append(token.id)
+            if token.finish:
+                running -= 1
+                done += is_counted(token.key)
+        if done > before:
+            report(Progress("scoring", done, total))
 
 
 def _item(

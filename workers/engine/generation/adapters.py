@@ -25,6 +25,8 @@ from workers.contract.errors import ModelError, TargetError
 from workers.engine.training import lora
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+MISMATCHES = (ValueError, RuntimeError, KeyError)
+MISMATCH = "The adapter does not fit the base model."
 Columns = tuple[tuple[str, int], ...]  # adapter and rank, in the order of the weights
 
 
@@ -36,6 +38,17 @@ def check_adapter(folder: Path) -> None:
             raise ModelError(
                 f"The adapter's folder has no {name}, so it cannot be loaded.", code="bad_adapter"
             )
+
+
+def attach(base: Any, folder: Path, name: str) -> Any:
+    """Return the base model as a PEFT model with this adapter alone, not merged. Raises TargetError."""
+    loader: Any = PeftModelForCausalLM
+    try:
+        with lora.quiet():
+            model = loader.from_pretrained(base, str(folder), name, is_trainable=False, local_files_only=True)
+    except MISMATCHES as error:
+        raise TargetError(MISMATCH) from error
+    return model.eval()
 
 
 @dataclass
@@ -93,12 +106,25 @@ class Adapters:
         """Return whether tokens of this adapter may share a step with others: plain LoRA on linear layers."""
         return name is None or self._mixable[name]
 
+    def changes_outputs(self, name: str) -> bool:
+        """Return whether any of its products differs from 0."""
+        own_name = self._names[name]
+        weights = [
+            part[own_name]
+            for layer in self._layers()
+            for part in (layer.lora_B, layer.lora_embedding_B)
+            if own_name in part
+        ]
+        return bool(self._peft.peft_config[own_name].modules_to_save) or any(
+            bool(getattr(part, "weight", part).any()) for part in weights
+        )
+
     def load(self, name: str, folder: Path) -> None:
         """Load one more adapter. Raises ModelError, and TargetError if it does not fit the base model."""
         check_adapter(folder)
         assert name not in self._names, f"the adapter {name} is loaded"
         own_name = f"adapter{next(self._numbers)}"
-        self._attach(own_name, str(folder))
+        self._attach(own_name, folder)
         self._names[name] = own_name
         self._active, self._weights = True, {}
         config = self._peft.peft_config[own_name]
@@ -121,20 +147,21 @@ class Adapters:
         self._active, self._weights, self._laid_out = True, {}, ()
         self._detach(own_name)
 
-    def _attach(self, own_name: str, folder: str) -> None:
-        loader: Any = PeftModelForCausalLM
+    def _attach(self, own_name: str, folder: Path) -> None:
+        if self._peft is None:
+            try:
+                self._peft = attach(self.base, folder, own_name)
+            except TargetError:
+                self._detach(own_name)
+                raise
+            return
         try:
             with lora.quiet():
-                if self._peft is None:
-                    self._peft = loader.from_pretrained(
-                        self.base, folder, own_name, is_trainable=False, local_files_only=True
-                    ).eval()
-                else:
-                    self._peft.load_adapter(folder, own_name, is_trainable=False, local_files_only=True)
-                    self._peft.eval()
-        except (ValueError, RuntimeError, KeyError) as error:
+                self._peft.load_adapter(str(folder), own_name, is_trainable=False, local_files_only=True)
+        except MISMATCHES as error:
             self._detach(own_name)
-            raise TargetError("The adapter does not fit the base model.") from error
+            raise TargetError(MISMATCH) from error
+        self._peft.eval()
 
     def _detach(self, own_name: str) -> None:
         """Remove one adapter, perhaps incomplete, and with the last one all that PEFT put into the model."""

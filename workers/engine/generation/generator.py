@@ -43,11 +43,11 @@ class _Content:
     row: Row
     freed_at: int = 0  # 0: running
 
-    def begins_as(self, prompt: Ids) -> int:
-        """Return how many tokens of a prompt it has or will have computed; one at least is left."""
+    def begins_as(self, ids: Ids) -> int:
+        """Return how many of the first `ids` it has, or will have computed."""
         row = self.row
-        known = row.computed if self.freed_at else max(row.computed, row.prompt_length)
-        return common_prefix_length([prompt, row.ids], min(known, len(prompt) - 1))
+        coming = 0 if self.freed_at else min(row.prompt_length, row.length)
+        return common_prefix_length([ids, row.ids], min(len(ids), max(row.computed, coming)))
 
 
 class Generator:
@@ -85,6 +85,10 @@ class Generator:
             None if content and content.row.request.adapter == name else content for content in self._contents
         ]
 
+    def changes_outputs(self, name: str) -> bool:
+        """Return whether the adapter differs from none at all."""
+        return self._adapters.changes_outputs(name)
+
     # Requests
 
     @property
@@ -93,16 +97,19 @@ class Generator:
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises ValueError if it can never run, KeyError for an adapter not loaded."""
-        needed = len(request.prompt) + request.sampling.max_new_tokens
-        if not len(request.prompt) or request.sampling.max_new_tokens < 1:
+        sampling, row = request.sampling, Row.of(request)
+        if not len(request.prompt) or (sampling.max_new_tokens < 1 and request.reference is None):
             raise ValueError("A request needs a prompt and at least one token to generate.")
+        if request.reference is not None and sampling.temperature:
+            raise ValueError("A request with a reference needs temperature 0.")
+        needed = len(row.ids)
         if self._round_up(needed) > self._max_tokens:
             raise ValueError(f"The request needs {needed:,} tokens; there is room for {self._max_tokens:,}.")
         if request.adapter is not None:
             if request.adapter not in self._adapters:
                 raise KeyError(request.adapter)
             self._adapters.use(request.adapter)
-        self._waiting.append(Row.of(request))
+        self._waiting.append(row)
 
     def cancel(self, key: Hashable) -> None:
         """Forget the request with this key, if it has not ended; nothing more is answered to it."""
@@ -114,12 +121,9 @@ class Generator:
     def step(self) -> list[Token]:
         """Admit waiting requests, compute one step of every running row, and return the new tokens."""
         self._admit()
-        tokens = []
-        mixed = [row for row in self._running if row.slot >= 0]
-        for row, logits in self._mixed_step(mixed):
-            tokens.append(row.take(logits))
+        tokens = self._mixed_step()
         for row in [row for row in self._running if row.slot < 0]:
-            tokens.append(row.take(self._plain_step(row)))
+            tokens += self._plain_step(row)
         ended = {token.key for token in tokens if token.finish}
         for row in [row for row in self._running if row.request.key in ended]:
             self._release(row)
@@ -133,8 +137,7 @@ class Generator:
             if len(self._running) >= self._max_rows:
                 return
             if self.is_batched and self._adapters.is_mixable(row.request.adapter):
-                prompt = row.ids[: row.length]
-                donor, common = self._find_donor(row.request.adapter, prompt)
+                donor, common = self._find_donor(row.request.adapter, row.ids[: row.due()[0]])
                 if donor is not None and donor.row.computed < common:
                     continue
                 if not self._take_slot(row, donor, common):
@@ -144,12 +147,12 @@ class Generator:
             self._waiting.remove(row)
             self._running.append(row)
 
-    def _find_donor(self, adapter: str | None, prompt: Ids) -> tuple[_Content | None, int]:
-        """Return the slot's content that begins as the prompt for longest, and for how many tokens."""
+    def _find_donor(self, adapter: str | None, ids: Ids) -> tuple[_Content | None, int]:
+        """Return the slot's content that shares most of the first tokens, and how many."""
         found, common = None, SHORTEST_PREFIX - 1
         for content in self._contents:
             if content is not None and content.row.request.adapter == adapter:
-                length = content.begins_as(prompt)
+                length = content.begins_as(ids)
                 if length > common:
                     found, common = content, length
         return found, common if found else 0
@@ -219,45 +222,52 @@ class Generator:
 
     # One step
 
-    def _mixed_step(self, rows: Sequence[Row]) -> list[tuple[Row, Tensor]]:
-        """Compute new tokens of rows with slots; return the logits [V] of those whose next token is due."""
-        room = STEP_TOKENS
-        planned: list[tuple[Row, Piece]] = []
-        for row in rows:
-            end = min(row.length, row.computed + max(1, room))
-            # Rows that go on are never held up; beginnings share the step's tokens.
-            if end - row.computed > 1 or row.computed < row.prompt_length - 1:
-                if room <= 0:
-                    continue
-                room -= end - row.computed
-            planned.append((row, Piece(row.slot, row.computed, end)))
-        planned.sort(key=lambda item: (item[1].length > 1, item[0].slot))
+    def _mixed_step(self) -> list[Token]:
+        """Compute one step of the rows with slots."""
+        planned = self._plan()
         if not planned:
             return []
-        logits = self._compute(planned)
-        due = []
-        for row, piece in planned:
-            row.computed = piece.end
-            if piece.end == row.length:
-                due.append(row)
-        return list(zip(due, logits, strict=True))
-
-    def _compute(self, planned: Sequence[tuple[Row, Piece]]) -> Tensor:
-        """Return logits [n, V] of the pieces that reach the end of what is known of their row."""
         pieces = [piece for _, piece in planned]
         layout = self._cache.lay_out(pieces)
         names = [row.request.adapter for row, _ in planned]
         lengths = [piece.length for piece in pieces]
-        longer = list(zip(names, lengths, strict=True))[layout.singles :]
-        self._adapters.mix(Mix(names[: layout.singles], longer))
-        ids = np.concatenate([row.ids[piece.start : piece.end] for row, piece in planned])
-        positions = np.concatenate([np.arange(piece.start, piece.end) for piece in pieces])
-        ends = [
-            end - 1
-            for end, (row, piece) in zip(itertools.accumulate(lengths), planned, strict=True)
-            if piece.end == row.length
-        ]
-        return self._forward(ids, positions, ends, layout)
+        self._adapters.mix(
+            Mix(names[: layout.singles], list(zip(names, lengths, strict=True))[layout.singles :])
+        )
+        due = [[place for place in row.due() if piece.start <= place < piece.end] for row, piece in planned]
+        starts = itertools.accumulate(lengths, initial=0)
+        logits = self._forward(
+            np.concatenate([row.ids[piece.start : piece.end] for row, piece in planned]),
+            np.concatenate([np.arange(piece.start, piece.end) for piece in pieces]),
+            [
+                start + place - piece.start
+                for start, piece, places in zip(starts, pieces, due, strict=False)
+                for place in places
+            ],
+            layout,
+        )
+        tokens = []
+        parts = torch.split(logits, [len(places) for places in due])
+        for (row, piece), places, part in zip(planned, due, parts, strict=True):
+            row.computed = piece.end
+            tokens += row.take(places, part)
+        return tokens
+
+    def _plan(self) -> list[tuple[Row, Piece]]:
+        """Return the next tokens of each row with a slot: those of one token first."""
+        room = STEP_TOKENS
+        planned: list[tuple[Row, Piece]] = []
+        for row in self._running:
+            if row.slot < 0:
+                continue
+            end = min(row.length, row.computed + max(1, room))
+            # Rows that go on are never held up; beginnings share the step's tokens.
+            if end - row.computed > 1 or end < row.length:
+                if room <= 0:
+                    continue
+                room -= end - row.computed
+            planned.append((row, Piece(row.slot, row.computed, end)))
+        return sorted(planned, key=lambda item: (item[1].length > 1, item[0].slot))
 
     def _forward(self, ids: Ids, positions: Ids, ends: Sequence[int], layout: Layout) -> Tensor:
         self._cache.layout = layout
@@ -273,19 +283,20 @@ class Generator:
         logits: Tensor = output.logits[0]
         return logits
 
-    def _plain_step(self, row: Row) -> Tensor:
-        """Return the logits [V] of the row's next token, through the model's own cache."""
+    def _plain_step(self, row: Row) -> list[Token]:
+        """Compute one step of one row, through the model's own cache."""
         self._adapters.activate(row.request.adapter)
         output = self._base(
             input_ids=self._tensor(row.ids[row.computed : row.length]),
             past_key_values=row.past,
             use_cache=True,
         )
-        row.past = getattr(output, "past_key_values", None)
-        # A model without such a cache reads the whole row again.
-        row.computed = row.length if row.past is not None else 0
-        logits: Tensor = output.logits[0, -1]
-        return logits
+        due, was_reading = row.due(), row.is_reading
+        tokens = row.take(due, output.logits[0, [place - row.computed for place in due]])
+        # A cache that has read a reference, or none at all, does not go on: the row is read again.
+        row.past = None if was_reading else getattr(output, "past_key_values", None)
+        row.computed = 0 if row.past is None else row.length - 1
+        return tokens
 
     def _tensor(self, values: Ids) -> Tensor:
         return torch.from_numpy(values.astype(np.int64))[None].to(self._device)

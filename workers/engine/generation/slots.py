@@ -39,11 +39,12 @@ class Layout:
     pieces: Sequence[Piece]
     places: Tensor  # [T] in a layer's flattened storage
     singles: int
-    slots: int  # the slots up to the last one with a single token
     longest: int  # of the rows with a single token
     single_slots: Tensor | None  # None if they are 0, 1, 2 ...
-    lengths: Tensor  # of the rows in the first slots; 1 for a slot without a single token
+    is_gathered: bool  # only their slots are read, not all of the first ones
+    lengths: Tensor  # of the rows in the slots that are read; 1 for a slot without a single token
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    piece_masks: dict[tuple[Piece, int | None], Tensor] = field(default_factory=dict)
 
     def single_mask(self, window: int | None) -> Tensor | None:
         """Return which keys each slot's single token reads, [slots, 1, 1, longest]; None for all."""
@@ -54,6 +55,17 @@ class Layout:
                 mask &= places >= self.lengths[:, None] - window
             self.masks[window] = None if bool(mask.all()) else mask[:, None, None]
         return self.masks[window]
+
+    def piece_mask(self, piece: Piece, window: int | None) -> Tensor | None:
+        """Return which keys each token of a longer piece reads, [tokens, end]; None if it is causal."""
+        if not piece.start and not (window and window < piece.end):
+            return None
+        # All layers of one window share it.
+        if (piece, window) not in self.piece_masks:
+            shape = piece.length, piece.end
+            mask = torch.ones(shape, dtype=torch.bool, device=self.lengths.device).tril(piece.start)
+            self.piece_masks[piece, window] = mask.triu(piece.start - window + 1) if window else mask
+        return self.piece_masks[piece, window]
 
 
 class SlotCache(Cache):
@@ -91,18 +103,20 @@ class SlotCache(Cache):
         singles = [piece for piece in pieces if piece.length == 1]
         assert list(pieces[: len(singles)]) == singles, "single tokens stand first"
         places = [torch.arange(piece.start, piece.end) + piece.slot * self.capacity for piece in pieces]
-        slots = 1 + max((piece.slot for piece in singles), default=-1)
-        lengths = torch.ones(slots, dtype=torch.int64)
-        for piece in singles:
-            lengths[piece.slot] = piece.end
         order = [piece.slot for piece in singles]
+        slots = 1 + max(order, default=-1)
+        # The first slots are read as they lie, unless few of them have a single token.
+        is_gathered = 2 * len(order) < slots
+        lengths = torch.ones(len(order) if is_gathered else slots, dtype=torch.int64)
+        for number, piece in enumerate(singles):
+            lengths[number if is_gathered else piece.slot] = piece.end
         return Layout(
             pieces,
             torch.cat(places).to(self.device),
             len(singles),
-            slots,
             max((piece.end for piece in singles), default=0),
             None if order == list(range(slots)) else torch.tensor(order, device=self.device),
+            is_gathered,
             lengths.to(self.device),
         )
 
@@ -171,7 +185,7 @@ def slot_attention(
     for piece in layout.pieces[singles:]:
         rows = slice(first, first + piece.length)
         first += piece.length
-        output[rows] = _attend_piece(query[rows], key, value, piece, scaling, sliding_window)
+        output[rows] = _attend_piece(query[rows], key, value, layout, piece, scaling, sliding_window)
     return output[None], None
 
 
@@ -179,28 +193,33 @@ def _attend_singles(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attend of one token per row, [rows, heads, width], all rows in one call."""
-    slots, chosen = layout.slots, layout.single_slots
-    if chosen is not None:
+    slots, chosen = len(layout.lengths), layout.single_slots
+    if layout.is_gathered:
+        keys, values = (item[chosen, : layout.longest].transpose(1, 2) for item in (key, value))
+    else:
+        keys, values = (item[:slots, : layout.longest].transpose(1, 2) for item in (key, value))
+    if chosen is not None and not layout.is_gathered:
         query = query.new_zeros(slots, *query.shape[1:]).index_copy_(0, chosen, query)
-    heads = key.shape[2]
     # Query heads that share a key head stand as rows of one matrix.
-    grouped = query.reshape(slots, heads, -1, query.shape[-1])
-    keys, values = (item[:slots, : layout.longest].transpose(1, 2) for item in (key, value))
+    grouped = query.reshape(slots, key.shape[2], -1, query.shape[-1])
     mask = layout.single_mask(window)
     output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling)
     output = output.reshape(slots, -1, value.shape[-1])
-    return output if chosen is None else output[chosen]
+    return output if chosen is None or layout.is_gathered else output[chosen]
 
 
 def _attend_piece(
-    query: Tensor, key: Tensor, value: Tensor, piece: Piece, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    piece: Piece,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     """Attend of several tokens of one row, [tokens, heads, width]."""
     keys, values = (item[piece.slot, : piece.end].transpose(0, 1)[None] for item in (key, value))
-    mask = None
-    if piece.start or (window and window < piece.end):
-        mask = torch.ones(piece.length, piece.end, dtype=torch.bool, device=query.device).tril(piece.start)
-        mask = mask.triu(piece.start - window + 1) if window else mask
+    mask = layout.piece_mask(piece, window)
     output = scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys,
