@@ -31,8 +31,8 @@ FORK_SERVER = "workers.engine.fork_server"
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "peft", "safetensors.torch")
 # Program -> module with its `main`.
 FORKED = {"workers.engine": "workers.engine.__main__"}
-# As long as an engine takes that is executed: a job that comes meanwhile loses nothing.
-LOAD_SECONDS = 30.0
+# A job waits for the libraries, as it would load them itself. Its lease and the worker's grace are longer.
+LOAD_SECONDS = 45.0
 ANSWER_SECONDS = 10.0
 ANSWER_BYTES = 64
 # Bytes beside the server's own that an engine's command line may have in `ps`.
