@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ class Receiver:
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
+    # Seconds between two bytes of its answers.
     wait: float = 0.0
     events: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
 
@@ -29,7 +31,12 @@ def receiver(port: int = 0) -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             seen.events.append((dict(self.headers.items()), body))
-            time.sleep(seen.wait)
+            if seen.wait:
+                with contextlib.suppress(OSError):
+                    for byte in b"HTTP/1.1 204 No Content\r\n\r\n":
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(seen.wait)
+                return
             self.send_response(seen.statuses.pop(0) if seen.statuses else 204)
             self.send_header("Location", f"{seen.url}elsewhere")
             self.send_header("Content-Length", "0")
