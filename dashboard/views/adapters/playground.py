@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import sync_to_async
+from django.db import close_old_connections
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils.translation import gettext as _
@@ -75,6 +76,8 @@ async def answer(request: Request) -> HttpResponseBase:
     if not await sync_to_async(form.is_valid)():
         texts = [str(text) for errors in form.errors.values() for text in errors]
         return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
+    # The thread of this request waits until the end of the stream, and would keep its connection.
+    await sync_to_async(close_old_connections)()
     events = answers(request.project, request.user, form.models, form.messages(), form.settings())
     response = StreamingHttpResponse(as_lines(events), content_type="application/x-ndjson")
     response["Cache-Control"] = "no-store"
