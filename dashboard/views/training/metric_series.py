@@ -50,6 +50,8 @@ async def stream(request: Request, pk: int) -> StreamingHttpResponse:
     user = request.user
     await sync_to_async(TrainingRun.objects.fetch)(user, pk)
     cursor = Cursor.parse(request.headers.get("Last-Event-ID") or request.GET.get("since", ""))
+    # The thread of this request waits until the end of the stream, and would keep its connection.
+    await sync_to_async(close_old_connections)()
     response = StreamingHttpResponse(events(user, pk, cursor), content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     # nginx would buffer the events.
