@@ -1,6 +1,6 @@
 """Make README's picture: the result of a small study, as `static/img/study_result.png`.
 
-    .venv/bin/python -m tests.e2e.result_picture
+    .venv/bin/python -m tests.proof.result_picture
 
 Starts an installation on the tiny model, trains three presets with three seeds each (minutes on two cores),
 and photographs the verdict and the interval plot. Needs Chromium.
