@@ -94,7 +94,7 @@ NOT_HERE = {
     *("token-create", "token-revoke", "storage-clean-up", "compute-budget-change"),
     *("webhook-create", "webhook-delete"),
     *("target-module-config-explain", "target-module-config-export"),
-    *("worker-pause", "worker-resume", "queue-prioritise"),
+    *("worker-pause", "worker-resume", "queue-prioritise", "playground-start", "playground-answer"),
 }
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from asgiref.sync import async_to_sync
-from django.db import connection
-from django.http import HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from ninja import Router, Schema
 from pydantic import (
@@ -42,6 +41,7 @@ from dashboard.chat_relay import (
 )
 from dashboard.models import Adapter
 from dashboard.openai_errors import error_object
+from dashboard.streams import release_connection, stream_of
 from workers.contract.chat import ChatError, ChatSettings, End, Text
 
 router = Router()
@@ -203,9 +203,7 @@ def create(request: Call, payload: CompletionIn) -> HttpResponseBase:
     ]
     completion = Completion(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), payload.model)
     project, by = request.auth.project, request.auth.user
-    # An answer may take minutes, in which no connection to the database is needed.
-    if not connection.in_atomic_block:
-        connection.close()
+    release_connection()
     try:
         settings = payload.settings()
         if not payload.stream:
@@ -221,13 +219,7 @@ def create(request: Call, payload: CompletionIn) -> HttpResponseBase:
     except ChatFailed as error:
         raise refusal_of(error) from error
     counts = payload.stream_options is not None and payload.stream_options.include_usage
-    response = StreamingHttpResponse(
-        events(parts, completion, counts=counts), content_type="text/event-stream"
-    )
-    response["Cache-Control"] = "no-store"
-    # nginx would buffer the events.
-    response["X-Accel-Buffering"] = "no"
-    return response
+    return stream_of(events(parts, completion, counts=counts), "text/event-stream")
 
 
 def refusal_of(error: ChatFailed) -> Refusal:

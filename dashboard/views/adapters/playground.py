@@ -16,8 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
-from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
@@ -35,6 +34,7 @@ from dashboard.gate import Request
 from dashboard.models import BaseModel, Project, User
 from dashboard.outage import DATABASE_ERRORS
 from dashboard.presenters.playground import playground
+from dashboard.streams import release_connection, stream_of
 from workers.contract.chat import ChatError, ChatSettings, End
 
 logger = logging.getLogger(__name__)
@@ -76,14 +76,9 @@ async def answer(request: Request) -> HttpResponseBase:
     if not await sync_to_async(form.is_valid)():
         texts = [str(text) for errors in form.errors.values() for text in errors]
         return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
-    # The thread of this request waits until the end of the stream, and would keep its connection.
-    await sync_to_async(close_old_connections)()
+    await sync_to_async(release_connection)()
     events = answers(request.project, request.user, form.models, form.messages(), form.settings())
-    response = StreamingHttpResponse(as_lines(events), content_type="application/x-ndjson")
-    response["Cache-Control"] = "no-store"
-    # nginx would buffer the lines.
-    response["X-Accel-Buffering"] = "no"
-    return response
+    return stream_of(as_lines(events), "application/x-ndjson")
 
 
 async def as_lines(events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:

@@ -23,6 +23,7 @@ from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import JobEvent, TrainingRun, User
 from dashboard.outage import DATABASE_ERRORS
+from dashboard.streams import release_connection, stream_of
 
 POLL_SECONDS = 1.0
 PING_SECONDS = 15.0
@@ -50,13 +51,8 @@ async def stream(request: Request, pk: int) -> StreamingHttpResponse:
     user = request.user
     await sync_to_async(TrainingRun.objects.fetch)(user, pk)
     cursor = Cursor.parse(request.headers.get("Last-Event-ID") or request.GET.get("since", ""))
-    # The thread of this request waits until the end of the stream, and would keep its connection.
-    await sync_to_async(close_old_connections)()
-    response = StreamingHttpResponse(events(user, pk, cursor), content_type="text/event-stream")
-    response["Cache-Control"] = "no-store"
-    # nginx would buffer the events.
-    response["X-Accel-Buffering"] = "no"
-    return response
+    await sync_to_async(release_connection)()
+    return stream_of(events(user, pk, cursor), "text/event-stream")
 
 
 @require_GET

@@ -26,7 +26,7 @@ from dashboard.models import Adapter, BaseModel, Dataset, Evaluation, Job, Proje
 from tests.conftest import make_run
 
 CLEAN = """
-import sys, numpy, torch
+import pathlib, sys, numpy, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 base_folder, adapter_folder, published, project, target = sys.argv[1:]
@@ -43,12 +43,12 @@ OWN = """
 sys.path.append(project)
 from workers.contract.specs import BaseSpec
 from workers.engine.base_models.model import load_base
-from workers.engine.evaluation.evaluate import _load_adapters
+from workers.engine.generation.adapters import attach
 base = BaseSpec(path=base_folder, name="example/tiny", sha256="0" * 64)
 model = load_base(base, torch.float32, torch.device("cpu")).eval()
 with torch.no_grad():
     numpy.save(target + "/plain.npy", model(input_ids=ids).logits)
-    tuned = _load_adapters(model, base.name, {"adapter": published})
+    tuned = attach(model, pathlib.Path(published), "adapter")
     numpy.save(target + "/own.npy", tuned(input_ids=ids).logits)
 """
 
