@@ -5,6 +5,8 @@ xdist's own groups have no effect under pytest 9.2, whose node ids are no string
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -31,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 2 if item.path in slow else 3
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of every garbage collection, which takes 3 % of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ScopeScheduling:

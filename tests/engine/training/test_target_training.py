@@ -69,7 +69,7 @@ TRAINED = [
     ("gpt_oss", "balanced"),
     ("qwen3_moe", "mlp"),
     ("deepseek_v3", "quality"),
-    pytest.param("qwen3_5_text", "attention", marks=pytest.mark.slow),  # without its kernels, 9 s
+    pytest.param("qwen3_5_text", "attention", marks=pytest.mark.proof),  # without its kernels, 9 s
     ("gemma3", "query_value"),
     ("llava", "query_value"),
 ]

@@ -222,6 +222,7 @@ def test_kill_by_the_supervisor_does_not_count_as_failure(job: Job, monkeypatch:
     assert (ended.state, ended.ignored_attempts) == (State.INTERRUPTED, 1)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 def test_real_engine_without_memory_succeeds_with_half_the_batch(
     real_base: BaseModel,

@@ -67,6 +67,8 @@ def finish(study: Study, work_off: WorkOff) -> Study:
     return Study.objects.get(pk=study.pk)
 
 
+# `tests/e2e/test_study.py` goes the same way in a browser, with one seed.
+@pytest.mark.proof
 @pytest.mark.slow
 def test_study_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off: WorkOff) -> None:
     study = launch(seeds=[1])

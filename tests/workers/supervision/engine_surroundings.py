@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> int:
     found = {
         "arguments": arguments,
         "command": command[1:],
-        "environment": dict(os.environ),
+        # Python itself sets LC_CTYPE where no language is set.
+        "environment": {name: value for name, value in os.environ.items() if name != "LC_CTYPE"},
         "first_environment": proc.joinpath("environ").read_bytes().decode(),
         "files": {number: os.readlink(proc / "fd" / number) for number in os.listdir(proc / "fd")[:-1]},
         "folders": [os.getcwd(), tempfile.gettempdir()],
