@@ -1,4 +1,4 @@
-"""What the playground shows: its columns, the models to choose from, and test rows as prompts."""
+"""The playground's page: its columns, the models to choose from, and test rows as prompts."""
 
 from __future__ import annotations
 

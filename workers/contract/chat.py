@@ -38,7 +38,7 @@ class ChatError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """How to answer: temperature 0 takes the most probable token; `stop` are texts that end the answer."""
+    """The settings of an answer: temperature 0 takes the likeliest token; `stop` are texts that end it."""
 
     max_tokens: int = 256
     temperature: float = 0.0

@@ -99,7 +99,7 @@ class MessageIn(optional(*EMPTY)):  # type: ignore[misc]
 
 
 class StreamOptionsIn(Schema):
-    """Whether a last chunk counts the tokens."""
+    """Options of a stream: a last chunk that counts the tokens."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,7 +157,7 @@ def refuse_value(name: str, value: Any, same: tuple[Any, ...]) -> None:
 
 @dataclass(frozen=True)
 class Completion:
-    """What all parts of one answer have in common."""
+    """The values that all parts of one answer share."""
 
     id: str
     created: int

@@ -16,7 +16,7 @@ from workers.engine.training.encoding import Ids
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose the next token: the likeliest one with temperature 0, else drawn by `seed`."""
+    """The choice of the next token: the likeliest one with temperature 0, else drawn by `seed`."""
 
     max_new_tokens: int
     temperature: float = 0.0

@@ -15,6 +15,7 @@ from workers.engine.training.chat_templates import (
     SECONDS_PER_MESSAGE,
     ChatTemplate,
     Message,
+    describe_failure,
 )
 from workers.engine.training.encoding import Ids, TokenRules
 
@@ -75,19 +76,12 @@ class PromptEncoder:
 
 def _render(tokenizer: Any, messages: list[Message]) -> dict[str, str]:
     """Return the rendered prompt, or the reason why there is none."""
-    from jinja2.exceptions import TemplateError, TemplateSyntaxError
-
     try:
         text = ChatTemplate.prompt(tokenizer, messages)
     except MemoryError:
         raise
-    except TemplateSyntaxError as error:
-        return {"failed": str(error)[:200]}
-    except TemplateError as error:
-        return {"refused": str(error)[:200]}
     except Exception as error:
-        # The template may raise whatever Python can.
-        return {"failed": f"{type(error).__name__}, {error}"[:200]}
+        return describe_failure(error)
     if len(text) > MAX_RENDERED_CHARACTERS:
         return {"failed": f"it writes more than {MAX_RENDERED_CHARACTERS:,} characters"}
     return {"text": text}

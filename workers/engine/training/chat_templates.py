@@ -83,21 +83,26 @@ class ChatRenderer(LimitedProcess):
         return RenderedChat(reply["text"], last, spans, pairs, reply["is_complete"])
 
 
-def _answer(tokenizer: Any, messages: list[Message]) -> dict[str, Any]:
-    """Return the rendered chat as JSON values, or the reason why there is none."""
+def describe_failure(error: Exception) -> dict[str, str]:
+    """Return why a template wrote nothing: `refused` by its own words, or `failed` in any other way."""
     from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+    if isinstance(error, TemplateSyntaxError):
+        return {"failed": str(error)[:200]}
+    if isinstance(error, TemplateError):
+        return {"refused": str(error)[:200]}
+    # The template may raise whatever Python can: it divides by zero, recurses, or imports.
+    return {"failed": f"{type(error).__name__}, {error}"[:200]}
+
+
+def _answer(tokenizer: Any, messages: list[Message]) -> dict[str, Any]:
+    """Return the rendered chat as JSON values, or the reason why there is none."""
     try:
         chat = render_chat(tokenizer, messages)
     except MemoryError:
         raise
-    except TemplateSyntaxError as error:
-        return {"failed": str(error)[:200]}
-    except TemplateError as error:
-        return {"refused": str(error)[:200]}
     except Exception as error:
-        # The template may raise whatever Python can: it divides by zero, recurses, or imports.
-        return {"failed": f"{type(error).__name__}, {error}"[:200]}
+        return describe_failure(error)
     texts = (chat.text, *(chat.last or ()), *(text for pair in chat.pairs for text in pair))
     if sum(map(len, texts)) > MAX_RENDERED_CHARACTERS:
         return {"failed": f"it writes more than {MAX_RENDERED_CHARACTERS:,} characters"}
