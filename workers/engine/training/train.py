@@ -1,8 +1,9 @@
 """Trains arms on one frozen base model: `python -m workers.engine train spec.json out/`.
 
 One spec is one arm; a single run is a study with one arm. Arms take turns inside each optimizer step and
-share the base model, the dataset and the process, but neither seed, row order, schedule nor outcome. A run
-that was interrupted continues from its checkpoint with the same numbers. Knows nothing of queues or users.
+share the base model, the layers below the lowest adapted one, the dataset and the process, but neither seed,
+row order, schedule nor outcome. A run that was interrupted continues from its checkpoint with the same
+numbers. Knows nothing of queues or users.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from workers.engine.training.data import micro_batches
 from workers.engine.training.loss import Scorer, make_scorer
 from workers.engine.training.reporters import OutcomeReporter, ProgressReporter, step_metrics
 from workers.engine.training.runtime import stop_if_asked
+from workers.engine.training.trunk import SharedTrunk
 
 
 def train(
@@ -70,6 +72,7 @@ def train(
     for arm in arms:
         arm.create_optimizer(model, device)
     scorer = make_scorer(model, base, list(arms[0].examples.values())[:2], device)
+    trunk = SharedTrunk(base, arms)
     writer = checkpoints.CheckpointWriter(
         checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
     )
@@ -90,6 +93,7 @@ def train(
                 turn_started, learn = time.monotonic(), arm.spec.hyperparameters
                 if len(arms) > 1:
                     lora.activate(model, arm.name)
+                    trunk.start_turn(arm, step)
                     runtime.reset_peak_memory(device)
 
                 if step > arm.step:
@@ -119,7 +123,9 @@ def train(
                         group["lr"] = rate * group["ratio"]
                     arm.optimizer.step()
                     arm.optimizer.zero_grad()
-                    seconds, peak = time.monotonic() - turn_started, runtime.peak_memory_bytes(device)
+                    # As if it trained alone, so that arms and forecasts compare.
+                    seconds = time.monotonic() - turn_started + trunk.saved_seconds
+                    peak = runtime.peak_memory_bytes(device)
                     arm.record_step(step, loss, tokens, seconds, random_state)
                     arm.record_peak_memory(peak, arms, device)
                     writer.report_metrics(step_metrics(arm, rate, grad_norm, tokens, seconds, peak))
