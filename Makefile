@@ -65,6 +65,7 @@ bench:
 	@$(MACHINE) test
 	@$(VENV) -m tests.bench
 	@$(VENV) -m tests.bench.serving
+	@$(VENV) -m tests.bench.pages
 
 check: export SECRET_KEY = $(shell $(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(64))')
 check: export PUBLIC_URL = https://graftworks.example.org
