@@ -153,6 +153,7 @@ urlpatterns = [
     path("playground/", playground.index, name="playground"),
     path("playground/start/", playground.start, name="playground-start"),
     path("playground/answer/", playground.answer, name="playground-answer"),
+    path("playground/vote/", playground.vote, name="playground-vote"),
     # Workers and queue
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),

@@ -1,4 +1,4 @@
-"""The stage of an adapter, and a prompt of the playground."""
+"""The stage of an adapter, a prompt of the playground, and a vote on blind answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from django.http import QueryDict
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.chat_relay import ChatModel
-from dashboard.models import Adapter, BaseModel, Project, User
+from dashboard.models import Adapter, BaseModel, BlindComparison, Project, User
 from dashboard.models.accounts.project import parse_id
 from workers.contract.chat import ChatSettings
 
 BASE = "base"  # the column of the base model
 MOST_COLUMNS = 4
+LEAST_BLIND = 2
 LONGEST_PROMPT = 100_000
 
 
@@ -61,6 +62,7 @@ class PromptForm(forms.Form):
         max_value=2**31 - 1,
         help_text=_("The same seed and settings give the same answer again."),
     )
+    blind = forms.BooleanField(required=False, widget=forms.HiddenInput)
 
     def __init__(self, data: QueryDict | None, project: Project, user: User) -> None:
         super().__init__(data)
@@ -86,6 +88,8 @@ class PromptForm(forms.Form):
             raise forms.ValidationError(
                 _("Choose up to four models of one base model. One of these is gone.")
             )
+        if values.get("blind") and len(set(names)) < LEAST_BLIND:
+            raise forms.ValidationError(_("Choose at least two different models to compare blind."))
         return values
 
     def messages(self) -> list[dict[str, str]]:
@@ -100,3 +104,9 @@ class PromptForm(forms.Form):
         return ChatSettings(
             max_tokens=values["max_tokens"], temperature=values["temperature"], seed=values["seed"]
         )
+
+
+class PreferenceForm(forms.Form):
+    """The better one of two blind answers, or neither."""
+
+    vote = forms.ChoiceField(choices=BlindComparison.Choice.choices)

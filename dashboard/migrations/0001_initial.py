@@ -408,6 +408,28 @@ class Migration(migrations.Migration):
                 'ordering': ['-pk'],
             },
         ),
+        migrations.CreateModel(
+            name='BlindComparison',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('system', models.TextField(blank=True)),
+                ('prompt', models.TextField()),
+                ('prompt_digest', models.CharField(max_length=64)),
+                ('answer_a', models.TextField(blank=True)),
+                ('answer_b', models.TextField(blank=True)),
+                ('vote', models.CharField(blank=True, choices=[('a', 'A is better'), ('equal', 'Equal'), ('b', 'B is better')], max_length=5)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('voted_at', models.DateTimeField(blank=True, null=True)),
+                ('adapter_a', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('adapter_b', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
+                ('voter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='blind_comparisons', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['pk'],
+            },
+        ),
         migrations.AddField(
             model_name='basemodel',
             name='project',
@@ -791,6 +813,14 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='computebudget',
             constraint=models.CheckConstraint(condition=models.Q(('hours', None), ('hours__gte', 0), _connector='OR'), name='compute_budget_not_negative'),
+        ),
+        migrations.AddIndex(
+            model_name='blindcomparison',
+            index=models.Index(fields=['project', 'base_model', 'vote'], name='blind_comparison_votes'),
+        ),
+        migrations.AddConstraint(
+            model_name='blindcomparison',
+            constraint=models.CheckConstraint(condition=models.Q(('vote__in', ['', 'a', 'equal', 'b'])), name='blind_comparison_vote_known'),
         ),
         migrations.AddConstraint(
             model_name='basemodel',

@@ -16,6 +16,7 @@ from dashboard.models.adapters.publication import Publication
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
 from dashboard.models.catalog.target_module_config import TargetModuleConfig
+from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.evaluation_item import EvaluationItem
 from dashboard.models.evaluations.vote import Vote
@@ -45,6 +46,7 @@ __all__ = [
     "ApiToken",
     "ArmPlan",
     "BaseModel",
+    "BlindComparison",
     "Calibration",
     "Caller",
     "CleanUp",

@@ -1,15 +1,17 @@
-"""Tables of runs side by side: settings, scores and losses, for the Compare page and a study's page."""
+"""Tables of runs side by side: settings, scores, losses and preferences. For the pages Compare and Study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from dashboard.charts import curves
 from dashboard.forms.training.hyperparameters import format_value
-from dashboard.models import MetricSeries, State, TrainingRun
+from dashboard.models import BlindComparison, MetricSeries, State, TrainingRun
 from dashboard.models.catalog.metrics import METRICS
 from workers.contract.hyperparameters import SETTINGS
 
@@ -71,3 +73,19 @@ def exact_matches(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
             ]
             matches.append({"run": run, "row": row, "rows": ended[-1].rows})
     return matches
+
+
+def preference_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
+    """Return people's preference between the runs' adapters, and between each and its base model."""
+    adapters = [run.adapter for run in runs if hasattr(run, "adapter")]
+    rows = []
+    for base in {adapter.base_model_id: adapter.base_model for adapter in adapters}.values():
+        names: dict[int | None, str] = {one.pk: str(one) for one in adapters if one.base_model_id == base.pk}
+        names[None] = _("Base model")
+        votes = BlindComparison.objects.filter(project=runs[0].project_id)
+        preferences = votes.preferences(base, combinations(names, 2))
+        rows += [
+            {"first": names[first], "second": names[second], "votes": found}
+            for (first, second), found in preferences.items()
+        ]
+    return rows

@@ -10,8 +10,8 @@ from django.db.models import Q
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from dashboard.forms.adapters import BASE, MOST_COLUMNS
-from dashboard.models import Adapter, BaseModel, EvaluationItem, Project, Study, User
+from dashboard.forms.adapters import BASE, LEAST_BLIND, MOST_COLUMNS
+from dashboard.models import Adapter, BaseModel, BlindComparison, EvaluationItem, Project, Study, User
 from dashboard.models.accounts.project import parse_id
 
 # Adapters offered per base model, and rows offered as prompts.
@@ -45,6 +45,11 @@ class Playground:
     columns: Sequence[Column] = ()
     choices: Sequence[tuple[str, str]] = ()
     rows: Sequence[ExampleRow] = field(default=())
+    is_blind: bool = False
+
+    @property
+    def can_be_blind(self) -> bool:
+        return len(self.columns) >= LEAST_BLIND
 
     @property
     def slots(self) -> list[str]:
@@ -53,7 +58,9 @@ class Playground:
         return values + [""] * (MOST_COLUMNS - len(values))
 
 
-def playground(project: Project, user: User, wanted_base: str, wanted: Iterable[str]) -> Playground:
+def playground(
+    project: Project, user: User, wanted_base: str, wanted: Iterable[str], *, blind: bool = False
+) -> Playground:
     """Return the page for the query of its address; what does not exist is left out."""
     bases = BaseModel.objects.visible_to(user).filter(Q(project=None) | Q(project=project)).ready()
     ready = list(bases.order_by("name", "pk"))
@@ -73,7 +80,14 @@ def playground(project: Project, user: User, wanted_base: str, wanted: Iterable[
     columns = [_column(base, by_value.get(name)) for name in names[:MOST_COLUMNS]]
     choices = [(BASE, _("Base model")), *((value, str(adapter)) for value, adapter in by_value.items())]
     rows = _rows(by_value[name] for name in names if name in by_value)
-    return Playground(base, ready, columns, choices, rows)
+    return Playground(base, ready, columns, choices, rows, blind and len(columns) >= LEAST_BLIND)
+
+
+def revealed(comparison: BlindComparison) -> list[dict[str, str]]:
+    """Return name and address of the models of two blind answers, in the order in which they were shown."""
+    adapters = (comparison.adapter_a, comparison.adapter_b)
+    columns = [_column(comparison.base_model, adapter) for adapter in adapters]
+    return [{"label": column.label, "url": column.url} for column in columns]
 
 
 def try_url(adapters: Iterable[Adapter]) -> str:

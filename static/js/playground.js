@@ -10,13 +10,15 @@ class Column {
     this.words = words;
     this.answer = section.querySelector("[data-answer]");
     this.note = section.querySelector("[data-note]");
-    this.facts = section.querySelector("dl");
+    this.facts = section.querySelector("dl"); // null in a blind column
+    this.name = section.querySelector("[data-name]");
     this.parts = Object.fromEntries(["first", "speed", "tokens"].map((name) => [name, section.querySelector(`[data-${name}]`)]));
   }
 
   begin() {
     this.answer.textContent = "";
-    this.facts.hidden = true;
+    if (this.facts) this.facts.hidden = true;
+    if (this.name) this.name.replaceChildren();
     this.over = false;
     this.say("");
   }
@@ -34,12 +36,23 @@ class Column {
       this.say("");
     }
     if (!event.end) return;
+    if (this.facts) this.measure(event);
+    if (!this.answer.textContent) this.answer.textContent = this.words.empty;
+    this.end(event.end === "length" ? this.words.length : "");
+  }
+
+  measure(event) {
     this.facts.hidden = false;
     this.parts.first.textContent = `${event.first_ms.toLocaleString()} ms`;
     this.parts.speed.textContent = event.tokens_per_second?.toLocaleString() ?? "–";
     this.parts.tokens.textContent = event.tokens.toLocaleString();
-    if (!this.answer.textContent) this.answer.textContent = this.words.empty;
-    this.end(event.end === "length" ? this.words.length : "");
+  }
+
+  // Shows the name of the model after the vote.
+  reveal({ label, url }) {
+    const shown = url ? Object.assign(document.createElement("a"), { href: url }) : document.createElement("span");
+    shown.textContent = label;
+    this.name.replaceChildren(": ", shown);
   }
 
   end(text, isError = false) {
@@ -78,12 +91,57 @@ async function readLines(response, take) {
   }
 }
 
+// The vote on two blind answers: offered when both have ended, final once it is stored.
+class Vote {
+  constructor(columns, words) {
+    this.columns = columns;
+    this.words = words;
+    this.section = document.getElementById("playground-vote");
+    this.state = document.getElementById("vote-state");
+    this.buttons = [...this.section.querySelectorAll("[data-choice]")];
+    for (const button of this.buttons) button.addEventListener("click", () => this.cast(button));
+  }
+
+  hide() {
+    this.section.hidden = true;
+  }
+
+  offer(comparison) {
+    this.comparison = comparison;
+    this.section.hidden = false;
+    this.state.textContent = "";
+    for (const button of this.buttons) {
+      button.disabled = false;
+      button.classList.remove("active");
+    }
+  }
+
+  async cast(chosen) {
+    for (const button of this.buttons) button.disabled = true;
+    const body = new FormData();
+    body.set("csrfmiddlewaretoken", form.elements.csrfmiddlewaretoken.value);
+    body.set("comparison", this.comparison);
+    body.set("vote", chosen.dataset.choice);
+    try {
+      const response = await fetch(this.words.vote, { method: "POST", body, redirect: "manual" });
+      if (!response.ok) throw new Error("refused");
+      const { columns } = await response.json();
+      columns.forEach((column, place) => this.columns[place].reveal(column));
+      chosen.classList.add("active");
+      this.state.textContent = this.words.voted;
+    } catch {
+      this.state.textContent = this.words.failedVote;
+    }
+  }
+}
+
 function follow() {
   const words = form.dataset;
   const send = form.querySelector("[type=submit]");
   const stop = document.getElementById("playground-stop");
   const state = document.getElementById("playground-state");
   const columns = [...document.querySelectorAll("[data-column]")].map((section) => new Column(section, words));
+  const vote = document.getElementById("playground-vote") ? new Vote(columns, words) : null;
   let controller = null;
 
   const show = (text, isError = false) => {
@@ -95,6 +153,7 @@ function follow() {
   const take = (event) => {
     if (event.column !== undefined) return columns[event.column].take(event);
     if (event.error) return fail(event.text);
+    if (event.comparison) return vote.offer(event.comparison);
     show(event.state === "ready" ? "" : event.text);
     if (event.state === "ready") for (const column of columns) column.say(words.waiting);
   };
@@ -124,6 +183,7 @@ function follow() {
     keep();
     show("");
     for (const column of columns) column.begin();
+    vote?.hide();
     send.disabled = true;
     stop.hidden = false;
     try {
@@ -158,10 +218,10 @@ if (form) {
   restore();
   follow();
   offerRows();
-  choices.addEventListener("change", () => {
+  choices?.addEventListener("change", () => {
     keep();
     choices.requestSubmit();
   });
   // The model loads while the user types.
-  fetch(form.dataset.start, { method: "POST", body: new FormData(form), redirect: "manual" }).catch(() => {});
+  if (form.dataset.start) fetch(form.dataset.start, { method: "POST", body: new FormData(form), redirect: "manual" }).catch(() => {});
 }

@@ -102,9 +102,10 @@ RULES = {
     "?0++00-": """
         POST token-revoke
     """,
-    # No comparison without runs in the query; its own test covers it.
+    # No comparison without runs in the query, no vote without blind answers; their own tests cover them.
     "?00000-": """
         GET compare-json
+        POST playground-vote
     """,
     # API: tokens of the object's project.
     "?+++00?": """

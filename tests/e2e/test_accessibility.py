@@ -57,6 +57,7 @@ PAGES = {
     "adapter-index": "/adapters/",
     "adapter-detail": "/adapters/{adapter}/",
     "playground": "/playground/?column=base&column={adapter}",
+    "playground, blind": "/playground/?column=base&column={adapter}&blind=1",
     "adapter-serve": "/adapters/serve/?base={base_model}&adapter={adapter}",
     "queue-index": "/queue/",
     "settings": "/settings/",
@@ -95,6 +96,7 @@ NOT_HERE = {
     *("webhook-create", "webhook-delete"),
     *("target-module-config-explain", "target-module-config-export"),
     *("worker-pause", "worker-resume", "queue-prioritise", "playground-start", "playground-answer"),
+    "playground-vote",
 }
 
 

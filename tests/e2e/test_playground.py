@@ -1,13 +1,15 @@
-"""The playground in a browser: two answers side by side while a training runs, and a stop."""
+"""The playground in a browser: answers side by side while a training runs, a stop, a closed tab, a vote."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from playwright.sync_api import Page
 
-from tests.e2e.installation import Api, start_run, until
+from tests.e2e.audit import complaints, faults
+from tests.e2e.installation import Api, Installation, start_run, until
 
 pytestmark = pytest.mark.slow
 
@@ -65,3 +67,42 @@ def test_stop_ends_answers_and_the_next_prompt_is_answered(page: Page, address: 
     page.locator("#playground-stop").wait_for(state="hidden")
     send(page, "B", 2)
     wait_for_answers(page)
+
+
+def test_a_blind_vote_shows_the_names(page: Page, address: str, finished_run: int) -> None:
+    page.goto(address)
+    page.get_by_label("Compare blind").check()
+    page.locator("[data-column=A]").wait_for()
+    send(page, "Colour of 8?", 12)
+    votes = page.get_by_role("button", name="A is better")
+    votes.wait_for(timeout=120_000)
+    names = page.locator("[data-name]")
+    assert names.all_text_contents() == ["", ""]
+    with complaints(page) as complained:
+        votes.click()
+        until(lambda: all(names.all_text_contents()), "the names")
+        assert faults(page, "playground-voted") == []
+    assert complained == []
+    assert votes.is_disabled()
+    page.goto(f"/compare/?runs={finished_run}")
+    assert page.locator("#preferences").is_visible()
+    assert faults(page, "compare-preferences") == []
+
+
+def chats(installation: Installation) -> int:
+    """Return how many connections the inference engine holds; it closes each after it has freed the slot."""
+    family = psutil.Process(installation.process.pid).children(recursive=True)
+    sockets = [one for process in family for one in process.net_connections("unix")]
+    # One of them listens.
+    return sum(str(one.laddr).endswith(".sock") and "/base-" in str(one.laddr) for one in sockets) - 1
+
+
+def test_closing_the_tab_frees_its_slots_within_two_seconds(
+    page: Page, address: str, installation: Installation
+) -> None:
+    page.goto(address)
+    send(page, "A", 2000)
+    until(lambda: page.locator("[data-answer]").first.text_content() != "", "the first tokens", 120)
+    assert chats(installation) == 2
+    page.close()
+    until(lambda: chats(installation) == 0, "free slots", 2)

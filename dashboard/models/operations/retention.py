@@ -20,6 +20,7 @@ from django.db import models, transaction
 
 from dashboard.models.adapters.publication import ADOPTED_WITHIN, Publication
 from dashboard.models.catalog.dataset import DatasetVersion
+from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import LEASE, State, db_now
 from dashboard.models.jobs.outbox import Outbox
@@ -68,11 +69,12 @@ def sweep() -> Iterator[None]:
 
 
 def old_rows() -> Iterator[None]:
-    """Delete sent outbox entries, expired sessions, and nodes that are silent for long."""
+    """Delete sent outbox entries, expired sessions, blind answers without a vote, and silent nodes."""
     nodes = WorkerNode.objects.all()
     old: tuple[models.QuerySet[Any], ...] = (
         Outbox.objects.filter(sent_at__lt=db_now(-DAY)),
         Session.objects.filter(expire_date__lt=db_now(-DAY)),
+        BlindComparison.objects.abandoned(),
         WebhookDelivery.objects.filter(created_at__lt=db_now(-KEPT)),
         nodes.filter(kind=WorkerNode.Kind.DISPATCHER, heartbeat_at__lt=db_now(-DAY)),
         nodes.filter(heartbeat_at__lt=db_now(-WORKER_KEPT)),

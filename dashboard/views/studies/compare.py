@@ -22,7 +22,13 @@ from dashboard.models.evaluations.answers import ORDERS, AnswerQuery, answer_pag
 from dashboard.models.studies.results.comparison import ChosenArm, UnsavedStudy
 from dashboard.models.studies.results.export import CsvRow, comparison_dict, comparison_rows, run_rows
 from dashboard.models.studies.results.limits import warnings
-from dashboard.presenters.comparison_tables import exact_matches, loss_table, score_table, settings_table
+from dashboard.presenters.comparison_tables import (
+    exact_matches,
+    loss_table,
+    preference_table,
+    score_table,
+    settings_table,
+)
 from dashboard.presenters.playground import try_url
 from dashboard.presenters.study_page import result_figures
 
@@ -82,6 +88,7 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
         "same": sum(not row["differs"] for row in settings),
         "scores": score_table(runs),
         "losses": loss_table(runs),
+        "preferences": preference_table(runs),
         "curves": [(name, curve, tables[name]) for name, curve in compared.items() if tables[name]["rows"]],
         "across": across,
         "across_label": X_AXES[across],

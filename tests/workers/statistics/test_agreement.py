@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from scipy.stats import binomtest
 
-from workers.statistics.agreement import agreement
+from workers.statistics.agreement import agreement, wilson_interval
 
 
 def test_wilson_interval_of_the_textbook() -> None:
@@ -18,3 +19,9 @@ def test_interval_of_few_answers_is_wide() -> None:
 
 def test_no_answers_have_no_agreement() -> None:
     assert agreement(0, 0) is None
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (3, 7), (0, 40), (40, 40), (499, 1000)])
+def test_interval_equals_that_of_scipy(successes: int, trials: int) -> None:
+    expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-9)

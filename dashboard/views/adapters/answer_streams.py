@@ -1,0 +1,152 @@
+"""Streams of the answers of several models to one prompt, with their names or blind.
+
+A stream consists of JSON lines for all columns, because a browser opens few connections to a server:
+`{"state", "text"}` until the model is ready, then per column `{"column", "text", "tokens"}` and a last line
+with `end`; `{"error", "text"}` ends a column, or without one everything. Two blind answers end with
+`{"comparison"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
+from django.http import StreamingHttpResponse
+from django.utils.translation import gettext as _
+
+from dashboard.chat_relay import ChatFailed, ChatModel, starting_states, stream_chat
+from dashboard.models import BlindComparison, Project, User
+from dashboard.outage import DATABASE_ERRORS
+from dashboard.streams import release_connection, stream_of
+from workers.contract.chat import ChatError, ChatSettings, End
+
+logger = logging.getLogger(__name__)
+# Events that wait for a slow reader; then the columns wait as well.
+MOST_UNREAD = 64
+# What a blind column shows: neither times nor numbers of tokens.
+BLIND_FIELDS = ("state", "column", "text", "end", "error")
+Event = dict[str, Any]
+Messages = list[dict[str, str]]
+
+
+async def lines_of(events: AsyncGenerator[Event, None]) -> StreamingHttpResponse:
+    """Return a response that sends events as lines of JSON."""
+    await sync_to_async(release_connection)()
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(events) as open_events:
+            async for event in open_events:
+                yield json.dumps(event) + "\n"
+
+    return stream_of(lines(), "application/x-ndjson")
+
+
+async def answers(
+    project: Project,
+    user: User,
+    models: Sequence[ChatModel],
+    messages: Messages,
+    settings: ChatSettings,
+) -> AsyncGenerator[Event, None]:
+    """Yield the states of the model until it is ready, then the parts of all answers as they come."""
+    try:
+        async for state in starting_states(models[0].base, user):
+            yield {"state": state.value, "text": str(state.label)}
+    except ChatFailed as failure:
+        yield {"error": failure.code, "text": failure.message}
+        return
+    except DATABASE_ERRORS:
+        yield {"error": "away", "text": _("The database cannot be reached. Try again shortly.")}
+        return
+    unread: asyncio.Queue[Event] = asyncio.Queue(MOST_UNREAD)
+
+    async def follow(column: int, model: ChatModel) -> None:
+        async for event in column_events(project, user, model, messages, settings):
+            await unread.put({"column": column, **event})
+
+    tasks = [asyncio.create_task(follow(column, model)) for column, model in enumerate(models)]
+    try:
+        for _number in tasks:
+            while not is_last(event := await unread.get()):
+                yield event
+            yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def is_last(event: Event) -> bool:
+    """Return whether this is the last event of its column."""
+    return "end" in event or "error" in event
+
+
+async def column_events(
+    project: Project, user: User, model: ChatModel, messages: Messages, settings: ChatSettings
+) -> AsyncGenerator[Event, None]:
+    """Yield the parts of one answer; the last one has its number of tokens and its speed, or an error."""
+    sent = time.monotonic()
+    first = last = 0.0
+    try:
+        parts = await stream_chat(project, model, messages, settings, by=user)
+        async with aclosing(parts) as open_parts:
+            async for part in open_parts:
+                last = time.monotonic()
+                first = first or last
+                if not isinstance(part, End):
+                    yield {"text": part.text, "tokens": part.tokens}
+                    continue
+                speed = (part.tokens - 1) / (last - first) if part.tokens > 1 and last > first else None
+                yield {
+                    "end": part.reason,
+                    "tokens": part.tokens,
+                    "first_ms": round(1000 * (first - sent)),
+                    "tokens_per_second": speed and round(speed, 1),
+                }
+    except (ChatFailed, ChatError) as failure:
+        yield {"error": getattr(failure, "code", "refused"), "text": failure.message}
+    except Exception:
+        logger.exception("a chat with %s failed", model.adapter or model.base)
+        yield {"error": "internal_error", "text": _("The answer could not be read. Try again.")}
+
+
+async def blind_answers(
+    project: Project, user: User, models: Sequence[ChatModel], messages: Messages, settings: ChatSettings
+) -> AsyncGenerator[Event, None]:
+    """Yield the answers of two of the models in random order, without what tells them apart.
+
+    Both answers are stored at their end; the last event has the token by which a vote names them.
+    """
+    pair = secrets.SystemRandom().sample(models, 2)
+    texts, complete = ["", ""], 0
+    async with aclosing(answers(project, user, pair, messages, settings)) as events:
+        async for event in events:
+            if "column" in event and "error" not in event:
+                texts[event["column"]] += event.get("text", "")
+                complete += "end" in event
+            yield {name: event[name] for name in BLIND_FIELDS if name in event}
+    if complete < len(pair):
+        return
+
+    def record() -> str:
+        try:
+            adapters = [model.adapter for model in pair]
+            return BlindComparison.record(
+                project, pair[0].base, adapters, messages, texts, voter=user
+            ).token()
+        finally:
+            close_old_connections()
+
+    try:
+        # A thread-sensitive call would hold one database connection per stream.
+        yield {"comparison": await sync_to_async(record, thread_sensitive=False)()}
+    except DATABASE_ERRORS:
+        yield {"error": "away", "text": _("The database cannot be reached, so these answers get no vote.")}
