@@ -39,6 +39,8 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
     if _searches(study, idempotency_key):
         return False
     arms = _arms_with_runs(study)
+    scores = Evaluation.objects.filter(run__study_arm__study=study, adapter__isnull=False)
+    scored = set(scores.values_list("run", flat=True))
     is_complete, to_come = True, 0.0
     for place, seed in enumerate(study.seeds):
         runs = [run for arm in arms for run in arm.final_runs() if run.seed == seed]
@@ -54,7 +56,7 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
         missing = [arm for arm in arms if arm.pk not in begun and not arm.verdict]
         key = idempotency_key if seed == study.seeds[0] else ""
         runs += submit_training(study, [(arm, arm.settings(seed=seed), None) for arm in missing], key)
-        if all(run.is_over for run in runs):
+        if all(run.is_over for run in runs) and any(run.pk not in scored for run in runs):
             unscored = Adapter.objects.filter(run__in=runs, evaluations=None)
             submit_scoring(study, unscored, study.created_by, key)
     # An arm whose search failed gets no seeds, and a decided one no further seeds.
@@ -65,8 +67,8 @@ def queue_next(study: Study, look: Look | None = None, idempotency_key: str = ""
 
 
 def _arms_with_runs(study: Study) -> list[StudyArm]:
-    """Return the arms that are not lost, each with its runs, in two queries."""
-    return [arm for arm in study.arms.prefetch_related("runs") if not arm.is_lost]
+    """Return the arms that are not lost, each with its runs."""
+    return [arm for arm in study.arms_with_runs() if not arm.is_lost]
 
 
 def _waits(study: Study, place: int, look: Look | None) -> bool:
@@ -149,7 +151,9 @@ def submit_scoring(
     study: Study, selected: AdapterQuerySet, by: User | None, idempotency_key: str = ""
 ) -> None:
     """Queue the evaluation of a seed's adapters on the study's rows; the first job gets the key."""
-    adapters = left_to_score(study, selected.select_related("run"))
+    adapters = left_to_score(
+        study, selected.select_related("run__project", "run__base_model", "run__dataset_version")
+    )
     alone = [adapter.run.requires_dedicated_base for adapter in adapters]
     for place, batch in enumerate(batches(adapters, alone)):
         Evaluation.objects.submit_for_study(study, batch, by, "" if place else idempotency_key)

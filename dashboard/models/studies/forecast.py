@@ -180,12 +180,12 @@ def plan_forecast(
 
 def seconds_queued(study: Study) -> float:
     """Return the expected seconds of all its runs, ended ones included."""
-    return sum(expected_seconds(run.forecast) for arm in study.arms.all() for run in arm.runs.all())
+    return sum(expected_seconds(run.forecast) for arm in study.arms_with_runs() for run in arm.runs.all())
 
 
 def remaining_training_seconds(study: Study) -> float:
     """Return the most seconds that runs yet to be queued take. Raises SpecError or TargetError."""
-    return sum(_to_come(study, arm) for arm in study.arms.all()) if open_arms(study) else 0.0
+    return sum(_to_come(study, arm) for arm in study.arms_with_runs()) if open_arms(study) else 0.0
 
 
 def _to_come(study: Study, arm: StudyArm) -> float:
@@ -213,7 +213,7 @@ def scoring_forecast(study: Study) -> float:
 
 def remaining_scoring_seconds(study: Study) -> float:
     """Return the expected seconds to score the runs that have no scores yet."""
-    seeds, arms = len(study.seeds), [(arm, arm.final_runs()) for arm in study.arms.all()]
+    seeds, arms = len(study.seeds), [(arm, arm.final_runs()) for arm in study.arms_with_runs()]
     evaluations = [adapter_evaluation(run) for _arm, runs in arms for run in runs]
     scored = sum(evaluation is not None and evaluation.state in TERMINAL for evaluation in evaluations)
     # An arm whose search failed queues no runs, and a decided one no further runs.

@@ -67,7 +67,7 @@ def open_arms(study: Study, look: Look | None = None) -> list[StudyArm]:
     decided = look.decided if look else {}
     return [
         arm
-        for arm in study.arms.all()
+        for arm in study.arms_with_runs()
         if not (arm.is_reference or arm.is_lost or arm.verdict or arm.position in decided)
     ]
 

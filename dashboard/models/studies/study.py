@@ -163,9 +163,15 @@ class Study(models.Model):
         """Return every run, including the short runs of the search for a learning rate."""
         return TrainingRun.objects.filter(study_arm__study=self)
 
+    def arms_with_runs(self) -> list[StudyArm]:
+        """Return its arms with their runs, in two queries or as fetched by `with_facts`."""
+        arms = self.arm_list
+        models.prefetch_related_objects(arms, "runs")
+        return arms
+
     def final_runs(self) -> list[TrainingRun]:
         """Return the runs whose scores count: one for each arm and seed that has started."""
-        return [run for arm in self.arms.all() for run in arm.final_runs()]
+        return [run for arm in self.arms_with_runs() for run in arm.final_runs()]
 
     def jobs(self) -> models.QuerySet[Job]:
         runs = self.runs()
@@ -182,7 +188,7 @@ class Study(models.Model):
                 return State.FAILED if self.stop_reason else State.CANCELLED
             return State.SUCCEEDED if self.result.arms else State.FAILED
         # From the rows fetched by `with_facts`, so that a list needs no query per study.
-        runs = [run for arm in self.arms.all() for run in arm.runs.all()]
+        runs = [run for arm in self.arms_with_runs() for run in arm.runs.all()]
         scoring = [evaluation.job for run in runs for evaluation in run.evaluations.all()]
         jobs = [job for job in (*(run.job for run in runs), *scoring) if job]
         # A re-evaluation may be requested after a stop; the study is then no longer cancelling.
@@ -307,7 +313,8 @@ class Study(models.Model):
 
     def lock(self) -> None:
         """Lock and reload the row; without the lock two callers would queue the same seed."""
-        self.refresh_from_db(from_queryset=Study.objects.select_for_update())
+        choices = Study.objects.select_related("project", "created_by", "dataset_version", "base_model")
+        self.refresh_from_db(from_queryset=choices.select_for_update(of=("self",)))
 
     def has_open_jobs(self) -> bool:
         return self.jobs().exclude(state__in=TERMINAL).exists()

@@ -129,7 +129,7 @@ class StudyArm(models.Model):
     @property
     def is_measured_alone(self) -> bool | None:
         """Return whether each run trained for it had a job of its own; None before the first."""
-        taken = Counter(run.job_id for arm in self.study.arms.all() for run in arm.runs.all())
+        taken = Counter(run.job_id for arm in self.study.arms_with_runs() for run in arm.runs.all())
         runs = [run for run in self.final_runs() if run.reused_from_id is None]
         return all(taken[run.job_id] == 1 for run in runs) if runs else None
 

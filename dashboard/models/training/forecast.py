@@ -339,11 +339,12 @@ def record_calibration(run: TrainingRun) -> Calibration | None:
 
     Such runs have several attempts or arms, or settings that were adjusted on the way.
     """
-    measured, job = run.measured, run.job
+    measured = run.measured
     needed = ("peak_memory_bytes", "seconds", "wall_seconds", "dtype", "device")
-    if job is None or job.attempt > 1 or run.adjustments or job.training_runs.count() > 1:
+    if run.adjustments or not all(measured.get(name) for name in needed):
         return None
-    if not all(measured.get(name) for name in needed):
+    job = run.job
+    if job is None or job.attempt > 1 or job.training_runs.count() > 1:
         return None
     device = WorkerNode.objects.device_of(job.worker) or str(measured["device"])
     dtype = str(measured["dtype"])

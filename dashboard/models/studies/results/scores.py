@@ -33,16 +33,18 @@ def scores_of(study: Study) -> tuple[list[ArmScores], dict[int, float]]:
     """Return the metric's value of every row: of each arm by seed, and of the base model."""
     by_arm: dict[int, dict[int, dict[int, float]]] = {arm.pk: {} for arm in study.arms.all()}
     base: dict[int, float] = {}
-    for evaluation in Evaluation.objects.of_study(study).select_related("run__study_arm").order_by("pk"):
-        items = EvaluationItem.objects.filter(evaluation=evaluation).values_list("row", "scores")
+    evaluations = Evaluation.objects.of_study(study).select_related("run").order_by("pk")
+    values: dict[int, dict[int, float]] = {evaluation.pk: {} for evaluation in evaluations}
+    items = EvaluationItem.objects.filter(evaluation__in=values)
+    for evaluation_id, row, scores in items.values_list("evaluation", "row", "scores"):
         # A score that was no finite number is stored as null.
-        values = {
-            row: float(scores[study.metric]) for row, scores in items if scores.get(study.metric) is not None
-        }
+        if scores.get(study.metric) is not None:
+            values[evaluation_id][row] = float(scores[study.metric])
+    for evaluation in evaluations:
         if evaluation.subject == Evaluation.Subject.BASE:
-            base = values
-        elif values and evaluation.run.study_arm_id:
-            by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values
+            base = values[evaluation.pk]
+        elif values[evaluation.pk] and evaluation.run.study_arm_id:
+            by_arm[evaluation.run.study_arm_id][evaluation.run.seed] = values[evaluation.pk]
     # In the plan's order, in which looks take the seeds, and not in that of jobs.
     arms = [
         ArmScores(
