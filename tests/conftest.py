@@ -38,6 +38,7 @@ from dashboard.models import (  # noqa: E402
     DatasetVersion,
     Job,
     JobEvent,
+    Membership,
     Project,
     Role,
     State,
@@ -86,20 +87,20 @@ def make_user(email: str, project: Project | None = None, role: Role | None = No
     """A person with the tests' password, and perhaps a membership."""
     user = User.objects.create(email=email, password=make_password(PASSWORD))
     if project and role:
-        project.admit(user, role)
+        Membership.objects.create(project=project, user=user, role=role)
     return user
 
 
 @pytest.fixture
 def project(db: None) -> Project:
     """The project that most tests happen in."""
-    return Project.objects.named("Support")
+    return Project.objects.create(name="Support", slug="support")
 
 
 @pytest.fixture
 def other_project(db: None) -> Project:
     """Somebody else's project."""
-    return Project.objects.named("Elsewhere")
+    return Project.objects.create(name="Elsewhere", slug="elsewhere")
 
 
 @pytest.fixture
@@ -203,11 +204,12 @@ def succeed(job: Job) -> Job:
     return job
 
 
-def end_without_history(job: Job) -> None:
-    """End a job in one statement, for rows that nearly every test needs; their history is of no interest."""
+def ended_job(kind: Job.Kind, project: Project | None, by: User | None = None) -> Job:
+    """Create a job that succeeded, without history, for rows that nearly every test needs."""
     ended = {"state": State.SUCCEEDED, "attempt": 1, "worker": "test@host", "finished_at": Now()}
-    Job.objects.filter(pk=job.pk).update(**ended)
-    job.refresh_from_db()
+    return Job.objects.create(
+        kind=kind, queue=Job.Queue.CPU, spec={}, project=project, created_by=by, **ended
+    )
 
 
 def rewrite(events: models.QuerySet[JobEvent], **facts: object) -> None:
@@ -219,13 +221,11 @@ def make_base_model(
     project: Project | None = None, name: str = "Tiny", hub_id: str = "example/tiny"
 ) -> BaseModel:
     """An inspected base model of two tiny layers."""
-    base = BaseModel.objects.create(
-        project=project, source=BaseModel.Source.FOLDER, folder="tiny", name=name, hub_id=hub_id
-    )
-    end_without_history(base.inspect())
-    base.record_inspection(
-        {"census": tiny_census(), "path": str(base.local_folder()), "sha256": "ab" * 32, "parameters": 40_000}
-    )
+    base = BaseModel(project=project, source=BaseModel.Source.FOLDER, folder="tiny", name=name, hub_id=hub_id)
+    base.job = ended_job(Job.Kind.INSPECT, project)
+    base.census, base.path = tiny_census(), str(base.local_folder())
+    base.sha256, base.parameters = "ab" * 32, 40_000
+    base.save()
     return BaseModel.objects.get(pk=base.pk)
 
 
@@ -235,20 +235,29 @@ def make_dataset(
     """A dataset whose first version is imported (or still waiting)."""
     upload = Path(settings.UPLOAD_DIR) / f"{name}.jsonl".replace(" ", "-")
     upload.write_text('{"prompt": "hello", "completion": "hi"}\n' * 20)
-    dataset = Dataset.objects.named(project, name, by)
-    version = dataset.add_version(upload, upload.name, by=by)
-    if ready and version.job:
-        end_without_history(version.job)
-        version.record_import(
-            {
-                "sha256": "cd" * 32,
-                "test_sha256": "ef" * 32,
-                "rows": 20,
-                "splits": {"train": 16, "validation": 2, "test": 2},
-                "problems": [],
-                "shape": "prompt_completion",
-            }
-        )
+    dataset = Dataset.objects.filter(project=project, name=name).first()
+    dataset = dataset or Dataset.objects.create(project=project, name=name, created_by=by)
+    if not ready:
+        dataset.add_version(upload, upload.name, by=by)
+        return Dataset.objects.get(pk=dataset.pk)
+    report = {
+        "sha256": "cd" * 32,
+        "test_sha256": "ef" * 32,
+        "rows": 20,
+        "splits": {"train": 16, "validation": 2, "test": 2},
+    }
+    DatasetVersion.objects.create(
+        project=project,
+        dataset=dataset,
+        version=dataset.versions.count() + 1,
+        upload=upload.name,
+        filename=upload.name,
+        size_bytes=upload.stat().st_size,
+        created_by=by,
+        job=ended_job(Job.Kind.IMPORT, project, by),
+        report={**report, "problems": [], "shape": "prompt_completion"},
+        **report,
+    )
     return Dataset.objects.get(pk=dataset.pk)
 
 
