@@ -100,10 +100,12 @@ def test_study_runs_from_plan_to_verdict(launch: Callable[..., Study], work_off:
 
 @pytest.mark.slow
 def test_learning_rate_search_chooses_one_per_arm(launch: Callable[..., Study], work_off: WorkOff) -> None:
-    study = finish(launch(learning_rates=[1e-7, 1e-2, 2e-2], seeds=[5]), work_off)
+    study = launch(learning_rates=[1e-7, 1e-2, 2e-2], seeds=[5])
+    for _rung in range(2):
+        work_off("gpu")
+        study.advance()
     for one in study.arms.all():
         assert one.learning_rate in (1e-2, 2e-2), "1e-7 is too low to learn in two steps"
         assert [len(one._rung(rung)) for rung in (0, 1)] == [3, 2]
         (run,) = one.final_runs()
         assert run.hyperparameters["learning_rate"] == one.learning_rate
-    assert study.result.comparisons[0].outcome == "indicative_only"
