@@ -21,7 +21,7 @@ from dashboard.views.accounts import (
 )
 from dashboard.views.adapters import adapters, playground
 from dashboard.views.catalog import base_models, datasets, target_module_configs
-from dashboard.views.evaluations import evaluations, judge_evaluations, votes
+from dashboard.views.evaluations import evaluations, judge_evaluations, try_out_links, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
 from dashboard.views.operations import health, home, settings, storage
 from dashboard.views.studies import (
@@ -154,6 +154,11 @@ urlpatterns = [
     path("playground/start/", playground.start, name="playground-start"),
     path("playground/answer/", playground.answer, name="playground-answer"),
     path("playground/vote/", playground.vote, name="playground-vote"),
+    path("try-out-links/new/", try_out_links.create, name="try-out-link-create"),
+    path("try-out-links/<int:pk>/revoke/", try_out_links.revoke, name="try-out-link-revoke"),
+    path("try/<str:secret>/", try_out_links.open, name="try-out-open"),
+    path("try/<str:secret>/answer/", try_out_links.answer, name="try-out-answer"),
+    path("try/<str:secret>/vote/", try_out_links.vote, name="try-out-vote"),
     # Workers and queue
     path("queue/", queue.index, name="queue-index"),
     path("queue/board/", queue.board, name="queue-board"),

@@ -408,28 +408,6 @@ class Migration(migrations.Migration):
                 'ordering': ['-pk'],
             },
         ),
-        migrations.CreateModel(
-            name='BlindComparison',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('system', models.TextField(blank=True)),
-                ('prompt', models.TextField()),
-                ('prompt_digest', models.CharField(max_length=64)),
-                ('answer_a', models.TextField(blank=True)),
-                ('answer_b', models.TextField(blank=True)),
-                ('vote', models.CharField(blank=True, choices=[('a', 'A is better'), ('equal', 'Equal'), ('b', 'B is better')], max_length=5)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('voted_at', models.DateTimeField(blank=True, null=True)),
-                ('adapter_a', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
-                ('adapter_b', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
-                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
-                ('voter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='blind_comparisons', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['pk'],
-            },
-        ),
         migrations.AddField(
             model_name='basemodel',
             name='project',
@@ -687,6 +665,53 @@ class Migration(migrations.Migration):
             field=models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='adapter', to='dashboard.trainingrun'),
         ),
         migrations.CreateModel(
+            name='TryOutLink',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('with_base', models.BooleanField()),
+                ('system', models.TextField(blank=True)),
+                ('temperature', models.FloatField()),
+                ('max_tokens', models.PositiveIntegerField()),
+                ('with_names', models.BooleanField(default=False)),
+                ('digest', models.CharField(max_length=64, unique=True)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('expires_at', models.DateTimeField()),
+                ('revoked_at', models.DateTimeField(blank=True, null=True)),
+                ('most_prompts', models.PositiveIntegerField()),
+                ('prompts', models.PositiveIntegerField(default=0)),
+                ('adapters', models.ManyToManyField(related_name='+', to='dashboard.adapter')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
+                ('created_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='try_out_links', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+            },
+        ),
+        migrations.CreateModel(
+            name='BlindComparison',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('system', models.TextField(blank=True)),
+                ('prompt', models.TextField()),
+                ('prompt_digest', models.CharField(max_length=64)),
+                ('answer_a', models.TextField(blank=True)),
+                ('answer_b', models.TextField(blank=True)),
+                ('vote', models.CharField(blank=True, choices=[('a', 'A is better'), ('equal', 'Equal'), ('b', 'B is better')], max_length=5)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('voted_at', models.DateTimeField(blank=True, null=True)),
+                ('adapter_a', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('adapter_b', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
+                ('voter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='blind_comparisons', to='dashboard.project')),
+                ('link', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='comparisons', to='dashboard.tryoutlink')),
+            ],
+            options={
+                'ordering': ['pk'],
+            },
+        ),
+        migrations.CreateModel(
             name='Vote',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -814,14 +839,6 @@ class Migration(migrations.Migration):
             model_name='computebudget',
             constraint=models.CheckConstraint(condition=models.Q(('hours', None), ('hours__gte', 0), _connector='OR'), name='compute_budget_not_negative'),
         ),
-        migrations.AddIndex(
-            model_name='blindcomparison',
-            index=models.Index(fields=['project', 'base_model', 'vote'], name='blind_comparison_votes'),
-        ),
-        migrations.AddConstraint(
-            model_name='blindcomparison',
-            constraint=models.CheckConstraint(condition=models.Q(('vote__in', ['', 'a', 'equal', 'b'])), name='blind_comparison_vote_known'),
-        ),
         migrations.AddConstraint(
             model_name='basemodel',
             constraint=models.UniqueConstraint(condition=models.Q(('source', 'bundled')), fields=('source',), name='base_model_bundled_once'),
@@ -913,6 +930,18 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='adapter',
             constraint=models.CheckConstraint(condition=models.Q(('stage__in', ['draft', 'approved', 'retired'])), name='adapter_stage_known'),
+        ),
+        migrations.AddConstraint(
+            model_name='tryoutlink',
+            constraint=models.CheckConstraint(condition=models.Q(('prompts__lte', models.F('most_prompts'))), name='try_out_link_within_limit'),
+        ),
+        migrations.AddIndex(
+            model_name='blindcomparison',
+            index=models.Index(fields=['project', 'base_model', 'vote'], name='blind_comparison_votes'),
+        ),
+        migrations.AddConstraint(
+            model_name='blindcomparison',
+            constraint=models.CheckConstraint(condition=models.Q(('vote__in', ['', 'a', 'equal', 'b'])), name='blind_comparison_vote_known'),
         ),
         migrations.AddConstraint(
             model_name='vote',

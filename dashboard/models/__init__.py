@@ -19,6 +19,7 @@ from dashboard.models.catalog.target_module_config import TargetModuleConfig
 from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.evaluation_item import EvaluationItem
+from dashboard.models.evaluations.try_out_link import TryOutLink
 from dashboard.models.evaluations.vote import Vote
 from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
 from dashboard.models.jobs.job import Job
@@ -82,6 +83,7 @@ __all__ = [
     "StudyArm",
     "TargetModuleConfig",
     "TrainingRun",
+    "TryOutLink",
     "User",
     "Vote",
     "Webhook",

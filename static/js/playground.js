@@ -2,7 +2,7 @@
 
 const form = document.getElementById("playground");
 const choices = document.getElementById("playground-models");
-const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed"];
+const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed"].filter((name) => form?.elements[name]);
 const STORE = "graftworks-playground";
 
 class Column {
@@ -128,7 +128,7 @@ class Vote {
       const { columns } = await response.json();
       columns.forEach((column, place) => this.columns[place].reveal(column));
       chosen.classList.add("active");
-      this.state.textContent = this.words.voted;
+      this.state.textContent = `${this.words.voted} ${chosen.textContent}.`;
     } catch {
       this.state.textContent = this.words.failedVote;
     }
@@ -172,13 +172,15 @@ function follow() {
       signal: controller.signal,
     });
     if (response.type === "opaqueredirect") return fail(words.expired);
-    if (response.status === 422) return fail((await response.json()).text);
+    if (response.status === 422 || response.status === 429) return fail((await response.json()).text);
     if (!response.ok) return fail(words.offline);
     await readLines(response, take);
     if (columns.some((column) => !column.over)) fail(words.broken);
   }
 
   form.addEventListener("submit", async (event) => {
+    // Another button sends the same settings elsewhere.
+    if (event.submitter?.hasAttribute("formaction")) return;
     event.preventDefault();
     keep();
     show("");

@@ -12,6 +12,8 @@ RULES = {
     "+++++++": """
         GET health account_login account_inactive account_reset_password account_reset_password_done
         GET account_reset_password_from_key account_reset_password_from_key_done share-link-open
+        GET try-out-open
+        POST try-out-answer try-out-vote
         POST account_login account_logout account_reset_password account_reset_password_from_key
     """,
     # Gone as soon as an account exists; tests/dashboard/accounts/test_set_up.py covers it.
@@ -60,6 +62,7 @@ RULES = {
     "?--+++-": """
         GET invitation-create base-model-create webhook-index webhook-create
         POST invitation-create base-model-create compute-budget-change webhook-create
+        POST try-out-link-create
     """,
     # API: tokens of managers, in their project.
     "?--+++?": """
@@ -96,7 +99,7 @@ RULES = {
     # Managers of the object's project.
     "?--+0--": """
         POST membership-change membership-remove invitation-revoke base-model-inspect share-link-create
-        POST share-link-revoke adapter-stage queue-prioritise webhook-delete
+        POST share-link-revoke try-out-link-revoke adapter-stage queue-prioritise webhook-delete
     """,
     # The owner of the token (Ed) and managers.
     "?0++00-": """
@@ -170,6 +173,7 @@ OBJECTS = {
     "decision": "study",
     "share-link": "share_link",
     "saved-view": "saved_view",
+    "try-out-link": "try_out_link",
     "webhook": "webhook",
     "share-link-create": "study",
 }

@@ -27,6 +27,7 @@ from dashboard.models import (
     ShareLink,
     TargetModuleConfig,
     TrainingRun,
+    TryOutLink,
     User,
     Webhook,
     WorkerNode,
@@ -48,6 +49,7 @@ class World:
     objects: dict[str, int]
     invitation_secret: str
     share_secret: str
+    try_out_secret: str
 
 
 def create_world() -> World:
@@ -75,13 +77,17 @@ def create_world() -> World:
     )
     invitation, invitation_secret = Invitation.issue(project, "new@example.org", Role.VIEWER, manager)
     link, share_secret = ShareLink.issue(study, manager, days=7)
+    adapter = publish_adapter(run)
+    try_out, try_out_secret = TryOutLink.issue(
+        project, manager, base_model, [None, adapter], days=7, most_prompts=50, max_tokens=20
+    )
     objects = {
         "dataset": dataset.pk,
         "dataset_version": run.dataset_version_id,
         "base_model": base_model.pk,
         "run": run.pk,
         "target_module_config": config.pk,
-        "adapter": publish_adapter(run).pk,
+        "adapter": adapter.pk,
         "membership": Membership.objects.get(user=viewer).pk,
         "invitation": invitation.pk,
         "token": ApiToken.objects.get(user=editor).pk,
@@ -89,11 +95,12 @@ def create_world() -> World:
         "worker": WorkerNode.objects.create(name="gpu0@host", queue="gpu", host="host", pid=1).pk,
         "study": study.pk,
         "share_link": link.pk,
+        "try_out_link": try_out.pk,
         "webhook": Webhook.objects.create(project=project, url="https://hooks.example.org/").pk,
         "saved_view": SavedView.objects.create(project=project, name="Mine", query="runs=1").pk,
     }
     sessions = {name: sign_in(user, own if name == "mixed" else None) for name, user in users.items()}
-    return World(project, users, tokens, sessions, objects, invitation_secret, share_secret)
+    return World(project, users, tokens, sessions, objects, invitation_secret, share_secret, try_out_secret)
 
 
 def publish_adapter(run: TrainingRun) -> Adapter:
@@ -126,7 +133,8 @@ class Route:
         if parameter in ("uidb36", "key"):
             return "1" if parameter == "uidb36" else "abc-def"
         if parameter == "secret":
-            return world.share_secret if self.name == "share-link-open" else world.invitation_secret
+            secrets = {"share-link-open": world.share_secret, "invitation-accept": world.invitation_secret}
+            return secrets.get(self.name, world.try_out_secret)
         if parameter in OPENAI_IDS:
             return OPENAI_IDS[parameter].format(**world.objects)
         short = self.name.rpartition(":")[2]

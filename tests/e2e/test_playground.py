@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from tests.e2e.audit import complaints, faults
 from tests.e2e.installation import Api, Installation, start_run, until
@@ -106,3 +106,33 @@ def test_closing_the_tab_frees_its_slots_within_two_seconds(
     assert chats(installation) == 2
     page.close()
     until(lambda: chats(installation) == 0, "free slots", 2)
+
+
+def test_a_visitor_compares_blind_behind_a_link(
+    page: Page, address: str, browser: Browser, installation: Installation
+) -> None:
+    page.goto(address)
+    page.locator("details.playground-settings").evaluate("details => details.open = true")
+    page.get_by_label("Longest answer").fill("12")
+    page.get_by_text("Share a try-out link").click()
+    assert faults(page, "playground-sharing") == []
+    page.get_by_role("button", name="Create link").click()
+    link = page.locator("#share-address").inner_text()
+    assert faults(page, "try-out-created") == []
+    visitor = browser.new_page(base_url=installation.url)
+    with complaints(visitor) as complained:
+        visitor.goto(link)
+        assert faults(visitor, "try-out-open") == []
+        visitor.get_by_label("Prompt", exact=True).fill("Colour of 5?")
+        visitor.get_by_role("button", name="Send").click()
+        equal = visitor.get_by_role("button", name="Equal")
+        equal.wait_for(timeout=120_000)
+        equal.click()
+        until(lambda: "Equal" in (visitor.locator("#vote-state").text_content() or ""), "the vote")
+        assert faults(visitor, "try-out-voted") == []
+    assert complained == []
+    visitor.close()
+    page.goto("/team/")
+    votes = page.locator("#try-out-links").locator("xpath=ancestor::section").locator("td.num")
+    assert [text.strip() for text in votes.all_text_contents()][:2] == ["1 of 200", "1"]
+    assert faults(page, "team-try-outs") == []

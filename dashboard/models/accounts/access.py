@@ -1,4 +1,4 @@
-"""API tokens, and the one-time code for the set-up of the first account."""
+"""API tokens, secrets of public links, and the one-time code for the set-up of the first account."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from django.conf import settings
+from django.core import signing
 from django.db import OperationalError, models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 
 TOKEN_PREFIX = "gw_"  # noqa: S105 - the public part that secret scanners look for
 SETUP_TRIES = 10
+_LINK_SIGNER = signing.Signer(salt="share-link", sep=".")
+
+
+def new_link_secret() -> str:
+    """Return the secret of a new public link."""
+    return _LINK_SIGNER.sign(secrets.token_urlsafe(32))
+
+
+def is_link_secret(secret: str) -> bool:
+    """Return whether this installation has made the secret: a made-up one costs no look into the database."""
+    try:
+        _LINK_SIGNER.unsign(secret)
+    except signing.BadSignature:
+        return False
+    return True
 
 
 class ApiTokenQuerySet(ProjectQuerySet["ApiToken"]):

@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.accounts.project import Project, ProjectQuerySet, digest_of
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.evaluations.try_out_link import TryOutLink
 from workers.statistics.preference import Preference, preference
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class BlindComparison(models.Model):
     vote = models.CharField(max_length=5, choices=Choice.choices, blank=True)
     # A visitor of a try-out link has no account.
     voter = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
+    link = models.ForeignKey(TryOutLink, models.CASCADE, null=True, related_name="comparisons")
     created_at = models.DateTimeField(auto_now_add=True)
     voted_at = models.DateTimeField(null=True, blank=True)
 
@@ -111,7 +113,7 @@ class BlindComparison(models.Model):
         messages: Sequence[dict[str, str]],
         answers: Sequence[str],
         *,
-        voter: User | None,
+        voter: User | TryOutLink | None,
     ) -> BlindComparison:
         """Store two answers until somebody votes on them."""
         texts = {message["role"]: message["content"] for message in messages}
@@ -126,7 +128,8 @@ class BlindComparison(models.Model):
             prompt_digest=digest_of(f"{len(system)} {system}{texts['user']}"),
             answer_a=answers[0],
             answer_b=answers[1],
-            voter=voter,
+            voter=None if isinstance(voter, TryOutLink) else voter,
+            link=voter if isinstance(voter, TryOutLink) else None,
         )
 
     def token(self) -> str:

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.forms.accounts.team import InvitationForm
 from dashboard.gate import Request
-from dashboard.models import Invitation, Membership, Role, ShareLink
+from dashboard.models import Invitation, Membership, Role, ShareLink, TryOutLink
 
 
 @require_GET
@@ -24,7 +24,11 @@ def show(request: Request, form: InvitationForm, status: int = 200, **more: Any)
     members = Membership.objects.visible_to(request.user).filter(project=request.project)
     invitations = Invitation.objects.open().managed_by(request.user).filter(project=request.project)
     links = ShareLink.objects.working().managed_by(request.user).filter(project=request.project)
+    try_outs = (
+        TryOutLink.objects.working().with_votes().managed_by(request.user).filter(project=request.project)
+    )
     context = {
+        "try_out_links": try_outs.filter(project=request.project),
         "share_links": links.select_related("study"),
         "members": members.select_related("user").order_by("created_at", "pk"),
         "invitations": invitations.select_related("invited_by").order_by("-created_at"),

@@ -23,7 +23,7 @@ from django.http import StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from dashboard.chat_relay import ChatFailed, ChatModel, starting_states, stream_chat
-from dashboard.models import BlindComparison, Project, User
+from dashboard.models import BlindComparison, Project, TryOutLink, User
 from dashboard.outage import DATABASE_ERRORS
 from dashboard.streams import release_connection, stream_of
 from workers.contract.chat import ChatError, ChatSettings, End
@@ -51,7 +51,7 @@ async def lines_of(events: AsyncGenerator[Event, None]) -> StreamingHttpResponse
 
 async def answers(
     project: Project,
-    user: User,
+    user: User | None,
     models: Sequence[ChatModel],
     messages: Messages,
     settings: ChatSettings,
@@ -90,7 +90,7 @@ def is_last(event: Event) -> bool:
 
 
 async def column_events(
-    project: Project, user: User, model: ChatModel, messages: Messages, settings: ChatSettings
+    project: Project, user: User | None, model: ChatModel, messages: Messages, settings: ChatSettings
 ) -> AsyncGenerator[Event, None]:
     """Yield the parts of one answer; the last one has its number of tokens and its speed, or an error."""
     sent = time.monotonic()
@@ -119,12 +119,17 @@ async def column_events(
 
 
 async def blind_answers(
-    project: Project, user: User, models: Sequence[ChatModel], messages: Messages, settings: ChatSettings
+    project: Project,
+    voter: User | TryOutLink,
+    models: Sequence[ChatModel],
+    messages: Messages,
+    settings: ChatSettings,
 ) -> AsyncGenerator[Event, None]:
     """Yield the answers of two of the models in random order, without what tells them apart.
 
     Both answers are stored at their end; the last event has the token by which a vote names them.
     """
+    user = voter.created_by if isinstance(voter, TryOutLink) else voter
     pair = secrets.SystemRandom().sample(models, 2)
     texts, complete = ["", ""], 0
     async with aclosing(answers(project, user, pair, messages, settings)) as events:
@@ -140,7 +145,7 @@ async def blind_answers(
         try:
             adapters = [model.adapter for model in pair]
             return BlindComparison.record(
-                project, pair[0].base, adapters, messages, texts, voter=user
+                project, pair[0].base, adapters, messages, texts, voter=voter
             ).token()
         finally:
             close_old_connections()

@@ -9,8 +9,9 @@ from django.views.decorators.http import require_GET, require_POST
 
 from dashboard.chat_relay import ChatInvalid, request_engine
 from dashboard.forms.adapters import PreferenceForm, PromptForm
+from dashboard.forms.try_outs import TryOutLinkForm
 from dashboard.gate import Request
-from dashboard.models import BaseModel, BlindComparison
+from dashboard.models import BaseModel, BlindComparison, TryOutLink
 from dashboard.presenters.playground import playground, revealed
 from dashboard.views.adapters.answer_streams import answers, blind_answers, lines_of
 
@@ -30,7 +31,14 @@ def index(request: Request) -> HttpResponse:
     )
     form = PromptForm(None, request.project, request.user)
     form.initial = {"base": shown.base}
-    return render(request, "adapters/playground.html", {"playground": shown, "form": form})
+    links = TryOutLink.objects.working().with_votes().managed_by(request.user).filter(project=request.project)
+    context = {
+        "playground": shown,
+        "form": form,
+        "link_form": TryOutLinkForm(None, request.project, request.user),
+        "try_out_links": links,
+    }
+    return render(request, "adapters/playground.html", context)
 
 
 @require_POST

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from allauth.account.adapter import get_adapter
-from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
-from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
@@ -17,10 +13,8 @@ from django.views.decorators.http import require_GET, require_POST
 from dashboard.forms.studies.study_results import ShareLinkForm
 from dashboard.gate import Request
 from dashboard.models import Role, ShareLink, Study
+from dashboard.views.public_links import link_address, missed, unlisted
 from dashboard.views.studies.study_reports import report_context
-
-# Wrong links that one address may try in a row, and for how long they are held against it.
-MOST_MISSES, MISS_SECONDS = 20, 300
 
 
 @never_cache
@@ -36,7 +30,8 @@ def create(request: Request, pk: int) -> HttpResponse:
         messages.error(request, _("Choose how long the link works: 7, 30 or 90 days."))
         return redirect(study)
     link, secret = ShareLink.issue(study, request.user, **form.cleaned_data)
-    context = {"study": study, "link": link, "address": address(request, secret)}
+    address = link_address(request, "share-link-open", secret)
+    context = {"study": study, "link": link, "address": address}
     return render(request, "studies/share_link.html", context, status=201)
 
 
@@ -60,25 +55,3 @@ def open(request: HttpRequest, secret: str) -> HttpResponse:
     study = Study.objects.with_facts().get(pk=link.study_id)
     context = {**report_context(study, request.GET, with_rows=link.with_rows), "anonymous": True}
     return unlisted(render(request, "studies/shared.html", context))
-
-
-def missed(request: HttpRequest) -> HttpResponse:
-    """Answer 404, or 429 to an address that keeps guessing."""
-    key = f"shared-misses:{get_adapter().get_client_ip(request)}"
-    misses = cache.get(key, 0) + 1
-    cache.set(key, misses, MISS_SECONDS)
-    if misses > MOST_MISSES:
-        return unlisted(render(request, "429.html", status=429))
-    return unlisted(render(request, "studies/not_shared.html", status=404))
-
-
-def unlisted(answer: HttpResponse) -> HttpResponse:
-    """Keep an answer out of search engines and referrers."""
-    answer.headers["X-Robots-Tag"] = "noindex, nofollow"
-    answer.headers["Referrer-Policy"] = "no-referrer"
-    return answer
-
-
-def address(request: HttpRequest, secret: str) -> str:
-    path = reverse("share-link-open", args=[secret])
-    return f"{settings.PUBLIC_URL}{path}" if settings.PUBLIC_URL else request.build_absolute_uri(path)

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from dashboard.models import ShareLink, Study, User
 from dashboard.models.accounts.project import digest_of
-from dashboard.views.studies.share_links import MOST_MISSES
+from dashboard.views.public_links import MOST_MISSES
 
 
 @pytest.fixture

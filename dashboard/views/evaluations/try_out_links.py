@@ -1,0 +1,124 @@
+"""Try-out links: managers create and revoke them; visitors without an account compare two models and vote."""
+
+from __future__ import annotations
+
+import time
+
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+
+from dashboard.chat_relay import ChatModel
+from dashboard.forms.adapters import PreferenceForm
+from dashboard.forms.try_outs import TryOutLinkForm, VisitorPromptForm, visitor_settings
+from dashboard.gate import Request
+from dashboard.models import BlindComparison, Role, TryOutLink
+from dashboard.presenters.playground import revealed
+from dashboard.views.adapters.answer_streams import blind_answers, lines_of
+from dashboard.views.public_links import client_address, is_over_limit, link_address, missed, unlisted
+
+# Prompts per minute: of one address, and of all visitors of a link.
+ADDRESS_PROMPTS, LINK_PROMPTS = 6, 20
+WINDOW = 60
+
+
+@never_cache
+@require_POST
+def create(request: Request) -> HttpResponse:
+    """Create a link to the playground's models with its settings, and show it once."""
+    request.project.require(request.user, Role.MANAGER)
+    form = TryOutLinkForm(request.POST, request.project, request.user)
+    if not form.is_valid():
+        for errors in form.errors.values():
+            messages.error(request, " ".join(map(str, errors)))
+        return redirect("playground")
+    adapters = [model.adapter for model in form.models]
+    base = form.cleaned_data["base"]
+    link, secret = TryOutLink.issue(request.project, request.user, base, adapters, **form.link_values())
+    context = {"link": link, "address": link_address(request, "try-out-open", secret)}
+    return render(request, "evaluations/try_out_links/created.html", context, status=201)
+
+
+@require_POST
+def revoke(request: Request, pk: int) -> HttpResponse:
+    """Revoke a link; it stops working at once, and its votes stay."""
+    TryOutLink.objects.fetch(request.user, pk, Role.MANAGER).revoke()
+    messages.success(request, _("The link no longer works."))
+    return redirect("team-index")
+
+
+@login_not_required
+@never_cache
+@require_GET
+def open(request: HttpRequest, secret: str) -> HttpResponse:
+    """Show the page behind a link; wrong, expired and revoked links look the same."""
+    if TryOutLink.objects.with_secret(secret) is None:
+        return missed(request)
+    context = {"secret": secret, "form": VisitorPromptForm()}
+    return unlisted(render(request, "evaluations/try_out_links/open.html", context))
+
+
+@login_not_required
+@never_cache
+@require_POST
+async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
+    """Stream two blind answers to a visitor's prompt."""
+    link = await sync_to_async(TryOutLink.objects.with_secret)(secret)
+    if link is None:
+        return await sync_to_async(missed)(request)
+    form = VisitorPromptForm(request.POST)
+    if not form.is_valid():
+        return refused(422, " ".join(str(text) for errors in form.errors.values() for text in errors))
+    if refusal := await sync_to_async(admit)(request, link):
+        return refused(429, refusal)
+    models = await sync_to_async(models_of)(link)
+    events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
+    return await lines_of(events)
+
+
+def admit(request: HttpRequest, link: TryOutLink) -> str:
+    """Count one more prompt. Return the reason if it comes too soon or is one too many, else ""."""
+    minute = int(time.time()) // WINDOW
+    limits = (
+        (f"try-out:{minute}:{client_address(request)}", ADDRESS_PROMPTS),
+        (f"try-out:{minute}:link-{link.pk}", LINK_PROMPTS),
+    )
+    if any(is_over_limit(key, most, 2 * WINDOW) for key, most in limits):
+        return _("That was too fast. Wait a minute, then send the prompt again.")
+    if not link.take_prompt():
+        return _("This link has answered all the prompts that it may. Ask the sender for a new one.")
+    return ""
+
+
+def models_of(link: TryOutLink) -> list[ChatModel]:
+    """Return the models that visitors compare."""
+    base = [ChatModel(link.base_model)] if link.with_base else []
+    return [*base, *(ChatModel(link.base_model, adapter) for adapter in link.adapters.all())]
+
+
+def refused(status: int, text: str) -> JsonResponse:
+    return JsonResponse({"error": "refused", "text": text}, status=status)
+
+
+@login_not_required
+@never_cache
+@require_POST
+def vote(request: HttpRequest, secret: str) -> HttpResponse:
+    """Store a visitor's vote on two blind answers of this link."""
+    link = TryOutLink.objects.with_secret(secret)
+    if link is None:
+        return missed(request)
+    own = BlindComparison.objects.filter(link=link).select_related("adapter_a", "adapter_b")
+    comparison, form = own.with_token(request.POST.get("comparison", "")), PreferenceForm(request.POST)
+    if comparison is None or not form.is_valid():
+        return JsonResponse({"error": "refused"}, status=422)
+    if not comparison.cast(form.cleaned_data["vote"]):
+        return JsonResponse({"error": "has_vote"}, status=409)
+    names = revealed(comparison) if link.with_names else []
+    # Only members of the project can open their pages.
+    return JsonResponse({"columns": [{"label": name["label"]} for name in names]})
