@@ -20,10 +20,14 @@ from dashboard.models.accounts.project import parse_id
 
 @dataclass(frozen=True)
 class Rows:
-    """The return value of list functions: rows, and the function that converts one for the response."""
+    """The return value of list functions: rows, and the function that converts one for the response.
+
+    `fetch` is called once with the rows of the page, for what they need besides.
+    """
 
     rows: QuerySet[Any]
     convert: Callable[[Any], Any]
+    fetch: Callable[[list[Any]], None] | None = None
 
 
 class Newest(PaginationBase):
@@ -54,6 +58,8 @@ class Newest(PaginationBase):
             rows = rows.filter(pk__lt=decode_cursor(pagination.cursor))
         page = list(rows[: pagination.limit + 1])
         visible = page[: pagination.limit]
+        if listed.fetch:
+            listed.fetch(visible)
         next_cursor = cursor_after(visible[-1].pk) if len(page) > len(visible) else None
         return {"data": [listed.convert(row) for row in visible], "next": next_cursor}
 

@@ -27,6 +27,7 @@ from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
+from dashboard.models.studies.study import fetch_facts_of_open
 from dashboard.models.training.automatic import ChosenSettings, with_equal_length
 from dashboard.models.training.forecast import RunForecaster
 from workers.contract.errors import SpecError
@@ -238,13 +239,15 @@ class ExportOut(Schema):
 @paginate(Newest)
 def index(request: Call) -> Rows:
     """List the project's studies."""
-    return Rows(Study.objects.with_facts().visible_to(request.auth), study_dict)
+    return Rows(Study.objects.with_names().visible_to(request.auth), study_dict, fetch_facts_of_open)
 
 
 @router.get("/{int:pk}", response={200: StudyOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """Return one study."""
-    return study_dict(Study.objects.with_facts().fetch(request.auth, pk))
+    study = Study.objects.with_names().fetch(request.auth, pk)
+    fetch_facts_of_open([study])
+    return study_dict(study)
 
 
 @router.post("", response={202: StudyOut, **WRITING})

@@ -510,6 +510,7 @@ class Migration(migrations.Migration):
                 ('forecast_seconds', models.FloatField(default=0)),
                 ('forecast', models.JSONField(default=dict)),
                 ('stored_result', models.JSONField(default=dict)),
+                ('stored_summary', models.JSONField(default=dict)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('cancelled_at', models.DateTimeField(blank=True, null=True)),
                 ('stop_reason', models.TextField(blank=True)),

@@ -88,7 +88,6 @@ class LoadSet:
         self.versions = [self.dataset(number) for number in range(20)]
         self.prototypes = [self.prototype(config) for config in self.configs]
         self.curves = {name: [self.curve(count) for _ in range(20)] for name, count in CURVES.items()}
-        self.result: dict[str, Any] = {}
         self.bases: dict[int, Any] = {}
 
     def fill(self) -> None:
@@ -307,9 +306,6 @@ class LoadSet:
         self.evaluate(runs, jobs, ROWS if with_items else 0, "exact_match")
 
     def study(self, step: int, at: datetime) -> None:
-        from dashboard.models.studies.results.result import result_of
-        from dashboard.models.studies.results.verdict_sentence import recommended_arm
-
         study = self.models.Study.objects.create(
             project=self.project, name=f"Placement {step}", dataset_version=self.versions[step % 20],
             base_model=self.base, metric="exact_match", margin=0.05, seeds=list(range(1, SEEDS + 1)),
@@ -334,12 +330,12 @@ class LoadSet:
         runs = self.runs(at, facts)
         jobs = self.jobs("evaluate", [{}] * SEEDS, at + timedelta(minutes=90))
         self.evaluate(runs, [jobs[run.seed - 1] for run in runs], STUDY_ROWS, "exact_match")
-        study = self.models.Study.objects.with_facts().get(pk=study.pk)
         if step % 25 == 0:
-            self.result = result_of(study).to_dict()
-            study.stored_result = self.result
-            self.result["recommended"] = recommended_arm(study)
-        study.stored_result, study.finished_at = self.result, at + timedelta(hours=2)
+            study.advance()
+            self.ended = study
+        study.finished_at, study.stored_result = at + timedelta(hours=2), self.ended.stored_result
+        own = {"id": study.pk, "name": study.name, "dataset": study.dataset_version.dataset_id}
+        study.stored_summary = self.ended.stored_summary | own
         study.save()
 
     def running(self) -> None:

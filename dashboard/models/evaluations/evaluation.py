@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
     """Evaluations by run, study and state."""
 
+    def with_jobs(self) -> EvaluationQuerySet:
+        """Join the jobs and the base model's evaluation, without the specs of what was scored."""
+        jobs = ("job", "base_evaluation__job", "judge_job", "base_evaluation__judge_job")
+        return self.select_related(*jobs).defer("job__spec", "base_evaluation__job__spec")
+
     def ended(self) -> EvaluationQuerySet:
         """Filter those with results."""
         return self.filter(job__state=State.SUCCEEDED)

@@ -6,14 +6,18 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import models, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
+from django.utils import timezone
+from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -21,6 +25,7 @@ from dashboard.models.accounts.project import Project, ProjectQuerySet
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better, metric_label
+from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import LIVE, TERMINAL, State
@@ -49,20 +54,31 @@ if TYPE_CHECKING:
 SPREAD_STUDIES, SPREAD_FREEDOM = 20, 4
 
 
+def facts() -> list[models.Prefetch[Any]]:
+    """Return the prefetches of arms, runs and evaluations, with their jobs but without those jobs' specs."""
+    runs = TrainingRun.objects.select_related("job", "adapter").defer("job__spec")
+    return [
+        models.Prefetch("arms", StudyArm.objects.select_related("target_module_config")),
+        models.Prefetch("arms__runs", runs),
+        models.Prefetch("arms__runs__evaluations", Evaluation.objects.with_jobs()),
+    ]
+
+
+def fetch_facts_of_open(studies: Iterable[Study]) -> None:
+    """Fetch the arms and runs of the studies that go on; the others keep a summary."""
+    models.prefetch_related_objects([study for study in studies if not study.is_over], *facts())
+
+
 class StudyQuerySet(ProjectQuerySet["Study"]):
     """Queries of studies."""
 
+    def with_names(self) -> StudyQuerySet:
+        """Join what a row of a list names."""
+        return self.select_related("base_model", "dataset_version__dataset", "created_by", "project")
+
     def with_facts(self) -> StudyQuerySet:
-        """Fetch everything that lists and pages show, in a fixed number of queries."""
-        return self.select_related(
-            "base_model", "dataset_version__dataset", "created_by", "project"
-        ).prefetch_related(
-            "arms__target_module_config",
-            "arms__runs__job",
-            "arms__runs__adapter",
-            "arms__runs__evaluations__job",
-            "arms__runs__evaluations__base_evaluation__job",
-        )
+        """Fetch everything that a study's page shows, in a fixed number of queries."""
+        return self.with_names().prefetch_related(*facts())
 
     def unfinished(self) -> StudyQuerySet:
         """Return the studies that the dispatcher still advances."""
@@ -129,6 +145,8 @@ class Study(models.Model):
     forecast = models.JSONField(default=dict)
     # A `StudyResult`, written when everything has ended; {} until then.
     stored_result = models.JSONField(default=dict)
+    # The API's answer with the verdict's sentence, written with the result; lists show it as it is.
+    stored_summary = models.JSONField(default=dict)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -183,6 +201,8 @@ class Study(models.Model):
     @property
     def state(self) -> str:
         """Return queued, running, cancelling, succeeded, failed or cancelled, derived from its jobs."""
+        if self.summary:
+            return str(self.summary["state"])
         if self.finished_at:
             if self.cancelled_at and not self.result.comparisons:
                 return State.FAILED if self.stop_reason else State.CANCELLED
@@ -219,9 +239,19 @@ class Study(models.Model):
         return first or {"code": "no_result", "message": _("No arm of this study came to a result.")}
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """Return the API's answer as it was stored at the end; {} before."""
+        return self.stored_summary if self.is_over else {}
+
+    @cached_property
     def result(self) -> StudyResult:
         """Return the numbers of the verdict; an empty result before the end."""
         return StudyResult.from_dict(self.stored_result)
+
+    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
+        """Reload the row, and read the result anew."""
+        super().refresh_from_db(*args, **kwargs)
+        vars(self).pop("result", None)
 
     @property
     def arm_list(self) -> list[StudyArm]:
@@ -321,16 +351,21 @@ class Study(models.Model):
 
     def _conclude(self) -> None:
         """Write the result and the end."""
+        from dashboard.models.studies.results.export import summary_of
+
         # Outside of the lock: the arithmetic takes a second, and a second caller computes the same numbers.
-        self.stored_result = result_of(self).to_dict()
+        ended = Study.objects.with_facts().get(pk=self.pk)
+        ended.result = result_of(ended)
         # Forms read it at every change; without it they would read the size of every run.
-        self.stored_result["recommended"] = recommended_arm(self)
+        ended.result = dataclasses.replace(ended.result, recommended=recommended_arm(ended))
+        ended.finished_at = ended.finished_at or timezone.now()
+        ended.stored_summary = {}
+        fields = {"stored_result": ended.result.to_dict(), "stored_summary": summary_of(ended)}
         with transaction.atomic():
             Study.objects.select_for_update().get(pk=self.pk)
             if not self.has_open_jobs():
-                unfinished = Study.objects.filter(pk=self.pk, finished_at=None)
-                unfinished.update(stored_result=self.stored_result, finished_at=Now())
-        self.refresh_from_db(fields=["stored_result", "finished_at"])
+                Study.objects.filter(pk=self.pk, finished_at=None).update(**fields, finished_at=Now())
+        self.refresh_from_db(fields=[*fields, "finished_at"])
 
     @property
     def train_rows(self) -> int:

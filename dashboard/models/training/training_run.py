@@ -53,7 +53,9 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
 
     def with_scores(self) -> TrainingRunQuerySet:
         """Prefetch evaluations and their jobs, for `scores` and `is_settled`."""
-        return self.prefetch_related("evaluations__job", "evaluations__base_evaluation__job")
+        from dashboard.models.evaluations.evaluation import Evaluation
+
+        return self.prefetch_related(models.Prefetch("evaluations", Evaluation.objects.with_jobs()))
 
     def in_group(self, group: str) -> TrainingRunQuerySet:
         """Filter by `active`, `finished` or an outcome."""

@@ -27,7 +27,6 @@ from dashboard.models import (
 from dashboard.models.jobs.compute_budget import BudgetStatus, budget_raise_hint
 from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
-from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from dashboard.presenters.study_grid import grid_of
 
 ROWS = 5
@@ -128,9 +127,8 @@ def results(project: Project) -> list[dict[str, Any]]:
 
 def verdicts(project: Project) -> list[dict[str, Any]]:
     """Return the newest finished studies with their verdict sentences."""
-    ended = Study.objects.with_facts().filter(project=project).exclude(finished_at=None)
-    ended = ended.order_by("-finished_at")[:ROWS]
-    return [{"study": study, "sentence": verdict_sentence(study)} for study in ended]
+    ended = Study.objects.filter(project=project).exclude(finished_at=None).order_by("-finished_at")[:ROWS]
+    return [{"study": study, "sentence": study.summary["verdict"]} for study in ended]
 
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
 from dashboard.models.studies.results.limits import added_seeds
-from dashboard.models.studies.results.verdict_sentence import advised_seeds, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import advised_seeds
+from dashboard.models.studies.study import fetch_facts_of_open
 from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
@@ -150,10 +151,16 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
 @require_GET
 def index(request: Request) -> HttpResponse:
     """Show the project's studies, newest first."""
-    studies = Study.objects.with_facts().filter(project=request.project).visible_to(request.user)
+    studies = Study.objects.with_names().filter(project=request.project).visible_to(request.user)
     page, following = studies.page(request.GET.get("cursor"))
+    fetch_facts_of_open(page)
     rows = [
-        {"study": study, "grid": grid_of(study), "verdict": verdict_sentence(study) if study.is_over else ""}
+        {
+            "study": study,
+            "grid": None if study.is_over else grid_of(study),
+            "verdict": study.summary.get("verdict"),
+            "arms": len(study.summary["arms"] if study.is_over else study.arm_list),
+        }
         for study in page
     ]
     return render(request, "studies/index.html", {"rows": rows, "next": following})

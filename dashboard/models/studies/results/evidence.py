@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from dashboard.models.studies.results.verdict_sentence import OUTCOMES, verdict_sentence
+from dashboard.models.studies.results.verdict_sentence import OUTCOMES
 from dashboard.models.studies.study import Study
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Evidence:
 
 def evidence_of(project: Project) -> list[Evidence]:
     """Return the studies of the project that compared something, newest first."""
-    studies = Study.objects.with_facts().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
-    return [Evidence(study, verdict_sentence(study)) for study in studies if study.result.comparisons]
+    studies = Study.objects.with_names().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
+    return [Evidence(study, study.summary["verdict"]) for study in studies if study.summary["comparisons"]]
 
 
 def outcomes_by_config(project: Project, base_model: BaseModel) -> dict[int, str]:

@@ -22,7 +22,12 @@ MEASURED_COSTS = ("wall_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 def study_dict(study: Study) -> dict[str, Any]:
-    """Return the study without its scores, as the API answers it."""
+    """Return the study without its scores, as the API answers it; after its end as it was stored."""
+    return study.summary or summary_of(study)
+
+
+def summary_of(study: Study) -> dict[str, Any]:
+    """Assemble the API's answer from the rows of the study."""
     result = study.result
     metrics = {arm.position: asdict(arm.metric) for arm in result.arms}
     forgotten = forgetting.study_forgetting(study)
@@ -101,7 +106,7 @@ def export_dict(study: Study) -> dict[str, Any]:
         for run in arm.final_runs()
     ]
     questions = general_questions(study) if study.scores_are_open else []
-    return {"study": study_dict(study), "settings": settings, "scores": rows, "general_questions": questions}
+    return {"study": summary_of(study), "settings": settings, "scores": rows, "general_questions": questions}
 
 
 def item_scores(study: Study) -> list[dict[str, Any]]:
