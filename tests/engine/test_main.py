@@ -258,27 +258,13 @@ def test_full_log_does_not_lose_the_last_events(
 
 
 def test_library_output_to_a_full_log_is_dropped(
-    make_spec: MakeSpec, tmp_path: Path, full_log: IO[bytes]
+    start: Start, make_spec: MakeSpec, tmp_path: Path, full_log: IO[bytes]
 ) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(make_spec(max_steps=1))))
-    code = (
-        "import runpy, sys\n"
-        "from workers.engine.training import runtime\n"
-        "def chat(**_options):\n"
-        "    import logging, warnings\n"
-        "    from tqdm import tqdm\n"
-        "    print('stray' * 9999)\n"
-        "    list(tqdm(range(3)))\n"
-        "    warnings.warn('beware')\n"
-        "    logging.getLogger('library').error('alas')\n"
-        "runtime.prepare_environment = chat\n"
-        f"sys.argv = ['engine', 'train', {str(tmp_path / 'spec.json')!r}, {str(tmp_path / 'out')!r}]\n"
-        "runpy.run_module('workers.engine.__main__', run_name='__main__')"
-    )
-    command = [sys.executable, "-u", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full_log, timeout=120)
-    assert events(done.stdout)[-1] == Finished("done")
-    assert done.returncode == 0
+    arguments = ("train", str(tmp_path / "spec.json"), str(tmp_path / "out"))
+    child = start(*arguments, module="tests.engine.noisy_engine", stderr=full_log)
+    assert events(child.communicate(timeout=120)[0])[-1] == Finished("done")
+    assert child.returncode == 0
 
 
 def test_engine_dies_when_its_input_closes(start: Start, make_spec: MakeSpec, tmp_path: Path) -> None:
