@@ -48,7 +48,7 @@ PROJECTLESS_ROUTES = frozenset(
     }
 )
 # Routes about the whole installation, which superusers may use without a project.
-SUPERUSER_ROUTES = frozenset({"queue-index", "queue-board", "worker-pause", "worker-resume"})
+SUPERUSER_ROUTES = frozenset({"queue-index", "queue-board", "queue-cancel", "worker-pause", "worker-resume"})
 # Routes that accept a file.
 UPLOAD_PATHS = ("/datasets/new/", "/api/v1/datasets", "/v1/files")
 API_PREFIXES = ("/api/", openai_errors.PREFIX)

@@ -25,6 +25,7 @@ class Column:
     value: str
     label: str
     url: str
+    in_4bit: bool = False  # trained so, but it answers on the whole base model
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _base(ready: list[BaseModel], number: int | None, adapter: Adapter | None) -
 def _column(base: BaseModel, adapter: Adapter | None) -> Column:
     if adapter is None:
         return Column(BASE, _("Base model"), base.get_absolute_url())
-    return Column(str(adapter.pk), str(adapter), adapter.get_absolute_url())
+    return Column(str(adapter.pk), str(adapter), adapter.get_absolute_url(), adapter.run.in_4bit)
 
 
 def _rows(adapters: Iterable[Adapter]) -> list[ExampleRow]:

@@ -74,6 +74,7 @@ class QueueAccess:
     readable: set[int]
     editable: set[int]
     managed: set[int]
+    is_superuser: bool
 
     @classmethod
     def for_request(cls, request: Request) -> QueueAccess:
@@ -83,7 +84,7 @@ class QueueAccess:
             set(user.projects(role).values_list("pk", flat=True))
             for role in (Role.VIEWER, Role.EDITOR, Role.MANAGER)
         )
-        return cls(user.pk, readable, editable, managed)
+        return cls(user.pk, readable, editable, managed, user.is_superuser)
 
     def row(self, job: Job) -> QueueRow:
         """Return the row of a job. Every user may read a job without a project."""
@@ -96,10 +97,15 @@ class QueueAccess:
             title,
             url,
             is_readable=True,
-            may_stop=job.project_id in self.editable,
+            may_stop=job.project_id in self.editable or self._may_stop_shared(job),
             owner=(user.first_name or str(user)) if user else "",
             may_prioritise=job.project_id in self.managed,
         )
+
+    def _may_stop_shared(self, job: Job) -> bool:
+        """Return the answer of `Job.objects.fetch_to_stop` for a job without a project."""
+        is_shared = job.project_id is None and job.kind == Job.Kind.SERVE
+        return is_shared and (self.is_superuser or bool(self.editable))
 
 
 def row_of(request: Request, pk: int) -> QueueRow:

@@ -172,6 +172,8 @@ def stop_loss_text(job: Job) -> str:
             max(1, runs),
         )
         return text % {"count": runs}
+    if job.kind == Job.Kind.SERVE:
+        return _("Answers that are being written end. The next prompt starts the model again.")
     if job.kind != Job.Kind.TRAIN:
         return _("The work of this job so far is discarded.")
     text = ngettext(

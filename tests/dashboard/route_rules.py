@@ -93,8 +93,12 @@ RULES = {
     "?-++0--": """
         POST dataset-import-again training-run-cancel training-run-resume training-run-score
         POST training-run-judge training-run-vote study-cancel study-seeds study-score study-judge
-        POST study-vote decision-create saved-view-delete queue-cancel
+        POST study-vote decision-create saved-view-delete
         GET training-run-cancel
+    """,
+    # Editors of the object's project; administrators have their own test.
+    "?-++0-0": """
+        POST queue-cancel
     """,
     # Managers of the object's project.
     "?--+0--": """

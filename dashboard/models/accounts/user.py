@@ -63,6 +63,10 @@ class User(AbstractUser):
             memberships__role__in=role.and_above(),
         )
 
+    def may_stop_shared_jobs(self) -> bool:
+        """Return whether this user may stop jobs that serve all projects: editors and administrators."""
+        return self.is_superuser or self.projects(Role.EDITOR).exists()
+
     def has_role(self, role: Role, project_id: int) -> bool:
         """Return whether this user has at least `role` in the project."""
         return self.projects(role).filter(pk=project_id).exists()

@@ -7,10 +7,11 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, models, transaction
 from django.db.models.functions import Now
 
-from dashboard.models.accounts.project import Project, ProjectQuerySet
+from dashboard.models.accounts.project import Project, ProjectQuerySet, Role, refusal_for
 from dashboard.models.jobs.job_state import LEASE, LIVE, IllegalMove, State, db_now
 from dashboard.models.jobs.outbox import Outbox
 from dashboard.models.jobs.queue_order import WaitingJob, claim_order
@@ -57,6 +58,18 @@ class JobQuerySet(ProjectQuerySet["Job"]):
             job.record("submit", State.QUEUED, State.QUEUED, actor=str(by or "system"))
             Outbox.objects.create(job=job)
         return job
+
+    def fetch_to_stop(self, user: User, pk: int) -> Job:
+        """Return a job that the user may stop: of a project that they edit, or an inference job of all.
+
+        A base model without a project answers everybody, and its job starts again with the next prompt.
+        """
+        shared = self.filter(pk=pk, kind=self.model.Kind.SERVE, project=None).first()
+        if shared is None:
+            return self.fetch(user, pk, Role.EDITOR)
+        if not user.may_stop_shared_jobs():
+            raise PermissionDenied(refusal_for(Role.EDITOR))
+        return shared
 
     def find_by_idempotency_key(self, project: Project, idempotency_key: str) -> Job | None:
         """Return the job of an earlier request with this Idempotency-Key, or None."""

@@ -31,7 +31,7 @@ def board(request: Request) -> HttpResponse:
 @require_POST
 def cancel(request: Request, pk: int) -> HttpResponse:
     """Stop a job; ask again if it started after the page was loaded."""
-    job = Job.objects.fetch(request.user, pk, Role.EDITOR)
+    job = Job.objects.fetch_to_stop(request.user, pk)
     back = request.POST.get("next", "")
     back = back if is_local(back) else reverse("queue-index")
     try:

@@ -71,6 +71,16 @@ def test_the_page_offers_every_adapter_of_the_base(client: Client, vera: User, a
     assert f'data-column="{adapter.pk}"' in page
 
 
+def test_a_column_says_that_its_adapter_was_trained_in_4_bits(
+    project: Project, vera: User, adapter: Adapter
+) -> None:
+    assert [column.in_4bit for column in playground(project, vera, "", []).columns] == [False, False]
+    run = adapter.run
+    run.spec["hyperparameters"]["load_in_4bit"] = True
+    run.save()
+    assert [column.in_4bit for column in playground(project, vera, "", []).columns] == [False, True]
+
+
 def test_without_a_base_model_there_is_nothing_to_try(client: Client, vera: User) -> None:
     client.force_login(vera)
     assert "data-column" not in client.get(reverse("playground")).content.decode()

@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from dashboard.models import Job, TrainingRun, User
+from dashboard.models import BaseModel, Job, TrainingRun, User
 
 LEAVES, DISCARDED = (
     "The job leaves the queue and does not start.",
@@ -82,3 +82,33 @@ def test_a_stop_names_the_number_of_its_runs(editor: Client, run: TrainingRun) -
     assert "The job leaves the queue. Its 2 runs do not start." in board(editor)
     Job.objects.get(pk=run.job_id).move("claim", attempt=1)
     assert "The progress of its 2 runs is discarded." in board(editor)
+
+
+@pytest.fixture
+def shared_job(base_model: BaseModel) -> Job:
+    """The inference job of a base model that all projects share."""
+    BaseModel.objects.filter(pk=base_model.pk).update(project=None)
+    return BaseModel.objects.get(pk=base_model.pk).serve()
+
+
+def test_editors_and_administrators_stop_the_inference_job_of_a_shared_model(
+    client: Client, shared_job: Job, vera: User, ed: User, otto: User
+) -> None:
+    address = reverse("queue-cancel", args=[shared_job.pk])
+    client.force_login(vera)
+    assert client.post(address).status_code == 403
+    assert address not in board(client)
+    root = User.objects.create_superuser("root@example.org")
+    for person in (ed, otto, root):
+        client.force_login(person)
+        assert address in board(client)
+        assert client.post(address).status_code == 302
+        shared_job.refresh_from_db()
+        assert shared_job.state == "cancelled"
+        Job.objects.filter(pk=shared_job.pk).update(state="queued", finished_at=None)
+
+
+def test_no_editor_stops_another_shared_job(client: Client, shared_job: Job, ed: User) -> None:
+    Job.objects.filter(pk=shared_job.pk).update(kind=Job.Kind.INSPECT)
+    client.force_login(ed)
+    assert client.post(reverse("queue-cancel", args=[shared_job.pk])).status_code == 404
