@@ -228,6 +228,19 @@ def test_a_folder_without_safetensors_is_refused(
         make_generator().load_adapter("a", path)
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_an_adapter_with_biases_is_refused_and_the_base_stays(tmp_path: Path, bias: str) -> None:
+    folder = build_tiny_model(tmp_path / "m", model_type="gpt2")
+    base = load(folder)
+    generator = Generator(base, CPU, max_rows=4, max_tokens=1024)
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    with pytest.raises(ModelError, match="bias"):
+        generator.load_adapter("a", save_adapter(folder, tmp_path / "a", r=4, bias=bias))
+    after = dict(base.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_an_adapter_of_other_shapes_is_refused_and_leaves_nothing(
     folder: Path, make_generator: Callable[..., Generator], tmp_path: Path, loaded: bool

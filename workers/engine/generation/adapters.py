@@ -7,6 +7,7 @@ one another, so that each layer does two products for all of them. Knows nothing
 from __future__ import annotations
 
 import itertools
+import json
 import types
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,17 @@ def check_adapter(folder: Path) -> None:
             raise ModelError(
                 f"The adapter's folder has no {name}, so it cannot be loaded.", code="bad_adapter"
             )
+
+
+def check_bias(folder: Path) -> None:
+    """Raise ModelError for an adapter with biases of its own: PEFT would write them into the base model."""
+    bias = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("bias", "none")
+    if bias != "none":
+        raise ModelError(
+            f"This adapter was trained with bias={bias!r}. It cannot share a base model with others, because "
+            "its biases would replace those of the base model. Train it with bias='none', or merge it.",
+            code="bad_adapter",
+        )
 
 
 def attach(base: Any, folder: Path, name: str) -> Any:
@@ -122,6 +134,7 @@ class Adapters:
     def load(self, name: str, folder: Path) -> None:
         """Load one more adapter. Raises ModelError, and TargetError if it does not fit the base model."""
         check_adapter(folder)
+        check_bias(folder)
         assert name not in self._names, f"the adapter {name} is loaded"
         own_name = f"adapter{next(self._numbers)}"
         self._attach(own_name, folder)
