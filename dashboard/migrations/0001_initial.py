@@ -449,6 +449,7 @@ class Migration(migrations.Migration):
             name='SavedView',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('page', models.CharField(choices=[('compare', 'Compare'), ('training-run-index', 'Runs'), ('adapter-index', 'Adapters')], default='compare', max_length=20)),
                 ('name', models.CharField(max_length=80, verbose_name='name')),
                 ('query', models.CharField(max_length=2000)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
@@ -561,6 +562,17 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='Tag',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=40, verbose_name='tag')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tags', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['name'],
+            },
+        ),
+        migrations.CreateModel(
             name='TargetModuleConfig',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -613,6 +625,8 @@ class Migration(migrations.Migration):
                 ('error_code', models.CharField(blank=True, max_length=40)),
                 ('error_message', models.TextField(blank=True)),
                 ('ended_step', models.PositiveIntegerField(blank=True, null=True)),
+                ('training_seconds', models.FloatField(blank=True, null=True)),
+                ('note', models.TextField(blank=True)),
                 ('created_at', models.DateTimeField(auto_now_add=True)),
                 ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='training_runs', to='dashboard.basemodel')),
                 ('confirmed_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
@@ -622,10 +636,24 @@ class Migration(migrations.Migration):
                 ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='training_runs', to='dashboard.project')),
                 ('reused_from', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='reuses', to='dashboard.trainingrun')),
                 ('study_arm', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='runs', to='dashboard.studyarm')),
+                ('tags', models.ManyToManyField(blank=True, related_name='training_runs', to='dashboard.tag')),
                 ('target_module_config', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='training_runs', to='dashboard.targetmoduleconfig')),
             ],
             options={
                 'ordering': ['-pk'],
+            },
+        ),
+        migrations.CreateModel(
+            name='RunScore',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('metric', models.CharField(max_length=20)),
+                ('value', models.FloatField()),
+                ('base', models.FloatField(blank=True, null=True)),
+                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='stored_scores', to='dashboard.trainingrun')),
+            ],
+            options={
+                'ordering': ['metric'],
             },
         ),
         migrations.AddField(
@@ -854,7 +882,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='savedview',
-            constraint=models.UniqueConstraint(fields=('project', 'name'), name='saved_view_once_per_project'),
+            constraint=models.UniqueConstraint(fields=('project', 'page', 'name'), name='saved_view_once_per_project'),
+        ),
+        migrations.AddConstraint(
+            model_name='savedview',
+            constraint=models.CheckConstraint(condition=models.Q(('page__in', ['compare', 'training-run-index', 'adapter-index'])), name='saved_view_page_known'),
         ),
         migrations.AddConstraint(
             model_name='storageuse',
@@ -879,6 +911,10 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='study',
             constraint=models.CheckConstraint(condition=models.Q(('max_hours', None), ('max_hours__gt', 0), _connector='OR'), name='study_max_hours_positive'),
+        ),
+        migrations.AddConstraint(
+            model_name='tag',
+            constraint=models.UniqueConstraint(fields=('project', 'name'), name='tag_once_per_project'),
         ),
         migrations.AddConstraint(
             model_name='targetmoduleconfig',
@@ -906,11 +942,27 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='trainingrun',
+            index=models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'),
+        ),
+        migrations.AddIndex(
+            model_name='trainingrun',
+            index=models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'),
+        ),
+        migrations.AddIndex(
+            model_name='trainingrun',
             index=models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open'),
         ),
         migrations.AddConstraint(
             model_name='trainingrun',
             constraint=models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known'),
+        ),
+        migrations.AddIndex(
+            model_name='runscore',
+            index=models.Index(fields=['metric', 'value', 'run'], name='dashboard_r_metric_1ab22b_idx'),
+        ),
+        migrations.AddConstraint(
+            model_name='runscore',
+            constraint=models.UniqueConstraint(fields=('run', 'metric'), name='run_score_once_per_metric'),
         ),
         migrations.AddIndex(
             model_name='metricseries',

@@ -19,6 +19,7 @@ from dashboard.models.catalog.target_module_config import TargetModuleConfig
 from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.evaluation_item import EvaluationItem
+from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.evaluations.try_out_link import TryOutLink
 from dashboard.models.evaluations.vote import Vote
 from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
@@ -39,6 +40,7 @@ from dashboard.models.studies.study_arm import StudyArm
 from dashboard.models.training.calibration import Calibration
 from dashboard.models.training.evaluation_cost import ScoringTime
 from dashboard.models.training.metric_series import MetricChunk, MetricSeries
+from dashboard.models.training.tag import Tag
 from dashboard.models.training.training_run import TrainingRun
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "Project",
     "Publication",
     "Role",
+    "RunScore",
     "SavedView",
     "ScoringTime",
     "SetupCode",
@@ -81,6 +84,7 @@ __all__ = [
     "StorageUse",
     "Study",
     "StudyArm",
+    "Tag",
     "TargetModuleConfig",
     "TrainingRun",
     "TryOutLink",

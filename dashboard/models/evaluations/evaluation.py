@@ -14,6 +14,7 @@ from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import JUDGE
+from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.training.training_run import TrainingRun
@@ -134,8 +135,10 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
         if base:
             adapters.update(base_evaluation=base)
         if own and base and own != base:
+            runs = list(own.adapter_evaluations.values_list("run", flat=True))
             own.adapter_evaluations.update(base_evaluation=base)
             own.delete()
+            RunScore.objects.refresh(runs)
         return base
 
     def of_run(self, run: TrainingRun) -> EvaluationQuerySet:
@@ -323,6 +326,12 @@ class Evaluation(models.Model):
                     for item in items
                 ]
             )
+            self.store_scores()
+
+    def store_scores(self) -> None:
+        """Store the scores of its run; the base model's count for all adapters on the same rows."""
+        runs = self.adapter_evaluations.values_list("run", flat=True)
+        RunScore.objects.refresh([self.run_id] if self.adapter_id else list(runs))
 
     def facts(self) -> dict[str, Any]:
         """Return its entry in eval.json."""

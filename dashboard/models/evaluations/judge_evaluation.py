@@ -101,3 +101,4 @@ def write_verdicts(verdicts: Mapping[int, bool | None]) -> None:
             evaluation.metrics.pop(name, None)
         evaluation.metrics |= {JUDGE: fmean(values), "judge_rows": len(values)} if values else {}
         evaluation.save(update_fields=["metrics"])
+        evaluation.store_scores()

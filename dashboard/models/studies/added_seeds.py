@@ -9,6 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job_state import IllegalMove, State
 from dashboard.models.studies.advance import queue_next
@@ -74,3 +75,4 @@ def _reopen(study: Study, kept: Sequence[int], fresh: Sequence[int], plan: PlanF
     study.finished_at, study.cancelled_at, study.stop_reason = None, None, ""
     changed = ["seeds", "additions", "forecast_seconds", "forecast"]
     study.save(update_fields=[*changed, "finished_at", "cancelled_at", "stop_reason"])
+    RunScore.objects.filter(run__in=study.runs()).delete()

@@ -29,6 +29,7 @@ def reuse_run(run: TrainingRun) -> bool:
         return False
     run.reused_from, run.outcome = equal_run, TrainingRun.Outcome.SUCCEEDED
     run.ended_step, run.measured = equal_run.ended_step, equal_run.measured
+    run.training_seconds = equal_run.training_seconds
     run.save()
     adapter = equal_run.adapter
     Adapter.objects.publish(run, adapter.folder, adapter.files, adapter.size_bytes)
@@ -71,3 +72,4 @@ def _copy(evaluation: Evaluation, adapter: Adapter) -> None:
     for item in items:
         item.pk, item.evaluation = None, evaluation
     EvaluationItem.objects.bulk_create(items, batch_size=ITEMS_AT_ONCE)
+    evaluation.store_scores()

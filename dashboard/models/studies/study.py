@@ -26,6 +26,7 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better, metric_label
 from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import LIVE, TERMINAL, State
@@ -365,6 +366,7 @@ class Study(models.Model):
             Study.objects.select_for_update().get(pk=self.pk)
             if not self.has_open_jobs():
                 Study.objects.filter(pk=self.pk, finished_at=None).update(**fields, finished_at=Now())
+                RunScore.objects.refresh(self.runs().values_list("pk", flat=True))
         self.refresh_from_db(fields=[*fields, "finished_at"])
 
     @property
@@ -407,6 +409,7 @@ class Study(models.Model):
         had_ended = self.finished_at is not None
         self.finished_at, self.cancelled_at, self.stop_reason = None, None, ""
         self.save(update_fields=["finished_at", "cancelled_at", "stop_reason"])
+        RunScore.objects.filter(run__in=self.runs()).delete()
         if had_ended:
             queue_next(self)
             self.forecast_seconds = seconds_queued(self) + remaining_training_seconds(self)

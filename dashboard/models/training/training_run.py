@@ -22,6 +22,7 @@ from dashboard.models.jobs.webhook import WebhookDelivery
 from dashboard.models.jobs.worker_node import NO_4BIT_WORKER, WorkerNode
 from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
+from dashboard.models.training.tag import Tag
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec, digest_spec, to_dict
@@ -140,6 +141,10 @@ class TrainingRun(models.Model):
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
     ended_step = models.PositiveIntegerField(null=True, blank=True)
+    # `measured["seconds"]` as a column, because lists sort by it.
+    training_seconds = models.FloatField(null=True, blank=True)
+    tags = models.ManyToManyField(Tag, blank=True, related_name="training_runs")
+    note = models.TextField(blank=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
@@ -152,6 +157,8 @@ class TrainingRun(models.Model):
         indexes = [
             models.Index(fields=["project", "-id"]),
             models.Index(fields=["project", "spec_digest"]),
+            models.Index(fields=["project", "training_seconds"]),
+            models.Index(fields=["project", "name"]),
             # The forms sum the open runs' forecasts at every change, and a project has many ended runs.
             models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),
         ]
@@ -365,6 +372,7 @@ class TrainingRun(models.Model):
                 error_code=code,
                 error_message=message,
                 measured=self.measured,
+                training_seconds=self.measured.get("seconds"),
             )
             if changed:
                 self.refresh_from_db()
