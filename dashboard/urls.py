@@ -34,7 +34,7 @@ from dashboard.views.studies import (
     study_reports,
     study_results,
 )
-from dashboard.views.training import fine_tune, metric_series, training_runs
+from dashboard.views.training import fine_tune, metric_series, run_list, run_selection, training_runs
 
 handler400 = "dashboard.outage.bad_request"
 handler500 = "dashboard.outage.server_error"
@@ -103,12 +103,15 @@ urlpatterns = [
     path("fine-tune/", fine_tune.create, name="training-run-create"),
     path("fine-tune/presets/", fine_tune.presets, name="training-run-presets"),
     path("fine-tune/forecast/", fine_tune.forecast, name="training-run-forecast"),
-    path("runs/", training_runs.index, name="training-run-index"),
+    path("runs/", run_list.index, name="training-run-index"),
+    path("runs/runs.csv", run_list.export, name="training-run-csv"),
+    path("runs/selection/", run_selection.select, name="training-run-selection"),
     path("runs/<int:pk>/", training_runs.detail, name="training-run-detail"),
     path("runs/<int:pk>/progress/", training_runs.progress, name="training-run-progress"),
     path("runs/<int:pk>/samples/", training_runs.samples, name="training-run-samples"),
     path("runs/<int:pk>/log/", training_runs.log, name="training-run-log"),
     path("runs/<int:pk>/cancel/", training_runs.cancel, name="training-run-cancel"),
+    path("runs/<int:pk>/notes/", run_selection.annotate, name="training-run-annotate"),
     path("runs/<int:pk>/resume/", training_runs.resume, name="training-run-resume"),
     path("runs/<int:pk>/score/", evaluations.reevaluate_run, name="training-run-score"),
     path("runs/<int:pk>/judge/", judge_evaluations.judge_run, name="training-run-judge"),
@@ -141,10 +144,11 @@ urlpatterns = [
     path("compare/", compare.index, name="compare"),
     path("compare/compare.csv", compare.export, name="compare-csv"),
     path("compare/compare.json", compare.numbers, name="compare-json"),
-    path("compare/views/new/", saved_views.create, name="saved-view-create"),
-    path("compare/views/<int:pk>/delete/", saved_views.delete, name="saved-view-delete"),
+    path("views/new/", saved_views.create, name="saved-view-create"),
+    path("views/<int:pk>/delete/", saved_views.delete, name="saved-view-delete"),
     # Adapters
     path("adapters/", adapters.index, name="adapter-index"),
+    path("adapters/adapters.csv", adapters.export, name="adapter-csv"),
     path("adapters/serve/", adapters.serve, name="adapter-serve"),
     path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),
     path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),

@@ -41,10 +41,10 @@ RULES = {
     # Members, about the project that they have open.
     "?+++++-": """
         GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
-        GET training-run-presets training-run-forecast training-run-index study-index study-arms
-        GET study-plan compare compare-csv adapter-index compute-budget-index token-index token-create
-        GET playground
-        POST token-create playground-start playground-answer
+        GET training-run-presets training-run-forecast training-run-index training-run-csv study-index
+        GET study-arms study-plan compare compare-csv adapter-index adapter-csv compute-budget-index
+        GET token-index token-create playground
+        POST token-create playground-start playground-answer training-run-selection
     """,
     # Editors, in the project that they have open.
     "?-++++-": """
@@ -92,8 +92,8 @@ RULES = {
     # Editors of the object's project.
     "?-++0--": """
         POST dataset-import-again training-run-cancel training-run-resume training-run-score
-        POST training-run-judge training-run-vote study-cancel study-seeds study-score study-judge
-        POST study-vote decision-create saved-view-delete
+        POST training-run-annotate training-run-judge training-run-vote study-cancel study-seeds
+        POST study-score study-judge study-vote decision-create saved-view-delete
         GET training-run-cancel
     """,
     # Editors of the object's project; administrators have their own test.

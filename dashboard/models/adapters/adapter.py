@@ -44,12 +44,6 @@ class AdapterQuerySet(ProjectQuerySet["Adapter"]):
             "base_model", "run__dataset_version__dataset", "run__target_module_config", "run__job", "project"
         )
 
-    def one_per_study(self) -> AdapterQuerySet:
-        """Keep one adapter per study, the newest, and all that belong to no study."""
-        same = self.filter(run__study_arm__study=models.OuterRef("run__study_arm__study"))
-        newest = models.Subquery(same.order_by("-pk").values("pk")[:1])
-        return self.filter(models.Q(run__study_arm=None) | models.Q(pk=newest))
-
     def publish(self, run: TrainingRun, folder: str, files: dict[str, str], size: int) -> Adapter:
         """Create the adapter of a published folder, under the run's name and the next version."""
         with transaction.atomic():

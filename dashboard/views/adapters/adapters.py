@@ -14,12 +14,13 @@ from dashboard.charts import curves, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, BaseModel, Role, Study
+from dashboard.models import Adapter, BaseModel, Role, SavedView
 from dashboard.models.accounts.project import parse_id
 from dashboard.models.adapters.adapter import FILES_MISSING
 from dashboard.models.evaluations import forgetting
-from dashboard.presenters import adapter_rows, serving
+from dashboard.presenters import serving
 from dashboard.views.evaluations.evaluations import unscored_run_notice
+from dashboard.views.training.run_list import csv_of, list_context
 from workers.contract.errors import ModelError
 
 # A list for choosing by hand; older adapters are served by editing the command.
@@ -28,20 +29,14 @@ MOST_SERVED = 50
 
 @require_GET
 def index(request: Request) -> HttpResponse:
-    """List the project's adapters, one row per study; ?stage= filters, ?study= lists those of a study."""
-    adapters = Adapter.objects.visible_to(request.user).filter(project=request.project)
-    stage, number = request.GET.get("stage", ""), parse_id(request.GET.get("study", ""))
-    if stage in Adapter.Stage.values:
-        adapters = adapters.filter(stage=stage)
-    context: dict[str, Any] = {"stage": stage, "stages": Adapter.Stage.choices}
-    if number is not None:
-        study = Study.objects.filter(project=request.project).fetch(request.user, number)
-        order = adapter_rows.ranked(adapters, [study])[study.pk]
-        context |= {"study": study, "rows": adapter_rows.rows_of([(pk, 0) for pk in order])}
-    else:
-        page, following = adapters.one_per_study().page(request.GET.get("cursor"))
-        context |= {"rows": adapter_rows.grouped_rows(adapters, page), "next": following}
-    return render(request, "adapters/index.html", context)
+    """List the project's adapters, in the same table as the runs."""
+    return render(request, "adapters/index.html", list_context(request, SavedView.Page.ADAPTERS))
+
+
+@require_GET
+def export(request: Request) -> HttpResponse:
+    """Return the rows and columns of the list's address as CSV, with the rows of all its pages."""
+    return csv_of(request, SavedView.Page.ADAPTERS, "adapters.csv")
 
 
 @require_GET

@@ -49,7 +49,7 @@ def index(request: Request) -> HttpResponse:
     """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
     runs = chosen(request)
     offered = TrainingRun.objects.with_facts().visible_to(request.user).filter(project=request.project)
-    views = SavedView.objects.visible_to(request.user).filter(project=request.project)
+    views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
         "runs": runs,
         "offered": offered.order_by("-pk")[:RUNS_OFFERED],

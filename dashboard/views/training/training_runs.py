@@ -1,4 +1,4 @@
-"""Training runs: list, page, live region, stop and resume. `fine_tune` launches them."""
+"""Training runs: page, live region, stop and resume. `run_list` lists them, `fine_tune` launches them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from dashboard.charts import curves, forgetting_charts
 from dashboard.forms.training.hyperparameters import differences, format_value
+from dashboard.forms.training.run_notes import RunNotesForm
 from dashboard.gate import Request
 from dashboard.models import (
     EvaluationItem,
@@ -39,42 +40,11 @@ from workers.contract.hyperparameters import SETTINGS, Hyperparameters
 
 SAMPLES_PER_PAGE = 10
 EVENTS_SHOWN = 200
-GROUPS = {
-    "active": gettext_lazy("Waiting or working"),
-    "finished": gettext_lazy("Finished"),
-    "failed": gettext_lazy("Failed"),
-    "cancelled": gettext_lazy("Stopped"),
-}
 SAMPLE_GROUPS = {
     "all": gettext_lazy("All"),
     "changed": gettext_lazy("Changed by the adapter"),
     "wrong": gettext_lazy("Adapter wrong"),
 }
-
-
-# The list
-
-
-@require_GET
-def index(request: Request) -> HttpResponse:
-    """List the project's runs, newest first; ?state= and ?q= filter. A reused run is listed once."""
-    runs = TrainingRun.objects.with_facts().with_scores().filter(project=request.project, reused_from=None)
-    # PostgreSQL refuses a NUL character.
-    group, words = request.GET.get("state", ""), request.GET.get("q", "").replace("\0", "").strip()[:120]
-    if group in GROUPS:
-        runs = runs.in_group(group)
-    if words:
-        runs = runs.filter(name__icontains=words)
-    page, following = runs.visible_to(request.user).page(request.GET.get("cursor"))
-    context = {
-        "runs": page,
-        "rows": [(run, curves.main_score(run)) for run in page],
-        "next": following,
-        "groups": GROUPS,
-        "group": group,
-        "words": words,
-    }
-    return render(request, "training/index.html", context)
 
 
 # A run's page
@@ -88,6 +58,10 @@ def detail(request: Request, pk: int) -> HttpResponse:
         **progress_context(run),
         **samples_context(request, run),
         "may_edit": request.user.has_role(Role.EDITOR, run.project_id),
+        "tags": run.tags.all(),
+        "notes_form": RunNotesForm(
+            initial={"tags": ", ".join(tag.name for tag in run.tags.all()), "note": run.note}
+        ),
         "score_rows": curves.score_rows(run),
         "forgetting": forgetting_charts.table({str(run): forgetting.run_forgetting(run)}),
         "settings": settings_of(run),

@@ -1,4 +1,4 @@
-"""Saved comparisons: saved and deleted by editors, opened by every member."""
+"""Saved views of lists and comparisons: saved and deleted by editors, opened by every member."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dashboard.models import Project, SavedView, TrainingRun, User
 
 def save(client: Client, user: User, **values: str) -> HttpResponse:
     client.force_login(user)
-    answer = client.post(reverse("saved-view-create"), values, follow=True)
+    answer = client.post(reverse("saved-view-create"), {"page": "compare", **values}, follow=True)
     assert isinstance(answer, HttpResponse)
     return answer
 
@@ -26,6 +26,24 @@ def test_editor_saves_the_query(client: Client, ed: User, vera: User, run: Train
     assert "Delete Monday" not in text
 
 
+def test_a_list_is_saved_with_its_filters_order_and_columns(
+    client: Client, ed: User, run: TrainingRun
+) -> None:
+    query = "state=active&sort=-exact_match&columns=loss&columns=r&sort_by=x&dataset=99"
+    save(client, ed, page="training-run-index", name="Best", query=query)
+    view = SavedView.objects.get()
+    assert view.get_absolute_url() == "/runs/?state=active&sort=-exact_match&columns=loss&columns=r"
+    assert (
+        f'href="{view.get_absolute_url().replace("&", "&amp;")}">Best</a>'
+        in client.get("/runs/").content.decode()
+    )
+    assert "Best" not in client.get("/compare/").content.decode()
+    save(client, ed, page="adapter-index", name="Best", query="")
+    assert SavedView.objects.count() == 2
+    save(client, ed, page="home", name="Nowhere", query="")
+    assert SavedView.objects.count() == 2
+
+
 def test_unknown_parameters_are_dropped(client: Client, ed: User, run: TrainingRun) -> None:
     save(client, ed, name="Monday", query=f"runs={run.pk}&next=https://example.org/")
     assert SavedView.objects.get().query == f"runs={run.pk}"
@@ -34,14 +52,14 @@ def test_unknown_parameters_are_dropped(client: Client, ed: User, run: TrainingR
 def test_existing_name_is_not_overwritten(client: Client, ed: User, run: TrainingRun) -> None:
     save(client, ed, name="Monday", query=f"runs={run.pk}")
     text = save(client, ed, name="Monday", query="show=differences").content.decode()
-    assert "There is a saved comparison called “Monday” already." in text
+    assert "There is a saved view called “Monday” already." in text
     assert SavedView.objects.get().query == f"runs={run.pk}"
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"name": "", "query": "runs=1"}, "Give the comparison a name."),
+        ({"name": "", "query": "runs=1"}, "Give the view a name."),
         ({"name": "x" * 81, "query": ""}, "at most 80 characters"),
         ({"name": "Monday", "query": ""}, "Choose runs first, then save the comparison."),
     ],
