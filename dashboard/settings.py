@@ -300,8 +300,9 @@ INFERENCE_ROWS = env.int("INFERENCE_ROWS", default=16)
 INFERENCE_TOKENS = env.int("INFERENCE_TOKENS", default=16_384)
 INFERENCE_ADAPTERS = env.int("INFERENCE_ADAPTERS", default=32)
 INFERENCE_IDLE_MINUTES = env.int("INFERENCE_IDLE_MINUTES", default=10)
-# Time in which ended runs can be resumed, and limits of age and size for logs.
+# Time in which ended runs can be resumed and exports downloaded, and limits of age and size for logs.
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
+KEEP_EXPORTS_DAYS = env.int("KEEP_EXPORTS_DAYS", default=7)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
 # OpenAI-compatible chat endpoint of the judge. Unset, no answers leave the installation. Only workers use the

@@ -19,7 +19,7 @@ from dashboard.views.accounts import (
     tokens,
     webhooks,
 )
-from dashboard.views.adapters import adapters, playground
+from dashboard.views.adapters import adapters, exports, playground
 from dashboard.views.catalog import base_models, datasets, target_module_configs
 from dashboard.views.evaluations import evaluations, judge_evaluations, try_out_links, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
@@ -152,6 +152,10 @@ urlpatterns = [
     path("adapters/serve/", adapters.serve, name="adapter-serve"),
     path("adapters/<int:pk>/", adapters.detail, name="adapter-detail"),
     path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),
+    path("adapters/<int:pk>/exports/", exports.index, name="adapter-exports"),
+    path("adapters/<int:pk>/exports/new/", exports.create, name="adapter-export"),
+    path("exports/<int:pk>/download/", exports.download, name="export-download"),
+    path("exports/<int:pk>/delete/", exports.delete, name="export-delete"),
     path("adapters/<int:pk>/download/", adapters.download, name="adapter-download"),
     # Playground
     path("playground/", playground.index, name="playground"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -32,10 +33,12 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("graftworks")
 
 from dashboard.models import (  # noqa: E402
+    Adapter,
     ApiToken,
     BaseModel,
     Dataset,
     DatasetVersion,
+    Export,
     Job,
     JobEvent,
     Membership,
@@ -297,6 +300,17 @@ def make_run(
     run.freeze(Hyperparameters(**values))
     run.launch()
     return run
+
+
+def make_export(adapter: Adapter, by: User, content: bytes = b"GGUF") -> Export:
+    """A finished export with a file, which no engine wrote."""
+    export = Export.objects.start(adapter, Export.Format.GGUF_F16, by)
+    finish(export.job)
+    facts = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    export.record({"Triage-v1-f16.gguf": facts})
+    export.path().parent.mkdir(parents=True, exist_ok=True)
+    export.path().write_bytes(content)
+    return export
 
 
 @pytest.fixture

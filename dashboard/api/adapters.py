@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from django.http import HttpResponseBase
@@ -99,13 +100,17 @@ def download(
     half = dtype == "bfloat16"
     try:
         if format == "gguf":
-            answer = ranged_file(request, adapter.gguf(), adapter.gguf_name())
-        else:
-            answer = ranged_file(request, adapter.archive(half=half), adapter.archive_name(half=half))
+            return ranged_answer(request, adapter.gguf(), adapter.gguf_name())
+        return ranged_answer(request, adapter.archive(half=half), adapter.archive_name(half=half))
     except FileNotFoundError as error:
         raise Refusal(404, "files_missing", str(FILES_MISSING)) from error
     except ModelError as error:
         raise Refusal(409, "no_gguf", error.message) from error
+
+
+def ranged_answer(request: Call, path: Path, filename: str) -> HttpResponseBase:
+    """Return the file as a resumable download, and its refusals in the API's format."""
+    answer = ranged_file(request, path, filename)
     if answer.status_code == 412:
         return api_error(
             412, "changed", _("The file differs from the one that `If-Match` names."), "If-Match"

@@ -243,7 +243,7 @@ class Migration(migrations.Migration):
             name='Job',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers'), ('serve', 'Answer prompts')], max_length=10)),
+                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers'), ('serve', 'Answer prompts'), ('export', 'Export')], max_length=10)),
                 ('queue', models.CharField(choices=[('gpu', 'Training'), ('cpu', 'Light work'), ('serve', 'Playground and chat')], max_length=10)),
                 ('state', models.CharField(choices=[('queued', 'Waiting'), ('starting', 'Starting'), ('running', 'Running'), ('finalizing', 'Saving'), ('cancelling', 'Stopping'), ('interrupted', 'Interrupted, will continue by itself'), ('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped')], default='queued', max_length=12)),
                 ('spec', models.JSONField()),
@@ -371,6 +371,25 @@ class Migration(migrations.Migration):
                 ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='invitations', to='dashboard.project')),
             ],
         ),
+        migrations.CreateModel(
+            name='Export',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('format', models.CharField(choices=[('float32', 'Safetensors, float32'), ('bfloat16', 'Safetensors, bfloat16'), ('gguf-f16', 'GGUF, F16'), ('gguf-q8_0', 'GGUF, Q8_0')], max_length=10)),
+                ('expected_bytes', models.BigIntegerField()),
+                ('folder', models.CharField(blank=True, max_length=64)),
+                ('filename', models.CharField(blank=True, max_length=255)),
+                ('sha256', models.CharField(blank=True, max_length=64)),
+                ('size_bytes', models.BigIntegerField(blank=True, null=True)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.adapter')),
+                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+            },
+        ),
         migrations.AddField(
             model_name='evaluation',
             name='project',
@@ -436,7 +455,7 @@ class Migration(migrations.Migration):
             name='Publication',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('adapters', 'Adapter'), ('datasets', 'Dataset version')], max_length=10)),
+                ('kind', models.CharField(choices=[('adapters', 'Adapter'), ('datasets', 'Dataset version'), ('exports', 'Export')], max_length=10)),
                 ('folder', models.CharField(max_length=64)),
                 ('begun_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
             ],
@@ -480,7 +499,7 @@ class Migration(migrations.Migration):
             name='StorageUse',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('other', 'Other files')], max_length=12)),
+                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('exports', 'Exports'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('other', 'Other files')], max_length=12)),
                 ('bytes', models.BigIntegerField(default=0)),
                 ('count', models.PositiveIntegerField(default=0)),
                 ('removable_bytes', models.BigIntegerField(default=0)),
@@ -855,6 +874,14 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='invitation',
             constraint=models.CheckConstraint(condition=models.Q(('role__in', ['viewer', 'editor', 'manager'])), name='invitation_role_known'),
+        ),
+        migrations.AddConstraint(
+            model_name='export',
+            constraint=models.UniqueConstraint(fields=('adapter', 'format'), name='export_once_per_format'),
+        ),
+        migrations.AddConstraint(
+            model_name='export',
+            constraint=models.CheckConstraint(condition=models.Q(('format__in', ['float32', 'bfloat16', 'gguf-f16', 'gguf-q8_0'])), name='export_format_known'),
         ),
         migrations.AddConstraint(
             model_name='datasetversion',

@@ -12,6 +12,7 @@ from dashboard.models.accounts.project import (
 )
 from dashboard.models.accounts.user import User
 from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.adapters.export import Export, ExportRefused
 from dashboard.models.adapters.publication import Publication
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
@@ -59,6 +60,8 @@ __all__ = [
     "Decision",
     "Evaluation",
     "EvaluationItem",
+    "Export",
+    "ExportRefused",
     "IllegalMove",
     "ImportNotFailed",
     "Installation",

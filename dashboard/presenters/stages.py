@@ -21,6 +21,9 @@ PHASES = {
     "tokenizing": gettext_lazy("tokenizing the rows"),
     "training": gettext_lazy("training"),
     "saving": gettext_lazy("saving the adapter"),
+    "merging": gettext_lazy("merging the adapter"),
+    "writing": gettext_lazy("writing the file"),
+    "checking": gettext_lazy("computing the checksum"),
     "scoring": gettext_lazy("scoring answers"),
     "timing": gettext_lazy("measuring the time per token"),
 }

@@ -73,6 +73,7 @@ RUNNING_WORDS = {
     Job.Kind.EVALUATE: gettext_lazy("Evaluating"),
     Job.Kind.JUDGE: gettext_lazy("Judging"),
     Job.Kind.SERVE: gettext_lazy("Answering"),
+    Job.Kind.EXPORT: gettext_lazy("Exporting"),
 }
 STATE_WORDS = {
     **dict(State.choices),

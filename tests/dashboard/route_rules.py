@@ -36,6 +36,7 @@ RULES = {
         GET api:openapi-json api:openapi-view api:me-detail api:base-model-index api:dataset-index
         GET api:training-run-index api:study-index api:adapter-index api:job-index api:worker-index
         GET api:compute-budget-detail api:membership-index api:invitation-index api:token-index
+        GET api:export-index
         GET openai:file-index openai:job-index openai:model-index
     """,
     # Members, about the project that they have open.
@@ -55,7 +56,7 @@ RULES = {
     # API: tokens of editors, in their project.
     "?-++++?": """
         POST api:target-module-config-index api:dataset-index api:dataset-sample
-        POST api:training-run-index api:forecast-index api:study-index api:token-index
+        POST api:training-run-index api:export-index api:forecast-index api:study-index api:token-index
         POST openai:file-index openai:job-index openai:chat-index
     """,
     # Managers, in the project that they have open.
@@ -88,12 +89,14 @@ RULES = {
         GET training-run-judge training-run-vote training-run-metrics training-run-metrics-csv
         GET study-detail study-grid study-deltas-csv study-scores-csv study-json study-report
         GET study-items study-judge study-vote adapter-detail adapter-download
+        GET adapter-exports export-download
     """,
     # Editors of the object's project.
     "?-++0--": """
         POST dataset-import-again training-run-cancel training-run-resume training-run-score
         POST training-run-annotate training-run-judge training-run-vote study-cancel study-seeds
         POST study-score study-judge study-vote decision-create saved-view-delete
+        POST adapter-export export-delete
         GET training-run-cancel
     """,
     # Editors of the object's project; administrators have their own test.
@@ -121,7 +124,7 @@ RULES = {
         GET api:training-run-detail api:training-run-metrics api:training-run-metric-series
         GET api:training-run-evaluations api:training-run-samples api:training-run-events
         GET api:training-run-log api:study-detail api:study-export api:adapter-detail
-        GET api:adapter-download api:job-detail api:job-events
+        GET api:adapter-download api:export-detail api:export-download api:job-detail api:job-events
         GET openai:file-detail openai:file-content openai:job-detail openai:event-index
         GET openai:checkpoint-index openai:model-detail
     """,
@@ -131,7 +134,7 @@ RULES = {
         POST api:training-run-score api:study-cancel api:study-seeds
         POST api:study-score api:job-cancel
         POST openai:job-cancel openai:job-pause openai:job-resume
-        DELETE api:token-revoke openai:file-detail
+        DELETE api:token-revoke api:export-detail openai:file-detail
     """,
     # API: tokens of managers.
     "?--+00?": """
@@ -165,6 +168,7 @@ OBJECTS = {
     "target-module-config": "target_module_config",
     "training-run": "run",
     "adapter": "adapter",
+    "export": "export",
     "membership": "membership",
     "invitation": "invitation",
     "token": "token",

@@ -32,7 +32,7 @@ from dashboard.models import (
     Webhook,
     WorkerNode,
 )
-from tests.conftest import make_base_model, make_dataset, make_run, make_user
+from tests.conftest import make_base_model, make_dataset, make_export, make_run, make_user
 from tests.dashboard.route_rules import CALLERS, OBJECTS, OPENAI_IDS, QUERIES
 from tests.dashboard.studies.factories import make_study
 from workers.target_modules.custom import Selection
@@ -88,6 +88,7 @@ def create_world() -> World:
         "run": run.pk,
         "target_module_config": config.pk,
         "adapter": adapter.pk,
+        "export": make_export(adapter, editor).pk,
         "membership": Membership.objects.get(user=viewer).pk,
         "invitation": invitation.pk,
         "token": ApiToken.objects.get(user=editor).pk,

@@ -113,6 +113,7 @@ STATE_WORDS = [
     ("running", "inspect", "Inspecting"),
     ("running", "judge", "Judging"),
     ("running", "serve", "Answering"),
+    ("running", "export", "Exporting"),
     ("running", "", "Running"),
     ("finalizing", "train", "Saving"),
     ("cancelling", "train", "Stopping"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ SpecT = TypeVar("SpecT")
 ENGINE_VERSION = 2
 DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
+# Forms of a base model with its adapter merged in: Transformers' own in two number formats, and GGUF.
+EXPORT_FORMATS = ("float32", "bfloat16", "gguf-f16", "gguf-q8_0")
 # Actions that the engine takes on its own, and that the forecast counts.
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
@@ -211,12 +214,32 @@ class ServeSpec:
             raise SpecError("max_rows", "The limits of an inference job must be at least 1.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """Merge an adapter, a folder that PEFT loads, into its base model, and write the result as one file.
+
+    `name`: that of the file, without its ending.
+    """
+
+    base: BaseSpec
+    adapter: str
+    name: str
+    format: str
+
+    def __post_init__(self) -> None:
+        if self.format not in EXPORT_FORMATS:
+            raise SpecError("format", f"`format` must be one of {', '.join(EXPORT_FORMATS)}.")
+        if not re.fullmatch(r"\w[\w.-]{0,199}", self.name):
+            raise SpecError("name", "`name` takes letters, digits, `_`, `-` and `.`, up to 200 of them.")
+
+
 SPEC_TYPES: dict[str, type] = {
     "train": TrainSpec,
     "evaluate": EvalSpec,
     "import": ImportSpec,
     "inspect": InspectSpec,
     "serve": ServeSpec,
+    "export": ExportSpec,
 }
 
 

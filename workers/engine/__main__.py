@@ -1,10 +1,11 @@
-"""`python -m workers.engine {train|evaluate|import|inspect|serve} SPEC.json OUT_DIR`: one job in one process.
+"""`python -m workers.engine KIND SPEC.json OUT_DIR`: one job in one process.
 
-SPEC `-` reads the first line of standard input: the spec, or `{"parent": pid, "spec": {...},
-"ended": [arms], "attempt": number}`, where `ended` are the arms that have reported their outcome. Without a
-number it is the next attempt after the last one in the checkpoint folder. Later lines are requests,
-`{"stop": reason}` with one of `events.STOPS`; the end of the input means that the parent died, and this
-process ends itself. Events go to standard output as JSON lines, everything else to standard error.
+KIND is train, evaluate, import, inspect, serve or export. SPEC `-` reads the first line of standard input:
+the spec, or `{"parent": pid, "spec": {...}, "ended": [arms], "attempt": number}`, where `ended` are the
+arms that have reported their outcome. Without a number it is the next attempt after the last one in the
+checkpoint folder. Later lines are requests, `{"stop": reason}` with one of `events.STOPS`; the end of the
+input means that the parent died, and this process ends itself. Events go to standard output as JSON lines,
+everything else to standard error.
 Exit status: 0 done, 1 failed (a Failure event has the reason), 3 stopped.
 """
 
@@ -241,6 +242,11 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
         from workers.engine.serving.server import serve
 
         serve(command.specs[0], report=report, should_stop=should_stop)
+    elif command.kind == "export":
+        from workers.engine.exporting.export import export
+
+        spec, reserve = command.specs[0], _disk_reserve()
+        export(spec, command.out_dir, report=report, should_stop=should_stop, disk_reserve=reserve)
     elif command.kind == "import":
         from workers.engine.importing import run_import
 
@@ -260,8 +266,7 @@ def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> Non
 
     attempt = checkpoints.take_ownership(command.checkpoint_dir, command.attempt)
     checkpoint = checkpoints.find_newest(command.checkpoint_dir, report)
-    reserve = int(os.environ.get(DISK_RESERVE) or disk_room.RESERVE)
-    disk_room.check_room(command.checkpoint_dir, command.specs, reserve)
+    disk_room.check_room(command.checkpoint_dir, command.specs, _disk_reserve())
     train(
         command.specs,
         command.out_dir,
@@ -272,6 +277,13 @@ def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> Non
         attempt=attempt,
         ended=command.ended,
     )
+
+
+def _disk_reserve() -> int:
+    """Return the bytes that must stay free on the disk."""
+    from workers.engine.training import disk_room
+
+    return int(os.environ.get(DISK_RESERVE) or disk_room.RESERVE)
 
 
 def failure(error: Exception) -> Failure:

@@ -133,15 +133,20 @@ def _sync(path: Path) -> None:
 
 def check_adapter(folder: Path, files: dict[str, str], keep_lease: KeepLease = keep_no_lease) -> None:
     """Raise PublishError unless the folder holds exactly the reported files and valid safetensors weights."""
+    if WEIGHTS not in files:
+        raise PublishError("The adapter folder has no weights.")
+    check_files(folder, files, keep_lease)
+    check_safetensors(folder / WEIGHTS)
+
+
+def check_files(folder: Path, files: dict[str, str], keep_lease: KeepLease = keep_no_lease) -> None:
+    """Raise PublishError unless the folder holds exactly the reported files, SHA-256 by name."""
     present = _files(folder)
-    if present != set(files) or WEIGHTS not in files:
-        raise PublishError(
-            f"The adapter folder holds other files than reported: {sorted(present ^ set(files))}."
-        )
+    if present != set(files):
+        raise PublishError(f"The folder holds other files than reported: {sorted(present ^ set(files))}.")
     for name, digest in files.items():
         if _sha256(folder / name, keep_lease) != digest:
             raise PublishError(f"The file {name} changed between writing and publishing.")
-    check_safetensors(folder / WEIGHTS)
 
 
 def check_safetensors(path: Path) -> None:

@@ -21,6 +21,7 @@ from dashboard.models import (
     BaseModel,
     DatasetVersion,
     Evaluation,
+    Export,
     IllegalMove,
     Job,
     MetricSeries,
@@ -37,6 +38,7 @@ from workers.contract.specs import EvalSpec, from_dict
 from workers.supervision.publish import (
     KeepLease,
     PublishError,
+    check_files,
     keep_no_lease,
     publish_adapter,
     publish_folder,
@@ -119,6 +121,22 @@ def commit_import(recorder: ResultRecorder) -> None:
         finish_job(job)
         version.record_import({key: value for key, value in report.items() if key != "path"})
     version.delete_upload()
+
+
+def commit_export(recorder: ResultRecorder) -> None:
+    """Check and publish the file, then commit its row."""
+    job, files = recorder.job, recorder.result["files"]
+    export = Export.objects.select_related("job").get(job=job)
+    start_finalizing(job)
+    source, name = recorder.out_dir / "export", export.folder_of(files)
+    if source.exists():
+        digests = {name: facts["sha256"] for name, facts in files.items()}
+        check_files(source, digests, recorder.keep_lease)
+    Publication.objects.begin(Publication.Kind.EXPORT, name)
+    publish_folder(source, Path(settings.DATA_DIR) / "exports" / name, recorder.keep_lease)
+    with transaction.atomic():
+        finish_job(job)
+        export.record(files)
 
 
 def commit_serving(recorder: ResultRecorder) -> None:
@@ -287,5 +305,6 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
     Job.Kind.INSPECT: functools.partial(ResultRecorder, commit=commit_inspection),
     Job.Kind.TRAIN: TrainRecorder,
     Job.Kind.EVALUATE: functools.partial(ResultRecorder, commit=commit_evaluation),
+    Job.Kind.EXPORT: functools.partial(ResultRecorder, commit=commit_export),
     Job.Kind.SERVE: functools.partial(ResultRecorder, commit=commit_serving),
 }

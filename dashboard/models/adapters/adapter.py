@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 import zipfile
@@ -22,6 +21,7 @@ from django.utils.translation import gettext_lazy as _
 from dashboard.models.accounts.project import Project, ProjectQuerySet
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.training.training_run import TrainingRun
+from workers.contract.archives import checksums, store
 from workers.contract.half_precision import halve
 from workers.contract.loading_code import loading_code
 from workers.serving import gguf_adapter
@@ -29,9 +29,6 @@ from workers.serving import gguf_adapter
 WEIGHTS = "adapter_model.safetensors"
 # Suffix in the file name of a download with rounded weights.
 HALF = "-bfloat16"
-# One fixed time in every archive, so that equal content gives equal bytes.
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-COPY_BYTES = 1024 * 1024
 FILES_MISSING = _("The files of this adapter are no longer on this machine. Restore them from a backup.")
 
 
@@ -151,7 +148,7 @@ class Adapter(models.Model):
         """
         report = json.dumps(self.evaluation_report(), indent=2, sort_keys=True).encode() + b"\n"
         sums = {**self.files, "eval.json": hashlib.sha256(report).hexdigest()}
-        content = hashlib.sha256(_listing(sums)).hexdigest()[:32]
+        content = hashlib.sha256(checksums(sums)).hexdigest()[:32]
         target = Path(settings.DATA_DIR) / "archives" / f"{self.pk}{HALF if half else ''}-{content}.zip"
         if not target.exists():
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,7 +159,7 @@ class Adapter(models.Model):
                     extra[WEIGHTS] = Path(aside) / WEIGHTS
                     halve(self.path() / WEIGHTS, Path(aside) / WEIGHTS)
                     sums[WEIGHTS] = _sha256(Path(aside) / WEIGHTS)
-                self._write_archive(Path(aside) / target.name, extra | {"SHA256SUMS": _listing(sums)})
+                self._write_archive(Path(aside) / target.name, extra | {"SHA256SUMS": checksums(sums)})
                 (Path(aside) / target.name).replace(target)
             for older in target.parent.glob(f"{target.stem.removesuffix(content)}{'[0-9a-f]' * 32}.zip"):
                 if older != target:
@@ -205,27 +202,9 @@ class Adapter(models.Model):
         stem = self.archive_name().removesuffix(".zip")
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted({*self.files, *extra}):
-                _store(archive, f"{stem}/{name}", extra.get(name, self.path() / name))
-
-
-def _listing(sums: dict[str, str]) -> bytes:
-    """Return the checksums in the format of `sha256sum`."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+                store(archive, f"{stem}/{name}", extra.get(name, self.path() / name))
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _store(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> None:
-    """Write one member in pieces: weights may not fit in a web process's memory."""
-    member = zipfile.ZipInfo(name, ZIP_TIME)
-    member.external_attr = 0o644 << 16
-    if isinstance(content, bytes):
-        archive.writestr(member, content)
-        return
-    # The size has to be known first: it decides whether the member needs the 64-bit format.
-    member.file_size = content.stat().st_size
-    with content.open("rb") as source, archive.open(member, "w") as sink:
-        shutil.copyfileobj(source, sink, COPY_BYTES)

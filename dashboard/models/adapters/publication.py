@@ -1,7 +1,7 @@
 """A record of each published folder, written before the rename, so that it survives a crash.
 
-Only recorded folders may be deleted from adapters and datasets. A folder without a record may belong to
-another database, or to this one before it was restored from a copy.
+Only recorded folders may be deleted from adapters, datasets and exports. A folder without a record may
+belong to another database, or to this one before it was restored from a copy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.adapters.export import Export
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.job_state import db_now
 
@@ -30,11 +31,14 @@ class PublicationQuerySet(models.QuerySet["Publication"]):
         self.update_or_create(kind=kind, folder=folder, defaults={"begun_at": Now()})
 
     def orphaned(self) -> PublicationQuerySet:
-        """Return old publications whose folder no adapter or dataset version uses."""
+        """Return old publications whose folder no adapter, dataset version or export uses."""
         adapters = Adapter.objects.filter(folder=models.OuterRef("folder"))
         versions = DatasetVersion.objects.filter(sha256=models.OuterRef("folder"))
-        is_named = models.Q(models.Exists(adapters), kind=Publication.Kind.ADAPTER) | models.Q(
-            models.Exists(versions), kind=Publication.Kind.DATASET
+        exports = Export.objects.filter(folder=models.OuterRef("folder"))
+        is_named = (
+            models.Q(models.Exists(adapters), kind=Publication.Kind.ADAPTER)
+            | models.Q(models.Exists(versions), kind=Publication.Kind.DATASET)
+            | models.Q(models.Exists(exports), kind=Publication.Kind.EXPORT)
         )
         return self.filter(begun_at__lt=db_now(-ADOPTED_WITHIN)).exclude(is_named)
 
@@ -45,6 +49,7 @@ class Publication(models.Model):
     class Kind(models.TextChoices):
         ADAPTER = "adapters", _("Adapter")
         DATASET = "datasets", _("Dataset version")
+        EXPORT = "exports", _("Export")
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
     folder = models.CharField(max_length=64)

@@ -36,7 +36,7 @@ ACTOR_LETTERS = 254
 
 
 class Job(models.Model):
-    """One piece of work for a worker process: import, inspect, train, evaluate, judge or serve."""
+    """One piece of work for a worker process: import, inspect, train, evaluate, judge, serve or export."""
 
     class Kind(models.TextChoices):
         IMPORT = "import", _("Import")
@@ -45,6 +45,7 @@ class Job(models.Model):
         EVALUATE = "evaluate", _("Evaluate")
         JUDGE = "judge", _("Judge answers")
         SERVE = "serve", _("Answer prompts")
+        EXPORT = "export", _("Export")
 
     class Priority(models.IntegerChoices):
         HIGH = 1, _("High")

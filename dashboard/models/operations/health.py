@@ -37,7 +37,7 @@ STUCK_AFTER = timedelta(seconds=120)
 # The name of each queue's worker, and Celery's options for it.
 WORKERS = {
     Job.Queue.GPU: (gettext_lazy("Worker for training and evaluation"), "-c 1 -Q gpu -n gpu0@%h"),
-    Job.Queue.CPU: (gettext_lazy("Worker for imports and inspections"), "-c 2 -Q cpu -n cpu@%h"),
+    Job.Queue.CPU: (gettext_lazy("Worker for imports, inspections and exports"), "-c 2 -Q cpu -n cpu@%h"),
     Job.Queue.SERVE: (gettext_lazy("Worker for playground and chat API"), "-c 1 -Q serve -n serve@%h"),
 }
 

@@ -18,6 +18,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.db import models, transaction
 
+from dashboard.models.adapters.export import Export
 from dashboard.models.adapters.publication import ADOPTED_WITHIN, Publication
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.blind_comparison import BlindComparison
@@ -60,7 +61,7 @@ def sweep() -> Iterator[None]:
     if WorkerNode.objects.leading().with_wrong_clock(CLOCK_SECONDS).exists():
         logger.warning("no file is deleted: this machine's clock differs too much from the database's")
         return
-    for part in (partial_deletions, work_folders, checkpoints, logs, uploads, archives, orphans):
+    for part in (partial_deletions, work_folders, checkpoints, logs, uploads, archives, exports, orphans):
         try:
             yield from part()
         except OSError as error:
@@ -187,6 +188,13 @@ def archives() -> Iterator[None]:
     for path in entries("archives"):
         if age(path) > ARCHIVE_KEPT:
             erase(path)
+        yield
+
+
+def exports() -> Iterator[None]:
+    """Delete exports after their time; the same export can be started again."""
+    for export in Export.objects.expired().select_related("job")[:BATCH]:
+        export.remove()
         yield
 
 

@@ -15,7 +15,7 @@ from dashboard.models.jobs.worker_node import WorkerNode
 ALL_QUEUES = ""
 WORK = {
     Job.Queue.GPU: gettext_lazy("training and evaluation"),
-    Job.Queue.CPU: gettext_lazy("imports, inspections and judge evaluations"),
+    Job.Queue.CPU: gettext_lazy("imports, inspections, exports and judge evaluations"),
     Job.Queue.SERVE: gettext_lazy("the playground and the chat API"),
     ALL_QUEUES: gettext_lazy("any job"),
 }

@@ -35,6 +35,7 @@ class StorageUse(models.Model):
         UPLOADS = "uploads", _("Uploads")
         DATASETS = "datasets", _("Datasets")
         ADAPTERS = "adapters", _("Adapters")
+        EXPORTS = "exports", _("Exports")
         CHECKPOINTS = "checkpoints", _("Checkpoints")
         WORK = "work", _("Work in progress")
         LOGS = "logs", _("Logs")

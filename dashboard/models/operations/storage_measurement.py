@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import connection, models, transaction
 
 from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.adapters.export import Export
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
@@ -91,14 +92,16 @@ def owners_by_job(names: list[str]) -> dict[str, Owners]:
 
 
 def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
-    """Return job -> (title, address) of its run, dataset version or evaluation."""
+    """Return job -> (title, address) of its run, dataset version, export or evaluation."""
     numbers = list(jobs)
     versions = VERSIONS.filter(job__in=numbers)
     evaluations = Evaluation.objects.filter(job__in=numbers).select_related("run")
+    exported = Export.objects.filter(job__in=numbers).select_related("adapter")
     judged = Evaluation.objects.filter(judge_job__in=numbers).select_related("run")
     subjects: list[tuple[int | None, Any]] = [
         *((run.job_id, run) for run in TrainingRun.objects.filter(job__in=numbers).order_by("-pk")),
         *((version.job_id, version) for version in versions),
+        *((export.job_id, export) for export in exported),
         *((evaluation.judge_job_id, evaluation.run) for evaluation in judged),
         *((evaluation.job_id, evaluation.run) for evaluation in evaluations),
     ]
@@ -129,6 +132,7 @@ OWNERS: dict[Kind, Callable[[list[str]], dict[str, Owners]]] = {
     Kind.WORK: owners_by_job,
     Kind.LOGS: owners_by_job,
     Kind.ADAPTERS: partial(owners_by_field, Adapter.objects.all(), "folder"),
+    Kind.EXPORTS: partial(owners_by_field, Export.objects.select_related("adapter"), "folder"),
     Kind.DATASETS: partial(owners_by_field, VERSIONS, "sha256"),
     Kind.UPLOADS: partial(owners_by_field, VERSIONS, "upload"),
     Kind.ARCHIVES: owners_of_archives,

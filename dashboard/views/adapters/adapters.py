@@ -19,6 +19,7 @@ from dashboard.models.accounts.project import parse_id
 from dashboard.models.adapters.adapter import FILES_MISSING
 from dashboard.models.evaluations import forgetting
 from dashboard.presenters import serving
+from dashboard.presenters.exports import exports_context
 from dashboard.views.evaluations.evaluations import unscored_run_notice
 from dashboard.views.training.run_list import csv_of, list_context
 from workers.contract.errors import ModelError
@@ -60,6 +61,7 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "form": StageForm(initial={"stage": adapter.stage}),
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
         "recipes": serving.recipes(adapter),
+        **exports_context(adapter),
         "smoke_test": serving.smoke_test(adapter),
         "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),
         "may_manage": request.user.has_role(Role.MANAGER, adapter.project_id),

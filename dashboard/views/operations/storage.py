@@ -80,6 +80,7 @@ def index(request: Request) -> HttpResponse:
         "scopes": scopes,
         "is_at_home": Installation.objects.is_at_home(),
         "keep_checkpoints_days": settings.KEEP_CHECKPOINTS_DAYS,
+        "keep_exports_days": settings.KEEP_EXPORTS_DAYS,
         "keep_logs_days": settings.KEEP_LOGS_DAYS,
         "log_limit_bytes": settings.LOG_LIMIT_BYTES,
     }
