@@ -21,7 +21,7 @@ from dashboard.views.accounts import (
 )
 from dashboard.views.adapters import adapters, exports, playground
 from dashboard.views.catalog import base_models, datasets, target_module_configs
-from dashboard.views.evaluations import evaluations, judge_evaluations, try_out_links, votes
+from dashboard.views.evaluations import evaluations, judge_evaluations, prompt_sets, try_out_links, votes
 from dashboard.views.jobs import compute_budgets, queue, workers
 from dashboard.views.operations import health, home, settings, storage
 from dashboard.views.studies import (
@@ -162,6 +162,16 @@ urlpatterns = [
     path("playground/start/", playground.start, name="playground-start"),
     path("playground/answer/", playground.answer, name="playground-answer"),
     path("playground/vote/", playground.vote, name="playground-vote"),
+    path("prompt-sets/", prompt_sets.index, name="prompt-set-index"),
+    path("prompt-sets/save/", prompt_sets.save, name="prompt-set-save"),
+    path("prompt-sets/<int:pk>/", prompt_sets.detail, name="prompt-set-detail"),
+    path("prompt-sets/<int:pk>/answer/", prompt_sets.answer, name="prompt-set-answer"),
+    path("prompt-sets/<int:pk>/delete/", prompt_sets.delete, name="prompt-set-delete"),
+    path(
+        "prompt-sets/<int:pk>/prompts/<int:prompt>/delete/",
+        prompt_sets.delete_prompt,
+        name="prompt-set-delete-prompt",
+    ),
     path("try-out-links/new/", try_out_links.create, name="try-out-link-create"),
     path("try-out-links/<int:pk>/revoke/", try_out_links.revoke, name="try-out-link-revoke"),
     path("try/<str:secret>/", try_out_links.open, name="try-out-open"),

@@ -24,10 +24,41 @@ class StageForm(forms.Form):
     stage = forms.ChoiceField(label=_("Stage"), choices=Adapter.Stage.choices)
 
 
-class PromptForm(forms.Form):
-    """A prompt to the models of the playground's columns, with equal settings for all."""
+class ModelsForm(forms.Form):
+    """The models of the playground's columns: `base`, or the number of an adapter of the project on it."""
 
     base = forms.ModelChoiceField(BaseModel.objects.none(), widget=forms.HiddenInput)
+
+    def __init__(self, data: QueryDict | None, project: Project, user: User) -> None:
+        super().__init__(data)
+        self.project, self.user = project, user
+        bases = BaseModel.objects.visible_to(user).filter(Q(project=None) | Q(project=project))
+        field: Any = self.fields["base"]
+        field.queryset = bases
+        self.models: list[ChatModel] = []
+
+    def clean(self) -> dict[str, Any]:
+        """Find the models."""
+        values: dict[str, Any] = super().clean() or {}
+        base, data = values.get("base"), self.data
+        names = data.getlist("column") if isinstance(data, QueryDict) else []
+        adapters = Adapter.objects.visible_to(self.user).filter(project=self.project, base_model=base)
+        found = {
+            str(adapter.pk): adapter for adapter in adapters.filter(pk__in=filter(None, map(parse_id, names)))
+        }
+        self.models = [
+            ChatModel(base, found.get(name)) for name in names if base and (name == BASE or name in found)
+        ]
+        if base and not (1 <= len(names) <= MOST_COLUMNS and len(self.models) == len(names)):
+            raise forms.ValidationError(
+                _("Choose up to four models of one base model. One of these is gone.")
+            )
+        return values
+
+
+class PromptForm(ModelsForm):
+    """A prompt to the models of the playground's columns, with equal settings for all."""
+
     system = forms.CharField(
         label=_("System prompt"),
         required=False,
@@ -64,31 +95,10 @@ class PromptForm(forms.Form):
     )
     blind = forms.BooleanField(required=False, widget=forms.HiddenInput)
 
-    def __init__(self, data: QueryDict | None, project: Project, user: User) -> None:
-        super().__init__(data)
-        self.project, self.user = project, user
-        bases = BaseModel.objects.visible_to(user).filter(Q(project=None) | Q(project=project))
-        field: Any = self.fields["base"]
-        field.queryset = bases
-        self.models: list[ChatModel] = []
-
     def clean(self) -> dict[str, Any]:
-        """Find the models of the columns: `base`, or the number of an adapter of the project on this base."""
-        values: dict[str, Any] = super().clean() or {}
-        base, data = values.get("base"), self.data
-        names = data.getlist("column") if isinstance(data, QueryDict) else []
-        adapters = Adapter.objects.visible_to(self.user).filter(project=self.project, base_model=base)
-        found = {
-            str(adapter.pk): adapter for adapter in adapters.filter(pk__in=filter(None, map(parse_id, names)))
-        }
-        self.models = [
-            ChatModel(base, found.get(name)) for name in names if base and (name == BASE or name in found)
-        ]
-        if base and not (1 <= len(names) <= MOST_COLUMNS and len(self.models) == len(names)):
-            raise forms.ValidationError(
-                _("Choose up to four models of one base model. One of these is gone.")
-            )
-        if values.get("blind") and len(set(names)) < LEAST_BLIND:
+        """Refuse a blind comparison of one model."""
+        values = super().clean()
+        if values.get("blind") and len({model.adapter for model in self.models}) < LEAST_BLIND:
             raise forms.ValidationError(_("Choose at least two different models to compare blind."))
         return values
 

@@ -452,6 +452,19 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='PromptSet',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=80, verbose_name='name')),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('created_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='prompt_sets', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['name'],
+            },
+        ),
+        migrations.CreateModel(
             name='Publication',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -462,6 +475,35 @@ class Migration(migrations.Migration):
             options={
                 'indexes': [models.Index(fields=['begun_at'], name='dashboard_p_begun_a_f88315_idx')],
                 'constraints': [models.UniqueConstraint(fields=('kind', 'folder'), name='publication_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='SavedPrompt',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('system', models.TextField(blank=True)),
+                ('prompt', models.TextField()),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('created_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('prompt_set', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='prompts', to='dashboard.promptset')),
+            ],
+            options={
+                'ordering': ['pk'],
+            },
+        ),
+        migrations.CreateModel(
+            name='PromptAnswer',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('text', models.TextField(blank=True)),
+                ('is_cut', models.BooleanField(default=False)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
+                ('prompt', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='answers', to='dashboard.savedprompt')),
+            ],
+            options={
+                'ordering': ['pk'],
             },
         ),
         migrations.CreateModel(
@@ -906,6 +948,18 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name='apitoken',
             constraint=models.CheckConstraint(condition=models.Q(('scope__in', ['read', 'write'])), name='token_scope_known'),
+        ),
+        migrations.AddConstraint(
+            model_name='promptset',
+            constraint=models.UniqueConstraint(fields=('project', 'name'), name='prompt_set_once_per_project'),
+        ),
+        migrations.AddConstraint(
+            model_name='promptanswer',
+            constraint=models.UniqueConstraint(fields=('prompt', 'adapter'), name='prompt_answer_once_per_adapter'),
+        ),
+        migrations.AddConstraint(
+            model_name='promptanswer',
+            constraint=models.UniqueConstraint(condition=models.Q(('adapter', None)), fields=('prompt', 'base_model'), name='prompt_answer_once_per_base_model'),
         ),
         migrations.AddConstraint(
             model_name='savedview',

@@ -20,6 +20,7 @@ from dashboard.models.catalog.target_module_config import TargetModuleConfig
 from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.evaluation_item import EvaluationItem
+from dashboard.models.evaluations.prompt_set import PromptAnswer, PromptRefused, PromptSet, SavedPrompt
 from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.evaluations.try_out_link import TryOutLink
 from dashboard.models.evaluations.vote import Vote
@@ -76,9 +77,13 @@ __all__ = [
     "Outbox",
     "OverBudget",
     "Project",
+    "PromptAnswer",
+    "PromptRefused",
+    "PromptSet",
     "Publication",
     "Role",
     "RunScore",
+    "SavedPrompt",
     "SavedView",
     "ScoringTime",
     "SetupCode",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from django.db.models import Q
@@ -11,11 +11,20 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from dashboard.forms.adapters import BASE, LEAST_BLIND, MOST_COLUMNS
-from dashboard.models import Adapter, BaseModel, BlindComparison, EvaluationItem, Project, Study, User
+from dashboard.models import (
+    Adapter,
+    BaseModel,
+    BlindComparison,
+    EvaluationItem,
+    Project,
+    SavedPrompt,
+    Study,
+    User,
+)
 from dashboard.models.accounts.project import parse_id
 
-# Adapters offered per base model, and rows offered as prompts.
-MOST_ADAPTERS, MOST_ROWS = 100, 20
+# Adapters offered per base model; test rows and saved prompts offered as prompts.
+MOST_ADAPTERS, MOST_ROWS, MOST_SAVED = 100, 20, 100
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class Playground:
     bases: Sequence[BaseModel] = ()
     columns: Sequence[Column] = ()
     choices: Sequence[tuple[str, str]] = ()
-    rows: Sequence[ExampleRow] = field(default=())
+    rows: Sequence[ExampleRow] = ()
+    saved: Sequence[SavedPrompt] = ()
     is_blind: bool = False
 
     @property
@@ -63,6 +73,15 @@ def playground(
     project: Project, user: User, wanted_base: str, wanted: Iterable[str], *, blind: bool = False
 ) -> Playground:
     """Return the page for the query of its address; what does not exist is left out."""
+    shown, adapters = choose_models(project, user, wanted_base, wanted)
+    is_blind = blind and shown.can_be_blind
+    return replace(shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind)
+
+
+def choose_models(
+    project: Project, user: User, wanted_base: str, wanted: Iterable[str]
+) -> tuple[Playground, list[Adapter]]:
+    """Return the models of an address and those to choose from; and the adapters among the former."""
     bases = BaseModel.objects.visible_to(user).filter(Q(project=None) | Q(project=project)).ready()
     ready = list(bases.order_by("name", "pk"))
     adapters = Adapter.objects.visible_to(user).filter(project=project, base_model__in=ready).with_facts()
@@ -71,7 +90,7 @@ def playground(
     chosen = {str(adapter.pk): adapter for adapter in adapters.filter(pk__in=numbers)}
     base = _base(ready, parse_id(wanted_base), next(iter(chosen.values()), adapters.first()))
     if base is None:
-        return Playground(None)
+        return Playground(None), []
     offered = list(adapters.filter(base_model=base)[:MOST_ADAPTERS])
     by_value = {
         str(adapter.pk): adapter for adapter in [*offered, *chosen.values()] if adapter.base_model == base
@@ -80,8 +99,13 @@ def playground(
     names = names or [BASE, *(str(adapter.pk) for adapter in offered[:1])]
     columns = [_column(base, by_value.get(name)) for name in names[:MOST_COLUMNS]]
     choices = [(BASE, _("Base model")), *((value, str(adapter)) for value, adapter in by_value.items())]
-    rows = _rows(by_value[name] for name in names if name in by_value)
-    return Playground(base, ready, columns, choices, rows, blind and len(columns) >= LEAST_BLIND)
+    shown = Playground(base, ready, columns, choices)
+    return shown, [by_value[name] for name in names[:MOST_COLUMNS] if name in by_value]
+
+
+def _saved_prompts(project: Project) -> list[SavedPrompt]:
+    saved = SavedPrompt.objects.filter(prompt_set__project=project).select_related("prompt_set")
+    return list(saved.order_by("prompt_set__name", "pk")[:MOST_SAVED])
 
 
 def revealed(comparison: BlindComparison) -> list[dict[str, str]]:

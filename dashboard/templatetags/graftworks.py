@@ -43,7 +43,7 @@ NAVIGATION = (
         ("study-index", "checklist", gettext_lazy("Studies"), ("study-",)),
         ("compare", "git-compare", gettext_lazy("Compare"), ("compare",)),
         ("adapter-index", "puzzle", gettext_lazy("Adapters"), ("adapter-",)),
-        ("playground", "message", gettext_lazy("Playground"), ("playground",)),
+        ("playground", "message", gettext_lazy("Playground"), ("playground", "prompt-set-", "try-out-link-")),
     ),
     (
         ("queue-index", "server", gettext_lazy("Workers and queue"), ("queue-",)),

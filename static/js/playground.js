@@ -1,5 +1,7 @@
 // The playground: sends a prompt to all columns at once and shows their answers while they are written.
 
+import { readLines } from "./answer_lines.js";
+
 const form = document.getElementById("playground");
 const choices = document.getElementById("playground-models");
 const KEPT = ["prompt", "system", "temperature", "max_tokens", "seed"].filter((name) => form?.elements[name]);
@@ -75,19 +77,6 @@ function restore() {
     for (const [name, value] of Object.entries(JSON.parse(sessionStorage.getItem(STORE)) ?? {})) form.elements[name].value = value;
   } catch {
     // The form keeps its own values.
-  }
-}
-
-// Calls `take` with each line of the answer, as it comes.
-async function readLines(response, take) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) take(JSON.parse(line));
   }
 }
 
@@ -210,9 +199,36 @@ function offerRows() {
   const expected = document.getElementById("expected");
   rows?.addEventListener("change", () => {
     const row = rows.selectedOptions[0];
-    expected.hidden = !row.value;
+    expected.hidden = !row.dataset.expected;
     document.getElementById("expected-text").textContent = row.dataset.expected ?? "";
     if (row.value) form.elements.prompt.value = row.value;
+    if (row.dataset.system !== undefined) form.elements.system.value = row.dataset.system;
+  });
+}
+
+// Saves the prompt without leaving the page, so that answers stay on it.
+function offerSaving() {
+  const button = document.getElementById("prompt-save");
+  const state = document.getElementById("prompt-saved");
+  const show = (text, url) => {
+    const link = url ? Object.assign(document.createElement("a"), { href: url }) : document.createElement("span");
+    link.textContent = text;
+    state.replaceChildren(link);
+  };
+  button?.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      const response = await fetch(button.dataset.url, { method: "POST", body: new FormData(form), redirect: "manual" });
+      if (response.type === "opaqueredirect") show(form.dataset.expired);
+      else if (!response.ok && response.status !== 422) show(form.dataset.offline);
+      else {
+        const { text, url } = await response.json();
+        show(text, url);
+      }
+    } catch {
+      show(form.dataset.offline);
+    }
+    button.disabled = false;
   });
 }
 
@@ -220,6 +236,7 @@ if (form) {
   restore();
   follow();
   offerRows();
+  offerSaving();
   choices?.addEventListener("change", () => {
     keep();
     choices.requestSubmit();

@@ -44,14 +44,14 @@ RULES = {
         GET adapter-serve home-progress team-index dataset-index base-model-index target-module-config-index
         GET training-run-presets training-run-forecast training-run-index training-run-csv study-index
         GET study-arms study-plan compare compare-csv adapter-index adapter-csv compute-budget-index
-        GET token-index token-create playground
+        GET token-index token-create playground prompt-set-index
         POST token-create playground-start playground-answer training-run-selection
     """,
     # Editors, in the project that they have open.
     "?-++++-": """
         GET dataset-create target-module-config-create training-run-create study-create
         POST dataset-create dataset-sample target-module-config-create target-module-config-explain
-        POST training-run-create study-create saved-view-create
+        POST training-run-create study-create saved-view-create prompt-set-save
     """,
     # API: tokens of editors, in their project.
     "?-++++?": """
@@ -89,14 +89,14 @@ RULES = {
         GET training-run-judge training-run-vote training-run-metrics training-run-metrics-csv
         GET study-detail study-grid study-deltas-csv study-scores-csv study-json study-report
         GET study-items study-judge study-vote adapter-detail adapter-download
-        GET adapter-exports export-download
+        GET adapter-exports export-download prompt-set-detail
     """,
     # Editors of the object's project.
     "?-++0--": """
         POST dataset-import-again training-run-cancel training-run-resume training-run-score
         POST training-run-annotate training-run-judge training-run-vote study-cancel study-seeds
         POST study-score study-judge study-vote decision-create saved-view-delete
-        POST adapter-export export-delete
+        POST adapter-export export-delete prompt-set-answer prompt-set-delete prompt-set-delete-prompt
         GET training-run-cancel
     """,
     # Editors of the object's project; administrators have their own test.
@@ -182,6 +182,7 @@ OBJECTS = {
     "share-link": "share_link",
     "saved-view": "saved_view",
     "try-out-link": "try_out_link",
+    "prompt-set": "prompt_set",
     "webhook": "webhook",
     "share-link-create": "study",
 }

@@ -22,6 +22,7 @@ from dashboard.models import (
     Invitation,
     Membership,
     Project,
+    PromptSet,
     Role,
     SavedView,
     ShareLink,
@@ -81,6 +82,7 @@ def create_world() -> World:
     try_out, try_out_secret = TryOutLink.issue(
         project, manager, base_model, [None, adapter], days=7, most_prompts=50, max_tokens=20
     )
+    prompt_set = PromptSet.objects.save_prompt(project, editor, "Greetings", "", "Hello")
     objects = {
         "dataset": dataset.pk,
         "dataset_version": run.dataset_version_id,
@@ -97,6 +99,8 @@ def create_world() -> World:
         "study": study.pk,
         "share_link": link.pk,
         "try_out_link": try_out.pk,
+        "prompt_set": prompt_set.pk,
+        "prompt": prompt_set.prompts.get().pk,
         "webhook": Webhook.objects.create(project=project, url="https://hooks.example.org/").pk,
         "saved_view": SavedView.objects.create(project=project, name="Mine", query="runs=1").pk,
     }
@@ -136,6 +140,8 @@ class Route:
         if parameter == "secret":
             secrets = {"share-link-open": world.share_secret, "invitation-accept": world.invitation_secret}
             return secrets.get(self.name, world.try_out_secret)
+        if parameter == "prompt":
+            return world.objects[parameter]
         if parameter in OPENAI_IDS:
             return OPENAI_IDS[parameter].format(**world.objects)
         short = self.name.rpartition(":")[2]

@@ -18,7 +18,7 @@ django.setup()
 
 from django.db import transaction  # noqa: E402
 
-from dashboard.models import MetricSeries, State, Study, TrainingRun, User  # noqa: E402
+from dashboard.models import MetricSeries, PromptSet, State, Study, TrainingRun, User  # noqa: E402
 from tests.conftest import finish, make_run  # noqa: E402
 from tests.dashboard.conftest import make_checkpoint, start_training  # noqa: E402
 from tests.dashboard.studies.factories import conclude, make_study  # noqa: E402
@@ -43,7 +43,10 @@ def write_rows(like: TrainingRun, by: User) -> dict[str, int]:
     stopped_study = make_study(*where, by=by, name="Stopped")
     stopped_study.request_cancel(by)
     assert Study.objects.get(pk=study.pk).state == "succeeded"
+    prompt_set = PromptSet.objects.save_prompt(like.project, by, "Greetings", "Be brief.", "Who are you?")
+    prompt_set.prompts.get().answers.create(base_model=like.base_model, text="A model. " * 40)
     return {
+        "prompt_set": prompt_set.pk,
         "failed_run": failed_run.pk,
         "stopped_run": stopped_run.pk,
         "study": study.pk,

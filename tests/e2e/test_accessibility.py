@@ -57,6 +57,8 @@ PAGES = {
     "adapter-index": "/adapters/",
     "adapter-detail": "/adapters/{adapter}/",
     "playground": "/playground/?column=base&column={adapter}",
+    "prompt-set-index": "/prompt-sets/",
+    "prompt-set-detail": "/prompt-sets/{prompt_set}/?column=base&column={adapter}",
     "playground, blind": "/playground/?column=base&column={adapter}&blind=1",
     "adapter-serve": "/adapters/serve/?base={base_model}&adapter={adapter}",
     "queue-index": "/queue/",
@@ -98,7 +100,13 @@ NOT_HERE = {
     *("worker-pause", "worker-resume", "queue-prioritise", "playground-start", "playground-answer"),
     # `test_playground.py` looks at them.
     *("playground-vote", "try-out-link-create", "try-out-link-revoke", "try-out-open", "try-out-answer"),
-    "try-out-vote",
+    *(
+        "try-out-vote",
+        "prompt-set-save",
+        "prompt-set-answer",
+        "prompt-set-delete",
+        "prompt-set-delete-prompt",
+    ),
 }
 
 

@@ -136,3 +136,24 @@ def test_a_visitor_compares_blind_behind_a_link(
     votes = page.locator("#try-out-links").locator("xpath=ancestor::section").locator("td.num")
     assert [text.strip() for text in votes.all_text_contents()][:2] == ["1 of 200", "1"]
     assert faults(page, "team-try-outs") == []
+
+
+def test_a_saved_prompt_is_answered_by_every_model(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_label("Prompt", exact=True).fill("Colour of 6?")
+    page.get_by_text("Save to a prompt set").click()
+    page.get_by_label("Prompt set", exact=True).fill("Colours")
+    page.get_by_role("button", name="Save prompt").click()
+    saved = page.locator("#prompt-saved a")
+    saved.wait_for()
+    assert faults(page, "playground-saved") == []
+    page.goto(f"{saved.get_attribute('href')}{address.removeprefix('/playground/')}")
+    with complaints(page) as complained:
+        page.get_by_role("button", name="Get 2 missing answers").click()
+        page.locator("#prompt-set").wait_for(state="detached", timeout=120_000)
+        assert page.get_by_text("No answer yet").count() == 0
+        assert faults(page, "prompt-set-answered") == []
+    assert complained == []
+    page.goto(address)
+    page.locator("#example-row").select_option(label="Colour of 6?")
+    assert page.get_by_label("Prompt", exact=True).input_value() == "Colour of 6?"

@@ -13,17 +13,20 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
+from django import forms
 from django.db import close_old_connections
-from django.http import StreamingHttpResponse
+from django.http import JsonResponse, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from dashboard.chat_relay import ChatFailed, ChatModel, starting_states, stream_chat
-from dashboard.models import BlindComparison, Project, TryOutLink, User
+from dashboard.forms.adapters import ModelsForm
+from dashboard.gate import Request
+from dashboard.models import BaseModel, BlindComparison, Project, TryOutLink, User
 from dashboard.outage import DATABASE_ERRORS
 from dashboard.streams import release_connection, stream_of
 from workers.contract.chat import ChatError, ChatSettings, End
@@ -33,8 +36,26 @@ logger = logging.getLogger(__name__)
 MOST_UNREAD = 64
 # What a blind column shows: neither times nor numbers of tokens.
 BLIND_FIELDS = ("state", "column", "text", "end", "error")
+FormT = TypeVar("FormT", bound=ModelsForm)
 Event = dict[str, Any]
 Messages = list[dict[str, str]]
+
+
+async def checked(kind: type[FormT], request: Request, project: Project | None = None) -> FormT:
+    """Return the posted form of the project, by default the open one, after its checks."""
+
+    def check() -> FormT:
+        form = kind(request.POST, project or request.project, request.user)
+        form.full_clean()
+        return form
+
+    return await sync_to_async(check)()
+
+
+def refusal_of(form: forms.Form) -> JsonResponse:
+    """Return the errors of a form, for a script."""
+    texts = [str(text) for errors in form.errors.values() for text in errors]
+    return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
 
 
 async def lines_of(events: AsyncGenerator[Event, None]) -> StreamingHttpResponse:
@@ -49,6 +70,17 @@ async def lines_of(events: AsyncGenerator[Event, None]) -> StreamingHttpResponse
     return stream_of(lines(), "application/x-ndjson")
 
 
+async def starting_events(base: BaseModel, user: User | None) -> AsyncGenerator[Event, None]:
+    """Yield the states of the model until it is ready, or until an error."""
+    try:
+        async for state in starting_states(base, user):
+            yield {"state": state.value, "text": str(state.label)}
+    except ChatFailed as failure:
+        yield {"error": failure.code, "text": failure.message}
+    except DATABASE_ERRORS:
+        yield {"error": "away", "text": _("The database cannot be reached. Try again shortly.")}
+
+
 async def answers(
     project: Project,
     user: User | None,
@@ -57,15 +89,10 @@ async def answers(
     settings: ChatSettings,
 ) -> AsyncGenerator[Event, None]:
     """Yield the states of the model until it is ready, then the parts of all answers as they come."""
-    try:
-        async for state in starting_states(models[0].base, user):
-            yield {"state": state.value, "text": str(state.label)}
-    except ChatFailed as failure:
-        yield {"error": failure.code, "text": failure.message}
-        return
-    except DATABASE_ERRORS:
-        yield {"error": "away", "text": _("The database cannot be reached. Try again shortly.")}
-        return
+    async for event in starting_events(models[0].base, user):
+        yield event
+        if "error" in event:
+            return
     unread: asyncio.Queue[Event] = asyncio.Queue(MOST_UNREAD)
 
     async def follow(column: int, model: ChatModel) -> None:
@@ -118,6 +145,24 @@ async def column_events(
         yield {"error": "internal_error", "text": _("The answer could not be read. Try again.")}
 
 
+async def in_own_thread(function: Callable[..., str], *arguments: Any) -> str:
+    """Call a function that uses the database, and close its connection."""
+
+    def call() -> str:
+        try:
+            return function(*arguments)
+        finally:
+            close_old_connections()
+
+    # A thread-sensitive call would hold one database connection per stream.
+    return await sync_to_async(call, thread_sensitive=False)()
+
+
+def storable(text: str) -> str:
+    """Return text of a model without NUL, which PostgreSQL does not store."""
+    return text.replace("\0", "\ufffd")
+
+
 async def blind_answers(
     project: Project,
     voter: User | TryOutLink,
@@ -135,23 +180,17 @@ async def blind_answers(
     async with aclosing(answers(project, user, pair, messages, settings)) as events:
         async for event in events:
             if "column" in event and "error" not in event:
-                texts[event["column"]] += event.get("text", "")
+                texts[event["column"]] += storable(event.get("text", ""))
                 complete += "end" in event
             yield {name: event[name] for name in BLIND_FIELDS if name in event}
     if complete < len(pair):
         return
 
     def record() -> str:
-        try:
-            adapters = [model.adapter for model in pair]
-            return BlindComparison.record(
-                project, pair[0].base, adapters, messages, texts, voter=voter
-            ).token()
-        finally:
-            close_old_connections()
+        adapters = [model.adapter for model in pair]
+        return BlindComparison.record(project, pair[0].base, adapters, messages, texts, voter=voter).token()
 
     try:
-        # A thread-sensitive call would hold one database connection per stream.
-        yield {"comparison": await sync_to_async(record, thread_sensitive=False)()}
+        yield {"comparison": await in_own_thread(record)}
     except DATABASE_ERRORS:
         yield {"error": "away", "text": _("The database cannot be reached, so these answers get no vote.")}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from asgiref.sync import sync_to_async
 from django.http import Http404, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET, require_POST
 
 from dashboard.chat_relay import ChatInvalid, request_engine
 from dashboard.forms.adapters import PreferenceForm, PromptForm
+from dashboard.forms.prompt_sets import SavedPromptForm
 from dashboard.forms.try_outs import TryOutLinkForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, BlindComparison, TryOutLink
 from dashboard.presenters.playground import playground, revealed
-from dashboard.views.adapters.answer_streams import answers, blind_answers, lines_of
+from dashboard.views.adapters.answer_streams import answers, blind_answers, checked, lines_of, refusal_of
 
 
 @require_GET
@@ -37,6 +37,7 @@ def index(request: Request) -> HttpResponse:
         "form": form,
         "link_form": TryOutLinkForm(None, request.project, request.user),
         "try_out_links": links,
+        "save_form": SavedPromptForm(),
     }
     return render(request, "adapters/playground.html", context)
 
@@ -44,8 +45,7 @@ def index(request: Request) -> HttpResponse:
 @require_POST
 async def start(request: Request) -> HttpResponse:
     """Start the model before the first prompt, so that its answer comes sooner."""
-    form = PromptForm(request.POST, request.project, request.user)
-    await sync_to_async(form.full_clean)()
+    form = await checked(PromptForm, request)
     base: BaseModel | None = form.cleaned_data.get("base")
     if base is None:
         return JsonResponse({"error": "unknown"}, status=422)
@@ -59,10 +59,9 @@ async def start(request: Request) -> HttpResponse:
 @require_POST
 async def answer(request: Request) -> HttpResponseBase:
     """Stream the answers of all columns to one prompt, or blind those of two of them."""
-    form = PromptForm(request.POST, request.project, request.user)
-    if not await sync_to_async(form.is_valid)():
-        texts = [str(text) for errors in form.errors.values() for text in errors]
-        return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
+    form = await checked(PromptForm, request)
+    if not form.is_valid():
+        return refusal_of(form)
     stream = blind_answers if form.cleaned_data["blind"] else answers
     events = stream(request.project, request.user, form.models, form.messages(), form.settings())
     return await lines_of(events)

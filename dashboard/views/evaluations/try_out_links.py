@@ -19,7 +19,7 @@ from dashboard.forms.try_outs import TryOutLinkForm, VisitorPromptForm, visitor_
 from dashboard.gate import Request
 from dashboard.models import BlindComparison, Role, TryOutLink
 from dashboard.presenters.playground import revealed
-from dashboard.views.adapters.answer_streams import blind_answers, lines_of
+from dashboard.views.adapters.answer_streams import blind_answers, lines_of, refusal_of
 from dashboard.views.public_links import client_address, is_over_limit, link_address, missed, unlisted
 
 # Prompts per minute: of one address, and of all visitors of a link.
@@ -73,9 +73,9 @@ async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
         return await sync_to_async(missed)(request)
     form = VisitorPromptForm(request.POST)
     if not form.is_valid():
-        return refused(422, " ".join(str(text) for errors in form.errors.values() for text in errors))
+        return refusal_of(form)
     if refusal := await sync_to_async(admit)(request, link):
-        return refused(429, refusal)
+        return JsonResponse({"error": "too_many", "text": refusal}, status=429)
     models = await sync_to_async(models_of)(link)
     events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
     return await lines_of(events)
@@ -99,10 +99,6 @@ def models_of(link: TryOutLink) -> list[ChatModel]:
     """Return the models that visitors compare."""
     base = [ChatModel(link.base_model)] if link.with_base else []
     return [*base, *(ChatModel(link.base_model, adapter) for adapter in link.adapters.all())]
-
-
-def refused(status: int, text: str) -> JsonResponse:
-    return JsonResponse({"error": "refused", "text": text}, status=status)
 
 
 @login_not_required
