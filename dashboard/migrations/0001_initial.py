@@ -26,22 +26,6 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='MetricSeries',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=60)),
-                ('count', models.PositiveIntegerField(default=0)),
-                ('first_step', models.PositiveIntegerField(default=0)),
-                ('last_step', models.PositiveIntegerField(default=0)),
-                ('last', models.FloatField(blank=True, null=True)),
-                ('low', models.FloatField(blank=True, null=True)),
-                ('high', models.FloatField(blank=True, null=True)),
-            ],
-            options={
-                'ordering': ['name'],
-            },
-        ),
-        migrations.CreateModel(
             name='Project',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -109,45 +93,63 @@ class Migration(migrations.Migration):
                 ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
                 ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
             ],
-        ),
-        migrations.CreateModel(
-            name='BaseModel',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('source', models.CharField(choices=[('bundled', 'Bundled'), ('folder', 'Folder'), ('hub', 'Hub')], max_length=10)),
-                ('name', models.CharField(max_length=120, verbose_name='name')),
-                ('hub_id', models.CharField(max_length=200, verbose_name='public name or hub id')),
-                ('revision', models.CharField(blank=True, max_length=100, verbose_name='revision')),
-                ('folder', models.CharField(blank=True, max_length=255)),
-                ('path', models.CharField(blank=True, max_length=1000)),
-                ('sha256', models.CharField(blank=True, max_length=64)),
-                ('license', models.CharField(blank=True, max_length=100)),
-                ('parameters', models.BigIntegerField(blank=True, null=True)),
-                ('census', models.JSONField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('added_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-            ],
             options={
-                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(django.db.models.functions.text.Lower('email'), name='user_email_unique_in_any_case')],
             },
         ),
         migrations.CreateModel(
-            name='Adapter',
+            name='Installation',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=120, verbose_name='name')),
-                ('version', models.PositiveIntegerField()),
-                ('stage', models.CharField(choices=[('draft', 'Draft'), ('approved', 'Approved'), ('retired', 'Retired')], default='draft', max_length=10)),
-                ('folder', models.CharField(max_length=64)),
-                ('files', models.JSONField()),
-                ('sha256', models.CharField(max_length=64)),
-                ('size_bytes', models.BigIntegerField()),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='adapters', to='dashboard.basemodel')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='adapters', to='dashboard.project')),
+                ('only', models.BooleanField(default=True, unique=True)),
+                ('key', models.CharField(max_length=32)),
+                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
             ],
             options={
-                'ordering': ['-pk'],
+                'constraints': [models.CheckConstraint(condition=models.Q(('only', True)), name='installation_only_one')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Publication',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('kind', models.CharField(choices=[('adapters', 'Adapter'), ('datasets', 'Dataset version'), ('exports', 'Export')], max_length=10)),
+                ('folder', models.CharField(max_length=64)),
+                ('begun_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+            ],
+            options={
+                'indexes': [models.Index(fields=['begun_at'], name='dashboard_p_begun_a_f88315_idx')],
+                'constraints': [models.UniqueConstraint(fields=('kind', 'folder'), name='publication_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='StorageUse',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('exports', 'Exports'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('other', 'Other files')], max_length=12)),
+                ('bytes', models.BigIntegerField(default=0)),
+                ('count', models.PositiveIntegerField(default=0)),
+                ('removable_bytes', models.BigIntegerField(default=0)),
+                ('removable_count', models.PositiveIntegerField(default=0)),
+                ('biggest', models.JSONField(default=list)),
+                ('measured_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='storage_uses', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-bytes', 'kind'],
+                'constraints': [models.UniqueConstraint(fields=('kind', 'project'), name='storage_use_once_per_project'), models.UniqueConstraint(condition=models.Q(('project', None)), fields=('kind',), name='storage_use_once_for_all')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Tag',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=40, verbose_name='tag')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tags', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['name'],
+                'constraints': [models.UniqueConstraint(fields=('project', 'name'), name='tag_once_per_project')],
             },
         ),
         migrations.CreateModel(
@@ -161,82 +163,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='DatasetVersion',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('version', models.PositiveIntegerField()),
-                ('upload', models.CharField(max_length=100)),
-                ('filename', models.CharField(max_length=255)),
-                ('size_bytes', models.BigIntegerField()),
-                ('prompt_column', models.CharField(blank=True, max_length=200)),
-                ('completion_column', models.CharField(blank=True, max_length=200)),
-                ('group_column', models.CharField(blank=True, max_length=200)),
-                ('skip_bad_rows', models.BooleanField(default=False)),
-                ('seed', models.BigIntegerField(default=42)),
-                ('sha256', models.CharField(blank=True, max_length=64)),
-                ('test_sha256', models.CharField(blank=True, max_length=64)),
-                ('rows', models.PositiveIntegerField(blank=True, null=True)),
-                ('splits', models.JSONField(default=dict)),
-                ('report', models.JSONField(default=dict)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('dataset', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='versions', to='dashboard.dataset')),
-            ],
-            options={
-                'ordering': ['-pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='Evaluation',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('subject', models.CharField(choices=[('base', 'Base model'), ('adapter', 'Adapter')], max_length=10)),
-                ('key', models.CharField(blank=True, max_length=64)),
-                ('number_format', models.CharField(blank=True, max_length=160)),
-                ('split', models.CharField(max_length=12)),
-                ('rows', models.PositiveIntegerField(blank=True, null=True)),
-                ('metrics', models.JSONField(default=dict)),
-                ('general_questions', models.JSONField(default=dict)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('adapter', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.adapter')),
-                ('base_evaluation', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='adapter_evaluations', to='dashboard.evaluation')),
-                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.basemodel')),
-                ('dataset_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.datasetversion')),
-                ('reused_from', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='reuses', to='dashboard.evaluation')),
-            ],
-            options={
-                'ordering': ['pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='EvaluationItem',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('row', models.PositiveIntegerField()),
-                ('group', models.PositiveIntegerField(blank=True, null=True)),
-                ('prompt', models.TextField()),
-                ('expected', models.TextField()),
-                ('output', models.TextField()),
-                ('scores', models.JSONField(default=dict)),
-                ('evaluation', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='items', to='dashboard.evaluation')),
-            ],
-            options={
-                'ordering': ['evaluation', 'row'],
-            },
-        ),
-        migrations.CreateModel(
-            name='Installation',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('only', models.BooleanField(default=True, unique=True)),
-                ('key', models.CharField(max_length=32)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-            ],
-            options={
-                'constraints': [models.CheckConstraint(condition=models.Q(('only', True)), name='installation_only_one')],
+                'constraints': [models.UniqueConstraint(fields=('project', 'name'), name='dataset_name_once_per_project')],
             },
         ),
         migrations.CreateModel(
@@ -277,75 +204,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
+                'indexes': [models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'needs_4bit'], name='job_order'), models.Index(fields=['queue', 'started_at', 'project'], name='job_starts'), models.Index(fields=['project', 'queue', 'finished_at', 'created_by'], name='job_used'), models.Index(fields=['kind', 'state', 'finished_at'], name='dashboard_j_kind_9f8bc6_idx'), models.Index(fields=['state', 'lease_until'], name='dashboard_j_state_ea721e_idx')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('state__in', ['queued', 'starting', 'running', 'finalizing', 'cancelling', 'interrupted', 'succeeded', 'failed', 'cancelled'])), name='job_state_known'), models.CheckConstraint(condition=models.Q(('keep__in', ['', 'adapter', 'checkpoint'])), name='job_keep_known'), models.CheckConstraint(condition=models.Q(models.Q(('state__in', ['succeeded', 'failed', 'cancelled']), _negated=True), ('finished_at__isnull', False), _connector='OR'), name='job_finished_has_an_end'), models.UniqueConstraint(condition=models.Q(('state__in', ['starting', 'running', 'finalizing', 'cancelling'])), fields=('slot',), name='job_one_live_per_slot'), models.UniqueConstraint(condition=models.Q(('idempotency_key', ''), _negated=True), fields=('project', 'idempotency_key'), name='job_idempotency_key_once_per_project')],
             },
-        ),
-        migrations.AddField(
-            model_name='evaluation',
-            name='job',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='evaluations', to='dashboard.job'),
-        ),
-        migrations.AddField(
-            model_name='evaluation',
-            name='judge_job',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judged_evaluations', to='dashboard.job'),
-        ),
-        migrations.AddField(
-            model_name='datasetversion',
-            name='job',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='dataset_versions', to='dashboard.job'),
-        ),
-        migrations.AddField(
-            model_name='basemodel',
-            name='job',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='base_models', to='dashboard.job'),
-        ),
-        migrations.AddField(
-            model_name='basemodel',
-            name='serving_job',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='served_base_models', to='dashboard.job'),
-        ),
-        migrations.CreateModel(
-            name='JobEvent',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('seq', models.PositiveIntegerField()),
-                ('attempt', models.PositiveIntegerField()),
-                ('event', models.CharField(max_length=20)),
-                ('from_state', models.CharField(max_length=12)),
-                ('to_state', models.CharField(max_length=12)),
-                ('actor', models.CharField(blank=True, max_length=254)),
-                ('text', models.TextField(blank=True)),
-                ('level', models.CharField(default='info', max_length=10)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='dashboard.job')),
-            ],
-            options={
-                'ordering': ['job', 'seq'],
-            },
-        ),
-        migrations.CreateModel(
-            name='MetricChunk',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('first_step', models.PositiveIntegerField()),
-                ('last_step', models.PositiveIntegerField()),
-                ('count', models.PositiveIntegerField()),
-                ('steps', models.BinaryField()),
-                ('values', models.BinaryField()),
-                ('series', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='chunks', to='dashboard.metricseries')),
-            ],
-            options={
-                'ordering': ['series', 'first_step'],
-            },
-        ),
-        migrations.CreateModel(
-            name='Outbox',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('sent_at', models.DateTimeField(blank=True, null=True)),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='outbox', to='dashboard.job')),
-            ],
         ),
         migrations.CreateModel(
             name='Membership',
@@ -356,6 +217,9 @@ class Migration(migrations.Migration):
                 ('user', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='memberships', to=settings.AUTH_USER_MODEL)),
                 ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='memberships', to='dashboard.project')),
             ],
+            options={
+                'constraints': [models.UniqueConstraint(fields=('project', 'user'), name='membership_once_per_project'), models.CheckConstraint(condition=models.Q(('role__in', ['viewer', 'editor', 'manager'])), name='membership_role_known')],
+            },
         ),
         migrations.CreateModel(
             name='Invitation',
@@ -370,35 +234,9 @@ class Migration(migrations.Migration):
                 ('invited_by', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to=settings.AUTH_USER_MODEL)),
                 ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='invitations', to='dashboard.project')),
             ],
-        ),
-        migrations.CreateModel(
-            name='Export',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('format', models.CharField(choices=[('float32', 'Safetensors, float32'), ('bfloat16', 'Safetensors, bfloat16'), ('gguf-f16', 'GGUF, F16'), ('gguf-q8_0', 'GGUF, Q8_0')], max_length=10)),
-                ('expected_bytes', models.BigIntegerField()),
-                ('folder', models.CharField(blank=True, max_length=64)),
-                ('filename', models.CharField(blank=True, max_length=255)),
-                ('sha256', models.CharField(blank=True, max_length=64)),
-                ('size_bytes', models.BigIntegerField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.adapter')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.job')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.project')),
-            ],
             options={
-                'ordering': ['-pk'],
+                'constraints': [models.CheckConstraint(condition=models.Q(('role__in', ['viewer', 'editor', 'manager'])), name='invitation_role_known')],
             },
-        ),
-        migrations.AddField(
-            model_name='evaluation',
-            name='project',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.project'),
-        ),
-        migrations.AddField(
-            model_name='datasetversion',
-            name='project',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='dataset_versions', to='dashboard.project'),
         ),
         migrations.CreateModel(
             name='ComputeBudget',
@@ -411,6 +249,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
+                'constraints': [models.CheckConstraint(condition=models.Q(('hours', None), ('hours__gte', 0), _connector='OR'), name='compute_budget_not_negative')],
             },
         ),
         migrations.CreateModel(
@@ -426,11 +265,6 @@ class Migration(migrations.Migration):
             options={
                 'ordering': ['-pk'],
             },
-        ),
-        migrations.AddField(
-            model_name='basemodel',
-            name='project',
-            field=models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='base_models', to='dashboard.project'),
         ),
         migrations.CreateModel(
             name='ApiToken',
@@ -449,6 +283,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-created_at'],
+                'constraints': [models.CheckConstraint(condition=models.Q(('scope__in', ['read', 'write'])), name='token_scope_known')],
             },
         ),
         migrations.CreateModel(
@@ -462,19 +297,144 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['name'],
+                'constraints': [models.UniqueConstraint(fields=('project', 'name'), name='prompt_set_once_per_project')],
             },
         ),
         migrations.CreateModel(
-            name='Publication',
+            name='SavedView',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('adapters', 'Adapter'), ('datasets', 'Dataset version'), ('exports', 'Export')], max_length=10)),
-                ('folder', models.CharField(max_length=64)),
-                ('begun_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('page', models.CharField(choices=[('compare', 'Compare'), ('training-run-index', 'Runs'), ('adapter-index', 'Adapters')], default='compare', max_length=20)),
+                ('name', models.CharField(max_length=80, verbose_name='name')),
+                ('query', models.CharField(max_length=2000)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='saved_views', to='dashboard.project')),
             ],
             options={
-                'indexes': [models.Index(fields=['begun_at'], name='dashboard_p_begun_a_f88315_idx')],
-                'constraints': [models.UniqueConstraint(fields=('kind', 'folder'), name='publication_once')],
+                'ordering': ['name'],
+                'constraints': [models.UniqueConstraint(fields=('project', 'page', 'name'), name='saved_view_once_per_project'), models.CheckConstraint(condition=models.Q(('page__in', ['compare', 'training-run-index', 'adapter-index'])), name='saved_view_page_known')],
+            },
+        ),
+        migrations.CreateModel(
+            name='TargetModuleConfig',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('slug', models.SlugField(blank=True, max_length=60, null=True)),
+                ('name', models.CharField(max_length=120, verbose_name='name')),
+                ('description', models.TextField(blank=True, verbose_name='description')),
+                ('roles', models.JSONField(default=list)),
+                ('selection', models.JSONField(blank=True, null=True)),
+                ('evidence', models.TextField(blank=True, verbose_name='evidence')),
+                ('version', models.PositiveIntegerField(default=1)),
+                ('position', models.PositiveSmallIntegerField(default=100)),
+                ('made_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='target_module_configs', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['position', 'pk'],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('project', None)), fields=('slug',), name='target_module_config_preset_once'), models.UniqueConstraint(fields=('project', 'name', 'version'), name='target_module_config_version_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Webhook',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('url', models.CharField(max_length=300, verbose_name='address')),
+                ('salt', models.CharField(default=dashboard.models.jobs.webhook.salt, max_length=32)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='webhooks', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(fields=('project', 'url'), name='webhook_once_per_project')],
+            },
+        ),
+        migrations.CreateModel(
+            name='BaseModel',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('source', models.CharField(choices=[('bundled', 'Bundled'), ('folder', 'Folder'), ('hub', 'Hub')], max_length=10)),
+                ('name', models.CharField(max_length=120, verbose_name='name')),
+                ('hub_id', models.CharField(max_length=200, verbose_name='public name or hub id')),
+                ('revision', models.CharField(blank=True, max_length=100, verbose_name='revision')),
+                ('folder', models.CharField(blank=True, max_length=255)),
+                ('path', models.CharField(blank=True, max_length=1000)),
+                ('sha256', models.CharField(blank=True, max_length=64)),
+                ('license', models.CharField(blank=True, max_length=100)),
+                ('parameters', models.BigIntegerField(blank=True, null=True)),
+                ('census', models.JSONField(blank=True, null=True)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('added_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='base_models', to='dashboard.job')),
+                ('serving_job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='served_base_models', to='dashboard.job')),
+                ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='base_models', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('source', 'bundled')), fields=('source',), name='base_model_bundled_once'), models.UniqueConstraint(fields=('project', 'hub_id', 'revision'), name='base_model_once_per_project')],
+            },
+        ),
+        migrations.CreateModel(
+            name='DatasetVersion',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('version', models.PositiveIntegerField()),
+                ('upload', models.CharField(max_length=100)),
+                ('filename', models.CharField(max_length=255)),
+                ('size_bytes', models.BigIntegerField()),
+                ('prompt_column', models.CharField(blank=True, max_length=200)),
+                ('completion_column', models.CharField(blank=True, max_length=200)),
+                ('group_column', models.CharField(blank=True, max_length=200)),
+                ('skip_bad_rows', models.BooleanField(default=False)),
+                ('seed', models.BigIntegerField(default=42)),
+                ('sha256', models.CharField(blank=True, max_length=64)),
+                ('test_sha256', models.CharField(blank=True, max_length=64)),
+                ('rows', models.PositiveIntegerField(blank=True, null=True)),
+                ('splits', models.JSONField(default=dict)),
+                ('report', models.JSONField(default=dict)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('dataset', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='versions', to='dashboard.dataset')),
+                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='dataset_versions', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='dataset_versions', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(fields=('dataset', 'version'), name='dataset_version_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='JobEvent',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('seq', models.PositiveIntegerField()),
+                ('attempt', models.PositiveIntegerField()),
+                ('event', models.CharField(max_length=20)),
+                ('from_state', models.CharField(max_length=12)),
+                ('to_state', models.CharField(max_length=12)),
+                ('actor', models.CharField(blank=True, max_length=254)),
+                ('text', models.TextField(blank=True)),
+                ('level', models.CharField(default='info', max_length=10)),
+                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='events', to='dashboard.job')),
+            ],
+            options={
+                'ordering': ['job', 'seq'],
+                'constraints': [models.UniqueConstraint(fields=('job', 'seq'), name='job_event_seq_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Outbox',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ('sent_at', models.DateTimeField(blank=True, null=True)),
+                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='outbox', to='dashboard.job')),
+            ],
+            options={
+                'indexes': [models.Index(fields=['sent_at'], name='dashboard_o_sent_at_5c53f4_idx')],
             },
         ),
         migrations.CreateModel(
@@ -492,36 +452,6 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='PromptAnswer',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('text', models.TextField(blank=True)),
-                ('is_cut', models.BooleanField(default=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('adapter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
-                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
-                ('prompt', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='answers', to='dashboard.savedprompt')),
-            ],
-            options={
-                'ordering': ['pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='SavedView',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('page', models.CharField(choices=[('compare', 'Compare'), ('training-run-index', 'Runs'), ('adapter-index', 'Adapters')], default='compare', max_length=20)),
-                ('name', models.CharField(max_length=80, verbose_name='name')),
-                ('query', models.CharField(max_length=2000)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='saved_views', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['name'],
-            },
-        ),
-        migrations.CreateModel(
             name='ScoringTime',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -535,23 +465,6 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='StorageUse',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('uploads', 'Uploads'), ('datasets', 'Datasets'), ('adapters', 'Adapters'), ('exports', 'Exports'), ('checkpoints', 'Checkpoints'), ('work', 'Work in progress'), ('logs', 'Logs'), ('archives', 'Prepared downloads'), ('models', 'Base models'), ('database', 'Database'), ('other', 'Other files')], max_length=12)),
-                ('bytes', models.BigIntegerField(default=0)),
-                ('count', models.PositiveIntegerField(default=0)),
-                ('removable_bytes', models.BigIntegerField(default=0)),
-                ('removable_count', models.PositiveIntegerField(default=0)),
-                ('biggest', models.JSONField(default=list)),
-                ('measured_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='storage_uses', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['-bytes', 'kind'],
             },
         ),
         migrations.CreateModel(
@@ -585,6 +498,8 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
+                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_s_project_ded5be_idx')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('budget__in', ['equal-rank', 'equal-parameters'])), name='study_budget_known'), models.CheckConstraint(condition=models.Q(('margin__gte', 0)), name='study_margin_not_negative'), models.CheckConstraint(condition=models.Q(('max_hours', None), ('max_hours__gt', 0), _connector='OR'), name='study_max_hours_positive')],
             },
         ),
         migrations.CreateModel(
@@ -606,53 +521,6 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Decision',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('arm', models.CharField(max_length=120)),
-                ('reason', models.TextField(verbose_name='reason')),
-                ('approved', models.BooleanField(default=False)),
-                ('decided_at', models.DateTimeField(auto_now_add=True)),
-                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.adapter')),
-                ('decided_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.project')),
-                ('study', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.study')),
-            ],
-            options={
-                'ordering': ['-pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='Tag',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=40, verbose_name='tag')),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='tags', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['name'],
-            },
-        ),
-        migrations.CreateModel(
-            name='TargetModuleConfig',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('slug', models.SlugField(blank=True, max_length=60, null=True)),
-                ('name', models.CharField(max_length=120, verbose_name='name')),
-                ('description', models.TextField(blank=True, verbose_name='description')),
-                ('roles', models.JSONField(default=list)),
-                ('selection', models.JSONField(blank=True, null=True)),
-                ('evidence', models.TextField(blank=True, verbose_name='evidence')),
-                ('version', models.PositiveIntegerField(default=1)),
-                ('position', models.PositiveSmallIntegerField(default=100)),
-                ('made_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='target_module_configs', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['position', 'pk'],
-            },
-        ),
-        migrations.CreateModel(
             name='StudyArm',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -667,6 +535,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['study', 'position'],
+                'constraints': [models.UniqueConstraint(fields=('study', 'name'), name='study_arm_name_once'), models.UniqueConstraint(condition=models.Q(('is_reference', True)), fields=('study',), name='study_one_reference_arm')],
             },
         ),
         migrations.CreateModel(
@@ -702,6 +571,48 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
+                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'), models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'), models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'), models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'), models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known')],
+            },
+        ),
+        migrations.CreateModel(
+            name='MetricSeries',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=60)),
+                ('count', models.PositiveIntegerField(default=0)),
+                ('first_step', models.PositiveIntegerField(default=0)),
+                ('last_step', models.PositiveIntegerField(default=0)),
+                ('last', models.FloatField(blank=True, null=True)),
+                ('low', models.FloatField(blank=True, null=True)),
+                ('high', models.FloatField(blank=True, null=True)),
+                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metric_series', to='dashboard.trainingrun')),
+            ],
+            options={
+                'ordering': ['name'],
+                'indexes': [models.Index(fields=['name', 'last', 'run'], name='dashboard_m_name_a7df92_idx')],
+                'constraints': [models.UniqueConstraint(fields=('run', 'name'), name='metric_series_once_per_run')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Adapter',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('name', models.CharField(max_length=120, verbose_name='name')),
+                ('version', models.PositiveIntegerField()),
+                ('stage', models.CharField(choices=[('draft', 'Draft'), ('approved', 'Approved'), ('retired', 'Retired')], default='draft', max_length=10)),
+                ('folder', models.CharField(max_length=64)),
+                ('files', models.JSONField()),
+                ('sha256', models.CharField(max_length=64)),
+                ('size_bytes', models.BigIntegerField()),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='adapters', to='dashboard.basemodel')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='adapters', to='dashboard.project')),
+                ('run', models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='adapter', to='dashboard.trainingrun')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(fields=('project', 'name', 'version'), name='adapter_version_once'), models.CheckConstraint(condition=models.Q(('stage__in', ['draft', 'approved', 'retired'])), name='adapter_stage_known')],
             },
         ),
         migrations.CreateModel(
@@ -715,17 +626,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['metric'],
+                'indexes': [models.Index(fields=['metric', 'value', 'run'], name='dashboard_r_metric_1ab22b_idx')],
+                'constraints': [models.UniqueConstraint(fields=('run', 'metric'), name='run_score_once_per_metric')],
             },
-        ),
-        migrations.AddField(
-            model_name='metricseries',
-            name='run',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metric_series', to='dashboard.trainingrun'),
-        ),
-        migrations.AddField(
-            model_name='evaluation',
-            name='run',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.trainingrun'),
         ),
         migrations.CreateModel(
             name='Calibration',
@@ -749,10 +652,119 @@ class Migration(migrations.Migration):
                 'ordering': ['-pk'],
             },
         ),
-        migrations.AddField(
-            model_name='adapter',
-            name='run',
-            field=models.OneToOneField(on_delete=django.db.models.deletion.PROTECT, related_name='adapter', to='dashboard.trainingrun'),
+        migrations.CreateModel(
+            name='WebhookDelivery',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('event', models.CharField(max_length=40)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('tries', models.PositiveSmallIntegerField(default=0)),
+                ('next_at', models.DateTimeField(blank=True, db_default=django.db.models.functions.datetime.Now(), null=True)),
+                ('arrived_at', models.DateTimeField(blank=True, null=True)),
+                ('result', models.CharField(blank=True, max_length=200)),
+                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.trainingrun')),
+                ('webhook', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='dashboard.webhook')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'indexes': [models.Index(fields=['next_at'], name='webhook_delivery_due')],
+            },
+        ),
+        migrations.CreateModel(
+            name='MetricChunk',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('first_step', models.PositiveIntegerField()),
+                ('last_step', models.PositiveIntegerField()),
+                ('count', models.PositiveIntegerField()),
+                ('steps', models.BinaryField()),
+                ('values', models.BinaryField()),
+                ('series', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='chunks', to='dashboard.metricseries')),
+            ],
+            options={
+                'ordering': ['series', 'first_step'],
+                'constraints': [models.UniqueConstraint(fields=('series', 'first_step'), name='metric_chunk_starts_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Evaluation',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('subject', models.CharField(choices=[('base', 'Base model'), ('adapter', 'Adapter')], max_length=10)),
+                ('key', models.CharField(blank=True, max_length=64)),
+                ('number_format', models.CharField(blank=True, max_length=160)),
+                ('split', models.CharField(max_length=12)),
+                ('rows', models.PositiveIntegerField(blank=True, null=True)),
+                ('metrics', models.JSONField(default=dict)),
+                ('general_questions', models.JSONField(default=dict)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.adapter')),
+                ('base_evaluation', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='adapter_evaluations', to='dashboard.evaluation')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.basemodel')),
+                ('dataset_version', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='evaluations', to='dashboard.datasetversion')),
+                ('reused_from', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='reuses', to='dashboard.evaluation')),
+                ('job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='evaluations', to='dashboard.job')),
+                ('judge_job', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='judged_evaluations', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.project')),
+                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='evaluations', to='dashboard.trainingrun')),
+            ],
+            options={
+                'ordering': ['pk'],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('number_format', ''), _negated=True), fields=('dataset_version', 'base_model', 'key', 'number_format'), name='base_evaluation_kept_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Export',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('format', models.CharField(choices=[('float32', 'Safetensors, float32'), ('bfloat16', 'Safetensors, bfloat16'), ('gguf-f16', 'GGUF, F16'), ('gguf-q8_0', 'GGUF, Q8_0')], max_length=10)),
+                ('expected_bytes', models.BigIntegerField()),
+                ('folder', models.CharField(blank=True, max_length=64)),
+                ('filename', models.CharField(blank=True, max_length=255)),
+                ('sha256', models.CharField(blank=True, max_length=64)),
+                ('size_bytes', models.BigIntegerField(blank=True, null=True)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.adapter')),
+                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='exports', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
+                'constraints': [models.UniqueConstraint(fields=('adapter', 'format'), name='export_once_per_format'), models.CheckConstraint(condition=models.Q(('format__in', ['float32', 'bfloat16', 'gguf-f16', 'gguf-q8_0'])), name='export_format_known')],
+            },
+        ),
+        migrations.CreateModel(
+            name='PromptAnswer',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('text', models.TextField(blank=True)),
+                ('is_cut', models.BooleanField(default=False)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.adapter')),
+                ('base_model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.basemodel')),
+                ('prompt', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='answers', to='dashboard.savedprompt')),
+            ],
+            options={
+                'ordering': ['pk'],
+                'constraints': [models.UniqueConstraint(fields=('prompt', 'adapter'), name='prompt_answer_once_per_adapter'), models.UniqueConstraint(condition=models.Q(('adapter', None)), fields=('prompt', 'base_model'), name='prompt_answer_once_per_base_model')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Decision',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('arm', models.CharField(max_length=120)),
+                ('reason', models.TextField(verbose_name='reason')),
+                ('approved', models.BooleanField(default=False)),
+                ('decided_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.adapter')),
+                ('decided_by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.project')),
+                ('study', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='decisions', to='dashboard.study')),
+            ],
+            options={
+                'ordering': ['-pk'],
+            },
         ),
         migrations.CreateModel(
             name='TryOutLink',
@@ -776,6 +788,24 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
+                'constraints': [models.CheckConstraint(condition=models.Q(('prompts__lte', models.F('most_prompts'))), name='try_out_link_within_limit')],
+            },
+        ),
+        migrations.CreateModel(
+            name='EvaluationItem',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('row', models.PositiveIntegerField()),
+                ('group', models.PositiveIntegerField(blank=True, null=True)),
+                ('prompt', models.TextField()),
+                ('expected', models.TextField()),
+                ('output', models.TextField()),
+                ('scores', models.JSONField(default=dict)),
+                ('evaluation', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='items', to='dashboard.evaluation')),
+            ],
+            options={
+                'ordering': ['evaluation', 'row'],
+                'constraints': [models.UniqueConstraint(fields=('evaluation', 'row'), name='evaluation_item_once_per_row')],
             },
         ),
         migrations.CreateModel(
@@ -799,6 +829,8 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['pk'],
+                'indexes': [models.Index(fields=['project', 'base_model', 'vote'], name='blind_comparison_votes')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('vote__in', ['', 'a', 'equal', 'b'])), name='blind_comparison_vote_known')],
             },
         ),
         migrations.CreateModel(
@@ -812,282 +844,8 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['pk'],
+                'constraints': [models.UniqueConstraint(fields=('item', 'voter'), name='vote_once_per_item')],
             },
-        ),
-        migrations.CreateModel(
-            name='Webhook',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('url', models.CharField(max_length=300, verbose_name='address')),
-                ('salt', models.CharField(default=dashboard.models.jobs.webhook.salt, max_length=32)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('created_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='webhooks', to='dashboard.project')),
-            ],
-            options={
-                'ordering': ['-pk'],
-            },
-        ),
-        migrations.CreateModel(
-            name='WebhookDelivery',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('event', models.CharField(max_length=40)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('tries', models.PositiveSmallIntegerField(default=0)),
-                ('next_at', models.DateTimeField(blank=True, db_default=django.db.models.functions.datetime.Now(), null=True)),
-                ('arrived_at', models.DateTimeField(blank=True, null=True)),
-                ('result', models.CharField(blank=True, max_length=200)),
-                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='dashboard.trainingrun')),
-                ('webhook', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='deliveries', to='dashboard.webhook')),
-            ],
-            options={
-                'ordering': ['-pk'],
-            },
-        ),
-        migrations.AddConstraint(
-            model_name='user',
-            constraint=models.UniqueConstraint(django.db.models.functions.text.Lower('email'), name='user_email_unique_in_any_case'),
-        ),
-        migrations.AddConstraint(
-            model_name='evaluationitem',
-            constraint=models.UniqueConstraint(fields=('evaluation', 'row'), name='evaluation_item_once_per_row'),
-        ),
-        migrations.AddConstraint(
-            model_name='jobevent',
-            constraint=models.UniqueConstraint(fields=('job', 'seq'), name='job_event_seq_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='metricchunk',
-            constraint=models.UniqueConstraint(fields=('series', 'first_step'), name='metric_chunk_starts_once'),
-        ),
-        migrations.AddIndex(
-            model_name='outbox',
-            index=models.Index(fields=['sent_at'], name='dashboard_o_sent_at_5c53f4_idx'),
-        ),
-        migrations.AddConstraint(
-            model_name='membership',
-            constraint=models.UniqueConstraint(fields=('project', 'user'), name='membership_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='membership',
-            constraint=models.CheckConstraint(condition=models.Q(('role__in', ['viewer', 'editor', 'manager'])), name='membership_role_known'),
-        ),
-        migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'needs_4bit'], name='job_order'),
-        ),
-        migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['queue', 'started_at', 'project'], name='job_starts'),
-        ),
-        migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['project', 'queue', 'finished_at', 'created_by'], name='job_used'),
-        ),
-        migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['kind', 'state', 'finished_at'], name='dashboard_j_kind_9f8bc6_idx'),
-        ),
-        migrations.AddIndex(
-            model_name='job',
-            index=models.Index(fields=['state', 'lease_until'], name='dashboard_j_state_ea721e_idx'),
-        ),
-        migrations.AddConstraint(
-            model_name='job',
-            constraint=models.CheckConstraint(condition=models.Q(('state__in', ['queued', 'starting', 'running', 'finalizing', 'cancelling', 'interrupted', 'succeeded', 'failed', 'cancelled'])), name='job_state_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='job',
-            constraint=models.CheckConstraint(condition=models.Q(('keep__in', ['', 'adapter', 'checkpoint'])), name='job_keep_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='job',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state__in', ['succeeded', 'failed', 'cancelled']), _negated=True), ('finished_at__isnull', False), _connector='OR'), name='job_finished_has_an_end'),
-        ),
-        migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['starting', 'running', 'finalizing', 'cancelling'])), fields=('slot',), name='job_one_live_per_slot'),
-        ),
-        migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('idempotency_key', ''), _negated=True), fields=('project', 'idempotency_key'), name='job_idempotency_key_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='invitation',
-            constraint=models.CheckConstraint(condition=models.Q(('role__in', ['viewer', 'editor', 'manager'])), name='invitation_role_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='export',
-            constraint=models.UniqueConstraint(fields=('adapter', 'format'), name='export_once_per_format'),
-        ),
-        migrations.AddConstraint(
-            model_name='export',
-            constraint=models.CheckConstraint(condition=models.Q(('format__in', ['float32', 'bfloat16', 'gguf-f16', 'gguf-q8_0'])), name='export_format_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='datasetversion',
-            constraint=models.UniqueConstraint(fields=('dataset', 'version'), name='dataset_version_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='dataset',
-            constraint=models.UniqueConstraint(fields=('project', 'name'), name='dataset_name_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='computebudget',
-            constraint=models.CheckConstraint(condition=models.Q(('hours', None), ('hours__gte', 0), _connector='OR'), name='compute_budget_not_negative'),
-        ),
-        migrations.AddConstraint(
-            model_name='basemodel',
-            constraint=models.UniqueConstraint(condition=models.Q(('source', 'bundled')), fields=('source',), name='base_model_bundled_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='basemodel',
-            constraint=models.UniqueConstraint(fields=('project', 'hub_id', 'revision'), name='base_model_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='apitoken',
-            constraint=models.CheckConstraint(condition=models.Q(('scope__in', ['read', 'write'])), name='token_scope_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='promptset',
-            constraint=models.UniqueConstraint(fields=('project', 'name'), name='prompt_set_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='promptanswer',
-            constraint=models.UniqueConstraint(fields=('prompt', 'adapter'), name='prompt_answer_once_per_adapter'),
-        ),
-        migrations.AddConstraint(
-            model_name='promptanswer',
-            constraint=models.UniqueConstraint(condition=models.Q(('adapter', None)), fields=('prompt', 'base_model'), name='prompt_answer_once_per_base_model'),
-        ),
-        migrations.AddConstraint(
-            model_name='savedview',
-            constraint=models.UniqueConstraint(fields=('project', 'page', 'name'), name='saved_view_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='savedview',
-            constraint=models.CheckConstraint(condition=models.Q(('page__in', ['compare', 'training-run-index', 'adapter-index'])), name='saved_view_page_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='storageuse',
-            constraint=models.UniqueConstraint(fields=('kind', 'project'), name='storage_use_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='storageuse',
-            constraint=models.UniqueConstraint(condition=models.Q(('project', None)), fields=('kind',), name='storage_use_once_for_all'),
-        ),
-        migrations.AddIndex(
-            model_name='study',
-            index=models.Index(fields=['project', '-id'], name='dashboard_s_project_ded5be_idx'),
-        ),
-        migrations.AddConstraint(
-            model_name='study',
-            constraint=models.CheckConstraint(condition=models.Q(('budget__in', ['equal-rank', 'equal-parameters'])), name='study_budget_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='study',
-            constraint=models.CheckConstraint(condition=models.Q(('margin__gte', 0)), name='study_margin_not_negative'),
-        ),
-        migrations.AddConstraint(
-            model_name='study',
-            constraint=models.CheckConstraint(condition=models.Q(('max_hours', None), ('max_hours__gt', 0), _connector='OR'), name='study_max_hours_positive'),
-        ),
-        migrations.AddConstraint(
-            model_name='tag',
-            constraint=models.UniqueConstraint(fields=('project', 'name'), name='tag_once_per_project'),
-        ),
-        migrations.AddConstraint(
-            model_name='targetmoduleconfig',
-            constraint=models.UniqueConstraint(condition=models.Q(('project', None)), fields=('slug',), name='target_module_config_preset_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='targetmoduleconfig',
-            constraint=models.UniqueConstraint(fields=('project', 'name', 'version'), name='target_module_config_version_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='studyarm',
-            constraint=models.UniqueConstraint(fields=('study', 'name'), name='study_arm_name_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='studyarm',
-            constraint=models.UniqueConstraint(condition=models.Q(('is_reference', True)), fields=('study',), name='study_one_reference_arm'),
-        ),
-        migrations.AddIndex(
-            model_name='trainingrun',
-            index=models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'),
-        ),
-        migrations.AddIndex(
-            model_name='trainingrun',
-            index=models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'),
-        ),
-        migrations.AddIndex(
-            model_name='trainingrun',
-            index=models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'),
-        ),
-        migrations.AddIndex(
-            model_name='trainingrun',
-            index=models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'),
-        ),
-        migrations.AddIndex(
-            model_name='trainingrun',
-            index=models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open'),
-        ),
-        migrations.AddConstraint(
-            model_name='trainingrun',
-            constraint=models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known'),
-        ),
-        migrations.AddIndex(
-            model_name='runscore',
-            index=models.Index(fields=['metric', 'value', 'run'], name='dashboard_r_metric_1ab22b_idx'),
-        ),
-        migrations.AddConstraint(
-            model_name='runscore',
-            constraint=models.UniqueConstraint(fields=('run', 'metric'), name='run_score_once_per_metric'),
-        ),
-        migrations.AddIndex(
-            model_name='metricseries',
-            index=models.Index(fields=['name', 'last', 'run'], name='dashboard_m_name_a7df92_idx'),
-        ),
-        migrations.AddConstraint(
-            model_name='metricseries',
-            constraint=models.UniqueConstraint(fields=('run', 'name'), name='metric_series_once_per_run'),
-        ),
-        migrations.AddConstraint(
-            model_name='evaluation',
-            constraint=models.UniqueConstraint(condition=models.Q(('number_format', ''), _negated=True), fields=('dataset_version', 'base_model', 'key', 'number_format'), name='base_evaluation_kept_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='adapter',
-            constraint=models.UniqueConstraint(fields=('project', 'name', 'version'), name='adapter_version_once'),
-        ),
-        migrations.AddConstraint(
-            model_name='adapter',
-            constraint=models.CheckConstraint(condition=models.Q(('stage__in', ['draft', 'approved', 'retired'])), name='adapter_stage_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='tryoutlink',
-            constraint=models.CheckConstraint(condition=models.Q(('prompts__lte', models.F('most_prompts'))), name='try_out_link_within_limit'),
-        ),
-        migrations.AddIndex(
-            model_name='blindcomparison',
-            index=models.Index(fields=['project', 'base_model', 'vote'], name='blind_comparison_votes'),
-        ),
-        migrations.AddConstraint(
-            model_name='blindcomparison',
-            constraint=models.CheckConstraint(condition=models.Q(('vote__in', ['', 'a', 'equal', 'b'])), name='blind_comparison_vote_known'),
-        ),
-        migrations.AddConstraint(
-            model_name='vote',
-            constraint=models.UniqueConstraint(fields=('item', 'voter'), name='vote_once_per_item'),
-        ),
-        migrations.AddConstraint(
-            model_name='webhook',
-            constraint=models.UniqueConstraint(fields=('project', 'url'), name='webhook_once_per_project'),
-        ),
-        migrations.AddIndex(
-            model_name='webhookdelivery',
-            index=models.Index(fields=['next_at'], name='webhook_delivery_due'),
         ),
         migrations.RunPython(create_cache_table, migrations.RunPython.noop),
     ]
