@@ -38,6 +38,7 @@ from dashboard.models import (  # noqa: E402
     BaseModel,
     Dataset,
     DatasetVersion,
+    DeviceDay,
     Export,
     Job,
     JobEvent,
@@ -218,6 +219,7 @@ def ended_job(kind: Job.Kind, project: Project | None, by: User | None = None) -
 def rewrite(events: models.QuerySet[JobEvent], **facts: object) -> None:
     """Let it have happened otherwise. Histories refuse that, so only tests do it, and only here."""
     models.QuerySet.update(events, **facts)
+    DeviceDay.objects.all().delete()
 
 
 def make_base_model(

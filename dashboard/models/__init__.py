@@ -25,6 +25,7 @@ from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.evaluations.try_out_link import TryOutLink
 from dashboard.models.evaluations.vote import Vote
 from dashboard.models.jobs.compute_budget import ComputeBudget, OverBudget
+from dashboard.models.jobs.device_day import DeviceDay
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_event import JobEvent
 from dashboard.models.jobs.job_state import IllegalMove, State
@@ -59,6 +60,7 @@ __all__ = [
     "Dataset",
     "DatasetVersion",
     "Decision",
+    "DeviceDay",
     "Evaluation",
     "EvaluationItem",
     "Export",

@@ -30,7 +30,7 @@ from dashboard.presenters.stages import is_stop_lossless, outcome_summary, stop_
 
 SHOWN_FOR = timedelta(hours=24)
 # Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
-SHOWN = 50
+SHOWN = 25
 ENDED_SHOWN = 30
 
 
@@ -176,7 +176,8 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             Prefetch(
                 "training_runs",
                 TrainingRun.objects.select_related("study_arm__study").only(
-                    "name", "job", "spec", "rung", "outcome", "error_code", "study_arm__study__name"
+                    *("name", "job", "spec", "rung", "outcome", "error_code", "reused_from"),
+                    "study_arm__study__name",
                 ),
             ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),

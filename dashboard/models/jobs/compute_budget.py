@@ -19,11 +19,11 @@ from dashboard.models.accounts.project import Project, ProjectQuerySet, Role
 from dashboard.models.jobs.compute_use import (
     HOUR,
     Month,
-    device_usage,
     format_hours,
     reserved_seconds,
     unit_label,
 )
+from dashboard.models.jobs.device_day import DeviceDay
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -100,7 +100,7 @@ class BudgetStatus:
         return cls(
             month=month,
             limit=None if hours is None else hours * HOUR,
-            used=sum(usage.within(month) for usage in device_usage(project, month.begin)),
+            used=sum(day.seconds for day in DeviceDay.objects.since(project, month.begin)),
             reserved=reserved_seconds(project),
         )
 
@@ -204,11 +204,11 @@ def monthly_usage(project: Project) -> list[tuple[Month, float, float | None]]:
     months = [Month.current()]
     while len(months) < MONTHS_SHOWN:
         months.append(months[-1].previous)
-    usages = list(device_usage(project, months[-1].begin))
+    days = DeviceDay.objects.since(project, months[-1].begin)
     limits = list(ComputeBudget.objects.filter(project=project).values_list("created_at", "hours"))
     rows = []
     for month in months:
         hours = next((hours for set_at, hours in limits if set_at < month.end), None)
-        used = sum(usage.within(month) for usage in usages)
+        used = sum(day.seconds for day in days if month.begin <= day.begin < month.end)
         rows.append((month, used, None if hours is None else hours * HOUR))
     return rows

@@ -6,7 +6,7 @@ its jobs. Reserved: the forecasts of waiting and running work. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -53,9 +53,9 @@ class DeviceUsage(NamedTuple):
     begin: datetime
     end: datetime
 
-    def within(self, month: Month) -> float:
-        """Return the seconds that fall in the month."""
-        begin, end = max(self.begin, month.begin), min(self.end, month.end)
+    def within(self, begin: datetime, end: datetime) -> float:
+        """Return the seconds that fall between two times."""
+        begin, end = max(self.begin, begin), min(self.end, end)
         # Timestamps, because datetimes of one zone subtract as wall clocks, wrong across a clock change.
         return max(0.0, end.timestamp() - begin.timestamp())
 
@@ -101,14 +101,6 @@ def reserved_seconds(project: Project) -> float:
         + sum(run.seconds_left for run in started.prefetch_related("metric_series"))
         + sum(study.remaining_seconds for study in studies)
     )
-
-
-def usage_by_user(usages: Iterable[DeviceUsage], month: Month) -> list[tuple[int | None, float]]:
-    """Return (user id, seconds) of the month, most first."""
-    sums: dict[int | None, float] = {}
-    for usage in usages:
-        sums[usage.user] = sums.get(usage.user, 0.0) + usage.within(month)
-    return sorted(((user, seconds) for user, seconds in sums.items() if seconds), key=lambda item: -item[1])
 
 
 def format_hours(seconds: float) -> str:

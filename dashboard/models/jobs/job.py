@@ -115,6 +115,8 @@ class Job(models.Model):
             # Forms read the project's usage of this month at every change.
             models.Index(fields=["project", "queue", "finished_at", "created_by"], name="job_used"),
             models.Index(fields=["kind", "state", "finished_at"]),
+            # The queue's page lists what ended last.
+            models.Index(fields=["finished_at"], name="job_ended"),
             models.Index(fields=["state", "lease_until"]),
         ]
         constraints = [

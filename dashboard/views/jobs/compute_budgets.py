@@ -14,7 +14,7 @@ from dashboard.forms.jobs import ComputeBudgetForm
 from dashboard.gate import Request
 from dashboard.models import ComputeBudget, Project, Role, User
 from dashboard.models.jobs.compute_budget import Charge, monthly_usage
-from dashboard.models.jobs.compute_use import device_usage, usage_by_user
+from dashboard.models.jobs.device_day import DeviceDay, usage_by_user
 
 CHANGES_SHOWN = 10
 
@@ -44,7 +44,7 @@ def budget_context(project: Project) -> dict[str, Any]:
     """Return the current month, its users, the months before and the changes of the limit."""
     charge = Charge.for_work(project, 0.0, None)
     month = charge.status.month
-    usages = usage_by_user(device_usage(project, month.begin), month)
+    usages = usage_by_user(DeviceDay.objects.since(project, month.begin))
     names = User.objects.in_bulk([pk for pk, _seconds in usages if pk])
     months = monthly_usage(project)
     highest = max([max(used, limit or 0.0) for _month, used, limit in months] + [1.0])

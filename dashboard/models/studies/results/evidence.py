@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from dashboard.models.studies.results.verdict_sentence import OUTCOMES
 from dashboard.models.studies.study import Study
+from dashboard.models.studies.study_arm import StudyArm
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.project import Project
@@ -38,17 +41,16 @@ def outcomes_by_config(project: Project, base_model: BaseModel) -> dict[int, str
     """Return config -> its outcomes in this project's studies on this base model."""
     counts: dict[int, Counter[str]] = {}
     ended = Study.objects.filter(project=project, base_model=base_model, finished_at__isnull=False)
-    # The form asks at every change, so runs are not fetched.
-    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
-        comparisons = study.result.comparisons
-        if not comparisons:
-            continue
-        outcomes = {one.position: str(OUTCOMES[one.outcome]) for one in comparisons}
-        outcomes[study.reference_arm.position] = _("Reference")
+    # The form asks at every change, so neither runs nor whole results are fetched.
+    compared = dict(ended.values_list("pk", "stored_result__comparisons")[:STUDIES_READ])
+    facts = ("study", "position", "is_reference", "target_module_config")
+    for study, position, is_reference, config in _arms(compared).values_list(*facts):
+        outcomes = {one["position"]: str(OUTCOMES[one["outcome"]]) for one in compared[study] or ()}
+        if outcomes and is_reference:
+            outcomes[position] = _("Reference")
         # Several arms can have one config and different settings: each counts.
-        for arm in study.arms.all():
-            if arm.position in outcomes:
-                counts.setdefault(arm.target_module_config_id, Counter())[outcomes[arm.position]] += 1
+        if position in outcomes:
+            counts.setdefault(config, Counter())[outcomes[position]] += 1
     return {config: _summary(outcomes) for config, outcomes in counts.items()}
 
 
@@ -80,17 +82,21 @@ def preference(project: Project, base_model_id: int | None) -> Preference | None
     and smaller, or the reference is better than all. None while there is no such study, or no such choice.
     """
     ended = Study.objects.filter(project=project, base_model=base_model_id, finished_at__isnull=False)
-    recommending: dict[int, list[Study]] = {}
-    for study in ended.prefetch_related("arms")[:STUDIES_READ]:
-        recommended = study.result.recommended
-        for arm in study.arms.all():
-            if recommended and arm.name == recommended:
-                recommending.setdefault(arm.target_module_config_id, []).append(study)
+    recommended = dict(ended.values_list("pk", "stored_result__recommended")[:STUDIES_READ])
+    recommending: dict[int, list[int]] = {}
+    for study, name, config in _arms(recommended).values_list("study", "name", "target_module_config"):
+        if recommended[study] and name == recommended[study]:
+            recommending.setdefault(config, []).append(study)
     decided = sum(map(len, recommending.values()))
     config_id, studies = max(recommending.items(), key=lambda one: len(one[1]), default=(0, []))
     if 2 * len(studies) <= decided:
         return None
-    return Preference(config_id, len(studies), decided, studies[0])
+    return Preference(config_id, len(studies), decided, Study.objects.only("name").get(pk=studies[0]))
+
+
+def _arms(studies: Iterable[int]) -> QuerySet[StudyArm]:
+    """Return the arms of these studies, those of the newest first."""
+    return StudyArm.objects.filter(study__in=list(studies)).order_by("-study", "position")
 
 
 def _summary(outcomes: Counter[str]) -> str:

