@@ -123,6 +123,19 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='DeviceDay',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('begin', models.DateTimeField()),
+                ('seconds', models.FloatField(default=0.0)),
+                ('by_user', models.JSONField(default=dict)),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='device_days', to='dashboard.project')),
+            ],
+            options={
+                'constraints': [models.UniqueConstraint(fields=('project', 'begin'), name='device_day_once')],
+            },
+        ),
+        migrations.CreateModel(
             name='StorageUse',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
@@ -204,7 +217,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
-                'indexes': [models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'needs_4bit'], name='job_order'), models.Index(fields=['queue', 'started_at', 'project'], name='job_starts'), models.Index(fields=['project', 'queue', 'finished_at', 'created_by'], name='job_used'), models.Index(fields=['kind', 'state', 'finished_at'], name='dashboard_j_kind_9f8bc6_idx'), models.Index(fields=['state', 'lease_until'], name='dashboard_j_state_ea721e_idx')],
+                'indexes': [models.Index(fields=['queue', 'state', 'run_after', 'priority', 'project', 'needs_4bit'], name='job_order'), models.Index(fields=['queue', 'started_at', 'project'], name='job_starts'), models.Index(fields=['project', 'queue', 'finished_at', 'created_by'], name='job_used'), models.Index(fields=['kind', 'state', 'finished_at'], name='dashboard_j_kind_9f8bc6_idx'), models.Index(fields=['finished_at'], name='job_ended'), models.Index(fields=['state', 'lease_until'], name='dashboard_j_state_ea721e_idx')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('state__in', ['queued', 'starting', 'running', 'finalizing', 'cancelling', 'interrupted', 'succeeded', 'failed', 'cancelled'])), name='job_state_known'), models.CheckConstraint(condition=models.Q(('keep__in', ['', 'adapter', 'checkpoint'])), name='job_keep_known'), models.CheckConstraint(condition=models.Q(models.Q(('state__in', ['succeeded', 'failed', 'cancelled']), _negated=True), ('finished_at__isnull', False), _connector='OR'), name='job_finished_has_an_end'), models.UniqueConstraint(condition=models.Q(('state__in', ['starting', 'running', 'finalizing', 'cancelling'])), fields=('slot',), name='job_one_live_per_slot'), models.UniqueConstraint(condition=models.Q(('idempotency_key', ''), _negated=True), fields=('project', 'idempotency_key'), name='job_idempotency_key_once_per_project')],
             },
         ),
