@@ -12,11 +12,12 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
-from dashboard.api.pagination import Newest, Rows
+from dashboard.api.pagination import Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
+from dashboard.api.training.run_list import SortedAdapters, listed
 from dashboard.downloads import ranged_file
 from dashboard.gate import api_error
-from dashboard.models import Adapter, Role
+from dashboard.models import Adapter, Role, TrainingRun
 from dashboard.models.adapters.adapter import FILES_MISSING
 from workers.contract.errors import ModelError
 
@@ -25,7 +26,7 @@ ZIP = {"responses": {200: {"description": "The zip", "content": {"application/zi
 
 
 class AdapterOut(Schema):
-    """A finished adapter. `bytes` and `sha256` are those of `adapter_model.safetensors`."""
+    """A finished adapter. `bytes` and `sha256` are those of `adapter_model.safetensors`, `tags` its run's."""
 
     id: int
     name: str
@@ -35,6 +36,7 @@ class AdapterOut(Schema):
     base_model: int
     bytes: int
     sha256: str
+    tags: list[str]
 
 
 class StageIn(Schema):
@@ -57,14 +59,16 @@ def serialize_adapter(adapter: Adapter) -> AdapterOut:
         base_model=adapter.base_model_id,
         bytes=adapter.size_bytes,
         sha256=adapter.sha256,
+        tags=[tag.name for tag in adapter.run.tags.all()],
     )
 
 
 @router.get("", response={200: list[AdapterOut], **READING})
-@paginate(Newest)
+@paginate(SortedAdapters)
 def index(request: Call) -> Rows:
-    """List the project's adapters."""
-    return Rows(Adapter.objects.visible_to(request.auth), serialize_adapter)
+    """List the project's adapters, by default those of the newest runs first."""
+    runs = TrainingRun.objects.select_related("adapter").prefetch_related("tags").only("pk", "adapter")
+    return listed(request, runs, has_adapter=True, convert=lambda run: serialize_adapter(run.adapter))
 
 
 @router.get("/{int:pk}", response={200: AdapterOut, **READING})

@@ -22,12 +22,23 @@ from dashboard.models.accounts.project import parse_id
 class Rows:
     """The return value of list functions: rows, and the function that converts one for the response.
 
-    `fetch` is called once with the rows of the page, for what they need besides.
+    `fetch` is called once with the rows of the page, for what they need besides. `keys` returns the primary
+    keys of a page in another order, for its length and the last key before it.
     """
 
     rows: QuerySet[Any]
     convert: Callable[[Any], Any]
     fetch: Callable[[list[Any]], None] | None = None
+    keys: Callable[[int, int | None], list[int]] | None = None
+
+    def page(self, limit: int, after: int | None) -> list[Any]:
+        """Return the rows after this one."""
+        if self.keys:
+            keys = self.keys(limit, after)
+            found = self.rows.in_bulk(keys)
+            return [found[key] for key in keys if key in found]
+        rows = self.rows.order_by("-pk")
+        return list((rows if after is None else rows.filter(pk__lt=after))[:limit])
 
 
 class Newest(PaginationBase):
@@ -51,12 +62,10 @@ class Newest(PaginationBase):
         self, queryset: Any, pagination: Any, request: HttpRequest, **params: Any
     ) -> dict[str, Any]:
         """Return the rows after the cursor, and the cursor of the next page."""
-        refuse_others(list(request.GET), ["limit", "cursor", *params])
         listed: Rows = queryset
-        rows = listed.rows.order_by("-pk")
-        if pagination.cursor is not None:
-            rows = rows.filter(pk__lt=decode_cursor(pagination.cursor))
-        page = list(rows[: pagination.limit + 1])
+        refuse_others(list(request.GET), [*type(pagination).model_fields, *params])
+        after = None if pagination.cursor is None else decode_cursor(pagination.cursor)
+        page = listed.page(pagination.limit + 1, after)
         visible = page[: pagination.limit]
         if listed.fetch:
             listed.fetch(visible)

@@ -1,4 +1,4 @@
-"""Text types of request bodies: names and column names."""
+"""Text types of request bodies: names, column names and notes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 from pydantic import AfterValidator, Field, StrictStr
 
 from dashboard.forms.catalog.datasets import COLUMN_LENGTH
+from dashboard.forms.training.run_notes import NOTE_LETTERS
 
 
 def one_line(text: str) -> str:
@@ -25,4 +26,5 @@ def storable(text: str) -> str:
 
 
 Column = Annotated[StrictStr, Field(max_length=COLUMN_LENGTH), AfterValidator(storable)]
+Note = Annotated[StrictStr, Field(max_length=NOTE_LETTERS), AfterValidator(storable)]
 Name = Annotated[StrictStr, Field(max_length=120), AfterValidator(one_line)]

@@ -130,6 +130,7 @@ RULES = {
     """,
     # API: tokens of editors.
     "?-++00?": """
+        PATCH api:training-run-detail
         POST api:dataset-import-again api:training-run-cancel api:training-run-resume
         POST api:training-run-score api:study-cancel api:study-seeds
         POST api:study-score api:job-cancel

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, StrictBool, StrictInt
 from dashboard.api.choices import HyperparametersIn, IdOrSlug
 from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
-from dashboard.api.texts import Name
+from dashboard.api.texts import Name, Note
 
 
 class RunIn(Schema):
@@ -31,6 +31,22 @@ class RunIn(Schema):
     hyperparameters: HyperparametersIn | None = None
     confirmed: StrictBool = False
     reuse: StrictBool = False
+
+
+class RunNotesIn(Schema):
+    """Tags and note of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tags: list[Name] | None = None
+    note: Note | None = None
+
+
+class Score(Schema):
+    """A metric of the base model and of the adapter on the same test rows."""
+
+    base: float | None
+    adapter: float
 
 
 class CancelIn(Schema):
@@ -87,7 +103,7 @@ class RunOut(Schema):
     `resumable_from`: the step to resume from, or null. `adjustments`: changes of the batch after the device
     ran out of memory. `starts_at`: expected start of a waiting run, or null. `origin`: hashes, versions and
     device; null for values that are not known yet. `reused_from`: the finished run that stands in for this
-    one in a study, or null.
+    one in a study, or null. `scores`: by metric; empty until the run's evaluation, or its study, has ended.
     """
 
     id: int
@@ -107,6 +123,9 @@ class RunOut(Schema):
     resumable_from: int | None
     adjustments: list[dict[str, Any]]
     origin: dict[str, Any]
+    tags: list[str]
+    note: str
+    scores: dict[str, Score]
 
 
 class MetricsOut(Schema):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, cast
 
+from django.core.exceptions import ValidationError as DjangoError
+from django.db import transaction
 from django.utils.translation import gettext as _
 from ninja import Query, Router, Status
 from ninja.pagination import paginate
@@ -19,6 +21,7 @@ from dashboard.api.evaluations.evaluations import submit_reevaluation
 from dashboard.api.jobs import jobs
 from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid, refuse_others
+from dashboard.api.training.run_list import SortedRuns, listed
 from dashboard.api.training.schemas import (
     CancelIn,
     EvaluationOut,
@@ -26,9 +29,11 @@ from dashboard.api.training.schemas import (
     MetricSeriesOut,
     MetricsOut,
     RunIn,
+    RunNotesIn,
     RunOut,
     SampleOut,
 )
+from dashboard.forms.training.run_notes import clean_tag_names
 from dashboard.models import (
     Adapter,
     Evaluation,
@@ -38,6 +43,7 @@ from dashboard.models import (
     JobEvent,
     Role,
     State,
+    Tag,
     TrainingRun,
 )
 from dashboard.models.evaluations import forgetting
@@ -80,6 +86,12 @@ def serialize_run(
         "resumable_from": run.resumable_from,
         "adjustments": run.adjustments,
         "origin": run.origin,
+        "tags": [tag.name for tag in run.tags.all()],
+        "note": run.note,
+        "scores": {
+            row.metric: {"base": row.base, "adapter": row.value}
+            for row in run.stored_scores.all()  # type: ignore[attr-defined]
+        },
     }
 
 
@@ -109,21 +121,37 @@ def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dic
 
 def with_facts() -> Any:
     """Return runs with everything that `serialize_run` reads, in a fixed number of queries."""
-    return TrainingRun.objects.with_facts().prefetch_related("metric_series")
+    return TrainingRun.objects.with_facts().prefetch_related("metric_series", "tags", "stored_scores")
 
 
 @router.get("", response={200: list[RunOut], **READING})
-@paginate(Newest)
+@paginate(SortedRuns)
 def index(request: Call) -> Rows:
-    """List the project's runs."""
+    """List the project's runs, the newest first unless `sort` says otherwise. Filters narrow the list."""
     starts_at = jobs.expected_starts()
-    return Rows(with_facts().visible_to(request.auth), lambda run: serialize_run(run, starts_at))
+    return listed(request, with_facts(), convert=lambda run: serialize_run(run, starts_at))
 
 
 @router.get("/{int:pk}", response={200: RunOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """Return one run."""
     return serialize_run(with_facts().fetch(request.auth, pk))
+
+
+@router.patch("/{int:pk}", response={200: RunOut, **WRITING}, url_name="training-run-detail")
+def annotate(request: Call, pk: int, payload: RunNotesIn) -> dict[str, Any]:
+    """Replace the tags or the note of a run; what is left out stays."""
+    run = TrainingRun.objects.fetch(request.auth, pk, Role.EDITOR)
+    with transaction.atomic():
+        if payload.tags is not None:
+            try:
+                names = clean_tag_names(payload.tags)
+            except DjangoError as error:
+                raise invalid("tags", error.messages[0]) from error
+            Tag.objects.set_all(run, names)
+        if payload.note is not None:
+            TrainingRun.objects.filter(pk=pk).update(note=payload.note)
+    return detail(request, pk)
 
 
 @router.post("", response={200: RunOut, 202: RunOut, **WRITING})

@@ -33,6 +33,7 @@ def test_it_shows_an_adapter_and_lists_it(api: Client, adapter: Adapter) -> None
         "base_model": adapter.base_model_id,
         "bytes": 4096,
         "sha256": adapter.sha256,
+        "tags": [],
     }
     assert api.get(ADAPTERS).json() == {"data": [answer], "next": None}
 
