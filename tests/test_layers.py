@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-# Torch would add 400 MB to every process, scipy.stats 50 MB and a second.
-HEAVY = ("torch", "transformers", "peft", "tokenizers", "scipy.stats", "scipy.optimize", "workers.engine")
+# Torch would add 400 MB to every process, SciPy 28 to 78 MB and up to a second.
+HEAVY = ("torch", "transformers", "peft", "tokenizers", "scipy", "workers.engine")
 IMPORTED = """
 import django, sys
 django.setup()

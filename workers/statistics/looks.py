@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+
+from workers.statistics.distributions import normal_probabilities, normal_quantile
 
 Scores = NDArray[np.float64]
 
@@ -43,7 +44,7 @@ def look_sizes(seeds: int, ended: Sequence[int] = ()) -> list[int]:
 @functools.lru_cache(maxsize=4096)
 def level_at(variances: tuple[float, ...]) -> float:
     """Return the two-sided level of the last look, from the variances of the estimate at all looks so far."""
-    bound = float(-ndtri(spent_at(1) / 2))
+    bound = -normal_quantile(spent_at(1) / 2)
     grid = np.linspace(-1.0, 1.0, GRID)
     density = _density(grid * bound)
     for look in range(2, len(variances) + 1):
@@ -56,7 +57,7 @@ def level_at(variances: tuple[float, ...]) -> float:
         bound = _bound(centers, weights, scale, spend)
         if look < len(variances):
             density = _density((grid[:, np.newaxis] * bound - centers) / scale) / scale @ weights
-    return 2 * float(ndtr(-bound))
+    return 2 * float(normal_probabilities(np.array(-bound)))
 
 
 def _bound(centers: Scores, weights: Scores, scale: float, spend: float) -> float:
@@ -64,7 +65,9 @@ def _bound(centers: Scores, weights: Scores, scale: float, spend: float) -> floa
     # Half a second, which every process would pay at its start.
     from scipy.optimize import brentq
 
-    return float(brentq(lambda limit: 2 * weights @ ndtr((centers - limit) / scale) - spend, 0.0, 8.0))
+    return float(
+        brentq(lambda limit: 2 * weights @ normal_probabilities((centers - limit) / scale) - spend, 0.0, 8.0)
+    )
 
 
 def _density(values: Scores) -> Scores:

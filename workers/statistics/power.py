@@ -16,8 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from scipy.special import stdtr, stdtrit
-
+from workers.statistics.distributions import t_probability, t_quantile
 from workers.statistics.looks import level_at, look_sizes, spent_at
 from workers.statistics.verdicts import MIN_GROUPS, MIN_ITEMS, MIN_SEEDS, Difference
 
@@ -67,7 +66,9 @@ class Design:
         """Return the smallest difference that it shows with 80 % probability; infinite without a verdict."""
         if self.is_indicative:
             return math.inf
-        factor = stdtrit(self._freedom, 1 - self._alpha / 2 / (self.arms - 1)) + stdtrit(self._freedom, POWER)
+        factor = t_quantile(self._freedom, 1 - self._alpha / 2 / (self.arms - 1)) + t_quantile(
+            self._freedom, POWER
+        )
         return float(factor) * math.sqrt(self.items_part + self.seeds_part)
 
     def chance_if_equal(self, margin: float) -> float:
@@ -76,7 +77,7 @@ class Design:
             return 0.0
         alpha = spent_at(len(look_sizes(self.seeds)))
         quantile = _quantile_of_good(alpha, self.arms - 1, self._freedom)
-        return float(stdtr(self._freedom, margin / math.sqrt(self.items_part + self.seeds_part) - quantile))
+        return t_probability(self._freedom, margin / math.sqrt(self.items_part + self.seeds_part) - quantile)
 
     def items_for(self, margin: float, most: int = MOST_ITEMS) -> int | None:
         """Return the items that would make a difference of the margin detectable; None if `most` are too few.
@@ -117,7 +118,7 @@ class Design:
 
 
 def _quantile_of_good(alpha: float, comparisons: int, freedom: float) -> float:
-    return float(stdtrit(freedom, 1 - min(alpha / 2, alpha / comparisons)))
+    return t_quantile(freedom, 1 - min(alpha / 2, alpha / comparisons))
 
 
 def chance_to_decide(difference: Difference, margin: float | None, further_seeds: int) -> float:
@@ -140,9 +141,9 @@ def chance_to_decide(difference: Difference, margin: float | None, further_seeds
     error, freedom = math.sqrt(variance), now.freedom
 
     def chance_above(limit: float) -> float:
-        return float(stdtr(freedom, (now.mean - limit) / scatter))
+        return t_probability(freedom, (now.mean - limit) / scatter)
 
-    reach = float(stdtrit(freedom, 1 - alpha / 2)) * error
+    reach = t_quantile(freedom, 1 - alpha / 2) * error
     # Without a margin the outcome is better or worse; as good includes better.
     bound = -(margin or 0.0)
     return chance_above(bound + reach) + 1 - chance_above(bound - reach)

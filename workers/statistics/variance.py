@@ -43,7 +43,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtri
+
+from workers.statistics.distributions import f_quantile
 
 Scores = NDArray[np.float64]
 
@@ -222,9 +223,9 @@ class ScoreModel:
             # Items that flip between seeds move any mean by so much, and are no sign of an unsteady arm.
             pooled = max(self._flips[position], pooled)
             value = variances[position]
-            if value > pooled * fdtri(freedom, rest, 1 - UNSTEADY / len(several)):
+            if value > pooled * f_quantile(freedom, rest, 1 - UNSTEADY / len(several)):
                 own[position] = SeedVariance(value, freedom, is_pooled=False)
-            if value > pooled * fdtri(freedom, rest, 1 - OUTSIDE_POOL / len(several)):
+            if value > pooled * f_quantile(freedom, rest, 1 - OUTSIDE_POOL / len(several)):
                 outside.add(position)
         inside = _fit([cell for cell in self._cells if cell[0] not in outside])
         fit = inside if inside.freedom >= 2 else fit

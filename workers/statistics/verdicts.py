@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtrc, stdtr, stdtrit
 
+from workers.statistics.distributions import binomial_tail, t_probability, t_quantile
 from workers.statistics.looks import ALPHA, level_at, look_sizes
 from workers.statistics.variance import Contrast, Sample, ScoreModel, Scores
 
@@ -69,7 +69,7 @@ class Difference:
     @property
     def reach(self) -> float:
         """Return half the width of the interval."""
-        return float(stdtrit(self.contrast.freedom, 1 - self.alpha / 2)) * self.contrast.error
+        return t_quantile(self.contrast.freedom, 1 - self.alpha / 2) * self.contrast.error
 
     @property
     def low(self) -> float:
@@ -89,7 +89,7 @@ class Difference:
         distance = self.mean - bound
         if self.contrast.error == 0.0:
             return 0.5 if distance == 0.0 else float(distance < 0)
-        return float(stdtr(self.contrast.freedom, -distance / self.contrast.error))
+        return t_probability(self.contrast.freedom, -distance / self.contrast.error)
 
     @property
     def is_indicative(self) -> bool:
@@ -141,7 +141,7 @@ def compare(model: ScoreModel, arm: int, reference: int) -> Difference | None:
 def estimate(model: ScoreModel, arm: int) -> Estimate:
     """Return an arm's own mean with its interval."""
     contrast = model.contrast({arm: 1.0})
-    reach = float(stdtrit(contrast.freedom, 1 - ALPHA / 2)) * contrast.error
+    reach = t_quantile(contrast.freedom, 1 - ALPHA / 2) * contrast.error
     return Estimate(contrast.mean, contrast.mean - reach, contrast.mean + reach)
 
 
@@ -163,11 +163,11 @@ def kept_gain(
     the gain is certainly above 0: a ratio to something near 0 says nothing.
     """
     gain = model.contrast({reference: 1.0}, -base, seeds)
-    if gain.mean <= float(stdtrit(gain.freedom, 1 - ALPHA / 2)) * gain.error:
+    if gain.mean <= t_quantile(gain.freedom, 1 - ALPHA / 2) * gain.error:
         return None
     share = model.contrast({arm: 1.0}, -base, seeds).mean / gain.mean
     rest = model.contrast({arm: 1.0, reference: -share}, -(1 - share) * base, seeds)
-    reach = float(stdtrit(rest.freedom, 1 - ALPHA / 2)) * rest.error / gain.mean
+    reach = t_quantile(rest.freedom, 1 - ALPHA / 2) * rest.error / gain.mean
     return Estimate(share, share - reach, share + reach)
 
 
@@ -290,4 +290,4 @@ def _outcome(difference: Difference, p: float, p_margin: float, margin: float | 
 
 def beats_chance(right: int, questions: int, choices: int) -> bool:
     """Return whether guessing among `choices` is that often right with a probability below 5 % (binomial)."""
-    return float(bdtrc(right - 1, questions, 1 / choices)) < ALPHA
+    return binomial_tail(right - 1, questions, 1 / choices) < ALPHA
