@@ -1,4 +1,4 @@
-"""The ASGI application: Django behind the limit of request bodies."""
+"""The ASGI application: Django behind the limits of request bodies and of requests at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ django_application = get_asgi_application()
 
 from django.db import connection  # noqa: E402
 
+from dashboard.back_pressure import BackPressure  # noqa: E402
 from dashboard.gate import BodyLimit  # noqa: E402
 
 # Nobody looks at a page for 20 s; a worker waits that long and writes. One dict serves all threads.
@@ -18,4 +19,4 @@ SQLITE_LOCK_SECONDS = 5
 if connection.vendor == "sqlite":
     connection.settings_dict["OPTIONS"]["timeout"] = SQLITE_LOCK_SECONDS
 
-application = BodyLimit(django_application)
+application = BackPressure(BodyLimit(django_application))

@@ -16,7 +16,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Translate the errors of every layer below; it stands above all others."""
+    """Translate the errors of every layer below; only the compression stands above it."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

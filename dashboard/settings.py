@@ -148,10 +148,12 @@ INSTALLED_APPS = [
     "ninja",
 ]
 MIDDLEWARE = [
+    "dashboard.compression.CompressionMiddleware",
     "dashboard.openai_errors.middleware",
     "csp.middleware.CSPMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.http.ConditionalGetMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -230,7 +232,7 @@ BROKER_URL = REDIS_URL or f"redis+socket://{BROKER_SOCKET}?virtual_host=0"
 AUTH_USER_MODEL = "dashboard.User"
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
 PASSWORD_HASHERS = [
-    "django.contrib.auth.hashers.Argon2PasswordHasher",
+    "dashboard.password_hashing.Argon2PasswordHasher",
     "django.contrib.auth.hashers.PBKDF2PasswordHasher",
 ]
 AUTH_PASSWORD_VALIDATORS = [
@@ -282,7 +284,7 @@ WHITENOISE_USE_FINDERS = not STATIC_MANIFEST
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
-        "BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"
+        "BACKEND": "dashboard.compression.StaticFilesStorage"
         if STATIC_MANIFEST
         else "django.contrib.staticfiles.storage.StaticFilesStorage"
     },
@@ -326,6 +328,8 @@ if not (JUDGE.key.isascii() and JUDGE.key.isprintable()):
 WEBHOOK_HOSTS = frozenset(
     host.strip().lower() for host in env.list("WEBHOOK_HOSTS", default=[]) if host.strip()
 )
+# Requests that a web process works on at the same time; further ones wait, and many of them get a 503.
+REQUESTS_AT_A_TIME = env.int("REQUESTS_AT_A_TIME", default=4)
 # Reads and writes per minute and token.
 API_READS_PER_MINUTE = env.int("API_READS_PER_MINUTE", default=600)
 API_WRITES_PER_MINUTE = env.int("API_WRITES_PER_MINUTE", default=60)

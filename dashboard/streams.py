@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from django.db import connection
 from django.http import StreamingHttpResponse
 
+from dashboard.back_pressure import release_turn
+
 
 def release_connection() -> None:
-    """Close this thread's database connection; the thread waits until the end of the stream."""
+    """Give back the turn of the request and this thread's connection, until the end of the stream."""
+    release_turn()
     # A test's transaction would be lost.
     if not connection.in_atomic_block:
         connection.close()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from unittest.mock import Mock
 
 import pytest
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import OperationalError, connection
 from django.test import Client
 from django.urls import NoReverseMatch, get_resolver, reverse
@@ -18,7 +19,8 @@ from django.urls import NoReverseMatch, get_resolver, reverse
 from dashboard.api.jobs import jobs
 from dashboard.charts.curves import Cursor
 from dashboard.models import Project, TrainingRun, User
-from dashboard.views.training import metric_series
+from dashboard.views.training import live_run, metric_series
+from tests.dashboard.routes import sign_in
 from tests.servers import free_port
 
 # Routes that read no rows.
@@ -108,7 +110,7 @@ def test_only_database_errors_are_an_outage(
 def test_event_stream_continues_after_an_outage(
     transactional_db: None, run: TrainingRun, vera: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, answers = metric_series.latest_update, iter([None, OperationalError("gone"), None])
+    looks, answers = live_run.latest_updates, iter([None, OperationalError("gone"), None])
 
     def look(*arguments: object) -> object:
         error = next(answers)
@@ -116,11 +118,13 @@ def test_event_stream_continues_after_an_outage(
             raise error
         return looks(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(metric_series, "latest_update", look)
-    monkeypatch.setattr(metric_series, "OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr(live_run, "latest_updates", look)
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(live_run, "OUTAGE_SECONDS", 0.0)
+    reader = live_run.Reader.of(vera, SessionStore(sign_in(vera)), run.project_id)
 
     async def listen() -> list[str]:
-        stream = metric_series.events(vera, run.pk, Cursor.parse(""))
+        stream = metric_series.events(reader, run.pk, Cursor.parse(""))
         return [await anext(stream) for _time in range(4)]
 
     events = asyncio.run(listen())

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.sessions.models import Session
 from django.http import StreamingHttpResponse
 from django.test import AsyncClient
 from django.urls import reverse
 
 from dashboard.charts.curves import Cursor
-from dashboard.models import Evaluation, MetricSeries, Project, State, TrainingRun, User
-from dashboard.views.training import metric_series
+from dashboard.models import Evaluation, MetricSeries, Role, State, TrainingRun, User
+from dashboard.views.training import live_run, metric_series
 from tests.conftest import finish
 from tests.dashboard.conftest import publish
+from tests.dashboard.routes import sign_in
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -50,6 +54,11 @@ async def read(
     return response, text
 
 
+def reader_of(user: User, run: TrainingRun) -> live_run.Reader:
+    """Return the reader of a page that a new session of the user has opened."""
+    return live_run.Reader.of(user, SessionStore(sign_in(user)), run.project_id)
+
+
 def end(run: TrainingRun, state: State = State.FAILED) -> None:
     assert run.job is not None
     finish(run.job, state)
@@ -79,13 +88,15 @@ def test_it_continues_after_the_last_event_id(vera: User, run: TrainingRun) -> N
 def test_it_sends_new_points_while_open(
     vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.05)
+
+    reader = reader_of(vera, run)
 
     async def follow() -> str:
         append = partial(MetricSeries.objects.append, run, "train/loss", [(1, 3.0)])
         steps = iter((append, partial(end, run)))
         text = ""
-        async for piece in metric_series.events(vera, run.pk, Cursor()):
+        async for piece in metric_series.events(reader, run.pk, Cursor()):
             text += piece
             if "event: " in piece and (step := next(steps, None)):
                 await asyncio.to_thread(step)
@@ -98,7 +109,7 @@ def test_it_sends_new_points_while_open(
 
 
 def test_an_idle_stream_sends_pings(vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(metric_series, "PING_SECONDS", 0.06)
     _response, text = asyncio.run(read(vera, run, pieces=4))
     found = parse(text)
@@ -107,7 +118,7 @@ def test_an_idle_stream_sends_pings(vera: User, run: TrainingRun, monkeypatch: p
 
 
 def test_it_waits_for_the_evaluation(vera: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.02)
     job = Evaluation.objects.submit(publish(run), None)
     _response, text = asyncio.run(read(vera, run, pieces=2))
     assert parse(text)[-1][2] == {"state": "succeeded", "over": False}
@@ -116,22 +127,73 @@ def test_it_waits_for_the_evaluation(vera: User, run: TrainingRun, monkeypatch: 
     assert parse(text)[-1][0] == "end"
 
 
-def test_it_ends_when_the_user_leaves_the_project(
-    vera: User, run: TrainingRun, project: Project, monkeypatch: pytest.MonkeyPatch
+def leave(user: User, run: TrainingRun) -> None:
+    run.project.memberships.filter(user=user).delete()
+
+
+def become_editor(user: User, run: TrainingRun) -> None:
+    run.project.admit(user, Role.EDITOR)
+
+
+def sign_out(user: User, _run: TrainingRun) -> None:
+    Session.objects.all().delete()
+
+
+def change_password(user: User, _run: TrainingRun) -> None:
+    user.set_password("another horse battery")
+    user.save()
+
+
+def deactivate(user: User, _run: TrainingRun) -> None:
+    User.objects.filter(pk=user.pk).update(is_active=False)
+
+
+@pytest.mark.parametrize("change", [leave, become_editor, sign_out, change_password, deactivate])
+def test_it_ends_when_the_access_changes(
+    vera: User, run: TrainingRun, change: Callable[[User, TrainingRun], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metric_series, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(live_run, "ACCESS_SECONDS", 0.0)
+    reader = reader_of(vera, run)
 
     async def follow() -> list[str]:
         pieces = []
-        async for piece in metric_series.events(vera, run.pk, Cursor()):
+        async for piece in metric_series.events(reader, run.pk, Cursor()):
             pieces.append(piece)
-            await asyncio.to_thread(project.memberships.filter(user=vera).delete)
+            if len(pieces) == 2:
+                await asyncio.to_thread(change, vera, run)
         return pieces
 
-    assert len(asyncio.run(follow())) <= 2
+    assert len(asyncio.run(asyncio.wait_for(follow(), 20))) == 2
 
 
-def test_it_ends_when_the_account_is_deactivated(vera: User, run: TrainingRun) -> None:
-    assert metric_series.latest_update(vera, run.pk, Cursor())
-    User.objects.filter(pk=vera.pk).update(is_active=False)
-    assert metric_series.latest_update(vera, run.pk, Cursor()) is None
+def test_many_viewers_cost_one_look(
+    vera: User, ed: User, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_run, "POLL_SECONDS", 0.05)
+    looks, cursors = live_run.latest_updates, []
+
+    def look(pk: int, asked: set[Cursor]) -> dict[Cursor, live_run.Update]:
+        cursors.append(len(asked))
+        return looks(pk, asked)
+
+    monkeypatch.setattr(live_run, "latest_updates", look)
+    readers = [reader_of(user, run) for user in (vera, ed) for _page in range(10)]
+
+    async def read_all(reader: live_run.Reader) -> str:
+        return "".join([piece async for piece in metric_series.events(reader, run.pk, Cursor())])
+
+    async def follow() -> list[str]:
+        async def train() -> None:
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(MetricSeries.objects.append, run, "train/loss", [(1, 3.0)])
+            await asyncio.to_thread(end, run)
+
+        texts, _none = await asyncio.gather(asyncio.gather(*map(read_all, readers)), train())
+        return texts
+
+    texts = asyncio.run(follow())
+    assert {parse(text)[-1][0] for text in texts} == {"end"}
+    assert all("3.0" in text for text in texts)
+    assert set(cursors) == {1}, "all pages are told the same"
+    assert len(live_run._watches) == 0
