@@ -1,4 +1,4 @@
-// The compare page: draws the curves that the page brings along.
+// The compare page and home: draw the curves that the page brings along.
 
 import { draw } from "./line_chart.js";
 

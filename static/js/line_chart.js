@@ -43,6 +43,7 @@ function datasets(all) {
       borderWidth: 2,
       pointRadius: !series.base && raw.length <= 15 ? 3 : 0,
       endLabel: series.label,
+      stepped: series.stepped ?? false,
     };
     if (!isSmoothed) return [line];
     return [line, { label: series.label, data: raw, borderColor: `${colour}55`, borderWidth: 1, pointRadius: 0, endLabel: "" }];
@@ -92,7 +93,11 @@ const endLabels = {
   },
 };
 
+// An axis of days since 1970 shows dates.
+const dateOf = (days) => new Date(days * 86400000).toLocaleDateString(root.lang, { month: "short", day: "numeric" });
+
 function options(element) {
+  const isDates = element.dataset.dates !== undefined;
   const ink = getComputedStyle(document.body).getPropertyValue("color");
   const grid = isDark() ? "#ffffff1f" : "#0000001a";
   const axis = (title) => ({ type: "linear", title: { display: true, text: title, color: ink }, grid: { color: grid }, ticks: { color: ink } });
@@ -105,9 +110,9 @@ function options(element) {
     layout: { padding: (context) => ({ right: labelRoom(context.chart.width) }) },
     plugins: {
       legend: { display: false },
-      tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => `${element.dataset.x} ${items[0]?.parsed.x ?? ""}` } },
+      tooltip: { filter: (item) => Boolean(item.dataset.endLabel), callbacks: { title: (items) => (isDates ? dateOf(items[0]?.parsed.x) : `${element.dataset.x} ${items[0]?.parsed.x ?? ""}`) } },
     },
-    scales: { x: { ...axis(element.dataset.x), ticks: { color: ink, precision: 0 } }, y: axis(element.dataset.y) },
+    scales: { x: { ...axis(element.dataset.x), ticks: { color: ink, precision: 0, ...(isDates && { callback: dateOf, maxTicksLimit: 8 }) } }, y: axis(element.dataset.y) },
   };
 }
 

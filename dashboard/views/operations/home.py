@@ -1,4 +1,4 @@
-"""Home: the checklist until the first adapter, then running work, failures and results."""
+"""Home: the checklist until the first adapter, then the month (for managers), running work and results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_GET
 
+from dashboard.charts import best_scores
 from dashboard.gate import Request
 from dashboard.models import (
     Adapter,
@@ -19,6 +20,7 @@ from dashboard.models import (
     Evaluation,
     Job,
     Project,
+    Role,
     State,
     Study,
     TrainingRun,
@@ -27,6 +29,7 @@ from dashboard.models import (
 from dashboard.models.jobs.compute_budget import BudgetStatus, budget_raise_hint
 from dashboard.models.jobs.queue_forecast import QueueForecast
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queues
+from dashboard.presenters.month_overview import MonthOverview
 from dashboard.presenters.study_grid import grid_of
 
 ROWS = 5
@@ -40,15 +43,34 @@ def index(request: Request) -> HttpResponse:
     project: Project | None = request.project
     if project is None:
         return render(request, "accounts/projects/none.html")
+    checklist = steps(project)
     context = {
-        "steps": steps(project),
+        "steps": checklist,
         "results": results(project),
         "verdicts": verdicts(project),
         "attention": recent_failures(project),
-        "budget": nearly_used_budget(project, request.user),
         **running_work(request),
     }
+    status = None
+    if checklist is None and request.user.has_role(Role.MANAGER, project.pk):
+        status = BudgetStatus.for_project(project)
+        # The month names the verdicts by dataset.
+        context |= month_context(project, status) | {"verdicts": []}
+    context["budget"] = nearly_used_budget(project, request.user, status)
     return render(request, "operations/home/index.html", context)
+
+
+def month_context(project: Project, status: BudgetStatus) -> dict[str, Any]:
+    """Return the month at a glance, which managers see first."""
+    month = MonthOverview.of(project, status)
+    rows = best_scores.best_scores(project)
+    series = best_scores.chart_series(rows)
+    return {
+        "month": month,
+        "best_scores": rows,
+        "chart": {"series": series} if series else None,
+        "chart_finding": best_scores.finding(rows, month.month.begin),
+    }
 
 
 @require_GET
@@ -92,11 +114,13 @@ def steps(project: Project) -> dict[str, Any] | None:
     }
 
 
-def nearly_used_budget(project: Project, reader: User) -> dict[str, Any] | None:
+def nearly_used_budget(
+    project: Project, reader: User, status: BudgetStatus | None = None
+) -> dict[str, Any] | None:
     """Return the compute budget of the month if little of it is left, and who can raise it."""
     if ComputeBudget.objects.hours_of(project) is None:
         return None
-    status = BudgetStatus.for_project(project)
+    status = status or BudgetStatus.for_project(project)
     return {"status": status, "who": budget_raise_hint(project, reader)} if status.is_nearly_used else None
 
 

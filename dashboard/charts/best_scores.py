@@ -1,0 +1,83 @@
+"""The best score so far on each dataset, over the days: every run that set a new best is a point."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import F, Max, Min, Window
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from dashboard.models import DatasetVersion, Project, RunScore
+from dashboard.models.catalog.metrics import METRICS
+
+# More lines cannot be told apart.
+DATASETS_SHOWN = 5
+DAY = timedelta(days=1)
+
+
+def best_scores(project: Project) -> list[dict[str, Any]]:
+    """Return the datasets with scores, the newest best first: name, metric, points and the best run.
+
+    Each dataset is measured by the metric that fits its answers. Points are (day since 1970, value).
+    """
+    found: dict[int, dict[str, Any]] = {}
+    versions = DatasetVersion.objects.filter(project=project).select_related("dataset")
+    by_metric: dict[str, list[int]] = {}
+    names = {}
+    for version in versions:
+        by_metric.setdefault(version.main_metric, []).append(version.pk)
+        names[version.dataset_id] = version.dataset.name
+    for name, keys in by_metric.items():
+        metric = METRICS[name]
+        # In the order of the runs; a row whose value is the best of all before it and its own is a record.
+        best = Window(
+            (Max if metric.higher_is_better else Min)("value"),
+            partition_by="run__dataset_version__dataset",
+            order_by=["run"],
+        )
+        scores = RunScore.objects.filter(metric=name, run__project=project, run__dataset_version__in=keys)
+        records = scores.annotate(best=best).filter(value=F("best")).order_by("run")
+        fields = ("run__dataset_version__dataset", "run", "run__created_at", "value", "base")
+        for dataset, run, at, value, base in records.values_list(*fields):
+            one = found.setdefault(
+                dataset, {"name": names[dataset], "metric": metric, "points": [], "values": set()}
+            )
+            if value not in one["values"]:
+                one["values"].add(value)
+                one["points"].append((at, value))
+                one |= {"run": run, "best": value, "base": base, "at": at}
+    return sorted(found.values(), key=lambda one: one["at"], reverse=True)[:DATASETS_SHOWN]
+
+
+def chart_series(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the datasets that are measured in percent as steps for the chart, each up to today."""
+    shares = [row for row in rows if row["metric"].is_share]
+    today = timezone.now()
+    return [
+        {
+            "label": row["name"],
+            "colour": place,
+            "stepped": True,
+            "points": [
+                (day(at), round(100 * value, 2)) for at, value in [*row["points"], (today, row["best"])]
+            ],
+        }
+        for place, row in enumerate(shares)
+    ]
+
+
+def day(at: datetime) -> float:
+    """Return the days since 1970."""
+    return round(at.timestamp() / DAY.total_seconds(), 2)
+
+
+def finding(rows: list[dict[str, Any]], since: datetime) -> str:
+    """Return how many datasets have a new best since then, as the title of the chart."""
+    fresh = [row["name"] for row in rows if row["at"] >= since and len(row["points"]) > 1]
+    if not fresh:
+        return _("No new best score this month")
+    if len(fresh) == 1:
+        return _("New best score this month on %(name)s") % {"name": fresh[0]}
+    return _("New best scores this month on %(count)d datasets") % {"count": len(fresh)}

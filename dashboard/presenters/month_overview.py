@@ -1,0 +1,102 @@
+"""The month at a glance for managers, from stored rows: results, cost, decisions, failures, and who waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Count, Max, Min, QuerySet
+from django.utils import timezone
+
+from dashboard.models import Adapter, Decision, Job, Project, State, Study, TrainingRun, User
+from dashboard.models.jobs.compute_budget import BudgetStatus
+from dashboard.models.jobs.compute_use import Month, unit_label
+
+ROWS = 5
+# A study without a decision is listed this long.
+UNDECIDED_AGE = timedelta(days=90)
+
+
+@dataclass(frozen=True)
+class MonthOverview:
+    """What a manager reads first. `verdicts`: the newest study of each dataset, with the number of others."""
+
+    month: Month
+    budget: BudgetStatus
+    unit: str
+    verdicts: list[tuple[Study, int]]
+    decisions: list[Decision]
+    proposals: list[Decision]
+    undecided: list[Study]
+    failures: list[dict[str, Any]]
+    failed_runs: int
+    finished_runs: int
+    waiting: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, project: Project, budget: BudgetStatus) -> MonthOverview:
+        month = budget.month
+        runs = TrainingRun.objects.filter(project=project, reused_from=None, created_at__gte=month.begin)
+        outcomes = dict(runs.order_by().values_list("outcome").annotate(Count("pk")))
+        decisions = Decision.objects.with_facts().filter(project=project)
+        # A later change of the stage settles a proposal.
+        proposals = decisions.filter(approved=False, adapter__stage=Adapter.Stage.DRAFT)
+        return cls(
+            month=month,
+            budget=budget,
+            unit=unit_label(),
+            verdicts=newest_of_datasets(ended_studies(project).filter(finished_at__gte=month.begin)),
+            decisions=list(
+                decisions.filter(decided_at__gte=month.begin).exclude(pk__in=proposals.values("pk"))[:ROWS]
+            ),
+            proposals=list(proposals[:ROWS]),
+            undecided=list(
+                ended_studies(project).filter(
+                    finished_at__gte=timezone.now() - UNDECIDED_AGE,
+                    decisions=None,
+                    stored_summary__state=State.SUCCEEDED,
+                )[:ROWS]
+            ),
+            failures=failures(runs),
+            failed_runs=outcomes.get("failed", 0),
+            finished_runs=outcomes.get("succeeded", 0) + outcomes.get("stopped_early", 0),
+            waiting=waiting_people(project),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing happened this month and nothing waits."""
+        parts = (self.verdicts, self.decisions, self.proposals, self.undecided, self.failures, self.waiting)
+        return not any(parts) and not self.finished_runs
+
+
+def ended_studies(project: Project) -> QuerySet[Study]:
+    """Return the ended studies, the newest first, without what only their own page reads."""
+    ended = Study.objects.filter(project=project, finished_at__isnull=False).order_by("-finished_at")
+    return ended.select_related("dataset_version__dataset").defer("stored_result", "forecast")
+
+
+def newest_of_datasets(studies: QuerySet[Study]) -> list[tuple[Study, int]]:
+    """Return the newest study of each dataset, with the number of its other studies."""
+    found: dict[int, list[Study]] = {}
+    for study in studies:
+        found.setdefault(study.dataset_version.dataset_id, []).append(study)
+    return [(group[0], len(group) - 1) for group in found.values()][:ROWS]
+
+
+def failures(runs: QuerySet[TrainingRun]) -> list[dict[str, Any]]:
+    """Return the causes of failed runs, the most frequent first, with their number and the newest run."""
+    failed = runs.filter(outcome=TrainingRun.Outcome.FAILED).order_by()
+    grouped = failed.values("error_code").annotate(count=Count("pk"), newest=Max("pk"))
+    causes = list(grouped.order_by("-count")[:ROWS])
+    newest = TrainingRun.objects.select_related("job").in_bulk([cause["newest"] for cause in causes])
+    return [{"count": cause["count"], "run": newest[cause["newest"]]} for cause in causes]
+
+
+def waiting_people(project: Project) -> list[dict[str, Any]]:
+    """Return who has waiting jobs, the longest wait first: person, number of jobs, and since when."""
+    queued = Job.objects.filter(project=project, state=State.QUEUED).order_by()
+    rows = queued.values("created_by").annotate(count=Count("pk"), since=Min("created_at")).order_by("since")
+    people = User.objects.in_bulk([row["created_by"] for row in rows if row["created_by"]])
+    return [{**row, "person": people.get(row["created_by"])} for row in rows]

@@ -1,0 +1,175 @@
+"""The month at a glance, which managers see first on Home."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from dashboard.charts import best_scores
+from dashboard.models import BaseModel, Dataset, DatasetVersion, Decision, Project, Study, TrainingRun, User
+from tests.conftest import make_dataset, make_run
+from tests.dashboard.conftest import evaluate, publish
+from tests.dashboard.studies.factories import Table, conclude, make_study
+
+SEEDS = list(range(1, 4))
+SCORES: Table = {
+    "base": {0: [0.0] * 40},
+    "efficient": {seed: [1.0] * 10 + [0.0] * 30 for seed in SEEDS},
+    "quality": {seed: [1.0] * 38 + [0.0] * 2 for seed in SEEDS},
+}
+
+
+@pytest.fixture
+def study(project: Project, dataset: Dataset, base_model: BaseModel, ed: User) -> Study:
+    """A finished study in which Quality is better."""
+    queued = make_study(project, dataset, base_model, by=ed, seeds=SEEDS, reference="efficient")
+    return conclude(queued, SCORES)
+
+
+def home(client: Client, user: User) -> Any:
+    client.force_login(user)
+    return client.get("/")
+
+
+def text(client: Client, user: User) -> str:
+    return " ".join(home(client, user).content.decode().split())
+
+
+def test_a_verdict_with_its_interval_leads_to_the_report(client: Client, mara: User, study: Study) -> None:
+    page = text(client, mara)
+    assert "What got better" in page
+    assert study.summary["verdict"] in page
+    assert "95 % interval" in page
+    assert reverse("study-report", args=[study.pk]) in page
+
+
+def test_editors_and_viewers_keep_their_home(client: Client, ed: User, vera: User, study: Study) -> None:
+    for user in (ed, vera):
+        assert "month" not in home(client, user).context
+        assert "What got better" not in text(client, user)
+
+
+def test_another_manager_sees_nothing_of_it(client: Client, otto: User, study: Study) -> None:
+    assert study.name not in text(client, otto)
+
+
+def test_before_the_first_adapter_a_manager_has_the_checklist(client: Client, mara: User) -> None:
+    assert "month" not in home(client, mara).context
+
+
+def test_an_older_study_is_no_result_of_this_month(client: Client, mara: User, study: Study) -> None:
+    Study.objects.update(finished_at=timezone.now() - timedelta(days=40))
+    month = home(client, mara).context["month"]
+    assert month.verdicts == []
+    assert month.undecided == [study]
+
+
+def test_one_verdict_per_dataset(
+    client: Client, mara: User, study: Study, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    newer = conclude(make_study(project, dataset, base_model, seeds=[1], name="Again"), {**SCORES})
+    assert home(client, mara).context["month"].verdicts == [(newer, 1)]
+
+
+def test_decisions_wait_until_a_manager_takes_them(
+    client: Client, mara: User, ed: User, study: Study
+) -> None:
+    assert home(client, mara).context["month"].undecided == [study]
+    adapter = study.runs().first().adapter  # type: ignore[union-attr]
+    Decision.objects.record(study, adapter, "Better for <b>all</b>.", ed)
+    month = home(client, mara).context["month"]
+    assert (month.undecided, month.decisions, len(month.proposals)) == ([], [], 1)
+    assert "Waits for your approval:" in text(client, mara)
+    assert "<b>all</b>" not in text(client, mara)
+    Decision.objects.record(study, adapter, "Yes.", mara)
+    month = home(client, mara).context["month"]
+    assert (len(month.proposals), len(month.decisions)) == (0, 2)
+
+
+def test_failures_are_counted_by_cause(
+    client: Client, mara: User, run: TrainingRun, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    publish(run)
+    for number, code in enumerate(("bad_data", "bad_data", "diverged")):
+        failed = make_run(project, dataset, base_model, by=mara, name=f"Failed {number}")
+        failed.end("failed", step=1, code=code, message=f"Cause of {code}.")
+    month = home(client, mara).context["month"]
+    assert [(cause["count"], cause["run"].name) for cause in month.failures] == [
+        (2, "Failed 1"),
+        (1, "Failed 2"),
+    ]
+    assert (month.failed_runs, month.finished_runs) == (3, 1)
+    assert "Cause of bad_data." in text(client, mara)
+
+
+def test_waiting_people_are_named(
+    client: Client, mara: User, ed: User, run: TrainingRun, dataset: Dataset, base_model: BaseModel
+) -> None:
+    publish(run)
+    for _count in range(2):
+        make_run(run.project, dataset, base_model, by=ed, name="Waits")
+    (row,) = home(client, mara).context["month"].waiting
+    assert (row["person"], row["count"]) == (ed, 2)
+
+
+def test_an_empty_month_says_so(client: Client, mara: User, run: TrainingRun) -> None:
+    publish(run)
+    TrainingRun.objects.update(created_at=timezone.now() - timedelta(days=40))
+    assert "Nothing finished yet this month" in text(client, mara)
+
+
+# The chart
+
+
+def test_the_best_score_rises_in_steps(
+    client: Client, mara: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    reviews = make_dataset(project, "Reviews")
+    for data, score in ((dataset, 0.2), (dataset, 0.5), (dataset, 0.4), (reviews, 0.9), (dataset, 0.7)):
+        evaluate(publish(make_run(project, data, base_model, by=mara)), 0.1, score)
+    rows = best_scores.best_scores(project)
+    assert [(row["name"], [value for _at, value in row["points"]]) for row in rows] == [
+        ("Tickets", [0.2, 0.5, 0.7]),
+        ("Reviews", [0.9]),
+    ]
+    series = home(client, mara).context["chart"]["series"]
+    assert [value for _day, value in series[0]["points"]] == [20.0, 50.0, 70.0, 70.0]
+    assert "New best score this month on Tickets" in text(client, mara)
+
+
+def test_scores_of_an_open_study_are_no_points(study: Study, project: Project) -> None:
+    DatasetVersion.objects.update(report={"answers": "label"})
+    assert best_scores.best_scores(project)
+    study.reopen()
+    assert best_scores.best_scores(project) == []
+
+
+def test_more_rows_need_no_more_queries(
+    client: Client, mara: User, study: Study, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(mara)
+
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as captured:
+            client.get("/")
+        return len(captured)
+
+    def add(number: int) -> None:
+        data = make_dataset(project, f"More {number}")
+        conclude(make_study(project, data, base_model, seeds=[1], name=f"Study {number}"), SCORES)
+        make_run(project, data, base_model, by=mara)
+        failed = make_run(project, data, base_model, by=mara)
+        failed.end("failed", step=1, code=f"code{number}", message="No.")
+
+    add(0)
+    few = queries()
+    for number in range(1, 4):
+        add(number)
+    assert queries() == few
