@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from dashboard.chat_relay import ChatModel
-from dashboard.forms.adapters import PreferenceForm
+from dashboard.forms.adapters import LEAST_BLIND, PreferenceForm
 from dashboard.forms.try_outs import TryOutLinkForm, VisitorPromptForm, visitor_settings
 from dashboard.gate import Request
 from dashboard.models import BlindComparison, Role, TryOutLink
@@ -74,9 +74,12 @@ async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
     form = VisitorPromptForm(request.POST)
     if not form.is_valid():
         return refusal_of(form)
+    models = await sync_to_async(models_of)(link)
+    if len(models) < LEAST_BLIND:
+        gone = _("A model of this link was deleted. Ask the sender for a new link.")
+        return JsonResponse({"error": "model_deleted", "text": gone}, status=410)
     if refusal := await sync_to_async(admit)(request, link):
         return JsonResponse({"error": "too_many", "text": refusal}, status=429)
-    models = await sync_to_async(models_of)(link)
     events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
     return await lines_of(events)
 

@@ -173,3 +173,9 @@ def test_a_member_cannot_vote_for_a_visitor(client: Client, mara: User, adapter:
     client.force_login(mara)
     values = {"comparison": compare(link).token(), "vote": "a"}
     assert client.post(reverse("playground-vote"), values).status_code == 404
+
+
+def test_a_link_whose_model_was_deleted_answers_no_prompt(secret: str, adapter: Adapter) -> None:
+    adapter.delete()
+    assert prompt(secret).status_code == 410
+    assert TryOutLink.objects.get().prompts == 0
