@@ -13,6 +13,9 @@ TOO_LONG = _("A saved prompt has at most %(limit_value)d characters; this one ha
 class SavedPromptForm(forms.Form):
     """A prompt with its system prompt, and the name of the set that gets it."""
 
+    # The browser would refuse to send the playground's form, of which these fields are a part.
+    use_required_attribute = False
+
     prompt_set = forms.CharField(
         label=_("Prompt set"),
         max_length=80,
