@@ -307,6 +307,8 @@ KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_EXPORTS_DAYS = env.int("KEEP_EXPORTS_DAYS", default=7)
 KEEP_LOGS_DAYS = env.int("KEEP_LOGS_DAYS", default=90)
 LOG_LIMIT_BYTES = env.int("LOG_LIMIT_BYTES", default=10 * 1024**2)
+# Pages of an offline installation offer no push to the hub.
+HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 # OpenAI-compatible chat endpoint of the judge. Unset, no answers leave the installation. Only workers use the
 # key; the database, logs, pages and the engine's environment never contain it.
 JUDGE = Endpoint(

@@ -154,6 +154,7 @@ urlpatterns = [
     path("adapters/<int:pk>/stage/", adapters.stage, name="adapter-stage"),
     path("adapters/<int:pk>/exports/", exports.index, name="adapter-exports"),
     path("adapters/<int:pk>/exports/new/", exports.create, name="adapter-export"),
+    path("adapters/<int:pk>/pushes/new/", exports.push, name="adapter-push"),
     path("exports/<int:pk>/download/", exports.download, name="export-download"),
     path("exports/<int:pk>/delete/", exports.delete, name="export-delete"),
     path("adapters/<int:pk>/download/", adapters.download, name="adapter-download"),

@@ -20,7 +20,7 @@ from ninja.operation import Operation
 from ninja.parser import Parser
 from ninja.types import DictStrAny
 
-from dashboard.api import adapters, exports, refusals, studies
+from dashboard.api import adapters, exports, pushes, refusals, studies
 from dashboard.api.access import RATE_LIMITS, Token
 from dashboard.api.accounts import invitations, me, memberships, tokens
 from dashboard.api.catalog import base_models, datasets, target_module_configs
@@ -66,6 +66,7 @@ class Api(NinjaAPI):
         module, verb = operation.view_func.__module__, operation.view_func.__name__
         plural = module.rpartition(".")[2]
         noun = f"{plural.removesuffix('ies')}y" if plural.endswith("ies") else plural.removesuffix("s")
+        noun = noun.removesuffix("e") if plural.endswith("shes") else noun
         return f"{noun}_{verb}".replace("_", "-")
 
     def get_operation_url_name(self, operation: Operation, router: Any) -> str:
@@ -106,6 +107,7 @@ api.add_router("/forecast", forecast.router, tags=["Runs"])
 api.add_router("/studies", studies.router, tags=["Studies"])
 api.add_router("/adapters", adapters.router, tags=["Adapters"])
 api.add_router("/exports", exports.router, tags=["Adapters"])
+api.add_router("/pushes", pushes.router, tags=["Adapters"])
 api.add_router("/jobs", jobs.router, tags=["Queue"])
 api.add_router("/workers", workers.router, tags=["Queue"])
 api.add_router("/compute-budget", compute_budgets.router, tags=["Compute budget"])

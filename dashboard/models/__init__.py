@@ -13,6 +13,7 @@ from dashboard.models.accounts.project import (
 from dashboard.models.accounts.user import User
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.adapters.export import Export, ExportRefused
+from dashboard.models.adapters.hub_push import HubPush
 from dashboard.models.adapters.publication import Publication
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import Dataset, DatasetVersion, ImportNotFailed
@@ -65,6 +66,7 @@ __all__ = [
     "EvaluationItem",
     "Export",
     "ExportRefused",
+    "HubPush",
     "IllegalMove",
     "ImportNotFailed",
     "Installation",

@@ -13,6 +13,7 @@ from dashboard.models.adapters.export import GGUF, export_forecast, gguf_refusal
 from dashboard.presenters.stages import PHASES
 from workers.forecasting.export_cost import ExportForecast
 
+PUSHES_SHOWN = 5
 PURPOSES: dict[str, Promise] = {
     Export.Format.FLOAT32: _("A folder for Transformers, without rounding."),
     Export.Format.BFLOAT16: _("A folder for Transformers and vLLM, rounded to half the size."),
@@ -43,9 +44,11 @@ class FormatRow:
 
 
 def exports_context(adapter: Adapter) -> dict[str, Any]:
-    """Return what the card of an adapter's exports shows."""
+    """Return what the cards of an adapter's exports and pushes show."""
     rows = format_rows(adapter)
-    return {"format_rows": rows, "has_open_exports": any(row.is_open for row in rows)}
+    pushes = list(adapter.hub_pushes.select_related("job")[:PUSHES_SHOWN])
+    is_open = any(row.is_open for row in rows) or any(not push.job.is_over for push in pushes)
+    return {"format_rows": rows, "pushes": pushes, "has_open_exports": is_open}
 
 
 def format_rows(adapter: Adapter) -> list[FormatRow]:

@@ -16,6 +16,7 @@ from dashboard.models import (
     DatasetVersion,
     Evaluation,
     Export,
+    HubPush,
     Job,
     Outbox,
     Role,
@@ -183,6 +184,7 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
             "base_models",
             Prefetch("exports", Export.objects.select_related("adapter")),
+            Prefetch("hub_pushes", HubPush.objects.select_related("adapter")),
             "served_base_models",
             Prefetch("evaluations", evaluations),
             Prefetch("judged_evaluations", evaluations),
@@ -204,8 +206,8 @@ def title_and_url(job: Job) -> tuple[str, str]:
 
 def subject_of(job: Job) -> Any:
     """Return the run, dataset version, base model or export of a job; None if it was deleted."""
-    owned = (job.training_runs, job.dataset_versions, job.base_models, job.served_base_models, job.exports)
-    for rows in owned:
+    exported = (job.exports, job.hub_pushes)
+    for rows in (job.training_runs, job.dataset_versions, job.base_models, job.served_base_models, *exported):
         for row in rows.all():
             return row
     for evaluation in (*job.evaluations.all(), *job.judged_evaluations.all()):

@@ -23,6 +23,7 @@ PHASES = {
     "saving": gettext_lazy("saving the adapter"),
     "merging": gettext_lazy("merging the adapter"),
     "writing": gettext_lazy("writing the file"),
+    "uploading": gettext_lazy("uploading to the hub"),
     "checking": gettext_lazy("computing the checksum"),
     "scoring": gettext_lazy("scoring answers"),
     "timing": gettext_lazy("measuring the time per token"),

@@ -74,6 +74,7 @@ RUNNING_WORDS = {
     Job.Kind.JUDGE: gettext_lazy("Judging"),
     Job.Kind.SERVE: gettext_lazy("Answering"),
     Job.Kind.EXPORT: gettext_lazy("Exporting"),
+    Job.Kind.PUSH: gettext_lazy("Pushing"),
 }
 STATE_WORDS = {
     **dict(State.choices),

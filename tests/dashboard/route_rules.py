@@ -36,7 +36,7 @@ RULES = {
         GET api:openapi-json api:openapi-view api:me-detail api:base-model-index api:dataset-index
         GET api:training-run-index api:study-index api:adapter-index api:job-index api:worker-index
         GET api:compute-budget-detail api:membership-index api:invitation-index api:token-index
-        GET api:export-index
+        GET api:export-index api:push-index
         GET openai:file-index openai:job-index openai:model-index
     """,
     # Members, about the project that they have open.
@@ -67,7 +67,7 @@ RULES = {
     """,
     # API: tokens of managers, in their project.
     "?--+++?": """
-        POST api:base-model-index api:invitation-index
+        POST api:base-model-index api:invitation-index api:push-index
         PATCH api:compute-budget-detail
     """,
     # Managers, and superusers without a project.
@@ -105,6 +105,7 @@ RULES = {
     """,
     # Managers of the object's project.
     "?--+0--": """
+        POST adapter-push
         POST membership-change membership-remove invitation-revoke base-model-inspect share-link-create
         POST share-link-revoke try-out-link-revoke adapter-stage queue-prioritise webhook-delete
     """,
@@ -124,7 +125,8 @@ RULES = {
         GET api:training-run-detail api:training-run-metrics api:training-run-metric-series
         GET api:training-run-evaluations api:training-run-samples api:training-run-events
         GET api:training-run-log api:study-detail api:study-export api:adapter-detail
-        GET api:adapter-download api:export-detail api:export-download api:job-detail api:job-events
+        GET api:adapter-download api:export-detail api:export-download api:push-detail
+        GET api:job-detail api:job-events
         GET openai:file-detail openai:file-content openai:job-detail openai:event-index
         GET openai:checkpoint-index openai:model-detail
     """,
@@ -170,6 +172,7 @@ OBJECTS = {
     "training-run": "run",
     "adapter": "adapter",
     "export": "export",
+    "push": "push",
     "membership": "membership",
     "invitation": "invitation",
     "token": "token",

@@ -19,6 +19,7 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from dashboard.models import (
     Adapter,
     ApiToken,
+    HubPush,
     Invitation,
     Membership,
     Project,
@@ -91,6 +92,9 @@ def create_world() -> World:
         "target_module_config": config.pk,
         "adapter": adapter.pk,
         "export": make_export(adapter, editor).pk,
+        "push": HubPush.objects.start(
+            adapter, manager, format="adapter", repository="team/triage", token="hf_1"
+        ).pk,
         "membership": Membership.objects.get(user=viewer).pk,
         "invitation": invitation.pk,
         "token": ApiToken.objects.get(user=editor).pk,

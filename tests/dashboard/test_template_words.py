@@ -114,6 +114,7 @@ STATE_WORDS = [
     ("running", "judge", "Judging"),
     ("running", "serve", "Answering"),
     ("running", "export", "Exporting"),
+    ("running", "push", "Pushing"),
     ("running", "", "Running"),
     ("finalizing", "train", "Saving"),
     ("cancelling", "train", "Stopping"),

@@ -13,7 +13,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from workers.contract.errors import SpecError
 from workers.contract.hyperparameters import Hyperparameters
@@ -26,6 +26,9 @@ DTYPES = ("auto", "float32", "bfloat16")
 SPLITS = ("train", "validation", "test")
 # Forms of a base model with its adapter merged in: Transformers' own in two number formats, and GGUF.
 EXPORT_FORMATS = ("float32", "bfloat16", "gguf-f16", "gguf-q8_0")
+PUSH_FORMATS = ("adapter", *EXPORT_FORMATS)
+# The hub's rule for owner and name; neither has `--` or `..` in it.
+REPOSITORY = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 # Actions that the engine takes on its own, and that the forecast counts.
 CHUNK_ROWS = 256  # learned positions whose logits exist at one time
 # Model types for which the tests show that a shared prefix gives the same losses and gradients.
@@ -225,12 +228,30 @@ class ExportSpec:
     adapter: str
     name: str
     format: str
+    formats: ClassVar[tuple[str, ...]] = EXPORT_FORMATS
 
     def __post_init__(self) -> None:
-        if self.format not in EXPORT_FORMATS:
-            raise SpecError("format", f"`format` must be one of {', '.join(EXPORT_FORMATS)}.")
+        if self.format not in self.formats:
+            raise SpecError("format", f"`format` must be one of {', '.join(self.formats)}.")
         if not re.fullmatch(r"\w[\w.-]{0,199}", self.name):
             raise SpecError("name", "`name` takes letters, digits, `_`, `-` and `.`, up to 200 of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSpec(ExportSpec):
+    """Upload an export, or the adapter as it is, to a repository of the hub: OWNER/NAME.
+
+    The token is no part of it: specs are stored.
+    """
+
+    repository: str
+    private: bool = True
+    formats: ClassVar[tuple[str, ...]] = PUSH_FORMATS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not REPOSITORY.fullmatch(self.repository):
+            raise SpecError("repository", "`repository` must be an owner and a name, such as team/triage.")
 
 
 SPEC_TYPES: dict[str, type] = {
@@ -240,6 +261,7 @@ SPEC_TYPES: dict[str, type] = {
     "inspect": InspectSpec,
     "serve": ServeSpec,
     "export": ExportSpec,
+    "push": PushSpec,
 }
 
 

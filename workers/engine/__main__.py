@@ -1,11 +1,11 @@
 """`python -m workers.engine KIND SPEC.json OUT_DIR`: one job in one process.
 
-KIND is train, evaluate, import, inspect, serve or export. SPEC `-` reads the first line of standard input:
-the spec, or `{"parent": pid, "spec": {...}, "ended": [arms], "attempt": number}`, where `ended` are the
-arms that have reported their outcome. Without a number it is the next attempt after the last one in the
-checkpoint folder. Later lines are requests, `{"stop": reason}` with one of `events.STOPS`; the end of the
-input means that the parent died, and this process ends itself. Events go to standard output as JSON lines,
-everything else to standard error.
+KIND is train, evaluate, import, inspect, serve, export or push. SPEC `-` reads the first line of standard
+input: the spec, or `{"parent": pid, "spec": {...}, "ended": [arms], "attempt": number, "token": text}`,
+where `ended` are the arms that have reported their outcome and `token` is that of a push. Without a number
+it is the next attempt after the last one in the checkpoint folder. Later lines are requests, `{"stop":
+reason}` with one of `events.STOPS`; the end of the input means that the parent died, and this process ends
+itself. Events go to standard output as JSON lines, everything else to standard error.
 Exit status: 0 done, 1 failed (a Failure event has the reason), 3 stopped.
 """
 
@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ class EngineCommand:
     ended: list[int]
     attempt: int  # 0: the next one after the last in the checkpoint folder
     in_4bit: bool
+    token: str = field(repr=False)  # of a push: no spec and no environment holds it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = _parse_command(options, _read_envelope(options.spec, stop))
         # Deprecations in libraries do not concern the readers of a job's log.
         warnings.simplefilter("ignore", FutureWarning)
-        runtime.prepare_environment(offline=command.kind != "inspect", in_4bit=command.in_4bit)
+        runtime.prepare_environment(offline=command.kind not in ("inspect", "push"), in_4bit=command.in_4bit)
         report(_started_event(command.kind))
         command.out_dir.mkdir(parents=True, exist_ok=True)
         _run(command, report, stop)
@@ -198,7 +199,8 @@ def _parse_command(options: argparse.Namespace, envelope: dict[str, Any]) -> Eng
     if not isinstance(attempt, int) or attempt < 0:
         raise SpecError("attempt", "`attempt` must be a whole number from 1.")
     checkpoint_dir = options.checkpoints or options.out_dir / "checkpoints"
-    return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, needs_4bit(values))
+    in_4bit, token = needs_4bit(values), str(envelope.get("token", ""))
+    return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, in_4bit, token)
 
 
 def die_with_parent() -> None:
@@ -247,6 +249,18 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
 
         spec, reserve = command.specs[0], _disk_reserve()
         export(spec, command.out_dir, report=report, should_stop=should_stop, disk_reserve=reserve)
+    elif command.kind == "push":
+        from workers.engine.exporting.push import push
+
+        spec, reserve = command.specs[0], _disk_reserve()
+        push(
+            spec,
+            command.token,
+            command.out_dir,
+            report=report,
+            should_stop=should_stop,
+            disk_reserve=reserve,
+        )
     elif command.kind == "import":
         from workers.engine.importing import run_import
 

@@ -22,7 +22,7 @@ from typing import IO
 
 from django.conf import settings
 
-from dashboard.models import Job
+from dashboard.models import HubPush, Job
 from workers.contract.events import MAX_LINE
 from workers.supervision.forked_engine import ForkingPopen, limit
 from workers.supervision.line_queue import LineQueue
@@ -40,8 +40,10 @@ ENGINE_VARIABLES = (
     "PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
     "HF_HOME", "HF_HUB_CACHE", "GRAFTWORKS_DISK_RESERVE_BYTES", "PYTHONDONTWRITEBYTECODE",
 )  # fmt: skip
-# And these for downloads only, because a proxy's address may hold a password.
-DOWNLOAD_VARIABLES = (
+# The kinds that talk to the hub.
+ONLINE = (Job.Kind.INSPECT, Job.Kind.PUSH)
+# And these for the hub only, because a proxy's address may hold a password.
+HUB_VARIABLES = (
     "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
 CGROUPS = Path("/sys/fs/cgroup")
@@ -76,6 +78,7 @@ class EngineProcess:
         """Start `python -m workers.engine` in its own session and hand it the spec."""
         outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
         ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
+        token = HubPush.objects.token_of(job)
         # Nothing below may fail: the engine would run without a supervisor.
         process = (ForkingPopen if is_forkable(job) else subprocess.Popen)(
             [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
@@ -90,7 +93,8 @@ class EngineProcess:
         engine = cls(process, log)
         limit(process.pid, yields_to_trainings=job.kind == Job.Kind.SERVE)
         threading.Thread(target=engine._read, daemon=True).start()
-        engine.send({"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt})
+        envelope = {"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt}
+        engine.send(envelope | ({"token": token} if token else {}))
         return engine
 
     def _read(self) -> None:
@@ -166,8 +170,8 @@ class EngineProcess:
 
 
 def is_forkable(job: Job) -> bool:
-    """Return whether the job loads the libraries as all others do: without downloads and bitsandbytes."""
-    return job.kind != Job.Kind.INSPECT and not job.needs_4bit
+    """Return whether the job loads the libraries as all others do: without the hub and bitsandbytes."""
+    return job.kind not in ONLINE and not job.needs_4bit
 
 
 def environment(kind: str, out_dir: Path) -> dict[str, str]:
@@ -187,6 +191,9 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
-    if kind == Job.Kind.INSPECT:
-        return variables | {name: os.environ[name] for name in DOWNLOAD_VARIABLES if name in os.environ}
+    if kind == Job.Kind.PUSH:
+        # The same way of uploading everywhere, and the one that the tests walk.
+        variables["HF_HUB_DISABLE_XET"] = "1"
+    if kind in ONLINE:
+        return variables | {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
     return variables | {"HF_HUB_OFFLINE": "1"}

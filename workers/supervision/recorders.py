@@ -22,6 +22,7 @@ from dashboard.models import (
     DatasetVersion,
     Evaluation,
     Export,
+    HubPush,
     IllegalMove,
     Job,
     MetricSeries,
@@ -137,6 +138,13 @@ def commit_export(recorder: ResultRecorder) -> None:
     with transaction.atomic():
         finish_job(job)
         export.record(files)
+
+
+def commit_push(recorder: ResultRecorder) -> None:
+    """Commit where the files are on the hub."""
+    with transaction.atomic():
+        finish_job(recorder.job)
+        HubPush.objects.get(job=recorder.job).record(**recorder.result)
 
 
 def commit_serving(recorder: ResultRecorder) -> None:
@@ -306,5 +314,6 @@ RECORDERS: dict[Job.Kind, Callable[[Job, Path], Recorder]] = {
     Job.Kind.TRAIN: TrainRecorder,
     Job.Kind.EVALUATE: functools.partial(ResultRecorder, commit=commit_evaluation),
     Job.Kind.EXPORT: functools.partial(ResultRecorder, commit=commit_export),
+    Job.Kind.PUSH: functools.partial(ResultRecorder, commit=commit_push),
     Job.Kind.SERVE: functools.partial(ResultRecorder, commit=commit_serving),
 }

@@ -36,7 +36,7 @@ ACTOR_LETTERS = 254
 
 
 class Job(models.Model):
-    """One piece of work for a worker process: import, inspect, train, evaluate, judge, serve or export."""
+    """One piece of work for a worker process; what it does says its kind."""
 
     class Kind(models.TextChoices):
         IMPORT = "import", _("Import")
@@ -46,6 +46,7 @@ class Job(models.Model):
         JUDGE = "judge", _("Judge answers")
         SERVE = "serve", _("Answer prompts")
         EXPORT = "export", _("Export")
+        PUSH = "push", _("Push to the hub")
 
     class Priority(models.IntegerChoices):
         HIGH = 1, _("High")
@@ -173,6 +174,8 @@ class Job(models.Model):
             self.record(event, source, target, actor=actor, text=reason)
             if target in (State.FAILED, State.CANCELLED):
                 self._end_open_runs(target, fields)
+            if target in TERMINAL and self.kind == self.Kind.PUSH:
+                self.hub_pushes.update(sealed_token="")
             if target == State.QUEUED:
                 Outbox.objects.create(job=self)
 

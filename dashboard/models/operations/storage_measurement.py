@@ -17,6 +17,7 @@ from django.db import connection, models, transaction
 
 from dashboard.models.adapters.adapter import Adapter
 from dashboard.models.adapters.export import Export
+from dashboard.models.adapters.hub_push import HubPush
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.jobs.job import Job
@@ -97,11 +98,13 @@ def subjects_of(jobs: Iterable[int]) -> dict[int, tuple[str, str]]:
     versions = VERSIONS.filter(job__in=numbers)
     evaluations = Evaluation.objects.filter(job__in=numbers).select_related("run")
     exported = Export.objects.filter(job__in=numbers).select_related("adapter")
+    pushed = HubPush.objects.filter(job__in=numbers).select_related("adapter")
     judged = Evaluation.objects.filter(judge_job__in=numbers).select_related("run")
     subjects: list[tuple[int | None, Any]] = [
         *((run.job_id, run) for run in TrainingRun.objects.filter(job__in=numbers).order_by("-pk")),
         *((version.job_id, version) for version in versions),
         *((export.job_id, export) for export in exported),
+        *((push.job_id, push) for push in pushed),
         *((evaluation.judge_job_id, evaluation.run) for evaluation in judged),
         *((evaluation.job_id, evaluation.run) for evaluation in evaluations),
     ]

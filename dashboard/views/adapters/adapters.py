@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
@@ -13,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST, require_safe
 from dashboard.charts import curves, forgetting_charts
 from dashboard.downloads import ranged_file
 from dashboard.forms.adapters import StageForm
+from dashboard.forms.exports import PushForm
 from dashboard.gate import Request
 from dashboard.models import Adapter, BaseModel, Role, SavedView
 from dashboard.models.accounts.project import parse_id
@@ -47,7 +49,9 @@ def detail(request: Request, pk: int) -> HttpResponse:
     return page_of(request, adapter)
 
 
-def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpResponse:
+def page_of(
+    request: Request, adapter: Adapter, status: int = 200, push_form: PushForm | None = None
+) -> HttpResponse:
     """Render an adapter's page, also below an error message."""
     versions = Adapter.objects.filter(project=adapter.project, name=adapter.name).order_by("-version")
     context: dict[str, Any] = {
@@ -62,6 +66,8 @@ def page_of(request: Request, adapter: Adapter, status: int = 200) -> HttpRespon
         "decisions": adapter.decisions.with_facts(),  # type: ignore[attr-defined]
         "recipes": serving.recipes(adapter),
         **exports_context(adapter),
+        "push_form": push_form or PushForm(adapter),
+        "is_offline": settings.HF_HUB_OFFLINE,
         "smoke_test": serving.smoke_test(adapter),
         "may_edit": request.user.has_role(Role.EDITOR, adapter.project_id),
         "may_manage": request.user.has_role(Role.MANAGER, adapter.project_id),

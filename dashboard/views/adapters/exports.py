@@ -1,4 +1,4 @@
-"""Exports of an adapter with its base model: start, progress, download, deletion."""
+"""Exports of an adapter with its base model: start, progress, download, deletion, and pushes to the hub."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST, require_safe
 
 from dashboard.downloads import ranged_file
+from dashboard.forms.exports import PushForm
 from dashboard.gate import Request
-from dashboard.models import Adapter, Export, ExportRefused, Role
+from dashboard.models import Adapter, Export, ExportRefused, HubPush, Role
 from dashboard.presenters.exports import exports_context
+from dashboard.views.adapters.adapters import page_of
 
 
 @require_GET
@@ -36,6 +38,19 @@ def create(request: Request, pk: int) -> HttpResponse:
     except ExportRefused as refusal:
         messages.error(request, str(refusal))
         return redirect(adapter)
+
+
+@require_POST
+def push(request: Request, pk: int) -> HttpResponse:
+    """Upload the adapter, or its export, to the Hugging Face hub; managers only."""
+    adapter = Adapter.objects.with_facts().fetch(request.user, pk, Role.MANAGER)
+    form = PushForm(adapter, request.POST)
+    if form.is_valid():
+        try:
+            return redirect(HubPush.objects.start(adapter, request.user, **form.cleaned_data))
+        except ExportRefused as refusal:
+            form.add_error("format", str(refusal))
+    return page_of(request, adapter, status=422, push_form=form)
 
 
 @require_safe

@@ -31,16 +31,9 @@ def export(
     spec: ExportSpec, out_dir: Path, *, report: Report, should_stop: ShouldStop, disk_reserve: int
 ) -> None:
     """Write `out_dir/export/NAME.zip` or `NAME.gguf`, and report its size and SHA-256."""
-    check_folder(spec.base)
-    check_adapter(Path(spec.adapter))
-    if spec.format.startswith("gguf"):
-        gguf_model.check(spec)
-    check_room(spec, out_dir, disk_reserve)
-    report(Progress("loading"))
+    check(spec, out_dir, disk_reserve)
     model = merge(spec, report, should_stop)
-    folder = out_dir / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o750)
+    folder = new_folder(out_dir)
     write = gguf_model.write_gguf if spec.format.startswith("gguf") else model_folder.write_zip
     path = write(model, spec, folder, report, should_stop)
     path.chmod(0o640)
@@ -49,6 +42,23 @@ def export(
     sync(path)
     sync(folder)
     report(Result({"files": {path.name: facts}}))
+
+
+def check(spec: ExportSpec, out_dir: Path, disk_reserve: int) -> None:
+    """Raise RunError if the export cannot be written, before anything is loaded."""
+    check_folder(spec.base)
+    check_adapter(Path(spec.adapter))
+    if spec.format.startswith("gguf"):
+        gguf_model.check(spec)
+    check_room(spec, out_dir, disk_reserve)
+
+
+def new_folder(out_dir: Path) -> Path:
+    """Return the empty folder of the result."""
+    folder = out_dir / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o750)
+    return folder
 
 
 def check_room(spec: ExportSpec, out_dir: Path, disk_reserve: int) -> None:
@@ -86,6 +96,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def merge(spec: ExportSpec, report: Report, should_stop: ShouldStop) -> Any:
     """Return the base model with the adapter's changes in its weights; changed layers are float32."""
+    report(Progress("loading"))
     base = load_base(spec.base, stored_dtype(Path(spec.base.path)), torch.device("cpu"))
     stop_if_asked(should_stop)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
