@@ -183,7 +183,7 @@ class Migration(migrations.Migration):
             name='Job',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers'), ('serve', 'Answer prompts'), ('export', 'Export')], max_length=10)),
+                ('kind', models.CharField(choices=[('import', 'Import'), ('inspect', 'Inspect'), ('train', 'Fine-tune'), ('evaluate', 'Evaluate'), ('judge', 'Judge answers'), ('serve', 'Answer prompts'), ('export', 'Export'), ('push', 'Push to the hub')], max_length=10)),
                 ('queue', models.CharField(choices=[('gpu', 'Training'), ('cpu', 'Light work'), ('serve', 'Playground and chat')], max_length=10)),
                 ('state', models.CharField(choices=[('queued', 'Waiting'), ('starting', 'Starting'), ('running', 'Running'), ('finalizing', 'Saving'), ('cancelling', 'Stopping'), ('interrupted', 'Interrupted, will continue by itself'), ('succeeded', 'Finished'), ('failed', 'Failed'), ('cancelled', 'Stopped')], default='queued', max_length=12)),
                 ('spec', models.JSONField()),
@@ -724,6 +724,25 @@ class Migration(migrations.Migration):
             options={
                 'ordering': ['pk'],
                 'constraints': [models.UniqueConstraint(condition=models.Q(('number_format', ''), _negated=True), fields=('dataset_version', 'base_model', 'key', 'number_format'), name='base_evaluation_kept_once')],
+            },
+        ),
+        migrations.CreateModel(
+            name='HubPush',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('format', models.CharField(choices=[('adapter', 'The adapter alone'), ('float32', 'Merged, safetensors float32'), ('bfloat16', 'Merged, safetensors bfloat16'), ('gguf-f16', 'Merged, GGUF F16'), ('gguf-q8_0', 'Merged, GGUF Q8_0')], max_length=10)),
+                ('repository', models.CharField(max_length=200)),
+                ('private', models.BooleanField(default=True)),
+                ('sealed_token', models.TextField(blank=True)),
+                ('url', models.CharField(blank=True, max_length=400)),
+                ('commit', models.CharField(blank=True, max_length=64)),
+                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ('adapter', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='hub_pushes', to='dashboard.adapter')),
+                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='hub_pushes', to='dashboard.job')),
+                ('project', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='hub_pushes', to='dashboard.project')),
+            ],
+            options={
+                'ordering': ['-pk'],
             },
         ),
         migrations.CreateModel(
