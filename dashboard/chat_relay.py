@@ -1,4 +1,4 @@
-"""Relays chats between a web request and the inference job of a base model, without a thread per stream.
+"""Relays chats between a web request and a base model's inference job or server, without a thread per stream.
 
 `stream_chat` is for pages and API alike. It serves one host: web process and worker share a data folder and a
 kernel, because the job listens on a Unix socket. Callers check permissions on rows first.
@@ -17,6 +17,7 @@ from django.db import close_old_connections
 from django.db.models import TextChoices
 from django.utils.translation import gettext as _
 
+from dashboard import inference_server
 from dashboard.models import Adapter, BaseModel, Job, Project, State, User, WorkerNode
 from workers.contract.chat import (
     HAND_OVER,
@@ -88,6 +89,14 @@ class ChatBroken(ChatFailed):
     """The answer ended before its last token: the worker stopped, or its adapter was deleted."""
 
 
+SERVER_FAILURES: dict[str, type[ChatFailed]] = {
+    "invalid": ChatInvalid,
+    "unknown": ModelUnknown,
+    "unavailable": ChatUnavailable,
+    "broken": ChatBroken,
+}
+
+
 async def stream_chat(
     project: Project,
     model: ChatModel,
@@ -106,6 +115,8 @@ async def stream_chat(
     """
     if not model.is_usable_by(project):
         raise ModelUnknown("model_not_found", _("This project has no such base model or adapter."))
+    if inference_server.serves(model.base):
+        return await _stream_from_server(model, messages, settings)
     adapter = model.adapter.folder if model.adapter else ""
     request = ChatRequest(messages=list(messages), settings=settings, adapter=adapter)
     connection = await _connect(model.base.socket())
@@ -124,6 +135,28 @@ async def stream_chat(
         writer.close()
         raise
     return _parts(reader, writer)
+
+
+async def _stream_from_server(
+    model: ChatModel, messages: Sequence[dict[str, str]], settings: ChatSettings
+) -> AsyncGenerator[Text | End, None]:
+    """Send a chat to the operator's inference server instead."""
+    # The checks of messages are the same for both.
+    request = ChatRequest(messages=list(messages), settings=settings)
+    try:
+        parts = await inference_server.stream_from_server(model.adapter, request.messages, settings)
+    except inference_server.ServerFailure as failure:
+        raise SERVER_FAILURES[failure.kind](failure.code, failure.message) from failure
+
+    async def relayed() -> AsyncGenerator[Text | End, None]:
+        try:
+            async with contextlib.aclosing(parts) as open_parts:
+                async for part in open_parts:
+                    yield part
+        except inference_server.ServerFailure as failure:
+            raise SERVER_FAILURES[failure.kind](failure.code, failure.message) from failure
+
+    return relayed()
 
 
 def _accepted(event: ChatEvent) -> None:
@@ -199,6 +232,8 @@ async def request_engine(base: BaseModel, by: User | None) -> EngineState:
 
     Raises ChatInvalid for a base model that is not ready, and ChatBroken with the job's error if it failed.
     """
+    if inference_server.serves(base):
+        return EngineState.READY
     # A thread-sensitive call would hold one database connection per stream.
     state, _job = await _request(base, by)
     return state
@@ -209,6 +244,9 @@ async def starting_states(base: BaseModel, by: User | None) -> AsyncIterator[Eng
 
     Raises ChatInvalid for a base model that is not ready, and ChatBroken if the job fails or is stopped.
     """
+    if inference_server.serves(base):
+        yield EngineState.READY
+        return
     state, job = await _request(base, by)
     while not await is_ready(base):
         yield state

@@ -326,6 +326,19 @@ if JUDGE.url and not JUDGE.model:
 # An HTTP client would refuse it too, with the key in its message.
 if not (JUDGE.key.isascii() and JUDGE.key.isprintable()):
     raise ImproperlyConfigured("JUDGE_API_KEY contains a character that is not allowed in an HTTP header.")
+# An OpenAI-compatible server such as vLLM that answers for one base model instead of an inference job.
+INFERENCE_SERVER = Endpoint(
+    env.str("INFERENCE_SERVER_URL", default=""),
+    env.str("INFERENCE_SERVER_MODEL", default=""),
+    env.str("INFERENCE_SERVER_API_KEY", default="").strip(),
+)
+if INFERENCE_SERVER.url and not (ADDRESS.fullmatch(INFERENCE_SERVER.url) and INFERENCE_SERVER.model):
+    raise ImproperlyConfigured(
+        "INFERENCE_SERVER_URL must look like https://vllm.example.org/v1; http:// is only allowed for this "
+        "machine. INFERENCE_SERVER_MODEL must name the base model that answers there."
+    )
+if not (INFERENCE_SERVER.key.isascii() and INFERENCE_SERVER.key.isprintable()):
+    raise ImproperlyConfigured("INFERENCE_SERVER_API_KEY contains a character that no HTTP header may have.")
 # Hosts, with their port if it is not the usual one, that webhooks may be sent to.
 WEBHOOK_HOSTS = frozenset(
     host.strip().lower() for host in env.list("WEBHOOK_HOSTS", default=[]) if host.strip()

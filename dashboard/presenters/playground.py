@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.db.models import Q
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from dashboard.forms.adapters import BASE, LEAST_BLIND, MOST_COLUMNS
+from dashboard.inference_server import serves
 from dashboard.models import (
     Adapter,
     BaseModel,
@@ -56,6 +58,7 @@ class Playground:
     choices: Sequence[tuple[str, str]] = ()
     rows: Sequence[ExampleRow] = ()
     saved: Sequence[SavedPrompt] = ()
+    server: str = ""  # the host that answers instead of this installation
     is_blind: bool = False
 
     @property
@@ -75,7 +78,10 @@ def playground(
     """Return the page for the query of its address; what does not exist is left out."""
     shown, adapters = choose_models(project, user, wanted_base, wanted)
     is_blind = blind and shown.can_be_blind
-    return replace(shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind)
+    server = settings.INFERENCE_SERVER.host if shown.base and serves(shown.base) else ""
+    return replace(
+        shown, rows=_rows(adapters), saved=_saved_prompts(project), is_blind=is_blind, server=server
+    )
 
 
 def choose_models(
