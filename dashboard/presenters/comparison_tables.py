@@ -85,7 +85,12 @@ def preference_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
         votes = BlindComparison.objects.filter(project=runs[0].project_id)
         preferences = votes.preferences(base, combinations(names, 2))
         rows += [
-            {"first": names[first], "second": names[second], "votes": found}
+            {
+                "first": names[first],
+                "second": names[second],
+                "votes": found.preference,
+                "visitor_votes": found.visitor_votes,
+            }
             for (first, second), found in preferences.items()
         ]
     return rows

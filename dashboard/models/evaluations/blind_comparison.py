@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from django.conf import settings
 from django.core import signing
@@ -28,6 +28,13 @@ _SIGNER = signing.Signer(salt="blind-comparison")
 Pair = tuple[int | None, int | None]  # ids of two adapters; None is the base model
 
 
+class PairVotes(NamedTuple):
+    """The preference between two models, and how many of its votes came through try-out links."""
+
+    preference: Preference
+    visitor_votes: int
+
+
 class BlindComparisonQuerySet(ProjectQuerySet["BlindComparison"]):
     """Pairs of answers, with and without a vote."""
 
@@ -47,22 +54,30 @@ class BlindComparisonQuerySet(ProjectQuerySet["BlindComparison"]):
             return None
         return self.filter(pk=pk).first()
 
-    def preferences(self, base: BaseModel, pairs: Iterable[Pair]) -> dict[Pair, Preference]:
+    def preferences(self, base: BaseModel, pairs: Iterable[Pair]) -> dict[Pair, PairVotes]:
         """Return how often people preferred the first adapter of each pair over the second.
 
         The votes on one prompt count as one, that of their majority: they are not independent.
         """
         wanted = dict.fromkeys(pairs, 1)
         wanted |= {(second, first): -1 for first, second in list(wanted)}
-        votes = self.filter(base_model=base).exclude(vote="").order_by()
+        ids = {adapter for pair in wanted for adapter in pair} - {None}
+        chosen_a = models.Q(adapter_a=None) | models.Q(adapter_a__in=ids)
+        chosen_b = models.Q(adapter_b=None) | models.Q(adapter_b__in=ids)
+        votes = self.filter(chosen_a, chosen_b, base_model=base).exclude(vote="").order_by()
         balances: dict[Pair, Counter[str]] = {}
-        fields = ("adapter_a", "adapter_b", "prompt_digest", "vote")
-        for first, second, prompt, vote in votes.values_list(*fields):
+        visitors: Counter[Pair] = Counter()
+        fields = ("adapter_a", "adapter_b", "prompt_digest", "vote", "link")
+        for first, second, prompt, vote, link in votes.values_list(*fields):
             sign = wanted.get((first, second), 0)
             if sign:
-                balance = balances.setdefault((first, second) if sign > 0 else (second, first), Counter())
-                balance[prompt] += sign * {"a": 1, "b": -1}.get(vote, 0)
-        return {pair: preference(list(balance.values())) for pair, balance in balances.items()}
+                pair = (first, second) if sign > 0 else (second, first)
+                balances.setdefault(pair, Counter())[prompt] += sign * {"a": 1, "b": -1}.get(vote, 0)
+                visitors[pair] += link is not None
+        return {
+            pair: PairVotes(preference(list(balance.values())), visitors[pair])
+            for pair, balance in balances.items()
+        }
 
 
 class BlindComparison(models.Model):

@@ -116,7 +116,7 @@ def test_the_majority_per_prompt_is_the_preference(vera: User, ed: User, adapter
         compare(adapter, vera, prompt, swapped=swapped).cast(choice)
     compare(adapter, ed, "5")
     found = BlindComparison.objects.all().preferences(adapter.base_model, [(adapter.pk, None)])
-    preference = found[adapter.pk, None]
+    preference = found[adapter.pk, None].preference
     assert (preference.wins, preference.losses, preference.equal) == (2, 1, 1)
 
 

@@ -166,6 +166,9 @@ def test_a_vote_is_cast_once_and_through_its_own_link(adapter: Adapter, mara: Us
     assert [vote(secret, comparison, choice).status_code for choice in "ab"] == [200, 409]
     comparison.refresh_from_db()
     assert (comparison.vote, comparison.voter, comparison.link) == ("a", None, link)
+    votes = BlindComparison.objects.all().preferences(adapter.base_model, [(adapter.pk, None)])
+    assert votes[adapter.pk, None].visitor_votes == 1
+    assert votes[adapter.pk, None].preference.losses == 1
 
 
 def test_a_member_cannot_vote_for_a_visitor(client: Client, mara: User, adapter: Adapter) -> None:
