@@ -275,7 +275,8 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
 
 def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
     """Take ownership of the checkpoints, then continue from the newest intact one or start at step 0."""
-    from workers.engine.training import checkpoints, disk_room
+    from workers.engine import disk_room
+    from workers.engine.training import checkpoints
     from workers.engine.training.train import train
 
     attempt = checkpoints.take_ownership(command.checkpoint_dir, command.attempt)
@@ -295,7 +296,7 @@ def _train(command: EngineCommand, report: Report, should_stop: StopFlag) -> Non
 
 def _disk_reserve() -> int:
     """Return the bytes that must stay free on the disk."""
-    from workers.engine.training import disk_room
+    from workers.engine import disk_room
 
     return int(os.environ.get(DISK_RESERVE) or disk_room.RESERVE)
 

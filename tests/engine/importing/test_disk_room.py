@@ -12,7 +12,7 @@ import pytest
 from workers.contract.errors import DiskFull
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import BaseSpec, DataSpec, TargetSpec, TrainSpec
-from workers.engine.training import disk_room
+from workers.engine import disk_room
 
 Usage = namedtuple("Usage", "total used free")
 RESERVE = 2_000_000_000

@@ -25,6 +25,7 @@ from workers.engine.training import lora, runtime
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example, Ids
 from workers.engine.training.loss import PROVEN_TYPES
+from workers.engine.training.token_cache import TokenCache
 
 
 @dataclass
@@ -215,9 +216,15 @@ def prepare_arms(
     training_rows: dict[int, Example] = {}
     validation_rows: dict[int, Example] = {}
 
+    caches = {split: TokenCache(specs[0], split.name, tokenizer) for split in (training, validation)}
+
     def read(split: Split, known: dict[int, Example], wanted: Sequence[int]) -> None:
+        known.update(caches[split].read(index for index in wanted if index not in known))
         missing = [index for index in wanted if index not in known]
-        known.update(encode_rows(tokenizer, split, missing, report=report, should_stop=setup_stop))
+        if missing:
+            encoded = encode_rows(tokenizer, split, missing, report=report, should_stop=setup_stop)
+            known.update(encoded)
+            caches[split].add(encoded)
 
     arms = []
     for index, spec in enumerate(specs):

@@ -38,6 +38,7 @@ class Split:
     def __init__(self, data: DataSpec, split: str) -> None:
         import pyarrow.parquet as pq
 
+        self.name = split
         try:
             with pq.ParquetFile(Path(data.path) / f"{split}.parquet") as file:
                 self._table = file.read(columns=SCHEMA.names)
