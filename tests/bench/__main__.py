@@ -1,7 +1,9 @@
 """`make bench`: this engine against HF Trainer with PEFT, interleaved, one process per training.
 
 BENCH_REPEATS (5), BENCH_STEPS (all), BENCH_SHAPES (names by comma) and BENCH_DTYPES shorten a trial. Tokens
-are counted from the data, without padding. A run must end with the held-out loss of the peer, within 0.01.
+are counted from the data, without padding. A run must end with the held-out loss of the peer, within 0.01,
+and its first step must have the gradients of PEFT's own forward. "Tuned" is the peer with rows grouped by
+length, the best of those that were tried. Eight arms are one call of this engine, but eight runs of the peer.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench.shapes import POOL, SHAPES, Shape
+from tests.bench.shapes import ARMS, HELD_OUT, POOL, SHAPES, SINGLE, VARIED, Shape, Target
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".cache/bundled/SmolLM2-135M-Instruct"
-HELD_OUT = 64
 TOLERANCE = 0.01  # nats
+GRADIENT_TOLERANCE = 1e-5  # relative, fp32
+ARM_STEPS = 12
 # Name -> what distinguishes it from the others.
 CONTENDERS: dict[str, dict[str, Any]] = {
     "ours": {"kind": "ours", "shares_prefix": True},
@@ -34,39 +39,73 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 def run(job: dict[str, Any], folder: Path) -> Any:
-    """Return what one contender's process reports."""
+    """Return what one contender's process reports, and its time outside the steps: imports, loading."""
     path = folder / "job.json"
     path.write_text(json.dumps(job | {"model": str(MODEL)}))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.bench.contender", str(path)]
+    began, before = time.monotonic(), _children_seconds()
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{job['kind']} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    if isinstance(found, dict):
+        found["start_seconds"] = time.monotonic() - began - found.get("seconds", 0.0)
+        found["start_cpu_seconds"] = _children_seconds() - before - found.get("cpu_seconds", 0.0)
+    return found
 
 
-def compare(shape: Shape, dtype: str, repeats: int, folder: Path) -> Results:
-    """Train every contender as often as asked for, forwards and backwards in turn."""
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def job(rows: Path, steps: int, seed: int, dtype: str, out: Path, *targets: Target) -> dict[str, Any]:
+    """Return what all contenders of a comparison are told."""
+    pairs = [(target.modules, target.lowest) for target in targets]
+    return {
+        "rows": str(rows),
+        "steps": int(os.environ.get("BENCH_STEPS", steps)),
+        "seed": seed,
+        "dtype": dtype,
+        "out": str(out),
+        "targets": pairs,
+    }
+
+
+def compare(shape: Shape, dtype: str, repeats: int, folder: Path) -> tuple[Results, dict[str, float]]:
+    """Train every contender as often as asked for, forwards and backwards in turn; compare gradients."""
     rows = folder / "rows.json"
-    drawn = shape.rows(POOL + HELD_OUT)
-    rows.write_text(json.dumps(drawn[:POOL]))
+    rows.write_text(json.dumps(shape.rows(POOL + HELD_OUT)))
     names = [name for name in CONTENDERS if shape.shares_prompt or "not shared" not in name]
     results: Results = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names if repeat % 2 == 0 else reversed(names):
             out = folder / f"{len(results[name])}-{names.index(name)}"
-            steps = int(os.environ.get("BENCH_STEPS", shape.steps))
-            job = {"rows": str(rows), "steps": steps, "seed": repeat, "dtype": dtype, "out": str(out)}
-            results[name].append(run(job | CONTENDERS[name], folder))
+            common = job(rows, shape.steps, repeat, dtype, out, SINGLE)
+            results[name].append(run(common | CONTENDERS[name], folder))
     check_tokens(results)
-    rows.write_text(json.dumps([*drawn[POOL:], *drawn[:POOL]]))
-    probe = {"rows": str(rows), "steps": 1, "seed": 0, "dtype": dtype, "out": str(folder / "probe")}
-    held_out = run(probe | CONTENDERS["peer, as shipped"], folder)["samples"]
+    first = results["peer, tuned"][0]
+    gradients = run({"kind": "gradients", "samples": first["samples"], "dtype": dtype, "seed": 0}, folder)
+    held_out = first["held_out"]
     adapters = [result["adapter"] for name in names for result in results[name]]
     losses = iter(run({"kind": "held out", "adapters": adapters, "samples": held_out}, folder))
     for name in names:
         for result in results[name]:
             result["loss"] = next(losses)
+    return results, gradients
+
+
+def compare_arms(targets: Sequence[Target], dtype: str, repeats: int, folder: Path) -> Results:
+    """Train all targets in one call, and one after another with the tuned peer, in turn."""
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps(VARIED.rows(POOL + HELD_OUT)))
+    results: Results = {"ours": [], "peer, tuned": []}
+    for repeat in range(repeats):
+        for name in results if repeat % 2 == 0 else reversed(results):
+            common = job(rows, ARM_STEPS, repeat, dtype, folder / f"{name}-{repeat}", *targets)
+            results[name].append(run(common | CONTENDERS[name], folder))
+    check_tokens(results)
     return results
 
 
@@ -95,15 +134,29 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float,
     return statistics.median(ours) / statistics.median(theirs), drawn[49], drawn[1949]
 
 
-def report(shape: Shape, dtype: str, results: Results, write: Callable[[str], None]) -> bool:
-    """Print one table; return whether the losses agree."""
-    write(f"\n{shape.name}, {dtype}")
-    write(f"  {'':26}{'tok/CPU s':>10}{'tok/s':>8}{'peak GB':>9}{'held-out loss':>15}")
+def write(line: str) -> None:
+    print(line, flush=True)
+
+
+def write_ratio(label: str, unit: str, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    middle, low, high = ratio(ours, theirs)
+    write(f"  {label:26}{unit:>14} {middle:.2f} [{low:.2f}, {high:.2f}]")
+
+
+def write_runs(results: Results) -> None:
+    """Print one line for each contender."""
+    write(f"  {'':26}{'tokens':>8}{'tok/CPU s':>11}{'tok/s':>8}{'peak GB':>9}{'held-out loss':>15}")
     for name, runs in results.items():
         medians = [statistics.median(speeds(runs, clock)) for clock in ("cpu_seconds", "seconds")]
-        peak = statistics.median(result["peak"] for result in runs) / 1e9
-        loss = statistics.fmean(result["loss"] for result in runs)
-        write(f"  {name:26}{medians[0]:>10.1f}{medians[1]:>8.1f}{peak:>9.2f}{loss:>15.4f}")
+        tokens, peak = (statistics.median(result[key] for result in runs) for key in ("tokens", "peak"))
+        loss = f"{statistics.fmean(result['loss'] for result in runs):.4f}" if "loss" in runs[0] else ""
+        write(f"  {name:26}{tokens:>8,.0f}{medians[0]:>11.1f}{medians[1]:>8.1f}{peak / 1e9:>9.2f}{loss:>15}")
+
+
+def report(shape: Shape, dtype: str, results: Results, gradients: dict[str, float]) -> bool:
+    """Print one table; return whether losses and gradients agree."""
+    write(f"\n{shape.name}, {dtype}")
+    write_runs(results)
     pairs = {
         "engine against tuned": ("ours", "peer, tuned"),
         "engine against shipped": ("ours", "peer, as shipped"),
@@ -117,34 +170,58 @@ def report(shape: Shape, dtype: str, results: Results, write: Callable[[str], No
             "both against tuned": ("ours", "peer, tuned"),
         }
     for label, (one, other) in pairs.items():
-        for clock in ("cpu_seconds", "seconds"):
-            middle, low, high = ratio(speeds(results[one], clock), speeds(results[other], clock))
-            unit = "CPU time" if clock == "cpu_seconds" else "wall time"
-            write(f"  {label:26}{unit:>10} {middle:.2f} [{low:.2f}, {high:.2f}]")
+        for clock, unit in (("cpu_seconds", "tokens/CPU s"), ("seconds", "tokens/s")):
+            write_ratio(label, unit, speeds(results[one], clock), speeds(results[other], clock))
+        peaks = [[result["peak"] for result in results[name]] for name in (one, other)]
+        write_ratio(label, "peak memory", *peaks)
     mean = {name: statistics.fmean(result["loss"] for result in runs) for name, runs in results.items()}
-    agrees = mean["ours"] <= mean["peer, tuned"] + TOLERANCE
-    write(f"  held-out loss within {TOLERANCE} of the tuned peer: {'yes' if agrees else 'NO'}")
-    return agrees
+    has_equal_loss = mean["ours"] <= mean["peer, tuned"] + TOLERANCE
+    write(f"  held-out loss within {TOLERANCE} of the tuned peer: {'yes' if has_equal_loss else 'NO'}")
+    is_exact = dtype != "float32" or gradients["ours"] <= GRADIENT_TOLERANCE
+    write(
+        "  first step's gradients, relative distance from PEFT's own forward in fp32: ours "
+        f"{gradients['ours']:.1e}, the peer's {gradients['peer']:.1e}{'' if is_exact else ' TOO FAR'}"
+    )
+    return has_equal_loss and is_exact
+
+
+def report_arms(name: str, dtype: str, results: Results) -> None:
+    """Print the table of eight arms: one call against eight processes of the tuned peer; less is better."""
+    write(f"\n{name}, {dtype}")
+    write_runs(results)
+    ours, theirs = results["ours"], results["peer, tuned"]
+    for clock, unit in (("cpu_seconds", "CPU time"), ("seconds", "time")):
+        # Per token, because the contenders draw other rows.
+        costs = [[run[clock] / run["tokens"] for run in runs] for runs in (ours, theirs)]
+        write_ratio("steps alone", unit, *costs)
+        starts = [[run[f"start_{clock}"] for run in runs] for runs in (ours, theirs)]
+        costs = [
+            [cost + count * start / run["tokens"] for cost, start, run in zip(*parts, strict=True)]
+            for count, *parts in ((1, costs[0], starts[0], ours), (8, costs[1], starts[1], theirs))
+        ]
+        write_ratio("with eight starts to one", unit, *costs)
+    write_ratio("of one peer", "peak memory", *([run["peak"] for run in runs] for runs in (ours, theirs)))
 
 
 def main() -> None:
     repeats = int(os.environ.get("BENCH_REPEATS", "5"))
     dtypes = os.environ.get("BENCH_DTYPES", "float32,bfloat16").split(",")
-    chosen = os.environ.get("BENCH_SHAPES", "")
+    chosen = os.environ.get("BENCH_SHAPES", "").split(",")
     if not MODEL.is_dir():
         raise SystemExit("The bundled base model is missing. Run `make start` once.")
-    print(
-        f"Load {os.getloadavg()[0]:.1f}, {repeats} repeats, OMP_NUM_THREADS {os.environ['OMP_NUM_THREADS']}."
-    )
+    load, threads = os.getloadavg()[0], os.environ["OMP_NUM_THREADS"]
+    write(f"Load {load:.1f}, {repeats} repeats, OMP_NUM_THREADS {threads}.")
     agrees = True
     for dtype in dtypes:
         for shape in SHAPES:
-            if chosen and shape.name not in chosen.split(","):
-                continue
-            with tempfile.TemporaryDirectory(prefix="graftworks-bench-") as name:
-                results = compare(shape, dtype, repeats, Path(name))
-                agrees &= report(shape, dtype, results, lambda line: print(line, flush=True))
-    raise SystemExit(0 if agrees else "The held-out losses differ, so the speeds are no result.")
+            if chosen == [""] or shape.name in chosen:
+                with tempfile.TemporaryDirectory(prefix="graftworks-bench-") as name:
+                    agrees &= report(shape, dtype, *compare(shape, dtype, repeats, Path(name)))
+        for arms, targets in ARMS.items():
+            if chosen == [""] or arms in chosen:
+                with tempfile.TemporaryDirectory(prefix="graftworks-bench-") as name:
+                    report_arms(arms, dtype, compare_arms(targets, dtype, repeats, Path(name)))
+    raise SystemExit(0 if agrees else "Losses or gradients differ, so the speeds are no result.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One training of the benchmark in its own process: `python -m tests.bench.contender job.json`.
 
-Prints one line of JSON: tokens, seconds, CPU seconds, peak memory, and the first rows' tokens and labels.
+Prints one line of JSON, for a training: tokens, seconds, CPU seconds, peak memory, and the first rows' tokens
+and labels.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.shapes import ALL_LINEAR, POOL, RANK, Target
+
 MAX_LENGTH = 256
-BATCH, RANK, RATE = 8, 8, 1e-3
+BATCH, RATE = 8, 1e-3
 COMPARED = 64  # rows whose tokens and labels must be equal
-# The attention output of all 30 layers of the bundled model, 576 wide.
-MODULES, TRAINABLE = 30, 30 * RANK * (576 + 576)
+GROUPED_STEPS = 50  # whose rows Transformers sorts by length, the longest first
 
 
 @dataclasses.dataclass
@@ -33,7 +35,8 @@ class Clock:
 
     def stop(self) -> None:
         wall, cpu = self.begun
-        self.seconds, self.cpu_seconds = time.monotonic() - wall, time.process_time() - cpu
+        self.seconds += time.monotonic() - wall
+        self.cpu_seconds += time.process_time() - cpu
 
 
 def peak_memory() -> int:
@@ -44,7 +47,7 @@ def peak_memory() -> int:
 
 
 def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train with this engine."""
+    """Train all targets in one call of this engine."""
     import torch
 
     from tests.tiny_model import write_canonical
@@ -57,7 +60,7 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
     if not job["shares_prefix"]:
         data.SHORTEST_PREFIX = 1 << 30
-    out, rows = Path(job["out"]), json.loads(Path(job["rows"]).read_text())
+    out, rows = Path(job["out"]), json.loads(Path(job["rows"]).read_text())[:POOL]
     learn = Hyperparameters(
         r=RANK,
         learning_rate=RATE,
@@ -68,27 +71,36 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
         seed=job["seed"],
     )
     base = BaseSpec(path=job["model"], name="bundled")
-    spec = TrainSpec(
-        name="bench",
-        base=base,
-        data=write_canonical(out / "data", rows, validation=[], test=[]),
-        target=TargetSpec(target_modules=("o_proj",), modules=MODULES, trainable_parameters=TRAINABLE),
-        hyperparameters=learn,
-        dtype=job["dtype"],
-    )
+    data_spec = write_canonical(out / "data", rows, validation=[], test=[])
+    specs = [
+        TrainSpec(
+            name=f"bench {number}",
+            base=base,
+            data=data_spec,
+            target=TargetSpec(
+                target_modules=target.modules,
+                layers_to_transform=tuple(target.layers),
+                modules=len(target.modules) * len(target.layers),
+                trainable_parameters=target.trainable_parameters,
+            ),
+            hyperparameters=learn,
+            dtype=job["dtype"],
+        )
+        for number, target in enumerate(targets(job))
+    ]
     ends: list[ArmEnd] = []
 
     def report(event: Event) -> None:
         if isinstance(event, Progress) and event.phase == "training" and not event.step:
             clock.start()
-        elif isinstance(event, Progress) and event.phase == "saving":
+        elif isinstance(event, Progress) and event.phase == "saving" and not clock.seconds:
             clock.stop()
         elif isinstance(event, ArmEnd):
             ends.append(event)
 
-    train([spec], out, report=report)
+    train(specs, out, report=report)
     peak = peak_memory()
-    split = data.Split(spec.data, "train")
+    split = data.Split(data_spec, "train")
     examples = data.encode_rows(
         load_tokenizer(base), split, range(COMPARED), report=lambda _event: None, should_stop=lambda: ""
     )
@@ -98,7 +110,7 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
         labels = torch.where(torch.from_numpy(kept.loss_mask), torch.from_numpy(kept.ids).long(), -100)
         samples.append([kept.ids.tolist(), labels.tolist()])
     return {
-        "tokens": ends[0].summary["tokens"],
+        "tokens": sum(end.summary["tokens"] for end in ends),
         "peak": peak,
         "adapter": str(out / "arm-0/adapter"),
         "samples": samples,
@@ -106,16 +118,8 @@ def run_ours(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 
 def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Train with HF Trainer and PEFT: as shipped, or with rows grouped by length."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        DataCollatorForSeq2Seq,
-        Trainer,
-        TrainingArguments,
-    )
+    """Train one target after another with HF Trainer and PEFT: as shipped, or with rows grouped by length."""
+    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     tokenizer: Any = AutoTokenizer.from_pretrained(job["model"])
 
@@ -131,11 +135,8 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
         return {"input_ids": ids[:MAX_LENGTH], "labels": labels[:MAX_LENGTH]}
 
     rows = [encode(row) for row in json.loads(Path(job["rows"]).read_text())]
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
-    torch.manual_seed(job["seed"])
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["o_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    assert sum(item.numel() for item in model.parameters() if item.requires_grad) == TRAINABLE
+    rows, held_out = rows[:POOL], rows[POOL:]
+    tokens, peak = 0, 0
     tuned = {"train_sampling_strategy": "group_by_length"} if job["is_tuned"] else {}
     arguments = TrainingArguments(
         output_dir=job["out"],
@@ -152,30 +153,119 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
         dataloader_pin_memory=False,
         **tuned,
     )
-    tokens = 0
 
     class CountingTrainer(Trainer):
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            order = list(super()._get_train_sampler(*arguments) or ())
+            # In the first steps alone its rows would all be long ones.
+            return spread_steps(order, job["steps"]) if job["is_tuned"] else order
+
         def training_step(self, model: Any, inputs: Any, *others: Any, **options: Any) -> Any:
             nonlocal tokens
             tokens += int(inputs["attention_mask"].sum())
             return super().training_step(model, inputs, *others, **options)
 
-    trainer = CountingTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-    )
-    clock.start()
-    trainer.train()
-    clock.stop()
-    peak = peak_memory()
+    for target in targets(job):
+        model = peft_model(job, target)
+        trainer = CountingTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,  # type: ignore[arg-type]
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+        )
+        clock.start()
+        trainer.train()
+        clock.stop()
+        # What remains of the first training would count in the others.
+        peak = peak or peak_memory()
     model.save_pretrained(Path(job["out"]) / "adapter")
     return {
         "tokens": tokens,
         "peak": peak,
         "adapter": str(Path(job["out"]) / "adapter"),
         "samples": [[row["input_ids"], row["labels"]] for row in rows[:COMPARED]],
+        "held_out": [[row["input_ids"], row["labels"]] for row in held_out],
+    }
+
+
+def targets(job: dict[str, Any]) -> list[Target]:
+    """Return the targets of the job."""
+    return [Target(tuple(modules), lowest) for modules, lowest in job["targets"]]
+
+
+def peft_model(job: dict[str, Any], target: Target) -> Any:
+    """Return the base model with an adapter as PEFT makes it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+    torch.manual_seed(job["seed"])
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        target_modules=list(target.modules),
+        layers_to_transform=target.layers,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, config)
+    trainable = sum(item.numel() for item in model.parameters() if item.requires_grad)
+    assert trainable == target.trainable_parameters
+    return model
+
+
+def spread_steps(order: list[int], steps: int) -> list[int]:
+    """Return the rows of `steps` batches, taken evenly from the first `GROUPED_STEPS`."""
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)][:GROUPED_STEPS]
+    places = [place * len(batches) // steps for place in range(steps)]
+    return [row for place in places for row in batches[place]]
+
+
+def gradient_differences(job: dict[str, Any]) -> dict[str, float]:
+    """Return how far gradients of one step are from PEFT's own forward in fp32, relative to their norm.
+
+    Every linear layer is adapted, with random B as well, so that A has a gradient.
+    """
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from workers.engine.training import fused
+    from workers.engine.training.encoding import Example
+    from workers.engine.training.loss import make_scorer
+
+    samples = job["samples"][:BATCH]
+    longest = max(len(ids) for ids, _ in samples)
+    rows = [torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples])]
+    rows += [torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in samples])]
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in samples])
+    examples = [
+        Example(number, np.array(ids, dtype=np.int32), np.array(labels) != -100)
+        for number, (ids, labels) in enumerate(samples)
+    ]
+
+    def gradients(dtype: str, *, is_ours: bool) -> torch.Tensor:
+        model = peft_model(job | {"dtype": dtype}, ALL_LINEAR).eval()
+        torch.manual_seed(0)
+        adapted = {name: item for name, item in model.named_parameters() if item.requires_grad}
+        for name, parameter in adapted.items():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.02)
+        if is_ours:
+            fused.fuse(model)
+            scorer = make_scorer(model, model.get_base_model(), examples[:2], torch.device("cpu"))
+            assert scorer.is_packed
+            batch = scorer.collate(examples, torch.device("cpu"))
+            loss = scorer.training_loss(batch, len(batch.targets))
+        else:
+            loss = model(input_ids=rows[0], labels=rows[1], attention_mask=mask).loss
+        found = torch.autograd.grad(loss, list(adapted.values()))
+        return torch.cat([item.float().flatten() for item in found])
+
+    exact = gradients("float32", is_ours=False)
+    return {
+        name: float((gradients(job["dtype"], is_ours=is_ours) - exact).norm() / exact.norm())
+        for name, is_ours in (("ours", True), ("peer", False))
     }
 
 
@@ -209,6 +299,8 @@ def main() -> None:
     torch.set_num_threads(runtime.thread_count())
     if job["kind"] == "held out":
         result: Any = held_out_losses(job)
+    elif job["kind"] == "gradients":
+        result = gradient_differences(job)
     else:
         clock = Clock()
         result = (run_ours if job["kind"] == "ours" else run_peer)(job, clock)

@@ -1,4 +1,4 @@
-"""Rows of the benchmark's datasets, drawn from a seed."""
+"""Rows of the benchmark's datasets, drawn from a seed, and the layers of the bundled model to adapt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 Row = list[dict[str, Any]] | str
 POOL = 1600  # with fewer rows, grouping by length pads the peer unfairly
+HELD_OUT = 32  # rows behind them
 WORDS = (
     *("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school"),
     *("state", "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week"),
@@ -72,9 +73,59 @@ def _shared_prompt(generator: random.Random) -> Row:
     )
 
 
+VARIED = Shape("varied", _varied, 40)
 SHAPES = (
-    Shape("varied", _varied, 40),
-    Shape("uniform, all learned", _uniform, 12),
-    Shape("long prompt, short answer", _long_prompt, 24),
+    VARIED,
+    Shape("uniform and fully labelled", _uniform, 12),
+    Shape("long prompts with short answers", _long_prompt, 24),
     Shape("shared prompt", _shared_prompt, 40, shares_prompt=True),
 )
+
+
+RANK = 8
+LAYERS = 30
+# Input and output width of the linear layers.
+WIDTHS = {
+    "q_proj": (576, 576),
+    "k_proj": (576, 192),
+    "v_proj": (576, 192),
+    "o_proj": (576, 576),
+    "gate_proj": (576, 1536),
+    "up_proj": (576, 1536),
+    "down_proj": (1536, 576),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Modules to adapt, from layer `lowest` upwards."""
+
+    modules: tuple[str, ...]
+    lowest: int = 0
+
+    @property
+    def layers(self) -> list[int]:
+        return list(range(self.lowest, LAYERS))
+
+    @property
+    def trainable_parameters(self) -> int:
+        return len(self.layers) * sum(RANK * sum(WIDTHS[name]) for name in self.modules)
+
+
+SINGLE = Target(("o_proj",))
+ALL_LINEAR = Target(tuple(WIDTHS))
+_MODULES = (
+    ("o_proj",),
+    ("q_proj", "v_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("gate_proj", "up_proj", "down_proj"),
+    tuple(WIDTHS),
+    ("o_proj", "down_proj"),
+    ("down_proj",),
+    ("v_proj",),
+)
+# Eight arms of one call, by name.
+ARMS = {
+    "eight arms on all layers": [Target(modules) for modules in _MODULES],
+    "eight arms on the top quarter": [Target(modules, lowest=22) for modules in _MODULES],
+}
