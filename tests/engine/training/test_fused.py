@@ -48,7 +48,7 @@ def result(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("model_type", sorted(NAMES))
 def test_fused_layers_give_pefts_outputs_and_gradients(tmp_path: Path, model_type: str) -> None:
     model = attached(tmp_path / "m", model_type, lora_dropout=0.2)
-    lora.set_dropout(model, True)
+    lora.set_dropout(model.modules(), True)
     expected = result(model)
     fused.fuse(model)
     replaced = {type(layer).__name__ for layer in model.modules() if "forward" in vars(layer)}

@@ -58,15 +58,15 @@ def test_only_layer_inputs_are_kept(make_spec: MakeSpec) -> None:
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
     ids = torch.zeros((2, 30), dtype=torch.long)
     whole = kept_bytes(model, ids)
-    lora.set_recompute(model, True)
+    lora.set_recompute(model.modules(), True)
     assert kept_bytes(model, ids) < whole / 5
-    lora.set_recompute(model, False)
+    lora.set_recompute(model.modules(), False)
     assert kept_bytes(model, ids) == whole
 
 
 def test_submodules_stay_in_evaluation_mode(make_spec: MakeSpec) -> None:
     spec = make_spec(target=everything(4))
     model = lora.attach(load_base(spec.base, torch.float32, torch.device("cpu")), [spec])
-    lora.set_recompute(model, True)
+    lora.set_recompute(model.modules(), True)
     training = {type(module).__name__ for module in model.modules() if module.training}
     assert training == {"LlamaDecoderLayer"}

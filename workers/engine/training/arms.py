@@ -90,7 +90,7 @@ class Arm:
         2402.12354): lr(B) = loraplus_lr_ratio * lr(A).
         """
         learn = self.spec.hyperparameters
-        lora.activate(model, self.name)
+        model.set_adapter(self.name)
         named_parameters = lora.arm_parameters(model, self.name)
         self.parameters = list(named_parameters.values())
         by_ratio: dict[float, list[nn.Parameter]] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,21 +158,29 @@ def arm_parameters(model: Any, name: str) -> dict[str, nn.Parameter]:
     }
 
 
-def activate(model: Any, name: str) -> None:
-    """Make this adapter the only active and trainable one."""
-    model.set_adapter(name)
+# The switches of each step get the modules, because finding them takes 20 ms with eight adapters.
 
 
-def set_dropout(model: Any, on: bool) -> None:
+def activate(model: Any, modules: Iterable[nn.Module], name: str) -> None:
+    """Make this adapter the only active and trainable one, as PEFT's `set_adapter` does."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    for layer in modules:
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(name)
+    model.active_adapter = model.base_model.active_adapter = name
+
+
+def set_dropout(modules: Iterable[nn.Module], on: bool) -> None:
     """Switch LoRA dropout; the frozen base model stays in evaluation mode."""
     from peft.tuners.lora.layer import LoraLayer
 
-    for layer in model.modules():
+    for layer in modules:
         if isinstance(layer, LoraLayer):
             layer.lora_dropout.train(on)
 
 
-def set_recompute(model: Any, on: bool) -> None:
+def set_recompute(modules: Iterable[nn.Module], on: bool) -> None:
     """Switch gradient checkpointing for every layer: it keeps only its input, and is computed again backward.
 
     Transformers recomputes only layers in training mode, so the flag is set on the layers alone: their
@@ -182,7 +190,7 @@ def set_recompute(model: Any, on: bool) -> None:
 
     # Not reentrant: the lowest layers need no gradient for their inputs.
     recompute: Any = functools.partial(checkpoint, use_reentrant=False)
-    for layer in model.modules():
+    for layer in modules:
         if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing = on
             layer.training = on

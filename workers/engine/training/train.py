@@ -72,7 +72,7 @@ def train(
     for arm in arms:
         arm.create_optimizer(model, device)
     scorer = make_scorer(model, base, list(arms[0].examples.values())[:2], device)
-    trunk = SharedTrunk(base, arms)
+    trunk, modules = SharedTrunk(base, arms), list(model.modules())
     writer = checkpoints.CheckpointWriter(
         checkpoint_dir, checkpoint_seconds, report, origin, dtype, device, started, attempt
     )
@@ -92,14 +92,14 @@ def train(
             for arm in (arm for arm in arms if arm.has_turn(step)):
                 turn_started, learn = time.monotonic(), arm.spec.hyperparameters
                 if len(arms) > 1:
-                    lora.activate(model, arm.name)
+                    lora.activate(model, modules, arm.name)
                     trunk.start_turn(arm, step)
                     runtime.reset_peak_memory(device)
 
                 if step > arm.step:
                     # Forward and backward: each micro-batch adds its share of the step's mean loss.
-                    lora.set_dropout(model, learn.lora_dropout > 0)
-                    lora.set_recompute(model, learn.gradient_checkpointing)
+                    lora.set_dropout(modules, learn.lora_dropout > 0)
+                    lora.set_recompute(modules, learn.gradient_checkpointing)
                     runtime.set_random_state(arm.random_state, device)
                     batches = arm.step_examples(step)
                     labelled = sum(example.target_count for batch in batches for example in batch)
@@ -131,6 +131,8 @@ def train(
                     writer.report_metrics(step_metrics(arm, rate, grad_norm, tokens, seconds, peak))
 
                 if arm.is_validation_due(step):
+                    lora.set_dropout(modules, False)
+                    lora.set_recompute(modules, False)
                     held_out = validation_loss(scorer, arm, device, should_stop, progress.keep_alive)
                     arm.record_validation(held_out)
                     writer.report_metrics(Metrics(arm.index, step, {"validation/loss": held_out}))
@@ -167,8 +169,6 @@ def validation_loss(
     scorer: Scorer, arm: Arm, device: torch.device, should_stop: ShouldStop, keep_alive: Callable[[], None]
 ) -> float:
     """Return the mean cross-entropy in nats over all labelled tokens of the arm's validation rows."""
-    lora.set_dropout(scorer.model, False)
-    lora.set_recompute(scorer.model, False)
     total, tokens = 0.0, 0
     for examples in micro_batches(
         arm.validation_examples, arm.spec.hyperparameters.per_device_train_batch_size
