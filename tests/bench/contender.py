@@ -137,7 +137,7 @@ def run_peer(job: dict[str, Any], clock: Clock) -> dict[str, Any]:
     rows = [encode(row) for row in json.loads(Path(job["rows"]).read_text())]
     rows, held_out = rows[:POOL], rows[POOL:]
     tokens, peak = 0, 0
-    tuned = {"train_sampling_strategy": "group_by_length"} if job["is_tuned"] else {}
+    tuned: dict[str, Any] = {"train_sampling_strategy": "group_by_length"} if job["is_tuned"] else {}
     arguments = TrainingArguments(
         output_dir=job["out"],
         max_steps=job["steps"],

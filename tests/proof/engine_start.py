@@ -29,7 +29,8 @@ from django.conf import settings  # noqa: E402
 
 from dashboard.models import Job  # noqa: E402
 from dashboard.models.catalog.dataset import SAMPLE_FILE  # noqa: E402
-from tests.bench.contender import BATCH, MAX_LENGTH, MODULES, RANK, TRAINABLE  # noqa: E402
+from tests.bench.contender import BATCH, MAX_LENGTH  # noqa: E402
+from tests.bench.shapes import RANK, SINGLE  # noqa: E402
 from tests.tiny_model import write_canonical  # noqa: E402
 from workers.contract.events import ArmEnd, Progress, from_line  # noqa: E402
 from workers.contract.hyperparameters import Hyperparameters  # noqa: E402
@@ -77,7 +78,8 @@ def start_engine(
 def start_peer(model: str, rows: Path, folder: Path) -> tuple[float, float, float]:
     """Run the peer for one step; return wall and processor seconds, and its peak memory in bytes."""
     job = {"kind": "peer", "is_tuned": True, "model": model, "rows": str(rows), "steps": 1, "seed": 0}
-    (folder / "job.json").write_text(json.dumps(job | {"dtype": "float32", "out": str(folder / "out")}))
+    job |= {"dtype": "float32", "out": str(folder / "out"), "targets": [(SINGLE.modules, SINGLE.lowest)]}
+    (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "tests.bench.contender", str(folder / "job.json")]
     variables = environment(Job.Kind.TRAIN, folder) | {"PYTHONPATH": str(settings.BASE_DIR)}
     began, before = time.monotonic(), psutil.Process().cpu_times()
@@ -114,7 +116,11 @@ def measure(name: str, model: str, rows: Sequence[Any], folder: Path) -> tuple[f
         name="start",
         base=BaseSpec(path=model, name="bundled"),
         data=write_canonical(folder / "data", rows, validation=[], test=[]),
-        target=TargetSpec(target_modules=("o_proj",), modules=MODULES, trainable_parameters=TRAINABLE),
+        target=TargetSpec(
+            target_modules=SINGLE.modules,
+            modules=len(SINGLE.layers),
+            trainable_parameters=SINGLE.trainable_parameters,
+        ),
         hyperparameters=Hyperparameters(
             r=RANK, max_steps=1, per_device_train_batch_size=BATCH, max_length=MAX_LENGTH
         ),
