@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import F, Max, Min, Window
+from django.core.cache import cache
+from django.db.models import Count, F, Max, Min, Window
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -15,13 +16,26 @@ from dashboard.models.catalog.metrics import METRICS
 # More lines cannot be told apart.
 DATASETS_SHOWN = 5
 DAY = timedelta(days=1)
+CACHE_SECONDS = 7 * 86400
 
 
 def best_scores(project: Project) -> list[dict[str, Any]]:
     """Return the datasets with scores, the newest best first: name, metric, points and the best run.
 
-    Each dataset is measured by the metric that fits its answers. Points are (day since 1970, value).
+    Each dataset is measured by the metric that fits its answers. Points are (time, value).
     """
+    # Every change of a score writes a new row or deletes one; between changes the history is read once.
+    state = RunScore.objects.aggregate(newest=Max("pk"), count=Count("pk"))
+    key = f"best-scores-{project.pk}-{state['newest']}-{state['count']}"
+    found = cache.get(key)
+    if found is None:
+        found = read_best_scores(project)
+        cache.set(key, found, CACHE_SECONDS)
+    return [{**row, "metric": METRICS[row["metric"]]} for row in found]
+
+
+def read_best_scores(project: Project) -> list[dict[str, Any]]:
+    """Return the rows of `best_scores` from the scores of all runs."""
     found: dict[int, dict[str, Any]] = {}
     versions = DatasetVersion.objects.filter(project=project).select_related("dataset")
     by_metric: dict[str, list[int]] = {}
@@ -29,23 +43,20 @@ def best_scores(project: Project) -> list[dict[str, Any]]:
     for version in versions:
         by_metric.setdefault(version.main_metric, []).append(version.pk)
         names[version.dataset_id] = version.dataset.name
-    for name, keys in by_metric.items():
-        metric = METRICS[name]
+    for metric, keys in by_metric.items():
         # In the order of the runs; a row whose value is the best of all before it and its own is a record.
         best = Window(
-            (Max if metric.higher_is_better else Min)("value"),
+            (Max if METRICS[metric].higher_is_better else Min)("value"),
             partition_by="run__dataset_version__dataset",
             order_by=["run"],
         )
-        scores = RunScore.objects.filter(metric=name, run__project=project, run__dataset_version__in=keys)
+        scores = RunScore.objects.filter(metric=metric, run__project=project, run__dataset_version__in=keys)
         records = scores.annotate(best=best).filter(value=F("best")).order_by("run")
         fields = ("run__dataset_version__dataset", "run", "run__created_at", "value", "base")
         for dataset, run, at, value, base in records.values_list(*fields):
-            one = found.setdefault(
-                dataset, {"name": names[dataset], "metric": metric, "points": [], "values": set()}
-            )
-            if value not in one["values"]:
-                one["values"].add(value)
+            one = found.setdefault(dataset, {"name": names[dataset], "metric": metric, "points": []})
+            # A run that only equals the best is no record.
+            if value != one.get("best"):
                 one["points"].append((at, value))
                 one |= {"run": run, "best": value, "base": base, "at": at}
     return sorted(found.values(), key=lambda one: one["at"], reverse=True)[:DATASETS_SHOWN]

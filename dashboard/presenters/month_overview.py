@@ -38,7 +38,13 @@ class MonthOverview:
     def of(cls, project: Project, budget: BudgetStatus) -> MonthOverview:
         month = budget.month
         runs = TrainingRun.objects.filter(project=project, reused_from=None, created_at__gte=month.begin)
-        outcomes = dict(runs.order_by().values_list("outcome").annotate(Count("pk")))
+        # Read from an index alone.
+        endings = (
+            runs.order_by().values("outcome", "error_code").annotate(count=Count("pk"), newest=Max("pk"))
+        )
+        outcomes: dict[str, int] = {}
+        for row in endings:
+            outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + row["count"]
         decisions = Decision.objects.with_facts().filter(project=project)
         # A later change of the stage settles a proposal.
         proposals = decisions.filter(approved=False, adapter__stage=Adapter.Stage.DRAFT)
@@ -58,7 +64,7 @@ class MonthOverview:
                     stored_summary__state=State.SUCCEEDED,
                 )[:ROWS]
             ),
-            failures=failures(runs),
+            failures=failures([row for row in endings if row["outcome"] == "failed"]),
             failed_runs=outcomes.get("failed", 0),
             finished_runs=outcomes.get("succeeded", 0) + outcomes.get("stopped_early", 0),
             waiting=waiting_people(project),
@@ -74,7 +80,8 @@ class MonthOverview:
 def ended_studies(project: Project) -> QuerySet[Study]:
     """Return the ended studies, the newest first, without what only their own page reads."""
     ended = Study.objects.filter(project=project, finished_at__isnull=False).order_by("-finished_at")
-    return ended.select_related("dataset_version__dataset").defer("stored_result", "forecast")
+    fields = ("name", "finished_at", "stored_summary", "dataset_version__dataset__name")
+    return ended.select_related("dataset_version__dataset").only(*fields)
 
 
 def newest_of_datasets(studies: QuerySet[Study]) -> list[tuple[Study, int]]:
@@ -85,11 +92,9 @@ def newest_of_datasets(studies: QuerySet[Study]) -> list[tuple[Study, int]]:
     return [(group[0], len(group) - 1) for group in found.values()][:ROWS]
 
 
-def failures(runs: QuerySet[TrainingRun]) -> list[dict[str, Any]]:
-    """Return the causes of failed runs, the most frequent first, with their number and the newest run."""
-    failed = runs.filter(outcome=TrainingRun.Outcome.FAILED).order_by()
-    grouped = failed.values("error_code").annotate(count=Count("pk"), newest=Max("pk"))
-    causes = list(grouped.order_by("-count")[:ROWS])
+def failures(causes: list[Any]) -> list[dict[str, Any]]:
+    """Return the most frequent causes of failed runs, with their number and the newest run."""
+    causes = sorted(causes, key=lambda cause: -cause["count"])[:ROWS]
     newest = TrainingRun.objects.select_related("job").in_bulk([cause["newest"] for cause in causes])
     return [{"count": cause["count"], "run": newest[cause["newest"]]} for cause in causes]
 

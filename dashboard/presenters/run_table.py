@@ -351,7 +351,10 @@ def load_runs(keys: Sequence[int], columns: Sequence[Column]) -> list[TrainingRu
     runs = TrainingRun.objects.select_related("job", "adapter", "created_by").prefetch_related(
         Prefetch("base_model", BaseModel.objects.only("name")),
         Prefetch("target_module_config", TargetModuleConfig.objects.only("name")),
-        Prefetch("dataset_version", DatasetVersion.objects.select_related("dataset")),
+        Prefetch(
+            "dataset_version",
+            DatasetVersion.objects.select_related("dataset").only("version", "report", "dataset__name"),
+        ),
         Prefetch("study_arm", StudyArm.objects.select_related("study").only("study__name", "study__metric")),
         Prefetch("tags", Tag.objects.all()),
         Prefetch("stored_scores", RunScore.objects.all()),

@@ -33,8 +33,14 @@ function selectionOf(table) {
     last = box;
     show();
   });
-  // Only while a tick box of a row has the focus: single keys must not act elsewhere.
+  // Single keys only while a tick box of a row has the focus: they must not act elsewhere.
   table.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.name === "tag") {
+      // The browser would press the first button of the form.
+      event.preventDefault();
+      table.querySelector("button[value=tag]").click();
+      return;
+    }
     const place = boxes.indexOf(event.target);
     if (place < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];

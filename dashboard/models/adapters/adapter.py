@@ -87,6 +87,7 @@ class Adapter(models.Model):
 
     class Meta:
         ordering = ["-pk"]
+        indexes = [models.Index(fields=["size_bytes"])]
         constraints = [
             models.UniqueConstraint(fields=["project", "name", "version"], name="adapter_version_once"),
             models.CheckConstraint(

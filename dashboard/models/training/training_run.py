@@ -158,6 +158,7 @@ class TrainingRun(models.Model):
             models.Index(fields=["project", "-id"]),
             models.Index(fields=["project", "spec_digest"]),
             models.Index(fields=["project", "training_seconds"]),
+            models.Index(fields=["project", "created_at", "reused_from", "outcome", "error_code"]),
             models.Index(fields=["project", "name"]),
             # The forms sum the open runs' forecasts at every change, and a project has many ended runs.
             models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),

@@ -130,9 +130,8 @@ def recent_failures(project: Project) -> dict[str, Any]:
     failed_imports = DatasetVersion.objects.filter(
         project=project, job__state=State.FAILED, created_at__gt=since
     ).exclude(dataset__versions__version__gt=models.F("version"))
-    failed_runs = TrainingRun.objects.filter(project=project, created_at__gt=since).filter(
-        models.Q(outcome=State.FAILED) | models.Q(outcome="", job__state=State.FAILED)
-    )
+    # A job that fails gives its outcome to its runs.
+    failed_runs = TrainingRun.objects.filter(project=project, created_at__gt=since, outcome="failed")
     return {
         "imports": failed_imports.select_related("dataset", "job")[:ROWS],
         "runs": failed_runs.select_related("job")[:ROWS],
