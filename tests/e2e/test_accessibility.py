@@ -59,7 +59,6 @@ PAGES = {
     "playground": "/playground/?column=base&column={adapter}",
     "prompt-set-index": "/prompt-sets/",
     "prompt-set-detail": "/prompt-sets/{prompt_set}/?column=base&column={adapter}",
-    "playground, blind": "/playground/?column=base&column={adapter}&blind=1",
     "adapter-serve": "/adapters/serve/?base={base_model}&adapter={adapter}",
     "queue-index": "/queue/",
     "settings": "/settings/",

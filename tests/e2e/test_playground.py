@@ -86,7 +86,6 @@ def test_a_blind_vote_shows_the_names(page: Page, address: str, finished_run: in
     assert votes.is_disabled()
     page.goto(f"/compare/?runs={finished_run}")
     assert page.locator("#preferences").is_visible()
-    assert faults(page, "compare-preferences") == []
 
 
 def chats(installation: Installation) -> int:
@@ -115,14 +114,11 @@ def test_a_visitor_compares_blind_behind_a_link(
     page.locator("details.playground-settings").evaluate("details => details.open = true")
     page.get_by_label("Longest answer").fill("12")
     page.get_by_text("Share a try-out link").click()
-    assert faults(page, "playground-sharing") == []
     page.get_by_role("button", name="Create link").click()
     link = page.locator("#share-address").inner_text()
-    assert faults(page, "try-out-created") == []
     visitor = browser.new_page(base_url=installation.url)
     with complaints(visitor) as complained:
         visitor.goto(link)
-        assert faults(visitor, "try-out-open") == []
         visitor.get_by_label("Prompt", exact=True).fill("Colour of 5?")
         visitor.get_by_role("button", name="Send").click()
         equal = visitor.get_by_role("button", name="Equal")
@@ -135,7 +131,6 @@ def test_a_visitor_compares_blind_behind_a_link(
     page.goto("/team/")
     votes = page.locator("#try-out-links").locator("xpath=ancestor::section").locator("td.num")
     assert [text.strip() for text in votes.all_text_contents()][:2] == ["1 of 200", "1"]
-    assert faults(page, "team-try-outs") == []
 
 
 def test_a_saved_prompt_is_answered_by_every_model(page: Page, address: str) -> None:
@@ -146,13 +141,11 @@ def test_a_saved_prompt_is_answered_by_every_model(page: Page, address: str) -> 
     page.get_by_role("button", name="Save prompt").click()
     saved = page.locator("#prompt-saved a")
     saved.wait_for()
-    assert faults(page, "playground-saved") == []
     page.goto(f"{saved.get_attribute('href')}{address.removeprefix('/playground/')}")
     with complaints(page) as complained:
         page.get_by_role("button", name="Get 2 missing answers").click()
         page.locator("#prompt-set").wait_for(state="detached", timeout=120_000)
         assert page.get_by_text("No answer yet").count() == 0
-        assert faults(page, "prompt-set-answered") == []
     assert complained == []
     page.goto(address)
     page.locator("#example-row").select_option(label="Colour of 6?")

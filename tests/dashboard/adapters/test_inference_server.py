@@ -103,7 +103,7 @@ def server(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     name = adapter.base_model.hub_id
     found = Server(models={name})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(found))
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
     url = f"http://127.0.0.1:{http.server_port}/v1"
     monkeypatch.setattr(settings, "INFERENCE_SERVER", Endpoint(url, name, KEY))
     yield found
