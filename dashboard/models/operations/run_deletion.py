@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils.translation import gettext as _
 
 from dashboard.models.accounts.project import Project
 from dashboard.models.adapters.adapter import Adapter
+from dashboard.models.evaluations.blind_comparison import BlindComparison
 from dashboard.models.evaluations.evaluation import Evaluation
+from dashboard.models.jobs.job import Job
+from dashboard.models.jobs.job_state import TERMINAL
 from dashboard.models.training.tag import Tag
 from dashboard.models.training.training_run import TrainingRun
 
@@ -26,8 +30,20 @@ def deletion_refusal(run: TrainingRun) -> str:
     if run.reuses.exists():
         return _("A study uses it in place of training an equal run again.")
     adapter = Adapter.objects.filter(run=run).first()
-    if adapter and adapter.stage == Adapter.Stage.APPROVED:
+    return adapter_refusal(adapter) if adapter else ""
+
+
+def adapter_refusal(adapter: Adapter) -> str:
+    """Return why an adapter cannot be deleted, as a sentence; "" if it can."""
+    if adapter.stage == Adapter.Stage.APPROVED:
         return _("Its adapter is approved. A manager can change the stage on the adapter's page.")
+    works_on = Q(exports__adapter=adapter) | Q(hub_pushes__adapter=adapter)
+    works_on |= Q(judged_evaluations__adapter=adapter)
+    if Job.objects.exclude(state__in=TERMINAL).filter(works_on).exists():
+        return _("A job exports, pushes or judges its adapter. Wait until it ends, or stop it.")
+    compared = BlindComparison.objects.filter(Q(adapter_a=adapter) | Q(adapter_b=adapter))
+    if compared.exclude(vote="").exists():
+        return _("People compared its answers blind, and their votes need it.")
     return ""
 
 

@@ -14,6 +14,7 @@ from django.urls import reverse
 from dashboard.models import (
     Adapter,
     BaseModel,
+    BlindComparison,
     Dataset,
     Evaluation,
     Job,
@@ -172,6 +173,13 @@ def refuse(case: str, run: TrainingRun, done: TrainingRun) -> TrainingRun:
         TrainingRun.objects.filter(pk=run.pk).update(reused_from=done)
     if case == "scoring":
         Evaluation.objects.submit(done.adapter, None)
+    if case == "judging":
+        job = Job.objects.submit(Job.Kind.JUDGE, {"judge": "x", "rows": 1}, project=done.project, by=None)
+        done.evaluations.update(judge_job=job)
+    if case == "blind":
+        BlindComparison.objects.create(
+            project=done.project, base_model=done.base_model, adapter_b=done.adapter, vote="a"
+        )
     if case == "study":
         study = make_study(done.project, done.dataset_version.dataset, done.base_model)
         TrainingRun.objects.filter(pk=done.pk).update(study_arm=study.arms.first())
@@ -186,6 +194,8 @@ def refuse(case: str, run: TrainingRun, done: TrainingRun) -> TrainingRun:
         ("reused", "in place of training"),
         ("scoring", "being evaluated"),
         ("study", "belongs to the study"),
+        ("judging", "A job exports, pushes or judges"),
+        ("blind", "their votes need it"),
     ],
 )
 def test_what_something_needs_is_not_deleted(
