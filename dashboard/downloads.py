@@ -29,11 +29,17 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\0")
 
 
-def csv_file(filename: str, rows: Iterable[Sequence[str | float | None]]) -> HttpResponse:
-    """Return rows as a CSV download (RFC 4180), with text escaped against formulas."""
+def csv_file(filename: str, rows: Iterable[Sequence[str | float | None]], lines: str = "") -> HttpResponse:
+    """Return rows as a CSV download, followed by `lines` that are CSV already."""
+    text = csv_text(rows) + lines
+    return _as_download(HttpResponse(text, content_type="text/csv; charset=utf-8"), filename)
+
+
+def csv_text(rows: Iterable[Sequence[str | float | None]]) -> str:
+    """Return rows as CSV (RFC 4180), with text escaped against formulas."""
     text = io.StringIO()
     csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
-    return _as_download(HttpResponse(text.getvalue(), content_type="text/csv; charset=utf-8"), filename)
+    return text.getvalue()
 
 
 def json_file(filename: str, values: dict[str, Any]) -> HttpResponse:

@@ -16,6 +16,8 @@ from dashboard.models.catalog.metrics import METRICS, Metric
 from dashboard.models.training.metric_series import Point
 
 POINTS_SHOWN = 1000
+# Of all curves of one chart together, and at least for each.
+POINTS_OF_CHART, POINTS_OF_CURVE = 4000, 150
 # Curves of a run's page; a cursor has their last steps in this order.
 CURVES = ("train/loss", "validation/loss")
 # Number of colours of runs in charts; the scripts hold their values.
@@ -148,7 +150,8 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
     """Return one curve of several runs for one chart."""
     looks = colours(run.pk for run in runs)
     series_rows = MetricSeries.objects.filter(run__in=runs, name=name).prefetch_related("chunks")
-    stored = {series.run_id: series for series in series_rows}
+    points = {series.run_id: series.points() for series in series_rows}
+    limit = min(POINTS_SHOWN, max(POINTS_OF_CURVE, POINTS_OF_CHART // max(1, len(points))))
     return {
         "name": name,
         "series": [
@@ -156,13 +159,18 @@ def comparison(runs: Sequence[TrainingRun], name: str) -> dict[str, Any]:
                 # Names may repeat; the number distinguishes them.
                 "label": f"{Truncator(run.name).chars(16)} #{run.pk}",
                 "run": run.pk,
-                "points": jsonable({name: thin(stored[run.pk].points())})[name],
+                "points": [
+                    # Stored as 32 bits; further digits would only lengthen the page.
+                    (step, float(f"{value:.6g}") if math.isfinite(value) else None)
+                    for step, value in thin(points[run.pk], limit)
+                ],
                 "smooth": name == "train/loss",
                 **looks[run.pk],
             }
             for run in runs
-            if run.pk in stored
+            if run.pk in points
         ],
+        "table": table({str(run.pk): points[run.pk] for run in runs if run.pk in points}),
     }
 
 

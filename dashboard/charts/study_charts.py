@@ -213,14 +213,14 @@ def place_numbers(
             for step in steps
             for side in sides
         ]
-        free = [
+        free = (
             (x, y)
             for x, y in places
             if 0 <= x <= 1 or LEFT not in sides
             if LABEL_HEIGHT / 2 <= y <= bottom
             if not any(abs(x - u) < BESIDE and abs(y - v) < LABEL_HEIGHT for u, v in taken)
-        ]
-        x, mark["number_y"] = (free or places)[0]
+        )
+        x, mark["number_y"] = next(free, places[0])
         mark["is_left"] = x < mark["share"]
         taken.append((x, mark["number_y"]))
 
@@ -237,7 +237,14 @@ def key_of(marks: Sequence[dict[str, Any]], height: float) -> dict[str, Any]:
 def validation_curves(study: Study) -> dict[str, Any] | None:
     """Draw validation loss by step: each arm's mean over its seeds, in a band from lowest to highest."""
     runs = [(arm, [run.reused_from_id or run.pk for run in arm.final_runs()]) for arm in study.arms.all()]
-    bands = [(arm, band) for arm, pks in runs if len(band := band_of(pks)) > 1]
+    stored = MetricSeries.objects.filter(run__in=[pk for _arm, pks in runs for pk in pks])
+    stored = stored.filter(name="validation/loss").prefetch_related("chunks")
+    curves = {series.run_id: dict(series.points()) for series in stored}
+    bands = [
+        (arm, band)
+        for arm, pks in runs
+        if len(band := band_of([curves[pk] for pk in pks if pk in curves])) > 1
+    ]
     if not bands:
         return None
     steps = Axis.around(step for _arm, band in bands for step, *_values in band)
@@ -278,10 +285,8 @@ def validation_curves(study: Study) -> dict[str, Any] | None:
     }
 
 
-def band_of(run_ids: Sequence[int]) -> list[tuple[int, float, float, float]]:
-    """Return (step, mean, lowest, highest) at the steps that every run has."""
-    stored = MetricSeries.objects.filter(run__in=run_ids, name="validation/loss").prefetch_related("chunks")
-    curves = [dict(series.points()) for series in stored]
+def band_of(curves: Sequence[dict[int, float]]) -> list[tuple[int, float, float, float]]:
+    """Return (step, mean, lowest, highest) at the steps that every curve has."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     found = []
     for step in shared:

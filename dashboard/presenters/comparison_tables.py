@@ -79,7 +79,7 @@ def preference_table(runs: Sequence[TrainingRun]) -> list[dict[str, Any]]:
     """Return people's preference between the runs' adapters, and between each and its base model."""
     adapters = [run.adapter for run in runs if hasattr(run, "adapter")]
     rows = []
-    for base in {adapter.base_model_id: adapter.base_model for adapter in adapters}.values():
+    for base in {run.base_model_id: run.base_model for run in runs if hasattr(run, "adapter")}.values():
         names: dict[int | None, str] = {one.pk: str(one) for one in adapters if one.base_model_id == base.pk}
         names[None] = _("Base model")
         votes = BlindComparison.objects.filter(project=runs[0].project_id)

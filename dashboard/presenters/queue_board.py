@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from django.db.models import Prefetch, Q, QuerySet
@@ -31,8 +31,8 @@ from dashboard.presenters.stages import is_stop_lossless, outcome_summary, stop_
 
 SHOWN_FOR = timedelta(hours=24)
 # Waiting jobs shown per queue. The user's own jobs behind these are shown as well.
-SHOWN = 25
-ENDED_SHOWN = 30
+SHOWN = 20
+ENDED_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def waiting_rows(access: QueueAccess) -> tuple[list[QueueRow], dict[str, int]]:
 
 def ended_rows(access: QueueAccess) -> list[QueueRow]:
     """Return the jobs that ended in the last day in the user's projects, the newest first."""
-    ended = Job.objects.filter(
-        Q(project=None) | Q(project__in=access.readable),
-        state__in=TERMINAL,
-        finished_at__gt=timezone.now() - SHOWN_FOR,
-    )
-    return [access.row(job) for job in with_subjects(ended.order_by("-finished_at", "-pk"))[:ENDED_SHOWN]]
+    ended = Job.objects.filter(state__in=TERMINAL, finished_at__gt=timezone.now() - SHOWN_FOR)
+    newest = ended.order_by("-finished_at", "-pk").values_list("pk", "project")
+    # Chosen here, because databases would sort all jobs of the projects.
+    readable = (pk for pk, project in newest.iterator() if project is None or project in access.readable)
+    shown = with_subjects(Job.objects.filter(pk__in=list(islice(readable, ENDED_SHOWN))))
+    return [access.row(job) for job in shown.order_by("-finished_at", "-pk")]
 
 
 def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:

@@ -121,7 +121,9 @@ def serialize_evaluation(evaluation: Evaluation, base: Evaluation | None) -> dic
 
 def with_facts() -> Any:
     """Return runs with everything that `serialize_run` reads, in a fixed number of queries."""
-    return TrainingRun.objects.with_facts().prefetch_related("metric_series", "tags", "stored_scores")
+    runs = TrainingRun.objects.select_related("job", "dataset_version", "adapter")
+    runs = runs.defer("job__spec", "dataset_version__report")
+    return runs.prefetch_related("metric_series", "tags", "stored_scores")
 
 
 @router.get("", response={200: list[RunOut], **READING})

@@ -118,6 +118,12 @@ class Job(models.Model):
             models.Index(fields=["kind", "state", "finished_at"]),
             # The queue's page lists what ended last.
             models.Index(fields=["finished_at"], name="job_ended"),
+            # Home says who waits, and for how long.
+            models.Index(
+                fields=["project", "created_by", "created_at"],
+                condition=models.Q(state="queued"),
+                name="job_waiting",
+            ),
             models.Index(fields=["state", "lease_until"]),
         ]
         constraints = [

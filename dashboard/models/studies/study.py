@@ -57,7 +57,7 @@ SPREAD_STUDIES, SPREAD_FREEDOM = 20, 4
 
 def facts() -> list[models.Prefetch[Any]]:
     """Return the prefetches of arms, runs and evaluations, with their jobs but without those jobs' specs."""
-    runs = TrainingRun.objects.select_related("job", "adapter").defer("job__spec")
+    runs = TrainingRun.objects.select_related("job", "adapter", "target_module_config").defer("job__spec")
     return [
         models.Prefetch("arms", StudyArm.objects.select_related("target_module_config")),
         models.Prefetch("arms__runs", runs),

@@ -207,7 +207,10 @@ def detail_context(
     """Return the context of a dataset's page at one version."""
     report = version.report if version else {}
     columns = report.get("columns", [])
-    runs = TrainingRun.objects.with_facts().visible_to(request.user).filter(dataset_version__dataset=dataset)
+    versions = list(dataset.versions.values_list("pk", flat=True))
+    # Ids first: databases would sort whole rows.
+    runs = TrainingRun.objects.visible_to(request.user).filter(dataset_version__in=versions)
+    newest = list(runs.order_by("-pk").values_list("pk", flat=True)[:RUNS_SHOWN])
     return {
         "dataset": dataset,
         "may_edit": may_edit(request, dataset),
@@ -219,7 +222,7 @@ def detail_context(
         "first_rows": [[row.get(column, "") for column in columns] for row in report.get("first_rows", [])],
         "lengths": length_bars(report.get("token_lengths", {})),
         "preview": [shortened(row) for row in version.preview()] if version else [],
-        "runs": runs[:RUNS_SHOWN],
+        "runs": TrainingRun.objects.with_facts().filter(pk__in=newest),
         "more_runs": max(0, runs.count() - RUNS_SHOWN),
     }
 

@@ -140,9 +140,8 @@ def recent_failures(project: Project) -> dict[str, Any]:
 
 def results(project: Project) -> list[dict[str, Any]]:
     """Return the newest adapters outside of studies, with the scores of base model and adapter."""
-    scored = models.Prefetch(
-        "run__evaluations", Evaluation.objects.ended().select_related("job", "base_evaluation__job")
-    )
+    # The state is asked below: databases would start from all jobs that have succeeded.
+    scored = models.Prefetch("run__evaluations", Evaluation.objects.with_jobs())
     adapters = Adapter.objects.with_facts().filter(project=project, run__study_arm=None)
     adapters = adapters.prefetch_related(scored)[:ROWS]
     return [{"adapter": adapter, **scores(list(adapter.run.evaluations.all()))} for adapter in adapters]
@@ -156,7 +155,8 @@ def verdicts(project: Project) -> list[dict[str, Any]]:
 
 def scores(evaluations: list[Evaluation]) -> dict[str, Any]:
     """Return the exact match of base model and adapter, or nothing unless both are evaluated."""
-    tuned = max((one for one in evaluations if one.adapter_id), key=lambda one: one.pk, default=None)
+    ended = [one for one in evaluations if one.adapter_id and one.state == State.SUCCEEDED]
+    tuned = max(ended, key=lambda one: one.pk, default=None)
     both = tuned.scores() if tuned else {}
     if tuned is None or "base" not in both:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.db.models import prefetch_related_objects
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import render
 from django.utils.translation import gettext_lazy
@@ -12,7 +13,7 @@ from django.views.decorators.http import require_GET
 
 from dashboard.charts import curves
 from dashboard.charts.study_charts import shorten
-from dashboard.downloads import csv_file, json_file
+from dashboard.downloads import csv_file, csv_text, json_file
 from dashboard.gate import Request
 from dashboard.models import Role, SavedView, TrainingRun
 from dashboard.models.accounts.project import parse_id
@@ -32,7 +33,8 @@ from dashboard.presenters.comparison_tables import (
 from dashboard.presenters.playground import try_url
 from dashboard.presenters.study_page import result_figures
 
-RUNS_OFFERED = 100
+# Runs to choose from: on a page without runs, and below a comparison.
+RUNS_OFFERED, OTHERS_OFFERED = 100, 25
 ITEMS_SHOWN = 20
 # The x axis of the curves: name of a run's measured total -> label.
 X_AXES = {
@@ -48,11 +50,13 @@ PARAMETERS = ("runs", "metric", "reference", "cost", "show", "x", "arm", "beside
 def index(request: Request) -> HttpResponse:
     """Show the runs of ?runs=1,2,3 (or repeated), or a list of runs; every choice is in the address."""
     runs = chosen(request)
-    offered = TrainingRun.objects.with_facts().visible_to(request.user).filter(project=request.project)
+    offered = TrainingRun.objects.visible_to(request.user).filter(project=request.project)
+    offered = offered.select_related("job", "target_module_config", "dataset_version__dataset")
+    offered = offered.defer("spec", "forecast", "measured", "job__spec", "dataset_version__report")
     views = SavedView.objects.filter(project=request.project, page=SavedView.Page.COMPARE)
     context = {
         "runs": runs,
-        "offered": offered.order_by("-pk")[:RUNS_OFFERED],
+        "offered": offered.order_by("-pk")[: OTHERS_OFFERED if runs else RUNS_OFFERED],
         "chosen": [run.pk for run in runs],
         "query": ",".join(str(run.pk) for run in runs),
         "saved_views": views,
@@ -74,9 +78,8 @@ def measured_context(request: Request, runs: list[TrainingRun]) -> dict[str, Any
     compared = {name: curves.comparison(runs, name) for name in curves.CURVES}
     tables: dict[str, Any] = {}
     for name, curve in compared.items():
-        points = {str(place): series["points"] for place, series in enumerate(curve["series"])}
         tables[name] = {
-            "rows": curves.table(points),
+            "rows": curve.pop("table"),
             "labels": [series["label"] for series in curve["series"]],
         }
         curve["series"] = scaled(by_arm(curve["series"], study), runs, across)
@@ -218,7 +221,17 @@ def export(request: Request) -> HttpResponse:
     rows += [row for run in runs for row in run_rows(run)]
     if runs:
         rows += comparison_rows(study_of(request, runs))
-    return csv_file("compare.csv", rows)
+    prefetch_related_objects(runs, "metric_series__chunks")
+    return csv_file("compare.csv", rows, "".join(curve_lines(run) for run in runs))
+
+
+def curve_lines(run: TrainingRun) -> str:
+    """Return the curves of a run as lines of the CSV, most of whose cells are equal."""
+    lines = []
+    for series in run.metric_series.all():
+        start = csv_text([[run.pk, run.name, "curve", series.name]]).removesuffix("\r\n")
+        lines += [f"{start},{step},{value!r}\r\n" for step, value in series.points()]
+    return "".join(lines)
 
 
 @require_GET

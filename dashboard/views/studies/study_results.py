@@ -66,6 +66,8 @@ def actions_of(study: Study, reader: User) -> dict[str, Any]:
 def settings_of(study: Study) -> list[dict[str, Any]]:
     """Return one row per setting with a value for each arm, without the seed, which belongs to a run."""
     firsts = [runs[0] for arm in study.arm_list if (runs := arm.final_runs())]
+    for run in firsts:
+        run.base_model, run.dataset_version = study.base_model, study.dataset_version
     return [row for row in settings_table(firsts) if row["name"] != "seed"]
 
 

@@ -193,6 +193,3 @@ def run_rows(run: TrainingRun) -> Iterator[CsvRow]:
     for name in MEASURED_COSTS:
         if run.measured.get(name) is not None:
             yield row("cost", name, run.measured[name])
-    for series in run.metric_series.all():
-        for step, value in series.points():
-            yield row("curve", series.name, value, step)

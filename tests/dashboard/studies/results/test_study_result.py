@@ -151,7 +151,8 @@ def test_validation_curve_is_mean_and_range_over_seeds(study: Study) -> None:
     runs = study.arms.get(name="mlp").final_runs()
     for run, shift in zip(runs, (0.0, 0.1, 0.5), strict=True):
         MetricSeries.objects.append(run, "validation/loss", [(5, 2.0 + shift), (10, 1.0 + shift)])
-    band = study_charts.band_of([run.pk for run in runs])
+    losses = MetricSeries.objects.filter(run__in=runs, name="validation/loss")
+    band = study_charts.band_of([dict(series.points()) for series in losses])
     assert [step for step, *_values in band] == [5, 10]
     assert band[0][1:] == pytest.approx((2.2, 2.0, 2.5))
     assert band[1][1:] == pytest.approx((1.2, 1.0, 1.5))
