@@ -168,10 +168,10 @@ function follow() {
   }
 
   form.addEventListener("submit", async (event) => {
+    keep();
     // Another button sends the same settings elsewhere.
     if (event.submitter?.hasAttribute("formaction")) return;
     event.preventDefault();
-    keep();
     show("");
     for (const column of columns) column.begin();
     vote?.hide();

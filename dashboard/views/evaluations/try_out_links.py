@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import urlencode
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from dashboard.chat_relay import ChatModel
-from dashboard.forms.adapters import LEAST_BLIND, PreferenceForm
+from dashboard.forms.adapters import LEAST_BLIND, MOST_COLUMNS, PreferenceForm
 from dashboard.forms.try_outs import TryOutLinkForm, VisitorPromptForm, visitor_settings
 from dashboard.gate import Request
 from dashboard.models import BlindComparison, Role, TryOutLink
@@ -36,7 +38,11 @@ def create(request: Request) -> HttpResponse:
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, " ".join(map(str, errors)))
-        return redirect("playground")
+        chosen = {
+            "base": request.POST.get("base", ""),
+            "column": request.POST.getlist("column")[:MOST_COLUMNS],
+        }
+        return redirect(f"{reverse('playground')}?{urlencode(chosen, doseq=True)}")
     adapters = [model.adapter for model in form.models]
     base = form.cleaned_data["base"]
     link, secret = TryOutLink.issue(request.project, request.user, base, adapters, **form.link_values())

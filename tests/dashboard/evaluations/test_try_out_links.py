@@ -91,7 +91,9 @@ def test_a_link_is_shown_once_and_stored_as_a_digest(client: Client, mara: User,
 )
 def test_a_wrong_link_is_refused(client: Client, mara: User, adapter: Adapter, wrong: dict[str, Any]) -> None:
     client.force_login(mara)
-    assert create(client, adapter, **wrong).status_code == 302
+    answer = create(client, adapter, **wrong)
+    assert answer.status_code == 302
+    assert answer.url.startswith(f"{reverse('playground')}?base={adapter.base_model_id}&column=base")
     assert not TryOutLink.objects.exists()
 
 
