@@ -38,11 +38,10 @@ def create(request: Request) -> HttpResponse:
     if not form.is_valid():
         for errors in form.errors.values():
             messages.error(request, " ".join(map(str, errors)))
-        chosen = {
-            "base": request.POST.get("base", ""),
-            "column": request.POST.getlist("column")[:MOST_COLUMNS],
-        }
-        return redirect(f"{reverse('playground')}?{urlencode(chosen, doseq=True)}")
+        # The values come unchecked, and an address has limits.
+        chosen = [("base", request.POST.get("base", "")[:20])]
+        chosen += [("column", name[:20]) for name in request.POST.getlist("column")[:MOST_COLUMNS]]
+        return redirect(f"{reverse('playground')}?{urlencode(chosen)}")
     adapters = [model.adapter for model in form.models]
     base = form.cleaned_data["base"]
     link, secret = TryOutLink.issue(request.project, request.user, base, adapters, **form.link_values())
