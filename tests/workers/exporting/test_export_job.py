@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from django.conf import settings
+from safetensors.numpy import save_file
 
 from dashboard.models import (
     Adapter,
@@ -31,13 +35,21 @@ WorkOff = Callable[[str], Job]
 
 
 @pytest.fixture
-def adapter(
-    project: Project, ed: User, real_base: BaseModel, real_dataset: Dataset, work_off: WorkOff
-) -> Adapter:
-    """The adapter of a real training of two steps."""
-    run = make_run(project, real_dataset, real_base, by=ed, max_steps=2)
-    assert work_off("gpu").state == State.SUCCEEDED
-    return Adapter.objects.get(run=run)
+def adapter(project: Project, ed: User, real_base: BaseModel, dataset: Dataset, tiny_folder: Path) -> Adapter:
+    """An adapter of the attention output of the tiny model, as PEFT saves it."""
+    path = Path(settings.DATA_DIR) / "adapters" / ("ef" * 32)
+    path.mkdir(parents=True, exist_ok=True)
+    for file in tiny_folder.glob("tokenizer*"):
+        shutil.copy(file, path)
+    values = np.ones((4, 32), np.float32)
+    module = "base_model.model.model.layers.{}.self_attn.o_proj.lora_{}.weight"
+    halves = {"A": values, "B": values.T.copy()}
+    tensors = {module.format(layer, half): halves[half] for layer in range(2) for half in halves}
+    save_file(tensors, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8}
+    (path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["o_proj"]}))
+    files = dict.fromkeys((file.name for file in path.iterdir()), "ef" * 32)
+    return Adapter.objects.publish(make_run(project, dataset, real_base, by=ed), path.name, files, 10)
 
 
 def test_exports_are_published_stopped_and_taken_over(adapter: Adapter, ed: User, work_off: WorkOff) -> None:
