@@ -22,9 +22,10 @@ TABLES = {SavedView.Page.RUNS: run_table.RUNS, SavedView.Page.ADAPTERS: run_tabl
 # Names of the project's tags that the filter suggests.
 TAGS_OFFERED = 200
 CSV_ROWS = 100_000
+SHARED_FILTERS = ("base_model", "dataset", "target_module_config", "created_by", "metric")
 FILTERS = {
-    SavedView.Page.RUNS: ("state", "base_model", "dataset", "target_module_config", "created_by"),
-    SavedView.Page.ADAPTERS: ("stage", "base_model", "dataset", "target_module_config", "created_by"),
+    SavedView.Page.RUNS: ("state", *SHARED_FILTERS),
+    SavedView.Page.ADAPTERS: ("stage", *SHARED_FILTERS),
 }
 
 
@@ -80,11 +81,16 @@ def list_context(request: Request, page: SavedView.Page) -> dict[str, Any]:
         "tags": Tag.objects.filter(project=request.project)[:TAGS_OFFERED],
         "saved_views": views,
         "address": form.address(),
-        "filter_fields": [form[name] for name in FILTERS[page]],
+        "filter_fields": [(form[name], choices_of(form, name)) for name in FILTERS[page]],
         "chosen_columns": form.cleaned_data.get("columns") or [],
         "kept": [(name, value) for name, value in parse_qsl(form.address()) if name != "columns"],
         "may_edit": request.user.has_role(Role.EDITOR, request.project.pk),
     }
+
+
+def choices_of(form: RunListForm, name: str) -> list[tuple[str, Any]]:
+    """Return a field's choices; a template, like `list`, would count the rows of a queryset first."""
+    return [(str(value), label) for value, label in form.fields[name].choices]  # type: ignore[attr-defined]
 
 
 def heading(column: run_table.Column, order: RunOrder) -> dict[str, Any]:
