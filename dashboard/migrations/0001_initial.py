@@ -584,7 +584,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
-                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'), models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'), models.Index(fields=['project', 'created_at'], name='training_run_created'), models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'), models.Index(fields=['project', 'created_at', 'reused_from', 'outcome', 'error_code'], name='dashboard_t_project_a80601_idx'), models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'), models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open')],
+                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'), models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'), models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'), models.Index(fields=['project', 'created_at', 'reused_from', 'outcome', 'error_code'], name='dashboard_t_project_a80601_idx'), models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'), models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known')],
             },
         ),

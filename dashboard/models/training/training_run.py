@@ -157,8 +157,6 @@ class TrainingRun(models.Model):
         indexes = [
             models.Index(fields=["project", "-id"]),
             models.Index(fields=["project", "spec_digest"]),
-            # Home lists what began this month, and recent failures.
-            models.Index(fields=["project", "created_at"], name="training_run_created"),
             models.Index(fields=["project", "training_seconds"]),
             models.Index(fields=["project", "created_at", "reused_from", "outcome", "error_code"]),
             models.Index(fields=["project", "name"]),

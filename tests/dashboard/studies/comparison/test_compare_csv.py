@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import Adapter, BaseModel, Dataset, Project, TrainingRun, User
 from tests.conftest import make_run
-from tests.dashboard.conftest import evaluate
+from tests.dashboard.conftest import evaluate, succeed
 
 
 def rows(client: Client, user: User, run: TrainingRun) -> list[dict[str, str]]:
@@ -39,3 +41,18 @@ def test_names_cannot_act_as_formulas(
 ) -> None:
     run = make_run(project, dataset, base_model, by=ed, name="=1+1")
     assert {row["name"] for row in rows(client, vera, run)} == {"'=1+1"}
+
+
+def test_queries_do_not_grow_with_the_runs(
+    client: Client, vera: User, project: Project, dataset: Dataset, base_model: BaseModel
+) -> None:
+    client.force_login(vera)
+    runs = [succeed(make_run(project, dataset, base_model, seed=seed)) for seed in range(4)]
+    counts = []
+    for chosen in (runs[:2], runs):
+        # The first request keeps the comparison.
+        for _time in range(2):
+            with CaptureQueriesContext(connection) as asked:
+                client.get(reverse("compare-csv"), {"runs": [run.pk for run in chosen]})
+        counts.append(len(asked))
+    assert counts[0] == counts[1]

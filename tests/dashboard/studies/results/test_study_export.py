@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from dashboard.models import BaseModel, Dataset, EvaluationItem, Project, Study, User
+from dashboard.models.studies.results.export import summary_of
+from dashboard.models.studies.results.verdict_sentence import verdict_sentence
 from tests.dashboard.studies.factories import TABLE, make_study, score_first_seed
 
 
@@ -62,3 +67,26 @@ def test_unfinished_study_has_no_files(
         answer = client.get(reverse(route, args=[working.pk]), follow=True)
         assert answer.redirect_chain == [(working.get_absolute_url(), 302)]
         assert "Scores are available when all runs of the study have ended." in answer.content.decode()
+
+
+def test_the_stored_summary_says_what_the_rows_say(study: Study) -> None:
+    stored = study.stored_summary
+    assert stored["verdict"] == verdict_sentence(study)
+    study.stored_summary = {}
+    assert json.loads(json.dumps(summary_of(study))) == stored
+
+
+def test_a_study_that_goes_on_shows_no_stored_summary(study: Study) -> None:
+    study.finished_at = None
+    assert study.summary == {}
+
+
+def test_queries_of_the_page_do_not_grow_with_the_arms(client: Client, vera: User, study: Study) -> None:
+    client.force_login(vera)
+    client.get(study.get_absolute_url())
+    with CaptureQueriesContext(connection) as three:
+        client.get(study.get_absolute_url())
+    study.arms.get(name="mlp").delete()
+    with CaptureQueriesContext(connection) as two:
+        client.get(study.get_absolute_url())
+    assert len(three) == len(two)
