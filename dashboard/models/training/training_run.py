@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.conf import settings
 from django.db import models, transaction
 from django.urls import reverse
@@ -54,9 +55,9 @@ class TrainingRunQuerySet(ProjectQuerySet["TrainingRun"]):
 
     def with_scores(self) -> TrainingRunQuerySet:
         """Prefetch evaluations and their jobs, for `scores` and `is_settled`."""
-        from dashboard.models.evaluations.evaluation import Evaluation
-
-        return self.prefetch_related(models.Prefetch("evaluations", Evaluation.objects.with_jobs()))
+        # By name, because evaluations know runs and not the other way round.
+        evaluations = apps.get_model("dashboard", "Evaluation").objects
+        return self.prefetch_related(models.Prefetch("evaluations", evaluations.with_jobs()))
 
     def in_group(self, group: str) -> TrainingRunQuerySet:
         """Filter by `active`, `finished` or an outcome."""
