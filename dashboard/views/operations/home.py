@@ -132,6 +132,8 @@ def recent_failures(project: Project) -> dict[str, Any]:
     ).exclude(dataset__versions__version__gt=models.F("version"))
     # A job that fails gives its outcome to its runs.
     failed_runs = TrainingRun.objects.filter(project=project, created_at__gt=since, outcome="failed")
+    # By time as well as number: the index is in the order of time.
+    failed_runs = failed_runs.order_by("-created_at", "-pk")
     return {
         "imports": failed_imports.select_related("dataset", "job")[:ROWS],
         "runs": failed_runs.select_related("job")[:ROWS],
