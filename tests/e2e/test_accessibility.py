@@ -86,6 +86,7 @@ NOT_HERE = {
     *("training-run-log", "training-run-stream", "training-run-metrics", "training-run-metrics-csv"),
     *("compare-json", "saved-view-create", "saved-view-delete"),
     *("dataset-report", "compare-csv", "adapter-download", "adapter-stage", "training-run-resume"),
+    *("adapter-exports", "adapter-export", "adapter-push", "export-download", "export-delete"),
     *("dataset-sample", "dataset-import-again", "base-model-inspect", "queue-cancel"),
     *("membership-change", "membership-remove", "invitation-create", "invitation-revoke"),
     *("study-arms", "study-plan", "study-grid", "study-cancel", "study-seeds"),
