@@ -142,8 +142,7 @@ class TrainingRun(models.Model):
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.TextField(blank=True)
     ended_step = models.PositiveIntegerField(null=True, blank=True)
-    # `measured["seconds"]` as a column, because lists sort by it.
-    training_seconds = models.FloatField(null=True, blank=True)
+    training_seconds = models.FloatField(null=True, blank=True)  # measured["seconds"], for lists to sort by
     tags = models.ManyToManyField(Tag, blank=True, related_name="training_runs")
     note = models.TextField(blank=True)
     created_by = models.ForeignKey(
