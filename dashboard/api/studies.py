@@ -27,7 +27,7 @@ from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
-from dashboard.models.studies.study import fetch_facts_of_open
+from dashboard.models.studies.study_queryset import fetch_facts_of_open
 from dashboard.models.training.automatic import ChosenSettings, with_equal_length
 from dashboard.models.training.forecast import RunForecaster
 from workers.contract.errors import SpecError

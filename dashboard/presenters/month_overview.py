@@ -20,7 +20,7 @@ UNDECIDED_AGE = timedelta(days=90)
 
 @dataclass(frozen=True)
 class MonthOverview:
-    """What a manager reads first. `verdicts`: the newest study of each dataset, with the number of others."""
+    """A month at a glance. `verdicts`: the newest study of each dataset, with the number of others."""
 
     month: Month
     budget: BudgetStatus

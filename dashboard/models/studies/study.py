@@ -7,9 +7,6 @@ A study has arms, an arm has one run per seed, and all arms of a seed train in o
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -21,11 +18,10 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from dashboard.models.accounts.project import Project, ProjectQuerySet
+from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better, metric_label
-from dashboard.models.evaluations.evaluation import Evaluation
 from dashboard.models.evaluations.run_score import RunScore
 from dashboard.models.jobs.compute_use import HOUR
 from dashboard.models.jobs.job import Job
@@ -43,6 +39,7 @@ from dashboard.models.studies.results.formats import format_difference
 from dashboard.models.studies.results.result import StudyResult, result_of
 from dashboard.models.studies.results.verdict_sentence import recommended_arm
 from dashboard.models.studies.study_arm import StudyArm
+from dashboard.models.studies.study_queryset import StudyQuerySet
 from dashboard.models.training.training_run import TrainingRun
 from workers.contract.errors import SpecError, TargetError
 from workers.statistics.looks import look_sizes
@@ -50,65 +47,6 @@ from workers.statistics.regex_metric import PATTERN_LETTERS
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
-
-# The newest studies from which the spread between seeds is estimated, and the fewest degrees of freedom.
-SPREAD_STUDIES, SPREAD_FREEDOM = 20, 4
-
-
-def facts() -> list[models.Prefetch[Any]]:
-    """Return the prefetches of arms, runs and evaluations, with their jobs but without those jobs' specs."""
-    runs = TrainingRun.objects.select_related("job", "adapter", "target_module_config").defer("job__spec")
-    return [
-        models.Prefetch("arms", StudyArm.objects.select_related("target_module_config")),
-        models.Prefetch("arms__runs", runs),
-        models.Prefetch("arms__runs__evaluations", Evaluation.objects.with_jobs()),
-    ]
-
-
-def fetch_facts_of_open(studies: Iterable[Study]) -> None:
-    """Fetch the arms and runs of the studies that go on; the others keep a summary."""
-    models.prefetch_related_objects([study for study in studies if not study.is_over], *facts())
-
-
-class StudyQuerySet(ProjectQuerySet["Study"]):
-    """Queries of studies."""
-
-    def with_names(self) -> StudyQuerySet:
-        """Join what a row of a list names."""
-        return self.select_related("base_model", "dataset_version__dataset", "created_by", "project")
-
-    def with_facts(self) -> StudyQuerySet:
-        """Fetch everything that a study's page shows, in a fixed number of queries."""
-        return self.with_names().prefetch_related(*facts())
-
-    def unfinished(self) -> StudyQuerySet:
-        """Return the studies that the dispatcher still advances."""
-        return self.filter(finished_at=None)
-
-    def of_job(self, job: Job) -> StudyQuerySet:
-        """Return the study whose runs `job` trains or evaluates, if any."""
-        trained = models.Q(arms__runs__job=job)
-        scored = models.Q(arms__runs__evaluations__job=job, arms__runs__evaluations__reused_from=None)
-        return self.filter(trained | scored).distinct()
-
-    def seed_spread(self, project: Project, base_model: BaseModel, metric: str) -> float | None:
-        """Return the standard deviation of an arm's score between seeds, pooled over arms of ended studies.
-
-        None while too few seeds were compared, and if none of them differed, which says little.
-        """
-        ended = self.filter(project=project, base_model=base_model, metric=metric, finished_at__isnull=False)
-        results = ended.values_list("stored_result", flat=True)[:SPREAD_STUDIES]
-        arms = [arm["by_seed"] for result in results for arm in result.get("arms", ())]
-        freedom = sum(len(means) - 1 for means in arms)
-        if freedom < SPREAD_FREEDOM:
-            return None
-        squares = sum(len(means) * statistics.pvariance(means) for means in arms)
-        return math.sqrt(squares / freedom) or None
-
-    def launched_with(self, project: Project, idempotency_key: str) -> Study | None:
-        """Return the study that an earlier request with this key started, if any."""
-        job = Job.objects.find_by_idempotency_key(project, idempotency_key)
-        return self.of_job(job).first() if job else None
 
 
 class Study(models.Model):

@@ -26,7 +26,7 @@ from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
 from dashboard.models.studies.results.limits import added_seeds
 from dashboard.models.studies.results.verdict_sentence import advised_seeds
-from dashboard.models.studies.study import fetch_facts_of_open
+from dashboard.models.studies.study_queryset import fetch_facts_of_open
 from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice

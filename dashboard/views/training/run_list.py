@@ -16,9 +16,9 @@ from dashboard.models import Role, SavedView, Tag
 from dashboard.models.accounts.project import parse_id
 from dashboard.models.evaluations.run_list import RunFilter, RunOrder, listed_runs
 from dashboard.presenters import run_table
-from dashboard.presenters.run_table import RunTable
+from dashboard.presenters.run_columns import ADAPTERS, RUNS, Column, RunTable
 
-TABLES = {SavedView.Page.RUNS: run_table.RUNS, SavedView.Page.ADAPTERS: run_table.ADAPTERS}
+TABLES = {SavedView.Page.RUNS: RUNS, SavedView.Page.ADAPTERS: ADAPTERS}
 # Names of the project's tags that the filter suggests.
 TAGS_OFFERED = 200
 CSV_ROWS = 100_000
@@ -48,9 +48,7 @@ def csv_of(request: Request, page: SavedView.Page, filename: str) -> HttpRespons
     return csv_file(filename, run_table.csv_rows(keys, columns))
 
 
-def read_list(
-    request: Request, page: SavedView.Page
-) -> tuple[RunListForm, RunFilter, list[run_table.Column]]:
+def read_list(request: Request, page: SavedView.Page) -> tuple[RunListForm, RunFilter, list[Column]]:
     """Return the form of a list's address, its filter, and the columns that are shown."""
     table = TABLES[page]
     form = RunListForm(request.GET, project=request.project, columns=table.columns)
@@ -93,7 +91,7 @@ def choices_of(form: RunListForm, name: str) -> list[tuple[str, Any]]:
     return [(str(value), label) for value, label in form.fields[name].choices]  # type: ignore[attr-defined]
 
 
-def heading(column: run_table.Column, order: RunOrder) -> dict[str, Any]:
+def heading(column: Column, order: RunOrder) -> dict[str, Any]:
     """Return a column's heading: the order that a click gives, and the present one in ARIA's words."""
     if column.order is None:
         return {"column": column}
@@ -106,6 +104,6 @@ def heading(column: run_table.Column, order: RunOrder) -> dict[str, Any]:
     }
 
 
-def hidden_columns(table: RunTable, shown: list[run_table.Column]) -> list[run_table.Column]:
+def hidden_columns(table: RunTable, shown: list[Column]) -> list[Column]:
     """Return the columns that are offered but not shown."""
     return [column for column in table.columns.values() if column not in shown]

@@ -1,4 +1,4 @@
-"""What is done with several ticked runs or adapters: compare, download, tag, delete; and one run's notes."""
+"""Actions on several ticked runs or adapters: compare, download, tag, delete; and one run's notes."""
 
 from __future__ import annotations
 

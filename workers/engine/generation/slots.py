@@ -34,7 +34,7 @@ class Piece:
 
 @dataclass
 class Layout:
-    """Where the tokens of one step belong. Pieces of one token stand first."""
+    """Places of the tokens of one step. Pieces of one token stand first."""
 
     pieces: Sequence[Piece]
     places: Tensor  # [T] in a layer's flattened storage

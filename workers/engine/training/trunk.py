@@ -21,7 +21,7 @@ from workers.engine.training.loss import PROVEN_TYPES
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What a layer returned for a batch, and the seconds from the beginning of the forward pass."""
+    """The output of a layer for a batch, and the seconds from the beginning of the forward pass."""
 
     value: Any
     seconds: float
