@@ -49,6 +49,18 @@ def test_labelled_loss_equals_cross_entropy(chunk: int) -> None:
     assert torch.allclose(gradient, 3 * wanted, atol=1e-6)
 
 
+def test_an_offset_of_all_logits_costs_no_precision() -> None:
+    torch.manual_seed(0)
+    head = torch.randn(8192, 64) * 0.1 + 2
+    hidden = (torch.randn(100, 64) * 0.3 + 1).requires_grad_()
+    targets = torch.randint(0, 8192, (100,))
+    exact = hidden.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(functional.cross_entropy(exact @ head.double().T, targets), exact)
+    found = LabelledLoss.apply(hidden, head, targets, torch.full((100,), 0.01), 256)
+    (gradient,) = torch.autograd.grad(found, hidden)
+    assert (gradient - wanted).norm() < 2e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("model_type", sorted(PROVEN_TYPES))
 def test_packed_rows_give_the_losses_and_gradients_of_the_plain_path(tmp_path: Path, model_type: str) -> None:
     model, examples = load(tmp_path / "m", model_type)

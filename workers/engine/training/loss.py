@@ -43,7 +43,8 @@ class LabelledLoss(torch.autograd.Function):
             log_total = logits.logsumexp(-1)
             picked = logits.gather(1, targets[rows, None])[:, 0]
             total += ((log_total - picked) * weights[rows]).sum()
-            error = (logits - log_total[:, None]).exp_()  # softmax [chunk, V]
+            # Not exp(logits - log_total): logits may share a large offset, whose rounding would remain.
+            error = logits.softmax(-1)
             error[torch.arange(len(error), device=error.device), targets[rows]] -= 1
             gradient[rows] = (error * weights[rows, None]).to(hidden.dtype) @ head
         ctx.save_for_backward(gradient)
