@@ -184,6 +184,6 @@ def test_internal_error_has_the_error_format(
     failing = Mock(side_effect=RuntimeError("secret detail"))
     monkeypatch.setattr(ProjectQuerySet, "visible_to", failing)
     client = Client(raise_request_exception=False, headers={"Authorization": f"Bearer {token}"})
-    error = refusal(client.get("/api/v1/runs"), 500)
+    error = refusal(client.get("/api/v1/adapters/1"), 500)
     assert error["code"] == "internal_error"
     assert "secret" not in error["message"]

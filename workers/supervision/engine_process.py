@@ -46,6 +46,7 @@ ONLINE = (Job.Kind.INSPECT, Job.Kind.PUSH)
 HUB_VARIABLES = (
     "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN_PATH", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
 )  # fmt: skip
+TOKEN_VARIABLE = "HF_TOKEN_PATH"  # noqa: S105 - a name
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -194,6 +195,10 @@ def environment(kind: str, out_dir: Path) -> dict[str, str]:
     if kind == Job.Kind.PUSH:
         # The same way of uploading everywhere, and the one that the tests walk.
         variables["HF_HUB_DISABLE_XET"] = "1"
-    if kind in ONLINE:
-        return variables | {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
-    return variables | {"HF_HUB_OFFLINE": "1"}
+    if kind not in ONLINE:
+        return variables | {"HF_HUB_OFFLINE": "1"}
+    variables |= {name: os.environ[name] for name in HUB_VARIABLES if name in os.environ}
+    if kind == Job.Kind.PUSH:
+        # It has a token of its own, from the person who pushes.
+        variables.pop(TOKEN_VARIABLE, None)
+    return variables

@@ -53,6 +53,8 @@ def adapter(project: Project, ed: User, real_base: BaseModel, dataset: Dataset, 
 
 
 def test_exports_are_published_stopped_and_taken_over(adapter: Adapter, ed: User, work_off: WorkOff) -> None:
+    folder = Path(settings.DATA_DIR) / "exports"
+    others = {path.name for path in folder.iterdir()} if folder.exists() else set()
     export = Export.objects.start(adapter, Export.Format.BFLOAT16, ed)
     assert work_off("cpu").state == State.SUCCEEDED
     export = Export.objects.select_related("job").get(pk=export.pk)
@@ -72,7 +74,7 @@ def test_exports_are_published_stopped_and_taken_over(adapter: Adapter, ed: User
     ended = run_until(job, began, lambda: Job.objects.get(pk=job.pk).request_cancel(ed))
     assert ended.state == State.CANCELLED
     assert not Export.objects.get(pk=stopped.pk).folder
-    assert len(list((Path(settings.DATA_DIR) / "exports").iterdir())) == 1
+    assert {path.name for path in folder.iterdir()} - others == {export.folder}
 
 
 FILE = """

@@ -111,12 +111,16 @@ def test_engine_gets_no_secret(job: Job, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "OMP_NUM_THREADS" in environment
 
 
-def test_only_inspect_jobs_get_the_proxy_and_the_token_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "https://user:password@proxy.example.org")
-    monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere/token")
-    for name in ("HTTPS_PROXY", "HF_TOKEN_PATH"):
-        kinds = {kind for kind in Job.Kind if name in engine_process.environment(kind, Path("out"))}
-        assert kinds == {Job.Kind.INSPECT}
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("HTTPS_PROXY", {Job.Kind.INSPECT, Job.Kind.PUSH}), ("HF_TOKEN_PATH", {Job.Kind.INSPECT})],
+)
+def test_only_jobs_that_talk_to_the_hub_get_its_variables(
+    monkeypatch: pytest.MonkeyPatch, name: str, kinds: set[Job.Kind]
+) -> None:
+    monkeypatch.setenv(name, "https://user:password@proxy.example.org")
+    given = {kind for kind in Job.Kind if name in engine_process.environment(kind, Path("out"))}
+    assert given == kinds
 
 
 # Broken engines

@@ -148,7 +148,7 @@ def test_queries_of_the_list_are_constant(
     for number in range(rows):
         make_dataset(project, f"Set {number}", ready=False)
     api.get(DATASETS)
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(4):
         assert len(api.get(f"{DATASETS}?limit=200").json()["data"]) == rows
 
 
