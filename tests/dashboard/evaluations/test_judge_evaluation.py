@@ -72,9 +72,11 @@ def judge_all(scope: Study | TrainingRun, by: User, rows: int = 200) -> Job:
     """Run a judge evaluation without a judge: an answer is right if it equals the expected one."""
     job = submit_judge_evaluation(scope, by=by, judge=configured.JUDGE, rows=rows)
     assert job
+    verdicts: dict[int, bool | None] = {}
     for text, items in pending_questions(job).items():
         texts = json.loads(text)
-        write_verdicts(dict.fromkeys(items, texts["given"] == texts["expected"]))
+        verdicts |= dict.fromkeys(items, texts["given"] == texts["expected"])
+    write_verdicts(verdicts)
     finish(job)
     return job
 
