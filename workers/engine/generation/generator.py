@@ -43,11 +43,16 @@ class _Content:
     row: Row
     freed_at: int = 0  # 0: running
 
-    def begins_as(self, ids: Ids) -> int:
-        """Return how many of the first `ids` it has, or will have computed."""
+    def begins_as(self, ids: Ids, least: int) -> int:
+        """Return how many of the first `ids` it has, or will have computed; 0 for less than `least`."""
         row = self.row
         coming = 0 if self.freed_at else min(row.prompt_length, row.length)
-        return common_prefix_length([ids, row.ids], min(len(ids), max(row.computed, coming)))
+        limit = min(len(ids), max(row.computed, coming))
+        # One token rules out most rows, which are many: each that waits is compared with each slot.
+        if limit < least or ids[least - 1] != row.ids[least - 1]:
+            return 0
+        length = common_prefix_length([ids, row.ids], limit)
+        return length if length >= least else 0
 
 
 class Generator:
@@ -149,13 +154,13 @@ class Generator:
 
     def _find_donor(self, adapter: str | None, ids: Ids) -> tuple[_Content | None, int]:
         """Return the slot's content that shares most of the first tokens, and how many."""
-        found, common = None, SHORTEST_PREFIX - 1
+        found, common = None, 0
         for content in self._contents:
             if content is not None and content.row.request.adapter == adapter:
-                length = content.begins_as(ids)
-                if length > common:
+                length = content.begins_as(ids, max(SHORTEST_PREFIX, common + 1))
+                if length:
                     found, common = content, length
-        return found, common if found else 0
+        return found, common
 
     def _take_slot(self, row: Row, donor: _Content | None, common: int) -> bool:
         """Give the row a slot with the donor's first tokens; return False if there is no room yet."""
