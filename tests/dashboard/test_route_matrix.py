@@ -46,8 +46,12 @@ def rules() -> dict[tuple[str, str], str]:
 # Bodies, fields of forms and queries that no route can want.
 JUNK: tuple[Any, ...] = (None, [], "text", 5, {"no_such_key": 1}, {"name": {"a": []}, "dataset": "x", "r": 0})
 FORMS = (
-    {"name": "x" * 5000, "kind": "hub", "hub_id": "../../etc/passwd", "revision": "a b", "stage": "golden"},
     {
+        "name": "x" * 5000,
+        "kind": "hub",
+        "hub_id": "../../etc/passwd",
+        "revision": "a b",
+        "stage": "golden",
         "dataset_version": "abc",
         "base_model": "-1",
         "target_module_config": "made-up",
@@ -64,8 +68,7 @@ FORMS = (
     },
 )
 WRONG_QUERIES = (
-    "limit=0&cursor=%00&state=made-up&q=%00",
-    "r=0&base_model=x&name=%F0&max_steps=x&learning_rate=1e9&dataset=x&clone=-1",
+    "limit=0&cursor=%00&state=made-up&q=%00&r=0&base_model=x&name=%F0&max_steps=x&learning_rate=1e9&dataset=x&clone=-1",
     "limit=1e9&since=a&cursor=-1&runs=abc&runs=999999&runs=-1&base_model=999999999999999999999",
 )
 

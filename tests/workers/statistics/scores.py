@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+import scipy
 
 from workers.statistics.variance import Sample, ScoreModel, Scores
 
@@ -50,6 +50,6 @@ def simulate_scores(
     taste = math.sqrt(ARM) * random.normal(size=(arms, 1, items))
     noise = math.sqrt(SEED) * random.normal(size=(arms, seeds, items))
     means = accuracy + np.asarray(shifts)[:, np.newaxis] + spread * random.normal(size=(arms, seeds))
-    limit = norm.ppf(np.clip(means, 0.001, 0.999))[:, :, np.newaxis]
+    limit = scipy.stats.norm.ppf(np.clip(means, 0.001, 0.999))[:, :, np.newaxis]
     right: Scores = (difficulty + taste + noise + limit > 0).astype(np.float64)
     return right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scipy.stats import binomtest
+import scipy
 
 from workers.statistics.agreement import agreement, wilson_interval
 
@@ -23,5 +23,5 @@ def test_no_answers_have_no_agreement() -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (3, 7), (0, 40), (40, 40), (499, 1000)])
 def test_interval_equals_that_of_scipy(successes: int, trials: int) -> None:
-    expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    expected = scipy.stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     assert wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+import scipy
 
 from workers.statistics.looks import level_at, look_sizes, spent_at
 
@@ -33,7 +33,7 @@ def test_levels_spend_the_error_of_simulated_estimates(variances: tuple[float, .
     ]
     random = np.random.default_rng(0)
     estimates = random.standard_normal((400_000, looks)) @ np.linalg.cholesky(correlation).T
-    limits = norm.isf([level_at(variances[: look + 1]) / 2 for look in range(looks)])
+    limits = scipy.stats.norm.isf([level_at(variances[: look + 1]) / 2 for look in range(looks)])
     is_beyond = np.abs(estimates) > limits
     crossed = [is_beyond[:, : look + 1].any(axis=1).mean() for look in range(looks)]
     assert crossed == pytest.approx([spent_at(look + 1) for look in range(looks)], abs=0.001)

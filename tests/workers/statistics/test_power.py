@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import t
+import scipy
 
 from tests.workers.statistics.scores import model_of
 from workers.statistics.looks import level_at
@@ -40,15 +40,15 @@ def freedom_of_design() -> float:
 def test_detectable_difference_by_the_formula() -> None:
     freedom = freedom_of_design()
     alpha = level_at((sum(parts_of(3)), sum(parts_of(5))))
-    factor = t.ppf(1 - alpha / 2 / 5, freedom) + t.ppf(0.8, freedom)
+    factor = scipy.stats.t.ppf(1 - alpha / 2 / 5, freedom) + scipy.stats.t.ppf(0.8, freedom)
     assert DESIGN.detectable_difference == pytest.approx(factor * math.sqrt(sum(parts_of(5))))
     assert DESIGN.detectable_difference == pytest.approx(0.0608, abs=0.0001)
 
 
 def test_chance_that_an_equal_arm_is_as_good_by_the_formula() -> None:
     freedom = freedom_of_design()
-    quantile = t.ppf(1 - 0.045 / 5, freedom)
-    expected = t.cdf(0.05 / math.sqrt(sum(parts_of(5))) - quantile, freedom)
+    quantile = scipy.stats.t.ppf(1 - 0.045 / 5, freedom)
+    expected = scipy.stats.t.cdf(0.05 / math.sqrt(sum(parts_of(5))) - quantile, freedom)
     assert DESIGN.chance_if_equal(0.05) == pytest.approx(expected)
     assert DESIGN.chance_if_equal(0.02) < DESIGN.chance_if_equal(0.03) < DESIGN.chance_if_equal(0.05)
 
@@ -57,10 +57,14 @@ def test_two_arms_are_not_paired_by_seed() -> None:
     pair, three = (replace(DESIGN, arms=arms) for arms in (2, 3))
     items, seeds = parts_of(5)
     freedom = (items + seeds) ** 2 / (items**2 / 999 + (seeds + items / 2) ** 2 / 8)
-    factor = t.ppf(1 - level_at((sum(parts_of(3)), sum(parts_of(5)))) / 2, freedom) + t.ppf(0.8, freedom)
+    factor = scipy.stats.t.ppf(
+        1 - level_at((sum(parts_of(3)), sum(parts_of(5)))) / 2, freedom
+    ) + scipy.stats.t.ppf(0.8, freedom)
     assert pair.detectable_difference == pytest.approx(factor * math.sqrt(items + seeds))
     # With a single comparison the interval's quantile is beyond Holm's.
-    good = t.cdf(0.05 / math.sqrt(items + seeds) - t.ppf(1 - 0.045 / 2, freedom), freedom)
+    good = scipy.stats.t.cdf(
+        0.05 / math.sqrt(items + seeds) - scipy.stats.t.ppf(1 - 0.045 / 2, freedom), freedom
+    )
     assert pair.chance_if_equal(0.05) == pytest.approx(good)
     assert pair.detectable_difference < three.detectable_difference, "one comparison less for Holm"
 
@@ -116,7 +120,7 @@ def test_chance_to_decide_is_that_of_drawn_later_estimates(mean: float, margin: 
     variance = now - of_seeds * 4 / 7
     drawn = np.random.default_rng(1).standard_t(10, size=200_000)
     later = mean + math.sqrt(of_seeds * 4 / 7) * drawn
-    reach = t.ppf(1 - level_at((now, variance)) / 2, 10) * math.sqrt(variance)
+    reach = scipy.stats.t.ppf(1 - level_at((now, variance)) / 2, 10) * math.sqrt(variance)
     decided = (later - reach > -(margin or 0)) | (later + reach < -(margin or 0))
     assert chance_to_decide(difference, margin, 4) == pytest.approx(decided.mean(), abs=0.005)
 

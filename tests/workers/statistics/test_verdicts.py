@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import t, ttest_ind
 
 from tests.workers.statistics.scores import constant_scores, model_of, samples_of, simulate_scores
 from workers.statistics.looks import level_at
@@ -93,10 +93,10 @@ def test_worked_example_of_a_difference(groups: list[int]) -> None:
     found = compare(model_of(np.stack([LARGE, SMALL]), groups), 1, 0)
     assert found
     assert (found.mean, found.items, found.groups) == (pytest.approx(-0.1), 20, len(set(groups)))
-    assert found.reach == pytest.approx(t.ppf(0.975, freedom) * error)
+    assert found.reach == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * error)
     assert (found.low, found.high) == (found.mean - found.reach, found.mean + found.reach)
-    assert found.p == pytest.approx(2 * t.sf(0.1 / error, freedom))
-    assert found.p_above(-0.3) == pytest.approx(t.sf(0.2 / error, freedom))
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(0.1 / error, freedom))
+    assert found.p_above(-0.3) == pytest.approx(scipy.stats.t.sf(0.2 / error, freedom))
 
 
 @pytest.mark.parametrize("groups", [ALONE, DOCUMENTS])
@@ -106,9 +106,11 @@ def test_worked_example_of_means(groups: list[int]) -> None:
         error, freedom = error_and_freedom(arm.mean(axis=0), [(1, arm)], groups)
         found = estimate(model, position)
         assert found.mean == pytest.approx(arm.mean())
-        assert found.high - found.mean == pytest.approx(t.ppf(0.975, freedom) * error)
+        assert found.high - found.mean == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * error)
     error, freedom = error_and_freedom(BASE, [], groups)
-    assert estimate_items(BASE[np.newaxis], groups).low == pytest.approx(0.2 - t.ppf(0.975, freedom) * error)
+    assert estimate_items(BASE[np.newaxis], groups).low == pytest.approx(
+        0.2 - scipy.stats.t.ppf(0.975, freedom) * error
+    )
 
 
 def test_worked_example_of_the_kept_gain() -> None:
@@ -119,7 +121,7 @@ def test_worked_example_of_the_kept_gain() -> None:
     found = kept_gain(model_of(np.stack([large, SMALL])), 1, 0, BASE, (0, 1))
     assert found
     assert found.mean == pytest.approx(2 / 3)
-    assert found.high - found.mean == pytest.approx(t.ppf(0.975, freedom) * error / 0.6)
+    assert found.high - found.mean == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * error / 0.6)
     assert found.mean - found.low == pytest.approx(found.high - found.mean)
 
 
@@ -135,7 +137,7 @@ def test_gain_of_two_seeds_that_differ_has_no_share() -> None:
 def test_two_arms_are_compared_by_welchs_test_of_their_seeds() -> None:
     means = [[0.70, 0.74, 0.71, 0.69], [0.66, 0.60, 0.69, 0.61]]
     found = compare(ScoreModel(constant_scores(means), is_share=False), 1, 0)
-    expected = ttest_ind(means[1], means[0], equal_var=False)
+    expected = scipy.stats.ttest_ind(means[1], means[0], equal_var=False)
     assert found
     assert found.p == pytest.approx(expected.pvalue)
     assert found.contrast.freedom == pytest.approx(expected.df)
@@ -292,7 +294,7 @@ def test_as_good_needs_the_whole_interval_above_the_margin(p: float, outcome: st
     means = [[0.70, 0.71, 0.69], [0.71, 0.70, 0.68]]
     found = compare(ScoreModel(constant_scores(means), is_share=False), 1, 0)
     assert found
-    margin = float(t.isf(p, found.contrast.freedom)) * found.contrast.error - found.mean
+    margin = float(scipy.stats.t.isf(p, found.contrast.freedom)) * found.contrast.error - found.mean
     assert found.p_above(-margin) == pytest.approx(p)
     assert outcomes(judge_means(means, margin))[1] == outcome
 

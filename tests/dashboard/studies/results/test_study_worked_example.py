@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from django.test import Client
 from django.urls import reverse
 from numpy.typing import NDArray
 from pytest_django.plugin import DjangoDbBlocker
-from scipy.stats import t
 
 from dashboard.models import Project, Role
 from tests.conftest import make_base_model, make_dataset, make_user
@@ -125,7 +125,7 @@ def test_means_and_intervals_of_base_and_arms(shown: Shown) -> None:
     text, scores, groups = shown
     count = len(set(groups))
     base = scores["base"][0]
-    reach = t.ppf(0.975, count - 1) * np.sqrt(squares(base - base.mean(), groups) + 2 / count**2)
+    reach = scipy.stats.t.ppf(0.975, count - 1) * np.sqrt(squares(base - base.mean(), groups) + 2 / count**2)
     low, high = np.clip([base.mean() - reach, base.mean() + reach], 0, 1)
     assert f"{100 * base.mean():.1f} % ({100 * low:.1f} % – {100 * high:.1f} %)" in text
     for arm in ARMS:
@@ -136,14 +136,14 @@ def test_difference_interval_and_p_value(shown: Shown) -> None:
     text, scores, groups = shown
     mean = scores["efficient"].mean() - scores["quality"].mean()
     error, freedom = error_of_difference(scores, groups)
-    reach = t.ppf(1 - FIRST_LOOK / 2, freedom) * error
+    reach = scipy.stats.t.ppf(1 - FIRST_LOOK / 2, freedom) * error
     low, high = 100 * (mean - reach), 100 * (mean + reach)
     interval = f"{100 * mean:+.1f} points 95 % interval {low:+.1f} to {high:+.1f}"
     # On the page and in the report.
     assert text.count(f"{interval}; p ") == 2
     p = float(re.search(re.escape(interval) + r"; p ([\d.]+)", text)[1])  # type: ignore[index]
     # Holm over two arms: the other arm's p-value is smaller, so this one stays as it is.
-    assert p == pytest.approx(2 * t.sf(abs(mean) / error, freedom), abs=0.0006)
+    assert p == pytest.approx(2 * scipy.stats.t.sf(abs(mean) / error, freedom), abs=0.0006)
 
 
 def test_kept_gain_is_shown_where_its_interval_is_narrow(shown: Shown) -> None:
@@ -151,7 +151,7 @@ def test_kept_gain_is_shown_where_its_interval_is_narrow(shown: Shown) -> None:
     gain = scores["quality"].mean() - scores["base"].mean()
     share = (scores["efficient"].mean() - scores["base"].mean()) / gain
     error, freedom = error_of_difference(scores, groups, share)
-    width = 2 * t.ppf(0.975, freedom) * error / gain
+    width = 2 * scipy.stats.t.ppf(0.975, freedom) * error / gain
     assert (f"{100 * share * gain:.1f} of {100 * gain:.1f} points" in text) == (width < 0.5)
 
 
