@@ -95,6 +95,7 @@ def test_node_without_a_database_registers_later(
         app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=["gpu"]))),
         controller=SimpleNamespace(concurrency=1),
     )
+    before = set(threading.enumerate())
     with breakable_database() as (cut, restore):
         cut()
         heartbeat.start(sender)
@@ -107,7 +108,10 @@ def test_node_without_a_database_registers_later(
             assert not heartbeat.record_heartbeat("gpu0@host", MACHINE)
         finally:
             heartbeat._stop.set()
-            time.sleep(0.5)
+            # A thread that still has the database open would disturb the next tests.
+            for thread in set(threading.enumerate()) - before:
+                thread.join(20)
+                assert not thread.is_alive()
             heartbeat._stop.clear()
     assert not WorkerNode.objects.exists()
 
