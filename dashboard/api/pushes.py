@@ -22,8 +22,10 @@ router = Router()
 
 
 class PushIn(Schema):
-    """What is uploaded where. `adapter`, `repository` (owner/name) and `token` are required; `format` is
-    `adapter`, or one of the formats of exports. The token is erased when the push ends."""
+    """Upload an adapter or its export. `adapter`, `repository` (owner/name) and `token` are required.
+
+    `format` is `adapter`, or one of the formats of exports. The token is erased when the push ends.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -14,9 +14,9 @@ from dashboard.forms.studies.studies import POINTS, StudyForm
 from dashboard.forms.training.plan import ChosenNumbers, PresetCard, preset_cards
 from dashboard.models import ArmPlan, BaseModel, DatasetVersion
 from dashboard.models.catalog.metrics import metric_label
-from dashboard.models.studies.costs import Costs, plan_costs
 from dashboard.models.studies.plan import DEFAULT_MARGIN, TEST_ROWS, with_equal_parameters
-from dashboard.models.studies.power import PlanPower, power_of
+from dashboard.models.studies.planning.costs import Costs, plan_costs
+from dashboard.models.studies.planning.power import PlanPower, power_of
 from dashboard.models.studies.study import Study
 from workers.contract.errors import SpecError, TargetError
 from workers.target_modules.resolution import Resolution

@@ -35,7 +35,7 @@ KEY = "secret-key"
 
 @dataclass
 class Server:
-    """What the server serves, how it answers, and what it was sent."""
+    """The models that the server serves, its answers, and the requests that it got."""
 
     address: str = ""
     models: set[str] = field(default_factory=set)

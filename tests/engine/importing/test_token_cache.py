@@ -12,12 +12,12 @@ import pytest
 from tests.engine.conftest import Recorder
 from tests.tiny_model import chat, colour_rows, write_canonical
 from workers.contract.specs import TrainSpec
+from workers.engine import token_cache
 from workers.engine.base_models.model import load_tokenizer
+from workers.engine.token_cache import TokenCache
 from workers.engine.training import data as data_module
-from workers.engine.training import token_cache
 from workers.engine.training.arms import Arm, prepare_arms
 from workers.engine.training.encoding import Example
-from workers.engine.training.token_cache import TokenCache
 from workers.engine.training.train import train
 
 MakeSpec = Callable[..., TrainSpec]

@@ -165,7 +165,7 @@ def test_slightly_unsteady_arm_stays_in_the_pool() -> None:
 
 
 def test_rounding_errors_and_single_flips_make_no_arm_unsteady() -> None:
-    """Where all other means are the same for each seed, anything at all is infinitely more than they do."""
+    """Anything at all is infinitely more than other means that are the same for each seed."""
     for value in (1.0, 0.9, 1 / 3, 17.123):
         assert model_of(np.full((6, 5, 50), value)).unsteady == []
     almost = np.ones((4, 3, 200))

@@ -21,11 +21,11 @@ from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
 from workers.contract.validation import plan_validation
 from workers.engine.base_models.model import read_config
+from workers.engine.token_cache import TokenCache
 from workers.engine.training import lora, runtime
 from workers.engine.training.data import Split, encode_rows, epoch_order, micro_batches, step_rows
 from workers.engine.training.encoding import Example, Ids
 from workers.engine.training.loss import PROVEN_TYPES
-from workers.engine.training.token_cache import TokenCache
 
 
 @dataclass

@@ -11,8 +11,8 @@ from django.test import Client
 
 from dashboard.forms.studies.study_costs import StudyPlan
 from dashboard.models import BaseModel, Dataset, DatasetVersion, EvaluationItem, Project, Study, User
-from dashboard.models.studies.costs import plan_costs
-from dashboard.models.studies.power import PlanPower, Power, power_of
+from dashboard.models.studies.planning.costs import plan_costs
+from dashboard.models.studies.planning.power import PlanPower, Power, power_of
 from tests.conftest import make_base_model
 from tests.dashboard.studies.factories import Table, conclude, make_arms, make_study
 from tests.dashboard.studies.plan.test_study_create import PLAN, entered

@@ -14,8 +14,8 @@ from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.catalog.metrics import is_lower_better
 from dashboard.models.evaluations.evaluation_item import EvaluationItem
-from dashboard.models.studies.costs import MORE_SEEDS, Costs
 from dashboard.models.studies.plan import MOST_SEEDS, MOST_TEST_ROWS
+from dashboard.models.studies.planning.costs import MORE_SEEDS, Costs
 from dashboard.models.studies.study import Study
 from workers.statistics.looks import look_sizes
 from workers.statistics.power import ASSUMED_DISAGREEMENT, ASSUMED_SEED_SPREAD, Design
