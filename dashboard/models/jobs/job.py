@@ -110,7 +110,8 @@ class Job(models.Model):
         indexes = [
             # These two cover all that a claim reads of waiting jobs and of earlier starts.
             models.Index(
-                fields=["queue", "state", "run_after", "priority", "project", "needs_4bit"], name="job_order"
+                fields=["queue", "state", "run_after", "priority", "project", "needs_4bit", "kind"],
+                name="job_order",
             ),
             models.Index(fields=["queue", "started_at", "project"], name="job_starts"),
             # Forms read the project's usage of this month at every change.

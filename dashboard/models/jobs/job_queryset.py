@@ -89,7 +89,7 @@ class JobQuerySet(ProjectQuerySet["Job"]):
         `also` is added to them without a row. `with_4bit=False` omits jobs that need a base model in 4 bits.
         """
         rows = self.waiting(queue) if with_4bit else self.waiting(queue).filter(needs_4bit=False)
-        waiting = [WaitingJob(*row) for row in rows.values_list("pk", "priority", "project")]
+        waiting = [WaitingJob(*row) for row in rows.values_list("pk", "priority", "project", "kind")]
         waiting += [also] if also else []
         if not waiting:
             return iter(())

@@ -96,8 +96,8 @@ class QueueForecast:
 
 
 def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | None:
-    """Estimate when a job would start that is submitted to this project now."""
-    job = WaitingJob(NEXT_JOB, Job.Priority.NORMAL, project.pk if project else None)
+    """Estimate when a training would start that is submitted to this project now."""
+    job = WaitingJob(NEXT_JOB, Job.Priority.NORMAL, project.pk if project else None, Job.Kind.TRAIN)
     return QueueForecast.read([queue], also=job).starts.get(NEXT_JOB)
 
 

@@ -1,4 +1,4 @@
-"""The order of the queue: priority, then fair share between projects, then age."""
+"""The order of the queue: priority, fair share between projects, kind of job, then age."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+# The kinds that come before all others of the same project. A training needs an imported dataset, and scores
+# show after minutes whether a further training of days is worth its time.
+EARLY_KINDS = ("import", "inspect", "evaluate", "judge")
+
 
 @dataclass(frozen=True)
 class WaitingJob:
@@ -16,6 +20,13 @@ class WaitingJob:
     pk: int
     priority: int
     project: int | None
+    kind: str
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        """Return what sorts the jobs of one project: priority, kind, then age."""
+        kind = EARLY_KINDS.index(self.kind) if self.kind in EARLY_KINDS else len(EARLY_KINDS)
+        return -self.priority, kind, self.pk
 
 
 def claim_order(
@@ -27,12 +38,12 @@ def claim_order(
 
     `running`: the project of each running job. `last_starts`: when a job of a project last started. Among
     jobs of one priority the project that holds the fewest workers comes first, then the one that was served
-    longest ago, then the oldest job.
+    longest ago. Within a project imports come before scores, scores before trainings, then the oldest job.
     """
     held, served = Counter(running), dict(last_starts)
     later = count(max(served.values(), default=0.0) + 1)
     lines: dict[int | None, deque[WaitingJob]] = {}
-    for job in sorted(waiting, key=lambda job: (-job.priority, job.pk)):
+    for job in sorted(waiting, key=lambda job: job.rank):
         lines.setdefault(job.project, deque()).append(job)
 
     def rank(project: int | None) -> tuple[int, int, float, int, int | None]:

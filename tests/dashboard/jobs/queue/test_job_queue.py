@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dashboard.models import Job, Project, WorkerNode
 from dashboard.models.jobs.job_state import LIVE, db_now
+from dashboard.models.jobs.queue_order import EARLY_KINDS
 
 
-def submit(project: Project) -> Job:
-    return Job.objects.submit(Job.Kind.IMPORT, {}, project=project, by=None)
+def submit(project: Project, kind: Job.Kind = Job.Kind.IMPORT) -> Job:
+    return Job.objects.submit(kind, {}, project=project, by=None)
 
 
 def claim(worker: str = "cpu@host", queue: str = "cpu") -> Job | None:
@@ -39,6 +40,20 @@ def test_positions_are_the_order_of_claims(project: Project, other_project: Proj
     assert [Job.objects.get(pk=pk).position() for pk in order] == [*range(1, 11)]
     claimed = [claim() for _number in order]
     assert [job and job.pk for job in claimed] == order
+
+
+def test_a_long_study_does_not_delay_the_scores_of_its_first_seed(project: Project) -> None:
+    trainings = [submit(project, Job.Kind.TRAIN) for _seed in range(3)]
+    first = claim("gpu@host", "gpu")
+    assert first == trainings[0]
+    end(first)
+    scores = submit(project, Job.Kind.EVALUATE)
+    assert scores.position() == 1
+    assert claim("gpu@host", "gpu") == scores
+
+
+def test_every_kind_of_the_order_exists() -> None:
+    assert set(EARLY_KINDS) <= set(Job.Kind.values)
 
 
 def test_starts_before_the_last_day_do_not_count(project: Project, other_project: Project) -> None:

@@ -91,6 +91,15 @@ def test_a_training_is_expected_to_take_its_forecast(run: TrainingRun, project: 
     assert start.seconds == 20 * MINUTE
 
 
+def test_scores_are_expected_before_the_waiting_training_of_their_project(
+    run: TrainingRun, project: Project
+) -> None:
+    WorkerNode.objects.register("gpu@host", queue="gpu", host="host", pid=1)
+    TrainingRun.objects.update(forecast={"seconds": {"expected": 20 * MINUTE}})
+    scores = Job.objects.submit(Job.Kind.EVALUATE, {}, project=project, by=None)
+    assert (starts_in(scores), starts_in(run.job)) == (0, None)
+
+
 def test_an_overdue_job_still_takes_a_tenth_of_its_time(project: Project, node: WorkerNode) -> None:
     add_durations(project, 10)
     submit(project)
