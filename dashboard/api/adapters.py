@@ -12,6 +12,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, Token
+from dashboard.api.answer import Answer
 from dashboard.api.pagination import Rows
 from dashboard.api.refusals import READING, WRITING, Refusal, invalid
 from dashboard.api.training.run_list import SortedAdapters, listed
@@ -25,7 +26,7 @@ router = Router()
 ZIP = {"responses": {200: {"description": "The zip", "content": {"application/zip": {}}}}}
 
 
-class AdapterOut(Schema):
+class AdapterOut(Answer):
     """A finished adapter. `bytes` and `sha256` are those of `adapter_model.safetensors`, `tags` its run's."""
 
     id: int

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ninja import Schema
 
+from dashboard.api.answer import Answer
 from dashboard.models import Job
 
 
-class Failure(Schema):
+class Failure(Answer):
     """A stable code and a message."""
 
     code: str

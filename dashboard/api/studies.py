@@ -13,6 +13,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from dashboard.api.access import Call, do_once, once
+from dashboard.api.answer import Answer
 from dashboard.api.catalog.base_models import require_inspected
 from dashboard.api.catalog.target_module_configs import chosen_base_model
 from dashboard.api.choices import HyperparametersIn, IdOrSlug, config_of, newest_version
@@ -27,7 +28,6 @@ from dashboard.models.studies.added_seeds import add_seeds
 from dashboard.models.studies.launch import launch_study
 from dashboard.models.studies.plan import DEFAULT_MARGIN, DEFAULT_SEEDS, MOST_TEST_ROWS, TEST_ROWS
 from dashboard.models.studies.results.export import export_dict, study_dict
-from dashboard.models.studies.study_queryset import fetch_facts_of_open
 from dashboard.models.training.automatic import ChosenSettings, with_equal_length
 from dashboard.models.training.forecast import RunForecaster
 from workers.contract.errors import SpecError
@@ -85,7 +85,7 @@ class SeedsIn(Schema):
     seeds: list[StrictInt] = []
 
 
-class Estimate(Schema):
+class Estimate(Answer):
     """A mean with its 95 % interval."""
 
     mean: float
@@ -93,7 +93,7 @@ class Estimate(Schema):
     high: float
 
 
-class ArmOut(Schema):
+class ArmOut(Answer):
     """An arm with its costs and scores. Costs are means over its runs.
 
     `ms_per_token`: milliseconds per generated token of one request, with the adapter unmerged.
@@ -122,13 +122,13 @@ class ArmOut(Schema):
     forgetting: ForgettingOut | None
 
 
-class BaseOut(Schema):
+class BaseOut(Answer):
     """The base model without an adapter."""
 
     metric: Estimate | None
 
 
-class ComparisonOut(Schema):
+class ComparisonOut(Answer):
     """Arm minus reference, positive when the arm is better.
 
     `look`: the one that decided it, or else the last. `kept`: the share of the reference's gain over the base
@@ -146,7 +146,7 @@ class ComparisonOut(Schema):
     kept: Estimate | None
 
 
-class AdditionOut(Schema):
+class AdditionOut(Answer):
     """Seeds added after the start. `after_result`: whether a result was known then."""
 
     at: datetime
@@ -154,7 +154,7 @@ class AdditionOut(Schema):
     after_result: bool
 
 
-class EndingOut(Schema):
+class EndingOut(Answer):
     """The end of a study that left out runs of its plan, at look `look` of `looks` with `seeds` seeds.
 
     `reason`: `decided` if every arm was, `time_spent` if `max_hours` were, or "" if some arms were decided
@@ -169,7 +169,7 @@ class EndingOut(Schema):
     runs: int
 
 
-class StudyOut(Schema):
+class StudyOut(Answer):
     """A study. `verdict`, `items` and `groups` are null before its end.
 
     `ending`: why it has fewer runs than planned; null before the end and with all runs.
@@ -202,7 +202,7 @@ class StudyOut(Schema):
     error: Failure | None
 
 
-class ScoreOut(Schema):
+class ScoreOut(Answer):
     """The score of an item; items of one `group` depend on each other. Base model: arm `base`, no seed."""
 
     arm: str
@@ -212,7 +212,7 @@ class ScoreOut(Schema):
     value: float
 
 
-class MarksOut(Schema):
+class MarksOut(Answer):
     """Marks of 0 or 1 for the general questions, in the order of the file with this SHA-256.
 
     The base model is arm `base` without a seed.
@@ -226,7 +226,7 @@ class MarksOut(Schema):
     marks: list[int]
 
 
-class ExportOut(Schema):
+class ExportOut(Answer):
     """The inputs of the verdict and of the forgetting results; empty before the end."""
 
     study: StudyOut
@@ -239,14 +239,15 @@ class ExportOut(Schema):
 @paginate(Newest)
 def index(request: Call) -> Rows:
     """List the project's studies."""
-    return Rows(Study.objects.with_names().visible_to(request.auth), study_dict, fetch_facts_of_open)
+    studies = Study.objects.for_lists().visible_to(request.auth)
+    return Rows(studies, study_dict, Study.objects.fetch_facts_of_open)
 
 
 @router.get("/{int:pk}", response={200: StudyOut, **READING})
 def detail(request: Call, pk: int) -> dict[str, Any]:
     """Return one study."""
-    study = Study.objects.with_names().fetch(request.auth, pk)
-    fetch_facts_of_open([study])
+    study = Study.objects.for_lists().fetch(request.auth, pk)
+    Study.objects.fetch_facts_of_open([study])
     return study_dict(study)
 
 

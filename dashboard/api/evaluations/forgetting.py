@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ninja import Schema
+from dashboard.api.answer import Answer
 
 
-class ChangeOut(Schema):
+class ChangeOut(Answer):
     """A mean with its paired 95 % interval."""
 
     mean: float
@@ -13,7 +13,7 @@ class ChangeOut(Schema):
     high: float
 
 
-class ForgettingOut(Schema):
+class ForgettingOut(Answer):
     """Changes outside of the trained data, against the base model; null if not measured.
 
     `general_loss`: mean loss per token on a fixed text. `general_accuracy`: share of the general questions

@@ -12,6 +12,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict
 
 from dashboard.api.access import Call, do_once
+from dashboard.api.answer import Answer
 from dashboard.api.failures import Failure
 from dashboard.api.pagination import Newest, Rows
 from dashboard.api.refusals import READING, WRITING, Nothing, Refusal, invalid
@@ -33,7 +34,7 @@ from dashboard.presenters.stages import time_left
 router = Router()
 
 
-class JobOut(Schema):
+class JobOut(Answer):
     """One job of the queue. `step` and `total_steps` are counted in the unit of `phase`. `run`, `dataset`
     and `base_model` identify what it works for. `starts_at`: the estimated start; null when the job does not
     wait or no estimate is possible. `priority`: high, normal or low."""
@@ -72,7 +73,7 @@ class JobIn(Schema):
     priority: Literal["high", "normal", "low"] | None = None
 
 
-class JobEventOut(Schema):
+class JobEventOut(Answer):
     """One event of a job's history, with a readable `message`."""
 
     id: int

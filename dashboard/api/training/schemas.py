@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ninja import Schema
 from pydantic import ConfigDict, StrictBool, StrictInt
 
+from dashboard.api.answer import Answer
 from dashboard.api.choices import HyperparametersIn, IdOrSlug
 from dashboard.api.evaluations.forgetting import ForgettingOut
 from dashboard.api.failures import Failure
@@ -42,7 +43,7 @@ class RunNotesIn(Schema):
     note: Note | None = None
 
 
-class Score(Schema):
+class Score(Answer):
     """A metric of the base model and of the adapter on the same test rows."""
 
     base: float | None
@@ -57,7 +58,7 @@ class CancelIn(Schema):
     keep: Literal["adapter", "checkpoint"] | None = None
 
 
-class Range(Schema):
+class Range(Answer):
     """A 90 % prediction interval."""
 
     expected: float
@@ -65,7 +66,7 @@ class Range(Schema):
     high: float
 
 
-class BytesRange(Schema):
+class BytesRange(Answer):
     """A 90 % prediction interval in bytes."""
 
     expected: int
@@ -73,7 +74,7 @@ class BytesRange(Schema):
     high: int
 
 
-class Forecast(Schema):
+class Forecast(Answer):
     """Forecast before the start, for the fastest device on which the run fits.
 
     `rows_cut`: estimated number of training rows whose answer is truncated to `max_length`; null if unknown.
@@ -88,7 +89,7 @@ class Forecast(Schema):
     starts_at: datetime | None = None
 
 
-class AdapterRef(Schema):
+class AdapterRef(Answer):
     """Reference to the adapter of a run."""
 
     id: int
@@ -96,7 +97,7 @@ class AdapterRef(Schema):
     version: int
 
 
-class RunOut(Schema):
+class RunOut(Answer):
     """A run.
 
     `hyperparameters` include the defaults. `forecast` is null for a run that was stored without one.
@@ -128,14 +129,14 @@ class RunOut(Schema):
     scores: dict[str, Score]
 
 
-class MetricsOut(Schema):
+class MetricsOut(Answer):
     """A metric's points [step, value], by step."""
 
     name: str
     points: list[tuple[int, float | None]]
 
 
-class MetricSeriesOut(Schema):
+class MetricSeriesOut(Answer):
     """A metric without its points."""
 
     name: str
@@ -146,7 +147,7 @@ class MetricSeriesOut(Schema):
     high: float | None
 
 
-class EvaluationOut(Schema):
+class EvaluationOut(Answer):
     """Scores of the base model or the adapter on a split.
 
     `general_questions`: version and SHA-256 of the general questions, the number of choices, and a mark of
@@ -165,7 +166,7 @@ class EvaluationOut(Schema):
     error: Failure | None
 
 
-class SampleOut(Schema):
+class SampleOut(Answer):
     """A test row: prompt, expected answer, and the answers of base model and adapter."""
 
     row: int
@@ -177,7 +178,7 @@ class SampleOut(Schema):
     adapter_scores: dict[str, Any]
 
 
-class LogOut(Schema):
+class LogOut(Answer):
     """Last lines of the log of the run's job."""
 
     text: str

@@ -33,17 +33,25 @@ def facts() -> list[models.Prefetch[Any]]:
     ]
 
 
-def fetch_facts_of_open(studies: Iterable[Study]) -> None:
-    """Fetch the arms and runs of the studies that go on; the others keep a summary."""
-    models.prefetch_related_objects([study for study in studies if not study.is_over], *facts())
-
-
 class StudyQuerySet(ProjectQuerySet["Study"]):
     """Queries of studies."""
 
     def with_names(self) -> StudyQuerySet:
-        """Join what a row of a list names."""
-        return self.select_related("base_model", "dataset_version__dataset", "created_by", "project")
+        """Join what a row of a list names, without the census and the import report."""
+        joined = self.select_related("base_model", "dataset_version__dataset", "created_by", "project")
+        return joined.defer("base_model__census", "dataset_version__report")
+
+    def for_lists(self) -> StudyQuerySet:
+        """Read names and summaries; `fetch_facts_of_open` reads the rest of the studies that go on."""
+        return self.with_names().defer("stored_result")
+
+    def fetch_facts_of_open(self, studies: Iterable[Study]) -> None:
+        """Fetch results, arms and runs of the studies that go on; the others keep a summary."""
+        going_on = {study.pk: study for study in studies if not study.is_over}
+        if going_on:
+            for pk, result in self.filter(pk__in=going_on).values_list("pk", "stored_result"):
+                going_on[pk].stored_result = result
+            models.prefetch_related_objects(list(going_on.values()), *facts())
 
     def with_facts(self) -> StudyQuerySet:
         """Fetch everything that a study's page shows, in a fixed number of queries."""

@@ -33,7 +33,7 @@ class Evidence:
 
 def evidence_of(project: Project) -> list[Evidence]:
     """Return the studies of the project that compared something, newest first."""
-    studies = Study.objects.with_names().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
+    studies = Study.objects.for_lists().filter(project=project, finished_at__isnull=False)[:STUDIES_READ]
     return [Evidence(study, study.summary["verdict"]) for study in studies if study.summary["comparisons"]]
 
 
