@@ -5,6 +5,7 @@ They read no rows: every value is passed in.
 
 from __future__ import annotations
 
+import functools
 import math
 from datetime import datetime, timedelta
 from typing import Any
@@ -158,6 +159,8 @@ def table(
 
 
 @register.simple_tag
+# A page has a hundred of them, and the address of the file never changes.
+@functools.lru_cache(maxsize=256)
 def icon(name: str, css: str = "") -> SafeString:
     """Return an icon; the text beside it says what it means."""
     return format_html(

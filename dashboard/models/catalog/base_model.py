@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -226,9 +228,13 @@ class BaseModel(models.Model):
 
     def load_census(self) -> Census:
         """Return the census. Raises ValueError before the first inspection, TargetError if it is outdated."""
+        return parse_census(self.census_text())
+
+    def census_text(self) -> str:
+        """Return the census as JSON. Raises ValueError before the first inspection."""
         if self.census is None:
             raise ValueError("Inspect the base model first.")
-        return Census.from_dict(self.census)
+        return json.dumps(self.census)
 
     def spec(self) -> BaseSpec:
         """Return the spec by which the engine loads it. The bundled model has a hash but no hub revision."""
@@ -239,6 +245,13 @@ class BaseModel(models.Model):
             sha256=self.sha256,
             license=self.license,
         )
+
+
+# By content, because a form asks for the same census dozens of times.
+@functools.lru_cache(maxsize=32)
+def parse_census(text: str) -> Census:
+    """Return the census in a JSON text. Raises TargetError for one of another version."""
+    return Census.from_dict(json.loads(text))
 
 
 def model_folders() -> list[str]:

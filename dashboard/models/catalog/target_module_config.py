@@ -5,6 +5,8 @@ A project's own config is never changed: a new version of its name is a new row,
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -13,7 +15,7 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Project, SharedQuerySet
-from dashboard.models.catalog.base_model import BaseModel
+from dashboard.models.catalog.base_model import BaseModel, parse_census
 from workers.target_modules.custom import Selection
 from workers.target_modules.presets import PRESETS, RECOMMENDED, resolve
 from workers.target_modules.resolution import Resolution
@@ -131,6 +133,15 @@ class TargetModuleConfig(models.Model):
 
     def resolve(self, base_model: BaseModel) -> Resolution:
         """Return the layers that it matches on this base model, from the census alone."""
-        if self.selection is not None:
-            return Selection.from_dict(self.selection).resolve(base_model.load_census())
-        return resolve(self.roles, base_model.load_census())
+        choice = self.roles if self.selection is None else self.selection
+        return _resolve(json.dumps(choice), base_model.census_text())
+
+
+# By content, because a form resolves the same choices several times at every change.
+@functools.lru_cache(maxsize=256)
+def _resolve(choice: str, census: str) -> Resolution:
+    """Resolve roles or a selection on a census, both as JSON."""
+    chosen = json.loads(choice)
+    if isinstance(chosen, dict):
+        return Selection.from_dict(chosen).resolve(parse_census(census))
+    return resolve(chosen, parse_census(census))
