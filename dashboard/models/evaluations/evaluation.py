@@ -30,9 +30,13 @@ class EvaluationQuerySet(ProjectQuerySet["Evaluation"]):
     """Evaluations by run, study and state."""
 
     def with_jobs(self) -> EvaluationQuerySet:
-        """Join the jobs and the base model's evaluation, without the specs of what was scored."""
-        jobs = ("job", "base_evaluation__job", "judge_job", "base_evaluation__judge_job")
-        return self.select_related(*jobs).defer("job__spec", "base_evaluation__job__spec")
+        """Join the jobs without the specs of what was scored; fetch the base model's evaluations.
+
+        These are fetched once, because many adapters are compared with the same one.
+        """
+        bases = Evaluation.objects.select_related("job", "judge_job").defer("job__spec")
+        joined = self.select_related("job", "judge_job").defer("job__spec")
+        return joined.prefetch_related(models.Prefetch("base_evaluation", bases))
 
     def ended(self) -> EvaluationQuerySet:
         """Filter those with results."""
