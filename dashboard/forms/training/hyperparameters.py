@@ -226,6 +226,13 @@ class LaunchForm(forms.Form):
         if len(ready) == 1:
             self.initial.setdefault("dataset_version", ready[0].pk)
 
+    def initial_base_model(self) -> BaseModel | None:
+        """Return the preselected base model, if it can be chosen."""
+        with contextlib.suppress(forms.ValidationError):
+            chosen: BaseModel = self.fields["base_model"].clean(self.initial.get("base_model"))
+            return chosen
+        return None
+
     def draft(self) -> Self:
         """Return the prefilled form as if it had been sent, to estimate with."""
         data = {name: "" if value is None else value for name, value in self.initial.items()}

@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from dashboard.forms.studies.studies import CARRIED, StudyForm
 from dashboard.forms.studies.study_costs import plan_study
 from dashboard.forms.studies.study_results import MOST_SEEDS_AT_ONCE, SeedsForm
+from dashboard.forms.training.plan import preset_cards
 from dashboard.forms.training.training_runs import initial_from
 from dashboard.gate import Request
 from dashboard.models import Dataset, IllegalMove, OverBudget, Role, State, Study, TrainingRun
@@ -26,7 +27,6 @@ from dashboard.models.studies.looks import open_arms
 from dashboard.models.studies.plan import MOST_SEEDS, suggested_rates
 from dashboard.models.studies.results.limits import added_seeds
 from dashboard.models.studies.results.verdict_sentence import advised_seeds
-from dashboard.models.studies.study_queryset import fetch_facts_of_open
 from dashboard.presenters.playground import study_adapters, try_url
 from dashboard.presenters.study_grid import grid_of
 from dashboard.views.evaluations.evaluations import unscored_study_notice
@@ -124,7 +124,9 @@ def prefilled(request: Request) -> dict[str, Any]:
 def choose_defaults(form: StudyForm) -> None:
     """Preselect the bundled model, a sole dataset, and every preset that resolves on the model."""
     form.choose_data()
-    refused = {card.config.pk for card in plan_study(form.draft()).cards if card.resolution.refusal}
+    base_model = form.initial_base_model()
+    cards = preset_cards(list(form.offered), base_model) if base_model else []
+    refused = {card.config.pk for card in cards if card.resolution.refusal}
     also = form.initial.pop("also", None)
     ticked = [
         one for one in form.offered if (one.project_id is None or one.pk == also) and one.pk not in refused
@@ -151,9 +153,9 @@ def form_context(form: StudyForm, draft: StudyForm) -> dict[str, Any]:
 @require_GET
 def index(request: Request) -> HttpResponse:
     """Show the project's studies, newest first."""
-    studies = Study.objects.with_names().filter(project=request.project).visible_to(request.user)
+    studies = Study.objects.for_lists().filter(project=request.project).visible_to(request.user)
     page, following = studies.page(request.GET.get("cursor"))
-    fetch_facts_of_open(page)
+    Study.objects.fetch_facts_of_open(page)
     rows = [
         {
             "study": study,
