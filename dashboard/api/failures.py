@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dashboard.api.answer import Answer
 from dashboard.models import Job
 

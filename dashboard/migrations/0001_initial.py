@@ -3,6 +3,8 @@
 import dashboard.models.jobs.webhook
 import django.core.validators
 import django.db.models.deletion
+import django.db.models.fields.json
+import django.db.models.functions.comparison
 import django.db.models.functions.datetime
 import django.db.models.functions.text
 import django.utils.timezone
@@ -560,6 +562,7 @@ class Migration(migrations.Migration):
                 ('spec', models.JSONField(default=dict)),
                 ('spec_digest', models.CharField(blank=True, max_length=64)),
                 ('forecast', models.JSONField(default=dict)),
+                ('forecast_seconds', models.GeneratedField(db_persist=True, expression=django.db.models.functions.comparison.Cast(django.db.models.fields.json.KeyTextTransform('expected', django.db.models.fields.json.KeyTextTransform('seconds', 'forecast')), models.FloatField()), output_field=models.FloatField(null=True))),
                 ('measured', models.JSONField(default=dict)),
                 ('adjustments', models.JSONField(default=list)),
                 ('metadata', models.JSONField(default=dict)),
@@ -584,7 +587,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-pk'],
-                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'), models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'), models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'), models.Index(fields=['project', 'created_at', 'reused_from', 'outcome', 'error_code'], name='dashboard_t_project_a80601_idx'), models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'), models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open')],
+                'indexes': [models.Index(fields=['project', '-id'], name='dashboard_t_project_c362f8_idx'), models.Index(fields=['project', 'spec_digest'], name='dashboard_t_project_00ce00_idx'), models.Index(fields=['project', 'training_seconds'], name='dashboard_t_project_8b514d_idx'), models.Index(fields=['project', 'created_at', 'reused_from', 'outcome', 'error_code'], name='dashboard_t_project_a80601_idx'), models.Index(fields=['project', 'name'], name='dashboard_t_project_534f43_idx'), models.Index(condition=models.Q(('outcome', '')), fields=['project'], name='training_run_open'), models.Index(fields=['job', 'forecast_seconds'], name='dashboard_t_job_id_cf28ee_idx')],
                 'constraints': [models.CheckConstraint(condition=models.Q(('outcome__in', ['', 'succeeded', 'failed', 'cancelled', 'stopped_early'])), name='training_run_outcome_known')],
             },
         ),

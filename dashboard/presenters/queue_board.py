@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby, islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 
 from dashboard.gate import Request
 from dashboard.models import (
+    BaseModel,
     DatasetVersion,
     Evaluation,
     Export,
@@ -24,7 +25,7 @@ from dashboard.models import (
     TrainingRun,
     WorkerNode,
 )
-from dashboard.models.jobs.job_state import TERMINAL, WAITING
+from dashboard.models.jobs.job_state import LIVE, WAITING
 from dashboard.models.jobs.queue_forecast import QueueForecast, StartEstimate
 from dashboard.models.operations.stalled_queue import merge_stalled, stalled_queue_of, stalled_queues
 from dashboard.presenters.stages import is_stop_lossless, outcome_summary, stop_loss_text
@@ -81,9 +82,9 @@ class QueueAccess:
     @classmethod
     def for_request(cls, request: Request) -> QueueAccess:
         """Read the projects once per page."""
-        user = request.user
+        user, roles = request.user, request.user.roles()
         readable, editable, managed = (
-            set(user.projects(role).values_list("pk", flat=True))
+            {project for project, own in roles.items() if own in role.and_above()}
             for role in (Role.VIEWER, Role.EDITOR, Role.MANAGER)
         )
         return cls(user.pk, readable, editable, managed, user.is_superuser)
@@ -118,8 +119,15 @@ def row_of(request: Request, pk: int) -> QueueRow:
 def board_context(request: Request) -> dict[str, Any]:
     """Return everything the board shows, in a fixed number of queries."""
     access = QueueAccess.for_request(request)
-    running = [access.row(job) for job in with_subjects(Job.objects.live().order_by("started_at", "pk"))]
-    waiting, hidden = waiting_rows(access)
+    forecast = QueueForecast.read()
+    shown, ended = waiting_shown(access, forecast), newest_ended(access)
+    # One fetch for the three lists, because what the jobs work for takes eight queries.
+    wanted = Q(state__in=[*LIVE, State.INTERRUPTED]) | Q(pk__in=[*shown, *ended])
+    jobs = list(with_subjects(Job.objects.filter(wanted)))
+    running = [access.row(job) for job in sorted(jobs, key=start_order) if job.state in LIVE]
+    waiting = waiting_rows(access, forecast, [job for job in jobs if job.state in WAITING])
+    by_key = {job.pk: job for job in jobs if job.is_over}
+    hidden = {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
     return {
         "nodes": worker_rows(running),
         "may_pause": WorkerNode.objects.may_be_paused_by(request.user, request.user),
@@ -130,9 +138,14 @@ def board_context(request: Request) -> dict[str, Any]:
             for name, rows in groupby(waiting, key=lambda row: row.job.queue)
         ],
         "priorities": Job.Priority.choices,
-        "ended": ended_rows(access),
+        "ended": [access.row(by_key[pk]) for pk in ended if pk in by_key],
         **alert_context(bool(waiting)),
     }
+
+
+def start_order(job: Job) -> tuple[bool, datetime | None, int]:
+    """Return the key by which running jobs are listed: those that started first come first."""
+    return (job.started_at is not None, job.started_at, job.pk)
 
 
 def queue_position_context(job: Job | None) -> dict[str, Any]:
@@ -141,35 +154,35 @@ def queue_position_context(job: Job | None) -> dict[str, Any]:
     return {"position": position, "start": start, "stalled_queue": stalled_queue_of(job)}
 
 
-def waiting_rows(access: QueueAccess) -> tuple[list[QueueRow], dict[str, int]]:
-    """Return the waiting jobs per queue in the order of claims, and how many of each queue are not shown."""
-    forecast = QueueForecast.read()
-    waiting = Job.objects.filter(state__in=WAITING)
-    own = waiting.filter(created_by=access.user).values_list("pk", flat=True)[:SHOWN]
-    shown = {pk for order in forecast.order.values() for pk in order[:SHOWN]} | set(own)
-    positions = forecast.positions
+def waiting_shown(access: QueueAccess, forecast: QueueForecast) -> set[int]:
+    """Return the waiting jobs that are shown: the first of each queue, and the user's own."""
+    own = Job.objects.filter(state__in=WAITING, created_by=access.user).values_list("pk", flat=True)
+    return {pk for order in forecast.order.values() for pk in order[:SHOWN]} | set(own[:SHOWN])
+
+
+def waiting_rows(access: QueueAccess, forecast: QueueForecast, jobs: list[Job]) -> list[QueueRow]:
+    """Return the rows of waiting jobs, per queue in the order of claims."""
+    positions, starts, queues = forecast.positions, forecast.starts, list(Job.Queue.values)
     rows = [
-        replace(access.row(job), position=positions.get(job.pk), start=forecast.starts.get(job.pk))
-        for job in with_subjects(waiting.filter(Q(pk__in=shown) | Q(state=State.INTERRUPTED)))
+        replace(access.row(job), position=positions.get(job.pk), start=starts.get(job.pk)) for job in jobs
     ]
-    queues = list(Job.Queue.values)
-    rows.sort(key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
-    return rows, {queue: len(set(order) - shown) for queue, order in forecast.order.items()}
+    return sorted(rows, key=lambda row: (queues.index(row.job.queue), row.position or len(positions) + 1))
 
 
-def ended_rows(access: QueueAccess) -> list[QueueRow]:
+def newest_ended(access: QueueAccess) -> list[int]:
     """Return the jobs that ended in the last day in the user's projects, the newest first."""
-    ended = Job.objects.filter(state__in=TERMINAL, finished_at__gt=timezone.now() - SHOWN_FOR)
+    # Only ended jobs have an end; by the state, databases would read all of them.
+    ended = Job.objects.filter(finished_at__gt=timezone.now() - SHOWN_FOR)
     newest = ended.order_by("-finished_at", "-pk").values_list("pk", "project")
     # Chosen here, because databases would sort all jobs of the projects.
     readable = (pk for pk, project in newest.iterator() if project is None or project in access.readable)
-    shown = with_subjects(Job.objects.filter(pk__in=list(islice(readable, ENDED_SHOWN))))
-    return [access.row(job) for job in shown.order_by("-finished_at", "-pk")]
+    return list(islice(readable, ENDED_SHOWN))
 
 
 def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
     """Prefetch what the jobs work for, so that a row needs no query of its own."""
-    evaluations = Evaluation.objects.select_related("run__study_arm__study")
+    names = ("run__name", "run__spec", "run__rung", "run__reused_from", "run__study_arm__study__name")
+    evaluations = Evaluation.objects.select_related("run__study_arm__study").only("job", "judge_job", *names)
     return (
         jobs.select_related("project", "created_by")
         .defer("spec")
@@ -182,10 +195,10 @@ def with_subjects(jobs: QuerySet[Job]) -> QuerySet[Job]:
                 ),
             ),
             Prefetch("dataset_versions", DatasetVersion.objects.select_related("dataset").defer("report")),
-            "base_models",
+            Prefetch("base_models", BaseModel.objects.defer("census")),
             Prefetch("exports", Export.objects.select_related("adapter")),
             Prefetch("hub_pushes", HubPush.objects.select_related("adapter")),
-            "served_base_models",
+            Prefetch("served_base_models", BaseModel.objects.defer("census")),
             Prefetch("evaluations", evaluations),
             Prefetch("judged_evaluations", evaluations),
         )

@@ -6,8 +6,8 @@ from dashboard.api.access import Call
 from dashboard.api.refusals import WRITING
 from dashboard.api.training.schemas import Forecast, RunIn
 from dashboard.api.training.training_runs import draft
+from dashboard.models.jobs.worker_node import require_4bit_worker
 from dashboard.models.training.forecast import forecast_run
-from dashboard.models.training.training_run import require_4bit_worker
 
 router = Router()
 

@@ -63,6 +63,11 @@ class User(AbstractUser):
             memberships__role__in=role.and_above(),
         )
 
+    def roles(self) -> dict[int, Role]:
+        """Return the role in each project of this user; none for an inactive account."""
+        memberships = self.memberships.filter(user__is_active=True)
+        return {project: Role(role) for project, role in memberships.values_list("project", "role")}
+
     def may_stop_shared_jobs(self) -> bool:
         """Return whether this user may stop jobs that serve all projects: editors and administrators."""
         return self.is_superuser or self.projects(Role.EDITOR).exists()

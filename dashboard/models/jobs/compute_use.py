@@ -20,7 +20,7 @@ from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_event import JobEvent
 from dashboard.models.jobs.job_state import LIVE
 from dashboard.models.jobs.worker_node import WorkerNode
-from workers.forecasting.training_cost import device_kind, expected_seconds
+from workers.forecasting.training_cost import device_kind
 
 HOUR = 3600
 
@@ -89,7 +89,7 @@ def reserved_seconds(project: Project) -> float:
     """Return the forecast seconds of waiting and running work, and of runs that open studies will queue."""
     runs = project.training_runs.active()
     # Many may wait; before the first attempt the forecast alone is enough.
-    waiting = runs.filter(job__attempt=0).values_list("forecast", flat=True)
+    waiting = runs.filter(job__attempt=0).values_list("forecast_seconds", flat=True)
     started = runs.filter(job__attempt__gt=0).select_related("dataset_version")
     planned = Prefetch("arms__runs", project.training_runs.only("project", "study_arm", "rung", "forecast"))
     scores = project.evaluations.select_related("job").only("project", "run", "subject", "job__state")
@@ -97,7 +97,7 @@ def reserved_seconds(project: Project) -> float:
         planned, Prefetch("arms__runs__evaluations", scores)
     )
     return (
-        sum(expected_seconds(forecast) for forecast in waiting)
+        sum(seconds or 0.0 for seconds in waiting)
         + sum(run.seconds_left for run in started.prefetch_related("metric_series"))
         + sum(study.remaining_seconds for study in studies)
     )

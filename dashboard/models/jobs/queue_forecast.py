@@ -87,12 +87,10 @@ class QueueForecast:
     def read(
         cls, queues: Iterable[str] = Job.Queue.values, *, also: WaitingJob | None = None
     ) -> QueueForecast:
-        """Read the present state in a fixed number of queries per queue. `also` is added to each queue."""
-        forecast = cls({}, {})
-        for queue in queues:
-            forecast.order[queue] = list(Job.objects.claim_order(queue, also=also))
-            forecast.starts.update(estimate_starts(queue, forecast.order[queue]))
-        return forecast
+        """Read the present state in a fixed number of queries for all queues. `also` is added to each."""
+        orders = Job.objects.claim_orders(list(queues), also=also)
+        order = {queue: list(keys) for queue, keys in orders.items()}
+        return cls(order, estimate_starts(order))
 
 
 def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | None:
@@ -101,36 +99,37 @@ def estimate_next_start(queue: str, project: Project | None) -> StartEstimate | 
     return QueueForecast.read([queue], also=job).starts.get(NEXT_JOB)
 
 
-def estimate_starts(queue: str, order: list[int]) -> dict[int, StartEstimate]:
-    """Divide the remaining time of everything ahead of each job by the workers of the queue."""
-    workers = WorkerNode.objects.slots_by_worker(queue) if order else {}
-    slots = sum(workers.values())
+def estimate_starts(orders: dict[str, list[int]]) -> dict[int, StartEstimate]:
+    """Divide the remaining time of everything ahead of each job by the workers of its queue."""
+    slots = WorkerNode.objects.slots_by_queue([queue for queue, order in orders.items() if order])
     if not slots:
         return {}
-    running = list(Job.objects.live().filter(queue=queue, worker__in=workers).defer("spec"))
-    expected = expected_durations(queue)
-    # A job may end between the two queries.
-    running = [job for job in running if job.pk in expected]
-    ahead = sum(remaining_seconds(job, expected[job.pk]) for job in running)
+    live = list(Job.objects.live().filter(queue__in=slots).defer("spec"))
+    expected = expected_durations(slots)
     starts = {}
-    for place, pk in enumerate(order):
-        # An idle worker takes the job at once, however long the others still work.
-        seconds = 0.0 if place + len(running) < slots else ahead / slots
-        if math.isfinite(seconds):
-            starts[pk] = StartEstimate(seconds)
-        ahead += expected.get(pk, math.inf)
+    for queue, workers in slots.items():
+        # A job may end between the two queries.
+        running = [job for job in live if job.queue == queue and job.worker in workers and job.pk in expected]
+        count = sum(workers.values())
+        ahead = sum(remaining_seconds(job, expected[job.pk]) for job in running)
+        for place, pk in enumerate(orders[queue]):
+            # An idle worker takes the job at once, however long the others still work.
+            seconds = 0.0 if place + len(running) < count else ahead / count
+            if math.isfinite(seconds):
+                starts[pk] = StartEstimate(seconds)
+            ahead += expected.get(pk, math.inf)
     return starts
 
 
-def expected_durations(queue: str) -> dict[int, float]:
+def expected_durations(queues: Iterable[str]) -> dict[int, float]:
     """Return seconds per open job: the forecast of its runs, else the usual time of its kind."""
-    jobs = Job.objects.filter(queue=queue, state__in=[State.QUEUED, *LIVE]).order_by()
+    jobs = Job.objects.filter(queue__in=list(queues), state__in=[State.QUEUED, *LIVE]).order_by()
     forecasts: Counter[int] = Counter()
     kinds = {}
-    for pk, kind, seconds in jobs.values_list("pk", "kind", "training_runs__forecast__seconds__expected"):
+    for pk, kind, seconds in jobs.values_list("pk", "kind", "training_runs__forecast_seconds"):
         kinds[pk] = kind
         forecasts[pk] += seconds or 0
-    usual = {kind: usual_seconds(kind) for kind in set(kinds.values())}
+    usual = {kind: usual_seconds(kind) for kind in {kinds[pk] for pk in kinds if not forecasts[pk]}}
     return {pk: forecasts[pk] or usual[kind] for pk, kind in kinds.items()}
 
 

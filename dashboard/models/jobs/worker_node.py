@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.db import models, transaction
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from dashboard.models.accounts.project import Caller, Project, Role
 from dashboard.models.jobs.job_state import LEASE, db_now
+from workers.contract.errors import SpecError
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User
@@ -50,6 +53,14 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
     def slots_by_worker(self, queue: str) -> dict[str, int]:
         """Return the number of concurrent jobs per worker that claims jobs of a queue."""
         return dict(self.accepting_jobs().filter(queue=queue).values_list("name", "processes"))
+
+    def slots_by_queue(self, queues: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return the same for each of these queues that has a worker."""
+        slots: dict[str, dict[str, int]] = {}
+        takers = self.accepting_jobs().filter(queue__in=queues)
+        for queue, name, processes in takers.values_list("queue", "name", "processes"):
+            slots.setdefault(queue, {})[name] = processes
+        return slots
 
     def device_of(self, worker: str) -> str:
         """Return the device of a worker, or "" if it is unknown."""
@@ -132,6 +143,17 @@ class WorkerNodeQuerySet(models.QuerySet["WorkerNode"]):
             if dispatchers.exclude(free).exclude(name=name).exists():
                 return False
             return bool(self.filter(name=name).update(leads_until=db_now(LEADER_LEASE)))
+
+
+def require_4bit_worker() -> None:
+    """Raise SpecError if no worker supports a base model in 4 bits.
+
+    Checked at the launch only: a queued run waits for such a worker.
+    """
+    if not WorkerNode.objects.supporting_4bit().exists():
+        raise SpecError(
+            "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT_WORKER}
+        )
 
 
 class WorkerNode(models.Model):

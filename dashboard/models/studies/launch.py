@@ -13,6 +13,7 @@ from dashboard.models.accounts.project import Project
 from dashboard.models.catalog.base_model import BaseModel
 from dashboard.models.catalog.dataset import DatasetVersion
 from dashboard.models.jobs.compute_budget import require_budget
+from dashboard.models.jobs.worker_node import require_4bit_worker
 from dashboard.models.studies.advance import queue_next
 from dashboard.models.studies.forecast import plan_forecast
 from dashboard.models.studies.plan import (
@@ -28,7 +29,6 @@ from dashboard.models.studies.plan import (
     with_rate,
 )
 from dashboard.models.studies.study import Study
-from dashboard.models.training.training_run import require_4bit_worker
 
 if TYPE_CHECKING:
     from dashboard.models.accounts.user import User

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.conf import settings
 from django.db import models, transaction
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast
 from django.urls import reverse
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -20,7 +22,7 @@ from dashboard.models.jobs.compute_budget import require_budget
 from dashboard.models.jobs.job import Job
 from dashboard.models.jobs.job_state import State
 from dashboard.models.jobs.webhook import WebhookDelivery
-from dashboard.models.jobs.worker_node import NO_4BIT_WORKER, WorkerNode
+from dashboard.models.jobs.worker_node import require_4bit_worker
 from dashboard.models.training.forecast import forecast_run, record_calibration
 from dashboard.models.training.resume import resume_run
 from dashboard.models.training.tag import Tag
@@ -127,6 +129,12 @@ class TrainingRun(models.Model):
     # The finished run whose adapter a study uses in place of training this one.
     reused_from = models.ForeignKey("self", models.PROTECT, null=True, blank=True, related_name="reuses")
     forecast = models.JSONField(default=dict)
+    # The expected seconds of the forecast, for the queue's estimates to read without the JSON.
+    forecast_seconds = models.GeneratedField(
+        expression=Cast(KT("forecast__seconds__expected"), models.FloatField()),
+        output_field=models.FloatField(null=True),
+        db_persist=True,
+    )
     measured = models.JSONField(default=dict)
     # Automatic changes: {"reason": code, "attempt": n, "changes": {name: [old, new]}} each.
     adjustments = models.JSONField(default=list)
@@ -162,6 +170,8 @@ class TrainingRun(models.Model):
             models.Index(fields=["project", "name"]),
             # The forms sum the open runs' forecasts at every change, and a project has many ended runs.
             models.Index(fields=["project"], condition=models.Q(outcome=""), name="training_run_open"),
+            # The queue's estimates read this index alone.
+            models.Index(fields=["job", "forecast_seconds"]),
         ]
         constraints = [
             models.CheckConstraint(
@@ -380,17 +390,6 @@ class TrainingRun(models.Model):
                 WebhookDelivery.objects.announce([self])
         if changed and outcome == self.Outcome.SUCCEEDED:
             record_calibration(self)
-
-
-def require_4bit_worker() -> None:
-    """Raise SpecError if no worker supports a base model in 4 bits.
-
-    Checked at the launch only: a queued run waits for such a worker.
-    """
-    if not WorkerNode.objects.supporting_4bit().exists():
-        raise SpecError(
-            "load_in_4bit", gettext("`load_in_4bit` cannot be on: %(why)s") % {"why": NO_4BIT_WORKER}
-        )
 
 
 def confirmation_request(sentences: Sequence[str]) -> str:

@@ -69,9 +69,9 @@ def test_a_job_that_ends_meanwhile_is_not_ahead(
     submit(project)
     waiting, running = submit(project), claim()
 
-    def end_and_read(queue: str) -> dict[int, float]:
+    def end_and_read(queues: list[str]) -> dict[int, float]:
         Job.objects.filter(pk=running.pk).update(state="succeeded", finished_at=timezone.now())
-        return expected_durations(queue)
+        return expected_durations(queues)
 
     monkeypatch.setattr(queue_forecast, "expected_durations", end_and_read)
     assert starts_in(waiting) == 0
