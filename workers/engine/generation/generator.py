@@ -142,8 +142,11 @@ class Generator:
             if len(self._running) >= self._max_rows:
                 return
             if self.is_batched and self._adapters.is_mixable(row.request.adapter):
+                if row.awaited in self._running and row.awaited.computed < row.awaited_tokens:
+                    continue
                 donor, common = self._find_donor(row.request.adapter, row.ids[: row.due()[0]])
                 if donor is not None and donor.row.computed < common:
+                    row.awaited, row.awaited_tokens = donor.row, common
                     continue
                 if not self._take_slot(row, donor, common):
                     return

@@ -74,6 +74,8 @@ class Row:
     length: int
     computed: int = 0  # tokens whose keys and values are known
     slot: int = -1
+    awaited: Row | None = None  # computes the first `awaited_tokens`, which this row takes over
+    awaited_tokens: int = 0
     past: Any = None  # Transformers' own cache, on the plain path
     generator: torch.Generator | None = None  # of drawn answers
     losses: list[Tensor] = field(default_factory=list)
