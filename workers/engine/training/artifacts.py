@@ -38,6 +38,8 @@ def save_adapter(
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
+            # Not the adapter's card: without any, PEFT would compile its template of one for 0.1 s.
+            (temporary / "README.md").write_text("---\nlibrary_name: peft\n---\n", encoding="utf-8")
             model.save_pretrained(str(temporary), selected_adapters=[name], save_embedding_layers=False)
             _complete_folder(temporary / name, tokenizer, spec, summary)
             check_saved(temporary / name, model, name)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -65,6 +66,7 @@ def prepare_environment(*, offline: bool, in_4bit: bool = False) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the installed versions from package metadata, without importing the packages."""
     installed = {"python": platform.python_version()}
