@@ -21,6 +21,7 @@ from workers.engine.training import artifacts
 from workers.engine.training.packed import attention
 from workers.engine.training.train import train
 
+MakeSpec = Callable[..., TrainSpec]
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -44,19 +45,25 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def base(tiny_folder: Path) -> BaseSpec:
     return tiny_base(tiny_folder)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataSpec:
-    return write_canonical(tmp_path / "data", colour_rows())
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSpec:
+    """Rows that no test changes: they are tokenized once for all trainings."""
+    return write_canonical(tmp_path_factory.mktemp("colours") / "data", colour_rows())
 
 
 @pytest.fixture
-def make_spec(base: BaseSpec, data: DataSpec) -> Callable[..., TrainSpec]:
+def make_spec(base: BaseSpec, data: DataSpec) -> MakeSpec:
     """A small TrainSpec; keywords change the spec's fields or its hyperparameters."""
+    return spec_maker(base, data)
+
+
+def spec_maker(base: BaseSpec, data: DataSpec) -> MakeSpec:
+    """Return the function of `make_spec`, for fixtures of a whole file."""
 
     def make(**changes: Any) -> TrainSpec:
         fields = ("name", "base", "data", "target", "validation_steps", "validation_rows", "dtype")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.engine.conftest import Recorder
 from tests.tiny_model import chat, colour_rows, write_canonical
-from workers.contract.specs import TrainSpec
+from workers.contract.specs import DataSpec, TrainSpec
 from workers.engine import token_cache
 from workers.engine.base_models.model import load_tokenizer
 from workers.engine.token_cache import TokenCache
@@ -21,6 +21,12 @@ from workers.engine.training.encoding import Example
 from workers.engine.training.train import train
 
 MakeSpec = Callable[..., TrainSpec]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataSpec:
+    """Rows that nothing has tokenized yet."""
+    return write_canonical(tmp_path / "data", colour_rows())
 
 
 @pytest.fixture

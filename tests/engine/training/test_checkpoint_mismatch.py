@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.engine.conftest import Recorder
-from tests.engine.training.test_checkpoints import Fuse, Killed, MakeSpec, curves, run_on
+from tests.engine.conftest import Recorder, spec_maker
+from tests.engine.training.test_checkpoints import Fuse, Killed, curves, run_on
 from tests.tiny_model import build_tiny_model, colour_rows, tiny_base, write_canonical
 from workers.contract.errors import CheckpointMismatch
 from workers.contract.events import Message
-from workers.contract.specs import TrainSpec
+from workers.contract.specs import BaseSpec, DataSpec, TrainSpec
 from workers.engine.training.train import train
 
 
-@pytest.fixture
-def spec(make_spec: MakeSpec) -> TrainSpec:
-    return make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3)
+@pytest.fixture(scope="module")
+def spec(base: BaseSpec, data: DataSpec) -> TrainSpec:
+    return spec_maker(base, data)(max_steps=12, lora_dropout=0.2, validation_steps=3)
 
 
-@pytest.fixture
-def kept(spec: TrainSpec, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def kept(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The only checkpoint of a run that was killed."""
+    folder = tmp_path_factory.mktemp("cut")
     with pytest.raises(Killed):
-        run_on([spec], tmp_path / "cut", Fuse(5))
-    (only,) = (tmp_path / "cut" / "checkpoints").iterdir()
+        run_on([spec], folder, Fuse(5))
+    (only,) = (folder / "checkpoints").iterdir()
     return only
 
 
@@ -64,7 +66,7 @@ def test_weights_changed_in_place_are_refused(spec: TrainSpec, tmp_path: Path, k
 def test_run_with_moved_dataset_folder_continues(
     spec: TrainSpec, tmp_path: Path, kept: Path, record: Recorder
 ) -> None:
-    folder = Path(spec.data.path).rename(tmp_path / "moved")
+    folder = shutil.copytree(spec.data.path, tmp_path / "moved")
     moved = replace(spec, data=replace(spec.data, path=str(folder)))
     train([moved], tmp_path / "out", report=record, resume_from=kept)
     assert len(record.series("train/loss")) == 12

@@ -6,8 +6,8 @@ import errno
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.conftest import Recorder
+from tests.engine.conftest import Recorder, spec_maker
 from tests.moments import raising
 from workers.contract.errors import DiskFull, RunError, Stopped
 from workers.contract.events import ArmEnd, Checkpoint, Event, Message, Metrics, Progress
-from workers.contract.specs import TrainSpec
+from workers.contract.specs import BaseSpec, DataSpec, TrainSpec
 from workers.engine.__main__ import failure
 from workers.engine.training import checkpoints, loss
 from workers.engine.training.checkpoints import CheckpointUnreadable
 from workers.engine.training.train import train
 from workers.supervision import database_outage, stop_policy
 
-MakeSpec = Callable[..., TrainSpec]
 Curves = dict[tuple[int, str], dict[int, float]]
+Run = tuple[Path, list[ArmEnd], Curves]
 MEASURED = ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss")
 COUNTED = (
     "steps",
@@ -79,9 +79,7 @@ def run_on(specs: list[TrainSpec], out: Path, record: Recorder, **options: Any) 
     return train(specs, out, report=record, **options)
 
 
-def assert_equal_runs(
-    whole: tuple[Path, list[ArmEnd], Curves], resumed: tuple[Path, list[ArmEnd], Curves]
-) -> None:
+def assert_equal_runs(whole: Run, resumed: Run) -> None:
     assert resumed[2].keys() == whole[2].keys()
     for key, points in whole[2].items():
         assert list(resumed[2][key]) == list(points), key
@@ -95,23 +93,40 @@ def assert_equal_runs(
         assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
 
 
-@pytest.fixture
-def one(make_spec: MakeSpec) -> list[TrainSpec]:
+@pytest.fixture(scope="module")
+def one(base: BaseSpec, data: DataSpec) -> list[TrainSpec]:
     """An arm whose schedule, dropout and second epoch would all show a wrong position."""
-    return [make_spec(max_steps=12, lora_dropout=0.2, validation_steps=3, weight_decay=0.1)]
+    make = spec_maker(base, data)
+    return [make(max_steps=12, lora_dropout=0.2, validation_steps=3, weight_decay=0.1)]
 
 
-@pytest.fixture
-def two(make_spec: MakeSpec, one: list[TrainSpec]) -> list[TrainSpec]:
-    return [*one, make_spec(name="two", seed=7, r=2, max_steps=8, lora_dropout=0.1, validation_steps=4)]
+@pytest.fixture(scope="module")
+def two(base: BaseSpec, data: DataSpec, one: list[TrainSpec]) -> list[TrainSpec]:
+    make = spec_maker(base, data)
+    return [*one, make(name="two", seed=7, r=2, max_steps=8, lora_dropout=0.1, validation_steps=4)]
+
+
+def run_whole(specs: list[TrainSpec], out: Path) -> Run:
+    record = Recorder()
+    return out, train(specs, out, report=record), curves(record)
+
+
+@pytest.fixture(scope="module")
+def whole(one: list[TrainSpec], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of one arm, uninterrupted."""
+    return run_whole(one, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def whole_two(two: list[TrainSpec], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run of both arms, uninterrupted."""
+    return run_whole(two, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize(("kills", "seconds"), [([1], 180.0), ([12], 0.0), ([2, 4, 7, 10, 11], 180.0)])
 def test_resumed_run_equals_uninterrupted_run(
-    one: list[TrainSpec], tmp_path: Path, kills: list[int], seconds: float
+    one: list[TrainSpec], whole: Run, tmp_path: Path, kills: list[int], seconds: float
 ) -> None:
-    record = Recorder()
-    ends = train(one, tmp_path / "whole", report=record)
     lives: list[Recorder] = []
     for step in kills:
         lives.append(Fuse(step))
@@ -119,7 +134,7 @@ def test_resumed_run_equals_uninterrupted_run(
             run_on(one, tmp_path / "cut", lives[-1], checkpoint_seconds=seconds)
     lives.append(Recorder())
     resumed = run_on(one, tmp_path / "cut", lives[-1], checkpoint_seconds=seconds)
-    assert_equal_runs((tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(*lives)))
+    assert_equal_runs(whole, (tmp_path / "cut", resumed, curves(*lives)))
 
 
 @pytest.mark.parametrize(
@@ -127,22 +142,20 @@ def test_resumed_run_equals_uninterrupted_run(
     [(0, 5, "train/loss"), (1, 4, "validation/loss"), (0, 10, "train/loss")],
 )
 def test_two_resumed_arms_equal_uninterrupted_arms(
-    two: list[TrainSpec], tmp_path: Path, arm: int, step: int, name: str
+    two: list[TrainSpec], whole_two: Run, tmp_path: Path, arm: int, step: int, name: str
 ) -> None:
-    record, fuse, rest = Recorder(), Fuse(step, arm, name), Recorder()
-    ends = train(two, tmp_path / "whole", report=record)
+    fuse, rest = Fuse(step, arm, name), Recorder()
     with pytest.raises(Killed):
         run_on(two, tmp_path / "cut", fuse)
     resumed = run_on(two, tmp_path / "cut", rest)
-    assert_equal_runs(
-        (tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(fuse, rest))
-    )
+    assert_equal_runs(whole_two, (tmp_path / "cut", resumed, curves(fuse, rest)))
 
 
 @pytest.mark.parametrize("looks", [20, 38, 65])
-def test_drain_within_a_step_loses_nothing(two: list[TrainSpec], tmp_path: Path, looks: int) -> None:
-    record, first, rest = Recorder(), Recorder(), Recorder()
-    ends = train(two, tmp_path / "whole", report=record)
+def test_drain_within_a_step_loses_nothing(
+    two: list[TrainSpec], whole_two: Run, tmp_path: Path, looks: int
+) -> None:
+    first, rest = Recorder(), Recorder()
     left = [looks]
 
     def should_stop() -> str:
@@ -156,9 +169,7 @@ def test_drain_within_a_step_loses_nothing(two: list[TrainSpec], tmp_path: Path,
     again = [(event.arm, event.step) for event in rest.of(Metrics) if "train/loss" in event.values]
     assert again[: len(steps)] == steps, "told again from the checkpoint, not trained again"
     assert len(set(again)) == len(again)
-    assert_equal_runs(
-        (tmp_path / "whole", ends, curves(record)), (tmp_path / "cut", resumed, curves(first, rest))
-    )
+    assert_equal_runs(whole_two, (tmp_path / "cut", resumed, curves(first, rest)))
 
 
 def test_resume_reports_its_first_step(one: list[TrainSpec], tmp_path: Path, record: Recorder) -> None:
@@ -226,10 +237,8 @@ def test_failed_arm_stays_failed_after_resume(
 
 @pytest.mark.parametrize("name", ["arm0.safetensors", "state.json", "manifest.json"])
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    one: list[TrainSpec], tmp_path: Path, record: Recorder, name: str
+    one: list[TrainSpec], whole: Run, tmp_path: Path, record: Recorder, name: str
 ) -> None:
-    whole = Recorder()
-    ends = train(one, tmp_path / "whole", report=whole)
     fuse, cut = Fuse(11), tmp_path / "cut"
     with pytest.raises(Killed):
         run_on(one, cut, fuse)
@@ -241,7 +250,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     told = [event.text for event in record.of(Message)]
     assert "The newest checkpoint is damaged, so the one before it is tried." in told
     assert "Continues from step 6." in told
-    assert_equal_runs((tmp_path / "whole", ends, curves(whole)), (cut, resumed, curves(fuse, record)))
+    assert_equal_runs(whole, (cut, resumed, curves(fuse, record)))
 
 
 def test_run_restarts_without_intact_checkpoint(
@@ -267,12 +276,19 @@ def test_unfinished_checkpoint_is_removed(one: list[TrainSpec], tmp_path: Path, 
     assert not record
 
 
-@pytest.fixture
-def cut_off(one: list[TrainSpec], tmp_path: Path) -> Path:
-    """The only checkpoint of a run that was killed."""
+@pytest.fixture(scope="module")
+def killed(one: list[TrainSpec], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a run that was killed."""
+    folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(Killed):
-        run_on(one, tmp_path / "cut", Fuse(5))
-    (only,) = (tmp_path / "cut" / "checkpoints").iterdir()
+        run_on(one, folder, Fuse(5))
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def cut_off(killed: Path, tmp_path: Path) -> Path:
+    """The only checkpoint of that run, which a test may damage."""
+    (only,) = shutil.copytree(killed, tmp_path / "cut" / "checkpoints").iterdir()
     return only
 
 

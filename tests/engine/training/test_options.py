@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.engine.conftest import Logits, Recorder
 from tests.engine.training.test_checkpoints import Fuse, Killed, assert_equal_runs, curves, run_on
-from tests.tiny_model import build_tiny_model, tiny_base
+from tests.tiny_model import build_tiny_model
 from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import Hyperparameters
 from workers.contract.specs import TrainSpec
@@ -24,6 +25,7 @@ from workers.engine.training import lora
 from workers.engine.training.arms import Arm
 from workers.engine.training.train import train
 from workers.forecasting.adapter_size import adapter_bytes
+from workers.target_modules.census import Census
 from workers.target_modules.custom import Selection
 from workers.target_modules.presets import PRESETS, resolve
 from workers.target_modules.resolution import Resolution, target_spec
@@ -51,8 +53,14 @@ RESUMED = ("dropout", "dora and loraplus", "in 4 bits, twice, dropout", "own ran
 ATTENTION = Selection(("q_proj", "o_proj"))
 
 
+@functools.cache
+def counted(folder: str) -> Census:
+    """The census of a folder, for which PEFT attaches every preset."""
+    return census.count(read_config(Path(folder)), has_chat_template=True)
+
+
 def chosen(selection: Selection, folder: str) -> Resolution:
-    return selection.resolve(census.count(read_config(Path(folder)), has_chat_template=True))
+    return selection.resolve(counted(folder))
 
 
 @pytest.fixture
@@ -156,8 +164,7 @@ def test_dora_needs_its_own_run_and_linear_layers(
     with pytest.raises(TargetError, match="trains alone"):
         train(specs, tmp_path, report=Recorder())
     folder = build_tiny_model(tmp_path / "gpt2", model_type="gpt2")
-    counted = census.count(read_config(Path(tiny_base(folder).path)), has_chat_template=True)
     with pytest.raises(SpecError, match="only linear layers"):
-        target_spec(resolve(PRESETS["efficient"].roles, counted), Hyperparameters(use_dora=True))
+        target_spec(resolve(PRESETS["efficient"].roles, counted(str(folder))), Hyperparameters(use_dora=True))
     with pytest.raises(SpecError, match="must be 0 with `use_dora`"):
         Hyperparameters(use_dora=True, lora_dropout=0.1)
