@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from urllib.parse import urlencode
 
 from asgiref.sync import sync_to_async
@@ -21,12 +24,15 @@ from dashboard.forms.try_outs import TryOutLinkForm, VisitorPromptForm, visitor_
 from dashboard.gate import Request
 from dashboard.models import BlindComparison, Role, TryOutLink
 from dashboard.presenters.playground import revealed
-from dashboard.views.adapters.answer_streams import blind_answers, lines_of, refusal_of
+from dashboard.views.adapters.answer_streams import Event, blind_answers, lines_of, refusal_of
 from dashboard.views.public_links import client_address, is_over_limit, link_address, missed, unlisted
 
 # Prompts per minute: of one address, and of all visitors of a link.
 ADDRESS_PROMPTS, LINK_PROMPTS = 6, 20
 WINDOW = 60
+# Prompts that are being answered at a time by one web process.
+ADDRESS_OPEN, LINK_OPEN = 3, 10
+open_answers: Counter[str] = Counter()
 
 
 @never_cache
@@ -83,10 +89,29 @@ async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
     if len(models) < LEAST_BLIND:
         gone = _("A model of this link was deleted. Ask the sender for a new link.")
         return JsonResponse({"error": "model_deleted", "text": gone}, status=410)
-    if refusal := await sync_to_async(admit)(request, link):
+    limits = {f"address-{client_address(request)}": ADDRESS_OPEN, f"link-{link.pk}": LINK_OPEN}
+    if any(open_answers[key] >= most for key, most in limits.items()):
+        refusal = _("Other prompts are still being answered. Send this one again when they are.")
+    else:
+        refusal = await sync_to_async(admit)(request, link)
+    if refusal:
         return JsonResponse({"error": "too_many", "text": refusal}, status=429)
     events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
-    return await lines_of(events)
+    return await lines_of(counted(events, limits))
+
+
+async def counted(events: AsyncGenerator[Event, None], keys: Iterable[str]) -> AsyncGenerator[Event, None]:
+    """Yield the events, and count the keys in `open_answers` until they end."""
+    open_answers.update(keys)
+    try:
+        async with aclosing(events) as open_events:
+            async for event in open_events:
+                yield event
+    finally:
+        for key in keys:
+            open_answers[key] -= 1
+            if not open_answers[key]:
+                del open_answers[key]
 
 
 def admit(request: HttpRequest, link: TryOutLink) -> str:

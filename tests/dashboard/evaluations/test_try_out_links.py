@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import timedelta
 from typing import Any
@@ -9,13 +10,13 @@ from urllib.parse import urlencode
 
 import pytest
 from django.core.cache import cache
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import reverse
 from django.utils import timezone
 
 from dashboard.models import Adapter, BlindComparison, Job, TrainingRun, TryOutLink, User
 from dashboard.models.accounts.project import digest_of
-from dashboard.views.evaluations.try_out_links import ADDRESS_PROMPTS
+from dashboard.views.evaluations.try_out_links import ADDRESS_OPEN, ADDRESS_PROMPTS, open_answers
 from tests.dashboard.routes import publish_adapter
 
 FORM = {"temperature": "0", "max_tokens": "100", "seed": "1", "days": "7", "most_prompts": "50"}
@@ -150,6 +151,27 @@ def test_prompts_per_minute_are_limited(secret: str) -> None:
 def test_prompts_per_link_are_limited(secret: str) -> None:
     TryOutLink.objects.update(prompts=49)
     assert [prompt(secret).status_code for _number in range(2)] == [200, 429]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_open_answers_of_a_visitor_are_limited(secret: str) -> None:
+    async def send() -> Any:
+        address = reverse("try-out-answer", args=[secret])
+        return await AsyncClient().post(address, {"prompt": "Hello"})
+
+    async def statuses() -> list[int]:
+        answers = [await send() for _number in range(ADDRESS_OPEN)]
+        streams = [aiter(answer) for answer in answers]
+        for stream in streams:
+            assert b"state" in await anext(stream)
+        refused = await send()
+        for stream in streams:
+            await stream.aclose()
+        return [answer.status_code for answer in [*answers, refused, await send()]]
+
+    assert asyncio.run(statuses()) == [200] * ADDRESS_OPEN + [429, 200]
+    assert TryOutLink.objects.get().prompts == ADDRESS_OPEN + 1
+    assert not open_answers
 
 
 def test_a_vote_shows_names_only_if_the_link_allows_it(adapter: Adapter, mara: User) -> None:
