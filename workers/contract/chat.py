@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import get_args
 
 ROLES = ("system", "user", "assistant")
-# Of a request and of an answer's line.
-MAX_LINE = 4 * 1024 * 1024
+MAX_LINE = 4 * 1024 * 1024  # of a request
+MAX_EVENT = 256 * 1024  # of an answer's line; a web process holds twice as much of an answer that nobody reads
 # Asks an inference job to end soon if nobody uses it, because another base model waits for its worker.
 HAND_OVER = b'{"hand_over": true}\n'
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 # Letters of the hash that names an adapter's folder.
 _FOLDER = re.compile("[0-9a-f]{64}")
-# A slow reader is cancelled once so much of its answer waits.
+# An answer is cancelled once so much of it waits in the engine for a slow reader.
 MAX_UNREAD_BYTES = 256 * 1024
 
 
@@ -124,7 +124,8 @@ class End:
 class Refused:
     """The end without a whole answer.
 
-    `code`: busy, stopping, too_long, bad_messages, adapter_missing, internal_error. `message` is for people.
+    `code`: busy, stopping, too_long, bad_messages, adapter_missing, slow_reader, internal_error. `message` is
+    for people.
     """
 
     code: str

@@ -41,6 +41,7 @@ SOCKET_LENGTH = 100
 DRAIN_SECONDS = 120.0
 # Event streams never end on their own. Django evaluates proxy headers (TRUSTED_PROXY_COUNT).
 WEB_OPTIONS = ["--timeout-graceful-shutdown=5", "--no-access-log", "--no-proxy-headers", "--no-server-header"]
+WEB_OPTIONS += ["--http=dashboard.http_protocol:HttpProtocol"]
 # Nodes find each other through the database, so they need no messages through the broker.
 NODE_OPTIONS = ["--loglevel=INFO", "--pool=prefork", "--without-gossip", "--without-mingle"]
 

@@ -87,8 +87,12 @@ class Chat:
         """Write an event. Return False if the reader has gone, or leaves too much unread."""
         if self.writer.is_closing() or self.writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             return False
-        self.writer.write(to_line(event))
+        self.write(event)
         return True
+
+    def write(self, event: ChatEvent) -> None:
+        """Write an event, however much is left unread."""
+        self.writer.write(to_line(event))
 
 
 class Refusal(Exception):
@@ -237,11 +241,13 @@ class ChatServer:
             text = chat.text.add(token.id)
         if token.finish:
             text += chat.text.finish()
-        is_read = chat.send(Text(text, chat.tokens)) if text else True
-        if token.finish or chat.text.is_stopped:
+        if text and not chat.send(Text(text, chat.tokens)):
+            # A reader that goes on later finds this at the end.
+            chat.write(Refused("slow_reader", "The answer was cancelled because it was read too slowly."))
+            self._end(chat)
+        elif token.finish or chat.text.is_stopped:
             reason = "stop" if chat.text.is_stopped else token.finish
-            chat.send(End(reason, chat.prompt_tokens, chat.tokens))
-        if token.finish or chat.text.is_stopped or not is_read:
+            chat.write(End(reason, chat.prompt_tokens, chat.tokens))
             self._end(chat)
 
     def _end(self, chat: Chat) -> None:

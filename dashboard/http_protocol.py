@@ -1,0 +1,25 @@
+"""HTTP connections that end when the other side stops reading: `uvicorn --http dashboard.http_protocol:HttpProtocol`.
+
+Uvicorn waits for ever until a client reads what was written, and with it the response and its stream wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+# For so long a client may read nothing of what waits for it. Its request is then cancelled.
+UNREAD_SECONDS = 60.0
+
+
+class HttpProtocol(H11Protocol):
+    """Lets the kernel end connections with a full window, and those whose client has vanished."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        # A proxy on the same machine may use a Unix socket.
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_SECONDS))
