@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 
-from django.core.asgi import get_asgi_application
+import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dashboard.settings")
-django_application = get_asgi_application()
+django.setup(set_prefix=False)
 
 from django.db import connection  # noqa: E402
 
 from dashboard.back_pressure import BackPressure  # noqa: E402
 from dashboard.gate import BodyLimit  # noqa: E402
+from dashboard.streams import Handler  # noqa: E402
 
 # Nobody looks at a page for 20 s; a worker waits that long and writes. One dict serves all threads.
 SQLITE_LOCK_SECONDS = 5
 if connection.vendor == "sqlite":
     connection.settings_dict["OPTIONS"]["timeout"] = SQLITE_LOCK_SECONDS
 
-application = BackPressure(BodyLimit(django_application))
+application = BackPressure(BodyLimit(Handler()))

@@ -21,7 +21,7 @@ from dashboard import inference_server
 from dashboard.models import Adapter, BaseModel, Job, Project, State, User, WorkerNode
 from workers.contract.chat import (
     HAND_OVER,
-    MAX_LINE,
+    MAX_EVENT,
     Accepted,
     ChatEvent,
     ChatRequest,
@@ -206,7 +206,7 @@ async def _read(reader: asyncio.StreamReader) -> ChatEvent:
 async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
     """Return a connection to the inference job, or None if it does not listen."""
     with contextlib.suppress(OSError), short_address(path) as address:
-        return await asyncio.open_unix_connection(address, limit=MAX_LINE)
+        return await asyncio.open_unix_connection(address, limit=MAX_EVENT)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from django.core.exceptions import (
@@ -16,16 +16,18 @@ from django.core.exceptions import (
 )
 from django.core.signals import got_request_exception
 from django.db import IntegrityError
-from django.http import Http404, HttpRequest, HttpResponse, UnreadablePostError
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, UnreadablePostError
 from django.http.multipartparser import MultiPartParserError
 from django.utils.translation import gettext as _
 from ninja import NinjaAPI, Schema
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 from pydantic import ConfigDict
 
+from dashboard import openai_errors
 from dashboard.gate import api_error
 from dashboard.models import OverBudget
 from dashboard.outage import bad_request, outage
+from dashboard.streams import LaterResponse
 from workers.contract.errors import SpecError, TargetError
 from workers.contract.hyperparameters import Hyperparameters
 
@@ -94,6 +96,20 @@ def install(api: NinjaAPI) -> None:
     """Register a handler for every exception."""
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
+
+
+def later(request: HttpRequest, make: Callable[[], Awaitable[HttpResponseBase]]) -> LaterResponse:
+    """Return a response that waits without a thread; its exceptions are answered as those of an endpoint."""
+
+    async def answer() -> HttpResponseBase:
+        try:
+            return await make()
+        except Exception as error:
+            handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
+            refusal = handler(request, error)
+        return openai_errors.translate(refusal) if request.path.startswith(openai_errors.PREFIX) else refusal
+
+    return LaterResponse(answer)
 
 
 def missing(_request: HttpRequest) -> HttpResponse:

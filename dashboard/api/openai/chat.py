@@ -6,10 +6,10 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from asgiref.sync import async_to_sync
 from django.http import HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from ninja import Router, Schema
@@ -27,7 +27,7 @@ from pydantic import (
 
 from dashboard.api.access import Call
 from dashboard.api.openai.models import find
-from dashboard.api.refusals import Refusal, invalid
+from dashboard.api.refusals import Refusal, invalid, later
 from dashboard.api.texts import storable
 from dashboard.chat_relay import (
     RETRY_SECONDS,
@@ -204,22 +204,23 @@ def create(request: Call, payload: CompletionIn) -> HttpResponseBase:
     completion = Completion(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), payload.model)
     project, by = request.auth.project, request.auth.user
     release_connection()
-    try:
-        settings = payload.settings()
-        if not payload.stream:
 
-            async def answer() -> dict[str, Any]:
-                return await collect(await stream_chat(project, model, messages, settings, by=by), completion)
+    async def answer() -> HttpResponseBase:
+        try:
+            parts = await stream_chat(project, model, messages, payload.settings(), by=by)
+            if payload.stream:
+                counts = payload.stream_options is not None and payload.stream_options.include_usage
+                return stream_of(events(parts, completion, counts=counts), "text/event-stream")
+            async with aclosing(parts) as open_parts:
+                return JsonResponse(await collect(open_parts, completion))
+        except ChatError as error:
+            field = "max_completion_tokens" if payload.max_completion_tokens is not None else "max_tokens"
+            name = field if error.field == "max_tokens" else error.field
+            raise invalid(name or None, error.message) from error
+        except ChatFailed as error:
+            raise refusal_of(error) from error
 
-            return JsonResponse(async_to_sync(answer)())
-        parts = async_to_sync(stream_chat)(project, model, messages, settings, by=by)
-    except ChatError as error:
-        field = "max_completion_tokens" if payload.max_completion_tokens is not None else "max_tokens"
-        raise invalid(field if error.field == "max_tokens" else error.field or None, error.message) from error
-    except ChatFailed as error:
-        raise refusal_of(error) from error
-    counts = payload.stream_options is not None and payload.stream_options.include_usage
-    return stream_of(events(parts, completion, counts=counts), "text/event-stream")
+    return later(request, answer)
 
 
 def refusal_of(error: ChatFailed) -> Refusal:

@@ -7,11 +7,6 @@ answers that a real one does not give on request.
 from __future__ import annotations
 
 import json
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -20,45 +15,11 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
 from dashboard.models import Adapter, ApiToken, BaseModel, Job, Project, User
+from tests.dashboard.openai.scripted_engine import HELLO, engine
 from tests.openai_client import AsgiTransport, Connect, client_of
-from workers.contract.chat import Accepted, ChatEvent, ChatRequest, End, Refused, Text, to_line
+from workers.contract.chat import ChatEvent, Refused
 
-HELLO: list[ChatEvent] = [Accepted(7), Text("Hel", 1), Text("lo\nyou", 3), End("stop", 7, 3)]
 HI = [{"role": "user", "content": "hi"}]
-
-
-@dataclass
-class Engine:
-    """The requests so far, and the events that answer each."""
-
-    events: list[ChatEvent]
-    requests: list[ChatRequest] = field(default_factory=list)
-    # Whether it goes on answering after its last event, until the request is cancelled.
-    waits: bool = False
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-
-@contextmanager
-def engine(base: BaseModel, events: list[ChatEvent] = HELLO) -> Iterator[Engine]:
-    """Answer chats with a base model by these events."""
-    seen = Engine(events)
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            seen.requests.append(ChatRequest.from_line(self.rfile.readline()))
-            for event in seen.events:
-                self.wfile.write(to_line(event))
-            # The end of its connection cancels a request.
-            if seen.waits and not self.rfile.read():
-                seen.cancelled.set()
-
-    base.socket().parent.mkdir(parents=True, exist_ok=True)
-    base.socket().unlink(missing_ok=True)
-    with socketserver.ThreadingUnixStreamServer(str(base.socket()), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield seen
-        server.shutdown()
-    base.socket().unlink()
 
 
 def chat(client: OpenAI, model: str = "example/tiny", **options: Any) -> ChatCompletion:
