@@ -1,18 +1,20 @@
 """Relays chats between a web request and a base model's inference job or server, without a thread per stream.
 
-`stream_chat` is for pages and API alike. It serves one host: web process and worker share a data folder and a
-kernel, because the job listens on a Unix socket. Callers check permissions on rows first.
+`stream_chat` is for pages and API alike. The job listens on a Unix socket in the data folder, and on another
+machine on TCP (INFERENCE_LISTEN). Callers check permissions on rows first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.db import close_old_connections
 from django.db.models import TextChoices
 from django.utils.translation import gettext as _
@@ -30,14 +32,16 @@ from workers.contract.chat import (
     Refused,
     Text,
     from_line,
-    short_address,
 )
+from workers.contract.chat_connections import address_file, connection_key, proof_of, short_address
 
 # A model loads within seconds, and a program asks again soon.
 RETRY_SECONDS = 5
 POLL_SECONDS = 0.5
 # Until a request is accepted, and between two parts of an answer that waits for its turn.
 ACCEPT_SECONDS, SILENT_SECONDS = 60.0, 300.0
+# Until a job on another machine has accepted a connection.
+CONNECT_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,23 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
     """Return a connection to the inference job, or None if it does not listen."""
     with contextlib.suppress(OSError), short_address(path) as address:
         return await asyncio.open_unix_connection(address, limit=MAX_EVENT)
+    # A job on another machine has left its address in the folder that both share.
+    with contextlib.suppress(OSError, ValueError):
+        host, port = json.loads(address_file(path).read_text())
+        return await asyncio.wait_for(_connect_to_host(host, port), CONNECT_SECONDS)
     return None
+
+
+async def _connect_to_host(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection that has answered the job's challenge. Raises OSError or ValueError."""
+    reader, writer = await asyncio.open_connection(host, port, limit=MAX_EVENT)
+    try:
+        challenge = await reader.readline()
+        writer.write(proof_of(connection_key(settings.SECRET_KEY), challenge))
+    except BaseException:
+        writer.close()
+        raise
+    return reader, writer
 
 
 async def is_ready(base: BaseModel) -> bool:
@@ -221,6 +241,7 @@ async def is_ready(base: BaseModel) -> bool:
 async def _ask_to_hand_over(base: BaseModel) -> None:
     """Ask the inference jobs of other base models to end soon if nobody uses them."""
     own = base.socket()
+    # The sockets of jobs on other machines are seen here as well.
     for path in own.parent.glob("*.sock"):
         if path != own and (connection := await _connect(path)):
             connection[1].write(HAND_OVER)

@@ -19,6 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 from django.utils.translation import gettext_lazy as _
 
+from workers.contract.chat_connections import parse_address
 from workers.contract.judge import ADDRESS, Endpoint
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -304,6 +305,12 @@ INFERENCE_ROWS = env.int("INFERENCE_ROWS", default=16)
 INFERENCE_TOKENS = env.int("INFERENCE_TOKENS", default=16_384)
 INFERENCE_ADAPTERS = env.int("INFERENCE_ADAPTERS", default=32)
 INFERENCE_IDLE_MINUTES = env.int("INFERENCE_IDLE_MINUTES", default=10)
+# The address of this machine at which its inference jobs answer web processes on other machines.
+INFERENCE_LISTEN = env.str("INFERENCE_LISTEN", default="")
+try:
+    parse_address(INFERENCE_LISTEN or "unset")
+except ValueError as error:
+    raise ImproperlyConfigured("INFERENCE_LISTEN must look like 10.0.0.5 or 10.0.0.5:7000.") from error
 # Time in which ended runs can be resumed and exports downloaded, and limits of age and size for logs.
 KEEP_CHECKPOINTS_DAYS = env.int("KEEP_CHECKPOINTS_DAYS", default=14)
 KEEP_EXPORTS_DAYS = env.int("KEEP_EXPORTS_DAYS", default=7)

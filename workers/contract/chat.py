@@ -6,14 +6,10 @@ Text until End, or Refused at any place. Closing the connection cancels the requ
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 ROLES = ("system", "user", "assistant")
@@ -149,13 +145,3 @@ def from_line(line: bytes) -> ChatEvent:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("not an event") from error
     return event
-
-
-@contextlib.contextmanager
-def short_address(path: Path) -> Iterator[str]:
-    """Yield an address of a socket that fits into Linux's 107 bytes, however long its path is."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)

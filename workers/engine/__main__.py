@@ -2,8 +2,9 @@
 
 KIND is train, evaluate, import, inspect, serve, export or push. SPEC `-` reads the first line of standard
 input: the spec, or `{"parent": pid, "spec": {...}, "ended": [arms], "attempt": number, "token": text}`,
-where `ended` are the arms that have reported their outcome and `token` is that of a push. Without a number
-it is the next attempt after the last one in the checkpoint folder. Later lines are requests, `{"stop":
+where `ended` are the arms that have reported their outcome and `token` is that of a push. An inference job's
+`token` is the key with which other machines connect to the address `listen`. Without a number it is the next
+attempt after the last one in the checkpoint folder. Later lines are requests, `{"stop":
 reason}` with one of `events.STOPS`; the end of the input means that the parent died, and this process ends
 itself. Events go to standard output as JSON lines, everything else to standard error.
 Exit status: 0 done, 1 failed (a Failure event has the reason), 3 stopped.
@@ -100,7 +101,8 @@ class EngineCommand:
     ended: list[int]
     attempt: int  # 0: the next one after the last in the checkpoint folder
     in_4bit: bool
-    token: str = field(repr=False)  # of a push: no spec and no environment holds it
+    token: str = field(repr=False)  # of a push, or key of TCP connections: in no spec and no environment
+    listen: str = ""  # an inference job's address for other machines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,7 +202,8 @@ def _parse_command(options: argparse.Namespace, envelope: dict[str, Any]) -> Eng
         raise SpecError("attempt", "`attempt` must be a whole number from 1.")
     checkpoint_dir = options.checkpoints or options.out_dir / "checkpoints"
     in_4bit, token = needs_4bit(values), str(envelope.get("token", ""))
-    return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, in_4bit, token)
+    listen = str(envelope.get("listen", ""))
+    return EngineCommand(kind, specs, options.out_dir, checkpoint_dir, ended, attempt, in_4bit, token, listen)
 
 
 def die_with_parent() -> None:
@@ -243,7 +246,13 @@ def _run(command: EngineCommand, report: Report, should_stop: StopFlag) -> None:
     elif command.kind == "serve":
         from workers.engine.serving.server import serve
 
-        serve(command.specs[0], report=report, should_stop=should_stop)
+        serve(
+            command.specs[0],
+            report=report,
+            should_stop=should_stop,
+            listen=command.listen,
+            key=command.token,
+        )
     elif command.kind == "export":
         from workers.engine.exporting.export import export
 

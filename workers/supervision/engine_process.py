@@ -23,6 +23,7 @@ from typing import IO
 from django.conf import settings
 
 from dashboard.models import HubPush, Job
+from workers.contract.chat_connections import connection_key
 from workers.contract.events import MAX_LINE
 from workers.supervision.forked_engine import ForkingPopen, limit
 from workers.supervision.line_queue import LineQueue
@@ -79,7 +80,7 @@ class EngineProcess:
         """Start `python -m workers.engine` in its own session and hand it the spec."""
         outcomes = job.training_runs.order_by("pk").values_list("outcome", flat=True)
         ended = [arm for arm, outcome in enumerate(outcomes) if outcome]
-        token = HubPush.objects.token_of(job)
+        private = private_values(job)
         # Nothing below may fail: the engine would run without a supervisor.
         process = (ForkingPopen if is_forkable(job) else subprocess.Popen)(
             [*ENGINE, job.kind, "--checkpoints", str(job.checkpoint_folder()), "-", str(out_dir)],
@@ -95,7 +96,7 @@ class EngineProcess:
         limit(process.pid, yields_to_trainings=job.kind == Job.Kind.SERVE)
         threading.Thread(target=engine._read, daemon=True).start()
         envelope = {"parent": os.getpid(), "spec": job.spec, "ended": ended, "attempt": job.attempt}
-        engine.send(envelope | ({"token": token} if token else {}))
+        engine.send(envelope | private)
         return engine
 
     def _read(self) -> None:
@@ -168,6 +169,14 @@ class EngineProcess:
             if pipe:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def private_values(job: Job) -> dict[str, str]:
+    """Return what the engine needs and no row, file or environment holds."""
+    if job.kind == Job.Kind.SERVE and settings.INFERENCE_LISTEN:
+        return {"token": connection_key(settings.SECRET_KEY), "listen": settings.INFERENCE_LISTEN}
+    token = HubPush.objects.token_of(job)
+    return {"token": token} if token else {}
 
 
 def is_forkable(job: Job) -> bool:

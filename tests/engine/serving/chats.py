@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.contract.chat import ChatEvent, ChatRequest, ChatSettings, from_line, short_address
+from workers.contract.chat import ChatEvent, ChatRequest, ChatSettings, from_line
+from workers.contract.chat_connections import address_file, proof_of, short_address
 from workers.contract.specs import ServeSpec, to_dict
 
 READY_SECONDS = 60.0
@@ -47,6 +48,13 @@ class Engine:
             with connection.makefile("rb") as lines:
                 yield (from_line(line) for line in lines)
 
+    def send_over_network(self, key: str, line: bytes) -> list[ChatEvent]:
+        """Write a line as another machine does, and return the events that come back."""
+        address = json.loads(address_file(Path(self.spec.socket)).read_text())
+        with socket.create_connection(address, timeout=60) as connection, connection.makefile("rb") as lines:
+            connection.sendall(proof_of(key, lines.readline()) + line)
+            return [from_line(event) for event in lines]
+
     def answer(self, text: str = "hello", adapter: str = "", **settings: Any) -> list[ChatEvent]:
         """Return all events of an answer."""
         with self.chat(text, adapter, **settings) as events:
@@ -73,8 +81,8 @@ class Engine:
 
 
 @contextlib.contextmanager
-def run_engine(spec: ServeSpec, out_dir: Path) -> Iterator[Engine]:
-    """Run an engine until the end of the block."""
+def run_engine(spec: ServeSpec, out_dir: Path, **private: str) -> Iterator[Engine]:
+    """Run an engine until the end of the block; `private` stands beside its spec."""
     command = [sys.executable, "-m", "workers.engine", "serve", "-", str(out_dir)]
     process = subprocess.Popen(
         command,
@@ -84,7 +92,8 @@ def run_engine(spec: ServeSpec, out_dir: Path) -> Iterator[Engine]:
         start_new_session=True,
     )
     assert process.stdin
-    process.stdin.write(json.dumps({"parent": os.getpid(), "spec": to_dict(spec)}).encode() + b"\n")
+    envelope = {"parent": os.getpid(), "spec": to_dict(spec), **private}
+    process.stdin.write(json.dumps(envelope).encode() + b"\n")
     process.stdin.flush()
     engine = Engine(process, spec)
     try:

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.engine.serving.chats import Engine, run_engine
 from tests.tiny_model import build_tiny_model, tiny_base
-from workers.contract.chat import HAND_OVER, Accepted, ChatEvent, End, Refused, Text
+from workers.contract.chat import HAND_OVER, Accepted, ChatEvent, ChatRequest, ChatSettings, End, Refused, Text
 from workers.contract.events import Finished, Result, from_line
 from workers.contract.specs import ServeSpec
 from workers.engine.base_models.model import load_base
@@ -65,7 +65,7 @@ def spec(folder: Path) -> ServeSpec:
 
 @pytest.fixture(scope="module")
 def engine(spec: ServeSpec, folder: Path) -> Iterator[Engine]:
-    with run_engine(spec, folder / "out") as running:
+    with run_engine(spec, folder / "out", listen="127.0.0.1", token="key") as running:
         yield running
 
 
@@ -178,6 +178,17 @@ def test_only_the_owner_reaches_the_socket(engine: Engine) -> None:
     path = Path(engine.spec.socket)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("key", "count"), [("key", 3), ("another", 0), ("", 0)])
+def test_another_machine_needs_the_key(engine: Engine, key: str, count: int) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    request = ChatRequest(messages=messages, settings=ChatSettings(max_tokens=1))
+    try:
+        events = engine.send_over_network(key, request.to_line())
+    except ConnectionError:
+        events = []
+    assert len(events) == count
 
 
 def test_a_further_adapter_replaces_an_unused_one(engine: Engine) -> None:

@@ -23,6 +23,7 @@ from dashboard.models import BaseModel, Job, Outbox, Project, State, User, Worke
 from tests.conftest import make_base_model
 from tests.workers.conftest import claim, kill_engine, run_until
 from workers.contract.chat import ChatSettings, End, Text
+from workers.contract.chat_connections import connection_key
 
 pytestmark = pytest.mark.django_db(transaction=True)
 CSRF = "a" * 32
@@ -98,12 +99,18 @@ def test_a_job_of_another_base_model_is_waited_for(project: Project, real_base: 
     assert asyncio.run(chat_relay.request_engine(real_base, None)) == EngineState.WAITING
 
 
-def test_a_chat_is_answered_and_a_stop_ends_the_job(project: Project, real_base: BaseModel, ed: User) -> None:
+def test_a_chat_is_answered_from_both_machines_and_a_stop_ends_the_job(
+    project: Project, real_base: BaseModel, ed: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "INFERENCE_LISTEN", "127.0.0.1")
     job = real_base.serve(ed)
     assert claim("serve").pk == job.pk
     answers: list[list[Text | End]] = []
 
     def act() -> None:
+        answers.append(asyncio.run(chat(project, real_base, max_tokens=8)))
+        # On another machine nobody listens at the socket.
+        real_base.socket().unlink()
         answers.append(asyncio.run(chat(project, real_base, max_tokens=8)))
         assert real_base.serve(ed).pk == job.pk, "an open job serves everybody"
         Job.objects.get(pk=job.pk).request_cancel(ed)
@@ -111,6 +118,8 @@ def test_a_chat_is_answered_and_a_stop_ends_the_job(project: Project, real_base:
     job.refresh_from_db()
     ended = run_until(job, is_ready(real_base), act)
     assert answers[0][-1] == End("length", answers[0][-1].prompt_tokens, 8)  # type: ignore[union-attr]
+    assert answers[1] == answers[0]
+    assert connection_key(settings.SECRET_KEY) not in str(ended.spec)
     assert ended.state == State.CANCELLED
     assert real_base.serve(ed).pk != job.pk, "the next chat starts another one"
 

@@ -1,4 +1,4 @@
-"""Answers chats over a Unix socket: one base model, adapters as they are asked for, many answers at a time.
+"""Answers chats over a Unix socket or TCP: one base model, adapters as they are asked for, many answers at a time.
 
 The event loop reads and writes connections; one thread owns the model, so that everything which touches it
 comes one after the other. Prompts and answers are written to no file. Knows nothing of projects or users.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import itertools
+import json
+import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +32,9 @@ from workers.contract.chat import (
     End,
     Refused,
     Text,
-    short_address,
     to_line,
 )
+from workers.contract.chat_connections import address_file, parse_address, proof_of, short_address
 from workers.contract.errors import DataError, RunError
 from workers.contract.events import KeepAlive, Progress, Report, Result, ShouldStop
 from workers.contract.specs import ServeSpec
@@ -54,8 +57,13 @@ KEEP_ALIVE_SECONDS = 60.0
 HAND_OVER_SECONDS = 10.0
 
 
-def serve(spec: ServeSpec, *, report: Report, should_stop: ShouldStop) -> None:
-    """Answer chats until none has come for `idle_seconds`, or until a stop."""
+def serve(
+    spec: ServeSpec, *, report: Report, should_stop: ShouldStop, listen: str = "", key: str = ""
+) -> None:
+    """Answer chats until none has come for `idle_seconds`, or until a stop.
+
+    `listen`: the address for other machines, `host` or `host:port`; `key`: what they have to know.
+    """
     check_folder(spec.base)
     tokenizer = load_tokenizer(spec.base)
     with PromptEncoder(tokenizer) as prompts:
@@ -67,8 +75,8 @@ def serve(spec: ServeSpec, *, report: Report, should_stop: ShouldStop) -> None:
         stop_if_asked(should_stop)
         generator = Generator(base, device, max_rows=spec.max_rows, max_tokens=spec.max_tokens)
         model = ChatModel(spec, base, tokenizer, prompts, generator)
-        server = ChatServer(spec, model, report, should_stop)
-        asyncio.run(server.run())
+        server = ChatServer(spec, model, report, should_stop, key)
+        asyncio.run(server.run(listen))
     report(Result({"chats": server.served, "tokens": server.tokens}))
 
 
@@ -170,8 +178,11 @@ class ChatModel:
 class ChatServer:
     """Connections of the web process, and the loop that answers them."""
 
-    def __init__(self, spec: ServeSpec, model: ChatModel, report: Report, should_stop: ShouldStop) -> None:
+    def __init__(
+        self, spec: ServeSpec, model: ChatModel, report: Report, should_stop: ShouldStop, key: str = ""
+    ) -> None:
         self.spec, self.model, self.report, self.should_stop = spec, model, report, should_stop
+        self.key = key
         self.owner = ThreadPoolExecutor(1, "model")
         self.keys = itertools.count()
         self.chats: dict[int, Chat] = {}
@@ -180,14 +191,18 @@ class ChatServer:
         self.hand_over_requested = False
         self.served = self.tokens = 0
 
-    async def run(self) -> None:
+    async def run(self, listen: str = "") -> None:
         """Answer until the end of the job."""
         path = Path(self.spec.socket)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.chmod(0o700)
         with short_address(path) as address:
-            server = await asyncio.start_unix_server(self._handle, address, limit=MAX_LINE)
+            servers = [await asyncio.start_unix_server(self._handle, address, limit=MAX_LINE)]
         path.chmod(0o600)
+        # Left by a job that was killed.
+        address_file(path).unlink(missing_ok=True)
+        if listen:
+            servers.append(await self._listen_on_network(listen))
         self.report(Progress("serving"))
         try:
             while not self._is_over():
@@ -198,13 +213,40 @@ class ChatServer:
                 else:
                     self._pass_on(await self._call(self.model.generator.step))
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             for chat in list(self.chats.values()):
                 chat.send(Refused("stopping", "The worker is shutting down. Send the prompt again."))
                 self._end(chat)
             # Lets the connections write what they hold.
             await asyncio.sleep(0.05)
             self.owner.shutdown(wait=False)
+
+    async def _listen_on_network(self, listen: str) -> asyncio.Server:
+        """Listen for other machines, and write the address that they read."""
+        host, port = parse_address(listen)
+        try:
+            server = await asyncio.start_server(self._admit, host, port, limit=MAX_LINE)
+        except OSError as error:
+            message = f"The inference job cannot listen on {listen} ({error.strerror}). Check INFERENCE_LISTEN."
+            raise RunError(message, code="cannot_listen") from error
+        file = address_file(Path(self.spec.socket))
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(server.sockets[0].getsockname()[:2]))
+        new.replace(file)
+        return server
+
+    async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a connection of another machine once it has proved that it knows the key."""
+        challenge = secrets.token_hex().encode()
+        writer.write(challenge + b"\n")
+        proof = b""
+        with contextlib.suppress(TimeoutError, OSError, ValueError):
+            proof = await asyncio.wait_for(reader.readline(), REQUEST_SECONDS)
+        if hmac.compare_digest(proof, proof_of(self.key, challenge)):
+            await self._handle(reader, writer)
+        else:
+            writer.close()
 
     async def _call(self, function: Callable[..., ReplyT], *arguments: Any) -> ReplyT:
         return await asyncio.get_running_loop().run_in_executor(self.owner, function, *arguments)
