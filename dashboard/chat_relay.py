@@ -131,7 +131,8 @@ async def stream_chat(
     try:
         writer.write(request.to_line())
         await writer.drain()
-        _accepted(await asyncio.wait_for(_read(reader), ACCEPT_SECONDS))
+        async with asyncio.timeout(ACCEPT_SECONDS):
+            _accepted(await _read(reader))
     except TimeoutError as silent:
         writer.close()
         raise ChatUnavailable("busy", _("The model is busy. Try again shortly.")) from silent
@@ -185,7 +186,9 @@ async def _parts(
     try:
         while True:
             try:
-                event = await asyncio.wait_for(_read(reader), SILENT_SECONDS)
+                # `wait_for` of Python 3.11 may lose the cancellation of a client that leaves.
+                async with asyncio.timeout(SILENT_SECONDS):
+                    event = await _read(reader)
             except TimeoutError as silent:
                 raise ChatBroken("silent", _("The worker has stopped responding. Try again.")) from silent
             if isinstance(event, Refused):
@@ -214,7 +217,8 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
     # A job on another machine has left its address in the folder that both share.
     with contextlib.suppress(OSError, ValueError):
         host, port = json.loads(address_file(path).read_text())
-        return await asyncio.wait_for(_connect_to_host(host, port), CONNECT_SECONDS)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            return await _connect_to_host(host, port)
     return None
 
 

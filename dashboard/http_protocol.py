@@ -1,4 +1,4 @@
-"""HTTP connections that end when the other side stops reading: `uvicorn --http dashboard.http_protocol:HttpProtocol`.
+"""HTTP connections that end when the other side stops reading, for `uvicorn --http`.
 
 Uvicorn waits for ever until a client reads what was written, and with it the response and its stream wait.
 """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
 from asgiref.sync import SyncToAsync
 from django.core.handlers.asgi import ASGIHandler
@@ -10,7 +11,6 @@ from django.db import connection
 from django.http import HttpResponseBase, StreamingHttpResponse
 
 from dashboard.back_pressure import release_turn
-from dashboard.gate import Send
 
 
 def release_connection() -> None:
@@ -21,17 +21,19 @@ def release_connection() -> None:
         connection.close()
 
 
-def stream_of(parts: AsyncIterator[str], content_type: str) -> StreamingHttpResponse:
-    """Return a response that sends each part at once."""
-    response = StreamingHttpResponse(parts, content_type=content_type)
-    response["Cache-Control"] = "no-store"
-    # nginx would buffer the parts.
-    response["X-Accel-Buffering"] = "no"
-    return response
+class StreamResponse(StreamingHttpResponse):
+    """Sends each part at once, and closes `parts` wherever the response ends."""
+
+    def __init__(self, parts: AsyncGenerator[str, None], content_type: str) -> None:
+        super().__init__(parts, content_type=content_type)
+        self.parts = parts
+        self["Cache-Control"] = "no-store"
+        # nginx would buffer the parts.
+        self["X-Accel-Buffering"] = "no"
 
 
 class LaterResponse(StreamingHttpResponse):
-    """A response that `make` returns once it is known. It gets the headers that the middleware sets on this."""
+    """A response that `make` returns once it is known, with the headers that the middleware sets on this."""
 
     def __init__(self, make: Callable[[], Awaitable[HttpResponseBase]]) -> None:
         super().__init__()
@@ -49,12 +51,16 @@ class LaterResponse(StreamingHttpResponse):
 class Handler(ASGIHandler):
     """Sends responses that go on or wait without the thread in which middleware and view have run."""
 
-    async def send_response(self, response: HttpResponseBase, send: Send) -> None:
+    async def send_response(self, response: HttpResponseBase, send: Any) -> None:
         if response.streaming:
             end_thread()
         if isinstance(response, LaterResponse):
             response = await response.wait()
-        await super().send_response(response, send)
+        try:
+            await super().send_response(response, send)
+        finally:
+            if isinstance(response, StreamResponse):
+                await response.parts.aclose()
 
 
 def end_thread() -> None:

@@ -14,7 +14,8 @@ from typing import get_args
 
 ROLES = ("system", "user", "assistant")
 MAX_LINE = 4 * 1024 * 1024  # of a request
-MAX_EVENT = 256 * 1024  # of an answer's line; a web process holds twice as much of an answer that nobody reads
+# Of an answer's line; a web process holds twice as much of an answer that nobody reads.
+MAX_EVENT = 256 * 1024
 # Asks an inference job to end soon if nobody uses it, because another base model waits for its worker.
 HAND_OVER = b'{"hand_over": true}\n'
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200

@@ -1,7 +1,7 @@
 """Where an inference job listens: a Unix socket, and on request TCP for web processes on other machines.
 
-A job that listens on TCP writes its address beside its socket, in the folder that all machines share. It sends
-a challenge first; the other side answers with a proof that it knows the key. Standard library only.
+A job that listens on TCP writes its address beside its socket, in the folder that all machines share. It
+sends a challenge first; the other side answers with a proof that it knows the key. Standard library only.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -41,7 +41,7 @@ from dashboard.chat_relay import (
 )
 from dashboard.models import Adapter
 from dashboard.openai_errors import error_object
-from dashboard.streams import release_connection, stream_of
+from dashboard.streams import StreamResponse, release_connection
 from workers.contract.chat import ChatError, ChatSettings, End, Text
 
 router = Router()
@@ -210,7 +210,7 @@ def create(request: Call, payload: CompletionIn) -> HttpResponseBase:
             parts = await stream_chat(project, model, messages, payload.settings(), by=by)
             if payload.stream:
                 counts = payload.stream_options is not None and payload.stream_options.include_usage
-                return stream_of(events(parts, completion, counts=counts), "text/event-stream")
+                return StreamResponse(events(parts, completion, counts=counts), "text/event-stream")
             async with aclosing(parts) as open_parts:
                 return JsonResponse(await collect(open_parts, completion))
         except ChatError as error:
@@ -245,26 +245,23 @@ async def collect(parts: AsyncIterator[Text | End], completion: Completion) -> d
 
 
 async def events(
-    parts: AsyncIterator[Text | End], completion: Completion, *, counts: bool
-) -> AsyncIterator[str]:
+    parts: AsyncGenerator[Text | End, None], completion: Completion, *, counts: bool
+) -> AsyncGenerator[str, None]:
     """Yield the answer as server-sent events. An error in the middle is the last of them."""
     try:
-        yield data(completion.chunk({"role": "assistant", "content": ""}))
-        async for part in parts:
-            if isinstance(part, Text):
-                yield data(completion.chunk({"content": part.text}))
-                continue
-            yield data(completion.chunk({}, part.reason))
-            if counts:
-                yield data(completion.usage_chunk(part))
+        # Closing the relay's stream cancels the request of a client that has gone.
+        async with aclosing(parts) as open_parts:
+            yield data(completion.chunk({"role": "assistant", "content": ""}))
+            async for part in open_parts:
+                if isinstance(part, Text):
+                    yield data(completion.chunk({"content": part.text}))
+                    continue
+                yield data(completion.chunk({}, part.reason))
+                if counts:
+                    yield data(completion.usage_chunk(part))
         yield "data: [DONE]\n\n"
     except ChatFailed as error:
         yield data({"error": error_object(503, error.code, error.message)})
-    finally:
-        # Closing the relay's stream cancels the request of a client that has gone.
-        close = getattr(parts, "aclose", None)
-        if close:
-            await close()
 
 
 def data(value: dict[str, Any]) -> str:

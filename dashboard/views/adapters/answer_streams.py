@@ -13,14 +13,14 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django import forms
 from django.db import close_old_connections
-from django.http import JsonResponse, StreamingHttpResponse
+from django.http import JsonResponse
 from django.utils.translation import gettext as _
 
 from dashboard.chat_relay import ChatFailed, ChatModel, starting_states, stream_chat
@@ -28,7 +28,7 @@ from dashboard.forms.adapters import ModelsForm
 from dashboard.gate import Request
 from dashboard.models import BaseModel, BlindComparison, Project, TryOutLink, User
 from dashboard.outage import DATABASE_ERRORS
-from dashboard.streams import release_connection, stream_of
+from dashboard.streams import StreamResponse, release_connection
 from workers.contract.chat import ChatError, ChatSettings, End
 
 logger = logging.getLogger(__name__)
@@ -58,16 +58,16 @@ def refusal_of(form: forms.Form) -> JsonResponse:
     return JsonResponse({"error": "refused", "text": " ".join(texts)}, status=422)
 
 
-async def lines_of(events: AsyncGenerator[Event, None]) -> StreamingHttpResponse:
+async def lines_of(events: AsyncGenerator[Event, None]) -> StreamResponse:
     """Return a response that sends events as lines of JSON."""
     await sync_to_async(release_connection)()
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncGenerator[str, None]:
         async with aclosing(events) as open_events:
             async for event in open_events:
                 yield json.dumps(event) + "\n"
 
-    return stream_of(lines(), "application/x-ndjson")
+    return StreamResponse(lines(), "application/x-ndjson")
 
 
 async def starting_events(base: BaseModel, user: User | None) -> AsyncGenerator[Event, None]:

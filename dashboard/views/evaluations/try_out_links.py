@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from urllib.parse import urlencode
 
@@ -97,10 +97,10 @@ async def answer(request: HttpRequest, secret: str) -> HttpResponseBase:
     if refusal:
         return JsonResponse({"error": "too_many", "text": refusal}, status=429)
     events = blind_answers(link.project, link, models, form.messages(link), visitor_settings(link))
-    return await lines_of(counted(events, limits))
+    return await lines_of(counted(events, list(limits)))
 
 
-async def counted(events: AsyncGenerator[Event, None], keys: Iterable[str]) -> AsyncGenerator[Event, None]:
+async def counted(events: AsyncGenerator[Event, None], keys: Sequence[str]) -> AsyncGenerator[Event, None]:
     """Yield the events, and count the keys in `open_answers` until they end."""
     open_answers.update(keys)
     try:

@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import HttpResponse, JsonResponse
 from django.views.decorators.http import require_GET
 
 from dashboard.charts.curves import Cursor
 from dashboard.downloads import csv_file
 from dashboard.gate import Request
 from dashboard.models import TrainingRun
-from dashboard.streams import release_connection, stream_of
+from dashboard.streams import StreamResponse, release_connection
 from dashboard.views.training.live_run import Reader, follow, latest_updates
 
 PING_SECONDS = 15.0
 
 
 @require_GET
-async def stream(request: Request, pk: int) -> StreamingHttpResponse:
+async def stream(request: Request, pk: int) -> StreamResponse:
     """Stream server-sent events until the run and its evaluations are over."""
     reader = await sync_to_async(reader_of)(request, pk)
     cursor = Cursor.parse(request.headers.get("Last-Event-ID") or request.GET.get("since", ""))
     await sync_to_async(release_connection)()
-    return stream_of(events(reader, pk, cursor), "text/event-stream")
+    return StreamResponse(events(reader, pk, cursor), "text/event-stream")
 
 
 def reader_of(request: Request, pk: int) -> Reader:
@@ -63,7 +63,7 @@ def metrics_csv(request: Request, pk: int) -> HttpResponse:
     return csv_file(f"run-{run.pk}-metrics.csv", [["step", *curves], *rows])
 
 
-async def events(reader: Reader, pk: int, cursor: Cursor) -> AsyncIterator[str]:
+async def events(reader: Reader, pk: int, cursor: Cursor) -> AsyncGenerator[str, None]:
     """Yield the stream's text until the run is over or the reader may no longer see it."""
     sign, sent_at = "", time.monotonic()
     yield "retry: 2000\n\n"

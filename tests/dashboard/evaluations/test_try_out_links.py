@@ -160,13 +160,13 @@ def test_open_answers_of_a_visitor_are_limited(secret: str) -> None:
         return await AsyncClient().post(address, {"prompt": "Hello"})
 
     async def statuses() -> list[int]:
-        answers = [await send() for _number in range(ADDRESS_OPEN)]
-        streams = [aiter(answer) for answer in answers]
-        for stream in streams:
-            assert b"state" in await anext(stream)
+        answers = []
+        for _number in range(ADDRESS_OPEN):
+            answers.append(await send())
+            assert "state" in await anext(answers[-1].parts)
         refused = await send()
-        for stream in streams:
-            await stream.aclose()
+        for answer in answers:
+            await answer.parts.aclose()
         return [answer.status_code for answer in [*answers, refused, await send()]]
 
     assert asyncio.run(statuses()) == [200] * ADDRESS_OPEN + [429, 200]

@@ -41,7 +41,7 @@ def engine(base: BaseModel, events: Sequence[ChatEvent] = HELLO) -> Iterator[Eng
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             seen.requests.append(ChatRequest.from_line(self.rfile.readline()))
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(ConnectionError):
                 for event in seen.script():
                     seen.written += self.wfile.write(to_line(event))
             # The end of its connection cancels a request.
@@ -51,6 +51,8 @@ def engine(base: BaseModel, events: Sequence[ChatEvent] = HELLO) -> Iterator[Eng
     class Server(socketserver.ThreadingUnixStreamServer):
         # Of many chats at once.
         request_queue_size = 100
+        # A test that fails does not wait for its answers.
+        daemon_threads, block_on_close = True, False
 
     base.socket().parent.mkdir(parents=True, exist_ok=True)
     base.socket().unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from asgiref.testing import ApplicationCommunicator
 
 from dashboard import http_protocol
 from dashboard.asgi import application
+from dashboard.back_pressure import BackPressure
 from dashboard.models import BaseModel
 from tests.dashboard.openai.scripted_engine import engine
 from workers.contract.chat import MAX_EVENT, Accepted, Text
@@ -53,7 +54,9 @@ def test_waiting_chats_hold_no_thread_and_are_cancelled_when_their_client_leaves
 ) -> None:
     async def wait_and_leave() -> int:
         before = request_threads()
-        chats = [ApplicationCommunicator(application, scope_of(token)) for _number in range(WAITING)]
+        # Its turns belong to one event loop.
+        fresh = BackPressure(application.inner)
+        chats = [ApplicationCommunicator(fresh, scope_of(token)) for _number in range(WAITING)]
         for chat in chats:
             await chat.send_input({"type": "http.request", "body": body_of(stream=stream)})
         while len(busy.requests) < WAITING:
@@ -77,8 +80,8 @@ def test_waiting_chats_hold_no_thread_and_are_cancelled_when_their_client_leaves
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a real web server that waits a second for clients which read nothing."""
     monkeypatch.setattr(http_protocol, "UNREAD_SECONDS", 1.0)
-    protocol = "dashboard.http_protocol:HttpProtocol"
-    config = uvicorn.Config(application, port=0, http=protocol, lifespan="off", log_level="warning")
+    fresh, protocol = BackPressure(application.inner), http_protocol.HttpProtocol
+    config = uvicorn.Config(fresh, port=0, http=protocol, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -16,7 +16,16 @@ from peft import LoraConfig, get_peft_model
 
 from tests.engine.serving.chats import Engine, run_engine
 from tests.tiny_model import build_tiny_model, tiny_base
-from workers.contract.chat import HAND_OVER, Accepted, ChatEvent, ChatRequest, ChatSettings, End, Refused, Text
+from workers.contract.chat import (
+    HAND_OVER,
+    Accepted,
+    ChatEvent,
+    ChatRequest,
+    ChatSettings,
+    End,
+    Refused,
+    Text,
+)
 from workers.contract.events import Finished, Result, from_line
 from workers.contract.specs import ServeSpec
 from workers.engine.base_models.model import load_base

@@ -1,4 +1,4 @@
-"""Answers chats over a Unix socket or TCP: one base model, adapters as they are asked for, many answers at a time.
+"""Answers chats over a socket: one base model, adapters as they are asked for, many answers at a time.
 
 The event loop reads and writes connections; one thread owns the model, so that everything which touches it
 comes one after the other. Prompts and answers are written to no file. Knows nothing of projects or users.
@@ -228,7 +228,9 @@ class ChatServer:
         try:
             server = await asyncio.start_server(self._admit, host, port, limit=MAX_LINE)
         except OSError as error:
-            message = f"The inference job cannot listen on {listen} ({error.strerror}). Check INFERENCE_LISTEN."
+            message = (
+                f"The inference job cannot listen on {listen} ({error.strerror}). Check INFERENCE_LISTEN."
+            )
             raise RunError(message, code="cannot_listen") from error
         file = address_file(Path(self.spec.socket))
         new = file.with_suffix(".new")
